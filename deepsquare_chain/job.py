@@ -1,0 +1,264 @@
+"""The vocabulary of the grid: jobs, providers and what a job may ask of a provider.
+
+Units everywhere: credit-wei, seconds of chain time, MB. Names and numbers of the enums are those
+of the contracts.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final
+
+
+class JobStatus(IntEnum):
+    """Where a job stands in its life; NONE means that no such job exists."""
+
+    NONE = 0
+    PENDING = 1
+    META_SCHEDULED = 2
+    SCHEDULED = 3
+    RUNNING = 4
+    CANCELLED = 5
+    FINISHED = 6
+    FAILED = 7
+    OUT_OF_CREDITS = 8
+    PANICKED = 9
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job holds escrow and can still move."""
+        return JobStatus.PENDING <= self <= JobStatus.RUNNING
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the record is frozen."""
+        return self >= JobStatus.CANCELLED
+
+    @property
+    def is_assigned(self) -> bool:
+        """Whether a provider holds the job now."""
+        return JobStatus.META_SCHEDULED <= self <= JobStatus.RUNNING
+
+
+_ENDS: Final = frozenset({JobStatus.CANCELLED, JobStatus.PANICKED})
+
+#: The twelve arrows of the life cycle, three of redistribution, and birth (NONE to PENDING).
+TRANSITIONS: Final[Mapping[JobStatus, frozenset[JobStatus]]] = MappingProxyType(
+    {
+        JobStatus.NONE: frozenset({JobStatus.PENDING}),
+        JobStatus.PENDING: frozenset({JobStatus.META_SCHEDULED, JobStatus.CANCELLED}),
+        JobStatus.META_SCHEDULED: _ENDS | {JobStatus.SCHEDULED, JobStatus.PENDING},
+        JobStatus.SCHEDULED: _ENDS | {JobStatus.RUNNING, JobStatus.PENDING},
+        JobStatus.RUNNING: _ENDS | {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS},
+        JobStatus.CANCELLED: frozenset(),
+        JobStatus.FINISHED: frozenset(),
+        JobStatus.FAILED: frozenset(),
+        JobStatus.OUT_OF_CREDITS: frozenset(),
+        JobStatus.PANICKED: frozenset(),
+    }
+)
+
+
+def can_transition(before: JobStatus, after: JobStatus) -> bool:
+    """Whether the one transition table has this arrow, birth included."""
+    return after in TRANSITIONS[before]
+
+
+class Objective(IntEnum):
+    """What the scheduler favours among the providers that fit."""
+
+    COST = 0
+    TIME = 1
+    ENERGY = 2
+
+
+class ProviderStatus(IntEnum):
+    """Standing of a provider; NONE means that it never registered."""
+
+    NONE = 0
+    WAITING_APPROVAL = 1
+    ACTIVE = 2
+    DRAINING = 3
+    BANNED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a job occupies while it is assigned.
+
+    `mem_per_cpu` is in MB; `gpus` counts the whole job.
+    """
+
+    tasks: int
+    cpus_per_task: int
+    mem_per_cpu: int
+    gpus: int
+
+    @property
+    def cpus(self) -> int:
+        """Cpus of the whole job."""
+        return self.tasks * self.cpus_per_task
+
+    @property
+    def memory(self) -> int:
+        """Memory of the whole job, in MB."""
+        return self.cpus * self.mem_per_cpu
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a customer submits, apart from the definition.
+
+    `amount` is the escrow in credit-wei, `time_limit` is in seconds, `uses` holds affinities
+    joined by commas.
+    """
+
+    amount: int
+    time_limit: int
+    resources: Resources
+    retries: int
+    until_spent: bool
+    objective: Objective
+    name: str
+    uses: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job record as the chain holds it.
+
+    `since` is the chain time of the last transition; `escrow` is what is held while the job is
+    live and what was consumed once it is final; `rate` is in credit-wei a second, zero until the
+    job is assigned; `retry_of` is the predecessor's id or zero.
+    """
+
+    id: int
+    customer: str
+    status: JobStatus
+    since: int
+    provider_id: int
+    resources: Resources
+    retries_left: int
+    until_spent: bool
+    escrow: int
+    rate: int
+    time_limit: int
+    fee_bps: int
+    definition: bytes
+    retry_of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a cluster consists of; `mem_per_node` is in MB."""
+
+    nodes: int
+    cpus_per_node: int
+    mem_per_node: int
+    gpus_per_node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What of its hardware a provider gives to the grid now; `memory` is in MB."""
+
+    cpus: int
+    memory: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices in credit-wei a second, for one cpu, one gpu and one MB."""
+
+    cpu: int
+    gpu: int
+    mem: int
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider as the registry holds it; `approved_until` is chain time in seconds."""
+
+    id: int
+    account: str
+    status: ProviderStatus
+    approved_until: int
+    version: int
+    pending_version: int
+    hardware: Hardware
+    offer: Offer
+    prices: Prices
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """One demand on a provider's labels, such as `compute.gflops>=1000`."""
+
+    key: str
+    op: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.op}{self.value}"
+
+
+# A value can't begin with an operator, so that `a==b` is a mistake and not a strange value.
+_AFFINITY: Final = re.compile(
+    r"(?P<key>[A-Za-z0-9][A-Za-z0-9._/-]*)\s*"
+    r"(?P<op>:in:|!=|<=|>=|=|<|>)\s*"
+    r"(?P<value>[^\s=<>!,][^,\x00-\x1f\x7f]*)"
+)
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
+_ORDER: Final[Mapping[str, Callable[[Decimal, Decimal], bool]]] = MappingProxyType(
+    {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+)
+
+
+def parse_uses(text: str) -> tuple[Affinity, ...]:
+    """Read affinities joined by commas; an empty text holds none.
+
+    Raises:
+        ValueError: A part is no `key operator value`; the message names it.
+    """
+    if not text.strip():
+        return ()
+    return tuple(_parse_affinity(part) for part in text.split(","))
+
+
+def _parse_affinity(part: str) -> Affinity:
+    found = _AFFINITY.fullmatch(part.strip())
+    if found is None:
+        raise ValueError(
+            f"{part.strip()!r} is no affinity: write key, one of = != < <= > >= :in:, and a value"
+        )
+    return Affinity(found["key"], found["op"], found["value"].strip())
+
+
+def matches(affinities: Iterable[Affinity], labels: Mapping[str, str]) -> bool:
+    """Whether a provider's labels meet all affinities.
+
+    A label that is not there meets `!=` and nothing else. Order is numeric: it never holds where
+    one side is no number. The value of `:in:` lists alternatives, as in `eu|ch`.
+    """
+    return all(_meets(affinity, labels.get(affinity.key)) for affinity in affinities)
+
+
+def _meets(affinity: Affinity, label: str | None) -> bool:
+    if label is None or affinity.op == "!=":
+        return affinity.op == "!=" and label != affinity.value
+    if affinity.op == "=":
+        return label == affinity.value
+    if affinity.op == ":in:":
+        return label in affinity.value.split("|")
+    compare = _ORDER.get(affinity.op)
+    if compare is None or not _NUMBER.fullmatch(label) or not _NUMBER.fullmatch(affinity.value):
+        return False
+    return compare(Decimal(label), Decimal(affinity.value))
