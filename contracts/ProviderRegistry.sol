@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {
+    AccessControlDefaultAdminRules
+} from "@openzeppelin/contracts/access/extensions/AccessControlDefaultAdminRules.sol";
+
+import {IProviderRegistry} from "./interfaces/IProviderRegistry.sol";
+import {Capacity, Hardware, Offer, Prices, Provider, ProviderStatus} from "./types/ProviderTypes.sol";
+
+/// @title Registry of providers
+/// @notice See `IProviderRegistry`.
+contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
+    /// @notice May approve, ban and unban.
+    bytes32 public constant APPROVER_ROLE = keccak256("APPROVER_ROLE");
+
+    /// @notice Highest price of one cpu, gpu or MB, in credit-wei a second.
+    uint256 public constant MAX_PRICE = 10 ether;
+    /// @notice Most labels of one provider.
+    uint256 public constant MAX_LABELS = 32;
+    /// @notice Longest label, in bytes.
+    uint256 public constant MAX_LABEL_LENGTH = 128;
+    /// @notice Longest reason of a ban, in bytes.
+    uint256 public constant MAX_REASON_LENGTH = 256;
+    /// @notice Bounds of `approvalPeriod`, in seconds.
+    uint256 public constant MIN_APPROVAL_PERIOD = 1 hours;
+    /// @notice Bounds of `approvalPeriod`, in seconds.
+    uint256 public constant MAX_APPROVAL_PERIOD = 730 days;
+
+    /// @inheritdoc IProviderRegistry
+    uint256 public immutable approvalPeriod;
+
+    // The first two slots are all that an assignment reads.
+    struct Record {
+        // slot 1: hardware in force, offer, standing
+        uint24 nodes;
+        uint16 cpusPerNode;
+        uint32 memPerNode;
+        uint16 gpusPerNode;
+        uint32 offeredCpus;
+        uint48 offeredMemory;
+        uint32 offeredGpus;
+        uint40 approvedUntil;
+        bool draining;
+        bool banned;
+        // slot 2: prices and versions
+        uint64 cpuPrice;
+        uint64 gpuPrice;
+        uint64 memPrice;
+        uint32 version;
+        uint32 pendingVersion;
+        // the rest
+        address account;
+        Hardware pending;
+        string[] labels;
+    }
+
+    /// @inheritdoc IProviderRegistry
+    uint16 public providerCount;
+    /// @inheritdoc IProviderRegistry
+    mapping(address provider => uint16) public idOf;
+    mapping(uint16 id => Record) private _records;
+
+    /// @param admin First administrator; handed over in two steps.
+    /// @param adminDelay Seconds that a hand-over waits.
+    /// @param approvalPeriod_ Seconds that an approval lasts.
+    constructor(address admin, uint48 adminDelay, uint256 approvalPeriod_)
+        AccessControlDefaultAdminRules(adminDelay, admin)
+    {
+        if (approvalPeriod_ < MIN_APPROVAL_PERIOD || approvalPeriod_ > MAX_APPROVAL_PERIOD) {
+            revert OutOfBounds(
+                "approvalPeriod", approvalPeriod_, MIN_APPROVAL_PERIOD, MAX_APPROVAL_PERIOD
+            );
+        }
+        approvalPeriod = approvalPeriod_;
+    }
+
+    // --------------------------------------------------------------- providers
+
+    /// @inheritdoc IProviderRegistry
+    function register(Hardware calldata hardware, Prices calldata prices, string[] calldata labels)
+        external
+        returns (uint32 version)
+    {
+        _checkHardware(hardware);
+        uint16 id = idOf[msg.sender];
+        if (id == 0) {
+            if (providerCount == type(uint16).max) revert RegistryFull();
+            id = ++providerCount;
+            idOf[msg.sender] = id;
+            _records[id].account = msg.sender;
+            emit ProviderRegistered(id, msg.sender);
+        }
+        Record storage record = _records[id];
+        if (record.banned) revert ProviderBanned(msg.sender);
+        version = ++record.pendingVersion;
+        record.pending = hardware;
+        emit HardwareProposed(msg.sender, version, hardware);
+        _setPrices(record, prices);
+        _setLabels(record, labels);
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function setOffer(Offer calldata offer) external {
+        Record storage record = _own();
+        if (record.version == 0) revert NotApproved(msg.sender);
+        Offer memory all = _all(_hardware(record));
+        if (offer.cpus > all.cpus || offer.mem > all.mem || offer.gpus > all.gpus) {
+            revert OfferTooLarge(offer.cpus, offer.mem, offer.gpus);
+        }
+        _setOffer(record, offer);
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function setPrices(Prices calldata prices) external {
+        _setPrices(_own(), prices);
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function setLabels(string[] calldata labels) external {
+        _setLabels(_own(), labels);
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function setDraining(bool draining) external {
+        _own().draining = draining;
+        emit DrainingChanged(msg.sender, draining);
+    }
+
+    // ---------------------------------------------------------------- approver
+
+    /// @inheritdoc IProviderRegistry
+    function approve(address provider, uint32 version) external onlyRole(APPROVER_ROLE) {
+        Record storage record = _recordOf(provider);
+        if (record.banned) revert ProviderBanned(provider);
+        uint32 pending = record.pendingVersion;
+        if (version == 0 || (version != pending && version != record.version)) {
+            revert VersionMismatch(provider, version, pending);
+        }
+        // A duration of at most 730 days keeps the sum within 40 bits for thirty thousand years.
+        uint40 until = uint40(block.timestamp + approvalPeriod);
+        record.approvedUntil = until;
+        Hardware memory hardware = version == record.version ? _hardware(record) : record.pending;
+        if (version != record.version) _putInForce(record, hardware, version);
+        emit ProviderApproved(provider, version, hardware, until);
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function ban(address provider, string calldata reason) external onlyRole(APPROVER_ROLE) {
+        _setBanned(provider, true, reason);
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function unban(address provider) external onlyRole(APPROVER_ROLE) {
+        _setBanned(provider, false, "");
+    }
+
+    // ------------------------------------------------------------------- views
+
+    /// @inheritdoc IProviderRegistry
+    function accountOf(uint16 id) external view returns (address) {
+        return _records[id].account;
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function statusOf(uint16 id) external view returns (ProviderStatus) {
+        return _status(_records[id]);
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function capacityOf(uint16 id) external view returns (Capacity memory) {
+        Record storage record = _records[id];
+        return Capacity({
+            status: _status(record),
+            approvedUntil: record.approvedUntil,
+            hardware: _hardware(record),
+            offer: _offer(record),
+            prices: _prices(record)
+        });
+    }
+
+    /// @inheritdoc IProviderRegistry
+    function getProvider(uint16 id) external view returns (Provider memory) {
+        Record storage record = _records[id];
+        return Provider({
+            id: record.account == address(0) ? 0 : id,
+            account: record.account,
+            status: _status(record),
+            approvedUntil: record.approvedUntil,
+            version: record.version,
+            pendingVersion: record.pendingVersion,
+            hardware: _hardware(record),
+            pendingHardware: record.pending,
+            offer: _offer(record),
+            prices: _prices(record),
+            labels: record.labels
+        });
+    }
+
+    // ---------------------------------------------------------------- internal
+
+    function _recordOf(address provider) private view returns (Record storage) {
+        uint16 id = idOf[provider];
+        if (id == 0) revert NotRegistered(provider);
+        return _records[id];
+    }
+
+    function _own() private view returns (Record storage) {
+        return _recordOf(msg.sender);
+    }
+
+    function _status(Record storage record) private view returns (ProviderStatus) {
+        if (record.pendingVersion == 0) return ProviderStatus.NONE;
+        if (record.banned) return ProviderStatus.BANNED;
+        if (record.version == 0) return ProviderStatus.WAITING_APPROVAL;
+        return record.draining ? ProviderStatus.DRAINING : ProviderStatus.ACTIVE;
+    }
+
+    function _hardware(Record storage record) private view returns (Hardware memory) {
+        return Hardware(record.nodes, record.cpusPerNode, record.memPerNode, record.gpusPerNode);
+    }
+
+    function _offer(Record storage record) private view returns (Offer memory) {
+        return Offer(record.offeredCpus, record.offeredMemory, record.offeredGpus);
+    }
+
+    function _prices(Record storage record) private view returns (Prices memory) {
+        return Prices(record.cpuPrice, record.gpuPrice, record.memPrice);
+    }
+
+    /// @dev `_checkHardware` has refused hardware whose totals exceed these types.
+    function _all(Hardware memory hardware) private pure returns (Offer memory) {
+        return Offer(
+            uint32(uint256(hardware.nodes) * hardware.cpusPerNode),
+            uint48(uint256(hardware.nodes) * hardware.memPerNode),
+            uint32(uint256(hardware.nodes) * hardware.gpusPerNode)
+        );
+    }
+
+    function _checkHardware(Hardware calldata hardware) private pure {
+        uint256 nodes = hardware.nodes;
+        if (
+            nodes == 0 || hardware.cpusPerNode == 0 || hardware.memPerNode == 0
+                || nodes * hardware.cpusPerNode > type(uint32).max
+                || nodes * hardware.memPerNode > type(uint48).max
+                || nodes * hardware.gpusPerNode > type(uint32).max
+        ) revert InvalidHardware();
+    }
+
+    function _putInForce(Record storage record, Hardware memory hardware, uint32 version) private {
+        Offer memory before = _all(_hardware(record));
+        Offer memory offer = _offer(record);
+        Offer memory all = _all(hardware);
+        if (offer.cpus == before.cpus || offer.cpus > all.cpus) offer.cpus = all.cpus;
+        if (offer.mem == before.mem || offer.mem > all.mem) offer.mem = all.mem;
+        if (offer.gpus == before.gpus || offer.gpus > all.gpus) offer.gpus = all.gpus;
+        record.version = version;
+        record.nodes = hardware.nodes;
+        record.cpusPerNode = hardware.cpusPerNode;
+        record.memPerNode = hardware.memPerNode;
+        record.gpusPerNode = hardware.gpusPerNode;
+        _setOffer(record, offer);
+    }
+
+    function _setOffer(Record storage record, Offer memory offer) private {
+        record.offeredCpus = offer.cpus;
+        record.offeredMemory = offer.mem;
+        record.offeredGpus = offer.gpus;
+        emit OfferChanged(record.account, offer);
+    }
+
+    function _setPrices(Record storage record, Prices calldata prices) private {
+        _checkPrice(prices.cpu);
+        _checkPrice(prices.gpu);
+        _checkPrice(prices.mem);
+        record.cpuPrice = prices.cpu;
+        record.gpuPrice = prices.gpu;
+        record.memPrice = prices.mem;
+        emit PricesChanged(record.account, prices);
+    }
+
+    function _checkPrice(uint64 price) private pure {
+        if (price > MAX_PRICE) revert PriceTooHigh(price, MAX_PRICE);
+    }
+
+    function _setLabels(Record storage record, string[] calldata labels) private {
+        if (labels.length > MAX_LABELS) revert TooManyLabels(labels.length, MAX_LABELS);
+        delete record.labels;
+        for (uint256 i = 0; i < labels.length; ++i) {
+            if (!_isLabel(bytes(labels[i]))) revert InvalidLabel(i);
+            record.labels.push(labels[i]);
+        }
+        emit LabelsChanged(record.account, labels);
+    }
+
+    /// @dev `key=value`: an equals sign neither first nor last.
+    function _isLabel(bytes calldata label) private pure returns (bool) {
+        if (label.length > MAX_LABEL_LENGTH) return false;
+        for (uint256 i = 0; i < label.length; ++i) {
+            if (label[i] == "=") return i > 0 && i + 1 < label.length;
+        }
+        return false;
+    }
+
+    function _setBanned(address provider, bool banned, string memory reason) private {
+        if (bytes(reason).length > MAX_REASON_LENGTH) {
+            revert ReasonTooLong(bytes(reason).length, MAX_REASON_LENGTH);
+        }
+        _recordOf(provider).banned = banned;
+        emit BanChanged(provider, banned, reason);
+    }
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {JobStatus} from "../types/JobTypes.sol";
+
+/// @title The only transition table
+/// @notice Ten rows of ten bits: bit `to` of row `from` is set where the arrow exists.
+library JobLifecycle {
+    uint256 private constant ROW = 10;
+
+    // The twelve arrows of the life cycle, three of redistribution, and birth.
+    uint256 private constant TABLE =
+    // NONE -> PENDING
+    ((1 << uint8(JobStatus.PENDING)) << (ROW * uint8(JobStatus.NONE)))
+        // PENDING -> META_SCHEDULED | CANCELLED
+        | (((1 << uint8(JobStatus.META_SCHEDULED)) | (1 << uint8(JobStatus.CANCELLED)))
+            << (ROW * uint8(JobStatus.PENDING)))
+        // META_SCHEDULED -> SCHEDULED | CANCELLED | PANICKED | PENDING
+        | (((1 << uint8(JobStatus.SCHEDULED))
+                | (1 << uint8(JobStatus.CANCELLED))
+                | (1 << uint8(JobStatus.PANICKED))
+                | (1 << uint8(JobStatus.PENDING))) << (ROW * uint8(JobStatus.META_SCHEDULED)))
+        // SCHEDULED -> RUNNING | CANCELLED | PANICKED | PENDING
+        | (((1 << uint8(JobStatus.RUNNING))
+                | (1 << uint8(JobStatus.CANCELLED))
+                | (1 << uint8(JobStatus.PANICKED))
+                | (1 << uint8(JobStatus.PENDING))) << (ROW * uint8(JobStatus.SCHEDULED)))
+        // RUNNING -> CANCELLED | FINISHED | FAILED | OUT_OF_CREDITS | PANICKED
+        | (((1 << uint8(JobStatus.CANCELLED))
+                | (1 << uint8(JobStatus.FINISHED))
+                | (1 << uint8(JobStatus.FAILED))
+                | (1 << uint8(JobStatus.OUT_OF_CREDITS))
+                | (1 << uint8(JobStatus.PANICKED))) << (ROW * uint8(JobStatus.RUNNING)));
+
+    // PENDING, META_SCHEDULED, SCHEDULED, RUNNING
+    uint256 private constant LIVE = 0x1e;
+
+    /// @notice Whether the table has an arrow, birth (NONE to PENDING) included.
+    function canTransition(JobStatus from, JobStatus to) internal pure returns (bool) {
+        return (TABLE >> (ROW * uint8(from) + uint8(to))) & 1 == 1;
+    }
+
+    /// @notice Whether a job of this status holds escrow and can still move.
+    function isLive(JobStatus status) internal pure returns (bool) {
+        return (LIVE >> uint8(status)) & 1 == 1;
+    }
+}

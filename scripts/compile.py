@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""Compile the contracts and write ABI, bytecode and metadata to the package.
+
+The compiler is solc 0.8.37: the one that py-solc-x has installed, else the npm build through
+`scripts/solc-wrapper.js`. All sources go into one standard-JSON input under names that do not depend
+on the folder (`contracts/...`, `@openzeppelin/...`), so the output is the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import solcx
+
+ROOT = Path(__file__).resolve().parent.parent
+ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "artifacts"
+SOLC_VERSION = "0.8.37"
+# Contracts whose ABI and bytecode the package carries; interfaces come along inside them.
+TARGETS = ("Credit", "ProviderRegistry", "MetaScheduler")
+IMPORT = re.compile(r"""^\s*import\s[^;]*?["']([^"']+)["']\s*;""", re.MULTILINE)
+SIZE_LIMIT = 24_576
+# 2394: transient storage, which OpenZeppelin's reentrancy guard clears at the end of each call.
+ACCEPTED_WARNINGS = {"2394"}
+
+
+def settings(*, via_ir: bool = True) -> dict[str, Any]:
+    """Compiler settings of the project; without via-IR only for tools that need it."""
+    return {
+        "evmVersion": "cancun",
+        "optimizer": {"enabled": True, "runs": 1_000},
+        "viaIR": via_ir,
+        "outputSelection": {
+            "*": {
+                "*": [
+                    "abi",
+                    "evm.bytecode.object",
+                    "evm.deployedBytecode.object",
+                    "evm.deployedBytecode.immutableReferences",
+                    "metadata",
+                ]
+            }
+        },
+    }
+
+
+def read_source(name: str) -> str:
+    """Text of a source by its name in the compiler's input."""
+    base = ROOT / "node_modules" if name.startswith("@") else ROOT
+    try:
+        return (base / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        sys.exit(f"{name} is missing below {base}. Run `npm ci` and try again.")
+
+
+def gather(names: list[str]) -> dict[str, dict[str, str]]:
+    """All sources reachable from `names` by imports, by name."""
+    sources: dict[str, dict[str, str]] = {}
+    queue = list(names)
+    while queue:
+        name = queue.pop()
+        if name in sources:
+            continue
+        content = read_source(name)
+        sources[name] = {"content": content}
+        for target in IMPORT.findall(content):
+            if target.startswith("."):
+                target = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+            queue.append(target)
+    return dict(sorted(sources.items()))
+
+
+def standard_input(*, via_ir: bool = True) -> dict[str, Any]:
+    """The compiler's standard-JSON input."""
+    sources = gather([f"contracts/{target}.sol" for target in TARGETS])
+    return {"language": "Solidity", "sources": sources, "settings": settings(via_ir=via_ir)}
+
+
+def compiler() -> Path:
+    """The solc that py-solc-x has installed, else the wrapper around the npm build."""
+    installed = {str(version) for version in solcx.get_installed_solc_versions()}
+    if SOLC_VERSION in installed:
+        return Path(solcx.install.get_executable(SOLC_VERSION))
+    return ROOT / "scripts" / "solc-wrapper.js"
+
+
+def compile_contracts(*, via_ir: bool = True) -> dict[str, dict[str, Any]]:
+    """Artifacts by contract name: abi, bytecode, deployedBytecode, immutableReferences, metadata."""
+    given = standard_input(via_ir=via_ir)
+    try:
+        output = solcx.compile_standard(given, solc_binary=compiler())
+    except (solcx.exceptions.SolcError, OSError) as error:
+        reason = str(error).split("\n> command")[0]
+        sys.exit(f"The compiler failed: {reason}\nIs Node.js installed, and did `npm ci` run?")
+    for finding in output.get("errors", []):
+        if finding["errorCode"] not in ACCEPTED_WARNINGS:
+            print(finding["formattedMessage"], file=sys.stderr)
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    artifacts: dict[str, dict[str, Any]] = {}
+    for target in TARGETS:
+        built = output["contracts"][f"contracts/{target}.sol"][target]
+        deployed = built["evm"]["deployedBytecode"]
+        artifacts[target] = {
+            "contractName": target,
+            "compiler": SOLC_VERSION,
+            "inputDigest": digest,
+            "abi": built["abi"],
+            "bytecode": "0x" + built["evm"]["bytecode"]["object"],
+            "deployedBytecode": "0x" + deployed["object"],
+            "immutableReferences": deployed.get("immutableReferences", {}),
+            "metadata": built["metadata"],
+        }
+    return artifacts
+
+
+def render(artifact: dict[str, Any]) -> str:
+    """An artifact as the text of its file."""
+    return json.dumps(artifact, indent=1, sort_keys=True) + "\n"
+
+
+def sizes(artifacts: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Bytes of deployed code by contract."""
+    return {name: len(a["deployedBytecode"]) // 2 - 1 for name, a in artifacts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--no-ir", action="store_true", help="compile without via-IR; writes nothing")
+    parser.add_argument("--output", type=Path, default=ARTIFACTS, help="folder to write to")
+    options = parser.parse_args()
+    artifacts = compile_contracts(via_ir=not options.no_ir)
+    for name, size in sizes(artifacts).items():
+        print(f"{name:18} {size:6} bytes of {SIZE_LIMIT}")
+        if size > SIZE_LIMIT:
+            sys.exit(f"{name} is larger than a chain accepts.")
+    if options.no_ir:
+        return
+    stale = []
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, artifact in artifacts.items():
+        path = options.output / f"{name}.json"
+        if options.check:
+            if not path.exists() or path.read_text(encoding="utf-8") != render(artifact):
+                stale.append(name)
+        else:
+            path.write_text(render(artifact), encoding="utf-8")
+    if stale:
+        sys.exit(f"Out of date: {', '.join(stale)}. Run `make contracts`.")
+
+
+if __name__ == "__main__":
+    main()
