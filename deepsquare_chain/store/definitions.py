@@ -1,0 +1,103 @@
+"""Where definitions stand under their SHA-256: the interface, and a folder for a local grid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+from typing import Final, Protocol
+
+from deepsquare_chain.errors import GridError, JobFileError, NotFoundError
+from deepsquare_chain.workflow import digest
+
+MAX_BYTES: Final = 1_000_000
+
+
+class DefinitionMismatch(GridError):  # noqa: N818 - the name that callers know
+    """A store holds other bytes than the digest says; they must not run."""
+
+
+class DefinitionStore(Protocol):
+    """Keeps definitions; nobody trusts it, since each answer is checked against its digest."""
+
+    async def put(self, data: bytes) -> bytes:
+        """Keep a definition and return its digest; keeping it twice changes nothing.
+
+        Raises:
+            JobFileError: The bytes are larger than a definition may be.
+            GridError: The store can't keep it now.
+        """
+        ...
+
+    async def get(self, digest: bytes) -> bytes:
+        """The bytes of a definition.
+
+        Raises:
+            NotFoundError: The store does not have it.
+            DefinitionMismatch: What the store has is something else.
+            GridError: The store can't answer now; that says nothing about the definition.
+        """
+        ...
+
+
+class FolderDefinitionStore:
+    """Definitions as files `<digest>.json` of one folder, made when first needed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    async def put(self, data: bytes) -> bytes:
+        """See `DefinitionStore`."""
+        if len(data) > MAX_BYTES:
+            raise JobFileError(f"A definition of {len(data):,} bytes is larger than {MAX_BYTES:,}")
+        key = digest(data)
+        try:
+            await asyncio.to_thread(self._write, self._file(key), data)
+        except OSError as error:
+            raise GridError(
+                f"Definition {key.hex()} can't be kept in {self.path}: {error.strerror}",
+                hint="Check the setting store, and the room and rights of that folder.",
+            ) from None
+        return key
+
+    async def get(self, digest: bytes) -> bytes:
+        """See `DefinitionStore`."""
+        file = self._file(digest)
+        try:
+            return await asyncio.to_thread(self._read, file, digest)
+        except FileNotFoundError:
+            raise NotFoundError(f"There is no definition {digest.hex()} in {self.path}") from None
+        except OSError as error:
+            raise GridError(
+                f"Definition {digest.hex()} can't be read in {self.path}: {error.strerror}"
+            ) from None
+
+    def _file(self, key: bytes) -> Path:
+        if len(key) != 32:
+            raise NotFoundError(f"A digest has 32 bytes, not {len(key)}")
+        return self.path / f"{key.hex()}.json"
+
+    def _write(self, file: Path, data: bytes) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Readers see a whole file or none, whenever the writer dies.
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def _read(file: Path, key: bytes) -> bytes:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if digest(data) != key:
+            raise DefinitionMismatch(
+                f"{file} does not hold the definition that its name says",
+                hint="Delete it, and submit the job file again to restore it.",
+            )
+        return data

@@ -1,0 +1,19 @@
+"""From a job file to a validated definition to the script that runs."""
+
+from __future__ import annotations
+
+from deepsquare_chain.workflow.checks import parse_duration
+from deepsquare_chain.workflow.definition import Definition, Step, digest
+from deepsquare_chain.workflow.jobfile import JobFile, load_job_file, parse_job_file
+from deepsquare_chain.workflow.script import render_script
+
+__all__ = [
+    "Definition",
+    "JobFile",
+    "Step",
+    "digest",
+    "load_job_file",
+    "parse_duration",
+    "parse_job_file",
+    "render_script",
+]

@@ -1,0 +1,140 @@
+"""A job file: a definition and the terms under which it is submitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic_core import PydanticCustomError
+
+from deepsquare_chain.errors import JobFileError
+from deepsquare_chain.job import Objective, Terms
+from deepsquare_chain.workflow import checks
+from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, from_document
+from deepsquare_chain.workflow.schema import JobFileDocument, check_document, refusal
+from deepsquare_chain.workflow.yamltree import TreeError, read_tree
+
+MAX_FILE_BYTES: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """A valid job file.
+
+    `time_limit` is in seconds and `credits` in credit-wei; None means that the file leaves them
+    to the command line. `uses` holds affinities joined by commas.
+    """
+
+    source: str
+    definition: Definition
+    name: str
+    time_limit: int | None
+    credits: int | None
+    objective: Objective
+    retries: int
+    until_spent: bool
+    uses: str
+
+    def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
+        """What is submitted; arguments win over the file.
+
+        Args:
+            credits: Escrow in credit-wei.
+            time_limit: Walltime in seconds.
+
+        Raises:
+            JobFileError: Neither the file nor the argument says it, or the contract can't hold it.
+        """
+        amount = self.credits if credits is None else credits
+        limit = self.time_limit if time_limit is None else time_limit
+        if amount is None:
+            raise JobFileError(
+                f"{self.source}: credits is missing",
+                hint='Write credits: "1.5" in the file, or give --credits.',
+            )
+        if limit is None:
+            raise JobFileError(
+                f"{self.source}: timeLimit is missing",
+                hint="Write timeLimit: 10m in the file, or give --time-limit.",
+            )
+        try:
+            checks.bounded_amount(amount)
+        except PydanticCustomError as error:
+            raise JobFileError(f"{self.source}: credits {error.message()}") from None
+        try:
+            checks.duration(limit)
+        except PydanticCustomError as error:
+            raise JobFileError(f"{self.source}: timeLimit {error.message()}") from None
+        return Terms(
+            amount=amount,
+            time_limit=limit,
+            resources=self.definition.resources,
+            retries=self.retries,
+            until_spent=self.until_spent,
+            objective=self.objective,
+            name=self.name,
+            uses=self.uses,
+        )
+
+
+def load_job_file(path: str | Path) -> JobFile:
+    """Read and check a job file.
+
+    Raises:
+        JobFileError: The file can't be read or does not hold a valid job.
+    """
+    source = str(path)
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise JobFileError(
+            f"{source}: can't be read: {reason}", hint="Check the path of the job file."
+        ) from None
+    return parse_job_file(data, source)
+
+
+def parse_job_file(text: bytes, source: str = "job file") -> JobFile:
+    """Check the bytes of a job file.
+
+    Args:
+        text: The file's bytes.
+        source: What messages call it.
+
+    Raises:
+        JobFileError: Naming each problem with its line, as far as it has one.
+    """
+    if len(text) > MAX_FILE_BYTES:
+        raise refusal(
+            source,
+            [(None, f"larger than {MAX_FILE_BYTES:,} bytes")],
+            "Keep data out of the job file; let a step fetch it.",
+        )
+    try:
+        tree, lines = read_tree(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise refusal(source, [(line, "not UTF-8 text")], "Save the file as UTF-8.") from None
+    except TreeError as error:
+        raise refusal(
+            source, [(error.line, error.problem)], "Correct the file; examples/ shows working ones."
+        ) from None
+    if tree is None:
+        raise refusal(source, [(None, "the file is empty")], "examples/ shows working job files.")
+    document: JobFileDocument = check_document(JobFileDocument, tree, lines, source)
+    definition = from_document(document)
+    if len(definition.to_bytes()) > MAX_BYTES:
+        raise refusal(source, [(None, f"defines more than {MAX_BYTES:,} bytes")], "Shorten it.")
+    return JobFile(
+        source=source,
+        definition=definition,
+        name=document.name,
+        time_limit=document.time_limit,
+        credits=document.credits,
+        objective=document.objective,
+        retries=document.retries,
+        until_spent=document.until_spent,
+        uses=",".join(document.uses),
+    )
