@@ -1,0 +1,192 @@
+"""The embedded chain: a node of one process, in this one or as a child.
+
+``python -m deepsquare_chain.devnet.chain --port 8545`` prints one JSON line when it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+# The C keccak is seven times the pure one's speed and half of the EVM's work here.
+if importlib.util.find_spec("sha3") is not None:
+    os.environ.setdefault("ETH_HASH_BACKEND", "pysha3")
+
+from deepsquare_chain.devnet.core import Core
+from deepsquare_chain.devnet.methods import Methods
+from deepsquare_chain.devnet.node import DEFAULT_CHAIN_ID, DEV_BALANCE, Node, dev_accounts
+from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.devnet.rpcserver import rpc_app
+from deepsquare_chain.devnet.serving import LoopbackServer
+from deepsquare_chain.devnet.worker import Worker
+from deepsquare_chain.errors import EndpointError, GridError, UsageError
+
+_READY_SECONDS = 30.0
+
+
+class EmbeddedChain(Node):
+    """The chain inside this process: one thread for the EVM, the server on the running loop.
+
+    Args:
+        port: On 127.0.0.1; 0 takes a free one.
+        block_time: Whole seconds between blocks, stamped with the wall clock's second. 0 makes a
+            block as soon as transactions are there (its stamps may run ahead of the wall clock).
+            None makes blocks only when told, on a clock that only moves when told.
+    """
+
+    def __init__(
+        self, *, port: int = 0, chain_id: int = DEFAULT_CHAIN_ID, block_time: int | None = 1
+    ) -> None:
+        super().__init__(chain_id)
+        if block_time is not None and block_time < 0:
+            raise UsageError("A block time can't be negative.")
+        self._port = port
+        self._block_time = block_time
+        self._worker: Worker | None = None
+        self._server: LoopbackServer | None = None
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the block production, if it ended by itself."""
+        return self._worker.failure if self._worker else None
+
+    async def start(self) -> None:
+        """Raises ``UsageError`` where the port can't be had."""
+        balances = {bytes.fromhex(a.address[2:]): DEV_BALANCE for a in dev_accounts()}
+        core = Core(self.chain_id, balances, frozen=self._block_time is None)
+        self._worker = Worker(core, self._block_time)
+        self._server = LoopbackServer(rpc_app(Methods(self._worker)), self._port)
+        await self._server.start()
+        self._worker.start()
+        self.url = self._server.url
+        self.pid = os.getpid()
+
+    async def stop(self) -> None:
+        worker, server = self._worker, self._server
+        self._worker = self._server = None
+        if worker is not None:
+            await asyncio.to_thread(worker.stop)
+        if server is not None:
+            await server.stop()
+
+
+class ChainProcess(Node):
+    """The same chain as a child process, which ends with this one."""
+
+    def __init__(
+        self, *, port: int = 0, chain_id: int = DEFAULT_CHAIN_ID, block_time: int | None = 1
+    ) -> None:
+        super().__init__(chain_id)
+        self._port = port
+        self._block_time = block_time
+        self._child: ChildProcess | None = None
+
+    async def start(self) -> None:
+        """Raises ``UsageError`` where the port can't be had, ``EndpointError`` on a bad start."""
+        block_time = "manual" if self._block_time is None else str(self._block_time)
+        self._child = await ChildProcess.spawn(
+            [
+                *(sys.executable, "-m", "deepsquare_chain.devnet.chain"),
+                *("--port", str(self._port), "--chain-id", str(self.chain_id)),
+                *("--block-time", block_time, "--parent-pid", str(os.getpid())),
+            ],
+            stdout=asyncio.subprocess.PIPE,
+            stderr=None,
+        )
+        ready = await self._first_line(self._child)
+        if "error" in ready:
+            raise UsageError(ready["error"], hint=ready.get("hint", ""))
+        self.url = ready["url"]
+        self.pid = self._child.pid
+
+    async def stop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.end()
+
+    async def _first_line(self, child: ChildProcess) -> dict[str, str]:
+        assert child.stdout is not None  # noqa: S101 - it was asked for
+        line = b""
+        with suppress(TimeoutError):
+            line = await asyncio.wait_for(child.stdout.readline(), _READY_SECONDS)
+        try:
+            ready = json.loads(line)
+        except ValueError:
+            ready = None
+        if not isinstance(ready, dict):
+            raise EndpointError(
+                "The embedded chain did not start.", hint="Its own words are on standard error."
+            )
+        return ready
+
+
+async def _serve(arguments: argparse.Namespace) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    orphaned = _orphan_check(arguments.parent_pid)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop.set)
+    chain = EmbeddedChain(
+        port=arguments.port, chain_id=arguments.chain_id, block_time=arguments.block_time
+    )
+    async with chain:
+        ready = {"event": "ready", "url": chain.url, "chain_id": chain.chain_id, "pid": chain.pid}
+        print(json.dumps(ready), flush=True)  # noqa: T201 - the ready line
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1.0)
+            if chain.failure is not None:
+                return 1
+            if orphaned():
+                return 0
+    return 0
+
+
+def _orphan_check(parent: int) -> Callable[[], bool]:
+    """A question that turns true once process ``parent`` (0: nobody) has ended."""
+    if not parent:
+        return lambda: False
+    if os.getppid() == parent:  # also right while a dead parent waits to be reaped
+        return lambda: os.getppid() != parent
+    return lambda: not _exists(parent)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _block_time(text: str) -> int | None:
+    return None if text == "manual" else int(text)
+
+
+def main() -> int:
+    """Run the chain until SIGINT or SIGTERM; 0 for an orderly end."""
+    parser = argparse.ArgumentParser(prog="python -m deepsquare_chain.devnet.chain")
+    parser.add_argument("--port", type=int, default=8545, help="on 127.0.0.1; 0: a free one")
+    parser.add_argument("--chain-id", type=int, default=DEFAULT_CHAIN_ID)
+    parser.add_argument(
+        "--block-time", type=_block_time, default=1, help="seconds; 0: at once; 'manual': when told"
+    )
+    parser.add_argument("--parent-pid", type=int, default=0, help="end when this process has ended")
+    try:
+        return asyncio.run(_serve(parser.parse_args()))
+    except GridError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}), flush=True)  # noqa: T201
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

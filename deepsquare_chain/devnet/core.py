@@ -1,0 +1,240 @@
+"""The embedded node itself: pool, engine and index together. Belongs to one thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from deepsquare_chain.devnet.engine import CallRequest, Engine
+from deepsquare_chain.devnet.index import ChainIndex
+from deepsquare_chain.devnet.pool import Pool, PooledTransaction, check_bump, decode_transaction
+from deepsquare_chain.devnet.rpcerrors import RpcError, bad_params, refused
+from deepsquare_chain.devnet.wire import Wire, block_fields, data, transaction_fields
+
+GAS_LIMIT = 60_000_000
+Tag = str | int | bytes
+
+
+class ChainClock:
+    """Chain time in seconds: wall time plus an offset, or a hand that only moves when told."""
+
+    def __init__(self, *, frozen: bool) -> None:
+        self._frozen = int(time.time()) if frozen else None
+        self._offset = 0
+        self.exact: int | None = None  # the stamp somebody ordered for the next block
+
+    @property
+    def is_frozen(self) -> bool:
+        return self._frozen is not None
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    def now(self) -> int:
+        return self.at(int(time.time()))
+
+    def at(self, wall: int) -> int:
+        """Chain time at ``wall`` seconds; the hand of a frozen clock knows no wall."""
+        return self._frozen if self._frozen is not None else wall + self._offset
+
+    def advance(self, seconds: int) -> None:
+        if self._frozen is not None:
+            self._frozen += seconds
+        self._offset += seconds
+
+    def sealed(self, timestamp: int) -> None:
+        """A block was made at ``timestamp``: an ordered time goes on from there."""
+        if self._frozen is not None:
+            self._frozen = max(self._frozen, timestamp)
+        elif self.exact is not None:
+            self._offset = timestamp - int(time.time())
+        self.exact = None
+
+
+class Core:
+    """What the worker thread does, one call at a time. Refusals are ``RpcError``."""
+
+    def __init__(
+        self,
+        chain_id: int,
+        balances: Mapping[bytes, int],
+        *,
+        frozen: bool = False,
+        gas_limit: int = GAS_LIMIT,
+    ) -> None:
+        self.clock = ChainClock(frozen=frozen)
+        self.engine = Engine(chain_id, balances, gas_limit=gas_limit, timestamp=self.clock.now())
+        self.index = ChainIndex()
+        self.index.append(self.engine.genesis, self.engine.next_base_fee)
+        self._pool = Pool()
+        self._executed: dict[bytes, PooledTransaction] = {}
+
+    @property
+    def has_executed(self) -> bool:
+        """Whether the pending block holds transactions."""
+        return bool(self._executed)
+
+    # -- transactions and blocks
+
+    def send_raw(self, raw: bytes) -> str:
+        """Take a signed transaction into the pool; its hash."""
+        pooled = decode_transaction(
+            raw,
+            self.engine.builder,
+            chain_id=self.engine.chain_id,
+            gas_limit=self.engine.gas_limit,
+        )
+        if pooled.hash in self._executed or self._pool.get(pooled.hash):
+            raise refused("already known")
+        self._check_account(pooled)
+        self._pool.add(pooled)
+        return data(pooled.hash)
+
+    def step(self, wall: int) -> bool:
+        """Execute one waiting transaction into the block planned for ``wall``; False if none."""
+        if not self._pool:
+            return False
+        pending = self.engine.open_block(self._stamp(wall))
+        pooled = self._pool.take(
+            pending.vm.state.get_nonce,
+            base_fee=pending.header.base_fee_per_gas,
+            gas_left=pending.gas_left,
+        )
+        if pooled is None:
+            return False
+        try:
+            self.engine.apply(pooled.tx, pending.header.timestamp)
+        except RpcError:
+            return True  # no longer payable: dropped, as a node drops it
+        self._executed[pooled.hash] = pooled
+        return True
+
+    def seal(self, wall: int) -> int:
+        """Mine a block, planned for ``wall`` seconds; its number."""
+        sealed = self.engine.seal(self._stamp(wall))
+        self._executed.clear()
+        self.clock.sealed(sealed.block.header.timestamp)
+        return self.index.append(sealed, self.engine.next_base_fee).number
+
+    def mine(self) -> int:
+        """A block at once, with everything that is ready and fits; its number."""
+        wall = int(time.time())
+        while self.step(wall):
+            pass
+        return self.seal(wall)
+
+    def increase_time(self, seconds: int) -> int:
+        """Move the clock forward; the total moved, in seconds."""
+        self.clock.advance(seconds)
+        self._restamp()
+        return self.clock.offset
+
+    def set_next_timestamp(self, timestamp: int) -> None:
+        """Order the next block's time, in seconds, later than the head's."""
+        if timestamp <= self.engine.head.timestamp:
+            raise bad_params(
+                f"timestamp {timestamp} is not later than the head's {self.engine.head.timestamp}"
+            )
+        self.clock.exact = timestamp
+        self._restamp()
+
+    # -- state
+
+    def call(self, request: CallRequest, tag: Tag) -> str:
+        if request.gas and request.max_fee:
+            self._check_price(request, tag)
+        return data(self.engine.call(request, *self._moment(tag)))
+
+    def estimate_gas(self, request: CallRequest, tag: Tag) -> int:
+        return self.engine.estimate_gas(request, *self._moment(tag))
+
+    def balance(self, address: bytes, tag: Tag) -> int:
+        with self.engine.state_at(self._moment(tag)[0]) as state:
+            return int(state.get_balance(address))
+
+    def nonce(self, address: bytes, tag: Tag) -> int:
+        header = self._moment(tag)[0]
+        with self.engine.state_at(header) as state:
+            nonce = int(state.get_nonce(address))
+        return self._pool.next_nonce(address, nonce) if header is None else nonce
+
+    def code(self, address: bytes, tag: Tag) -> str:
+        with self.engine.state_at(self._moment(tag)[0]) as state:
+            return data(state.get_code(address))
+
+    def storage(self, address: bytes, slot: int, tag: Tag) -> str:
+        with self.engine.state_at(self._moment(tag)[0]) as state:
+            return f"0x{state.get_storage(address, slot):064x}"
+
+    def waiting_transaction(self, tx_hash: bytes) -> Wire | None:
+        pooled = self._executed.get(tx_hash) or self._pool.get(tx_hash)
+        return transaction_fields(pooled.tx, None, None) if pooled else None
+
+    def pending_block(self, full: bool) -> Wire:
+        """The block under construction, without a hash, as nodes show it."""
+        pending = self.engine.open_block(self._stamp(int(time.time())))
+        hidden = {"hash": None, "nonce": None, "logsBloom": None, "miner": None}
+        shown = [
+            transaction_fields(tx, None, None) if full else data(tx.hash)
+            for tx in pending.transactions
+        ]
+        return {**block_fields(pending.header, 0), **hidden, "transactions": shown}
+
+    # -- private
+
+    def _stamp(self, wall: int) -> int:
+        planned = self.clock.at(wall) if self.clock.exact is None else self.clock.exact
+        return max(planned, int(self.engine.head.timestamp) + 1)
+
+    def _restamp(self) -> None:
+        """The clock was moved: what the pending block took executes again under the new time."""
+        self.engine.drop_block()
+        for pooled in self._executed.values():
+            self._pool.put(pooled)
+        self._executed.clear()
+
+    def _moment(self, tag: Tag) -> tuple[Any | None, int | None]:
+        """Header (None: pending) and TIMESTAMP for a call; ``latest`` sees the present."""
+        head = self.engine.head
+        if tag == "pending" and self.engine.pending:
+            return None, None
+        if tag == "pending":
+            return None, max(int(head.timestamp), self.clock.now())
+        if tag in ("latest", "safe", "finalized"):
+            return head, max(int(head.timestamp), self.clock.now())
+        if isinstance(tag, bytes):
+            record = self.index.by_hash(data(tag))
+            number = -1 if record is None else record.number
+        else:
+            number = 0 if tag == "earliest" else int(tag)
+        if not 0 <= number <= head.block_number:
+            raise refused("header not found")
+        return self.engine.header(number), None
+
+    def _check_account(self, pooled: PooledTransaction) -> None:
+        nonce = self.nonce(pooled.sender, "latest")
+        if pooled.nonce < nonce:
+            raise refused(f"nonce too low: next nonce {nonce}, tx nonce {pooled.nonce}")
+        for done in self._executed.values():
+            if (done.sender, done.nonce) == (pooled.sender, pooled.nonce):
+                check_bump(done, pooled)
+                raise refused("replacement transaction underpriced")  # it is as good as mined
+        ahead = sum(tx.cost for tx in self._pool.of(pooled.sender) if tx.nonce != pooled.nonce)
+        balance = self.balance(pooled.sender, "pending")
+        if balance < ahead + pooled.cost:
+            raise refused(
+                f"insufficient funds for gas * price + value: balance {balance}, "
+                f"queued cost {ahead}, tx cost {pooled.cost}, "
+                f"overshot {ahead + pooled.cost - balance}"
+            )
+
+    def _check_price(self, request: CallRequest, tag: Tag) -> None:
+        want = (request.gas or 0) * (request.max_fee or 0) + request.value
+        have = self.balance(request.sender, tag)
+        if have < want:
+            raise refused(
+                "insufficient funds for gas * price + value: "
+                f"address 0x{request.sender.hex()} have {have} want {want}"
+            )

@@ -1,0 +1,69 @@
+"""``eth_feeHistory`` from sealed blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepsquare_chain.devnet.index import BlockRecord, ChainIndex
+from deepsquare_chain.devnet.rpcerrors import bad_params
+from deepsquare_chain.devnet.wire import Wire, quantity
+
+SUGGESTED_TIP = 10**9  # wei a gas, what anvil suggests as well
+_MAX_BLOCKS = 1_024
+_MAX_PERCENTILES = 100
+
+
+def fee_history(index: ChainIndex, count: int, newest: BlockRecord, percentiles: Any) -> Wire:
+    """Base fees of ``count`` blocks up to ``newest`` and of the one after it, and tips paid."""
+    wanted = _read_percentiles(percentiles)
+    count = min(count, _MAX_BLOCKS, newest.number + 1)
+    if count < 1:
+        return {"oldestBlock": "0x0", "gasUsedRatio": [], "baseFeePerGas": []}
+    oldest = newest.number - count + 1
+    records = [index.by_number(number) for number in range(oldest, newest.number + 1)]
+    blocks = [record for record in records if record is not None]
+    history: Wire = {
+        "oldestBlock": quantity(oldest),
+        "baseFeePerGas": [record.fields["baseFeePerGas"] for record in blocks]
+        + [quantity(newest.next_base_fee)],
+        "gasUsedRatio": [
+            int(record.fields["gasUsed"], 16) / int(record.fields["gasLimit"], 16)
+            for record in blocks
+        ],
+    }
+    if wanted:
+        history["reward"] = [
+            [quantity(tip) for tip in _rewards(record, wanted)] for record in blocks
+        ]
+    return history
+
+
+def _rewards(record: BlockRecord, percentiles: list[float]) -> list[int]:
+    """Tips in wei a gas at each percentile of the block's gas."""
+    base_fee = int(record.fields["baseFeePerGas"], 16)
+    paid = sorted(
+        (int(receipt["effectiveGasPrice"], 16) - base_fee, int(receipt["gasUsed"], 16))
+        for receipt in record.receipts
+    )
+    total = sum(gas for _, gas in paid)
+    rewards = []
+    for percentile in percentiles:
+        reached, tip_there = 0, 0
+        for tip, gas in paid:
+            tip_there = tip
+            reached += gas
+            if reached >= total * percentile / 100:
+                break
+        rewards.append(tip_there)
+    return rewards
+
+
+def _read_percentiles(value: Any) -> list[float]:
+    value = value or []
+    if not isinstance(value, list) or len(value) > _MAX_PERCENTILES:
+        raise bad_params(f"reward percentiles must be a list of at most {_MAX_PERCENTILES}")
+    if not all(isinstance(each, (int, float)) and 0 <= each <= 100 for each in value):
+        raise bad_params("reward percentiles must be numbers from 0 to 100")
+    if value != sorted(value):
+        raise bad_params("reward percentiles must be in ascending order")
+    return [float(each) for each in value]

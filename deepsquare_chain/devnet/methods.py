@@ -1,0 +1,255 @@
+"""The JSON-RPC methods of the embedded node, by name.
+
+What only needs sealed blocks is answered from the index at once; what needs the state goes to
+the worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from deepsquare_chain import __version__
+from deepsquare_chain.devnet.fees import SUGGESTED_TIP, fee_history
+from deepsquare_chain.devnet.index import BlockRecord, LogFilter
+from deepsquare_chain.devnet.rpcerrors import METHOD_NOT_FOUND, RpcError, bad_params, refused
+from deepsquare_chain.devnet.wire import (
+    data,
+    quantity,
+    read_call,
+    read_data,
+    read_quantity,
+    read_tag,
+)
+from deepsquare_chain.devnet.worker import Worker
+
+T = TypeVar("T")
+Handler = Callable[..., Any]
+
+_MAX_TOPICS = 4
+
+
+class Methods:
+    """Answers calls. ``await methods.call(name, params)`` returns the result or raises RpcError."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._core = worker.core
+        self._index = worker.core.index
+        self._chain_id = worker.core.engine.chain_id
+        self._table = self._build()
+
+    async def call(self, name: str, params: list[Any]) -> Any:
+        found = self._table.get(name)
+        if found is None:
+            raise RpcError(
+                METHOD_NOT_FOUND, f"the method {name[:80]} does not exist/is not available"
+            )
+        handler, required, allowed = found
+        if len(params) < required:
+            raise bad_params(f"missing value for required argument {len(params)}")
+        if len(params) > allowed:
+            raise bad_params(f"too many arguments, want at most {allowed}")
+        answer = handler(*params)
+        return await answer if asyncio.iscoroutine(answer) else answer
+
+    def _build(self) -> dict[str, tuple[Handler, int, int]]:
+        """Name -> (handler, least and greatest number of parameters)."""
+        return {
+            "web3_clientVersion": (lambda: f"DeepSquare-devnet/v{__version__}/py-evm", 0, 0),
+            "net_version": (lambda: str(self._chain_id), 0, 0),
+            "net_listening": (lambda: True, 0, 0),
+            "eth_chainId": (lambda: quantity(self._chain_id), 0, 0),
+            "eth_syncing": (lambda: False, 0, 0),
+            "eth_accounts": (list, 0, 0),
+            "eth_blockNumber": (lambda: quantity(self._index.head.number), 0, 0),
+            "eth_gasPrice": (
+                lambda: quantity(self._index.head.next_base_fee + SUGGESTED_TIP),
+                0,
+                0,
+            ),
+            "eth_maxPriorityFeePerGas": (lambda: quantity(SUGGESTED_TIP), 0, 0),
+            "eth_blobBaseFee": (lambda: "0x1", 0, 0),
+            "eth_feeHistory": (self._fee_history, 2, 3),
+            "eth_getBlockByNumber": (self._block_by_number, 1, 2),
+            "eth_getBlockByHash": (self._block_by_hash, 1, 2),
+            "eth_getBlockReceipts": (self._block_receipts, 1, 1),
+            "eth_getBlockTransactionCountByNumber": (self._count, 1, 1),
+            "eth_getBlockTransactionCountByHash": (self._count, 1, 1),
+            "eth_getTransactionByHash": (self._transaction, 1, 1),
+            "eth_getTransactionReceipt": (self._receipt, 1, 1),
+            "eth_getTransactionByBlockNumberAndIndex": (self._transaction_at, 2, 2),
+            "eth_getTransactionByBlockHashAndIndex": (self._transaction_at, 2, 2),
+            "eth_getLogs": (self._logs, 1, 1),
+            "eth_call": (self._call, 1, 4),
+            "eth_estimateGas": (self._estimate, 1, 3),
+            "eth_getBalance": (self._balance, 1, 2),
+            "eth_getTransactionCount": (self._nonce, 1, 2),
+            "eth_getCode": (self._code, 1, 2),
+            "eth_getStorageAt": (self._storage, 2, 3),
+            "eth_sendRawTransaction": (self._send_raw, 1, 1),
+            "evm_mine": (self._mine, 0, 1),
+            "evm_increaseTime": (self._increase_time, 1, 1),
+            "evm_setNextBlockTimestamp": (self._set_next_timestamp, 1, 1),
+        }
+
+    async def _work(self, work: Callable[[], T], *, urgent: bool = False) -> T:
+        return await asyncio.wrap_future(self._worker.submit(work, urgent=urgent))
+
+    # -- blocks, transactions, logs: from the index
+
+    def _record(self, tag: Any) -> BlockRecord | None:
+        where = read_tag(tag)
+        if isinstance(where, bytes):
+            return self._index.by_hash(data(where))
+        if isinstance(where, int):
+            return self._index.by_number(where)
+        return self._index.by_number(0) if where == "earliest" else self._index.head
+
+    def _block_by_number(self, tag: Any, full: Any = False) -> Any:
+        if tag == "pending":
+            return self._work(lambda: self._core.pending_block(bool(full)))
+        record = self._record(tag)
+        return record.to_wire(bool(full)) if record else None
+
+    def _block_by_hash(self, block_hash: Any, full: Any = False) -> Any:
+        record = self._index.by_hash(data(read_data(block_hash, "block hash", 32)))
+        return record.to_wire(bool(full)) if record else None
+
+    def _block_receipts(self, tag: Any) -> Any:
+        record = self._record(_hash_or_tag(tag))
+        return list(record.receipts) if record else None
+
+    def _count(self, tag: Any) -> Any:
+        record = self._record(_hash_or_tag(tag))
+        return quantity(len(record.transactions)) if record else None
+
+    def _transaction_at(self, tag: Any, position: Any) -> Any:
+        record = self._record(_hash_or_tag(tag))
+        index = read_quantity(position, "index")
+        if record is None or index >= len(record.transactions):
+            return None
+        return record.transactions[index]
+
+    async def _transaction(self, tx_hash: Any) -> Any:
+        raw = read_data(tx_hash, "transaction hash", 32)
+        found = self._index.transaction(data(raw))
+        if found is None:
+            found = await self._work(lambda: self._core.waiting_transaction(raw), urgent=True)
+        # It may have been sealed between the two looks.
+        return found or self._index.transaction(data(raw))
+
+    def _receipt(self, tx_hash: Any) -> Any:
+        return self._index.receipt(data(read_data(tx_hash, "transaction hash", 32)))
+
+    def _logs(self, wanted: Any) -> Any:
+        if not isinstance(wanted, dict):
+            raise bad_params("the filter must be an object")
+        log_filter = _read_filter(wanted)
+        head = self._index.head.number
+        if wanted.get("blockHash") is not None:
+            if wanted.get("fromBlock") is not None or wanted.get("toBlock") is not None:
+                raise bad_params("cannot specify both blockHash and fromBlock/toBlock, choose one")
+            record = self._index.by_hash(data(read_data(wanted["blockHash"], "blockHash", 32)))
+            if record is None:
+                raise refused("unknown block")
+            return list(self._index.logs(record.number, record.number, log_filter))
+        first = _height(wanted.get("fromBlock"), head)
+        last = _height(wanted.get("toBlock"), head)
+        if first > last and last < head:
+            raise bad_params("invalid block range params")
+        return list(self._index.logs(first, last, log_filter))
+
+    def _fee_history(self, count: Any, newest: Any, percentiles: Any = None) -> Any:
+        record = self._record(newest)
+        if record is None:
+            raise refused("request beyond head block")
+        return fee_history(self._index, read_quantity(count, "block count"), record, percentiles)
+
+    # -- state: on the worker thread
+
+    async def _call(self, request: Any, tag: Any = None, *overrides: Any) -> str:
+        if any(overrides):
+            raise bad_params("state and block overrides are not supported by the embedded chain")
+        call, where = read_call(request), read_tag(tag)
+        return await self._work(lambda: self._core.call(call, where))
+
+    async def _estimate(self, request: Any, tag: Any = None, *overrides: Any) -> str:
+        if any(overrides):
+            raise bad_params("state overrides are not supported by the embedded chain")
+        call, where = read_call(request), read_tag(tag)
+        return quantity(await self._work(lambda: self._core.estimate_gas(call, where)))
+
+    async def _balance(self, address: Any, tag: Any = None) -> str:
+        account, where = read_data(address, "address", 20), read_tag(tag)
+        return quantity(await self._work(lambda: self._core.balance(account, where)))
+
+    async def _nonce(self, address: Any, tag: Any = None) -> str:
+        account, where = read_data(address, "address", 20), read_tag(tag)
+        return quantity(await self._work(lambda: self._core.nonce(account, where)))
+
+    async def _code(self, address: Any, tag: Any = None) -> str:
+        account, where = read_data(address, "address", 20), read_tag(tag)
+        return await self._work(lambda: self._core.code(account, where))
+
+    async def _storage(self, address: Any, slot: Any, tag: Any = None) -> str:
+        account, where = read_data(address, "address", 20), read_tag(tag)
+        key = read_quantity(slot, "slot")
+        return await self._work(lambda: self._core.storage(account, key, where))
+
+    async def _send_raw(self, raw: Any) -> str:
+        signed = read_data(raw, "transaction")
+        return await self._work(lambda: self._core.send_raw(signed), urgent=True)
+
+    # -- for tests: time and blocks by hand, as anvil names them
+
+    async def _mine(self, timestamp: Any = None) -> str:
+        if timestamp is not None:
+            await self._set_next_timestamp(timestamp)
+        await self._work(self._core.mine)
+        return "0x0"
+
+    async def _increase_time(self, seconds: Any) -> str:
+        step = read_quantity(seconds, "seconds")
+        return quantity(await self._work(lambda: self._core.increase_time(step)))
+
+    async def _set_next_timestamp(self, timestamp: Any) -> None:
+        moment = read_quantity(timestamp, "timestamp")
+        await self._work(lambda: self._core.set_next_timestamp(moment))
+
+
+def _hash_or_tag(value: Any) -> Any:
+    """A bare 32-byte hash reads as a block hash, as nodes take it here."""
+    is_hash = isinstance(value, str) and len(value) == 66
+    return {"blockHash": value} if is_hash else value
+
+
+def _height(value: Any, head: int) -> int:
+    where = read_tag(value)
+    if isinstance(where, int):
+        return where
+    return 0 if where == "earliest" else head
+
+
+def _read_filter(wanted: dict[str, Any]) -> LogFilter:
+    addresses = wanted.get("address") or []
+    if not isinstance(addresses, list):
+        addresses = [addresses]
+    topics = wanted.get("topics") or []
+    if not isinstance(topics, list) or len(topics) > _MAX_TOPICS:
+        raise bad_params(f"topics must be a list of at most {_MAX_TOPICS}")
+    return LogFilter(
+        addresses=frozenset(data(read_data(each, "address", 20)) for each in addresses),
+        topics=tuple(_read_topic(each) for each in topics),
+    )
+
+
+def _read_topic(value: Any) -> frozenset[str] | None:
+    """One place of a topic filter: a hash, a list of alternatives, or None for any."""
+    if value is None:
+        return None
+    alternatives = value if isinstance(value, list) else [value]
+    if not alternatives or None in alternatives:
+        return None
+    return frozenset(data(read_data(each, "topic", 32)) for each in alternatives)

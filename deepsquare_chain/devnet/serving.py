@@ -1,0 +1,104 @@
+"""A small HTTP application on a loopback port, served until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Generator
+from typing import Any
+
+import uvicorn
+
+from deepsquare_chain.errors import UsageError
+
+HOST = "127.0.0.1"
+
+
+class LoopbackServer:
+    """Serves an ASGI application on 127.0.0.1; the caller decides about signals.
+
+    Raises ``UsageError`` where the port can't be had. Port 0 takes a free one.
+    """
+
+    def __init__(self, app: Any, port: int = 0) -> None:
+        self._app = app
+        self._wanted = port
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen; returns once requests are answered."""
+        listener = open_listener(self._wanted)
+        self.port = int(listener.getsockname()[1])
+        self._server = _Server(
+            uvicorn.Config(
+                self._app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=3,
+            )
+        )
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Stop listening, answer what is under way (3 seconds at most), close."""
+        if self._server is None or self._task is None:
+            return
+        self._server.should_exit = True
+        await self._task
+        self._server = self._task = None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: several servers share one process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def open_listener(port: int) -> socket.socket:
+    """A listening-to-be socket on 127.0.0.1, or ``UsageError`` with what to do."""
+    if not 0 <= port <= 65_535:
+        raise UsageError(f"{port} is not a port.", hint="Ports go from 0 (any free one) to 65535.")
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        # uvicorn listens again with its own backlog; here it makes the port ours at once.
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise _refused(port, error) from error
+    return listener
+
+
+def _refused(port: int, error: OSError) -> UsageError:
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(
+            f"Port {port} on {HOST} is in use.",
+            hint="End the program that listens there, or choose another port (0 takes a free one).",
+        )
+    if error.errno == errno.EACCES:
+        return UsageError(
+            f"Port {port} on {HOST} is reserved for the administrator.",
+            hint="Choose a port from 1024 on, or 0 for a free one.",
+        )
+    return UsageError(
+        f"Can't listen on {HOST}:{port}: {error.strerror or error}.",
+        hint="Choose another port (0 takes a free one).",
+    )
