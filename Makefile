@@ -1,0 +1,100 @@
+# `make setup` and `make demo` need Python 3.11+ and make, and nothing else.
+.POSIX:
+.SUFFIXES:
+.PHONY: help setup setup-dev demo test test-unit check contracts bench clean distclean
+
+VENV = .venv
+BIN = $(VENV)/bin
+RUNTIME = $(VENV)/.made-runtime
+DEV = $(VENV)/.made-dev
+NODE = node_modules/.package-lock.json
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+WORKERS = 2
+
+help:
+	@echo 'make demo       run one grid on this machine, from submission to audit'
+	@echo 'make setup      prepare .venv for running'
+	@echo 'make setup-dev  prepare .venv, and npm parts where npm is, for developing'
+	@echo 'make test       run all tests       make test-unit  only the quick ones'
+	@echo 'make check      lint, format, types, layers'
+	@echo 'make contracts  compile the contracts (needs the npm parts)'
+	@echo 'make bench      measure gas on a real node (needs the npm parts)'
+	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
+
+setup: $(RUNTIME)
+
+setup-dev: $(DEV) $(NODE)
+
+demo: $(RUNTIME)
+	$(BIN)/deepsquare demo $(ARGS)
+
+test: $(DEV) $(NODE)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-unit: $(DEV)
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+contracts: $(DEV) $(NODE)
+	$(BIN)/python scripts/compile.py
+
+bench: $(DEV) $(NODE)
+	$(BIN)/python scripts/gas_report.py
+
+clean:
+	rm -rf build dist out cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .import_linter_cache .coverage
+	find contracts deepsquare_chain scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) node_modules
+
+# A newer pyproject.toml installs again; an interrupted set-up leaves no stamp and is repeated.
+$(RUNTIME): pyproject.toml
+	@$(MAKE_VENV)
+	@echo 'Installing into $(VENV): a minute or two the first time ...'
+	@$(PIP) --editable .
+	@touch $@
+
+$(DEV): pyproject.toml
+	@$(MAKE_VENV)
+	@echo 'Installing into $(VENV), with the parts for developers ...'
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(RUNTIME)
+
+# Without npm the tests that need its parts are skipped, and say so.
+$(NODE): package.json package-lock.json
+	@if ! command -v npm >/dev/null 2>&1; then \
+	    echo 'npm is not installed: going on without the compiler and the real node.' >&2; \
+	elif npm ci --no-audit --no-fund; then \
+	    touch $@; \
+	elif [ "$$DEEPSQUARE_REQUIRE_REAL" = 1 ]; then \
+	    exit 1; \
+	else \
+	    echo 'npm ci failed: going on without the compiler and the real node.' >&2; \
+	fi
+
+# Takes PYTHON if given, else the first Python that is new enough. A working .venv is kept.
+MAKE_VENV = \
+    if [ -x $(BIN)/python ] && $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+    new='import sys; sys.exit(sys.version_info < (3, 11))'; \
+    for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python) ''; do \
+        if [ -n "$$python" ] && "$$python" -c "$$new" >/dev/null 2>&1; then break; fi; \
+    done; \
+    if [ -z "$$python" ]; then \
+        echo 'Python 3.11 or newer is needed, and was not found.' >&2; \
+        echo 'Install it (Debian, Ubuntu: apt-get install python3 python3-venv), or name one:' >&2; \
+        echo '  make setup PYTHON=/path/to/python3.11' >&2; \
+        exit 1; \
+    fi; \
+    if ! "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+        echo "The venv module of $$python is missing." >&2; \
+        echo 'Install it (Debian, Ubuntu: apt-get install python3-venv) and run make again.' >&2; \
+        exit 1; \
+    fi; \
+    "$$python" -m venv --clear $(VENV)
