@@ -1,0 +1,171 @@
+"""The frame of every command: common options, settings, error handling, coroutine runner."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
+
+import typer
+
+from deepsquare_chain.cli.output import Format, Printer
+from deepsquare_chain.customer.plain import plain
+from deepsquare_chain.errors import GridError
+
+if TYPE_CHECKING:
+    from deepsquare_chain.settings import Settings
+
+P = ParamSpec("P")
+
+_PANEL: Final = "Common options"
+
+#: Flags that set a setting: type, help, whether `--help` lists it. A test keeps them complete.
+SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
+    "endpoint": (str, "JSON-RPC endpoint of the chain.", True),
+    "deployment": (Path, "Record of the deployed contracts.", True),
+    "keystore": (Path, "Encrypted wallet file.", True),
+    "password_file": (Path, "File that holds its password.", True),
+    "store": (Path, "Folder of job definitions.", False),
+    "state_dir": (Path, "Folder of databases, logs and runs.", False),
+    "chain_id": (int, "Chain id that the endpoint must have.", False),
+    "confirmations": (int, "Blocks before a fact is believed.", False),
+    "poll_interval": (float, "Seconds between two looks at the chain.", False),
+    "timeout": (float, "Seconds to wait for a receipt.", False),
+    "max_fee_gwei": (float, "Ceiling of the fee per gas, in gwei.", False),
+    "log_level": (str, "debug, info, warning or error.", False),
+    "log_format": (str, "auto, console or json.", False),
+}
+
+
+class Desk:
+    """What a command works with: a printer, and the settings once it asks for them."""
+
+    def __init__(
+        self, printer: Printer, flags: Mapping[str, Any] | None = None, *, debug: bool = False
+    ) -> None:
+        self.printer = printer
+        self.debug = debug
+        self.flags = dict(flags or {})
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """All layers of settings.
+
+        Raises:
+            UsageError: A layer can't be read or holds a wrong value.
+        """
+        from deepsquare_chain.settings import load_settings
+
+        return load_settings(self.flags)
+
+
+def command(
+    app: typer.Typer, name: str | None = None, **options: Any
+) -> Callable[
+    [Callable[Concatenate[Desk, P], Awaitable[int | None]]],
+    Callable[Concatenate[Desk, P], Awaitable[int | None]],
+]:
+    """Register a coroutine as a command; its result is the exit code, None being 0.
+
+    The function gets a `Desk` first and then its own parameters; the common options are added.
+    """
+
+    def register(
+        func: Callable[Concatenate[Desk, P], Awaitable[int | None]],
+    ) -> Callable[Concatenate[Desk, P], Awaitable[int | None]]:
+        @functools.wraps(func)
+        def run(**given: Any) -> None:
+            flags = {key: given.pop(key) for key in SETTING_FLAGS}
+            debug = given.pop("debug")
+            desk = Desk(Printer(given.pop("output")), flags, debug=debug)
+            code = _guarded(functools.partial(call, desk, **given), desk)
+            if code:
+                raise typer.Exit(code)
+
+        call = cast("Callable[..., Awaitable[int | None]]", func)
+        _describe(run, func)
+        app.command(name, **options)(run)
+        return func
+
+    return register
+
+
+def _describe(run: Callable[..., None], func: Callable[..., Any]) -> None:
+    """Give the wrapper the function's parameters without the desk, and the common options."""
+    signature = inspect.signature(func, eval_str=True)
+    own = list(signature.parameters.values())[1:]
+    shown = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
+    parameters = [*shown, *_common()]
+    del run.__dict__["__wrapped__"]
+    run.__dict__["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+
+
+def _common() -> list[inspect.Parameter]:
+    found = [
+        _option("output", Format, Format.TABLE, "How data is printed.", "--output", "-o"),
+        _option("debug", bool, False, "Show the traceback of an unexpected error.", "--debug"),
+    ]
+    for name, (kind, text, listed) in SETTING_FLAGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        found.append(_option(name, kind | None, None, text, flag, hidden=not listed))
+    return found
+
+
+def _option(
+    name: str, kind: Any, default: Any, text: str, *flags: str, hidden: bool = False
+) -> inspect.Parameter:
+    option = typer.Option(
+        *flags, help=text, rich_help_panel=_PANEL, hidden=hidden, show_default=False
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, option],
+    )
+
+
+def _guarded(start: Callable[[], Awaitable[int | None]], desk: Desk) -> int:
+    """Run a command; every error becomes words on stderr and an exit code."""
+    try:
+        return asyncio.run(_whole(start)) or 0
+    except GridError as error:
+        if desk.debug:
+            traceback.print_exc()
+        say_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        return 130
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise  # the reader of the pipe has gone; typer ends quietly
+        if desk.debug:
+            traceback.print_exc()
+        say_unexpected(error)
+        return 1
+
+
+async def _whole(start: Callable[[], Awaitable[int | None]]) -> int | None:
+    return await start()
+
+
+def say_error(error: GridError) -> None:
+    """Tell what happened and what to do next."""
+    typer.echo(f"Error: {plain(error.message, keep=chr(10))}", err=True)
+    if error.hint:
+        typer.echo(f"Hint: {plain(error.hint, keep=chr(10))}", err=True)
+
+
+def say_unexpected(error: Exception) -> None:
+    """Tell of a fault of the program itself, in one line."""
+    lines = str(error).strip().splitlines()
+    text = plain(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
+    typer.echo(f"Error: unexpected {text[:300]}", err=True)
+    typer.echo("Hint: run it again with --debug to see where it comes from.", err=True)

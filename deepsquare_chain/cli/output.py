@@ -1,0 +1,198 @@
+"""What commands print: data on stdout as table, JSON or CSV; everything else on stderr."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import IO, Any
+
+from deepsquare_chain.credits import format_credits, hourly
+from deepsquare_chain.customer.plain import plain
+
+
+class Format(StrEnum):
+    """How data is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class Kind(StrEnum):
+    """What a column holds, which decides how each format shows it."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    FLAG = "flag"
+    CREDITS = "credits"  # credit-wei
+    RATE = "rate"  # credit-wei a second, shown to people per hour
+    TIME = "time"  # seconds since 1970 on the chain's clock
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table, or one field of a record."""
+
+    key: str
+    title: str
+    kind: Kind = Kind.TEXT
+
+
+class Printer:
+    """Prints what commands find, in the format that was asked for."""
+
+    def __init__(
+        self, style: Format, *, out: IO[str] | None = None, err: IO[str] | None = None
+    ) -> None:
+        self.style = style
+        self._out = out
+        self._err = err
+
+    @property
+    def out(self) -> IO[str]:
+        """Where data goes."""
+        return self._out or sys.stdout
+
+    @property
+    def err(self) -> IO[str]:
+        """Where everything else goes."""
+        return self._err or sys.stderr
+
+    def note(self, text: str) -> None:
+        """Say something beside the data."""
+        self.err.write(f"{plain(text, keep=chr(10))}\n")
+        self.err.flush()
+
+    def text(self, text: str) -> None:
+        """Print a line of data that has no columns."""
+        self.out.write(f"{text}\n")
+        self.out.flush()
+
+    def document(self, value: Any) -> None:
+        """Print a JSON document, whatever the format."""
+        self.text(json.dumps(value, indent=2, ensure_ascii=True))
+
+    def rows(
+        self,
+        columns: Sequence[Column],
+        rows: Iterable[Sequence[Any]],
+        *,
+        title: str = "",
+        empty: str = "Nothing found.",
+    ) -> None:
+        """Print a list of rows; a value of None is an empty cell."""
+        found = list(rows)
+        if self.style is Format.JSON:
+            self.document([_object(columns, row) for row in found])
+        elif self.style is Format.CSV:
+            self._csv(columns, found)
+        elif found:
+            self._table(columns, found, title)
+        else:
+            self.note(empty)
+
+    def record(self, columns: Sequence[Column], row: Sequence[Any], *, title: str = "") -> None:
+        """Print one thing: a line for each field, or one JSON object."""
+        if self.style is Format.JSON:
+            self.document(_object(columns, row))
+        elif self.style is Format.CSV:
+            self._csv(columns, [row])
+        else:
+            self._vertical(columns, row, title)
+
+    def _csv(self, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
+        writer = csv.writer(self.out, lineterminator="\n")
+        writer.writerow(_object(columns, [None] * len(columns)))
+        texts = {column.key for column in columns if column.kind is Kind.TEXT}
+        for row in rows:
+            found = _object(columns, row)
+            writer.writerow([_csv_cell(cell, key in texts) for key, cell in found.items()])
+        self.out.flush()
+
+    def _table(
+        self, columns: Sequence[Column], rows: Sequence[Sequence[Any]], title: str
+    ) -> None:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        for column in columns:
+            right = column.kind in {Kind.NUMBER, Kind.CREDITS, Kind.RATE}
+            table.add_column(Text(column.title), justify="right" if right else "left")
+        for row in rows:
+            cells = zip(columns, row, strict=True)
+            table.add_row(*(Text(for_people(column, value)) for column, value in cells))
+        self._render(table)
+
+    def _vertical(self, columns: Sequence[Column], row: Sequence[Any], title: str) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            box=None, show_header=False, title=title or None, title_justify="left", pad_edge=False
+        )
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        for column, value in zip(columns, row, strict=True):
+            table.add_row(Text(column.title), Text(for_people(column, value)))
+        self._render(table)
+
+    def _render(self, table: Any) -> None:
+        from rich.console import Console
+
+        # A pipe has no width: lines are then as long as they are, so that grep finds whole rows.
+        width = None if self.out.isatty() else 240
+        Console(file=self.out, width=width, highlight=False).print(table)
+        self.out.flush()
+
+
+def for_people(column: Column, value: Any) -> str:
+    """A cell as a table shows it."""
+    if value is None:
+        return "-"
+    match column.kind:
+        case Kind.CREDITS:
+            return format_credits(value)
+        case Kind.RATE:
+            return f"{hourly(value)}/h"
+        case Kind.TIME:
+            return iso_time(value)
+        case Kind.FLAG:
+            return "yes" if value else "no"
+        case _:
+            return plain(str(value))
+
+
+def iso_time(seconds: int) -> str:
+    """Chain time as people read it, in UTC."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, OSError, ValueError):
+        return str(seconds)
+
+
+def _object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for column, value in zip(columns, row, strict=True):
+        if column.kind in {Kind.CREDITS, Kind.RATE}:
+            # Wei do not fit a JSON number; the decimal beside it is for people.
+            suffix = "credits" if column.kind is Kind.CREDITS else "credits_per_hour"
+            show = format_credits if column.kind is Kind.CREDITS else hourly
+            found[column.key] = None if value is None else str(value)
+            found[f"{column.key}_{suffix}"] = None if value is None else show(value)
+        else:
+            found[column.key] = value
+    return found
+
+
+def _csv_cell(value: Any, is_text: bool) -> Any:
+    # Spreadsheets run a cell that begins like a formula; customers choose names and reasons.
+    if is_text and isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+        return f"'{value}"
+    return "" if value is None else value
