@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 RUNTIME = $(VENV)/.made-runtime
 DEV = $(VENV)/.made-dev
 NODE = node_modules/.package-lock.json
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
 WORKERS = 2
 
 help:

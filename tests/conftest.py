@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.anvil import AnvilNode, require_anvil, start_anvil
+from deepsquare_chain.devnet.anvil import Anvil
+from tests.support.anvil import require_anvil, start_anvil
 
 LEVELS = ("contracts", "invariants", "unit", "integration", "e2e")
 _TESTS = Path(__file__).parent
@@ -60,11 +61,11 @@ def anvil_binary() -> Path:
     return require_anvil()
 
 
-@pytest.fixture(scope="session")
-def anvil() -> Iterator[AnvilNode]:
-    """A node of this worker that makes a block for each transaction.
+@pytest.fixture
+async def anvil() -> AsyncIterator[Anvil]:
+    """A node of the test's own that makes a block for each transaction.
 
-    Tests share it: take `start_anvil()` for blocks by the clock, or for a chain of one's own.
+    For blocks by the clock: `async with start_anvil(block_time=1) as node`.
     """
-    with start_anvil() as node:
+    async with start_anvil() as node:
         yield node
