@@ -214,7 +214,7 @@ class Affinity:
 _AFFINITY: Final = re.compile(
     r"(?P<key>[A-Za-z0-9][A-Za-z0-9._/-]*)\s*"
     r"(?P<op>:in:|!=|<=|>=|=|<|>)\s*"
-    r"(?P<value>[^\s=<>!,][^,\x00-\x1f\x7f]*)"
+    r"(?P<value>[^\s=<>!,\x00-\x1f\x7f][^,\x00-\x1f\x7f]*)"
 )
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
 _ORDER: Final[Mapping[str, Callable[[Decimal, Decimal], bool]]] = MappingProxyType(

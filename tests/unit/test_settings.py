@@ -1,0 +1,185 @@
+"""Layers of settings, and refusals that name the layer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.settings import Settings, load_settings, safe_url, user_config_path
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("DEEPSQUARE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Path:
+    return tmp_path / "user" / "config.toml"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def load(project: Path, user: Path, **flags: object) -> Settings:
+    return load_settings(flags, project_dir=project, user_config=user)
+
+
+def test_defaults(project: Path, user: Path) -> None:
+    found = load(project, user)
+    assert found.endpoint == "http://127.0.0.1:8545"
+    assert found.state_dir == Path(".deepsquare")
+    assert found.keystore is None
+    assert found.log_level == "info"
+
+
+def test_each_layer_wins_over_the_next(
+    project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(user, 'endpoint = "http://user:1"')
+    assert load(project, user).endpoint == "http://user:1"
+    write(project / ".deepsquare.toml", 'endpoint = "http://project:1"')
+    assert load(project, user).endpoint == "http://project:1"
+    monkeypatch.setenv("DEEPSQUARE_ENDPOINT", "http://environment:1")
+    assert load(project, user).endpoint == "http://environment:1"
+    assert load(project, user, endpoint="http://flag:1").endpoint == "http://flag:1"
+    assert load(project, user, endpoint=None).endpoint == "http://environment:1"
+
+
+def test_an_empty_variable_says_nothing(
+    project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPSQUARE_ENDPOINT", "")
+    assert load(project, user).endpoint == "http://127.0.0.1:8545"
+
+
+def test_paths_in_a_file_are_relative_to_it(project: Path, user: Path) -> None:
+    write(project / ".deepsquare.toml", 'keystore = "keys/me.json"\nstore = "/abs"')
+    write(user, 'deployment = "~/d.json"')
+    found = load(project, user, state_dir=Path("here"))
+    assert found.keystore == project / "keys/me.json"
+    assert found.store == Path("/abs")
+    assert found.deployment == Path.home() / "d.json"
+    assert found.state_dir == Path("here")
+
+
+def test_settings_can_not_be_changed(project: Path, user: Path) -> None:
+    found = load(project, user)
+    with pytest.raises(ValueError, match="frozen"):
+        found.endpoint = "http://other:1"  # type: ignore[misc]
+
+
+def test_user_config_path_follows_the_base_directory() -> None:
+    assert user_config_path({"XDG_CONFIG_HOME": "/x"}) == Path("/x/deepsquare/config.toml")
+    assert user_config_path({}) == Path.home() / ".config/deepsquare/config.toml"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'endpont = "http://x:1"',
+        "[endpoint]\nurl=1",
+        "chain_id = 0",
+        "chain_id = true or",
+        "timeout = 0",
+        "log_level = 3",
+        'confirmations = "many"',
+        'endpoint = "ftp://x"',
+        'endpoint = "http://"',
+        'endpoint = "http://x:99999"',
+        'endpoint = "http://[::1"',
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(project: Path, user: Path, text: str) -> None:
+    write(project / ".deepsquare.toml", text)
+    with pytest.raises(UsageError, match=r"\.deepsquare\.toml"):
+        load(project, user)
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(project: Path, user: Path) -> None:
+    write(user, 'endpont = "http://x:1"')
+    with pytest.raises(
+        UsageError, match=r"config\.toml has an unknown setting 'endpont'"
+    ) as caught:
+        load(project, user)
+    assert caught.value.hint == "Did you mean endpoint?"
+    with pytest.raises(UsageError, match="the command line has an unknown setting 'zzz'"):
+        load(project, user, zzz=1)
+
+
+def test_the_layer_of_a_wrong_value_is_named(
+    project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("deepsquare_log_level", "loud")
+    with pytest.raises(UsageError, match=r"log_level of the environment \(deepsquare_log_level\)"):
+        load(project, user)
+    with pytest.raises(UsageError, match="log_level of the command line"):
+        load(project, user, log_level="louder")
+
+
+def test_credentials_of_a_wrong_endpoint_are_not_repeated(project: Path, user: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(project, user, endpoint="ftp://me:secret@host/key")
+    assert "secret" not in str(caught.value) + caught.value.hint
+
+
+def test_a_file_that_can_not_be_read(project: Path, user: Path) -> None:
+    (project / ".deepsquare.toml").mkdir()
+    with pytest.raises(UsageError, match="can't be read"):
+        load(project, user)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff", "not UTF-8"),
+        (b"a" * 1_000_001, "larger than"),
+        (b"a = ", "not valid TOML"),
+        (b"a = " + b"[" * 5_000, "not valid TOML"),
+        (b"a = " + b"9" * 5_000, "not valid TOML"),
+    ],
+)
+def test_hostile_files_are_refused(project: Path, user: Path, data: bytes, words: str) -> None:
+    (project / ".deepsquare.toml").write_bytes(data)
+    with pytest.raises(UsageError, match=words):
+        load(project, user)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_file_is_settings_or_a_refusal(project: Path, user: Path, data: bytes) -> None:
+    (project / ".deepsquare.toml").write_bytes(data)
+    try:
+        load(project, user)
+    except UsageError as error:
+        assert ".deepsquare.toml" in str(error)  # noqa: PT017 - both endings are right
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("http://127.0.0.1:8545", "http://127.0.0.1:8545"),
+        ("http://127.0.0.1:8545/", "http://127.0.0.1:8545"),
+        ("https://me:pass@node.example/v3/key?token=1", "https://node.example/..."),
+        ("wss://node.example?key=1", "wss://node.example/..."),
+        ("http://[::1]:8545", "http://[::1]:8545"),
+        ("http://x:notaport", "(unreadable URL)"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url: str, safe: str) -> None:
+    assert safe_url(url) == safe
