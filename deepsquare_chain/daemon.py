@@ -1,0 +1,299 @@
+"""The loop that every long-running service shares.
+
+A service writes one coroutine, its cycle: look at chain and executor, do what follows. Start,
+restart and catch-up are ordinary cycles. The loop owns the time between them, wake-ups, signals,
+what happens after an error, and the ordered close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.observe import get_logger, redact_text
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observe.probe import Health
+
+Cycle = Callable[[], Awaitable[object]]
+Close = Callable[[], Awaitable[object] | object]
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_LIVE_AFTER: Final = 120.0  # seconds that a cycle may take before the service counts as hung
+_log = get_logger(__name__)
+
+
+class Daemon:
+    """Runs a cycle again and again until it is told to stop.
+
+    Args:
+        name: Of the service; stands in logs, metrics and the status file.
+        cycle: One look at the world and what follows from it; safe to run any number of times.
+        interval: Seconds between the end of a cycle and the start of the next without a wake-up.
+        stop: Ends the loop when set; signals set it too.
+        max_backoff: Longest pause after failures, in seconds; the first is `min_backoff`, each
+            further failure in a row doubles it.
+        timeout: Seconds after which a cycle counts as failed; None lets it take its time.
+        fatal: Errors that end the daemon instead of being tried again; `run` raises them.
+        grace: Seconds that a running cycle, and each close callback, may take after the stop.
+        status_file: JSON for other processes, exchanged in one step after every cycle.
+        metrics: Where the figures go.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cycle: Cycle,
+        *,
+        interval: float,
+        stop: asyncio.Event | None = None,
+        min_backoff: float = 0.5,
+        max_backoff: float = 60.0,
+        timeout: float | None = None,
+        fatal: tuple[type[BaseException], ...] = (),
+        grace: float = 10.0,
+        status_file: Path | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.name = name
+        self.stop = stop or asyncio.Event()
+        self.ready = asyncio.Event()
+        self.cycles = 0
+        self.failures = 0
+        self.failures_in_row = 0
+        self.last_error = ""
+        self.state = "starting"
+        self.metrics = metrics or Metrics(name)
+        self._cycle = cycle
+        self._interval = interval
+        self._backoff = (min_backoff, max_backoff)
+        self._timeout = timeout
+        self._fatal = fatal
+        self._grace = grace
+        self._status_file = status_file
+        self._closers: list[tuple[str, Close]] = []
+        self._wake = asyncio.Event()
+        self._running: asyncio.Task[object] | None = None
+        self._cycle_began: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = self.metrics.counter("cycles", "Cycles by their end.", end=("ok", "failed"))
+        self._seconds = self.metrics.histogram("cycle_seconds", "Duration of cycles.")
+        self._row = self.metrics.gauge("failures_in_row", "Failed cycles since the last good one.")
+        self._good_at = self.metrics.gauge("last_good_cycle", "End of it, seconds since the epoch.")
+
+    def wake(self) -> None:
+        """Run the next cycle at once; after a failure, once the pause is over."""
+        self._wake.set()
+
+    def wake_from_thread(self) -> None:
+        """The same from another thread."""
+        loop = self._loop
+        if loop is not None:
+            # The loop may have ended in between; then there is nothing to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._wake.set)
+
+    def on_close(self, name: str, callback: Close) -> None:
+        """Call this when the daemon ends; what was added last is closed first."""
+        self._closers.append((name, callback))
+
+    def health(self) -> Health:
+        """Health now, for `observe.health`."""
+        began = self._cycle_began
+        limit = max(_LIVE_AFTER, self._timeout or 0.0)
+        turning = self.state != "stopped" and (began is None or time.monotonic() - began < limit)
+        ready = self.ready.is_set() and self.state == "running"
+        return Health(live=turning, ready=ready, details=self.status())
+
+    def status(self) -> dict[str, Any]:
+        """What the status file holds."""
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "state": self.state,
+            "ready": self.ready.is_set(),
+            "cycles": self.cycles,
+            "failures": self.failures,
+            "failures_in_row": self.failures_in_row,
+            "last_error": self.last_error,
+            "updated_at": round(time.time(), 3),
+        }
+
+    async def run(self) -> None:
+        """Run until the stop, then close everything in order.
+
+        Raises:
+            BaseException: One of the `fatal` errors, once everything is closed.
+        """
+        self._loop = asyncio.get_running_loop()
+        _log.info("service starts", service=self.name)
+        with self._signals():
+            try:
+                while not self.stop.is_set():
+                    self._wake.clear()
+                    pause = await self._turn()
+                    self._write_status()
+                    await self._pause(pause)
+            finally:
+                await self._close()
+
+    async def _turn(self) -> float:
+        """One cycle; returns the seconds until the next."""
+        began = self._cycle_began = time.monotonic()
+        try:
+            finished = await self._guarded_cycle()
+        except self._fatal as error:
+            self._failed(error)
+            _log.error("service can't go on", service=self.name, error=_describe(error))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next cycle may do better
+            return self._failed(error)
+        finally:
+            self._cycle_began = None
+            self._seconds.observe(time.monotonic() - began)
+        return self._succeeded() if finished else 0.0
+
+    async def _guarded_cycle(self) -> bool:
+        """The cycle with its time limit; False when a stop cut it off after the grace."""
+        work = asyncio.ensure_future(self._call_cycle())
+        stopping = asyncio.ensure_future(self.stop.wait())
+        self._running = work
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await asyncio.wait({work}, timeout=self._grace)
+            if not work.done():
+                _log.warning("cycle is cut off", service=self.name, grace=self._grace)
+                await _cancelled(work)
+                return False
+            if not work.cancelled():
+                work.result()
+                return True
+            if not self.stop.is_set():
+                raise RuntimeError("the cycle cancelled itself")
+            return False  # a second signal cut it off
+        finally:
+            self._running = None
+            await _cancelled(stopping)
+            # When the daemon itself is cancelled, no cycle may live on.
+            await _cancelled(work)
+
+    async def _call_cycle(self) -> None:
+        async with asyncio.timeout(self._timeout):
+            await self._cycle()
+
+    def _succeeded(self) -> float:
+        if self.failures_in_row:
+            _log.info("service works again", service=self.name, failures=self.failures_in_row)
+        self.cycles += 1
+        self.failures_in_row = 0
+        self.last_error = ""
+        self.state = "running"
+        self.ready.set()
+        self.metrics.add(self._ended, "ok")
+        self._row.set(0)
+        self._good_at.set_to_current_time()
+        return self._interval
+
+    def _failed(self, error: BaseException) -> float:
+        self.cycles += 1
+        self.failures += 1
+        self.failures_in_row += 1
+        self.last_error = redact_text(_describe(error))
+        self.state = "failing"
+        self.metrics.add(self._ended, "failed")
+        self._row.set(self.failures_in_row)
+        low, high = self._backoff
+        pause: float = min(high, low * 2.0 ** min(self.failures_in_row - 1, 30))
+        # Spread out, so that services that fail together do not come back together.
+        pause *= random.uniform(0.8, 1.0)  # noqa: S311
+        fields: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
+        if getattr(error, "hint", ""):
+            fields["hint"] = error.hint  # type: ignore[attr-defined]
+        if not isinstance(error, GridError | TimeoutError):
+            fields["exc_info"] = error  # nobody foresaw it: show where it came from
+        fields |= {"failures_in_row": self.failures_in_row, "retry_in": round(pause, 2)}
+        _log.error("cycle failed", service=self.name, **fields)
+        return pause
+
+    async def _pause(self, seconds: float) -> None:
+        events = [self.stop] if self.failures_in_row else [self.stop, self._wake]
+        waiting = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                await _cancelled(task)
+
+    async def _close(self) -> None:
+        self.state = "stopping"
+        for name, callback in reversed(self._closers):
+            try:
+                async with asyncio.timeout(self._grace):
+                    result = callback()
+                    if inspect.isawaitable(result):
+                        await result
+            except Exception as error:  # noqa: BLE001 - the others must still be closed
+                _log.error("close failed", service=self.name, part=name, error=_describe(error))
+        self._closers.clear()
+        self.state = "stopped"
+        self._write_status()
+        _log.info("service stopped", service=self.name, cycles=self.cycles)
+
+    def _write_status(self) -> None:
+        if self._status_file is None:
+            return
+        fresh = self._status_file.with_name(f".{self._status_file.name}.{os.getpid()}")
+        try:
+            fresh.write_text(json.dumps(self.status()))
+            fresh.replace(self._status_file)
+        except OSError as error:
+            # A full disk must not end a service that could still do its work.
+            _log.warning("status file not written", service=self.name, error=str(error))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        added = []
+        for number in _SIGNALS:
+            # Only the main thread takes signals; a service inside another program has its stop.
+            with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+                loop.add_signal_handler(number, self._on_signal, number)
+                added.append(number)
+        try:
+            yield
+        finally:
+            for number in added:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.stop.is_set() and self._running is not None:
+            _log.warning("second signal cuts the cycle off", service=self.name, signal=name)
+            self._running.cancel()
+            return
+        _log.info("service stops", service=self.name, signal=name)
+        self.stop.set()
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+async def _cancelled(task: asyncio.Future[Any]) -> None:
+    """End a task and wait until it has ended; its result is of no interest."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

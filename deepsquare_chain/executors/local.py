@@ -1,0 +1,166 @@
+"""Runs jobs as processes of this machine, each in a folder, group and session of its own.
+
+A run belongs to a small supervisor process, not to the daemon: the daemon may be killed and come
+back, and finds everything in `<state_dir>/runs/<key>/`. Runs are kept apart from each other and
+from the daemon's environment, but they are this user's processes and can read what it can read:
+give the daemon a user of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+from deepsquare_chain.executors.base import (
+    MAX_WALLTIME,
+    Executor,
+    ExecutorUnavailableError,
+    RunRefusedError,
+    RunSpec,
+    RunStatus,
+    check_key,
+    check_spec,
+)
+from deepsquare_chain.executors.leftovers import StubbornError
+from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
+from deepsquare_chain.executors.runs import HUNG, Runs
+from deepsquare_chain.job import Offer
+
+_START_PATIENCE: Final = 60.0  # seconds for a supervisor to take its run on a busy machine
+T = TypeVar("T")
+
+
+class LocalExecutor(Executor):
+    """Executor of one machine.
+
+    Args:
+        state_dir: Folder of the daemon; runs stand in `runs/` below it.
+        offer: Cpus, memory (MB) and gpus that runs may take together; may be changed any time.
+        min_free: MB that must be free on the disk before anything is called free.
+
+    Raises:
+        ExecutorUnavailableError: The folder can't be made or read.
+    """
+
+    queues = False
+
+    def __init__(self, state_dir: Path, offer: Offer, *, min_free: int = 64) -> None:
+        self.offer = offer
+        self._min_free = min_free
+        self._path = Path(os.path.abspath(state_dir)) / "runs"
+        with _typed(self._path):
+            self._runs = Runs(self._path)
+
+    async def submit(self, spec: RunSpec) -> str:
+        """Start the run and return its handle; a known key is adopted, never run twice.
+
+        Raises:
+            RunRefusedError: The specification can't be run.
+            ExecutorUnavailableError: It could not be started now. Either nothing of it is left,
+                or the next submit of the same key takes it up.
+        """
+        check_spec(spec)
+        taken = await self._call(self._runs.begin, spec)
+        deadline = time.monotonic() + _START_PATIENCE
+        while not taken:
+            if time.monotonic() > deadline:
+                raise ExecutorUnavailableError(
+                    f"Run {spec.key} did not start in {_START_PATIENCE:.0f} seconds",
+                    hint="The machine is overloaded; submit it again later.",
+                )
+            await asyncio.sleep(0.01)
+            taken = await self._call(self._runs.taken, spec.key)
+        return spec.key
+
+    async def find(self, key: str) -> str | None:
+        """Handle of the run with this key, None when it surely never began here."""
+        return key if await self._call(self._runs.begun, check_key(key)) else None
+
+    async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
+        """Status of each handle.
+
+        QUEUED is a run that no supervisor took: submit it again. UNKNOWN is one whose folder is
+        missing or can't be read.
+        """
+        wanted = list(handles)
+        return await asyncio.to_thread(lambda: {key: self._runs.poll(key) for key in wanted})
+
+    async def cancel(self, handle: str) -> None:
+        """End the run; returns when its processes are gone. An ended or unknown run is no error.
+
+        Raises:
+            ExecutorUnavailableError: The folder can't be used, or processes do not go away.
+        """
+        pending = await self._call(self._runs.ask_cancel, check_key(handle))
+        deadline = time.monotonic() + GRACE + HUNG
+        while pending:
+            await asyncio.sleep(0.03)
+            if time.monotonic() > deadline:
+                await self._call(self._runs.force_cancel, handle)
+                deadline = time.monotonic() + GRACE + HUNG
+            pending = await self._call(self._runs.is_live, handle)
+
+    async def extend(self, handle: str, walltime: int) -> None:
+        """Give the run `walltime` seconds in all, counted from its start.
+
+        Raises:
+            NotFoundError: No such run.
+            RunRefusedError: The walltime is out of range.
+        """
+        if not 1 <= walltime <= MAX_WALLTIME:
+            raise RunRefusedError(f"Run {handle}: a walltime of {walltime} seconds is out of range")
+        await self._call(self._runs.extend, check_key(handle), walltime)
+
+    async def capacity(self) -> Offer:
+        """Cpus, memory (MB) and gpus that are free: the offer minus every live run.
+
+        Nothing is free while the disk is nearly full or a run's needs can't be read.
+        """
+        return await self._call(self._runs.free, self.offer, self._min_free)
+
+    async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
+        """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.
+
+        The file only grows; of an endless one the end appears once the run has ended.
+
+        Raises:
+            NotFoundError: No such run.
+        """
+        span = max(0, offset), max(0, min(limit, OUTPUT_LIMIT))
+        return await self._call(self._runs.output, check_key(handle), *span)
+
+    async def keys(self) -> list[str]:
+        """Every run that has a folder, live or ended."""
+        return await self._call(self._runs.keys)
+
+    async def forget(self, handle: str) -> None:
+        """Remove an ended run with all that it left; nothing remembers its key any more.
+
+        Raises:
+            ExecutorError: The run has not ended.
+        """
+        await self._call(self._runs.forget, check_key(handle))
+
+    async def _call(self, work: Callable[..., T], *arguments: object) -> T:
+        def typed() -> T:
+            with _typed(self._path):
+                return work(*arguments)
+
+        return await asyncio.to_thread(typed)
+
+
+@contextlib.contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, StubbornError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ExecutorUnavailableError(
+            f"The local executor can't work in {path}: {reason}",
+            hint="Check the disk, its permissions and limits; it is tried again.",
+        ) from error

@@ -1,0 +1,362 @@
+"""All run folders of one machine: made, taken, looked at, ended, removed.
+
+Blocking; `local` calls it from threads. Methods raise OSError as the system gives it, and
+`StubbornError` for processes that do not go away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.executors import leftovers, procfs
+from deepsquare_chain.executors.base import (
+    ExecutorError,
+    ExecutorUnavailableError,
+    Exit,
+    RunRefusedError,
+    RunSpec,
+    RunState,
+    RunStatus,
+    check_key,
+)
+from deepsquare_chain.executors.leftovers import StubbornError
+from deepsquare_chain.executors.procfs import Identity
+from deepsquare_chain.executors.rundir import GRACE, RunFolder, read_bytes
+from deepsquare_chain.job import Offer
+from deepsquare_chain.observe import get_logger
+
+HUNG: Final = 8.0  # seconds beyond the grace after which a supervisor counts as hung
+_STALE: Final = 3600.0  # seconds after which a half-made folder belongs to nobody
+_MEGABYTE: Final = 1024 * 1024
+_SOURCE: Final = str(Path(__file__).resolve().parents[2])
+_log = get_logger(__name__)
+
+
+class Runs:
+    """The runs below one folder, which is made if it is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: dict[str, Exit] = {}
+        self._warned: set[str] = set()
+        self._control = threading.Lock()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sweep()
+
+    def folder(self, key: str) -> RunFolder:
+        """Folder of a key, which may not exist.
+
+        Raises:
+            RunRefusedError: The key is not a plain name.
+        """
+        return RunFolder(self.path / check_key(key))
+
+    # -- starting
+
+    def begin(self, spec: RunSpec) -> bool:
+        """Make the run unless it is there, and start its supervisor; True once it is taken."""
+        folder = self.folder(spec.key)
+        if not self._exists(folder):
+            self._make(folder, spec)
+        if folder.owner() is not None:
+            return True
+        self._start(folder)
+        return False
+
+    def taken(self, key: str) -> bool:
+        """Whether a supervisor took the run.
+
+        Raises:
+            ExecutorUnavailableError: The supervisor could not; nothing of the run is left.
+        """
+        folder = self.folder(key)
+        child = self._children.get(key)
+        failed = child is not None and child.poll() is not None
+        if folder.owner() is not None:
+            return True
+        if not failed:
+            return False
+        log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
+        if self._withdraw(folder):
+            self._remove(folder)
+        reason = log.splitlines()[-1][:200] if log else "its supervisor ended"
+        raise ExecutorUnavailableError(f"Run {key} could not be started: {reason}")
+
+    def _make(self, folder: RunFolder, spec: RunSpec) -> None:
+        fresh = RunFolder(self.path / f".new-{secrets.token_hex(8)}")
+        wanted = spec.resources
+        record = {
+            "key": spec.key,
+            "env": dict(spec.env),
+            "walltime": spec.walltime,
+            "cpus": wanted.cpus,
+            "memory": wanted.memory,
+            "gpus": wanted.gpus,
+        }
+        try:
+            fresh.fill(record, spec.script, spec.walltime)
+            # A folder appears under its key complete or not at all, and only once.
+            _rename_new(fresh.path, folder.path)
+        finally:
+            _remove_tree(fresh.path)
+
+    def _start(self, folder: RunFolder) -> None:
+        env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
+        if "LD_LIBRARY_PATH" in os.environ:  # some Pythons need it to start at all
+            env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+        # Without site packages and working folder: quick to start, and nobody else's modules.
+        command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE]
+        with folder.log.open("ab") as log:
+            self._children[folder.key] = subprocess.Popen(
+                [*command, str(folder.path)],
+                cwd="/",
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _withdraw(self, folder: RunFolder) -> bool:
+        """Take a run that nobody took, so that nobody ever does."""
+        return folder.claim(Identity(0, 0, procfs.boot_id()), "")
+
+    # -- looking
+
+    def begun(self, key: str) -> bool:
+        """Whether this run ever began here."""
+        folder = self.folder(key)
+        return self._exists(folder) and folder.owner() is not None
+
+    def poll(self, key: str) -> RunStatus:
+        """Status of a run; UNKNOWN, with one line in the log, where it can't be told."""
+        known = self._ended.get(key)
+        if known is not None:
+            return RunStatus(RunState.ENDED, known)
+        try:
+            return self._status(self.folder(key))
+        except (OSError, RunRefusedError, StubbornError) as error:
+            self._warn(key, error)
+            return RunStatus(RunState.UNKNOWN)
+
+    def is_live(self, key: str) -> bool:
+        """Whether anything of the run is, or will be, at work; even without its folder."""
+        folder = self.folder(key)
+        if not self._exists(folder):
+            return leftovers.supervisor_of(folder) is not None
+        return self._status(folder).state is not RunState.ENDED
+
+    def output(self, key: str, offset: int, limit: int) -> bytes:
+        """Part of what the run printed.
+
+        Raises:
+            NotFoundError: No such run.
+        """
+        folder = self.folder(key)
+        self._require(folder)
+        try:
+            return read_bytes(folder.output, offset, limit)
+        except FileNotFoundError:
+            return b""
+
+    def keys(self) -> list[str]:
+        """Keys of all run folders."""
+        found = []
+        for entry in os.scandir(self.path):
+            with contextlib.suppress(RunRefusedError):
+                if entry.is_dir(follow_symlinks=False):
+                    found.append(check_key(entry.name))
+        return sorted(found)
+
+    def free(self, offer: Offer, min_free: int) -> Offer:
+        """The offer minus live runs; nothing below `min_free` MB of disk, or when unsure."""
+        nothing = Offer(cpus=0, memory=0, gpus=0)
+        if shutil.disk_usage(self.path).free < min_free * _MEGABYTE:
+            self._warn("disk", OSError(f"less than {min_free} MB are free in {self.path}"))
+            return nothing
+        self._warned.discard("disk")
+        cpus, memory, gpus = offer.cpus, offer.memory, offer.gpus
+        for key in self.keys():
+            if self.poll(key).state is RunState.ENDED:
+                continue
+            try:
+                spec = self.folder(key).spec()
+                used = int(spec["cpus"]), int(spec["memory"]), int(spec["gpus"])
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                self._warn(key, error)
+                return nothing
+            cpus, memory, gpus = cpus - used[0], memory - used[1], gpus - used[2]
+        return Offer(cpus=max(0, cpus), memory=max(0, memory), gpus=max(0, gpus))
+
+    def _status(self, folder: RunFolder) -> RunStatus:
+        self._reap()
+        folder.path.stat()
+        owner = folder.owner()
+        if owner is None:
+            return RunStatus(RunState.QUEUED)
+        # An exit record counts only once its writer is gone: the job could have put it there.
+        if self._is_running(folder, *owner):
+            return RunStatus(RunState.RUNNING)
+        ended = _as_exit(leftovers.conclude(folder, owner[1]))
+        if ended.reason == "lost":
+            _log.warning("run ended without its supervisor", run=folder.key)
+        self._ended[folder.key] = ended
+        self._warned.discard(folder.key)
+        return RunStatus(RunState.ENDED, ended)
+
+    def _is_running(self, folder: RunFolder, owner: Identity, token: str) -> bool:
+        process = procfs.find(owner)
+        if process is None:
+            return False
+        if process.state in "Tt":
+            # A job may stop its supervisor to outlive its walltime.
+            procfs.send(owner, signal.SIGCONT)
+        if _is_overdue(folder):
+            self._force(folder, owner, token, "walltime")
+            return False
+        return True
+
+    # -- ending
+
+    def extend(self, key: str, walltime: int) -> None:
+        """Set the walltime, in seconds from the start.
+
+        Raises:
+            NotFoundError: No such run.
+        """
+        folder = self.folder(key)
+        self._require(folder)
+        with self._control:
+            folder.set_control(walltime=walltime)
+
+    def ask_cancel(self, key: str) -> bool:
+        """Ask for the run's end; True when there is an end to wait for."""
+        folder = self.folder(key)
+        if not self._exists(folder):
+            owner = leftovers.supervisor_of(folder)
+            if owner is not None:
+                procfs.send(owner, signal.SIGTERM)
+            return owner is not None
+        if folder.owner() is None:
+            self._withdraw(folder)
+        if self._status(folder).state is RunState.ENDED:
+            return False
+        with self._control:
+            folder.set_control(cancel=True)
+        return True
+
+    def force_cancel(self, key: str) -> None:
+        """End the run without its supervisor's help."""
+        folder = self.folder(key)
+        owner = folder.owner() if self._exists(folder) else None
+        if owner is not None:
+            self._force(folder, *owner, "cancelled")
+
+    def forget(self, key: str) -> None:
+        """Remove an ended run.
+
+        Raises:
+            ExecutorError: It has not ended.
+        """
+        folder = self.folder(key)
+        if not self._exists(folder):
+            return
+        if self.poll(key).state is not RunState.ENDED:
+            raise ExecutorError(f"Run {key} has not ended", hint="Cancel it first.")
+        self._remove(folder)
+
+    def _force(self, folder: RunFolder, owner: Identity, token: str, reason: str) -> None:
+        _log.warning("supervisor does not react, ending its run", run=folder.key, reason=reason)
+        leftovers.take_down(folder, owner, token, reason)
+
+    def _remove(self, folder: RunFolder) -> None:
+        gone = self.path / f".gone-{secrets.token_hex(8)}"
+        folder.path.rename(gone)
+        self._ended.pop(folder.key, None)
+        _remove_tree(gone)
+
+    def _sweep(self) -> None:
+        """Remove folders that were never finished or only half removed."""
+        for entry in os.scandir(self.path):
+            stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
+            if entry.name.startswith(".gone-") or (entry.name.startswith(".new-") and stale):
+                _remove_tree(Path(entry.path))
+
+    # -- small things
+
+    def _exists(self, folder: RunFolder) -> bool:
+        """Whether the run has a folder; an unreadable place is an error, never a no."""
+        try:
+            folder.path.stat()
+        except FileNotFoundError:
+            self.path.stat()
+            return False
+        return True
+
+    def _require(self, folder: RunFolder) -> None:
+        if not self._exists(folder):
+            raise NotFoundError(f"There is no run {folder.key} on this machine")
+
+    def _reap(self) -> None:
+        for key, child in list(self._children.items()):
+            if child.poll() is not None:
+                self._children.pop(key, None)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            _log.warning("local executor can't tell", run=name, error=str(error))
+
+
+def _is_overdue(folder: RunFolder) -> bool:
+    try:
+        job, walltime = folder.job(), float(folder.control()["walltime"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return False  # spoilt by the job; the supervisor knows its limits by heart
+    return job is not None and time.monotonic() - job[2] > walltime + GRACE + HUNG
+
+
+def _as_exit(record: Mapping[str, Any]) -> Exit:
+    try:
+        return Exit(
+            code=int(record["code"]),
+            reason=str(record["reason"]),
+            seconds=int(record["seconds"]),
+            started_at=float(record["started_at"]),
+            ended_at=float(record["ended_at"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise OSError("the exit record is damaged") from None
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        # Another submit of the same key came first: its folder is the run.
+        if not target.is_dir():
+            raise
+
+
+def _remove_tree(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        # A job may have closed its folders even to their owner.
+        for place, folders, _ in os.walk(path):
+            for name in folders:
+                with contextlib.suppress(OSError):
+                    os.chmod(os.path.join(place, name), 0o700, follow_symlinks=False)
+        shutil.rmtree(path, ignore_errors=True)

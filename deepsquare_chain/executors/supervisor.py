@@ -1,0 +1,277 @@
+"""Runs one batch script to its end and leaves an exit record: `supervisor.py FOLDER`.
+
+It lives in a session of its own and outlives the daemon that started it. It is the subreaper of
+everything the script starts, so no descendant can leave it: when the kernel says that it has no
+child left, the run's processes are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import math
+import os
+import resource
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors.keeper import OutputKeeper
+from deepsquare_chain.executors.rundir import GRACE, MARK, OUTPUT_LIMIT, RunFolder, exit_record
+
+TICK: Final = 0.25
+_SWEEP: Final = 0.05
+_MEGABYTE: Final = 1024 * 1024
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PIPE_BYTES: Final = 256 * 1024
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TAKEN: Final = 3
+
+
+class Supervisor:
+    """One run, from its claim to its exit record."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        spec = folder.spec()
+        self._folder = folder
+        self._env: dict[str, str] = spec["env"]
+        self._memory = int(spec["memory"]) * _MEGABYTE
+        self._token = secrets.token_hex(16)
+        self._reserved = folder.reserve_exit()
+        self._walltime = int(spec["walltime"])
+        self._cancelled = False
+        self._next_look = 0.0
+        self._control_seen = (0, 0)
+        self._pid = 0
+        self._status: int | None = None
+        self._failure = ""
+        self._pipe, self._alarm = -1, -1
+        self._keeper: OutputKeeper | None = None
+
+    def claim(self) -> bool:
+        """Take the run; False when another supervisor, or a cancel, came first."""
+        if self._folder.claim(procfs.identify(os.getpid()), self._token):
+            return True
+        self._reserved.unlink(missing_ok=True)
+        return False
+
+    def run(self) -> None:
+        """Run the script to its end and record it."""
+        self._alarm = self._listen()
+        self._started_at, self._started = time.time(), time.monotonic()
+        self._open_output()
+        reason = ""
+        if self._spawn():
+            reason = self._watch()
+            self._end_tree()
+        seconds = math.ceil(time.monotonic() - self._started)
+        self._drain()
+        if self._keeper is not None:
+            self._keeper.close()
+        self._record(*self._verdict(reason), seconds)
+
+    def _listen(self) -> int:
+        """Make signals wake the loop; their handlers fall away when the script is executed."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_term)
+        return read
+
+    def _on_term(self, *_: object) -> None:
+        self._cancelled = True
+
+    def _open_output(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            self._keeper = OutputKeeper(os.open(self._folder.output, flags, 0o600), OUTPUT_LIMIT)
+
+    def _spawn(self) -> bool:
+        """Start the script in a session, folder and environment of its own."""
+        self._pipe, sink = os.pipe()
+        os.set_blocking(self._pipe, False)
+        with contextlib.suppress(OSError):
+            # Fewer, larger reads for a job that prints without end.
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        try:
+            child = subprocess.Popen(
+                ["/bin/bash", str(self._folder.script)],
+                cwd=self._folder.work,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._failure = f"The script could not be started: {error.strerror}\n"
+            return False
+        finally:
+            os.close(sink)
+        self._pid = child.pid
+        # Children are reaped here, by number; the object must not wait for its own.
+        child.returncode = 0
+        # Without this record a dead supervisor's job is still found by its mark.
+        with contextlib.suppress(OSError):
+            self._folder.set_job(procfs.identify(child.pid), self._started_at, self._started)
+        return True
+
+    def _environment(self) -> dict[str, str]:
+        base = {"PATH": _PATH, "HOME": str(self._folder.work), "LANG": "C.UTF-8"}
+        return base | self._env | {MARK: self._token}
+
+    def _watch(self) -> str:
+        """Wait for the script's end or for a cause to end it, which is returned."""
+        while True:
+            self._reap()
+            if self._status is not None:
+                return ""
+            cause = self._cause()
+            if cause:
+                return cause
+            self._wait(max(self._next_look - time.monotonic(), 0.0))
+
+    def _cause(self) -> str:
+        now = time.monotonic()
+        # Output wakes the loop far more often than anything here can change.
+        if now < self._next_look and not self._cancelled:
+            return ""
+        self._read_control()
+        if self._cancelled:
+            return "cancelled"
+        if now - self._started >= self._walltime:
+            return "walltime"
+        self._next_look = now + min(TICK, self._started + self._walltime - now)
+        if procfs.resident(procfs.descendants(os.getpid())) > self._memory:
+            return "memory"
+        return ""
+
+    def _read_control(self) -> None:
+        # A control file that a job removed or spoiled changes nothing.
+        with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+            info = (self._folder.path / "control.json").stat()
+            seen = (info.st_ino, info.st_mtime_ns)
+            if seen != self._control_seen:
+                control = self._folder.control()
+                self._walltime = int(control["walltime"])
+                self._cancelled = self._cancelled or bool(control["cancel"])
+                self._control_seen = seen
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep until a signal, output, or the time is over; output is taken in."""
+        watched = [self._alarm] if self._pipe < 0 else [self._alarm, self._pipe]
+        ready, _, _ = select.select(watched, (), (), seconds)
+        if self._alarm in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._alarm, 4096)
+        if self._pipe in ready:
+            self._pump()
+
+    def _pump(self) -> bool:
+        """Take in one piece of output; False when there is none."""
+        try:
+            data = os.read(self._pipe, _PIPE_BYTES)
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return False
+            data = b""
+        if data:
+            if self._keeper is not None:
+                self._keeper.take(data)
+            return True
+        os.close(self._pipe)
+        self._pipe = -1
+        return False
+
+    def _drain(self) -> None:
+        # Bounded, because a descriptor may have been handed to a process elsewhere.
+        for _ in range(64):
+            if self._pipe < 0 or not self._pump():
+                break
+        if self._failure and self._keeper is not None:
+            self._keeper.take(self._failure.encode())
+
+    def _reap(self) -> bool:
+        """Collect ended children; True while any process of the run is left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._pid:
+                self._status = status
+
+    def _end_tree(self) -> None:
+        """End whatever is left: TERM, and KILL after the grace, until nothing is there."""
+        if not self._reap():
+            return
+        left = procfs.descendants(os.getpid())
+        procfs.signal_trees(left, signal.SIGTERM)
+        # A stopped process takes its TERM only when it goes on.
+        procfs.signal_trees(left, signal.SIGCONT)
+        patience = time.monotonic() + GRACE
+        while self._reap():
+            if time.monotonic() >= patience:
+                procfs.signal_trees(procfs.descendants(os.getpid()), signal.SIGKILL)
+            self._wait(_SWEEP)
+
+    def _verdict(self, reason: str) -> tuple[int, str]:
+        if self._status is None:
+            return 126, reason or "exited"
+        code = os.waitstatus_to_exitcode(self._status)
+        if code < 0:
+            return 128 - code, reason or "signalled"
+        # A script that traps TERM and exits 0 was still stopped.
+        return (code or 128 + signal.SIGTERM if reason else code), reason or "exited"
+
+    def _record(self, code: int, reason: str, seconds: int) -> None:
+        record = exit_record(code, reason, seconds, self._started_at, time.time())
+        place: Path | None = self._reserved
+        pause = 0.1
+        while self._folder.path.is_dir():
+            try:
+                self._folder.set_exit(record, place)
+            except OSError:
+                # The reserved file may be gone; the end must not be lost while there is a folder.
+                place = None
+                time.sleep(pause)
+                pause = min(pause * 2, 10.0)
+            else:
+                return
+
+
+def _become_subreaper() -> None:
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "can't become the subreaper of the run")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the folder named by the only argument; 3 when the run was taken before."""
+    os.umask(0o077)
+    _become_subreaper()
+    # A core dump would land in the state folder, unbounded.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    supervisor = Supervisor(RunFolder(Path(arguments[0])))
+    if not supervisor.claim():
+        return TAKEN
+    supervisor.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
