@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 import typer
 
 from deepsquare_chain.cli.output import Format, Printer
-from deepsquare_chain.customer.plain import plain
+from deepsquare_chain.client.plain import plain
 from deepsquare_chain.errors import GridError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import IO, Any
 
 from deepsquare_chain.credits import format_credits, hourly
-from deepsquare_chain.customer.plain import plain
+from deepsquare_chain.client.plain import plain
 
 
 class Format(StrEnum):

@@ -1,1 +1,0 @@
-"""What a customer does: check a job, pay for it, watch it, end it."""
