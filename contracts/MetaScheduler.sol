@@ -13,6 +13,7 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {IMetaScheduler} from "./interfaces/IMetaScheduler.sol";
 import {IProviderRegistry} from "./interfaces/IProviderRegistry.sol";
 import {Billing} from "./libraries/Billing.sol";
+import {Capacity, Tariff} from "./libraries/Capacity.sol";
 import {JobLifecycle} from "./libraries/JobLifecycle.sol";
 import {JobRecord, Money, Moves} from "./libraries/JobRecord.sol";
 import {
@@ -26,7 +27,7 @@ import {
     Report,
     Timeouts
 } from "./types/JobTypes.sol";
-import {Capacity, ProviderStatus} from "./types/ProviderTypes.sol";
+import {ProviderStatus} from "./types/ProviderTypes.sol";
 
 /// @title Meta-scheduler: jobs, status machine and escrow in one place
 /// @notice See `IMetaScheduler`.
@@ -103,9 +104,9 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
 
     // ------------------------------------------------------------------ memory
 
-    /// @dev What a batch has done so far, and why its first refused item was refused.
+    /// @dev How many items of a batch were refused, and why the first one was.
     struct Batch {
-        uint256 applied;
+        uint256 refused;
         bytes4 reason;
         uint256 jobId;
         JobStatus from;
@@ -127,6 +128,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         address account;
         bytes4 refusal;
         Capacity capacity;
+        Tariff tariff;
     }
 
     // ------------------------------------------------------------- constructor
@@ -202,7 +204,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         for (uint256 i = 0; i < jobIds.length; ++i) {
             _cancel(jobIds[i], batch, due);
         }
-        _requireApplied(batch);
+        _requireApplied(batch, jobIds.length);
         _pay(due);
     }
 
@@ -237,14 +239,16 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     function metaSchedule(Assignment[] calldata assignments) external onlyRole(METASCHEDULER_ROLE) {
         Batch memory batch;
         uint256 fee = feeBps;
+        uint256 items;
         for (uint256 i = 0; i < assignments.length; ++i) {
             Candidate memory candidate = _candidate(assignments[i].providerId);
             uint256[] calldata jobIds = assignments[i].jobIds;
+            items += jobIds.length;
             for (uint256 k = 0; k < jobIds.length; ++k) {
                 _assign(jobIds[k], candidate, fee, false, batch);
             }
         }
-        _requireApplied(batch);
+        _requireApplied(batch, items);
     }
 
     // --------------------------------------------------------------- providers
@@ -257,7 +261,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         for (uint256 i = 0; i < jobIds.length; ++i) {
             _assign(jobIds[i], candidate, fee, true, batch);
         }
-        _requireApplied(batch);
+        _requireApplied(batch, jobIds.length);
     }
 
     /// @inheritdoc IMetaScheduler
@@ -277,7 +281,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         for (uint256 i = 0; i < reports.length; ++i) {
             _finish(reports[i], batch, due);
         }
-        _requireApplied(batch);
+        _requireApplied(batch, reports.length);
         _pay(due);
     }
 
@@ -299,7 +303,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         for (uint256 i = 0; i < jobIds.length; ++i) {
             _requeue(jobIds[i], reason, batch);
         }
-        _requireApplied(batch);
+        _requireApplied(batch, jobIds.length);
     }
 
     /// @inheritdoc IMetaScheduler
@@ -309,7 +313,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         for (uint256 i = 0; i < jobIds.length; ++i) {
             _panic(jobIds[i], reason, batch, due);
         }
-        _requireApplied(batch);
+        _requireApplied(batch, jobIds.length);
         _pay(due);
     }
 
@@ -416,9 +420,9 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         Record storage record = _records[jobId];
         Moves moves = record.moves;
         if (moves.status() != JobStatus.PENDING) return (false, InvalidTransition.selector);
-        (Capacity memory capacity, bytes4 refusal) = _standing(providerId);
-        if (refusal != 0) return (false, refusal);
-        (, reason) = _offerFor(jobId, moves, record.money, providerId, capacity);
+        Candidate memory candidate = _standing(providerId);
+        if (candidate.refusal != 0) return (false, candidate.refusal);
+        (, reason) = _offerFor(jobId, moves, record.money, candidate);
         eligible = reason == 0;
     }
 
@@ -471,9 +475,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
                 record.money = money;
                 record.definition = definitions[k];
                 _emitSubmitted(jobId, definitions[k], data);
-                emit JobTransition(
-                    jobId, msg.sender, address(0), JobStatus.NONE, JobStatus.PENDING
-                );
+                _emitTransition(jobId, msg.sender, address(0), JobStatus.NONE, JobStatus.PENDING);
             }
             total += terms.amount * definitions.length;
         }
@@ -514,22 +516,18 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     ) private {
         Record storage record = _records[jobId];
         Moves moves = record.moves;
-        if (moves.status() != JobStatus.PENDING) {
-            _refuse(batch, jobId, moves, JobStatus.META_SCHEDULED, InvalidTransition.selector);
-            return;
-        }
+        if (!_canMove(jobId, moves, JobStatus.META_SCHEDULED, batch)) return;
         Money money = record.money;
         bytes4 refusal = candidate.refusal;
         uint256 rate;
         if (refusal == 0 && bySelf) refusal = _selfRefusal(jobId, candidate.id, moves);
         if (refusal == 0) {
-            (rate, refusal) = _offerFor(jobId, moves, money, candidate.id, candidate.capacity);
+            (rate, refusal) = _offerFor(jobId, moves, money, candidate);
         }
         if (refusal != 0) {
             _refuse(batch, jobId, moves, JobStatus.META_SCHEDULED, refusal);
             return;
         }
-        ++batch.applied;
         record.money = money.withPrice(rate, fee);
         _move(
             jobId,
@@ -553,11 +551,10 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
             } else if (_accountOf(moves) != msg.sender) {
                 _refuse(batch, jobId, moves, to, NotAssignedProvider.selector);
             } else {
-                ++batch.applied;
-                _move(jobId, record, moves, msg.sender, to);
+                        _move(jobId, record, moves, msg.sender, to);
             }
         }
-        _requireApplied(batch);
+        _requireApplied(batch, jobIds.length);
     }
 
     function _finish(Report calldata report, Batch memory batch, Payments memory due) private {
@@ -565,12 +562,11 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         Record storage record = _records[jobId];
         Moves moves = record.moves;
         JobStatus to = report.exitCode == 0 ? JobStatus.FINISHED : JobStatus.FAILED;
-        bytes4 refusal = _finishRefusal(report, moves, to);
-        if (refusal != 0) {
-            _refuse(batch, jobId, moves, to, refusal);
+        if (!_canMove(jobId, moves, to, batch)) return;
+        if (_accountOf(moves) != msg.sender) {
+            _refuse(batch, jobId, moves, to, NotAssignedProvider.selector);
             return;
         }
-        ++batch.applied;
         (uint256 billed, bool spent) = _billed(moves, record.money, report.secondsUsed);
         if (spent) to = JobStatus.OUT_OF_CREDITS;
         _move(jobId, record, moves, msg.sender, to);
@@ -580,29 +576,14 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         _owe(due, moves.customer(), refund);
     }
 
-    function _finishRefusal(Report calldata report, Moves moves, JobStatus to)
-        private
-        view
-        returns (bytes4)
-    {
-        if (!JobLifecycle.canTransition(moves.status(), to)) return InvalidTransition.selector;
-        if (_accountOf(moves) != msg.sender) return NotAssignedProvider.selector;
-        if (bytes(report.reason).length > MAX_REASON_LENGTH) return ReasonTooLong.selector;
-        return 0;
-    }
-
     function _cancel(uint256 jobId, Batch memory batch, Payments memory due) private {
         Record storage record = _records[jobId];
         Moves moves = record.moves;
-        if (!JobLifecycle.canTransition(moves.status(), JobStatus.CANCELLED)) {
-            _refuse(batch, jobId, moves, JobStatus.CANCELLED, InvalidTransition.selector);
-            return;
-        }
+        if (!_canMove(jobId, moves, JobStatus.CANCELLED, batch)) return;
         if (moves.customer() != msg.sender) {
             _refuse(batch, jobId, moves, JobStatus.CANCELLED, NotCustomer.selector);
             return;
         }
-        ++batch.applied;
         address provider = _accountOf(moves);
         uint256 billed;
         if (moves.status() == JobStatus.RUNNING && !_isLost(moves, record.money)) {
@@ -617,23 +598,24 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     function _requeue(uint256 jobId, string calldata reason, Batch memory batch) private {
         Record storage record = _records[jobId];
         Moves moves = record.moves;
-        JobStatus status = moves.status();
+        if (moves.status() == JobStatus.NONE) {
+            // The table has NONE to PENDING as well, which is birth and nobody's requeue.
+            _refuse(batch, jobId, moves, JobStatus.PENDING, InvalidTransition.selector);
+            return;
+        }
+        if (!_canMove(jobId, moves, JobStatus.PENDING, batch)) return;
         address provider = _accountOf(moves);
         bool inTime = block.timestamp <= moves.since() + _claimTimeout;
         bytes4 refusal;
-        // The table has NONE to PENDING as well, which is birth and nobody's requeue.
-        if (status == JobStatus.NONE || !JobLifecycle.canTransition(status, JobStatus.PENDING)) {
-            refusal = InvalidTransition.selector;
-        } else if (bytes(reason).length > MAX_REASON_LENGTH) {
+        if (bytes(reason).length > MAX_REASON_LENGTH) {
             refusal = ReasonTooLong.selector;
-        } else if (msg.sender != provider && !_mayRequeue(moves, status, inTime)) {
+        } else if (msg.sender != provider && !_mayRequeue(moves, inTime)) {
             refusal = TooEarly.selector;
         }
         if (refusal != 0) {
             _refuse(batch, jobId, moves, JobStatus.PENDING, refusal);
             return;
         }
-        ++batch.applied;
         if (msg.sender != provider || !inTime) isBarred[jobId][moves.providerId()] = true;
         record.money = record.money.withPrice(0, 0);
         _move(jobId, record, moves.withProvider(0), provider, JobStatus.PENDING);
@@ -648,13 +630,13 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     ) private {
         Record storage record = _records[jobId];
         Moves moves = record.moves;
+        if (!_canMove(jobId, moves, JobStatus.PANICKED, batch)) return;
         address provider = _accountOf(moves);
         bytes4 refusal = _panicRefusal(moves, record.money, provider, bytes(reason).length);
         if (refusal != 0) {
             _refuse(batch, jobId, moves, JobStatus.PANICKED, refusal);
             return;
         }
-        ++batch.applied;
         bool carriedOn = moves.status() == JobStatus.RUNNING && moves.retriesLeft() > 0;
         _move(jobId, record, moves, provider, JobStatus.PANICKED);
         emit JobPanicked(jobId, msg.sender, _spoken(moves, provider, reason));
@@ -671,9 +653,6 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         view
         returns (bytes4)
     {
-        if (!JobLifecycle.canTransition(moves.status(), JobStatus.PANICKED)) {
-            return InvalidTransition.selector;
-        }
         if (reasonLength > MAX_REASON_LENGTH) return ReasonTooLong.selector;
         if (msg.sender == provider) return 0;
         if (moves.status() != JobStatus.RUNNING) return NotAssignedProvider.selector;
@@ -691,14 +670,22 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         next.definition = record.definition;
         _retryOf[successor] = jobId;
         emit JobRetried(jobId, successor, money.escrow());
-        emit JobTransition(
-            successor, moves.customer(), address(0), JobStatus.NONE, JobStatus.PENDING
-        );
+        _emitTransition(successor, moves.customer(), address(0), JobStatus.NONE, JobStatus.PENDING);
     }
 
     // ------------------------------------------------- internal: what is shared
 
-    /// @dev The one place where a status changes: asks the table, writes, and tells.
+    /// @dev The one guard: whether the table has the arrow. Refuses the item where it has not.
+    function _canMove(uint256 jobId, Moves moves, JobStatus to, Batch memory batch)
+        private
+        returns (bool)
+    {
+        if (JobLifecycle.canTransition(moves.status(), to)) return true;
+        _refuse(batch, jobId, moves, to, InvalidTransition.selector);
+        return false;
+    }
+
+    /// @dev The one place where a status changes, once `_canMove` has let it pass: writes, and tells.
     function _move(
         uint256 jobId,
         Record storage record,
@@ -706,10 +693,8 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         address provider,
         JobStatus to
     ) private {
-        JobStatus from = moves.status();
-        if (!JobLifecycle.canTransition(from, to)) revert InvalidTransition(jobId, from, to);
         record.moves = moves.moved(to);
-        emit JobTransition(jobId, moves.customer(), provider, from, to);
+        _emitTransition(jobId, moves.customer(), provider, moves.status(), to);
     }
 
     /// @dev Divides an escrow: cost to provider and treasury, the rest back. Billed seconds are within the
@@ -746,24 +731,22 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     }
 
     /// @dev Rate of a job at a provider in good standing, or why it can't go there.
-    function _offerFor(
-        uint256 jobId,
-        Moves moves,
-        Money money,
-        uint16 providerId,
-        Capacity memory capacity
-    ) private view returns (uint256 rate, bytes4 refusal) {
-        if (moves.isSuccessor() && _isExcluded(jobId, providerId)) {
+    function _offerFor(uint256 jobId, Moves moves, Money money, Candidate memory candidate)
+        private
+        view
+        returns (uint256 rate, bytes4 refusal)
+    {
+        if (moves.isSuccessor() && _isExcluded(jobId, candidate.id)) {
             return (0, ProviderExcluded.selector);
         }
         uint256 tasks = money.tasks();
         uint256 cpusPerTask = money.cpusPerTask();
         uint256 memPerCpu = moves.memPerCpu();
         uint256 gpus = money.gpus();
-        if (!Billing.fits(capacity.hardware, capacity.offer, tasks, cpusPerTask, memPerCpu, gpus)) {
+        if (!Billing.fits(candidate.capacity, tasks, cpusPerTask, memPerCpu, gpus)) {
             return (0, DoesNotFit.selector);
         }
-        rate = Billing.rateOf(capacity.prices, tasks, cpusPerTask, memPerCpu, gpus);
+        rate = Billing.rateOf(candidate.tariff, tasks, cpusPerTask, memPerCpu, gpus);
         if (rate == 0 || rate > type(uint72).max) return (0, RateOutOfRange.selector);
         if (rate * money.timeLimit() > money.escrow()) return (0, OverBudget.selector);
     }
@@ -785,28 +768,27 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         return isBarred[jobId][providerId] ? ProviderExcluded.selector : bytes4(0);
     }
 
-    function _standing(uint16 providerId)
-        private
-        view
-        returns (Capacity memory capacity, bytes4 refusal)
-    {
-        capacity = registry.capacityOf(providerId);
+    function _standing(uint16 providerId) private view returns (Candidate memory candidate) {
+        candidate.id = providerId;
+        (Capacity capacity, Tariff tariff) = registry.capacityOf(providerId);
+        ProviderClock storage clock = _clocks[providerId];
+        candidate.account = clock.account;
+        candidate.capacity = capacity;
+        candidate.tariff = tariff;
         if (
-            capacity.status != ProviderStatus.ACTIVE || capacity.approvedUntil < block.timestamp
+            capacity.statusOf(tariff) != ProviderStatus.ACTIVE
+                || capacity.approvedUntil() < block.timestamp
         ) {
-            refusal = ProviderNotActive.selector;
-        } else if (_isSilent(_clocks[providerId])) {
-            refusal = ProviderSilent.selector;
+            candidate.refusal = ProviderNotActive.selector;
+        } else if (_isSilent(clock)) {
+            candidate.refusal = ProviderSilent.selector;
         }
     }
 
     /// @dev Remembers a provider's address at its first assignment, so that its later calls need no registry.
     function _candidate(uint16 providerId) private returns (Candidate memory candidate) {
-        candidate.id = providerId;
-        (candidate.capacity, candidate.refusal) = _standing(providerId);
-        if (candidate.refusal != 0) return candidate;
-        candidate.account = _clocks[providerId].account;
-        if (candidate.account == address(0)) {
+        candidate = _standing(providerId);
+        if (candidate.account == address(0) && candidate.refusal == 0) {
             candidate.account = registry.accountOf(providerId);
             _clocks[providerId].account = candidate.account;
         }
@@ -835,8 +817,8 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     }
 
     /// @dev Whether a caller other than the provider may requeue now.
-    function _mayRequeue(Moves moves, JobStatus status, bool inTime) private view returns (bool) {
-        if (status == JobStatus.META_SCHEDULED) return !inTime;
+    function _mayRequeue(Moves moves, bool inTime) private view returns (bool) {
+        if (moves.status() == JobStatus.META_SCHEDULED) return !inTime;
         if (
             !inTime
                 && (msg.sender == moves.customer() || hasRole(METASCHEDULER_ROLE, msg.sender))
@@ -860,7 +842,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     function _refuse(Batch memory batch, uint256 jobId, Moves moves, JobStatus to, bytes4 reason)
         private
     {
-        if (batch.reason == 0) {
+        if (batch.refused++ == 0) {
             batch.reason = reason;
             batch.jobId = jobId;
             batch.from = moves.status();
@@ -870,10 +852,10 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     }
 
     /// @dev Reverts with the first item's reason where nothing was applied.
-    function _requireApplied(Batch memory batch) private pure {
-        if (batch.applied != 0) return;
+    function _requireApplied(Batch memory batch, uint256 items) private pure {
+        if (items > batch.refused) return;
+        if (items == 0) revert EmptyBatch();
         bytes4 reason = batch.reason;
-        if (reason == 0) revert EmptyBatch();
         uint256 jobId = batch.jobId;
         if (reason == InvalidTransition.selector) {
             revert InvalidTransition(jobId, batch.from, batch.to);
@@ -951,6 +933,23 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         bytes32 topic = JobSubmitted.selector;
         assembly ("memory-safe") {
             log4(add(data, 32), mload(data), topic, jobId, caller(), definition)
+        }
+    }
+
+    /// @dev `JobTransition` from scratch memory: it is the most frequent event by far.
+    function _emitTransition(
+        uint256 jobId,
+        address customer,
+        address provider,
+        JobStatus from,
+        JobStatus to
+    ) private {
+        bytes32 topic = JobTransition.selector;
+        assembly ("memory-safe") {
+            mstore(0, from)
+            mstore(32, to)
+            // Upper bits of a narrow value are not promised to be clean.
+            log4(0, 64, topic, jobId, shr(96, shl(96, customer)), shr(96, shl(96, provider)))
         }
     }
 

@@ -6,7 +6,8 @@ import {
 } from "@openzeppelin/contracts/access/extensions/AccessControlDefaultAdminRules.sol";
 
 import {IProviderRegistry} from "./interfaces/IProviderRegistry.sol";
-import {Capacity, Hardware, Offer, Prices, Provider, ProviderStatus} from "./types/ProviderTypes.sol";
+import {Capacity, Tariff} from "./libraries/Capacity.sol";
+import {Hardware, Offer, Prices, Provider, ProviderStatus} from "./types/ProviderTypes.sol";
 
 /// @title Registry of providers
 /// @notice See `IProviderRegistry`.
@@ -30,7 +31,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
     /// @inheritdoc IProviderRegistry
     uint256 public immutable approvalPeriod;
 
-    // The first two slots are all that an assignment reads.
+    // The first two slots are all that an assignment reads, as `Capacity` and `Tariff`.
     struct Record {
         // slot 1: hardware in force, offer, standing
         uint24 nodes;
@@ -168,15 +169,8 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
     }
 
     /// @inheritdoc IProviderRegistry
-    function capacityOf(uint16 id) external view returns (Capacity memory) {
-        Record storage record = _records[id];
-        return Capacity({
-            status: _status(record),
-            approvedUntil: record.approvedUntil,
-            hardware: _hardware(record),
-            offer: _offer(record),
-            prices: _prices(record)
-        });
+    function capacityOf(uint16 id) external view returns (Capacity capacity, Tariff tariff) {
+        return _words(_records[id]);
     }
 
     /// @inheritdoc IProviderRegistry
@@ -210,10 +204,16 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
     }
 
     function _status(Record storage record) private view returns (ProviderStatus) {
-        if (record.pendingVersion == 0) return ProviderStatus.NONE;
-        if (record.banned) return ProviderStatus.BANNED;
-        if (record.version == 0) return ProviderStatus.WAITING_APPROVAL;
-        return record.draining ? ProviderStatus.DRAINING : ProviderStatus.ACTIVE;
+        (Capacity capacity, Tariff tariff) = _words(record);
+        return capacity.statusOf(tariff);
+    }
+
+    /// @dev The first two slots of a record, whose fields stand in the order that `Capacity` and `Tariff` name.
+    function _words(Record storage record) private view returns (Capacity capacity, Tariff tariff) {
+        assembly ("memory-safe") {
+            capacity := sload(record.slot)
+            tariff := sload(add(record.slot, 1))
+        }
     }
 
     function _hardware(Record storage record) private view returns (Hardware memory) {

@@ -63,8 +63,8 @@ interface IMetaScheduler {
     );
     /// @notice A lost run is continued by a successor that carries the escrow; neither payment nor refund.
     event JobRetried(uint256 indexed jobId, uint256 indexed successor, uint256 escrow);
-    /// @notice What a provider says of a job's end.
-    event JobResult(uint256 indexed jobId, int32 exitCode, bytes32 result, string reason);
+    /// @notice What a provider says of a job's end; `reason` is UTF-8 padded with zeros.
+    event JobResult(uint256 indexed jobId, int32 exitCode, bytes32 result, bytes32 reason);
     /// @notice A job went back to PENDING; `reason` is empty from anyone but its provider or customer.
     event JobRequeued(uint256 indexed jobId, address indexed by, string reason);
     /// @notice A job was given up; `reason` is empty from anyone but its provider or customer.

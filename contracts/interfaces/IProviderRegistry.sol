@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {Capacity, Hardware, Offer, Prices, Provider, ProviderStatus} from "../types/ProviderTypes.sol";
+import {Capacity, Tariff} from "../libraries/Capacity.sol";
+import {Hardware, Offer, Prices, Provider, ProviderStatus} from "../types/ProviderTypes.sol";
 
 /// @title Who may run jobs
 /// @notice Hardware, offers, prices, labels, approval, maintenance and bans of providers.
@@ -108,8 +109,8 @@ interface IProviderRegistry {
     /// @notice Standing of a provider; the end of an approval stands in `approvedUntil`.
     function statusOf(uint16 id) external view returns (ProviderStatus);
 
-    /// @notice What decides about assignments to a provider.
-    function capacityOf(uint16 id) external view returns (Capacity memory);
+    /// @notice What decides about assignments to a provider, packed as it is stored; `getProvider` is for people.
+    function capacityOf(uint16 id) external view returns (Capacity capacity, Tariff tariff);
 
     /// @notice Everything about one provider; all zero for an unknown id.
     function getProvider(uint16 id) external view returns (Provider memory);

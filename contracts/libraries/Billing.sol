@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {Hardware, Offer, Prices} from "../types/ProviderTypes.sol";
+import {Capacity, Tariff} from "./Capacity.sol";
 
 /// @title Rate, cost, fee, allotment and fit
 /// @notice Units: credit-wei, seconds, MB. Nothing is divided on the way to a bill but the fee, which is floored.
@@ -10,9 +10,9 @@ library Billing {
 
     /// @notice Price of a job in credit-wei a second:
     /// cpus x cpu price + gpus x gpu price + cpus x memory per cpu x memory price.
-    /// @dev Can't overflow: 2^32 x 2^64 + 2^16 x 2^64 + 2^56 x 2^64 < 2^256.
+    /// @dev Can't overflow: 2^32 x (2^64 + 2^24 x 2^64) + 2^16 x 2^64 < 2^256.
     function rateOf(
-        Prices memory prices,
+        Tariff tariff,
         uint256 tasks,
         uint256 cpusPerTask,
         uint256 memPerCpu,
@@ -20,7 +20,7 @@ library Billing {
     ) internal pure returns (uint256) {
         unchecked {
             uint256 cpus = tasks * cpusPerTask;
-            return cpus * prices.cpu + gpus * prices.gpu + cpus * memPerCpu * prices.mem;
+            return cpus * (tariff.cpuPrice() + memPerCpu * tariff.memPrice()) + gpus * tariff.gpuPrice();
         }
     }
 
@@ -45,8 +45,7 @@ library Billing {
     /// @notice Whether tasks fit node by node, and the whole fits the offer.
     /// @dev `cpusPerTask` and `memPerCpu` are never zero in a record. Can't overflow: products of at most 56 bits.
     function fits(
-        Hardware memory hardware,
-        Offer memory offer,
+        Capacity capacity,
         uint256 tasks,
         uint256 cpusPerTask,
         uint256 memPerCpu,
@@ -54,11 +53,11 @@ library Billing {
     ) internal pure returns (bool) {
         unchecked {
             uint256 memPerTask = cpusPerTask * memPerCpu;
-            uint256 perNode = hardware.cpusPerNode / cpusPerTask;
-            uint256 perNodeByMemory = hardware.memPerNode / memPerTask;
+            uint256 perNode = capacity.cpusPerNode() / cpusPerTask;
+            uint256 perNodeByMemory = capacity.memPerNode() / memPerTask;
             if (perNodeByMemory < perNode) perNode = perNodeByMemory;
-            return tasks <= hardware.nodes * perNode && tasks * cpusPerTask <= offer.cpus
-                && tasks * memPerTask <= offer.mem && gpus <= offer.gpus;
+            return tasks <= capacity.nodes() * perNode && tasks * cpusPerTask <= capacity.offeredCpus()
+                && tasks * memPerTask <= capacity.offeredMem() && gpus <= capacity.offeredGpus();
         }
     }
 }

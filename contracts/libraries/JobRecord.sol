@@ -66,8 +66,12 @@ library JobRecord {
         return address(uint160(Moves.unwrap(m)));
     }
 
-    function status(Moves m) internal pure returns (JobStatus) {
-        return JobStatus(uint8(Moves.unwrap(m) >> STATUS_AT));
+    /// @dev Without the range check of a conversion: only members of the enum are ever written.
+    function status(Moves m) internal pure returns (JobStatus value) {
+        uint256 offset = STATUS_AT;
+        assembly ("memory-safe") {
+            value := and(shr(offset, m), 0xff)
+        }
     }
 
     function since(Moves m) internal pure returns (uint256) {

@@ -80,13 +80,13 @@ struct Assignment {
 /// @param secondsUsed Time to bill, in seconds; the contract bills no more than chain time and allotment.
 /// @param exitCode Exit code of the job; zero is success.
 /// @param result SHA-256 of the result, or zero.
-/// @param reason Plain words about the end; at most 256 bytes.
+/// @param reason A few words about the end, as UTF-8 padded with zeros.
 struct Report {
     uint256 jobId;
     uint32 secondsUsed;
     int32 exitCode;
     bytes32 result;
-    string reason;
+    bytes32 reason;
 }
 
 /// @notice An EIP-2612 permit of the caller for the MetaScheduler.

@@ -47,17 +47,6 @@ struct Prices {
     uint64 mem;
 }
 
-/// @notice What decides about assignments: standing, hardware in force, offer and prices.
-/// @param status Standing of the provider.
-/// @param approvedUntil End of its approval, in seconds.
-struct Capacity {
-    ProviderStatus status;
-    uint40 approvedUntil;
-    Hardware hardware;
-    Offer offer;
-    Prices prices;
-}
-
 /// @notice Everything about one provider, for readers.
 struct Provider {
     uint16 id;
