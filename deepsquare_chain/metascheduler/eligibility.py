@@ -1,0 +1,144 @@
+"""Who may run a job: the contract's own test of eligibility, and what the customer asks of labels.
+
+Pure. The order of the questions is the contract's, so that a refusal here names the error that
+an assignment would have met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+from deepsquare_chain import credits
+from deepsquare_chain.job import (
+    Affinity,
+    Job,
+    Objective,
+    Provider,
+    ProviderStatus,
+    matches,
+    parse_uses,
+)
+
+#: Widest rate that a job record holds.
+MAX_RATE: Final = 2**72 - 1
+
+
+class Refusal(StrEnum):
+    """Why a job can't go to a provider."""
+
+    UNREADABLE_USES = "unreadable-uses"
+    WAITING_APPROVAL = "waiting-approval"
+    DRAINING = "draining"
+    BANNED = "banned"
+    EXPIRED = "expired"
+    SILENT = "silent"
+    CHALLENGED = "challenged"
+    EXCLUDED = "excluded"
+    TOO_LARGE = "too-large"
+    LABELS = "labels"
+    RATE = "rate"
+    BUDGET = "budget"
+    AVOIDED = "avoided"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderView:
+    """A provider as the scheduler sees it at one block.
+
+    `silent`: it left a challenge unanswered for too long. `challenged`: a challenge awaits its
+    answer; it gets nothing new until then.
+    """
+
+    provider: Provider
+    silent: bool = False
+    challenged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A PENDING job, with what only events and history tell.
+
+    `queued_at` is the chain time at which the job, or the first of its line, began to wait.
+    `excluded` are the ids of providers that lost a predecessor. `avoided` maps providers that
+    gave the job back, or let it time out, to the chain time from which they are tried again.
+    """
+
+    job: Job
+    objective: Objective
+    uses: str
+    queued_at: int
+    excluded: frozenset[int] = frozenset()
+    avoided: Mapping[int, int] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=4096)
+def demands(uses: str) -> tuple[Affinity, ...] | None:
+    """The affinities of a job, None where they can't be read: such a job matches no provider."""
+    try:
+        return parse_uses(uses)
+    except ValueError:
+        return None
+
+
+def standing(view: ProviderView, now: int) -> Refusal | None:
+    """Why a provider gets no new jobs at all at chain time `now`, or None."""
+    provider = view.provider
+    if provider.status == ProviderStatus.BANNED:
+        return Refusal.BANNED
+    if provider.status == ProviderStatus.DRAINING:
+        return Refusal.DRAINING
+    if provider.status != ProviderStatus.ACTIVE:
+        return Refusal.WAITING_APPROVAL
+    if provider.approved_until <= now:
+        return Refusal.EXPIRED
+    if view.silent:
+        return Refusal.SILENT
+    return Refusal.CHALLENGED if view.challenged else None
+
+
+def suits(provider: Provider, job: Job, uses: str) -> int | Refusal:
+    """The rate (credit-wei a second) at which a provider's hardware, offer and labels serve a job.
+
+    Budget, exclusions and standing are left out: the answer holds for every job of the same
+    resources and affinities.
+    """
+    affinities = demands(uses)
+    if affinities is None:
+        return Refusal.UNREADABLE_USES
+    if not credits.fits(provider.hardware, provider.offer, job.resources):
+        return Refusal.TOO_LARGE
+    if not matches(affinities, provider.labels):
+        return Refusal.LABELS
+    rate = credits.job_rate(provider.prices, job.resources)
+    return rate if 0 < rate <= MAX_RATE else Refusal.RATE
+
+
+def affordable(job: Job, rate: int) -> bool:
+    """Whether the escrow buys the time limit at a rate."""
+    return credits.cost(rate, job.time_limit) <= job.escrow
+
+
+def refusal(waiting: Waiting, view: ProviderView, now: int) -> Refusal | None:
+    """Why a job can't be given to a provider at chain time `now`, free room left aside."""
+    why = standing(view, now)
+    if why is not None:
+        return why
+    if view.provider.id in waiting.excluded:
+        return Refusal.EXCLUDED
+    rate = suits(view.provider, waiting.job, waiting.uses)
+    if isinstance(rate, Refusal):
+        return rate
+    if not affordable(waiting.job, rate):
+        return Refusal.BUDGET
+    if waiting.avoided.get(view.provider.id, 0) > now:
+        return Refusal.AVOIDED
+    return None
+
+
+def run_time(job: Job, rate: int) -> int:
+    """Seconds that a job may run at a rate: what it occupies at most."""
+    return credits.allotment(job.time_limit, job.until_spent, job.escrow, rate)

@@ -1,0 +1,241 @@
+"""Plain words for every decision and every wait. Pure.
+
+What customers wrote (affinities) appears quoted and cut: it is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from deepsquare_chain.credits import cost, format_credits, hourly, job_rate
+from deepsquare_chain.job import Job, JobStatus, Objective, Resources
+from deepsquare_chain.metascheduler.eligibility import (
+    ProviderView,
+    Refusal,
+    Waiting,
+    demands,
+    refusal,
+    run_time,
+)
+from deepsquare_chain.metascheduler.policy import (
+    Decision,
+    Plan,
+    Rules,
+    Snapshot,
+)
+from deepsquare_chain.metascheduler.room import amounts, free_room, release, room_from, within
+
+_FAVOURED: Final = {
+    Objective.COST: "cheapest",
+    Objective.TIME: "fastest",
+    Objective.ENERGY: "most frugal",
+}
+
+_AWAY: Final = {
+    Refusal.WAITING_APPROVAL: "waits for approval",
+    Refusal.DRAINING: "is in maintenance",
+    Refusal.BANNED: "is banned",
+    Refusal.EXPIRED: "has an approval that ran out",
+    Refusal.SILENT: "does not answer",
+    Refusal.CHALLENGED: "was asked whether it is there and has not answered yet",
+    Refusal.EXCLUDED: "lost this job before",
+    Refusal.AVOIDED: "gave this job back a moment ago",
+}
+
+#: The refusal that is nearest to a start explains the wait.
+_NEAREST: Final = (
+    Refusal.AVOIDED,
+    Refusal.BUDGET,
+    Refusal.LABELS,
+    Refusal.TOO_LARGE,
+    Refusal.RATE,
+    *(why for why in _AWAY if why is not Refusal.AVOIDED),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one provider means for a job; `why` is None where the job may go there."""
+
+    provider_id: int
+    why: Refusal | None
+    rate: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a waiting job waits, in one sentence, and what each provider has to do with it."""
+
+    job_id: int
+    text: str
+    verdicts: tuple[Verdict, ...] = ()
+
+
+def explain_decision(decision: Decision) -> str:
+    """Why a job goes where it goes."""
+    job = decision.waiting.job
+    price = f"{format_credits(cost(decision.rate, job.time_limit))} credits for {job.time_limit} s"
+    if decision.choices == 1:
+        choice = "the only provider with room that suits it"
+    else:
+        choice = (
+            f"the {_FAVOURED[decision.waiting.objective]} of {decision.choices} providers with room"
+        )
+    turn = "it has waited longest" if decision.impatient else "it is the smallest that fits"
+    return f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price}); {turn}"
+
+
+def explain_wait(
+    waiting: Waiting, snapshot: Snapshot, decided: Plan, rules: Rules | None = None
+) -> Explanation:
+    """Why a PENDING job that the plan does not assign has to wait, and for what."""
+    verdicts = tuple(
+        _verdict(waiting, view, snapshot.now)
+        for view in sorted(snapshot.providers, key=lambda view: view.provider.id)
+    )
+    possible = [verdict for verdict in verdicts if verdict.why is None]
+    if possible:
+        text = _waits_for_room(waiting.job, possible, snapshot, decided, rules or Rules())
+    else:
+        text = _fits_nowhere(waiting, verdicts, snapshot)
+    return Explanation(waiting.job.id, text, verdicts)
+
+
+def explain_assigned(job: Job, now: int) -> str:
+    """Where a job stands that a provider holds; `now` is chain time."""
+    allotted = run_time(job, job.rate)
+    if job.status == JobStatus.RUNNING:
+        left = job.since + allotted - now
+        tail = f"{left} s of its {allotted} s are left" if left > 0 else "its time is over"
+        return f"job {job.id} runs at provider {job.provider_id}; {tail}"
+    held = f"for {max(now - job.since, 0)} s"
+    return f"job {job.id} is {job.status.name} at provider {job.provider_id} {held}"
+
+
+def chain_time(at: int) -> str:
+    """Chain time for people; far futures have no date."""
+    if at >= datetime.max.replace(tzinfo=UTC).timestamp() - 1:
+        return "no foreseeable time"
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _verdict(waiting: Waiting, view: ProviderView, now: int) -> Verdict:
+    provider, job = view.provider, waiting.job
+    rate = job_rate(provider.prices, job.resources)
+    why = refusal(waiting, view, now)
+    return Verdict(provider.id, why, rate, _reason(why, waiting, view, rate))
+
+
+def _reason(why: Refusal | None, waiting: Waiting, view: ProviderView, rate: int) -> str:
+    name, offer = f"provider {view.provider.id}", view.provider.offer
+    if why is None:
+        return f"{name} suits the job at {hourly(rate)} credits an hour"
+    if why in _AWAY:
+        return f"{name} {_AWAY[why]}"
+    asked = format_credits(cost(rate, waiting.job.time_limit))
+    words = {
+        Refusal.TOO_LARGE: f"offers {_size(offer.cpus, offer.memory, offer.gpus)}: too little",
+        Refusal.BUDGET: f"asks {asked} credits, more than the escrow",
+        Refusal.RATE: "has prices that make no valid rate",
+        Refusal.LABELS: f"has not the labels {_quoted(waiting.uses)}",
+        Refusal.UNREADABLE_USES: f"can't read the affinities {_quoted(waiting.uses)}",
+    }
+    return f"{name} {words[why]}"
+
+
+def _fits_nowhere(waiting: Waiting, verdicts: Sequence[Verdict], snapshot: Snapshot) -> str:
+    head = f"job {waiting.job.id} can't start anywhere now"
+    if not verdicts:
+        return f"{head}: no provider is registered"
+    if demands(waiting.uses) is None:
+        return (
+            f"{head}: its affinities {_quoted(waiting.uses)} can't be read, so no provider "
+            "matches; cancel it and submit it with correct ones"
+        )
+    nearest = next(why for why in _NEAREST if any(verdict.why is why for verdict in verdicts))
+    those = [verdict for verdict in verdicts if verdict.why is nearest]
+    return f"{head}: {_nearest_miss(nearest, waiting, those, snapshot)}"
+
+
+def _nearest_miss(
+    nearest: Refusal, waiting: Waiting, those: Sequence[Verdict], snapshot: Snapshot
+) -> str:
+    if nearest is Refusal.BUDGET:
+        return _too_expensive(waiting.job, those)
+    if nearest is Refusal.LABELS:
+        return f"no provider of sufficient size has the labels {_quoted(waiting.uses)}"
+    if nearest is Refusal.TOO_LARGE:
+        return f"no provider offers {_asked(waiting.job.resources)}, node by node"
+    words = ", ".join(verdict.text for verdict in those)
+    if nearest is Refusal.AVOIDED:
+        back = min(until for until in waiting.avoided.values() if until > snapshot.now)
+        return f"{words}; it is tried again from {chain_time(back)}"
+    return words
+
+
+def _too_expensive(job: Job, verdicts: Sequence[Verdict]) -> str:
+    cheapest = min(verdicts, key=lambda verdict: (verdict.rate, verdict.provider_id))
+    asked = cost(cheapest.rate, job.time_limit)
+    return (
+        f"too expensive at every provider that could run it; the cheapest, provider "
+        f"{cheapest.provider_id}, asks {format_credits(asked)} credits for {job.time_limit} s "
+        f"and the escrow is {format_credits(job.escrow)}; top it up by at least "
+        f"{format_credits(asked - job.escrow)}"
+    )
+
+
+def _waits_for_room(
+    job: Job, possible: Sequence[Verdict], snapshot: Snapshot, decided: Plan, rules: Rules
+) -> str:
+    kept = decided.reservation
+    names = _names([verdict.provider_id for verdict in possible])
+    if kept is not None and kept.job_id == job.id:
+        return (
+            f"job {job.id} has waited longest: room is kept for it at provider "
+            f"{kept.provider_id}, from {chain_time(kept.at)} at the latest"
+        )
+    room = free_room(snapshot.providers, snapshot.assigned)
+    free_now = [
+        verdict.provider_id
+        for verdict in possible
+        if within(amounts(job.resources), room[verdict.provider_id])
+    ]
+    if free_now:
+        older = f"job {kept.job_id}, which has waited longer" if kept else "smaller or older jobs"
+        return f"job {job.id} waits for {names}: the free room there goes to {older}"
+    at = min(_room_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
+    return f"job {job.id} waits for room at {names}, until about {chain_time(at)} at the latest"
+
+
+def _room_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> int:
+    """Chain time from which running jobs will have made room, the queue left aside."""
+    free = free_room(snapshot.providers, snapshot.assigned)[provider_id]
+    releases = [
+        release(held, snapshot.now, rules.start_margin)
+        for held in snapshot.assigned
+        if held.provider_id == provider_id
+    ]
+    found = room_from(amounts(job.resources), free, releases, snapshot.now)
+    return snapshot.now if found is None else found[0]
+
+
+def _asked(resources: Resources) -> str:
+    return _size(resources.cpus, resources.memory, resources.gpus)
+
+
+def _size(cpus: int, memory: int, gpus: int) -> str:
+    gpu = f" and {gpus} gpus" if gpus else ""
+    return f"{cpus} cpus with {memory} MB{gpu}"
+
+
+def _names(ids: Sequence[int]) -> str:
+    shown = " or ".join(str(i) for i in ids[:5])
+    return f"provider {shown}" + (f" or {len(ids) - 5} others" if len(ids) > 5 else "")
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
