@@ -1,0 +1,31 @@
+"""One grid for all contract tests of a process; every test works on a snapshot of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.grid import Grid, Host
+
+
+@pytest.fixture(scope="session")
+def deployed() -> Grid:
+    return Grid()
+
+
+@pytest.fixture
+def grid(deployed: Grid) -> Iterator[Grid]:
+    before = deployed.chain.snapshot()
+    yield deployed
+    deployed.chain.revert(before)
+
+
+@pytest.fixture
+def host(grid: Grid) -> Host:
+    return grid.provider("provider")
+
+
+@pytest.fixture
+def other(grid: Grid) -> Host:
+    return grid.provider("other provider")
