@@ -113,7 +113,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         JobStatus to;
     }
 
-    /// @dev What a batch owes: one sum to the caller, one to the treasury, and one for each run of equal others.
+    /// @dev What a batch owes: one sum to the caller, one to the treasury, and one to each other recipient.
     struct Payments {
         uint256 caller;
         uint256 treasury;
@@ -605,18 +605,18 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         }
         if (!_canMove(jobId, moves, JobStatus.PENDING, batch)) return;
         address provider = _accountOf(moves);
-        bool inTime = block.timestamp <= moves.since() + _claimTimeout;
         bytes4 refusal;
         if (bytes(reason).length > MAX_REASON_LENGTH) {
             refusal = ReasonTooLong.selector;
-        } else if (msg.sender != provider && !_mayRequeue(moves, inTime)) {
+        } else if (msg.sender != provider && !_mayRequeue(moves)) {
             refusal = TooEarly.selector;
         }
         if (refusal != 0) {
             _refuse(batch, jobId, moves, JobStatus.PENDING, refusal);
             return;
         }
-        if (msg.sender != provider || !inTime) isBarred[jobId][moves.providerId()] = true;
+        // Also after an own requeue: otherwise it could hold a job by taking and returning it for ever.
+        isBarred[jobId][moves.providerId()] = true;
         record.money = record.money.withPrice(0, 0);
         _move(jobId, record, moves.withProvider(0), provider, JobStatus.PENDING);
         emit JobRequeued(jobId, msg.sender, _spoken(moves, provider, reason));
@@ -769,10 +769,12 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     }
 
     function _standing(uint16 providerId) private view returns (Candidate memory candidate) {
-        candidate.id = providerId;
-        (Capacity capacity, Tariff tariff) = registry.capacityOf(providerId);
         ProviderClock storage clock = _clocks[providerId];
-        candidate.account = clock.account;
+        address account = clock.account;
+        if (account == address(0)) account = registry.accountOf(providerId);
+        (Capacity capacity, Tariff tariff) = registry.capacityOf(account);
+        candidate.id = providerId;
+        candidate.account = account;
         candidate.capacity = capacity;
         candidate.tariff = tariff;
         if (
@@ -788,10 +790,8 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     /// @dev Remembers a provider's address at its first assignment, so that its later calls need no registry.
     function _candidate(uint16 providerId) private returns (Candidate memory candidate) {
         candidate = _standing(providerId);
-        if (candidate.account == address(0) && candidate.refusal == 0) {
-            candidate.account = registry.accountOf(providerId);
-            _clocks[providerId].account = candidate.account;
-        }
+        ProviderClock storage clock = _clocks[providerId];
+        if (clock.account == address(0) && candidate.refusal == 0) clock.account = candidate.account;
     }
 
     function _accountOf(Moves moves) private view returns (address) {
@@ -817,15 +817,15 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     }
 
     /// @dev Whether a caller other than the provider may requeue now.
-    function _mayRequeue(Moves moves, bool inTime) private view returns (bool) {
+    function _mayRequeue(Moves moves) private view returns (bool) {
+        bool inTime = block.timestamp <= moves.since() + _claimTimeout;
         if (moves.status() == JobStatus.META_SCHEDULED) return !inTime;
         if (
             !inTime
                 && (msg.sender == moves.customer() || hasRole(METASCHEDULER_ROLE, msg.sender))
         ) return true;
-        uint16 providerId = moves.providerId();
-        return _isSilent(_clocks[providerId])
-            || registry.statusOf(providerId) == ProviderStatus.BANNED;
+        ProviderClock storage clock = _clocks[moves.providerId()];
+        return _isSilent(clock) || registry.statusOf(clock.account) == ProviderStatus.BANNED;
     }
 
     /// @dev Strangers act, but do not speak.
@@ -874,17 +874,19 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         due.amounts = new uint256[](length);
     }
 
-    /// @dev One entry for each run of the same recipient; never more than items.
+    /// @dev One entry for each recipient, so never more than items. The latest is the likeliest match.
     function _owe(Payments memory due, address to, uint256 amount) private pure {
         if (amount == 0) return;
         uint256 count = due.count;
-        if (count != 0 && due.others[count - 1] == to) {
-            due.amounts[count - 1] += amount;
-        } else {
-            due.others[count] = to;
-            due.amounts[count] = amount;
-            due.count = count + 1;
+        for (uint256 i = count; i > 0; --i) {
+            if (due.others[i - 1] == to) {
+                due.amounts[i - 1] += amount;
+                return;
+            }
         }
+        due.others[count] = to;
+        due.amounts[count] = amount;
+        due.count = count + 1;
     }
 
     function _pay(Payments memory due) private {

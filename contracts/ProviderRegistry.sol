@@ -51,16 +51,16 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         uint32 version;
         uint32 pendingVersion;
         // the rest
-        address account;
         Hardware pending;
+        uint16 id;
         string[] labels;
     }
 
     /// @inheritdoc IProviderRegistry
     uint16 public providerCount;
     /// @inheritdoc IProviderRegistry
-    mapping(address provider => uint16) public idOf;
-    mapping(uint16 id => Record) private _records;
+    mapping(uint16 id => address) public accountOf;
+    mapping(address provider => Record) private _records;
 
     /// @param admin First administrator; handed over in two steps.
     /// @param adminDelay Seconds that a hand-over waits.
@@ -84,15 +84,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         returns (uint32 version)
     {
         _checkHardware(hardware);
-        uint16 id = idOf[msg.sender];
-        if (id == 0) {
-            if (providerCount == type(uint16).max) revert RegistryFull();
-            id = ++providerCount;
-            idOf[msg.sender] = id;
-            _records[id].account = msg.sender;
-            emit ProviderRegistered(id, msg.sender);
-        }
-        Record storage record = _records[id];
+        Record storage record = _records[msg.sender];
         if (record.banned) revert ProviderBanned(msg.sender);
         version = ++record.pendingVersion;
         record.pending = hardware;
@@ -109,7 +101,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         if (offer.cpus > all.cpus || offer.mem > all.mem || offer.gpus > all.gpus) {
             revert OfferTooLarge(offer.cpus, offer.mem, offer.gpus);
         }
-        _setOffer(record, offer);
+        _setOffer(record, msg.sender, offer);
     }
 
     /// @inheritdoc IProviderRegistry
@@ -138,11 +130,12 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         if (version == 0 || (version != pending && version != record.version)) {
             revert VersionMismatch(provider, version, pending);
         }
+        if (record.id == 0) _giveId(record, provider);
         // A duration of at most 730 days keeps the sum within 40 bits for thirty thousand years.
         uint40 until = uint40(block.timestamp + approvalPeriod);
         record.approvedUntil = until;
         Hardware memory hardware = version == record.version ? _hardware(record) : record.pending;
-        if (version != record.version) _putInForce(record, hardware, version);
+        if (version != record.version) _putInForce(record, provider, hardware, version);
         emit ProviderApproved(provider, version, hardware, until);
     }
 
@@ -159,26 +152,26 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
     // ------------------------------------------------------------------- views
 
     /// @inheritdoc IProviderRegistry
-    function accountOf(uint16 id) external view returns (address) {
-        return _records[id].account;
+    function idOf(address provider) external view returns (uint16) {
+        return _records[provider].id;
     }
 
     /// @inheritdoc IProviderRegistry
-    function statusOf(uint16 id) external view returns (ProviderStatus) {
-        return _status(_records[id]);
+    function statusOf(address provider) external view returns (ProviderStatus) {
+        return _status(_records[provider]);
     }
 
     /// @inheritdoc IProviderRegistry
-    function capacityOf(uint16 id) external view returns (Capacity capacity, Tariff tariff) {
-        return _words(_records[id]);
+    function capacityOf(address provider) external view returns (Capacity capacity, Tariff tariff) {
+        return _words(_records[provider]);
     }
 
     /// @inheritdoc IProviderRegistry
-    function getProvider(uint16 id) external view returns (Provider memory) {
-        Record storage record = _records[id];
+    function getProvider(address provider) external view returns (Provider memory) {
+        Record storage record = _records[provider];
         return Provider({
-            id: record.account == address(0) ? 0 : id,
-            account: record.account,
+            id: record.id,
+            account: provider,
             status: _status(record),
             approvedUntil: record.approvedUntil,
             version: record.version,
@@ -193,10 +186,10 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
 
     // ---------------------------------------------------------------- internal
 
-    function _recordOf(address provider) private view returns (Record storage) {
-        uint16 id = idOf[provider];
-        if (id == 0) revert NotRegistered(provider);
-        return _records[id];
+    /// @dev Every registration raises `pendingVersion`, so zero means that there was none.
+    function _recordOf(address provider) private view returns (Record storage record) {
+        record = _records[provider];
+        if (record.pendingVersion == 0) revert NotRegistered(provider);
     }
 
     function _own() private view returns (Record storage) {
@@ -247,7 +240,20 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         ) revert InvalidHardware();
     }
 
-    function _putInForce(Record storage record, Hardware memory hardware, uint32 version) private {
+    function _giveId(Record storage record, address provider) private {
+        if (providerCount == type(uint16).max) revert RegistryFull();
+        uint16 id = ++providerCount;
+        record.id = id;
+        accountOf[id] = provider;
+        emit ProviderRegistered(id, provider);
+    }
+
+    function _putInForce(
+        Record storage record,
+        address provider,
+        Hardware memory hardware,
+        uint32 version
+    ) private {
         Offer memory before = _all(_hardware(record));
         Offer memory offer = _offer(record);
         Offer memory all = _all(hardware);
@@ -259,14 +265,14 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         record.cpusPerNode = hardware.cpusPerNode;
         record.memPerNode = hardware.memPerNode;
         record.gpusPerNode = hardware.gpusPerNode;
-        _setOffer(record, offer);
+        _setOffer(record, provider, offer);
     }
 
-    function _setOffer(Record storage record, Offer memory offer) private {
+    function _setOffer(Record storage record, address provider, Offer memory offer) private {
         record.offeredCpus = offer.cpus;
         record.offeredMemory = offer.mem;
         record.offeredGpus = offer.gpus;
-        emit OfferChanged(record.account, offer);
+        emit OfferChanged(provider, offer);
     }
 
     function _setPrices(Record storage record, Prices calldata prices) private {
@@ -276,7 +282,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         record.cpuPrice = prices.cpu;
         record.gpuPrice = prices.gpu;
         record.memPrice = prices.mem;
-        emit PricesChanged(record.account, prices);
+        emit PricesChanged(msg.sender, prices);
     }
 
     function _checkPrice(uint64 price) private pure {
@@ -290,7 +296,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
             if (!_isLabel(bytes(labels[i]))) revert InvalidLabel(i);
             record.labels.push(labels[i]);
         }
-        emit LabelsChanged(record.account, labels);
+        emit LabelsChanged(msg.sender, labels);
     }
 
     /// @dev `key=value`: an equals sign neither first nor last.

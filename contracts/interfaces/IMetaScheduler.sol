@@ -103,7 +103,7 @@ interface IMetaScheduler {
     error ProviderNotActive(uint256 jobId);
     /// @notice Per item: the provider has not answered a challenge.
     error ProviderSilent(uint256 jobId);
-    /// @notice Per item: the provider lost this job before, or let it time out.
+    /// @notice Per item: the provider lost this job before, or it went back from its hands to PENDING.
     error ProviderExcluded(uint256 jobId);
     /// @notice Per item: the job does not fit the provider's hardware or offer.
     error DoesNotFit(uint256 jobId);
@@ -183,7 +183,7 @@ interface IMetaScheduler {
     // --------------------------------------------------------------- providers
 
     /// @notice Takes jobs that were PENDING for `pendingTimeout`, for the caller itself.
-    /// @dev Per item: eligible, and never taken from the caller's hands by a timeout.
+    /// @dev Per item: eligible, and never requeued from the caller's hands.
     function selfSchedule(uint256[] calldata jobIds) external;
 
     /// @notice META_SCHEDULED to SCHEDULED, by the assigned provider.
@@ -203,8 +203,8 @@ interface IMetaScheduler {
 
     /// @notice META_SCHEDULED or SCHEDULED back to PENDING.
     /// @dev The provider may at any time. META_SCHEDULED: anyone after `claimTimeout`. SCHEDULED: customer and
-    /// scheduler after `claimTimeout`; anyone once the provider is silent or BANNED. Whoever lost a job to a
-    /// timeout can't take it by `selfSchedule` again.
+    /// scheduler after `claimTimeout`; anyone once the provider is silent or BANNED. The provider that had the
+    /// job can't take it by `selfSchedule` again.
     /// @param reason At most 256 bytes; dropped unless from the provider or customer.
     function requeue(uint256[] calldata jobIds, string calldata reason) external;
 
@@ -257,7 +257,7 @@ interface IMetaScheduler {
     /// @notice A provider's challenge clock.
     function clockOf(uint16 providerId) external view returns (ProviderClock memory);
 
-    /// @notice Whether a job was taken from a provider by a timeout.
+    /// @notice Whether a job was requeued from a provider, which therefore can't take it by itself.
     function isBarred(uint256 jobId, uint16 providerId) external view returns (bool);
 
     /// @notice The one transition table, birth included.

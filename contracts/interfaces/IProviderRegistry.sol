@@ -10,7 +10,7 @@ import {Hardware, Offer, Prices, Provider, ProviderStatus} from "../types/Provid
 interface IProviderRegistry {
     // ------------------------------------------------------------------ events
 
-    /// @notice A provider registered for the first time and got its id.
+    /// @notice A provider was approved for the first time and got its id.
     event ProviderRegistered(uint16 indexed id, address indexed provider);
     /// @notice Hardware was put forward for approval.
     event HardwareProposed(address indexed provider, uint32 indexed version, Hardware hardware);
@@ -59,8 +59,8 @@ interface IProviderRegistry {
     // --------------------------------------------------------------- providers
 
     /// @notice Registers the caller, or puts new hardware forward for approval.
-    /// @dev The version in force stays in force. Requirements: not banned; each node has cpus and memory;
-    /// prices and labels within their bounds.
+    /// @dev The version in force stays in force. An id is given at the first approval, so that strangers can't
+    /// use up the ids. Requirements: not banned; each node has cpus and memory; prices and labels within bounds.
     /// Warning: prices and labels take effect at once, hardware waits for the approver.
     /// @param hardware The whole cluster.
     /// @param prices Credit-wei a second.
@@ -100,22 +100,22 @@ interface IProviderRegistry {
 
     // ------------------------------------------------------------------- views
 
-    /// @notice Id of a provider, zero if it never registered.
+    /// @notice Id of a provider, zero until its first approval.
     function idOf(address provider) external view returns (uint16);
 
     /// @notice Address of a provider, zero for an unknown id.
     function accountOf(uint16 id) external view returns (address);
 
     /// @notice Standing of a provider; the end of an approval stands in `approvedUntil`.
-    function statusOf(uint16 id) external view returns (ProviderStatus);
+    function statusOf(address provider) external view returns (ProviderStatus);
 
     /// @notice What decides about assignments to a provider, packed as it is stored; `getProvider` is for people.
-    function capacityOf(uint16 id) external view returns (Capacity capacity, Tariff tariff);
+    function capacityOf(address provider) external view returns (Capacity capacity, Tariff tariff);
 
-    /// @notice Everything about one provider; all zero for an unknown id.
-    function getProvider(uint16 id) external view returns (Provider memory);
+    /// @notice Everything about one provider; status NONE for one that never registered.
+    function getProvider(address provider) external view returns (Provider memory);
 
-    /// @notice Number of providers; ids run from one to this.
+    /// @notice Number of providers ever approved; ids run from one to this.
     function providerCount() external view returns (uint16);
 
     /// @notice Seconds that an approval lasts.

@@ -48,6 +48,7 @@ struct Prices {
 }
 
 /// @notice Everything about one provider, for readers.
+/// @param id Zero until its first approval.
 struct Provider {
     uint16 id;
     address account;
