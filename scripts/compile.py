@@ -69,10 +69,10 @@ def gather(names: list[str]) -> dict[str, dict[str, str]]:
             continue
         content = read_source(name)
         sources[name] = {"content": content}
+        folder = posixpath.dirname(name)
         for target in IMPORT.findall(content):
-            if target.startswith("."):
-                target = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
-            queue.append(target)
+            relative = target.startswith(".")
+            queue.append(posixpath.normpath(posixpath.join(folder, target)) if relative else target)
     return dict(sorted(sources.items()))
 
 
@@ -132,7 +132,9 @@ def sizes(artifacts: dict[str, dict[str, Any]]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    parser.add_argument("--no-ir", action="store_true", help="compile without via-IR; writes nothing")
+    parser.add_argument(
+        "--no-ir", action="store_true", help="compile without via-IR; writes nothing"
+    )
     parser.add_argument("--output", type=Path, default=ARTIFACTS, help="folder to write to")
     options = parser.parse_args()
     artifacts = compile_contracts(via_ir=not options.no_ir)

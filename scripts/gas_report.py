@@ -8,25 +8,22 @@ affinity. Gas is what receipts say, in units of gas; `per_job` divides a batch's
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
-import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from eth_typing import ChecksumAddress
 from web3 import HTTPProvider, Web3
 from web3.contract import Contract
 from web3.types import TxReceipt
 
+from deepsquare_chain.devnet.anvil import Anvil
+from deepsquare_chain.errors import GridError
+
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "artifacts"
-ANVIL = ROOT / "node_modules" / "@foundry-rs" / "anvil-linux-amd64" / "bin" / "anvil"
 TABLE = ROOT / "docs" / "gas.json"
 CREDIT = 10**18
 BATCH = 50
@@ -34,33 +31,6 @@ EXITED = b"exited".ljust(32, b"\0")
 # Seconds; the bounds of the contract allow them, and none of them changes a cost.
 TIMEOUTS = (300, 600, 300, 10, 3600, 60)
 HOLD = {"single": 330_000, "batch50": 190_000, "array50": 145_000, "array50_same": 135_000}
-
-
-@contextmanager
-def anvil() -> Iterator[Web3]:
-    """A node of its own on a free loopback port, ended by its process id."""
-    binary = os.environ.get("DEEPSQUARE_ANVIL") or (str(ANVIL) if ANVIL.exists() else None)
-    binary = binary or shutil.which("anvil")
-    if binary is None:
-        sys.exit("anvil is not installed. Run `npm ci`, or set DEEPSQUARE_ANVIL to its path.")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # A fixed genesis keeps account addresses, and with them calldata costs, the same in every run.
-    command = [binary, "--port", str(port), "--silent", "--hardfork", "cancun", "--timestamp", "1767225600", *os.environ.get("ANVIL_EXTRA","").split()]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    w3 = Web3(HTTPProvider(f"http://127.0.0.1:{port}"))
-    try:
-        for _ in range(200):
-            if w3.is_connected():
-                break
-            time.sleep(0.05)
-        else:
-            sys.exit(f"anvil did not answer on port {port}.")
-        yield w3
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 class Bench:
@@ -112,8 +82,8 @@ class Bench:
         artifact = json.loads((ARTIFACTS / f"{name}.json").read_text(encoding="utf-8"))
         factory = self.w3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
         receipt = self.receipt(factory.constructor(*arguments).transact({"from": self.admin}))
-        address = receipt["contractAddress"]
-        assert address is not None
+        # A creation's receipt always names the contract; the type allows for calls as well.
+        address = cast("ChecksumAddress", receipt["contractAddress"])
         return self.w3.eth.contract(address=address, abi=artifact["abi"])
 
     def receipt(self, tx_hash: Any) -> TxReceipt:
@@ -249,13 +219,23 @@ def headline(report: dict[str, Any]) -> dict[str, int]:
     }
 
 
+async def run() -> dict[str, Any]:
+    """The report of a node of its own; raises ``NotFoundError`` without anvil."""
+    # A fixed genesis keeps every address, and with them the cost of calldata, the same in each run.
+    options = ("--timestamp", "1767225600")
+    async with Anvil(block_time=None, options=options) as node:
+        return await asyncio.to_thread(measure, Web3(HTTPProvider(node.url)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
     options = parser.parse_args()
-    with anvil() as w3:
-        report = measure(w3)
+    try:
+        report = asyncio.run(run())
+    except GridError as error:
+        sys.exit(f"{error.message} {error.hint}")
     text = json.dumps(report, indent=2)
     if options.write:
         TABLE.parent.mkdir(exist_ok=True)

@@ -1,0 +1,27 @@
+"""The committed gas table is what a real node charges, and the four promised figures hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scripts import gas_report
+from tests.support.anvil import require_anvil
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, object]:
+    table: dict[str, object] = json.loads(gas_report.TABLE.read_text(encoding="utf-8"))
+    return table
+
+
+async def test_the_table_is_what_a_real_node_charges(committed: dict[str, object]) -> None:
+    require_anvil()
+    measured = await gas_report.run()
+    assert measured == committed, "run `scripts/gas_report.py --write` and look at the difference"
+
+
+@pytest.mark.parametrize("name", sorted(gas_report.HOLD))
+def test_the_promised_figure_holds(name: str, committed: dict[str, object]) -> None:
+    assert gas_report.headline(committed)[name] <= gas_report.HOLD[name]
