@@ -29,10 +29,18 @@ _READONLY_IN_BASH: Final = frozenset(
     {"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"}
 )
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-# As Slurm reads it: two parts are minutes and seconds, three begin with hours.
-_CLOCK: Final = re.compile(r"(?:([0-9]{1,4}):(?=[^:]+:))?([0-9]{1,4}):([0-5][0-9])")
-_UNITS: Final = re.compile(r"(?:([0-9]{1,8})h)?(?:([0-9]{1,8})m)?(?:([0-9]{1,8})s)?")
-_SECONDS: Final = re.compile(r"()()([0-9]{1,8})")
+# Forms of a time limit: hours, minutes and seconds each, the clock read as Slurm reads it.
+_DURATIONS: Final = tuple(
+    map(
+        re.compile,
+        (
+            r"()()([0-9]{1,8})",
+            r"()([0-9]{1,6}):([0-5][0-9])",
+            r"([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])",
+            r"(?:([0-9]{1,8})h)?(?:([0-9]{1,8})m)?(?:([0-9]{1,8})s)?",
+        ),
+    )
+)
 
 
 def problem(text: str) -> PydanticCustomError:
@@ -147,8 +155,9 @@ def objective(value: Any) -> Objective:
 
 def amount(value: Any) -> int:
     """Credit-wei of an escrow written in credits."""
+    written = text(value)
     try:
-        parsed = parse_credits(text(value))
+        parsed = parse_credits(written)
     except ValueError as error:
         raise problem(f"is not understood: {error}") from None
     return bounded_amount(parsed)
@@ -180,8 +189,7 @@ def parse_duration(written: str) -> int:
         ValueError: Another form, zero, or more than the contract can hold (about 194 days).
     """
     stripped = written.strip()
-    forms = (_SECONDS, _CLOCK, _UNITS)
-    found = next((found for form in forms if (found := form.fullmatch(stripped))), None)
+    found = next((found for form in _DURATIONS if (found := form.fullmatch(stripped))), None)
     if found is None or not stripped:
         raise ValueError(
             f"must be seconds or a text such as 90s, 10m, 1h30m or 01:30:00, not {show(written)}"

@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
+
+from pydantic_core import from_json
 
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.job import Resources
@@ -69,8 +71,10 @@ class Definition:
         if len(data) > MAX_BYTES:
             raise JobFileError(f"{source}: larger than {MAX_BYTES:,} bytes")
         try:
-            tree = json.loads(data.decode(), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
+            # Bounded in depth by itself: the standard parser follows Python's recursion limit,
+            # which cryptographic packages raise far above what the C stack holds.
+            tree = from_json(data, allow_inf_nan=False)
+        except ValueError:
             raise JobFileError(f"{source}: not valid JSON") from None
         found = from_document(check_document(DefinitionDocument, tree, {}, source))
         # One definition, one digest: no second spelling of the same content is accepted.
@@ -100,7 +104,3 @@ def from_document(document: Runnable) -> Definition:
             for step in document.steps
         ),
     )
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")

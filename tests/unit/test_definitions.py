@@ -1,0 +1,114 @@
+"""The folder of definitions: whole files, checked digests, plain refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.errors import GridError, JobFileError, NotFoundError
+from deepsquare_chain.store.definitions import (
+    DefinitionMismatch,
+    DefinitionStore,
+    FolderDefinitionStore,
+)
+from deepsquare_chain.workflow import digest
+
+DATA = b'{"version":1}'
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderDefinitionStore:
+    return FolderDefinitionStore(tmp_path / "deep" / "definitions")
+
+
+def file_of(store: FolderDefinitionStore, data: bytes = DATA) -> Path:
+    return store.path / f"{digest(data).hex()}.json"
+
+
+async def test_what_is_put_is_got(store: DefinitionStore) -> None:
+    key = await store.put(DATA)
+    assert key == digest(DATA)
+    assert await store.get(key) == DATA
+
+
+async def test_a_definition_stands_under_its_digest_and_nothing_else_is_left(
+    store: FolderDefinitionStore,
+) -> None:
+    await store.put(DATA)
+    await store.put(DATA)
+    assert [path.name for path in store.path.iterdir()] == [f"{digest(DATA).hex()}.json"]
+    assert file_of(store).read_bytes() == DATA
+
+
+async def test_another_program_finds_it(store: FolderDefinitionStore) -> None:
+    key = await store.put(DATA)
+    assert await FolderDefinitionStore(str(store.path)).get(key) == DATA
+
+
+async def test_a_missing_definition(store: FolderDefinitionStore) -> None:
+    with pytest.raises(NotFoundError, match=digest(DATA).hex()):
+        await store.get(digest(DATA))
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 31, b"../../etc/passwd"])
+async def test_what_is_no_digest_finds_nothing(store: FolderDefinitionStore, key: bytes) -> None:
+    with pytest.raises(NotFoundError, match="32 bytes"):
+        await store.get(key)
+
+
+@pytest.mark.parametrize("found", [b"", DATA[:-1], DATA + b"\n", b"x" * 2_000_000])
+async def test_other_bytes_are_never_returned(store: FolderDefinitionStore, found: bytes) -> None:
+    key = await store.put(DATA)
+    file_of(store).write_bytes(found)
+    with pytest.raises(DefinitionMismatch, match="does not hold the definition") as caught:
+        await store.get(key)
+    assert caught.value.hint
+    # Submitting again restores it.
+    await store.put(DATA)
+    assert await store.get(key) == DATA
+
+
+async def test_a_definition_has_a_bounded_size(store: FolderDefinitionStore) -> None:
+    await store.put(b"x" * 1_000_000)
+    with pytest.raises(JobFileError, match="larger than"):
+        await store.put(b"x" * 1_000_001)
+
+
+async def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = FolderDefinitionStore(tmp_path / "file" / "definitions")
+    with pytest.raises(GridError, match="can't be kept") as caught:
+        await store.put(DATA)
+    assert "store" in caught.value.hint
+
+
+async def test_trouble_of_the_folder_is_not_a_missing_definition(
+    store: FolderDefinitionStore,
+) -> None:
+    file_of(store).mkdir(parents=True)
+    with pytest.raises(GridError, match="can't be read") as caught:
+        await store.get(digest(DATA))
+    assert not isinstance(caught.value, NotFoundError | DefinitionMismatch)
+
+
+async def test_a_failed_write_leaves_nothing_behind(
+    store: FolderDefinitionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    await store.put(b"first")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GridError, match="No space left on device"):
+        await store.put(DATA)
+    assert [path.name for path in store.path.iterdir()] == [file_of(store, b"first").name]
+
+
+async def test_many_at_once(store: FolderDefinitionStore) -> None:
+    texts = [b"%d" % (n % 10) for n in range(100)]
+    keys = await asyncio.gather(*map(store.put, texts))
+    assert await asyncio.gather(*map(store.get, keys)) == texts
+    assert len(list(store.path.iterdir())) == 10

@@ -1,0 +1,160 @@
+"""The script of a job, run by a real bash."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from deepsquare_chain.job import Resources
+from deepsquare_chain.workflow import Definition, Step, load_job_file, render_script
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BASH = shutil.which("bash") or "/bin/bash"
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
+
+
+def definition(*steps: Step | str, **env: str) -> Definition:
+    made = [step if isinstance(step, Step) else Step("", step) for step in steps]
+    return Definition(Resources(2, 3, 64, 1), env, tuple(made))
+
+
+def run(
+    what: Definition, folder: Path, job_env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    script = folder / "job.sh"
+    script.write_bytes(render_script(what, job_env or {}))
+    return subprocess.run(
+        [BASH, str(script)], cwd=folder, capture_output=True, timeout=60, check=False
+    )
+
+
+def test_steps_run_in_order(tmp_path: Path) -> None:
+    done = run(definition("echo one", "echo two >&2", "echo three"), tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"one\nthree\n", b"two\n")
+
+
+@pytest.mark.parametrize("code", [1, 3, 126, 255])
+def test_the_first_step_that_fails_ends_the_job(tmp_path: Path, code: int) -> None:
+    done = run(definition("echo one", f"echo two; exit {code}", "echo three"), tmp_path)
+    assert (done.returncode, done.stdout) == (code, b"one\ntwo\n")
+
+
+def test_a_step_killed_by_a_signal_fails_the_job(tmp_path: Path) -> None:
+    done = run(definition("kill -TERM $$", "echo never"), tmp_path)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, b"")
+
+
+def test_a_missing_program_and_broken_shell_fail_the_job(tmp_path: Path) -> None:
+    assert run(definition("no-such-program-here"), tmp_path).returncode == 127
+    assert run(definition("if then"), tmp_path).returncode == 2
+
+
+def test_steps_do_not_share_a_shell(tmp_path: Path) -> None:
+    done = run(
+        definition("X=1; cd /; set -e; exec 3>&1", 'echo "[$X]"; pwd; false; echo on'), tmp_path
+    )
+    assert done.stdout.decode() == f"[]\n{tmp_path}\non\n"
+
+
+def test_steps_share_a_folder(tmp_path: Path) -> None:
+    assert run(definition("echo data > file", "cat file"), tmp_path).stdout == b"data\n"
+
+
+def test_variables_of_job_step_and_grid(tmp_path: Path) -> None:
+    what = definition(
+        Step("", 'echo "$A $B $DEEPSQUARE_JOB_ID"', {"B": "step"}),
+        'echo "$A $B $DEEPSQUARE_JOB_ID"',
+        A="job",
+        B="job",
+    )
+    done = run(what, tmp_path, {"DEEPSQUARE_JOB_ID": "42"})
+    assert done.stdout == b"job step 42\njob job 42\n"
+
+
+def test_the_grid_wins_over_the_job(tmp_path: Path) -> None:
+    done = run(definition('echo "$A"', A="job"), tmp_path, {"A": "grid"})
+    assert done.stdout == b"grid\n"
+
+
+def test_resources_are_told_to_the_job(tmp_path: Path) -> None:
+    names = ("TASKS", "CPUS_PER_TASK", "MEM_PER_CPU", "GPUS")
+    command = "echo " + " ".join(f"$DEEPSQUARE_{name}" for name in names)
+    assert run(definition(command), tmp_path).stdout == b"2 3 64 1\n"
+
+
+@pytest.mark.parametrize("name", ["PATH", "BASH", "IFS", "SHELL", "_", "A1", "TMOUT", "LC_ALL"])
+def test_variables_of_the_shell_itself_do_not_stop_the_job(tmp_path: Path, name: str) -> None:
+    done = run(definition('printf "%s\n" reached', **{name: "/nowhere"}), tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"reached\n")
+
+
+def test_a_command_as_long_as_allowed_runs(tmp_path: Path) -> None:
+    # A quote takes four characters when it is quoted: the worst case.
+    done = run(definition("true " + "'" * 65_530), tmp_path)
+    assert done.returncode == 0
+
+
+# One bash for many texts: each is printed with a NUL behind it.
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(
+    ["'", '"', "\\", "$(id)", "`id`", "${HOME}", "!!", "\n", "\n\n", "a\nb", "", " ", "*", "~"]
+)
+@example(["\n#SBATCH --uid=0", "'\n'", "$'\\n'", "\r\n", "\x1b[31m", "-n", "é\u2028", "'$'\\n''"])
+@given(texts=st.lists(TEXT, min_size=1, max_size=10))
+def test_texts_reach_the_job_unchanged(tmp_path: Path, texts: list[str]) -> None:
+    env = {f"V{at}": text for at, text in enumerate(texts)}
+    shows = "; ".join(f'printf "%s\\0" "$V{at}"' for at in range(len(texts)))
+    done = run(definition(Step("", shows, env), shows, **env), tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().split("\0") == [*texts, *texts, ""]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(TEXT, min_size=1, max_size=5))
+def test_commands_reach_their_shell_unchanged(tmp_path: Path, words: list[str]) -> None:
+    # The shell shows its own command line, so any text can stand behind the first comment sign.
+    text = "\n".join(words)
+    command = f"tr '\\0' '\\n' < /proc/$$/cmdline; exit 7\n{text}"
+    done = run(definition(command), tmp_path)
+    assert done.returncode == 7
+    assert done.stdout.decode().endswith(f"-c\n{command}\n")
+
+
+@given(st.lists(TEXT | TEXT.map("\n#SBATCH ".__add__), min_size=1, max_size=5))
+def test_nothing_of_a_customer_begins_a_line(texts: list[str]) -> None:
+    marked = [f"\nCUSTOMER{text.replace(chr(10), chr(10) + 'CUSTOMER')}" for text in texts]
+    env = {f"V{at}": text for at, text in enumerate(marked)}
+    what = definition(*(Step(text, text, env) for text in marked), **env)
+    script = render_script(what, {"DEEPSQUARE_NAME": marked[0]}).decode()
+    starts = {line.split("=")[0].split(" ")[0] for line in script.split("\n")}
+    assert starts <= {"#!/usr/bin/env", "#", "set", "export", "(", "exec", ")", ""}
+
+
+def test_the_grid_can_not_make_a_broken_script() -> None:
+    for name in ("A B", "1", "", "A;id", "é", "A\n"):
+        with pytest.raises(ValueError, match="no name of a variable"):
+            render_script(definition("true"), {name: "x"})
+    with pytest.raises(ValueError, match="NUL"):
+        render_script(definition("true"), {"A": "x\0y"})
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("exits-3", 3, "looking for the input file"),
+        ("pi", 0, "pi is about 3.1"),
+        ("wordcount", 0, "the count is right"),
+    ],
+)
+def test_examples_run(tmp_path: Path, name: str, code: int, words: str) -> None:
+    what = load_job_file(EXAMPLES / f"{name}.yaml").definition
+    done = run(what, tmp_path, {"DEEPSQUARE_JOB_ID": "1"})
+    assert done.returncode == code
+    assert words in done.stdout.decode()
+    assert b"never printed" not in done.stdout
