@@ -100,8 +100,13 @@ class ChainProcess(Node):
             stdout=asyncio.subprocess.PIPE,
             stderr=None,
         )
-        ready = await self._first_line(self._child)
+        try:
+            ready = await self._first_line(self._child)
+        except BaseException:
+            await self.stop()
+            raise
         if "error" in ready:
+            await self.stop()
             raise UsageError(ready["error"], hint=ready.get("hint", ""))
         self.url = ready["url"]
         self.pid = self._child.pid

@@ -13,6 +13,7 @@ from deepsquare_chain.devnet.rpcerrors import RpcError, bad_params, refused
 from deepsquare_chain.devnet.wire import Wire, block_fields, data, transaction_fields
 
 GAS_LIMIT = 60_000_000
+_CATCH_UP = 50  # transactions, a tenth of a second
 Tag = str | int | bytes
 
 
@@ -70,6 +71,7 @@ class Core:
         self.index.append(self.engine.genesis, self.engine.next_base_fee)
         self._pool = Pool()
         self._executed: dict[bytes, PooledTransaction] = {}
+        self.plan: int | None = None  # wall second of the next block, where a worker keeps time
 
     @property
     def has_executed(self) -> bool:
@@ -92,11 +94,11 @@ class Core:
         self._pool.add(pooled)
         return data(pooled.hash)
 
-    def step(self, wall: int) -> bool:
-        """Execute one waiting transaction into the block planned for ``wall``; False if none."""
+    def step(self) -> bool:
+        """Execute one waiting transaction into the pending block; False if none is ready."""
         if not self._pool:
             return False
-        pending = self.engine.open_block(self._stamp(wall))
+        pending = self.engine.open_block(self._stamp())
         pooled = self._pool.take(
             pending.vm.state.get_nonce,
             base_fee=pending.header.base_fee_per_gas,
@@ -111,19 +113,18 @@ class Core:
         self._executed[pooled.hash] = pooled
         return True
 
-    def seal(self, wall: int) -> int:
-        """Mine a block, planned for ``wall`` seconds; its number."""
-        sealed = self.engine.seal(self._stamp(wall))
+    def seal(self) -> int:
+        """Mine the pending block, or an empty one; its number."""
+        sealed = self.engine.seal(self._stamp())
         self._executed.clear()
         self.clock.sealed(sealed.block.header.timestamp)
         return self.index.append(sealed, self.engine.next_base_fee).number
 
     def mine(self) -> int:
         """A block at once, with everything that is ready and fits; its number."""
-        wall = int(time.time())
-        while self.step(wall):
+        while self.step():
             pass
-        return self.seal(wall)
+        return self.seal()
 
     def increase_time(self, seconds: int) -> int:
         """Move the clock forward; the total moved, in seconds."""
@@ -155,10 +156,11 @@ class Core:
             return int(state.get_balance(address))
 
     def nonce(self, address: bytes, tag: Tag) -> int:
-        header = self._moment(tag)[0]
-        with self.engine.state_at(header) as state:
-            nonce = int(state.get_nonce(address))
-        return self._pool.next_nonce(address, nonce) if header is None else nonce
+        if tag == "pending":
+            with self.engine.state_at(None) as state:
+                return self._pool.next_nonce(address, int(state.get_nonce(address)))
+        with self.engine.state_at(self._moment(tag)[0]) as state:
+            return int(state.get_nonce(address))
 
     def code(self, address: bytes, tag: Tag) -> str:
         with self.engine.state_at(self._moment(tag)[0]) as state:
@@ -174,7 +176,8 @@ class Core:
 
     def pending_block(self, full: bool) -> Wire:
         """The block under construction, without a hash, as nodes show it."""
-        pending = self.engine.open_block(self._stamp(int(time.time())))
+        self._catch_up()
+        pending = self.engine.open_block(self._stamp())
         hidden = {"hash": None, "nonce": None, "logsBloom": None, "miner": None}
         shown = [
             transaction_fields(tx, None, None) if full else data(tx.hash)
@@ -184,8 +187,11 @@ class Core:
 
     # -- private
 
-    def _stamp(self, wall: int) -> int:
-        planned = self.clock.at(wall) if self.clock.exact is None else self.clock.exact
+    def _stamp(self) -> int:
+        """Time of the pending block, in seconds: ordered, planned or now; after the head's."""
+        planned = self.clock.exact
+        if planned is None:
+            planned = self.clock.now() if self.plan is None else self.clock.at(self.plan)
         return max(planned, int(self.engine.head.timestamp) + 1)
 
     def _restamp(self) -> None:
@@ -198,10 +204,10 @@ class Core:
     def _moment(self, tag: Tag) -> tuple[Any | None, int | None]:
         """Header (None: pending) and TIMESTAMP for a call; ``latest`` sees the present."""
         head = self.engine.head
-        if tag == "pending" and self.engine.pending:
-            return None, None
         if tag == "pending":
-            return None, max(int(head.timestamp), self.clock.now())
+            self._catch_up()
+            stamp = None if self.engine.pending else max(int(head.timestamp), self.clock.now())
+            return None, stamp
         if tag in ("latest", "safe", "finalized"):
             return head, max(int(head.timestamp), self.clock.now())
         if isinstance(tag, bytes):
@@ -213,6 +219,12 @@ class Core:
             raise refused("header not found")
         return self.engine.header(number), None
 
+    def _catch_up(self) -> None:
+        """What was sent before counts as pending; bounded, so that no block comes late."""
+        for _ in range(_CATCH_UP):
+            if not self.step():
+                return
+
     def _check_account(self, pooled: PooledTransaction) -> None:
         nonce = self.nonce(pooled.sender, "latest")
         if pooled.nonce < nonce:
@@ -222,7 +234,8 @@ class Core:
                 check_bump(done, pooled)
                 raise refused("replacement transaction underpriced")  # it is as good as mined
         ahead = sum(tx.cost for tx in self._pool.of(pooled.sender) if tx.nonce != pooled.nonce)
-        balance = self.balance(pooled.sender, "pending")
+        with self.engine.state_at(None) as state:
+            balance = int(state.get_balance(pooled.sender))
         if balance < ahead + pooled.cost:
             raise refused(
                 f"insufficient funds for gas * price + value: balance {balance}, "

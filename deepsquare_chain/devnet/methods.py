@@ -233,9 +233,9 @@ def _height(value: Any, head: int) -> int:
 
 
 def _read_filter(wanted: dict[str, Any]) -> LogFilter:
-    addresses = wanted.get("address") or []
+    addresses = wanted.get("address")
     if not isinstance(addresses, list):
-        addresses = [addresses]
+        addresses = [] if addresses is None else [addresses]
     topics = wanted.get("topics") or []
     if not isinstance(topics, list) or len(topics) > _MAX_TOPICS:
         raise bad_params(f"topics must be a list of at most {_MAX_TOPICS}")

@@ -11,6 +11,7 @@ from typing import Any, Self
 import httpx
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
 
 from deepsquare_chain.errors import EndpointError, GridError
 
@@ -108,7 +109,7 @@ class Node(ABC):
             payment: dict[str, Any] = {
                 "chainId": self.chain_id,
                 "nonce": nonce,
-                "to": address,
+                "to": to_checksum_address(address),
                 "value": wei,
                 "gas": 100_000,
                 "maxFeePerGas": 100 * 10**9,

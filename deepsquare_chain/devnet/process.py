@@ -71,9 +71,12 @@ class ChildProcess:
     async def end(self, grace: float = 5.0) -> None:
         """SIGTERM, after ``grace`` seconds SIGKILL; returns when the process is gone."""
         for signum in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.returncode is not None:
-                return
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signum)
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signum)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), grace)
+        if self._process.stdout is not None:
+            # Read to its end, the pipe closes with the loop still there to close it.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace)
+                await asyncio.wait_for(self._process.stdout.read(), grace)

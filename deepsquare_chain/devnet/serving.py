@@ -75,7 +75,8 @@ def open_listener(port: int) -> socket.socket:
     """A listening-to-be socket on 127.0.0.1, or ``UsageError`` with what to do."""
     if not 0 <= port <= 65_535:
         raise UsageError(f"{port} is not a port.", hint="Ports go from 0 (any free one) to 65535.")
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Named as TCP, or asyncio leaves out TCP_NODELAY and each answer waits 40 ms for an ACK.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))

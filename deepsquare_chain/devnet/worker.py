@@ -40,7 +40,6 @@ class Worker(threading.Thread):
         self._stopping = False
         self._reads_run = 0
         self._deadline = _NEVER
-        self._planned = 0
 
     def submit(self, work: Callable[[], T], *, urgent: bool = False) -> Future[T]:
         """Run ``work`` on the thread; urgent work (new transactions) goes before reads."""
@@ -75,7 +74,7 @@ class Worker(threading.Thread):
 
     def _turn(self) -> None:
         if time.monotonic() >= self._deadline:
-            self.core.seal(self._planned)
+            self.core.seal()
             self._plan()
         elif self._urgent:
             _settle(*self._urgent.popleft())
@@ -91,17 +90,12 @@ class Worker(threading.Thread):
 
     def _step(self) -> bool:
         """Execute a transaction if one is ready; in instant mode the last one brings a block."""
-        if self._block_time is None:
-            self._planned = int(time.time())
-        elif self._block_time == INSTANT:
-            self._planned = int(time.time())
-            if self.core.step(self._planned):
-                return True
-            if self.core.has_executed:
-                self.core.seal(self._planned)
-                return True
-            return False
-        return self.core.step(self._planned)
+        if self.core.step():
+            return True
+        if self._block_time == INSTANT and self.core.has_executed:
+            self.core.seal()
+            return True
+        return False
 
     def _plan(self) -> None:
         """Fix the wall second of the next block and, on the monotonic clock, when it is due."""
@@ -109,8 +103,8 @@ class Worker(threading.Thread):
             return
         wall = time.time()
         # Never more than one block time ahead, wherever somebody sets the wall clock to.
-        self._planned = int(wall) + self._block_time
-        self._deadline = time.monotonic() + self._planned - wall
+        self.core.plan = int(wall) + self._block_time
+        self._deadline = time.monotonic() + self.core.plan - wall
 
     def _wait(self) -> None:
         with self._wake:

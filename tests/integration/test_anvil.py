@@ -1,0 +1,181 @@
+"""anvil behind the same interface as the embedded chain, and the two compared."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.devnet import anvil as anvil_module
+from deepsquare_chain.devnet.anvil import VARIABLE, Anvil, find_anvil
+from deepsquare_chain.devnet.chain import EmbeddedChain
+from deepsquare_chain.devnet.node import DEV_BALANCE, Node, dev_accounts
+from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
+
+GWEI = 10**9
+# Stores the first word of calldata in slot 0, logs it, leaves 42 in transient storage.
+RUNTIME = "5f35805f525f55602a60015d60205fa000"
+# The same, then gives it back: refunds and failures count as well.
+CLEARER = "60015f555f5f55" + "5f5ffd"
+
+
+class TestFinding:
+    def test_the_variable_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        program = tmp_path / "my-anvil"
+        program.write_text("#!/bin/sh\n")
+        monkeypatch.setenv(VARIABLE, str(program))
+        with pytest.raises(UsageError, match="not a program"):
+            find_anvil()
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        assert find_anvil() == program
+
+    def test_the_package_here_then_the_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv(VARIABLE, raising=False)
+        here = tmp_path / "project"
+        package = here / "node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
+        on_path = tmp_path / "bin" / "anvil"
+        for program in (package, on_path):
+            program.parent.mkdir(parents=True)
+            program.write_text("#!/bin/sh\n")
+            program.chmod(0o755)
+        monkeypatch.chdir(here)
+        monkeypatch.setenv("PATH", str(on_path.parent))
+        assert find_anvil() == package
+        # Away from every project only the PATH is left.
+        monkeypatch.setattr(anvil_module, "_IN_PACKAGE", Path("nowhere/anvil"))
+        assert find_anvil() == on_path
+
+    async def test_without_it_says_how_to_get_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv(VARIABLE, raising=False)
+        monkeypatch.setattr(anvil_module, "_IN_PACKAGE", Path("nowhere/anvil"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(NotFoundError, match="not installed") as caught:
+            await Anvil().start()
+        assert "npm ci" in caught.value.hint
+        assert anvil_module.PACKAGE in caught.value.hint
+
+    async def test_a_program_that_fails_is_quoted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program = tmp_path / "anvil"
+        program.write_text("#!/bin/sh\necho no such hardfork >&2; exit 2\n")
+        program.chmod(0o755)
+        monkeypatch.setenv(VARIABLE, str(program))
+        with pytest.raises(EndpointError, match="no such hardfork"):
+            await Anvil().start()
+
+
+@pytest.mark.usefixtures("anvil_binary")
+class TestNode:
+    async def test_lives_funds_and_ends(self) -> None:
+        async with Anvil(block_time=None, chain_id=77) as node:
+            assert await node.rpc("eth_chainId") == hex(77)
+            assert "anvil" in await node.rpc("web3_clientVersion")
+            for account in dev_accounts():
+                assert int(await node.rpc("eth_getBalance", account.address, "latest"), 16) == (
+                    DEV_BALANCE
+                )
+            await node.fund("0x" + "ab" * 20, 5)
+            assert await node.rpc("eth_getBalance", "0x" + "ab" * 20, "latest") == "0x5"
+            before = await _timestamp(node)
+            await node.increase_time(1_000)
+            assert before + 1_000 <= await _timestamp(node) <= before + 1_010
+            await node.set_time(before + 5_000)
+            assert await _timestamp(node) == before + 5_000
+            await node.mine(3)
+            pid = node.pid
+            os.kill(pid, 0)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        with pytest.raises(EndpointError):
+            await node.rpc("eth_chainId")
+
+    async def test_blocks_by_the_clock(self) -> None:
+        async with Anvil() as node:
+            tx_hash = await node.rpc("eth_sendRawTransaction", _sign(node, 0, to="0x" + "12" * 20))
+            assert await node.rpc("eth_getTransactionReceipt", tx_hash) is None
+            await node.fund("0x" + "ab" * 20, 5)
+            assert await node.rpc("eth_getTransactionReceipt", tx_hash) is not None
+
+    async def test_a_port_in_use_is_named(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(UsageError, match=str(port)):
+                await Anvil(port=port).start()
+
+    async def test_the_embedded_chain_does_the_same(self) -> None:
+        """Equal gas, receipts and refusals: what runs on one runs on the other."""
+        async with Anvil(block_time=None) as real, EmbeddedChain(block_time=0) as embedded:
+            assert await _story(real) == await _story(embedded)
+
+
+async def _story(node: Node) -> list[Any]:
+    """Contracts made and called, as far as it must not depend on the node."""
+    told: list[Any] = []
+    addresses = []
+    for nonce, runtime in enumerate((RUNTIME, CLEARER, "00" * 5_000)):
+        receipt = await _send(node, nonce, data=_init_code(runtime), gas=3_000_000)
+        addresses.append(receipt["contractAddress"])
+        told.append(_essence(receipt))
+    for nonce, (contract, value) in enumerate([(0, 0), (0, 7), (0, 8), (0, 0), (1, 1)], start=3):
+        data = f"0x{value:064x}"
+        receipt = await _send(node, nonce, to=addresses[contract], data=data, gas=100_000)
+        told.append(_essence(receipt))
+        block = await node.rpc("eth_getBlockByHash", receipt["blockHash"], False)
+        told.append((block["receiptsRoot"], block["transactionsRoot"], block["logsBloom"]))
+    told.append(await node.rpc("eth_getStorageAt", addresses[0], "0x0", "latest"))
+    told.append(await node.rpc("eth_getTransactionCount", dev_accounts()[0].address, "latest"))
+    with pytest.raises(EndpointError, match="execution reverted"):
+        await node.rpc("eth_call", {"to": addresses[1]}, "latest")
+    with pytest.raises(EndpointError, match="nonce too low"):
+        await node.rpc("eth_sendRawTransaction", _sign(node, 1, to=addresses[0]))
+    return told
+
+
+def _essence(receipt: dict[str, Any]) -> dict[str, Any]:
+    fields = ("status", "gasUsed", "contractAddress", "logsBloom", "transactionHash", "type", "to")
+    logs = [(log["address"], log["topics"], log["data"]) for log in receipt["logs"]]
+    return {**{field: receipt[field] for field in fields}, "logs": logs}
+
+
+async def _send(node: Node, nonce: int, **fields: Any) -> dict[str, Any]:
+    tx_hash = await node.rpc("eth_sendRawTransaction", _sign(node, nonce, **fields))
+    for _ in range(1_000):
+        receipt: dict[str, Any] | None = await node.rpc("eth_getTransactionReceipt", tx_hash)
+        if receipt is not None:
+            return receipt
+    raise AssertionError(f"{tx_hash} was not mined")
+
+
+def _sign(node: Node, nonce: int, **fields: Any) -> str:
+    body = {
+        "chainId": node.chain_id,
+        "nonce": nonce,
+        "value": 0,
+        "data": "0x",
+        "gas": 100_000,
+        "maxFeePerGas": 10 * GWEI,
+        "maxPriorityFeePerGas": GWEI,
+        **fields,
+    }
+    if "to" in body:
+        body["to"] = bytes.fromhex(body["to"][2:])
+    return "0x" + bytes(dev_accounts()[0].sign_transaction(body).raw_transaction).hex()
+
+
+def _init_code(runtime: str) -> str:
+    return f"0x61{len(runtime) // 2:04x}80600a5f395ff3{runtime}"
+
+
+async def _timestamp(node: Node) -> int:
+    return int((await node.rpc("eth_getBlockByNumber", "latest", False))["timestamp"], 16)
