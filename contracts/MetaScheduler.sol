@@ -149,7 +149,8 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         uint16 feeBps_,
         Timeouts memory timeouts_
     ) AccessControlDefaultAdminRules(adminDelay, admin) {
-        if (address(credit_).code.length == 0 || IERC20Metadata(address(credit_)).decimals() != 18) {
+        if (address(credit_).code.length == 0 || IERC20Metadata(address(credit_)).decimals() != 18)
+        {
             revert InvalidAddress("credit");
         }
         if (address(registry_).code.length == 0) revert InvalidAddress("registry");
@@ -214,12 +215,10 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     }
 
     /// @inheritdoc IMetaScheduler
-    function topUpWithPermit(
-        uint256 jobId,
-        address customer,
-        uint96 amount,
-        Permit calldata permit
-    ) external nonReentrant {
+    function topUpWithPermit(uint256 jobId, address customer, uint96 amount, Permit calldata permit)
+        external
+        nonReentrant
+    {
         _permit(permit);
         _topUp(jobId, customer, amount);
     }
@@ -546,12 +545,11 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
             uint256 jobId = jobIds[i];
             Record storage record = _records[jobId];
             Moves moves = record.moves;
-            if (!JobLifecycle.canTransition(moves.status(), to)) {
-                _refuse(batch, jobId, moves, to, InvalidTransition.selector);
-            } else if (_accountOf(moves) != msg.sender) {
-                _refuse(batch, jobId, moves, to, NotAssignedProvider.selector);
+            if (!_canMove(jobId, moves, to, batch)) continue;
+            if (_accountOf(moves) == msg.sender) {
+                _move(jobId, record, moves, msg.sender, to);
             } else {
-                        _move(jobId, record, moves, msg.sender, to);
+                _refuse(batch, jobId, moves, to, NotAssignedProvider.selector);
             }
         }
         _requireApplied(batch, jobIds.length);
@@ -622,12 +620,9 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         emit JobRequeued(jobId, msg.sender, _spoken(moves, provider, reason));
     }
 
-    function _panic(
-        uint256 jobId,
-        string calldata reason,
-        Batch memory batch,
-        Payments memory due
-    ) private {
+    function _panic(uint256 jobId, string calldata reason, Batch memory batch, Payments memory due)
+        private
+    {
         Record storage record = _records[jobId];
         Moves moves = record.moves;
         if (!_canMove(jobId, moves, JobStatus.PANICKED, batch)) return;
@@ -791,7 +786,9 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     function _candidate(uint16 providerId) private returns (Candidate memory candidate) {
         candidate = _standing(providerId);
         ProviderClock storage clock = _clocks[providerId];
-        if (clock.account == address(0) && candidate.refusal == 0) clock.account = candidate.account;
+        if (clock.account == address(0) && candidate.refusal == 0) {
+            clock.account = candidate.account;
+        }
     }
 
     function _accountOf(Moves moves) private view returns (address) {
@@ -799,9 +796,8 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     }
 
     function _allotment(Moves moves, Money money) private pure returns (uint256) {
-        return Billing.allotment(
-            moves.untilSpent(), money.timeLimit(), money.escrow(), money.rate()
-        );
+        return
+            Billing.allotment(moves.untilSpent(), money.timeLimit(), money.escrow(), money.rate());
     }
 
     function _isSilent(ProviderClock storage clock) private view returns (bool) {
@@ -820,10 +816,7 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     function _mayRequeue(Moves moves) private view returns (bool) {
         bool inTime = block.timestamp <= moves.since() + _claimTimeout;
         if (moves.status() == JobStatus.META_SCHEDULED) return !inTime;
-        if (
-            !inTime
-                && (msg.sender == moves.customer() || hasRole(METASCHEDULER_ROLE, msg.sender))
-        ) return true;
+        if (!inTime && (msg.sender == moves.customer() || hasRole(METASCHEDULER_ROLE, msg.sender))) return true;
         ProviderClock storage clock = _clocks[moves.providerId()];
         return _isSilent(clock) || registry.statusOf(clock.account) == ProviderStatus.BANNED;
     }
@@ -914,7 +907,8 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
                 permit.v,
                 permit.r,
                 permit.s
-            ) {} catch {}
+            ) {}
+            catch {}
     }
 
     // ---------------------------------------------------------- internal: rest

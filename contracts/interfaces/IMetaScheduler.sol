@@ -163,12 +163,8 @@ interface IMetaScheduler {
     function topUp(uint256 jobId, address customer, uint96 amount) external;
 
     /// @notice The same with an EIP-2612 permit, which is ignored if it fails.
-    function topUpWithPermit(
-        uint256 jobId,
-        address customer,
-        uint96 amount,
-        Permit calldata permit
-    ) external;
+    function topUpWithPermit(uint256 jobId, address customer, uint96 amount, Permit calldata permit)
+        external;
 
     /// @notice Takes out what could not be paid to the caller.
     /// @param to Who gets it.

@@ -20,7 +20,9 @@ library Billing {
     ) internal pure returns (uint256) {
         unchecked {
             uint256 cpus = tasks * cpusPerTask;
-            return cpus * (tariff.cpuPrice() + memPerCpu * tariff.memPrice()) + gpus * tariff.gpuPrice();
+            return
+                cpus * (tariff.cpuPrice() + memPerCpu * tariff.memPrice()) + gpus
+                    * tariff.gpuPrice();
         }
     }
 
@@ -56,7 +58,8 @@ library Billing {
             uint256 perNode = capacity.cpusPerNode() / cpusPerTask;
             uint256 perNodeByMemory = capacity.memPerNode() / memPerTask;
             if (perNodeByMemory < perNode) perNode = perNodeByMemory;
-            return tasks <= capacity.nodes() * perNode && tasks * cpusPerTask <= capacity.offeredCpus()
+            return tasks <= capacity.nodes() * perNode
+                && tasks * cpusPerTask <= capacity.offeredCpus()
                 && tasks * memPerTask <= capacity.offeredMem() && gpus <= capacity.offeredGpus();
         }
     }

@@ -11,26 +11,29 @@ library JobLifecycle {
     // The twelve arrows of the life cycle, three of redistribution, and birth.
     uint256 private constant TABLE =
     // NONE -> PENDING
-    ((1 << uint8(JobStatus.PENDING)) << (ROW * uint8(JobStatus.NONE)))
-        // PENDING -> META_SCHEDULED | CANCELLED
-        | (((1 << uint8(JobStatus.META_SCHEDULED)) | (1 << uint8(JobStatus.CANCELLED)))
-            << (ROW * uint8(JobStatus.PENDING)))
-        // META_SCHEDULED -> SCHEDULED | CANCELLED | PANICKED | PENDING
-        | (((1 << uint8(JobStatus.SCHEDULED))
-                | (1 << uint8(JobStatus.CANCELLED))
-                | (1 << uint8(JobStatus.PANICKED))
-                | (1 << uint8(JobStatus.PENDING))) << (ROW * uint8(JobStatus.META_SCHEDULED)))
-        // SCHEDULED -> RUNNING | CANCELLED | PANICKED | PENDING
-        | (((1 << uint8(JobStatus.RUNNING))
-                | (1 << uint8(JobStatus.CANCELLED))
-                | (1 << uint8(JobStatus.PANICKED))
-                | (1 << uint8(JobStatus.PENDING))) << (ROW * uint8(JobStatus.SCHEDULED)))
-        // RUNNING -> CANCELLED | FINISHED | FAILED | OUT_OF_CREDITS | PANICKED
-        | (((1 << uint8(JobStatus.CANCELLED))
-                | (1 << uint8(JobStatus.FINISHED))
-                | (1 << uint8(JobStatus.FAILED))
-                | (1 << uint8(JobStatus.OUT_OF_CREDITS))
-                | (1 << uint8(JobStatus.PANICKED))) << (ROW * uint8(JobStatus.RUNNING)));
+        ((1 << uint8(JobStatus.PENDING)) << (ROW * uint8(JobStatus.NONE)))
+            // PENDING -> META_SCHEDULED | CANCELLED
+            | (((1 << uint8(JobStatus.META_SCHEDULED)) | (1 << uint8(JobStatus.CANCELLED)))
+                << (ROW * uint8(JobStatus.PENDING)))
+            // META_SCHEDULED -> SCHEDULED | CANCELLED | PANICKED | PENDING
+            | (((1 << uint8(JobStatus.SCHEDULED))
+                    | (1 << uint8(JobStatus.CANCELLED))
+                    | (1 << uint8(JobStatus.PANICKED))
+                    | (1 << uint8(JobStatus.PENDING)))
+                << (ROW * uint8(JobStatus.META_SCHEDULED)))
+            // SCHEDULED -> RUNNING | CANCELLED | PANICKED | PENDING
+            | (((1 << uint8(JobStatus.RUNNING))
+                    | (1 << uint8(JobStatus.CANCELLED))
+                    | (1 << uint8(JobStatus.PANICKED))
+                    | (1 << uint8(JobStatus.PENDING)))
+                << (ROW * uint8(JobStatus.SCHEDULED)))
+            // RUNNING -> CANCELLED | FINISHED | FAILED | OUT_OF_CREDITS | PANICKED
+            | (((1 << uint8(JobStatus.CANCELLED))
+                    | (1 << uint8(JobStatus.FINISHED))
+                    | (1 << uint8(JobStatus.FAILED))
+                    | (1 << uint8(JobStatus.OUT_OF_CREDITS))
+                    | (1 << uint8(JobStatus.PANICKED)))
+                << (ROW * uint8(JobStatus.RUNNING)));
 
     // PENDING, META_SCHEDULED, SCHEDULED, RUNNING
     uint256 private constant LIVE = 0x1e;

@@ -159,8 +159,7 @@ library JobRecord {
 
     /// @dev Fixes or, with zeros, clears the price; `rate_` must be below 2^72 and `feeBps_` below 2^16.
     function withPrice(Money m, uint256 rate_, uint256 feeBps_) internal pure returns (Money) {
-        return Money.wrap(
-            (Money.unwrap(m) & ~(RATE | FEE)) | (rate_ << RATE_AT) | (feeBps_ << FEE_AT)
-        );
+        return
+            Money.wrap((Money.unwrap(m) & ~(RATE | FEE)) | (rate_ << RATE_AT) | (feeBps_ << FEE_AT));
     }
 }
