@@ -101,7 +101,7 @@ def explain_wait(
     if possible:
         text = _waits_for_room(waiting.job, possible, snapshot, decided, rules or Rules())
     else:
-        text = _fits_nowhere(waiting, verdicts, snapshot)
+        text = _fits_nowhere(waiting, verdicts)
     return Explanation(waiting.job.id, text, verdicts)
 
 
@@ -147,7 +147,7 @@ def _reason(why: Refusal | None, waiting: Waiting, view: ProviderView, rate: int
     return f"{name} {words[why]}"
 
 
-def _fits_nowhere(waiting: Waiting, verdicts: Sequence[Verdict], snapshot: Snapshot) -> str:
+def _fits_nowhere(waiting: Waiting, verdicts: Sequence[Verdict]) -> str:
     head = f"job {waiting.job.id} can't start anywhere now"
     if not verdicts:
         return f"{head}: no provider is registered"
@@ -158,12 +158,10 @@ def _fits_nowhere(waiting: Waiting, verdicts: Sequence[Verdict], snapshot: Snaps
         )
     nearest = next(why for why in _NEAREST if any(verdict.why is why for verdict in verdicts))
     those = [verdict for verdict in verdicts if verdict.why is nearest]
-    return f"{head}: {_nearest_miss(nearest, waiting, those, snapshot)}"
+    return f"{head}: {_nearest_miss(nearest, waiting, those)}"
 
 
-def _nearest_miss(
-    nearest: Refusal, waiting: Waiting, those: Sequence[Verdict], snapshot: Snapshot
-) -> str:
+def _nearest_miss(nearest: Refusal, waiting: Waiting, those: Sequence[Verdict]) -> str:
     if nearest is Refusal.BUDGET:
         return _too_expensive(waiting.job, those)
     if nearest is Refusal.LABELS:
@@ -172,7 +170,7 @@ def _nearest_miss(
         return f"no provider offers {_asked(waiting.job.resources)}, node by node"
     words = ", ".join(verdict.text for verdict in those)
     if nearest is Refusal.AVOIDED:
-        back = min(until for until in waiting.avoided.values() if until > snapshot.now)
+        back = min(waiting.avoided[verdict.provider_id] for verdict in those)
         return f"{words}; it is tried again from {chain_time(back)}"
     return words
 

@@ -1,0 +1,173 @@
+"""Words about decisions and waits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.job import Job, JobStatus, Objective, Prices, ProviderStatus
+from deepsquare_chain.metascheduler.eligibility import ProviderView, Refusal, Waiting
+from deepsquare_chain.metascheduler.explain import (
+    Explanation,
+    chain_time,
+    explain_assigned,
+    explain_decision,
+    explain_wait,
+)
+from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
+from tests.support.workloads import NOW, provider, running, waiting
+
+RULES = Rules(patience=100, patience_factor=0, max_patience=100, start_margin=0)
+
+
+def why(
+    wait: Waiting,
+    providers: list[ProviderView],
+    assigned: list[Job] | None = None,
+    others: list[Waiting] | None = None,
+) -> Explanation:
+    snapshot = Snapshot(NOW, providers, [wait, *(others or [])], assigned or [])
+    decided = plan(snapshot, RULES)
+    assert wait.job.id not in {d.waiting.job.id for d in decided.decisions}
+    return explain_wait(wait, snapshot, decided, RULES)
+
+
+def test_too_expensive_everywhere() -> None:
+    price = Prices(CREDIT // 100, 0, 0)
+    explained = why(
+        waiting(escrow=CREDIT // 2),
+        [provider(1, prices=Prices(CREDIT, 0, 0)), provider(2, prices=price)],
+    )
+    assert explained.text == (
+        "job 1 can't start anywhere now: too expensive at every provider that could run it; the "
+        "cheapest, provider 2, asks 0.6 credits for 60 s and the escrow is 0.5; top it up by at "
+        "least 0.1"
+    )
+    assert [verdict.why for verdict in explained.verdicts] == [Refusal.BUDGET, Refusal.BUDGET]
+    assert explained.verdicts[0].text == "provider 1 asks 60 credits, more than the escrow"
+
+
+def test_nobody_has_the_label() -> None:
+    explained = why(waiting(uses="gpu.model=h100"), [provider(1), provider(2)])
+    assert "no provider of sufficient size has the labels 'gpu.model=h100'" in explained.text
+
+
+def test_affinities_that_cannot_be_read() -> None:
+    explained = why(waiting(uses="a==b\x1b[31m" + "x" * 500), [provider()])
+    assert "can't be read, so no provider matches; cancel it" in explained.text
+    assert "\x1b" not in explained.text
+    assert len(explained.text) < 300
+
+
+def test_too_large_for_all() -> None:
+    explained = why(waiting(cpus=64, gpus=4), [provider()])
+    assert "no provider offers 64 cpus with 6400 MB and 4 gpus, node by node" in explained.text
+    assert explained.verdicts[0].text == (
+        "provider 1 offers 8 cpus with 8000 MB and 2 gpus: too little"
+    )
+
+
+def test_no_providers_at_all() -> None:
+    assert why(waiting(), []).text.endswith("no provider is registered")
+
+
+def test_all_are_away() -> None:
+    grid = [
+        provider(1, status=ProviderStatus.DRAINING),
+        provider(2, silent=True),
+        provider(3, status=ProviderStatus.BANNED),
+        provider(4, approved_until=NOW - 1),
+        provider(5, status=ProviderStatus.WAITING_APPROVAL),
+    ]
+    assert [v.text for v in why(waiting(), grid).verdicts] == [
+        "provider 1 is in maintenance",
+        "provider 2 does not answer",
+        "provider 3 is banned",
+        "provider 4 has an approval that ran out",
+        "provider 5 waits for approval",
+    ]
+    assert "is in maintenance" in why(waiting(), grid[:1]).text
+
+
+def test_the_nearest_miss_is_told() -> None:
+    grid = [provider(1, silent=True), provider(2, price=10**18), provider(3, cpus=1)]
+    assert "too expensive" in why(waiting(cpus=2), grid).text
+
+
+def test_a_provider_that_gave_it_back() -> None:
+    explained = why(waiting(avoided={1: NOW + 60, 7: NOW + 5}), [provider()])
+    assert "provider 1 gave this job back a moment ago; it is tried again from" in explained.text
+    assert chain_time(NOW + 60) in explained.text
+
+
+def test_waits_for_room() -> None:
+    held = [running(5, 1, cpus=8, time_limit=900), running(6, 2, cpus=8, time_limit=300)]
+    explained = why(waiting(), [provider(1), provider(2)], held)
+    assert explained.text == (
+        f"job 1 waits for room at provider 1 or 2, until about {chain_time(NOW + 300)} at the latest"
+    )
+    assert explained.verdicts[0].text.startswith("provider 1 suits the job at ")
+
+
+def test_many_providers_are_cut() -> None:
+    grid = [provider(n) for n in range(1, 9)]
+    held = [running(10 + n, n, cpus=8) for n in range(1, 9)]
+    assert "1 or 2 or 3 or 4 or 5 or 3 others" in why(waiting(), grid, held).text
+
+
+def test_room_kept_for_it_and_for_another() -> None:
+    big = waiting(1, cpus=8, queued_at=NOW - 500)
+    small = waiting(2, time_limit=900)
+    held = [running(9, cpus=4, time_limit=300)]
+    assert why(big, [provider()], held, [small]).text == (
+        "job 1 has waited longest: room is kept for it at provider 1, from "
+        f"{chain_time(NOW + 300)} at the latest"
+    )
+    assert why(small, [provider()], held, [big]).text == (
+        "job 2 waits for provider 1: the free room there goes to job 1, which has waited longer"
+    )
+
+
+def test_smaller_ones_go_first() -> None:
+    small = waiting(2, cpus=8, time_limit=10)
+    explained = why(waiting(1, cpus=8), [provider()], [], [small])
+    assert explained.text.endswith("the free room there goes to smaller or older jobs")
+
+
+@pytest.mark.parametrize(
+    ("objective", "word"),
+    [
+        (Objective.COST, "the cheapest of 2"),
+        (Objective.TIME, "the fastest of 2"),
+        (Objective.ENERGY, "the most frugal of 2"),
+    ],
+)
+def test_decisions(objective: Objective, word: str) -> None:
+    snapshot = Snapshot(NOW, [provider(1), provider(2)], [waiting(objective=objective)], [])
+    text = explain_decision(plan(snapshot, RULES).decisions[0])
+    assert text == (
+        f"job 1 goes to provider 1, {word} providers with room "
+        "(0.00000000000006 credits for 60 s); it is the smallest that fits"
+    )
+
+
+def test_a_decision_without_choice_for_who_waited_longest() -> None:
+    snapshot = Snapshot(NOW, [provider(1)], [waiting(queued_at=NOW - 500)], [])
+    text = explain_decision(plan(snapshot, RULES).decisions[0])
+    assert "the only provider with room that suits it" in text
+    assert text.endswith("it has waited longest")
+
+
+def test_assigned_jobs() -> None:
+    job = running(4, 2, since=NOW - 10)
+    assert explain_assigned(job, NOW) == "job 4 runs at provider 2; 50 s of its 60 s are left"
+    assert explain_assigned(job, NOW + 60) == "job 4 runs at provider 2; its time is over"
+    claimed = dataclasses.replace(job, status=JobStatus.SCHEDULED)
+    assert explain_assigned(claimed, NOW) == "job 4 is SCHEDULED at provider 2 for 10 s"
+
+
+def test_times_beyond_the_calendar() -> None:
+    assert chain_time(0) == "1970-01-01 00:00:00 UTC"
+    assert chain_time(2**62) == "no foreseeable time"
