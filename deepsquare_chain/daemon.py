@@ -263,17 +263,19 @@ class Daemon:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        added = []
+        before = {}
         for number in _SIGNALS:
             # Only the main thread takes signals; a service inside another program has its stop.
             with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+                previous = signal.getsignal(number)
                 loop.add_signal_handler(number, self._on_signal, number)
-                added.append(number)
+                before[number] = previous
         try:
             yield
         finally:
-            for number in added:
+            for number, previous in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, previous)
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name

@@ -87,8 +87,7 @@ class LocalExecutor(Executor):
         QUEUED is a run that no supervisor took: submit it again. UNKNOWN is one whose folder is
         missing or can't be read.
         """
-        wanted = list(handles)
-        return await asyncio.to_thread(lambda: {key: self._runs.poll(key) for key in wanted})
+        return await self._call(self._runs.poll_all, list(handles))
 
     async def cancel(self, handle: str) -> None:
         """End the run; returns when its processes are gone. An ended or unknown run is no error.

@@ -12,15 +12,14 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import leftovers, procfs
+from deepsquare_chain.executors import launch, leftovers, procfs
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -40,7 +39,6 @@ from deepsquare_chain.observe import get_logger
 HUNG: Final = 8.0  # seconds beyond the grace after which a supervisor counts as hung
 _STALE: Final = 3600.0  # seconds after which a half-made folder belongs to nobody
 _MEGABYTE: Final = 1024 * 1024
-_SOURCE: Final = str(Path(__file__).resolve().parents[2])
 _log = get_logger(__name__)
 
 
@@ -70,10 +68,10 @@ class Runs:
         """Make the run unless it is there, and start its supervisor; True once it is taken."""
         folder = self.folder(spec.key)
         if not self._exists(folder):
-            self._make(folder, spec)
+            launch.make_run(self.path, spec)
         if folder.owner() is not None:
             return True
-        self._start(folder)
+        self._children[spec.key] = launch.start_supervisor(folder)
         return False
 
     def taken(self, key: str) -> bool:
@@ -95,41 +93,6 @@ class Runs:
         reason = log.splitlines()[-1][:200] if log else "its supervisor ended"
         raise ExecutorUnavailableError(f"Run {key} could not be started: {reason}")
 
-    def _make(self, folder: RunFolder, spec: RunSpec) -> None:
-        fresh = RunFolder(self.path / f".new-{secrets.token_hex(8)}")
-        wanted = spec.resources
-        record = {
-            "key": spec.key,
-            "env": dict(spec.env),
-            "walltime": spec.walltime,
-            "cpus": wanted.cpus,
-            "memory": wanted.memory,
-            "gpus": wanted.gpus,
-        }
-        try:
-            fresh.fill(record, spec.script, spec.walltime)
-            # A folder appears under its key complete or not at all, and only once.
-            _rename_new(fresh.path, folder.path)
-        finally:
-            _remove_tree(fresh.path)
-
-    def _start(self, folder: RunFolder) -> None:
-        env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
-        if "LD_LIBRARY_PATH" in os.environ:  # some Pythons need it to start at all
-            env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        # Without site packages and working folder: quick to start, and nobody else's modules.
-        command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE]
-        with folder.log.open("ab") as log:
-            self._children[folder.key] = subprocess.Popen(
-                [*command, str(folder.path)],
-                cwd="/",
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-
     def _withdraw(self, folder: RunFolder) -> bool:
         """Take a run that nobody took, so that nobody ever does."""
         return folder.claim(Identity(0, 0, procfs.boot_id()), "")
@@ -140,6 +103,11 @@ class Runs:
         """Whether this run ever began here."""
         folder = self.folder(key)
         return self._exists(folder) and folder.owner() is not None
+
+    def poll_all(self, keys: Iterable[str]) -> dict[str, RunStatus]:
+        """Status of each run."""
+        self._reap()
+        return {key: self.poll(key) for key in keys}
 
     def poll(self, key: str) -> RunStatus:
         """Status of a run; UNKNOWN, with one line in the log, where it can't be told."""
@@ -188,6 +156,7 @@ class Runs:
             self._warn("disk", OSError(f"less than {min_free} MB are free in {self.path}"))
             return nothing
         self._warned.discard("disk")
+        self._reap()
         cpus, memory, gpus = offer.cpus, offer.memory, offer.gpus
         for key in self.keys():
             if self.poll(key).state is RunState.ENDED:
@@ -202,7 +171,6 @@ class Runs:
         return Offer(cpus=max(0, cpus), memory=max(0, memory), gpus=max(0, gpus))
 
     def _status(self, folder: RunFolder) -> RunStatus:
-        self._reap()
         folder.path.stat()
         owner = folder.owner()
         if owner is None:
@@ -286,14 +254,14 @@ class Runs:
         gone = self.path / f".gone-{secrets.token_hex(8)}"
         folder.path.rename(gone)
         self._ended.pop(folder.key, None)
-        _remove_tree(gone)
+        launch.remove_tree(gone)
 
     def _sweep(self) -> None:
         """Remove folders that were never finished or only half removed."""
         for entry in os.scandir(self.path):
             stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
             if entry.name.startswith(".gone-") or (entry.name.startswith(".new-") and stale):
-                _remove_tree(Path(entry.path))
+                launch.remove_tree(Path(entry.path))
 
     # -- small things
 
@@ -340,23 +308,3 @@ def _as_exit(record: Mapping[str, Any]) -> Exit:
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         raise OSError("the exit record is damaged") from None
-
-
-def _rename_new(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except OSError:
-        # Another submit of the same key came first: its folder is the run.
-        if not target.is_dir():
-            raise
-
-
-def _remove_tree(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    if path.exists():
-        # A job may have closed its folders even to their owner.
-        for place, folders, _ in os.walk(path):
-            for name in folders:
-                with contextlib.suppress(OSError):
-                    os.chmod(os.path.join(place, name), 0o700, follow_symlinks=False)
-        shutil.rmtree(path, ignore_errors=True)

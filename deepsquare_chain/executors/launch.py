@@ -1,0 +1,87 @@
+"""Makes the folder of a run and starts its supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from deepsquare_chain.executors import leftovers
+from deepsquare_chain.executors.base import RunSpec
+from deepsquare_chain.executors.rundir import RunFolder
+
+_SOURCE: Final = str(Path(__file__).resolve().parents[2])
+
+
+def make_run(runs: Path, spec: RunSpec) -> RunFolder:
+    """Make the folder of a run below `runs`, whole or not at all; one that is there stays.
+
+    Raises:
+        OSError: It could not be made.
+    """
+    folder = RunFolder(runs / spec.key)
+    fresh = RunFolder(runs / f".new-{secrets.token_hex(8)}")
+    wanted = spec.resources
+    record = {
+        "key": spec.key,
+        "env": dict(spec.env),
+        "walltime": spec.walltime,
+        "cpus": wanted.cpus,
+        "memory": wanted.memory,
+        "gpus": wanted.gpus,
+    }
+    try:
+        fresh.fill(record, spec.script, spec.walltime)
+        fresh.path.rename(folder.path)
+    except OSError:
+        # Another submit of the same key may have come first: its folder is the run.
+        if not folder.path.is_dir():
+            raise
+    finally:
+        remove_tree(fresh.path)
+    return folder
+
+
+def start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
+    """Start a supervisor, which takes the run or ends at once.
+
+    Raises:
+        OSError: No process could be started.
+    """
+    env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
+    if "LD_LIBRARY_PATH" in os.environ:  # some Pythons need it to start at all
+        env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    # Without site packages and working folder: quick to start, and nobody else's modules.
+    command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE, str(folder.path)]
+    with folder.log.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            cwd="/",
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and everything in it, as far as that is possible."""
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        # A job may have closed its folders even to their owner.
+        for place, folders, _ in os.walk(path):
+            for name in folders:
+                with contextlib.suppress(OSError, NotImplementedError):
+                    _open_up(Path(place, name))
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_up(path: Path) -> None:
+    if not path.is_symlink():
+        path.chmod(0o700)

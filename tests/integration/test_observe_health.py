@@ -1,0 +1,79 @@
+"""Health pages over HTTP, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from deepsquare_chain.daemon import Daemon
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.observe.health import HealthServer, health_app
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observe.probe import Health
+
+
+async def test_pages_tell_health_and_figures() -> None:
+    health = Health(live=True, ready=False, details={"cycles": 3})
+    metrics = Metrics("test")
+    metrics.gauge("running", "Running jobs.").set(2)
+    server = HealthServer(health_app(lambda: health, metrics))
+    url = await server.start()
+    try:
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert (await client.get("/live")).status_code == 200
+            assert (await client.get("/ready")).status_code == 503
+            assert (await client.get("/status")).json() == {
+                "live": True,
+                "ready": False,
+                "cycles": 3,
+            }
+            assert 'deepsquare_running{service="test"} 2.0' in (await client.get("/metrics")).text
+            assert (await client.post("/live")).status_code == 405
+            assert (await client.get("/other")).status_code == 404
+            foreign = await client.get("/status", headers={"host": "evil.example"})
+            assert foreign.status_code == 400
+            health = Health(live=False, ready=True)
+            assert (await client.get("/live")).status_code == 503
+            assert (await client.get("/ready")).status_code == 200
+    finally:
+        await server.stop()
+    await server.stop()
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(url + "/live")
+
+
+async def test_port_in_use_and_foreign_hosts_are_refused() -> None:
+    app = health_app(lambda: Health(live=True, ready=True))
+    server = HealthServer(app)
+    url = await server.start()
+    port = int(url.rsplit(":", 1)[1])
+    with pytest.raises(UsageError, match=f"Port {port}"):
+        await HealthServer(app, port=port).start()
+    async with httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/metrics")).status_code == 404
+    await server.stop()
+    for host in ("0.0.0.0", "192.0.2.1", "::"):  # noqa: S104
+        with pytest.raises(UsageError, match="loopback"):
+            HealthServer(app, host=host)
+
+
+async def test_daemon_serves_its_health_and_closes_it() -> None:
+    async def cycle() -> None:
+        pass
+
+    daemon = Daemon("test", cycle, interval=0.05)
+    server = HealthServer(health_app(daemon.health, daemon.metrics))
+    url = await server.start()
+    daemon.on_close("health", server.stop)
+    task = asyncio.create_task(daemon.run())
+    await daemon.ready.wait()
+    async with httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/ready")).status_code == 200
+        assert "deepsquare_cycles_total" in (await client.get("/metrics")).text
+        # A connection that is kept open does not hold up the end.
+        daemon.stop.set()
+        async with asyncio.timeout(5):
+            await task

@@ -1,0 +1,318 @@
+"""The loop that every service shares."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from deepsquare_chain.daemon import Daemon
+from deepsquare_chain.errors import EndpointError, GridError
+
+
+class Service:
+    """A cycle that does what it is told, and then stops."""
+
+    def __init__(self, *steps: Any, then_stop: bool = True) -> None:
+        self.steps = list(steps)
+        self.then_stop = then_stop
+        self.times: list[float] = []
+        self.daemon: Daemon | None = None
+
+    async def cycle(self) -> None:
+        self.times.append(time.monotonic())
+        step = self.steps.pop(0) if self.steps else None
+        if not self.steps and self.then_stop and self.daemon is not None:
+            self.daemon.stop.set()
+        if isinstance(step, BaseException):
+            raise step
+        if callable(step):
+            result = step()
+            if asyncio.iscoroutine(result):
+                await result
+
+    def pauses(self) -> list[float]:
+        return [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
+
+
+def make(service: Service, **options: Any) -> Daemon:
+    options.setdefault("interval", 0.01)
+    options.setdefault("min_backoff", 0.01)
+    daemon = service.daemon = Daemon("test", service.cycle, **options)
+    return daemon
+
+
+async def run(daemon: Daemon) -> None:
+    async with asyncio.timeout(10):
+        await daemon.run()
+
+
+async def test_cycles_run_until_the_stop_and_ready_comes_with_the_first() -> None:
+    service = Service(None, None, None)
+    daemon = make(service)
+    assert not daemon.ready.is_set()
+    assert daemon.health().live
+    assert not daemon.health().ready
+    await run(daemon)
+    assert len(service.times) == daemon.cycles == 3
+    assert daemon.ready.is_set()
+    assert daemon.state == "stopped"
+    assert not daemon.health().live
+
+
+async def test_stop_that_is_set_before_the_start_runs_nothing() -> None:
+    stop = asyncio.Event()
+    stop.set()
+    service = Service(None)
+    await run(make(service, stop=stop))
+    assert service.times == []
+
+
+async def test_interval_is_kept_and_a_wake_cuts_it_short() -> None:
+    service = Service(None, None, None)
+    daemon = make(service, interval=0.3)
+    service.steps[1] = daemon.wake  # during a cycle: the next one follows at once
+    await run(daemon)
+    first, second = service.pauses()
+    assert 0.28 <= first < 1
+    assert second < 0.2
+
+
+async def test_wake_between_cycles_and_from_another_thread() -> None:
+    service = Service(None, None, None)
+    daemon = make(service, interval=30)
+    daemon.wake_from_thread()  # before the start there is nothing to wake, and no harm
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(run(daemon))
+    await daemon.ready.wait()
+    await asyncio.sleep(0.05)
+    daemon.wake()
+    await asyncio.sleep(0.05)
+    assert len(service.times) == 2
+    await asyncio.to_thread(daemon.wake_from_thread)
+    await task
+    assert len(service.times) == 3
+
+
+async def test_failures_back_off_exponentially_and_are_forgotten_after_success() -> None:
+    errors = [EndpointError(f"down {n}", hint="start it") for n in range(4)]
+    service = Service(*errors, None, EndpointError("again"), None)
+    daemon = make(service, min_backoff=0.05, max_backoff=0.15, interval=0.0)
+    seen: list[tuple[str, bool]] = []
+    service.steps[4] = lambda: seen.append((daemon.state, daemon.ready.is_set()))
+    with capture_logs() as logs:
+        await run(daemon)
+    pauses = service.pauses()
+    for pause, wanted in zip(pauses, [0.05, 0.1, 0.15, 0.15, 0.0, 0.05], strict=True):
+        assert wanted * 0.8 - 0.01 <= pause < wanted + 0.1
+    assert seen == [("failing", False)]
+    assert (daemon.failures, daemon.failures_in_row, daemon.last_error) == (5, 0, "")
+    failed = [line for line in logs if line["event"] == "cycle failed"]
+    assert [line["failures_in_row"] for line in failed] == [1, 2, 3, 4, 1]
+    assert (failed[0]["error"], failed[0]["hint"]) == ("EndpointError", "start it")
+    # What a person can act on has no traceback.
+    assert all("exc_info" not in line for line in failed)
+    assert daemon.metrics.value("cycles_total", end="failed") == 5
+    assert daemon.metrics.value("cycles_total", end="ok") == 2
+    assert daemon.metrics.value("failures_in_row") == 0
+
+
+async def test_wake_does_not_cut_the_pause_after_a_failure() -> None:
+    service = Service(EndpointError("down"), None)
+    daemon = make(service, min_backoff=0.3)
+    asyncio.get_running_loop().call_later(0.05, daemon.wake)
+    await run(daemon)
+    assert service.pauses()[0] >= 0.23
+
+
+async def test_stop_cuts_every_pause_short() -> None:
+    for step in (None, EndpointError("down")):
+        service = Service(step, then_stop=False)
+        daemon = make(service, interval=60, min_backoff=60)
+        asyncio.get_running_loop().call_later(0.05, daemon.stop.set)
+        began = time.monotonic()
+        await run(daemon)
+        assert time.monotonic() - began < 2
+        assert len(service.times) == 1
+
+
+async def test_unforeseen_errors_show_where_they_came_from() -> None:
+    service = Service(ZeroDivisionError("oops"), None)
+    with capture_logs() as logs:
+        await run(make(service))
+    line = next(line for line in logs if line["event"] == "cycle failed")
+    assert isinstance(line["exc_info"], ZeroDivisionError)
+
+
+async def test_fatal_errors_end_the_daemon_after_its_close() -> None:
+    class WrongChainError(GridError):
+        pass
+
+    service = Service(WrongChainError("chain 5 instead of 1"), None)
+    daemon = make(service, fatal=(WrongChainError,))
+    closed: list[str] = []
+    daemon.on_close("part", lambda: closed.append("part"))
+    with pytest.raises(WrongChainError):
+        await run(daemon)
+    assert closed == ["part"]
+    assert len(service.times) == 1
+    assert "chain 5" in daemon.last_error
+
+
+async def test_slow_cycle_is_a_failure_and_is_cut_off() -> None:
+    ended: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cut")
+
+    service = Service(slow, None)
+    daemon = make(service, timeout=0.05)
+    await run(daemon)
+    assert ended == ["cut"]
+    assert daemon.failures == 1
+
+
+async def test_cycle_that_cancels_itself_is_a_failure() -> None:
+    service = Service(asyncio.CancelledError(), None)
+    daemon = make(service)
+    await run(daemon)
+    assert daemon.failures == 1
+    assert daemon.cycles == 2
+
+
+async def test_stop_lets_the_running_cycle_finish_within_the_grace() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.2)
+        done.append("whole")
+
+    service = Service(work, then_stop=False)
+    daemon = make(service)
+    asyncio.get_running_loop().call_later(0.05, daemon.stop.set)
+    await run(daemon)
+    assert done == ["whole"]
+    assert daemon.cycles == 1
+
+    async def endless() -> None:
+        await asyncio.sleep(60)
+
+    service = Service(endless, then_stop=False)
+    daemon = make(service, grace=0.1)
+    asyncio.get_running_loop().call_later(0.05, daemon.stop.set)
+    await run(daemon)
+    assert daemon.cycles == 0
+    assert not daemon.ready.is_set()
+
+
+async def test_close_is_ordered_bounded_and_complete() -> None:
+    closed: list[str] = []
+
+    async def store() -> None:
+        closed.append("store")
+
+    async def hangs() -> None:
+        closed.append("hangs")
+        await asyncio.sleep(60)
+
+    def broken() -> None:
+        closed.append("broken")
+        raise OSError("disk")
+
+    daemon = make(Service(None), grace=0.1)
+    parts: list[tuple[str, Callable[[], Awaitable[None] | None]]] = [
+        ("store", store),
+        ("broken", broken),
+        ("hangs", hangs),
+        ("server", lambda: closed.append("server")),
+    ]
+    for name, callback in parts:
+        daemon.on_close(name, callback)
+    with capture_logs() as logs:
+        await run(daemon)
+    assert closed == ["server", "hangs", "broken", "store"]
+    failed = [line["part"] for line in logs if line["event"] == "close failed"]
+    assert failed == ["hangs", "broken"]
+
+
+async def test_cancelled_daemon_takes_its_cycle_with_it_and_closes() -> None:
+    events: list[str] = []
+
+    async def endless() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            events.append("cycle ended")
+
+    daemon = make(Service(endless, then_stop=False))
+    daemon.on_close("part", lambda: events.append("closed"))
+    task = asyncio.create_task(daemon.run())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert events == ["cycle ended", "closed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signals_stop_it_and_a_second_one_cuts_the_cycle_off(number: int) -> None:
+    async def endless() -> None:
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), number)
+        await asyncio.sleep(60)
+
+    service = Service(None, endless, then_stop=False)
+    daemon = make(service)
+    closed: list[str] = []
+    daemon.on_close("part", lambda: closed.append("part"))
+    asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), number)
+    before = signal.getsignal(number)
+    began = time.monotonic()
+    await run(daemon)
+    assert time.monotonic() - began < 3
+    assert closed == ["part"]
+    assert daemon.cycles == 1
+    assert signal.getsignal(number) is before
+
+
+async def test_status_file_is_whole_at_every_moment(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    seen: list[dict[str, Any]] = []
+    service = Service(None, EndpointError("http://u:hunter2@node"), None)
+    daemon = make(service, status_file=path)
+    service.steps[2] = lambda: seen.append(json.loads(path.read_text()))
+    await run(daemon)
+    assert (seen[0]["state"], seen[0]["failures"], seen[0]["ready"]) == ("failing", 1, True)
+    assert "EndpointError" in seen[0]["last_error"]
+    assert "hunter2" not in path.read_text() + str(seen)
+    last = json.loads(path.read_text())
+    assert (last["state"], last["cycles"], last["pid"]) == ("stopped", 3, os.getpid())
+    assert os.listdir(tmp_path) == ["status.json"]
+
+
+async def test_status_that_can_not_be_written_ends_nothing(tmp_path: Path) -> None:
+    service = Service(None, None)
+    daemon = make(service, status_file=tmp_path / "missing" / "status.json")
+    await run(daemon)
+    assert daemon.cycles == 2
+
+
+async def test_health_notices_a_cycle_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepsquare_chain.daemon._LIVE_AFTER", 0.0)
+    seen = []
+    service = Service(None, None)
+    daemon = make(service)
+    service.steps[1] = lambda: seen.append((daemon.health().live, daemon.health().ready))
+    await run(daemon)
+    assert seen == [(False, True)]
+    assert daemon.health().details["name"] == "test"

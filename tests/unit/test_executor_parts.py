@@ -1,0 +1,320 @@
+"""Parts of the local executor that need no job: output bound, records, processes, checks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsquare_chain.executors import leftovers, procfs, rundir
+from deepsquare_chain.executors.base import (
+    MAX_SCRIPT_BYTES,
+    MAX_WALLTIME,
+    ExecutorUnavailableError,
+    RunRefusedError,
+    RunSpec,
+    check_key,
+    check_spec,
+)
+from deepsquare_chain.executors.keeper import OutputKeeper
+from deepsquare_chain.executors.local import LocalExecutor
+from deepsquare_chain.executors.procfs import Identity, Process
+from deepsquare_chain.executors.rundir import RunFolder, exit_record
+from deepsquare_chain.job import Offer, Resources
+
+
+def spec(**changes: object) -> RunSpec:
+    fields: dict[str, object] = {
+        "key": "31337-5fbdb231-42",
+        "script": b"true",
+        "resources": Resources(1, 1, 1, 0),
+        "walltime": 1,
+        "env": {},
+    }
+    return RunSpec(**(fields | changes))  # type: ignore[arg-type]
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"key": "../x"},
+        {"key": "a" * 121},
+        {"resources": Resources(0, 1, 1, 0)},
+        {"resources": Resources(1, 0, 1, 0)},
+        {"resources": Resources(1, 1, 0, 0)},
+        {"resources": Resources(1, 1, 1, -1)},
+        {"walltime": 0},
+        {"walltime": MAX_WALLTIME + 1},
+        {"script": b"x" * (MAX_SCRIPT_BYTES + 1)},
+        {"env": {"1A": "x"}},
+        {"env": {"A-B": "x"}},
+        {"env": {"A": "\0"}},
+        {"env": {"A": "\ud800"}},
+        {"env": {"A": "x" * 131_072}},
+        {"env": {f"A{number}": "x" * 100_000 for number in range(11)}},
+    ],
+)
+def test_specification_that_can_not_run_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(RunRefusedError):
+        check_spec(spec(**changes))
+
+
+def test_plain_specification_is_taken() -> None:
+    check_spec(spec())
+    check_spec(spec(env={"_A1": "anything = goes\n$HOME"}, walltime=MAX_WALLTIME))
+
+
+@given(st.text(max_size=130))
+def test_key_is_always_one_plain_name(key: str) -> None:
+    try:
+        check_key(key)
+    except RunRefusedError:
+        return
+    path = Path("/base", key)
+    assert path.parent == Path("/base")
+    assert path.name == key
+    assert not key.startswith(".")
+
+
+# -- output
+
+
+def kept(tmp_path: Path, limit: int, pieces: list[bytes]) -> bytes:
+    path = tmp_path / "output"
+    path.unlink(missing_ok=True)
+    keeper = OutputKeeper(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), limit)
+    for piece in pieces:
+        keeper.take(piece)
+    keeper.close()
+    return path.read_bytes()
+
+
+@given(pieces=st.lists(st.binary(max_size=400), max_size=20), limit=st.integers(200, 2000))
+def test_output_is_whole_or_has_both_ends(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], limit: int
+) -> None:
+    everything = b"".join(pieces)
+    result = kept(tmp_path_factory.getbasetemp(), limit, pieces)
+    assert len(result) <= limit
+    if result == everything:
+        return
+    assert len(everything) > limit - 80
+    assert result[: limit // 2] == everything[: limit // 2]
+    head, _, rest = result[limit // 2 :].partition(b"[... ")
+    note, _, tail = rest.partition(b" bytes left out ...]\n")
+    assert head == b"\n"
+    assert everything.endswith(tail)
+    assert int(note) + limit // 2 + len(tail) == len(everything)
+
+
+def test_memory_of_the_tail_is_bounded(tmp_path: Path) -> None:
+    keeper = OutputKeeper(os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT), 1000)
+    for _ in range(200):
+        keeper.take(b"x" * 10_000)
+        assert len(keeper._tail) < 100_000
+    keeper.close()
+    assert (tmp_path / "output").stat().st_size <= 1000
+
+
+def test_full_disk_loses_output_and_nothing_else() -> None:
+    keeper = OutputKeeper(os.open("/dev/full", os.O_WRONLY), 1000)
+    keeper.take(b"x" * 5000)
+    keeper.take(b"y")
+    keeper.close()
+
+
+# -- records
+
+
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.fill({"walltime": 5}, b"script", 5)
+    return run
+
+
+def test_run_is_taken_once_and_for_ever(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    assert run.owner() is None
+    me = procfs.identify(os.getpid())
+    assert run.claim(me, "token")
+    assert not run.claim(Identity(1, 2, "other"), "other")
+    assert run.owner() == (me, "token")
+    assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_control_changes_keep_each_other(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    run.set_control(cancel=True)
+    run.set_control(walltime=9)
+    assert run.control() == {"walltime": 9, "cancel": True}
+
+
+def test_exit_record_uses_the_blocks_laid_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder(tmp_path)
+    place = run.reserve_exit()
+    assert run.exit() is None
+    inode = place.stat().st_ino
+    record = exit_record(3, "exited", 7, 1.5, 8.25)
+
+    def no_new_file(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(rundir, "write_new", no_new_file)
+    run.set_exit(record, place)
+    assert run.exit() == record
+    assert (run.path / "exit.json").stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"1", b'"x"', b"\xff", b"[" * 100_000, b'{"a":' * 99_999]
+)
+def test_damaged_records_are_errors_and_never_absent(tmp_path: Path, content: bytes) -> None:
+    run = folder(tmp_path)
+    for name in ("exit.json", "supervisor.json", "job.json"):
+        (run.path / name).write_bytes(content)
+    for read in (run.exit, run.owner, run.job):
+        with pytest.raises(OSError):  # noqa: PT011 - any error of the system will do
+            read()
+
+
+@pytest.mark.parametrize("record", [{}, {"pid": "x"}, {"pid": 1, "ticks": None, "boot": ""}])
+def test_records_without_a_process_are_errors(tmp_path: Path, record: dict[str, object]) -> None:
+    run = folder(tmp_path)
+    (run.path / "supervisor.json").write_text(json.dumps(record))
+    with pytest.raises(OSError, match="names no process"):
+        run.owner()
+
+
+def test_only_plain_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("secret")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError):  # noqa: PT011
+            rundir.read_bytes(tmp_path / name, 0, 10)
+
+
+def test_replace_leaves_the_old_record_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rundir, "write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        run.set_control(walltime=9)
+    assert run.control()["walltime"] == 5
+    assert len(list(run.path.iterdir())) == 4
+
+
+# -- processes
+
+
+def test_identity_is_more_than_a_pid() -> None:
+    me = procfs.identify(os.getpid())
+    found = procfs.find(me)
+    assert found is not None
+    assert found.parent == os.getppid()
+    assert procfs.find(me._replace(ticks=me.ticks + 1)) is None
+    assert procfs.find(me._replace(boot="another")) is None
+    assert procfs.find(me._replace(pid=0)) is None
+    with pytest.raises(ProcessLookupError):
+        procfs.identify(2**22 + 1)
+
+
+def test_signal_reaches_only_that_very_process() -> None:
+    me = procfs.identify(os.getpid())
+    procfs.send(me._replace(ticks=me.ticks + 1), 9)
+    procfs.send(me._replace(boot="another"), 9)
+    procfs.send(Identity(2**22 + 1, 1, me.boot), 9)
+
+
+def test_stat_survives_hostile_process_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "7").mkdir()
+    name = b"evil) R 1 1 1 (\n"
+    rest = b" ".join(str(number).encode() for number in range(4, 53))
+    (tmp_path / "7" / "stat").write_bytes(b"7 (" + name + b") S " + rest)
+    monkeypatch.setattr(procfs, "PROC", tmp_path)
+    assert procfs.look(7) == Process(pid=7, state="S", parent=4, session=6, ticks=22)
+    assert procfs.everything() == [Process(7, "S", 4, 6, 22)]
+    assert procfs.look(8) is None
+
+
+def test_descendants_by_scan_and_by_lists_of_children() -> None:
+    tree = [
+        Process(pid, "S", parent, 1, 1)
+        for pid, parent in [(2, 1), (3, 2), (4, 3), (5, 1), (6, 9), (9, 1)]
+    ]
+    assert set(procfs.descendants_in(tree, {2})) == {3, 4}
+    assert set(procfs.descendants_in(tree, {3, 9})) == {4, 6}
+    assert procfs.descendants_in(tree, {4}) == []
+    assert os.getpid() in procfs.descendants(os.getppid())
+    assert os.getpid() in procfs.descendants_in(procfs.everything(), {os.getppid()})
+
+
+def test_descendants_where_the_kernel_lists_no_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_listed(_: int) -> list[int]:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(procfs, "_descendants_by_children", none_listed)
+    assert os.getpid() in procfs.descendants(os.getppid())
+
+
+def test_memory_of_processes_is_summed() -> None:
+    own = procfs.resident([os.getpid()])
+    assert own > 10 * 2**20
+    assert procfs.resident([os.getpid(), os.getpid()]) >= 2 * own * 0.9
+    assert procfs.resident([2**22 + 1]) == 0
+
+
+def test_own_group_is_never_signalled_as_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    pids: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, _: groups.append(group))
+    monkeypatch.setattr(os, "kill", lambda pid, _: pids.append(pid))
+    monkeypatch.setattr(os, "getpgid", lambda pid: {10: os.getpgrp(), 11: 11, 12: 11}[pid])
+    procfs.signal_trees([10, 11, 12], 15)
+    assert groups == [11]
+    assert pids == [10, 11, 12]
+
+
+def test_time_of_a_lost_run_ends_with_its_last_sign_of_life(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    run.set_job(procfs.identify(os.getpid()), 1_000.0, 5.0)
+    run.output.write_bytes(b"x")
+    for path in (run.output, run.work):
+        os.utime(path, (1_060.5, 1_060.5))
+    lost = leftovers._lost(run)
+    assert (lost["reason"], lost["seconds"], lost["started_at"]) == ("lost", 61, 1_000.0)
+    # A job may date its files into the future, which is no sign of life.
+    os.utime(run.output, (10**11, 10**11))
+    assert leftovers._lost(run)["ended_at"] < 10**10
+    (run.path / "job.json").write_text("spoilt")
+    assert leftovers._lost(run)["code"] == 137
+
+
+def test_processes_that_do_not_go_away_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "PATIENCE", -1.0)
+    monkeypatch.setattr(procfs, "signal_trees", lambda *_: None)
+    with pytest.raises(leftovers.StubbornError):
+        leftovers._kill_until_gone(lambda: {1})
+
+
+def test_state_folder_that_can_not_be_made_is_a_plain_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExecutorUnavailableError, match="Not a directory") as caught:
+        LocalExecutor(tmp_path / "file", Offer(1, 1, 0))
+    assert caught.value.hint
