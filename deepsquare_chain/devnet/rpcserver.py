@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic_core import from_json
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -21,6 +19,7 @@ from deepsquare_chain.devnet.rpcerrors import (
     PARSE_ERROR,
     RpcError,
 )
+from deepsquare_chain.devnet.serving import LOOPBACK_ONLY, read_body, sends_json
 
 MAX_BODY = 5 * 1024 * 1024  # bytes, geth's own bound
 MAX_BATCH = 1_000
@@ -32,10 +31,9 @@ def rpc_app(methods: Methods) -> Starlette:
     """The node's one address: POST / takes JSON-RPC."""
 
     async def answer(request: Request) -> Response:
-        # Browsers can't send JSON to a foreign site unasked, so no page drives this node.
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        if not sends_json(request):
             return PlainTextResponse("send application/json", status_code=415)
-        body = await _read(request)
+        body = await read_body(request, MAX_BODY)
         if body is None:
             return PlainTextResponse(f"content length too large (limit {MAX_BODY})", 413)
         reply = await respond(methods, body)
@@ -44,11 +42,7 @@ def rpc_app(methods: Methods) -> Starlette:
         encoded = json.dumps(reply, separators=(",", ":"))
         return Response(encoded, media_type="application/json")
 
-    return Starlette(
-        routes=[Route("/", answer, methods=["POST"])],
-        # A page whose name was re-bound to loopback comes with its own host name.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
-    )
+    return Starlette(routes=[Route("/", answer, methods=["POST"])], middleware=[LOOPBACK_ONLY])
 
 
 async def respond(methods: Methods, body: bytes) -> Answer | list[Answer] | None:
@@ -90,15 +84,3 @@ async def _one(methods: Methods, asked: Any) -> Answer | None:
 
 def _error(identity: Any, error: RpcError) -> Answer:
     return {"jsonrpc": "2.0", "id": identity, "error": error.to_wire()}
-
-
-async def _read(request: Request) -> bytes | None:
-    """The body, or None where it is longer than the bound."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            return None
-        parts.append(part)
-    return b"".join(parts)

@@ -7,13 +7,18 @@ import contextlib
 import errno
 import socket
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
 
 from deepsquare_chain.errors import UsageError
 
 HOST = "127.0.0.1"
+# A page whose name was re-bound to loopback comes with its own host name, and is turned away.
+LOOPBACK_ONLY: Final = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
 
 class LoopbackServer:
@@ -69,6 +74,24 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+def sends_json(request: Request) -> bool:
+    """Whether the body is declared as JSON, which no browser sends to a foreign site unasked."""
+    declared = request.headers.get("content-type", "").partition(";")[0]
+    return declared.strip().lower() == "application/json"
+
+
+async def read_body(request: Request, limit: int) -> bytes | None:
+    """The body, or None where it is longer than ``limit`` bytes."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            return None
+        parts.append(part)
+    return b"".join(parts)
 
 
 def open_listener(port: int) -> socket.socket:

@@ -1,0 +1,147 @@
+"""A faucet for the devnet: gas from its account, and newly minted credits, for whoever asks.
+
+``POST /`` with ``{"address": "0x..."}`` answers ``{"address", "gas_wei", "credit_wei",
+"transactions"}`` once both are mined; a refusal answers ``{"error", "hint"}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic_core import from_json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deepsquare_chain.chain.calls import Call, checked_address
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.serving import LOOPBACK_ONLY, read_body, sends_json
+from deepsquare_chain.errors import GridError, UsageError
+
+GAS_WEI = 10 * 10**18
+CREDIT_WEI = 1_000 * CREDIT
+_MAX_BODY = 1_024
+_HINT = 'Send {"address": "0x..."} as application/json.'
+
+
+class Receipt(Protocol):
+    """What is looked at of a mined transaction."""
+
+    @property
+    def hash(self) -> str: ...
+
+
+class Sends(Protocol):
+    """A sender whose account may mint."""
+
+    async def send(self, call: Call) -> Receipt: ...
+
+
+class Mints(Protocol):
+    """The credit contract's way to mint."""
+
+    def mint(self, to: str, amount: int) -> Call: ...
+
+
+class TooSoonError(GridError):
+    """The address was paid a moment ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drip:
+    """One payment; amounts in wei and credit-wei."""
+
+    address: str
+    gas_wei: int
+    credit_wei: int
+    transactions: tuple[str, ...]
+
+    def to_wire(self) -> dict[str, Any]:
+        """JSON form; amounts as strings, as everywhere in JSON."""
+        return {
+            "address": self.address,
+            "gas_wei": str(self.gas_wei),
+            "credit_wei": str(self.credit_wei),
+            "transactions": list(self.transactions),
+        }
+
+
+class Faucet:
+    """Pays each address at most once per ``interval`` seconds."""
+
+    def __init__(
+        self,
+        sender: Sends,
+        credit: Mints,
+        *,
+        gas_wei: int = GAS_WEI,
+        credit_wei: int = CREDIT_WEI,
+        interval: float = 10.0,
+    ) -> None:
+        self._sender = sender
+        self._credit = credit
+        self._gas_wei = gas_wei
+        self._credit_wei = credit_wei
+        self._interval = interval
+        self._paid: dict[str, float] = {}
+
+    async def pay(self, address: str) -> Drip:
+        """Send gas and credits; returns when both are mined.
+
+        Raises:
+            UsageError: The text is no address.
+            TooSoonError: It was paid within the interval.
+            GridError: What the sender raises.
+        """
+        receiver = checked_address(address)
+        self._admit(receiver)
+        try:
+            receipts = await asyncio.gather(
+                self._sender.send(Call(receiver, b"", f"gas for {receiver}", self._gas_wei)),
+                self._sender.send(self._credit.mint(receiver, self._credit_wei)),
+            )
+        except BaseException:
+            self._paid.pop(receiver, None)  # it may ask again at once
+            raise
+        hashes = tuple(receipt.hash for receipt in receipts)
+        return Drip(receiver, self._gas_wei, self._credit_wei, hashes)
+
+    def _admit(self, receiver: str) -> None:
+        now = time.monotonic()
+        self._paid = {who: at for who, at in self._paid.items() if now - at < self._interval}
+        if receiver in self._paid:
+            raise TooSoonError(
+                f"The faucet paid {receiver} a moment ago.",
+                hint=f"Ask again in {self._interval:.0f} seconds.",
+            )
+        self._paid[receiver] = now
+
+
+def faucet_app(faucet: Faucet) -> Starlette:
+    """The faucet over HTTP; serve it with ``LoopbackServer``."""
+
+    async def pay(request: Request) -> Response:
+        try:
+            return JSONResponse((await faucet.pay(await _address(request))).to_wire())
+        except GridError as error:
+            status = 400 if isinstance(error, UsageError) else 503
+            if isinstance(error, TooSoonError):
+                status = 429
+            return JSONResponse({"error": error.message, "hint": error.hint}, status)
+
+    return Starlette(routes=[Route("/", pay, methods=["POST"])], middleware=[LOOPBACK_ONLY])
+
+
+async def _address(request: Request) -> str:
+    body = await read_body(request, _MAX_BODY) if sends_json(request) else None
+    try:
+        asked = from_json(body or b"")
+    except ValueError:
+        asked = None
+    if not isinstance(asked, dict) or not isinstance(asked.get("address"), str):
+        raise UsageError("The faucet needs an address.", hint=_HINT)
+    return str(asked["address"])
