@@ -68,31 +68,46 @@ TREES = st.recursive(
     ),
     max_leaves=20,
 )
+
+
+def mostly(valid: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Valid values with a stranger now and then, so that whole files are often valid."""
+    return st.one_of(*[valid] * 7, LEAVES)
+
+
 RESOURCES = st.dictionaries(
     st.sampled_from(["tasks", "cpusPerTask", "memPerCpu", "gpus"]),
-    st.integers(1, 9) | LEAVES,
+    mostly(st.integers(1, 9)),
     max_size=4,
 ).map(lambda found: {"memPerCpu": 1, **found})
+ENVS = st.dictionaries(
+    st.sampled_from(["A", "B_1", "PATH"]) | st.text(max_size=3),
+    mostly(st.text(max_size=5)),
+    max_size=2,
+)
 STEPS = st.lists(
     st.fixed_dictionaries(
-        {"run": st.fixed_dictionaries({"command": st.text(max_size=20) | LEAVES})},
-        optional={"name": st.text(max_size=10) | LEAVES, "env": TREES},
+        {
+            "run": st.fixed_dictionaries(
+                {"command": mostly(st.just("echo ") | st.text(min_size=1, max_size=20))}
+            )
+        },
+        optional={"name": mostly(st.text("ab ", max_size=10)), "env": mostly(ENVS)},
     ),
+    min_size=1,
     max_size=3,
 )
 NEARLY = st.fixed_dictionaries(
     {"resources": RESOURCES, "steps": STEPS},
     optional={
-        "name": st.text(max_size=70) | LEAVES,
-        "timeLimit": st.sampled_from(["5s", "1h", 7]) | LEAVES,
-        "credits": st.decimals(0, 9).map(str) | LEAVES,
-        "objective": st.sampled_from(["COST", "TIME", "ENERGY"]) | LEAVES,
-        "retries": st.integers(-1, 6) | LEAVES,
-        "untilSpent": st.booleans() | LEAVES,
-        "uses": st.lists(
-            st.sampled_from(["a=b", "c>=1", "d:in:x|y"]) | st.text(max_size=6), max_size=3
-        ),
-        "env": st.dictionaries(st.text(max_size=5), st.text(max_size=5) | LEAVES, max_size=3),
+        "name": mostly(st.text("abc ", max_size=70)),
+        "timeLimit": mostly(st.sampled_from(["5s", "1h", 7])),
+        "credits": mostly(st.sampled_from(["1.5", "0.000001", 3])),
+        "objective": mostly(st.sampled_from(["COST", "TIME", "ENERGY"])),
+        "retries": mostly(st.integers(0, 5)),
+        "untilSpent": mostly(st.booleans()),
+        "uses": st.lists(mostly(st.sampled_from(["a=b", "c>=1", "d:in:x|y"])), max_size=2),
+        "env": mostly(ENVS),
     },
 )
 
