@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.procfs import Identity
-from deepsquare_chain.executors.rundir import MARK, RunFolder, exit_record
+from deepsquare_chain.executors.rundir import MARK, Claim, RunFolder, exit_record
 
 PATIENCE: Final = 10.0  # seconds to wait for killed processes to vanish
 SUPERVISOR_MODULE: Final = "deepsquare_chain.executors.supervisor"
@@ -22,19 +22,19 @@ class StubbornError(Exception):
     """Processes of a run are still there although they were killed."""
 
 
-def conclude(folder: RunFolder, token: str) -> dict[str, Any]:
+def conclude(folder: RunFolder, claim: Claim) -> dict[str, Any]:
     """The exit record of a run whose supervisor is dead; written here if it left none.
 
     Raises:
         OSError: The folder can't be read or written.
         StubbornError: Processes are left.
     """
-    if not token:
+    if not claim.token:
         # Withdrawn before any supervisor took it: there never was a process.
         now = time.time()
         record = exit_record(128 + signal.SIGTERM, "cancelled", 0, now, now)
     else:
-        end_marked(token, folder)
+        end_marked(folder, claim)
         record = _lost(folder)
     known = folder.exit()
     if known is not None:
@@ -43,7 +43,7 @@ def conclude(folder: RunFolder, token: str) -> dict[str, Any]:
     return record
 
 
-def take_down(folder: RunFolder, owner: Identity, token: str, reason: str) -> None:
+def take_down(folder: RunFolder, claim: Claim, reason: str) -> None:
     """End a run without the help of its supervisor, which does not react, and record it.
 
     Raises:
@@ -51,15 +51,15 @@ def take_down(folder: RunFolder, owner: Identity, token: str, reason: str) -> No
         StubbornError: Processes are left.
     """
     # While the supervisor exists, stopped or not, every orphan of the run stays below it.
-    _kill_until_gone(lambda: _below(owner))
-    procfs.send(owner, signal.SIGKILL)
-    _wait_gone(owner)
-    end_marked(token, folder)
+    _kill_until_gone(lambda: _below(claim.owner))
+    procfs.send(claim.owner, signal.SIGKILL)
+    _wait_gone(claim.owner)
+    end_marked(folder, claim)
     if folder.exit() is None:
         folder.set_exit(_lost(folder) | {"reason": reason})
 
 
-def end_marked(token: str, folder: RunFolder) -> None:
+def end_marked(folder: RunFolder, claim: Claim) -> None:
     """Kill what carries the run's mark or stands in its session, and everything below.
 
     Raises:
@@ -67,7 +67,7 @@ def end_marked(token: str, folder: RunFolder) -> None:
         StubbornError: Processes are left.
     """
     job = _job(folder)
-    _kill_until_gone(lambda: _marked(token, job[0] if job else None))
+    _kill_until_gone(lambda: _marked(claim.token, job[0] if job else None))
 
 
 def supervisor_of(folder: RunFolder) -> Identity | None:

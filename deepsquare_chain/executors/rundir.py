@@ -21,9 +21,10 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from deepsquare_chain.executors.procfs import Identity
 
@@ -36,6 +37,14 @@ _RECORD_LIMIT: Final = 8 * 1024 * 1024
 _EXIT_BYTES: Final = 512
 _NESTING: Final = 8
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+class Claim(NamedTuple):
+    """Who took a run, by which mark its processes are known, and when (monotonic seconds)."""
+
+    owner: Identity
+    token: str
+    since: float
 
 
 class RunFolder:
@@ -72,7 +81,7 @@ class RunFolder:
 
     def claim(self, owner: Identity, token: str) -> bool:
         """Take the run for a process, for ever; False when it was taken before."""
-        record = {**owner._asdict(), "token": token}
+        record = {**owner._asdict(), "token": token, "since": time.monotonic()}
         fresh = _sibling(self.path / "supervisor.json")
         try:
             write_new(fresh, dump(record))
@@ -86,12 +95,13 @@ class RunFolder:
         sync_folder(self.path)
         return True
 
-    def owner(self) -> tuple[Identity, str] | None:
-        """The supervisor and its token, None while nobody took the run."""
+    def taken(self) -> Claim | None:
+        """The supervisor's claim, None while nobody took the run."""
         record = _optional(self.path / "supervisor.json")
         if record is None:
             return None
-        return _identity(record), str(record.get("token", ""))
+        token, since = str(record.get("token", "")), _number(record, "since")
+        return Claim(_identity(record), token, since)
 
     def set_job(self, process: Identity, started_at: float, started: float) -> None:
         """Record the script's process; `started` is on the monotonic clock."""

@@ -32,7 +32,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.leftovers import StubbornError
 from deepsquare_chain.executors.procfs import Identity
-from deepsquare_chain.executors.rundir import GRACE, RunFolder, read_bytes
+from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe import get_logger
 
@@ -69,7 +69,7 @@ class Runs:
         folder = self.folder(spec.key)
         if not self._exists(folder):
             launch.make_run(self.path, spec)
-        if folder.owner() is not None:
+        if folder.taken() is not None:
             return True
         self._children[spec.key] = launch.start_supervisor(folder)
         return False
@@ -83,7 +83,7 @@ class Runs:
         folder = self.folder(key)
         child = self._children.get(key)
         failed = child is not None and child.poll() is not None
-        if folder.owner() is not None:
+        if folder.taken() is not None:
             return True
         if not failed:
             return False
@@ -102,7 +102,7 @@ class Runs:
     def begun(self, key: str) -> bool:
         """Whether this run ever began here."""
         folder = self.folder(key)
-        return self._exists(folder) and folder.owner() is not None
+        return self._exists(folder) and folder.taken() is not None
 
     def poll_all(self, keys: Iterable[str]) -> dict[str, RunStatus]:
         """Status of each run."""
@@ -172,28 +172,28 @@ class Runs:
 
     def _status(self, folder: RunFolder) -> RunStatus:
         folder.path.stat()
-        owner = folder.owner()
-        if owner is None:
+        claim = folder.taken()
+        if claim is None:
             return RunStatus(RunState.QUEUED)
         # An exit record counts only once its writer is gone: the job could have put it there.
-        if self._is_running(folder, *owner):
+        if self._is_running(folder, claim):
             return RunStatus(RunState.RUNNING)
-        ended = _as_exit(leftovers.conclude(folder, owner[1]))
+        ended = _as_exit(leftovers.conclude(folder, claim))
         if ended.reason == "lost":
             _log.warning("run ended without its supervisor", run=folder.key)
         self._ended[folder.key] = ended
         self._warned.discard(folder.key)
         return RunStatus(RunState.ENDED, ended)
 
-    def _is_running(self, folder: RunFolder, owner: Identity, token: str) -> bool:
-        process = procfs.find(owner)
+    def _is_running(self, folder: RunFolder, claim: Claim) -> bool:
+        process = procfs.find(claim.owner)
         if process is None:
             return False
         if process.state in "Tt":
             # A job may stop its supervisor to outlive its walltime.
-            procfs.send(owner, signal.SIGCONT)
-        if _is_overdue(folder):
-            self._force(folder, owner, token, "walltime")
+            procfs.send(claim.owner, signal.SIGCONT)
+        if _is_overdue(folder, claim):
+            self._force(folder, claim, "walltime")
             return False
         return True
 
@@ -218,7 +218,7 @@ class Runs:
             if owner is not None:
                 procfs.send(owner, signal.SIGTERM)
             return owner is not None
-        if folder.owner() is None:
+        if folder.taken() is None:
             self._withdraw(folder)
         if self._status(folder).state is RunState.ENDED:
             return False
@@ -229,9 +229,9 @@ class Runs:
     def force_cancel(self, key: str) -> None:
         """End the run without its supervisor's help."""
         folder = self.folder(key)
-        owner = folder.owner() if self._exists(folder) else None
-        if owner is not None:
-            self._force(folder, *owner, "cancelled")
+        claim = folder.taken() if self._exists(folder) else None
+        if claim is not None:
+            self._force(folder, claim, "cancelled")
 
     def forget(self, key: str) -> None:
         """Remove an ended run.
@@ -246,9 +246,9 @@ class Runs:
             raise ExecutorError(f"Run {key} has not ended", hint="Cancel it first.")
         self._remove(folder)
 
-    def _force(self, folder: RunFolder, owner: Identity, token: str, reason: str) -> None:
+    def _force(self, folder: RunFolder, claim: Claim, reason: str) -> None:
         _log.warning("supervisor does not react, ending its run", run=folder.key, reason=reason)
-        leftovers.take_down(folder, owner, token, reason)
+        leftovers.take_down(folder, claim, reason)
 
     def _remove(self, folder: RunFolder) -> None:
         gone = self.path / f".gone-{secrets.token_hex(8)}"
@@ -289,12 +289,12 @@ class Runs:
             _log.warning("local executor can't tell", run=name, error=str(error))
 
 
-def _is_overdue(folder: RunFolder) -> bool:
+def _is_overdue(folder: RunFolder, claim: Claim) -> bool:
     try:
-        job, walltime = folder.job(), float(folder.control()["walltime"])
+        walltime = float(folder.control()["walltime"])
     except (OSError, KeyError, TypeError, ValueError):
         return False  # spoilt by the job; the supervisor knows its limits by heart
-    return job is not None and time.monotonic() - job[2] > walltime + GRACE + HUNG
+    return time.monotonic() - claim.since > walltime + GRACE + HUNG
 
 
 def _as_exit(record: Mapping[str, Any]) -> Exit:

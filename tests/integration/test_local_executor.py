@@ -116,9 +116,9 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
 
 
 def owner_pid(state: Path, key: str) -> int:
-    owner = RunFolder(state / "runs" / key).owner()
-    assert owner is not None
-    return owner[0].pid
+    claim = RunFolder(state / "runs" / key).taken()
+    assert claim is not None
+    return claim.owner.pid
 
 
 # -- how runs end
@@ -406,6 +406,7 @@ async def test_reused_pid_is_not_mistaken_for_the_supervisor(
     await executor.submit(make(state, "run", "echo up; sleep 300"))
     await printed(executor, "run", b"up")
     os.kill(owner_pid(state, "run"), signal.SIGKILL)
+    await asyncio.sleep(0.05)  # starts are told apart by clock ticks of 10 ms
     innocent = start(["sleep", "300"], start_new_session=True)
     try:
         # Both recorded pids now belong to somebody else.
@@ -584,7 +585,7 @@ async def test_unknown_is_not_gone(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "owner", unreadable)
+        patch.setattr(RunFolder, "taken", unreadable)
         patch.setattr(RunFolder, "spec", unreadable)
         assert (await executor.poll(["run"]))["run"].state is RunState.UNKNOWN
         assert (await executor.capacity()) == Offer(0, 0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -141,11 +142,14 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_run_is_taken_once_and_for_ever(tmp_path: Path) -> None:
     run = folder(tmp_path)
-    assert run.owner() is None
+    assert run.taken() is None
     me = procfs.identify(os.getpid())
     assert run.claim(me, "token")
     assert not run.claim(Identity(1, 2, "other"), "other")
-    assert run.owner() == (me, "token")
+    claim = run.taken()
+    assert claim is not None
+    assert claim[:2] == (me, "token")
+    assert claim.since <= time.monotonic()
     assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -181,17 +185,23 @@ def test_damaged_records_are_errors_and_never_absent(tmp_path: Path, content: by
     run = folder(tmp_path)
     for name in ("exit.json", "supervisor.json", "job.json"):
         (run.path / name).write_bytes(content)
-    for read in (run.exit, run.owner, run.job):
+    for read in (run.exit, run.taken, run.job):
         with pytest.raises(OSError):  # noqa: PT011 - any error of the system will do
             read()
 
 
-@pytest.mark.parametrize("record", [{}, {"pid": "x"}, {"pid": 1, "ticks": None, "boot": ""}])
+@pytest.mark.parametrize(
+    "record",
+    [{"since": 1}, {"since": 1, "pid": "x"}, {"since": 1, "pid": 1, "ticks": None, "boot": ""}],
+)
 def test_records_without_a_process_are_errors(tmp_path: Path, record: dict[str, object]) -> None:
     run = folder(tmp_path)
     (run.path / "supervisor.json").write_text(json.dumps(record))
     with pytest.raises(OSError, match="names no process"):
-        run.owner()
+        run.taken()
+    (run.path / "supervisor.json").write_text(json.dumps({"pid": 1, "ticks": 1, "boot": ""}))
+    with pytest.raises(OSError, match="since"):
+        run.taken()
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:
