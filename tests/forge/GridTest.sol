@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+
+import {Credit} from "../../contracts/Credit.sol";
+import {MetaScheduler} from "../../contracts/MetaScheduler.sol";
+import {ProviderRegistry} from "../../contracts/ProviderRegistry.sol";
+import {
+    Assignment,
+    Job,
+    JobRequest,
+    JobStatus,
+    JobTerms,
+    Objective,
+    Report,
+    Timeouts
+} from "../../contracts/types/JobTypes.sol";
+import {Hardware, Offer, Prices} from "../../contracts/types/ProviderTypes.sol";
+
+/// @notice A deployed grid with its actors, for all forge tests.
+abstract contract GridTest is Test {
+    address internal constant ADMIN = address(0xA0);
+    address internal constant SCHEDULER = address(0xA1);
+    address internal constant TREASURY = address(0xA2);
+    address internal constant STRANGER = address(0xA3);
+    uint256 internal constant CUSTOMERS = 3;
+    uint256 internal constant PROVIDERS = 3;
+    uint32 internal constant CLAIM_TIMEOUT = 300;
+    uint32 internal constant PENDING_TIMEOUT = 600;
+    uint32 internal constant RESPONSE_TIMEOUT = 120;
+    uint32 internal constant RESPONSE_BLOCKS = 5;
+    uint32 internal constant REPORT_GRACE = 1 hours;
+    uint32 internal constant TOP_UP_NOTICE = 60;
+    uint256 internal constant FUNDS = 1e30;
+
+    Credit internal credit;
+    ProviderRegistry internal registry;
+    MetaScheduler internal grid;
+
+    function setUp() public virtual {
+        vm.warp(1_767_225_600);
+        vm.roll(1000);
+        vm.startPrank(ADMIN);
+        credit = new Credit(ADMIN, 0);
+        registry = new ProviderRegistry(ADMIN, 0, 365 days);
+        grid = deployGrid(address(credit));
+        credit.grantRole(credit.MINTER_ROLE(), ADMIN);
+        registry.grantRole(registry.APPROVER_ROLE(), ADMIN);
+        grid.grantRole(grid.METASCHEDULER_ROLE(), SCHEDULER);
+        for (uint256 i = 0; i < CUSTOMERS; ++i) {
+            credit.mint(customer(i), FUNDS);
+        }
+        credit.mint(STRANGER, FUNDS);
+        vm.stopPrank();
+        for (uint256 i = 0; i < CUSTOMERS; ++i) {
+            vm.prank(customer(i));
+            credit.approve(address(grid), type(uint256).max);
+        }
+        vm.prank(STRANGER);
+        credit.approve(address(grid), type(uint256).max);
+        for (uint256 i = 0; i < PROVIDERS; ++i) {
+            register(provider(i), prices(uint64(1e12 * (i + 1))));
+        }
+    }
+
+    function deployGrid(address token) internal returns (MetaScheduler) {
+        return new MetaScheduler(
+            ADMIN,
+            0,
+            Credit(token),
+            registry,
+            TREASURY,
+            500,
+            Timeouts(
+                CLAIM_TIMEOUT,
+                PENDING_TIMEOUT,
+                RESPONSE_TIMEOUT,
+                RESPONSE_BLOCKS,
+                REPORT_GRACE,
+                TOP_UP_NOTICE
+            )
+        );
+    }
+
+    function register(address who, Prices memory prices_) internal {
+        string[] memory labels = new string[](1);
+        labels[0] = "region=eu";
+        vm.prank(who);
+        uint32 version = registry.register(Hardware(4, 16, 65_536, 2), prices_, labels);
+        vm.prank(ADMIN);
+        registry.approve(who, version);
+    }
+
+    function customer(uint256 i) internal pure returns (address) {
+        return address(uint160(0xC0 + i));
+    }
+
+    /// @dev Ids follow registration: provider(i) has id i + 1.
+    function provider(uint256 i) internal pure returns (address) {
+        return address(uint160(0xB0 + i));
+    }
+
+    function prices(uint64 cpu) internal pure returns (Prices memory) {
+        return Prices(cpu, cpu * 50, cpu / 1000);
+    }
+
+    function terms(uint96 amount, uint24 limit, uint16 tasks, uint8 retries, bool untilSpent)
+        internal
+        pure
+        returns (JobTerms memory)
+    {
+        return JobTerms(
+            amount, limit, tasks, 2, 256, 0, retries, untilSpent, Objective.COST, "job", "region=eu"
+        );
+    }
+
+    function submit(address who, JobTerms memory terms_) internal returns (uint256) {
+        JobRequest[] memory requests = new JobRequest[](1);
+        requests[0] = JobRequest(terms_, new bytes32[](1));
+        requests[0].definitions[0] = keccak256(abi.encode(who, grid.jobCount()));
+        vm.prank(who);
+        return grid.submitJobs(requests);
+    }
+
+    function assign(uint256 jobId, uint16 providerId) internal {
+        Assignment[] memory assignments = new Assignment[](1);
+        assignments[0] = Assignment(providerId, one(jobId));
+        vm.prank(SCHEDULER);
+        grid.metaSchedule(assignments);
+    }
+
+    /// @dev A job of customer(0) at provider(0), brought to a live status.
+    function jobIn(JobStatus status, JobTerms memory terms_) internal returns (uint256 jobId) {
+        jobId = submit(customer(0), terms_);
+        if (status == JobStatus.PENDING) return jobId;
+        assign(jobId, 1);
+        if (status == JobStatus.META_SCHEDULED) return jobId;
+        vm.prank(provider(0));
+        grid.claim(one(jobId));
+        if (status == JobStatus.SCHEDULED) return jobId;
+        vm.prank(provider(0));
+        grid.start(one(jobId));
+    }
+
+    function finish(uint256 jobId, uint32 used, int32 code) internal {
+        Report[] memory reports = new Report[](1);
+        reports[0] = Report(jobId, used, code, 0, "exited");
+        vm.prank(provider(0));
+        grid.finish(reports);
+    }
+
+    function one(uint256 jobId) internal pure returns (uint256[] memory ids) {
+        ids = new uint256[](1);
+        ids[0] = jobId;
+    }
+
+    function statusOf(uint256 jobId) internal view returns (JobStatus) {
+        return grid.getJob(jobId).status;
+    }
+
+    function isLive(JobStatus status) internal pure returns (bool) {
+        return status >= JobStatus.PENDING && status <= JobStatus.RUNNING;
+    }
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+
+import {Handler} from "./Handler.sol";
+
+/// @notice The numbered invariants of contracts/README.md in one combined check, draining included.
+contract InvariantsTest is Test {
+    Handler internal handler;
+
+    function setUp() public {
+        handler = new Handler();
+        handler.setUp();
+        bytes4[] memory verbs = new bytes4[](22);
+        verbs[0] = Handler.submitJobs.selector;
+        verbs[1] = Handler.metaSchedule.selector;
+        verbs[2] = Handler.metaSchedule.selector;
+        verbs[3] = Handler.selfSchedule.selector;
+        verbs[4] = Handler.claim.selector;
+        verbs[5] = Handler.claim.selector;
+        verbs[6] = Handler.start.selector;
+        verbs[7] = Handler.start.selector;
+        verbs[8] = Handler.finish.selector;
+        verbs[9] = Handler.cancel.selector;
+        verbs[10] = Handler.requeue.selector;
+        verbs[11] = Handler.panic.selector;
+        verbs[12] = Handler.challenge.selector;
+        verbs[13] = Handler.answer.selector;
+        verbs[14] = Handler.topUp.selector;
+        verbs[15] = Handler.pass.selector;
+        verbs[16] = Handler.tick.selector;
+        verbs[17] = Handler.changePrices.selector;
+        verbs[18] = Handler.changeOffer.selector;
+        verbs[19] = Handler.changeStanding.selector;
+        verbs[20] = Handler.changeFee.selector;
+        verbs[21] = Handler.intrude.selector;
+        targetSelector(FuzzSelector({addr: address(handler), selectors: verbs}));
+        targetContract(address(handler));
+    }
+
+    function invariant_the_numbered_promises_hold() public view {
+        handler.check();
+    }
+
+    function afterInvariant() public {
+        handler.drain();
+    }
+}
