@@ -1,0 +1,274 @@
+"""What a provider knows of one job, and what it may do next; pure.
+
+Times are seconds of chain time unless they are an executor's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from deepsquare_chain.executors.base import Exit, RunStatus
+from deepsquare_chain.job import Job, JobStatus, Offer
+
+#: Bounds of the contract: reasons in bytes, reported seconds as an unsigned 32-bit number.
+MAX_REASON_BYTES: Final = 256
+MAX_SECONDS: Final = 2**32 - 1
+
+
+class Phase(StrEnum):
+    """How far a provider got with a job, as its database remembers it."""
+
+    WATCHED = "watched"
+    """An event named the job; the executor was never asked to run it."""
+    SUBMITTING = "submitting"
+    """The intent is written; whether the executor took the run is not known yet."""
+    SUBMITTED = "submitted"
+    """The executor took the run."""
+    ENDED = "ended"
+    """The run is over; its exit and the digest of its output are written."""
+    REFUSED = "refused"
+    """The executor can't run what the definition asks for."""
+    CLOSED = "closed"
+    """Final on chain, and nothing of it runs here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One row of the provider's database.
+
+    Attributes:
+        attempt: How often the job came back after a run of an earlier assignment was given up;
+            part of the run's key, because a key runs at most once.
+        allotment: Seconds of allotment that the run was last told of; 0 when not known.
+        lead: Seconds of the allotment that had passed when the run was submitted.
+        exit: How it ended, once ENDED.
+        result: SHA-256 of the output that was kept, once ENDED.
+        note: Why the executor refused it, or what was last told about it.
+    """
+
+    job_id: int
+    key: str
+    phase: Phase = Phase.WATCHED
+    attempt: int = 0
+    handle: str | None = None
+    allotment: int = 0
+    lead: int = 0
+    exit: Exit | None = None
+    result: bytes = b""
+    note: str = ""
+
+    @property
+    def began(self) -> bool:
+        """Whether the executor has, or may have, a run of this row."""
+        return self.phase in {Phase.SUBMITTING, Phase.SUBMITTED, Phase.ENDED}
+
+
+class MaterialState(StrEnum):
+    """What is known about a job's definition."""
+
+    READY = "ready"
+    PENDING = "pending"
+    MISSING = "missing"
+    """The store answers that it has none, or has other bytes under this digest."""
+    UNREACHABLE = "unreachable"
+    """The store does not answer."""
+    INVALID = "invalid"
+    """The bytes are the right ones, and no provider could ever run them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """State of a definition, with the reason in plain words where it is not READY."""
+
+    state: MaterialState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The executor's answer to "do you know this key"; None: it surely never began here."""
+
+    handle: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that decides about one job.
+
+    Attributes:
+        mine: The chain says that the job is assigned to this provider.
+        settled: Enough blocks confirm what the chain says; nothing irreversible before.
+        status: The executor's word about the run, None when it has not answered.
+        lookup: Its answer about the key, None when it was not asked or has not answered.
+        misses: How many answers in a row did not know a run that was submitted.
+    """
+
+    job: Job
+    run: Run
+    mine: bool
+    settled: bool = True
+    status: RunStatus | None = None
+    lookup: Lookup | None = None
+    material: Material = Material(MaterialState.PENDING)
+    misses: int = 0
+
+    @property
+    def chain(self) -> JobStatus:
+        """Status on chain."""
+        return self.job.status
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What all jobs of one cycle share.
+
+    Attributes:
+        now: Time of the block that the jobs were read at.
+        queues: The executor has a queue of its own.
+        free: What is free now, None when the executor has not answered.
+        room_to_write: There is enough free disk for new work.
+        patience: Seconds that an assigned job may wait for its definition or for room.
+        start_grace: Seconds after its start on chain within which a run is begun in any case.
+        max_misses: Unknown answers in a row that make a submitted run vanished.
+    """
+
+    now: int
+    queues: bool
+    free: Offer | None
+    room_to_write: bool = True
+    patience: int = 150
+    start_grace: int = 60
+    max_misses: int = 3
+
+
+# ------------------------------------------------------------------ what may be done next
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing now."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Take the job on chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the meter on chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Give the job back, so that another provider can take it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panic:
+    """Give the job up: a refund, or a successor elsewhere when it was running."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the chain how the run ended; the contract bills and names the end."""
+
+    seconds: int
+    exit_code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Hand the job to the executor, with `walltime` seconds to run."""
+
+    walltime: int
+    allotment: int
+    lead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Remember the handle of a run that the executor already has."""
+
+    handle: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Give the run `walltime` seconds in all, because its allotment changed."""
+
+    walltime: int
+    allotment: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEnd:
+    """Write down how the run ended, with the digest of its output."""
+
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a run that has no business here any more."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Forget the run of an earlier assignment; the job may come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Nothing is left to do for this job, ever."""
+
+
+Action = (
+    Wait
+    | Claim
+    | Start
+    | Requeue
+    | Panic
+    | Report
+    | Submit
+    | Adopt
+    | Extend
+    | RecordEnd
+    | Cancel
+    | Release
+    | Close
+)
+
+
+def run_key(chain_id: int, contract: str, job_id: int, attempt: int = 0) -> str:
+    """Name of a run for ever, such as `31337-5fbdb231-42`, and `...-42.1` when the job came back."""
+    base = f"{_prefix(chain_id, contract)}{job_id}"
+    return f"{base}.{attempt}" if attempt else base
+
+
+def parse_key(chain_id: int, contract: str, key: str) -> tuple[int, int] | None:
+    """Job id and attempt in a key; None for keys of another chain, contract or program."""
+    prefix = _prefix(chain_id, contract)
+    if not key.startswith(prefix):
+        return None
+    job, _, attempt = key.removeprefix(prefix).partition(".")
+    numbers = (job, attempt or "0")
+    if not all(part.isascii() and part.isdigit() and len(part) <= 20 for part in numbers):
+        return None
+    found = int(job), int(numbers[1])
+    return found if run_key(chain_id, contract, *found) == key else None
+
+
+def _prefix(chain_id: int, contract: str) -> str:
+    return f"{chain_id}-{contract.removeprefix('0x')[:8].lower()}-"

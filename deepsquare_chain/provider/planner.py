@@ -1,0 +1,314 @@
+"""The next action for each job; pure.
+
+It sees what the chain says, what the database remembers and what the executor answers, and knows
+no history beside: a daemon that was killed anywhere plans the same next step as one that was not.
+
+A definition that the store surely does not have, or that no provider could ever run, ends in a
+panic before the meter starts: the customer is refunded at once instead of watching the job wander.
+A store that does not answer says nothing about the job, so the job goes back to the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from deepsquare_chain.credits import allotment as allotment_of
+from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState
+from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.provider.model import (
+    MAX_REASON_BYTES,
+    MAX_SECONDS,
+    Action,
+    Adopt,
+    Cancel,
+    Claim,
+    Close,
+    Extend,
+    MaterialState,
+    Panic,
+    Phase,
+    RecordEnd,
+    Release,
+    Report,
+    Requeue,
+    Situation,
+    Start,
+    Submit,
+    View,
+    Wait,
+)
+
+
+def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action]]:
+    """One action for each job; what does not fit beside the others now waits or goes back."""
+    ordered = sorted(views, key=lambda view: (-view.chain, view.job.since, view.job.id))
+    room = _Room(situation.free, unlimited=situation.queues)
+    planned = []
+    for view in ordered:
+        action = plan_job(view, situation)
+        if view.mine:
+            action = _admit(view, action, situation, room)
+        planned.append((view, _spoken(action)))
+    return planned
+
+
+def plan_job(view: View, situation: Situation) -> Action:
+    """The action for one job, as if it were alone."""
+    if not view.mine:
+        return _not_mine(view, situation)
+    if view.chain is JobStatus.META_SCHEDULED:
+        return _meta_scheduled(view, situation)
+    if view.chain is JobStatus.SCHEDULED:
+        return _scheduled(view, situation)
+    return _running(view, situation)
+
+
+# ------------------------------------------------------------------------ by status
+
+
+def _not_mine(view: View, situation: Situation) -> Action:
+    """Final, back in the queue, or with another provider: nothing of it may run here."""
+    if view.run.phase is Phase.CLOSED:
+        return Wait("closed")
+    if not view.settled:
+        return Wait("waits for confirmations")
+    if view.run.handle is None and view.lookup is not None and view.lookup.handle is not None:
+        return Adopt(view.lookup.handle)
+    if not view.run.began:
+        return Close() if view.chain.is_final else Wait("is not assigned to this provider")
+    return _leave(view, situation)
+
+
+def _leave(view: View, situation: Situation) -> Action:
+    """End what still runs, then forget it."""
+    state = _run_state(view, situation)
+    if state is RunState.UNKNOWN:
+        return Wait("the executor can't tell")
+    if state is None or state is RunState.ENDED:
+        return Close() if view.chain.is_final else Release()
+    return Cancel(f"the job is {view.chain.name} on chain")
+
+
+def _meta_scheduled(view: View, situation: Situation) -> Action:
+    if view.run.phase is Phase.REFUSED:
+        return Panic(view.run.note)
+    if view.run.began:
+        # Only this provider claims: a run before the claim belongs to an earlier assignment.
+        return _not_mine(view, situation)
+    return _material_problem(view, situation) or Claim()
+
+
+def _scheduled(view: View, situation: Situation) -> Action:
+    if view.run.phase is Phase.REFUSED:
+        return Requeue(view.run.note)
+    if situation.queues:
+        return _queued(view, situation)
+    if view.run.began:
+        # The block that started this run was replaced: the meter is started again.
+        return Start()
+    return _material_problem(view, situation) or Start()
+
+
+def _queued(view: View, situation: Situation) -> Action:
+    """SCHEDULED with an executor that has a queue of its own: the meter follows the run."""
+    state = _run_state(view, situation)
+    if view.run.handle is None and view.run.phase is not Phase.ENDED:
+        return _submit_or_adopt(view, situation)
+    if state is None:
+        return Requeue("the run vanished before its start")
+    ended = view.run.exit or (view.status.exit if view.status else None)
+    if ended is not None and ended.reason in _GIVEN_UP:
+        # A run that was lost before its meter started costs nobody anything.
+        return Requeue(_lost_reason(ended))
+    if state in {RunState.UNKNOWN, RunState.QUEUED}:
+        return Wait(f"the run is {state}")
+    return Start()
+
+
+def _running(view: View, situation: Situation) -> Action:
+    run = view.run
+    if run.phase is Phase.REFUSED:
+        return Panic(run.note)
+    if run.exit is not None:
+        return _end(view, run.exit, situation)
+    if run.handle is None:
+        return _submit_or_adopt(view, situation)
+    return _watch(view, situation)
+
+
+def _watch(view: View, situation: Situation) -> Action:
+    """RUNNING, and the executor has the run."""
+    state = _run_state(view, situation)
+    if state is None:
+        return Panic("the run vanished")
+    if state is RunState.UNKNOWN:
+        return Wait("the executor can't tell")
+    if view.status is not None and view.status.exit is not None:
+        return RecordEnd(view.status.exit)
+    allotted = _allotment(view.job)
+    if allotted != view.run.allotment:
+        return Extend(_walltime(allotted, view.run.lead), allotted)
+    return Wait("runs")
+
+
+# ------------------------------------------------------------------------- its parts
+
+
+def _material_problem(view: View, situation: Situation) -> Action | None:
+    """What to do about a definition that is not at hand; None when it is."""
+    material = view.material
+    waited = situation.now - view.job.since
+    if material.state is MaterialState.READY:
+        return None
+    if material.state is MaterialState.INVALID:
+        return Panic(material.reason)
+    if material.state is MaterialState.PENDING or waited < situation.patience:
+        return Wait(material.reason or "the definition is being fetched")
+    if material.state is MaterialState.UNREACHABLE and view.chain is not JobStatus.RUNNING:
+        return Requeue(material.reason)
+    return Panic(material.reason)
+
+
+def _submit_or_adopt(view: View, situation: Situation) -> Action:
+    """Begin the run, unless the executor has it already; never before it was asked."""
+    if view.lookup is None:
+        return Wait("the executor has not answered")
+    if view.lookup.handle is not None:
+        return Adopt(view.lookup.handle)
+    if not view.settled:
+        return Wait("waits for confirmations")
+    problem = _material_problem(view, situation)
+    if problem is not None:
+        return problem
+    allotted = _allotment(view.job)
+    late = situation.now - view.job.since if view.chain is JobStatus.RUNNING else 0
+    if late > situation.start_grace and late * 2 > allotted:
+        return Panic(f"the run could not begin for {late} seconds after its start")
+    # Half of a short allotment is left in any case: the chain takes reports after the deadline.
+    lead = max(0, min(late, allotted // 2))
+    return Submit(_walltime(allotted, lead), allotted, lead)
+
+
+def _end(view: View, ended: Exit, situation: Situation) -> Action:
+    """Report the end, once the chain's clock lets the contract bill what is due."""
+    if ended.reason in _GIVEN_UP:
+        return Panic(_lost_reason(ended))
+    allotted = _allotment(view.job)
+    due = min(ended.seconds, allotted)
+    reason = _reason(view.job, ended)
+    if ended.reason == "walltime":
+        if _given(view, ended, allotted) >= allotted:
+            due = allotted
+        else:
+            reason = "time limit reached; a top-up came too late for this run"
+    elapsed = situation.now - view.job.since
+    if elapsed < due:
+        return Wait(f"reports in {due - elapsed} seconds, when the chain's clock is there")
+    return Report(min(due, MAX_SECONDS), ended.code, reason)
+
+
+def _given(view: View, ended: Exit, allotted: int) -> int:
+    """Allotment that the run was told of; judged by its length where the database is new."""
+    if view.run.allotment:
+        return view.run.allotment
+    return allotted if ended.seconds * 2 >= allotted else 0
+
+
+_GIVEN_UP = frozenset({"lost", "cancelled"})
+
+
+def _lost_reason(ended: Exit) -> str:
+    if ended.reason == "lost":
+        return "the run was lost before its end was known"
+    return "the provider ended the run"
+
+
+def _reason(job: Job, ended: Exit) -> str:
+    if ended.reason == "memory":
+        return f"memory limit of {job.resources.memory} MB exceeded"
+    if ended.reason == "walltime":
+        return "time limit reached"
+    if ended.reason == "signalled":
+        return f"ended by signal {ended.code - 128}"
+    return f"exited with code {ended.code}" if ended.code else ""
+
+
+def _run_state(view: View, situation: Situation) -> RunState | None:
+    """The run's state; None only when the executor says, time after time, that it never began."""
+    if view.run.phase is Phase.ENDED:
+        return RunState.ENDED
+    absent = view.lookup is not None and view.lookup.handle is None
+    if view.run.handle is None:
+        return None if absent else RunState.UNKNOWN
+    if view.status is not None and view.status.state is not RunState.UNKNOWN:
+        return view.status.state
+    return None if absent and view.misses >= situation.max_misses else RunState.UNKNOWN
+
+
+def _allotment(job: Job) -> int:
+    return allotment_of(job.time_limit, job.until_spent, job.escrow, job.rate)
+
+
+def _walltime(allotted: int, lead: int) -> int:
+    return max(1, min(allotted - lead, MAX_WALLTIME))
+
+
+def _spoken(action: Action) -> Action:
+    if isinstance(action, Panic | Requeue | Report):
+        return replace(action, reason=clip(action.reason))
+    return action
+
+
+def clip(reason: str) -> str:
+    """A reason as the contract takes it: 256 bytes, whole characters, one line."""
+    line = "".join(char if char.isprintable() else " " for char in reason)
+    return line.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+
+
+# ------------------------------------------------------------------------- admission
+
+
+class _Room:
+    """What is left of the free capacity for jobs that have no process yet."""
+
+    def __init__(self, free: Offer | None, *, unlimited: bool) -> None:
+        self.known = free is not None or unlimited
+        self._free = Offer(0, 0, 0) if free is None else free
+        self._unlimited = unlimited
+
+    def holds(self, wanted: Resources) -> bool:
+        """Whether a job fits beside what was taken before."""
+        left = self._free
+        return self._unlimited or (
+            wanted.cpus <= left.cpus and wanted.memory <= left.memory and wanted.gpus <= left.gpus
+        )
+
+    def take(self, wanted: Resources) -> None:
+        """Reserve what a job needs, even where it is too much: the next ones wait behind it."""
+        left = self._free
+        self._free = Offer(
+            left.cpus - wanted.cpus, left.memory - wanted.memory, left.gpus - wanted.gpus
+        )
+
+
+def _admit(view: View, action: Action, situation: Situation, room: _Room) -> Action:
+    """Let new work in while there is room; what can't be served soon goes back."""
+    wanted = view.job.resources
+    if view.run.began and view.run.phase is not Phase.SUBMITTING:
+        return action  # the executor counts it already
+    fits = room.holds(wanted)
+    if fits or view.chain is not JobStatus.META_SCHEDULED:
+        room.take(wanted)
+    if not isinstance(action, Claim | Start) or view.run.began:
+        return action
+    if isinstance(action, Claim) and not situation.room_to_write:
+        return _shortage(view, situation, "the provider is short of disk space")
+    if not room.known:
+        return _shortage(view, situation, "the provider's executor does not answer")
+    return action if fits else _shortage(view, situation, "the provider has no room for it now")
+
+
+def _shortage(view: View, situation: Situation, reason: str) -> Action:
+    waited = situation.now - view.job.since
+    return Requeue(reason) if waited >= situation.patience else Wait(reason)

@@ -1,0 +1,431 @@
+"""The planner's table: chain status x row x executor, one expected action each."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState, RunStatus
+from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.provider.model import (
+    Adopt,
+    Cancel,
+    Claim,
+    Close,
+    Extend,
+    Lookup,
+    Material,
+    MaterialState,
+    Panic,
+    Phase,
+    RecordEnd,
+    Release,
+    Report,
+    Requeue,
+    Run,
+    Situation,
+    Start,
+    Submit,
+    View,
+    Wait,
+    parse_key,
+    run_key,
+)
+from deepsquare_chain.provider.planner import clip, plan, plan_job
+
+pytestmark = pytest.mark.unit
+
+T0 = 1_700_000_000
+RATE = 10**12
+READY = Material(MaterialState.READY)
+NOWHERE = Lookup(None)
+HERE = Lookup("h1")
+LIVE = RunStatus(RunState.RUNNING)
+QUEUED = RunStatus(RunState.QUEUED)
+UNKNOWN = RunStatus(RunState.UNKNOWN)
+LOCAL = Situation(now=T0 + 2, queues=False, free=Offer(8, 4096, 0))
+QUEUE = dataclasses.replace(LOCAL, queues=True)
+
+
+def job(status: JobStatus = JobStatus.RUNNING, **changes) -> Job:
+    base = Job(
+        id=7,
+        customer="0x" + "11" * 20,
+        status=status,
+        since=T0,
+        provider_id=1,
+        resources=Resources(1, 2, 32, 0),
+        retries_left=1,
+        until_spent=False,
+        escrow=100 * RATE,
+        rate=RATE,
+        time_limit=60,
+        fee_bps=500,
+        definition=b"\x01" * 32,
+        retry_of=0,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def row(phase: Phase = Phase.WATCHED, **changes) -> Run:
+    handle = "h1" if phase in {Phase.SUBMITTED, Phase.ENDED} else None
+    told = 60 if phase in {Phase.SUBMITTING, Phase.SUBMITTED, Phase.ENDED} else 0
+    base = Run(job_id=7, key="31337-5fbdb231-7", phase=phase, handle=handle, allotment=told)
+    return dataclasses.replace(base, **changes)
+
+
+def ended(reason: str = "exited", code: int = 0, seconds: int = 5) -> Exit:
+    return Exit(code=code, reason=reason, seconds=seconds, started_at=1.0, ended_at=6.0)
+
+
+def over(exit_: Exit) -> RunStatus:
+    return RunStatus(RunState.ENDED, exit_)
+
+
+def view(chain: JobStatus, run: Run, /, *, mine: bool = True, **changes) -> View:
+    fields = {"material": READY} | changes
+    record = fields.pop("job", None) or job(chain)
+    return View(job=record, run=run, mine=mine, **fields)
+
+
+def act(chain: JobStatus, run: Run, situation: Situation = LOCAL, /, **changes):
+    [(_, action)] = plan([view(chain, run, **changes)], situation)
+    return action
+
+
+S = JobStatus
+FOREIGN = [S.PENDING, S.META_SCHEDULED, S.SCHEDULED, S.RUNNING]
+FINAL = [S.CANCELLED, S.FINISHED, S.FAILED, S.OUT_OF_CREDITS, S.PANICKED]
+
+
+class TestNotMine:
+    @pytest.mark.parametrize("status", FINAL)
+    @pytest.mark.parametrize(
+        ("run", "word", "lookup", "expected"),
+        [
+            (row(), None, None, Close),
+            (row(), None, NOWHERE, Close),
+            (row(), None, HERE, Adopt),
+            (row(Phase.REFUSED), None, None, Close),
+            (row(Phase.CLOSED), None, None, Wait),
+            (row(Phase.SUBMITTING), None, None, Wait),
+            (row(Phase.SUBMITTING), None, NOWHERE, Close),
+            (row(Phase.SUBMITTING), None, HERE, Adopt),
+            (row(Phase.SUBMITTED), LIVE, None, Cancel),
+            (row(Phase.SUBMITTED), QUEUED, None, Cancel),
+            (row(Phase.SUBMITTED), None, None, Wait),
+            (row(Phase.SUBMITTED), UNKNOWN, HERE, Wait),
+            (row(Phase.SUBMITTED), UNKNOWN, NOWHERE, Wait),
+            (row(Phase.SUBMITTED), over(ended("cancelled", 143)), None, Close),
+            (row(Phase.ENDED, exit=ended()), None, None, Close),
+        ],
+    )
+    def test_final(self, status, run, word, lookup, expected):
+        action = act(status, run, mine=False, status=word, lookup=lookup)
+        assert isinstance(action, expected)
+
+    @pytest.mark.parametrize("status", FOREIGN)
+    @pytest.mark.parametrize(
+        ("run", "word", "expected"),
+        [
+            (row(), None, Wait),
+            (row(Phase.REFUSED), None, Wait),
+            (row(Phase.SUBMITTED), LIVE, Cancel),
+            (row(Phase.SUBMITTED), over(ended("cancelled", 143)), Release),
+            (row(Phase.ENDED, exit=ended()), None, Release),
+        ],
+    )
+    def test_live_elsewhere(self, status, run, word, expected):
+        assert isinstance(act(status, run, mine=False, status=word), expected)
+
+    def test_nothing_irreversible_before_it_is_confirmed(self):
+        run = row(Phase.SUBMITTED)
+        assert isinstance(act(S.PANICKED, run, mine=False, status=LIVE, settled=False), Wait)
+
+    def test_a_run_that_surely_vanished_closes(self):
+        run = row(Phase.SUBMITTED)
+        action = act(S.PANICKED, run, mine=False, status=UNKNOWN, lookup=NOWHERE, misses=3)
+        assert isinstance(action, Close)
+
+    def test_an_unknown_id_is_treated_as_gone(self):
+        assert isinstance(act(S.NONE, row(Phase.SUBMITTED), mine=False, status=LIVE), Cancel)
+
+
+class TestMetaScheduled:
+    def test_claims(self):
+        assert act(S.META_SCHEDULED, row()) == Claim()
+
+    @pytest.mark.parametrize(
+        ("state", "early", "late"),
+        [
+            (MaterialState.PENDING, Wait, Wait),
+            (MaterialState.MISSING, Wait, Panic),
+            (MaterialState.UNREACHABLE, Wait, Requeue),
+            (MaterialState.INVALID, Panic, Panic),
+        ],
+    )
+    def test_without_its_definition(self, state, early, late):
+        material = Material(state, "definition x is not there")
+        assert isinstance(act(S.META_SCHEDULED, row(), material=material), early)
+        patient = dataclasses.replace(LOCAL, now=T0 + LOCAL.patience)
+        action = act(S.META_SCHEDULED, row(), patient, material=material)
+        assert isinstance(action, late)
+        if late is not Wait:
+            assert action.reason == "definition x is not there"
+
+    def test_refused_before(self):
+        run = row(Phase.REFUSED, note="its environment is too large")
+        assert act(S.META_SCHEDULED, run) == Panic("its environment is too large")
+
+    def test_a_run_of_an_earlier_assignment_is_ended_first(self):
+        run = row(Phase.SUBMITTED)
+        assert isinstance(act(S.META_SCHEDULED, run, QUEUE, status=LIVE), Cancel)
+        finished = over(ended("cancelled", 143))
+        assert act(S.META_SCHEDULED, run, QUEUE, status=finished) == Release()
+
+
+class TestScheduledLocal:
+    def test_starts(self):
+        assert act(S.SCHEDULED, row()) == Start()
+
+    def test_starts_again_after_a_replaced_block(self):
+        assert act(S.SCHEDULED, row(Phase.SUBMITTED), status=LIVE) == Start()
+        assert act(S.SCHEDULED, row(Phase.SUBMITTING), lookup=NOWHERE) == Start()
+
+    def test_definition_lost_since_the_claim(self):
+        material = Material(MaterialState.MISSING, "gone")
+        late = dataclasses.replace(LOCAL, now=T0 + LOCAL.patience)
+        assert isinstance(act(S.SCHEDULED, row(), material=material), Wait)
+        assert act(S.SCHEDULED, row(), late, material=material) == Panic("gone")
+
+    def test_refused(self):
+        assert act(S.SCHEDULED, row(Phase.REFUSED, note="no")) == Requeue("no")
+
+
+class TestScheduledQueue:
+    @pytest.mark.parametrize(
+        ("run", "word", "lookup", "expected"),
+        [
+            (row(), None, None, Wait),
+            (row(), None, NOWHERE, Submit(60, 60, 0)),
+            (row(), None, HERE, Adopt("h1")),
+            (row(Phase.SUBMITTING), None, None, Wait),
+            (row(Phase.SUBMITTING), None, NOWHERE, Submit(60, 60, 0)),
+            (row(Phase.SUBMITTING), None, HERE, Adopt("h1")),
+            (row(Phase.SUBMITTED), QUEUED, None, Wait),
+            (row(Phase.SUBMITTED), None, None, Wait),
+            (row(Phase.SUBMITTED), UNKNOWN, NOWHERE, Wait),
+            (row(Phase.SUBMITTED), LIVE, None, Start()),
+            (row(Phase.SUBMITTED), over(ended()), None, Start()),
+            (row(Phase.SUBMITTED), over(ended("lost", 137)), None, Requeue),
+            (row(Phase.ENDED, exit=ended()), None, None, Start()),
+        ],
+    )
+    def test_table(self, run, word, lookup, expected):
+        action = act(S.SCHEDULED, run, QUEUE, status=word, lookup=lookup)
+        assert isinstance(action, expected) if isinstance(expected, type) else action == expected
+
+    def test_vanished(self):
+        action = act(
+            S.SCHEDULED, row(Phase.SUBMITTED), QUEUE, status=UNKNOWN, lookup=NOWHERE, misses=3
+        )
+        assert isinstance(action, Requeue)
+
+
+class TestRunning:
+    @pytest.mark.parametrize("phase", [Phase.WATCHED, Phase.SUBMITTING])
+    @pytest.mark.parametrize("situation", [LOCAL, QUEUE])
+    def test_without_a_handle(self, phase, situation):
+        assert isinstance(act(S.RUNNING, row(phase), situation), Wait)
+        assert act(S.RUNNING, row(phase), situation, lookup=HERE) == Adopt("h1")
+        action = act(S.RUNNING, row(phase), situation, lookup=NOWHERE)
+        assert action == Submit(walltime=58, allotment=60, lead=2)
+        early = act(S.RUNNING, row(phase), situation, lookup=NOWHERE, settled=False)
+        assert isinstance(early, Wait)
+
+    @pytest.mark.parametrize(
+        ("late", "expected"),
+        [
+            (0, Submit(60, 60, 0)),
+            (29, Submit(31, 60, 29)),
+            (45, Submit(30, 60, 30)),
+            (60, Submit(30, 60, 30)),
+            (61, Panic),
+        ],
+    )
+    def test_a_late_start_leaves_half_the_time_or_gives_up(self, late, expected):
+        situation = dataclasses.replace(LOCAL, now=T0 + late)
+        action = act(S.RUNNING, row(), situation, lookup=NOWHERE)
+        assert isinstance(action, expected) if isinstance(expected, type) else action == expected
+
+    def test_until_spent_runs_as_long_as_the_escrow_buys(self):
+        record = job(until_spent=True)
+        action = act(S.RUNNING, row(), lookup=NOWHERE, job=record)
+        assert action == Submit(walltime=98, allotment=100, lead=2)
+        endless = job(until_spent=True, escrow=2**95, rate=1)
+        assert act(S.RUNNING, row(), lookup=NOWHERE, job=endless).walltime == MAX_WALLTIME
+
+    def test_watching(self):
+        run = row(Phase.SUBMITTED)
+        assert act(S.RUNNING, run, status=LIVE) == Wait("runs")
+        assert isinstance(act(S.RUNNING, run, status=None), Wait)
+        assert isinstance(act(S.RUNNING, run, status=UNKNOWN, lookup=HERE, misses=9), Wait)
+        assert isinstance(act(S.RUNNING, run, status=UNKNOWN, lookup=NOWHERE, misses=2), Wait)
+        assert isinstance(act(S.RUNNING, run, status=UNKNOWN, lookup=None, misses=3), Wait)
+        gone = act(S.RUNNING, run, status=UNKNOWN, lookup=NOWHERE, misses=3)
+        assert gone == Panic("the run vanished")
+
+    def test_top_up_extends_by_what_is_left(self):
+        run = row(Phase.SUBMITTED, lead=2)
+        record = job(time_limit=90)
+        assert act(S.RUNNING, run, status=LIVE, job=record) == Extend(88, 90)
+
+    def test_end_is_written_down_first(self):
+        word = over(ended(code=3))
+        assert act(S.RUNNING, row(Phase.SUBMITTED), status=word) == RecordEnd(ended(code=3))
+
+    def test_refused(self):
+        assert act(S.RUNNING, row(Phase.REFUSED, note="too large")) == Panic("too large")
+
+
+class TestEnd:
+    def end(self, exit_: Exit, elapsed: int, run: Run | None = None, **changes):
+        situation = dataclasses.replace(LOCAL, now=T0 + elapsed)
+        run = dataclasses.replace(run or row(Phase.ENDED), exit=exit_)
+        return act(S.RUNNING, run, situation, job=job(**changes))
+
+    @pytest.mark.parametrize(
+        ("exit_", "expected"),
+        [
+            (ended(), Report(5, 0, "")),
+            (ended(code=3), Report(5, 3, "exited with code 3")),
+            (ended("signalled", 139), Report(5, 139, "ended by signal 11")),
+            (ended("memory", 137), Report(5, 137, "memory limit of 64 MB exceeded")),
+        ],
+    )
+    def test_reports_its_own_seconds(self, exit_, expected):
+        assert self.end(exit_, elapsed=9) == expected
+        assert self.end(exit_, elapsed=5) == expected
+
+    def test_waits_for_the_clock_of_the_chain(self):
+        assert isinstance(self.end(ended(), elapsed=4), Wait)
+
+    @pytest.mark.parametrize("reason", ["lost", "cancelled"])
+    def test_gives_up_what_the_customer_must_not_pay_for(self, reason):
+        assert isinstance(self.end(ended(reason, 137), elapsed=9), Panic)
+
+    def test_walltime_bills_the_whole_allotment_and_waits_for_it(self):
+        exit_ = ended("walltime", 143, seconds=58)
+        assert isinstance(self.end(exit_, elapsed=59), Wait)
+        assert self.end(exit_, elapsed=60) == Report(60, 143, "time limit reached")
+
+    def test_top_up_that_the_run_never_heard_of_is_not_billed(self):
+        exit_ = ended("walltime", 143, seconds=58)
+        action = self.end(exit_, elapsed=60, time_limit=90)
+        assert isinstance(action, Report)
+        assert action.seconds == 58
+        assert "too late" in action.reason
+
+    def test_walltime_of_an_adopted_run_of_a_lost_database(self):
+        run = row(Phase.ENDED, allotment=0)
+        full = self.end(ended("walltime", 143, seconds=58), 60, run)
+        assert full == Report(60, 143, "time limit reached")
+        part = self.end(ended("walltime", 143, seconds=29), 60, run)
+        assert isinstance(part, Report)
+        assert part.seconds == 29
+
+    def test_never_reports_more_than_the_allotment(self):
+        assert self.end(ended(seconds=70), elapsed=61) == Report(60, 0, "")
+
+
+class TestAdmission:
+    def views(self, *statuses: JobStatus, since: int = T0, run: Run | None = None):
+        out = []
+        for number, status in enumerate(statuses):
+            record = dataclasses.replace(job(status), id=number + 1, since=since + number)
+            out.append(view(status, run or row(), job=record, lookup=NOWHERE))
+        return out
+
+    def kinds(self, views, situation):
+        return {v.job.id: type(action) for v, action in plan(views, situation)}
+
+    def test_claims_only_what_fits_beside_what_was_claimed(self):
+        situation = dataclasses.replace(LOCAL, free=Offer(4, 4096, 0))
+        views = self.views(S.META_SCHEDULED, S.META_SCHEDULED, S.META_SCHEDULED)
+        assert self.kinds(views, situation) == {1: Claim, 2: Claim, 3: Wait}
+        views = self.views(S.META_SCHEDULED, S.SCHEDULED, S.RUNNING)
+        assert self.kinds(views, situation) == {1: Wait, 2: Start, 3: Submit}
+
+    def test_a_large_new_job_does_not_hold_up_a_small_one(self):
+        large = view(S.META_SCHEDULED, row(), job=job(resources=Resources(1, 6, 32, 0)))
+        large = dataclasses.replace(
+            large, job=dataclasses.replace(large.job, status=S.META_SCHEDULED)
+        )
+        small = self.views(S.META_SCHEDULED, since=T0 + 1)[0]
+        situation = dataclasses.replace(LOCAL, free=Offer(4, 4096, 0))
+        assert self.kinds([large, small], situation) == {7: Wait, 1: Claim}
+
+    @pytest.mark.parametrize("status", [S.META_SCHEDULED, S.SCHEDULED])
+    def test_goes_back_when_there_is_no_room_for_long(self, status):
+        full = dataclasses.replace(LOCAL, free=Offer(1, 4096, 0))
+        assert isinstance(act(status, row(), full), Wait)
+        late = dataclasses.replace(full, now=T0 + full.patience)
+        assert isinstance(act(status, row(), late), Requeue)
+
+    def test_short_of_disk(self):
+        short = dataclasses.replace(LOCAL, room_to_write=False)
+        assert isinstance(act(S.META_SCHEDULED, row(), short), Wait)
+        assert act(S.SCHEDULED, row(), short) == Start()
+
+    def test_executor_that_does_not_answer(self):
+        silent = dataclasses.replace(LOCAL, free=None)
+        assert isinstance(act(S.META_SCHEDULED, row(), silent), Wait)
+        assert isinstance(act(S.SCHEDULED, row(), silent), Wait)
+        assert act(S.META_SCHEDULED, row(), dataclasses.replace(silent, queues=True)) == Claim()
+
+
+class TestWords:
+    def test_reasons_are_clipped_to_what_the_contract_takes(self):
+        assert clip("a\nb\x1b[0m") == "a b [0m"
+        assert len(clip("é" * 300).encode()) <= 256
+        material = Material(MaterialState.INVALID, "ü\n" * 400)
+        action = act(S.META_SCHEDULED, row(), material=material)
+        assert len(action.reason.encode()) <= 256
+        assert "\n" not in action.reason
+
+    def test_keys(self):
+        contract = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+        assert run_key(31337, contract, 42) == "31337-5fbdb231-42"
+        assert parse_key(31337, contract, "31337-5fbdb231-42") == (42, 0)
+        assert parse_key(31337, contract, run_key(31337, contract, 42, 3)) == (42, 3)
+        for other in ("1-5fbdb231-42", "31337-5fbdb231-", "31337-5fbdb231-x", "31337-5fbdb231-042"):
+            assert parse_key(31337, contract, other) is None
+        for other in ("31337-5fbdb231-42.", "31337-5fbdb231-4.0", "31337-5fbdb231-1.2.3", "q"):
+            assert parse_key(31337, contract, other) is None
+
+
+def test_every_combination_has_an_answer():
+    """No status, row, word and lookup leave the planner without an action."""
+    words = [None, UNKNOWN, QUEUED, LIVE, over(ended()), over(ended("lost", 137))]
+    for status in JobStatus:
+        for mine in {status.is_assigned, False}:
+            for phase in Phase:
+                exit_ = ended() if phase is Phase.ENDED else None
+                for word in words:
+                    for lookup in (None, NOWHERE, HERE):
+                        for situation in (LOCAL, QUEUE):
+                            case = view(
+                                status,
+                                row(phase, exit=exit_),
+                                mine=mine,
+                                status=word,
+                                lookup=lookup,
+                            )
+                            action = plan_job(case, situation)
+                            if isinstance(action, Report):
+                                assert phase is Phase.ENDED
+                            if isinstance(action, Submit):
+                                assert mine
+                                assert lookup == NOWHERE
+                                assert phase in {Phase.WATCHED, Phase.SUBMITTING, Phase.CLOSED}
