@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.support.grid import Grid, Host
+from tests.support.hostile import hostile_artifacts
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +31,9 @@ def host(grid: Grid) -> Host:
 @pytest.fixture
 def other(grid: Grid) -> Host:
     return grid.provider("other provider")
+
+
+@pytest.fixture(scope="session")
+def hostile(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Misbehaving contracts by name."""
+    return hostile_artifacts(request.config.cache.mkdir("contracts"))

@@ -1,0 +1,266 @@
+"""Payments that fail, parked credits, and tokens that misbehave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.job import JobStatus
+from tests.support.evm import ZERO, Contract, reverts
+from tests.support.grid import RATE, TERMS, WEALTH, Grid, Host, fee_of
+
+pytestmark = pytest.mark.contracts
+ESCROW = TERMS["amount"]
+COST = 10 * RATE
+FEE = fee_of(COST)
+
+
+@pytest.fixture(params=["BlockingCredit", "FalseCredit"])
+def refusing(request: pytest.FixtureRequest, hostile: dict[str, Any]) -> Grid:
+    """A grid whose token can refuse a recipient, by reverting or by saying false."""
+    return Grid(token=hostile[request.param])
+
+
+def block(grid: Grid, *accounts: str, value: bool = True) -> None:
+    for account in accounts:
+        grid.credit.setBlocked(account, value, sender=grid.admin)
+
+
+def ran(grid: Grid, host: Host, **terms: Any) -> int:
+    job_id = grid.running(host, **terms)
+    grid.chain.advance(10)
+    return job_id
+
+
+@pytest.mark.parametrize("who", ["provider", "treasury", "alice"])
+def test_a_recipient_that_cannot_be_paid_blocks_nobody(refusing: Grid, who: str) -> None:
+    grid = refusing
+    host = grid.provider()
+    job_id = ran(grid, host)
+    accounts = {"provider": host.account, "treasury": grid.treasury, "alice": grid.alice}
+    due = {"provider": COST - FEE, "treasury": FEE, "alice": ESCROW - COST}
+    before = {name: grid.balance(account) for name, account in accounts.items()}
+    block(grid, accounts[who])
+    receipt = grid.finish(host, job_id, 10)
+
+    assert grid.status(job_id) is JobStatus.FINISHED
+    assert receipt.one("PaymentParked").parameters == {
+        "recipient": accounts[who],
+        "amount": due[who],
+    }
+    for name, account in accounts.items():
+        got = 0 if name == who else due[name]
+        assert grid.balance(account) == before[name] + got
+        assert grid.scheduler.parkedOf(account) == due[name] - got
+    assert grid.balance(grid.scheduler.address) == due[who]
+
+
+def test_all_recipients_blocked_still_ends_the_job(refusing: Grid) -> None:
+    grid = refusing
+    host = grid.provider()
+    job_id = ran(grid, host)
+    block(grid, host.account, grid.treasury, grid.alice)
+    assert len(grid.finish(host, job_id, 10).named("PaymentParked")) == 3
+    assert grid.balance(grid.scheduler.address) == ESCROW
+
+
+def test_parked_amounts_add_up_and_are_taken_out_once(refusing: Grid) -> None:
+    grid = refusing
+    host = grid.provider()
+    first, second = ran(grid, host), ran(grid, host)
+    block(grid, host.account)
+    grid.finish(host, first, 10)
+    grid.finish(host, second, 10)
+    assert grid.scheduler.parkedOf(host.account) == 2 * (COST - FEE)
+
+    receipt = grid.scheduler.withdraw(grid.bob, sender=host.account)
+    assert receipt.value == 2 * (COST - FEE)
+    assert receipt.one("PaymentWithdrawn").parameters == {
+        "recipient": host.account,
+        "to": grid.bob,
+        "amount": 2 * (COST - FEE),
+    }
+    assert grid.balance(grid.bob) == WEALTH + 2 * (COST - FEE)
+    assert grid.balance(grid.scheduler.address) == 0
+    with reverts("NothingParked"):
+        grid.scheduler.withdraw(grid.bob, sender=host.account)
+
+
+def test_a_withdrawal_that_fails_leaves_the_parked_amount(refusing: Grid) -> None:
+    grid = refusing
+    host = grid.provider()
+    job_id = ran(grid, host)
+    block(grid, host.account)
+    grid.finish(host, job_id, 10)
+    with pytest.raises(Exception, match=r"Blocked|SafeERC20FailedOperation"):
+        grid.scheduler.withdraw(host.account, sender=host.account)
+    assert grid.scheduler.parkedOf(host.account) == COST - FEE
+    block(grid, host.account, value=False)
+    grid.scheduler.withdraw(host.account, sender=host.account)
+    assert grid.balance(host.account) == COST - FEE
+
+
+def test_parked_credits_are_for_their_recipient_alone(refusing: Grid) -> None:
+    grid = refusing
+    job_id = grid.submit()
+    block(grid, grid.alice)
+    grid.scheduler.cancel([job_id], sender=grid.alice)
+    for caller in (grid.bob, grid.admin, grid.treasury, grid.stranger):
+        with reverts("NothingParked"):
+            grid.scheduler.withdraw(caller, sender=caller)
+    assert grid.scheduler.withdraw(grid.bob, sender=grid.alice).value == ESCROW
+
+
+def test_withdrawing_to_nobody_is_refused_by_the_token(refusing: Grid) -> None:
+    grid = refusing
+    job_id = grid.submit()
+    block(grid, grid.alice)
+    grid.scheduler.cancel([job_id], sender=grid.alice)
+    with reverts("ERC20InvalidReceiver", ZERO):
+        grid.scheduler.withdraw(ZERO, sender=grid.alice)
+    assert grid.scheduler.parkedOf(grid.alice) == ESCROW
+
+
+def test_one_blocked_customer_in_a_batch_parks_its_share_only(refusing: Grid) -> None:
+    grid = refusing
+    host = grid.provider()
+    ids = [
+        grid.running(host, customer=who, retries=0) for who in (grid.alice, grid.bob, grid.alice)
+    ]
+    block(grid, grid.alice)
+    before = grid.balance(grid.bob)
+    receipt = grid.scheduler.panic(ids, "", sender=host.account)
+    assert receipt.one("PaymentParked").amount == 2 * ESCROW
+    assert grid.balance(grid.bob) == before + ESCROW
+
+
+def test_a_token_that_says_false_takes_no_job(hostile: dict[str, Any]) -> None:
+    grid = Grid(token=hostile["FalseCredit"])
+    job_id = grid.submit()
+    block(grid, grid.alice)
+    with reverts("SafeERC20FailedOperation", grid.credit.address):
+        grid.submit()
+    with reverts("SafeERC20FailedOperation", grid.credit.address):
+        grid.scheduler.topUp(job_id, grid.alice, 1, sender=grid.alice)
+    assert grid.scheduler.jobCount() == job_id
+    assert grid.job(job_id).escrow == ESCROW
+
+
+def test_a_token_that_says_nothing_works(hostile: dict[str, Any]) -> None:
+    grid = Grid(token=hostile["MuteCredit"])
+    host = grid.provider()
+    job_id = ran(grid, host)
+    grid.scheduler.topUp(job_id, grid.alice, 60 * RATE, sender=grid.alice)
+    assert not grid.finish(host, job_id, 10).named("PaymentParked")
+    assert grid.balance(host.account) == COST - FEE
+    assert grid.balance(grid.alice) == WEALTH - COST
+
+
+# ---------------------------------------------------------------- re-entrance
+
+
+class Robot:
+    """An account with code that acts again when credits reach or leave it."""
+
+    def __init__(self, grid: Grid, hostile: dict[str, Any]) -> None:
+        self.grid = grid
+        self.contract = grid.chain.deploy(hostile["Reenterer"], sender=grid.admin)
+        self.address = self.contract.address
+        grid.credit.mint(self.address, WEALTH, sender=grid.admin)
+        self.act(grid.credit, "approve", grid.scheduler.address, 2**256 - 1)
+
+    def act(self, target: Contract, name: str, *values: Any) -> Any:
+        data = getattr(target, name).encode(*values)
+        return self.contract.act(target.address, data, sender=self.grid.stranger)
+
+    def plan(self, name: str, *values: Any) -> None:
+        scheduler = self.grid.scheduler
+        data = getattr(scheduler, name).encode(*values)
+        self.contract.plan(scheduler.address, data, sender=self.grid.stranger)
+
+    @property
+    def outcomes(self) -> list[str]:
+        """Of each step: the name of the error, or empty."""
+        found = []
+        for index in range(self.contract.count()):
+            if self.contract.successes(index):
+                found.append("")
+            else:
+                data = self.contract.answers(index)
+                found.append(self.grid.chain.error(data, Exception()).name)
+        return found
+
+
+@pytest.fixture
+def hooked(hostile: dict[str, Any]) -> tuple[Grid, Robot]:
+    grid = Grid(token=hostile["HookedCredit"])
+    return grid, Robot(grid, hostile)
+
+
+def test_a_customer_is_refunded_once(hooked: tuple[Grid, Robot]) -> None:
+    """Everything that moves money is locked while money moves."""
+    grid, robot = hooked
+    host = grid.provider()
+    for _ in range(2):
+        robot.act(grid.scheduler, "submitJobs", [grid.request()])
+    grid.assign(host, 1)
+    grid.submit()  # somebody else's escrow to steal
+    report = grid.report(1)
+    robot.plan("cancel", [1])
+    robot.plan("cancel", [2])
+    robot.plan("withdraw", robot.address)
+    robot.plan("topUp", 2, robot.address, ESCROW)
+    robot.plan("submitJobs", [grid.request()])
+    robot.plan("submitJobsWithPermit", [grid.request()], grid.permit(grid.alice, 1))
+    robot.plan("topUpWithPermit", 2, robot.address, ESCROW, grid.permit(grid.alice, 1))
+    robot.plan("panic", [2], "")
+    robot.plan("finish", [report])
+    robot.act(grid.scheduler, "cancel", [1])
+
+    assert robot.outcomes == ["ReentrancyGuardReentrantCall"] * 9
+    assert grid.balance(robot.address) == WEALTH - ESCROW
+    assert grid.balance(grid.scheduler.address) == 2 * ESCROW
+    assert [grid.status(i) for i in (1, 2, 3)] == [
+        JobStatus.CANCELLED,
+        JobStatus.PENDING,
+        JobStatus.PENDING,
+    ]
+
+
+def test_what_is_not_locked_sees_finished_state(hooked: tuple[Grid, Robot]) -> None:
+    """A provider that acts while it is paid finds its job final, and its others as they were."""
+    grid, robot = hooked
+    robot.act(
+        grid.registry,
+        "register",
+        {"nodes": 9, "cpusPerNode": 9, "memPerNode": 9_000, "gpusPerNode": 9},
+        {"cpu": 1_000_003, "gpu": 5_000_011, "mem": 101},
+        [],
+    )
+    grid.registry.approve(robot.address, 1, sender=grid.admin)
+    host = Host(grid.registry.idOf(robot.address), robot.address)
+    first, second = grid.submit(), grid.submit()
+    grid.assign(host, first, second)
+    robot.act(grid.scheduler, "claim", [first, second])
+    robot.act(grid.scheduler, "start", [first])
+    robot.plan("start", [first])
+    robot.plan("start", [second])
+    robot.plan("requeue", [first], "")
+    robot.plan("claim", [first])
+    grid.chain.advance(10)
+    robot.act(grid.scheduler, "finish", [grid.report(first, 10)])
+
+    assert robot.outcomes == ["InvalidTransition", "", "InvalidTransition", "InvalidTransition"]
+    assert grid.balance(robot.address) == WEALTH + COST - FEE
+    assert grid.status(first) is JobStatus.FINISHED
+    assert grid.status(second) is JobStatus.RUNNING
+    assert grid.balance(grid.scheduler.address) == ESCROW
+
+
+def test_credits_sent_by_mistake_change_no_job(grid: Grid, host: Host) -> None:
+    grid.credit.transfer(grid.scheduler.address, 12_345, sender=grid.bob)
+    job_id = ran(grid, host)
+    grid.finish(host, job_id, 10)
+    assert grid.balance(grid.scheduler.address) == 12_345
+    assert grid.scheduler.parkedOf(grid.bob) == 0

@@ -1,0 +1,52 @@
+"""The misbehaving contracts of `contracts/test/`, compiled once and kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCES = ["contracts/test/HostileCredits.sol"]
+
+
+def require_compiler() -> None:
+    """Skip where Node.js or the npm parts are missing; fail where the real parts are demanded."""
+    from scripts.compile import ROOT  # noqa: PLC0415 - py-solc-x is a part for developers
+
+    missing = [
+        what
+        for what, found in {
+            "Node.js": shutil.which("node"),
+            "node_modules/solc": (ROOT / "node_modules" / "solc").exists(),
+            "node_modules/@openzeppelin": (ROOT / "node_modules" / "@openzeppelin").exists(),
+        }.items()
+        if not found
+    ]
+    if not missing:
+        return
+    message = f"{' and '.join(missing)} missing: run `npm ci`"
+    if os.environ.get("DEEPSQUARE_REQUIRE_REAL") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def hostile_artifacts(folder: Path) -> dict[str, dict[str, Any]]:
+    """ABI and bytecode by contract name, from the folder if nothing has changed since."""
+    require_compiler()
+    from scripts.compile import compile_sources, gather, settings  # noqa: PLC0415
+
+    given = json.dumps([gather(SOURCES), settings(via_ir=False)], sort_keys=True)
+    path = folder / f"hostile-{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        built = compile_sources(SOURCES)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(built), encoding="utf-8")
+        # Another worker may have been as quick; both wrote the same.
+        draft.replace(path)
+    artifacts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return artifacts
