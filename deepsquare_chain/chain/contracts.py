@@ -1,0 +1,52 @@
+"""One class per contract: views answer in the grid's vocabulary, changes return a `Call`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.calls import Call, ContractBase
+from deepsquare_chain.chain.credit import MINTER_ROLE, UNLIMITED, CreditContract, Permit
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.registry import APPROVER_ROLE, RegistryContract
+from deepsquare_chain.chain.scheduler import (
+    METASCHEDULER_ROLE,
+    Clock,
+    MetaSchedulerContract,
+    Parameters,
+    Report,
+)
+
+__all__ = [
+    "APPROVER_ROLE",
+    "METASCHEDULER_ROLE",
+    "MINTER_ROLE",
+    "UNLIMITED",
+    "Call",
+    "Clock",
+    "ContractBase",
+    "Contracts",
+    "CreditContract",
+    "MetaSchedulerContract",
+    "Parameters",
+    "Permit",
+    "RegistryContract",
+    "Report",
+]
+
+
+class Contracts:
+    """The three contracts of a deployment."""
+
+    def __init__(self, w3: AsyncWeb3[Any], deployment: Deployment) -> None:
+        self.w3 = w3
+        self.deployment = deployment
+        self.credit = CreditContract(w3, deployment.credit)
+        self.registry = RegistryContract(w3, deployment.registry)
+        self.scheduler = MetaSchedulerContract(w3, deployment.scheduler)
+
+    @property
+    def addresses(self) -> tuple[str, str, str]:
+        """Where events come from."""
+        return (self.credit.address, self.registry.address, self.scheduler.address)

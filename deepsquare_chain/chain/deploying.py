@@ -1,0 +1,181 @@
+"""Brings a grid's contracts onto a chain, wires their roles, and writes down what was done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.abi import interface
+from deepsquare_chain.chain.artifacts import load_artifact
+from deepsquare_chain.chain.calls import Call, checked_address
+from deepsquare_chain.chain.contracts import (
+    APPROVER_ROLE,
+    METASCHEDULER_ROLE,
+    MINTER_ROLE,
+    Contracts,
+)
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.sender import Sender
+
+DAY: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Times of a grid in seconds, but for `response_blocks`; fixed for ever."""
+
+    claim_timeout: int = 300
+    pending_timeout: int = 600
+    response_timeout: int = 300
+    response_blocks: int = 10
+    report_grace: int = 3_600
+    top_up_notice: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class GridParams:
+    """What a deployment is made with.
+
+    `fee_bps` in basis points; `admin_delay` and `approval_period` in seconds; role holders are
+    addresses, empty lists mean the deploying account; `treasury` defaults to it as well.
+    """
+
+    fee_bps: int = 500
+    admin_delay: int = DAY
+    approval_period: int = 365 * DAY
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    treasury: str = ""
+    schedulers: Sequence[str] = ()
+    approvers: Sequence[str] = ()
+    minters: Sequence[str] = ()
+
+
+#: Times that let a demo see every timeout within seconds.
+DEMO_PARAMS: Final = GridParams(
+    admin_delay=0,
+    timeouts=Timeouts(
+        claim_timeout=10,
+        pending_timeout=30,
+        response_timeout=6,
+        response_blocks=3,
+        report_grace=3_600,
+        top_up_notice=10,
+    ),
+)
+
+
+async def deploy_grid(
+    w3: AsyncWeb3[Any],
+    sender: Sender,
+    params: GridParams | None = None,
+    *,
+    extra: dict[str, Any] | None = None,
+    timeout: float = 120.0,
+) -> Deployment:
+    """Deploy Credit, ProviderRegistry and MetaScheduler and grant their roles.
+
+    The sender's account becomes the administrator of all three.
+
+    Args:
+        w3: Connection made by `connect`.
+        sender: Pays for it.
+        params: What the grid is made with.
+        extra: Goes into the record as it is (faucet, endpoint, ...).
+        timeout: Seconds for each transaction.
+
+    Raises:
+        UsageError: A role holder is no address.
+        RevertedError: A parameter is out of bounds; nothing of the grid is usable then.
+        InsufficientFundsError: The account can't pay the gas.
+    """
+    params = params or GridParams()
+    work = _Deploying(sender, params, timeout)
+    roles = work.roles()  # checked before anything is paid
+    admin = sender.address
+    treasury = checked_address(params.treasury or admin, "treasury")
+    credit, registry = await asyncio.gather(
+        work.create("Credit", admin, params.admin_delay),
+        work.create("ProviderRegistry", admin, params.admin_delay, params.approval_period),
+    )
+    times = tuple(asdict(params.timeouts).values())
+    scheduler = await work.create(
+        *("MetaScheduler", admin, params.admin_delay, credit, registry),
+        *(treasury, params.fee_bps, times),
+    )
+    deployment = Deployment(
+        chain_id=sender.chain_id,
+        credit=credit,
+        registry=registry,
+        scheduler=scheduler,
+        treasury=treasury,
+        block=min(work.blocks),
+        transactions=work.transactions,
+        constructor_args=work.arguments,
+        compiler_digest=load_artifact("MetaScheduler").input_digest,
+        extra={"admin": admin, **(extra or {})},
+    )
+    await work.grant(Contracts(w3, deployment), roles)
+    return deployment
+
+
+class _Deploying:
+    """One deployment and what it leaves for the record."""
+
+    def __init__(self, sender: Sender, params: GridParams, timeout: float) -> None:
+        self.transactions: dict[str, str] = {}
+        self.arguments: dict[str, dict[str, Any]] = {}
+        self.blocks: list[int] = []
+        self._sender = sender
+        self._params = params
+        self._timeout = timeout
+
+    def roles(self) -> list[tuple[str, bytes, str]]:
+        """Contract, role and holder of everything to be granted."""
+        params, own = self._params, (self._sender.address,)
+        groups = (
+            ("scheduler", METASCHEDULER_ROLE, params.schedulers or own),
+            ("registry", APPROVER_ROLE, params.approvers or own),
+            ("credit", MINTER_ROLE, params.minters or own),
+        )
+        return [
+            (contract, role, checked_address(account, "address of a role holder"))
+            for contract, role, accounts in groups
+            for account in dict.fromkeys(accounts)
+        ]
+
+    async def create(self, name: str, *arguments: Any) -> str:
+        """Deploy one contract; its address."""
+        code = interface(name).creation_code(*arguments)
+        receipt = await self._send(name, Call(to="", data=code, label=f"deploy {name}"))
+        constructor = interface(name).entries("constructor")[0]
+        names = [part["name"].rstrip("_") for part in constructor["inputs"]]
+        self.arguments[name] = dict(zip(names, map(_plain, arguments), strict=True))
+        return checked_address(receipt)
+
+    async def grant(self, contracts: Contracts, roles: list[tuple[str, bytes, str]]) -> None:
+        """Grant all roles at once."""
+        by_name = {
+            "credit": contracts.credit,
+            "registry": contracts.registry,
+            "scheduler": contracts.scheduler,
+        }
+        await asyncio.gather(
+            *(
+                self._send(f"grant {contract} {holder}", by_name[contract].grant_role(role, holder))
+                for contract, role, holder in roles
+            )
+        )
+
+    async def _send(self, name: str, call: Call) -> str:
+        receipt = await self._sender.send(call, timeout=self._timeout)
+        self.transactions[name] = receipt.hash
+        self.blocks.append(receipt.block_number)
+        return receipt.contract
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

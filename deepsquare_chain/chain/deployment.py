@@ -1,0 +1,136 @@
+"""The record of a deployment: a JSON file that every command reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from eth_utils.address import is_address, to_checksum_address
+
+from deepsquare_chain.errors import NotFoundError, UsageError
+
+FORMAT: Final = 1
+MAX_BYTES: Final = 1_000_000
+_ADDRESSES: Final = ("credit", "registry", "scheduler", "treasury")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where the contracts of a grid are, and how they got there.
+
+    `block` is the first block that can hold their events; `transactions` are the hashes of the
+    deployment by name; `constructor_args` the arguments by contract, integers as they are;
+    `compiler_digest` the SHA-256 of what the compiler was given; `extra` is open for others
+    (faucet, endpoint, ...).
+    """
+
+    chain_id: int
+    credit: str
+    registry: str
+    scheduler: str
+    treasury: str
+    block: int
+    transactions: Mapping[str, str] = field(default_factory=dict)
+    constructor_args: Mapping[str, Any] = field(default_factory=dict)
+    compiler_digest: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def addresses(self) -> tuple[str, str, str]:
+        """The three contracts: credit, registry, scheduler."""
+        return (self.credit, self.registry, self.scheduler)
+
+    def to_json(self) -> str:
+        """The record as the file holds it."""
+        body = {"format": FORMAT, **dataclasses.asdict(self)}
+        return json.dumps(body, indent=2, sort_keys=True) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the file at once or not at all; the folder is made if need be."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".deployment-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp's mode is for secrets; this record is for everybody.
+            Path(name).chmod(0o644)
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Deployment:
+        """Read a record.
+
+        Raises:
+            NotFoundError: There is no such file.
+            UsageError: It can't be read, or is no deployment record.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"There is no deployment record at {path}",
+                hint="Start a grid with `deepsquare devnet up`, deploy one with `deepsquare "
+                "contracts deploy`, or give --deployment.",
+            ) from None
+        except OSError as error:
+            raise UsageError(f"{path} can't be read: {error.strerror}") from None
+        return cls.from_json(raw, source=str(path))
+
+    @classmethod
+    def from_json(cls, text: bytes | str, *, source: str = "deployment record") -> Deployment:
+        """Read a record's text.
+
+        Raises:
+            UsageError: It is no deployment record; the message names the source.
+        """
+        try:
+            if len(text) > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+            body = json.loads(text)
+            return cls._from_body(body)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UsageError(
+                f"{source} is no deployment record: {_reason(error)}",
+                hint="It is written by `deepsquare contracts deploy` and `deepsquare devnet up`.",
+            ) from None
+
+    @classmethod
+    def _from_body(cls, body: Any) -> Deployment:
+        if not isinstance(body, dict):
+            raise TypeError("no JSON object")
+        if body.get("format", FORMAT) != FORMAT:
+            raise ValueError(f"format {str(body['format'])[:20]!r} is unknown")
+        for name in ("chain_id", "block"):
+            if type(body[name]) is not int or body[name] < 0:
+                raise TypeError(f"{name} is no number")
+        for name in _ADDRESSES:
+            if not is_address(body[name]):
+                raise ValueError(f"{name} is no address")
+        for name in ("transactions", "constructor_args", "extra"):
+            if not isinstance(body.get(name, {}), dict):
+                raise TypeError(f"{name} is no object")
+        known = {each.name for each in dataclasses.fields(cls)}
+        values = {name: value for name, value in body.items() if name in known}
+        values |= {name: to_checksum_address(body[name]) for name in _ADDRESSES}
+        return cls(**values)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    if isinstance(error, json.JSONDecodeError | RecursionError | UnicodeDecodeError):
+        return "no JSON"
+    return str(error)[:200]

@@ -1,0 +1,63 @@
+"""Fees of EIP-1559, all in wei per gas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from web3 import AsyncWeb3
+from web3.exceptions import Web3RPCError
+
+GWEI: Final = 10**9
+#: What pools ask of a replacement is 10 %; some ask 12.5 %.
+_BUMP: Final = (9, 8)
+_MIN_PRIORITY: Final = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Fees:
+    """What a transaction may pay per gas: in all, and of it to the block's builder."""
+
+    max_fee: int
+    priority_fee: int
+
+    def bumped(self, fresh: Fees) -> Fees:
+        """At least 12.5 % more than these on both, and never less than the fresh ones."""
+        return Fees(
+            max_fee=max(_raise(self.max_fee), fresh.max_fee),
+            priority_fee=max(_raise(self.priority_fee), fresh.priority_fee),
+        )
+
+    def within(self, ceiling: int) -> Fees:
+        """These, with the whole fee cut to the ceiling."""
+        max_fee = min(self.max_fee, ceiling)
+        return Fees(max_fee, min(self.priority_fee, max_fee))
+
+
+def _raise(fee: int) -> int:
+    over, under = _BUMP
+    return -(-fee * over // under)
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """What blocks cost now: `least` is what the next block asks, `fees` what lasts for a while."""
+
+    least: int
+    fees: Fees
+
+
+async def market(w3: AsyncWeb3[Any]) -> Market:
+    """Ask the node for the base fee and the usual tip."""
+    block = await w3.eth.get_block("latest")
+    base = block.get("baseFeePerGas")
+    if base is None:
+        price = int(await w3.eth.gas_price)
+        return Market(least=price, fees=Fees(price, price))
+    try:
+        tip = int(await w3.eth.max_priority_fee)
+    except Web3RPCError:
+        tip = GWEI
+    tip = max(tip, _MIN_PRIORITY)
+    # Twice the base fee outlives six full blocks in a row.
+    return Market(least=int(base) + 1, fees=Fees(max_fee=2 * int(base) + tip, priority_fee=tip))

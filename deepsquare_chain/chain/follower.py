@@ -1,0 +1,272 @@
+"""Follows the events of our contracts: in order, each once, through restarts and reorganisations.
+
+Ranges of confirmed blocks are read with their boundary headers in one batch, so that one node
+answers all of it; effects and cursor are committed in one transaction of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import structlog
+from web3 import AsyncWeb3
+from web3.exceptions import Web3RPCError
+from web3.types import RPCEndpoint
+
+from deepsquare_chain.chain.events import Event, decode_logs
+from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.errors import EndpointError, GridError
+from deepsquare_chain.observe.faults import crash_point
+
+MAX_RANGE: Final = 10_000
+FIRST_RANGE: Final = 1_000
+#: Hashes kept to find the common ancestor of two branches.
+KEPT_BLOCKS: Final = 256
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class ReorgTooDeepError(GridError):
+    """The chain has replaced blocks that are too far back: nothing is undone without a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block that was seen."""
+
+    number: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What happened in a range of blocks.
+
+    With `rolled_back_to` it holds no events: everything after that block did not happen, and what
+    replaced it follows in later batches. `time` is the chain time of `to_block`.
+    """
+
+    events: tuple[Event, ...]
+    from_block: int
+    to_block: int
+    rolled_back_to: int | None = None
+    time: int = 0
+
+
+class CursorStore(Protocol[T]):
+    """Durable memory of a follower; T is what its `begin` gives, such as a connection."""
+
+    def begin(self) -> AbstractContextManager[T]:
+        """A transaction: committed at the end of the block, undone if it raises."""
+
+    def recent_blocks(self, name: str) -> Sequence[Block]:
+        """The kept blocks of a follower, latest first; the first one is its cursor."""
+
+    def advance(self, transaction: T, name: str, blocks: Sequence[Block], keep: int) -> None:
+        """Move the cursor to the last of these blocks and keep the latest `keep`."""
+
+    def rewind(self, transaction: T, name: str, number: int) -> None:
+        """Move the cursor back to a kept block, or with a number below all to nothing."""
+
+
+Apply = Callable[[Batch, T], None]
+
+
+class Follower(Generic[T]):
+    """Reads events and remembers how far.
+
+    Args:
+        w3: Connection made by `connect`.
+        addresses: Contracts whose events are wanted.
+        store: Where the cursor is kept; effects go into the same transaction.
+        start_block: First block that can hold events, such as the deployment's.
+        confirmations: Blocks on top of a block before it is believed.
+        name: Of the cursor, where one store has several followers.
+        topics: First topics to read, all by default (see `event_topics`).
+        max_range: Most blocks in one question.
+    """
+
+    def __init__(
+        self,
+        w3: AsyncWeb3[Any],
+        addresses: Iterable[str],
+        store: CursorStore[T],
+        *,
+        start_block: int,
+        confirmations: int = 1,
+        name: str = "main",
+        topics: Sequence[str] = (),
+        max_range: int = MAX_RANGE,
+    ) -> None:
+        self.w3 = w3
+        self.name = name
+        self.head = -1  # the highest head that was seen
+        self._addresses = list(addresses)
+        self._store = store
+        self._start = start_block
+        self._confirmations = confirmations
+        self._topics = list(topics)
+        self._max_range = max_range
+        self._range = min(FIRST_RANGE, max_range)
+
+    @property
+    def position(self) -> int:
+        """The last block whose effects are committed; before the first one, start_block - 1."""
+        known = self._store.recent_blocks(self.name)
+        return known[0].number if known else self._start - 1
+
+    async def poll(self, apply: Apply[T]) -> int:
+        """Read everything that is confirmed now; returns the number of events.
+
+        `apply(batch, transaction)` is called in the order of the chain, inside the transaction
+        that moves the cursor; it must not wait for anything.
+
+        Raises:
+            EndpointError: The node does not answer, or refuses even a range of one block.
+            ReorgTooDeepError: The chain replaced more blocks than are kept.
+        """
+        head = int(await self.w3.eth.block_number)
+        self.head = max(self.head, head)
+        count = 0
+        while True:
+            known = self._store.recent_blocks(self.name)
+            first = known[0].number + 1 if known else self._start
+            last = min(head - self._confirmations, first + self._range - 1)
+            if last < first:
+                # Nothing new; a branch of the same height shows itself in the cursor's hash.
+                if known and not await self._holds(known[0]):
+                    await self._roll_back(known, apply)
+                    continue
+                return count
+            read = await self._read(known[0] if known else None, first, last)
+            if read is None:
+                return count
+            if isinstance(read, _Moved):
+                await self._roll_back(known, apply)
+                continue
+            self._commit(read, apply)
+            count += len(read.batch.events)
+
+    # -- reading
+
+    async def _read(self, cursor: Block | None, first: int, last: int) -> _Read | _Moved | None:
+        """One range; None where the answers do not fit together, which the next poll repeats."""
+        query: dict[str, Any] = {
+            "fromBlock": hex(first),
+            "toBlock": hex(last),
+            "address": self._addresses,
+        }
+        if self._topics:
+            query["topics"] = [self._topics]
+        asked: list[tuple[str, list[Any]]] = [
+            ("eth_getBlockByNumber", [hex(last), False]),
+            ("eth_getLogs", [query]),
+            ("eth_getBlockByNumber", [hex(last), False]),
+        ]
+        if cursor is not None:
+            asked.append(("eth_getBlockByNumber", [hex(cursor.number), False]))
+        try:
+            before, logs, after, *rest = await self._ask(asked)
+        except Web3RPCError as error:
+            self._narrow(error, last - first + 1)
+            return (
+                None
+                if self._lagging(error)
+                else await self._read(cursor, first, min(last, first + self._range - 1))
+            )
+        if before is None or after is None or before["hash"] != after["hash"]:
+            return None  # it lags behind the head that another node told, or is being replaced
+        if cursor is not None and (rest[0] is None or rest[0]["hash"] != cursor.hash):
+            return _Moved() if rest[0] is not None else None
+        self._widen(last - first + 1)
+        events = decode_logs(logs)
+        return _Read(
+            batch=Batch(tuple(events), first, last, time=int(after["timestamp"], 16)),
+            blocks=_blocks(logs, Block(last, after["hash"])),
+        )
+
+    async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+        """Raw results of one batch.
+
+        Raises:
+            Web3RPCError: The node refused one of them.
+        """
+        batch = [(RPCEndpoint(method), params) for method, params in asked]
+        answers: Any = await self.w3.provider.make_batch_request(batch)
+        for answer in answers if isinstance(answers, list) else [answers]:
+            if "error" in answer:
+                raise Web3RPCError(str(answer["error"])[:300], rpc_response=answer)
+        return [answer["result"] for answer in answers]
+
+    def _lagging(self, error: Web3RPCError) -> bool:
+        return classify(error) is NodeError.UNKNOWN_BLOCK
+
+    def _narrow(self, error: Web3RPCError, asked: int) -> None:
+        kind = classify(error)
+        if kind is NodeError.UNKNOWN_BLOCK:
+            return
+        if kind is not NodeError.RANGE_TOO_LARGE or asked <= 1:
+            raise EndpointError(f"The node refuses to give events: {node_message(error)}") from None
+        self._range = max(1, asked // 2)
+        _log.debug("range_halved", blocks=self._range)
+
+    def _widen(self, asked: int) -> None:
+        if asked >= self._range:
+            self._range = min(self._max_range, self._range * 2)
+
+    async def _holds(self, block: Block) -> bool:
+        """Whether a block is still on the chain; true where the node can't tell."""
+        (found,) = await self._ask([("eth_getBlockByNumber", [hex(block.number), False])])
+        return found is None or found["hash"] == block.hash
+
+    # -- committing
+
+    def _commit(self, read: _Read, apply: Apply[T]) -> None:
+        crash_point("follower.read")
+        with self._store.begin() as transaction:
+            apply(read.batch, transaction)
+            crash_point("follower.applied")
+            self._store.advance(transaction, self.name, read.blocks, KEPT_BLOCKS)
+        crash_point("follower.committed")
+
+    async def _roll_back(self, known: Sequence[Block], apply: Apply[T]) -> None:
+        """Find the latest kept block that still stands and undo everything after it."""
+        for block in known[1:]:
+            if await self._holds(block):
+                break
+        else:
+            if known[-1].number > self._start + KEPT_BLOCKS or len(known) >= KEPT_BLOCKS:
+                raise ReorgTooDeepError(
+                    f"The chain replaced block {known[-1].number} and everything after it",
+                    hint="Is it another chain, or restarted? Then begin with an empty state "
+                    "folder; otherwise look into it before going on.",
+                )
+            block = Block(self._start - 1, "")
+        _log.warning("reorganisation", cursor=known[0].number, back_to=block.number)
+        batch = Batch((), block.number + 1, known[0].number, rolled_back_to=block.number)
+        with self._store.begin() as transaction:
+            apply(batch, transaction)
+            self._store.rewind(transaction, self.name, block.number)
+        crash_point("follower.rolled_back")
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    batch: Batch
+    blocks: list[Block]
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """The cursor's block is no longer on the chain."""
+
+
+def _blocks(logs: Iterable[Mapping[str, Any]], last: Block) -> list[Block]:
+    """Blocks that are worth remembering: those with events, and the end of the range."""
+    seen = {int(log["blockNumber"], 16): str(log["blockHash"]) for log in logs}
+    seen[last.number] = last.hash
+    return [Block(number, seen[number]) for number in sorted(seen)]

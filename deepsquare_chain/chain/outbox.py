@@ -1,0 +1,86 @@
+"""What a sender remembers of each transaction, so that a crash neither repeats nor loses one.
+
+The store keeps it; this module says what that means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from deepsquare_chain.chain.calls import Call
+
+
+class TxState(StrEnum):
+    """Where a transaction stands."""
+
+    OPEN = "open"  # signed and recorded; maybe broadcast, maybe mined
+    MINED = "mined"  # in a block, successfully or not
+    ABANDONED = (
+        "abandoned"  # refused by the node or overtaken: its nonce is free or used by another
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One signed form of a transaction; later ones pay higher fees (wei per gas)."""
+
+    tx_hash: str
+    raw: bytes
+    max_fee: int
+    priority_fee: int
+    sent_block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One transaction, whichever of its attempts is mined; `key` is the caller's own name."""
+
+    id: int
+    nonce: int
+    call: Call
+    gas: int
+    state: TxState
+    attempts: tuple[Attempt, ...]
+    mined_hash: str = ""
+    note: str = ""
+    key: str | None = None
+
+    @property
+    def latest(self) -> Attempt:
+        """The attempt with the highest fees."""
+        return self.attempts[-1]
+
+
+class Outbox(Protocol):
+    """Durable memory of one account's transactions; each method is one database transaction."""
+
+    def append(
+        self, call: Call, gas: int, floor: int, sign: Callable[[int], Attempt], key: str | None
+    ) -> Entry:
+        """Take the next nonce (at least `floor`), sign, and record, all or nothing."""
+
+    def add_attempt(self, entry_id: int, attempt: Attempt) -> None:
+        """Record a replacement before it is broadcast."""
+
+    def set_state(
+        self, entry_id: int, state: TxState, *, mined_hash: str = "", note: str = ""
+    ) -> None:
+        """Record how it stands."""
+
+    def entry(self, entry_id: int) -> Entry:
+        """One entry as it stands now."""
+
+    def by_key(self, key: str) -> Entry | None:
+        """The entry of that key which is not abandoned."""
+
+    def open_entries(self) -> Sequence[Entry]:
+        """All OPEN entries by nonce."""
+
+    def entries_from(self, nonce: int) -> Sequence[Entry]:
+        """All OPEN and MINED entries from a nonce on, by nonce."""
+
+    def entries_at(self, nonce: int) -> Sequence[Entry]:
+        """All entries that ever had this nonce, abandoned ones included."""

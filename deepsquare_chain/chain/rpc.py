@@ -1,0 +1,260 @@
+"""One connection to a node, with answers that are checked and failures in plain words.
+
+web3's own retries are off: they would resend transactions. Reads are repeated here, a few times
+and with growing pauses; a transaction is broadcast once and its sender decides what follows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+import stamina
+from eth_typing import URI
+from eth_utils.address import to_checksum_address
+from web3 import AsyncHTTPProvider, AsyncWeb3
+from web3.exceptions import Web3Exception
+from web3.middleware import AttributeDictMiddleware, ExtraDataToPOAMiddleware
+from web3.types import RPCEndpoint, RPCResponse
+
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.settings import safe_url
+
+REQUEST_TIMEOUT: Final = 30.0
+SEND_METHODS: Final = frozenset({"eth_sendRawTransaction", "eth_sendTransaction"})
+#: Methods for which null is no answer of a sane node.
+_NEVER_NULL: Final = frozenset(
+    {
+        "eth_blockNumber",
+        "eth_call",
+        "eth_chainId",
+        "eth_estimateGas",
+        "eth_feeHistory",
+        "eth_gasPrice",
+        "eth_getBalance",
+        "eth_getCode",
+        "eth_getLogs",
+        "eth_getTransactionCount",
+        "eth_maxPriorityFeePerGas",
+        "eth_sendRawTransaction",
+    }
+)
+_RATE_LIMIT_CODES: Final = frozenset({429, -32005})
+
+
+class TransientEndpointError(EndpointError):
+    """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal."""
+
+
+class CheckedProvider(AsyncHTTPProvider):
+    """HTTP provider that believes nothing: status, JSON, id and result of each answer are checked.
+
+    Failures of the endpoint raise `EndpointError`; errors that the node reports are passed on to
+    web3 as they are.
+    """
+
+    def __init__(self, url: str, *, attempts: int = 4, timeout: float = REQUEST_TIMEOUT) -> None:
+        super().__init__(
+            URI(url),
+            request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout)},
+            exception_retry_configuration=None,
+        )
+        self.global_ccip_read_enabled = False
+        self._attempts = attempts
+        self._place = safe_url(url)
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Ask once for a send, several times for a read."""
+        if method in SEND_METHODS:
+            return await self._ask(method, params)
+        async for attempt in self._retries():
+            with attempt:
+                return await self._ask(method, params)
+        raise AssertionError("unreachable")
+
+    async def make_batch_request(
+        self, batch_requests: list[tuple[RPCEndpoint, Any]]
+    ) -> list[RPCResponse] | RPCResponse:
+        """Ask several things at once; answers come in the order of the questions."""
+        if any(method in SEND_METHODS for method, _ in batch_requests):
+            return await self._ask_all(batch_requests)
+        async for attempt in self._retries():
+            with attempt:
+                return await self._ask_all(batch_requests)
+        raise AssertionError("unreachable")
+
+    def _retries(self) -> AsyncIterator[stamina.Attempt]:
+        return stamina.retry_context(
+            on=TransientEndpointError,
+            attempts=self._attempts,
+            wait_initial=0.1,
+            wait_max=5.0,
+            timeout=None,
+        )
+
+    async def _ask(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        request = self.form_request(method, params)
+        answer = await self._post(self.encode_rpc_dict(request))
+        return self._checked(method, request["id"], answer)
+
+    async def _ask_all(
+        self, batch: Sequence[tuple[RPCEndpoint, Any]]
+    ) -> list[RPCResponse] | RPCResponse:
+        requests = [self.form_request(method, params) for method, params in batch]
+        answers = await self._post(self.encode_batch_request_dicts(requests))
+        if isinstance(answers, dict) and "error" in answers:
+            return answers  # type: ignore[return-value]
+        if not isinstance(answers, list) or len(answers) != len(requests):
+            raise self._nonsense("a batch answer of the wrong size")
+        by_id = {each.get("id"): each for each in answers if isinstance(each, dict)}
+        return [
+            self._checked(request["method"], request["id"], by_id.get(request["id"]))
+            for request in requests
+        ]
+
+    async def _post(self, body: bytes) -> Any:
+        try:
+            raw = await self._request_session_manager.async_make_post_request(
+                URI(str(self.endpoint_uri)), body, **self.get_request_kwargs()
+            )
+        except aiohttp.ClientResponseError as error:
+            kind = TransientEndpointError if _may_pass(error.status) else EndpointError
+            raise kind(
+                f"The endpoint {self._place} answered with HTTP status {error.status}",
+                hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
+            ) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise TransientEndpointError(
+                f"The endpoint {self._place} can't be reached: {_plain(error)}",
+                hint="Start the node (`deepsquare devnet up` for a local one) or give --endpoint.",
+            ) from None
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):
+            raise self._nonsense("no JSON (a web page?)") from None
+
+    def _checked(self, method: str, request_id: object, answer: Any) -> RPCResponse:
+        if not isinstance(answer, dict):
+            raise self._nonsense("no JSON-RPC answer")
+        error = answer.get("error")
+        if error is not None:
+            if isinstance(error, dict) and error.get("code") in _RATE_LIMIT_CODES:
+                self._raise_if_busy(error)
+            # A node that could not read the id answers with null.
+            if answer.get("id") in (None, request_id):
+                return answer  # type: ignore[return-value]
+        if answer.get("id") != request_id:
+            raise self._nonsense("the answer to another question")
+        if "result" not in answer or (answer["result"] is None and method in _NEVER_NULL):
+            raise self._nonsense(f"an empty answer to {method}")
+        return answer  # type: ignore[return-value]
+
+    def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
+        # -32005 is also what some nodes say to a too wide range of logs; that is no busy signal.
+        words = str(error.get("message", "")).lower()
+        if error.get("code") == 429 or "rate" in words or "too many requests" in words:
+            raise TransientEndpointError(
+                f"The endpoint {self._place} limits its requests: {words[:200]}"
+            )
+
+    def _nonsense(self, what: str) -> TransientEndpointError:
+        return TransientEndpointError(
+            f"The endpoint {self._place} gave {what}",
+            hint="Is it the JSON-RPC address of a node?",
+        )
+
+
+def _may_pass(status: int) -> bool:
+    return status >= 500 or status in {408, 425, 429}
+
+
+def _plain(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    cause = getattr(error, "os_error", None) or error
+    if isinstance(cause, OSError) and cause.strerror:
+        return str(cause.strerror)
+    return type(error).__name__
+
+
+async def connect(
+    url: str,
+    *,
+    chain_id: int | None = None,
+    contracts: Iterable[str] = (),
+    attempts: int = 4,
+    timeout: float = REQUEST_TIMEOUT,
+) -> AsyncWeb3[Any]:
+    """Connect to a node and look whether it is the right one.
+
+    Args:
+        url: HTTP address of a JSON-RPC endpoint.
+        chain_id: Chain that it must serve, if known.
+        contracts: Addresses that must hold code.
+        attempts: How often a read is tried.
+        timeout: Seconds for one request.
+
+    Raises:
+        EndpointError: It is down, no node, of another chain, or a contract is not there.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise EndpointError(f"The endpoint {safe_url(url)} is no http:// or https:// address")
+    w3: AsyncWeb3[Any] = AsyncWeb3(
+        CheckedProvider(url, attempts=attempts, timeout=timeout),
+        # No ENS look-ups, no gas guesses: only readable answers, and chains with long extra data.
+        middleware=[
+            (AttributeDictMiddleware, "attrdict"),
+            (ExtraDataToPOAMiddleware, "extradata"),
+        ],
+    )
+    try:
+        await _check(w3, url, chain_id, contracts)
+    except BaseException:
+        await close(w3)
+        raise
+    return w3
+
+
+async def close(w3: AsyncWeb3[Any]) -> None:
+    """Close the connection; harmless when it is closed."""
+    await w3.provider.disconnect()
+
+
+@asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[AsyncWeb3[Any]]:
+    """`connect` for the time of a with block."""
+    w3 = await connect(url, **options)
+    try:
+        yield w3
+    finally:
+        await close(w3)
+
+
+async def _check(
+    w3: AsyncWeb3[Any], url: str, chain_id: int | None, contracts: Iterable[str]
+) -> None:
+    place = safe_url(url)
+    try:
+        found = await w3.eth.chain_id
+        if chain_id is not None and found != chain_id:
+            raise EndpointError(
+                f"The endpoint {place} serves chain {found}, not chain {chain_id}",
+                hint="Give the endpoint of the chain that the deployment record was made on.",
+            )
+        for address in contracts:
+            if not await w3.eth.get_code(to_checksum_address(address)):
+                raise EndpointError(
+                    f"There is no contract at {address} on chain {found} of {place}",
+                    hint="A restarted local chain is empty: deploy again, or give the right "
+                    "deployment record with --deployment.",
+                )
+    except (Web3Exception, ValueError) as error:
+        raise EndpointError(f"The endpoint {place} is no usable node: {str(error)[:200]}") from None
+
+
+async def chain_time(w3: AsyncWeb3[Any]) -> int:
+    """Time of the latest block, in seconds: the only clock that billing knows."""
+    return int((await w3.eth.get_block("latest"))["timestamp"])

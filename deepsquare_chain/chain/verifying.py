@@ -1,0 +1,150 @@
+"""Compares a deployment record with what stands on the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eth_utils.address import to_checksum_address
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.artifacts import load_artifact
+from deepsquare_chain.chain.calls import ContractBase
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import RoleGranted, RoleRevoked, decode_logs, event_topics
+from deepsquare_chain.errors import EndpointError
+
+_LOG_RANGE: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; `detail` says what was found where it is not as it should."""
+
+    what: str
+    ok: bool
+    detail: str = ""
+
+
+async def verify_deployment(w3: AsyncWeb3[Any], deployment: Deployment) -> list[Finding]:
+    """Look at chain id, code, wiring, parameters and administrators of a deployment.
+
+    Code is compared with this package's artifacts, the immutables apart, whose values are compared
+    with the constructor arguments of the record.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    chain_id = await w3.eth.chain_id
+    findings = [
+        _equal("chain id", chain_id, deployment.chain_id),
+        _equal(
+            "compiler input",
+            deployment.compiler_digest,
+            load_artifact("MetaScheduler").input_digest,
+        ),
+    ]
+    contracts = Contracts(w3, deployment)
+    parts: tuple[ContractBase, ...] = (contracts.credit, contracts.registry, contracts.scheduler)
+    all_code = True
+    for contract in parts:
+        code = bytes(await w3.eth.get_code(to_checksum_address(contract.address)))
+        finding = _code(contract, code)
+        findings.append(finding)
+        all_code = all_code and bool(code)
+    if all_code:
+        try:
+            findings.extend(await _wiring(contracts, deployment))
+        except EndpointError as error:
+            findings.append(Finding("wiring and parameters", ok=False, detail=error.message))
+    return findings
+
+
+def _code(contract: ContractBase, code: bytes) -> Finding:
+    what = f"code of {contract.artifact} at {contract.address}"
+    if not code:
+        return Finding(what, ok=False, detail="there is no contract")
+    same = load_artifact(contract.artifact).matches(code)
+    return Finding(what, same, "" if same else "it is other code than this package's")
+
+
+async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]:
+    found = await contracts.scheduler.parameters()
+    findings = [
+        _equal("credit of the scheduler", found.credit, deployment.credit),
+        _equal("registry of the scheduler", found.registry, deployment.registry),
+        _equal("treasury", found.treasury, deployment.treasury),
+    ]
+    recorded = deployment.constructor_args
+    times = _arguments(recorded, "MetaScheduler").get("timeouts")
+    if isinstance(times, list):
+        actual = [getattr(found, name) for name in _TIMES]
+        findings.extend(
+            _equal(name, each, wanted)
+            for name, each, wanted in zip(_TIMES, actual, times, strict=False)
+        )
+    period = _arguments(recorded, "ProviderRegistry").get("approvalPeriod")
+    if period is not None:
+        actual_period = await contracts.registry.approval_period()
+        findings.append(_equal("approval_period", actual_period, period))
+    for contract in (contracts.credit, contracts.registry, contracts.scheduler):
+        admin = await contract.default_admin()
+        wanted = _arguments(recorded, contract.artifact).get("admin")
+        # A hand-over is lawful; only the absence of an administrator is worth a look.
+        detail = "" if wanted in (None, admin) else f"handed over from {wanted}"
+        what = f"administrator of {contract.artifact} is {admin}"
+        findings.append(Finding(what, int(admin, 16) != 0, detail))
+    return findings
+
+
+_TIMES: Final = (
+    "claim_timeout",
+    "pending_timeout",
+    "response_timeout",
+    "response_blocks",
+    "report_grace",
+    "top_up_notice",
+)
+
+
+def _arguments(recorded: Mapping[str, Any], contract: str) -> Mapping[str, Any]:
+    found = recorded.get(contract)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _equal(what: str, found: object, wanted: object) -> Finding:
+    same = found == wanted
+    return Finding(what, same, "" if same else f"it is {found}, the record says {wanted}")
+
+
+async def role_holders(
+    w3: AsyncWeb3[Any], deployment: Deployment
+) -> dict[str, dict[bytes, set[str]]]:
+    """Who holds which role, by contract address, from the events since the deployment."""
+    holders: dict[str, dict[bytes, set[str]]] = {}
+    head = await w3.eth.block_number
+    topics: Any = [event_topics(RoleGranted, RoleRevoked)]
+    for first, last in _ranges(deployment.block, head):
+        logs = await w3.eth.get_logs(
+            {
+                "fromBlock": first,
+                "toBlock": last,
+                "address": [to_checksum_address(each) for each in deployment.addresses],
+                "topics": topics,
+            }
+        )
+        for event in decode_logs(logs):
+            if isinstance(event, RoleGranted | RoleRevoked):
+                of_role = holders.setdefault(event.address, {}).setdefault(event.role, set())
+                if isinstance(event, RoleGranted):
+                    of_role.add(event.account)
+                else:
+                    of_role.discard(event.account)
+    return holders
+
+
+def _ranges(first: int, last: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, last + 1, _LOG_RANGE):
+        yield start, min(start + _LOG_RANGE - 1, last)

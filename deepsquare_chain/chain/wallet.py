@@ -1,0 +1,233 @@
+"""Wallets: keystore v3 files (as geth and most wallets write them), always encrypted.
+
+Keys and passwords are never arguments of a command, never logged, and leave this module only
+inside an account.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from eth_utils.address import is_address, to_checksum_address
+
+from deepsquare_chain.errors import NotAuthorisedError, NotFoundError, UsageError
+
+PASSWORD_FILE_VARIABLE: Final = "DEEPSQUARE_PASSWORD_FILE"
+MAX_BYTES: Final = 100_000
+#: scrypt's cost; the light one is for wallets whose credits are play money.
+_STRONG: Final = 2**18
+_LIGHT: Final = 2**12
+_MAX_SCRYPT_BYTES: Final = 2**30
+_MAX_ROUNDS: Final = 10_000_000
+
+Prompt = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """A keystore file and whose it is."""
+
+    path: Path
+    address: str
+
+
+def create_wallet(path: str | Path, password: str, *, light: bool = False) -> LocalAccount:
+    """Make a new key and write it to a new file.
+
+    Raises:
+        UsageError: The file exists, can't be written, or the password is empty.
+    """
+    account: LocalAccount = Account.create()
+    return _write(Path(path), account, password, light=light)
+
+
+def import_key(
+    path: str | Path, key: str | bytes, password: str, *, light: bool = False
+) -> LocalAccount:
+    """Write a known private key (32 bytes, or their hex) to a new file.
+
+    Raises:
+        UsageError: It is no key, or the file can't be written.
+    """
+    try:
+        raw = bytes.fromhex(key.strip().removeprefix("0x")) if isinstance(key, str) else bytes(key)
+        account: LocalAccount = Account.from_key(raw)
+    except Exception:  # noqa: BLE001 - whatever it says may quote the key
+        raise UsageError(
+            "That is no private key", hint="A private key is 64 hexadecimal digits."
+        ) from None
+    return _write(Path(path), account, password, light=light)
+
+
+def import_keystore(path: str | Path, source: str | Path, password: str) -> LocalAccount:
+    """Copy another program's keystore file to a new file, after opening it with its password."""
+    account = unlock(source, password)
+    body = _read(Path(source))
+    _store(Path(path), json.dumps(body))
+    return account
+
+
+def list_wallets(folder: str | Path) -> list[Wallet]:
+    """The keystore files of a folder by name; anything else in it is passed over."""
+    found = []
+    place = Path(folder)
+    for path in sorted(place.glob("*.json")) if place.is_dir() else ():
+        try:
+            found.append(Wallet(path, address_of(path)))
+        except (UsageError, NotFoundError):
+            continue
+    return found
+
+
+def address_of(path: str | Path) -> str:
+    """Whose keystore this is, without opening it.
+
+    Raises:
+        NotFoundError: There is no such file.
+        UsageError: It is no keystore, or does not say.
+    """
+    address = _read(Path(path)).get("address", "")
+    if not is_address(address):
+        raise UsageError(f"The wallet {path} does not say whose it is")
+    return to_checksum_address(address)
+
+
+def load_account(
+    path: str | Path,
+    password_file: str | Path | None = None,
+    prompt: Prompt | None = None,
+) -> LocalAccount:
+    """Open a wallet.
+
+    The password comes from `password_file`, else from the file that DEEPSQUARE_PASSWORD_FILE
+    names, else from `prompt`, which by default asks on a terminal and nowhere else.
+
+    Raises:
+        NotFoundError: There is no such wallet or password file.
+        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
+        UsageError: A file is not what it should be, or its permissions are too wide.
+    """
+    _check_keystore(Path(path), _read(Path(path)))
+    return unlock(path, read_password(path, password_file, prompt))
+
+
+def unlock(path: str | Path, password: str) -> LocalAccount:
+    """Open a wallet with a known password; errors as `load_account`."""
+    body = _read(Path(path))
+    _check_keystore(Path(path), body)
+    try:
+        key = Account.decrypt(body, password)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        if "mac" in str(error).lower():
+            raise NotAuthorisedError(
+                f"The password does not open the wallet {path}",
+                hint="Try again, or check what the password file holds.",
+            ) from None
+        raise UsageError(f"{path} is no usable wallet (keystore v3)") from None
+    account: LocalAccount = Account.from_key(key)
+    return account
+
+
+def read_password(
+    path: str | Path, password_file: str | Path | None = None, prompt: Prompt | None = None
+) -> str:
+    """The password of a wallet; errors as `load_account`. One newline at the end is dropped."""
+    source = password_file or os.environ.get(PASSWORD_FILE_VARIABLE)
+    if source:
+        return _password_from(Path(source))
+    if prompt is None and not sys.stdin.isatty():
+        raise NotAuthorisedError(
+            f"The wallet {path} needs its password, and there is no terminal to ask on",
+            hint=f"Name a file that holds it in {PASSWORD_FILE_VARIABLE}.",
+        )
+    return (prompt or getpass.getpass)(f"Password of {path}: ")
+
+
+def _password_from(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            raw = file.read(MAX_BYTES)
+    except FileNotFoundError:
+        raise NotFoundError(f"There is no password file {path}") from None
+    except OSError as error:
+        raise UsageError(f"The password file {path} can't be read: {error.strerror}") from None
+    if stat.S_ISREG(mode) and mode & 0o077:
+        raise UsageError(
+            f"The password file {path} can be read by others", hint=f"chmod 600 {path}"
+        )
+    try:
+        return raw.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise UsageError(f"The password file {path} is not UTF-8 text") from None
+
+
+def _write(path: Path, account: LocalAccount, password: str, *, light: bool) -> LocalAccount:
+    if not password:
+        raise UsageError("A wallet needs a password that is not empty")
+    body = Account.encrypt(
+        account.key, password, kdf="scrypt", iterations=_LIGHT if light else _STRONG
+    )
+    _store(path, json.dumps(body))
+    return account
+
+
+def _store(path: Path, text: str) -> None:
+    """Write a new file for the owner alone; an existing key is never overwritten."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(
+            f"{path} exists already, and a wallet is never overwritten", hint="Choose another name."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} can't be written: {error.strerror}") from None
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"There is no wallet at {path}",
+            hint="Make one with `deepsquare wallet new`, or give --keystore.",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"The wallet {path} can't be read: {error.strerror}") from None
+    try:
+        body = json.loads(raw) if len(raw) <= MAX_BYTES else None
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise UsageError(f"{path} is no wallet (keystore v3)")
+    return body
+
+
+def _check_keystore(path: Path, body: dict[str, Any]) -> None:
+    """Refuse what is no keystore, and one whose key derivation would take all memory or hours."""
+    crypto = body.get("crypto", body.get("Crypto"))
+    params = crypto.get("kdfparams") if isinstance(crypto, dict) else None
+    if body.get("version") != 3 or not isinstance(params, dict):
+        raise UsageError(f"{path} is no wallet (keystore v3)")
+    cost = [params.get(name, 1) for name in ("n", "r", "p", "c")]
+    if not all(type(each) is int and each > 0 for each in cost):
+        raise UsageError(f"{path} is no wallet (keystore v3)")
+    n, r, p, rounds = cost
+    if 128 * n * r * p > _MAX_SCRYPT_BYTES or rounds > _MAX_ROUNDS:
+        raise UsageError(f"The wallet {path} asks for too much work to be opened")

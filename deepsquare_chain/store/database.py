@@ -1,0 +1,148 @@
+"""The database of one service, bound to one chain, contract and account.
+
+Further tables are defined with `metadata` by the modules that own them (before `Store.open`,
+which creates them); amounts are `Amount` columns. Example:
+
+    runs = Table("runs", metadata, Column("job_id", Integer, primary_key=True),
+                 Column("paid", Amount, nullable=False))
+    with store.begin() as connection:
+        connection.execute(insert(runs).values(job_id=1, paid=10**18))
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final, Self
+
+from sqlalchemy import insert, select
+
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.store.base import Database, StoreError
+from deepsquare_chain.store.cursors import CursorTables
+from deepsquare_chain.store.outbox import OutboxTables
+from deepsquare_chain.store.schema import Amount, identity, metadata
+
+__all__ = ["Amount", "Database", "Store", "StoreError", "metadata"]
+
+SCHEMA: Final = "1"
+
+
+class Store(OutboxTables, CursorTables):
+    """Outbox, cursors and a service's own tables in one file; made by `Store.open`."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path)
+        self._guard: IO[bytes] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path | None,
+        *,
+        chain_id: int,
+        contract: str,
+        account: str,
+        genesis: str = "",
+        exclusive: bool = False,
+    ) -> Self:
+        """Open the database, made if need be; None or ":memory:" keeps it in memory.
+
+        Args:
+            path: The file; it is readable by its owner only.
+            chain_id: Chain that it belongs to.
+            contract: Address of the MetaScheduler that it belongs to.
+            account: Address of the wallet that it belongs to.
+            genesis: Hash of the chain's first block, which tells a restarted local chain from the
+                one before; not checked when empty.
+            exclusive: Refuse to share it with another process, for services.
+
+        Raises:
+            UsageError: It belongs to another chain, contract or account, is no database, or is
+                used by another process.
+            StoreError: The disk is full or the folder not writable.
+        """
+        file = None if path is None or str(path) == ":memory:" else Path(path)
+        if file is not None:
+            _make(file)
+        store = cls(file)
+        try:
+            if exclusive and file is not None:
+                store._guard = _guard(file)
+            with store.begin() as connection:
+                metadata.create_all(connection)
+            store._identify(
+                {
+                    "schema": SCHEMA,
+                    "chain_id": str(chain_id),
+                    "contract": contract.lower(),
+                    "account": account.lower(),
+                    **({"genesis": genesis.lower()} if genesis else {}),
+                }
+            )
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the file and let others have it; harmless when closed."""
+        super().close()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _identify(self, wanted: dict[str, str]) -> None:
+        with self.begin() as connection:
+            found = {row.key: row.value for row in connection.execute(select(identity))}
+            for key, value in wanted.items():
+                if key not in found:
+                    connection.execute(insert(identity).values(key=key, value=value))
+                elif found[key] != value:
+                    raise UsageError(
+                        f"The database {self.path or 'in memory'} belongs to another "
+                        f"{_NAMES[key]}: {found[key]}, not {value}",
+                        hint="Give another --state-dir, or remove this database if its chain "
+                        "is gone.",
+                    )
+
+
+_NAMES: Final = {
+    "schema": "version of the program",
+    "chain_id": "chain",
+    "contract": "contract",
+    "account": "account",
+    "genesis": "chain (same id, other first block)",
+}
+
+
+def _make(file: Path) -> None:
+    """Folder and empty file, readable by the owner only: signed transactions are in it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreError(f"The database {file} can't be opened: {error.strerror}") from None
+
+
+def _guard(file: Path) -> IO[bytes]:
+    """A lock that ends with the process, however it ends."""
+    guard = file.with_name(file.name + ".lock").open("ab")
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        with suppress(OSError):
+            guard.close()
+        raise UsageError(
+            f"The database {file} is used by another process",
+            hint="Is this service running already? Stop it, or give another --state-dir.",
+        ) from None
+    return guard

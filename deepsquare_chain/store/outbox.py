@@ -1,0 +1,161 @@
+"""The sender's durable memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.outbox import Attempt, Entry, TxState
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.store.base import Database
+from deepsquare_chain.store.schema import attempts, outbox
+
+#: Settled transactions without a key are forgotten after this many nonces.
+KEPT_NONCES = 2_000
+
+
+class OutboxTables(Database):
+    """Implements `deepsquare_chain.chain.outbox.Outbox`."""
+
+    def append(
+        self, call: Call, gas: int, floor: int, sign: Callable[[int], Attempt], key: str | None
+    ) -> Entry:
+        """Take the lowest free nonce from `floor` on, sign, and record, all or nothing."""
+        with self.begin() as connection:
+            nonce = _free_nonce(connection, floor)
+            attempt = sign(nonce)
+            values = {
+                "nonce": nonce,
+                "key": key,
+                "to": call.to,
+                "data": call.data,
+                "value": call.value,
+                "label": call.label,
+                "gas": gas,
+                "state": TxState.OPEN.value,
+            }
+            query = insert(outbox).values(values).returning(outbox.c.id)
+            entry_id = int(connection.execute(query).scalar_one())
+            _insert_attempt(connection, entry_id, 0, attempt)
+        return Entry(entry_id, nonce, call, gas, TxState.OPEN, (attempt,), key=key)
+
+    def add_attempt(self, entry_id: int, attempt: Attempt) -> None:
+        """Record a replacement."""
+        with self.begin() as connection:
+            count = connection.execute(
+                select(func.count()).where(attempts.c.entry_id == entry_id)
+            ).scalar_one()
+            _insert_attempt(connection, entry_id, count, attempt)
+
+    def set_state(
+        self, entry_id: int, state: TxState, *, mined_hash: str = "", note: str = ""
+    ) -> None:
+        """Record how an entry stands; old settled ones are forgotten."""
+        with self.begin() as connection:
+            connection.execute(
+                update(outbox)
+                .where(outbox.c.id == entry_id)
+                .values(state=state.value, mined_hash=mined_hash, note=note[:1_000])
+            )
+            if state is TxState.MINED:
+                _forget(connection, entry_id)
+
+    def entry(self, entry_id: int) -> Entry:
+        """One entry as it stands now.
+
+        Raises:
+            NotFoundError: It was forgotten, or never existed.
+        """
+        found = self._entries(outbox.c.id == entry_id)
+        if not found:
+            raise NotFoundError(f"Transaction {entry_id} is not in the outbox")
+        return found[0]
+
+    def by_key(self, key: str) -> Entry | None:
+        """The entry of that key which is not abandoned."""
+        found = self._entries(outbox.c.key == key, outbox.c.state != TxState.ABANDONED.value)
+        return found[0] if found else None
+
+    def open_entries(self) -> Sequence[Entry]:
+        """All OPEN entries by nonce."""
+        return self._entries(outbox.c.state == TxState.OPEN.value)
+
+    def entries_from(self, nonce: int) -> Sequence[Entry]:
+        """All OPEN and MINED entries from a nonce on."""
+        return self._entries(outbox.c.nonce >= nonce, outbox.c.state != TxState.ABANDONED.value)
+
+    def recent_entries(self, limit: int = 50) -> Sequence[Entry]:
+        """The latest entries of every state, newest first, for people."""
+        return sorted(self._entries(limit=limit), key=lambda each: -each.id)
+
+    def _entries(self, *conditions: Any, limit: int | None = None) -> list[Entry]:
+        query = select(outbox).where(*conditions).order_by(outbox.c.nonce, outbox.c.id)
+        if limit is not None:
+            query = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
+        with self.read() as connection:
+            rows = connection.execute(query).all()
+            return [_entry(connection, row) for row in rows]
+
+
+def _free_nonce(connection: Connection, floor: int) -> int:
+    taken = connection.execute(
+        select(outbox.c.nonce)
+        .where(outbox.c.nonce >= floor, outbox.c.state != TxState.ABANDONED.value)
+        .order_by(outbox.c.nonce)
+    ).scalars()
+    nonce = floor
+    for each in taken:
+        if each > nonce:
+            break
+        nonce = each + 1
+    return nonce
+
+
+def _insert_attempt(connection: Connection, entry_id: int, number: int, attempt: Attempt) -> None:
+    connection.execute(
+        insert(attempts).values(
+            tx_hash=attempt.tx_hash,
+            entry_id=entry_id,
+            number=number,
+            raw=attempt.raw,
+            max_fee=attempt.max_fee,
+            priority_fee=attempt.priority_fee,
+            sent_block=attempt.sent_block,
+        )
+    )
+
+
+def _forget(connection: Connection, entry_id: int) -> None:
+    nonce = connection.execute(
+        select(outbox.c.nonce).where(outbox.c.id == entry_id)
+    ).scalar_one_or_none()
+    old = select(outbox.c.id).where(
+        outbox.c.nonce < (nonce or 0) - KEPT_NONCES,
+        outbox.c.state != TxState.OPEN.value,
+        outbox.c.key.is_(None),
+    )
+    connection.execute(delete(attempts).where(attempts.c.entry_id.in_(old)))
+    connection.execute(delete(outbox).where(outbox.c.id.in_(old)))
+
+
+def _entry(connection: Connection, row: Row[Any]) -> Entry:
+    rows = connection.execute(
+        select(attempts).where(attempts.c.entry_id == row.id).order_by(attempts.c.number)
+    )
+    return Entry(
+        id=row.id,
+        nonce=row.nonce,
+        call=Call(to=row.to, data=row.data, label=row.label, value=row.value),
+        gas=row.gas,
+        state=TxState(row.state),
+        attempts=tuple(
+            Attempt(each.tx_hash, each.raw, each.max_fee, each.priority_fee, each.sent_block)
+            for each in rows
+        ),
+        mined_hash=row.mined_hash,
+        note=row.note,
+        key=row.key,
+    )
