@@ -1,0 +1,177 @@
+"""Chain work of one cycle, sent as batches; what became of it is read from the chain again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
+
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.contracts import Report as ChainReport
+from deepsquare_chain.chain.events import TransitionSkipped
+from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.provider.model import Action, Claim, Panic, Report, Requeue, Start, View
+
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 60.0
+_log = get_logger(__name__)
+
+T = TypeVar("T")
+Planned = tuple[View, Action]
+
+
+@dataclass
+class _Pause:
+    """A job that the contract refused: left alone until `until`, longer each time."""
+
+    seconds: float = _FIRST_PAUSE
+    until: float = field(default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One transaction and the jobs in it."""
+
+    kind: str
+    job_ids: tuple[int, ...]
+    call: Call
+
+
+class Batches:
+    """Makes transactions of planned actions and sees them mined.
+
+    Args:
+        sender: The one sender of this account.
+        scheduler: The contract.
+        size: Most jobs in one transaction.
+        timeout: Seconds to wait for a receipt; afterwards the outbox looks after it.
+        counted: Told the kind and number of jobs of each transaction that was mined.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        scheduler: MetaSchedulerContract,
+        *,
+        size: int,
+        timeout: float,
+        counted: Callable[[str, int], None],
+    ) -> None:
+        self._sender = sender
+        self._scheduler = scheduler
+        self._size = size
+        self._timeout = timeout
+        self._counted = counted
+        self.mined_at = 0  # the highest block that holds a transaction of ours
+        self._pauses: dict[int, _Pause] = {}
+
+    async def answer(self) -> None:
+        """Stop this provider's challenge clock."""
+        await self._send(Batch("answer", (), self._scheduler.answer()))
+
+    async def send(self, planned: Iterable[Planned]) -> int:
+        """Send everything that belongs on chain; returns how many jobs moved."""
+        due = [each for each in planned if not self._paused(each[0].job.id)]
+        batches = list(self._batches(due))
+        # Batches hold different jobs and queue up behind one nonce: only the waiting is shared.
+        moved = await asyncio.gather(*(self._send(batch) for batch in batches))
+        return sum(moved)
+
+    def forget(self, job_ids: Iterable[int]) -> None:
+        """These jobs are over; nothing about them is remembered."""
+        for job_id in job_ids:
+            self._pauses.pop(job_id, None)
+
+    # -- making
+
+    def _batches(self, planned: Sequence[Planned]) -> Iterable[Batch]:
+        reports = [(view, a) for view, a in planned if isinstance(a, Report)]
+        for some in _slices(reports, self._size):
+            reported = tuple(view.job.id for view, _ in some)
+            yield Batch(
+                "finish", reported, self._scheduler.finish([_report(*each) for each in some])
+            )
+        for kind, ids, make in self._plain(planned):
+            for part in _slices(ids, self._size):
+                yield Batch(kind, tuple(part), make(part))
+
+    def _plain(
+        self, planned: Sequence[Planned]
+    ) -> Iterable[tuple[str, list[int], Callable[[Sequence[int]], Call]]]:
+        contract = self._scheduler
+        yield "claim", _ids(planned, Claim()), contract.claim
+        yield "start", _ids(planned, Start()), contract.start
+        # One reason a transaction.
+        for action in dict.fromkeys(a for _, a in planned if isinstance(a, Requeue | Panic)):
+            give_back = isinstance(action, Requeue)
+            make = contract.requeue if give_back else contract.panic
+            kind = "requeue" if give_back else "panic"
+            yield kind, _ids(planned, action), partial(make, reason=action.reason)
+
+    # -- sending
+
+    async def _send(self, batch: Batch) -> int:
+        crash_point(f"provider.{batch.kind}.planned")
+        try:
+            receipt = await self._sender.send(batch.call, timeout=self._timeout)
+        except RevertedError as error:
+            # Nothing of it could be applied: the state has moved on, the next cycle sees how.
+            _log.info("refused", what=batch.call.label, error=error.message)
+            self._hold(batch.job_ids)
+            return 0
+        except InsufficientFundsError as error:
+            _log.error("no gas", what=batch.call.label, error=error.message, hint=error.hint)
+            self._hold(batch.job_ids)
+            return 0
+        except GridError as error:
+            _log.warning("not sent", what=batch.call.label, error=error.message)
+            return 0
+        crash_point(f"provider.{batch.kind}.confirmed")
+        return self._mined(batch, receipt)
+
+    def _mined(self, batch: Batch, receipt: TxReceipt) -> int:
+        self.mined_at = max(self.mined_at, receipt.block_number)
+        skipped = {e.job_id: e for e in receipt.events if isinstance(e, TransitionSkipped)}
+        for event in skipped.values():
+            _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
+        self._hold(skipped)
+        moved = [job_id for job_id in batch.job_ids if job_id not in skipped]
+        self.forget(moved)
+        self._counted(batch.kind, len(moved) or (batch.kind == "answer"))
+        _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
+        return len(moved)
+
+    def _paused(self, job_id: int) -> bool:
+        pause = self._pauses.get(job_id)
+        return pause is not None and time.monotonic() < pause.until
+
+    def _hold(self, job_ids: Iterable[int]) -> None:
+        for job_id in job_ids:
+            pause = self._pauses.setdefault(job_id, _Pause())
+            pause.until = time.monotonic() + pause.seconds
+            pause.seconds = min(_LONGEST_PAUSE, pause.seconds * 2)
+
+
+def _ids(planned: Iterable[Planned], wanted: Action) -> list[int]:
+    return [view.job.id for view, action in planned if action == wanted]
+
+
+def _report(view: View, action: Report) -> ChainReport:
+    return ChainReport(
+        job_id=view.job.id,
+        seconds_used=action.seconds,
+        exit_code=max(-(2**31), min(action.exit_code, 2**31 - 1)),
+        result=view.run.result or bytes(32),
+        reason=action.reason,
+    )
+
+
+def _slices(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))

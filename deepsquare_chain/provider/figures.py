@@ -1,0 +1,43 @@
+"""Figures of a provider."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from deepsquare_chain.executors.base import RunState
+from deepsquare_chain.job import Offer
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.provider.model import View
+
+KINDS: Final = ("claim", "start", "finish", "requeue", "panic", "answer")
+
+
+class Figures:
+    """All figures of a provider, there from the start."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.gas = metrics.gauge("gas_balance", "Coins of the chain for gas.")
+        self.skew = metrics.gauge("clock_skew_seconds", "Wall clock minus time of the head.")
+        self._jobs = metrics.gauge("jobs_open", "Jobs that may still need something.")
+        self._live = metrics.gauge("runs_live", "Runs that the executor has now.")
+        self._cpus = metrics.gauge("free_cpus", "Cpus that are free.")
+        self._memory = metrics.gauge("free_memory_megabytes", "Memory that is free, in MB.")
+        self._gpus = metrics.gauge("free_gpus", "Gpus that are free.")
+        self._sent = metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS)
+
+    def sent(self, kind: str, jobs: int) -> None:
+        """Count what a transaction moved."""
+        self.metrics.add(self._sent, kind, amount=jobs)
+
+    def show(self, views: Iterable[View], free: Offer | None) -> None:
+        """Show the state of a cycle; capacity keeps its value while the executor is silent."""
+        known = list(views)
+        states = [view.status.state for view in known if view.status is not None]
+        self._jobs.set(len(known))
+        self._live.set(sum(state in {RunState.RUNNING, RunState.QUEUED} for state in states))
+        if free is not None:
+            self._cpus.set(free.cpus)
+            self._memory.set(free.memory)
+            self._gpus.set(free.gpus)

@@ -1,0 +1,183 @@
+"""Executor work of one cycle: submit, adopt, extend, cancel, write down how runs ended.
+
+Each step is written before or right after it is done, in the order that lets a kill between any
+two of them neither repeat nor lose a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.executors.base import (
+    Executor,
+    ExecutorUnavailableError,
+    RunRefusedError,
+    RunSpec,
+    RunState,
+)
+from deepsquare_chain.job import Job
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.provider import rows
+from deepsquare_chain.provider.materials import Materials
+from deepsquare_chain.provider.model import (
+    Action,
+    Adopt,
+    Cancel,
+    Close,
+    Extend,
+    Phase,
+    RecordEnd,
+    Release,
+    Run,
+    Submit,
+    View,
+)
+from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.workflow import render_script
+
+_AT_ONCE: Final = 8
+_PAGE: Final = 65536
+_log = get_logger(__name__)
+
+
+class Handlers:
+    """Carries out what concerns the executor and the database.
+
+    Args:
+        executor: Where jobs run.
+        table: Rows of this provider.
+        materials: Definitions that were checked.
+        env: Variables that every job gets, such as the chain's id.
+    """
+
+    def __init__(
+        self, executor: Executor, table: RunTable, materials: Materials, env: Mapping[str, str]
+    ) -> None:
+        self._executor = executor
+        self._table = table
+        self._materials = materials
+        self._env = dict(env)
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def carry_out(self, planned: Iterable[tuple[View, Action]]) -> int:
+        """Do everything that is no transaction; returns how much was done."""
+        return sum(await asyncio.gather(*(self._one(view, action) for view, action in planned)))
+
+    async def _one(self, view: View, action: Action) -> bool:
+        async with self._gate:
+            try:
+                return await self._do(view, action)
+            except ExecutorUnavailableError as error:
+                # Nothing was decided: the next cycle sees what became of it.
+                _log.warning("executor unavailable", job=view.job.id, error=error.message)
+                return False
+
+    async def _do(self, view: View, action: Action) -> bool:
+        match action:
+            case Submit():
+                await self._submit(view, action)
+            case Adopt():
+                _log.info("adopted", job=view.job.id, run=action.handle)
+                self._table.put(rows.submitted(view.run, action.handle))
+            case Extend():
+                return await self._extend(view, action)
+            case Cancel():
+                await self._cancel(view, action)
+            case RecordEnd():
+                await self._record_end(view, action)
+            case Release():
+                await self._make_sure(view)
+                attempt = view.run.attempt + 1
+                self._table.put(rows.released(view.run, self._table.key(view.job.id, attempt)))
+            case Close():
+                await self._make_sure(view)
+                self._table.put(rows.closed(view.run))
+            case _:
+                return False
+        return True
+
+    async def _submit(self, view: View, action: Submit) -> None:
+        definition = self._materials.definition(view.job)
+        if definition is None:
+            return  # pushed out of memory meanwhile; fetched again in the next cycle
+        run = rows.submitting(view.run, action)
+        crash_point("provider.submit.planned")
+        self._table.put(run)
+        crash_point("provider.submit.intended")
+        try:
+            spec = RunSpec(
+                key=run.key,
+                script=render_script(definition, self._job_env(view.job)),
+                resources=view.job.resources,
+                walltime=action.walltime,
+                env={},
+            )
+            handle = await self._executor.submit(spec)
+        except (RunRefusedError, ValueError) as error:
+            _log.warning("run refused", job=view.job.id, error=str(error))
+            self._table.put(rows.refused(run, str(error)))
+            return
+        crash_point("provider.submit.taken")
+        self._table.put(rows.submitted(run, handle))
+        crash_point("provider.submit.recorded")
+        _log.info("submitted", job=view.job.id, run=handle, walltime=action.walltime)
+
+    async def _extend(self, view: View, action: Extend) -> bool:
+        crash_point("provider.extend.planned")
+        try:
+            await self._executor.extend(_handle(view.run), action.walltime)
+        except (NotFoundError, RunRefusedError) as error:
+            _log.warning("not extended", job=view.job.id, error=str(error))
+            return False
+        crash_point("provider.extend.done")
+        self._table.put(rows.extended(view.run, action.allotment))
+        _log.info("extended", job=view.job.id, walltime=action.walltime)
+        return True
+
+    async def _cancel(self, view: View, action: Cancel) -> None:
+        _log.info("cancelling", job=view.job.id, why=action.why)
+        crash_point("provider.cancel.planned")
+        await self._executor.cancel(_handle(view.run))
+        crash_point("provider.cancel.done")
+
+    async def _make_sure(self, view: View) -> None:
+        """Before a run is forgotten that the executor does not know: nothing of it may live."""
+        unknown = view.status is None or view.status.state is RunState.UNKNOWN
+        if view.run.phase is Phase.SUBMITTED and view.run.handle is not None and unknown:
+            await self._executor.cancel(view.run.handle)
+
+    async def _record_end(self, view: View, action: RecordEnd) -> None:
+        crash_point("provider.end.seen")
+        result = await self._digest(_handle(view.run))
+        self._table.put(rows.ended(view.run, action.exit, result))
+        crash_point("provider.end.recorded")
+        ended = action.exit
+        _log.info(
+            "run ended", job=view.job.id, code=ended.code, why=ended.reason, seconds=ended.seconds
+        )
+
+    async def _digest(self, handle: str) -> bytes:
+        """SHA-256 of the output that was kept; zeros where there is none left to read."""
+        found = hashlib.sha256()
+        offset = 0
+        try:
+            while page := await self._executor.output(handle, offset, _PAGE):
+                found.update(page)
+                offset += len(page)
+        except NotFoundError:
+            return bytes(32)
+        return found.digest()
+
+    def _job_env(self, job: Job) -> dict[str, str]:
+        return {**self._env, "DEEPSQUARE_JOB_ID": str(job.id)}
+
+
+def _handle(run: Run) -> str:
+    if run.handle is None:
+        raise ExecutorUnavailableError(f"Job {run.job_id} has no run yet")
+    return run.handle

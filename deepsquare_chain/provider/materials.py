@@ -1,0 +1,78 @@
+"""Definitions of jobs: fetched, checked against the chain, and kept at hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Final
+
+from deepsquare_chain.errors import GridError, JobFileError, NotFoundError
+from deepsquare_chain.job import Job, Resources
+from deepsquare_chain.provider.model import Material, MaterialState
+from deepsquare_chain.store.definitions import DefinitionMismatch, DefinitionStore
+from deepsquare_chain.workflow import Definition, digest
+
+_KEPT: Final = 256
+_READY: Final = Material(MaterialState.READY)
+
+
+class Materials:
+    """Definitions by digest.
+
+    Args:
+        store: Where definitions stand; its answers are checked.
+        timeout: Seconds for one question; a store that takes longer counts as unreachable.
+    """
+
+    def __init__(self, store: DefinitionStore, *, timeout: float = 5.0) -> None:
+        self._store = store
+        self._timeout = timeout
+        self._known: OrderedDict[bytes, Definition | Material] = OrderedDict()
+
+    async def look(self, job: Job) -> Material:
+        """Whether the job's definition is at hand and asks for what the chain says."""
+        found = self._known.get(job.definition)
+        if found is None:
+            found = await self._fetch(job.definition)
+        if isinstance(found, Material):
+            return found
+        if found.resources != job.resources:
+            asked = f"{_words(found.resources)} instead of {_words(job.resources)}"
+            return Material(MaterialState.INVALID, f"the definition asks for {asked}")
+        return _READY
+
+    def definition(self, job: Job) -> Definition | None:
+        """The definition of a job that was READY."""
+        found = self._known.get(job.definition)
+        return found if isinstance(found, Definition) else None
+
+    async def _fetch(self, key: bytes) -> Definition | Material:
+        name = f"definition {key.hex()[:16]}"
+        try:
+            async with asyncio.timeout(self._timeout):
+                data = await self._store.get(key)
+        except NotFoundError:
+            return Material(MaterialState.MISSING, f"{name} is not in the store")
+        except DefinitionMismatch:
+            return Material(MaterialState.MISSING, f"{name} does not match its digest")
+        except (GridError, TimeoutError, OSError) as error:
+            return Material(MaterialState.UNREACHABLE, f"{name} can't be fetched: {error}")
+        if digest(data) != key:
+            return Material(MaterialState.MISSING, f"{name} does not match its digest")
+        found = self._parsed(data)
+        self._known[key] = found
+        while len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return found
+
+    @staticmethod
+    def _parsed(data: bytes) -> Definition | Material:
+        try:
+            return Definition.from_bytes(data)
+        except JobFileError as error:
+            return Material(MaterialState.INVALID, error.message)
+
+
+def _words(wanted: Resources) -> str:
+    size = f"{wanted.tasks} x {wanted.cpus_per_task} cpus, {wanted.mem_per_cpu} MB a cpu"
+    return f"{size}, {wanted.gpus} gpus"

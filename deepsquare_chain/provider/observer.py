@@ -1,0 +1,201 @@
+"""What chain and executor say now, put together as one view a job."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deepsquare_chain.chain.contracts import MetaSchedulerContract
+from deepsquare_chain.executors.base import (
+    Executor,
+    ExecutorUnavailableError,
+    RunState,
+    RunStatus,
+)
+from deepsquare_chain.job import Job, JobStatus, Offer
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.provider.materials import Materials
+from deepsquare_chain.provider.model import (
+    Lookup,
+    Material,
+    MaterialState,
+    Phase,
+    Run,
+    View,
+    parse_key,
+)
+from deepsquare_chain.provider.state import RunTable
+
+_MEGABYTE: Final = 1024 * 1024
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The block that a cycle looks at; `time` is chain time."""
+
+    number: int
+    time: int
+
+
+class Observer:
+    """Asks everybody once a cycle; who does not answer leaves a gap, never a wrong word.
+
+    Args:
+        provider_id: Of this provider.
+        confirmations: Blocks on top of a fact before something irreversible follows from it.
+        first_block: Of the deployment.
+    """
+
+    def __init__(
+        self,
+        scheduler: MetaSchedulerContract,
+        executor: Executor,
+        table: RunTable,
+        materials: Materials,
+        *,
+        provider_id: int,
+        confirmations: int,
+        first_block: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._table = table
+        self._materials = materials
+        self._provider_id = provider_id
+        self._confirmations = confirmations
+        self._first_block = first_block
+        self._misses: dict[int, int] = {}
+        self._strays: set[int] = set()
+
+    async def sweep(self, chain_id: int, contract: str) -> None:
+        """Make rows for runs that the executor knows and the database does not."""
+        known = {run.job_id: run for run in self._table.all()}
+        for key in await self._executor.keys():
+            found = parse_key(chain_id, contract, key)
+            if found is None:
+                continue
+            job_id, attempt = found
+            run = known.get(job_id)
+            if run is None or (run.handle is None and run.attempt < attempt):
+                _log.info("run without a row", run=key)
+                self._table.watch(job_id, attempt)
+                self._strays.add(job_id)
+
+    async def views(self, head: Head) -> list[View]:
+        """One view for each job that may need something."""
+        rows = self._table.open()
+        if not rows:
+            return []
+        ids = [row.job_id for row in rows]
+        jobs, confirmed = await self._records(ids, head)
+        statuses = await self._poll([row.handle for row in rows if _may_move(row)])
+        return list(
+            await asyncio.gather(
+                *(
+                    self._view(row, job, past, statuses)
+                    for row, job, past in zip(rows, jobs, confirmed, strict=True)
+                )
+            )
+        )
+
+    async def free(self) -> Offer | None:
+        """What is free now, None when the executor does not answer."""
+        try:
+            return await self._executor.capacity()
+        except ExecutorUnavailableError as error:
+            _log.warning("executor unavailable", error=error.message)
+            return None
+
+    # -- the chain
+
+    async def _records(self, ids: Sequence[int], head: Head) -> tuple[list[Job], list[Job]]:
+        """Records now, and as confirmed blocks have them."""
+        depth = max(self._first_block, head.number - self._confirmations)
+        if depth >= head.number:
+            jobs = await self._scheduler.get_jobs(ids, block_identifier=head.number)
+            return jobs, jobs
+        jobs, confirmed = await asyncio.gather(
+            self._scheduler.get_jobs(ids, block_identifier=head.number),
+            self._scheduler.get_jobs(ids, block_identifier=depth),
+        )
+        return jobs, confirmed
+
+    # -- the executor
+
+    async def _poll(self, handles: Sequence[str | None]) -> Mapping[str, RunStatus]:
+        wanted = [handle for handle in handles if handle is not None]
+        if not wanted:
+            return {}
+        try:
+            return await self._executor.poll(wanted)
+        except ExecutorUnavailableError as error:
+            _log.warning("executor unavailable", error=error.message)
+            return {}
+
+    async def _view(
+        self, run: Run, job: Job, confirmed: Job, statuses: Mapping[str, RunStatus]
+    ) -> View:
+        mine = job.status.is_assigned and job.provider_id == self._provider_id
+        status = statuses.get(run.handle) if run.handle else None
+        lookup = await self._lookup(run, job, mine, status)
+        return View(
+            job=job,
+            run=run,
+            mine=mine,
+            settled=_same(job, confirmed),
+            status=status,
+            lookup=lookup,
+            material=await self._material(run, job, mine),
+            misses=self._count(run, lookup),
+        )
+
+    async def _lookup(
+        self, run: Run, job: Job, mine: bool, status: RunStatus | None
+    ) -> Lookup | None:
+        """Ask for the key where the answer decides something."""
+        if run.handle is not None:
+            if status is None or status.state is not RunState.UNKNOWN:
+                return None
+        elif run.phase is Phase.WATCHED and run.job_id not in self._strays:
+            starting = job.status is JobStatus.RUNNING
+            queued = job.status is JobStatus.SCHEDULED and self._executor.queues
+            if not mine or not (starting or queued):
+                return None
+        try:
+            return Lookup(await self._executor.find(run.key))
+        except ExecutorUnavailableError as error:
+            _log.warning("executor unavailable", job=job.id, error=error.message)
+            return None
+
+    def _count(self, run: Run, lookup: Lookup | None) -> int:
+        """Answers in a row that did not know a run which was submitted."""
+        if run.handle is None or lookup is None or lookup.handle is not None:
+            self._misses.pop(run.job_id, None)
+            return 0
+        self._misses[run.job_id] = self._misses.get(run.job_id, 0) + 1
+        return self._misses[run.job_id]
+
+    async def _material(self, run: Run, job: Job, mine: bool) -> Material:
+        if not mine or run.handle is not None or run.phase is Phase.ENDED:
+            return Material(MaterialState.PENDING)
+        return await self._materials.look(job)
+
+
+def _may_move(run: Run) -> bool:
+    return run.handle is not None and run.phase is Phase.SUBMITTED
+
+
+def _same(job: Job, confirmed: Job) -> bool:
+    """Whether confirmed blocks hold the same status of the same assignment."""
+    now = (job.status, job.provider_id, job.since)
+    return now == (confirmed.status, confirmed.provider_id, confirmed.since)
+
+
+def free_megabytes(folder: Path) -> int:
+    """Free disk below a folder, in MB."""
+    return shutil.disk_usage(folder).free // _MEGABYTE

@@ -1,0 +1,270 @@
+"""The provider's service: one cycle looks at chain and executor and does what follows.
+
+State is the truth, events are hints: they say which jobs to look at. Start, restart and catch-up
+are ordinary cycles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.events import JobSettled, JobTransition, event_topics
+from deepsquare_chain.chain.follower import Follower
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
+from deepsquare_chain.job import Hardware, Offer
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.provider.batches import Batches
+from deepsquare_chain.provider.figures import Figures
+from deepsquare_chain.provider.handlers import Handlers
+from deepsquare_chain.provider.materials import Materials
+from deepsquare_chain.provider.model import Close, Situation
+from deepsquare_chain.provider.observer import Head, Observer, free_megabytes
+from deepsquare_chain.provider.planner import plan
+from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.definitions import DefinitionStore
+
+_log = get_logger(__name__)
+#: Seconds to wait in a cycle for transactions of an earlier process or cycle.
+_RECOVER_SECONDS: Final = 2.0
+_SLOW_LOOKS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """How a provider runs.
+
+    Attributes:
+        state_dir: Folder of the database and the runs.
+        capacity: Cpus, memory (MB) and gpus of this machine; None takes the registered hardware.
+        confirmations: Blocks on top of a fact before something irreversible follows from it.
+        poll_interval: Seconds between two cycles in which nothing happened.
+        batch_size: Most jobs in one transaction.
+        send_timeout: Seconds to wait for a transaction; afterwards the outbox looks after it.
+        min_free: MB of disk below which nothing new is claimed.
+        start_grace: Seconds after its start on chain within which a run is begun in any case.
+        patience: Seconds that an assigned job may wait for its definition or for room; None is
+            half of the grid's claim timeout.
+        env: Variables that every job gets.
+    """
+
+    state_dir: Path
+    capacity: Offer | None = None
+    confirmations: int = 1
+    poll_interval: float = 0.5
+    batch_size: int = 50
+    send_timeout: float = 60.0
+    min_free: int = 64
+    start_grace: int = 60
+    patience: int | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who an account is on a grid; `claim_timeout` is in seconds."""
+
+    provider_id: int
+    claim_timeout: int
+    hardware: Offer
+
+
+async def look_up(contracts: Contracts, account: str) -> Standing:
+    """Who this account is.
+
+    Raises:
+        NotFoundError: It is not registered as a provider.
+        EndpointError: The chain does not answer.
+    """
+    provider = await contracts.registry.provider_of(account)
+    parameters = await contracts.scheduler.parameters()
+    _log.info("provider", id=provider.id, account=provider.account, status=provider.status.name)
+    return Standing(provider.id, parameters.claim_timeout, in_all(provider.hardware))
+
+
+def in_all(hardware: Hardware) -> Offer:
+    """Everything that a cluster has; memory in MB."""
+    nodes = hardware.nodes
+    return Offer(
+        cpus=nodes * hardware.cpus_per_node,
+        memory=nodes * hardware.mem_per_node,
+        gpus=nodes * hardware.gpus_per_node,
+    )
+
+
+class ProviderService:
+    """One provider account on one grid.
+
+    Args:
+        contracts: Of the grid.
+        sender: The one sender of this account.
+        store: Database of this account, opened after this module was imported.
+        executor: Where jobs run.
+        definitions: Where definitions stand.
+        settings: How it runs.
+        standing: Who this account is; see `look_up`.
+        metrics: Where the figures go.
+        on_hardware: Told what the registered hardware offers in all, now and then.
+    """
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        sender: Sender,
+        store: Store,
+        *,
+        executor: Executor,
+        definitions: DefinitionStore,
+        settings: ProviderSettings,
+        standing: Standing,
+        metrics: Metrics | None = None,
+        on_hardware: Callable[[Offer], None] | None = None,
+    ) -> None:
+        deployment = contracts.deployment
+        self.provider_id = standing.provider_id
+        self.table = RunTable(
+            store,
+            sender.address,
+            chain_id=deployment.chain_id,
+            contract=contracts.scheduler.address,
+        )
+        self.figures = Figures(metrics or Metrics("provider"))
+        self._w3 = contracts.w3
+        self._contracts = contracts
+        self._sender = sender
+        self._executor = executor
+        self._settings = settings
+        self._patience = settings.patience or max(1, standing.claim_timeout // 2)
+        self._on_hardware = on_hardware
+        materials = Materials(definitions)
+        self._observer = Observer(
+            contracts.scheduler,
+            executor,
+            self.table,
+            materials,
+            provider_id=standing.provider_id,
+            confirmations=settings.confirmations,
+            first_block=deployment.block,
+        )
+        env = {"DEEPSQUARE_CHAIN_ID": str(deployment.chain_id), **settings.env}
+        self._handlers = Handlers(executor, self.table, materials, env)
+        self._batches = Batches(
+            sender,
+            contracts.scheduler,
+            size=settings.batch_size,
+            timeout=settings.send_timeout,
+            counted=self.figures.sent,
+        )
+        # Events are hints here, so they are read up to the head; what can't be undone waits
+        # for confirmed state.
+        self._follower = Follower(
+            self._w3,
+            [contracts.scheduler.address],
+            store,
+            start_block=deployment.block,
+            confirmations=0,
+            topics=event_topics(JobTransition, JobSettled),
+        )
+        self._head = Head(0, 0)
+        self._looked_slowly: float | None = None
+
+    async def cycle(self) -> bool:
+        """Look once and act; True when something moved, so that the next look should follow.
+
+        Raises:
+            EndpointError: The chain does not answer.
+            StoreError: The database can't be written.
+            ReorgTooDeepError: The chain replaced what was believed long ago.
+        """
+        if not await self._settle_old():
+            return False
+        head = await self._look_at_head()
+        if head is None:
+            return False
+        await self._answer(head)
+        await self._look_slowly()
+        heard = await self._follower.poll(self.table.apply)
+        crash_point("provider.followed")
+        moved = await self._act(head)
+        return bool(moved or heard)
+
+    # -- the steps of a cycle
+
+    async def _look_at_head(self) -> Head | None:
+        """The latest block; None from an endpoint that lags behind what was seen before."""
+        block = await self._w3.eth.get_block("latest")
+        head = Head(int(block["number"]), int(block["timestamp"]))
+        seen = max(self._head.number, self._batches.mined_at)
+        if head.number < seen:
+            _log.warning("endpoint lags", head=head.number, seen=seen)
+            return None
+        self._head = head
+        self.figures.skew.set(time.time() - head.time)
+        return head
+
+    async def _settle_old(self) -> bool:
+        """Whether every earlier transaction is mined: only then the chain shows what they did."""
+        await self._sender.tend()
+        if self._sender.pending():
+            await self._sender.recover(timeout=_RECOVER_SECONDS)
+        return not self._sender.pending()
+
+    async def _answer(self, head: Head) -> None:
+        clock = await self._contracts.scheduler.clock_of(
+            self.provider_id, block_identifier=head.number
+        )
+        if clock.challenged_at:
+            _log.info("challenged", at=clock.challenged_at)
+            await self._batches.answer()
+
+    async def _look_slowly(self) -> None:
+        """What changes rarely: forgotten runs, gas, registered hardware."""
+        last, now = self._looked_slowly, time.monotonic()
+        if last is not None and now - last < _SLOW_LOOKS:
+            return
+        try:
+            contract = self._contracts.scheduler.address
+            await self._observer.sweep(self._contracts.deployment.chain_id, contract)
+        except ExecutorUnavailableError as error:
+            _log.warning("executor unavailable", error=error.message)
+            return
+        if self._on_hardware is not None:
+            provider = await self._contracts.registry.provider_of(self._sender.address)
+            self._on_hardware(in_all(provider.hardware))
+        balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
+        self.figures.gas.set(balance / CREDIT)
+        self._looked_slowly = now
+
+    async def _act(self, head: Head) -> int:
+        views = await self._observer.views(head)
+        free = await self._observer.free()
+        self.figures.show(views, free)
+        if not views:
+            return 0
+        situation = Situation(
+            now=head.time,
+            queues=self._executor.queues,
+            free=free,
+            room_to_write=free_megabytes(self._settings.state_dir) >= self._settings.min_free,
+            patience=self._patience,
+            start_grace=self._settings.start_grace,
+        )
+        planned = plan(views, situation)
+        for view, action in planned:
+            _log.debug("planned", job=view.job.id, status=view.chain.name, action=str(action))
+        crash_point("provider.planned")
+        done, moved = await asyncio.gather(
+            self._handlers.carry_out(planned), self._batches.send(planned)
+        )
+        self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
+        return done + moved

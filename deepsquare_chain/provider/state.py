@@ -1,0 +1,206 @@
+"""What a provider remembers: a row for each job, and what each settled job earned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    LargeBinary,
+    Row,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from deepsquare_chain.chain.events import Event, JobSettled, JobTransition
+from deepsquare_chain.chain.follower import Batch
+from deepsquare_chain.executors.base import Exit
+from deepsquare_chain.provider.model import Phase, Run, run_key
+from deepsquare_chain.provider.rows import reopened
+from deepsquare_chain.store.database import Amount, Store, metadata
+
+runs: Final = Table(
+    "runs",
+    metadata,
+    Column("job_id", Integer, primary_key=True),
+    Column("key", String, nullable=False),
+    Column("phase", String, nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),
+    Column("handle", String),
+    Column("allotment", Amount, nullable=False),
+    Column("lead", Amount, nullable=False),
+    Column("exit_code", Integer),
+    Column("exit_reason", String),
+    Column("exit_seconds", Integer),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("result", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+earnings: Final = Table(
+    "earnings",
+    metadata,
+    Column("job_id", Integer, primary_key=True),
+    Column("billed_seconds", Amount, nullable=False),
+    Column("paid", Amount, nullable=False),
+    Column("fee", Amount, nullable=False),
+    Column("block", Integer, nullable=False, index=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Earning:
+    """What a settled job brought: `paid` to the provider, `fee` to the treasury, credit-wei."""
+
+    job_id: int
+    billed_seconds: int
+    paid: int
+    fee: int
+
+
+class RunTable:
+    """Rows of one provider on one chain.
+
+    Args:
+        store: Database of this provider, opened after this module was imported.
+        account: Address of the provider, as events name it.
+        chain_id: Chain of the jobs.
+        contract: Address of the MetaScheduler; chain and contract go into each run's key.
+    """
+
+    def __init__(self, store: Store, account: str, *, chain_id: int, contract: str) -> None:
+        self._store = store
+        self._account = account.lower()
+        self._chain_id = chain_id
+        self._contract = contract
+
+    def key(self, job_id: int, attempt: int = 0) -> str:
+        """Name of a job's run for ever."""
+        return run_key(self._chain_id, self._contract, job_id, attempt)
+
+    # -- reading
+
+    def get(self, job_id: int) -> Run | None:
+        """The row of a job."""
+        found = self._select(runs.c.job_id == job_id)
+        return found[0] if found else None
+
+    def open(self) -> list[Run]:
+        """Rows of jobs that may still need something."""
+        return self._select(runs.c.phase != Phase.CLOSED.value)
+
+    def all(self) -> list[Run]:
+        """Every row, by job id."""
+        return self._select()
+
+    def earned(self) -> list[Earning]:
+        """Every settled job of this provider, by job id."""
+        query = select(earnings).order_by(earnings.c.job_id)
+        with self._store.read() as connection:
+            return [
+                Earning(row.job_id, row.billed_seconds, row.paid, row.fee)
+                for row in connection.execute(query)
+            ]
+
+    # -- writing
+
+    def put(self, run: Run) -> None:
+        """Write a row; on the disk when this returns."""
+        with self._store.begin() as connection:
+            _put(connection, run)
+
+    def watch(self, job_id: int, attempt: int = 0) -> None:
+        """Know of a job; a row that is there is left alone."""
+        with self._store.begin() as connection:
+            self._watch(connection, job_id, attempt)
+
+    def apply(self, batch: Batch, connection: Connection) -> None:
+        """Take in what a follower read; its cursor moves in the same transaction."""
+        if batch.rolled_back_to is not None:
+            connection.execute(delete(earnings).where(earnings.c.block > batch.rolled_back_to))
+        for event in batch.events:
+            self._apply(event, connection)
+
+    def _apply(self, event: Event, connection: Connection) -> None:
+        if isinstance(event, JobTransition) and event.provider.lower() == self._account:
+            self._watch(connection, event.job_id, 0, reopen=event.after.is_live)
+        elif isinstance(event, JobSettled) and event.provider.lower() == self._account:
+            values = {
+                "billed_seconds": event.billed_seconds,
+                "paid": event.paid,
+                "fee": event.fee,
+                "block": event.block_number,
+            }
+            connection.execute(delete(earnings).where(earnings.c.job_id == event.job_id))
+            connection.execute(insert(earnings).values(job_id=event.job_id, **values))
+
+    def _watch(
+        self, connection: Connection, job_id: int, attempt: int, *, reopen: bool = False
+    ) -> None:
+        row = connection.execute(select(runs).where(runs.c.job_id == job_id)).one_or_none()
+        if row is None:
+            _put(connection, Run(job_id, self.key(job_id, attempt), attempt=attempt))
+        elif reopen and row.phase == Phase.CLOSED.value:
+            _put(connection, reopened(_run(row)))
+
+    def _select(self, *conditions: Any) -> list[Run]:
+        query = select(runs).where(*conditions).order_by(runs.c.job_id)
+        with self._store.read() as connection:
+            return [_run(row) for row in connection.execute(query)]
+
+
+def _put(connection: Connection, run: Run) -> None:
+    values = _values(run)
+    changed = connection.execute(
+        update(runs).where(runs.c.job_id == run.job_id).values(values)
+    ).rowcount
+    if not changed:
+        connection.execute(insert(runs).values(job_id=run.job_id, **values))
+
+
+def _values(run: Run) -> dict[str, Any]:
+    ended = run.exit
+    return {
+        "key": run.key,
+        "phase": run.phase.value,
+        "attempt": run.attempt,
+        "handle": run.handle,
+        "allotment": run.allotment,
+        "lead": run.lead,
+        "exit_code": ended.code if ended else None,
+        "exit_reason": ended.reason if ended else None,
+        "exit_seconds": ended.seconds if ended else None,
+        "started_at": ended.started_at if ended else None,
+        "ended_at": ended.ended_at if ended else None,
+        "result": run.result,
+        "note": run.note,
+    }
+
+
+def _run(row: Row[Any]) -> Run:
+    ended = None
+    if row.exit_reason is not None:
+        times = (row.started_at, row.ended_at)
+        ended = Exit(row.exit_code, row.exit_reason, row.exit_seconds, *times)
+    return Run(
+        job_id=row.job_id,
+        key=row.key,
+        phase=Phase(row.phase),
+        attempt=row.attempt,
+        handle=row.handle,
+        allotment=row.allotment,
+        lead=row.lead,
+        exit=ended,
+        result=row.result,
+        note=row.note,
+    )
