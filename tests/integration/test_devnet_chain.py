@@ -20,6 +20,7 @@ from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import ContractCustomError, TransactionNotFound, Web3RPCError
 
 from deepsquare_chain.devnet.chain import ChainProcess, EmbeddedChain
+from deepsquare_chain.devnet.core import Core
 from deepsquare_chain.devnet.node import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.pool import Pool, PooledTransaction
 from deepsquare_chain.devnet.rpcerrors import reverted
@@ -46,6 +47,26 @@ def deploy_code(runtime: str) -> str:
     return f"0x61{len(runtime) // 2:04x}80600a5f395ff3{runtime}"
 
 
+def sign(nonce: int, *, sender: int = 0, **fields: Any) -> str:
+    """A raw transaction, 0x-hex; None leaves a field out."""
+    body = {
+        "chainId": 1337,
+        "nonce": nonce,
+        "to": "0x" + "00" * 19 + "ee",
+        "value": 0,
+        "data": "0x",
+        "gas": 200_000,
+        "maxFeePerGas": 10 * GWEI,
+        "maxPriorityFeePerGas": GWEI,
+        **fields,
+    }
+    body = {name: value for name, value in body.items() if value is not None}
+    if "to" in body:
+        body["to"] = to_checksum_address(body["to"])
+    signed = dev_accounts()[sender].sign_transaction(body)
+    return "0x" + bytes(signed.raw_transaction).hex()
+
+
 class Client:
     """Raw JSON-RPC and signed transactions against one node."""
 
@@ -69,23 +90,8 @@ class Client:
         assert "result" not in answer, answer
         return answer["error"]
 
-    def sign(self, nonce: int, *, sender: int = 0, **fields: Any) -> str:
-        body = {
-            "chainId": self.node.chain_id,
-            "nonce": nonce,
-            "to": "0x" + "00" * 19 + "ee",
-            "value": 0,
-            "data": "0x",
-            "gas": 200_000,
-            "maxFeePerGas": 10 * GWEI,
-            "maxPriorityFeePerGas": GWEI,
-            **fields,
-        }
-        body = {name: value for name, value in body.items() if value is not None}
-        if "to" in body:
-            body["to"] = to_checksum_address(body["to"])
-        signed = dev_accounts()[sender].sign_transaction(body)
-        return "0x" + bytes(signed.raw_transaction).hex()
+    def sign(self, nonce: int, **fields: Any) -> str:
+        return sign(nonce, **{"chainId": self.node.chain_id, **fields})
 
     async def send(self, nonce: int, **fields: Any) -> str:
         return await self.get("eth_sendRawTransaction", self.sign(nonce, **fields))
@@ -331,6 +337,24 @@ class TestState:
         plain = {"from": call["from"], "to": "0x" + "77" * 20, "value": "0x1"}
         assert await client.get("eth_estimateGas", plain) == hex(21_000)
 
+    async def test_an_estimate_covers_inner_calls_and_forgets_earlier_ones(
+        self, client: Client
+    ) -> None:
+        logger = await client.deploy(0, LOGGER)
+        inner = "5f355f52" + "5f5f60205f5f73" + logger[2:] + "5af1" + "602757" + "5f5ffd" + "5b00"
+        outer = await client.deploy(1, inner)
+        call = {"to": outer, "data": "0x" + word(9)}
+        estimates = {
+            await client.get("eth_estimateGas", call, tag)
+            for tag in ("latest", "latest", "pending", "pending")
+        }
+        assert len(estimates) == 1  # nothing stays warm from one to the next
+        (estimate,) = estimates
+        tx_hash = await client.send(2, to=outer, data=call["data"], gas=int(estimate, 16))
+        await client.node.mine()
+        receipt = await client.get("eth_getTransactionReceipt", tx_hash)
+        assert (receipt["status"], len(receipt["logs"])) == ("0x1", 1)
+
     async def test_calls_need_the_money_they_move(self, client: Client) -> None:
         call = {"from": "0x" + "77" * 20, "to": "0x" + "78" * 20, "value": "0x1"}
         for method in ("eth_call", "eth_estimateGas"):
@@ -405,6 +429,10 @@ class TestPool:
             await self.refused(client, 1, maxFeePerGas=10 * GWEI + 1)
             == "replacement transaction underpriced"
         )
+        assert (
+            await self.refused(client, 1, maxFeePerGas=20 * GWEI)
+            == "replacement transaction underpriced"
+        )
         new = await client.send(1, maxFeePerGas=11 * GWEI, maxPriorityFeePerGas=GWEI * 11 // 10)
         assert await client.get("eth_getTransactionByHash", old) is None
         await client.send(0)
@@ -460,6 +488,50 @@ class TestPool:
             order.append(pooled.sender)
         assert order == [b"a", b"b"] * 3
         assert len(pool) == 0
+
+
+class TestCore:
+    """What a running worker would hide by being quick."""
+
+    @pytest.fixture
+    def core(self) -> Core:
+        return Core(1337, {_raw(account.address): DEV_BALANCE for account in dev_accounts()})
+
+    def send(self, core: Core, nonce: int, **fields: Any) -> None:
+        core.send_raw(_raw(sign(nonce, **fields)))
+
+    def test_pending_counts_what_waits(self, core: Core) -> None:
+        sender = _raw(dev_accounts()[0].address)
+        receiver = "0x" + "77" * 20
+        for nonce in range(3):
+            self.send(core, nonce, to=receiver, value=5)
+        assert core.nonce(sender, "pending") == 3
+        assert core.nonce(sender, "latest") == 0
+        assert not core.has_executed
+        assert core.balance(_raw(receiver), "latest") == 0
+        assert core.balance(_raw(receiver), "pending") == 15
+        assert core.has_executed
+        core.seal()
+        assert core.balance(_raw(receiver), "latest") == 15
+
+    def test_ordered_time_goes_on(self, core: Core) -> None:
+        moment = int(time.time()) + 10_000
+        core.set_next_timestamp(moment)
+        core.seal()
+        assert core.index.head.timestamp == moment
+        assert moment <= core.clock.now() <= moment + 2
+
+    def test_a_clock_set_back_stops_no_blocks(self, core: Core) -> None:
+        core.plan = int(time.time()) - 3_600
+        stamps = []
+        for _ in range(3):
+            core.seal()
+            stamps.append(core.index.head.timestamp)
+        assert stamps == [stamps[0], stamps[0] + 1, stamps[0] + 2]
+
+
+def _raw(text: str) -> bytes:
+    return bytes.fromhex(text[2:])
 
 
 class TestBlocksAndLogs:
@@ -648,6 +720,26 @@ class TestTime:
             await asyncio.sleep(1.2)
             head = await chain.rpc("eth_getBlockByNumber", "latest", False)
             assert abs(int(head["timestamp"], 16) - time.time() - 10_000) < 3
+
+    async def test_calls_see_the_present_on_a_chain_that_waits(self) -> None:
+        async with (
+            EmbeddedChain(block_time=0) as chain,
+            httpx.AsyncClient(base_url=chain.url) as http,
+        ):
+            client = Client(chain, http)
+            tx_hash = await client.send(0, to=None, data=deploy_code(CLOCK))
+            address = (await client.mined(tx_hash))["contractAddress"]
+            head = int((await client.head())["timestamp"], 16)
+            await asyncio.sleep(max(0.0, head + 2 - time.time()))
+            seen = int(await client.get("eth_call", {"to": address}, "latest"), 16)
+            assert head + 2 <= seen <= time.time()
+            assert int(await client.get("eth_call", {"to": address}, "0x1"), 16) == head
+            # Blocks in a row run ahead of the clock; time moves on from the head all the same.
+            for nonce in range(1, 8):
+                await client.mined(await client.send(nonce))
+            ahead = int((await client.head())["timestamp"], 16)
+            await chain.increase_time(100)
+            assert int((await client.head())["timestamp"], 16) >= ahead + 100
 
     async def test_instant_blocks(self) -> None:
         async with (
