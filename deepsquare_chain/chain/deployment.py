@@ -97,10 +97,7 @@ class Deployment:
             UsageError: It is no deployment record; the message names the source.
         """
         try:
-            if len(text) > MAX_BYTES:
-                raise ValueError(f"larger than {MAX_BYTES:,} bytes")
-            body = json.loads(text)
-            return cls._from_body(body)
+            return cls._from_body(json.loads(text[: MAX_BYTES + 1]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{source} is no deployment record: {_reason(error)}",

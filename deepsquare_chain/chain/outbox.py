@@ -17,7 +17,8 @@ class TxState(StrEnum):
     """Where a transaction stands."""
 
     OPEN = "open"  # signed and recorded; maybe broadcast, maybe mined
-    MINED = "mined"  # in a block, successfully or not
+    MINED = "mined"  # in a block, with its effect
+    FAILED = "failed"  # in a block, refused by the contract: its nonce is used, without effect
     ABANDONED = (
         "abandoned"  # refused by the node or overtaken: its nonce is free or used by another
     )
@@ -74,13 +75,10 @@ class Outbox(Protocol):
         """One entry as it stands now."""
 
     def by_key(self, key: str) -> Entry | None:
-        """The entry of that key which is not abandoned."""
+        """The entry of that key which is OPEN or MINED."""
 
     def open_entries(self) -> Sequence[Entry]:
         """All OPEN entries by nonce."""
 
     def entries_from(self, nonce: int) -> Sequence[Entry]:
-        """All OPEN and MINED entries from a nonce on, by nonce."""
-
-    def entries_at(self, nonce: int) -> Sequence[Entry]:
-        """All entries that ever had this nonce, abandoned ones included."""
+        """All entries from a nonce on, by nonce, but for the ABANDONED."""

@@ -121,21 +121,28 @@ def decode_revert(source: object) -> RevertedError:
     data = revert_data(source)
     if data is None:
         return UnknownRevertError(f"The contract refused the call: {_words(source)}")
-    found = ERRORS.get(data[:4])
     try:
-        if found is not None:
-            return found.from_data(data)
-        if data[:4] == _ERROR_STRING:
-            (text,) = decode_values(({"type": "string"},), data[4:])
-            return UnknownRevertError(f"The contract refused the call: {text[:300]}", data=data)
-        if data[:4] == _PANIC:
-            (code,) = decode_values(({"type": "uint256"},), data[4:])
-            return UnknownRevertError(f"The contract failed with panic 0x{code:02x}", data=data)
+        return _decode(data)
     except AbiError:
-        pass
+        return UnknownRevertError(
+            f"The contract refused the call with 0x{data[:36].hex()}", data=data
+        )
+
+
+def _decode(data: bytes) -> RevertedError:
+    selector, rest = data[:4], data[4:]
+    found = ERRORS.get(selector)
+    if found is not None:
+        return found.from_data(data)
     if not data:
         return UnknownRevertError("The contract refused the call without a reason")
-    return UnknownRevertError(f"The contract refused the call with 0x{data[:36].hex()}", data=data)
+    if selector == _ERROR_STRING:
+        (text,) = decode_values(({"type": "string"},), rest)
+        return UnknownRevertError(f"The contract refused the call: {text[:300]}", data=data)
+    if selector == _PANIC:
+        (code,) = decode_values(({"type": "uint256"},), rest)
+        return UnknownRevertError(f"The contract failed with panic 0x{code:02x}", data=data)
+    raise AbiError("no error that is known")
 
 
 _HEX: Final = re.compile(r"0x([0-9a-fA-F]{8}(?:[0-9a-fA-F]{2})*)")

@@ -22,7 +22,7 @@ from eth_utils.address import is_address, to_checksum_address
 
 from deepsquare_chain.errors import NotAuthorisedError, NotFoundError, UsageError
 
-PASSWORD_FILE_VARIABLE: Final = "DEEPSQUARE_PASSWORD_FILE"
+PASSWORD_FILE_VARIABLE: Final = "DEEPSQUARE_PASSWORD_FILE"  # noqa: S105 - its name only
 MAX_BYTES: Final = 100_000
 #: scrypt's cost; the light one is for wallets whose credits are play money.
 _STRONG: Final = 2**18

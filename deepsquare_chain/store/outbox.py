@@ -60,7 +60,7 @@ class OutboxTables(Database):
                 .where(outbox.c.id == entry_id)
                 .values(state=state.value, mined_hash=mined_hash, note=note[:1_000])
             )
-            if state is TxState.MINED:
+            if state in (TxState.MINED, TxState.FAILED):
                 _forget(connection, entry_id)
 
     def entry(self, entry_id: int) -> Entry:
@@ -75,8 +75,9 @@ class OutboxTables(Database):
         return found[0]
 
     def by_key(self, key: str) -> Entry | None:
-        """The entry of that key which is not abandoned."""
-        found = self._entries(outbox.c.key == key, outbox.c.state != TxState.ABANDONED.value)
+        """The entry of that key which is OPEN or MINED."""
+        alive = (TxState.OPEN.value, TxState.MINED.value)
+        found = self._entries(outbox.c.key == key, outbox.c.state.in_(alive))
         return found[0] if found else None
 
     def open_entries(self) -> Sequence[Entry]:
@@ -84,7 +85,7 @@ class OutboxTables(Database):
         return self._entries(outbox.c.state == TxState.OPEN.value)
 
     def entries_from(self, nonce: int) -> Sequence[Entry]:
-        """All OPEN and MINED entries from a nonce on."""
+        """All entries from a nonce on, but for the ABANDONED."""
         return self._entries(outbox.c.nonce >= nonce, outbox.c.state != TxState.ABANDONED.value)
 
     def recent_entries(self, limit: int = 50) -> Sequence[Entry]:

@@ -67,9 +67,11 @@ outbox: Final = Table(
     Column("note", Text, nullable=False, default=""),
 )
 
-_alive = outbox.c.state != "abandoned"
-Index("outbox_nonce", outbox.c.nonce, unique=True, sqlite_where=_alive, postgresql_where=_alive)
-Index("outbox_key", outbox.c.key, unique=True, sqlite_where=_alive, postgresql_where=_alive)
+# An abandoned transaction gives its nonce back, a failed one the key of its effect.
+_has_nonce = outbox.c.state != "abandoned"
+_has_key = outbox.c.state.in_(["open", "mined"])
+Index("outbox_nonce", outbox.c.nonce, unique=True, sqlite_where=_has_nonce)
+Index("outbox_key", outbox.c.key, unique=True, sqlite_where=_has_key)
 Index("outbox_state", outbox.c.state)
 
 attempts: Final = Table(

@@ -1,0 +1,178 @@
+"""A deployed grid on a running node, with the people who use it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from eth_account.signers.local import LocalAccount
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.contracts import UNLIMITED, Contracts
+from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import JobSubmitted
+from deepsquare_chain.chain.rpc import close, connect
+from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.node import Node, dev_accounts
+from deepsquare_chain.job import Hardware, Objective, Prices, Resources, Terms
+from deepsquare_chain.store.database import Store
+
+HARDWARE = Hardware(nodes=4, cpus_per_node=16, mem_per_node=64_000, gpus_per_node=2)
+CHEAP = Prices(cpu=10**12, gpu=10**13, mem=10**8)
+DEAR = Prices(cpu=3 * 10**12, gpu=3 * 10**13, mem=3 * 10**8)
+WEALTH = 10_000 * CREDIT
+
+
+def terms(**changes: Any) -> Terms:
+    """Terms of a small job; any field can be changed."""
+    usual: dict[str, Any] = {
+        "amount": CREDIT,
+        "time_limit": 60,
+        "resources": Resources(tasks=1, cpus_per_task=1, mem_per_cpu=100, gpus=0),
+        "retries": 1,
+        "until_spent": False,
+        "objective": Objective.COST,
+        "name": "a job",
+        "uses": "",
+    }
+    return Terms(**(usual | changes))
+
+
+def digest(text: str) -> bytes:
+    """A definition digest."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+class BorrowedNode(Node):
+    """A node that somebody else runs."""
+
+    def __init__(self, url: str, chain_id: int) -> None:
+        super().__init__(chain_id)
+        self.url = url
+
+    async def start(self) -> None:
+        """It runs already."""
+
+    async def stop(self) -> None:
+        """Its owner ends it."""
+
+
+@dataclass
+class LiveGrid:
+    """Contracts and funded accounts; a `Sender` for each is made at its first use."""
+
+    node: Node
+    w3: AsyncWeb3[Any]
+    deployment: Deployment
+    senders: dict[str, Sender] = field(default_factory=dict)
+    stores: list[Store] = field(default_factory=list)
+
+    admin: LocalAccount = field(default_factory=lambda: dev_accounts()[0])
+    scheduler: LocalAccount = field(default_factory=lambda: dev_accounts()[1])
+    customers: tuple[LocalAccount, ...] = field(default_factory=lambda: dev_accounts()[2:4])
+    providers: tuple[LocalAccount, ...] = field(default_factory=lambda: dev_accounts()[4:6])
+    stranger: LocalAccount = field(default_factory=lambda: dev_accounts()[6])
+
+    def __post_init__(self) -> None:
+        self.contracts = Contracts(self.w3, self.deployment)
+
+    def store(self, account: LocalAccount, path: Any = None) -> Store:
+        """A database of this grid and account, in memory unless a path is given."""
+        store = Store.open(
+            path,
+            chain_id=self.deployment.chain_id,
+            contract=self.deployment.scheduler,
+            account=account.address,
+        )
+        self.stores.append(store)
+        return store
+
+    def sender(self, account: LocalAccount, **options: Any) -> Sender:
+        """The one who sends for an account in this test."""
+        if account.address not in self.senders or options:
+            store = options.pop("store", None) or self.store(account)
+            settings = {"poll_interval": 0.05, **options}
+            self.senders[account.address] = Sender(
+                self.w3, account, store, chain_id=self.deployment.chain_id, **settings
+            )
+        return self.senders[account.address]
+
+    async def send(self, account: LocalAccount, call: Any, **options: Any) -> TxReceipt:
+        """Send a call and wait for it."""
+        return await self.sender(account).send(call, **options)
+
+    async def submit(self, count: int = 1, customer: int = 0, **changes: Any) -> list[int]:
+        """Submit jobs of the same terms; their ids."""
+        account = self.customers[customer]
+        digests = [digest(f"{changes} {number}") for number in range(count)]
+        call = self.contracts.scheduler.submit_jobs([(terms(**changes), digests)])
+        receipt = await self.send(account, call)
+        return [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+
+    async def run(self, job_ids: list[int], provider: int = 0) -> None:
+        """Bring PENDING jobs to RUNNING at a provider."""
+        scheduler, account = self.contracts.scheduler, self.providers[provider]
+        provider_id = await self.contracts.registry.id_of(account.address)
+        await self.send(self.scheduler, scheduler.meta_schedule({provider_id: job_ids}))
+        await self.send(account, scheduler.claim(job_ids))
+        await self.send(account, scheduler.start(job_ids))
+
+    async def close(self) -> None:
+        """Close connections and databases."""
+        for store in self.stores:
+            store.close()
+        await close(self.w3)
+
+
+async def deploy(node: Node, params: GridParams = DEMO_PARAMS) -> Deployment:
+    """Deploy a grid: two approved providers, two customers with credits and an allowance."""
+    accounts = dev_accounts()
+    params = GridParams(
+        fee_bps=params.fee_bps,
+        admin_delay=params.admin_delay,
+        approval_period=params.approval_period,
+        timeouts=params.timeouts,
+        treasury=accounts[9].address,
+        schedulers=(accounts[1].address,),
+    )
+    w3 = await connect(node.url, chain_id=node.chain_id)
+    blank = Deployment(node.chain_id, *[accounts[0].address] * 4, block=0)
+    grid = LiveGrid(node, w3, blank)
+    try:
+        grid.deployment = await deploy_grid(w3, grid.sender(grid.admin), params)
+        grid.contracts = Contracts(w3, grid.deployment)
+        registry, credit = grid.contracts.registry, grid.contracts.credit
+        offers = zip(grid.providers, (CHEAP, DEAR), strict=True)
+        await asyncio.gather(
+            *(
+                grid.send(each, registry.register(HARDWARE, prices, {"place": f"p{at}"}))
+                for at, (each, prices) in enumerate(offers)
+            ),
+            *(grid.send(grid.admin, credit.mint(each.address, WEALTH)) for each in grid.customers),
+            *(
+                grid.send(each, credit.approve(grid.contracts.scheduler.address, UNLIMITED))
+                for each in grid.customers
+            ),
+        )
+        for each in grid.providers:
+            await grid.send(grid.admin, registry.approve(each.address, 1))
+    finally:
+        await grid.close()
+    return grid.deployment
+
+
+@asynccontextmanager
+async def live_grid(node: Node, deployment: Deployment | None = None) -> AsyncIterator[LiveGrid]:
+    """A grid on a node, deployed unless it is there; on the running loop."""
+    found = deployment or await deploy(node)
+    grid = LiveGrid(node, await connect(node.url, chain_id=node.chain_id), found)
+    try:
+        yield grid
+    finally:
+        await grid.close()
