@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -227,38 +228,53 @@ async def test_background_processes_do_not_outlive_the_script(
 
 # -- cancel
 
+
+def naps(count: int) -> list[str]:
+    """Durations that no other process of this machine sleeps, to know one's own by."""
+    return [f"{random.randrange(10**5, 10**6)}.{random.randrange(10**6)}" for _ in range(count)]
+
+
+def sleeping(durations: list[str]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if len(line) == 2 and line[1] in durations and process.status() != "zombie":
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def gone_at_the_end(durations: list[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in sleeping(durations):
+            process.kill()
+
+
 RUNAWAY = """
     trap '' TERM HUP INT
-    sleep 401 &
-    setsid bash -c "trap '' TERM; sleep 402 & setsid sleep 403 & wait" &
-    (setsid env -i /bin/bash -c 'exec -a hidden sleep 404' &)
+    sleep {} &
+    setsid bash -c "trap '' TERM; sleep {} & setsid sleep {} & wait" &
+    (setsid env -i /bin/bash -c 'exec -a hidden sleep {}' &)
     echo up
     while :; do sleep 1; done
 """
 
 
-def sleepers(*numbers: int) -> list[psutil.Process]:
-    wanted = {str(number) for number in numbers}
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            line = process.cmdline()
-            if len(line) == 2 and line[1] in wanted and process.status() != "zombie":
-                found.append(process)
-    return found
-
-
 async def test_cancel_ends_descendants_that_fled_into_sessions_of_their_own(
     executor: LocalExecutor, state: Path
 ) -> None:
-    await executor.submit(make(state, "run", RUNAWAY))
-    await printed(executor, "run", b"up")
-    await until(lambda: len(sleepers(401, 402, 403, 404)) == 4)
-    began = time.monotonic()
-    await executor.cancel("run")
-    assert sleepers(401, 402, 403, 404) == []
+    durations = naps(4)
+    with gone_at_the_end(durations):
+        await executor.submit(make(state, "run", RUNAWAY.format(*durations)))
+        await until(lambda: len(sleeping(durations)) == 4)
+        began = time.monotonic()
+        await executor.cancel("run")
+        assert sleeping(durations) == []
+        assert time.monotonic() - began < 6
     assert alive_in(state) == []
-    assert time.monotonic() - began < 6
     end = await ended(executor, "run")
     assert (end.reason, end.code) == ("cancelled", 137)
     await executor.cancel("run")
@@ -378,14 +394,16 @@ async def test_runs_survive_the_daemon_and_are_adopted(
 async def test_killed_supervisor_is_lost_and_leaves_nothing_behind(
     executor: LocalExecutor, state: Path
 ) -> None:
-    await executor.submit(make(state, "run", "setsid sleep 411 & sleep 412 & echo up; sleep 413"))
-    await printed(executor, "run", b"up")
-    await until(lambda: len(sleepers(411, 412, 413)) == 3)
-    os.kill(owner_pid(state, "run"), signal.SIGKILL)
-    end = await ended(executor, "run")
+    durations = naps(3)
+    script = "setsid sleep {} & sleep {} & sleep {}".format(*durations)
+    with gone_at_the_end(durations):
+        await executor.submit(make(state, "run", script))
+        await until(lambda: len(sleeping(durations)) == 3)
+        os.kill(owner_pid(state, "run"), signal.SIGKILL)
+        end = await ended(executor, "run")
+        assert sleeping(durations) == []
     assert (end.reason, end.code) == ("lost", 137)
     assert end.seconds <= 5
-    assert sleepers(411, 412, 413) == []
     assert alive_in(state) == []
     assert await ended(LocalExecutor(state, OFFER), "run") == end
     assert await executor.capacity() == OFFER
