@@ -25,6 +25,7 @@ from deepsquare_chain.devnet.node import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.pool import Pool, PooledTransaction
 from deepsquare_chain.devnet.rpcerrors import reverted
 from deepsquare_chain.devnet.rpcserver import MAX_BODY
+from deepsquare_chain.devnet.serving import open_listener
 from deepsquare_chain.errors import UsageError
 
 GWEI = 10**9
@@ -838,6 +839,11 @@ class TestLife:
             assert "port" in caught.value.hint
         with pytest.raises(UsageError):
             await EmbeddedChain(port=70_000).start()
+
+    def test_answers_are_not_held_back(self) -> None:
+        # asyncio sets TCP_NODELAY only on sockets that say they are TCP; else 40 ms an answer.
+        with open_listener(0) as listener:
+            assert listener.proto == socket.IPPROTO_TCP
 
     async def test_the_port_is_free_again_afterwards(self) -> None:
         async with EmbeddedChain(block_time=None) as chain:
