@@ -43,15 +43,13 @@ from deepsquare_chain.chain.eventtypes import (
     Transfer,
     TransitionSkipped,
 )
+from deepsquare_chain.chain.records import from_word, read_terms
 from deepsquare_chain.chain.registry import parse_labels
-from deepsquare_chain.chain.scheduler import from_word
 from deepsquare_chain.job import (
     Hardware,
     JobStatus,
-    Objective,
     Offer,
     Prices,
-    Resources,
     Terms,
 )
 
@@ -92,24 +90,10 @@ __all__ = [
 ]
 
 
-def _terms(values: tuple[Any, ...]) -> Terms:
-    amount, limit, tasks, cpus, memory, gpus, retries, until_spent, objective, name, uses = values
-    return Terms(
-        amount=amount,
-        time_limit=limit,
-        resources=Resources(tasks, cpus, memory, gpus),
-        retries=retries,
-        until_spent=until_spent,
-        objective=Objective(objective),
-        name=name,
-        uses=uses,
-    )
-
-
 _READERS: Final[Mapping[Any, Callable[[Any], Any]]] = MappingProxyType(
     {
         JobStatus: JobStatus,
-        Terms: _terms,
+        Terms: read_terms,
         Hardware: lambda values: Hardware(*values),
         Offer: lambda values: Offer(*values),
         Prices: lambda values: Prices(*values),

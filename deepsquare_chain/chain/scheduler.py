@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from eth_utils.crypto import keccak
@@ -19,56 +18,23 @@ from deepsquare_chain.chain.calls import (
     plural,
 )
 from deepsquare_chain.chain.credit import Permit
+from deepsquare_chain.chain.records import (
+    Clock,
+    Parameters,
+    Report,
+    read_job,
+    request_values,
+    short,
+    to_word,
+)
 from deepsquare_chain.chain.reverts import selector_name
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.job import Job, JobStatus, Resources, Terms
+from deepsquare_chain.job import Job, JobStatus, Terms
 
 METASCHEDULER_ROLE = keccak(text="METASCHEDULER_ROLE")
 #: Records read in one call: far below any node's limit of gas for a call.
 READ_CHUNK: Final = 500
-MAX_REASON_BYTES: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How a run ended; `seconds_used` is what to bill, `result` a SHA-256 or zeros.
-
-    Of `reason`, 32 bytes reach the chain.
-    """
-
-    job_id: int
-    seconds_used: int
-    exit_code: int
-    result: bytes = bytes(32)
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """A provider's challenge clock; times in seconds, zero where there is none."""
-
-    account: str
-    challenged_at: int
-    challenged_block: int
-    answered_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What rules all jobs of a deployment; seconds, but for `response_blocks`."""
-
-    claim_timeout: int
-    pending_timeout: int
-    response_timeout: int
-    response_blocks: int
-    report_grace: int
-    top_up_notice: int
-    fee_bps: int
-    submissions_open: bool
-    credit: str
-    registry: str
-    treasury: str
 
 
 class MetaSchedulerContract(ContractBase):
@@ -102,7 +68,7 @@ class MetaSchedulerContract(ContractBase):
             *(self._one("getJobs", list(run), block=block_identifier) for run in runs)
         )
         return [
-            _job(number, record)
+            read_job(number, record)
             for run, records in zip(runs, found, strict=True)
             for number, record in zip(run, records, strict=True)
         ]
@@ -166,13 +132,13 @@ class MetaSchedulerContract(ContractBase):
 
     def submit_jobs(self, requests: Sequence[tuple[Terms, Sequence[bytes]]]) -> Call:
         """One PENDING job for each definition digest, escrow from the sender's allowance."""
-        return self._call("submitJobs", _requests(requests), label=_submit_label(requests))
+        return self._call("submitJobs", request_values(requests), label=_submit_label(requests))
 
     def submit_jobs_with_permit(
         self, requests: Sequence[tuple[Terms, Sequence[bytes]]], permit: Permit
     ) -> Call:
         """The same with a permit, in one transaction."""
-        arguments = (_requests(requests), permit.to_tuple())
+        arguments = (request_values(requests), permit.to_tuple())
         return self._call("submitJobsWithPermit", *arguments, label=_submit_label(requests))
 
     def cancel(self, job_ids: Sequence[int]) -> Call:
@@ -255,67 +221,9 @@ class MetaSchedulerContract(ContractBase):
         return self._call(name, list(job_ids), *more, label=_label(name, job_ids))
 
 
-def short(reason: str) -> str:
-    """A reason cut to what the contract takes, between characters."""
-    return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-
-
-def to_word(text: str) -> bytes:
-    """A few words as the contract keeps them: UTF-8, cut between characters, padded with zeros."""
-    kept = text.encode("utf-8", "replace")[:32].decode("utf-8", "ignore").encode()
-    return kept.ljust(32, b"\0")
-
-
-def from_word(word: bytes) -> str:
-    """The words again."""
-    return word.rstrip(b"\0").decode("utf-8", "replace")
-
-
 def _label(verb: str, job_ids: Sequence[int]) -> str:
     return f"{verb} job {job_ids[0]}" if len(job_ids) == 1 else f"{verb} {len(job_ids)} jobs"
 
 
 def _submit_label(requests: Sequence[tuple[Terms, Sequence[bytes]]]) -> str:
     return f"submit {plural(sum(len(digests) for _, digests in requests), 'job')}"
-
-
-def _requests(requests: Sequence[tuple[Terms, Sequence[bytes]]]) -> list[Any]:
-    return [(_terms(terms), [bytes(digest) for digest in digests]) for terms, digests in requests]
-
-
-def _terms(terms: Terms) -> tuple[Any, ...]:
-    size = terms.resources
-    return (
-        terms.amount,
-        terms.time_limit,
-        size.tasks,
-        size.cpus_per_task,
-        size.mem_per_cpu,
-        size.gpus,
-        terms.retries,
-        terms.until_spent,
-        int(terms.objective),
-        terms.name,
-        terms.uses,
-    )
-
-
-def _job(number: int, record: tuple[Any, ...]) -> Job:
-    (customer, status, since, provider_id, memory, retries, until_spent, escrow) = record[:8]
-    (rate, limit, tasks, cpus, gpus, fee, definition, retry_of) = record[8:]
-    return Job(
-        id=number,
-        customer=customer,
-        status=JobStatus(status),
-        since=since,
-        provider_id=provider_id,
-        resources=Resources(tasks, cpus, memory, gpus),
-        retries_left=retries,
-        until_spent=until_spent,
-        escrow=escrow,
-        rate=rate,
-        time_limit=limit,
-        fee_bps=fee,
-        definition=definition,
-        retry_of=retry_of,
-    )

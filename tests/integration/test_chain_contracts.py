@@ -13,8 +13,8 @@ from deepsquare_chain.chain.events import (
     JobSettled,
     JobToppedUp,
     JobTransition,
-    TransitionSkipped,
     Transfer,
+    TransitionSkipped,
 )
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.verifying import role_holders, verify_deployment
