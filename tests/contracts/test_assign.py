@@ -165,9 +165,7 @@ def test_nothing_applied_reverts_with_the_first_reason(grid: Grid, host: Host) -
     poor, large = grid.submit(amount=1), grid.submit(tasks=100)
     with reverts("OverBudget", poor):
         grid.assign(host, poor, large, 999)
-    with reverts(
-        "InvalidTransition", 999, JobStatus.NONE, JobStatus.META_SCHEDULED
-    ):
+    with reverts("InvalidTransition", 999, JobStatus.NONE, JobStatus.META_SCHEDULED):
         grid.assign(host, 999, poor, large)
 
 
@@ -235,9 +233,7 @@ def test_an_expired_or_draining_provider_ends_what_it_has(grid: Grid, host: Host
     grid.scheduler.start([one, two], sender=host.account)
     grid.registry.ban(host.account, "", sender=grid.admin)
     grid.chain.advance(5)
-    receipt = grid.scheduler.finish(
-        [grid.report(one, 5), grid.report(two, 5)], sender=host.account
-    )
+    receipt = grid.scheduler.finish([grid.report(one, 5), grid.report(two, 5)], sender=host.account)
     assert len(receipt.named("JobSettled")) == 2
 
 

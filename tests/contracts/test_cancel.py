@@ -106,9 +106,7 @@ def test_final_and_unknown_jobs_stay(grid: Grid, host: Host) -> None:
         assert grid.job(job_id) == before
 
 
-def test_a_batch_refunds_and_pays_each_recipient_once(
-    grid: Grid, host: Host, other: Host
-) -> None:
+def test_a_batch_refunds_and_pays_each_recipient_once(grid: Grid, host: Host, other: Host) -> None:
     ids = [grid.running(where) for where in (host, other, host)] + [grid.submit()]
     grid.chain.advance(10)
     receipt = grid.scheduler.cancel(ids, sender=grid.alice)

@@ -38,18 +38,14 @@ def test_a_permit_pays_a_top_up(grid: Grid, host: Host) -> None:
 
 def test_somebody_else_used_it_first_and_it_still_works(grid: Grid) -> None:
     permit = grid.permit(grid.alice, ESCROW)
-    grid.credit.permit(
-        grid.alice, grid.scheduler.address, *permit.values(), sender=grid.stranger
-    )
+    grid.credit.permit(grid.alice, grid.scheduler.address, *permit.values(), sender=grid.stranger)
     assert submit(grid, permit, grid.alice) == 1
 
 
 def test_a_top_up_with_a_used_permit_still_works(grid: Grid) -> None:
     job_id = grid.submit(grid.bob)
     permit = grid.permit(grid.alice, 5)
-    grid.credit.permit(
-        grid.alice, grid.scheduler.address, *permit.values(), sender=grid.stranger
-    )
+    grid.credit.permit(grid.alice, grid.scheduler.address, *permit.values(), sender=grid.stranger)
     grid.scheduler.topUpWithPermit(job_id, grid.bob, 5, permit, sender=grid.alice)
     assert grid.job(job_id).escrow == ESCROW + 5
 

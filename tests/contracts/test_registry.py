@@ -174,9 +174,7 @@ def test_the_last_id(grid: Grid) -> None:
     grid.register(account)
     grid.register(person("too late"))
     address = bytes.fromhex(grid.registry.address[2:])
-    slot = next(
-        s for s in range(16) if _count_with(grid, address, s, 65_534) == 65_534
-    )
+    slot = next(s for s in range(16) if _count_with(grid, address, s, 65_534) == 65_534)
     grid.chain.state.set_storage(
         address, slot, grid.chain.state.get_storage(address, slot) & ~0xFFFF | 65_534
     )

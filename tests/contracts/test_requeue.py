@@ -147,9 +147,7 @@ def test_the_job_can_be_assigned_again_at_another_price(
 
 def test_batches_apply_what_they_can(grid: Grid, host: Host, other: Host) -> None:
     own, foreign, pending = grid.assigned(host), grid.assigned(other), grid.submit()
-    receipt = grid.scheduler.requeue(
-        [foreign, own, pending, own, 0], "", sender=host.account
-    )
+    receipt = grid.scheduler.requeue([foreign, own, pending, own, 0], "", sender=host.account)
     assert [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")

@@ -37,7 +37,7 @@ BUILT_IN_ERRORS = [
 ]
 
 
-class Reverted(Exception):
+class Reverted(Exception):  # noqa: N818 - what happened, as the chain says it
     """A call that the contract refused; `args` are the error's arguments."""
 
     def __init__(self, name: str, args: tuple[Any, ...], data: bytes) -> None:
@@ -96,7 +96,7 @@ def signature(entry: Mapping[str, Any]) -> str:
 
 @cache
 def _record(fields: tuple[str, ...]) -> Any:
-    return namedtuple("Record", fields)  # noqa: PYI024 - built from an ABI
+    return namedtuple("Record", fields)
 
 
 def flatten(parameter: Mapping[str, Any], value: Any) -> Any:

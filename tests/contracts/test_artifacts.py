@@ -1,0 +1,130 @@
+"""The committed artifacts are what the committed sources compile to, from any folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.evm import ARTIFACTS, Reverted, load_artifact, person
+from tests.support.grid import Grid
+from tests.support.hostile import require_compiler
+
+pytestmark = pytest.mark.contracts
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("Credit", "ProviderRegistry", "MetaScheduler")
+SIZE_LIMIT = 24_576
+
+
+def compile_in(tree: Path, cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(tree / "scripts" / "compile.py"), *options],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def copied_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources in another folder, with the npm parts linked."""
+    require_compiler()
+    tree = tmp_path_factory.mktemp("another place")
+    shutil.copytree(ROOT / "contracts", tree / "contracts")
+    shutil.copytree(
+        ROOT / "scripts", tree / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tree / "node_modules").symlink_to(ROOT / "node_modules")
+    return tree
+
+
+def test_the_same_bytes_from_another_folder(copied_tree: Path, tmp_path: Path) -> None:
+    done = compile_in(copied_tree, tmp_path, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for name in NAMES:
+        built = (tmp_path / f"{name}.json").read_bytes()
+        committed = (ARTIFACTS / f"{name}.json").read_bytes()
+        assert built == committed, f"{name}.json is stale: run `make contracts`"
+
+
+def test_a_check_names_what_is_stale(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scripts import compile as build  # noqa: PLC0415 - py-solc-x is a part for developers
+
+    built = {name: load_artifact(name) for name in NAMES}
+    monkeypatch.setattr(build, "compile_contracts", lambda **_: built)
+    monkeypatch.setattr(sys, "argv", ["compile.py", "--check"])
+    build.main()
+    assert "MetaScheduler" in capsys.readouterr().out
+    built["MetaScheduler"] = built["MetaScheduler"] | {"metadata": "changed"}
+    with pytest.raises(SystemExit, match=r"Out of date: MetaScheduler\."):
+        build.main()
+
+
+def test_without_ir_it_compiles_too(copied_tree: Path) -> None:
+    """Coverage tools need that."""
+    done = compile_in(copied_tree, copied_tree, "--no-ir")
+    assert done.returncode == 0, done.stderr
+    for name in NAMES:
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chain_accepts_its_size(name: str) -> None:
+    assert len(load_artifact(name)["deployedBytecode"]) // 2 - 1 <= SIZE_LIMIT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_artifact_holds_what_a_deployment_needs(name: str) -> None:
+    artifact = load_artifact(name)
+    assert artifact["contractName"] == name
+    assert {"abi", "bytecode", "deployedBytecode", "immutableReferences", "metadata"} <= set(
+        artifact
+    )
+    assert len({load_artifact(other)["inputDigest"] for other in NAMES}) == 1
+    assert str(ROOT) not in (ARTIFACTS / f"{name}.json").read_text(encoding="utf-8")
+
+
+def test_deployed_code_is_the_artifacts_but_for_immutables(grid: Grid) -> None:
+    for name, contract in (
+        ("Credit", grid.credit),
+        ("ProviderRegistry", grid.registry),
+        ("MetaScheduler", grid.scheduler),
+    ):
+        artifact = load_artifact(name)
+        expected = bytearray.fromhex(artifact["deployedBytecode"][2:])
+        found = bytearray(grid.chain.state.get_code(bytes.fromhex(contract.address[2:])))
+        for places in artifact["immutableReferences"].values():
+            for place in places:
+                cut = slice(place["start"], place["start"] + place["length"])
+                assert not any(expected[cut])
+                found[cut] = bytes(place["length"])
+        assert found == expected
+
+
+def test_a_missing_compiler_fails_where_real_parts_are_demanded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setenv("DEEPSQUARE_REQUIRE_REAL", "1")
+    with pytest.raises(pytest.fail.Exception, match="npm ci"):
+        require_compiler()
+    monkeypatch.setitem(os.environ, "DEEPSQUARE_REQUIRE_REAL", "0")
+    with pytest.raises(pytest.skip.Exception):
+        require_compiler()
+
+
+def test_no_function_takes_ether(grid: Grid) -> None:
+    """Ether sent by mistake would be stuck, so none is accepted."""
+    for name in NAMES:
+        payable = [e for e in load_artifact(name)["abi"] if e.get("stateMutability") == "payable"]
+        assert payable == []
+    with pytest.raises(Reverted):
+        grid.chain.run(grid.scheduler.address, b"", person("alice"))
