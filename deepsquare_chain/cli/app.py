@@ -7,18 +7,43 @@ from typing import Annotated
 import typer
 
 from deepsquare_chain import __version__
-from deepsquare_chain.cli import credit
+from deepsquare_chain.cli import (
+    admin,
+    audit,
+    config,
+    contracts,
+    credit,
+    demo,
+    devnet,
+    job,
+    metascheduler,
+    provider,
+    submit,
+    wallet,
+)
 
 app = typer.Typer(
     name="deepsquare",
     help="A grid of compute providers whose jobs and credits live on an Ethereum chain.",
     no_args_is_help=True,
-    add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
 )
-for name, group in {"credit": credit.app}.items():
-    app.add_typer(group, name=name)
+# Without a name the commands of a group stand at the top.
+for top in (demo.app, submit.app, config.doctor_app):
+    app.add_typer(top)
+for group in (
+    job,
+    credit,
+    wallet,
+    provider,
+    metascheduler,
+    admin,
+    audit,
+    contracts,
+    devnet,
+    config,
+):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _print_version(wanted: bool) -> None:
@@ -29,11 +54,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[
+    _version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Read the options that stand before any command."""
+    """A grid of compute providers whose jobs and credits live on an Ethereum chain."""

@@ -1,20 +1,77 @@
-"""Credits: balances, transfers, allowances, statements."""
+"""Credits: balances, transfers, allowances, statements, and the devnet's faucet."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import AccountArgument, CreditsArgument
 
-app = typer.Typer(help="Credits: balances, transfers, allowances, statements.", no_args_is_help=True)
+app = typer.Typer(help="Balances, transfers, allowances, statements.", no_args_is_help=True)
+
+_BALANCE: Final = (
+    Column("account", "account"),
+    Column("balance", "credits", Kind.CREDITS),
+    Column("allowance", "allowed to the scheduler", Kind.CREDITS),
+    Column("parked", "parked at the scheduler", Kind.CREDITS),
+    Column("gas", "coin for gas", Kind.CREDITS),
+)
 
 
 @command(app)
-async def balance(
+async def balance(desk: Desk, account: AccountArgument = None) -> None:
+    """Show credits, allowance and coin for gas of an account."""
+    from deepsquare_chain.client.accounts import balances
+    from deepsquare_chain.client.network import open_grid, own_address
+
+    address = own_address(desk.settings, account)
+    async with open_grid(desk.settings) as contracts:
+        found = await balances(contracts, address)
+    desk.printer.record(
+        _BALANCE, (found.account, found.credits, found.allowance, found.parked, found.gas)
+    )
+
+
+@command(app)
+async def transfer(
     desk: Desk,
-    account: Annotated[str | None, typer.Argument(help="Address; your own by default.")] = None,
+    to: Annotated[str, typer.Argument(help="Address of the recipient.")],
+    credits: CreditsArgument,
 ) -> None:
-    """Show credits and gas of an account."""
-    print(desk.settings, account)
+    """Give credits to another account."""
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        desk.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
+
+
+@command(app)
+async def approve(desk: Desk, credits: CreditsArgument) -> None:
+    """Let the scheduler take up to this many credits for jobs; 0 takes the allowance back."""
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        spender = wallet.contracts.scheduler.address
+        desk.receipt(await wallet.send(wallet.contracts.credit.approve(spender, credits)))
+
+
+@command(app)
+async def statement(desk: Desk, account: AccountArgument = None) -> None:
+    """Show all that an account paid and got, from events alone."""
+    from deepsquare_chain.cli.audit import print_statement
+
+    await print_statement(desk, account)
+
+
+@command(app)
+async def faucet(desk: Desk, account: AccountArgument = None) -> None:
+    """Ask the devnet's faucet for credits and gas."""
+    from deepsquare_chain.client.accounts import ask_faucet
+    from deepsquare_chain.client.network import own_address
+
+    address = own_address(desk.settings, account)
+    await ask_faucet(desk.settings, address)
+    desk.printer.note(f"The faucet paid credits and gas to {address}.")

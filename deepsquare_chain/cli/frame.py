@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 
 import typer
 
-from deepsquare_chain.cli.output import Format, Printer
+from deepsquare_chain.cli.output import Column, Format, Kind, Printer
 from deepsquare_chain.client.plain import plain
 from deepsquare_chain.errors import GridError
 
 if TYPE_CHECKING:
+    from deepsquare_chain.chain.sender import TxReceipt
     from deepsquare_chain.settings import Settings
 
 P = ParamSpec("P")
@@ -42,6 +43,15 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
 }
 
 
+_RECEIPT: Final = (
+    Column("label", "done"),
+    Column("transaction", "transaction"),
+    Column("block", "block", Kind.NUMBER),
+    Column("gas_used", "gas used", Kind.NUMBER),
+    Column("gas_fee", "gas fee (coin)", Kind.CREDITS),
+)
+
+
 class Desk:
     """What a command works with: a printer, and the settings once it asks for them."""
 
@@ -62,6 +72,19 @@ class Desk:
         from deepsquare_chain.settings import load_settings
 
         return load_settings(self.flags)
+
+    def receipt(self, receipt: TxReceipt) -> None:
+        """Print what became of a transaction."""
+        self.printer.record(
+            _RECEIPT,
+            (
+                receipt.label,
+                receipt.hash,
+                receipt.block_number,
+                receipt.gas_used,
+                receipt.fee_wei,
+            ),
+        )
 
 
 def command(

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import IO, Any
 
-from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.client.plain import plain
+from deepsquare_chain.credits import format_credits, hourly
 
 
 class Format(StrEnum):
@@ -73,6 +73,17 @@ class Printer:
         self.out.write(f"{text}\n")
         self.out.flush()
 
+    def raw(self, data: bytes) -> None:
+        """Pass bytes through; on a terminal without control codes, since they are a stranger's."""
+        text = data.decode("utf-8", "replace")
+        if self.out.isatty():
+            self.out.write(plain(text, keep="\n\t"))
+        elif (buffer := getattr(self.out, "buffer", None)) is not None:
+            buffer.write(data)
+        else:
+            self.out.write(text)
+        self.out.flush()
+
     def document(self, value: Any) -> None:
         """Print a JSON document, whatever the format."""
         self.text(json.dumps(value, indent=2, ensure_ascii=True))
@@ -114,9 +125,7 @@ class Printer:
             writer.writerow([_csv_cell(cell, key in texts) for key, cell in found.items()])
         self.out.flush()
 
-    def _table(
-        self, columns: Sequence[Column], rows: Sequence[Sequence[Any]], title: str
-    ) -> None:
+    def _table(self, columns: Sequence[Column], rows: Sequence[Sequence[Any]], title: str) -> None:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text

@@ -9,7 +9,8 @@ from typing import Any
 
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.events import Event, decode_logs
+from deepsquare_chain.chain.events import decode_logs
+from deepsquare_chain.chain.eventtypes import Event
 
 
 @dataclass(slots=True)
@@ -25,7 +26,8 @@ class BlockReader:
     """Follows a chain that never reorganises, from its first block.
 
     `by_account` holds every transaction there was; `by_job` shares each transaction's wei equally
-    among the jobs that its events name.
+    among the jobs that its events name. `events` are all so far, `times` the chain time of every
+    block, in seconds.
     """
 
     def __init__(self, w3: AsyncWeb3[Any]) -> None:
@@ -33,6 +35,8 @@ class BlockReader:
         self._next = 0
         self.by_account: dict[str, Gas] = defaultdict(Gas)
         self.by_job: dict[int, int] = defaultdict(int)
+        self.events: list[Event] = []
+        self.times: dict[int, int] = {}
 
     async def poll(self) -> list[Event]:
         """Events of all blocks that are new, in their order."""
@@ -40,6 +44,7 @@ class BlockReader:
         found: list[Event] = []
         while self._next <= head:
             block = await self._w3.eth.get_block(self._next)
+            self.times[self._next] = int(block["timestamp"])
             hashes = block.get("transactions", [])
             receipts = await asyncio.gather(
                 *(self._w3.eth.get_transaction_receipt(each) for each in hashes)  # type: ignore[arg-type]
@@ -47,6 +52,7 @@ class BlockReader:
             for receipt in receipts:
                 found += self._read(dict(receipt))
             self._next += 1
+        self.events += found
         return found
 
     def _read(self, receipt: dict[str, Any]) -> list[Event]:

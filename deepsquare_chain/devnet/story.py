@@ -67,9 +67,7 @@ class Line:
     job_ids: tuple[int, ...]
 
 
-def lines(
-    parts: Mapping[int, Part], histories: Mapping[int, History]
-) -> list[Line]:
+def lines(parts: Mapping[int, Part], histories: Mapping[int, History]) -> list[Line]:
     """Each part's line of jobs; `parts` is by the id of the first job."""
     found = []
     for first, part in sorted(parts.items()):
@@ -89,9 +87,7 @@ def problems(
     """What went otherwise than the story says; empty when all is well."""
     by_name = {line.part.name: line for line in found}
     return [
-        text
-        for part in parts
-        for text in _problems(part, by_name.get(part.name), jobs, histories)
+        text for part in parts for text in _problems(part, by_name.get(part.name), jobs, histories)
     ]
 
 

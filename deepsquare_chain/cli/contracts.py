@@ -1,0 +1,94 @@
+"""The contracts: deploy, verify, show where they are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Kind
+
+app = typer.Typer(help="Deploy, verify, show addresses.", no_args_is_help=True)
+
+_ADDRESSES: Final = (
+    Column("chain_id", "chain", Kind.NUMBER),
+    Column("credit", "Credit"),
+    Column("registry", "ProviderRegistry"),
+    Column("scheduler", "MetaScheduler"),
+    Column("treasury", "treasury"),
+    Column("block", "since block", Kind.NUMBER),
+)
+_VERIFIED: Final = (
+    Column("contract", "contract"),
+    Column("address", "address"),
+    Column("matches", "matches this program's build", Kind.FLAG),
+)
+
+
+@command(app)
+async def addresses(desk: Desk) -> None:
+    """Show the deployment record."""
+    from deepsquare_chain.chain.deployment import Deployment
+
+    found = Deployment.load(desk.settings.deployment)
+    desk.printer.record(
+        _ADDRESSES,
+        (
+            found.chain_id,
+            found.credit,
+            found.registry,
+            found.scheduler,
+            found.treasury,
+            found.block,
+        ),
+    )
+
+
+@command(app)
+async def verify(desk: Desk) -> int:
+    """Compare the code on chain with this program's build; exit 10 if it differs."""
+    from deepsquare_chain.client.codecheck import check_code
+    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.errors import AuditError
+
+    async with open_grid(desk.settings) as contracts:
+        found = await check_code(contracts)
+    desk.printer.rows(_VERIFIED, ((each.name, each.address, each.matches) for each in found))
+    return 0 if all(each.matches for each in found) else AuditError.exit_code
+
+
+@command(app)
+async def deploy(
+    desk: Desk,
+    fee_bps: Annotated[int, typer.Option(min=0, max=2_000, help="Fee in basis points.")] = 500,
+    treasury: Annotated[str, typer.Option(help="Who gets the fees; this wallet by default.")] = "",
+    scheduler: Annotated[
+        list[str] | None, typer.Option(help="Who may assign jobs; may be repeated.")
+    ] = None,
+    demo_timeouts: Annotated[
+        bool, typer.Option("--demo-timeouts", help="Timeouts of seconds, for trying things out.")
+    ] = False,
+) -> None:
+    """Deploy new contracts from this wallet and write the deployment record."""
+    from deepsquare_chain.client.deploy import deploy as run
+
+    deployment = await run(
+        desk.settings,
+        fee_bps=fee_bps,
+        treasury=treasury,
+        schedulers=scheduler or [],
+        demo_timeouts=demo_timeouts,
+    )
+    desk.printer.note(f"The record is {desk.settings.deployment}.")
+    desk.printer.record(
+        _ADDRESSES,
+        (
+            deployment.chain_id,
+            deployment.credit,
+            deployment.registry,
+            deployment.scheduler,
+            deployment.treasury,
+            deployment.block,
+        ),
+    )

@@ -1,0 +1,39 @@
+"""The demo: one job's whole life, and six others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Format
+from deepsquare_chain.cli.types import ChainKind
+
+app = typer.Typer()
+
+
+@command(app)
+async def demo(
+    desk: Desk,
+    chain: Annotated[
+        ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
+    ] = ChainKind.EMBEDDED,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="New folder for its state and logs; .deepsquare/demo-... by default."),
+    ] = None,
+) -> int:
+    """Run a whole grid on this machine, from submission to audit; under 90 seconds."""
+    from deepsquare_chain.devnet.demo import run_demo
+
+    as_json = desk.printer.style is Format.JSON
+    result = await run_demo(
+        chain=chain.value,
+        folder=folder,
+        stream=desk.printer.err if as_json else desk.printer.out,
+    )
+    if as_json:
+        desk.printer.document(result.document)
+    return 0 if result.ok else 1

@@ -1,0 +1,40 @@
+"""A local grid for trying things out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.types import ChainKind
+
+app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Run a local grid."""
+
+
+@command(app)
+async def up(
+    desk: Desk,
+    chain: Annotated[
+        ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
+    ] = ChainKind.EMBEDDED,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of the chain; 0 takes a free one.")
+    ] = 8545,
+    faucet_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of the faucet; 0 takes a free one.")
+    ] = 8546,
+    folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
+) -> None:
+    """Start chain, contracts, wallets, providers' registrations and faucet; stay until Ctrl-C."""
+    from deepsquare_chain.devnet.up import run_devnet
+
+    await run_devnet(
+        folder, chain=chain.value, port=port, faucet_port=faucet_port, tell=desk.printer.note
+    )

@@ -1,0 +1,233 @@
+"""Jobs: list, look at, watch, read their output, cancel, top up, retry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import CreditsArgument, JobArgument, JobArguments, amount
+from deepsquare_chain.job import Job
+
+if TYPE_CHECKING:
+    from deepsquare_chain.chain.contracts import Contracts
+    from deepsquare_chain.client.history import History
+
+app = typer.Typer(help="List, look at, watch, read, cancel, top up, retry.", no_args_is_help=True)
+
+_LIST: Final = (
+    Column("id", "job", Kind.NUMBER),
+    Column("name", "name"),
+    Column("status", "status"),
+    Column("provider", "provider", Kind.NUMBER),
+    Column("escrow", "escrow or consumed", Kind.CREDITS),
+    Column("time_limit", "limit (s)", Kind.NUMBER),
+    Column("since", "since (UTC)", Kind.TIME),
+)
+_JOB: Final = (
+    Column("id", "job", Kind.NUMBER),
+    Column("name", "name"),
+    Column("status", "status"),
+    Column("customer", "customer"),
+    Column("provider_id", "provider id", Kind.NUMBER),
+    Column("provider", "provider"),
+    Column("since", "since (UTC)", Kind.TIME),
+    Column("tasks", "tasks", Kind.NUMBER),
+    Column("cpus", "cpus", Kind.NUMBER),
+    Column("memory", "memory (MB)", Kind.NUMBER),
+    Column("gpus", "gpus", Kind.NUMBER),
+    Column("time_limit", "time limit (s)", Kind.NUMBER),
+    Column("until_spent", "until spent", Kind.FLAG),
+    Column("uses", "uses"),
+    Column("rate", "rate", Kind.RATE),
+    Column("escrow", "escrow or consumed", Kind.CREDITS),
+    Column("funded", "funded", Kind.CREDITS),
+    Column("paid", "paid to the provider", Kind.CREDITS),
+    Column("fee", "fee", Kind.CREDITS),
+    Column("refunded", "refunded", Kind.CREDITS),
+    Column("billed_seconds", "billed (s)", Kind.NUMBER),
+    Column("exit_code", "exit code", Kind.NUMBER),
+    Column("reason", "reason"),
+    Column("retries_left", "retries left", Kind.NUMBER),
+    Column("retry_of", "continues job", Kind.NUMBER),
+    Column("successor", "continued by job", Kind.NUMBER),
+    Column("definition", "definition (SHA-256)"),
+)
+
+
+@command(app, "list")
+async def list_jobs(
+    desk: Desk,
+    everybody: Annotated[bool, typer.Option("--all", help="Jobs of all customers.")] = False,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", help="Only this status; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
+) -> None:
+    """List the newest jobs."""
+    from deepsquare_chain.client.joblist import newest, parse_statuses
+    from deepsquare_chain.client.network import open_grid, own_address
+
+    wanted = parse_statuses(status or [])
+    customer = None if everybody else own_address(desk.settings, None)
+    async with open_grid(desk.settings) as contracts:
+        found = await newest(contracts, limit=limit, customer=customer, statuses=wanted)
+    desk.printer.rows(
+        _LIST,
+        (
+            (j.id, name, j.status.name, j.provider_id or None, j.escrow, j.time_limit, j.since)
+            for j, name in found
+        ),
+        empty="No jobs." if everybody else "No jobs of this wallet; --all lists everybody's.",
+    )
+
+
+@command(app)
+async def get(desk: Desk, job: JobArgument) -> None:
+    """Show all that the chain knows of a job."""
+    from deepsquare_chain.client.network import open_grid
+
+    async with open_grid(desk.settings) as contracts:
+        await _print_job(desk, contracts, await contracts.scheduler.get_job(job))
+
+
+@command(app)
+async def why(desk: Desk, job: JobArgument) -> None:
+    """Tell in words why a job is where it is."""
+    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.devnet.why import explain
+
+    async with open_grid(desk.settings) as contracts:
+        desk.printer.text(await explain(contracts, job))
+
+
+@command(app)
+async def watch(
+    desk: Desk,
+    job: JobArgument,
+    wait_timeout: Annotated[
+        float | None,
+        typer.Option("--wait-timeout", min=0, metavar="SECONDS", help="Longest wait (exit 9)."),
+    ] = None,
+) -> int:
+    """Follow a job and its successors to the end; exit with the job's own code."""
+    from deepsquare_chain.client.network import open_grid
+
+    async with open_grid(desk.settings) as contracts:
+        return await watch_one(desk, contracts, job, wait_timeout)
+
+
+async def watch_one(desk: Desk, contracts: Any, job_id: int, timeout: float | None) -> int:
+    """Tell each change on stderr, print the final record; the job's exit code."""
+    from deepsquare_chain.client.watching import watch
+
+    def tell(job: Job) -> None:
+        where = f" at provider {job.provider_id}" if job.provider_id else ""
+        continues = f" (continues job {job.retry_of})" if job.retry_of else ""
+        desk.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
+
+    interval = desk.settings.poll_interval
+    ended = await watch(contracts, job_id, interval=interval, timeout=timeout, on_change=tell)
+    await _print_job(desk, contracts, ended.job)
+    return ended.exit_code
+
+
+@command(app)
+async def logs(
+    desk: Desk,
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+) -> None:
+    """Print what a job printed; reads the run's folder of a provider on this machine."""
+    from deepsquare_chain.cli.outputs import stream
+    from deepsquare_chain.client.network import open_grid
+
+    async with open_grid(desk.settings) as contracts:
+        await stream(desk, contracts, job, follow=follow)
+
+
+@command(app)
+async def cancel(desk: Desk, jobs: JobArguments) -> None:
+    """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        for job_id in jobs:
+            await wallet.contracts.scheduler.get_job(job_id)
+        desk.receipt(await wallet.send(wallet.contracts.scheduler.cancel(jobs)))
+
+
+@command(app)
+async def topup(desk: Desk, job: JobArgument, credits: CreditsArgument) -> None:
+    """Add credits to a live job, and time if it has a provider and a limit."""
+    from deepsquare_chain.client.accounts import top_up
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        desk.receipt(await top_up(wallet, job, credits))
+
+
+@command(app)
+async def retry(
+    desk: Desk,
+    job: JobArgument,
+    credits: Annotated[
+        int | None,
+        typer.Option(
+            "--credits", parser=amount, metavar="CREDITS", help="Escrow; as before by default."
+        ),
+    ] = None,
+) -> None:
+    """Submit a job again, with the definition and terms that it had."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.client.resubmission import resubmit
+
+    async with open_wallet(desk.settings) as wallet:
+        done = await resubmit(wallet, desk.settings, job, credits)
+        for job_id in done.job_ids:
+            await _print_job(
+                desk, wallet.contracts, await wallet.contracts.scheduler.get_job(job_id)
+            )
+
+
+async def _print_job(desk: Desk, contracts: Contracts, job: Job) -> None:
+    from deepsquare_chain.client.history import histories
+
+    history = (await histories(contracts, [job.id]))[job.id]
+    desk.printer.record(_JOB, _job_row(job, history))
+
+
+def _job_row(job: Job, history: History) -> tuple[Any, ...]:
+    size = job.resources
+    settled = job.status.is_final
+    return (
+        job.id,
+        history.name,
+        job.status.name,
+        job.customer,
+        job.provider_id or None,
+        history.provider or None,
+        job.since,
+        size.tasks,
+        size.cpus,
+        size.memory,
+        size.gpus,
+        job.time_limit,
+        job.until_spent,
+        history.uses,
+        job.rate or None,
+        job.escrow,
+        history.funded,
+        history.paid if settled else None,
+        history.fee if settled else None,
+        history.refunded if settled else None,
+        history.billed_seconds,
+        history.exit_code,
+        history.reason,
+        job.retries_left,
+        job.retry_of or None,
+        history.successor,
+        job.definition.hex(),
+    )

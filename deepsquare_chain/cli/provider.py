@@ -1,0 +1,226 @@
+"""Running a provider: register, offer, price, label, run, drain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import AccountArgument, label, price
+
+if TYPE_CHECKING:
+    from deepsquare_chain.job import Provider
+
+app = typer.Typer(help="Register, offer, price, label, run, drain.", no_args_is_help=True)
+
+_PROVIDER: Final = (
+    Column("id", "provider", Kind.NUMBER),
+    Column("account", "account"),
+    Column("status", "status"),
+    Column("approved_until", "approved until (UTC)", Kind.TIME),
+    Column("version", "version in force", Kind.NUMBER),
+    Column("pending_version", "version proposed", Kind.NUMBER),
+    Column("nodes", "nodes", Kind.NUMBER),
+    Column("cpus_per_node", "cpus per node", Kind.NUMBER),
+    Column("mem_per_node", "MB per node", Kind.NUMBER),
+    Column("gpus_per_node", "gpus per node", Kind.NUMBER),
+    Column("offer_cpus", "offered cpus", Kind.NUMBER),
+    Column("offer_memory", "offered MB", Kind.NUMBER),
+    Column("offer_gpus", "offered gpus", Kind.NUMBER),
+    Column("price_cpu", "price of a cpu", Kind.RATE),
+    Column("price_gpu", "price of a gpu", Kind.RATE),
+    Column("price_mem", "price of a MB", Kind.RATE),
+    Column("labels", "labels"),
+    Column("silent", "silent", Kind.FLAG),
+)
+_JOBS: Final = (
+    Column("id", "job", Kind.NUMBER),
+    Column("name", "name"),
+    Column("status", "status"),
+    Column("customer", "customer"),
+    Column("cpus", "cpus", Kind.NUMBER),
+    Column("rate", "rate", Kind.RATE),
+    Column("since", "since (UTC)", Kind.TIME),
+)
+
+CpuPrice = Annotated[
+    int, typer.Option("--cpu-price", parser=price, metavar="CREDITS", help="A cpu, per hour.")
+]
+GpuPrice = Annotated[
+    int, typer.Option("--gpu-price", parser=price, metavar="CREDITS", help="A gpu, per hour.")
+]
+MemPrice = Annotated[
+    int, typer.Option("--mem-price", parser=price, metavar="CREDITS", help="A MB, per hour.")
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="May be repeated; replaces all labels."),
+]
+
+
+@command(app)
+async def register(
+    desk: Desk,
+    cpu_price: CpuPrice,
+    mem_price: MemPrice,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    cpus_per_node: Annotated[int, typer.Option(min=1)] = 1,
+    mem_per_node: Annotated[int, typer.Option(min=1, help="In MB.")] = 1024,
+    gpus_per_node: Annotated[int, typer.Option(min=0)] = 0,
+    gpu_price: GpuPrice = 0,
+    labels: Labels = None,
+) -> None:
+    """Register this wallet as a provider, or propose new hardware; then it awaits approval."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.job import Hardware, Prices
+
+    hardware = Hardware(nodes, cpus_per_node, mem_per_node, gpus_per_node)
+    prices = Prices(cpu_price, gpu_price, mem_price)
+    pairs = dict(label(each) for each in labels or [])
+    async with open_wallet(desk.settings) as wallet:
+        registry = wallet.contracts.registry
+        receipt = await wallet.send(registry.register(hardware, prices, pairs))
+        provider = await registry.provider_of(wallet.address)
+    desk.receipt(receipt)
+    desk.printer.note(
+        f"Version {provider.pending_version} of its hardware awaits "
+        f"`deepsquare admin approve {provider.account} --version {provider.pending_version}`."
+    )
+
+
+@command(app)
+async def offer(
+    desk: Desk,
+    cpus: Annotated[int, typer.Option(min=0, help="In all.")],
+    memory: Annotated[int, typer.Option(min=0, help="In all, in MB.")],
+    gpus: Annotated[int, typer.Option(min=0, help="In all.")] = 0,
+) -> None:
+    """Give all of the approved hardware to the grid, or less."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.job import Offer
+
+    async with open_wallet(desk.settings) as wallet:
+        call = wallet.contracts.registry.set_offer(Offer(cpus, memory, gpus))
+        desk.receipt(await wallet.send(call))
+
+
+@command(app, "price")
+async def set_price(
+    desk: Desk, cpu_price: CpuPrice, mem_price: MemPrice, gpu_price: GpuPrice = 0
+) -> None:
+    """Change the prices for jobs assigned from now on."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.job import Prices
+
+    async with open_wallet(desk.settings) as wallet:
+        call = wallet.contracts.registry.set_prices(Prices(cpu_price, gpu_price, mem_price))
+        desk.receipt(await wallet.send(call))
+
+
+@command(app, "labels")
+async def set_labels(desk: Desk, labels: Labels = None) -> None:
+    """Replace all labels."""
+    from deepsquare_chain.client.network import open_wallet
+
+    pairs = dict(label(each) for each in labels or [])
+    async with open_wallet(desk.settings) as wallet:
+        desk.receipt(await wallet.send(wallet.contracts.registry.set_labels(pairs)))
+
+
+@command(app)
+async def status(
+    desk: Desk,
+    account: AccountArgument = None,
+    everybody: Annotated[bool, typer.Option("--all", help="All providers.")] = False,
+) -> None:
+    """Show a provider as the registry knows it."""
+    from deepsquare_chain.client.network import open_grid, own_address
+
+    own = None if everybody else own_address(desk.settings, account)
+    async with open_grid(desk.settings) as contracts:
+        registry, scheduler = contracts.registry, contracts.scheduler
+        found = await registry.providers() if own is None else [await registry.provider_of(own)]
+        rows = [_row(each, silent=await scheduler.is_silent(each.id)) for each in found]
+    if own is None:
+        desk.printer.rows(_PROVIDER, rows, empty="No provider is registered.")
+    else:
+        desk.printer.record(_PROVIDER, rows[0])
+
+
+@command(app)
+async def run(desk: Desk) -> None:
+    """Run the provider's daemon until Ctrl-C: claim, start, watch and report jobs."""
+    from deepsquare_chain.cli.services import provide
+
+    await provide(desk.settings)
+
+
+@command(app)
+async def drain(desk: Desk) -> None:
+    """Start maintenance: end what there is, get nothing new."""
+    await _set_draining(desk, draining=True)
+
+
+@command(app)
+async def resume(desk: Desk) -> None:
+    """End maintenance."""
+    await _set_draining(desk, draining=False)
+
+
+@command(app)
+async def jobs(
+    desk: Desk,
+    account: AccountArgument = None,
+    everything: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False,
+) -> None:
+    """List the jobs that a provider holds."""
+    from deepsquare_chain.client.joblist import newest
+    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.job import JobStatus
+
+    address = own_address(desk.settings, account)
+    wanted = {each for each in JobStatus if each.is_assigned or (everything and each.is_final)}
+    async with open_grid(desk.settings) as contracts:
+        provider = await contracts.registry.provider_of(address)
+        found = await newest(contracts, limit=500, provider_id=provider.id, statuses=wanted)
+    desk.printer.rows(
+        _JOBS,
+        (
+            (j.id, name, j.status.name, j.customer, j.resources.cpus, j.rate, j.since)
+            for j, name in found
+        ),
+        empty="This provider holds no jobs.",
+    )
+
+
+async def _set_draining(desk: Desk, *, draining: bool) -> None:
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        desk.receipt(await wallet.send(wallet.contracts.registry.set_draining(draining)))
+
+
+def _row(provider: Provider, *, silent: bool) -> tuple[object, ...]:
+    hardware, given, prices = provider.hardware, provider.offer, provider.prices
+    return (
+        provider.id,
+        provider.account,
+        provider.status.name,
+        provider.approved_until or None,
+        provider.version,
+        provider.pending_version,
+        hardware.nodes,
+        hardware.cpus_per_node,
+        hardware.mem_per_node,
+        hardware.gpus_per_node,
+        given.cpus,
+        given.memory,
+        given.gpus,
+        prices.cpu,
+        prices.gpu,
+        prices.mem,
+        " ".join(f"{key}={value}" for key, value in sorted(provider.labels.items())),
+        silent,
+    )

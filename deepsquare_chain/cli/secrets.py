@@ -1,0 +1,38 @@
+"""Asking for secrets: on a terminal, twice where a slip would lose a key, never as a flag."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+
+from deepsquare_chain.errors import NotAuthorisedError, UsageError
+
+
+def new_password(file: Path, password_file: Path | None) -> str:
+    """The password for a new wallet, from the password file or typed twice.
+
+    Raises:
+        NotAuthorisedError: There is no terminal to ask on.
+        UsageError: The two differ, or the password file is not usable.
+    """
+    from deepsquare_chain.chain.wallet import read_password
+
+    typed = read_password(file, password_file)
+    if password_file is None and getpass.getpass("The same again: ") != typed:
+        raise UsageError("The two passwords differ", hint="Nothing was written; try again.")
+    return typed
+
+
+def ask_key() -> str:
+    """A private key, typed without echo.
+
+    Raises:
+        NotAuthorisedError: There is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise NotAuthorisedError(
+            "A private key is only read from a terminal",
+            hint="Import a keystore with --from, or run this on a terminal.",
+        )
+    return getpass.getpass("Private key (not shown): ")

@@ -1,0 +1,52 @@
+"""From settings to a running service."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.wallet import load_account
+from deepsquare_chain.client.network import own_address
+from deepsquare_chain.observe import configure_logging
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+
+_GWEI: Final = 10**9
+
+
+async def provide(settings: Settings) -> None:
+    """Run a provider's daemon until a signal; errors as `run_provider`."""
+    from deepsquare_chain.provider.runner import run_provider
+    from deepsquare_chain.provider.service import ProviderSettings
+
+    deployment = Deployment.load(settings.deployment)
+    account = await _account(settings)
+    configure_logging(settings.log_level, settings.log_format, service="provider")
+    await run_provider(
+        settings.endpoint,
+        deployment,
+        account,
+        FolderDefinitionStore(settings.store),
+        ProviderSettings(
+            state_dir=_folder(settings, "provider", account.address),
+            confirmations=settings.confirmations,
+            poll_interval=settings.poll_interval,
+            send_timeout=settings.timeout,
+        ),
+        max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
+    )
+
+
+def _folder(settings: Settings, service: str, address: str) -> Path:
+    """One folder for each service and wallet, so that several share a machine and a setting."""
+    return settings.state_dir / f"{service}-{address[:10].lower()}"
+
+
+async def _account(settings: Settings) -> LocalAccount:
+    own_address(settings, None)
+    assert settings.keystore is not None  # noqa: S101 - own_address refuses it
+    return await asyncio.to_thread(load_account, settings.keystore, settings.password_file)

@@ -1,0 +1,197 @@
+"""From a job file to a paid job: validate, quote, submit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import amount
+from deepsquare_chain.credits import format_credits
+
+if TYPE_CHECKING:
+    from deepsquare_chain.client.submission import Bill
+    from deepsquare_chain.job import Terms
+    from deepsquare_chain.workflow import JobFile
+
+app = typer.Typer()
+
+_JOB_FILE: Final = (
+    Column("name", "name"),
+    Column("definition", "definition (SHA-256)"),
+    Column("steps", "steps", Kind.NUMBER),
+    Column("tasks", "tasks", Kind.NUMBER),
+    Column("cpus", "cpus", Kind.NUMBER),
+    Column("memory", "memory (MB)", Kind.NUMBER),
+    Column("gpus", "gpus", Kind.NUMBER),
+    Column("time_limit", "time limit (s)", Kind.NUMBER),
+    Column("credits", "credits", Kind.CREDITS),
+    Column("uses", "uses"),
+)
+_QUOTES: Final = (
+    Column("provider_id", "provider", Kind.NUMBER),
+    Column("account", "account"),
+    Column("rate", "rate", Kind.RATE),
+    Column("cost", "cost of the limit", Kind.CREDITS),
+    Column("seconds", "seconds for the credits", Kind.NUMBER),
+    Column("suits", "suits", Kind.FLAG),
+    Column("refusal", "why not"),
+)
+_SUBMITTED: Final = (
+    Column("id", "job", Kind.NUMBER),
+    Column("name", "name"),
+    Column("escrow", "escrow", Kind.CREDITS),
+    Column("definition", "definition"),
+    Column("transaction", "transaction"),
+)
+
+JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML).")]
+CreditsOption = Annotated[
+    int | None,
+    typer.Option("--credits", parser=amount, metavar="CREDITS", help="Escrow; wins over the file."),
+]
+LimitOption = Annotated[
+    str | None,
+    typer.Option("--time-limit", metavar="TIME", help="Such as 90s, 10m; wins over the file."),
+]
+
+
+def _read(file: Path, credits: int | None, limit: str | None) -> tuple[JobFile, Terms]:
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.workflow import load_job_file, parse_duration
+
+    job_file = load_job_file(file)
+    try:
+        seconds = None if limit is None else parse_duration(limit)
+    except ValueError as error:
+        raise UsageError(f"--time-limit: {error}", hint="Write 90s, 10m or 1h30m.") from None
+    return job_file, job_file.terms(credits=credits, time_limit=seconds)
+
+
+@command(app)
+async def validate(
+    desk: Desk, file: JobFilePath, credits: CreditsOption = None, time_limit: LimitOption = None
+) -> None:
+    """Check a job file; nothing is sent anywhere."""
+    job_file, terms = _read(file, credits, time_limit)
+    size = terms.resources
+    desk.printer.record(
+        _JOB_FILE,
+        (
+            terms.name,
+            job_file.definition.digest.hex(),
+            len(job_file.definition.steps),
+            size.tasks,
+            size.cpus,
+            size.memory,
+            size.gpus,
+            terms.time_limit,
+            terms.amount,
+            terms.uses,
+        ),
+    )
+
+
+@command(app)
+async def quote(
+    desk: Desk, file: JobFilePath, credits: CreditsOption = None, time_limit: LimitOption = None
+) -> None:
+    """Show what a job would cost at each provider."""
+    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.client.quotes import quotes
+
+    _, terms = _read(file, credits, time_limit)
+    async with open_grid(desk.settings) as contracts:
+        found = await quotes(contracts, terms)
+    desk.printer.rows(
+        _QUOTES,
+        (
+            (q.provider.id, q.provider.account, q.rate, q.cost, q.seconds, q.suits, q.refusal)
+            for q in found
+        ),
+        empty="No provider is registered.",
+    )
+
+
+@command(app)
+async def submit(
+    desk: Desk,
+    file: JobFilePath,
+    credits: CreditsOption = None,
+    time_limit: LimitOption = None,
+    array: Annotated[
+        int, typer.Option("--array", min=1, metavar="N", help="Submit it N times at once.")
+    ] = 1,
+    permit: Annotated[
+        bool, typer.Option("--permit", help="Sign a permit instead of sending an approval.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, pay nothing.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the end; exit with the job's own code.")
+    ] = False,
+    wait_timeout: Annotated[
+        float | None,
+        typer.Option("--wait-timeout", min=0, metavar="SECONDS", help="Longest wait (exit 9)."),
+    ] = None,
+) -> int | None:
+    """Pay for a job and put it into the grid's queue."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.client.quotes import cheapest, quotes
+    from deepsquare_chain.client.submission import Request, bill, submit
+    from deepsquare_chain.store.definitions import FolderDefinitionStore
+
+    job_file, terms = _read(file, credits, time_limit)
+    async with open_wallet(desk.settings) as wallet:
+        requests = [Request(terms, (job_file.definition.to_bytes(),) * array)]
+        due = await bill(wallet.contracts, wallet.address, requests)
+        due.check()
+        if cheapest(await quotes(wallet.contracts, terms)) is None:
+            desk.printer.note(
+                "Warning: no provider could run this now; see `deepsquare quote`. The job would "
+                "wait, and can be cancelled for a full refund."
+            )
+        _announce(desk, due, permit=permit)
+        if dry_run:
+            desk.printer.note("Dry run: nothing was sent.")
+            return None
+        done = await submit(
+            wallet.contracts,
+            wallet.sender,
+            FolderDefinitionStore(desk.settings.store),
+            requests,
+            permit=wallet.account if permit else None,
+            timeout=desk.settings.timeout,
+        )
+        digest, sent = job_file.definition.digest.hex(), done.receipts[-1].hash
+        desk.printer.rows(
+            _SUBMITTED, [(i, terms.name, terms.amount, digest, sent) for i in done.job_ids]
+        )
+        if not wait:
+            return None
+        return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
+
+
+def _announce(desk: Desk, due: Bill, *, permit: bool) -> None:
+    way = ""
+    if due.approval:
+        what = "a permit for" if permit else "an approval of"
+        way = f", with {what} exactly {format_credits(due.total)} credits"
+    desk.printer.note(
+        f"{format_credits(due.total)} credits go into escrow for {due.jobs} job(s){way}; the "
+        f"wallet has {format_credits(due.balance)}."
+    )
+
+
+async def _wait(
+    desk: Desk, contracts: object, job_ids: tuple[int, ...], timeout: float | None
+) -> int:
+    """Wait for all; the first code that is not zero wins."""
+    from deepsquare_chain.cli.job import watch_one
+
+    codes = [await watch_one(desk, contracts, job_id, timeout) for job_id in job_ids]
+    return next((code for code in codes if code), 0)

@@ -1,0 +1,52 @@
+"""Arguments that are more than text: amounts, prices, job ids, labels."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+import typer
+
+from deepsquare_chain.credits import SECONDS_PER_HOUR, parse_credits
+from deepsquare_chain.errors import UsageError
+
+#: Ids are dense and counted in 64 bits.
+MAX_JOB_ID: Final = 2**64 - 1
+
+
+def amount(text: str) -> int:
+    """Credit-wei of an amount of credits."""
+    try:
+        return parse_credits(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def price(text: str) -> int:
+    """Credit-wei a second of a price in credits an hour, rounded down to the wei."""
+    return amount(text) // SECONDS_PER_HOUR
+
+
+def label(text: str) -> tuple[str, str]:
+    """A label as key and value."""
+    key, separator, value = text.partition("=")
+    if not (key and separator and value):
+        raise UsageError(f"{text[:80]!r} is no label", hint="Write key=value.")
+    return key, value
+
+
+CreditsArgument = Annotated[int, typer.Argument(parser=amount, metavar="CREDITS")]
+JobArgument = Annotated[int, typer.Argument(min=1, max=MAX_JOB_ID, metavar="JOB", help="Job id.")]
+JobArguments = Annotated[
+    list[int], typer.Argument(min=1, max=MAX_JOB_ID, metavar="JOB...", help="Job ids.")
+]
+AccountArgument = Annotated[
+    str | None, typer.Argument(help="Address; the keystore's own by default.")
+]
+
+
+class ChainKind(StrEnum):
+    """Chains that a local grid can stand on."""
+
+    EMBEDDED = "embedded"
+    ANVIL = "anvil"

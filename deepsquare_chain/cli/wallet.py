@@ -1,0 +1,79 @@
+"""Wallets: encrypted keystore files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column
+
+app = typer.Typer(help="Make, import, list and show encrypted wallets.", no_args_is_help=True)
+
+_WALLET: Final = (Column("address", "address"), Column("path", "keystore"))
+NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="New keystore file.")]
+
+
+@command(app)
+async def new(desk: Desk, file: NewFile) -> None:
+    """Make a new key and keep it, encrypted, in a new file."""
+    from deepsquare_chain.chain.wallet import create_wallet
+
+    account = create_wallet(file, _new_password(desk, file))
+    desk.printer.record(_WALLET, (account.address, str(file)))
+
+
+@command(app, "import")
+async def import_wallet(
+    desk: Desk,
+    file: NewFile,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="KEYSTORE", help="Another program's keystore.")
+    ] = None,
+) -> None:
+    """Take in a keystore of another program, or a private key typed on the terminal."""
+    from deepsquare_chain.chain.wallet import import_key, import_keystore, read_password
+    from deepsquare_chain.cli.secrets import ask_key
+
+    if source is not None:
+        password = read_password(source, desk.settings.password_file)
+        account = import_keystore(file, source, password)
+    else:
+        key = ask_key()
+        account = import_key(file, key, _new_password(desk, file))
+    desk.printer.record(_WALLET, (account.address, str(file)))
+
+
+@command(app, "list")
+async def list_wallets(
+    desk: Desk,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of keystores; the keystore's own by default.")
+    ] = None,
+) -> None:
+    """List the wallets of a folder."""
+    from deepsquare_chain.chain import wallet
+
+    own = desk.settings.keystore
+    place = folder or (own.parent if own else desk.settings.state_dir / "wallets")
+    found = wallet.list_wallets(place)
+    desk.printer.rows(
+        _WALLET, ((each.address, str(each.path)) for each in found), empty=f"No wallets in {place}."
+    )
+
+
+@command(app)
+async def show(desk: Desk) -> None:
+    """Show the address of the wallet that commands use; its key is never shown."""
+    from deepsquare_chain.client.network import own_address
+
+    address = own_address(desk.settings, None)
+    desk.printer.record(_WALLET, (address, str(desk.settings.keystore)))
+
+
+def _new_password(desk: Desk, file: Path) -> str:
+    from deepsquare_chain.cli.secrets import new_password
+
+    return new_password(file, desk.settings.password_file)

@@ -1,0 +1,98 @@
+"""What an account has, and how it gets more."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import httpx
+
+from deepsquare_chain.chain import reverts
+from deepsquare_chain.chain.calls import checked_address
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.sender import TxReceipt
+from deepsquare_chain.client.network import Wallet
+from deepsquare_chain.credits import format_credits
+from deepsquare_chain.errors import EndpointError, InsufficientFundsError, NotFoundError
+from deepsquare_chain.settings import Settings, safe_url
+
+
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """Credit-wei of an account, and `gas` in wei of the chain's own coin.
+
+    `allowance` is what the scheduler may take, `parked` what waits for `withdraw`.
+    """
+
+    account: str
+    credits: int
+    allowance: int
+    parked: int
+    gas: int
+
+
+async def balances(contracts: Contracts, account: str) -> Balances:
+    """Look at an account.
+
+    Raises:
+        UsageError: It is no address.
+    """
+    address = checked_address(account)
+    scheduler = contracts.scheduler
+    found = await asyncio.gather(
+        contracts.credit.balance_of(address),
+        contracts.credit.allowance(address, scheduler.address),
+        scheduler.parked_of(address),
+        contracts.w3.eth.get_balance(address),
+    )
+    return Balances(address, *found)
+
+
+async def top_up(wallet: Wallet, job_id: int, amount: int) -> TxReceipt:
+    """Add credit-wei to a live job, allowing exactly as much where the allowance is too small.
+
+    Raises:
+        NotFoundError: There is no such job.
+        InsufficientFundsError: The wallet has fewer credits.
+    """
+    contracts = wallet.contracts
+    job = await contracts.scheduler.get_job(job_id)
+    call = contracts.scheduler.top_up(job_id, job.customer, amount)
+    held = await contracts.credit.balance_of(wallet.address)
+    if held < amount:
+        raise InsufficientFundsError(
+            f"{wallet.address} has {format_credits(held)} credits, the top-up of job {job_id} "
+            f"takes {format_credits(amount)}",
+            hint="Get some: `deepsquare credit faucet` on a devnet.",
+        )
+    try:
+        await wallet.sender.simulate(call)
+    except reverts.ERC20InsufficientAllowance:
+        # Everything but the allowance is in order, so that nothing is approved in vain.
+        await wallet.send(contracts.credit.approve(contracts.scheduler.address, amount))
+    return await wallet.send(call)
+
+
+async def ask_faucet(settings: Settings, account: str) -> None:
+    """Ask the devnet's faucet for credits and gas.
+
+    Raises:
+        NotFoundError: The deployment has no faucet.
+        EndpointError: It does not answer, or refuses.
+    """
+    url = Deployment.load(settings.deployment).extra.get("faucet")
+    if not isinstance(url, str):
+        raise NotFoundError(
+            "This deployment has no faucet", hint="Only a devnet gives credits away."
+        )
+    try:
+        async with httpx.AsyncClient(timeout=settings.timeout, trust_env=False) as client:
+            answer = await client.post(url, json={"address": checked_address(account)})
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise EndpointError(
+            f"The faucet at {safe_url(url)} can't be reached: {type(error).__name__}",
+            hint="Is `deepsquare devnet up` still running?",
+        ) from None
+    if answer.is_error:
+        raise EndpointError(f"The faucet refused: {answer.text[:200]}")

@@ -1,0 +1,152 @@
+"""Looks at everything a command needs, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.wallet import address_of
+from deepsquare_chain.client.accounts import balances
+from deepsquare_chain.client.codecheck import check_code
+from deepsquare_chain.client.network import open_grid
+from deepsquare_chain.credits import format_credits
+from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.settings import Settings, safe_url
+
+_MAX_SKEW: Final = 30  # seconds between this clock and the chain's
+_MIN_FREE: Final = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at; `hint` says what to do where `ok` is false."""
+
+    name: str
+    ok: bool
+    text: str
+    hint: str = ""
+
+
+async def examine(settings: Settings) -> list[Check]:
+    """All checks, the failed ones included; nothing is changed."""
+    checks: list[tuple[str, Callable[[Settings], Awaitable[str]]]] = [
+        ("python", _python),
+        ("deployment and endpoint", _endpoint),
+        ("contracts", _contracts),
+        ("clock", _clock),
+        ("wallet", _wallet),
+        ("password file", _password_file),
+        ("balance", _balance),
+        ("definition store", _store),
+        ("disk", _disk),
+    ]
+    return [await _run(name, check, settings) for name, check in checks]
+
+
+async def _run(name: str, check: Callable[[Settings], Awaitable[str]], settings: Settings) -> Check:
+    try:
+        return Check(name, ok=True, text=await check(settings))
+    except GridError as error:
+        return Check(name, ok=False, text=error.message, hint=error.hint)
+
+
+async def _python(_: Settings) -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+
+
+async def _endpoint(settings: Settings) -> str:
+    async with open_grid(settings) as contracts:
+        block = await contracts.w3.eth.block_number
+        chain = contracts.deployment.chain_id
+        return f"{safe_url(settings.endpoint)}: chain {chain}, block {block}"
+
+
+async def _contracts(settings: Settings) -> str:
+    async with open_grid(settings) as contracts:
+        wrong = [each.name for each in await check_code(contracts) if not each.matches]
+    if wrong:
+        raise GridError(
+            f"{', '.join(wrong)} on chain is not what this program was built with",
+            hint="Use the program's version that belongs to this deployment.",
+        )
+    return "the code on chain is this program's build"
+
+
+async def _clock(settings: Settings) -> str:
+    async with open_grid(settings) as contracts:
+        skew = round(time.time() - await chain_time(contracts.w3))
+    if abs(skew) > _MAX_SKEW:
+        raise GridError(
+            f"the chain's latest block is {skew} s away from this machine's clock",
+            hint="Does the chain make blocks, and is this machine's clock right?",
+        )
+    return f"within {abs(skew)} s of the chain's"
+
+
+async def _wallet(settings: Settings) -> str:
+    if settings.keystore is None:
+        raise UsageError("no wallet is set", hint="Name one with --keystore.")
+    address = address_of(settings.keystore)
+    _private(settings.keystore)
+    return f"{address} in {settings.keystore}"
+
+
+async def _password_file(settings: Settings) -> str:
+    if settings.password_file is None:
+        return "none: the terminal is asked"
+    if not settings.password_file.is_file():
+        raise UsageError(f"there is no file {settings.password_file}")
+    _private(settings.password_file)
+    return str(settings.password_file)
+
+
+async def _balance(settings: Settings) -> str:
+    if settings.keystore is None:
+        raise UsageError("no wallet is set")
+    async with open_grid(settings) as contracts:
+        found = await balances(contracts, address_of(settings.keystore))
+    if not found.gas:
+        raise GridError(
+            "no coin for gas", hint="`deepsquare credit faucet` gives some on a devnet."
+        )
+    return f"{format_credits(found.credits)} credits, {format_credits(found.gas)} coin for gas"
+
+
+async def _store(settings: Settings) -> str:
+    return _writable(settings.store)
+
+
+async def _disk(settings: Settings) -> str:
+    place = _existing(settings.state_dir)
+    free = shutil.disk_usage(place).free
+    if free < _MIN_FREE:
+        raise GridError(f"{free // 1024**2} MB are free in {place}", hint="Make room.")
+    return f"{free // 1024**2} MB free in {place}; {_writable(settings.state_dir)}"
+
+
+def _private(path: Path) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+
+
+def _writable(folder: Path) -> str:
+    place = _existing(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{place} can't be written to", hint="Change its rights, or the setting.")
+    return f"{folder} can be written to"
+
+
+def _existing(folder: Path) -> Path:
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place

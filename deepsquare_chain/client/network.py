@@ -1,0 +1,125 @@
+"""Opening a deployment, and a wallet on it, from settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.chain.calls import Call, checked_address
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.chain.wallet import address_of, load_account
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import Store
+
+_GWEI: Final = 10**9
+#: A person waits: an endpoint that is down is told after seconds, not minutes.
+_ATTEMPTS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """An account that can send, on one deployment; `timeout` is seconds for a receipt."""
+
+    contracts: Contracts
+    account: LocalAccount
+    sender: Sender
+    timeout: float
+
+    @property
+    def address(self) -> str:
+        """Whose it is."""
+        return self.account.address
+
+    async def send(self, call: Call) -> TxReceipt:
+        """Send and wait until it is mined; errors as `Sender.send`."""
+        return await self.sender.send(call, timeout=self.timeout)
+
+
+@asynccontextmanager
+async def open_grid(settings: Settings) -> AsyncIterator[Contracts]:
+    """The contracts of the deployment record, once the endpoint is sure to serve them.
+
+    Raises:
+        NotFoundError: There is no deployment record.
+        UsageError: It is none, or is of another chain than the settings want.
+        EndpointError: The endpoint is down, serves another chain, or has no such contracts.
+    """
+    deployment = Deployment.load(settings.deployment)
+    if settings.chain_id is not None and settings.chain_id != deployment.chain_id:
+        raise UsageError(
+            f"{settings.deployment} is a record of chain {deployment.chain_id}, the settings want "
+            f"chain {settings.chain_id}",
+            hint="Give the record of that chain with --deployment.",
+        )
+    async with connected(
+        settings.endpoint,
+        chain_id=deployment.chain_id,
+        contracts=deployment.addresses,
+        attempts=_ATTEMPTS,
+    ) as w3:
+        yield Contracts(w3, deployment)
+
+
+@asynccontextmanager
+async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
+    """The settings' wallet, with what it sent before looked after.
+
+    Raises:
+        NotFoundError: There is no keystore or password file.
+        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
+        GridError: As `open_grid`.
+    """
+    if settings.keystore is None:
+        raise _no_keystore()
+    # A wrong path is told before anybody is asked for a password.
+    address_of(settings.keystore)
+    async with open_grid(settings) as contracts:
+        account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+        deployment = contracts.deployment
+        genesis = await contracts.w3.eth.get_block(0)
+        path = settings.state_dir / "wallets" / f"{deployment.chain_id}-{account.address}.db"
+        with Store.open(
+            path,
+            chain_id=deployment.chain_id,
+            contract=deployment.scheduler,
+            account=account.address,
+            genesis=bytes(genesis["hash"]).hex(),
+        ) as store:
+            sender = Sender(
+                contracts.w3,
+                account,
+                store,
+                chain_id=deployment.chain_id,
+                max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
+            )
+            yield Wallet(contracts, account, sender, settings.timeout)
+
+
+def own_address(settings: Settings, given: str | None) -> str:
+    """The given address, else the one of the settings' keystore, which is not opened.
+
+    Raises:
+        UsageError: It is no address, or there is neither.
+    """
+    if given is not None:
+        return checked_address(given)
+    if settings.keystore is None:
+        raise _no_keystore("Give an address, or name a wallet with --keystore.")
+    return address_of(settings.keystore)
+
+
+def _no_keystore(hint: str = "") -> UsageError:
+    return UsageError(
+        "No wallet is set",
+        hint=hint
+        or "Name one with --keystore or DEEPSQUARE_KEYSTORE; `deepsquare wallet new` makes one.",
+    )

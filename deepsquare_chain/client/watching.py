@@ -1,0 +1,75 @@
+"""Watching a job until it ends, through every successor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.client.history import History, histories
+from deepsquare_chain.errors import WaitTimeoutError
+from deepsquare_chain.job import Job, JobStatus
+
+#: Exit code of a program whose job left none: cancelled, panicked, ended by the grid.
+NO_EXIT_CODE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last job of a line, final."""
+
+    job: Job
+    history: History
+
+    @property
+    def exit_code(self) -> int:
+        """The job's own exit code as a program can return it."""
+        if self.job.status is JobStatus.FINISHED:
+            return 0
+        code = self.history.exit_code
+        return code if code is not None and 1 <= code <= 255 else NO_EXIT_CODE
+
+
+async def watch(
+    contracts: Contracts,
+    job_id: int,
+    *,
+    interval: float = 1.0,
+    timeout: float | None = None,
+    on_change: Callable[[Job], None] | None = None,
+) -> Ended:
+    """Wait until a job and all its successors have ended.
+
+    Args:
+        contracts: The deployment.
+        job_id: The job.
+        interval: Seconds between two looks.
+        timeout: Seconds to wait at most; None waits for ever.
+        on_change: Told of the job as found first, and after every change of its status.
+
+    Raises:
+        NotFoundError: There is no such job.
+        WaitTimeoutError: It has not ended in time.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    seen: tuple[int, JobStatus] | None = None
+    while True:
+        job = await contracts.scheduler.get_job(job_id)
+        if (job.id, job.status) != seen:
+            seen = job.id, job.status
+            if on_change is not None:
+                on_change(job)
+        if job.status.is_final:
+            history = (await histories(contracts, [job.id]))[job.id]
+            if history.successor is None:
+                return Ended(job, history)
+            job_id = history.successor
+            continue
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeoutError(
+                f"Job {job.id} is still {job.status.name} after {timeout:g} seconds",
+                hint=f"Go on with `deepsquare job watch {job.id}`.",
+            )
+        await asyncio.sleep(interval)

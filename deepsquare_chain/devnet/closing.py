@@ -1,0 +1,135 @@
+"""The demo's end: statements, conservation, gas, and where everything is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deepsquare_chain.client.plain import plain
+from deepsquare_chain.credits import format_credits
+from deepsquare_chain.devnet.blocks import Gas
+from deepsquare_chain.devnet.grid import Grid
+from deepsquare_chain.devnet.scene import Scene
+from deepsquare_chain.explorer.audit import Audit, verify
+from deepsquare_chain.explorer.books import Kind, StatementRow
+from deepsquare_chain.explorer.ledger import Ledger
+
+_GWEI: Final = 10**9
+#: What a statement adds up, in this order; the rest of the kinds stand under "other".
+_SHOWN: Final = (Kind.MINT, Kind.ESCROW, Kind.REFUND, Kind.PAYMENT, Kind.FEE)
+
+
+@dataclass(slots=True)
+class Closing:
+    """The books at the end; `gas` is by role, `statements` by role and kind in credit-wei."""
+
+    document: dict[str, Any]
+    audit: Audit
+    statements: dict[str, dict[Kind, int]]
+    balances: dict[str, int]
+    gas: dict[str, Gas]
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the story ended as it should and the books add up."""
+        return self.audit.ok and not self.problems
+
+    def show(self, console: Console) -> None:
+        """Print statements, conservation, gas and places."""
+        console.print(self._statement_table())
+        totals = self.audit.totals
+        console.print(
+            f"Conservation: the scheduler holds {format_credits(totals.scheduler_balance)} credits "
+            f"for escrows of {format_credits(totals.escrow)}; difference {self.audit.difference}. "
+            f"Supply {format_credits(totals.supply)}, paid {format_credits(totals.paid)}, "
+            f"fees {format_credits(totals.fees)}, refunded {format_credits(totals.refunded)}.",
+            markup=False,
+        )
+        for finding in self.audit.findings:
+            console.print(f"AUDIT: {plain(str(finding))}", style="bold red", markup=False)
+        console.print(self._gas_table())
+        console.print(f"Deployment record: {self.folder / 'deployment.json'}", markup=False)
+        console.print(f"Logs:              {self.folder / 'logs'}", markup=False)
+
+    def _statement_table(self) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Statements (credits)")
+        table.title_justify = "left"
+        table.add_column("account")
+        for kind in _SHOWN:
+            table.add_column(kind.value, justify="right")
+        table.add_column("other", justify="right")
+        table.add_column("balance", justify="right")
+        for role, sums in self.statements.items():
+            other = sum(amount for kind, amount in sums.items() if kind not in _SHOWN)
+            cells = [sums.get(kind, 0) for kind in _SHOWN] + [other]
+            shown = [format_credits(amount) if amount else "" for amount in cells]
+            table.add_row(role, *shown, format_credits(self.balances[role]))
+        return table
+
+    def _gas_table(self) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Who paid which gas")
+        table.title_justify = "left"
+        for title in ("account", "transactions", "gas", "fee (gwei)"):
+            table.add_column(Text(title), justify="left" if title == "account" else "right")
+        for role, gas in self.gas.items():
+            table.add_row(role, str(gas.transactions), f"{gas.used:,}", f"{gas.wei // _GWEI:,}")
+        return table
+
+
+async def close_books(grid: Grid, scene: Scene, problems: list[str]) -> Closing:
+    """Rebuild the books from all events there were.
+
+    Raises:
+        AuditError: The events can't be read as books at all.
+    """
+    await scene.look()
+    deployment = grid.contracts.deployment
+    ledger = Ledger.replay(scene.reader.events, deployment, scene.reader.times)
+    audit = verify(ledger)
+    jobs = [_job(scene, number) for number in sorted(scene.jobs)]
+    document = {
+        "jobs": jobs,
+        "audit": {"difference": str(audit.difference), "ok": audit.ok},
+    }
+    names = {account: grid.name_of(account) for account in ledger.accounts}
+    names = {account: name for account, name in names.items() if name != account}
+    return Closing(
+        document=document,
+        audit=audit,
+        statements={name: _sums(ledger.statement(account)) for account, name in names.items()},
+        balances={name: ledger.balances.get(account, 0) for account, name in names.items()},
+        gas={grid.name_of(who): gas for who, gas in scene.reader.by_account.items()},
+        folder=grid.folder,
+        problems=problems,
+    )
+
+
+def _sums(rows: list[StatementRow]) -> dict[Kind, int]:
+    found: dict[Kind, int] = {}
+    for row in rows:
+        found[row.kind] = found.get(row.kind, 0) + row.amount
+    return found
+
+
+def _job(scene: Scene, number: int) -> dict[str, Any]:
+    job, history = scene.jobs[number], scene.histories[number]
+    return {
+        "id": number,
+        "name": history.name,
+        "status": job.status.name,
+        "customer": job.customer,
+        "provider": history.provider or None,
+        "funded": str(history.funded),
+        "paid": str(history.paid),
+        "fee": str(history.fee),
+        "refunded": str(history.refunded),
+        "retry_of": history.retry_of,
+    }

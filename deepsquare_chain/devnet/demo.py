@@ -1,0 +1,104 @@
+"""The demo: a grid of its own, seven jobs, every way in which a job can end, and the books."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from rich.console import Console
+
+from deepsquare_chain.devnet.board import Board
+from deepsquare_chain.devnet.closing import Closing, close_books
+from deepsquare_chain.devnet.grid import ChainKind, Grid
+from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
+from deepsquare_chain.devnet.leftovers import end_processes_of
+from deepsquare_chain.devnet.play import Play
+from deepsquare_chain.errors import GridError, NotFoundError, UsageError
+
+_WIDTH: Final = 150  # of lines that go to no terminal
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """How the demo ended; `document` is what `-o json` prints."""
+
+    ok: bool
+    document: dict[str, Any]
+
+
+async def run_demo(*, chain: ChainKind, folder: Path | None, stream: IO[str]) -> DemoResult:
+    """Run the whole story; everything that was started is ended, whatever happens.
+
+    Args:
+        chain: The embedded chain, or anvil.
+        folder: New folder for state and logs; `.deepsquare/demo-<time>` if None.
+        stream: Where the story is told.
+
+    Raises:
+        KeyboardInterrupt: A signal ended it.
+        NotFoundError: The example job files, or anvil, are not there.
+        UsageError: The folder exists.
+    """
+    began = time.monotonic()
+    place = _new_folder(folder)
+    examples = _examples()
+    console = Console(file=stream, width=None if stream.isatty() else _WIDTH, highlight=False)
+    found: list[Closing] = []
+    with stopped_by_signals() as stop:
+        work = asyncio.create_task(_play(place, chain, examples, console, found))
+        try:
+            stopped = await until_stopped(stop, work)
+        finally:
+            # Runs outlive their daemons by design; nothing outlives the demo.
+            left = await asyncio.to_thread(end_processes_of, place)
+    if stopped:
+        console.print(f"Interrupted: everything is ended. Logs: {place / 'logs'}")
+        raise KeyboardInterrupt
+    closing = found[0]
+    if left:
+        closing.problems.append(f"processes {left} could not be ended")
+    seconds = round(time.monotonic() - began, 1)
+    for problem in closing.problems:
+        console.print(f"NOT AS EXPECTED: {problem}", style="bold red", markup=False)
+    verdict = "All jobs ended as expected" if closing.ok else "The demo failed"
+    console.print(f"{verdict}, {seconds} seconds.", style="bold", markup=False)
+    return DemoResult(closing.ok, {**closing.document, "seconds": seconds})
+
+
+async def _play(
+    place: Path, chain: ChainKind, examples: Path, console: Console, found: list[Closing]
+) -> None:
+    with Board(console, "DeepSquare grid") as board:
+        async with Grid(place, chain=chain, tell=board.step) as grid:
+            play = Play(grid, board, examples)
+            await play.perform()
+            board.step("closing the books")
+            closing = await close_books(grid, play.scene, play.problems)
+    console.print(board.table())
+    closing.show(console)
+    found.append(closing)
+
+
+def _new_folder(folder: Path | None) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    place = (folder or Path(".deepsquare") / f"demo-{stamp}").absolute()
+    try:
+        place.mkdir(parents=True, mode=0o700)
+    except FileExistsError:
+        raise UsageError(f"{place} exists already", hint="Name a new folder.") from None
+    except OSError as error:
+        raise GridError(f"{place} can't be made: {error.strerror}") from None
+    return place
+
+
+def _examples() -> Path:
+    """The job files, beside the package or here."""
+    for place in (Path(__file__).parents[2] / "examples", Path.cwd() / "examples"):
+        if (place / "hello.yaml").is_file():
+            return place
+    raise NotFoundError(
+        "The job files of examples/ are not there", hint="Run the demo from the project's folder."
+    )

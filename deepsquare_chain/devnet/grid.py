@@ -1,0 +1,267 @@
+"""A whole grid on this machine, in one folder: chain, contracts, wallets, providers, faucet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from eth_account.signers.local import LocalAccount
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
+from deepsquare_chain.chain.rpc import close, connect
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.wallet import import_key
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.anvil import Anvil
+from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.devnet.faucet import Faucet, faucet_app
+from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.devnet.serving import LoopbackServer
+from deepsquare_chain.job import Hardware, Prices
+from deepsquare_chain.store.database import Store
+
+ChainKind = Literal["embedded", "anvil"]
+#: Credit-wei that each example customer begins with.
+PURSE: Final = 1_000 * CREDIT
+#: The node's funded accounts by what they are here, in this order.
+ROLES: Final = ("admin", "treasury", "scheduler", "alpine", "jura", "alice", "bob", "faucet")
+CUSTOMERS: Final = ("alice", "bob")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderPlan:
+    """A provider of the local grid; prices are credit-wei a second."""
+
+    hardware: Hardware
+    prices: Prices
+    labels: Mapping[str, str]
+
+
+#: A small cheap provider and a larger, faster, dearer one.
+PROVIDERS: Final[Mapping[str, ProviderPlan]] = {
+    "alpine": ProviderPlan(
+        Hardware(nodes=1, cpus_per_node=4, mem_per_node=2_048, gpus_per_node=0),
+        Prices(cpu=CREDIT // 1_000, gpu=0, mem=CREDIT // 1_000_000),
+        {"site": "alpine", "compute.gflops": "20", "energy.watts_per_cpu": "4"},
+    ),
+    "jura": ProviderPlan(
+        Hardware(nodes=1, cpus_per_node=8, mem_per_node=4_096, gpus_per_node=0),
+        Prices(cpu=3 * CREDIT // 1_000, gpu=0, mem=2 * CREDIT // 1_000_000),
+        {"site": "jura", "compute.gflops": "45", "energy.watts_per_cpu": "9"},
+    ),
+}
+
+
+class Grid:
+    """A local grid, used as an async context manager.
+
+    Args:
+        folder: Holds everything: deployment.json, definitions/, wallets/, state/, logs/.
+        chain: The embedded chain, or anvil.
+        port: Of the chain on 127.0.0.1; 0 takes a free one.
+        faucet_port: Of the faucet; None for no faucet.
+        tell: Told of each step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        chain: ChainKind = "embedded",
+        port: int = 0,
+        faucet_port: int | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.folder = folder
+        self.node: Node = Anvil(port=port) if chain == "anvil" else ChainProcess(port=port)
+        self.accounts: dict[str, LocalAccount] = {}
+        self.senders: dict[str, Sender] = {}
+        self.services: dict[str, ChildProcess] = {}
+        self.faucet_url = ""
+        self._faucet_port = faucet_port
+        self._tell = tell
+        self._stack = contextlib.AsyncExitStack()
+        self._contracts: Contracts | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # -- places
+
+    @property
+    def deployment_file(self) -> Path:
+        """Record of the deployed contracts."""
+        return self.folder / "deployment.json"
+
+    @property
+    def definitions(self) -> Path:
+        """Folder of job definitions."""
+        return self.folder / "definitions"
+
+    @property
+    def password_file(self) -> Path:
+        """Password of all keystores of this grid."""
+        return self.folder / "wallets" / "password"
+
+    def keystore(self, role: str) -> Path:
+        """Encrypted wallet of a role."""
+        return self.folder / "wallets" / f"{role}.json"
+
+    @property
+    def state(self) -> Path:
+        """State of services and wallets, each in a place of its own below it."""
+        return self.folder / "state"
+
+    def log(self, role: str) -> Path:
+        """Log of a service."""
+        return self.folder / "logs" / f"{role}.log"
+
+    @property
+    def contracts(self) -> Contracts:
+        """The deployed contracts, once started."""
+        assert self._contracts is not None  # noqa: S101 - used inside the context only
+        return self._contracts
+
+    def name_of(self, address: str) -> str:
+        """The role of an address, or the address."""
+        return next(
+            (role for role, account in self.accounts.items() if account.address == address),
+            address,
+        )
+
+    def environment(self, role: str) -> dict[str, str]:
+        """What a program needs to act as a role on this grid."""
+        return {
+            "DEEPSQUARE_ENDPOINT": self.node.url,
+            "DEEPSQUARE_DEPLOYMENT": str(self.deployment_file),
+            "DEEPSQUARE_STORE": str(self.definitions),
+            "DEEPSQUARE_KEYSTORE": str(self.keystore(role)),
+            "DEEPSQUARE_PASSWORD_FILE": str(self.password_file),
+            "DEEPSQUARE_STATE_DIR": str(self.state),
+            "DEEPSQUARE_CONFIRMATIONS": "0",
+            "DEEPSQUARE_POLL_INTERVAL": "0.4",
+        }
+
+    # -- services
+
+    async def start_service(self, role: str) -> ChildProcess:
+        """Run the meta-scheduler's or a provider's daemon as a process of its own."""
+        verb = "metascheduler" if role == "scheduler" else "provider"
+        own = {key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")}
+        self.log(role).parent.mkdir(parents=True, exist_ok=True)
+        with self.log(role).open("ab") as log:
+            child = await ChildProcess.spawn(
+                [sys.executable, "-m", "deepsquare_chain.cli", verb, "run"],
+                stdout=log,
+                stderr=log,
+                env={**own, **self.environment(role), "DEEPSQUARE_LOG_FORMAT": "json"},
+            )
+        self.services[role] = child
+        return child
+
+    async def end_services(self) -> None:
+        """End all daemons, in order."""
+        services, self.services = self.services, {}
+        await asyncio.gather(*(child.end() for child in services.values()))
+
+    async def close(self) -> None:
+        """End everything that was started; harmless a second time."""
+        await self.end_services()
+        await self._stack.aclose()
+        await self.node.close()
+
+    # -- start
+
+    async def _start(self) -> None:
+        self._tell("starting the chain")
+        _, _ = await asyncio.gather(self.node.start(), asyncio.to_thread(self._make_wallets))
+        w3 = await connect(self.node.url, chain_id=self.node.chain_id)
+        self._stack.push_async_callback(close, w3)
+        for role in ROLES:
+            self.senders[role] = self._sender(w3, role)
+        self._tell("deploying the contracts")
+        extra = {"endpoint": self.node.url, "devnet": True}
+        deployment = await deploy_grid(
+            w3, self.senders["admin"], self._params(), extra=extra, timeout=60
+        )
+        self._contracts = Contracts(w3, deployment)
+        if self._faucet_port is not None:
+            await self._serve_faucet(self._faucet_port)
+            extra = {**deployment.extra, "faucet": self.faucet_url}
+            deployment = dataclasses.replace(deployment, extra=extra)
+        self._tell("funding customers, registering and approving providers")
+        await asyncio.gather(
+            *(self._mint(role) for role in CUSTOMERS), *(self._enlist(role) for role in PROVIDERS)
+        )
+        # Written last: whoever finds the record finds a grid that works.
+        deployment.save(self.deployment_file)
+
+    def _make_wallets(self) -> None:
+        """Encrypted keystores of the node's funded accounts, under one random password."""
+        self.password_file.parent.mkdir(parents=True, mode=0o700)
+        password = secrets.token_urlsafe(24)
+        handle = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(password + "\n")
+        self.accounts = dict(zip(ROLES, self.node.accounts, strict=False))
+        for role, account in self.accounts.items():
+            import_key(self.keystore(role), bytes(account.key), password, light=True)
+
+    def _sender(self, w3: AsyncWeb3[Any], role: str) -> Sender:
+        """A sender that forgets with this process: its wallet is used by nobody else meanwhile."""
+        account = self.accounts[role]
+        store = Store.open(None, chain_id=self.node.chain_id, contract="", account=account.address)
+        self._stack.callback(store.close)
+        return Sender(w3, account, store, chain_id=self.node.chain_id, poll_interval=0.1)
+
+    def _params(self) -> GridParams:
+        addresses = {role: account.address for role, account in self.accounts.items()}
+        return dataclasses.replace(
+            DEMO_PARAMS,
+            treasury=addresses["treasury"],
+            schedulers=(addresses["scheduler"],),
+            minters=(addresses["admin"], addresses["faucet"]),
+        )
+
+    async def _mint(self, role: str) -> None:
+        call = self.contracts.credit.mint(self.accounts[role].address, PURSE)
+        await self.senders["admin"].send(call, timeout=60)
+
+    async def _enlist(self, role: str) -> None:
+        plan, account = PROVIDERS[role], self.accounts[role]
+        registry = self.contracts.registry
+        call = registry.register(plan.hardware, plan.prices, plan.labels)
+        await self.senders[role].send(call, timeout=60)
+        await self.senders["admin"].send(registry.approve(account.address, 1), timeout=60)
+
+    async def _serve_faucet(self, port: int) -> None:
+        faucet = Faucet(self.senders["faucet"], self.contracts.credit)
+        server = LoopbackServer(faucet_app(faucet), port)
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+        self.faucet_url = server.url

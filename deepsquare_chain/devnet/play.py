@@ -1,0 +1,181 @@
+"""Performs the demo's story on a running grid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from deepsquare_chain.client.submission import Request, submit
+from deepsquare_chain.devnet.board import Board
+from deepsquare_chain.devnet.grid import PROVIDERS, Grid
+from deepsquare_chain.devnet.leftovers import is_alive, processes_of
+from deepsquare_chain.devnet.scene import Scene
+from deepsquare_chain.devnet.story import STORY, Deed, Part, problems
+from deepsquare_chain.errors import WaitTimeoutError
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.workflow import load_job_file
+
+TICK: Final = 0.3  # seconds between two looks
+PATIENCE: Final = 150.0  # seconds for the whole story
+_RETURN_SECONDS: Final = 30.0  # for a daemon that comes back to end its orphans
+_CANCEL_AFTER: Final = 2  # lines that the job prints before its customer cancels it
+
+
+class Play:
+    """The story as far as it has gone."""
+
+    def __init__(self, grid: Grid, board: Board, examples: Path) -> None:
+        self.scene = Scene(grid, board)
+        self._grid = grid
+        self._board = board
+        self._examples = examples
+        self._problems: list[str] = []
+        self._cancelled = False
+        self._killed = ""
+        self._orphans: list[psutil.Process] = []
+        self._returned = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def problems(self) -> list[str]:
+        """What went otherwise than the story says."""
+        scene = self.scene
+        return self._problems + problems(STORY, scene.lines, scene.jobs, scene.histories)
+
+    async def perform(self) -> None:
+        """Play it to the end.
+
+        Raises:
+            WaitTimeoutError: It takes far too long.
+            GridError: Something that the story needs failed.
+        """
+        self._board.step("starting the meta-scheduler and two providers, each its own process")
+        for role in ("scheduler", *PROVIDERS):
+            child = await self._grid.start_service(role)
+            self._board.say(f"  {role}: process {child.pid}, log {self._grid.log(role)}")
+        await self._submit([part for part in STORY if not part.late])
+        deadline = time.monotonic() + PATIENCE
+        try:
+            while not self._ended():
+                if time.monotonic() > deadline:
+                    raise WaitTimeoutError(
+                        f"The story did not end in {PATIENCE:.0f} seconds",
+                        hint=f"Look into the logs: {self._grid.log('scheduler').parent}",
+                    )
+                await self.scene.look()
+                await self._act()
+                await asyncio.sleep(TICK)
+        finally:
+            await self._settle_tasks()
+
+    def _ended(self) -> bool:
+        whole = len(self.scene.parts) == len(STORY)
+        return whole and not self._tasks and self.scene.at_rest
+
+    # -- customers
+
+    async def _submit(self, parts: Sequence[Part]) -> None:
+        customers = dict.fromkeys(part.customer for part in parts)
+        await asyncio.gather(
+            *(self._submit_for(who, [p for p in parts if p.customer == who]) for who in customers)
+        )
+
+    async def _submit_for(self, customer: str, parts: Sequence[Part]) -> None:
+        permit = self._grid.accounts[customer] if len(parts) == 1 else None
+        way = "with a signed permit" if permit else "in one transaction"
+        self._board.step(f"{customer} submits {', '.join(part.name for part in parts)} {way}")
+        done = await submit(
+            self._grid.contracts,
+            self._grid.senders[customer],
+            FolderDefinitionStore(self._grid.definitions),
+            [self._request(part) for part in parts],
+            permit=permit,
+        )
+        await self.scene.enter(dict(zip(done.job_ids, parts, strict=True)))
+
+    def _request(self, part: Part) -> Request:
+        job_file = load_job_file(self._examples / part.file)
+        terms = job_file.terms()
+        if part.objective is not None:
+            terms = replace(terms, objective=part.objective)
+        return Request(terms, (job_file.definition.to_bytes(),))
+
+    async def _cancel(self, job_id: int, part: Part) -> None:
+        self._board.step(f"{part.customer} cancels {part.name} while it is RUNNING")
+        call = self._grid.contracts.scheduler.cancel([job_id])
+        await self._grid.senders[part.customer].send(call, timeout=30)
+
+    # -- deeds
+
+    async def _act(self) -> None:
+        for task in [task for task in self._tasks if task.done()]:
+            self._tasks.discard(task)
+            task.result()
+        for job_id, part in list(self.scene.parts.items()):
+            running = self.scene.jobs[job_id].status is JobStatus.RUNNING
+            printed = self.scene.printed.get(job_id, 0)
+            if part.deed is Deed.CANCEL and not self._cancelled:
+                if running and printed >= _CANCEL_AFTER:
+                    self._cancelled = True
+                    self._begin(self._cancel(job_id, part))
+            elif part.deed is Deed.KILL and not self._returned:
+                if running and printed and not self._killed:
+                    self._kill(job_id)
+                elif self.scene.jobs[job_id].status.is_final:
+                    self._returned = True
+                    self._begin(self._return())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(asyncio.create_task(work))
+
+    async def _settle_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _kill(self, job_id: int) -> None:
+        """SIGKILL to the daemon alone; the run goes on without it."""
+        role = self._grid.name_of(self.scene.histories[job_id].provider)
+        child = self._grid.services[role]
+        os.kill(child.pid, signal.SIGKILL)
+        self._killed = role
+        run = self.scene.run_folder(job_id)
+        self._orphans = processes_of(run) if run is not None else []
+        pids = [process.pid for process in self._orphans]
+        self._board.step(
+            f"SIGKILL to {role}'s daemon (process {child.pid}) while job {job_id} is RUNNING: "
+            f"its processes {pids} are orphans now"
+        )
+
+    async def _return(self) -> None:
+        """Start the killed daemon again: it must end the orphans; then submit what is late."""
+        if not self._killed:
+            self._problems.append("the job whose daemon is to be killed ended before that")
+        else:
+            await self._come_back()
+        await self._submit([part for part in STORY if part.late])
+
+    async def _come_back(self) -> None:
+        orphans = [process for process in self._orphans if is_alive(process)]
+        if not orphans:
+            self._problems.append("the orphaned run had ended before its daemon came back")
+        child = await self._grid.start_service(self._killed)
+        self._board.step(f"{self._killed}'s daemon comes back as process {child.pid}")
+        deadline = time.monotonic() + _RETURN_SECONDS
+        while any(is_alive(process) for process in orphans):
+            if time.monotonic() > deadline:
+                pids = [process.pid for process in orphans]
+                self._problems.append(f"the orphaned processes {pids} were not ended")
+                return
+            await asyncio.sleep(0.1)
+        pids = [process.pid for process in orphans]
+        self._board.step(f"{self._killed}'s daemon has ended the orphaned processes {pids}")

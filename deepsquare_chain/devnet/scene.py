@@ -1,0 +1,126 @@
+"""What is going on in the demo: jobs, their histories and what they print, looked at each tick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepsquare_chain.chain.eventtypes import (
+    Event,
+    JobRetried,
+    JobSubmitted,
+    ProviderAnswered,
+    ProviderChallenged,
+)
+from deepsquare_chain.client.history import History, inherit, replay
+from deepsquare_chain.devnet.blocks import BlockReader
+from deepsquare_chain.devnet.board import Board, Row
+from deepsquare_chain.devnet.grid import Grid
+from deepsquare_chain.devnet.story import Line, Part, lines
+from deepsquare_chain.job import Job
+from deepsquare_chain.provider.outputs import find_run, read_output
+
+
+class Scene:
+    """`jobs` and `histories` are by job id, `parts` by the id of a part's first job."""
+
+    def __init__(self, grid: Grid, board: Board) -> None:
+        self.reader = BlockReader(grid.contracts.w3)
+        self.parts: dict[int, Part] = {}
+        self.jobs: dict[int, Job] = {}
+        self.histories: dict[int, History] = {}
+        self.printed: dict[int, int] = {}
+        self._grid = grid
+        self._board = board
+        self._read: dict[int, int] = {}
+        self._rest: dict[int, bytes] = {}
+
+    @property
+    def lines(self) -> list[Line]:
+        """Every part with its job and successors."""
+        return lines(self.parts, self.histories)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether every job there is has ended, and none is to come from one that has."""
+        told = all(
+            history.successor is None or history.successor in self.jobs
+            for history in self.histories.values()
+        )
+        return told and all(job.status.is_final for job in self.jobs.values())
+
+    def run_folder(self, job_id: int) -> Path | None:
+        """Where a job's latest run is kept."""
+        deployment = self._grid.contracts.deployment
+        return find_run(self._grid.state, deployment.chain_id, deployment.scheduler, job_id)
+
+    async def enter(self, parts: dict[int, Part]) -> None:
+        """Know of newly submitted jobs."""
+        self.parts |= parts
+        for job_id in parts:
+            self.histories.setdefault(job_id, History(job_id))
+        await self._update(tuple(parts))
+
+    async def look(self) -> None:
+        """Take in what happened, and show it."""
+        events = await self.reader.poll()
+        for event in events:
+            if isinstance(event, JobSubmitted):
+                self.histories[event.job_id] = History(event.job_id)
+            if isinstance(event, JobRetried):
+                self.histories.setdefault(event.successor, History(event.successor))
+        replay(self.histories, events)
+        inherit(self.histories)
+        await self._update(tuple(self.histories))
+        self.show()
+        for event in events:
+            self._tell(event)
+        for number in sorted(self.jobs):
+            self._print_output(number)
+
+    def show(self) -> None:
+        """Put all jobs on the board."""
+        self._board.show(self._row(self.jobs[number]) for number in sorted(self.jobs))
+
+    async def _update(self, numbers: Sequence[int]) -> None:
+        found = await self._grid.contracts.scheduler.get_jobs(numbers)
+        self.jobs |= {job.id: job for job in found}
+
+    def _row(self, job: Job) -> Row:
+        history = self.histories[job.id]
+        return Row(
+            job_id=job.id,
+            name=history.name,
+            customer=self._grid.name_of(job.customer),
+            status=job.status,
+            provider=self._grid.name_of(history.provider) if job.provider_id else "",
+            escrow=history.funded + history.carried_in,
+            used=history.paid + history.fee if job.status.is_final else None,
+            gas_wei=self.reader.by_job[job.id],
+            retry_of=history.retry_of,
+        )
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case ProviderChallenged():
+                who = self._grid.name_of(event.provider)
+                self._board.step(f"{who} is challenged to show that it is there")
+            case ProviderAnswered():
+                self._board.step(f"{self._grid.name_of(event.provider)} answers the challenge")
+            case JobRetried():
+                self._board.step(
+                    f"job {event.job_id} is given up; job {event.successor} carries its escrow on"
+                )
+            case _:
+                pass
+
+    def _print_output(self, job_id: int) -> None:
+        run = self.run_folder(job_id)
+        data = read_output(run, self._read.get(job_id, 0)) if run is not None else b""
+        self._read[job_id] = self._read.get(job_id, 0) + len(data)
+        *whole, rest = (self._rest.get(job_id, b"") + data).split(b"\n")
+        self._rest[job_id] = rest
+        self.printed[job_id] = self.printed.get(job_id, 0) + len(whole)
+        for line in whole:
+            text = line.decode("utf-8", "replace")
+            self._board.job_says(self.histories[job_id].name, job_id, text)

@@ -1,0 +1,164 @@
+"""`devnet up`: a local grid that stays, and the settings by which other terminals find it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.devnet.grid import CUSTOMERS, PROVIDERS, ROLES, ChainKind, Grid
+from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
+from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.settings import PROJECT_FILE
+
+_MARK: Final = "# Written by `deepsquare devnet up`; replaced at its next start."
+_PARTS: Final = ("deployment.json", "definitions", "wallets", "state", "logs")
+
+
+async def run_devnet(
+    folder: Path,
+    *,
+    chain: ChainKind,
+    port: int,
+    faucet_port: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Run a grid in a folder until SIGINT or SIGTERM.
+
+    Args:
+        folder: Where its state goes; what an earlier devnet left there is put aside.
+        chain: The embedded chain, or anvil.
+        port: Of the chain; 0 takes a free one.
+        faucet_port: Of the faucet; 0 takes a free one.
+        tell: Told what happens, in lines for people.
+
+    Raises:
+        UsageError: A port is in use, another devnet runs in the folder, or the folder belongs to
+            a real deployment.
+    """
+    place = _absolute(folder)
+    with _alone(place), stopped_by_signals() as stop:
+        _put_aside(place)
+        grid = Grid(place, chain=chain, port=port, faucet_port=faucet_port, tell=tell)
+        if await until_stopped(stop, asyncio.create_task(_serve(grid, tell))):
+            tell("Ended: the chain is gone with all that was on it.")
+
+
+async def _serve(grid: Grid, tell: Callable[[str], None]) -> None:
+    async with grid:
+        for line in _directory(grid, _write_settings(grid)):
+            tell(line)
+        while True:
+            await asyncio.sleep(2.0)
+            await grid.node.rpc("eth_blockNumber")  # a chain that died is told, not sat out
+
+
+def _absolute(folder: Path) -> Path:
+    return Path(os.path.abspath(folder))
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Hold the folder for this process."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock = (place / "devnet.lock").open("ab")
+    except OSError as error:
+        raise UsageError(f"{place} can't be used: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"A devnet runs in {place} already", hint="Stop it, or give another --folder."
+            ) from None
+        yield
+
+
+def _put_aside(place: Path) -> None:
+    """Move what an earlier devnet left; a chain that is gone fits none of it."""
+    record = place / "deployment.json"
+    if record.exists() and not Deployment.load(record).extra.get("devnet"):
+        raise UsageError(
+            f"{record} is the record of a deployment that is no devnet",
+            hint="Give another --folder, so that it is not lost.",
+        )
+    found = [place / name for name in _PARTS if (place / name).exists()]
+    if found:
+        aside = place / f"ended-{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.mkdir(exist_ok=True)
+        for path in found:
+            shutil.move(path, aside / path.name)
+
+
+def _write_settings(grid: Grid) -> Path | None:
+    """Write `.deepsquare.toml` beside the folder, unless somebody else's is there."""
+    path = Path.cwd() / PROJECT_FILE
+    if path.exists() and not path.read_text(errors="replace").startswith(_MARK):
+        return None
+    values = {
+        "endpoint": grid.node.url,
+        "deployment": str(grid.deployment_file),
+        "keystore": str(grid.keystore("alice")),
+        "password_file": str(grid.password_file),
+        "store": str(grid.definitions),
+        "state_dir": str(grid.state),
+    }
+    lines = [f"{key} = {_quoted(value)}" for key, value in values.items()]
+    text = "\n".join([_MARK, *lines, "confirmations = 0", "poll_interval = 0.5", ""])
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise GridError(f"{path} can't be written: {error.strerror}") from None
+    return path
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _directory(grid: Grid, settings: Path | None) -> list[str]:
+    """What runs where, and what to type next."""
+    wallets = os.path.relpath(grid.folder / "wallets")
+    lines = [
+        "",
+        f"chain       {grid.node.url} (chain {grid.node.chain_id}, process {grid.node.pid})",
+        f"faucet      {grid.faucet_url}",
+        f"deployment  {os.path.relpath(grid.deployment_file)}",
+        f"wallets     {wallets}/, password in {wallets}/password",
+    ]
+    lines += [
+        f"            {role:<10} {grid.accounts[role].address} {_role_note(role)}" for role in ROLES
+    ]
+    if settings is None:
+        lines += ["", f"{PROJECT_FILE} here is yours and stays as it is; set this instead:"]
+        own = grid.environment("alice").items()
+        lines += [f"  export {key}={shlex.quote(value)}" for key, value in own]
+    else:
+        lines += [
+            "",
+            f"{os.path.relpath(settings)} makes alice's wallet the one commands use here.",
+        ]
+    lines += ["", "In other terminals, from this folder:"]
+    lines += [f"  deepsquare metascheduler run --keystore {wallets}/scheduler.json"]
+    lines += [f"  deepsquare provider run --keystore {wallets}/{role}.json" for role in PROVIDERS]
+    lines += ["  deepsquare submit examples/hello.yaml --wait", "", "Ctrl-C ends it."]
+    return lines
+
+
+def _role_note(role: str) -> str:
+    if role in CUSTOMERS:
+        return "customer"
+    if role in PROVIDERS:
+        hardware = PROVIDERS[role].hardware
+        return f"provider of {hardware.nodes * hardware.cpus_per_node} cpus"
+    return {"admin": "administrator, approver, minter", "scheduler": "meta-scheduler"}.get(role, "")
