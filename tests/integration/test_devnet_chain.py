@@ -21,6 +21,7 @@ from web3.exceptions import ContractCustomError, TransactionNotFound, Web3RPCErr
 
 from deepsquare_chain.devnet.chain import ChainProcess, EmbeddedChain
 from deepsquare_chain.devnet.core import Core
+from deepsquare_chain.devnet.engine import CallRequest
 from deepsquare_chain.devnet.node import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.pool import Pool, PooledTransaction
 from deepsquare_chain.devnet.rpcerrors import reverted
@@ -515,6 +516,17 @@ class TestCore:
         core.seal()
         assert core.balance(_raw(receiver), "latest") == 15
 
+    def test_a_pending_call_starts_cold_after_a_pending_transaction(self, core: Core) -> None:
+        self.send(core, 0, to=None, data=deploy_code(LOGGER))
+        core.mine()
+        address = core.index.head.receipts[0]["contractAddress"]
+        self.send(core, 1, to=address, data="0x" + word(5))
+        call = CallRequest(to=_raw(address), data=_raw("0x" + word(6)))
+        while_pending = core.estimate_gas(call, "pending")
+        assert core.has_executed
+        core.seal()
+        assert core.estimate_gas(call, "latest") == while_pending
+
     def test_ordered_time_goes_on(self, core: Core) -> None:
         moment = int(time.time()) + 10_000
         core.set_next_timestamp(moment)
@@ -906,13 +918,21 @@ class TestProcess:
         rest, _ = await asyncio.wait_for(process.communicate(), 10)
         assert (process.returncode, rest) == (0, b"")
 
-    async def test_ends_with_its_parent(self) -> None:
+    @pytest.mark.parametrize(
+        "start",
+        [
+            "async with ChainProcess() as child:",
+            "child = await ChildProcess.spawn(['/bin/sleep', '60'])\n    if True:",
+        ],
+    )
+    async def test_ends_with_its_parent(self, start: str) -> None:
         program = (
             "import asyncio\n"
             "from deepsquare_chain.devnet.chain import ChainProcess\n"
+            "from deepsquare_chain.devnet.process import ChildProcess\n"
             "async def main():\n"
-            "    async with ChainProcess() as chain:\n"
-            "        print(chain.pid, flush=True)\n"
+            f"    {start}\n"
+            "        print(child.pid, flush=True)\n"
             "        await asyncio.sleep(60)\n"
             "asyncio.run(main())\n"
         )
@@ -921,7 +941,10 @@ class TestProcess:
         )
         assert parent.stdout is not None
         pid = int(await parent.stdout.readline())
-        os.kill(pid, 0)
+        for _ in range(500):
+            if b"prctl" not in _command(pid):  # it is the program itself by now
+                break
+            await asyncio.sleep(0.01)
         parent.kill()
         await parent.communicate()
         for _ in range(200):
@@ -929,6 +952,11 @@ class TestProcess:
                 return
             await asyncio.sleep(0.05)
         pytest.fail(f"{pid} outlived its parent")
+
+
+def _command(pid: int) -> bytes:
+    with open(f"/proc/{pid}/cmdline", "rb") as command:
+        return command.read()
 
 
 def _is_gone(pid: int) -> bool:
