@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -20,6 +21,7 @@ from deepsquare_chain.chain.contracts import (
 )
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.errors import UsageError
 
 DAY: Final = 86_400
 
@@ -54,6 +56,19 @@ class GridParams:
     minters: Sequence[str] = ()
 
 
+#: The contracts' own bounds, looked at before the first of them is paid for.
+_BOUNDS: Final = {
+    "fee_bps": (0, 2_000),
+    "approval_period": (3_600, 730 * DAY),
+    "admin_delay": (0, 2**48 - 1),
+    "claim_timeout": (5, 30 * DAY),
+    "pending_timeout": (5, 30 * DAY),
+    "response_timeout": (5, 30 * DAY),
+    "response_blocks": (1, 100_000),
+    "report_grace": (3_600, 30 * DAY),
+    "top_up_notice": (10, 3_600),
+}
+
 #: Times that let a demo see every timeout within seconds.
 DEMO_PARAMS: Final = GridParams(
     admin_delay=0,
@@ -75,6 +90,7 @@ async def deploy_grid(
     *,
     extra: dict[str, Any] | None = None,
     timeout: float = 120.0,
+    resumable: bool = False,
 ) -> Deployment:
     """Deploy Credit, ProviderRegistry and MetaScheduler and grant their roles.
 
@@ -86,14 +102,17 @@ async def deploy_grid(
         params: What the grid is made with.
         extra: Goes into the record as it is (faucet, endpoint, ...).
         timeout: Seconds for each transaction.
+        resumable: A second call with the same parameters and a durable outbox goes on where the
+            first one was interrupted, instead of deploying again.
 
     Raises:
-        UsageError: A role holder is no address.
-        RevertedError: A parameter is out of bounds; nothing of the grid is usable then.
+        UsageError: A parameter is out of bounds, or a role holder is no address.
+        RevertedError: A contract refused; nothing of the grid is usable then.
         InsufficientFundsError: The account can't pay the gas.
     """
     params = params or GridParams()
-    work = _Deploying(sender, params, timeout)
+    _check(params)
+    work = _Deploying(sender, params, timeout, resumable=resumable)
     roles = work.roles()  # checked before anything is paid
     admin = sender.address
     treasury = checked_address(params.treasury or admin, "treasury")
@@ -125,13 +144,16 @@ async def deploy_grid(
 class _Deploying:
     """One deployment and what it leaves for the record."""
 
-    def __init__(self, sender: Sender, params: GridParams, timeout: float) -> None:
+    def __init__(
+        self, sender: Sender, params: GridParams, timeout: float, *, resumable: bool
+    ) -> None:
         self.transactions: dict[str, str] = {}
         self.arguments: dict[str, dict[str, Any]] = {}
         self.blocks: list[int] = []
         self._sender = sender
         self._params = params
         self._timeout = timeout
+        self._resumable = resumable
 
     def roles(self) -> list[tuple[str, bytes, str]]:
         """Contract, role and holder of everything to be granted."""
@@ -171,10 +193,19 @@ class _Deploying:
         )
 
     async def _send(self, name: str, call: Call) -> str:
-        receipt = await self._sender.send(call, timeout=self._timeout)
+        digest = hashlib.sha256(call.to.encode() + call.data).hexdigest()
+        key = f"{name} {digest}" if self._resumable else None
+        receipt = await self._sender.send(call, timeout=self._timeout, key=key)
         self.transactions[name] = receipt.hash
         self.blocks.append(receipt.block_number)
         return receipt.contract
+
+
+def _check(params: GridParams) -> None:
+    values = {**asdict(params), **asdict(params.timeouts)}
+    for name, (least, most) in _BOUNDS.items():
+        if not least <= values[name] <= most:
+            raise UsageError(f"{name} is {values[name]}, allowed are {least} to {most}")
 
 
 def _plain(value: Any) -> Any:

@@ -7,12 +7,14 @@ and with growing pauses; a transaction is broadcast once and its sender decides 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import aiohttp
 import stamina
+import structlog
 from eth_typing import URI
 from eth_utils.address import to_checksum_address
 from web3 import AsyncHTTPProvider, AsyncWeb3
@@ -43,6 +45,9 @@ _NEVER_NULL: Final = frozenset(
     }
 )
 _RATE_LIMIT_CODES: Final = frozenset({429, -32005})
+_log = structlog.get_logger(__name__)
+# Its own lines would hold whole tracebacks' worth of detail; `_may_pass_later` says what matters.
+stamina.instrumentation.set_on_retry_hooks(())
 
 
 class TransientEndpointError(EndpointError):
@@ -88,9 +93,10 @@ class CheckedProvider(AsyncHTTPProvider):
 
     def _retries(self) -> AsyncIterator[stamina.Attempt]:
         return stamina.retry_context(
-            on=TransientEndpointError,
+            on=_may_pass_later,
             attempts=self._attempts,
             wait_initial=0.1,
+            wait_jitter=0.1,
             wait_max=5.0,
             timeout=None,
         )
@@ -167,6 +173,13 @@ class CheckedProvider(AsyncHTTPProvider):
         )
 
 
+def _may_pass_later(error: Exception) -> bool:
+    if not isinstance(error, TransientEndpointError):
+        return False
+    _log.debug("endpoint_failed", error=error.message)
+    return True
+
+
 def _may_pass(status: int) -> bool:
     return status >= 500 or status in {408, 425, 429}
 
@@ -175,6 +188,8 @@ def _plain(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     cause = getattr(error, "os_error", None) or error
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        return os.strerror(cause.errno).lower()
     if isinstance(cause, OSError) and cause.strerror:
         return str(cause.strerror)
     return type(error).__name__

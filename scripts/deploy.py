@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""Deploy the contracts from a keystore, or check a deployment, at any JSON-RPC endpoint.
+
+Writes the deployment record that every command reads and prints one JSON document. An interrupted
+deployment goes on where it was when it is started again with the same options.
+
+    python scripts/deploy.py --endpoint http://127.0.0.1:8545 --keystore admin.json
+    python scripts/deploy.py --endpoint http://127.0.0.1:8545 --verify-only
+
+Exit codes are those of `deepsquare`: 0 ok, 2 usage, 4 not found, 5 too little money for gas,
+6 refused by a contract, 7 endpoint, 8 wrong password, 10 the chain is not as the record says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, Timeouts, deploy_grid
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.verifying import verify_deployment
+from deepsquare_chain.chain.wallet import address_of, load_account
+from deepsquare_chain.errors import AuditError, GridError, UsageError
+from deepsquare_chain.settings import safe_url
+from deepsquare_chain.store.database import Store
+
+GWEI = 10**9
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description="Deploy the contracts, or check a deployment.")
+    found.add_argument("--endpoint", required=True, help="JSON-RPC endpoint (http or https)")
+    found.add_argument("--chain-id", type=int, help="refuse any other chain")
+    found.add_argument(
+        "--record", type=Path, default=Path(".deepsquare/deployment.json"), help="deployment record"
+    )
+    found.add_argument("--verify-only", action="store_true", help="send nothing, check the record")
+    wallet = found.add_argument_group("wallet")
+    wallet.add_argument("--keystore", type=Path, help="encrypted wallet of the administrator")
+    wallet.add_argument(
+        "--password-file", type=Path, help="else DEEPSQUARE_PASSWORD_FILE, else a prompt"
+    )
+    wallet.add_argument("--max-fee-gwei", type=float, default=500.0, help="ceiling of gas fees")
+    wallet.add_argument("--timeout", type=float, default=300.0, help="seconds a transaction")
+    grid = found.add_argument_group("grid")
+    grid.add_argument("--demo", action="store_true", help="timeouts of seconds, no admin delay")
+    grid.add_argument("--treasury", help="gets the fees (default: the wallet)")
+    for role in ("scheduler", "approver", "minter"):
+        grid.add_argument(
+            f"--{role}",
+            action="append",
+            metavar="ADDRESS",
+            help=f"gets the {role}'s role; may be repeated (default: the wallet)",
+        )
+    for name in ("fee_bps", "admin_delay", "approval_period"):
+        default = getattr(GridParams(), name)
+        grid.add_argument(_flag(name), type=int, help=f"default {default}")
+    for each in fields(Timeouts):
+        grid.add_argument(_flag(each.name), type=int, help=f"default {each.default}")
+    return found
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def params_of(options: argparse.Namespace) -> GridParams:
+    """What the options ask for; `--demo` gives other defaults."""
+    base = DEMO_PARAMS if options.demo else GridParams()
+
+    def given(names: tuple[str, ...]) -> dict[str, Any]:
+        values = {name: getattr(options, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    timeouts = replace(base.timeouts, **given(tuple(each.name for each in fields(Timeouts))))
+    return replace(
+        base,
+        timeouts=timeouts,
+        schedulers=tuple(options.scheduler or ()),
+        approvers=tuple(options.approver or ()),
+        minters=tuple(options.minter or ()),
+        **given(("fee_bps", "admin_delay", "approval_period", "treasury")),
+    )
+
+
+async def deploy(options: argparse.Namespace) -> Deployment:
+    """Deploy and write the record."""
+    if options.record.exists():
+        raise UsageError(
+            f"{options.record} exists already, and a record is never overwritten",
+            hint="Check it with --verify-only, or name another place with --record.",
+        )
+    if options.keystore is None:
+        raise UsageError("No wallet is given", hint="Name one with --keystore.")
+    address_of(options.keystore)
+    async with connected(options.endpoint, chain_id=options.chain_id) as w3:
+        account = load_account(options.keystore, options.password_file)
+        chain_id = int(await w3.eth.chain_id)
+        genesis = bytes((await w3.eth.get_block(0))["hash"]).hex()
+        progress = options.record.with_name(f".{options.record.name}.progress.db")
+        with Store.open(
+            progress,
+            chain_id=chain_id,
+            contract="deploying",
+            account=account.address,
+            genesis=genesis,
+            exclusive=True,
+        ) as store:
+            ceiling = int(options.max_fee_gwei * GWEI)
+            sender = Sender(w3, account, store, chain_id=chain_id, max_fee_per_gas=ceiling)
+            await sender.recover(timeout=options.timeout)
+            deployment = await deploy_grid(
+                w3,
+                sender,
+                params_of(options),
+                extra={"endpoint": safe_url(options.endpoint)},
+                timeout=options.timeout,
+                resumable=True,
+            )
+        deployment.save(options.record)
+    for leftover in progress.parent.glob(progress.name + "*"):
+        with suppress(OSError):
+            leftover.unlink()
+    return deployment
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Deploy unless told otherwise, then look at the result; the document to print."""
+    if not options.verify_only:
+        await deploy(options)
+    deployment = Deployment.load(options.record)
+    wanted = options.chain_id or deployment.chain_id
+    async with connected(options.endpoint, chain_id=wanted) as w3:
+        findings = await verify_deployment(w3, deployment)
+    return {
+        "ok": all(each.ok for each in findings),
+        "record": str(options.record),
+        "deployment": asdict(deployment),
+        "findings": [asdict(each) for each in findings],
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The script; its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        document = asyncio.run(run(options))
+    except GridError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; start again with the same options to go on", file=sys.stderr)
+        return 130
+    print(json.dumps(document, indent=2))
+    for finding in document["findings"]:
+        if not finding["ok"]:
+            print(f"error: {finding['what']}: {finding['detail']}", file=sys.stderr)
+    return 0 if document["ok"] else AuditError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
