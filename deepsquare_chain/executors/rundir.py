@@ -126,11 +126,11 @@ class RunFolder:
         return place
 
     def set_exit(self, record: Mapping[str, Any], place: Path | None = None) -> None:
-        """Write the exit record, into reserved blocks when there are any."""
+        """Write the exit record over the blanks of a reserved file, of its own if none is given."""
         place = place or self.reserve_exit()
         handle = os.open(place, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            write_all(handle, dump(record).ljust(_EXIT_BYTES))
+            write_all(handle, dump(record))
             os.fsync(handle)
         finally:
             os.close(handle)

@@ -29,6 +29,7 @@ from deepsquare_chain.executors.rundir import GRACE, MARK, OUTPUT_LIMIT, RunFold
 
 TICK: Final = 0.25
 _SWEEP: Final = 0.05
+_BREATH: Final = 0.01
 _MEGABYTE: Final = 1024 * 1024
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PIPE_BYTES: Final = 256 * 1024
@@ -176,24 +177,24 @@ class Supervisor:
         if self._alarm in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._alarm, 4096)
-        if self._pipe in ready:
-            self._pump()
+        if self._pipe in ready and self._pump() >= _PIPE_BYTES:
+            # A flood is slowed to some 25 MB a second, or it would cost the provider a core.
+            time.sleep(_BREATH)
 
-    def _pump(self) -> bool:
-        """Take in one piece of output; False when there is none."""
+    def _pump(self) -> int:
+        """Take in one piece of output; returns its size, 0 when there is none."""
         try:
             data = os.read(self._pipe, _PIPE_BYTES)
         except OSError as error:
             if error.errno == errno.EAGAIN:
-                return False
+                return 0
             data = b""
-        if data:
-            if self._keeper is not None:
-                self._keeper.take(data)
-            return True
-        os.close(self._pipe)
-        self._pipe = -1
-        return False
+        if not data:
+            os.close(self._pipe)
+            self._pipe = -1
+        elif self._keeper is not None:
+            self._keeper.take(data)
+        return len(data)
 
     def _drain(self) -> None:
         # Bounded, because a descriptor may have been handed to a process elsewhere.
