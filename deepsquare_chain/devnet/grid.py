@@ -89,6 +89,7 @@ class Grid:
         self.accounts: dict[str, LocalAccount] = {}
         self.senders: dict[str, Sender] = {}
         self.services: dict[str, ChildProcess] = {}
+        self.providers: dict[int, str] = {}
         self.faucet_url = ""
         self._faucet_port = faucet_port
         self._tell = tell
@@ -216,8 +217,12 @@ class Grid:
             deployment = dataclasses.replace(deployment, extra=extra)
         self._tell("funding customers, registering and approving providers")
         await asyncio.gather(
-            *(self._mint(role) for role in CUSTOMERS), *(self._enlist(role) for role in PROVIDERS)
+            *(self._mint(role) for role in CUSTOMERS),
+            *(self._register(role) for role in PROVIDERS),
         )
+        for number, role in enumerate(PROVIDERS, start=1):
+            await self._approve(role)
+            self.providers[number] = role
         # Written last: whoever finds the record finds a grid that works.
         deployment.save(self.deployment_file)
 
@@ -252,12 +257,15 @@ class Grid:
         call = self.contracts.credit.mint(self.accounts[role].address, PURSE)
         await self.senders["admin"].send(call, timeout=60)
 
-    async def _enlist(self, role: str) -> None:
-        plan, account = PROVIDERS[role], self.accounts[role]
-        registry = self.contracts.registry
-        call = registry.register(plan.hardware, plan.prices, plan.labels)
+    async def _register(self, role: str) -> None:
+        plan = PROVIDERS[role]
+        call = self.contracts.registry.register(plan.hardware, plan.prices, plan.labels)
         await self.senders[role].send(call, timeout=60)
-        await self.senders["admin"].send(registry.approve(account.address, 1), timeout=60)
+
+    async def _approve(self, role: str) -> None:
+        """One after the other: a provider gets its id when it is first approved."""
+        call = self.contracts.registry.approve(self.accounts[role].address, 1)
+        await self.senders["admin"].send(call, timeout=60)
 
     async def _serve_faucet(self, port: int) -> None:
         faucet = Faucet(self.senders["faucet"], self.contracts.credit)

@@ -144,7 +144,7 @@ class Play:
 
     def _kill(self, job_id: int) -> None:
         """SIGKILL to the daemon alone; the run goes on without it."""
-        role = self._grid.name_of(self.scene.histories[job_id].provider)
+        role = self._grid.providers[self.scene.jobs[job_id].provider_id]
         child = self._grid.services[role]
         os.kill(child.pid, signal.SIGKILL)
         self._killed = role

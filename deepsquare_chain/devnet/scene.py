@@ -93,7 +93,7 @@ class Scene:
             name=history.name,
             customer=self._grid.name_of(job.customer),
             status=job.status,
-            provider=self._grid.name_of(history.provider) if job.provider_id else "",
+            provider=self._grid.providers.get(job.provider_id, ""),
             escrow=history.funded + history.carried_in,
             used=history.paid + history.fee if job.status.is_final else None,
             gas_wei=self.reader.by_job[job.id],
