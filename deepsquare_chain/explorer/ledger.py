@@ -1,0 +1,213 @@
+"""The ledger of a grid, rebuilt from its events and from nothing else. Pure.
+
+Each bill is computed again from rate, fee and block times; each payment is matched with the
+token's transfers in the same transaction. What the contracts would not have done is a finding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, pairwise
+
+from eth_utils.address import to_checksum_address
+
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.errors import AuditError
+from deepsquare_chain.explorer.books import (
+    Entry,
+    Finding,
+    JobEntry,
+    ProviderEntry,
+    StatementRow,
+    Totals,
+)
+from deepsquare_chain.explorer.cashbook import CashBook
+from deepsquare_chain.explorer.jobbook import JobBook
+from deepsquare_chain.explorer.page import Page
+from deepsquare_chain.explorer.registrybook import RegistryBook
+
+
+class Ledger:
+    """Jobs, providers, balances and findings after a replay."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment = _normalised(deployment)
+        self.findings: list[Finding] = []
+        self.block = deployment.block
+        self._entries: list[Entry] = []
+        self._registry = RegistryBook()
+        self._jobs = JobBook(self._registry, deployment.scheduler, deployment.treasury)
+        self._cash = CashBook(deployment.scheduler)
+
+    @classmethod
+    def replay(
+        cls,
+        events: Iterable[ev.Event],
+        deployment: Deployment,
+        block_times: Mapping[int, int],
+    ) -> Ledger:
+        """Read events from the deployment on, in any order.
+
+        Args:
+            events: All events of the three contracts; those of other addresses are passed over.
+            deployment: Where the contracts and the treasury are.
+            block_times: Chain time of every block that holds an event, in seconds.
+
+        Raises:
+            AuditError: The time of a block is missing.
+        """
+        ledger = cls(deployment)
+        ours = [event for event in events if event.address in ledger.deployment.addresses]
+        ours.sort(key=lambda event: event.place)
+        ledger._check_places(ours)
+        for (block, tx_hash), run in groupby(ours, key=lambda e: (e.block_number, e.tx_hash)):
+            if block not in block_times:
+                raise AuditError(f"The time of block {block} is missing")
+            time = block_times[block]
+            ledger._read(Page(block, time, tx_hash, ledger.findings, ledger._entries), run)
+            ledger.block = block
+        ledger._close()
+        return ledger
+
+    @property
+    def jobs(self) -> Mapping[int, JobEntry]:
+        """All jobs by id."""
+        return self._jobs.jobs
+
+    @property
+    def providers(self) -> Mapping[str, ProviderEntry]:
+        """All providers by account."""
+        return self._registry.providers
+
+    @property
+    def provider_ids(self) -> Mapping[str, int]:
+        """Provider ids by account."""
+        return self._registry.ids
+
+    @property
+    def balances(self) -> Mapping[str, int]:
+        """Credits by account, of everybody who ever had some."""
+        return self._cash.balances
+
+    @property
+    def parked(self) -> Mapping[str, int]:
+        """What waits for somebody's withdrawal."""
+        return {who: amount for who, amount in self._cash.parked.items() if amount}
+
+    @property
+    def accounts(self) -> list[str]:
+        """All accounts with a statement."""
+        return sorted({entry.account for entry in self._entries})
+
+    @property
+    def totals(self) -> Totals:
+        """The sums of everything."""
+        jobs = self.jobs.values()
+        held = self._cash.balances.get(self.deployment.scheduler, 0)
+        escrow = sum(job.escrow for job in jobs)
+        parked = sum(self._cash.parked.values())
+        return Totals(
+            jobs=len(self.jobs),
+            minted=self._cash.minted,
+            burned=self._cash.burned,
+            supply=self._cash.supply,
+            scheduler_balance=held,
+            escrow=escrow,
+            parked=parked,
+            donated=self._cash.donated,
+            paid=sum(job.paid for job in jobs),
+            fees=sum(job.fee for job in jobs),
+            refunded=sum(job.refunded for job in jobs),
+            difference=held - escrow - parked - self._cash.donated,
+        )
+
+    def statement(self, account: str) -> list[StatementRow]:
+        """All movements of an account, oldest first, with the balance after each."""
+        return list(self._rows(account))
+
+    def _rows(self, account: str) -> Iterator[StatementRow]:
+        balance = 0
+        for entry in self._entries:
+            if entry.account == account:
+                balance += entry.amount
+                yield StatementRow(
+                    entry.block,
+                    entry.time,
+                    entry.kind,
+                    entry.amount,
+                    entry.job_id,
+                    entry.counterparty,
+                    entry.tx_hash,
+                    balance,
+                )
+
+    def _check_places(self, events: list[ev.Event]) -> None:
+        for before, after in pairwise(events):
+            if before.place == after.place:
+                block, tx_hash = after.block_number, after.tx_hash
+                message = f"log {after.log_index} of block {block} was given twice"
+                self.findings.append(Finding("order", message, block, tx_hash))
+
+    def _read(self, page: Page, events: Iterable[ev.Event]) -> None:
+        """One transaction: jobs and providers first, then the money that moved."""
+        transfers = []
+        for event in events:
+            if event.address == self.deployment.credit:
+                if isinstance(event, ev.Transfer):
+                    transfers.append(event)
+            elif event.address == self.deployment.registry or not hasattr(event, "job_id"):
+                self._registry.read(event, page)
+                self._read_parked(event, page)
+            else:
+                self._registry.read(event, page)
+                self._jobs.read(event, page)
+        self._jobs.close(page)
+        self._cash.close(transfers, page)
+
+    def _read_parked(self, event: ev.Event, page: Page) -> None:
+        if event.address != self.deployment.scheduler:
+            return
+        if isinstance(event, ev.PaymentParked):
+            self._cash.park(event, page)
+        elif isinstance(event, ev.PaymentWithdrawn):
+            self._cash.withdraw(event, page)
+
+    def _close(self) -> None:
+        """What must hold at the end of any replay."""
+        for job in self.jobs.values():
+            if job.difference:
+                message = f"job {job.id} has {job.difference} credit-wei too much or too little"
+                self.findings.append(Finding("job", message, self.block, "", job.id))
+        totals = self.totals
+        if totals.difference:
+            message = (
+                f"the scheduler holds {totals.scheduler_balance} credit-wei, "
+                f"{totals.difference} apart from escrow, parked and donated"
+            )
+            self.findings.append(Finding("conservation", message, self.block, ""))
+        if sum(self.balances.values()) != totals.supply:
+            message = "the balances do not add up to the supply"
+            self.findings.append(Finding("supply", message, self.block, ""))
+        self._check_statements()
+
+    def _check_statements(self) -> None:
+        sums: dict[str, int] = {}
+        for entry in self._entries:
+            sums[entry.account] = sums.get(entry.account, 0) + entry.amount
+        for account in sorted({*sums, *self.balances}):
+            if sums.get(account, 0) != self.balances.get(account, 0):
+                message = f"the statement of {account} does not end at its balance"
+                self.findings.append(Finding("statement", message, self.block, ""))
+
+
+def _normalised(deployment: Deployment) -> Deployment:
+    """Addresses spelled as in events, so that they can be compared."""
+    return dataclasses.replace(
+        deployment,
+        credit=to_checksum_address(deployment.credit),
+        registry=to_checksum_address(deployment.registry),
+        scheduler=to_checksum_address(deployment.scheduler),
+        treasury=to_checksum_address(deployment.treasury),
+    )

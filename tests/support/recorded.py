@@ -1,0 +1,169 @@
+"""A grid whose logs are kept as a chain would give them, one transaction for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from eth_utils import to_checksum_address
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import Event, decode_log
+from deepsquare_chain.chain.records import read_job
+from deepsquare_chain.chain.registry import _provider
+from deepsquare_chain.explorer.audit import Storage
+from deepsquare_chain.explorer.ledger import Ledger
+from tests.support import grid as grids
+from tests.support.evm import Chain
+
+
+class RecordingChain(Chain):
+    """Keeps every log with its place."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+        self.block_times: dict[int, int] = {}
+        self._calls = 0
+        super().__init__()
+
+    def _finish(self, apply: Any, message: Any, origin: bytes) -> Any:
+        computation = super()._finish(apply, message, origin)
+        self._calls += 1
+        for address, topics, data in computation.get_log_entries():
+            self.logs.append(
+                {
+                    "address": "0x" + address.hex(),
+                    "topics": [topic.to_bytes(32, "big") for topic in topics],
+                    "data": data,
+                    "blockNumber": self.block,
+                    "blockHash": self.block.to_bytes(32, "big"),
+                    "transactionHash": self._calls.to_bytes(32, "big"),
+                    # Places are unique in all of the chain, and so in each block.
+                    "logIndex": len(self.logs),
+                }
+            )
+            self.block_times[self.block] = self.now
+        return computation
+
+
+class RecordedGrid(grids.Grid):
+    """The contracts with everything that they ever said."""
+
+    chain: RecordingChain
+
+    @property
+    def deployment(self) -> Deployment:
+        return Deployment(
+            chain_id=31_337,
+            credit=self.credit.address,
+            registry=self.registry.address,
+            scheduler=self.scheduler.address,
+            treasury=self.treasury,
+            block=0,
+        )
+
+    @property
+    def events(self) -> list[Event]:
+        found = [decode_log(log) for log in self.chain.logs]
+        return [event for event in found if event is not None]
+
+    def ledger(self, events: list[Event] | None = None) -> Ledger:
+        given = self.events if events is None else events
+        return Ledger.replay(given, self.deployment, self.chain.block_times)
+
+    def storage(self, ledger: Ledger) -> Storage:
+        """What the contracts hold now; balances of all that the ledger knows."""
+        count = self.scheduler.jobCount()
+        records = self.scheduler.getJobs(list(range(1, count + 1)))
+        jobs = [read_job(number, tuple(record)) for number, record in enumerate(records, start=1)]
+        ids = range(1, self.registry.providerCount() + 1)
+        accounts = [self.registry.accountOf(number) for number in ids]
+        return Storage(
+            block=self.chain.block,
+            jobs=[replace(job, customer=to_checksum_address(job.customer)) for job in jobs],
+            providers=[
+                replace(
+                    _provider(tuple(self.registry.getProvider(account))),
+                    account=to_checksum_address(account),
+                )
+                for account in accounts
+            ],
+            balances={account: self.balance(account) for account in ledger.accounts},
+            parked={account: self.scheduler.parkedOf(account) for account in ledger.accounts},
+            supply=self.credit.totalSupply(),
+        )
+
+
+def recorded_grid(**options: Any) -> RecordedGrid:
+    """A fresh grid with a recording chain under it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grids, "Chain", RecordingChain)
+        return RecordedGrid(**options)
+
+
+def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
+    """One job of each fate, with all that can happen on the way; job ids by name."""
+    chain, scheduler = grid.chain, grid.scheduler
+    host = grid.provider("provider", labels=["gpu.model=h100"])
+    other = grid.provider("other", labels=["region=eu", "gpu.model=h100"])
+    jobs = dict(
+        zip(
+            ("finished", "failed", "spent", "cancelled", "lost", "queued"),
+            (grid.submit(retries=2) for _ in range(6)),
+            strict=True,
+        )
+    )
+    chain.advance(3)
+    grid.assign(host, *jobs.values())
+    jobs["failed at once"] = grid.running(other)
+    scheduler.finish([grid.report(jobs["failed at once"], 0, 1)], sender=other.account)
+    chain.advance(2)
+    everything = [*jobs.values()][:6]
+    scheduler.claim(everything, sender=host.account)
+    scheduler.requeue([jobs["queued"]], "no room", sender=host.account)
+    running = everything[:-1]
+    scheduler.start(running, sender=host.account)
+    chain.advance(20)
+    scheduler.topUp(jobs["finished"], grid.alice, 10**9, sender=grid.bob)
+    chain.advance(17)
+    reports = [
+        grid.report(jobs["finished"], 30),
+        grid.report(jobs["failed"], 36, 3),
+        grid.report(999),
+    ]
+    scheduler.finish(reports, sender=host.account)
+    scheduler.cancel([jobs["cancelled"]], sender=grid.alice)
+    chain.advance(grids.TERMS["timeLimit"])
+    scheduler.finish([grid.report(jobs["spent"], 10**6, reason=b"spent")], sender=host.account)
+    # The provider falls silent; its last run goes on elsewhere.
+    grid.silence(host, jobs["lost"])
+    scheduler.panic([jobs["lost"]], "", sender=grid.stranger)
+    jobs["successor"] = scheduler.jobCount()
+    scheduler.answer(sender=host.account)
+    scheduler.setFee(700, sender=grid.admin)
+    prices = {"cpu": 7, "gpu": 5, "mem": 3}
+    grid.registry.setPrices(prices, sender=other.account)
+    grid.assign(other, jobs["successor"], jobs["queued"])
+    scheduler.claim([jobs["successor"]], sender=other.account)
+    scheduler.panic([jobs["queued"]], "broken", sender=other.account)
+    scheduler.start([jobs["successor"]], sender=other.account)
+    chain.advance(5)
+    scheduler.finish([grid.report(jobs["successor"], 5)], sender=other.account)
+    # Jobs that live on, runs until the credits are spent, and money of other kinds.
+    jobs["until_spent"] = grid.running(other, untilSpent=True, amount=10**11)
+    scheduler.topUp(jobs["until_spent"], grid.alice, 10**9, sender=grid.alice)
+    jobs["early"] = grid.submit(grid.bob)
+    scheduler.topUp(jobs["early"], grid.bob, 5, sender=grid.bob)
+    jobs["withdrawn"] = grid.submit(grid.bob)
+    scheduler.cancel([jobs["withdrawn"]], sender=grid.bob)
+    jobs["pending"] = grid.submit()
+    chain.advance(grids.TIMES["pendingTimeout"])
+    scheduler.selfSchedule([jobs["early"]], sender=host.account)
+    grid.credit.transfer(grid.stranger, 77, sender=grid.alice)
+    grid.credit.burn(7, sender=grid.stranger)
+    grid.credit.transfer(scheduler.address, 11, sender=grid.stranger)
+    grid.registry.setDraining(True, sender=host.account)
+    grid.registry.ban(other.account, "enough", sender=grid.admin)
+    return jobs

@@ -1,0 +1,167 @@
+"""The ledger that events alone tell, against the storage of the contracts that emitted them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+from eth_utils import to_checksum_address
+
+from deepsquare_chain.errors import AuditError
+from deepsquare_chain.explorer.audit import verify
+from deepsquare_chain.explorer.books import Kind
+from deepsquare_chain.explorer.ledger import Ledger
+from deepsquare_chain.job import JobStatus
+from tests.support.grid import RATE, TERMS, WEALTH, fee_of
+from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+
+ESCROW = TERMS["amount"]
+
+
+@pytest.fixture(scope="module")
+def grid() -> RecordedGrid:
+    return recorded_grid()
+
+
+@pytest.fixture(scope="module")
+def jobs(grid: RecordedGrid) -> Mapping[str, int]:
+    return tell_a_story(grid)
+
+
+@pytest.fixture(scope="module")
+def ledger(grid: RecordedGrid, jobs: Mapping[str, int]) -> Ledger:
+    return grid.ledger()
+
+
+def test_an_honest_story_has_no_findings(ledger: Ledger) -> None:
+    assert ledger.findings == []
+    assert verify(ledger).ok
+    verify(ledger).raise_if_wrong()
+
+
+def test_the_story_holds_every_status(ledger: Ledger, jobs: Mapping[str, int]) -> None:
+    told = {name: ledger.jobs[job_id].status.name for name, job_id in jobs.items()}
+    assert told == {
+        "finished": "FINISHED",
+        "failed": "FAILED",
+        "failed at once": "FAILED",
+        "spent": "OUT_OF_CREDITS",
+        "cancelled": "CANCELLED",
+        "lost": "PANICKED",
+        "queued": "PANICKED",
+        "successor": "FINISHED",
+        "until_spent": "RUNNING",
+        "early": "META_SCHEDULED",
+        "withdrawn": "CANCELLED",
+        "pending": "PENDING",
+    }
+
+
+def test_replay_equals_storage(grid: RecordedGrid, ledger: Ledger) -> None:
+    audit = verify(ledger, grid.storage(ledger))
+    assert audit.findings == ()
+    assert audit.compared
+    assert audit.difference == 0
+
+
+def test_storage_that_says_otherwise_is_found(grid: RecordedGrid, ledger: Ledger) -> None:
+    held = grid.storage(ledger)
+    job = held.jobs[2]
+    for changed in (
+        dataclasses.replace(held, supply=held.supply + 1),
+        dataclasses.replace(held, jobs=held.jobs[:-1]),
+        dataclasses.replace(held, jobs=[dataclasses.replace(job, escrow=job.escrow - 1)]),
+        dataclasses.replace(held, jobs=[dataclasses.replace(job, since=job.since - 1)]),
+        dataclasses.replace(held, balances={**held.balances, ledger.accounts[1]: 5}),
+        dataclasses.replace(held, parked={ledger.accounts[1]: 5}),
+    ):
+        audit = verify(ledger, changed)
+        assert {finding.code for finding in audit.findings} == {"storage"}
+        with pytest.raises(AuditError, match="events say"):
+            audit.raise_if_wrong()
+
+
+def test_totals(grid: RecordedGrid, ledger: Ledger) -> None:
+    totals = ledger.totals
+    assert totals.minted == 2 * WEALTH
+    assert totals.burned == 7
+    assert totals.supply == grid.credit.totalSupply()
+    assert totals.donated == 11
+    assert totals.difference == 0
+    assert totals.scheduler_balance == grid.balance(grid.scheduler.address)
+    assert totals.escrow == totals.scheduler_balance - 11
+    assert totals.jobs == grid.scheduler.jobCount()
+
+
+def test_a_finished_job(ledger: Ledger, jobs: Mapping[str, int]) -> None:
+    job = ledger.jobs[jobs["finished"]]
+    cost = 30 * RATE
+    assert (job.paid, job.fee) == (cost - fee_of(cost), fee_of(cost))
+    assert job.funded == ESCROW + 10**9
+    assert job.refunded == ESCROW + 10**9 - cost
+    assert job.billed_seconds == 30
+    assert job.exit_code == 0
+    assert job.ended_at - job.started_at == 37
+    assert job.time_limit == TERMS["timeLimit"] + 10**9 // RATE
+    assert [status for _, status, _ in job.transitions] == [
+        JobStatus.PENDING,
+        JobStatus.META_SCHEDULED,
+        JobStatus.SCHEDULED,
+        JobStatus.RUNNING,
+        JobStatus.FINISHED,
+    ]
+
+
+def test_a_carry_is_neither_payment_nor_refund(ledger: Ledger, jobs: Mapping[str, int]) -> None:
+    lost, heir = ledger.jobs[jobs["lost"]], ledger.jobs[jobs["successor"]]
+    assert (lost.paid, lost.fee, lost.refunded, lost.carried_out) == (0, 0, 0, ESCROW)
+    assert lost.successor == heir.id
+    assert (heir.funded, heir.carried_in, heir.retry_of) == (0, ESCROW, lost.id)
+    assert heir.fee_bps == 700
+    assert (lost.retries_left, heir.retries_left) == (2, 1)
+
+
+def test_statements_tell_each_movement(
+    grid: RecordedGrid, ledger: Ledger, jobs: Mapping[str, int]
+) -> None:
+    alice = to_checksum_address(grid.alice)
+    rows = ledger.statement(alice)
+    assert rows[-1].balance == grid.balance(grid.alice)
+    assert rows[0].kind is Kind.MINT
+    story = [(row.kind, row.amount) for row in rows if row.job_id == jobs["cancelled"]]
+    assert story[0] == (Kind.ESCROW, -ESCROW)
+    assert story[1] == (Kind.REFUND, ESCROW - 37 * RATE)
+    assert sum(row.amount for row in rows) == rows[-1].balance
+    kinds = {row.kind for row in rows}
+    assert kinds == {Kind.MINT, Kind.ESCROW, Kind.REFUND, Kind.TOP_UP, Kind.TRANSFER}
+
+
+def test_every_statement_ends_at_the_balance(grid: RecordedGrid, ledger: Ledger) -> None:
+    for account in ledger.accounts:
+        assert ledger.statement(account)[-1].balance == grid.balance(account)
+    kinds = {row.kind for account in ledger.accounts for row in ledger.statement(account)}
+    assert kinds == set(Kind) - {Kind.PARKED, Kind.WITHDRAWAL}
+    assert ledger.statement("0x" + "99" * 20) == []
+
+
+def test_the_order_of_reading_does_not_matter(grid: RecordedGrid, ledger: Ledger) -> None:
+    again = grid.ledger(list(reversed(grid.events)))
+    assert again.totals == ledger.totals
+    assert again.findings == []
+
+
+def test_events_of_other_contracts_are_passed_over(grid: RecordedGrid, ledger: Ledger) -> None:
+    alien = [dataclasses.replace(event, address="0x" + "77" * 20) for event in grid.events]
+    assert grid.ledger([*grid.events, *alien]).totals == ledger.totals
+
+
+def test_a_missing_block_time_is_told(grid: RecordedGrid) -> None:
+    with pytest.raises(AuditError, match=r"time of block \d+ is missing"):
+        Ledger.replay(grid.events, grid.deployment, {})
+
+
+def test_an_empty_chain_balances(grid: RecordedGrid) -> None:
+    empty = Ledger.replay([], grid.deployment, {})
+    assert verify(empty).ok
+    assert empty.totals.difference == 0

@@ -1,0 +1,298 @@
+"""Books that were tampered with: every changed, dropped or added event is a finding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.explorer.audit import Storage, verify
+from deepsquare_chain.explorer.books import Kind
+from deepsquare_chain.explorer.ledger import Ledger
+from deepsquare_chain.job import JobStatus, Terms
+from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+
+STRANGER = "0x" + "42" * 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    grid: RecordedGrid
+    events: list[ev.Event]
+    storage: Storage
+    jobs: Mapping[str, int]
+
+    def codes(self, events: list[ev.Event]) -> set[str]:
+        """Codes of the findings that events alone give."""
+        return {finding.code for finding in self.grid.ledger(events).findings}
+
+    def is_found(self, events: list[ev.Event]) -> bool:
+        return not verify(self.grid.ledger(events), self.storage).ok
+
+    def changed(self, at: int, **values: Any) -> list[ev.Event]:
+        return [
+            dataclasses.replace(event, **values) if n == at else event
+            for n, event in enumerate(self.events)
+        ]
+
+
+@pytest.fixture(scope="module")
+def story() -> Story:
+    grid = recorded_grid()
+    jobs = tell_a_story(grid)
+    return Story(grid, grid.events, grid.storage(grid.ledger()), jobs)
+
+
+# What no balance, no record and no rule can contradict: words, digests of results, allowances,
+# roles, and proposals that were not approved.
+WORDS = {
+    ("JobResult", "result"),
+    ("JobResult", "reason"),
+    ("JobRequeued", "by"),
+    ("JobRequeued", "reason"),
+    ("JobPanicked", "by"),
+    ("JobPanicked", "reason"),
+    ("TransitionSkipped", "reason"),
+    ("ProviderChallenged", "job_id"),
+    ("ProviderChallenged", "by"),
+    ("ProviderChallenged", "answer_by"),
+    ("BanChanged", "reason"),
+    ("HardwareProposed", "hardware"),
+    ("SubmissionsChanged", "open"),
+    ("terms", "name"),
+    ("terms", "uses"),
+    ("terms", "objective"),
+}
+SILENT = (ev.Approval, ev.RoleGranted, ev.RoleRevoked, ev.SubmissionsChanged)
+
+
+def other(value: Any) -> Iterator[Any]:
+    """Values next to a value."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, IntEnum):
+        yield from (each for each in type(value) if each is not value)
+    elif isinstance(value, int):
+        yield value + 1
+        if value:
+            yield value - 1
+    elif isinstance(value, bytes):
+        yield bytes(len(value) - 1) + b"\x07"
+    elif isinstance(value, str) and value.startswith("0x"):
+        yield STRANGER
+    elif isinstance(value, str):
+        yield value + "!"
+    elif isinstance(value, Mapping):
+        yield {**value, "more": "labels"}
+    elif dataclasses.is_dataclass(value):
+        for each in dataclasses.fields(value):
+            for changed in other(getattr(value, each.name)):
+                yield dataclasses.replace(value, **{each.name: changed})
+    else:
+        raise AssertionError(f"no other value for {value!r}")
+
+
+def own_fields(event: ev.Event) -> list[str]:
+    common = {each.name for each in dataclasses.fields(ev.Event)}
+    return [each.name for each in dataclasses.fields(event) if each.name not in common]
+
+
+def tamperings(event: ev.Event) -> Iterator[tuple[str, Any]]:
+    for name in own_fields(event):
+        if (type(event).__name__, name) in WORDS:
+            continue
+        value = getattr(event, name)
+        for changed in other(value):
+            if isinstance(value, Terms):
+                parts = [f.name for f in dataclasses.fields(Terms)]
+                differing = [p for p in parts if getattr(changed, p) != getattr(value, p)]
+                if ("terms", differing[0]) in WORDS:
+                    continue
+            yield name, changed
+
+
+def test_every_changed_field_is_found(story: Story) -> None:
+    missed = []
+    tried = 0
+    for at, event in enumerate(story.events):
+        if isinstance(event, SILENT):
+            continue
+        for name, changed in tamperings(event):
+            tried += 1
+            if not story.is_found(story.changed(at, **{name: changed})):
+                missed.append((event, name, changed))
+    assert tried > 400
+    assert [miss for miss in missed if not is_the_providers_word(*miss)] == []
+
+
+def is_the_providers_word(event: ev.Event, name: str, changed: Any) -> bool:
+    """Which code a failed job had; and that a batch named a job that does not exist."""
+    if isinstance(event, ev.JobResult) and name == "exit_code":
+        return event.exit_code != 0 or event.reason == "spent"
+    return isinstance(event, ev.TransitionSkipped) and name == "job_id" and event.job_id == 999
+
+
+MONEY = {
+    ev.JobSubmitted: {"job_id", "customer"},
+    ev.JobTransition: {"job_id", "customer", "provider", "before", "after"},
+    ev.JobPriced: {"job_id", "provider", "rate", "fee_bps"},
+    ev.JobToppedUp: {"job_id", "payer", "amount", "escrow", "time_limit"},
+    ev.JobSettled: {
+        *("job_id", "provider", "customer", "billed_seconds", "paid", "fee", "refunded"),
+    },
+    ev.JobRetried: {"job_id", "successor", "escrow"},
+}
+
+
+def test_money_needs_no_storage_to_be_found_out(story: Story) -> None:
+    tried: Counter[str] = Counter()
+    for at, event in enumerate(story.events):
+        for name in MONEY.get(type(event), ()):
+            for changed in other(getattr(event, name)):
+                tried[type(event).__name__] += 1
+                codes = story.codes(story.changed(at, **{name: changed}))
+                assert codes, f"{event} with {name}={changed} was not noticed"
+        if isinstance(event, ev.JobSubmitted):
+            terms = dataclasses.replace(event.terms, amount=event.terms.amount - 1)
+            assert "escrow" in story.codes(story.changed(at, terms=terms))
+    assert set(tried) == {kind.__name__ for kind in MONEY}
+
+
+def test_transfers_of_the_scheduler_are_matched(story: Story) -> None:
+    scheduler = story.storage and story.grid.ledger().deployment.scheduler
+    tried = 0
+    for at, event in enumerate(story.events):
+        if isinstance(event, ev.Transfer) and scheduler in {event.sender, event.recipient}:
+            changed = story.changed(at, amount=event.amount + 1)
+            gift = event.amount == 11
+            assert gift or story.codes(changed) & {"escrow", "payment"}
+            tried += 1
+    assert tried > 15
+
+
+def test_every_dropped_event_is_found(story: Story) -> None:
+    # Left out without a trace: what no rule awaits.
+    words = (*SILENT, ev.TransitionSkipped, ev.ProviderAnswered)
+    missed = [
+        event
+        for at, event in enumerate(story.events)
+        if not isinstance(event, words)
+        and not story.is_found([each for n, each in enumerate(story.events) if n != at])
+    ]
+    assert missed == []
+
+
+def test_every_doubled_event_is_found(story: Story) -> None:
+    for at, event in enumerate(story.events):
+        assert "order" in story.codes([*story.events[: at + 1], event, *story.events[at + 1 :]])
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_shifted_end_is_found(story: Story, shift: int) -> None:
+    """A run that was cut off by its customer is billed to the second."""
+    cancelled = next(
+        event
+        for event in story.events
+        if isinstance(event, ev.JobTransition) and event.after is JobStatus.CANCELLED
+    )
+    times = dict(story.grid.chain.block_times)
+    times[cancelled.block_number] += shift
+    codes = {f.code for f in Ledger.replay(story.events, story.grid.deployment, times).findings}
+    assert "billing" in codes
+
+
+def test_findings_name_job_and_transaction(story: Story) -> None:
+    at, event = next(
+        (at, event) for at, event in enumerate(story.events) if isinstance(event, ev.JobSettled)
+    )
+    finding = story.grid.ledger(story.changed(at, paid=event.paid + 1)).findings[0]
+    assert finding.job_id == event.job_id
+    assert finding.tx_hash == event.tx_hash
+    assert event.tx_hash in str(finding)
+    assert "settled with" in finding.message
+
+
+class TestParked:
+    """A recipient that can't be paid: the transfer is replaced by a parked payment."""
+
+    @pytest.fixture
+    def parked(self, story: Story) -> list[ev.Event]:
+        ledger = story.grid.ledger()
+        scheduler = ledger.deployment.scheduler
+        at, payment = next(
+            (at, event)
+            for at, event in enumerate(story.events)
+            if isinstance(event, ev.Transfer)
+            and event.sender == scheduler
+            and event.recipient in ledger.providers
+        )
+        place = {"block_number": payment.block_number, "tx_hash": payment.tx_hash}
+        told = ev.PaymentParked(
+            payment.recipient,
+            payment.amount,
+            **place,
+            log_index=payment.log_index,
+            address=scheduler,
+        )
+        return [told if n == at else event for n, event in enumerate(story.events)]
+
+    def withdrawal(self, parked: list[ev.Event], story: Story, **changes: Any) -> list[ev.Event]:
+        told = next(event for event in parked if isinstance(event, ev.PaymentParked))
+        last = parked[-1]
+        place = {"block_number": last.block_number, "tx_hash": "0xabc"}
+        taken = ev.PaymentWithdrawn(
+            told.recipient,
+            STRANGER,
+            told.amount,
+            **place,
+            log_index=last.log_index + 1,
+            address=told.address,
+        )
+        credit = story.grid.ledger().deployment.credit
+        paid = ev.Transfer(
+            told.address,
+            STRANGER,
+            told.amount,
+            **place,
+            log_index=last.log_index + 2,
+            address=credit,
+        )
+        return [*parked, dataclasses.replace(taken, **changes), paid]
+
+    def test_parked_credits_stay_in_the_books(self, story: Story, parked: list[ev.Event]) -> None:
+        ledger = story.grid.ledger(parked)
+        told = next(event for event in parked if isinstance(event, ev.PaymentParked))
+        assert ledger.findings == []
+        assert ledger.parked == {told.recipient: told.amount}
+        assert ledger.totals.parked == told.amount
+        assert ledger.totals.difference == 0
+        rows = [row for row in ledger.statement(told.recipient) if row.kind is Kind.PARKED]
+        assert [row.amount for row in rows] == [-told.amount]
+
+    def test_they_are_taken_out(self, story: Story, parked: list[ev.Event]) -> None:
+        ledger = story.grid.ledger(self.withdrawal(parked, story))
+        assert ledger.findings == []
+        assert ledger.parked == {}
+        assert [row.kind for row in ledger.statement(STRANGER)] == [Kind.WITHDRAWAL]
+
+    @pytest.mark.parametrize("change", [{"amount": 1}, {"to": "0x" + "43" * 20}])
+    def test_taking_out_something_else_is_found(
+        self, story: Story, parked: list[ev.Event], change: dict[str, Any]
+    ) -> None:
+        assert story.codes(self.withdrawal(parked, story, **change)) & {"parked", "payment"}
+
+    def test_parking_more_than_was_owed_is_found(
+        self, story: Story, parked: list[ev.Event]
+    ) -> None:
+        more = [
+            dataclasses.replace(event, amount=event.amount + 1)
+            if isinstance(event, ev.PaymentParked)
+            else event
+            for event in parked
+        ]
+        assert "payment" in story.codes(more)
