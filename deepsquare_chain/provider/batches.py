@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedE
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.faults import crash_point
 from deepsquare_chain.provider.model import Action, Claim, Panic, Report, Requeue, Start, View
+from deepsquare_chain.provider.together import together
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
@@ -81,7 +81,7 @@ class Batches:
         due = [each for each in planned if not self._paused(each[0].job.id)]
         batches = list(self._batches(due))
         # Batches hold different jobs and queue up behind one nonce: only the waiting is shared.
-        moved = await asyncio.gather(*(self._send(batch) for batch in batches))
+        moved = await together(*(self._send(batch) for batch in batches))
         return sum(moved)
 
     def forget(self, job_ids: Iterable[int]) -> None:

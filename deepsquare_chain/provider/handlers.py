@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.errors import GridError, NotFoundError
 from deepsquare_chain.executors.base import (
     Executor,
     ExecutorUnavailableError,
@@ -38,6 +38,7 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.provider.together import together
 from deepsquare_chain.workflow import render_script
 
 _AT_ONCE: Final = 8
@@ -66,15 +67,16 @@ class Handlers:
 
     async def carry_out(self, planned: Iterable[tuple[View, Action]]) -> int:
         """Do everything that is no transaction; returns how much was done."""
-        return sum(await asyncio.gather(*(self._one(view, action) for view, action in planned)))
+        return sum(await together(*(self._one(view, action) for view, action in planned)))
 
     async def _one(self, view: View, action: Action) -> bool:
         async with self._gate:
             try:
                 return await self._do(view, action)
-            except ExecutorUnavailableError as error:
-                # Nothing was decided: the next cycle sees what became of it.
-                _log.warning("executor unavailable", job=view.job.id, error=error.message)
+            except GridError as error:
+                # One job's trouble is not the others': the next cycle sees what became of it.
+                what = type(action).__name__
+                _log.warning("not done", what=what, job=view.job.id, error=error.message)
                 return False
 
     async def _do(self, view: View, action: Action) -> bool:
@@ -148,8 +150,9 @@ class Handlers:
     async def _make_sure(self, view: View) -> None:
         """Before a run is forgotten that the executor does not know: nothing of it may live."""
         unknown = view.status is None or view.status.state is RunState.UNKNOWN
-        if view.run.phase is Phase.SUBMITTED and view.run.handle is not None and unknown:
-            await self._executor.cancel(view.run.handle)
+        if view.run.phase in {Phase.SUBMITTING, Phase.SUBMITTED} and unknown:
+            # A submit that was cut off may have left something that still holds capacity.
+            await self._executor.cancel(view.run.handle or view.run.key)
 
     async def _record_end(self, view: View, action: RecordEnd) -> None:
         crash_point("provider.end.seen")

@@ -6,9 +6,8 @@ are ordinary cycles.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,10 +26,11 @@ from deepsquare_chain.provider.batches import Batches
 from deepsquare_chain.provider.figures import Figures
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
-from deepsquare_chain.provider.model import Close, Situation
+from deepsquare_chain.provider.model import Action, Close, Situation, View
 from deepsquare_chain.provider.observer import Head, Observer, free_megabytes
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.provider.together import together
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionStore
 
@@ -177,6 +177,7 @@ class ProviderService:
         )
         self._head = Head(0, 0)
         self._looked_slowly: float | None = None
+        self._told: dict[int, Action] = {}
 
     async def cycle(self) -> bool:
         """Look once and act; True when something moved, so that the next look should follow.
@@ -193,10 +194,9 @@ class ProviderService:
             return False
         await self._answer(head)
         await self._look_slowly()
-        heard = await self._follower.poll(self.table.apply)
+        await self._follower.poll(self.table.apply)
         crash_point("provider.followed")
-        moved = await self._act(head)
-        return bool(moved or heard)
+        return await self._act(head) > 0
 
     # -- the steps of a cycle
 
@@ -260,11 +260,16 @@ class ProviderService:
             start_grace=self._settings.start_grace,
         )
         planned = plan(views, situation)
-        for view, action in planned:
-            _log.debug("planned", job=view.job.id, status=view.chain.name, action=str(action))
+        self._tell(planned)
         crash_point("provider.planned")
-        done, moved = await asyncio.gather(
-            self._handlers.carry_out(planned), self._batches.send(planned)
-        )
+        done, moved = await together(self._handlers.carry_out(planned), self._batches.send(planned))
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return done + moved
+
+    def _tell(self, planned: Sequence[tuple[View, Action]]) -> None:
+        """Log each job's plan when it changes."""
+        plans = {view.job.id: action for view, action in planned}
+        for view, action in planned:
+            if self._told.get(view.job.id) != action:
+                _log.debug("planned", job=view.job.id, status=view.chain.name, action=str(action))
+        self._told = plans

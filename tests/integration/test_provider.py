@@ -1,0 +1,215 @@
+"""A provider's service with real contracts and real processes: jobs side by side, a second a block."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import JobPanicked, JobRequeued, JobRetried
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.executors.rundir import RunFolder
+from deepsquare_chain.job import JobStatus, Resources
+from deepsquare_chain.provider.figures import KINDS
+from deepsquare_chain.provider.model import Phase
+from deepsquare_chain.provider.outputs import find_run, read_output
+from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
+from tests.support.provider import Bench, bench, definition
+from tests.support.rundaemon import DaemonProcess, until
+
+S = JobStatus
+
+
+@pytest.fixture(scope="module")
+def ticking(background) -> Iterator[Node]:
+    """A chain whose time is the wall clock's."""
+    found = ChainProcess(block_time=1)
+    background.run(found.__aenter__())
+    yield found
+    background.run(found.close())
+
+
+@pytest.fixture(scope="module")
+def grid_record(ticking: Node, background) -> Deployment:
+    return background.run(deploy(BorrowedNode(ticking.url, ticking.chain_id)))
+
+
+@pytest.fixture
+async def grid(ticking: Node, grid_record: Deployment) -> AsyncIterator[LiveGrid]:
+    node = BorrowedNode(ticking.url, ticking.chain_id)
+    async with node, live_grid(node, grid_record) as found:
+        yield found
+
+
+@pytest.fixture
+async def host(grid: LiveGrid, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with bench(grid, tmp_path) as found:
+        yield found
+
+
+async def test_whole_life(host: Bench):
+    """From assignment to settlement, with a challenge on the way."""
+    scheduler = host.grid.contracts.scheduler
+    [job_id] = await host.submit("echo hello $DEEPSQUARE_JOB_ID; sleep 1")
+    await host.grid.send(host.grid.stranger, scheduler.challenge(job_id))
+    await host.service.cycle()
+    clock = await scheduler.clock_of(host.service.provider_id)
+    assert clock.challenged_at == 0
+    assert clock.answered_at > 0
+
+    await host.until([job_id])
+    job = await host.job(job_id)
+    assert job.status is S.FINISHED
+    result, settled = await host.result(job_id), await host.settled(job_id)
+    output = f"hello {job_id}\n".encode()
+    assert result.result == hashlib.sha256(output).digest()
+    assert (result.exit_code, result.reason) == (0, "")
+    assert 1 <= settled.billed_seconds <= 3
+    await host.drive(lambda: host.row(job_id).phase is Phase.CLOSED)
+    [earning] = host.service.table.earned()
+    assert (earning.paid, earning.fee) == (settled.paid, settled.fee)
+    deployment = host.grid.deployment
+    folder = find_run(host.folder, deployment.chain_id, deployment.scheduler, job_id)
+    assert folder is not None
+    assert read_output(folder) == output
+    sent = {
+        kind: host.service.figures.metrics.value("provider_jobs_total", kind=kind) for kind in KINDS
+    }
+    assert sent == {"claim": 1, "start": 1, "finish": 1, "answer": 1, "requeue": 0, "panic": 0}
+
+
+async def test_every_way_to_end_side_by_side(host: Bench):
+    """Each job's end is named by the contract, billed by its own seconds and said in words."""
+    hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(30)'"
+    three, killed, hungry = await host.submit("sleep 1; exit 3", "kill -9 $$; sleep 9", hog)
+    [late] = await host.submit("sleep 60", time_limit=5)
+    [stopped] = await host.submit("sleep 61", customer=1)
+    [lost] = await host.submit("sleep 62", retries=1)
+    ids = [three, killed, hungry, late, stopped, lost]
+    await host.drive(lambda: {host.phase(lost), host.phase(stopped)} == {Phase.SUBMITTED})
+    cancel = host.grid.contracts.scheduler.cancel
+    await host.grid.send(host.grid.customers[1], cancel([stopped]))
+    claim = RunFolder(host.folder / "runs" / host.row(lost).key).taken()
+    assert claim is not None
+    os.kill(claim.owner.pid, signal.SIGKILL)
+    await host.drive(lambda: all(host.phase(each) is Phase.CLOSED for each in ids))
+
+    statuses = {each: (await host.job(each)).status for each in ids}
+    assert statuses == {
+        three: S.FAILED,
+        killed: S.FAILED,
+        hungry: S.FAILED,
+        late: S.OUT_OF_CREDITS,
+        stopped: S.CANCELLED,
+        lost: S.PANICKED,
+    }
+    results = {each: await host.result(each) for each in ids[:4]}
+    assert (results[three].exit_code, results[three].reason) == (3, "exited with code 3")
+    assert results[killed].reason == "exited with code 137"
+    assert results[hungry].reason == "memory limit of 64 MB exceeded"
+    assert results[late].reason == "time limit reached"
+    assert (await host.settled(late)).billed_seconds == 5
+    assert (await host.settled(three)).billed_seconds <= 3
+    assert 1 <= (await host.settled(stopped)).billed_seconds < 60
+    for each in ids:
+        assert host.row(each).exit is not None or await _is_over(host, each)
+    [retried] = await host.events(JobRetried, lost)
+    successor = await host.job(retried.successor)
+    assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
+    await host.grid.send(host.grid.customers[0], cancel([retried.successor]))
+
+
+async def test_definitions_that_can_not_run(host: Bench):
+    """The customer is refunded: at once where nobody could run it, else after some patience."""
+    other = Resources(tasks=1, cpus_per_task=2, mem_per_cpu=64, gpus=0)
+    wrong = await host.definitions.put(definition("echo", other).to_bytes())
+    junk = await host.definitions.put(b"{}")
+    swapped = definition("echo swapped").digest
+    file = host.definitions.path / f"{swapped.hex()}.json"
+    file.write_bytes(definition("echo something else").to_bytes())
+    missing, tardy = definition("echo never kept").digest, definition("echo tardy")
+    *ids, late = await host.submit_digests([wrong, junk, swapped, missing, tardy.digest])
+    began = time.monotonic()
+    await host.until(ids[:2])
+    assert time.monotonic() - began < 4
+    await host.definitions.put(tardy.to_bytes())
+    await host.until([*ids, late])
+    words = ["asks for 1 x 2 cpus", "missing", "does not match its digest", "is not in the store"]
+    for job_id, word in zip(ids, words, strict=True):
+        job = await host.job(job_id)
+        assert job.status is S.PANICKED
+        [panicked] = await host.events(JobPanicked, job_id)
+        assert word in panicked.reason
+        assert (await host.settled(job_id)).refunded == CREDIT
+    assert (await host.job(late)).status is S.FINISHED
+    assert await host.executor.keys() == [host.row(late).key]
+
+
+async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
+    """A living run gets a later end; what the machine has no room for goes back."""
+    large = Resources(tasks=1, cpus_per_task=6, mem_per_cpu=64, gpus=0)
+    scheduler = grid.contracts.scheduler
+    async with bench(grid, tmp_path, patience=3) as host:
+        [first] = await host.submit("sleep 30", resources=large, time_limit=20)
+        await host.drive(lambda: host.phase(first) is Phase.SUBMITTED)
+        job = await host.job(first)
+        await grid.send(grid.customers[1], scheduler.top_up(first, job.customer, job.rate * 60))
+        await host.drive(lambda: host.row(first).allotment == 80)
+        control = RunFolder(host.folder / "runs" / host.row(first).key).control()
+        assert 76 <= control["walltime"] <= 79
+        [second] = await host.submit("echo", resources=large)
+        [small] = await host.submit("echo")
+        await host.until([second], S.PENDING)
+        [back] = await host.events(JobRequeued, second)
+        assert "no room" in back.reason
+        await grid.send(grid.customers[0], scheduler.cancel([first, second]))
+        await host.until([small, first])
+
+
+async def test_an_orphan_without_a_row_is_ended(grid: LiveGrid, tmp_path: Path):
+    """The database is lost, the job is cancelled meanwhile: the run is found and ended."""
+    async with bench(grid, tmp_path / "p") as host:
+        [job_id] = await host.submit("sleep 50")
+        await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
+        key = host.row(job_id).key
+        (tmp_path / "p" / "provider.db").rename(tmp_path / "lost.db")
+        await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([job_id]))
+        async with bench(grid, tmp_path / "p", definitions=host.definitions.path) as again:
+            await again.drive(lambda: again.phase(job_id) is Phase.CLOSED)
+            status = (await again.executor.poll([key]))[key]
+            assert status.exit is not None
+            assert status.exit.reason == "cancelled"
+
+
+async def test_killed_daemon_comes_back_to_its_run(grid: LiveGrid, tmp_path: Path):
+    """SIGKILL while a job is RUNNING: adopted, run once, billed for its own seconds."""
+    tally = tmp_path / "tally"
+    async with bench(grid, tmp_path / "p") as host:
+        [job_id] = await host.submit(f"echo ran >> {tally}; sleep 8")
+    daemon = DaemonProcess(grid, tmp_path / "p", host.definitions.path)
+    async with daemon:
+        await until(tally.exists)
+        daemon.kill()
+        assert (await host.job(job_id)).status is S.RUNNING
+        daemon.start()
+        await until(lambda: _reached(host, job_id))
+    assert (await host.job(job_id)).status is S.FINISHED
+    assert tally.read_text() == "ran\n"
+    assert (await host.settled(job_id)).billed_seconds in {8, 9}
+
+
+async def _reached(host: Bench, job_id: int) -> bool:
+    return (await host.job(job_id)).status.is_final
+
+
+async def _is_over(host: Bench, job_id: int) -> bool:
+    key = host.row(job_id).key
+    return (await host.executor.poll([key]))[key].exit is not None
