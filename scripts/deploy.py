@@ -29,6 +29,7 @@ from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.chain.verifying import verify_deployment
 from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.errors import AuditError, GridError, UsageError
+from deepsquare_chain.observe.logs import configure_logging
 from deepsquare_chain.settings import safe_url
 from deepsquare_chain.store.database import Store
 
@@ -152,6 +153,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """The script; its exit code."""
     options = parser().parse_args(arguments)
+    configure_logging("warning")
     try:
         document = asyncio.run(run(options))
     except GridError as error:

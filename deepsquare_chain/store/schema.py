@@ -77,9 +77,10 @@ Index("outbox_state", outbox.c.state)
 attempts: Final = Table(
     "outbox_attempts",
     metadata,
-    Column("tx_hash", String, primary_key=True),
-    Column("entry_id", Integer, nullable=False, index=True),
-    Column("number", Integer, nullable=False),
+    # Not the hash: an abandoned transaction that is signed again is the same bytes.
+    Column("entry_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("tx_hash", String, nullable=False),
     Column("raw", LargeBinary, nullable=False),
     Column("max_fee", Amount, nullable=False),
     Column("priority_fee", Amount, nullable=False),

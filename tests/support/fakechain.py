@@ -1,0 +1,278 @@
+"""A node in a few lines, without sockets: a pool, blocks made on demand, and faults on order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from eth_account import Account
+from eth_account.typed_transactions import TypedTransaction
+from eth_utils import keccak
+from hexbytes import HexBytes
+from web3.exceptions import TransactionNotFound, Web3RPCError
+
+from deepsquare_chain.errors import EndpointError
+
+GWEI = 10**9
+
+
+def refusal(message: str, code: int = -32000, data: Any = None) -> Web3RPCError:
+    """What web3 raises for a JSON-RPC error."""
+    body = {"code": code, "message": message} | ({} if data is None else {"data": data})
+    return Web3RPCError(str(body), rpc_response={"jsonrpc": "2.0", "id": 1, "error": body})
+
+
+@dataclass
+class Tx:
+    """A transaction as the node sees it."""
+
+    raw: bytes
+    hash: bytes
+    sender: str
+    nonce: int
+    max_fee: int
+    priority_fee: int
+    gas: int
+    data: bytes
+
+    @classmethod
+    def read(cls, raw: bytes) -> Tx:
+        fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
+        return cls(
+            raw=raw,
+            hash=keccak(raw),
+            sender=Account.recover_transaction(HexBytes(raw)),
+            nonce=fields["nonce"],
+            max_fee=fields["maxFeePerGas"],
+            priority_fee=fields["maxPriorityFeePerGas"],
+            gas=fields["gas"],
+            data=bytes(fields["data"]),
+        )
+
+
+@dataclass
+class FakeBlock:
+    """A block and what is in it."""
+
+    number: int
+    hash: str
+    txs: list[Tx] = field(default_factory=list)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class FakeChain:
+    """Behaves like `AsyncWeb3` as far as sender and follower look.
+
+    `faults` holds what the next broadcasts meet: an exception to raise instead of taking the
+    transaction, or ("lost", exception) to take it and raise. `before_send` is called at each.
+    """
+
+    def __init__(self) -> None:
+        self.blocks = [FakeBlock(0, self._hash(0, 0))]
+        self.pool: dict[tuple[str, int], Tx] = {}
+        self.base_fee = GWEI
+        self.tip = GWEI
+        self.balance = 10**21
+        self.estimate = 50_000
+        self.gas_limit = 30_000_000
+        self.faults: list[Any] = []
+        self.sent: list[Tx] = []
+        self.failing: set[bytes] = set()  # calldata of what reverts once mined
+        self.out_of_gas_below = 0
+        self.call_error: Exception | None = None
+        self.estimate_error: Exception | None = None
+        self.automine = True
+        self.down = False
+        self.branch = 0
+        self.eth = _Eth(self)
+        self.provider = self  # for batches
+        self.before_batch: Callable[[list[Any]], None] | None = None
+        self.batches: list[list[Any]] = []
+
+    @staticmethod
+    def _hash(number: int, branch: int) -> str:
+        return "0x" + keccak(f"{number}/{branch}".encode()).hex()
+
+    @property
+    def head(self) -> int:
+        return self.blocks[-1].number
+
+    def nonce(self, address: str) -> int:
+        mined = [tx.nonce for block in self.blocks for tx in block.txs if tx.sender == address]
+        return max(mined, default=-1) + 1
+
+    def mine(self, logs: list[dict[str, Any]] | None = None) -> FakeBlock:
+        """A block with everything of the pool whose turn it is and that pays enough."""
+        number = self.head + 1
+        block = FakeBlock(number, self._hash(number, self.branch))
+        self.blocks.append(block)
+        while ready := [
+            tx
+            for (sender, nonce), tx in self.pool.items()
+            if nonce == self.nonce(sender) and tx.max_fee >= self.base_fee
+        ]:
+            for tx in ready:
+                del self.pool[tx.sender, tx.nonce]
+                block.txs.append(tx)
+        for index, log in enumerate(logs or []):
+            place = {
+                "blockNumber": hex(number),
+                "blockHash": block.hash,
+                "transactionHash": "0x" + bytes(32).hex(),
+                "logIndex": hex(index),
+            }
+            block.logs.append(log | place)
+        return block
+
+    def reorg(self, depth: int, *, keep: bool = False) -> list[Tx]:
+        """Replace the last blocks by empty ones (or only drop them); what was in them is lost."""
+        lost = [tx for block in self.blocks[-depth:] for tx in block.txs]
+        del self.blocks[-depth:]
+        self.branch += 1
+        if not keep:
+            for _ in range(depth):
+                number = self.head + 1
+                self.blocks.append(FakeBlock(number, self._hash(number, self.branch)))
+        return lost
+
+    def mined(self, data: bytes | None = None) -> list[Tx]:
+        """Everything mined, or what carried this calldata."""
+        found = [tx for block in self.blocks for tx in block.txs]
+        return [tx for tx in found if data is None or tx.data == data]
+
+    def take(self, raw: bytes) -> bytes:
+        tx = Tx.read(raw)
+        self.sent.append(tx)
+        fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, Exception):
+            raise fault
+        if callable(fault):
+            fault = fault(tx)
+        self._pool(tx)
+        if isinstance(fault, tuple):
+            raise fault[1]
+        if self.automine:
+            self.mine()
+        return tx.hash
+
+    def _pool(self, tx: Tx) -> None:
+        if tx.nonce < self.nonce(tx.sender):
+            raise refusal("nonce too low")
+        old = self.pool.get((tx.sender, tx.nonce))
+        if old is not None and old.hash == tx.hash:
+            raise refusal("already known")
+        if old is not None and not (
+            tx.max_fee * 10 >= old.max_fee * 11 and tx.priority_fee * 10 >= old.priority_fee * 11
+        ):
+            raise refusal("replacement transaction underpriced")
+        self.pool[tx.sender, tx.nonce] = tx
+
+    def find(self, tx_hash: bytes) -> tuple[FakeBlock | None, Tx] | None:
+        for block in self.blocks:
+            for tx in block.txs:
+                if tx.hash == tx_hash:
+                    return block, tx
+        return next(((None, tx) for tx in self.pool.values() if tx.hash == tx_hash), None)
+
+    # -- raw JSON-RPC, for the follower
+
+    async def make_batch_request(self, batch: list[tuple[str, list[Any]]]) -> Any:
+        if self.down:
+            raise EndpointError("down")
+        self.batches.append(batch)
+        if self.before_batch is not None:
+            self.before_batch(batch)
+        return [self._answer(method, params) for method, params in batch]
+
+    def _answer(self, method: str, params: list[Any]) -> dict[str, Any]:
+        if method == "eth_getBlockByNumber":
+            number = int(params[0], 16)
+            found = self.blocks[number] if number <= self.head else None
+            shown = found and {
+                "number": hex(found.number),
+                "hash": found.hash,
+                "timestamp": hex(1_000 + found.number),
+            }
+            return {"result": shown}
+        assert method == "eth_getLogs"
+        first, last = (int(params[0][key], 16) for key in ("fromBlock", "toBlock"))
+        limit = getattr(self, "log_limit", None)
+        if limit is not None and last - first + 1 > limit:
+            return {"error": {"code": -32005, "message": self.log_words}}
+        found_logs = [log for block in self.blocks[first : last + 1] for log in block.logs]
+        return {"result": found_logs}
+
+    log_limit: int | None = None
+    log_words = "query returned more than 10000 results"
+
+
+class _Eth:
+    """The `eth` module of the fake."""
+
+    def __init__(self, chain: FakeChain) -> None:
+        self._chain = chain
+
+    def _up(self) -> FakeChain:
+        if self._chain.down:
+            raise EndpointError("the endpoint can't be reached")
+        return self._chain
+
+    @property
+    async def block_number(self) -> int:
+        return self._up().head
+
+    @property
+    async def max_priority_fee(self) -> int:
+        return self._up().tip
+
+    async def get_block(self, _which: Any) -> dict[str, Any]:
+        chain = self._up()
+        return {
+            "number": chain.head,
+            "baseFeePerGas": chain.base_fee,
+            "gasLimit": chain.gas_limit,
+            "timestamp": 1_000 + chain.head,
+        }
+
+    async def get_balance(self, _address: str, _block: Any) -> int:
+        return self._up().balance
+
+    async def get_transaction_count(self, address: str, _block: Any) -> int:
+        return self._up().nonce(address)
+
+    async def call(self, _request: Any, _block: Any) -> bytes:
+        if self._up().call_error is not None:
+            raise self._chain.call_error  # type: ignore[misc]
+        return b""
+
+    async def estimate_gas(self, _request: Any, _block: Any) -> int:
+        if self._up().estimate_error is not None:
+            raise self._chain.estimate_error  # type: ignore[misc]
+        return self._chain.estimate
+
+    async def send_raw_transaction(self, raw: bytes) -> bytes:
+        return self._up().take(bytes(raw))
+
+    async def get_transaction(self, tx_hash: bytes) -> Any:
+        found = self._up().find(bytes(tx_hash))
+        if found is None:
+            raise TransactionNotFound("not found")
+        return found[1]
+
+    async def get_transaction_receipt(self, tx_hash: bytes) -> dict[str, Any]:
+        chain = self._up()
+        block, tx = chain.find(bytes(tx_hash)) or (None, None)
+        if block is None or tx is None:
+            raise TransactionNotFound("not found")
+        dry = tx.gas < chain.out_of_gas_below
+        return {
+            "transactionHash": tx.hash,
+            "blockNumber": block.number,
+            "blockHash": bytes.fromhex(block.hash[2:]),
+            "status": 0 if dry or tx.data in chain.failing else 1,
+            "gasUsed": tx.gas if dry else 21_000,
+            "effectiveGasPrice": chain.base_fee + tx.priority_fee,
+            "contractAddress": None,
+            "logs": [],
+        }

@@ -1,0 +1,442 @@
+"""The sender against a node that misbehaves on order: each effect once, no nonce lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from eth_account import Account
+from web3.exceptions import ContractCustomError
+
+from deepsquare_chain.chain import reverts
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.outbox import TxState
+from deepsquare_chain.chain.sender import NonceTakenError, OutOfGasError, Sender
+from deepsquare_chain.errors import (
+    EndpointError,
+    InsufficientFundsError,
+    RevertedError,
+    WaitTimeoutError,
+)
+from deepsquare_chain.store.database import Store
+from tests.support.fakechain import GWEI, FakeChain, Tx, refusal
+
+ACCOUNT = Account.from_key(b"\x11" * 32)
+TARGET = "0x" + "51" * 20
+LOST = EndpointError("the connection was closed")
+
+
+def call(number: int = 1) -> Call:
+    return Call(to=TARGET, data=number.to_bytes(4, "big"), label=f"call {number}")
+
+
+@pytest.fixture
+def chain() -> FakeChain:
+    return FakeChain()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with Store.open(None, chain_id=1, contract=TARGET, account=ACCOUNT.address) as found:
+        yield found
+
+
+@pytest.fixture
+def sender(chain: FakeChain, store: Store) -> Sender:
+    return make(chain, store)
+
+
+def make(chain: FakeChain, store: Store, **options: Any) -> Sender:
+    settings = {"chain_id": 1, "poll_interval": 0.001, "stuck_blocks": 2, **options}
+    return Sender(chain, ACCOUNT, store, **settings)  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that another task brings about."""
+    while not condition():  # noqa: ASYNC110 - nobody sets an event in a fake
+        await asyncio.sleep(0.001)
+
+
+async def mining(chain: FakeChain, pause: float = 0.01) -> None:
+    """Make blocks until cancelled."""
+    while True:
+        await asyncio.sleep(pause)
+        chain.mine()
+
+
+def states(store: Store) -> list[TxState]:
+    return [entry.state for entry in store.recent_entries()]
+
+
+async def test_a_call_is_mined(chain: FakeChain, store: Store, sender: Sender) -> None:
+    receipt = await sender.send(call())
+    assert receipt.block_number == 1
+    assert receipt.fee_wei == 21_000 * (chain.base_fee + GWEI)
+    assert (receipt.label, receipt.events) == ("call 1", ())
+    (tx,) = chain.mined()
+    assert (tx.gas, tx.nonce) == (50_000 * 3 // 2 + 100_000, 0)
+    assert states(store) == [TxState.MINED]
+    assert store.recent_entries()[0].mined_hash == receipt.hash
+    assert sender.pending() == []
+
+
+async def test_many_at_once_get_a_nonce_each(chain: FakeChain, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(mining(chain))
+    await asyncio.gather(*(sender.send(call(number)) for number in range(20)))
+    task.cancel()
+    assert sorted(tx.nonce for tx in chain.mined()) == list(range(20))
+    assert len({tx.data for tx in chain.mined()}) == 20
+
+
+async def test_what_would_revert_is_not_signed(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    data = "0x" + (reverts.TooEarly.selector + (7).to_bytes(32, "big")).hex()
+    chain.estimate_error = ContractCustomError(data, data=data)
+    with pytest.raises(reverts.TooEarly) as early:
+        await sender.send(call())
+    assert early.value.job_id == 7
+    assert (chain.sent, states(store)) == ([], [])
+    # Given gas skips the estimate, so that only the simulation looks; and that can be left out.
+    chain.call_error = chain.estimate_error
+    with pytest.raises(reverts.TooEarly):
+        await sender.send(call(), gas=100_000)
+    with pytest.raises(reverts.TooEarly):
+        await sender.simulate(call())
+    await sender.send(call(), gas=100_000, simulate=False)
+    assert len(chain.mined()) == 1
+
+
+async def test_a_node_that_gives_the_reason_to_calls_only(chain: FakeChain, sender: Sender) -> None:
+    data = "0x" + (reverts.NotLost.selector + (9).to_bytes(32, "big")).hex()
+    chain.estimate_error = refusal("execution reverted")
+    chain.call_error = ContractCustomError(data, data=data)
+    with pytest.raises(reverts.NotLost):
+        await sender.send(call())
+
+
+async def test_already_known_is_success(chain: FakeChain, sender: Sender) -> None:
+    chain.faults = [("lost", refusal("already known"))]
+    chain.automine = False
+    task = asyncio.create_task(mining(chain))
+    await sender.send(call())
+    task.cancel()
+    assert len(chain.mined()) == len(chain.sent) == 1
+
+
+async def test_a_nonce_used_by_another_is_passed_over(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    def elsewhere(_tx: Any) -> None:
+        raw = ACCOUNT.sign_transaction(
+            {
+                "type": 2, "chainId": 1, "nonce": 0, "to": TARGET, "value": 0, "data": b"other",
+                "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
+            }
+        ).raw_transaction  # fmt: skip
+        chain._pool(Tx.read(bytes(raw)))
+        chain.mine()
+
+    chain.faults = [elsewhere]
+    receipt = await sender.send(call())
+    assert [tx.nonce for tx in chain.mined()] == [0, 1]
+    assert states(store) == [TxState.MINED, TxState.ABANDONED]
+    assert receipt.hash == store.recent_entries()[0].mined_hash
+
+
+async def test_an_unclear_answer_neither_repeats_nor_loses(
+    chain: FakeChain, sender: Sender
+) -> None:
+    chain.automine = False
+    task = asyncio.create_task(mining(chain))
+    chain.faults = [("lost", LOST)]  # it took it, the answer was lost
+    await sender.send(call(1))
+    chain.faults = [LOST]  # it never got it
+    await sender.send(call(2))
+    task.cancel()
+    assert [tx.data for tx in chain.mined()] == [call(1).data, call(2).data]
+    assert [tx.nonce for tx in chain.sent] == [0, 1, 1]
+    assert chain.sent[1].hash == chain.sent[2].hash  # the stored bytes, not a new signature
+
+
+async def test_a_dropped_transaction_is_sent_again(chain: FakeChain, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    chain.pool.clear()
+    blocks = asyncio.create_task(mining(chain))
+    await task
+    blocks.cancel()
+    assert len(chain.mined()) == 1
+
+
+async def test_a_stuck_transaction_pays_more(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    chain.base_fee = 10 * GWEI  # above what it offers
+    for _ in range(20):
+        chain.mine()
+        await asyncio.sleep(0.005)
+    await task
+    (mined,) = chain.mined()
+    first = chain.sent[0]
+    assert mined.nonce == first.nonce
+    assert mined.max_fee * 8 >= first.max_fee * 9
+    assert mined.priority_fee * 8 >= first.priority_fee * 9
+    (entry,) = store.recent_entries()
+    assert len(entry.attempts) >= 2
+    assert bytes.fromhex(entry.mined_hash[2:]) == mined.hash
+
+
+async def test_the_first_attempt_may_still_be_the_one(chain: FakeChain, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    while len(chain.sent) < 2:
+        await asyncio.sleep(0.001)
+        if chain.pool and not chain.mined():
+            held = dict(chain.pool)
+            chain.pool.clear()
+            chain.mine()
+            chain.pool.update(held)
+    first = chain.sent[0]
+    chain.pool = {(first.sender, first.nonce): first}
+    chain.mine()
+    receipt = await task
+    assert receipt.hash == "0x" + first.hash.hex()
+
+
+async def test_a_ceiling_holds(chain: FakeChain, store: Store) -> None:
+    sender = make(chain, store, max_fee_per_gas=5 * GWEI)
+    chain.base_fee = 6 * GWEI
+    with pytest.raises(WaitTimeoutError, match="ceiling"):
+        await sender.send(call(), timeout=0.02)
+    assert (chain.sent, states(store)) == ([], [])
+    chain.base_fee = 4 * GWEI
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call(), timeout=5))
+    await until(lambda: chain.pool)
+    assert chain.sent[0].max_fee == 5 * GWEI
+    chain.base_fee = 8 * GWEI
+    for _ in range(6):
+        chain.mine()
+        await asyncio.sleep(0.004)
+    assert len(chain.sent) == 1  # no bump fits below the ceiling: hold
+    chain.base_fee = GWEI
+    chain.mine()
+    await task
+
+
+async def test_no_money_for_gas(chain: FakeChain, store: Store, sender: Sender) -> None:
+    chain.balance = 10**12
+    with pytest.raises(InsufficientFundsError) as poor:
+        await sender.send(call())
+    assert ACCOUNT.address in poor.value.message
+    assert "0.000001" in poor.value.message
+    chain.balance = 10**21
+    chain.faults = [refusal("insufficient funds for gas * price + value")]
+    with pytest.raises(InsufficientFundsError):
+        await sender.send(call())
+    assert states(store) == [TxState.ABANDONED]
+    await sender.send(call())
+    assert [tx.nonce for tx in chain.mined()] == [0]
+
+
+async def test_a_refusal_frees_the_nonce(chain: FakeChain, store: Store, sender: Sender) -> None:
+    chain.faults = [refusal("exceeds block gas limit")]
+    with pytest.raises(EndpointError, match="exceeds block gas limit"):
+        await sender.send(call())
+    await sender.send(call())
+    assert [tx.nonce for tx in chain.mined()] == [0]
+
+
+async def test_an_error_for_what_was_taken_all_the_same(chain: FakeChain, sender: Sender) -> None:
+    chain.automine = False
+    chain.faults = [("lost", refusal("internal error", -32603))]
+    task = asyncio.create_task(mining(chain))
+    await sender.send(call())
+    task.cancel()
+    assert len(chain.sent) == len(chain.mined()) == 1
+
+
+async def test_underpriced_at_once_is_bid_higher(chain: FakeChain, sender: Sender) -> None:
+    chain.faults = [refusal("transaction underpriced")]
+    await sender.send(call())
+    assert [tx.nonce for tx in chain.sent] == [0, 0]
+    assert chain.sent[1].max_fee * 8 >= chain.sent[0].max_fee * 9
+
+
+async def test_another_programs_pending_nonce_is_waited_for(chain: FakeChain, store: Store) -> None:
+    """Two programs with one wallet and no common outbox: neither loses its call."""
+    chain.automine = False
+    other = Store.open(None, chain_id=1, contract=TARGET, account=ACCOUNT.address)
+    first, second = make(chain, store), make(chain, other)
+    tasks = [asyncio.create_task(first.send(call(1)))]
+    await until(lambda: chain.pool)
+    tasks.append(asyncio.create_task(second.send(call(2))))
+    blocks = asyncio.create_task(mining(chain))
+    await asyncio.gather(*tasks)
+    blocks.cancel()
+    other.close()
+    assert sorted(tx.data for tx in chain.mined()) == [call(1).data, call(2).data]
+
+
+async def test_a_mined_failure_is_typed(chain: FakeChain, store: Store, sender: Sender) -> None:
+    data = "0x" + (reverts.NotCustomer.selector + (3).to_bytes(32, "big")).hex()
+    chain.failing.add(call().data)
+    chain.call_error = ContractCustomError(data, data=data)
+    with pytest.raises(reverts.NotCustomer):
+        await sender.send(call())
+    chain.call_error = None  # the reason has gone by the time somebody asks
+    with pytest.raises(RevertedError, match="refused by the contract"):
+        await sender.send(call())
+    assert states(store) == [TxState.FAILED, TxState.FAILED]
+
+
+async def test_out_of_gas_is_tried_once_more(chain: FakeChain, sender: Sender) -> None:
+    chain.out_of_gas_below = 300_000
+    receipt = await sender.send(call())
+    assert [tx.gas for tx in chain.sent] == [175_000, 350_000]
+    assert receipt.hash == "0x" + chain.sent[1].hash.hex()
+    chain.out_of_gas_below = 10**9
+    with pytest.raises(OutOfGasError, match="ran out of gas"):
+        await sender.send(call())
+    assert len(chain.sent) == 4
+
+
+async def test_a_nonce_taken_while_waiting(chain: FakeChain, store: Store, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    chain.pool.clear()
+    raw = ACCOUNT.sign_transaction(
+        {
+            "type": 2, "chainId": 1, "nonce": 0, "to": TARGET, "value": 0, "data": b"other",
+            "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
+        }
+    ).raw_transaction  # fmt: skip
+    chain._pool(Tx.read(bytes(raw)))
+    blocks = asyncio.create_task(mining(chain, 0.005))
+    with pytest.raises(NonceTakenError, match="nonce 0"):
+        await task
+    blocks.cancel()
+    assert states(store) == [TxState.ABANDONED]
+
+
+async def test_a_reorganisation_is_repaired(chain: FakeChain, store: Store, sender: Sender) -> None:
+    await sender.send(call(1))
+    await sender.send(call(2))
+    assert len(chain.reorg(2)) == 2
+    chain.automine = False
+    await sender.tend()
+    assert states(store) == [TxState.OPEN, TxState.OPEN]
+    chain.mine()
+    await sender.tend()
+    assert [tx.data for tx in chain.mined()] == [call(1).data, call(2).data]
+    assert states(store) == [TxState.MINED, TxState.MINED]
+
+
+async def test_a_new_call_after_a_reorganisation_waits_its_turn(
+    chain: FakeChain, sender: Sender
+) -> None:
+    await sender.send(call(1))
+    chain.reorg(1)
+    await sender.send(call(2))
+    assert [(tx.nonce, tx.data) for tx in chain.mined()] == [(0, call(1).data), (1, call(2).data)]
+
+
+async def test_a_key_makes_an_effect_happen_once(chain: FakeChain, store: Store) -> None:
+    first = await make(chain, store).send(call(), key="job 7")
+    again = await make(chain, store).send(call(), key="job 7")
+    assert first == again
+    assert len(chain.mined()) == 1
+    chain.failing.add(call(2).data)
+    with pytest.raises(RevertedError):
+        await make(chain, store).send(call(2), key="job 8")
+    chain.failing.clear()
+    await make(chain, store).send(call(2), key="job 8")  # without effect so far, so that it counts
+    assert len(chain.mined(call(2).data)) == 2
+
+
+async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Sender) -> None:
+    chain.automine = False
+    with pytest.raises(WaitTimeoutError, match="not mined in time"):
+        await sender.send(call(), timeout=0.02)
+    assert [entry.call.label for entry in sender.pending()] == ["call 1"]
+    chain.mine()
+    assert [receipt.label for receipt in await make(chain, store).recover()] == ["call 1"]
+    assert sender.pending() == []
+
+
+async def test_an_endpoint_that_comes_back(chain: FakeChain, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call(), timeout=5))
+    await until(lambda: chain.pool)
+    chain.down = True
+    await asyncio.sleep(0.02)
+    assert not task.done()
+    chain.mine()
+    chain.down = False
+    await task
+    chain.down = True
+    with pytest.raises(EndpointError):
+        await sender.send(call())
+
+
+async def test_a_gap_is_closed(chain: FakeChain, store: Store, sender: Sender) -> None:
+    """A nonce that was given back while a later one was already on its way."""
+    chain.automine = False
+    tasks = [asyncio.create_task(sender.send(call(number))) for number in (1, 2)]
+    await until(lambda: len(chain.pool) == 2)
+    tasks[0].cancel()
+    store.set_state(sender.pending()[0].id, TxState.ABANDONED)
+    del chain.pool[ACCOUNT.address, 0]
+    blocks = asyncio.create_task(mining(chain, 0.005))
+    await tasks[1]
+    blocks.cancel()
+    assert [(tx.nonce, tx.data) for tx in chain.mined()] == [(0, b""), (1, call(2).data)]
+
+
+async def test_confirmations_are_waited_for(chain: FakeChain, store: Store) -> None:
+    sender = make(chain, store, confirmations=3)
+    task = asyncio.create_task(sender.send(call()))
+    await asyncio.sleep(0.02)
+    assert chain.mined()
+    assert not task.done()
+    for _ in range(3):
+        chain.mine()
+    assert (await task).block_number == 1
+
+
+async def test_speed_up(chain: FakeChain, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    await sender.speed_up(sender.pending()[0])
+    chain.mine()
+    receipt = await task
+    assert receipt.hash == "0x" + chain.sent[1].hash.hex()
+
+
+def test_two_processes_share_one_outbox(chain: FakeChain, tmp_path: Any) -> None:
+    """Nonces are given out by the database, so that they differ between processes too."""
+    identity = {"chain_id": 1, "contract": TARGET, "account": ACCOUNT.address}
+    first = Store.open(tmp_path / "a.db", **identity)
+    second = Store.open(tmp_path / "a.db", **identity)
+    chain.automine = False
+
+    async def both() -> None:
+        senders = [make(chain, first), make(chain, second)]
+        task = asyncio.create_task(mining(chain))
+        await asyncio.gather(*(senders[n % 2].send(call(n)) for n in range(10)))
+        task.cancel()
+
+    asyncio.run(both())
+    assert sorted(tx.nonce for tx in chain.mined()) == list(range(10))
+    first.close()
+    second.close()
