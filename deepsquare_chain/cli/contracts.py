@@ -20,9 +20,9 @@ _ADDRESSES: Final = (
     Column("block", "since block", Kind.NUMBER),
 )
 _VERIFIED: Final = (
-    Column("contract", "contract"),
-    Column("address", "address"),
-    Column("matches", "matches this program's build", Kind.FLAG),
+    Column("what", "looked at"),
+    Column("ok", "as recorded", Kind.FLAG),
+    Column("detail", "detail"),
 )
 
 
@@ -47,15 +47,15 @@ async def addresses(desk: Desk) -> None:
 
 @command(app)
 async def verify(desk: Desk) -> int:
-    """Compare the code on chain with this program's build; exit 10 if it differs."""
-    from deepsquare_chain.client.codecheck import check_code
+    """Compare code and parameters on chain with this program's build; exit 10 if they differ."""
+    from deepsquare_chain.chain.verifying import verify_deployment
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.errors import AuditError
 
     async with open_grid(desk.settings) as contracts:
-        found = await check_code(contracts)
-    desk.printer.rows(_VERIFIED, ((each.name, each.address, each.matches) for each in found))
-    return 0 if all(each.matches for each in found) else AuditError.exit_code
+        found = await verify_deployment(contracts.w3, contracts.deployment)
+    desk.printer.rows(_VERIFIED, ((each.what, each.ok, each.detail) for each in found))
+    return 0 if all(each.ok for each in found) else AuditError.exit_code
 
 
 @command(app)

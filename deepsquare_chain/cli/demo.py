@@ -28,6 +28,7 @@ async def demo(
     """Run a whole grid on this machine, from submission to audit; under 90 seconds."""
     from deepsquare_chain.devnet.demo import run_demo
 
+    desk.hush()
     as_json = desk.printer.style is Format.JSON
     result = await run_demo(
         chain=chain.value,

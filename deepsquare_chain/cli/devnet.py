@@ -35,6 +35,7 @@ async def up(
     """Start chain, contracts, wallets, providers' registrations and faucet; stay until Ctrl-C."""
     from deepsquare_chain.devnet.up import run_devnet
 
+    desk.hush()
     await run_devnet(
         folder, chain=chain.value, port=port, faucet_port=faucet_port, tell=desk.printer.note
     )

@@ -71,7 +71,15 @@ class Desk:
         """
         from deepsquare_chain.settings import load_settings
 
-        return load_settings(self.flags)
+        found = load_settings(self.flags)
+        self.hush(found.log_level if self.flags.get("log_level") else "error")
+        return found
+
+    def hush(self, level: str = "error") -> None:
+        """Keep what libraries log away from the data: errors only, on stderr."""
+        from deepsquare_chain.observe import configure_logging
+
+        configure_logging(level, "console")
 
     def receipt(self, receipt: TxReceipt) -> None:
         """Print what became of a transaction."""

@@ -201,7 +201,8 @@ def _object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
 
 
 def _csv_cell(value: Any, is_text: bool) -> Any:
+    if not (is_text and isinstance(value, str)):
+        return "" if value is None else value
     # Spreadsheets run a cell that begins like a formula; customers choose names and reasons.
-    if is_text and isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
-        return f"'{value}"
-    return "" if value is None else value
+    text = plain(value)
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@"} else text

@@ -11,7 +11,7 @@ from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_gri
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.chain.wallet import load_account
+from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.database import Store
@@ -28,7 +28,7 @@ async def deploy(
     schedulers: Sequence[str],
     demo_timeouts: bool,
 ) -> Deployment:
-    """Deploy new contracts and write their record.
+    """Deploy new contracts and write their record; started again after a break, it goes on.
 
     Raises:
         UsageError: There is a record at that place already, or no wallet.
@@ -43,19 +43,34 @@ async def deploy(
         raise UsageError("No wallet is set", hint="Name one with --keystore.")
     base = DEMO_PARAMS if demo_timeouts else GridParams()
     params = replace(base, fee_bps=fee_bps, treasury=treasury, schedulers=tuple(schedulers))
+    address_of(settings.keystore)
     async with connected(settings.endpoint, chain_id=settings.chain_id, attempts=_ATTEMPTS) as w3:
-        account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+        account = await asyncio.to_thread(
+            load_account, settings.keystore, settings.password_file
+        )
         chain_id = int(await w3.eth.chain_id)
-        # A new grid has no earlier transactions of its own to look after.
-        with Store.open(None, chain_id=chain_id, contract="", account=account.address) as store:
+        genesis = bytes((await w3.eth.get_block(0))["hash"]).hex()
+        progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
+        with Store.open(
+            progress,
+            chain_id=chain_id,
+            contract="deploying",
+            account=account.address,
+            genesis=genesis,
+            exclusive=True,
+        ) as store:
             ceiling = int(settings.max_fee_gwei * _GWEI)
             sender = Sender(w3, account, store, chain_id=chain_id, max_fee_per_gas=ceiling)
+            await sender.recover(timeout=settings.timeout)
             deployment = await deploy_grid(
                 w3,
                 sender,
                 params,
                 extra={"endpoint": safe_url(settings.endpoint)},
                 timeout=settings.timeout,
+                resumable=True,
             )
-    deployment.save(settings.deployment)
+        deployment.save(settings.deployment)
+    for leftover in progress.parent.glob(f"{progress.name}*"):
+        leftover.unlink(missing_ok=True)
     return deployment

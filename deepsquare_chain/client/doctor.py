@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.verifying import verify_deployment
 from deepsquare_chain.chain.wallet import address_of
 from deepsquare_chain.client.accounts import balances
-from deepsquare_chain.client.codecheck import check_code
 from deepsquare_chain.client.network import open_grid
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import GridError, UsageError
@@ -71,13 +71,11 @@ async def _endpoint(settings: Settings) -> str:
 
 async def _contracts(settings: Settings) -> str:
     async with open_grid(settings) as contracts:
-        wrong = [each.name for each in await check_code(contracts) if not each.matches]
+        found = await verify_deployment(contracts.w3, contracts.deployment)
+    wrong = [f"{each.what}: {each.detail}" for each in found if not each.ok]
     if wrong:
-        raise GridError(
-            f"{', '.join(wrong)} on chain is not what this program was built with",
-            hint="Use the program's version that belongs to this deployment.",
-        )
-    return "the code on chain is this program's build"
+        raise GridError("; ".join(wrong), hint="See `deepsquare contracts verify`.")
+    return "code and parameters on chain are as recorded"
 
 
 async def _clock(settings: Settings) -> str:

@@ -1,0 +1,227 @@
+"""The frame of every command: options, settings, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from deepsquare_chain import errors
+from deepsquare_chain.cli.app import app as real_app
+from deepsquare_chain.cli.frame import SETTING_FLAGS, Desk, command
+from deepsquare_chain.cli.types import amount, label, price
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.settings import Settings
+
+runner = CliRunner()
+
+
+def app_of(action: object) -> typer.Typer:
+    """A program of two commands: one does this, the other keeps the verb."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @command(app)
+    async def act(desk: Desk, word: Annotated[str, typer.Argument()] = "") -> int | None:
+        """Act."""
+        return action(desk, word)  # type: ignore[operator]
+
+    @command(app)
+    async def other(desk: Desk) -> None:
+        """Do nothing."""
+
+    return app
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"DEEPSQUARE_{name.upper()}", raising=False)
+
+
+def test_result_of_a_command_is_its_exit_code() -> None:
+    for code in (0, 3, 137):
+        found = runner.invoke(app_of(lambda _d, _w, code=code: code), ["act"])
+        assert found.exit_code == code
+    assert runner.invoke(app_of(lambda _d, _w: None), ["act"]).exit_code == 0
+
+
+ERRORS = [
+    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GridError)
+]
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_become_words_and_their_exit_code(kind: type[GridError]) -> None:
+    def fail(_desk: Desk, _word: str) -> None:
+        raise kind("It is broken\x1b[2J", hint="Mend it.")
+
+    found = runner.invoke(app_of(fail), ["act"])
+    assert found.exit_code == kind.exit_code
+    assert found.stderr == "Error: It is broken\\x1b[2J\nHint: Mend it.\n"
+    assert found.stdout == ""
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    assert {kind.__name__: kind.exit_code for kind in ERRORS} == {
+        "GridError": 1,
+        "UsageError": 2,
+        "JobFileError": 3,
+        "NotFoundError": 4,
+        "InsufficientFundsError": 5,
+        "RevertedError": 6,
+        "EndpointError": 7,
+        "NotAuthorisedError": 8,
+        "WaitTimeoutError": 9,
+        "AuditError": 10,
+    }
+
+
+def test_unexpected_errors_are_one_line_without_a_traceback() -> None:
+    def fail(_desk: Desk, _word: str) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    found = runner.invoke(app_of(fail), ["act"])
+    assert found.exit_code == 1
+    assert found.stderr.startswith("Error: unexpected RuntimeError: first line\nHint: ")
+    assert "Traceback" not in found.output
+    assert "Traceback" in runner.invoke(app_of(fail), ["act", "--debug"]).stderr
+
+
+def test_interruption_is_130() -> None:
+    def fail(_desk: Desk, _word: str) -> None:
+        raise KeyboardInterrupt
+
+    assert runner.invoke(app_of(fail), ["act"]).exit_code == 130
+
+
+def test_common_options_reach_the_settings() -> None:
+    seen: list[Settings] = []
+    app = app_of(lambda desk, _w: seen.append(desk.settings))
+    arguments = ["act", "--endpoint", "http://h:1", "--timeout", "5", "--store", "/s"]
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert (seen[0].endpoint, seen[0].timeout, str(seen[0].store)) == ("http://h:1", 5.0, "/s")
+
+
+def test_flag_wins_over_environment_over_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    app = app_of(lambda desk, _w: seen.append(desk.settings.endpoint))
+    (tmp_path / ".deepsquare.toml").write_text('endpoint = "http://project:1"\n')
+    runner.invoke(app, ["act"])
+    monkeypatch.setenv("DEEPSQUARE_ENDPOINT", "http://environment:1")
+    runner.invoke(app, ["act"])
+    runner.invoke(app, ["act", "--endpoint", "http://flag:1"])
+    assert seen == ["http://project:1", "http://environment:1", "http://flag:1"]
+
+
+def test_wrong_settings_are_refused_with_their_place() -> None:
+    app = app_of(lambda desk, _w: desk.settings and None)
+    found = runner.invoke(app, ["act", "--endpoint", "nonsense"])
+    assert found.exit_code == 2
+    assert "Setting endpoint of the command line" in found.stderr
+    found = runner.invoke(app, ["act", "--timeout", "soon"])
+    assert found.exit_code == 2
+    assert "--timeout" in found.stderr
+
+
+def test_every_setting_has_its_flag() -> None:
+    assert set(SETTING_FLAGS) == set(Settings.model_fields)
+
+
+def commands(node: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, child in getattr(node, "commands", {}).items():
+        yield from commands(child, (*path, name))
+
+
+ALL = sorted(commands(get_command(real_app)))
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_has_help_and_every_leaf_an_output_option(path: tuple[str, ...]) -> None:
+    found = runner.invoke(real_app, [*path, "--help"], terminal_width=200)
+    assert found.exit_code == 0
+    assert "Usage:" in found.stdout
+    is_group = any(other[: len(path)] == path and other != path for other in ALL)
+    assert is_group or "--output" in found.stdout
+
+
+def test_the_documented_commands_are_there() -> None:
+    groups = {
+        "job": "list get why watch logs cancel topup retry",
+        "credit": "balance transfer approve statement faucet",
+        "wallet": "new import list show",
+        "provider": "register offer price labels status run drain resume jobs",
+        "metascheduler": "run",
+        "admin": "approve ban unban params open close",
+        "audit": "verify statement job",
+        "contracts": "deploy verify addresses",
+        "devnet": "up",
+        "config": "show",
+    }
+    wanted = {(noun, verb) for noun, verbs in groups.items() for verb in verbs.split()}
+    wanted |= {(name,) for name in ("demo", "validate", "quote", "submit", "doctor")}
+    assert wanted <= set(ALL)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["job", "nonsense"],
+        ["job", "get"],
+        ["job", "get", "seven"],
+        ["job", "get", "0"],
+        ["job", "get", "-1"],
+        ["job", "get", str(2**64)],
+        ["job", "get", "1", "--nonsense"],
+        ["job", "list", "-o", "xml"],
+        ["credit", "transfer", "0x00", "much"],
+        ["credit", "transfer", "0x00", "-1"],
+        ["submit", "x.yaml", "--array", "0"],
+        ["provider", "register", "--cpu-price", "x", "--mem-price", "1"],
+        ["devnet", "up", "--port", "70000"],
+        ["demo", "--chain", "bitcoin"],
+    ],
+    ids=" ".join,
+)
+def test_usage_mistakes_are_exit_2(arguments: list[str]) -> None:
+    found = runner.invoke(real_app, arguments)
+    assert found.exit_code == 2
+    assert "Traceback" not in found.output
+    assert found.stdout == ""
+
+
+def test_version() -> None:
+    found = runner.invoke(real_app, ["--version"])
+    assert re.fullmatch(r"deepsquare \d+\.\d+\.\d+\n", found.stdout)
+
+
+def test_config_show_hides_the_key_in_an_endpoint() -> None:
+    arguments = ["config", "show", "-o", "json", "--endpoint", "https://u:p@host/v3/secret"]
+    found = runner.invoke(real_app, arguments)
+    values = {row["setting"]: row["value"] for row in json.loads(found.stdout)}
+    assert values["endpoint"] == "https://host/..."
+    assert "secret" not in found.output
+
+
+def test_amounts_prices_and_labels() -> None:
+    assert amount("1.5") == 15 * 10**17
+    assert price("3.6") == 10**15
+    assert label("a=b=c") == ("a", "b=c")
+    for text in ("-1", "x", "1e3", "0.0000000000000000001"):
+        with pytest.raises(typer.BadParameter):
+            amount(text)
+    for text in ("a", "=b", "a="):
+        with pytest.raises(errors.UsageError):
+            label(text)

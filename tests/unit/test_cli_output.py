@@ -1,0 +1,156 @@
+"""What commands print, in each format, whatever strangers put into it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
+from deepsquare_chain.client.plain import plain
+from deepsquare_chain.credits import CREDIT
+
+COLUMNS = (
+    Column("id", "job", Kind.NUMBER),
+    Column("name", "name"),
+    Column("escrow", "escrow", Kind.CREDITS),
+    Column("rate", "rate", Kind.RATE),
+    Column("since", "since", Kind.TIME),
+    Column("open", "open", Kind.FLAG),
+)
+ROW = (7, "hello", 3 * CREDIT // 2, CREDIT // 3600, 1_700_000_000, True)
+NOTHING = (8, None, None, None, None, None)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def printer(style: Format) -> tuple[Printer, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), io.StringIO()
+    return Printer(style, out=out, err=err), out, err
+
+
+def test_json_amounts_are_integer_strings_beside_a_decimal() -> None:
+    to, out, err = printer(Format.JSON)
+    to.rows(COLUMNS, [ROW, NOTHING])
+    first, second = json.loads(out.getvalue())
+    assert first == {
+        "id": 7,
+        "name": "hello",
+        "escrow": "1500000000000000000",
+        "escrow_credits": "1.5",
+        "rate": str(CREDIT // 3600),
+        "rate_credits_per_hour": "0.9999999999999972",
+        "since": 1_700_000_000,
+        "open": True,
+    }
+    assert set(second.values()) == {8, None}
+    assert err.getvalue() == ""
+
+
+def test_json_record_is_one_object() -> None:
+    to, out, _ = printer(Format.JSON)
+    to.record(COLUMNS, ROW)
+    assert json.loads(out.getvalue())["id"] == 7
+
+
+def test_json_list_without_rows_is_an_empty_list() -> None:
+    to, out, err = printer(Format.JSON)
+    to.rows(COLUMNS, [])
+    assert json.loads(out.getvalue()) == []
+    assert err.getvalue() == ""
+
+
+def test_csv_has_a_header_and_a_line_for_each_row() -> None:
+    to, out, _ = printer(Format.CSV)
+    to.rows(COLUMNS, [ROW, NOTHING])
+    header, first, second = csv.reader(io.StringIO(out.getvalue()))
+    assert header[:4] == ["id", "name", "escrow", "escrow_credits"]
+    assert first[1:4] == ["hello", "1500000000000000000", "1.5"]
+    assert second[1:] == [""] * (len(header) - 1)
+
+
+@pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x"])
+def test_csv_disarms_formulas_of_strangers(name: str) -> None:
+    to, out, _ = printer(Format.CSV)
+    to.rows(COLUMNS[:2], [(1, name)])
+    rows = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
+    assert rows[1][1] == f"'{name}"
+
+
+def test_csv_leaves_numbers_alone() -> None:
+    to, out, _ = printer(Format.CSV)
+    to.record((Column("sum", "sum", Kind.CREDITS),), (-CREDIT,))
+    assert out.getvalue() == "sum,sum_credits\n-1000000000000000000,-1\n"
+
+
+def test_table_shows_people_what_they_read() -> None:
+    to, out, _ = printer(Format.TABLE)
+    to.rows(COLUMNS, [ROW, NOTHING])
+    text = out.getvalue()
+    for part in ("hello", "1.5", "0.9999999999999972/h", "2023-11-14 22:13:20", "yes", "-"):
+        assert part in text
+
+
+def test_table_of_nothing_says_so_beside_the_data() -> None:
+    to, out, err = printer(Format.TABLE)
+    to.rows(COLUMNS, [], empty="No jobs.")
+    assert (out.getvalue(), err.getvalue()) == ("", "No jobs.\n")
+
+
+def test_table_record_has_a_line_for_each_field() -> None:
+    to, out, _ = printer(Format.TABLE)
+    to.record(COLUMNS, ROW)
+    assert len(out.getvalue().splitlines()) == len(COLUMNS)
+
+
+@pytest.mark.parametrize("style", list(Format))
+def test_no_format_passes_a_strangers_control_codes(style: Format) -> None:
+    to, out, _ = printer(style)
+    to.rows(COLUMNS[:2], [(1, "[red]x\x1b[2Jy\u202ez")])
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "[red]" in text
+
+
+def test_notes_keep_lines_and_lose_control_codes() -> None:
+    to, out, err = printer(Format.TABLE)
+    to.note("one\ntwo\x1b[0m")
+    assert (out.getvalue(), err.getvalue()) == ("", "one\ntwo\\x1b[0m\n")
+
+
+def test_raw_data_is_cleaned_on_a_terminal_only() -> None:
+    screen, pipe = Terminal(), io.StringIO()
+    Printer(Format.TABLE, out=screen).raw(b"a\x1b[2J\tb\xff\n")
+    Printer(Format.TABLE, out=pipe).raw(b"a\x1b[2J\n")
+    assert screen.getvalue() == "a\\x1b[2J\tb\ufffd\n"
+    assert pipe.getvalue() == "a\x1b[2J\n"
+
+
+def test_times_beyond_the_calendar_stay_numbers() -> None:
+    assert iso_time(2**63) == str(2**63)
+    assert for_people(Column("t", "t", Kind.TIME), 0) == "1970-01-01 00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ~ text", "plain ~ text"),
+        ("Grüße 山", "Grüße 山"),
+        ("a\x00b\x1bc\x7fd\x9be", "a\\x00b\\x1bc\\x7fd\\x9be"),
+        ("a\u202eb\u200bc\ufeffd", "a\\u202eb\\u200bc\\ufeffd"),
+        ("line\nbreak\r", "line\\nbreak\\r"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_plain_writes_out_what_could_move_a_terminal(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_plain_keeps_what_it_is_told_to() -> None:
+    assert plain("a\nb\tc\x1b", keep="\n\t") == "a\nb\tc\\x1b"
