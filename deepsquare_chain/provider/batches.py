@@ -138,7 +138,8 @@ class Batches:
 
     def _mined(self, batch: Batch, receipt: TxReceipt) -> int:
         self.mined_at = max(self.mined_at, receipt.block_number)
-        skipped = {e.job_id: e for e in receipt.events if isinstance(e, TransitionSkipped)}
+        left_out = (each for each in receipt.events if isinstance(each, TransitionSkipped))
+        skipped = {each.job_id: each for each in left_out if each.job_id in batch.job_ids}
         for event in skipped.values():
             _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
         self._hold(skipped)

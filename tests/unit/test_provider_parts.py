@@ -1,0 +1,525 @@
+"""Parts of the provider's service with a chain, an executor and a store that misbehave on order."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.events import TransitionSkipped
+from deepsquare_chain.chain.reverts import ERRORS, decode_revert
+from deepsquare_chain.errors import EndpointError, GridError, InsufficientFundsError, NotFoundError
+from deepsquare_chain.executors.base import (
+    ExecutorUnavailableError,
+    Exit,
+    RunRefusedError,
+    RunState,
+    RunStatus,
+)
+from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.provider import batches as batches_module
+from deepsquare_chain.provider import model
+from deepsquare_chain.provider.batches import Batches
+from deepsquare_chain.provider.handlers import Handlers
+from deepsquare_chain.provider.materials import Materials
+from deepsquare_chain.provider.model import Lookup, MaterialState, Phase, Run, View
+from deepsquare_chain.provider.observer import Head, Observer
+from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
+from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.provider.together import together
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.definitions import DefinitionMismatch
+from deepsquare_chain.workflow import Definition, Step
+
+ME = "0x15d34AAf54267DB7D7c367839AAf71A00a2C6A65"
+CONTRACT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+SMALL = Resources(1, 1, 64, 0)
+DEFINITION = Definition(resources=SMALL, env={}, steps=(Step("only", "echo"),))
+ENDED = Exit(0, "exited", 7, 1.0, 8.0)
+LIVE = RunStatus(RunState.RUNNING)
+
+
+def job(number: int = 1, status: JobStatus = JobStatus.RUNNING, **changes: Any) -> Job:
+    base = Job(
+        id=number,
+        customer=ME,
+        status=status,
+        since=100,
+        provider_id=1,
+        resources=SMALL,
+        retries_left=0,
+        until_spent=False,
+        escrow=10**18,
+        rate=1,
+        time_limit=60,
+        fee_bps=0,
+        definition=DEFINITION.digest,
+        retry_of=0,
+    )
+    return replace(base, **changes)
+
+
+def view(number: int = 1, run: Run | None = None, **changes: Any) -> View:
+    return View(job(number), run or Run(number, f"31337-5fbdb231-{number}"), mine=True, **changes)
+
+
+@pytest.fixture
+def table() -> Iterator[RunTable]:
+    with Store.open(None, chain_id=31337, contract=CONTRACT, account=ME) as store:
+        yield RunTable(store, ME, chain_id=31337, contract=CONTRACT)
+
+
+# ------------------------------------------------------------------------- materials
+
+
+class Shelf:
+    """A definition store that answers as it is told."""
+
+    def __init__(self, answer: bytes | Exception | None) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    async def get(self, digest: bytes) -> bytes:
+        self.asked += 1
+        if self.answer is None:
+            await asyncio.sleep(60)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def put(self, data: bytes) -> bytes:
+        raise NotImplementedError
+
+
+class TestMaterials:
+    @pytest.mark.parametrize(
+        ("answer", "state", "word"),
+        [
+            (DEFINITION.to_bytes(), MaterialState.READY, ""),
+            (NotFoundError("no"), MaterialState.MISSING, "is not in the store"),
+            (DefinitionMismatch("no"), MaterialState.MISSING, "does not match its digest"),
+            (b"other bytes", MaterialState.MISSING, "does not match its digest"),
+            (EndpointError("down"), MaterialState.UNREACHABLE, "down"),
+            (GridError("full"), MaterialState.UNREACHABLE, "full"),
+            (OSError("io"), MaterialState.UNREACHABLE, "io"),
+            (None, MaterialState.UNREACHABLE, "can't be fetched"),
+        ],
+    )
+    async def test_answers(self, answer, state, word):
+        found = await Materials(Shelf(answer), timeout=0.05).look(job())
+        assert found.state is state
+        assert word in found.reason
+
+    async def test_invalid_for_ever(self):
+        data = b'{"version":1}'
+        record = job(definition=hashlib.sha256(data).digest())
+        shelf = Shelf(data)
+        materials = Materials(shelf)
+        for _ in range(2):
+            assert (await materials.look(record)).state is MaterialState.INVALID
+        assert shelf.asked == 1
+        assert materials.definition(record) is None
+
+    async def test_asks_for_more_than_the_chain_says(self):
+        materials = Materials(Shelf(DEFINITION.to_bytes()))
+        found = await materials.look(job(resources=Resources(1, 2, 64, 0)))
+        assert found.state is MaterialState.INVALID
+        assert "1 x 1 cpus" in found.reason
+        assert (await materials.look(job())).state is MaterialState.READY
+
+    async def test_what_was_missing_is_asked_for_again(self):
+        shelf = Shelf(NotFoundError("no"))
+        materials = Materials(shelf)
+        assert (await materials.look(job())).state is MaterialState.MISSING
+        shelf.answer = DEFINITION.to_bytes()
+        assert (await materials.look(job())).state is MaterialState.READY
+        assert materials.definition(job()) == DEFINITION
+
+
+# --------------------------------------------------------------------------- batches
+
+
+@dataclass
+class FakeSender:
+    """Remembers what was sent; answers with skipped jobs or an error."""
+
+    skipped: dict[int, bytes] = field(default_factory=dict)
+    error: Exception | None = None
+    calls: list[Any] = field(default_factory=list)
+
+    async def send(self, call: Any, *, timeout: float) -> Any:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+        events = tuple(
+            TransitionSkipped(job_id, JobStatus.PENDING, reason)
+            for job_id, reason in self.skipped.items()
+        )
+        return SimpleNamespace(events=events, block_number=42, gas_used=1)
+
+    @property
+    def labels(self) -> list[str]:
+        return [call.label for call in self.calls]
+
+
+class TestBatches:
+    @pytest.fixture
+    def counted(self) -> dict[str, int]:
+        return {}
+
+    def make(self, sender: FakeSender, counted: dict[str, int], size: int = 50) -> Batches:
+        def count(kind: str, jobs: int) -> None:
+            counted[kind] = counted.get(kind, 0) + jobs
+
+        scheduler = MetaSchedulerContract(SimpleNamespace(), CONTRACT)
+        return Batches(sender, scheduler, size=size, timeout=1, counted=count)
+
+    async def test_one_transaction_for_each_kind_and_reason(self, counted):
+        sender = FakeSender()
+        work = self.make(sender, counted)
+        planned = [
+            (view(1), model.Claim()),
+            (view(2), model.Claim()),
+            (view(3), model.Start()),
+            (view(4), model.Report(5, 0, "")),
+            (view(5), model.Report(6, 2**40, "x")),
+            (view(6), model.Requeue("a")),
+            (view(7), model.Requeue("b")),
+            (view(8), model.Requeue("a")),
+            (view(9), model.Panic("a")),
+            (view(10), model.Wait("")),
+        ]
+        assert await work.send(planned) == 9
+        assert sorted(sender.labels) == sorted(
+            [
+                *("claim 2 jobs", "start job 3", "finish 2 jobs"),
+                *("requeue 2 jobs", "requeue job 7", "panic job 9"),
+            ]
+        )
+        assert counted == {"claim": 2, "start": 1, "finish": 2, "requeue": 3, "panic": 1}
+        assert work.mined_at == 42
+
+    async def test_large_work_is_cut(self, counted):
+        sender = FakeSender()
+        work = self.make(sender, counted, size=2)
+        await work.send([(view(number), model.Claim()) for number in range(1, 6)])
+        assert sender.labels == ["claim 2 jobs", "claim 2 jobs", "claim job 5"]
+
+    async def test_a_skipped_job_is_left_alone_for_a_while(self, counted, monkeypatch):
+        clock = [0.0]
+        monkeypatch.setattr(batches_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        sender = FakeSender(skipped={2: next(iter(ERRORS))})
+        work = self.make(sender, counted)
+        planned = [(view(1), model.Claim()), (view(2), model.Claim())]
+        assert await work.send(planned) == 1
+        assert await work.send(planned) == 1
+        assert sender.labels == ["claim 2 jobs", "claim job 1"]
+        clock[0] += 1.1
+        await work.send(planned)
+        clock[0] += 1.1
+        await work.send(planned)
+        assert sender.labels[2:] == ["claim 2 jobs", "claim job 1"]
+        work.forget([2])
+        await work.send(planned)
+        assert sender.labels[-1] == "claim 2 jobs"
+
+    @pytest.mark.parametrize(
+        ("error", "again"),
+        [
+            (decode_revert(b"\x00" * 4), False),
+            (InsufficientFundsError("no gas"), False),
+            (EndpointError("down"), True),
+        ],
+    )
+    async def test_a_doomed_transaction_is_not_repeated_at_once(self, counted, error, again):
+        sender = FakeSender(error=error)
+        work = self.make(sender, counted)
+        for _ in range(2):
+            assert await work.send([(view(1), model.Claim())]) == 0
+        assert len(sender.calls) == 1 + again
+        assert counted == {}
+
+    async def test_answer(self, counted):
+        sender = FakeSender()
+        await self.make(sender, counted).answer()
+        assert counted == {"answer": 1}
+
+
+# -------------------------------------------------------------------------- handlers
+
+
+class FakeExecutor:
+    """An executor that remembers what it was asked and what the database said then."""
+
+    queues = False
+
+    def __init__(self, table: RunTable | None = None) -> None:
+        self.table = table
+        self.asked: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
+        self.printed = b"0123456789" * 10_000
+        self.known: set[str] = set()
+        self.statuses: dict[str, RunStatus] = {}
+
+    def note(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.error is not None:
+            raise self.error
+
+    async def submit(self, spec: Any) -> str:
+        assert self.table is not None
+        row = self.table.get(1)
+        assert row is not None
+        assert row.phase is Phase.SUBMITTING, "the intent is written first"
+        self.note("submit", spec.key, spec.walltime)
+        self.spec = spec
+        return "h1"
+
+    async def find(self, key: str) -> str | None:
+        self.note("find", key)
+        return key if key in self.known else None
+
+    async def poll(self, handles: list[str]) -> dict[str, RunStatus]:
+        self.note("poll", *handles)
+        return {each: self.statuses[each] for each in handles if each in self.statuses}
+
+    async def cancel(self, handle: str) -> None:
+        self.note("cancel", handle)
+
+    async def extend(self, handle: str, walltime: int) -> None:
+        self.note("extend", handle, walltime)
+
+    async def capacity(self) -> Offer:
+        self.note("capacity")
+        return Offer(1, 2, 3)
+
+    async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
+        self.note("output", offset)
+        return self.printed[offset : offset + limit]
+
+    async def keys(self) -> list[str]:
+        self.note("keys")
+        return sorted(self.known)
+
+
+@pytest.fixture
+def executor(table: RunTable) -> FakeExecutor:
+    return FakeExecutor(table)
+
+
+@pytest.fixture
+async def handlers(table: RunTable, executor: FakeExecutor) -> Handlers:
+    materials = Materials(Shelf(DEFINITION.to_bytes()))
+    await materials.look(job())
+    return Handlers(executor, table, materials, {"DEEPSQUARE_CHAIN_ID": "31337"})
+
+
+SUBMITTED = Run(1, "31337-5fbdb231-1", Phase.SUBMITTED, handle="h1", allotment=60, lead=2)
+
+
+class TestHandlers:
+    async def test_submit(self, handlers, executor, table):
+        assert await handlers.carry_out([(view(), model.Submit(58, 60, 2))]) == 1
+        assert table.get(1) == SUBMITTED
+        assert b"DEEPSQUARE_JOB_ID=1" in executor.spec.script
+        assert b"DEEPSQUARE_CHAIN_ID=31337" in executor.spec.script
+
+    async def test_refused_submit_is_remembered(self, handlers, executor, table):
+        executor.error = RunRefusedError("too large")
+        await handlers.carry_out([(view(), model.Submit(58, 60, 2))])
+        row = table.get(1)
+        assert (row.phase, row.note) == (Phase.REFUSED, "too large")
+
+    async def test_unclear_submit_stays_an_intent(self, handlers, executor, table):
+        executor.error = ExecutorUnavailableError("busy")
+        assert await handlers.carry_out([(view(), model.Submit(58, 60, 2))]) == 0
+        assert table.get(1).phase is Phase.SUBMITTING
+
+    async def test_one_trouble_is_not_the_others(self, handlers, executor, table):
+        executor.error = ExecutorUnavailableError("busy")
+        planned = [(view(1), model.Submit(58, 60, 2)), (view(2), model.Adopt("h2"))]
+        assert await handlers.carry_out(planned) == 1
+        assert table.get(2).handle == "h2"
+
+    async def test_end_is_written_with_the_digest_of_all_output(self, handlers, executor, table):
+        await handlers.carry_out([(view(run=SUBMITTED), model.RecordEnd(ENDED))])
+        row = table.get(1)
+        assert (row.phase, row.exit) == (Phase.ENDED, ENDED)
+        assert row.result == hashlib.sha256(executor.printed).digest()
+        executor.error = NotFoundError("gone")
+        await handlers.carry_out([(view(run=SUBMITTED), model.RecordEnd(ENDED))])
+        assert table.get(1).result == bytes(32)
+
+    async def test_extend(self, handlers, executor, table):
+        await handlers.carry_out([(view(run=SUBMITTED), model.Extend(88, 90))])
+        assert executor.asked == [("extend", "h1", 88)]
+        assert table.get(1).allotment == 90
+        executor.error = NotFoundError("gone")
+        assert await handlers.carry_out([(view(run=SUBMITTED), model.Extend(98, 100))]) == 0
+        assert table.get(1).allotment == 90
+
+    @pytest.mark.parametrize("action", [model.Close(), model.Release()])
+    async def test_nothing_of_an_unknown_run_is_left(self, handlers, executor, table, action):
+        unknown = RunStatus(RunState.UNKNOWN)
+        await handlers.carry_out([(view(run=SUBMITTED, status=unknown), action)])
+        assert executor.asked == [("cancel", "h1")]
+        executor.asked.clear()
+        cut_off = Run(1, "31337-5fbdb231-1", Phase.SUBMITTING)
+        await handlers.carry_out([(view(run=cut_off), action)])
+        assert executor.asked == [("cancel", "31337-5fbdb231-1")]
+        executor.asked.clear()
+        over = RunStatus(RunState.ENDED, ENDED)
+        await handlers.carry_out([(view(run=SUBMITTED, status=over), action)])
+        assert executor.asked == []
+
+    async def test_release_gives_another_key(self, handlers, executor, table):
+        ended = replace(SUBMITTED, phase=Phase.ENDED, exit=ENDED)
+        await handlers.carry_out([(view(run=ended), model.Release())])
+        assert table.get(1) == Run(1, "31337-5fbdb231-1.1", attempt=1)
+
+    async def test_cancel(self, handlers, executor):
+        await handlers.carry_out([(view(run=SUBMITTED), model.Cancel("x"))])
+        assert executor.asked == [("cancel", "h1")]
+
+    async def test_transactions_are_not_its_business(self, handlers, executor):
+        for action in (model.Claim(), model.Wait(""), model.Panic("x"), model.Report(1, 0, "")):
+            assert await handlers.carry_out([(view(), action)]) == 0
+        assert executor.asked == []
+
+
+# -------------------------------------------------------------------------- observer
+
+
+class FakeScheduler:
+    """Records by block."""
+
+    def __init__(self, *records: Job) -> None:
+        self.now = {each.id: each for each in records}
+        self.before = dict(self.now)
+        self.blocks: list[Any] = []
+
+    async def get_jobs(self, ids, *, block_identifier):
+        self.blocks.append(block_identifier)
+        past = block_identifier < 20
+        return [(self.before if past else self.now)[each] for each in ids]
+
+
+class TestObserver:
+    def make(self, scheduler, executor, table, confirmations=1) -> Observer:
+        return Observer(
+            scheduler,
+            executor,
+            table,
+            Materials(Shelf(DEFINITION.to_bytes())),
+            provider_id=1,
+            confirmations=confirmations,
+            first_block=5,
+        )
+
+    async def look(self, observer: Observer) -> View:
+        [found] = await observer.views(Head(20, 1_000))
+        return found
+
+    async def test_asks_for_a_key_only_where_the_answer_decides(self, executor, table):
+        scheduler = FakeScheduler(job(status=JobStatus.META_SCHEDULED))
+        observer = self.make(scheduler, executor, table)
+        table.watch(1)
+        assert (await self.look(observer)).lookup is None
+        scheduler.now[1] = job(status=JobStatus.RUNNING)
+        assert (await self.look(observer)).lookup == Lookup(None)
+        executor.known.add("31337-5fbdb231-1")
+        assert (await self.look(observer)).lookup == Lookup("31337-5fbdb231-1")
+        table.put(SUBMITTED)
+        executor.statuses["h1"] = LIVE
+        found = await self.look(observer)
+        assert (found.lookup, found.status) == (None, LIVE)
+
+    async def test_counts_answers_that_do_not_know_a_run(self, executor, table):
+        observer = self.make(FakeScheduler(job()), executor, table)
+        table.put(SUBMITTED)
+        executor.statuses["h1"] = RunStatus(RunState.UNKNOWN)
+        assert [(await self.look(observer)).misses for _ in range(3)] == [1, 2, 3]
+        executor.known.add(SUBMITTED.key)
+        assert (await self.look(observer)).misses == 0
+        executor.known.clear()
+        assert (await self.look(observer)).misses == 1
+
+    async def test_silence_is_a_gap_and_no_miss(self, executor, table):
+        observer = self.make(FakeScheduler(job()), executor, table)
+        table.put(SUBMITTED)
+        executor.error = ExecutorUnavailableError("down")
+        found = await self.look(observer)
+        assert (found.status, found.lookup, found.misses) == (None, None, 0)
+        assert await observer.free() is None
+
+    async def test_settled_once_confirmed_blocks_agree(self, executor, table):
+        scheduler = FakeScheduler(job())
+        scheduler.before[1] = job(status=JobStatus.SCHEDULED)
+        table.watch(1)
+        assert not (await self.look(self.make(scheduler, executor, table))).settled
+        assert scheduler.blocks == [20, 19]
+        assert (await self.look(self.make(scheduler, executor, table, 0))).settled
+        scheduler.before[1] = job()
+        assert (await self.look(self.make(scheduler, executor, table, 3))).settled
+
+    async def test_strays_of_the_executor_get_rows(self, executor, table):
+        executor.known |= {"31337-5fbdb231-1.2", "1-5fbdb231-9", "something"}
+        scheduler = FakeScheduler(job(status=JobStatus.FINISHED))
+        observer = self.make(scheduler, executor, table)
+        await observer.sweep(31337, CONTRACT)
+        [row] = table.all()
+        assert (row.job_id, row.attempt, row.key) == (1, 2, "31337-5fbdb231-1.2")
+        assert (await self.look(observer)).lookup == Lookup("31337-5fbdb231-1.2")
+
+    async def test_other_peoples_jobs_need_no_definition(self, executor, table):
+        table.watch(1)
+        observer = self.make(FakeScheduler(job(provider_id=2)), executor, table)
+        found = await self.look(observer)
+        assert (found.mine, found.material.state) == (False, MaterialState.PENDING)
+
+
+# ---------------------------------------------------------------------------- outputs
+
+
+def test_output_of_the_latest_run_is_found_below_several_providers(tmp_path: Path):
+    assert find_run(tmp_path, 31337, CONTRACT, 4) is None
+    first = tmp_path / "a" / "runs" / "31337-5fbdb231-4"
+    later = tmp_path / "b" / "runs" / "31337-5fbdb231-4.1"
+    other = tmp_path / "b" / "runs" / "31337-5fbdb231-44"
+    for path in (first, later, other):
+        path.mkdir(parents=True)
+    found = find_run(tmp_path, 31337, CONTRACT, 4)
+    assert found == later
+    assert find_run(tmp_path / "a", 31337, CONTRACT, 4) == first
+    assert read_output(found) == b""
+    assert not has_ended(found)
+    (found / "output").write_bytes(b"0123456789")
+    (found / "exit.json").write_text("{}")
+    assert read_output(found, 3, 4) == b"3456"
+    assert has_ended(found)
+    (found / "output").unlink()
+    (found / "output").symlink_to("/etc/hostname")
+    with pytest.raises(NotFoundError):
+        read_output(found)
+
+
+async def test_together_waits_for_everything_before_it_raises():
+    done = []
+
+    async def slow() -> None:
+        await asyncio.sleep(0.01)
+        done.append(1)
+
+    async def broken() -> None:
+        raise GridError("no")
+
+    with pytest.raises(GridError):
+        await together(broken(), slow())
+    assert done == [1]
