@@ -1,0 +1,160 @@
+"""Chain work of one cycle, sent as batches; without a key it is only told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.events import TransitionSkipped
+from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.faults import crash_point
+
+_FIRST_PAUSE: Final = 2
+_LONGEST_PAUSE: Final = 600
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One transaction and the jobs in it."""
+
+    kind: str
+    job_ids: tuple[int, ...]
+    call: Call
+
+
+class Batches:
+    """Makes transactions and sees them mined.
+
+    Args:
+        sender: The one sender of this account; None for a dry run.
+        scheduler: The contract.
+        size: Most jobs in one transaction.
+        timeout: Seconds to wait for a receipt; afterwards the outbox looks after it.
+        counted: Told kind, jobs moved and jobs left out of each transaction that was mined.
+    """
+
+    def __init__(
+        self,
+        sender: Sender | None,
+        scheduler: MetaSchedulerContract,
+        *,
+        size: int,
+        timeout: float,
+        counted: Callable[[str, int, int], None],
+    ) -> None:
+        self._sender = sender
+        self._scheduler = scheduler
+        self._size = size
+        self._timeout = timeout
+        self._counted = counted
+        self.mined_at = 0  # the highest block that holds a transaction of ours
+        self._pauses: dict[tuple[str, int], tuple[int, int]] = {}
+        self._told: set[tuple[str, tuple[int, ...]]] = set()
+
+    def due(self, kind: str, job_ids: Iterable[int], now: int) -> list[int]:
+        """The jobs that were not refused a moment ago; `now` is chain time."""
+        return [each for each in job_ids if self._pauses.get((kind, each), (0, 0))[0] <= now]
+
+    async def assign(self, groups: Mapping[int, Sequence[int]], now: int) -> int:
+        """PENDING to META_SCHEDULED: job ids by provider id; how many moved."""
+        moved = 0
+        for part in _parts(groups, self._size):
+            ids = tuple(job_id for some in part.values() for job_id in some)
+            call = self._scheduler.meta_schedule(part)
+            moved += await self._send(Batch("assign", ids, call), now)
+        return moved
+
+    async def requeue(self, job_ids: Sequence[int], now: int) -> int:
+        """Back to PENDING; how many moved."""
+        return await self._each_part("requeue", job_ids, self._scheduler.requeue, now)
+
+    async def panic(self, job_ids: Sequence[int], now: int) -> int:
+        """Lost runs to PANICKED; how many moved."""
+        return await self._each_part("panic", job_ids, self._scheduler.panic, now)
+
+    async def challenge(self, job_id: int, now: int) -> int:
+        """Start the clock of the provider of this job."""
+        if not self.due("challenge", [job_id], now):
+            return 0
+        call = self._scheduler.challenge(job_id)
+        return await self._send(Batch("challenge", (job_id,), call), now)
+
+    async def _each_part(
+        self, kind: str, job_ids: Sequence[int], make: Callable[[Sequence[int]], Call], now: int
+    ) -> int:
+        due, moved = self.due(kind, job_ids, now), 0
+        for at in range(0, len(due), self._size):
+            part = due[at : at + self._size]
+            moved += await self._send(Batch(kind, tuple(part), make(part)), now)
+        return moved
+
+    async def _send(self, batch: Batch, now: int) -> int:
+        if self._sender is None:
+            self._tell(batch)
+            return 0
+        crash_point(f"scheduler.{batch.kind}.planned")
+        try:
+            receipt = await self._sender.send(batch.call, timeout=self._timeout)
+        except RevertedError as error:
+            # Nothing of it could be applied: the state has moved on, the next cycle sees how.
+            _log.info("refused", what=batch.call.label, error=error.message)
+            self._refuse(batch.kind, batch.job_ids, now)
+            self._counted(batch.kind, 0, len(batch.job_ids))
+            return 0
+        except InsufficientFundsError as error:
+            _log.error("no gas", what=batch.call.label, error=error.message, hint=error.hint)
+            self._refuse(batch.kind, batch.job_ids, now)
+            return 0
+        except GridError as error:
+            _log.warning("not sent", what=batch.call.label, error=error.message)
+            return 0
+        crash_point(f"scheduler.{batch.kind}.confirmed")
+        return self._mined(batch, receipt, now)
+
+    def _mined(self, batch: Batch, receipt: TxReceipt, now: int) -> int:
+        self.mined_at = max(self.mined_at, receipt.block_number)
+        skipped = [event for event in receipt.events if isinstance(event, TransitionSkipped)]
+        for event in skipped:
+            _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
+        left_out = {event.job_id for event in skipped}
+        self._refuse(batch.kind, left_out, now)
+        moved = [job_id for job_id in batch.job_ids if job_id not in left_out]
+        for job_id in moved:
+            self._pauses.pop((batch.kind, job_id), None)
+        self._counted(batch.kind, len(moved), len(left_out))
+        _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
+        return len(moved)
+
+    def _refuse(self, kind: str, job_ids: Iterable[int], now: int) -> None:
+        for job_id in job_ids:
+            _, last = self._pauses.get((kind, job_id), (0, 0))
+            pause = min(max(2 * last, _FIRST_PAUSE), _LONGEST_PAUSE)
+            self._pauses[kind, job_id] = now + pause, pause
+
+    def _tell(self, batch: Batch) -> None:
+        """A dry run says once what it would do."""
+        key = batch.kind, batch.job_ids
+        if key not in self._told:
+            self._told.add(key)
+            _log.info("would send", what=batch.call.label, jobs=list(batch.job_ids))
+
+
+def _parts(groups: Mapping[int, Sequence[int]], size: int) -> Iterable[dict[int, list[int]]]:
+    """Groups cut into transactions of at most `size` jobs."""
+    part: dict[int, list[int]] = {}
+    count = 0
+    for provider_id, job_ids in groups.items():
+        for job_id in job_ids:
+            part.setdefault(provider_id, []).append(job_id)
+            count += 1
+            if count == size:
+                yield part
+                part, count = {}, 0
+    if part:
+        yield part

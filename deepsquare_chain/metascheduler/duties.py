@@ -1,0 +1,169 @@
+"""What the scheduler owes to jobs that providers hold: give back, ask for a sign, give up. Pure.
+
+All times are chain time in seconds. Each rule is at least as strict as the contract's own, so
+that no call is made which the contract would refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from deepsquare_chain.chain.records import Clock, Parameters
+from deepsquare_chain.job import Job, JobStatus, Provider, ProviderStatus
+from deepsquare_chain.metascheduler.eligibility import run_time
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How closely providers are watched.
+
+    Attributes:
+        challenge_after: Seconds without any sign on chain of a provider that holds work, after
+            which it is asked; None is twice the grid's claim timeout.
+        claim_fraction: Part of the claim timeout after which an unclaimed job is suspicious.
+        report_slack: Seconds past its allotment after which an unreported run is suspicious.
+    """
+
+    challenge_after: int | None = None
+    claim_fraction: Fraction = Fraction(1, 2)
+    report_slack: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A provider with its clock and the chain time of the last sign of it, zero if there is none."""
+
+    provider: Provider
+    clock: Clock
+    last_sign: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The block that decides: its number and time, and the times of the grid."""
+
+    number: int
+    now: int
+    times: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """A provider to challenge over one of its jobs, and why."""
+
+    job_id: int
+    provider_id: int
+    why: str
+
+
+def is_silent(clock: Clock, moment: Moment) -> bool:
+    """Whether a challenge is unanswered for too long: the contract's rule."""
+    times = moment.times
+    return (
+        clock.challenged_at != 0
+        and moment.now > clock.challenged_at + times.response_timeout
+        and moment.number > clock.challenged_block + times.response_blocks
+    )
+
+
+def lost(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
+    """RUNNING jobs that anyone may give up: the contract's rule."""
+    return [
+        job
+        for job in jobs
+        if job.status == JobStatus.RUNNING
+        and (
+            moment.now > job.since + run_time(job, job.rate) + moment.times.report_grace
+            or _silent_provider(job, watched, moment)
+        )
+    ]
+
+
+def to_requeue(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
+    """Jobs that nobody will start: unclaimed in time, or claimed by a silent or banned provider."""
+    return [job for job in jobs if _is_stranded(job, watched, moment)]
+
+
+def stuck(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
+    """Claimed long ago and not started, at a provider in good standing.
+
+    A cluster may queue lawfully: these are taken back only if another provider can start them.
+    """
+    return [
+        job
+        for job in jobs
+        if job.status == JobStatus.SCHEDULED
+        and moment.now > job.since + moment.times.claim_timeout
+        and not _is_stranded(job, watched, moment)
+    ]
+
+
+def suspicions(
+    jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment, watch: Watch
+) -> list[Suspicion]:
+    """One challenge for each provider that looks silent and can be challenged now."""
+    found: dict[int, Suspicion] = {}
+    for job in sorted(jobs, key=lambda job: job.id):
+        held = watched.get(job.provider_id)
+        if held is None or job.provider_id in found or not _can_be_challenged(held.clock, moment):
+            continue
+        why = _why(job, held, _last_sign(held, jobs), moment, watch)
+        if why:
+            found[job.provider_id] = Suspicion(job.id, job.provider_id, why)
+    return [found[provider_id] for provider_id in sorted(found)]
+
+
+def _is_stranded(job: Job, watched: Mapping[int, Watched], moment: Moment) -> bool:
+    if job.status == JobStatus.META_SCHEDULED:
+        return moment.now > job.since + moment.times.claim_timeout
+    if job.status != JobStatus.SCHEDULED:
+        return False
+    held = watched.get(job.provider_id)
+    banned = held is not None and held.provider.status == ProviderStatus.BANNED
+    return banned or _silent_provider(job, watched, moment)
+
+
+def _silent_provider(job: Job, watched: Mapping[int, Watched], moment: Moment) -> bool:
+    held = watched.get(job.provider_id)
+    return held is not None and is_silent(held.clock, moment)
+
+
+def _can_be_challenged(clock: Clock, moment: Moment) -> bool:
+    return (
+        clock.challenged_at == 0 and moment.now >= clock.answered_at + moment.times.response_timeout
+    )
+
+
+def _last_sign(held: Watched, jobs: Sequence[Job]) -> int:
+    """Only the provider itself claims, starts and answers."""
+    acts = [
+        job.since
+        for job in jobs
+        if job.provider_id == held.provider.id
+        and job.status in {JobStatus.SCHEDULED, JobStatus.RUNNING}
+    ]
+    return max([held.last_sign, held.clock.answered_at, *acts])
+
+
+def _why(job: Job, held: Watched, last_sign: int, moment: Moment, watch: Watch) -> str:
+    now, answered = moment.now, held.clock.answered_at
+    if job.status == JobStatus.META_SCHEDULED:
+        since = job.since + int(watch.claim_fraction * moment.times.claim_timeout)
+        # Asked once over the same thing: an answer tells that it lives, not that it hurries.
+        if now > since > answered:
+            return f"job {job.id} is unclaimed for {now - job.since} s"
+        return ""
+    if job.status == JobStatus.RUNNING:
+        end = job.since + run_time(job, job.rate)
+        since = end + min(watch.report_slack, moment.times.claim_timeout)
+        if now > since > answered:
+            return f"job {job.id} is unreported {now - end} s after its end"
+    if job.status not in {JobStatus.SCHEDULED, JobStatus.RUNNING}:
+        return ""
+    limit = watch.challenge_after
+    quiet = 2 * moment.times.claim_timeout if limit is None else limit
+    if now - last_sign > quiet:
+        return f"no sign of it for {now - last_sign} s while it holds job {job.id}"
+    return ""

@@ -1,0 +1,172 @@
+"""The grid at one block, put together from the chain's state and from what events told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from deepsquare_chain.chain.contracts import Clock, Contracts, Parameters
+from deepsquare_chain.job import Job, JobStatus, Provider
+from deepsquare_chain.metascheduler.duties import Moment, Watched, is_silent
+from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
+from deepsquare_chain.metascheduler.policy import Snapshot
+from deepsquare_chain.metascheduler.state import Known, SchedulerState
+
+#: Cycles after which providers are read again, whatever events told.
+_PROVIDERS_EVERY: Final = 100
+#: PENDING records that are read again each cycle, in turn; those with news are read at once.
+_REFRESHED: Final = 500
+_LONGEST_AVOIDANCE: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything that one cycle decides by."""
+
+    moment: Moment
+    watched: Mapping[int, Watched]
+    assigned: Sequence[Job]
+    waiting: Sequence[Waiting]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The same as the policy sees it."""
+        return Snapshot(
+            self.moment.now, views(self.watched, self.moment), self.waiting, self.assigned
+        )
+
+
+def views(watched: Mapping[int, Watched], moment: Moment) -> tuple[ProviderView, ...]:
+    """Providers as the policy sees them."""
+    return tuple(
+        ProviderView(
+            held.provider,
+            silent=is_silent(held.clock, moment),
+            challenged=held.clock.challenged_at != 0,
+        )
+        for held in watched.values()
+    )
+
+
+class Observer:
+    """Reads the chain, and keeps what can't have changed."""
+
+    def __init__(self, contracts: Contracts, state: SchedulerState) -> None:
+        self._contracts = contracts
+        self._state = state
+        self._times: Parameters | None = None
+        self._providers: list[Provider] = []
+        self._cycles = 0
+        self._pending: dict[int, Job] = {}
+        self._lines: dict[int, frozenset[int]] = {}
+        self._turn = 0
+
+    def doubt(self, job_ids: Iterable[int]) -> None:
+        """These records may have changed: read them again."""
+        for job_id in list(job_ids):
+            self._pending.pop(job_id, None)
+
+    async def look(self, number: int, now: int) -> World:
+        """The world at a block.
+
+        Raises:
+            EndpointError: The chain does not answer.
+        """
+        if self._times is None:
+            self._times = await self._contracts.scheduler.parameters(block_identifier=number)
+        moment = Moment(number, now, self._times)
+        known = self._state.live()
+        records, providers = await asyncio.gather(
+            self._records(known, number), self._registered(number)
+        )
+        clocks = await asyncio.gather(
+            *(
+                self._contracts.scheduler.clock_of(each.id, block_identifier=number)
+                for each in providers
+            )
+        )
+        watched = self._watch(providers, clocks)
+        assigned = [job for job in records if job.status.is_assigned]
+        pending = [job for job in records if job.status == JobStatus.PENDING and job.id in known]
+        waiting = [await self._wait(job, known[job.id], providers, moment) for job in pending]
+        return World(moment, watched, assigned, waiting)
+
+    # -- jobs
+
+    async def _records(self, known: Mapping[int, Known], number: int) -> list[Job]:
+        """Records of all jobs that may be live; PENDING ones may be a few cycles old."""
+        count = await self._contracts.scheduler.job_count(block_identifier=number)
+        # Ids that no followed event told of yet may already hold room.
+        fresh = range(self._state.highest() + 1, count + 1)
+        ids = [job_id for job_id in known if job_id <= count]
+        self.doubt(self._pending if self._state.all_touched else self._state.touched)
+        # Old records in turn, so that each is read again within a bounded number of cycles.
+        kept = sorted(self._pending)
+        turn = self._turn % max(len(kept), 1)
+        self._turn = turn + _REFRESHED
+        self.doubt(kept[turn : turn + _REFRESHED])
+        wanted = [job_id for job_id in ids if job_id not in self._pending]
+        found = await self._contracts.scheduler.get_jobs([*wanted, *fresh], block_identifier=number)
+        records = [*found, *(self._pending[job_id] for job_id in ids if job_id in self._pending)]
+        self._pending = {job.id: job for job in records if job.status == JobStatus.PENDING}
+        self._state.touched.clear()
+        self._state.all_touched = False
+        return sorted(records, key=lambda job: job.id)
+
+    async def _wait(
+        self, job: Job, known: Known, providers: Sequence[Provider], moment: Moment
+    ) -> Waiting:
+        ids = {each.account: each.id for each in providers}
+        avoided = {
+            ids[account]: self._avoided_until(count, last, moment)
+            for account, (count, last) in known.returned.items()
+            if account in ids
+        }
+        return Waiting(
+            job=job,
+            objective=known.objective,
+            uses=known.uses,
+            queued_at=min(known.queued_at, job.since),
+            excluded=await self.line(job.retry_of),
+            avoided=avoided,
+        )
+
+    @staticmethod
+    def _avoided_until(count: int, last: int, moment: Moment) -> int:
+        """A provider that gave a job back is left alone with it, longer each time."""
+        pause = moment.times.claim_timeout << min(count - 1, 20)
+        return last + min(pause, _LONGEST_AVOIDANCE)
+
+    async def line(self, job_id: int) -> frozenset[int]:
+        """Providers that lost a job or one before it; their records are final."""
+        if job_id == 0:
+            return frozenset()
+        if job_id not in self._lines:
+            job = await self._contracts.scheduler.get_job(job_id)
+            before = await self.line(job.retry_of)
+            self._lines[job_id] = before | {job.provider_id}
+        return self._lines[job_id]
+
+    # -- providers
+
+    async def _registered(self, number: int) -> list[Provider]:
+        self._cycles += 1
+        if self._state.registry_changed or self._cycles >= _PROVIDERS_EVERY:
+            # Cleared first: a change during the reading must be seen by the next cycle.
+            self._state.registry_changed = False
+            self._cycles = 0
+            try:
+                self._providers = await self._contracts.registry.providers(block_identifier=number)
+            except BaseException:
+                self._state.registry_changed = True
+                raise
+        return self._providers
+
+    def _watch(self, providers: Sequence[Provider], clocks: Sequence[Clock]) -> dict[int, Watched]:
+        signs = self._state.last_signs()
+        return {
+            each.id: Watched(each, clock, signs.get(each.account, 0))
+            for each, clock in zip(providers, clocks, strict=True)
+        }

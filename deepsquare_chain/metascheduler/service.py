@@ -1,0 +1,262 @@
+"""The meta-scheduler's service: one cycle looks at the grid and does what follows.
+
+State is the truth, events are hints: they say what a customer wants and what has changed. Several
+schedulers at once are safe: what one has done, the contract leaves out for the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.events import event_topics
+from deepsquare_chain.chain.follower import Follower
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.metascheduler.batches import Batches
+from deepsquare_chain.metascheduler.duties import Watch, lost, stuck, suspicions, to_requeue
+from deepsquare_chain.metascheduler.eligibility import Waiting
+from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
+from deepsquare_chain.metascheduler.figures import Figures
+from deepsquare_chain.metascheduler.observer import Observer, World
+from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
+from deepsquare_chain.metascheduler.state import FOLLOWED, SchedulerState
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.store.database import Store
+
+_log = get_logger(__name__)
+#: Seconds to wait in a cycle for transactions of an earlier process or cycle.
+_RECOVER_SECONDS: Final = 2.0
+#: Waiting jobs whose reasons are logged, oldest first.
+_EXPLAINED: Final = 20
+_SLOW_LOOKS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """How a meta-scheduler runs.
+
+    Attributes:
+        state_dir: Folder of the database.
+        confirmations: Blocks on top of an event before it is believed.
+        poll_interval: Seconds between two cycles in which nothing happened.
+        batch_size: Most jobs in one transaction.
+        send_timeout: Seconds to wait for a transaction; afterwards the outbox looks after it.
+        rules: How the queue is served.
+        watch: How closely providers are watched.
+    """
+
+    state_dir: Path
+    confirmations: int = 1
+    poll_interval: float = 0.5
+    batch_size: int = 50
+    send_timeout: float = 60.0
+    rules: Rules = field(default_factory=Rules)
+    watch: Watch = field(default_factory=Watch)
+
+
+class SchedulerService:
+    """One scheduler of one grid.
+
+    Args:
+        contracts: Of the grid.
+        sender: The one sender of an account with METASCHEDULER_ROLE; None for a dry run, which
+            says what it would do.
+        store: Database of this scheduler, opened after this module was imported.
+        settings: How it runs.
+        metrics: Where the figures go.
+    """
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        sender: Sender | None,
+        store: Store,
+        *,
+        settings: SchedulerSettings,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.state = SchedulerState(store)
+        self.observer = Observer(contracts, self.state)
+        self.figures = Figures(metrics or Metrics("metascheduler"))
+        self.world: World | None = None
+        self.plan = Plan()
+        self._w3 = contracts.w3
+        self._sender = sender
+        self._settings = settings
+        self._batches = Batches(
+            sender,
+            contracts.scheduler,
+            size=settings.batch_size,
+            timeout=settings.send_timeout,
+            counted=self.figures.sent,
+        )
+        self._follower = Follower(
+            self._w3,
+            [contracts.scheduler.address, contracts.registry.address],
+            store,
+            start_block=contracts.deployment.block,
+            confirmations=settings.confirmations,
+            name="metascheduler",
+            topics=event_topics(*FOLLOWED),
+        )
+        self._head = 0
+        self._looked_slowly: float | None = None
+        self._waits: dict[int, str] = {}
+
+    async def cycle(self) -> bool:
+        """Look once and act; True when something moved, so that the next look should follow.
+
+        Raises:
+            EndpointError: The chain does not answer.
+            StoreError: The database can't be written.
+            ReorgTooDeepError: The chain replaced what was believed long ago.
+        """
+        if not await self._settle_old():
+            return False
+        await self._follower.poll(self.state.apply)
+        crash_point("scheduler.followed")
+        world = await self._look()
+        if world is None:
+            return False
+        self.figures.show(world)
+        await self._look_slowly()
+        held = await self._hold_to_account(world)
+        assigned = await self._assign(world)
+        return bool(held or assigned)
+
+    # -- the steps of a cycle
+
+    async def _settle_old(self) -> bool:
+        """Whether every earlier transaction is mined: only then the chain shows what they did."""
+        if self._sender is None:
+            return True
+        await self._sender.tend()
+        if self._sender.pending():
+            await self._sender.recover(timeout=_RECOVER_SECONDS)
+        return not self._sender.pending()
+
+    async def _look(self) -> World | None:
+        """The grid at the latest block; None from an endpoint that lags behind what was seen."""
+        block = await self._w3.eth.get_block("latest")
+        number, now = int(block["number"]), int(block["timestamp"])
+        seen = max(self._head, self._batches.mined_at)
+        if number < seen:
+            _log.warning("endpoint lags", head=number, seen=seen)
+            return None
+        self._head = number
+        self.figures.skew.set(time.time() - now)
+        self.world = await self.observer.look(number, now)
+        return self.world
+
+    async def _look_slowly(self) -> None:
+        last, now = self._looked_slowly, time.monotonic()
+        if self._sender is None or (last is not None and now - last < _SLOW_LOOKS):
+            return
+        balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
+        self.figures.gas.set(balance / CREDIT)
+        self._looked_slowly = now
+
+    async def _hold_to_account(self, world: World) -> int:
+        """Requeue, challenge and panic; what comes free is assigned in the next cycle."""
+        moment, now = world.moment, world.moment.now
+        stranded = to_requeue(world.assigned, world.watched, moment)
+        moved = await self._batches.requeue(_ids(stranded), now)
+        for suspicion in suspicions(world.assigned, world.watched, moment, self._settings.watch):
+            _log.info("suspicious", provider=suspicion.provider_id, why=suspicion.why)
+            moved += await self._batches.challenge(suspicion.job_id, now)
+        gone = lost(world.assigned, world.watched, moment)
+        for job in gone:
+            _log.warning("lost job", job=job.id, provider=job.provider_id)
+        moved += await self._batches.panic(_ids(gone), now)
+        return moved
+
+    async def _assign(self, world: World) -> int:
+        now = world.moment.now
+        waiting = self._due(world)
+        snapshot = dataclasses.replace(world.snapshot, waiting=waiting)
+        began = time.perf_counter()
+        self.plan = plan(snapshot, self._settings.rules)
+        self.figures.planning.observe(time.perf_counter() - began)
+        self._explain(snapshot, self.plan)
+        crash_point("scheduler.planned")
+        groups = self.plan.by_provider()
+        moved = await self._batches.assign(groups, now)
+        self.observer.doubt(job_id for ids in groups.values() for job_id in ids)
+        return moved + await self._free_stuck(world)
+
+    def _due(self, world: World) -> Sequence[Waiting]:
+        ids = [waiting.job.id for waiting in world.waiting]
+        due = set(self._batches.due("assign", ids, world.moment.now))
+        return [waiting for waiting in world.waiting if waiting.job.id in due]
+
+    async def _free_stuck(self, world: World) -> int:
+        """Take back what a cluster queues too long, where another provider would start it now."""
+        moment = world.moment
+        jobs = {job.id: job for job in stuck(world.assigned, world.watched, moment)}
+        known = self.state.live() if jobs else {}
+        waiting = [
+            Waiting(
+                job=job,
+                objective=known[job.id].objective,
+                uses=known[job.id].uses,
+                queued_at=job.since,
+                excluded=await self.observer.line(job.retry_of) | {job.provider_id},
+            )
+            for job in jobs.values()
+            if job.id in known
+        ]
+        if not waiting:
+            return 0
+        elsewhere = plan(
+            Snapshot(
+                moment.now,
+                world.snapshot.providers,
+                waiting,
+                [*world.assigned, *_as_assigned(self.plan, moment.now)],
+            ),
+            self._settings.rules,
+        )
+        ids = [decision.waiting.job.id for decision in elsewhere.decisions]
+        return await self._batches.requeue(ids, moment.now)
+
+    def _explain(self, snapshot: Snapshot, decided: Plan) -> None:
+        """Log every decision, and the oldest waits when their reasons change."""
+        for decision in decided.decisions:
+            _log.info("assigns", job=decision.waiting.job.id, why=explain_decision(decision))
+        going = {decision.waiting.job.id for decision in decided.decisions}
+        staying = [waiting for waiting in snapshot.waiting if waiting.job.id not in going]
+        staying.sort(key=lambda waiting: (waiting.queued_at, waiting.job.id))
+        waits: dict[int, str] = {}
+        for waiting in staying[:_EXPLAINED]:
+            text = explain_wait(waiting, snapshot, decided, self._settings.rules).text
+            waits[waiting.job.id] = text
+            if self._waits.get(waiting.job.id) != text:
+                _log.info("waits", job=waiting.job.id, why=text)
+        self._waits = waits
+
+
+def _ids(jobs: Sequence[Job]) -> list[int]:
+    return [job.id for job in jobs]
+
+
+def _as_assigned(decided: Plan, now: int) -> list[Job]:
+    """The jobs of a plan as they will be."""
+    return [
+        dataclasses.replace(
+            decision.waiting.job,
+            status=JobStatus.META_SCHEDULED,
+            provider_id=decision.provider_id,
+            rate=decision.rate,
+            since=now,
+        )
+        for decision in decided.decisions
+    ]
