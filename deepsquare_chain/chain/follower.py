@@ -6,7 +6,7 @@ answers all of it; effects and cursor are committed in one transaction of the st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -106,6 +106,7 @@ class Follower(Generic[T]):
         self.name = name
         self.head = -1  # the highest head that was seen
         self._addresses = list(addresses)
+        self._wanted = {each.lower() for each in self._addresses}
         self._store = store
         self._start = start_block
         self._confirmations = confirmations
@@ -172,22 +173,40 @@ class Follower(Generic[T]):
         try:
             before, logs, after, *rest = await self._ask(asked)
         except Web3RPCError as error:
-            self._narrow(error, last - first + 1)
-            return (
-                None
-                if self._lagging(error)
-                else await self._read(cursor, first, min(last, first + self._range - 1))
-            )
+            if not self._narrow(error, last - first + 1):
+                return None
+            return await self._read(cursor, first, min(last, first + self._range - 1))
         if before is None or after is None or before["hash"] != after["hash"]:
             return None  # it lags behind the head that another node told, or is being replaced
         if cursor is not None and (rest[0] is None or rest[0]["hash"] != cursor.hash):
-            return _Moved() if rest[0] is not None else None
+            return None if rest[0] is None else _Moved()
         self._widen(last - first + 1)
+        blocks = self._blocks(logs, first, Block(last, after["hash"]))
+        if blocks is None:
+            return None
         events = decode_logs(logs)
-        return _Read(
-            batch=Batch(tuple(events), first, last, time=int(after["timestamp"], 16)),
-            blocks=_blocks(logs, Block(last, after["hash"])),
-        )
+        return _Read(Batch(tuple(events), first, last, time=int(after["timestamp"], 16)), blocks)
+
+    def _blocks(self, logs: Any, first: int, last: Block) -> list[Block] | None:
+        """Blocks worth remembering: those with events and the last one; None if they disagree.
+
+        Raises:
+            EndpointError: These are not the logs that were asked for.
+        """
+        seen = {last.number: last.hash}
+        try:
+            found = [
+                (int(log["blockNumber"], 16), str(log["blockHash"]), log["address"].lower())
+                for log in logs
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise EndpointError(f"The node gave no proper logs: {str(error)[:200]}") from None
+        for number, block_hash, address in found:
+            if not first <= number <= last.number or address not in self._wanted:
+                raise EndpointError("The node gave no proper logs: not those that were asked for")
+            if seen.setdefault(number, block_hash) != block_hash:
+                return None
+        return [Block(number, seen[number]) for number in sorted(seen)]
 
     async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
         """Raw results of one batch.
@@ -196,23 +215,30 @@ class Follower(Generic[T]):
             Web3RPCError: The node refused one of them.
         """
         batch = [(RPCEndpoint(method), params) for method, params in asked]
-        answers: Any = await self.w3.provider.make_batch_request(batch)
-        for answer in answers if isinstance(answers, list) else [answers]:
+        provider: Any = self.w3.provider
+        answers = await provider.make_batch_request(batch)
+        if not isinstance(answers, list):
+            # An endpoint without batches; the order of the questions still shows a moved chain.
+            answers = [await provider.make_request(method, params) for method, params in batch]
+        for answer in answers:
             if "error" in answer:
                 raise Web3RPCError(str(answer["error"])[:300], rpc_response=answer)
         return [answer["result"] for answer in answers]
 
-    def _lagging(self, error: Web3RPCError) -> bool:
-        return classify(error) is NodeError.UNKNOWN_BLOCK
+    def _narrow(self, error: Web3RPCError, asked: int) -> bool:
+        """Halve the range if that is what the node wants; false if it only lags.
 
-    def _narrow(self, error: Web3RPCError, asked: int) -> None:
+        Raises:
+            EndpointError: It is neither.
+        """
         kind = classify(error)
         if kind is NodeError.UNKNOWN_BLOCK:
-            return
+            return False
         if kind is not NodeError.RANGE_TOO_LARGE or asked <= 1:
             raise EndpointError(f"The node refuses to give events: {node_message(error)}") from None
         self._range = max(1, asked // 2)
         _log.debug("range_halved", blocks=self._range)
+        return True
 
     def _widen(self, asked: int) -> None:
         if asked >= self._range:
@@ -239,7 +265,7 @@ class Follower(Generic[T]):
             if await self._holds(block):
                 break
         else:
-            if known[-1].number > self._start + KEPT_BLOCKS or len(known) >= KEPT_BLOCKS:
+            if len(known) >= KEPT_BLOCKS:
                 raise ReorgTooDeepError(
                     f"The chain replaced block {known[-1].number} and everything after it",
                     hint="Is it another chain, or restarted? Then begin with an empty state "
@@ -263,10 +289,3 @@ class _Read:
 @dataclass(frozen=True, slots=True)
 class _Moved:
     """The cursor's block is no longer on the chain."""
-
-
-def _blocks(logs: Iterable[Mapping[str, Any]], last: Block) -> list[Block]:
-    """Blocks that are worth remembering: those with events, and the end of the range."""
-    seen = {int(log["blockNumber"], 16): str(log["blockHash"]) for log in logs}
-    seen[last.number] = last.hash
-    return [Block(number, seen[number]) for number in sorted(seen)]

@@ -1,0 +1,393 @@
+"""The follower: each event once and in order, whatever the chain and its node do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_utils import keccak
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Column, Connection, Integer, Table, delete, insert, select
+
+from deepsquare_chain.chain.events import Transfer
+from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower, ReorgTooDeepError
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.store.database import Amount, Store, metadata
+from tests.support.fakechain import FakeChain
+
+CREDIT = "0x" + "51" * 20
+PERSON = bytes(12) + b"\x77" * 20
+IDENTITY = {"chain_id": 1, "contract": CREDIT, "account": CREDIT}
+
+amounts = Table(
+    "follower_test_amounts",
+    metadata,
+    Column("block", Integer, primary_key=True),
+    Column("log", Integer, primary_key=True),
+    Column("amount", Amount),
+)
+
+
+def log(amount: int) -> dict[str, Any]:
+    """A transfer as JSON-RPC gives it; its place is added by the chain."""
+    topic = keccak(text="Transfer(address,address,uint256)")
+    return {
+        "address": CREDIT,
+        "topics": ["0x" + each.hex() for each in (topic, PERSON, PERSON)],
+        "data": "0x" + amount.to_bytes(32, "big").hex(),
+    }
+
+
+class Book:
+    """Effects of the events in the store, as a service keeps them."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.batches: list[Batch] = []
+        self.fail_at: int | None = None
+
+    def apply(self, batch: Batch, connection: Connection) -> None:
+        self.batches.append(batch)
+        if batch.rolled_back_to is not None:
+            connection.execute(delete(amounts).where(amounts.c.block > batch.rolled_back_to))
+        for event in batch.events:
+            assert isinstance(event, Transfer)
+            assert batch.from_block <= event.block_number <= batch.to_block
+            row = {"block": event.block_number, "log": event.log_index, "amount": event.amount}
+            connection.execute(insert(amounts).values(row))
+            if event.amount == self.fail_at:
+                raise RuntimeError("no")
+
+    def amounts(self) -> list[int]:
+        with self.store.read() as connection:
+            query = select(amounts.c.amount).order_by(amounts.c.block, amounts.c.log)
+            return list(connection.execute(query).scalars())
+
+
+def truth(chain: FakeChain, confirmations: int = 0, start: int = 1) -> list[int]:
+    """What the chain says by itself."""
+    last = chain.head - confirmations
+    blocks = [block for block in chain.blocks if start <= block.number <= last]
+    return [int(each["data"], 16) for block in blocks for each in block.logs]
+
+
+@pytest.fixture
+def chain() -> FakeChain:
+    return FakeChain()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with Store.open(None, **IDENTITY) as found:
+        yield found
+
+
+@pytest.fixture
+def book(store: Store) -> Book:
+    return Book(store)
+
+
+def follower(chain: FakeChain, store: Store, **options: Any) -> Follower[Connection]:
+    settings_ = {"start_block": 1, "confirmations": 0, **options}
+    return Follower(chain, [CREDIT], store, **settings_)  # type: ignore[arg-type]
+
+
+async def test_each_event_once_and_in_order(chain: FakeChain, store: Store, book: Book) -> None:
+    for number in range(5):
+        chain.mine([log(2 * number), log(2 * number + 1)])
+    found = follower(chain, store)
+    assert found.position == 0
+    assert await found.poll(book.apply) == 10
+    assert (found.position, found.head) == (5, 5)
+    assert await found.poll(book.apply) == 0
+    chain.mine([log(10**30)])
+    # A restart is the same as going on.
+    assert await follower(chain, store).poll(book.apply) == 1
+    assert book.amounts() == [*range(10), 10**30]
+    assert book.batches[-1].time == 1_006
+
+
+async def test_only_confirmed_blocks_are_read(chain: FakeChain, store: Store, book: Book) -> None:
+    found = follower(chain, store, confirmations=3)
+    for number in range(3):
+        chain.mine([log(number)])
+        assert await found.poll(book.apply) == 0
+    chain.mine()
+    assert await found.poll(book.apply) == 1
+    assert book.amounts() == [0]
+
+
+async def test_effects_and_cursor_go_together(chain: FakeChain, store: Store, book: Book) -> None:
+    chain.mine([log(1), log(2)])
+    book.fail_at = 2
+    with pytest.raises(RuntimeError):
+        await follower(chain, store).poll(book.apply)
+    assert (book.amounts(), store.recent_blocks("main")) == ([], [])
+    book.fail_at = None
+    assert await follower(chain, store).poll(book.apply) == 2
+    assert book.amounts() == [1, 2]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7, 32, 64])
+async def test_reorganisations(chain: FakeChain, store: Store, book: Book, depth: int) -> None:
+    found = follower(chain, store)
+    for number in range(100):
+        chain.mine([log(number)])
+        await found.poll(book.apply)
+    chain.reorg(depth)
+    assert await found.poll(book.apply) == 0
+    assert book.amounts() == truth(chain) == list(range(100 - depth))
+    (rolled,) = [batch for batch in book.batches if batch.rolled_back_to is not None]
+    assert rolled.rolled_back_to == 100 - depth
+    assert rolled.events == ()
+    chain.mine([log(10**9)])
+    await found.poll(book.apply)
+    assert book.amounts() == truth(chain)
+
+
+async def test_a_branch_of_the_same_height_is_seen(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
+    found = follower(chain, store)
+    chain.mine([log(1)])
+    chain.mine([log(2)])
+    await found.poll(book.apply)
+    chain.reorg(1, keep=True)
+    chain.mine([log(3)])
+    await found.poll(book.apply)
+    assert book.amounts() == [1, 3]
+
+
+async def test_a_shorter_chain_is_waited_for(chain: FakeChain, store: Store, book: Book) -> None:
+    found = follower(chain, store)
+    for number in range(4):
+        chain.mine([log(number)])
+        await found.poll(book.apply)
+    chain.reorg(2, keep=True)
+    assert await found.poll(book.apply) == 0  # a node that lags looks the same
+    assert book.amounts() == [0, 1, 2, 3]
+    for number in range(3):
+        chain.mine([log(100 + number)])
+    await found.poll(book.apply)
+    assert book.amounts() == [0, 1, 100, 101, 102]
+
+
+async def test_everything_replaced(chain: FakeChain, store: Store, book: Book) -> None:
+    found = follower(chain, store)
+    for number in range(3):
+        chain.mine([log(number)])
+        await found.poll(book.apply)
+    chain.reorg(3, keep=True)
+    for number in range(4):
+        chain.mine([log(50 + number)])
+    await found.poll(book.apply)
+    assert book.amounts() == [50, 51, 52, 53]
+
+
+async def test_too_deep_a_reorganisation_halts(chain: FakeChain, store: Store, book: Book) -> None:
+    found = follower(chain, store)
+    for number in range(KEPT_BLOCKS + 10):
+        chain.mine([log(number)])
+        await found.poll(book.apply)
+    before = book.amounts()
+    chain.reorg(KEPT_BLOCKS + 5)
+    with pytest.raises(ReorgTooDeepError, match="replaced block"):
+        await found.poll(book.apply)
+    assert book.amounts() == before
+
+
+async def test_memory_is_bounded(chain: FakeChain, store: Store, book: Book) -> None:
+    found = follower(chain, store)
+    for number in range(KEPT_BLOCKS + 20):
+        chain.mine([log(number)])
+    await found.poll(book.apply)
+    for number in range(20):
+        chain.mine([log(number)])
+        await found.poll(book.apply)
+    known = store.recent_blocks("main")
+    assert len(known) == KEPT_BLOCKS
+    assert known[0].number == chain.head
+
+
+async def test_ranges_are_halved_and_grow_again(chain: FakeChain, store: Store, book: Book) -> None:
+    for number in range(100):
+        chain.mine([log(number)])
+    chain.log_limit = 10
+    found = follower(chain, store)
+    assert await found.poll(book.apply) == 100
+    assert book.amounts() == list(range(100))
+    assert max(batch.to_block - batch.from_block + 1 for batch in book.batches) <= 10
+    chain.log_limit = None
+    for number in range(200):
+        chain.mine([log(number)])
+    book.batches.clear()
+    await found.poll(book.apply)
+    assert max(batch.to_block - batch.from_block + 1 for batch in book.batches) > 10
+
+
+async def test_other_errors_do_not_halve(chain: FakeChain, store: Store, book: Book) -> None:
+    chain.mine([log(1)])
+    chain.mine([log(1)])
+    chain.log_limit, chain.log_words = 1, "internal error"
+    with pytest.raises(EndpointError, match="internal error"):
+        await follower(chain, store).poll(book.apply)
+    assert len(chain.batches) == 1
+    chain.log_limit, chain.log_words = 0, "block range too large"
+    with pytest.raises(EndpointError, match="block range"):
+        await follower(chain, store).poll(book.apply)
+
+
+async def test_a_lagging_node_is_not_believed(chain: FakeChain, store: Store, book: Book) -> None:
+    """The head comes from one node, the logs from another that has not seen it yet."""
+    for number in range(3):
+        chain.mine([log(number)])
+    hidden: list[Any] = []
+
+    def lag(_batch: Any) -> None:
+        if not hidden:
+            hidden.append(chain.blocks.pop())
+
+    chain.before_batch = lag
+    found = follower(chain, store)
+    assert await found.poll(book.apply) == 0
+    chain.before_batch = None
+    chain.blocks.append(hidden[0])
+    assert await found.poll(book.apply) == 3
+    # Words that say the same are no reason for alarm either.
+    chain.mine([log(3)])
+    chain.log_limit, chain.log_words = 0, "header not found"
+    assert await found.poll(book.apply) == 0
+    chain.log_limit = None
+    assert await found.poll(book.apply) == 1
+
+
+async def test_a_change_while_reading_is_noticed(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
+    """The chain moves between the logs and the header that was to vouch for them."""
+    chain.mine([log(1)])
+    chain.mine([log(2)])
+    answer = chain._answer
+
+    def moving(method: str, params: list[Any]) -> dict[str, Any]:
+        found = answer(method, params)
+        if method == "eth_getLogs":
+            chain._answer = answer  # type: ignore[method-assign]
+            chain.reorg(2)
+        return found
+
+    chain._answer = moving  # type: ignore[method-assign]
+    found = follower(chain, store)
+    assert await found.poll(book.apply) == 0
+    assert book.amounts() == []
+    await found.poll(book.apply)
+    assert book.amounts() == truth(chain) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blockNumber": "0x63"},
+        {"blockNumber": None},
+        {"address": "0x" + "52" * 20},
+        {"address": 5},
+    ],
+)
+async def test_logs_that_nobody_asked_for(
+    chain: FakeChain, store: Store, book: Book, change: dict[str, Any]
+) -> None:
+    chain.mine([log(1)]).logs[0].update(change)
+    with pytest.raises(EndpointError, match="no proper logs"):
+        await follower(chain, store).poll(book.apply)
+    assert book.amounts() == []
+
+
+async def test_unknown_and_malformed_events_are_passed_over(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
+    unknown = log(1) | {"topics": ["0x" + "ab" * 32]}
+    chain.mine([unknown, log(2) | {"data": "0x01"}, log(3)])
+    assert await follower(chain, store).poll(book.apply) == 1
+    assert book.amounts() == [3]
+
+
+async def test_followers_of_one_store_do_not_meet(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
+    chain.mine([log(1)])
+    await follower(chain, store, name="a").poll(book.apply)
+    assert store.recent_blocks("b") == []
+    assert await follower(chain, store, name="b").poll(lambda *_: None) == 1
+
+
+async def test_an_endpoint_without_batches(chain: FakeChain, store: Store, book: Book) -> None:
+    chain.mine([log(1)])
+
+    async def refuse(_batch: Any) -> Any:
+        return {"error": {"code": -32600, "message": "batch requests are not supported"}}
+
+    async def single(method: str, params: list[Any]) -> Any:
+        return chain._answer(method, params)
+
+    chain.make_batch_request = refuse  # type: ignore[method-assign]
+    chain.make_request = single  # type: ignore[attr-defined]
+    assert await follower(chain, store).poll(book.apply) == 1
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("mine"), st.integers(0, 3)),
+        st.tuples(st.just("reorg"), st.integers(1, 6)),
+        st.tuples(st.just("shorten"), st.integers(1, 3)),
+        st.tuples(st.just("poll"), st.just(0)),
+        st.tuples(st.just("restart"), st.just(0)),
+        st.tuples(st.just("limit"), st.integers(1, 5)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150)
+@given(steps=steps, confirmations=st.integers(0, 3))
+async def test_any_history_ends_in_the_truth(
+    steps: list[tuple[str, int]], confirmations: int
+) -> None:
+    chain = FakeChain()
+    with Store.open(None, **IDENTITY) as store:
+        book = Book(store)
+        found = follower(chain, store, confirmations=confirmations)
+        count = 0
+        for what, number in [*steps, ("mine", 1), ("mine", 0), ("poll", 0)]:
+            if what == "mine":
+                chain.mine([log(count := count + 1) for _ in range(number)])
+            elif what in ("reorg", "shorten"):
+                depth = min(number, chain.head)
+                if depth:
+                    chain.reorg(depth, keep=what == "shorten")
+            elif what == "limit":
+                chain.log_limit = number
+            elif what == "restart":
+                found = follower(chain, store, confirmations=confirmations)
+            else:
+                await found.poll(book.apply)
+        # A chain that is shorter than what was read is waited for.
+        while chain.head - confirmations < found.position:
+            chain.mine()
+        await found.poll(book.apply)
+        assert book.amounts() == truth(chain, confirmations)
+
+
+def test_a_cursor_outlives_its_process(chain: FakeChain, tmp_path: Path) -> None:
+    import asyncio  # noqa: PLC0415
+
+    chain.mine([log(1)])
+    with Store.open(tmp_path / "a.db", **IDENTITY) as store:
+        asyncio.run(follower(chain, store).poll(Book(store).apply))
+    chain.mine([log(2)])
+    with Store.open(tmp_path / "a.db", **IDENTITY) as store:
+        book = Book(store)
+        assert asyncio.run(follower(chain, store).poll(book.apply)) == 1
+        assert book.amounts() == [1, 2]
