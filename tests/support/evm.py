@@ -166,6 +166,7 @@ class Function:
         data = self.encode(*values)
         if self.is_view:
             return self._value(chain.run(to, data, sender or ZERO, gas, keep=False).output)
+        chain.last_call = (self.contract, self.name, values, sender or ZERO)
         computation = chain.run(to, data, sender or ZERO, gas)
         events = [chain.event(*log) for log in computation.get_log_entries()]
         return Receipt(self._value(computation.output), events, computation.get_gas_used())
@@ -201,6 +202,7 @@ class Chain:
         self.now = now
         self.block = 1_000
         self.state = CancunState(AtomicDB(), self._context(), BLANK_ROOT)
+        self.last_call: tuple[Contract, str, tuple[Any, ...], str] | None = None
         self._errors: dict[bytes, tuple[str, Coder]] = {}
         self._events: dict[bytes, tuple[str, list[str], Coder, list[str], Coder]] = {}
         self.learn(BUILT_IN_ERRORS)

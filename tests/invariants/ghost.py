@@ -1,0 +1,532 @@
+"""A model of the grid in plain Python: what every call must do, by the protocol's page.
+
+It shares nothing with the contracts but the arithmetic of `deepsquare_chain.credits`, and says for
+every call which items are refused and why, who is paid, and what each record holds afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deepsquare_chain import credits as money
+from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, ProviderStatus, Resources
+from tests.support.evm import ZERO
+from tests.support.grid import APPROVAL_PERIOD, TIMES
+
+S = JobStatus
+ARROWS = {
+    S.NONE: {S.PENDING},
+    S.PENDING: {S.META_SCHEDULED, S.CANCELLED},
+    S.META_SCHEDULED: {S.SCHEDULED, S.CANCELLED, S.PANICKED, S.PENDING},
+    S.SCHEDULED: {S.RUNNING, S.CANCELLED, S.PANICKED, S.PENDING},
+    S.RUNNING: {S.CANCELLED, S.FINISHED, S.FAILED, S.OUT_OF_CREDITS, S.PANICKED},
+}
+
+
+class Refused(Exception):  # noqa: N818 - as events, what happened
+    """The whole call must revert with this error."""
+
+
+@dataclass(frozen=True)
+class GhostJob:
+    """One record, and where its money came from and went."""
+
+    id: int
+    customer: str
+    status: JobStatus
+    since: int
+    resources: Resources
+    retries: int
+    until_spent: bool
+    escrow: int
+    limit: int
+    definition: bytes
+    retry_of: int = 0
+    provider: int = 0
+    rate: int = 0
+    fee_bps: int = 0
+    barred: frozenset[int] = frozenset()
+    funded: int = 0
+    carried_in: int = 0
+    paid: int = 0
+    fee: int = 0
+    refunded: int = 0
+    carried_out: int = 0
+
+    @property
+    def allotment(self) -> int:
+        return money.allotment(self.limit, self.until_spent, self.escrow, self.rate)
+
+
+NO_HARDWARE, NO_OFFER, NO_PRICES = Hardware(0, 0, 0, 0), Offer(0, 0, 0), Prices(0, 0, 0)
+
+
+@dataclass
+class GhostProvider:
+    account: str
+    id: int = 0
+    version: int = 0
+    pending_version: int = 0
+    hardware: Hardware = NO_HARDWARE
+    pending: Hardware = NO_HARDWARE
+    offer: Offer = NO_OFFER
+    prices: Prices = NO_PRICES
+    approved_until: int = 0
+    draining: bool = False
+    banned: bool = False
+    challenged_at: int = 0
+    challenged_block: int = 0
+    answered_at: int = 0
+
+    @property
+    def status(self) -> ProviderStatus:
+        if not self.pending_version:
+            return ProviderStatus.NONE
+        if self.banned:
+            return ProviderStatus.BANNED
+        if not self.version:
+            return ProviderStatus.WAITING_APPROVAL
+        return ProviderStatus.DRAINING if self.draining else ProviderStatus.ACTIVE
+
+
+@dataclass
+class Outcome:
+    """What a call must have done."""
+
+    moves: list[tuple[int, JobStatus, JobStatus]] = field(default_factory=list)
+    skipped: list[tuple[int, JobStatus, str]] = field(default_factory=list)
+    settled: list[tuple[int, money.Settlement]] = field(default_factory=list)
+    retried: list[tuple[int, int]] = field(default_factory=list)
+    due: Counter[str] = field(default_factory=Counter)
+
+
+def whole(hardware: Hardware) -> Offer:
+    return Offer(
+        hardware.nodes * hardware.cpus_per_node,
+        hardware.nodes * hardware.mem_per_node,
+        hardware.nodes * hardware.gpus_per_node,
+    )
+
+
+class Ghost:
+    """The grid as it must be; `now` and `block` are set before every call."""
+
+    def __init__(self, scheduler: str, treasury: str, meta: str, admin: str, fee_bps: int) -> None:
+        self.scheduler, self.treasury, self.meta, self.admin = scheduler, treasury, meta, admin
+        self.fee_bps = fee_bps
+        self.open = True
+        self.now = self.block = 0
+        self.jobs: dict[int, GhostJob] = {}
+        self.providers: dict[str, GhostProvider] = {}
+        self.balances: Counter[str] = Counter()
+        self.parked: Counter[str] = Counter()
+        self.allowed: set[str] = set()
+        self.blocked: set[str] = set()
+        self.gifts = 0
+        self.supply = 0
+
+    # --------------------------------------------------------------- questions
+
+    def job(self, job_id: int) -> GhostJob | None:
+        return self.jobs.get(job_id)
+
+    def status(self, job_id: int) -> JobStatus:
+        return self.jobs[job_id].status if job_id in self.jobs else S.NONE
+
+    def holder(self, job: GhostJob) -> GhostProvider:
+        return self.by_id(job.provider)
+
+    def by_id(self, provider_id: int) -> GhostProvider:
+        found = (p for p in self.providers.values() if p.id == provider_id and provider_id)
+        return next(found, GhostProvider(ZERO))
+
+    def is_silent(self, provider: GhostProvider) -> bool:
+        return (
+            provider.challenged_at > 0
+            and self.now - provider.challenged_at > TIMES["responseTimeout"]
+            and self.block - provider.challenged_block > TIMES["responseBlocks"]
+        )
+
+    def is_lost(self, job: GhostJob) -> bool:
+        overdue = self.now > job.since + job.allotment + TIMES["reportGrace"]
+        return job.status is S.RUNNING and (overdue or self.is_silent(self.holder(job)))
+
+    def held(self) -> int:
+        """What the scheduler's balance must be."""
+        live = sum(job.escrow for job in self.jobs.values() if job.status.is_live)
+        return live + sum(self.parked.values()) + self.gifts
+
+    def line(self, job: GhostJob) -> list[GhostJob]:
+        """Predecessors, the latest first."""
+        found = []
+        while job.retry_of:
+            job = self.jobs[job.retry_of]
+            found.append(job)
+        return found
+
+    def why_not_active(self, provider: GhostProvider) -> str:
+        if provider.status is not ProviderStatus.ACTIVE or provider.approved_until < self.now:
+            return "ProviderNotActive"
+        return "ProviderSilent" if self.is_silent(provider) else ""
+
+    def why_not_here(self, job: GhostJob, provider: GhostProvider) -> str:
+        if provider.id in {p.provider for p in self.line(job)}:
+            return "ProviderExcluded"
+        if not money.fits(provider.hardware, provider.offer, job.resources):
+            return "DoesNotFit"
+        rate = money.job_rate(provider.prices, job.resources)
+        if not 0 < rate < 2**72:
+            return "RateOutOfRange"
+        return "OverBudget" if money.cost(rate, job.limit) > job.escrow else ""
+
+    # ------------------------------------------------------------------- money
+
+    def mint(self, account: str, amount: int) -> None:
+        self.balances[account] += amount
+        self.supply += amount
+
+    def pay(self, due: Counter[str]) -> None:
+        for account, amount in due.items():
+            if account in self.blocked:
+                self.parked[account] += amount
+            else:
+                self.balances[account] += amount
+
+    def take(self, account: str, amount: int) -> None:
+        if account not in self.allowed:
+            raise Refused("ERC20InsufficientAllowance")
+        if self.balances[account] < amount:
+            raise Refused("ERC20InsufficientBalance")
+        self.balances[account] -= amount
+
+    def withdraw(self, caller: str, to: str) -> None:
+        if not self.parked[caller]:
+            raise Refused("NothingParked")
+        if to in self.blocked:
+            raise Refused("Blocked")
+        self.balances[to] += self.parked.pop(caller)
+
+    # --------------------------------------------------------------- customers
+
+    def submit(self, caller: str, requests: Sequence[tuple[dict[str, Any], list[bytes]]]) -> None:
+        if not self.open:
+            raise Refused("SubmissionsClosed")
+        new: list[GhostJob] = []
+        for terms, definitions in requests:
+            shape = Resources(
+                terms["tasks"], terms["cpusPerTask"], terms["memPerCpu"], terms["gpus"]
+            )
+            least = (terms["amount"], terms["timeLimit"], shape.tasks, shape.mem_per_cpu)
+            if not all(least) or not shape.cpus_per_task or terms["retries"] > 5:
+                raise Refused("InvalidTerms")
+            for definition in definitions:
+                job = GhostJob(
+                    id=len(self.jobs) + len(new) + 1,
+                    customer=caller,
+                    status=S.PENDING,
+                    since=self.now,
+                    resources=shape,
+                    retries=terms["retries"],
+                    until_spent=terms["untilSpent"],
+                    escrow=terms["amount"],
+                    limit=terms["timeLimit"],
+                    definition=definition,
+                    funded=terms["amount"],
+                )
+                new.append(job)
+        if not new:
+            raise Refused("EmptyBatch")
+        self.take(caller, sum(job.escrow for job in new))
+        self.jobs |= {job.id: job for job in new}
+
+    def top_up(self, payer: str, job_id: int, customer: str, amount: int) -> None:
+        job = self.job(job_id)
+        if job is None or not job.status.is_live:
+            raise Refused("WrongStatus")
+        if job.customer != customer:
+            raise Refused("NotCustomer")
+        if amount < max(1, 60 * job.rate):
+            raise Refused("TopUpTooSmall")
+        end = job.since + job.allotment
+        if job.status is S.RUNNING and self.now >= end - TIMES["topUpNotice"]:
+            raise Refused("TopUpTooLate")
+        longer = amount // job.rate if job.rate and not job.until_spent else 0
+        if job.escrow + amount >= 2**96 or job.limit + longer >= 2**24:
+            raise Refused("TopUpTooLarge")
+        self.take(payer, amount)
+        self.jobs[job_id] = replace(
+            job,
+            escrow=job.escrow + amount,
+            limit=job.limit + longer,
+            funded=job.funded + amount,
+        )
+
+    # ------------------------------------------------------------------ batches
+
+    def batch(self, items: Iterable[Any], step: Callable[[Any, Outcome], str]) -> Outcome:
+        """Apply a step to each item; a step answers why it refuses, or nothing."""
+        outcome = Outcome()
+        count = 0
+        for item in items:
+            count += 1
+            job_id = item if isinstance(item, int) else item[0]
+            status = self.status(job_id)
+            refusal = step(item, outcome)
+            if refusal:
+                outcome.skipped.append((job_id, status, refusal))
+        if not count:
+            raise Refused("EmptyBatch")
+        if len(outcome.skipped) == count:
+            raise Refused(outcome.skipped[0][2])
+        self.pay(outcome.due)
+        return outcome
+
+    def move(self, outcome: Outcome, job: GhostJob, to: JobStatus, **changes: Any) -> GhostJob:
+        assert to in ARROWS.get(job.status, set())
+        outcome.moves.append((job.id, job.status, to))
+        moved = replace(job, status=to, since=self.now, **changes)
+        self.jobs[job.id] = moved
+        return moved
+
+    def movable(self, job_id: int, to: JobStatus) -> GhostJob | None:
+        job = self.job(job_id)
+        return job if job and to in ARROWS.get(job.status, set()) else None
+
+    def assign(self, pairs: Sequence[tuple[int, int]], *, by_self: bool) -> Outcome:
+        """`pairs` of job id and provider id."""
+
+        def step(pair: tuple[int, int], outcome: Outcome) -> str:
+            job = self.movable(pair[0], S.META_SCHEDULED)
+            if job is None:
+                return "InvalidTransition"
+            provider = self.by_id(pair[1])
+            refusal = self.why_not_active(provider)
+            if not refusal and by_self:
+                if self.now < job.since + TIMES["pendingTimeout"]:
+                    refusal = "TooEarly"
+                elif provider.id in job.barred:
+                    refusal = "ProviderExcluded"
+            refusal = refusal or self.why_not_here(job, provider)
+            if not refusal:
+                rate = money.job_rate(provider.prices, job.resources)
+                self.move(
+                    outcome,
+                    job,
+                    S.META_SCHEDULED,
+                    provider=provider.id,
+                    rate=rate,
+                    fee_bps=self.fee_bps,
+                )
+            return refusal
+
+        return self.batch(pairs, step)
+
+    def advance(self, caller: str, job_ids: Sequence[int], to: JobStatus) -> Outcome:
+        def step(job_id: int, outcome: Outcome) -> str:
+            job = self.movable(job_id, to)
+            if job is None:
+                return "InvalidTransition"
+            if self.holder(job).account != caller:
+                return "NotAssignedProvider"
+            self.move(outcome, job, to)
+            return ""
+
+        return self.batch(job_ids, step)
+
+    def finish(self, caller: str, reports: Sequence[tuple[int, int, int]]) -> Outcome:
+        """`reports` of job id, seconds and exit code."""
+
+        def step(report: tuple[int, int, int], outcome: Outcome) -> str:
+            job_id, seconds, exit_code = report
+            job = self.movable(job_id, S.FINISHED)
+            if job is None:
+                return "InvalidTransition"
+            if self.holder(job).account != caller:
+                return "NotAssignedProvider"
+            settlement = self.settlement(job, seconds)
+            if settlement.billed_seconds == job.allotment:
+                to = S.OUT_OF_CREDITS
+            else:
+                to = S.FAILED if exit_code else S.FINISHED
+            self.settle(outcome, job, to, settlement)
+            return ""
+
+        return self.batch(reports, step)
+
+    def cancel(self, caller: str, job_ids: Sequence[int]) -> Outcome:
+        def step(job_id: int, outcome: Outcome) -> str:
+            job = self.movable(job_id, S.CANCELLED)
+            if job is None:
+                return "InvalidTransition"
+            if job.customer != caller:
+                return "NotCustomer"
+            free = job.status is not S.RUNNING or self.is_lost(job)
+            settlement = self.settlement(job, 0 if free else 2**32)
+            self.settle(outcome, job, S.CANCELLED, settlement)
+            return ""
+
+        return self.batch(job_ids, step)
+
+    def requeue(self, caller: str, job_ids: Sequence[int], reason: str) -> Outcome:
+        def step(job_id: int, outcome: Outcome) -> str:
+            job = self.movable(job_id, S.PENDING)
+            if job is None:
+                return "InvalidTransition"
+            if len(reason) > 256:
+                return "ReasonTooLong"
+            if not self.may_requeue(caller, job):
+                return "TooEarly"
+            barred = job.barred | {job.provider}
+            self.move(outcome, job, S.PENDING, provider=0, rate=0, fee_bps=0, barred=barred)
+            return ""
+
+        return self.batch(job_ids, step)
+
+    def may_requeue(self, caller: str, job: GhostJob) -> bool:
+        provider = self.holder(job)
+        late = self.now > job.since + TIMES["claimTimeout"]
+        if caller == provider.account:
+            return True
+        if job.status is S.META_SCHEDULED:
+            return late
+        gone = self.is_silent(provider) or provider.status is ProviderStatus.BANNED
+        return gone or (late and caller in {job.customer, self.meta})
+
+    def panic(self, caller: str, job_ids: Sequence[int], reason: str) -> Outcome:
+        def step(job_id: int, outcome: Outcome) -> str:
+            job = self.movable(job_id, S.PANICKED)
+            if job is None:
+                return "InvalidTransition"
+            if len(reason) > 256:
+                return "ReasonTooLong"
+            if caller != self.holder(job).account:
+                if job.status is not S.RUNNING:
+                    return "NotAssignedProvider"
+                if not self.is_lost(job):
+                    return "NotLost"
+            if job.status is S.RUNNING and job.retries:
+                self.succeed(outcome, job)
+            else:
+                self.settle(outcome, job, S.PANICKED, self.settlement(job, 0))
+            return ""
+
+        return self.batch(job_ids, step)
+
+    def succeed(self, outcome: Outcome, job: GhostJob) -> None:
+        self.move(outcome, job, S.PANICKED, escrow=0, carried_out=job.escrow)
+        successor = replace(
+            job,
+            id=len(self.jobs) + 1,
+            status=S.PENDING,
+            since=self.now,
+            retries=job.retries - 1,
+            retry_of=job.id,
+            provider=0,
+            rate=0,
+            fee_bps=0,
+            barred=frozenset(),
+            funded=0,
+            carried_in=job.escrow,
+        )
+        self.jobs[successor.id] = successor
+        outcome.moves.append((successor.id, S.NONE, S.PENDING))
+        outcome.retried.append((job.id, successor.id))
+
+    def settlement(self, job: GhostJob, reported: int) -> money.Settlement:
+        return money.settle(
+            escrow=job.escrow,
+            rate=job.rate,
+            fee_bps=job.fee_bps,
+            time_limit=job.limit,
+            until_spent=job.until_spent,
+            reported=reported,
+            elapsed=self.now - job.since,
+        )
+
+    def settle(
+        self, outcome: Outcome, job: GhostJob, to: JobStatus, split: money.Settlement
+    ) -> None:
+        outcome.settled.append((job.id, split))
+        # One account may stand for two of them.
+        for account, amount in (
+            (self.holder(job).account, split.paid),
+            (self.treasury, split.fee),
+            (job.customer, split.refunded),
+        ):
+            if amount:
+                outcome.due[account] += amount
+        self.move(
+            outcome,
+            job,
+            to,
+            escrow=split.paid + split.fee,
+            paid=split.paid,
+            fee=split.fee,
+            refunded=split.refunded,
+        )
+
+    # ------------------------------------------------------- challenges, registry
+
+    def challenge(self, job_id: int) -> None:
+        job = self.job(job_id)
+        if job is None or not job.status.is_assigned:
+            raise Refused("WrongStatus")
+        provider = self.holder(job)
+        fresh = self.now - provider.answered_at < TIMES["responseTimeout"]
+        if provider.challenged_at or fresh:
+            raise Refused("ChallengeRefused")
+        provider.challenged_at, provider.challenged_block = self.now, self.block
+
+    def answer(self, caller: str) -> None:
+        provider = self.providers.get(caller)
+        if provider is None or not provider.challenged_at:
+            raise Refused("NothingToAnswer")
+        provider.challenged_at = provider.challenged_block = 0
+        provider.answered_at = self.now
+
+    def register(self, caller: str, hardware: Hardware, prices: Prices) -> None:
+        provider = self.providers.setdefault(caller, GhostProvider(caller))
+        if provider.banned:
+            raise Refused("ProviderBanned")
+        provider.pending_version += 1
+        provider.pending, provider.prices = hardware, prices
+
+    def approve(self, account: str, version: int) -> None:
+        provider = self.known(account)
+        if provider.banned:
+            raise Refused("ProviderBanned")
+        if not version or version not in {provider.version, provider.pending_version}:
+            raise Refused("VersionMismatch")
+        if not provider.id:
+            provider.id = 1 + max((p.id for p in self.providers.values()), default=0)
+        provider.approved_until = self.now + APPROVAL_PERIOD
+        if version == provider.version:
+            return
+        before, after, offer = whole(provider.hardware), whole(provider.pending), provider.offer
+        pairs = zip(
+            (offer.cpus, offer.memory, offer.gpus),
+            (before.cpus, before.memory, before.gpus),
+            (after.cpus, after.memory, after.gpus),
+            strict=True,
+        )
+        follow = [new if now == old or now > new else now for now, old, new in pairs]
+        provider.offer = Offer(*follow)
+        provider.version, provider.hardware = version, provider.pending
+
+    def known(self, account: str) -> GhostProvider:
+        provider = self.providers.get(account)
+        if provider is None or not provider.pending_version:
+            raise Refused("NotRegistered")
+        return provider
+
+    def set_offer(self, caller: str, offer: Offer) -> None:
+        provider = self.known(caller)
+        if not provider.version:
+            raise Refused("NotApproved")
+        top = whole(provider.hardware)
+        if offer.cpus > top.cpus or offer.memory > top.memory or offer.gpus > top.gpus:
+            raise Refused("OfferTooLarge")
+        provider.offer = offer
