@@ -50,3 +50,28 @@ async def _account(settings: Settings) -> LocalAccount:
     own_address(settings, None)
     assert settings.keystore is not None  # noqa: S101 - own_address refuses it
     return await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+
+
+async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: bool) -> None:
+    """Run the meta-scheduler until a signal; errors as `run_scheduler`."""
+    from deepsquare_chain.metascheduler.duties import Watch
+    from deepsquare_chain.metascheduler.runner import run_scheduler
+    from deepsquare_chain.metascheduler.service import SchedulerSettings
+
+    deployment = Deployment.load(settings.deployment)
+    account = None if dry_run else await _account(settings)
+    configure_logging(settings.log_level, settings.log_format, service="metascheduler")
+    who = "dry-run" if account is None else account.address
+    await run_scheduler(
+        settings.endpoint,
+        deployment,
+        account,
+        SchedulerSettings(
+            state_dir=_folder(settings, "metascheduler", who),
+            confirmations=settings.confirmations,
+            poll_interval=settings.poll_interval,
+            send_timeout=settings.timeout,
+            watch=Watch(challenge_after=challenge_after),
+        ),
+        max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
+    )

@@ -32,6 +32,8 @@ from deepsquare_chain.devnet.serving import LoopbackServer
 from deepsquare_chain.job import Hardware, Prices
 from deepsquare_chain.store.database import Store
 
+#: Seconds without a sign after which a provider that holds work is asked; a demo has no patience.
+_CHALLENGE_AFTER: Final = 4
 ChainKind = Literal["embedded", "anvil"]
 #: Credit-wei that each example customer begins with.
 PURSE: Final = 1_000 * CREDIT
@@ -172,12 +174,14 @@ class Grid:
 
     async def start_service(self, role: str) -> ChildProcess:
         """Run the meta-scheduler's or a provider's daemon as a process of its own."""
-        verb = "metascheduler" if role == "scheduler" else "provider"
+        words = ["provider", "run"]
+        if role == "scheduler":
+            words = ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)]
         own = {key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")}
         self.log(role).parent.mkdir(parents=True, exist_ok=True)
         with self.log(role).open("ab") as log:
             child = await ChildProcess.spawn(
-                [sys.executable, "-m", "deepsquare_chain.cli", verb, "run"],
+                [sys.executable, "-m", "deepsquare_chain.cli", *words],
                 stdout=log,
                 stderr=log,
                 env={**own, **self.environment(role), "DEEPSQUARE_LOG_FORMAT": "json"},

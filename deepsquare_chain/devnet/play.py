@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from deepsquare_chain.chain.eventtypes import ProviderAnswered
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.devnet.board import Board
 from deepsquare_chain.devnet.grid import PROVIDERS, Grid
@@ -170,12 +171,24 @@ class Play:
             self._problems.append("the orphaned run had ended before its daemon came back")
         child = await self._grid.start_service(self._killed)
         self._board.step(f"{self._killed}'s daemon comes back as process {child.pid}")
-        deadline = time.monotonic() + _RETURN_SECONDS
-        while any(is_alive(process) for process in orphans):
-            if time.monotonic() > deadline:
-                pids = [process.pid for process in orphans]
-                self._problems.append(f"the orphaned processes {pids} were not ended")
-                return
-            await asyncio.sleep(0.1)
         pids = [process.pid for process in orphans]
+        if not await self._within(lambda: not any(is_alive(each) for each in orphans)):
+            self._problems.append(f"the orphaned processes {pids} were not ended")
+            return
         self._board.step(f"{self._killed}'s daemon has ended the orphaned processes {pids}")
+        if not await self._within(self._is_heard):
+            self._problems.append(f"{self._killed} did not answer after it came back")
+
+    def _is_heard(self) -> bool:
+        """Whether the provider that came back has answered its challenge."""
+        account = self._grid.accounts[self._killed].address
+        answers = (e for e in self.scene.reader.events if isinstance(e, ProviderAnswered))
+        return any(event.provider == account for event in answers)
+
+    async def _within(self, condition: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + _RETURN_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.1)
+        return True

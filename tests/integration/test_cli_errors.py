@@ -1,0 +1,322 @@
+"""Bad input gets a clear refusal, costs nothing, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from deepsquare_chain.cli import main
+from tests.support.cli import EXAMPLES, Outcome, devnet, run
+
+Cli = Callable[..., Outcome]
+HELLO = str(EXAMPLES / "hello.yaml")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A devnet and the folder from which it is used."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def wallets(self) -> Path:
+        return self.folder / ".deepsquare" / "wallets"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("devnet")
+    with devnet(folder):
+        record = json.loads((folder / ".deepsquare" / "deployment.json").read_text())
+        yield Place(folder, record)
+
+
+@pytest.fixture
+def cli(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Cli]:
+    """Runs a command in this process, which is ten times quicker than one of its own."""
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place.folder))
+    handlers = list(logging.getLogger().handlers)
+
+    def call(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        found = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), found.out, found.err)
+
+    yield call
+    logging.getLogger().handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+def refused(found: Outcome, code: int, *words: str) -> None:
+    """It ended with this code, said these words on stderr, and printed no data."""
+    assert found.code == code, found
+    assert found.out == ""
+    assert "Error: " in found.err
+    assert "Traceback" not in found.err
+    for word in words:
+        assert word in found.err
+
+
+def worth(cli: Cli) -> tuple[str, str, int]:
+    """Credits, gas and jobs of the customer: what a refusal must not change."""
+    found = json.loads(cli("credit", "balance", "-o", "json").out)
+    jobs = json.loads(cli("job", "list", "--all", "-o", "json").out)
+    return found["balance"], found["gas"], len(jobs)
+
+
+# ------------------------------------------------------------------ job files
+
+BAD_FILES = {
+    "unknown key": ("nmae: x\n", "did you mean"),
+    "negative": ("resources: {tasks: -1}\n", "tasks"),
+    "zero": ("resources: {tasks: 0}\n", "tasks"),
+    "huge": ("resources: {tasks: 99999999999999999999}\n", "tasks"),
+    "not a number": ("resources: {tasks: many}\n", "tasks"),
+    "no command": ("steps:\n  - name: a\n    run: {command: ''}\n", "command"),
+    "broken YAML": ("a: [1,\n", "bad.yaml"),
+    "bomb": ("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n", "bad.yaml"),
+    "over 1 MB": (f"name: {'x' * 1_100_000}\n", "1,000,000"),
+    "empty": ("", "empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("verb", ["validate", "submit"])
+def test_bad_job_files_are_exit_3(cli: Cli, tmp_path: Path, verb: str, name: str) -> None:
+    text, words = BAD_FILES[name]
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    found = cli(verb, str(file))
+    refused(found, 3)
+    assert words.lower() in found.err.lower()
+
+
+def test_missing_job_file(cli: Cli) -> None:
+    refused(cli("submit", "nowhere.yaml"), 3, "nowhere.yaml", "Hint:")
+
+
+# ---------------------------------------------------------------------- money
+
+
+def test_too_few_credits_costs_nothing(cli: Cli) -> None:
+    before = worth(cli)
+    refused(cli("submit", HELLO, "--credits", "1001"), 5, "has 1000 credits", "1001", "faucet")
+    refused(cli("submit", HELLO, "--array", "250", "--credits", "5"), 5, "1250")
+    assert worth(cli) == before
+
+
+def test_more_jobs_than_a_block_holds(cli: Cli) -> None:
+    refused(cli("submit", HELLO, "--array", "251"), 2, "251")
+
+
+def test_dry_run_checks_everything_and_sends_nothing(cli: Cli) -> None:
+    before = worth(cli)
+    found = cli("submit", HELLO, "--dry-run")
+    assert (found.code, found.out) == (0, "")
+    assert "1 credits go into escrow for 1 job(s), with an approval of exactly 1" in found.err
+    assert "Dry run: nothing was sent." in found.err
+    assert worth(cli) == before
+
+
+def test_no_gas(cli: Cli, place: Place, tmp_path: Path) -> None:
+    wallet = str(tmp_path / "poor.json")
+    made = json.loads(cli("wallet", "new", wallet, "-o", "json").out)
+    refused(cli("submit", HELLO, "--keystore", wallet), 5, "has 0 credits")
+    assert cli("credit", "transfer", made["address"], "2").code == 0
+    refused(cli("submit", HELLO, "--keystore", wallet), 5, "coin", "gas")
+    refused(cli("credit", "approve", "1", "--keystore", wallet), 5, "gas")
+
+
+# -------------------------------------------------------------------- wallets
+
+
+def test_wrong_password(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("wrong\n")
+    file.chmod(0o600)
+    refused(cli("submit", HELLO, "--password-file", str(file)), 8, "password", "alice.json")
+    file.chmod(0o644)
+    refused(cli("submit", HELLO, "--password-file", str(file)), 2, "chmod 600")
+    refused(cli("submit", HELLO, "--password-file", str(tmp_path / "none")), 4, "none")
+
+
+def test_no_terminal_to_ask_for_the_password(place: Place, tmp_path: Path) -> None:
+    for name in ("alice.json", "password"):
+        shutil.copy(place.wallets / name, tmp_path / name)
+    record = place.folder / ".deepsquare" / "deployment.json"
+    found = run(
+        ["submit", HELLO, "--keystore", "alice.json", "--deployment", str(record)],
+        tmp_path,
+        DEEPSQUARE_ENDPOINT=place.record["extra"]["endpoint"],
+    )
+    refused(found, 8, "needs its password", "DEEPSQUARE_PASSWORD_FILE")
+
+
+def test_no_wallet_and_a_wallet_that_is_none(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("submit", HELLO, "--keystore", str(tmp_path / "no.json")), 4, "no.json")
+    (tmp_path / "x.json").write_text("{}")
+    refused(cli("wallet", "show", "--keystore", str(tmp_path / "x.json")), 2, "x.json")
+    refused(cli("wallet", "new", str(tmp_path / "x.json")), 2, "never overwritten")
+    found = run(["credit", "balance"], tmp_path)
+    refused(found, 2, "No wallet is set")
+
+
+# ------------------------------------------------------------------ endpoints
+
+
+def test_endpoint_down(cli: Cli) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    for arguments in (["submit", HELLO], ["job", "list"], ["provider", "run"]):
+        refused(cli(*arguments, "--endpoint", url), 7, "can't be reached", "devnet up")
+
+
+def test_endpoint_that_is_no_node(cli: Cli, place: Place) -> None:
+    faucet = place.record["extra"]["faucet"]
+    refused(cli("job", "list", "--endpoint", faucet), 7, "answered with HTTP status")
+    refused(cli("job", "list", "--endpoint", "ftp://host"), 2, "endpoint")
+
+
+def test_wrong_chain_id(cli: Cli, place: Place, tmp_path: Path) -> None:
+    refused(cli("job", "list", "--chain-id", "5"), 2, "chain 1337", "chain 5")
+    other = tmp_path / "deployment.json"
+    other.write_text(json.dumps(place.record | {"chain_id": 5}))
+    refused(cli("job", "list", "--deployment", str(other)), 7, "serves chain 1337, not chain 5")
+
+
+def test_no_contract_at_the_address(cli: Cli, place: Place, tmp_path: Path) -> None:
+    other = tmp_path / "deployment.json"
+    other.write_text(json.dumps(place.record | {"scheduler": "0x" + "12" * 20}))
+    found = cli("job", "list", "--deployment", str(other))
+    refused(found, 7, "no contract at 0x1212121212121212121212121212121212121212")
+
+
+def test_deployment_record_that_is_none(cli: Cli, tmp_path: Path) -> None:
+    record = tmp_path / "deployment.json"
+    refused(cli("job", "list", "--deployment", str(record)), 4, "no deployment record", "devnet up")
+    record.write_text("[]")
+    refused(cli("job", "list", "--deployment", str(record)), 2, "no deployment record")
+
+
+# ----------------------------------------------------------------------- jobs
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["get", "999"],
+        ["why", "999"],
+        ["watch", "999"],
+        ["logs", "999"],
+        ["cancel", "999"],
+        ["topup", "999", "1"],
+        ["retry", "999"],
+    ],
+    ids=" ".join,
+)
+def test_unknown_job_id_is_exit_4(cli: Cli, arguments: list[str]) -> None:
+    refused(cli("job", *arguments), 4, "Job 999 does not exist")
+
+
+def test_a_job_that_nobody_runs(cli: Cli, place: Place, tmp_path: Path) -> None:
+    """A job of one's own, on a grid without scheduler and providers."""
+    sent = json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)
+    job = str(sent[0]["id"])
+    refused(cli("job", "watch", job, "--wait-timeout", "0"), 9, "still PENDING")
+    refused(cli("job", "logs", job), 4, "No run of job")
+    refused(cli("job", "retry", job), 6, "has not ended")
+    refused(cli("job", "topup", job, "5000"), 5, "has 99", "5000")
+    bob = str(place.wallets / "bob.json")
+    refused(cli("job", "cancel", job, "--keystore", bob), 8, "belongs to another customer")
+    assert cli("job", "topup", job, "0.5").code == 0
+    record = json.loads(cli("job", "get", job, "-o", "json").out)
+    assert (record["status"], record["escrow_credits"]) == ("PENDING", "1.5")
+    assert cli("job", "cancel", job).code == 0
+    record = json.loads(cli("job", "get", job, "-o", "json").out)
+    assert (record["status"], record["refunded_credits"]) == ("CANCELLED", "1.5")
+    refused(cli("job", "cancel", job), 6, "CANCELLED")
+    refused(cli("job", "topup", job, "1"), 6, "CANCELLED")
+    again = cli("job", "retry", job, "-o", "json", "--credits", "1")
+    assert json.loads(again.out)["escrow_credits"] == "1"
+    assert cli("job", "cancel", str(json.loads(again.out)["id"])).code == 0
+
+
+def test_status_that_is_none(cli: Cli) -> None:
+    refused(cli("job", "list", "--status", "asleep"), 2, "asleep", "PENDING")
+
+
+# ---------------------------------------------------------------------- roles
+
+
+def test_only_roles_and_providers_may(cli: Cli, place: Place) -> None:
+    alpine = json.loads(cli("provider", "status", "--all", "-o", "json").out)[0]["account"]
+    refused(cli("admin", "approve", alpine), 8, "role")
+    refused(cli("admin", "ban", alpine), 8, "role")
+    refused(cli("admin", "close"), 8, "role")
+    refused(cli("provider", "run"), 4, "not registered", "provider register")
+    refused(cli("provider", "status"), 4, "not registered")
+    refused(cli("metascheduler", "run"), 8, "role")
+    keystore = ["--keystore", str(place.wallets / "alpine.json")]
+    found = cli("provider", "offer", "--cpus", "99", "--memory", "1", *keystore)
+    refused(found, 6, "more than the approved hardware")
+
+
+def test_words_that_are_no_address_or_label(cli: Cli) -> None:
+    refused(cli("credit", "balance", "0x12"), 2, "'0x12'")
+    refused(cli("credit", "transfer", "alice", "1"), 2, "'alice'")
+    refused(cli("provider", "labels", "--label", "fast"), 2, "key=value")
+
+
+# ---------------------------------------------------------------------- ports
+
+
+def test_port_in_use_and_folder_in_use(place: Place, tmp_path: Path) -> None:
+    port = place.record["extra"]["endpoint"].rpartition(":")[2]
+    found = run(["devnet", "up", "--port", port, "--faucet-port", "0"], tmp_path)
+    assert f"Error: Port {port} on 127.0.0.1 is in use." in found.err
+    assert (found.code, "Traceback" in found.err) == (2, False)
+    found = run(["devnet", "up", "--port", "0"], place.folder)
+    refused(found, 2, "A devnet runs in")
+
+
+def test_faucet_pays_a_new_wallet(cli: Cli, tmp_path: Path) -> None:
+    wallet = str(tmp_path / "new.json")
+    assert cli("wallet", "new", wallet).code == 0
+    assert cli("credit", "faucet", "--keystore", wallet).code == 0
+    found = json.loads(cli("credit", "balance", "--keystore", wallet, "-o", "json").out)
+    assert (found["balance_credits"], found["gas_credits"]) == ("1000", "10")
+
+
+def test_doctor_finds_what_is_wrong(cli: Cli, place: Place) -> None:
+    found = cli("doctor", "-o", "json")
+    assert found.code == 0
+    assert all(check["ok"] for check in json.loads(found.out))
+    found = cli("doctor", "-o", "json", "--endpoint", "http://127.0.0.1:9")
+    wrong = {check["check"] for check in json.loads(found.out) if not check["ok"]}
+    assert found.code == 1
+    assert {"deployment and endpoint", "contracts", "clock", "balance"} == wrong
+
+
+def test_an_existing_record_is_never_overwritten(cli: Cli) -> None:
+    refused(cli("contracts", "deploy"), 2, "never overwritten")
+
+
+def test_contracts_on_chain_are_this_build(cli: Cli) -> None:
+    found = cli("contracts", "verify", "-o", "json")
+    assert found.code == 0
+    assert all(row["ok"] for row in json.loads(found.out))

@@ -1,0 +1,290 @@
+"""What wallet owners do, without a chain: bills, quotes, histories, waiting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.eventtypes import (
+    Event,
+    JobPanicked,
+    JobResult,
+    JobRetried,
+    JobSettled,
+    JobSubmitted,
+    JobToppedUp,
+    JobTransition,
+)
+from deepsquare_chain.client import watching
+from deepsquare_chain.client.history import History, inherit, replay
+from deepsquare_chain.client.joblist import newest, parse_statuses
+from deepsquare_chain.client.quotes import cheapest, quote
+from deepsquare_chain.client.submission import Bill
+from deepsquare_chain.client.watching import Ended, watch
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.errors import InsufficientFundsError, UsageError, WaitTimeoutError
+from deepsquare_chain.job import (
+    Hardware,
+    Job,
+    JobStatus,
+    Objective,
+    Offer,
+    Prices,
+    Provider,
+    ProviderStatus,
+    Resources,
+    Terms,
+)
+
+ALICE, ALPINE, JURA = "0xA", "0xB", "0xC"
+TERMS = Terms(
+    amount=CREDIT,
+    time_limit=100,
+    resources=Resources(tasks=2, cpus_per_task=2, mem_per_cpu=10, gpus=0),
+    retries=1,
+    until_spent=False,
+    objective=Objective.TIME,
+    name="work",
+    uses="site=alpine",
+)
+PROVIDER = Provider(
+    id=1,
+    account=ALPINE,
+    status=ProviderStatus.ACTIVE,
+    approved_until=1_000,
+    version=1,
+    pending_version=1,
+    hardware=Hardware(1, 8, 800, 0),
+    offer=Offer(8, 800, 0),
+    prices=Prices(cpu=CREDIT // 1_000, gpu=0, mem=0),
+    labels={"site": "alpine"},
+)
+JOB = Job(
+    id=1,
+    customer=ALICE,
+    status=JobStatus.PENDING,
+    since=0,
+    provider_id=0,
+    resources=TERMS.resources,
+    retries_left=1,
+    until_spent=False,
+    escrow=CREDIT,
+    rate=0,
+    time_limit=100,
+    fee_bps=500,
+    definition=bytes(32),
+    retry_of=0,
+)
+
+
+# ------------------------------------------------------------------ bills
+
+
+def bill(**changes: Any) -> Bill:
+    values = {"customer": ALICE, "jobs": 2, "total": 10, "balance": 10, "allowance": 10}
+    return Bill(**(values | {"gas_wei": 5, "gas_balance": 5} | changes))
+
+
+def test_a_bill_that_can_be_paid_to_the_wei_is_accepted() -> None:
+    bill().check()
+    assert not bill().approval
+    assert bill(allowance=9).approval
+
+
+@pytest.mark.parametrize("short", [{"balance": 9}, {"gas_balance": 4}, {"gas_balance": 0}])
+def test_a_bill_that_lacks_a_wei_is_refused_with_a_way_out(short: dict[str, int]) -> None:
+    with pytest.raises(InsufficientFundsError) as caught:
+        bill(**short).check()
+    assert caught.value.exit_code == 5
+    assert "faucet" in caught.value.hint
+
+
+# ----------------------------------------------------------------- quotes
+
+
+def test_quote_prices_the_limit_and_the_escrow() -> None:
+    found = quote(PROVIDER, TERMS, now=0)
+    assert (found.rate, found.cost) == (4 * CREDIT // 1_000, 400 * CREDIT // 1_000)
+    assert found.seconds == 250
+    assert found.suits
+
+
+@pytest.mark.parametrize(
+    ("provider", "terms", "now", "silent", "words"),
+    [
+        ({"status": ProviderStatus.BANNED}, {}, 0, False, "banned"),
+        ({"status": ProviderStatus.WAITING_APPROVAL}, {}, 0, False, "waiting approval"),
+        ({"status": ProviderStatus.DRAINING}, {}, 0, False, "draining"),
+        ({}, {}, 1_000, False, "approval has run out"),
+        ({}, {}, 0, True, "silent"),
+        ({"offer": Offer(3, 800, 0)}, {}, 0, False, "does not fit"),
+        ({"hardware": Hardware(1, 3, 800, 0)}, {}, 0, False, "does not fit"),
+        ({"labels": {"site": "jura"}}, {}, 0, False, "labels"),
+        ({"prices": Prices(0, 0, 0)}, {}, 0, False, "no price"),
+        ({}, {"amount": 400 * CREDIT // 1_000 - 1}, 0, False, "over budget"),
+    ],
+)
+def test_quote_says_why_not(
+    provider: dict[str, Any], terms: dict[str, Any], now: int, silent: bool, words: str
+) -> None:
+    found = quote(replace(PROVIDER, **provider), replace(TERMS, **terms), now=now, silent=silent)
+    assert words in found.refusal
+    assert not found.suits
+
+
+def test_cheapest_passes_over_those_that_refuse() -> None:
+    free = quote(replace(PROVIDER, prices=Prices(0, 0, 0)), TERMS, now=0)
+    good = quote(PROVIDER, TERMS, now=0)
+    assert cheapest([free, good]) is good
+    assert cheapest([free]) is None
+
+
+# -------------------------------------------------------------- histories
+
+
+def moved(job: int, after: JobStatus, provider: str = ALPINE) -> JobTransition:
+    return JobTransition(job, ALICE, provider, JobStatus.PENDING, after)
+
+
+def lost_and_continued() -> list[Event]:
+    return [
+        JobSubmitted(1, ALICE, bytes(32), TERMS),
+        JobToppedUp(1, ALICE, 5, CREDIT + 5, 100),
+        moved(1, JobStatus.META_SCHEDULED),
+        moved(1, JobStatus.PANICKED),
+        JobPanicked(1, JURA, "gone"),
+        JobRetried(1, 2, CREDIT + 5),
+        moved(2, JobStatus.META_SCHEDULED, JURA),
+        JobResult(2, 0, bytes(32), "exited"),
+        JobSettled(2, JURA, ALICE, 7, 70, 3, CREDIT - 68),
+    ]
+
+
+def test_history_of_a_line_is_told_by_its_events() -> None:
+    found = {1: History(1), 2: History(2)}
+    replay(found, lost_and_continued())
+    inherit(found)
+    first, second = found[1], found[2]
+    assert (first.funded, first.carried_in, first.successor) == (CREDIT + 5, 0, 2)
+    assert (first.provider, first.reason, first.exit_code) == (ALPINE, "gone", None)
+    assert (second.funded, second.carried_in, second.retry_of) == (0, CREDIT + 5, 1)
+    assert (second.paid, second.fee, second.refunded) == (70, 3, CREDIT - 68)
+    assert (second.billed_seconds, second.exit_code, second.provider) == (7, 0, JURA)
+    assert (second.name, second.uses, second.objective) == ("work", TERMS.uses, Objective.TIME)
+    assert second.carried_in == second.paid + second.fee + second.refunded
+
+
+def test_events_of_other_jobs_change_nothing() -> None:
+    found = {9: History(9)}
+    replay(found, lost_and_continued())
+    assert found == {9: History(9)}
+
+
+# ---------------------------------------------------------------- waiting
+
+
+class FakeScheduler:
+    """Answers with one record after the other; the last one stays."""
+
+    def __init__(self, *records: Job) -> None:
+        self._records = {record.id: [] for record in records}
+        for record in records:
+            self._records[record.id].append(record)
+
+    async def get_job(self, job_id: int) -> Job:
+        left = self._records[job_id]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    async def job_count(self) -> int:
+        return len(self._records)
+
+    async def get_jobs(self, job_ids: Any) -> list[Job]:
+        return [self._records[number][0] for number in job_ids]
+
+
+class FakeContracts:
+    def __init__(self, *records: Job) -> None:
+        self.scheduler = FakeScheduler(*records)
+
+
+def ended(status: JobStatus, code: int | None) -> Ended:
+    return Ended(replace(JOB, status=status), History(1, exit_code=code))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [
+        (JobStatus.FINISHED, 0, 0),
+        (JobStatus.FAILED, 3, 3),
+        (JobStatus.FAILED, 255, 255),
+        (JobStatus.FAILED, 256, 1),
+        (JobStatus.FAILED, -9, 1),
+        (JobStatus.OUT_OF_CREDITS, 143, 143),
+        (JobStatus.OUT_OF_CREDITS, 0, 1),
+        (JobStatus.CANCELLED, None, 1),
+        (JobStatus.PANICKED, None, 1),
+    ],
+)
+def test_exit_code_is_the_jobs_own(status: JobStatus, code: int | None, exit_code: int) -> None:
+    assert ended(status, code).exit_code == exit_code
+
+
+async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = (
+        JOB,
+        replace(JOB, status=JobStatus.RUNNING),
+        replace(JOB, status=JobStatus.PANICKED),
+        replace(JOB, id=2, retry_of=1),
+        replace(JOB, id=2, retry_of=1, status=JobStatus.FINISHED),
+    )
+    told = {1: History(1, successor=2), 2: History(2, exit_code=0)}
+
+    async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
+        return {number: told[number] for number in ids}
+
+    monkeypatch.setattr(watching, "histories", histories)
+    seen: list[tuple[int, JobStatus]] = []
+    found = await watch(
+        FakeContracts(*records),  # type: ignore[arg-type]
+        1,
+        interval=0,
+        on_change=lambda job: seen.append((job.id, job.status)),
+    )
+    assert (found.job.id, found.exit_code) == (2, 0)
+    assert seen == [(record.id, record.status) for record in records]
+
+
+async def test_watch_gives_up_in_time() -> None:
+    with pytest.raises(WaitTimeoutError) as caught:
+        await watch(FakeContracts(JOB), 1, interval=0, timeout=0)  # type: ignore[arg-type]
+    assert "PENDING" in caught.value.message
+
+
+# ------------------------------------------------------------------ lists
+
+
+def test_statuses_by_name() -> None:
+    assert parse_statuses([]) == set(JobStatus) - {JobStatus.NONE}
+    assert parse_statuses(["running", "out-of-credits"]) == {
+        JobStatus.RUNNING,
+        JobStatus.OUT_OF_CREDITS,
+    }
+    for name in ("none", "done"):
+        with pytest.raises(UsageError):
+            parse_statuses([name])
+
+
+async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
+        return {number: History(number, name=f"job {number}") for number in ids}
+
+    monkeypatch.setattr("deepsquare_chain.client.joblist.histories", histories)
+    monkeypatch.setattr("deepsquare_chain.client.joblist._PAGE", 2)
+    records = [replace(JOB, id=n, customer=ALICE if n % 2 else JURA) for n in range(1, 8)]
+    contracts: Any = FakeContracts(*records)
+    everything = set(JobStatus)
+    found = await newest(contracts, limit=3, customer=ALICE, statuses=everything)
+    assert [(job.id, name) for job, name in found] == [(7, "job 7"), (5, "job 5"), (3, "job 3")]
+    assert await newest(contracts, limit=3, provider_id=4, statuses=everything) == []

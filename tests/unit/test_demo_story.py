@@ -1,0 +1,109 @@
+"""The demo's story can tell a good end from a bad one."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deepsquare_chain.client.history import History
+from deepsquare_chain.devnet.board import Board, Row
+from deepsquare_chain.devnet.story import STORY, Part, lines, problems
+from deepsquare_chain.job import Job, JobStatus, Resources
+from deepsquare_chain.workflow import load_job_file
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PART = Part("work", "alice", (JobStatus.PANICKED, JobStatus.FINISHED), exit_code=0)
+BASE = Job(
+    id=1,
+    customer="0xA",
+    status=JobStatus.PANICKED,
+    since=0,
+    provider_id=1,
+    resources=Resources(1, 1, 1, 0),
+    retries_left=1,
+    until_spent=False,
+    escrow=1,
+    rate=1,
+    time_limit=1,
+    fee_bps=0,
+    definition=bytes(32),
+    retry_of=0,
+)
+
+
+def good() -> tuple[dict[int, Job], dict[int, History]]:
+    jobs = {1: BASE, 2: replace(BASE, id=2, status=JobStatus.FINISHED, retry_of=1)}
+    histories = {
+        1: History(1, provider="0xB", successor=2),
+        2: History(2, provider="0xC", exit_code=0, retry_of=1),
+    }
+    return jobs, histories
+
+
+def judged(jobs: dict[int, Job], histories: dict[int, History]) -> list[str]:
+    return problems([PART], lines({1: PART}, histories), jobs, histories)
+
+
+def test_a_good_end_has_no_problems() -> None:
+    assert judged(*good()) == []
+
+
+def test_every_bad_end_is_told() -> None:
+    jobs, histories = good()
+    assert "never submitted" in problems([PART], [], jobs, histories)[0]
+    jobs, histories = good()
+    jobs[2] = replace(jobs[2], status=JobStatus.FAILED)
+    assert "PANICKED then FAILED" in judged(jobs, histories)[0]
+    jobs, histories = good()
+    histories[1].successor = None
+    assert "ended PANICKED, not PANICKED then FINISHED" in judged(jobs, histories)[0]
+    jobs, histories = good()
+    histories[2].exit_code = 1
+    assert "exit code 1" in judged(jobs, histories)[0]
+    jobs, histories = good()
+    histories[2].provider = "0xB"
+    assert "same provider" in judged(jobs, histories)[0]
+
+
+def test_the_story_holds_every_end_that_the_grid_has() -> None:
+    ends = {status for part in STORY for status in part.ends}
+    assert ends == {status for status in JobStatus if status.is_final}
+
+
+@pytest.mark.parametrize("part", STORY, ids=lambda part: part.name)
+def test_every_part_has_its_job_file(part: Part) -> None:
+    found = load_job_file(EXAMPLES / part.file)
+    assert found.name == part.name
+    assert found.retries == len(part.ends) - 1
+
+
+ROW = Row(1, "[b]x\x1b", "alice", JobStatus.PENDING, "", 10**18, None, 5 * 10**9)
+
+
+def test_board_without_a_terminal_tells_changes_once() -> None:
+    out = io.StringIO()
+    with Board(Console(file=out, width=200), "title") as board:
+        board.show([ROW])
+        board.show([ROW])
+        done = replace(ROW, status=JobStatus.FINISHED, provider="alpine", used=10**17)
+        board.show([done])
+        board.job_says("x", 1, "hi\x1b[2J[red]")
+    text = out.getvalue()
+    assert text.count("PENDING") == 1
+    assert "FINISHED at alpine, used 0.1 credits" in text
+    assert "x#1 | hi\\x1b[2J[red]" in text
+    assert "\x1b" not in text
+
+
+def test_board_on_a_terminal_shows_a_table() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=120, force_terminal=True, color_system=None)
+    with Board(console, "title") as board:
+        board.show([ROW])
+        board.step("now this")
+    assert "gas (gwei)" in out.getvalue()
+    assert "now this" in out.getvalue()
