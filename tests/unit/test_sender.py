@@ -21,7 +21,7 @@ from deepsquare_chain.errors import (
     WaitTimeoutError,
 )
 from deepsquare_chain.store.database import Store
-from tests.support.fakechain import GWEI, FakeChain, Tx, refusal
+from tests.support.fakechain import GWEI, FakeBlock, FakeChain, Tx, refusal
 
 ACCOUNT = Account.from_key(b"\x11" * 32)
 TARGET = "0x" + "51" * 20
@@ -326,6 +326,33 @@ async def test_a_nonce_taken_while_waiting(chain: FakeChain, store: Store, sende
         await task
     blocks.cancel()
     assert states(store) == [TxState.ABANDONED]
+
+
+async def test_receipts_may_lag_behind_the_nonce(chain: FakeChain, sender: Sender) -> None:
+    """A load-balanced endpoint: the nonce is used, the receipt is not there yet."""
+    chain.hidden_receipts = 4
+    assert (await sender.send(call(), timeout=5)).block_number == 1
+    chain.automine = False
+    blocks = asyncio.create_task(mining(chain, 0.002))  # many blocks, but too few looks
+    chain.hidden_receipts = 5
+    await sender.send(call(2), timeout=5)
+    blocks.cancel()
+    assert len(chain.mined()) == 2
+
+
+async def test_a_receipt_without_a_new_head(
+    chain: FakeChain, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head and nonce come from a node that stands still, the receipt from one that goes on."""
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call(), timeout=5))
+    await until(lambda: chain.pool)
+    await asyncio.sleep(0.01)
+    monkeypatch.setattr(FakeChain, "head", property(lambda _self: 0))
+    monkeypatch.setattr(FakeChain, "nonce", lambda _self, _address: 0)
+    tx = chain.pool.popitem()[1]
+    chain.blocks.append(FakeBlock(1, "0x" + "aa" * 32, [tx]))
+    assert (await task).block_number == 1
 
 
 async def test_a_reorganisation_is_repaired(chain: FakeChain, store: Store, sender: Sender) -> None:
