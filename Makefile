@@ -1,7 +1,8 @@
 # `make setup` and `make demo` need Python 3.11+ and make, and nothing else.
 .POSIX:
 .SUFFIXES:
-.PHONY: help setup setup-dev demo test test-unit check contracts bench clean distclean
+.PHONY: help setup setup-dev demo test test-unit test-contracts check contracts bench clean distclean
+.PHONY: fuzz-long coverage prove slither mutate
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -10,6 +11,7 @@ DEV = $(VENV)/.made-dev
 NODE = node_modules/.package-lock.json
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
 WORKERS = 2
+FORGE = node_modules/@foundry-rs/forge-linux-amd64/bin/forge
 
 help:
 	@echo 'make demo       run one grid on this machine, from submission to audit'
@@ -17,6 +19,8 @@ help:
 	@echo 'make setup-dev  prepare .venv, and npm parts where npm is, for developing'
 	@echo 'make test       run all tests       make test-unit  only the quick ones'
 	@echo 'make check      lint, format, types, layers'
+	@echo 'make test-contracts   contract tests, by pytest and by forge'
+	@echo 'make coverage prove slither mutate fuzz-long   docs/verification.md says what each shows'
 	@echo 'make contracts  compile the contracts (needs the npm parts)'
 	@echo 'make bench      measure gas on a real node (needs the npm parts)'
 	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
@@ -33,6 +37,36 @@ test: $(DEV) $(NODE)
 
 test-unit: $(DEV)
 	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-contracts: $(DEV) $(NODE)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/contracts $(ARGS)
+
+# Hours: 50,000 runs of each fuzz test, 2,000,000 calls of the stateful one.
+fuzz-long: $(NODE)
+	FOUNDRY_PROFILE=long $(FORGE) test $(ARGS)
+
+coverage: $(DEV) $(NODE)
+	$(BIN)/python scripts/coverage.py $(ARGS)
+
+# Each tool has an environment of its own: their dependencies don't agree with ours.
+prove: $(NODE) .venv-halmos/.made
+	.venv-halmos/bin/python scripts/prove.py $(ARGS)
+
+slither: $(NODE) .venv-slither/.made
+	.venv-slither/bin/python scripts/run_slither.py $(ARGS)
+
+mutate: $(NODE) .venv-slither/.made
+	.venv-slither/bin/python scripts/mutate.py $(ARGS)
+
+.venv-slither/.made:
+	python3 -m venv .venv-slither
+	.venv-slither/bin/python -m pip install -qq slither-analyzer==0.11.6
+	@touch $@
+
+.venv-halmos/.made:
+	python3 -m venv .venv-halmos
+	.venv-halmos/bin/python -m pip install -qq halmos==0.3.3
+	@touch $@
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -52,7 +86,7 @@ clean:
 	find contracts deepsquare_chain scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) node_modules
+	rm -rf $(VENV) .venv-slither .venv-halmos node_modules
 
 # A newer pyproject.toml installs again; an interrupted set-up leaves no stamp and is repeated.
 $(RUNTIME): pyproject.toml
