@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import leftovers, rundir, runs
+from deepsquare_chain.executors import leftovers, procfs, rundir, runs
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -452,23 +452,47 @@ async def test_record_of_another_boot_is_dead(executor: LocalExecutor, state: Pa
 
 
 async def test_run_that_stops_its_supervisor_gains_nothing(
+    executor: LocalExecutor, state: Path
+) -> None:
+    await executor.submit(make(state, "run", "kill -STOP $PPID; sleep 300", walltime=1))
+    end = await ended(executor, "run")
+    assert (end.reason, end.seconds) == ("walltime", 2)
+    assert alive_in(state) == []
+
+
+def never_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a job stopped its supervisor again and again."""
+    send = procfs.send
+
+    def others(identity: procfs.Identity, number: int) -> None:
+        if number != signal.SIGCONT:
+            send(identity, number)
+
+    monkeypatch.setattr(procfs, "send", others)
+
+
+async def test_walltime_is_kept_without_a_supervisor_that_hangs(
     executor: LocalExecutor, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "HUNG", 0.5)
-    monkeypatch.setattr(runs, "GRACE", 0.5)
-    await executor.submit(make(state, "once", "kill -STOP $PPID; sleep 300", walltime=1))
-    busy = "echo up; while :; do kill -STOP $PPID; done"
-    await executor.submit(make(state, "always", busy, walltime=1))
-    for key in ("once", "always"):
-        assert (await ended(executor, key)).reason == "walltime"
+    never_continue(monkeypatch)
+    monkeypatch.setattr(runs, "HUNG", -1.5)
+    durations = naps(2)
+    script = "setsid env -i sleep {} & kill -STOP $PPID; sleep {}".format(*durations)
+    with gone_at_the_end(durations):
+        await executor.submit(make(state, "run", script, walltime=1))
+        end = await ended(executor, "run")
+        assert sleeping(durations) == []
+    assert end.reason == "walltime"
+    assert end.code != 0
     assert alive_in(state) == []
 
 
 async def test_cancel_does_without_a_supervisor_that_hangs(
     executor: LocalExecutor, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    never_continue(monkeypatch)
     monkeypatch.setattr("deepsquare_chain.executors.local.HUNG", -1.5)
-    await executor.submit(make(state, "run", "echo up; while :; do kill -STOP $PPID; done"))
+    await executor.submit(make(state, "run", "kill -STOP $PPID; sleep 300"))
     await executor.cancel("run")
     assert (await ended(executor, "run")).reason == "cancelled"
     assert alive_in(state) == []
@@ -540,10 +564,14 @@ async def test_output_that_became_a_link_is_not_followed(
         await executor.output("run")
 
 
+# The supervisor may still be writing into the folder while the first attempt removes it.
+REMOVER = 'until rm -rf "${HOME%/work}"; do :; done; sleep 300'
+
+
 async def test_run_that_removes_its_own_folder_can_be_cancelled(
     executor: LocalExecutor, state: Path
 ) -> None:
-    await executor.submit(make(state, "run", 'rm -rf "${HOME%/work}"; sleep 300'))
+    await executor.submit(make(state, "run", REMOVER))
     await until(lambda: not (state / "runs/run").exists())
     assert (await executor.poll(["run"]))["run"].state is RunState.UNKNOWN
     await executor.cancel("run")

@@ -22,6 +22,7 @@ from deepsquare_chain.executors.base import (
     check_spec,
 )
 from deepsquare_chain.executors.keeper import OutputKeeper
+from deepsquare_chain.executors.launch import make_run
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.executors.procfs import Identity, Process
 from deepsquare_chain.executors.rundir import RunFolder, exit_record
@@ -138,6 +139,22 @@ def folder(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "run")
     run.fill({"walltime": 5}, b"script", 5)
     return run
+
+
+def test_run_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(OSError, match="No space"):
+            make_run(tmp_path, spec())
+    assert list(tmp_path.iterdir()) == []
+    run = make_run(tmp_path, spec())
+    again = make_run(tmp_path, spec(script=b"another"))
+    assert again.path == run.path
+    assert run.script.read_bytes() == b"true"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_run_is_taken_once_and_for_ever(tmp_path: Path) -> None:
