@@ -1,0 +1,77 @@
+"""The way of the README by hand: each part in a process of its own, one job from end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.devnet.leftovers import processes_of
+from tests.support.cli import EXAMPLES, Outcome, devnet, run, running
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A devnet, a meta-scheduler and two providers."""
+    folder = tmp_path_factory.mktemp("by-hand")
+    wallets = ".deepsquare/wallets"
+    with devnet(folder), ExitStack() as stack:
+        for name, verb in (("scheduler", "metascheduler"), ("alpine", "provider")):
+            keystore = f"{wallets}/{name}.json"
+            stack.enter_context(running([verb, "run", "--keystore", keystore], folder, name))
+        yield folder
+    assert processes_of(folder) == []
+
+
+def data(outcome: Outcome) -> Any:
+    assert outcome.code == 0, outcome
+    return json.loads(outcome.out)
+
+
+def test_one_job_from_end_to_end(place: Path) -> None:
+    hello = str(EXAMPLES / "hello.yaml")
+    before = data(run(["credit", "balance", "-o", "json"], place))
+    checked = data(run(["validate", hello, "-o", "json"], place))
+    assert checked["credits_credits"] == "1"
+    offers = data(run(["quote", hello, "-o", "json"], place))
+    assert [offer["provider_id"] for offer in offers if offer["suits"]] == [1, 2]
+
+    sent = run(["submit", hello, "--wait", "--wait-timeout", "60", "-o", "json"], place, 90)
+    assert sent.code == 0, sent
+    assert "1 credits go into escrow" in sent.err
+    for status in ("PENDING", "RUNNING at provider 1", "FINISHED at provider 1"):
+        assert f"job 1: {status}" in sent.err
+
+    job = data(run(["job", "get", "1", "-o", "json"], place))
+    assert (job["status"], job["exit_code"], job["definition"]) == (
+        "FINISHED",
+        0,
+        checked["definition"],
+    )
+    assert int(job["funded"]) == int(job["paid"]) + int(job["fee"]) + int(job["refunded"])
+    after = data(run(["credit", "balance", "-o", "json"], place))
+    assert int(before["balance"]) - int(after["balance"]) == int(job["paid"]) + int(job["fee"])
+    assert (before["allowance"], after["allowance"]) == ("0", "0")
+
+    logs = run(["job", "logs", "1"], place)
+    assert logs.out.splitlines()[0] == "Hello from the grid, reader"
+    assert "line 3 of job 1" in logs.out
+    assert "FINISHED" in run(["job", "why", "1"], place).out
+    assert [row["name"] for row in data(run(["job", "list", "-o", "json"], place))] == ["hello"]
+    watched = data(run(["job", "watch", "1", "-o", "json"], place))
+    assert watched["id"] == 1
+
+
+def test_submit_wait_ends_with_the_jobs_own_code(place: Path) -> None:
+    found = run(["submit", str(EXAMPLES / "exits-3.yaml"), "--wait"], place, 90)
+    assert found.code == 3
+    assert "FAILED" in found.err
+
+
+def test_books_add_up(place: Path) -> None:
+    found = data(run(["audit", "verify", "-o", "json"], place))
+    assert (found["ok"], found["difference"]) == (True, "0")

@@ -1,0 +1,181 @@
+"""`deepsquare demo` as a user runs it: the document, the exit code, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.devnet.leftovers import processes_of
+from tests.support.anvil import require_anvil
+from tests.support.cli import PROGRAM, Outcome, clean_environment, run
+
+#: Status of every job, in the order of their names' first submission.
+ENDS = {
+    "survives": ["PANICKED", "FINISHED"],
+    "hello": ["FINISHED"],
+    "exits-3": ["FAILED"],
+    "outlives": ["OUT_OF_CREDITS"],
+    "cancelled": ["CANCELLED"],
+    "pi": ["FINISHED"],
+    "wordcount": ["FINISHED"],
+}
+FIELDS = {
+    "id",
+    "name",
+    "status",
+    "customer",
+    "provider",
+    "funded",
+    "paid",
+    "fee",
+    "refunded",
+    "retry_of",
+}
+SECONDS = 90
+
+
+@pytest.fixture(scope="module", params=["embedded", "anvil"])
+def played(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Outcome, Path]:
+    """A whole demo on each chain."""
+    if request.param == "anvil":
+        require_anvil()
+    folder = tmp_path_factory.mktemp(request.param)
+    arguments = ["demo", "-o", "json", "--chain", request.param, "--folder", "here"]
+    return run(arguments, folder, timeout=280), folder / "here"
+
+
+def document(played: tuple[Outcome, Path]) -> Any:
+    outcome, _ = played
+    assert outcome.code == 0, outcome.err[-3_000:]
+    return json.loads(outcome.out)
+
+
+def test_every_job_ends_as_the_story_says(played: tuple[Outcome, Path]) -> None:
+    jobs = document(played)["jobs"]
+    assert all(set(job) == FIELDS for job in jobs)
+    assert [job["id"] for job in jobs] == list(range(1, len(jobs) + 1))
+    for name, ends in ENDS.items():
+        assert [job["status"] for job in jobs if job["name"] == name] == ends
+    lost, found = (job for job in jobs if job["name"] == "survives")
+    assert (lost["retry_of"], found["retry_of"]) == (None, lost["id"])
+    assert lost["provider"] != found["provider"]
+    assert len({job["customer"] for job in jobs}) == 2
+
+
+def test_every_wei_is_accounted_for(played: tuple[Outcome, Path]) -> None:
+    found = document(played)
+    assert found["audit"] == {"difference": "0", "ok": True}
+    sums = {
+        key: sum(int(job[key]) for job in found["jobs"])
+        for key in ("funded", "paid", "fee", "refunded")
+    }
+    assert sums["funded"] == sums["paid"] + sums["fee"] + sums["refunded"]
+    for job in found["jobs"]:
+        amounts = [job[key] for key in sums]
+        assert all(isinstance(amount, str) and int(amount) >= 0 for amount in amounts)
+        # The fee is five percent of what was consumed, floored.
+        consumed = int(job["paid"]) + int(job["fee"])
+        assert int(job["fee"]) == consumed * 500 // 10_000
+        if job["status"] == "PANICKED":
+            assert consumed == int(job["refunded"]) == 0
+        elif job["retry_of"] is None:
+            assert int(job["funded"]) == consumed + int(job["refunded"])
+        if job["status"] in {"FINISHED", "OUT_OF_CREDITS", "CANCELLED"}:
+            assert consumed > 0
+
+
+def test_the_story_is_told_beside_the_document(played: tuple[Outcome, Path]) -> None:
+    outcome, folder = played
+    for words in (
+        "SIGKILL to alpine's daemon",
+        "alpine is challenged",
+        "daemon has ended the orphaned processes",
+        "bob cancels cancelled while it is RUNNING",
+        "| Hello from the grid, reader",
+        "| work complete",
+        "difference 0",
+        "Who paid which gas",
+        str(folder / "deployment.json"),
+        str(folder / "logs"),
+        "All jobs ended as expected",
+    ):
+        assert words in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_it_is_quick_enough(played: tuple[Outcome, Path]) -> None:
+    assert document(played)["seconds"] < SECONDS
+
+
+def test_logs_and_record_are_kept_and_secrets_are_private(played: tuple[Outcome, Path]) -> None:
+    _, folder = played
+    assert json.loads((folder / "deployment.json").read_text())["chain_id"] == 1337
+    assert {path.name for path in (folder / "logs").iterdir()} == {
+        "alpine.log",
+        "jura.log",
+        "scheduler.log",
+    }
+    password = folder / "wallets" / "password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    for keystore in (folder / "wallets").glob("*.json"):
+        assert stat.S_IMODE(keystore.stat().st_mode) == 0o600
+        assert "crypto" in json.loads(keystore.read_text())
+    secret = password.read_text().strip()
+    for log in (folder / "logs").iterdir():
+        assert secret not in log.read_text(errors="replace")
+
+
+def test_nothing_is_left_running(played: tuple[Outcome, Path]) -> None:
+    _, folder = played
+    assert processes_of(folder) == []
+
+
+def test_interrupted_it_ends_everything(tmp_path: Path) -> None:
+    """Ctrl-C while jobs run, twice, since people do that."""
+    folder = tmp_path / "here"
+    process = subprocess.Popen(
+        [*PROGRAM, "demo", "--folder", str(folder)],
+        cwd=tmp_path,
+        env=clean_environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    words = ""
+    for line in process.stdout:
+        words += line
+        if "outlives#" in line:
+            assert processes_of(folder)
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
+            break
+    words += process.stdout.read()
+    assert process.wait(30) == 130, words
+    assert "Interrupted: everything is ended." in words
+    assert "Traceback" not in words
+    assert processes_of(folder) == []
+
+
+def test_without_anvil_it_says_what_to_do(tmp_path: Path) -> None:
+    found = run(
+        ["demo", "--chain", "anvil", "--folder", "x"], tmp_path, DEEPSQUARE_ANVIL="/nowhere"
+    )
+    assert found.code == 2
+    assert "/nowhere" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
+    found = run(["demo", "--folder", str(tmp_path)], tmp_path)
+    assert (found.code, "exists already" in found.err) == (2, True)
