@@ -223,7 +223,8 @@ def _check_keystore(path: Path, body: dict[str, Any]) -> None:
     """Refuse what is no keystore, and one whose key derivation would take all memory or hours."""
     crypto = body.get("crypto", body.get("Crypto"))
     params = crypto.get("kdfparams") if isinstance(crypto, dict) else None
-    if body.get("version") != 3 or not isinstance(params, dict):
+    cipher = crypto.get("cipher") if isinstance(crypto, dict) else None
+    if body.get("version") != 3 or cipher != "aes-128-ctr" or not isinstance(params, dict):
         raise UsageError(f"{path} is no wallet (keystore v3)")
     cost = [params.get(name, 1) for name in ("n", "r", "p", "c")]
     if not all(type(each) is int and each > 0 for each in cost):

@@ -330,7 +330,7 @@ async def test_a_nonce_taken_while_waiting(chain: FakeChain, store: Store, sende
 
 async def test_receipts_may_lag_behind_the_nonce(chain: FakeChain, sender: Sender) -> None:
     """A load-balanced endpoint: the nonce is used, the receipt is not there yet."""
-    chain.hidden_receipts = 4
+    chain.hidden_receipts = 20
     assert (await sender.send(call(), timeout=5)).block_number == 1
     chain.automine = False
     blocks = asyncio.create_task(mining(chain, 0.002))  # many blocks, but too few looks

@@ -1,0 +1,170 @@
+"""Refusals become typed exceptions with plain words, wherever they come from."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from eth_abi import encode
+from eth_tester.exceptions import TransactionFailed
+from hypothesis import given
+from hypothesis import strategies as st
+from web3.exceptions import ContractCustomError, ContractLogicError, Web3RPCError
+
+from deepsquare_chain.chain import reverts
+from deepsquare_chain.chain.abi import interfaces, type_of
+from deepsquare_chain.chain.reverts import (
+    ERRORS,
+    ContractError,
+    UnknownRevertError,
+    decode_revert,
+    revert_data,
+    selector_name,
+)
+from deepsquare_chain.chain.revertwords import _SENTENCES, HINTS, KINDS
+from deepsquare_chain.errors import InsufficientFundsError, NotAuthorisedError, RevertedError
+
+A = "0x" + "11" * 20
+SAMPLES = {"address": A, "bytes32": b"limit".ljust(32, b"\0"), "string": "long", "uint8": 4}
+
+
+def data_of(kind: type[ContractError]) -> bytes:
+    """Bytes of an error with made-up values."""
+    kinds = [type_of(part) for part in kind.inputs]
+    return kind.selector + encode(kinds, [SAMPLES.get(each, 5) for each in kinds])
+
+
+@pytest.mark.parametrize("kind", ERRORS.values(), ids=lambda kind: kind.__name__)
+def test_every_error_of_the_contracts(kind: type[ContractError]) -> None:
+    found = decode_revert(data_of(kind))
+    assert type(found) is kind
+    assert isinstance(found, RevertedError)
+    assert found.message
+    assert selector_name(kind.selector) == kind.__name__
+    for name, value in found.fields.items():
+        assert getattr(found, name) == value
+    assert "{" not in found.message
+
+
+def test_all_errors_are_there() -> None:
+    entries = {entry["name"] for each in interfaces() for entry in each.entries("error")}
+    names = {kind.__name__ for kind in ERRORS.values()}
+    assert entries <= names
+    assert names - entries == {"RegistryReasonTooLong"}  # a namesake with other fields
+    # Words for an error that does not exist would never be read.
+    assert set(_SENTENCES) <= names
+    assert set(HINTS) <= names
+    assert set(KINDS) <= names
+
+
+def test_words_and_fields() -> None:
+    found = decode_revert(
+        reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 4, 5])
+    )
+    assert found.message == "Job 7 is RUNNING and can't become CANCELLED"
+    assert (found.job_id, found.to) == (7, 5)  # type: ignore[attr-defined]
+    missing = decode_revert(
+        reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 0, 5])
+    )
+    assert missing.message == "Job 7 does not exist"
+    poor = decode_revert(
+        reverts.ERC20InsufficientBalance.selector
+        + encode(["address", "uint256", "uint256"], [A, 10**17, 3 * 10**18])
+    )
+    assert poor.message == f"{A} has 0.1 credits, 3 are needed"
+    assert poor.hint
+    with pytest.raises(AttributeError):
+        _ = poor.colour  # type: ignore[attr-defined]
+
+
+def test_kinds_decide_the_exit_code() -> None:
+    assert issubclass(reverts.ERC20InsufficientBalance, InsufficientFundsError)
+    assert issubclass(reverts.ERC20InsufficientAllowance, InsufficientFundsError)
+    assert issubclass(reverts.AccessControlUnauthorizedAccount, NotAuthorisedError)
+    assert decode_revert(data_of(reverts.ERC20InsufficientAllowance)).exit_code == 5
+    assert decode_revert(data_of(reverts.AccessControlUnauthorizedAccount)).exit_code == 8
+    assert decode_revert(data_of(reverts.NotCustomer)).exit_code == 8
+    assert decode_revert(data_of(reverts.TooEarly)).exit_code == 6
+
+
+def wrapped(data: bytes) -> list[Any]:
+    """One refusal as each node and library hands it over."""
+    text = "0x" + data.hex()
+
+    def rpc(body: dict[str, Any]) -> Web3RPCError:
+        return Web3RPCError(str(body), rpc_response={"jsonrpc": "2.0", "id": 1, "error": body})
+
+    return [
+        data,
+        bytearray(data),
+        text,
+        ContractCustomError(text, data=text),
+        ContractLogicError("execution reverted", data=text),
+        ContractLogicError("execution reverted", data={"data": text}),  # type: ignore[dict-item]
+        rpc({"code": 3, "message": "execution reverted", "data": text}),
+        rpc({"code": 3, "message": "execution reverted", "data": {"data": text}}),
+        rpc({"code": -32015, "message": "VM execution error", "data": f"Reverted {text}"}),
+        TransactionFailed(data),
+        TransactionFailed(str(data)),
+        TransactionFailed(text),
+        TransactionFailed(repr(data)),
+    ]
+
+
+def test_every_wrapping_is_opened() -> None:
+    for data in (data_of(reverts.TooEarly), data_of(reverts.OfferTooLarge)):
+        for source in wrapped(data):
+            found = decode_revert(source)
+            assert type(found) is ERRORS[data[:4]], source
+
+
+def test_bytes_that_print_strangely_survive_eth_tester() -> None:
+    data = reverts.TooEarly.selector + bytes([0] * 28 + [0x27, 0x22, 0x5C, 0x0A])
+    found = decode_revert(TransactionFailed(str(data)))
+    assert found.job_id == 0x27225C0A  # type: ignore[attr-defined]
+
+
+def test_plain_reasons_panics_and_silence() -> None:
+    text = bytes.fromhex("08c379a0") + encode(["string"], ["not today"])
+    assert "not today" in decode_revert(text).message
+    panic = bytes.fromhex("4e487b71") + encode(["uint256"], [0x11])
+    assert "panic 0x11" in decode_revert(panic).message
+    assert "without a reason" in decode_revert(b"").message
+    assert "0xdeadbeef" in decode_revert(b"\xde\xad\xbe\xef").message
+    assert "out of luck" in decode_revert(ContractLogicError("out of luck")).message
+    assert revert_data(ValueError("no data")) is None
+    assert revert_data(None) is None
+
+
+def test_cut_off_data_is_unknown_not_a_crash() -> None:
+    found = decode_revert(data_of(reverts.InvalidTransition)[:20])
+    assert isinstance(found, UnknownRevertError)
+    assert selector_name(b"\1\2\3\4") == "0x01020304"
+
+
+def test_a_typed_error_stays_what_it_is() -> None:
+    found = decode_revert(data_of(reverts.TooEarly))
+    assert decode_revert(found) is found
+    for again in (pickle.loads(pickle.dumps(found)), copy.copy(found)):  # noqa: S301 - our own
+        assert type(again) is reverts.TooEarly
+        assert (again.job_id, again.message, again.hint) == (5, found.message, found.hint)
+
+
+def test_there_is_no_error_of_another_name() -> None:
+    with pytest.raises(AttributeError, match="no contract has an error Nonsense"):
+        _ = reverts.Nonsense
+
+
+@given(data=st.binary(max_size=200), known=st.sampled_from(sorted(ERRORS)))
+def test_no_bytes_crash_it(data: bytes, known: bytes) -> None:
+    for source in (*wrapped(data), *wrapped(known + data)):
+        assert isinstance(decode_revert(source), RevertedError)
+
+
+@given(text=st.text(max_size=60))
+def test_no_text_crashes_it(text: str) -> None:
+    assert isinstance(decode_revert(text), RevertedError)
+    assert isinstance(decode_revert(TransactionFailed(text)), RevertedError)
+    assert isinstance(decode_revert(ContractLogicError(text, data=text)), RevertedError)

@@ -1,0 +1,236 @@
+"""Keystores: made, opened and refused; no password or key in any message."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+
+from deepsquare_chain.chain.wallet import (
+    PASSWORD_FILE_VARIABLE,
+    Wallet,
+    address_of,
+    create_wallet,
+    import_key,
+    import_keystore,
+    list_wallets,
+    load_account,
+    unlock,
+)
+from deepsquare_chain.errors import GridError, NotAuthorisedError, NotFoundError, UsageError
+
+KEY = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318"
+SECRET = "correct horse"
+
+
+@pytest.fixture(autouse=True)
+def _no_password_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD_FILE_VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+
+@pytest.fixture
+def wallet(tmp_path: Path) -> Path:
+    import_key(tmp_path / "w.json", KEY, SECRET, light=True)
+    return tmp_path / "w.json"
+
+
+def password_file(folder: Path, text: str | bytes = SECRET + "\n", mode: int = 0o600) -> Path:
+    path = folder / "password"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.chmod(mode)
+    return path
+
+
+def test_a_new_wallet_opens_with_its_password(tmp_path: Path) -> None:
+    made = create_wallet(tmp_path / "deep" / "w.json", SECRET, light=True)
+    path = tmp_path / "deep" / "w.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert unlock(path, SECRET).address == made.address == address_of(path)
+    assert json.loads(path.read_text())["crypto"]["kdfparams"]["n"] == 2**12
+
+
+def test_the_strong_derivation_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encrypt, asked = Account.encrypt, []
+
+    def light(key: bytes, password: str, **options: Any) -> Any:
+        asked.append(options)
+        return encrypt(key, password, **(options | {"iterations": 2}))
+
+    monkeypatch.setattr(Account, "encrypt", light)  # the strong one takes a second
+    create_wallet(tmp_path / "w.json", SECRET)
+    assert asked == [{"kdf": "scrypt", "iterations": 2**18}]
+
+
+def test_a_wallet_is_never_overwritten(wallet: Path) -> None:
+    before = wallet.read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        create_wallet(wallet, SECRET, light=True)
+    assert wallet.read_bytes() == before
+
+
+@pytest.mark.parametrize("key", [KEY, "0x" + KEY, f" {KEY}\n", bytes.fromhex(KEY)])
+def test_a_key_is_imported(tmp_path: Path, key: str | bytes) -> None:
+    found = import_key(tmp_path / "w.json", key, SECRET, light=True)
+    assert found.address == Account.from_key(bytes.fromhex(KEY)).address
+
+
+@pytest.mark.parametrize("key", ["", "12", "zz" * 32, "00" * 32, "ff" * 32, KEY + "00", b"short"])
+def test_what_is_no_key_is_refused_without_quoting_it(tmp_path: Path, key: str | bytes) -> None:
+    with pytest.raises(UsageError, match="no private key") as error:
+        import_key(tmp_path / "w.json", key, SECRET, light=True)
+    assert not key or str(key) not in str(error.value.__dict__)
+    assert error.value.__suppress_context__
+    assert not (tmp_path / "w.json").exists()
+
+
+def test_an_empty_password_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not empty"):
+        create_wallet(tmp_path / "w.json", "")
+    assert list_wallets(tmp_path) == []
+
+
+def test_a_wrong_password_names_the_file(wallet: Path) -> None:
+    with pytest.raises(NotAuthorisedError) as error:
+        unlock(wallet, "battery staple")
+    assert str(wallet) in error.value.message
+    assert error.value.exit_code == 8
+    assert "battery" not in error.value.message
+
+
+def test_the_password_comes_from_a_file(wallet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = password_file(wallet.parent)
+    assert load_account(wallet, path).address == address_of(wallet)
+    monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(path))
+    assert load_account(wallet).address == address_of(wallet)
+
+
+def test_only_one_newline_is_dropped(tmp_path: Path) -> None:
+    import_key(tmp_path / "w.json", KEY, " spaced \n", light=True)
+    load_account(tmp_path / "w.json", password_file(tmp_path, " spaced \n\n"))
+    with pytest.raises(NotAuthorisedError):
+        load_account(tmp_path / "w.json", password_file(tmp_path, "spaced\n"))
+
+
+def test_a_password_file_that_others_can_read_is_refused(wallet: Path) -> None:
+    for mode in (0o644, 0o640, 0o604):
+        with pytest.raises(UsageError, match="read by others") as error:
+            load_account(wallet, password_file(wallet.parent, mode=mode))
+        assert "chmod 600" in error.value.hint
+
+
+def test_password_files_that_can_not_be_read(wallet: Path) -> None:
+    with pytest.raises(NotFoundError, match="no password file"):
+        load_account(wallet, wallet.parent / "none")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        load_account(wallet, password_file(wallet.parent, b"\xff\xfe"))
+    with pytest.raises(UsageError, match="can't be read"):
+        load_account(wallet, wallet.parent)
+
+
+def test_without_a_terminal_nobody_is_asked(wallet: Path) -> None:
+    with pytest.raises(NotAuthorisedError, match="no terminal") as error:
+        load_account(wallet)
+    assert PASSWORD_FILE_VARIABLE in error.value.hint
+
+
+def test_on_a_terminal_the_prompt_names_the_wallet(
+    wallet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def prompt(text: str) -> str:
+        asked.append(text)
+        return SECRET
+
+    assert load_account(wallet, prompt=prompt).address == address_of(wallet)
+    monkeypatch.setattr("getpass.getpass", prompt)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert load_account(wallet).address == address_of(wallet)
+    assert asked == [f"Password of {wallet}: "] * 2
+
+
+def test_a_missing_wallet() -> None:
+    for call in (address_of, load_account, lambda path: unlock(path, "x")):
+        with pytest.raises(NotFoundError, match="no wallet at /nowhere"):
+            call("/nowhere/w.json")
+
+
+def test_other_files_of_a_folder_are_passed_over(wallet: Path) -> None:
+    (wallet.parent / "a.json").write_text("{}")
+    (wallet.parent / "b.json").write_text("no json")
+    (wallet.parent / "c.txt").write_text(wallet.read_text())
+    assert list_wallets(wallet.parent) == [Wallet(wallet, address_of(wallet))]
+    assert list_wallets(wallet.parent / "none") == []
+
+
+def test_another_programs_keystore_is_taken_over(tmp_path: Path, wallet: Path) -> None:
+    # pbkdf2 is what some wallets write.
+    body = Account.encrypt(KEY, SECRET, kdf="pbkdf2", iterations=1_000)
+    (tmp_path / "theirs.json").write_text(json.dumps(body))
+    import_keystore(tmp_path / "mine.json", tmp_path / "theirs.json", SECRET)
+    assert unlock(tmp_path / "mine.json", SECRET).address == address_of(wallet)
+    with pytest.raises(NotAuthorisedError):
+        import_keystore(tmp_path / "x.json", tmp_path / "theirs.json", "wrong")
+    assert not (tmp_path / "x.json").exists()
+
+
+def changed(wallet: Path, **changes: Any) -> Path:
+    body = json.loads(wallet.read_text())
+    crypto = {**body["crypto"], **changes.pop("crypto", {})}
+    params = {**crypto["kdfparams"], **changes.pop("kdfparams", {})}
+    path = wallet.parent / "changed.json"
+    path.write_text(json.dumps({**body, "crypto": {**crypto, "kdfparams": params}, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 1},
+        {"version": "3"},
+        {"crypto": {"cipher": "none"}},
+        {"crypto": {"kdf": "none"}},
+        {"crypto": {"ciphertext": 5}},
+        {"crypto": {"cipherparams": {}}},
+        {"kdfparams": {"n": "many"}},
+        {"kdfparams": {"n": -1}},
+        {"kdfparams": {"r": 0}},
+        {"kdfparams": {"salt": "zz"}},
+        {"kdfparams": {"n": 3}},
+    ],
+)
+def test_broken_keystores_are_refused(wallet: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(GridError) as error:
+        unlock(changed(wallet, **changes), SECRET)
+    assert isinstance(error.value, UsageError | NotAuthorisedError)
+
+
+@pytest.mark.parametrize(
+    "params", [{"n": 2**30}, {"n": 2**20, "r": 64}, {"n": 2**18, "p": 1_000}, {"c": 10**12}]
+)
+def test_a_keystore_that_would_take_all_memory_is_refused(
+    wallet: Path, params: dict[str, int]
+) -> None:
+    with pytest.raises(UsageError, match="too much work"):
+        unlock(changed(wallet, kdfparams=params), SECRET)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "{}", '{"version": 3}', "[" * 5_000, "x" * 200_000]
+)
+def test_what_is_no_keystore(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "w.json"
+    path.write_text(text)
+    with pytest.raises(UsageError):
+        unlock(path, SECRET)
+    with pytest.raises(UsageError):
+        address_of(path)
