@@ -194,7 +194,7 @@ async def test_killed_daemon_comes_back_to_its_run(grid: LiveGrid, tmp_path: Pat
     tally = tmp_path / "tally"
     async with bench(grid, tmp_path / "p") as host:
         [job_id] = await host.submit(f"echo ran >> {tally}; sleep 8")
-    daemon = DaemonProcess(grid, tmp_path / "p", host.definitions.path)
+    daemon = DaemonProcess(grid, tmp_path / "p", definitions=str(host.definitions.path))
     async with daemon:
         await until(tally.exists)
         daemon.kill()

@@ -1,21 +1,26 @@
-"""Daemons as processes of their own, to be killed and started again."""
+"""Daemons as processes of their own, to be killed and started again, many times a minute.
+
+They are forked from a server that has imported everything, so a restart costs milliseconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.devnet.node import dev_accounts
 from deepsquare_chain.job import Offer
+from deepsquare_chain.metascheduler.runner import run_scheduler
+from deepsquare_chain.metascheduler.service import SchedulerSettings
 from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.observe.faults import VARIABLE
 from deepsquare_chain.provider.runner import run_provider
@@ -23,72 +28,70 @@ from deepsquare_chain.provider.service import ProviderSettings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from tests.support.livegrid import LiveGrid
 
-ROOT = Path(__file__).resolve().parents[2]
 CAPACITY = Offer(cpus=8, memory=4096, gpus=0)
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.support.rundaemon"])
 
 
 class DaemonProcess:
-    """A provider's daemon in a process; its log is beside its state folder."""
+    """A daemon of a grid in a process; its log is beside its state folder.
+
+    Args:
+        kind: provider or scheduler.
+        account: Index of the wallet among the development accounts.
+        options: Further arguments of the kind's function below.
+    """
 
     def __init__(
-        self, grid: LiveGrid, folder: Path, definitions: Path, *, number: int = 0, **more: Any
+        self,
+        grid: LiveGrid,
+        folder: Path,
+        *,
+        kind: str = "provider",
+        account: int = 4,
+        **options: Any,
     ) -> None:
         self.log = folder.with_name(f"{folder.name}.log")
         self._arguments = {
-            "kind": "provider",
             "url": grid.node.url,
             "deployment": grid.deployment.to_json(),
-            "account": 4 + number,
+            "account": account,
             "folder": str(folder),
-            "definitions": str(definitions),
-            **more,
+            **options,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._kind = kind
+        self._process: BaseProcess | None = None
 
     def start(self, crash_at: str = "") -> None:
         """Start it; with a label it dies at that crash point."""
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        env.pop(VARIABLE, None)
-        if crash_at:
-            env[VARIABLE] = crash_at
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.rundaemon", json.dumps(self._arguments)],
-                cwd=ROOT,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        arguments = (self._kind, self._arguments, crash_at, str(self.log))
+        self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
+        self._process.start()
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_alive()
 
     def kill(self) -> None:
         """End it as a power cut would."""
-        if self._process is not None and self.alive:
+        if self._process is not None:
             self._process.kill()
-        self.wait()
+            self._process.join(10)
 
-    def wait(self, timeout: float = 30.0) -> int:
-        """Its exit code, negative for a signal."""
+    async def stop(self) -> int:
+        """End it as an operator would; its exit code."""
         assert self._process is not None
-        return self._process.wait(timeout)
-
-    def stop(self) -> None:
-        """End it as an operator would."""
-        if self._process is not None and self.alive:
-            self._process.send_signal(signal.SIGTERM)
-        self.wait()
+        self._process.terminate()
+        await asyncio.to_thread(self._process.join, 20)
+        assert self._process.exitcode is not None, "it does not stop"
+        return self._process.exitcode
 
     async def __aenter__(self) -> Self:
         self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._process is not None:
-            self.kill()
+        self.kill()
 
 
 async def until(done: Callable[[], Any], *, timeout: float = 40.0) -> None:
@@ -102,21 +105,43 @@ async def until(done: Callable[[], Any], *, timeout: float = 40.0) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _provider(arguments: dict[str, Any]) -> None:
+def _main(kind: str, arguments: dict[str, Any], crash_at: str, log: str) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.pop(VARIABLE, None)
+    if crash_at:
+        os.environ[VARIABLE] = crash_at
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(handle, sys.stdout.fileno())
+    os.dup2(handle, sys.stderr.fileno())
+    configure_logging("debug", "console")
+    asyncio.run(_KINDS[kind](**arguments))
+
+
+async def _provider(
+    url: str, deployment: str, account: int, folder: str, definitions: str, confirmations: int = 1
+) -> None:
     await run_provider(
-        arguments["url"],
-        Deployment.from_json(arguments["deployment"]),
-        dev_accounts()[arguments["account"]],
-        FolderDefinitionStore(arguments["definitions"]),
+        url,
+        Deployment.from_json(deployment),
+        dev_accounts()[account],
+        FolderDefinitionStore(definitions),
         ProviderSettings(
-            state_dir=Path(arguments["folder"]),
+            state_dir=Path(folder),
             capacity=CAPACITY,
             poll_interval=0.2,
-            confirmations=arguments.get("confirmations", 1),
+            confirmations=confirmations,
         ),
     )
 
 
-if __name__ == "__main__":
-    configure_logging("debug", "console")
-    asyncio.run(_provider(json.loads(sys.argv[1])))
+async def _scheduler(url: str, deployment: str, account: int, folder: str) -> None:
+    await run_scheduler(
+        url,
+        Deployment.from_json(deployment),
+        dev_accounts()[account],
+        SchedulerSettings(state_dir=Path(folder), poll_interval=0.2),
+    )
+
+
+_KINDS = {"provider": _provider, "scheduler": _scheduler}

@@ -1,0 +1,129 @@
+"""The ledger rebuilt from events alone, and its comparison with everything else that knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from deepsquare_chain.chain.events import (
+    Event,
+    JobPriced,
+    JobRetried,
+    JobSettled,
+    JobSubmitted,
+    JobToppedUp,
+    JobTransition,
+)
+from deepsquare_chain.credits import allotment
+from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.provider.model import Phase, Run
+from deepsquare_chain.provider.state import Earning
+
+
+@dataclass
+class Line:
+    """What the events say of one job; credit-wei."""
+
+    status: JobStatus = JobStatus.NONE
+    customer: str = ""
+    provider: str = ""
+    funded: int = 0
+    carried_in: int = 0
+    carried_out: int = 0
+    billed_seconds: int = 0
+    paid: int = 0
+    fee: int = 0
+    refunded: int = 0
+    ends: int = 0
+    starts: int = 0
+
+
+def replay(events: Iterable[Event]) -> dict[int, Line]:
+    """One line a job."""
+    ledger: dict[int, Line] = {}
+
+    def line(job_id: int) -> Line:
+        return ledger.setdefault(job_id, Line())
+
+    for event in events:
+        if isinstance(event, JobSubmitted):
+            line(event.job_id).funded += event.terms.amount
+        elif isinstance(event, JobToppedUp):
+            line(event.job_id).funded += event.amount
+        elif isinstance(event, JobTransition):
+            entry = line(event.job_id)
+            assert entry.status is event.before, f"job {event.job_id} jumps"
+            entry.status, entry.customer = event.after, event.customer
+            entry.starts += event.after is JobStatus.RUNNING
+        elif isinstance(event, JobPriced):
+            line(event.job_id).provider = event.provider
+        elif isinstance(event, JobSettled):
+            entry = line(event.job_id)
+            entry.ends += 1
+            entry.billed_seconds = event.billed_seconds
+            entry.paid += event.paid
+            entry.fee += event.fee
+            entry.refunded += event.refunded
+        elif isinstance(event, JobRetried):
+            line(event.job_id).ends += 1
+            line(event.job_id).carried_out += event.escrow
+            line(event.successor).carried_in += event.escrow
+    return ledger
+
+
+def check_ledger(ledger: Mapping[int, Line], jobs: Iterable[Job]) -> None:
+    """Events and storage agree to the wei; every final job ended once."""
+    seen = set()
+    for job in jobs:
+        seen.add(job.id)
+        line = ledger[job.id]
+        assert line.status is job.status
+        assert line.starts <= 1
+        if not job.status.is_final:
+            assert line.funded + line.carried_in == job.escrow
+            continue
+        assert line.ends == 1, f"job {job.id} ended {line.ends} times"
+        out = line.paid + line.fee + line.refunded + line.carried_out
+        assert line.funded + line.carried_in == out
+        assert job.escrow == line.paid + line.fee
+    assert seen == set(ledger)
+
+
+def check_provider(
+    account: str,
+    ledger: Mapping[int, Line],
+    jobs: Mapping[int, Job],
+    rows: Iterable[Run],
+    earned: Iterable[Earning],
+) -> None:
+    """The provider's database agrees with the events: what it earned, and for which seconds."""
+    own = {each for each, line in ledger.items() if line.provider == account and line.paid}
+    known = {each.job_id: each for each in earned}
+    assert {job_id for job_id, each in known.items() if each.paid} == own
+    for job_id, each in known.items():
+        line = ledger[job_id]
+        assert (each.billed_seconds, each.paid, each.fee) == (
+            line.billed_seconds,
+            line.paid,
+            line.fee,
+        )
+    for row in rows:
+        job = jobs[row.job_id]
+        if job.status.is_final:
+            assert row.phase is Phase.CLOSED, row
+        if job.status in {JobStatus.FINISHED, JobStatus.FAILED} and row.job_id in own:
+            assert row.exit is not None
+            assert ledger[job.id].billed_seconds == row.exit.seconds
+        if job.status is JobStatus.OUT_OF_CREDITS and row.job_id in own:
+            allotted = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
+            assert ledger[job.id].billed_seconds == allotted
+
+
+def check_executions(ledger: Mapping[int, Line], executions: Mapping[int, int]) -> None:
+    """Each job really ran as often as its end says: once if it ended by itself, never twice."""
+    for job_id, line in ledger.items():
+        count = executions.get(job_id, 0)
+        if line.status in {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS}:
+            assert count == 1, f"job {job_id} ran {count} times"
+        assert count <= line.starts, f"job {job_id} ran {count} times, started {line.starts}"
+    assert set(executions) <= set(ledger)
