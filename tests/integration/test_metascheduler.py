@@ -1,0 +1,368 @@
+"""The meta-scheduler with real contracts: each test moves time and plays the providers itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock
+from deepsquare_chain.chain.events import JobPanicked, JobRetried, TransitionSkipped
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources
+from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
+from tests.support.livegrid import BorrowedNode, LiveGrid, live_grid
+
+S = JobStatus
+WHOLE = Resources(tasks=4, cpus_per_task=16, mem_per_cpu=100, gpus=0)
+
+
+@pytest.fixture(scope="module")
+def chain(background: Any) -> Iterator[Node]:
+    """A chain that makes a block for each transaction, whose time the tests move."""
+    found = ChainProcess(block_time=0)
+    background.run(found.__aenter__())
+    yield found
+    background.run(found.close())
+
+
+@pytest.fixture
+async def grid(chain: Node) -> AsyncIterator[LiveGrid]:
+    """A grid of its own for each test: two providers, the second three times as dear."""
+    async with BorrowedNode(chain.url, chain.chain_id) as node, live_grid(node) as found:
+        yield found
+
+
+@dataclass
+class Desk:
+    """A scheduler's service and the questions that tests ask."""
+
+    grid: LiveGrid
+    service: SchedulerService
+
+    async def cycle(self, times: int = 1) -> bool:
+        moved = False
+        for _ in range(times):
+            moved = await self.service.cycle()
+        return moved
+
+    async def jobs(self, *ids: int) -> list[Job]:
+        return await self.grid.contracts.scheduler.get_jobs(ids)
+
+    async def statuses(self, *ids: int) -> list[JobStatus]:
+        return [job.status for job in await self.jobs(*ids)]
+
+    async def places(self, *ids: int) -> list[int]:
+        return [job.provider_id for job in await self.jobs(*ids)]
+
+    async def clock(self, provider_id: int = 1) -> Clock:
+        return await self.grid.contracts.scheduler.clock_of(provider_id)
+
+    def waits(self, job_id: int) -> str:
+        return self.service._waits[job_id]
+
+    def sent(self, kind: str) -> float | None:
+        return self.service.figures.metrics.value("scheduler_jobs_total", kind=kind)
+
+
+@asynccontextmanager
+async def desk(
+    grid: LiveGrid, *, dry: bool = False, path: Path | None = None, **options: Any
+) -> AsyncIterator[Desk]:
+    settings = SchedulerSettings(state_dir=Path(), **{"confirmations": 0, **options})
+    store = grid.store(grid.scheduler, path)
+    sender = None if dry else grid.sender(grid.scheduler, store=store)
+    yield Desk(grid, SchedulerService(grid.contracts, sender, store, settings=settings))
+
+
+@pytest.fixture
+async def one(grid: LiveGrid) -> AsyncIterator[Desk]:
+    async with desk(grid) as found:
+        yield found
+
+
+async def test_assigns_what_fits_and_settles_down(one: Desk) -> None:
+    ids = await one.grid.submit(3)
+    assert await one.cycle() is True
+    assert await one.statuses(*ids) == [S.META_SCHEDULED] * 3
+    # The cheapest has room for all.
+    assert await one.places(*ids) == [1, 1, 1]
+    assert await one.cycle() is False
+    assert one.sent("assign") == 3
+    metrics = one.service.figures.metrics
+    assert metrics.value("queue_jobs") == 0
+    assert metrics.value("assigned_jobs") == 3
+
+
+async def test_objective_labels_and_affinities(one: Desk) -> None:
+    registry = one.grid.contracts.registry
+    fast, slow = one.grid.providers[1], one.grid.providers[0]
+    await one.grid.send(fast, registry.set_labels({"compute.gflops": "900", "gpu.model": "h100"}))
+    await one.grid.send(slow, registry.set_labels({"energy.watts_per_cpu": "3"}))
+    [quick] = await one.grid.submit(objective=Objective.TIME)
+    [frugal] = await one.grid.submit(objective=Objective.ENERGY)
+    [picky] = await one.grid.submit(uses="gpu.model=h100,compute.gflops>=900")
+    [hopeless] = await one.grid.submit(uses="gpu.model=a100")
+    [garbled] = await one.grid.submit(uses="gpu model")
+    await one.cycle(2)
+    assert await one.places(quick, frugal, picky) == [2, 1, 2]
+    assert await one.statuses(hopeless, garbled) == [S.PENDING] * 2
+    assert "has the labels 'gpu.model=a100'" in one.waits(hopeless)
+    assert "can't be read" in one.waits(garbled)
+
+
+async def test_too_expensive_until_topped_up(one: Desk) -> None:
+    [job_id] = await one.grid.submit(amount=10**12)
+    await one.cycle()
+    assert await one.statuses(job_id) == [S.PENDING]
+    assert "too expensive at every provider" in one.waits(job_id)
+    [job] = await one.jobs(job_id)
+    call = one.grid.contracts.scheduler.top_up(job_id, job.customer, CREDIT)
+    await one.grid.send(one.grid.customers[1], call)
+    await one.cycle()
+    assert await one.statuses(job_id) == [S.META_SCHEDULED]
+
+
+async def test_late_binding(one: Desk) -> None:
+    """What has no room stays in the queue, and goes to whoever is free first."""
+    ids = await one.grid.submit(3, resources=WHOLE)
+    await one.cycle(2)
+    assert await one.places(*ids) == [1, 2, 0]
+    assert "waits for room at provider 1 or 2" in one.waits(ids[2])
+    # The second one is finished first, dear as it is.
+    scheduler = one.grid.contracts.scheduler
+    await one.grid.send(one.grid.customers[0], scheduler.cancel([ids[1]]))
+    assert await one.cycle() is True
+    assert await one.places(ids[2]) == [2]
+
+
+async def test_offers_that_shrink_and_maintenance(one: Desk) -> None:
+    registry = one.grid.contracts.registry
+    await one.grid.send(one.grid.providers[0], registry.set_offer(Offer(1, 1_000, 0)))
+    await one.grid.send(one.grid.providers[1], registry.set_draining(True))
+    ids = await one.grid.submit(2)
+    await one.cycle(2)
+    assert sorted(await one.places(*ids)) == [0, 1]
+    await one.grid.send(one.grid.providers[1], registry.set_draining(False))
+    await one.cycle(2)
+    assert sorted(await one.places(*ids)) == [1, 2]
+
+
+async def test_chunks(grid: LiveGrid) -> None:
+    async with desk(grid, batch_size=3) as small:
+        ids = await grid.submit(8)
+        await small.cycle()
+        assert set(await small.statuses(*ids)) == {S.META_SCHEDULED}
+        assert small.sent("assign") == 8
+
+
+async def test_unclaimed_work_moves_on(one: Desk) -> None:
+    """An unclaimed job is asked about at half the timeout and taken back after it."""
+    [job_id] = await one.grid.submit()
+    await one.cycle()
+    await one.grid.node.increase_time(4)
+    await one.cycle()
+    assert (await one.clock()).challenged_at == 0
+    await one.grid.node.increase_time(2)
+    assert await one.cycle() is True
+    challenged = (await one.clock()).challenged_at
+    assert challenged > 0
+    # Until it answers, it gets nothing new; the dearer one does.
+    [other] = await one.grid.submit()
+    await one.cycle()
+    assert await one.places(other) == [2]
+    await one.grid.node.increase_time(5)
+    await one.cycle(2)
+    assert await one.places(job_id) == [2]
+    assert one.sent("requeue") == 1
+    assert one.sent("challenge") >= 1
+
+
+async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: Desk) -> None:
+    scheduler = one.grid.contracts.scheduler
+    await one.grid.send(one.grid.providers[1], one.grid.contracts.registry.set_draining(True))
+    [job_id] = await one.grid.submit()
+    await one.cycle()
+    await one.grid.send(one.grid.providers[0], scheduler.requeue([job_id], "no room"))
+    await one.cycle(2)
+    assert await one.statuses(job_id) == [S.PENDING]
+    assert "gave this job back" in one.waits(job_id)
+    await one.grid.node.increase_time(11)
+    await one.cycle()
+    assert await one.places(job_id) == [1]
+
+
+async def test_a_dead_provider_loses_its_work(one: Desk) -> None:
+    """Silence, challenge, panic: the run goes on elsewhere, and never at the same provider."""
+    grid, scheduler = one.grid, one.grid.contracts.scheduler
+    set_draining = grid.contracts.registry.set_draining
+    await grid.send(grid.providers[1], set_draining(True))
+    [running] = await grid.submit(time_limit=600, retries=1)
+    [queued] = await grid.submit(time_limit=600)
+    await one.cycle()
+    await grid.send(grid.providers[0], scheduler.claim([running, queued]))
+    await grid.send(grid.providers[0], scheduler.start([running]))
+    await one.cycle()
+    assert (await one.clock()).challenged_at == 0
+    await grid.node.increase_time(21)  # twice the claim timeout without a sign
+    await one.cycle()
+    assert (await one.clock()).challenged_at > 0
+    await grid.node.increase_time(7)
+    await one.cycle()
+    # Three blocks have not passed.
+    assert await one.statuses(running, queued) == [S.RUNNING, S.SCHEDULED]
+    await grid.node.mine(3)
+    assert await one.cycle() is True
+    assert await one.statuses(running, queued) == [S.PANICKED, S.PENDING]
+    await grid.send(grid.providers[1], set_draining(False))
+    successor = await scheduler.job_count()
+    await one.cycle()
+    assert await one.places(queued, successor) == [2, 2]
+    # Back again: it answers, and may have other jobs, but not the successor.
+    await grid.send(grid.providers[0], scheduler.answer())
+    await grid.send(grid.providers[1], scheduler.requeue([successor], "maintenance"))
+    await grid.send(grid.providers[1], set_draining(True))
+    [fresh] = await grid.submit()
+    await one.cycle(2)
+    assert await one.places(fresh, successor) == [1, 0]
+    assert "is in maintenance" in one.waits(successor)
+    assert one.sent("panic") == 1
+
+
+async def test_a_living_provider_is_not_bothered_twice(one: Desk) -> None:
+    grid, scheduler = one.grid, one.grid.contracts.scheduler
+    [job_id] = await grid.submit(time_limit=600)
+    await one.cycle()
+    await grid.send(grid.providers[0], scheduler.claim([job_id]))
+    await grid.send(grid.providers[0], scheduler.start([job_id]))
+    await one.cycle()
+    await grid.node.increase_time(21)
+    await one.cycle()
+    await grid.send(grid.providers[0], scheduler.answer())
+    await one.cycle()
+    await grid.node.increase_time(15)
+    await one.cycle(2)
+    assert one.sent("challenge") == 1
+    await grid.node.increase_time(10)
+    await one.cycle()
+    assert one.sent("challenge") == 2
+
+
+async def test_stuck_in_a_queue_goes_where_there_is_room(one: Desk) -> None:
+    """A cluster may queue as long as nobody else could start the job."""
+    grid, scheduler = one.grid, one.grid.contracts.scheduler
+    ids = await grid.submit(2, resources=WHOLE, time_limit=600)
+    await one.cycle()
+    assert await one.places(*ids) == [1, 2]
+    for at, job_id in enumerate(ids):
+        await grid.send(grid.providers[at], scheduler.claim([job_id]))
+    await grid.node.increase_time(12)
+    await one.cycle(2)
+    assert await one.statuses(*ids) == [S.SCHEDULED] * 2
+    await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))
+    await one.cycle()
+    assert await one.statuses(ids[0]) == [S.PENDING]
+    await one.cycle()
+    assert await one.places(ids[0]) == [2]
+
+
+async def test_banned_providers_claimed_work_moves(one: Desk) -> None:
+    grid = one.grid
+    [job_id] = await grid.submit()
+    await one.cycle()
+    await grid.send(grid.providers[0], grid.contracts.scheduler.claim([job_id]))
+    ban = grid.contracts.registry.ban(grid.providers[0].address, "enough")
+    await grid.send(grid.admin, ban)
+    await one.cycle(2)
+    assert await one.places(job_id) == [2]
+
+
+async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
+    """They see the same block; what one has assigned is left out for the other."""
+    role = await _second_scheduler(grid)
+    async with desk(grid) as first:
+        store = grid.store(role)
+        settings = SchedulerSettings(state_dir=Path(), confirmations=0)
+        rival = SchedulerService(
+            grid.contracts, grid.sender(role, store=store), store, settings=settings
+        )
+        ids = await grid.submit(2, resources=WHOLE)
+        # Both have looked before either acts.
+        await first.service._follower.poll(first.service.state.apply)
+        await rival._follower.poll(rival.state.apply)
+        worlds = [await each._look() for each in (first.service, rival)]
+        assert None not in worlds
+        assert await first.service._assign(worlds[0]) == 2
+        assert await rival._assign(worlds[1]) == 0
+        assert await first.statuses(*ids) == [S.META_SCHEDULED] * 2
+        # The rival lets them rest, then sees what is.
+        assert await rival.cycle() is False
+
+
+async def _second_scheduler(grid: LiveGrid) -> Any:
+    call = grid.contracts.scheduler.grant_role(METASCHEDULER_ROLE, grid.stranger.address)
+    await grid.send(grid.admin, call)
+    return grid.stranger
+
+
+async def test_skipped_items_rest(one: Desk) -> None:
+    """An item that the contract leaves out costs the others nothing, and is not tried at once."""
+    ids = await one.grid.submit(2)
+    await one.service._follower.poll(one.service.state.apply)
+    world = await one.service._look()
+    assert world is not None
+    cancel = one.grid.contracts.scheduler.cancel([ids[0]])
+    await one.grid.send(one.grid.customers[0], cancel)
+    assert await one.service._assign(world) == 1
+    assert await one.statuses(*ids) == [S.CANCELLED, S.META_SCHEDULED]
+    refused = one.service.figures.metrics.value("scheduler_refused_total", kind="assign")
+    assert refused == 1
+    assert await one.cycle() is False
+
+
+async def test_dry_run_sends_nothing(grid: LiveGrid) -> None:
+    async with desk(grid, dry=True) as dry:
+        ids = await grid.submit(2)
+        assert await dry.cycle() is False
+        assert dry.service.plan.by_provider() == {1: ids}
+        assert await dry.statuses(*ids) == [S.PENDING] * 2
+
+
+async def test_restart_goes_on(grid: LiveGrid, tmp_path: Path) -> None:
+    """A new process with the old database, and one without, see the same grid."""
+    path = tmp_path / "metascheduler.db"
+    first_ids = await grid.submit(2, resources=WHOLE)
+    async with desk(grid, path=path) as before:
+        await before.cycle()
+    more = await grid.submit(1, resources=WHOLE, uses="place=p1")
+    for place in (path, None):
+        async with desk(grid, path=place) as after:
+            await after.cycle()
+            assert await after.statuses(*first_ids) == [S.META_SCHEDULED] * 2
+            assert "waits for room at provider 2" in after.waits(more[0])
+
+
+async def test_a_successor_inherits_wishes_and_age(one: Desk) -> None:
+    grid, scheduler = one.grid, one.grid.contracts.scheduler
+    [job_id] = await grid.submit(uses="place=p0", retries=1, objective=Objective.TIME)
+    await one.cycle()
+    await grid.send(grid.providers[0], scheduler.claim([job_id]))
+    await grid.send(grid.providers[0], scheduler.start([job_id]))
+    receipt = await grid.send(grid.providers[0], scheduler.panic([job_id], "node is gone"))
+    assert [e for e in receipt.events if isinstance(e, JobPanicked)]
+    [retried] = [e for e in receipt.events if isinstance(e, JobRetried)]
+    assert not [e for e in receipt.events if isinstance(e, TransitionSkipped)]
+    await one.cycle()
+    known = one.service.state.live()[retried.successor]
+    assert (known.uses, known.objective) == ("place=p0", Objective.TIME)
+    assert known.retry_of == job_id
+    # Only the excluded provider has the label.
+    assert await one.statuses(retried.successor) == [S.PENDING]
+    verdicts = one.waits(retried.successor)
+    assert "lost this job before" in verdicts or "has the labels" in verdicts
