@@ -6,13 +6,13 @@ and with growing pauses; a transaction is broadcast once and its sender decides 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import aiohttp
+import pydantic_core
 import stamina
 import structlog
 from eth_typing import URI
@@ -44,6 +44,8 @@ _NEVER_NULL: Final = frozenset(
         "eth_sendRawTransaction",
     }
 )
+#: Blocks that every node has.
+_ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
 _RATE_LIMIT_CODES: Final = frozenset({429, -32005})
 _log = structlog.get_logger(__name__)
 # Its own lines would hold whole tracebacks' worth of detail; `_may_pass_later` says what matters.
@@ -104,7 +106,7 @@ class CheckedProvider(AsyncHTTPProvider):
     async def _ask(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         request = self.form_request(method, params)
         answer = await self._post(self.encode_rpc_dict(request))
-        return self._checked(method, request["id"], answer)
+        return self._checked(request, answer)
 
     async def _ask_all(
         self, batch: Sequence[tuple[RPCEndpoint, Any]]
@@ -116,10 +118,7 @@ class CheckedProvider(AsyncHTTPProvider):
         if not isinstance(answers, list) or len(answers) != len(requests):
             raise self._nonsense("a batch answer of the wrong size")
         by_id = {each.get("id"): each for each in answers if isinstance(each, dict)}
-        return [
-            self._checked(request["method"], request["id"], by_id.get(request["id"]))
-            for request in requests
-        ]
+        return [self._checked(request, by_id.get(request["id"])) for request in requests]
 
     async def _post(self, body: bytes) -> Any:
         try:
@@ -138,11 +137,12 @@ class CheckedProvider(AsyncHTTPProvider):
                 hint="Start the node (`deepsquare devnet up` for a local one) or give --endpoint.",
             ) from None
         try:
-            return json.loads(raw)
-        except (ValueError, RecursionError):
+            # Its depth is bounded; json's is not where a library has raised the recursion limit.
+            return pydantic_core.from_json(raw, allow_inf_nan=False)
+        except ValueError:
             raise self._nonsense("no JSON (a web page?)") from None
 
-    def _checked(self, method: str, request_id: object, answer: Any) -> RPCResponse:
+    def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
         if not isinstance(answer, dict):
             raise self._nonsense("no JSON-RPC answer")
         error = answer.get("error")
@@ -150,12 +150,12 @@ class CheckedProvider(AsyncHTTPProvider):
             if isinstance(error, dict) and error.get("code") in _RATE_LIMIT_CODES:
                 self._raise_if_busy(error)
             # A node that could not read the id answers with null.
-            if answer.get("id") in (None, request_id):
+            if answer.get("id") in (None, request["id"]):
                 return answer  # type: ignore[return-value]
-        if answer.get("id") != request_id:
+        if answer.get("id") != request["id"]:
             raise self._nonsense("the answer to another question")
-        if "result" not in answer or (answer["result"] is None and method in _NEVER_NULL):
-            raise self._nonsense(f"an empty answer to {method}")
+        if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
+            raise self._nonsense(f"an empty answer to {request['method']}")
         return answer  # type: ignore[return-value]
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
@@ -171,6 +171,13 @@ class CheckedProvider(AsyncHTTPProvider):
             f"The endpoint {self._place} gave {what}",
             hint="Is it the JSON-RPC address of a node?",
         )
+
+
+def _may_be_null(request: Mapping[str, Any]) -> bool:
+    method, params = request["method"], request["params"]
+    if method == "eth_getBlockByNumber" and params:
+        return params[0] not in _ALWAYS_THERE
+    return method not in _NEVER_NULL
 
 
 def _may_pass_later(error: Exception) -> bool:

@@ -1,0 +1,263 @@
+"""A loopback JSON-RPC proxy that misbehaves on purpose: seeded, at a rate for each fault, counted.
+
+It stands between daemons and a node that is in order, and does what hosted endpoints do on a bad
+day. `Proxy.counts` says what it did, so that a test can tell a calm day from a survived one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+import httpx
+from eth_account import Account
+from eth_account.typed_transactions import TypedTransaction
+from hexbytes import HexBytes
+
+#: Every fault, and its share of a mixed bad day. Hangs cost the client time, so they are rarer.
+MIXED: Mapping[str, float] = {
+    "busy": 1,  # 429
+    "broken": 1,  # 502, a page of the load balancer
+    "page": 1,  # 200 with HTML
+    "truncated": 1,  # half an answer, then the end
+    "nested": 1,  # brackets that would exhaust a recursive reader
+    "wrong_id": 1,  # the answer to another question
+    "null": 1,  # result: null
+    "limited": 1,  # 200 with an error object that limits the rate
+    "hang": 0.5,  # silence, then the end
+    "lost": 1,  # forwarded, and then no answer
+    "stale": 1.5,  # a node of the pool that is 1 to 20 blocks behind
+}
+MOST_BEHIND = 20
+_SEND = "eth_sendRawTransaction"
+#: Where each method that reads state takes its block.
+_BLOCK_AT = {
+    "eth_call": 1,
+    "eth_estimateGas": 1,
+    "eth_getBalance": 1,
+    "eth_getBlockByNumber": 0,
+    "eth_getCode": 1,
+    "eth_getTransactionCount": 1,
+    "eth_feeHistory": 1,
+}
+
+
+def mixed(rate: float) -> dict[str, float]:
+    """All faults together at a rate: of 100 requests, 100 * `rate` go wrong somehow."""
+    total = sum(MIXED.values())
+    return {name: rate * share / total for name, share in MIXED.items()}
+
+
+class Proxy:
+    """Serves on 127.0.0.1 as long as its `async with`.
+
+    Args:
+        upstream: URL of the node.
+        rates: Chance of each fault, 0 to 1; together at most 1.
+        seed: Of its dice.
+        hang: Seconds of silence before a hanging connection is closed.
+        replacement_rule: Refuse, as geth does, a replacement that pays less than 10 % more.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        rates: Mapping[str, float] | None = None,
+        *,
+        seed: int = 1,
+        hang: float = 1.0,
+        replacement_rule: bool = True,
+    ) -> None:
+        self.rates = dict(rates or {})
+        assert set(self.rates) <= set(MIXED)
+        assert sum(self.rates.values()) <= 1.0 + 1e-9
+        self.counts: Counter[str] = Counter()
+        self.methods: Counter[str] = Counter()
+        self.url = ""
+        self._upstream = upstream
+        self._hang = hang
+        self._dice = random.Random(seed)
+        self._rule = replacement_rule
+        self._pool: dict[tuple[str, int], tuple[str, int, int]] = {}
+        self._client = httpx.AsyncClient(timeout=30, trust_env=False)
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def faults(self) -> int:
+        """How many requests went wrong."""
+        return sum(self.counts[name] for name in MIXED)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    def calm(self) -> None:
+        """Behave from now on."""
+        self.rates = {}
+
+    # -- HTTP
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while body := await _read_request(reader):
+                answer, stay = await self._serve(json.loads(body))
+                writer.write(answer)
+                await writer.drain()
+                if not stay:
+                    break
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+            with suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _serve(self, question: Any) -> tuple[bytes, bool]:
+        """The bytes of an answer, and whether the connection goes on after them."""
+        asked = question if isinstance(question, list) else [question]
+        self.methods.update(each["method"] for each in asked)
+        fault = self._draw()
+        self.counts[fault or "fair"] += 1
+        if fault == "hang":
+            await asyncio.sleep(self._hang)
+            return b"", False
+        if fault in _PLAIN:
+            return _PLAIN[fault], True
+        if fault == "limited":
+            error = {"code": -32005, "message": "daily request rate limit reached"}
+            return _http(json.dumps(_errors(question, error)).encode()), True
+        behind = self._dice.randint(1, MOST_BEHIND) if fault == "stale" else 0
+        found = [await self._forward(each, behind) for each in asked]
+        if fault == "lost":
+            return b"", False
+        if fault == "wrong_id":
+            found[0]["id"] = (found[0].get("id") or 0) + 1
+        if fault == "null":
+            found[0] = {"jsonrpc": "2.0", "id": found[0]["id"], "result": None}
+        whole = _http(json.dumps(found if isinstance(question, list) else found[0]).encode())
+        if fault == "truncated":
+            return whole[:-20], False  # the header promises all of it
+        return whole, True
+
+    def _draw(self) -> str | None:
+        left = self._dice.random()
+        for name, rate in self.rates.items():
+            left -= rate
+            if left < 0:
+                return name
+        return None
+
+    # -- JSON-RPC
+
+    async def _forward(self, question: dict[str, Any], behind: int) -> dict[str, Any]:
+        if question["method"] == _SEND and self._rule:
+            refusal = await self._underpriced(question["params"][0])
+            if refusal is not None:
+                self.counts["underpriced"] += 1
+                return {"jsonrpc": "2.0", "id": question["id"], "error": refusal}
+        if behind and question["method"] != _SEND:
+            return await self._of_the_past(question, behind)
+        return await self._ask(question)
+
+    async def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = (await self._client.post(self._upstream, json=question)).json()
+        return answer
+
+    async def _result(self, method: str, *params: Any) -> Any:
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return (await self._ask(body))["result"]
+
+    async def _of_the_past(self, question: dict[str, Any], behind: int) -> dict[str, Any]:
+        """What a node says that has not seen the last blocks."""
+        head = max(0, int(await self._result("eth_blockNumber"), 16) - behind)
+        method, params = question["method"], list(question["params"])
+        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": question["id"]}
+        if method == "eth_blockNumber":
+            return answer | {"result": hex(head)}
+        if method in _BLOCK_AT:
+            at = _BLOCK_AT[method]
+            wanted = params[at] if len(params) > at else "latest"
+            if wanted in {"latest", "pending", "safe", "finalized"}:
+                params[at:] = [hex(head), *params[at + 1 :]]
+            elif wanted != "earliest" and int(wanted, 16) > head:
+                if method == "eth_getBlockByNumber":
+                    return answer | {"result": None}
+                return answer | {"error": {"code": -32000, "message": "header not found"}}
+        if method == "eth_getLogs":
+            # Some say nothing at all about blocks that they do not have.
+            last = min(int(params[0]["toBlock"], 16), head)
+            if last < int(params[0]["fromBlock"], 16):
+                return answer | {"result": []}
+            params = [params[0] | {"toBlock": hex(last)}]
+        found = await self._ask(question | {"params": params})
+        if method in {"eth_getTransactionReceipt", "eth_getTransactionByHash"}:
+            number = (found.get("result") or {}).get("blockNumber")
+            if number is None or int(number, 16) > head:
+                return answer | {"result": None}
+        return found
+
+    async def _underpriced(self, raw: str) -> dict[str, Any] | None:
+        """Geth's rule: a replacement raises both fees by 10 % or more."""
+        fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
+        sender = Account.recover_transaction(raw)
+        key = sender, int(fields["nonce"])
+        fees = int(fields["maxFeePerGas"]), int(fields["maxPriorityFeePerGas"])
+        mined = int(await self._result("eth_getTransactionCount", sender, "latest"), 16)
+        before = self._pool.get(key)
+        if before is not None and key[1] >= mined and before[0] != raw:
+            self.counts["replacement"] += 1
+            if any(10 * now < 11 * then for now, then in zip(fees, before[1:], strict=True)):
+                return {"code": -32000, "message": "replacement transaction underpriced"}
+        self._pool[key] = (raw, *fees)
+        return None
+
+
+async def _read_request(reader: asyncio.StreamReader) -> bytes:
+    """The body of the next request; empty at the end of the connection."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return await reader.readexactly(int(value))
+    return b""
+
+
+def _http(body: bytes, status: str = "200 OK", kind: str = "application/json") -> bytes:
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+def _errors(question: Any, error: Mapping[str, Any]) -> Any:
+    if isinstance(question, list):
+        return [_errors(each, error) for each in question]
+    return {"jsonrpc": "2.0", "id": question["id"], "error": error}
+
+
+_HTML = b"<!doctype html><title>One moment, please</title><h1>Checking your browser</h1>"
+_PLAIN = {
+    "busy": _http(b"slow down", "429 Too Many Requests", "text/plain"),
+    "broken": _http(_HTML, "502 Bad Gateway", "text/html"),
+    "page": _http(_HTML, kind="text/html"),
+    "nested": _http(b'{"jsonrpc":"2.0","id":1,"result":' + b"[" * 200_000),
+}
