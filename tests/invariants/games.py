@@ -1,0 +1,519 @@
+"""The rules of the games: who may try what, and how often."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, rule
+
+from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices
+from tests.invariants.machine import GridMachine
+from tests.invariants.records import Refused
+from tests.support.grid import TIMES, digest
+
+S = JobStatus
+HARDWARE = [Hardware(2, 4, 1_000, 1), Hardware(1, 8, 4_000, 0), Hardware(8, 2, 500, 2)]
+PRICES = [Prices(10, 100, 1), Prices(20, 50, 0), Prices(0, 0, 0), Prices(7, 0, 3)]
+WAITS = sorted(
+    {1, 2, 5, 3_000, 15 * 86_400}
+    | {value + d for value in TIMES.values() for d in (-1, 0, 1)}
+    | {2 * value + 1 for value in TIMES.values()}
+)
+LONG_REASON = "r" * 257
+
+
+SEEDS = st.integers(0, 2**64 - 1)
+Dice = random.Random
+
+
+class Games(GridMachine):
+    """The rules: who may try what."""
+
+    # ----------------------------------------------------------------- choosing
+
+    def pick_ids(self, dice: Dice, *wanted: JobStatus, most: int = 4) -> list[int]:
+        """Mostly jobs of a fitting status, sometimes any, foreign, unknown or twice the same."""
+        fitting = [i for i, job in self.ghost.jobs.items() if job.status in wanted]
+        count = dice.choice([0, *[1] * 9, *[2] * 4, 3, 3, 4]) if most > 1 else 1
+        ids = []
+        for _ in range(count):
+            stray = not fitting or dice.random() < 0.1
+            ids.append(dice.randint(0, len(self.ghost.jobs) + 1) if stray else dice.choice(fitting))
+        return ids
+
+    def pick_sender(self, dice: Dice, ids: Sequence[int], role: str) -> str:
+        """Mostly the one whose job it is."""
+        job = self.ghost.job(ids[0]) if ids else None
+        if job is None or dice.randint(0, 3) == 3:
+            return dice.choice([self.grid.stranger, *self.accounts])
+        if role == "customer":
+            return job.customer
+        account = self.ghost.holder(job).account
+        return account if account in self.accounts else self.grid.stranger
+
+    def singles(
+        self, dice: Dice, items: Sequence[Any], call: Callable[[Any], object]
+    ) -> list[Callable[[], object]]:
+        """For some batches, the same as calls of one item each."""
+        if len(items) < 2 or dice.random() < 0.5:
+            return []
+        return [lambda item=item: call(item) for item in items]
+
+    # ---------------------------------------------------------------- the start
+
+    @initialize(seed=SEEDS)
+    def providers_and_jobs(self, seed: int) -> None:
+        for account in self.hosts[:2]:
+            self.do_register(account, HARDWARE[0], PRICES[0])
+            self.do_approve(account, 1)
+        self.submit(Dice(seed))
+
+    # -------------------------------------------------------------------- the rules
+
+    # One rule with even dice: Hypothesis' own choices lean to the simple, and would seldom carry a
+    # job to its end. It still finds out which steps a failure needs.
+    @rule(seed=SEEDS)
+    def turn(self, seed: int) -> None:
+        self.turns += 1
+        dice = Dice(f"{seed} in turn {self.turns}")
+        luck = dice.randint(0, 99)
+        if luck < 62:
+            self.do_work(dice)
+        elif luck < 74:
+            self.wait_for_a_bound(dice)
+        elif luck < 80:
+            self.wait(dice)
+        elif luck < 90:
+            self.meddle(dice)
+        else:
+            self.govern(dice)
+
+    def do_work(self, dice: Dice) -> None:
+        """One of the calls that can succeed now, those that carry a job on most often."""
+        by_status = {
+            S.NONE: [self.submit],
+            S.PENDING: [*[self.meta_schedule] * 7, self.self_schedule, self.cancel],
+            S.META_SCHEDULED: [*[self.claim] * 9, self.requeue, self.panic, self.cancel],
+            S.SCHEDULED: [*[self.start] * 9, self.requeue, self.panic, self.cancel],
+            S.RUNNING: [
+                *[self.finish] * 2,
+                *[self.panic] * 2,
+                *[self.challenge] * 3,
+                *[self.wait_for_a_bound] * 4,
+                self.strangers_panic,
+                self.cancel,
+                self.top_up,
+            ],
+        }
+        statuses = {S.NONE, *(job.status for job in self.ghost.jobs.values())}
+        # What is farther on its way goes first, or few jobs would see their end.
+        status = dice.choice([s for s in by_status if s in statuses for _ in range(1 + s)])
+        calls = by_status[status]
+        if any(provider.challenged_at for provider in self.ghost.providers.values()):
+            calls.append(self.answer)
+        if any(self.ghost.why_not_active(p) for p in self.ghost.providers.values()):
+            calls.append(self.repair)
+        if self.ghost.parked:
+            calls.append(self.withdraw)
+        dice.choice(calls)(dice)
+
+    def repair(self, _: Dice) -> None:
+        """Whoever is out of standing comes back."""
+        for account, provider in self.ghost.providers.items():
+            if provider.banned:
+                self.do_ban(account, banned=False)
+            if provider.draining:
+                self.do_drain(account, draining=False)
+            if provider.challenged_at:
+                self.do_answer(account)
+            self.do_approve(account, provider.pending_version)
+        if not self.ghost.open:
+            self.do_open(value=True)
+
+    def meddle(self, dice: Dice) -> None:
+        """Any call at all, whether it can succeed or not."""
+        calls = [
+            self.cancel,
+            self.top_up,
+            self.meta_schedule,
+            self.self_schedule,
+            self.claim,
+            self.start,
+            self.finish,
+            self.requeue,
+            self.panic,
+            self.strangers_panic,
+            self.challenge,
+            self.answer,
+            self.withdraw,
+        ]
+        dice.choice(calls)(dice)
+
+    def govern(self, dice: Dice) -> None:
+        """Registry, administration and the token."""
+        calls = [
+            self.register,
+            self.offer,
+            self.prices_or_maintenance,
+            self.ban_or_unban,
+            self.parameters,
+            self.mint_burn_or_give,
+            self.block,
+        ]
+        dice.choice(calls)(dice)
+
+    # ------------------------------------------------------------------- customers
+
+    def submit(self, dice: Dice) -> None:
+        amount = dice.choice([*[10**6] * 8, *[50_000] * 4, 3_000, 10**19])
+        limit = dice.choice([*[60] * 6, *[600] * 4, 1, 10**6])
+        retries = dice.choice([*[1, 0, 2] * 6, 5, 6])
+        counts = dice.choice([[1], [1], [2], [1, 1], [0, 2], [0]])
+        until_spent = dice.random() < 0.5
+        if dice.randint(0, 19) == 19:
+            counts = []
+        sender = dice.choice([*self.customers * 6, self.grid.stranger])
+        shape = dice.choice([*[(1, 1, 100, 0), (2, 2, 10, 1), (4, 1, 25, 0)] * 4, (9, 3, 1, 0)])
+        changes = dict(zip(("tasks", "cpusPerTask", "memPerCpu", "gpus"), shape, strict=True))
+        changes |= {"amount": amount, "timeLimit": limit, "untilSpent": until_spent}
+        changes["retries"] = retries
+        requests = [self.grid.request(count, **changes) for count in counts]
+        pairs = [(changes, [digest(n) for n in range(count)]) for count in counts]
+        self.call(
+            sender,
+            lambda: self.grid.scheduler.submitJobs(requests, sender=sender),
+            lambda: self.ghost.submit(sender, pairs),
+        )
+
+    def cancel(self, dice: Dice) -> None:
+        ids = self.pick_ids(dice, S.RUNNING, S.PENDING, S.META_SCHEDULED, S.SCHEDULED)
+        sender = self.pick_sender(dice, ids, "customer")
+        real = self.grid.scheduler.cancel
+        self.call(
+            sender,
+            lambda: real(ids, sender=sender),
+            lambda: self.ghost.cancel(sender, ids),
+            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+        )
+
+    def top_up(self, dice: Dice) -> None:
+        times = dice.choice([60, 60, 61, 59, 1_000, 0])
+        extra = dice.randint(0, 9)
+        (job_id,) = self.pick_ids(dice, S.RUNNING, S.META_SCHEDULED, S.SCHEDULED, most=1)
+        job = self.ghost.job(job_id)
+        amount = times * (job.rate if job else 1) + extra
+        sender = self.pick_sender(dice, [job_id], "customer")
+        customer = job.customer if job else sender
+        if dice.randint(0, 9) == 9:
+            customer = self.grid.stranger
+        self.call(
+            sender,
+            lambda: self.grid.scheduler.topUp(job_id, customer, amount, sender=sender),
+            lambda: self.ghost.top_up(sender, job_id, customer, amount),
+        )
+
+    # ------------------------------------------------------------------- scheduler
+
+    def meta_schedule(self, dice: Dice) -> None:
+        self.do_meta_schedule(dice, dice.randint(1, 2))
+
+    def do_meta_schedule(self, dice: Dice, groups: int) -> None:
+        sender = self.grid.meta if dice.randint(0, 9) else self.grid.stranger
+        good = [p.id for p in self.ghost.providers.values() if not self.ghost.why_not_active(p)]
+        ids_of_providers = [*good * 8, 0, 1, 2, 3]
+        assignments = [
+            {"providerId": dice.choice(ids_of_providers), "jobIds": ids}
+            for ids in (self.pick_ids(dice, S.PENDING) for _ in range(groups))
+        ]
+        pairs = [(i, group["providerId"]) for group in assignments for i in group["jobIds"]]
+
+        def model() -> Any:
+            if sender != self.grid.meta:
+                raise Refused("AccessControlUnauthorizedAccount")
+            return self.ghost.assign(pairs, by_self=False)
+
+        real = self.grid.scheduler.metaSchedule
+        self.call(
+            sender,
+            lambda: real(assignments, sender=sender),
+            model,
+            self.singles(
+                dice,
+                pairs,
+                lambda p: real([{"providerId": p[1], "jobIds": [p[0]]}], sender=sender),
+            ),
+        )
+
+    # ------------------------------------------------------------------- providers
+
+    def self_schedule(self, dice: Dice) -> None:
+        ids = self.pick_ids(dice, S.PENDING)
+        sender = dice.choice([*self.hosts, *self.hosts, self.grid.stranger])
+        known = self.ghost.providers.get(sender)
+        pairs = [(i, known.id if known else 0) for i in ids]
+        real = self.grid.scheduler.selfSchedule
+        self.call(
+            sender,
+            lambda: real(ids, sender=sender),
+            lambda: self.ghost.assign(pairs, by_self=True),
+            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+        )
+
+    def claim(self, dice: Dice) -> None:
+        self.do_advance(dice, "claim", S.META_SCHEDULED, S.SCHEDULED)
+
+    def start(self, dice: Dice) -> None:
+        self.do_advance(dice, "start", S.SCHEDULED, S.RUNNING)
+
+    def do_advance(self, dice: Dice, name: str, before: S, after: S) -> None:
+        ids = self.pick_ids(dice, before)
+        sender = self.pick_sender(dice, ids, "provider")
+        real = getattr(self.grid.scheduler, name)
+        self.call(
+            sender,
+            lambda: real(ids, sender=sender),
+            lambda: self.ghost.advance(sender, ids, after),
+            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+        )
+
+    def finish(self, dice: Dice) -> None:
+        ids = self.pick_ids(dice, S.RUNNING)
+        sender = self.pick_sender(dice, ids, "provider")
+        ends = [(i, dice.choice([5, 0, 60, 2**32 - 1]), dice.randint(0, 1)) for i in ids]
+        real = self.grid.scheduler.finish
+        self.call(
+            sender,
+            lambda: real([self.grid.report(*end) for end in ends], sender=sender),
+            lambda: self.ghost.finish(sender, ends),
+            self.singles(dice, ends, lambda end: real([self.grid.report(*end)], sender=sender)),
+        )
+
+    def requeue(self, dice: Dice) -> None:
+        reason = dice.choice([*["", "no room"] * 6, LONG_REASON])
+        ids = self.pick_ids(dice, S.SCHEDULED, S.META_SCHEDULED)
+        sender = self.pick_sender(dice, ids, dice.choice(["provider", "customer"]))
+        real = self.grid.scheduler.requeue
+        self.call(
+            sender,
+            lambda: real(ids, reason, sender=sender),
+            lambda: self.ghost.requeue(sender, ids, reason),
+            self.singles(dice, ids, lambda i: real([i], reason, sender=sender)),
+        )
+
+    def panic(self, dice: Dice) -> None:
+        reason = dice.choice([*["", "broken"] * 6, LONG_REASON])
+        ids = self.pick_ids(dice, S.RUNNING, S.SCHEDULED, S.META_SCHEDULED)
+        sender = self.pick_sender(dice, ids, "provider")
+        real = self.grid.scheduler.panic
+        self.call(
+            sender,
+            lambda: real(ids, reason, sender=sender),
+            lambda: self.ghost.panic(sender, ids, reason),
+            self.singles(dice, ids, lambda i: real([i], reason, sender=sender)),
+        )
+
+    def strangers_panic(self, dice: Dice) -> None:
+        ids = self.pick_ids(dice, S.RUNNING)
+        sender = self.grid.stranger
+        self.call(
+            sender,
+            lambda: self.grid.scheduler.panic(ids, "me too", sender=sender),
+            lambda: self.ghost.panic(sender, ids, "me too"),
+        )
+
+    def challenge(self, dice: Dice) -> None:
+        (job_id,) = self.pick_ids(dice, S.RUNNING, S.SCHEDULED, S.META_SCHEDULED, most=1)
+        sender = dice.choice([self.grid.stranger, self.grid.alice])
+        self.call(
+            sender,
+            lambda: self.grid.scheduler.challenge(job_id, sender=sender),
+            lambda: self.ghost.challenge(job_id),
+        )
+
+    def answer(self, dice: Dice) -> None:
+        self.do_answer(dice.choice([*self.hosts, self.grid.stranger]))
+
+    def do_answer(self, sender: str) -> None:
+        self.call(
+            sender,
+            lambda: self.grid.scheduler.answer(sender=sender),
+            lambda: self.ghost.answer(sender),
+        )
+
+    # -------------------------------------------------------------------- registry
+
+    def register(self, dice: Dice) -> None:
+        hardware, prices = (dice.choice(choice) for choice in (HARDWARE, PRICES))
+        account = dice.choice(self.hosts)
+        self.do_register(account, hardware, prices)
+        if dice.random() < 0.5:
+            known = self.ghost.providers[account]
+            self.do_approve(account, dice.choice([known.pending_version, 0, 1]))
+
+    def do_register(self, account: str, hardware: Hardware, prices: Prices) -> None:
+        names = ("nodes", "cpusPerNode", "memPerNode", "gpusPerNode")
+        values = (
+            hardware.nodes,
+            hardware.cpus_per_node,
+            hardware.mem_per_node,
+            hardware.gpus_per_node,
+        )
+        given = dict(zip(names, values, strict=True))
+        tariff = {"cpu": prices.cpu, "gpu": prices.gpu, "mem": prices.mem}
+        self.call(
+            account,
+            lambda: self.grid.registry.register(given, tariff, ["a=b"], sender=account),
+            lambda: self.ghost.register(account, hardware, prices),
+        )
+
+    def do_approve(self, account: str, version: int) -> None:
+        self.call(
+            self.grid.admin,
+            lambda: self.grid.registry.approve(account, version, sender=self.grid.admin),
+            lambda: self.ghost.approve(account, version),
+        )
+
+    def offer(self, dice: Dice) -> None:
+        cpus, gpus = dice.randint(0, 9), dice.randint(0, 2)
+        account = dice.choice(self.hosts)
+        self.call(
+            account,
+            lambda: self.grid.registry.setOffer(
+                {"cpus": cpus, "mem": 1_000, "gpus": gpus}, sender=account
+            ),
+            lambda: self.ghost.set_offer(account, Offer(cpus, 1_000, gpus)),
+        )
+
+    def prices_or_maintenance(self, dice: Dice) -> None:
+        prices, draining = dice.choice(PRICES), dice.random() < 0.5
+        account = dice.choice(self.hosts)
+        registry = self.grid.registry
+        if dice.random() < 0.5:
+            tariff = {"cpu": prices.cpu, "gpu": prices.gpu, "mem": prices.mem}
+            self.call(
+                account,
+                lambda: registry.setPrices(tariff, sender=account),
+                lambda: setattr(self.ghost.known(account), "prices", prices),
+            )
+        else:
+            self.do_drain(account, draining=draining)
+
+    def do_drain(self, account: str, *, draining: bool) -> None:
+        self.call(
+            account,
+            lambda: self.grid.registry.setDraining(draining, sender=account),
+            lambda: setattr(self.ghost.known(account), "draining", draining),
+        )
+
+    # ----------------------------------------------------------------------- admin
+
+    def ban_or_unban(self, dice: Dice) -> None:
+        self.do_ban(dice.choice(self.hosts), banned=dice.random() < 0.5)
+
+    def do_ban(self, account: str, *, banned: bool) -> None:
+        admin, registry = self.grid.admin, self.grid.registry
+        real = (
+            (lambda: registry.ban(account, "", sender=admin))
+            if banned
+            else (lambda: registry.unban(account, sender=admin))
+        )
+        self.call(admin, real, lambda: setattr(self.ghost.known(account), "banned", banned))
+
+    def parameters(self, dice: Dice) -> None:
+        fee = dice.choice([500, 0, 2_000, 2_001])
+        open_ = dice.random() < 0.9
+        scheduler, admin = self.grid.scheduler, self.grid.admin
+
+        def set_fee() -> None:
+            if fee > 2_000:
+                raise Refused("OutOfBounds")
+            self.ghost.fee_bps = fee
+
+        self.call(admin, lambda: scheduler.setFee(fee, sender=admin), set_fee)
+        self.do_open(value=open_)
+
+    def do_open(self, *, value: bool) -> None:
+        admin = self.grid.admin
+        self.call(
+            admin,
+            lambda: self.grid.scheduler.setSubmissionsOpen(value, sender=admin),
+            lambda: setattr(self.ghost, "open", value),
+        )
+
+    # ---------------------------------------------------------------------- money
+
+    def mint_burn_or_give(self, dice: Dice) -> None:
+        amount = dice.randint(1, 10**6)
+        credit, admin, ghost = self.grid.credit, self.grid.admin, self.ghost
+        account = dice.choice(self.customers)
+        kind = dice.choice(["mint", "burn", "mistake"])
+
+        def lose() -> None:
+            if ghost.balances[account] < amount:
+                raise Refused("ERC20InsufficientBalance")
+            ghost.balances[account] -= amount
+            if kind == "burn":
+                ghost.supply -= amount
+            else:
+                ghost.gifts += amount
+
+        target = self.grid.scheduler.address
+        if kind == "mint" and account not in ghost.blocked:
+            self.call(
+                admin,
+                lambda: credit.mint(account, amount, sender=admin),
+                lambda: ghost.mint(account, amount),
+            )
+        elif kind == "burn":
+            self.call(account, lambda: credit.burn(amount, sender=account), lose)
+        elif kind == "mistake":
+            self.call(account, lambda: credit.transfer(target, amount, sender=account), lose)
+
+    def block(self, dice: Dice) -> None:
+        """A recipient is blocked by the token, or free again; where the token can do that."""
+        if not hasattr(self.grid.credit, "setBlocked"):
+            return
+        everyone = [*self.customers, *self.hosts, self.grid.treasury]
+        account = dice.choice(everyone)
+        value = account not in self.ghost.blocked
+        self.grid.credit.setBlocked(account, value, sender=self.grid.admin)
+        self.tell()
+        (self.ghost.blocked.add if value else self.ghost.blocked.discard)(account)
+
+    def withdraw(self, dice: Dice) -> None:
+        parked = [account for account, amount in self.ghost.parked.items() if amount]
+        sender = dice.choice([*parked, self.grid.stranger])
+        to = dice.choice([sender, self.grid.alice, self.grid.stranger])
+        self.call(
+            sender,
+            lambda: self.grid.scheduler.withdraw(to, sender=sender),
+            lambda: self.ghost.withdraw(sender, to),
+        )
+
+    # ----------------------------------------------------------------------- time
+
+    def wait(self, dice: Dice) -> None:
+        seconds = dice.choice(WAITS)
+        self.wait_for(seconds, dice.choice([None, 1, 7, 8, 10_000]))
+
+    def wait_for_a_bound(self, dice: Dice) -> None:
+        """To one second before, at, or after a time that some live job waits for."""
+        offset = dice.randint(-1, 1)
+        live = [job for job in self.ghost.jobs.values() if job.status.is_live]
+        if not live:
+            return
+        job = dice.choice(live[::-1])
+        end = job.since + job.allotment
+        bounds = [job.since + TIMES["claimTimeout"], job.since + TIMES["pendingTimeout"], end]
+        bounds += [end - TIMES["topUpNotice"], end + TIMES["reportGrace"]]
+        clock = self.ghost.holder(job)
+        bounds += [clock.challenged_at + TIMES["responseTimeout"]]
+        bounds += [clock.answered_at + TIMES["responseTimeout"]]
+        ahead = [bound + offset for bound in bounds if bound + offset > self.chain.now]
+        # A day is enough for any of them but a very long run.
+        near = [bound for bound in ahead if bound - self.chain.now < 86_400]
+        if near:
+            self.wait_for(dice.choice(near) - self.chain.now)
