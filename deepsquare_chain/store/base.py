@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import StaticPool
 
 from deepsquare_chain.errors import GridError, UsageError
 
 BUSY_SECONDS: Final = 15
-_READ_ONLY: Final = "deepsquare_read"
+_MODE: Final = "deepsquare_mode"
 
 
 class StoreError(GridError):
@@ -30,16 +30,24 @@ class Database:
         self._engine = _engine(path)
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
+    def begin(self, *, durable: bool = True) -> Iterator[Connection]:
         """One transaction: committed at the end of the block, undone if it raises.
 
         Writers take turns from the start, so that a value read in it stays true until the end.
+
+        Args:
+            durable: Whether it must outlive a power cut. A killed process never loses anything;
+                without this a power cut may undo the last ones, in exchange for speed.
 
         Raises:
             StoreError: The disk is full, or another process holds the database too long.
         """
         try:
-            with self._engine.begin() as connection:
+            options = {_MODE: "durable" if durable else "quick"}
+            with (
+                self._engine.connect().execution_options(**options) as connection,
+                connection.begin(),
+            ):
                 yield connection
         except DatabaseError as error:
             raise self._plain(error) from error
@@ -48,7 +56,7 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Reads of one moment, which block nobody."""
         try:
-            with self._engine.connect().execution_options(**{_READ_ONLY: True}) as connection:
+            with self._engine.connect().execution_options(**{_MODE: "read"}) as connection:
                 yield connection
         except DatabaseError as error:
             raise self._plain(error) from error
@@ -79,9 +87,7 @@ def _engine(path: Path | None) -> Engine:
             "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
         )
     else:
-        engine = create_engine(
-            f"sqlite:///{path}", poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS}
-        )
+        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine
@@ -90,16 +96,15 @@ def _engine(path: Path | None) -> Engine:
 def _prepare(connection: Any, _record: Any) -> None:
     # The driver would begin transactions late; `_begin` does it at the right moment.
     connection.isolation_level = None
-    for pragma in (
-        "journal_mode=WAL",
-        # What is recorded must outlive a power cut: it is written before it is done.
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={BUSY_SECONDS * 1_000}",
-    ):
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1_000}"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin(connection: Connection) -> None:
-    reading = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    mode = connection.get_execution_options().get(_MODE, "durable")
+    if mode == "read":
+        connection.exec_driver_sql("BEGIN")
+        return
+    # What is recorded before it is done must outlive a power cut.
+    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if mode == 'durable' else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -54,7 +54,8 @@ class OutboxTables(Database):
         self, entry_id: int, state: TxState, *, mined_hash: str = "", note: str = ""
     ) -> None:
         """Record how an entry stands; old settled ones are forgotten."""
-        with self.begin() as connection:
+        # The chain tells it again if it is lost.
+        with self.begin(durable=False) as connection:
             connection.execute(
                 update(outbox)
                 .where(outbox.c.id == entry_id)
