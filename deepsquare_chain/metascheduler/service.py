@@ -18,6 +18,7 @@ from deepsquare_chain.chain.events import event_topics
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import Batches
 from deepsquare_chain.metascheduler.duties import Watch, lost, stuck, suspicions, to_requeue
@@ -127,11 +128,20 @@ class SchedulerService:
         world = await self._look()
         if world is None:
             return False
+        self.world = world
         self.figures.show(world)
         await self._look_slowly()
         held = await self._hold_to_account(world)
         assigned = await self._assign(world)
         return bool(held or assigned)
+
+    async def observe(self) -> World:
+        """Look at the grid without doing anything; errors as `cycle`."""
+        await self._follower.poll(self.state.apply)
+        world = await self._look()
+        if world is None:
+            raise EndpointError("The endpoint lags behind what it said before", hint="Try again.")
+        return world
 
     # -- the steps of a cycle
 
@@ -154,8 +164,7 @@ class SchedulerService:
             return None
         self._head = number
         self.figures.skew.set(time.time() - now)
-        self.world = await self.observer.look(number, now)
-        return self.world
+        return await self.observer.look(number, now)
 
     async def _look_slowly(self) -> None:
         last, now = self._looked_slowly, time.monotonic()

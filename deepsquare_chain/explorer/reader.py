@@ -1,0 +1,232 @@
+"""All events of a grid and what its contracts hold, read from a node without an index."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from web3 import AsyncWeb3
+from web3.exceptions import Web3RPCError
+from web3.types import RPCEndpoint
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import decode_logs
+from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.explorer.audit import Audit, Storage, verify
+from deepsquare_chain.explorer.ledger import Ledger
+
+FIRST_RANGE: Final = 2_000
+MAX_RANGE: Final = 50_000
+_HEADERS: Final = 100
+_READS: Final = 50
+_ATTEMPTS: Final = 3
+
+#: Told the last block that was read and the last one there is to read.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chronicle:
+    """Everything that the three contracts said up to a block, with its chain time by block."""
+
+    events: tuple[Event, ...]
+    block_times: Mapping[int, int]
+    to_block: int
+
+
+async def read_chronicle(
+    w3: AsyncWeb3[Any],
+    deployment: Deployment,
+    *,
+    to_block: int | None = None,
+    progress: Progress | None = None,
+) -> Chronicle:
+    """Read all events from the deployment on, up to a block or the head of now.
+
+    Raises:
+        EndpointError: The node does not answer, refuses even one block, or replaces blocks
+            faster than they can be read.
+    """
+    for _ in range(_ATTEMPTS):
+        last = int(await w3.eth.block_number) if to_block is None else to_block
+        found = await _Reading(w3, deployment, last, progress).read()
+        if found is not None:
+            return found
+    raise EndpointError(
+        "The chain was replaced while it was read",
+        hint="Try again, or read up to an older block.",
+    )
+
+
+async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Storage:
+    """What the contracts hold at a block: all jobs and providers, and the ledger's accounts.
+
+    Raises:
+        EndpointError: The node does not answer, or keeps no state of that block.
+    """
+    credit, scheduler = contracts.credit, contracts.scheduler
+    accounts = sorted({*ledger.accounts, *ledger.balances})
+    count = await scheduler.job_count(block_identifier=block)
+    jobs, providers, supply = await asyncio.gather(
+        scheduler.get_jobs(range(1, count + 1), block_identifier=block),
+        contracts.registry.providers(block_identifier=block),
+        credit.total_supply(block_identifier=block),
+    )
+    balances: dict[str, int] = {}
+    parked: dict[str, int] = {}
+    for some in _slices(accounts, _READS):
+        held, waiting = await asyncio.gather(
+            asyncio.gather(*(credit.balance_of(each, block_identifier=block) for each in some)),
+            asyncio.gather(*(scheduler.parked_of(each, block_identifier=block) for each in some)),
+        )
+        balances |= dict(zip(some, held, strict=True))
+        parked |= dict(zip(some, waiting, strict=True))
+    return Storage(block, jobs, providers, balances, parked, supply)
+
+
+async def read_ledger(
+    contracts: Contracts, *, to_block: int | None = None, progress: Progress | None = None
+) -> tuple[Ledger, int]:
+    """The ledger of a grid, and the block up to which it reaches; errors as `read_chronicle`."""
+    found = await read_chronicle(
+        contracts.w3, contracts.deployment, to_block=to_block, progress=progress
+    )
+    ledger = Ledger.replay(found.events, contracts.deployment, found.block_times)
+    return ledger, found.to_block
+
+
+async def audit_chain(
+    contracts: Contracts,
+    *,
+    to_block: int | None = None,
+    compare: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Ledger, Audit]:
+    """Rebuild the ledger from events and judge it.
+
+    Args:
+        contracts: Of the grid.
+        to_block: Last block; the head of now by default.
+        compare: Also compare with what the contracts hold at that block.
+        progress: Told how far the reading is.
+
+    Raises:
+        EndpointError: The node does not answer.
+        AuditError: The events can't be read as books at all.
+    """
+    ledger, block = await read_ledger(contracts, to_block=to_block, progress=progress)
+    storage = await read_storage(contracts, ledger, block) if compare else None
+    return ledger, verify(ledger, storage)
+
+
+class _Reading:
+    """One walk from the deployment to a block."""
+
+    def __init__(
+        self,
+        w3: AsyncWeb3[Any],
+        deployment: Deployment,
+        last: int,
+        progress: Progress | None,
+    ) -> None:
+        self._w3 = w3
+        self._deployment = deployment
+        self._last = last
+        self._progress = progress
+        self._range = FIRST_RANGE
+
+    async def read(self) -> Chronicle | None:
+        """None where the chain was replaced on the way."""
+        anchor = await self._header(self._last)
+        logs: list[Mapping[str, Any]] = []
+        first = self._deployment.block
+        while first <= self._last:
+            until = min(self._last, first + self._range - 1)
+            some = await self._logs(first, until)
+            if some is None:
+                continue
+            logs += some
+            first = until + 1
+            if self._progress is not None:
+                self._progress(until, self._last)
+        events = tuple(decode_logs(logs))
+        times = await self._times(events)
+        if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
+            return None
+        return Chronicle(events, times, self._last)
+
+    async def _logs(self, first: int, until: int) -> list[Mapping[str, Any]] | None:
+        """Logs of a range; None where it was too wide and has been halved."""
+        query = {
+            "fromBlock": hex(first),
+            "toBlock": hex(until),
+            "address": list(self._deployment.addresses),
+        }
+        asked: list[tuple[str, list[Any]]] = [
+            ("eth_getLogs", [query]),
+            ("eth_getBlockByNumber", [hex(until), False]),
+        ]
+        try:
+            logs, header = await self._ask(asked)
+        except Web3RPCError as error:
+            if classify(error) is not NodeError.RANGE_TOO_LARGE or first == until:
+                raise self._refusal(error) from None
+            self._range = max(1, (until - first + 1) // 2)
+            return None
+        if header is None:
+            # It lags behind: what it does not know yet is not empty.
+            raise EndpointError(f"The node does not know block {until} yet", hint="Try again.")
+        self._range = min(MAX_RANGE, self._range * 2)
+        return list(logs)
+
+    async def _times(self, events: Iterable[Event]) -> dict[int, int] | None:
+        """Time of each block with events; None where one was replaced."""
+        hashes = {event.block_number: event.block_hash for event in events}
+        times: dict[int, int] = {}
+        for some in _slices(sorted(hashes), _HEADERS):
+            asked = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
+            try:
+                headers = await self._ask(asked)
+            except Web3RPCError as error:
+                raise self._refusal(error) from None
+            for number, header in zip(some, headers, strict=True):
+                if header is None or header["hash"] != hashes[number]:
+                    return None
+                times[number] = int(header["timestamp"], 16)
+        return times
+
+    async def _header(self, number: int) -> Mapping[str, Any]:
+        try:
+            (header,) = await self._ask([("eth_getBlockByNumber", [hex(number), False])])
+        except Web3RPCError as error:
+            raise self._refusal(error) from None
+        if header is None:
+            raise EndpointError(f"The node does not know block {number}")
+        found: Mapping[str, Any] = header
+        return found
+
+    async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+        """Raw results of one batch, which one node answers.
+
+        Raises:
+            Web3RPCError: The node refused one of them.
+        """
+        batch = [(RPCEndpoint(method), params) for method, params in asked]
+        answers: Any = await self._w3.provider.make_batch_request(batch)
+        for answer in answers if isinstance(answers, list) else [answers]:
+            if "error" in answer:
+                raise Web3RPCError(str(answer["error"])[:300], rpc_response=answer)
+        return [answer["result"] for answer in answers]
+
+    @staticmethod
+    def _refusal(error: Web3RPCError) -> EndpointError:
+        return EndpointError(f"The node refuses to give events: {node_message(error)}")
+
+
+def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[at : at + size] for at in range(0, len(items), size))

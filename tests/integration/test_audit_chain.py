@@ -1,0 +1,142 @@
+"""The audit of a live chain, on the embedded and on a real node."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.contracts import Report
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.explorer import reader
+from deepsquare_chain.explorer.books import Kind
+from deepsquare_chain.explorer.reader import audit_chain, read_chronicle, read_ledger
+from deepsquare_chain.job import JobStatus
+from tests.support.livegrid import LiveGrid
+
+
+async def live_a_little(grid: LiveGrid) -> list[int]:
+    """Jobs of several fates; their ids."""
+    scheduler = grid.contracts.scheduler
+    ids = await grid.submit(4)
+    await grid.run(ids[:3])
+    await grid.send(grid.providers[0], scheduler.finish([Report(ids[0], 1, 0)]))
+    await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))
+    await grid.send(grid.providers[0], scheduler.panic([ids[2]], "broken"))
+    return ids
+
+
+async def test_events_and_storage_agree(grid: LiveGrid) -> None:
+    ids = await live_a_little(grid)
+    told: list[tuple[int, int]] = []
+    ledger, audit = await audit_chain(
+        grid.contracts, progress=lambda at, last: told.append((at, last))
+    )
+    assert audit.findings == ()
+    assert audit.ok
+    assert audit.compared
+    assert audit.difference == 0
+    assert told[-1][0] == told[-1][1] > 0
+    statuses = [ledger.jobs[job_id].status for job_id in ids]
+    assert statuses == [
+        *(JobStatus.FINISHED, JobStatus.CANCELLED, JobStatus.PANICKED, JobStatus.PENDING),
+    ]
+    successor = ledger.jobs[ids[2]].successor
+    await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([ids[3], successor]))
+
+
+async def test_statement_of_a_customer(grid: LiveGrid) -> None:
+    ids = await live_a_little(grid)
+    ledger, _ = await read_ledger(grid.contracts)
+    customer = grid.customers[0].address
+    rows = [row for row in ledger.statement(customer) if row.job_id == ids[0]]
+    job = ledger.jobs[ids[0]]
+    assert [row.kind for row in rows] == [Kind.ESCROW, Kind.REFUND]
+    assert sum(row.amount for row in rows) == -(job.paid + job.fee)
+    assert ledger.statement(customer)[-1].balance == await grid.contracts.credit.balance_of(
+        customer
+    )
+    await grid.send(
+        grid.customers[0],
+        grid.contracts.scheduler.cancel([ids[3], ledger.jobs[ids[2]].successor]),
+    )
+
+
+async def test_a_past_block(grid: LiveGrid) -> None:
+    [job_id] = await grid.submit()
+    block = int(await grid.w3.eth.block_number)
+    await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([job_id]))
+    ledger, audit = await audit_chain(grid.contracts, to_block=block, compare=False)
+    assert audit.ok
+    assert not audit.compared
+    assert ledger.jobs[job_id].status is JobStatus.PENDING
+
+
+async def test_small_ranges_tell_the_same(grid: LiveGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = await read_chronicle(grid.w3, grid.deployment)
+    monkeypatch.setattr(reader, "FIRST_RANGE", 3)
+    monkeypatch.setattr(reader, "MAX_RANGE", 7)
+    monkeypatch.setattr(reader, "_HEADERS", 2)
+    assert await read_chronicle(grid.w3, grid.deployment, to_block=whole.to_block) == whole
+
+
+async def test_refused_ranges_are_halved(grid: LiveGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = await read_chronicle(grid.w3, grid.deployment)
+    ask, widest = grid.w3.provider.make_batch_request, 4
+    asked: list[int] = []
+
+    async def narrow(batch: list[Any]) -> Any:
+        for method, params in batch:
+            if method == "eth_getLogs":
+                width = int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) + 1
+                asked.append(width)
+                if width > widest:
+                    error = {"code": -32005, "message": "block range is too wide"}
+                    return [{"id": 1, "jsonrpc": "2.0", "error": error}]
+        return await ask(batch)
+
+    monkeypatch.setattr(grid.w3.provider, "make_batch_request", narrow)
+    assert await read_chronicle(grid.w3, grid.deployment, to_block=whole.to_block) == whole
+    assert max(asked) > widest >= min(asked)
+    widest = 0
+    with pytest.raises(EndpointError, match="refuses to give events"):
+        await read_chronicle(grid.w3, grid.deployment)
+
+
+async def test_a_chain_that_is_replaced_is_read_again(
+    grid: LiveGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, wrong = grid.w3.provider.make_batch_request, 2
+
+    async def replaced(batch: list[Any]) -> Any:
+        nonlocal wrong
+        answers = await ask(batch)
+        headers = [method for method, _ in batch if method == "eth_getBlockByNumber"]
+        if wrong and len(headers) == len(batch):
+            wrong -= 1
+            for answer in answers:
+                answer["result"]["hash"] = "0x" + f"{wrong:064x}"
+        return answers
+
+    monkeypatch.setattr(grid.w3.provider, "make_batch_request", replaced)
+    found = await read_chronicle(grid.w3, grid.deployment)
+    assert wrong == 0
+    assert found.events
+    wrong = 10**6
+    with pytest.raises(EndpointError, match="was replaced while it was read"):
+        await read_chronicle(grid.w3, grid.deployment)
+
+
+async def test_an_unknown_block_is_told(grid: LiveGrid) -> None:
+    head = int(await grid.w3.eth.block_number)
+    with pytest.raises(EndpointError, match="does not know block"):
+        await read_chronicle(grid.w3, grid.deployment, to_block=head + 1_000)
+
+
+async def test_a_lie_in_storage_is_found(grid: LiveGrid) -> None:
+    ledger, block = await read_ledger(grid.contracts)
+    held = await reader.read_storage(grid.contracts, ledger, block)
+    assert reader.verify(ledger, held).ok
+    lie = dataclasses.replace(held, supply=held.supply - 1)
+    assert not reader.verify(ledger, lie).ok
