@@ -18,7 +18,6 @@ from deepsquare_chain.chain.events import event_topics
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import Batches
 from deepsquare_chain.metascheduler.duties import Watch, lost, stuck, suspicions, to_requeue
@@ -134,14 +133,6 @@ class SchedulerService:
         held = await self._hold_to_account(world)
         assigned = await self._assign(world)
         return bool(held or assigned)
-
-    async def observe(self) -> World:
-        """Look at the grid without doing anything; errors as `cycle`."""
-        await self._follower.poll(self.state.apply)
-        world = await self._look()
-        if world is None:
-            raise EndpointError("The endpoint lags behind what it said before", hint="Try again.")
-        return world
 
     # -- the steps of a cycle
 
