@@ -96,8 +96,8 @@ async def get(desk: Desk, job: JobArgument) -> None:
 @command(app)
 async def why(desk: Desk, job: JobArgument) -> None:
     """Tell in words why a job is where it is."""
-    from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.cli.why import explain
+    from deepsquare_chain.client.network import open_grid
 
     async with open_grid(desk.settings) as contracts:
         desk.printer.text(await explain(contracts, job))

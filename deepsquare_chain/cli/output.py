@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from deepsquare_chain.client.plain import plain
 from deepsquare_chain.credits import format_credits, hourly
@@ -36,11 +36,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table, or one field of a record."""
+    """One column of a table, or one field of a record.
+
+    A `detail` is left out of tables, which have only so much room; JSON, CSV and records have it.
+    """
 
     key: str
     title: str
     kind: Kind = Kind.TEXT
+    detail: bool = False
 
 
 class Printer:
@@ -88,6 +92,11 @@ class Printer:
         """Print a JSON document, whatever the format."""
         self.text(json.dumps(value, indent=2, ensure_ascii=True))
 
+    @staticmethod
+    def as_object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
+        """A row as JSON shows it."""
+        return _object(columns, row)
+
     def rows(
         self,
         columns: Sequence[Column],
@@ -131,12 +140,16 @@ class Printer:
         from rich.text import Text
 
         table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-        for column in columns:
+        listed = [column for column in columns if not column.detail]
+        for column in listed:
             right = column.kind in {Kind.NUMBER, Kind.CREDITS, Kind.RATE}
-            table.add_column(Text(column.title), justify="right" if right else "left")
+            # A shortened address or hash is of no use to anybody: cells wrap instead.
+            justify: Literal["left", "right"] = "right" if right else "left"
+            table.add_column(Text(column.title), justify=justify, overflow="fold")
         for row in rows:
             cells = zip(columns, row, strict=True)
-            table.add_row(*(Text(for_people(column, value)) for column, value in cells))
+            shown = [for_people(column, value) for column, value in cells if not column.detail]
+            table.add_row(*(Text(text) for text in shown))
         self._render(table)
 
     def _vertical(self, columns: Sequence[Column], row: Sequence[Any], title: str) -> None:
@@ -163,7 +176,7 @@ class Printer:
 
 def for_people(column: Column, value: Any) -> str:
     """A cell as a table shows it."""
-    if value is None:
+    if value is None or value == "":
         return "-"
     match column.kind:
         case Kind.CREDITS:

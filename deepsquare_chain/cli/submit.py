@@ -33,7 +33,7 @@ _JOB_FILE: Final = (
 )
 _QUOTES: Final = (
     Column("provider_id", "provider", Kind.NUMBER),
-    Column("account", "account"),
+    Column("account", "account", detail=True),
     Column("rate", "rate", Kind.RATE),
     Column("cost", "cost of the limit", Kind.CREDITS),
     Column("seconds", "seconds for the credits", Kind.NUMBER),
@@ -44,7 +44,7 @@ _SUBMITTED: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
     Column("escrow", "escrow", Kind.CREDITS),
-    Column("definition", "definition"),
+    Column("definition", "definition", detail=True),
     Column("transaction", "transaction"),
 )
 
@@ -177,13 +177,14 @@ async def submit(
 
 
 def _announce(desk: Desk, due: Bill, *, permit: bool) -> None:
-    way = ""
+    jobs = "1 job" if due.jobs == 1 else f"{due.jobs} jobs"
+    way = "within its allowance"
     if due.approval:
-        what = "a permit for" if permit else "an approval of"
-        way = f", with {what} exactly {format_credits(due.total)} credits"
+        way = "with a permit for just that" if permit else "after an approval of just that"
     desk.printer.note(
-        f"{format_credits(due.total)} credits go into escrow for {due.jobs} job(s){way}; the "
-        f"wallet has {format_credits(due.balance)}."
+        f"Into escrow for {jobs}: {format_credits(due.total)} of the wallet's "
+        f"{format_credits(due.balance)} credits, {way}; gas for at most "
+        f"{format_credits(due.gas_wei)} coin."
     )
 
 

@@ -26,8 +26,7 @@ class BlockReader:
     """Follows a chain that never reorganises, from its first block.
 
     `by_account` holds every transaction there was; `by_job` shares each transaction's wei equally
-    among the jobs that its events name. `events` are all so far, `times` the chain time of every
-    block, in seconds.
+    among the jobs that its events name. `events` are all so far.
     """
 
     def __init__(self, w3: AsyncWeb3[Any]) -> None:
@@ -36,7 +35,6 @@ class BlockReader:
         self.by_account: dict[str, Gas] = defaultdict(Gas)
         self.by_job: dict[int, int] = defaultdict(int)
         self.events: list[Event] = []
-        self.times: dict[int, int] = {}
 
     async def poll(self) -> list[Event]:
         """Events of all blocks that are new, in their order."""
@@ -44,7 +42,6 @@ class BlockReader:
         found: list[Event] = []
         while self._next <= head:
             block = await self._w3.eth.get_block(self._next)
-            self.times[self._next] = int(block["timestamp"])
             hashes = block.get("transactions", [])
             receipts = await asyncio.gather(
                 *(self._w3.eth.get_transaction_receipt(each) for each in hashes)  # type: ignore[arg-type]

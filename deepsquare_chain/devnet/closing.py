@@ -16,9 +16,9 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.devnet.blocks import Gas
 from deepsquare_chain.devnet.grid import Grid
 from deepsquare_chain.devnet.scene import Scene
-from deepsquare_chain.explorer.audit import Audit, verify
+from deepsquare_chain.explorer.audit import Audit
 from deepsquare_chain.explorer.books import Kind, StatementRow
-from deepsquare_chain.explorer.ledger import Ledger
+from deepsquare_chain.explorer.reader import audit_chain
 
 _GWEI: Final = 10**9
 #: What a statement adds up, in this order; the rest of the kinds stand under "other".
@@ -85,15 +85,13 @@ class Closing:
 
 
 async def close_books(grid: Grid, scene: Scene, problems: list[str]) -> Closing:
-    """Rebuild the books from all events there were.
+    """Rebuild the books from events alone, and compare them with the contracts' storage.
 
     Raises:
         AuditError: The events can't be read as books at all.
     """
     await scene.look()
-    deployment = grid.contracts.deployment
-    ledger = Ledger.replay(scene.reader.events, deployment, scene.reader.times)
-    audit = verify(ledger)
+    ledger, audit = await audit_chain(grid.contracts)
     jobs = [_job(scene, number) for number in sorted(scene.jobs)]
     document = {
         "jobs": jobs,

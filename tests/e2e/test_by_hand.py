@@ -42,7 +42,7 @@ def test_one_job_from_end_to_end(place: Path) -> None:
 
     sent = run(["submit", hello, "--wait", "--wait-timeout", "60", "-o", "json"], place, 90)
     assert sent.code == 0, sent
-    assert "1 credits go into escrow" in sent.err
+    assert "Into escrow for 1 job: 1 of the wallet's 1000 credits" in sent.err
     for status in ("PENDING", "RUNNING at provider 1", "FINISHED at provider 1"):
         assert f"job 1: {status}" in sent.err
 

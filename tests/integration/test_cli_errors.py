@@ -127,7 +127,7 @@ def test_dry_run_checks_everything_and_sends_nothing(cli: Cli) -> None:
     before = worth(cli)
     found = cli("submit", HELLO, "--dry-run")
     assert (found.code, found.out) == (0, "")
-    assert "1 credits go into escrow for 1 job(s), with an approval of exactly 1" in found.err
+    assert "Into escrow for 1 job: 1 of the wallet's 1000 credits, after an approval" in found.err
     assert "Dry run: nothing was sent." in found.err
     assert worth(cli) == before
 
