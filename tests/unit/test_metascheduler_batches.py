@@ -1,0 +1,157 @@
+"""Transactions of a cycle: their size, refusals, pauses, and the run that sends nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.events import TransitionSkipped
+from deepsquare_chain.chain.receipts import TxReceipt
+from deepsquare_chain.errors import (
+    EndpointError,
+    GridError,
+    InsufficientFundsError,
+    RevertedError,
+)
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.metascheduler.batches import Batches
+
+NOW = 1_000
+
+
+class FakeContract:
+    """Makes calls whose label tells what is in them."""
+
+    def meta_schedule(self, groups: Any) -> Call:
+        return Call("", b"", f"assign {groups}")
+
+    def requeue(self, ids: Any) -> Call:
+        return Call("", b"", f"requeue {list(ids)}")
+
+    def panic(self, ids: Any) -> Call:
+        return Call("", b"", f"panic {list(ids)}")
+
+    def challenge(self, job_id: int) -> Call:
+        return Call("", b"", f"challenge {job_id}")
+
+
+@dataclass
+class FakeSender:
+    """Mines everything, leaves some jobs out, or fails."""
+
+    skips: set[int] = field(default_factory=set)
+    error: GridError | None = None
+    sent: list[str] = field(default_factory=list)
+
+    async def send(self, call: Call, **_: Any) -> TxReceipt:
+        self.sent.append(call.label)
+        if self.error is not None:
+            raise self.error
+        events = tuple(
+            TransitionSkipped(job_id, JobStatus.CANCELLED, b"\1\2\3\4") for job_id in self.skips
+        )
+        return TxReceipt("0x1", 7, "0x2", 21_000, 1, events)
+
+
+@dataclass
+class Bench:
+    sender: FakeSender
+    batches: Batches
+    counts: list[tuple[str, int, int]]
+
+
+def bench(sender: FakeSender | None = None, size: int = 50) -> Bench:
+    sender = sender or FakeSender()
+    counts: list[tuple[str, int, int]] = []
+    batches = Batches(
+        sender,  # type: ignore[arg-type]
+        FakeContract(),  # type: ignore[arg-type]
+        size=size,
+        timeout=1,
+        counted=lambda *each: counts.append(each),
+    )
+    return Bench(sender, batches, counts)
+
+
+async def test_groups_are_cut_at_the_size() -> None:
+    found = bench(size=2)
+    assert await found.batches.assign({1: [1, 2, 3], 2: [4, 5]}, NOW) == 5
+    assert found.sender.sent == [
+        "assign {1: [1, 2]}",
+        "assign {1: [3], 2: [4]}",
+        "assign {2: [5]}",
+    ]
+    assert found.counts == [("assign", 2, 0), ("assign", 2, 0), ("assign", 1, 0)]
+    assert found.batches.mined_at == 7
+
+
+async def test_other_kinds_are_cut_too() -> None:
+    found = bench(size=2)
+    assert await found.batches.requeue([1, 2, 3], NOW) == 3
+    assert await found.batches.panic([4], NOW) == 1
+    assert await found.batches.challenge(9, NOW) == 1
+    assert found.sender.sent == ["requeue [1, 2]", "requeue [3]", "panic [4]", "challenge 9"]
+
+
+async def test_nothing_to_do_sends_nothing() -> None:
+    found = bench()
+    assert await found.batches.assign({}, NOW) == 0
+    assert await found.batches.requeue([], NOW) == 0
+    assert found.sender.sent == []
+
+
+async def test_what_was_left_out_rests_longer_each_time() -> None:
+    found = bench(FakeSender(skips={2}))
+    assert await found.batches.requeue([1, 2], NOW) == 1
+    assert found.counts == [("requeue", 1, 1)]
+    assert found.batches.due("requeue", [1, 2], NOW + 1) == [1]
+    assert found.batches.due("requeue", [1, 2], NOW + 2) == [1, 2]
+    # A pause of one kind is none of another.
+    assert found.batches.due("assign", [2], NOW) == [2]
+    await found.batches.requeue([2], NOW + 2)
+    assert found.batches.due("requeue", [2], NOW + 5) == []
+    assert found.batches.due("requeue", [2], NOW + 6) == [2]
+    for _ in range(20):
+        found.batches._refuse("requeue", [2], NOW)
+    assert found.batches.due("requeue", [2], NOW + 599) == []
+    assert found.batches.due("requeue", [2], NOW + 600) == [2]
+    found.sender.skips = set()
+    await found.batches.requeue([2], NOW + 600)
+    assert found.batches.due("requeue", [2], NOW) == [2]
+
+
+@pytest.mark.parametrize(
+    ("error", "rests"),
+    [
+        (RevertedError("TooEarly"), True),
+        (InsufficientFundsError("no gas"), True),
+        (EndpointError("down"), False),
+    ],
+)
+async def test_failures_end_no_cycle(error: GridError, rests: bool) -> None:
+    found = bench(FakeSender(error=error))
+    with capture_logs() as logs:
+        assert await found.batches.challenge(3, NOW) == 0
+    assert [entry["message"] if "message" in entry else entry["error"] for entry in logs]
+    assert (found.batches.due("challenge", [3], NOW) == []) is rests
+    found.sender.sent.clear()
+    await found.batches.challenge(3, NOW)
+    assert bool(found.sender.sent) is not rests
+
+
+async def test_a_dry_run_tells_once_what_it_would_do() -> None:
+    batches = Batches(
+        None,
+        FakeContract(),  # type: ignore[arg-type]
+        size=50,
+        timeout=1,
+        counted=lambda *_: pytest.fail("nothing was sent"),
+    )
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert await batches.assign({1: [4, 5]}, NOW) == 0
+    assert [(entry["event"], entry["jobs"]) for entry in logs] == [("would send", [4, 5])]

@@ -1,0 +1,164 @@
+"""When jobs are taken back, providers asked, and runs given up: to the second of the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.records import Clock, Parameters
+from deepsquare_chain.job import Job, JobStatus, ProviderStatus
+from deepsquare_chain.metascheduler.duties import (
+    Moment,
+    Watch,
+    Watched,
+    is_silent,
+    lost,
+    stuck,
+    suspicions,
+    to_requeue,
+)
+from tests.support.workloads import NOW, job, provider, running
+
+TIMES = Parameters(
+    claim_timeout=100,
+    pending_timeout=200,
+    response_timeout=50,
+    response_blocks=7,
+    report_grace=3_600,
+    top_up_notice=30,
+    fee_bps=500,
+    submissions_open=True,
+    credit="",
+    registry="",
+    treasury="",
+)
+BLOCK = 5_000
+MOMENT = Moment(BLOCK, NOW, TIMES)
+IDLE = Clock("", 0, 0, 0)
+SILENT = Clock("", NOW - 51, BLOCK - 8, 0)
+
+
+def held(clock: Clock = IDLE, last_sign: int = NOW, **changes: Any) -> dict[int, Watched]:
+    return {1: Watched(provider(1, **changes).provider, clock, last_sign)}
+
+
+def claimed(since: int, **changes: Any) -> Job:
+    return running(1, status=JobStatus.SCHEDULED, since=since, **changes)
+
+
+def assigned(since: int) -> Job:
+    return running(1, status=JobStatus.META_SCHEDULED, since=since)
+
+
+@pytest.mark.parametrize(
+    ("clock", "silent"),
+    [
+        (IDLE, False),
+        (SILENT, True),
+        (Clock("", NOW - 50, BLOCK - 8, 0), False),
+        (Clock("", NOW - 51, BLOCK - 7, 0), False),
+    ],
+)
+def test_silence_needs_seconds_and_blocks(clock: Clock, silent: bool) -> None:
+    assert is_silent(clock, MOMENT) is silent
+
+
+@pytest.mark.parametrize(("since", "gone"), [(NOW - 3_660, False), (NOW - 3_661, True)])
+def test_overdue_runs_are_lost(since: int, gone: bool) -> None:
+    assert bool(lost([running(1, since=since, time_limit=60)], held(), MOMENT)) is gone
+
+
+def test_runs_of_a_silent_provider_are_lost_and_nothing_else() -> None:
+    run, other = running(1), running(2, 2)
+    jobs = [run, other, claimed(NOW), job(4)]
+    assert lost(jobs, held(SILENT), MOMENT) == [run]
+
+
+@pytest.mark.parametrize(("since", "back"), [(NOW - 100, False), (NOW - 101, True)])
+def test_unclaimed_jobs_go_back_after_the_timeout(since: int, back: bool) -> None:
+    assert bool(to_requeue([assigned(since)], held(), MOMENT)) is back
+
+
+def test_claimed_jobs_go_back_where_nobody_will_start_them() -> None:
+    fresh = claimed(NOW)
+    assert to_requeue([fresh], held(), MOMENT) == []
+    assert to_requeue([fresh], held(SILENT), MOMENT) == [fresh]
+    assert to_requeue([fresh], held(status=ProviderStatus.BANNED), MOMENT) == [fresh]
+    assert to_requeue([running(1)], held(SILENT), MOMENT) == []
+    # An unclaimed job must wait for its timeout, however silent its provider is.
+    assert to_requeue([assigned(NOW)], held(SILENT), MOMENT) == []
+
+
+@pytest.mark.parametrize(("since", "late"), [(NOW - 100, False), (NOW - 101, True)])
+def test_stuck_is_claimed_long_ago_at_a_provider_in_good_standing(since: int, late: bool) -> None:
+    assert bool(stuck([claimed(since)], held(), MOMENT)) is late
+    assert stuck([claimed(since)], held(SILENT), MOMENT) == []
+    assert stuck([assigned(since)], held(), MOMENT) == []
+
+
+class TestSuspicion:
+    def why(self, work: Job, watched: dict[int, Watched], watch: Watch | None = None) -> str:
+        found = suspicions([work], watched, MOMENT, watch or Watch())
+        assert len(found) <= 1
+        if not found:
+            return ""
+        assert (found[0].job_id, found[0].provider_id) == (work.id, 1)
+        return found[0].why
+
+    @pytest.mark.parametrize(("since", "asked"), [(NOW - 50, False), (NOW - 51, True)])
+    def test_half_of_the_claim_timeout(self, since: int, asked: bool) -> None:
+        assert ("unclaimed for 51 s" in self.why(assigned(since), held())) is asked
+
+    @pytest.mark.parametrize(("since", "asked"), [(NOW - 120, False), (NOW - 121, True)])
+    def test_unreported_past_its_end(self, since: int, asked: bool) -> None:
+        work = running(1, since=since, time_limit=60)
+        assert ("unreported 61 s after its end" in self.why(work, held())) is asked
+
+    def test_the_slack_follows_short_grids(self) -> None:
+        times = Parameters(10, *(getattr(TIMES, name) for name in list(TIMES.__slots__)[1:]))
+        moment = Moment(BLOCK, NOW, times)
+        work = running(1, since=NOW - 71, time_limit=60)
+        assert suspicions([work], held(), moment, Watch())
+
+    @pytest.mark.parametrize("make", [claimed, lambda since: running(1, since=since)])
+    @pytest.mark.parametrize(("quiet", "asked"), [(200, False), (201, True)])
+    def test_no_sign_for_twice_the_claim_timeout(self, make: Any, quiet: int, asked: bool) -> None:
+        work = make(NOW - quiet)
+        if work.status is JobStatus.RUNNING:
+            work = running(1, since=NOW - quiet, time_limit=10_000)
+        assert ("no sign of it" in self.why(work, held(last_sign=0))) is asked
+        assert self.why(work, held(last_sign=NOW - 5)) == ""
+        assert self.why(work, held(Clock("", 0, 0, NOW - 60))) == ""
+        eager = Watch(challenge_after=quiet - 1)
+        assert "no sign of it" in self.why(work, held(last_sign=0), eager)
+
+    def test_the_start_of_another_of_its_jobs_is_a_sign(self) -> None:
+        old = running(1, since=NOW - 500, time_limit=10_000)
+        new = running(2, since=NOW - 3, time_limit=10_000)
+        assert suspicions([old, new], held(last_sign=0), MOMENT, Watch()) == []
+        elsewhere = running(2, 2, since=NOW - 3, time_limit=10_000)
+        assert suspicions([old, elsewhere], held(last_sign=0), MOMENT, Watch())
+
+    def test_one_challenge_a_provider(self) -> None:
+        jobs = [running(n, since=NOW - 900, time_limit=10_000) for n in (7, 5, 6)]
+        found = suspicions(jobs, held(last_sign=0), MOMENT, Watch())
+        assert [each.job_id for each in found] == [5]
+
+    def test_no_challenge_that_the_contract_refuses(self) -> None:
+        late = assigned(NOW - 90)
+        assert self.why(late, held(Clock("", NOW - 5, BLOCK - 5, 0))) == ""
+        assert self.why(late, held(Clock("", 0, 0, NOW - 49))) == ""
+        answered_before_it_was_late = Clock("", 0, 0, NOW - 50)
+        assert self.why(late, held(answered_before_it_was_late))
+
+    def test_an_answer_settles_the_same_suspicion(self) -> None:
+        late = assigned(NOW - 120)
+        assert self.why(late, held(Clock("", 0, 0, NOW - 60))) == ""
+        assert self.why(late, held(Clock("", 0, 0, NOW - 71)))
+        unreported = running(1, since=NOW - 190, time_limit=60)
+        assert self.why(unreported, held(Clock("", 0, 0, NOW - 60))) == ""
+
+    def test_who_holds_nothing_is_left_alone(self) -> None:
+        assert suspicions([], held(last_sign=0), MOMENT, Watch()) == []
+        assert suspicions([running(1, 9, since=0)], held(last_sign=0), MOMENT, Watch()) == []
