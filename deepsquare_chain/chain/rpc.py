@@ -18,10 +18,11 @@ import structlog
 from eth_typing import URI
 from eth_utils.address import to_checksum_address
 from web3 import AsyncHTTPProvider, AsyncWeb3
-from web3.exceptions import Web3Exception
+from web3.exceptions import Web3Exception, Web3RPCError
 from web3.middleware import AttributeDictMiddleware, ExtraDataToPOAMiddleware
 from web3.types import RPCEndpoint, RPCResponse
 
+from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.settings import safe_url
 
@@ -106,7 +107,10 @@ class CheckedProvider(AsyncHTTPProvider):
     async def _ask(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         request = self.form_request(method, params)
         answer = await self._post(self.encode_rpc_dict(request))
-        return self._checked(request, answer)
+        checked = self._checked(request, answer)
+        if method not in SEND_METHODS:
+            self._raise_if_behind(checked)
+        return checked
 
     async def _ask_all(
         self, batch: Sequence[tuple[RPCEndpoint, Any]]
@@ -165,6 +169,15 @@ class CheckedProvider(AsyncHTTPProvider):
             raise TransientEndpointError(
                 f"The endpoint {self._place} limits its requests: {words[:200]}"
             )
+
+    def _raise_if_behind(self, answer: RPCResponse) -> None:
+        # Behind one address may stand nodes of different heights: the next may have the block.
+        if "error" in answer:
+            error = Web3RPCError("", rpc_response=answer)
+            if classify(error) is NodeError.UNKNOWN_BLOCK:
+                raise TransientEndpointError(
+                    f"The endpoint {self._place} lags behind: {node_message(error)}"
+                )
 
     def _nonsense(self, what: str) -> TransientEndpointError:
         return TransientEndpointError(
