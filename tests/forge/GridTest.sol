@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {Test} from "forge-std/Test.sol";
 
+import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
 import {Credit} from "../../contracts/Credit.sol";
 import {MetaScheduler} from "../../contracts/MetaScheduler.sol";
 import {ProviderRegistry} from "../../contracts/ProviderRegistry.sol";
@@ -33,6 +34,23 @@ abstract contract GridTest is Test {
     uint32 internal constant REPORT_GRACE = 1 hours;
     uint32 internal constant TOP_UP_NOTICE = 60;
     uint256 internal constant FUNDS = 1e30;
+    // What `plain` jobs cost at provider(0): 4 cpus and 1,024 MB.
+    uint96 internal constant AMOUNT = 1e15;
+    uint24 internal constant LIMIT = 100;
+    uint256 internal constant RATE = 5.024e12;
+
+    /// @dev Terms as the fuzzer makes them: without the enum, whose range it does not know.
+    struct Shape {
+        uint96 amount;
+        uint24 timeLimit;
+        uint16 tasks;
+        uint16 cpusPerTask;
+        uint24 memPerCpu;
+        uint16 gpus;
+        uint8 retries;
+        bool untilSpent;
+        uint8 objective;
+    }
 
     Credit internal credit;
     ProviderRegistry internal registry;
@@ -143,6 +161,61 @@ abstract contract GridTest is Test {
         grid.start(one(jobId));
     }
 
+    function plain() internal pure returns (JobTerms memory) {
+        return terms(AMOUNT, LIMIT, 2, 0, false);
+    }
+
+    function retried(uint8 retries) internal pure returns (JobTerms memory) {
+        return terms(AMOUNT, LIMIT, 2, retries, false);
+    }
+
+    function shaped(Shape memory s) internal pure returns (JobTerms memory) {
+        return JobTerms(
+            s.amount,
+            s.timeLimit,
+            s.tasks,
+            s.cpusPerTask,
+            s.memPerCpu,
+            s.gpus,
+            s.retries % 6,
+            s.untilSpent,
+            Objective(s.objective % 3),
+            "name",
+            "gpu.model=h100"
+        );
+    }
+
+    /// @dev A plain job of any status; NONE gives an id that nobody has.
+    function jobAt(JobStatus status) internal returns (uint256 jobId) {
+        if (status == JobStatus.NONE) return grid.jobCount() + 1;
+        if (isLive(status)) return jobIn(status, plain());
+        jobId = jobIn(JobStatus.RUNNING, plain());
+        if (status == JobStatus.CANCELLED) {
+            vm.prank(customer(0));
+            grid.cancel(one(jobId));
+        } else if (status == JobStatus.PANICKED) {
+            vm.prank(provider(0));
+            grid.panic(one(jobId), "gone");
+        } else {
+            bool spent = status == JobStatus.OUT_OF_CREDITS;
+            skip(spent ? LIMIT : 10);
+            finish(jobId, spent ? LIMIT : 10, status == JobStatus.FAILED ? int32(1) : int32(0));
+        }
+    }
+
+    /// @dev Challenges the provider of a live job and lets its time pass.
+    function silence(uint256 jobId) internal {
+        vm.prank(STRANGER);
+        grid.challenge(jobId);
+        skip(RESPONSE_TIMEOUT + 1);
+        vm.roll(vm.getBlockNumber() + RESPONSE_BLOCKS + 1);
+    }
+
+    /// @dev Lets a run end and its report be overdue.
+    function overdue() internal {
+        skip(LIMIT + REPORT_GRACE + 1);
+    }
+
     function finish(uint256 jobId, uint32 used, int32 code) internal {
         Report[] memory reports = new Report[](1);
         reports[0] = Report(jobId, used, code, 0, "exited");
@@ -153,6 +226,54 @@ abstract contract GridTest is Test {
     function one(uint256 jobId) internal pure returns (uint256[] memory ids) {
         ids = new uint256[](1);
         ids[0] = jobId;
+    }
+
+    function pair(uint256 a, uint256 b) internal pure returns (uint256[] memory list) {
+        list = new uint256[](2);
+        (list[0], list[1]) = (a, b);
+    }
+
+    function triple(uint256 a, uint256 b, uint256 c) internal pure returns (uint256[] memory list) {
+        list = new uint256[](3);
+        (list[0], list[1], list[2]) = (a, b, c);
+    }
+
+    /// @dev The next call must refuse with a per-item error.
+    function refuses(bytes4 reason, uint256 jobId) internal {
+        vm.expectRevert(abi.encodeWithSelector(reason, jobId));
+    }
+
+    /// @dev The next call must skip an item and go on.
+    function skips(uint256 jobId, JobStatus status, bytes4 reason) internal {
+        vm.expectEmit(address(grid));
+        emit IMetaScheduler.TransitionSkipped(jobId, status, reason);
+    }
+
+    /// @dev `who` is refused by the table for a job of every status outside `allowed` (a bit each).
+    function refusedByTable(
+        address who,
+        function(uint256) view returns (bytes memory) encode,
+        JobStatus to,
+        uint256 allowed
+    ) internal {
+        for (uint8 i = 0; i <= uint8(JobStatus.PANICKED); ++i) {
+            if ((allowed >> i) & 1 == 1) continue;
+            uint256 jobId = jobAt(JobStatus(i));
+            bytes memory data = encode(jobId);
+            vm.prank(who);
+            (bool done, bytes memory answer) = address(grid).call(data);
+            assertFalse(done, "applied from a status outside the table");
+            assertEq(
+                answer,
+                abi.encodeWithSelector(
+                    IMetaScheduler.InvalidTransition.selector, jobId, JobStatus(i), to
+                )
+            );
+        }
+    }
+
+    function bit(JobStatus status) internal pure returns (uint256) {
+        return 1 << uint8(status);
     }
 
     function statusOf(uint256 jobId) internal view returns (JobStatus) {

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
+import {Assignment, Job, JobStatus, JobTerms} from "../../contracts/types/JobTypes.sol";
+import {Hardware, Offer, Prices} from "../../contracts/types/ProviderTypes.sol";
+import {GridTest} from "./GridTest.sol";
+
+/// @notice `metaSchedule`, `selfSchedule` and `isEligible`.
+contract AssignTest is GridTest {
+    function _refused(uint256 jobId, uint16 providerId, bytes4 reason) private {
+        (bool eligible, bytes4 told) = grid.isEligible(jobId, providerId);
+        assertFalse(eligible);
+        assertEq(told, reason);
+        Assignment[] memory assignments = new Assignment[](1);
+        assignments[0] = Assignment(providerId, one(jobId));
+        vm.prank(SCHEDULER);
+        refuses(reason, jobId);
+        grid.metaSchedule(assignments);
+    }
+
+    function _accepted(uint256 jobId, uint16 providerId) private {
+        (bool eligible, bytes4 told) = grid.isEligible(jobId, providerId);
+        assertTrue(eligible);
+        assertEq(told, bytes4(0));
+        assign(jobId, providerId);
+        assertEq(grid.getJob(jobId).providerId, providerId);
+    }
+
+    function test_metaSchedule_fixes_provider_rate_and_fee() public {
+        uint256 jobId = submit(customer(0), plain());
+        vm.expectEmit(address(grid));
+        emit IMetaScheduler.JobTransition(
+            jobId, customer(0), provider(0), JobStatus.PENDING, JobStatus.META_SCHEDULED
+        );
+        vm.expectEmit(address(grid));
+        emit IMetaScheduler.JobPriced(jobId, provider(0), RATE, 500);
+        assign(jobId, 1);
+        Job memory job = grid.getJob(jobId);
+        assertEq(job.providerId, 1);
+        assertEq(job.rate, RATE);
+        assertEq(job.feeBps, 500);
+        assertEq(grid.allotment(jobId), LIMIT);
+    }
+
+    function test_a_missing_role_reverts_at_once() public {
+        uint256 jobId = submit(customer(0), plain());
+        Assignment[] memory assignments = new Assignment[](1);
+        assignments[0] = Assignment(1, one(jobId));
+        address[4] memory others = [customer(0), provider(0), ADMIN, STRANGER];
+        for (uint256 i = 0; i < others.length; ++i) {
+            vm.prank(others[i]);
+            vm.expectRevert();
+            grid.metaSchedule(assignments);
+        }
+        assertEq(uint8(statusOf(jobId)), uint8(JobStatus.PENDING));
+    }
+
+    function test_other_statuses_are_refused() public {
+        refusedByTable(SCHEDULER, _meta, JobStatus.META_SCHEDULED, bit(JobStatus.PENDING));
+        refusedByTable(provider(0), _self, JobStatus.META_SCHEDULED, bit(JobStatus.PENDING));
+        (bool eligible, bytes4 reason) = grid.isEligible(jobAt(JobStatus.RUNNING), 1);
+        assertFalse(eligible);
+        assertEq(reason, IMetaScheduler.InvalidTransition.selector);
+    }
+
+    // ----------------------------------------------------------------- standing
+
+    function test_an_unknown_provider_is_refused() public {
+        uint256 jobId = submit(customer(0), plain());
+        _refused(jobId, 0, IMetaScheduler.ProviderNotActive.selector);
+        _refused(jobId, 9, IMetaScheduler.ProviderNotActive.selector);
+    }
+
+    function test_a_draining_provider_is_refused() public {
+        uint256 jobId = submit(customer(0), plain());
+        vm.prank(provider(0));
+        registry.setDraining(true);
+        _refused(jobId, 1, IMetaScheduler.ProviderNotActive.selector);
+        vm.prank(provider(0));
+        registry.setDraining(false);
+        _accepted(jobId, 1);
+    }
+
+    function test_a_banned_provider_is_refused() public {
+        uint256 jobId = submit(customer(0), plain());
+        vm.prank(ADMIN);
+        registry.ban(provider(0), "test");
+        _refused(jobId, 1, IMetaScheduler.ProviderNotActive.selector);
+        vm.prank(ADMIN);
+        registry.unban(provider(0));
+        _accepted(jobId, 1);
+    }
+
+    function test_an_expired_approval_is_refused_and_its_last_second_is_not() public {
+        uint256 first = submit(customer(0), plain());
+        uint256 second = submit(customer(0), plain());
+        vm.warp(registry.getProvider(provider(0)).approvedUntil);
+        _accepted(first, 1);
+        skip(1);
+        _refused(second, 1, IMetaScheduler.ProviderNotActive.selector);
+    }
+
+    function test_a_silent_provider_is_refused_until_it_answers() public {
+        silence(jobIn(JobStatus.META_SCHEDULED, plain()));
+        uint256 jobId = submit(customer(0), plain());
+        _refused(jobId, 1, IMetaScheduler.ProviderSilent.selector);
+        vm.prank(provider(0));
+        grid.answer();
+        _accepted(jobId, 1);
+    }
+
+    function test_a_successor_goes_to_none_of_the_providers_that_lost_it() public {
+        uint256 jobId = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 2, false));
+        for (uint16 i = 1; i <= 2; ++i) {
+            assign(jobId, i);
+            vm.startPrank(provider(i - 1));
+            grid.claim(one(jobId));
+            grid.start(one(jobId));
+            grid.panic(one(jobId), "gone");
+            vm.stopPrank();
+            jobId = grid.jobCount();
+            for (uint16 k = 1; k <= i; ++k) {
+                _refused(jobId, k, IMetaScheduler.ProviderExcluded.selector);
+            }
+        }
+        _accepted(jobId, 3);
+    }
+
+    // ---------------------------------------------------------------------- fit
+
+    /// @dev 4 nodes of 16 cpus, 65,536 MB and 2 gpus.
+    function test_what_does_not_fit_a_node_is_refused() public {
+        JobTerms memory big = terms(1e24, LIMIT, 1, 0, false);
+        big.cpusPerTask = 17;
+        _refused(submit(customer(0), big), 1, IMetaScheduler.DoesNotFit.selector);
+        big.cpusPerTask = 16;
+        _accepted(submit(customer(0), big), 1);
+        big.memPerCpu = 4097;
+        _refused(submit(customer(0), big), 1, IMetaScheduler.DoesNotFit.selector);
+        big.memPerCpu = 4096;
+        _accepted(submit(customer(0), big), 1);
+    }
+
+    function test_more_tasks_than_the_nodes_take_are_refused() public {
+        JobTerms memory many = terms(1e24, LIMIT, 32, 0, false);
+        _accepted(submit(customer(0), many), 1);
+        many.tasks = 33;
+        _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
+        // Three tasks of five cpus a node, whatever sixteen over five leaves.
+        many.cpusPerTask = 5;
+        many.tasks = 13;
+        _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
+        many.tasks = 12;
+        _accepted(submit(customer(0), many), 1);
+        // Memory for two tasks a node.
+        many.cpusPerTask = 1;
+        many.memPerCpu = 32_768;
+        many.tasks = 8;
+        _accepted(submit(customer(0), many), 1);
+        many.tasks = 9;
+        _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
+    }
+
+    function test_more_than_the_offer_is_refused() public {
+        uint256 jobId = submit(customer(0), terms(1e24, LIMIT, 4, 0, false));
+        Offer[3] memory small =
+            [Offer(7, 262_144, 8), Offer(64, 2047, 8), Offer(8, 2048, 0)];
+        for (uint256 i = 0; i < 2; ++i) {
+            vm.prank(provider(0));
+            registry.setOffer(small[i]);
+            _refused(jobId, 1, IMetaScheduler.DoesNotFit.selector);
+        }
+        vm.prank(provider(0));
+        registry.setOffer(small[2]);
+        _accepted(jobId, 1);
+        JobTerms memory gpu = terms(1e24, LIMIT, 1, 0, false);
+        gpu.gpus = 1;
+        uint256 second = submit(customer(0), gpu);
+        _refused(second, 1, IMetaScheduler.DoesNotFit.selector);
+        vm.prank(provider(0));
+        registry.setOffer(Offer(8, 2048, 1));
+        _accepted(second, 1);
+    }
+
+    function test_a_rate_of_zero_is_refused() public {
+        vm.prank(provider(0));
+        registry.setPrices(Prices(0, 1, 0));
+        uint256 jobId = submit(customer(0), plain());
+        _refused(jobId, 1, IMetaScheduler.RateOutOfRange.selector);
+    }
+
+    function test_a_rate_beyond_its_field_is_refused() public {
+        address rich = address(0xB9);
+        vm.prank(rich);
+        registry.register(
+            Hardware(1, 65_535, type(uint32).max, 0), Prices(0, 0, 1e19), new string[](0)
+        );
+        vm.prank(ADMIN);
+        registry.approve(rich, 1);
+        // 472 MB for 1e19 each are the last whole rate below 2^72.
+        JobTerms memory terms_ = terms(uint96(1e28), 1, 1, 0, false);
+        terms_.cpusPerTask = 1;
+        terms_.memPerCpu = 473;
+        _refused(submit(customer(0), terms_), 4, IMetaScheduler.RateOutOfRange.selector);
+        terms_.memPerCpu = 472;
+        _accepted(submit(customer(0), terms_), 4);
+        vm.prank(rich);
+        registry.setPrices(Prices(type(uint64).max / 2, 0, 0));
+    }
+
+    function test_more_than_the_escrow_buys_is_refused() public {
+        uint256 cost = RATE * LIMIT;
+        uint256 jobId = submit(customer(0), terms(uint96(cost - 1), LIMIT, 2, 0, false));
+        _refused(jobId, 1, IMetaScheduler.OverBudget.selector);
+        vm.prank(STRANGER);
+        grid.topUp(jobId, customer(0), 1);
+        _accepted(jobId, 1);
+    }
+
+    function test_a_price_raised_in_front_of_an_assignment_is_bounded_by_the_escrow() public {
+        uint256 jobId = submit(customer(0), plain());
+        vm.prank(provider(0));
+        registry.setPrices(prices(1e16));
+        _refused(jobId, 1, IMetaScheduler.OverBudget.selector);
+    }
+
+    function test_an_offer_cut_in_front_of_an_assignment_refuses_it() public {
+        uint256 jobId = submit(customer(0), plain());
+        vm.prank(provider(0));
+        registry.setOffer(Offer(0, 0, 0));
+        _refused(jobId, 1, IMetaScheduler.DoesNotFit.selector);
+    }
+
+    /// @dev `isEligible` is the very test of `metaSchedule`, and the rate is what the prices say.
+    function testFuzz_eligible_means_that_the_assignment_succeeds(
+        Shape memory shape,
+        Prices memory prices_,
+        Offer memory offer
+    ) public {
+        JobTerms memory terms_ = shaped(shape);
+        terms_.amount = uint96(bound(terms_.amount, 1, 1e28));
+        terms_.timeLimit = uint24(bound(terms_.timeLimit, 1, 10_000));
+        terms_.tasks = uint16(bound(terms_.tasks, 1, 70));
+        terms_.cpusPerTask = uint16(bound(terms_.cpusPerTask, 1, 18));
+        terms_.memPerCpu = uint24(bound(terms_.memPerCpu, 1, 70_000));
+        terms_.gpus = terms_.gpus % 10;
+        prices_ = Prices(
+            uint64(bound(prices_.cpu, 0, 1e19)),
+            uint64(bound(prices_.gpu, 0, 1e19)),
+            uint64(bound(prices_.mem, 0, 1e16))
+        );
+        vm.startPrank(provider(0));
+        registry.setPrices(prices_);
+        registry.setOffer(
+            Offer(
+                uint32(bound(offer.cpus, 0, 64)),
+                uint48(bound(offer.mem, 0, 262_144)),
+                uint32(bound(offer.gpus, 0, 8))
+            )
+        );
+        vm.stopPrank();
+        uint256 jobId = submit(customer(0), terms_);
+        (bool eligible, bytes4 reason) = grid.isEligible(jobId, 1);
+        if (!eligible) return _refused(jobId, 1, reason);
+        assign(jobId, 1);
+        uint256 cpus = uint256(terms_.tasks) * terms_.cpusPerTask;
+        uint256 rate = cpus * prices_.cpu + uint256(terms_.gpus) * prices_.gpu
+            + cpus * terms_.memPerCpu * prices_.mem;
+        assertEq(grid.getJob(jobId).rate, rate);
+        assertLe(rate * terms_.timeLimit, terms_.amount);
+        assertGt(rate, 0);
+    }
+
+    // ------------------------------------------------------------------ batches
+
+    function test_an_empty_batch_is_refused() public {
+        vm.prank(SCHEDULER);
+        vm.expectRevert(IMetaScheduler.EmptyBatch.selector);
+        grid.metaSchedule(new Assignment[](0));
+        vm.prank(SCHEDULER);
+        vm.expectRevert(IMetaScheduler.EmptyBatch.selector);
+        grid.metaSchedule(new Assignment[](2));
+        vm.expectRevert(IMetaScheduler.EmptyBatch.selector);
+        grid.selfSchedule(new uint256[](0));
+    }
+
+    function test_refused_items_are_skipped_and_the_others_applied() public {
+        uint256 first = submit(customer(0), plain());
+        uint256 poor = submit(customer(0), terms(1, LIMIT, 2, 0, false));
+        uint256 second = submit(customer(1), terms(AMOUNT * 2, LIMIT, 2, 0, false));
+        Assignment[] memory assignments = new Assignment[](3);
+        assignments[0] = Assignment(1, triple(first, poor, first));
+        assignments[1] = Assignment(9, one(second));
+        assignments[2] = Assignment(2, one(second));
+        skips(poor, JobStatus.PENDING, IMetaScheduler.OverBudget.selector);
+        skips(first, JobStatus.META_SCHEDULED, IMetaScheduler.InvalidTransition.selector);
+        skips(second, JobStatus.PENDING, IMetaScheduler.ProviderNotActive.selector);
+        vm.prank(SCHEDULER);
+        grid.metaSchedule(assignments);
+        assertEq(grid.getJob(first).providerId, 1);
+        assertEq(grid.getJob(second).providerId, 2);
+        assertEq(grid.getJob(second).rate, 2 * RATE);
+        assertEq(uint8(statusOf(poor)), uint8(JobStatus.PENDING));
+    }
+
+    // -------------------------------------------------------------- selfSchedule
+
+    function test_selfSchedule_waits_for_the_pending_timeout() public {
+        uint256 jobId = submit(customer(0), plain());
+        skip(PENDING_TIMEOUT - 1);
+        vm.prank(provider(0));
+        refuses(IMetaScheduler.TooEarly.selector, jobId);
+        grid.selfSchedule(one(jobId));
+        skip(1);
+        vm.prank(provider(0));
+        grid.selfSchedule(one(jobId));
+        assertEq(grid.getJob(jobId).providerId, 1);
+        assertEq(grid.getJob(jobId).rate, RATE);
+    }
+
+    function test_selfSchedule_refuses_an_ineligible_provider() public {
+        uint256 jobId = submit(customer(0), plain());
+        skip(PENDING_TIMEOUT);
+        vm.prank(STRANGER);
+        refuses(IMetaScheduler.ProviderNotActive.selector, jobId);
+        grid.selfSchedule(one(jobId));
+        vm.prank(provider(1));
+        refuses(IMetaScheduler.OverBudget.selector, jobId);
+        grid.selfSchedule(one(jobId));
+    }
+
+    function test_selfSchedule_refuses_a_provider_that_the_job_was_requeued_from() public {
+        uint256 jobId = jobIn(JobStatus.META_SCHEDULED, plain());
+        vm.prank(provider(0));
+        grid.requeue(one(jobId), "full");
+        assertTrue(grid.isBarred(jobId, 1));
+        skip(PENDING_TIMEOUT);
+        vm.prank(provider(0));
+        refuses(IMetaScheduler.ProviderExcluded.selector, jobId);
+        grid.selfSchedule(one(jobId));
+        _accepted(jobId, 1);
+    }
+
+    function _meta(uint256 jobId) private view returns (bytes memory) {
+        Assignment[] memory assignments = new Assignment[](1);
+        assignments[0] = Assignment(1, one(jobId));
+        return abi.encodeCall(grid.metaSchedule, (assignments));
+    }
+
+    function _self(uint256 jobId) private view returns (bytes memory) {
+        return abi.encodeCall(grid.selfSchedule, (one(jobId)));
+    }
+}
