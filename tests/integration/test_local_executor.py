@@ -697,3 +697,4 @@ async def test_nothing_is_leaked_by_many_runs(executor: LocalExecutor, state: Pa
     assert me.num_fds() <= before
     # Ended supervisors are collected, not left as zombies.
     assert {child.pid for child in me.children()} <= children
+    assert executor._runs._children == {}

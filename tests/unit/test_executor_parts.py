@@ -132,6 +132,24 @@ def test_full_disk_loses_output_and_nothing_else() -> None:
     keeper.close()
 
 
+def test_output_after_a_gap_is_never_put_into_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "output"
+    keeper = OutputKeeper(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1000)
+    keeper.take(b"one ")
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        keeper.take(b"two ")
+    keeper.take(b"three")
+    keeper.close()
+    assert path.read_bytes() == b"one two three"
+
+
 # -- records
 
 
