@@ -14,7 +14,8 @@ from deepsquare_chain.chain.calls import ContractBase
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import RoleGranted, RoleRevoked, decode_logs, event_topics
-from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.chain.rpc import TransientEndpointError
+from deepsquare_chain.errors import GridError
 
 _LOG_RANGE: Final = 10_000
 
@@ -48,17 +49,16 @@ async def verify_deployment(w3: AsyncWeb3[Any], deployment: Deployment) -> list[
     ]
     contracts = Contracts(w3, deployment)
     parts: tuple[ContractBase, ...] = (contracts.credit, contracts.registry, contracts.scheduler)
-    all_code = True
     for contract in parts:
         code = bytes(await w3.eth.get_code(to_checksum_address(contract.address)))
-        finding = _code(contract, code)
-        findings.append(finding)
-        all_code = all_code and bool(code)
-    if all_code:
-        try:
-            findings.extend(await _wiring(contracts, deployment))
-        except EndpointError as error:
-            findings.append(Finding("wiring and parameters", ok=False, detail=error.message))
+        findings.append(_code(contract, code))
+    try:
+        findings.extend(await _wiring(contracts, deployment))
+    except TransientEndpointError:
+        raise
+    except GridError as error:
+        # Other code answers otherwise, or not at all.
+        findings.append(Finding("wiring and parameters", ok=False, detail=error.message))
     return findings
 
 
