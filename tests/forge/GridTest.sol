@@ -60,7 +60,7 @@ abstract contract GridTest is Test {
         vm.warp(1_767_225_600);
         vm.roll(1000);
         vm.startPrank(ADMIN);
-        credit = new Credit(ADMIN, 0);
+        credit = newCredit();
         registry = new ProviderRegistry(ADMIN, 0, 365 days);
         grid = deployGrid(address(credit));
         credit.grantRole(credit.MINTER_ROLE(), ADMIN);
@@ -80,6 +80,11 @@ abstract contract GridTest is Test {
         for (uint256 i = 0; i < PROVIDERS; ++i) {
             register(provider(i), prices(uint64(1e12 * (i + 1))));
         }
+    }
+
+    /// @dev Another token for those that test hostile ones.
+    function newCredit() internal virtual returns (Credit) {
+        return new Credit(ADMIN, 0);
     }
 
     function deployGrid(address token) internal returns (MetaScheduler) {
