@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+
+import {JobRecord, Money, Moves} from "../../contracts/libraries/JobRecord.sol";
+import {JobStatus, JobTerms} from "../../contracts/types/JobTypes.sol";
+
+/// @notice The packed words of a record: each writer changes its own fields to any value, and no other bit.
+contract PackingTest is Test {
+    function _moves(Moves m) private pure returns (uint256[8] memory) {
+        return [
+            uint256(uint160(m.customer())),
+            uint256(m.status()),
+            m.since(),
+            m.providerId(),
+            m.memPerCpu(),
+            m.retriesLeft(),
+            m.untilSpent() ? 1 : 0,
+            m.isSuccessor() ? 1 : 0
+        ];
+    }
+
+    function _money(Money m) private pure returns (uint256[7] memory) {
+        return [
+            m.escrow(), m.rate(), m.timeLimit(), m.tasks(), m.cpusPerTask(), m.gpus(), m.feeBps()
+        ];
+    }
+
+    /// @dev A word with a status of the enum, as every stored one has.
+    function _clean(uint256 word) private pure returns (Moves) {
+        uint256 status = (word >> 160) % 10;
+        return Moves.wrap((word & ~(uint256(0xff) << 160)) | (status << 160));
+    }
+
+    function newMoves(address owner, JobTerms calldata terms) external view returns (Moves) {
+        return JobRecord.newMoves(owner, terms);
+    }
+
+    function newMoney(JobTerms calldata terms) external pure returns (Money) {
+        return JobRecord.newMoney(terms);
+    }
+
+    function testFuzz_a_transition_changes_status_and_time(uint256 word, uint8 to, uint32 time)
+        public
+    {
+        to = to % 10;
+        vm.warp(time);
+        Moves before = _clean(word);
+        uint256[8] memory expected = _moves(before);
+        (expected[1], expected[2]) = (to, time);
+        Moves got = before.moved(JobStatus(to));
+        assertEq(abi.encode(_moves(got)), abi.encode(expected));
+        assertEq(Moves.unwrap(got) >> 200, Moves.unwrap(before) >> 200);
+    }
+
+    function testFuzz_a_provider_changes_its_id_alone(uint256 word, uint16 id) public pure {
+        Moves before = _clean(word);
+        uint256[8] memory expected = _moves(before);
+        expected[3] = id;
+        assertEq(abi.encode(_moves(before.withProvider(id))), abi.encode(expected));
+    }
+
+    function testFuzz_a_successor_is_PENDING_with_one_retry_less(uint256 word, uint8 retries)
+        public
+    {
+        vm.assume(retries > 0);
+        vm.warp(5);
+        Moves before = _clean((word & ~(uint256(0xff) << 240)) | (uint256(retries) << 240));
+        uint256[8] memory expected = _moves(before);
+        (expected[1], expected[2], expected[3]) = (1, 5, 0);
+        (expected[5], expected[7]) = (retries - 1, 1);
+        assertEq(abi.encode(_moves(before.succeeded())), abi.encode(expected));
+    }
+
+    function testFuzz_an_escrow_changes_itself_alone(uint256 word, uint96 amount) public pure {
+        uint256[7] memory expected = _money(Money.wrap(word));
+        expected[0] = amount;
+        assertEq(abi.encode(_money(Money.wrap(word).withEscrow(amount))), abi.encode(expected));
+    }
+
+    function testFuzz_a_limit_changes_itself_alone(uint256 word, uint24 limit) public pure {
+        uint256[7] memory expected = _money(Money.wrap(word));
+        expected[2] = limit;
+        assertEq(abi.encode(_money(Money.wrap(word).withTimeLimit(limit))), abi.encode(expected));
+    }
+
+    function testFuzz_a_price_changes_rate_and_fee_alone(uint256 word, uint72 rate, uint16 fee)
+        public
+        pure
+    {
+        uint256[7] memory expected = _money(Money.wrap(word));
+        (expected[1], expected[6]) = (rate, fee);
+        assertEq(abi.encode(_money(Money.wrap(word).withPrice(rate, fee))), abi.encode(expected));
+    }
+
+    function test_every_field_at_its_bounds() public view {
+        _checkNew(0);
+        _checkNew(type(uint256).max);
+    }
+
+    function _checkNew(uint256 bits) private view {
+        JobTerms memory t;
+        t.amount = uint96(bits);
+        t.timeLimit = uint24(bits);
+        t.tasks = uint16(bits);
+        t.cpusPerTask = uint16(bits);
+        t.memPerCpu = uint24(bits);
+        t.gpus = uint16(bits);
+        t.retries = uint8(bits);
+        t.untilSpent = bits != 0;
+        address owner = address(uint160(bits));
+        uint256[8] memory moves = [
+            uint160(bits), 1, block.timestamp, 0, uint24(bits), uint8(bits), bits != 0 ? 1 : 0, 0
+        ];
+        assertEq(abi.encode(_moves(this.newMoves(owner, t))), abi.encode(moves));
+        uint256[7] memory money = [
+            uint256(uint96(bits)), 0, uint24(bits), uint16(bits), uint16(bits), uint16(bits), 0
+        ];
+        assertEq(abi.encode(_money(this.newMoney(t))), abi.encode(money));
+    }
+}
