@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import CreditsArgument, JobArgument, JobArguments, amount
 from deepsquare_chain.job import Job
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.contracts import Contracts
     from deepsquare_chain.client.history import History
+    from deepsquare_chain.client.watching import Ended
 
 app = typer.Typer(help="List, look at, watch, read, cancel, top up, retry.", no_args_is_help=True)
 
@@ -116,11 +118,15 @@ async def watch(
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(desk.settings) as contracts:
-        return await watch_one(desk, contracts, job, wait_timeout)
+        ended = await follow_to_end(desk, contracts, job, wait_timeout)
+        await _print_job(desk, contracts, ended.job)
+    return ended.exit_code
 
 
-async def watch_one(desk: Desk, contracts: Any, job_id: int, timeout: float | None) -> int:
-    """Tell each change on stderr, print the final record; the job's exit code."""
+async def follow_to_end(
+    desk: Desk, contracts: Contracts, job_id: int, timeout: float | None
+) -> Ended:
+    """Wait for the end of a job's line, telling each change on stderr."""
     from deepsquare_chain.client.watching import watch
 
     def tell(job: Job) -> None:
@@ -129,9 +135,17 @@ async def watch_one(desk: Desk, contracts: Any, job_id: int, timeout: float | No
         desk.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
 
     interval = desk.settings.poll_interval
-    ended = await watch(contracts, job_id, interval=interval, timeout=timeout, on_change=tell)
-    await _print_job(desk, contracts, ended.job)
-    return ended.exit_code
+    return await watch(contracts, job_id, interval=interval, timeout=timeout, on_change=tell)
+
+
+async def print_ended(desk: Desk, found: Sequence[Ended]) -> None:
+    """Jobs that ended: a list as data, one after the other for people."""
+    rows = [_job_row(each.job, each.history) for each in found]
+    if desk.printer.style is not Format.TABLE:
+        desk.printer.rows(_JOB, rows)
+        return
+    for row in rows:
+        desk.printer.record(_JOB, row)
 
 
 @command(app)

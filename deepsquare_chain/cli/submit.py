@@ -13,6 +13,7 @@ from deepsquare_chain.cli.types import amount
 from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
+    from deepsquare_chain.chain.contracts import Contracts
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Terms
     from deepsquare_chain.workflow import JobFile
@@ -167,13 +168,13 @@ async def submit(
             permit=wallet.account if permit else None,
             timeout=desk.settings.timeout,
         )
+        if wait:
+            return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
         digest, sent = job_file.definition.digest.hex(), done.receipts[-1].hash
         desk.printer.rows(
             _SUBMITTED, [(i, terms.name, terms.amount, digest, sent) for i in done.job_ids]
         )
-        if not wait:
-            return None
-        return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
+        return None
 
 
 def _announce(desk: Desk, due: Bill, *, permit: bool) -> None:
@@ -189,10 +190,11 @@ def _announce(desk: Desk, due: Bill, *, permit: bool) -> None:
 
 
 async def _wait(
-    desk: Desk, contracts: object, job_ids: tuple[int, ...], timeout: float | None
+    desk: Desk, contracts: Contracts, job_ids: tuple[int, ...], timeout: float | None
 ) -> int:
-    """Wait for all; the first code that is not zero wins."""
-    from deepsquare_chain.cli.job import watch_one
+    """Wait for all of them; the first code that is not zero wins."""
+    from deepsquare_chain.cli.job import follow_to_end, print_ended
 
-    codes = [await watch_one(desk, contracts, job_id, timeout) for job_id in job_ids]
-    return next((code for code in codes if code), 0)
+    found = [await follow_to_end(desk, contracts, job_id, timeout) for job_id in job_ids]
+    await print_ended(desk, found)
+    return next((each.exit_code for each in found if each.exit_code), 0)

@@ -28,7 +28,7 @@ from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.faucet import Faucet, faucet_app
 from deepsquare_chain.devnet.node import Node
 from deepsquare_chain.devnet.process import ChildProcess
-from deepsquare_chain.devnet.serving import LoopbackServer
+from deepsquare_chain.devnet.serving import LoopbackServer, open_listener
 from deepsquare_chain.job import Hardware, Prices
 from deepsquare_chain.store.database import Store
 
@@ -93,6 +93,7 @@ class Grid:
         self.services: dict[str, ChildProcess] = {}
         self.providers: dict[int, str] = {}
         self.faucet_url = ""
+        self._port = port
         self._faucet_port = faucet_port
         self._tell = tell
         self._stack = contextlib.AsyncExitStack()
@@ -203,6 +204,10 @@ class Grid:
     # -- start
 
     async def _start(self) -> None:
+        for port in (self._port, self._faucet_port or 0):
+            # A port in use is told at once, not after the chain has been set up.
+            if port:
+                open_listener(port).close()
         self._tell("starting the chain")
         _, _ = await asyncio.gather(self.node.start(), asyncio.to_thread(self._make_wallets))
         w3 = await connect(self.node.url, chain_id=self.node.chain_id)

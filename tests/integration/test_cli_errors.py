@@ -270,7 +270,7 @@ def test_only_roles_and_providers_may(cli: Cli, place: Place) -> None:
     refused(cli("admin", "close"), 8, "role")
     refused(cli("provider", "run"), 4, "not registered", "provider register")
     refused(cli("provider", "status"), 4, "not registered")
-    refused(cli("metascheduler", "run"), 8, "role")
+    refused(cli("metascheduler", "run"), 8, "METASCHEDULER_ROLE")
     keystore = ["--keystore", str(place.wallets / "alpine.json")]
     found = cli("provider", "offer", "--cpus", "99", "--memory", "1", *keystore)
     refused(found, 6, "more than the approved hardware")
