@@ -27,6 +27,7 @@ def profile() -> settings:
     """The default is the same on every run; the long one never is."""
     shared = {
         "deadline": None,
+        "report_multiple_bugs": False,
         "suppress_health_check": list(HealthCheck),
         "phases": [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     }
