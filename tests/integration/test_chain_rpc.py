@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -160,6 +163,38 @@ async def test_a_transaction_is_broadcast_once(
     assert receipt.events
     assert proxy.seen.count("eth_sendRawTransaction") == 1
     assert await credit.balance_of(target) == before + 1
+
+
+@pytest.mark.parametrize("seed", [7])
+async def test_a_third_of_all_answers_spoilt(grid: LiveGrid, proxy: BadProxy, seed: int) -> None:
+    """Whatever fails is sent again under its key: each effect comes, and comes once."""
+    dice = random.Random(seed)
+    kinds = [
+        badproxy.status(429),
+        badproxy.status(503),
+        badproxy.page,
+        badproxy.truncated,
+        badproxy.wrong_id,
+        badproxy.lost,
+        badproxy.error(-32005, "rate limit exceeded"),
+    ]
+    credit, account = grid.contracts.credit, grid.customers[1]
+    target = f"0x{seed:040x}"
+
+    async def once(sender: Sender, number: int) -> None:
+        async with asyncio.timeout(100):
+            while True:
+                with suppress(EndpointError):
+                    await sender.send(credit.transfer(target, 1), key=str(number))
+                    return
+
+    async with connected(proxy.url) as w3:
+        with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
+            sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.05)
+            proxy.chaos = lambda: dice.choice(kinds) if dice.random() < 0.3 else None
+            await asyncio.gather(*(once(sender, number) for number in range(12)))
+            assert sender.pending() == []
+    assert await credit.balance_of(target) == 12
 
 
 async def test_a_closed_connection_leaves_nothing_behind(node: Node) -> None:

@@ -63,6 +63,7 @@ class BadProxy:
         self.methods: set[str] = set()
         self.seen: list[str] = []
         self.delay = 0.0
+        self.chaos: Callable[[], Fault | None] = lambda: None  # asked where no fault is ordered
         self._upstream = upstream
         self._client = httpx.AsyncClient(trust_env=False, timeout=30)
         self._server: asyncio.Server | None = None
@@ -102,6 +103,8 @@ class BadProxy:
         code, body = 200, json.dumps(answer).encode()
         if self.faults and (not self.methods or method in self.methods):
             code, body = self.faults.pop(0)(request, answer)
+        elif fault := self.chaos():
+            code, body = fault(request, answer)
         if code == 0:
             return False
         writer.write(f"HTTP/1.1 {code} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
