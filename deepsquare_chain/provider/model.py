@@ -22,6 +22,8 @@ class Phase(StrEnum):
 
     WATCHED = "watched"
     """An event named the job; the executor was never asked to run it."""
+    STARTING = "starting"
+    """The meter is about to be started; the executor was never asked to run it."""
     SUBMITTING = "submitting"
     """The intent is written; whether the executor took the run is not known yet."""
     SUBMITTED = "submitted"

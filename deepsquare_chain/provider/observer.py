@@ -161,7 +161,7 @@ class Observer:
         if run.handle is not None:
             if status is None or status.state is not RunState.UNKNOWN:
                 return None
-        elif run.phase is Phase.WATCHED and run.job_id not in self._strays:
+        elif run.phase in {Phase.WATCHED, Phase.STARTING} and run.job_id not in self._strays:
             starting = job.status is JobStatus.RUNNING
             queued = job.status is JobStatus.SCHEDULED and self._executor.queues
             if not mine or not (starting or queued):
@@ -197,5 +197,8 @@ def _same(job: Job, confirmed: Job) -> bool:
 
 
 def free_megabytes(folder: Path) -> int:
-    """Free disk below a folder, in MB."""
-    return shutil.disk_usage(folder).free // _MEGABYTE
+    """Free disk below a folder, in MB; none where it can't be told."""
+    try:
+        return shutil.disk_usage(folder).free // _MEGABYTE
+    except OSError:
+        return 0

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from deepsquare_chain.credits import allotment as allotment_of
 from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState
-from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.provider.admission import Room, admit
 from deepsquare_chain.provider.model import (
     MAX_REASON_BYTES,
     MAX_SECONDS,
@@ -43,12 +44,12 @@ from deepsquare_chain.provider.model import (
 def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action]]:
     """One action for each job; what does not fit beside the others now waits or goes back."""
     ordered = sorted(views, key=lambda view: (-view.chain, view.job.since, view.job.id))
-    room = _Room(situation.free, unlimited=situation.queues)
+    room = Room(situation.free, unlimited=situation.queues)
     planned = []
     for view in ordered:
         action = plan_job(view, situation)
         if view.mine:
-            action = _admit(view, action, situation, room)
+            action = admit(view, action, situation, room)
         planned.append((view, _spoken(action)))
     return planned
 
@@ -176,8 +177,14 @@ def _submit_or_adopt(view: View, situation: Situation) -> Action:
         return Wait("the executor has not answered")
     if view.lookup.handle is not None:
         return Adopt(view.lookup.handle)
-    if not view.settled:
-        return Wait("waits for confirmations")
+    return _submit(view, situation) if view.settled else Wait("waits for confirmations")
+
+
+def _submit(view: View, situation: Situation) -> Action:
+    """Begin the run, which surely never began here."""
+    if view.chain is JobStatus.RUNNING and view.run.phase is Phase.WATCHED:
+        # Started, but not by this database: what became of that run nobody knows any more.
+        return Panic("the record of this run was lost")
     problem = _material_problem(view, situation)
     if problem is not None:
         return problem
@@ -264,51 +271,3 @@ def clip(reason: str) -> str:
     """A reason as the contract takes it: 256 bytes, whole characters, one line."""
     line = "".join(char if char.isprintable() else " " for char in reason)
     return line.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-
-
-# ------------------------------------------------------------------------- admission
-
-
-class _Room:
-    """What is left of the free capacity for jobs that have no process yet."""
-
-    def __init__(self, free: Offer | None, *, unlimited: bool) -> None:
-        self.known = free is not None or unlimited
-        self._free = Offer(0, 0, 0) if free is None else free
-        self._unlimited = unlimited
-
-    def holds(self, wanted: Resources) -> bool:
-        """Whether a job fits beside what was taken before."""
-        left = self._free
-        return self._unlimited or (
-            wanted.cpus <= left.cpus and wanted.memory <= left.memory and wanted.gpus <= left.gpus
-        )
-
-    def take(self, wanted: Resources) -> None:
-        """Reserve what a job needs, even where it is too much: the next ones wait behind it."""
-        left = self._free
-        self._free = Offer(
-            left.cpus - wanted.cpus, left.memory - wanted.memory, left.gpus - wanted.gpus
-        )
-
-
-def _admit(view: View, action: Action, situation: Situation, room: _Room) -> Action:
-    """Let new work in while there is room; what can't be served soon goes back."""
-    wanted = view.job.resources
-    if view.run.began and view.run.phase is not Phase.SUBMITTING:
-        return action  # the executor counts it already
-    fits = room.holds(wanted)
-    if fits or view.chain is not JobStatus.META_SCHEDULED:
-        room.take(wanted)
-    if not isinstance(action, Claim | Start) or view.run.began:
-        return action
-    if isinstance(action, Claim) and not situation.room_to_write:
-        return _shortage(view, situation, "the provider is short of disk space")
-    if not room.known:
-        return _shortage(view, situation, "the provider's executor does not answer")
-    return action if fits else _shortage(view, situation, "the provider has no room for it now")
-
-
-def _shortage(view: View, situation: Situation, reason: str) -> Action:
-    waited = situation.now - view.job.since
-    return Requeue(reason) if waited >= situation.patience else Wait(reason)

@@ -8,6 +8,11 @@ from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.provider.model import Phase, Run, Submit
 
 
+def starting(run: Run) -> Run:
+    """The intent to start on chain: proof that no earlier life of this database ran the job."""
+    return replace(run, phase=Phase.STARTING) if run.phase is Phase.WATCHED else run
+
+
 def submitting(run: Run, action: Submit) -> Run:
     """The intent, written before the executor is asked."""
     return replace(run, phase=Phase.SUBMITTING, allotment=action.allotment, lead=action.lead)

@@ -22,11 +22,12 @@ from deepsquare_chain.job import Hardware, Offer
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.faults import crash_point
 from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.provider import rows
 from deepsquare_chain.provider.batches import Batches
 from deepsquare_chain.provider.figures import Figures
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
-from deepsquare_chain.provider.model import Action, Close, Situation, View
+from deepsquare_chain.provider.model import Action, Close, Phase, Situation, Start, View
 from deepsquare_chain.provider.observer import Head, Observer, free_megabytes
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.state import RunTable
@@ -262,9 +263,17 @@ class ProviderService:
         planned = plan(views, situation)
         self._tell(planned)
         crash_point("provider.planned")
+        self._intend(planned)
         done, moved = await together(self._handlers.carry_out(planned), self._batches.send(planned))
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return done + moved
+
+    def _intend(self, planned: Sequence[tuple[View, Action]]) -> None:
+        """Write down which jobs are about to be started, before it is done."""
+        for view, action in planned:
+            if isinstance(action, Start) and view.run.phase is Phase.WATCHED:
+                self.table.put(rows.starting(view.run))
+        crash_point("provider.intended")
 
     def _tell(self, planned: Sequence[tuple[View, Action]]) -> None:
         """Log each job's plan when it changes."""

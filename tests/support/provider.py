@@ -142,7 +142,7 @@ async def bench(
     grid: LiveGrid, folder: Path, number: int = 0, definitions: Path | None = None, **settings: Any
 ) -> AsyncIterator[Bench]:
     """A provider's service in this process."""
-    options = {"capacity": OFFER, "poll_interval": 0.1, **settings}
+    options = {"capacity": OFFER, "poll_interval": 0.1, "confirmations": 0, **settings}
     account = grid.providers[number]
     store = grid.store(account, folder / "provider.db")
     executor = LocalExecutor(folder, options["capacity"])

@@ -188,6 +188,7 @@ class TestMetaScheduled:
 class TestScheduledLocal:
     def test_starts(self):
         assert act(S.SCHEDULED, row()) == Start()
+        assert act(S.SCHEDULED, row(Phase.STARTING)) == Start()
 
     def test_starts_again_after_a_replaced_block(self):
         assert act(S.SCHEDULED, row(Phase.SUBMITTED), status=LIVE) == Start()
@@ -234,7 +235,7 @@ class TestScheduledQueue:
 
 
 class TestRunning:
-    @pytest.mark.parametrize("phase", [Phase.WATCHED, Phase.SUBMITTING])
+    @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.SUBMITTING])
     @pytest.mark.parametrize("situation", [LOCAL, QUEUE])
     def test_without_a_handle(self, phase, situation):
         assert isinstance(act(S.RUNNING, row(phase), situation), Wait)
@@ -243,6 +244,11 @@ class TestRunning:
         assert action == Submit(walltime=58, allotment=60, lead=2)
         early = act(S.RUNNING, row(phase), situation, lookup=NOWHERE, settled=False)
         assert isinstance(early, Wait)
+
+    def test_started_by_a_database_that_is_lost(self):
+        assert act(S.RUNNING, row(), lookup=HERE) == Adopt("h1")
+        assert isinstance(act(S.RUNNING, row(), lookup=NOWHERE, settled=False), Wait)
+        assert isinstance(act(S.RUNNING, row(), lookup=NOWHERE), Panic)
 
     @pytest.mark.parametrize(
         ("late", "expected"),
@@ -256,15 +262,18 @@ class TestRunning:
     )
     def test_a_late_start_leaves_half_the_time_or_gives_up(self, late, expected):
         situation = dataclasses.replace(LOCAL, now=T0 + late)
-        action = act(S.RUNNING, row(), situation, lookup=NOWHERE)
+        action = act(S.RUNNING, row(Phase.STARTING), situation, lookup=NOWHERE)
         assert isinstance(action, expected) if isinstance(expected, type) else action == expected
 
     def test_until_spent_runs_as_long_as_the_escrow_buys(self):
         record = job(until_spent=True)
-        action = act(S.RUNNING, row(), lookup=NOWHERE, job=record)
+        action = act(S.RUNNING, row(Phase.STARTING), lookup=NOWHERE, job=record)
         assert action == Submit(walltime=98, allotment=100, lead=2)
         endless = job(until_spent=True, escrow=2**95, rate=1)
-        assert act(S.RUNNING, row(), lookup=NOWHERE, job=endless).walltime == MAX_WALLTIME
+        assert (
+            act(S.RUNNING, row(Phase.STARTING), lookup=NOWHERE, job=endless).walltime
+            == MAX_WALLTIME
+        )
 
     def test_watching(self):
         run = row(Phase.SUBMITTED)
@@ -354,7 +363,7 @@ class TestAdmission:
         situation = dataclasses.replace(LOCAL, free=Offer(4, 4096, 0))
         views = self.views(S.META_SCHEDULED, S.META_SCHEDULED, S.META_SCHEDULED)
         assert self.kinds(views, situation) == {1: Claim, 2: Claim, 3: Wait}
-        views = self.views(S.META_SCHEDULED, S.SCHEDULED, S.RUNNING)
+        views = self.views(S.META_SCHEDULED, S.SCHEDULED, S.RUNNING, run=row(Phase.STARTING))
         assert self.kinds(views, situation) == {1: Wait, 2: Start, 3: Submit}
 
     def test_a_large_new_job_does_not_hold_up_a_small_one(self):
@@ -428,4 +437,4 @@ def test_every_combination_has_an_answer():
                             if isinstance(action, Submit):
                                 assert mine
                                 assert lookup == NOWHERE
-                                assert phase in {Phase.WATCHED, Phase.SUBMITTING, Phase.CLOSED}
+                                assert phase not in {Phase.SUBMITTED, Phase.ENDED, Phase.REFUSED}

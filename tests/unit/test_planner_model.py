@@ -20,7 +20,7 @@ from deepsquare_chain.job import Job, JobStatus, Offer, Resources, can_transitio
 from deepsquare_chain.provider import model
 from deepsquare_chain.provider.model import Lookup, Material, MaterialState, Phase, Run, View
 from deepsquare_chain.provider.planner import plan
-from deepsquare_chain.provider.rows import ended, released, submitting
+from deepsquare_chain.provider.rows import ended, released, starting, submitting
 
 pytestmark = pytest.mark.unit
 
@@ -149,6 +149,8 @@ class World:
         if self.queues:
             process = self.runs[self.run.handle]
             assert not process.queued or process.exit is not None
+        effect()
+        self.run = starting(self.run)
         effect()
         self.move(S.RUNNING)
 

@@ -25,7 +25,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.job import Job, JobStatus, Offer, Resources
 from deepsquare_chain.provider import batches as batches_module
-from deepsquare_chain.provider import model
+from deepsquare_chain.provider import model, rows
 from deepsquare_chain.provider.batches import Batches
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
@@ -431,6 +431,8 @@ class TestObserver:
         scheduler = FakeScheduler(job(status=JobStatus.META_SCHEDULED))
         observer = self.make(scheduler, executor, table)
         table.watch(1)
+        assert (await self.look(observer)).lookup is None
+        table.put(rows.starting(table.get(1)))
         assert (await self.look(observer)).lookup is None
         scheduler.now[1] = job(status=JobStatus.RUNNING)
         assert (await self.look(observer)).lookup == Lookup(None)

@@ -125,6 +125,8 @@ def test_rows_come_back_as_they_went_in(
 
 
 def test_steps_of_a_row(table: RunTable):
+    assert rows.starting(Run(1, "k")).phase is Phase.STARTING
+    assert rows.starting(Run(1, "k", Phase.SUBMITTED)).phase is Phase.SUBMITTED
     run = rows.submitting(Run(1, "k"), Submit(walltime=58, allotment=60, lead=2))
     assert (run.phase, run.allotment, run.lead) == (Phase.SUBMITTING, 60, 2)
     run = rows.extended(rows.submitted(run, "h"), 90)

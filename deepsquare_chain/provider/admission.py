@@ -1,0 +1,60 @@
+"""Who gets in: capacity shared among the jobs of one cycle; pure."""
+
+from __future__ import annotations
+
+from deepsquare_chain.job import JobStatus, Offer, Resources
+from deepsquare_chain.provider.model import (
+    Action,
+    Claim,
+    Phase,
+    Requeue,
+    Situation,
+    Start,
+    View,
+    Wait,
+)
+
+
+class Room:
+    """What is left of the free capacity for jobs that have no process yet."""
+
+    def __init__(self, free: Offer | None, *, unlimited: bool) -> None:
+        self.known = free is not None or unlimited
+        self._free = Offer(0, 0, 0) if free is None else free
+        self._unlimited = unlimited
+
+    def holds(self, wanted: Resources) -> bool:
+        """Whether a job fits beside what was taken before."""
+        left = self._free
+        return self._unlimited or (
+            wanted.cpus <= left.cpus and wanted.memory <= left.memory and wanted.gpus <= left.gpus
+        )
+
+    def take(self, wanted: Resources) -> None:
+        """Reserve what a job needs, even where it is too much: the next ones wait behind it."""
+        left = self._free
+        self._free = Offer(
+            left.cpus - wanted.cpus, left.memory - wanted.memory, left.gpus - wanted.gpus
+        )
+
+
+def admit(view: View, action: Action, situation: Situation, room: Room) -> Action:
+    """Let new work in while there is room; what can't be served soon goes back."""
+    wanted = view.job.resources
+    if view.run.began and view.run.phase is not Phase.SUBMITTING:
+        return action  # the executor counts it already
+    fits = room.holds(wanted)
+    if fits or view.chain is not JobStatus.META_SCHEDULED:
+        room.take(wanted)
+    if not isinstance(action, Claim | Start) or view.run.began:
+        return action
+    if isinstance(action, Claim) and not situation.room_to_write:
+        return _shortage(view, situation, "the provider is short of disk space")
+    if not room.known:
+        return _shortage(view, situation, "the provider's executor does not answer")
+    return action if fits else _shortage(view, situation, "the provider has no room for it now")
+
+
+def _shortage(view: View, situation: Situation, reason: str) -> Action:
+    waited = situation.now - view.job.since
+    return Requeue(reason) if waited >= situation.patience else Wait(reason)
