@@ -72,7 +72,7 @@ async def torment(daemon: DaemonProcess, rng: random.Random, points: Sequence[st
     for _ in range(KILLS):
         point = weighted(rng, points)
         daemon.start(point)
-        deadline = time.monotonic() + rng.uniform(1.5, 3.5)
+        deadline = time.monotonic() + rng.uniform(1.2, 2.8)
         while daemon.alive and time.monotonic() < deadline:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
         deaths.append("" if daemon.alive else point)
