@@ -1,0 +1,81 @@
+"""What nodes and hosted services really say, sorted; and what fees do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from web3.exceptions import Web3RPCError
+
+from deepsquare_chain.chain.fees import Fees
+from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from tests.support.fakechain import refusal
+
+SAYINGS = [
+    ("already known", NodeError.ALREADY_KNOWN),
+    ("ALREADY_EXISTS: already known", NodeError.ALREADY_KNOWN),
+    ("INTERNAL_ERROR: existing tx with same hash", NodeError.ALREADY_KNOWN),
+    ("Known transaction", NodeError.ALREADY_KNOWN),
+    ("AlreadyKnown", NodeError.ALREADY_KNOWN),
+    ("transaction already imported", NodeError.ALREADY_KNOWN),
+    ("nonce too low: next nonce 5, tx nonce 4", NodeError.NONCE_TOO_LOW),
+    ("OldNonce, Current nonce: 3, nonce of rejected tx: 2", NodeError.NONCE_TOO_LOW),
+    ("Nonce too high", NodeError.NONCE_TOO_HIGH),
+    ("replacement transaction underpriced", NodeError.REPLACEMENT_UNDERPRICED),
+    ("Replacement transaction underpriced", NodeError.REPLACEMENT_UNDERPRICED),
+    ("transaction underpriced", NodeError.UNDERPRICED),
+    ("max fee per gas less than block base fee", NodeError.UNDERPRICED),
+    ("FeeTooLow, MaxFeePerGas too low", NodeError.UNDERPRICED),
+    ("insufficient funds for gas * price + value: balance 0", NodeError.NO_GAS_MONEY),
+    ("Insufficient funds for gas * price + value", NodeError.NO_GAS_MONEY),
+    ("Upfront cost exceeds account balance", NodeError.NO_GAS_MONEY),
+    ("InsufficientFunds, Account balance: 0", NodeError.NO_GAS_MONEY),
+    ("txpool is full", NodeError.POOL_FULL),
+    ("rate limit exceeded", NodeError.RATE_LIMITED),
+    ("daily request limit exceeded", NodeError.RATE_LIMITED),
+    ("Your app has exceeded its compute units per second capacity", NodeError.RATE_LIMITED),
+    ("query returned more than 10000 results", NodeError.RANGE_TOO_LARGE),
+    ("Log response size exceeded. You can make", NodeError.RANGE_TOO_LARGE),
+    ("eth_getLogs is limited to a 10,000 range", NodeError.RANGE_TOO_LARGE),
+    ("block range is too wide", NodeError.RANGE_TOO_LARGE),
+    ("exceed maximum block range: 50000", NodeError.RANGE_TOO_LARGE),
+    ("eth_getLogs range is too large, max is 1k blocks", NodeError.RANGE_TOO_LARGE),
+    ("query timeout exceeded", NodeError.RANGE_TOO_LARGE),
+    ("limit exceeded", NodeError.RANGE_TOO_LARGE),
+    ("header not found", NodeError.UNKNOWN_BLOCK),
+    ("unknown block", NodeError.UNKNOWN_BLOCK),
+    ("exceeds block gas limit", NodeError.OTHER),
+    ("intrinsic gas too low", NodeError.OTHER),
+    ("internal error", NodeError.OTHER),
+    ("", NodeError.OTHER),
+]
+
+
+@pytest.mark.parametrize(("words", "kind"), SAYINGS)
+def test_sayings(words: str, kind: NodeError) -> None:
+    assert classify(refusal(words)) is kind
+
+
+def test_answers_without_a_proper_error() -> None:
+    assert classify(Web3RPCError("nonce too low")) is NodeError.NONCE_TOO_LOW
+    odd = Web3RPCError("x", rpc_response={"error": "insufficient funds"})  # type: ignore[typeddict-item]
+    assert node_message(odd) == "x"
+    assert len(node_message(refusal("w" * 5_000))) == 300
+
+
+wei = st.integers(0, 10**14)
+
+
+@given(old=st.tuples(wei, wei), fresh=st.tuples(wei, wei))
+def test_a_raise_is_enough_for_every_pool(old: tuple[int, int], fresh: tuple[int, int]) -> None:
+    raised = Fees(*old).bumped(Fees(*fresh))
+    for new, before, wanted in zip((raised.max_fee, raised.priority_fee), old, fresh, strict=True):
+        assert new * 8 >= before * 9
+        assert new >= wanted
+
+
+@given(fees=st.tuples(wei, wei), ceiling=wei)
+def test_a_ceiling_cuts_both(fees: tuple[int, int], ceiling: int) -> None:
+    cut = Fees(*fees).within(ceiling)
+    assert cut.max_fee <= ceiling
+    assert cut.priority_fee <= max(cut.max_fee, 0)
