@@ -6,6 +6,7 @@ schedulers at once are safe: what one has done, the contract leaves out for the 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -130,9 +131,9 @@ class SchedulerService:
         self.world = world
         self.figures.show(world)
         await self._look_slowly()
-        held = await self._hold_to_account(world)
-        assigned = await self._assign(world)
-        return bool(held or assigned)
+        # Different jobs each: only the waiting for a block is shared.
+        moved = await asyncio.gather(self._hold_to_account(world), self._assign(world))
+        return any(moved)
 
     # -- the steps of a cycle
 
@@ -169,15 +170,18 @@ class SchedulerService:
         """Requeue, challenge and panic; what comes free is assigned in the next cycle."""
         moment, now = world.moment, world.moment.now
         stranded = to_requeue(world.assigned, world.watched, moment)
-        moved = await self._batches.requeue(_ids(stranded), now)
-        for suspicion in suspicions(world.assigned, world.watched, moment, self._settings.watch):
-            _log.info("suspicious", provider=suspicion.provider_id, why=suspicion.why)
-            moved += await self._batches.challenge(suspicion.job_id, now)
+        doubted = suspicions(world.assigned, world.watched, moment, self._settings.watch)
         gone = lost(world.assigned, world.watched, moment)
+        for suspicion in doubted:
+            _log.info("suspicious", provider=suspicion.provider_id, why=suspicion.why)
         for job in gone:
             _log.warning("lost job", job=job.id, provider=job.provider_id)
-        moved += await self._batches.panic(_ids(gone), now)
-        return moved
+        moved = await asyncio.gather(
+            self._batches.requeue(_ids(stranded), now),
+            self._batches.panic(_ids(gone), now),
+            *(self._batches.challenge(each.job_id, now) for each in doubted),
+        )
+        return sum(moved)
 
     async def _assign(self, world: World) -> int:
         now = world.moment.now

@@ -6,6 +6,7 @@ Everything can be lost: it is read again from the deployment's block on.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
     delete,
     func,
     insert,
@@ -90,6 +92,9 @@ _SELF_TOLD: Final = (
     ev.ProviderAnswered,
 )
 
+#: Rows asked for in one statement.
+_CHUNK: Final = 500
+
 #: Events that the scheduler follows.
 FOLLOWED: Final = (
     ev.JobSubmitted,
@@ -117,6 +122,27 @@ class Known:
     returned: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Effects:
+    """What a batch of events changes, gathered so that it is written in a few statements."""
+
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[int, int] = field(default_factory=dict)
+    returned: list[dict[str, Any]] = field(default_factory=list)
+    signs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def write(self, connection: Connection) -> None:
+        """Write everything; what is there already is replaced."""
+        _replace(connection, jobs, jobs.c.job_id, self.rows)
+        _replace(connection, signs, signs.c.provider, self.signs)
+        if self.returned:
+            connection.execute(insert(returns), self.returned)
+        if self.ended:
+            query = update(jobs).where(jobs.c.job_id == bindparam("which"))
+            values = [{"which": job_id, "at": block} for job_id, block in self.ended.items()]
+            connection.execute(query.values(ended_block=bindparam("at")), values)
+
+
 class SchedulerState:
     """Tables of one scheduler in its store, which must be opened after this module's import."""
 
@@ -127,33 +153,32 @@ class SchedulerState:
         #: Jobs whose records have changed, and whether any may have; cleared likewise.
         self.touched: set[int] = set()
         self.all_touched = True
+        self._live: dict[int, Known] | None = None
+        self._stale: set[int] = set()
 
     def apply(self, batch: Batch, connection: Connection) -> None:
         """Take in what a follower read; its cursor moves in the same transaction."""
         if batch.rolled_back_to is not None:
             self._roll_back(batch.rolled_back_to, connection)
+        effects = _Effects()
         for event in batch.events:
             if isinstance(event, _REGISTRY):
                 self.registry_changed = True
-            if isinstance(event, ev.JobTransition | ev.JobToppedUp):
-                self.touched.add(event.job_id)
-            self._apply(event, batch.time, connection)
+            self._apply(event, batch.time, effects, connection)
+        effects.write(connection)
 
-    def live(self) -> dict[int, Known]:
+    def live(self) -> Mapping[int, Known]:
         """All jobs that have not ended, by id."""
-        query = select(jobs).where(jobs.c.ended_block.is_(None)).order_by(jobs.c.job_id)
-        back = select(returns).where(
-            returns.c.job_id.in_(select(jobs.c.job_id).where(jobs.c.ended_block.is_(None)))
-        )
-        with self._store.read() as connection:
-            known = {row.job_id: _known(row) for row in connection.execute(query)}
-            counted: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
-            for row in connection.execute(back):
-                counted[row.job_id, row.provider].append(row.at)
-        for (job_id, provider), times in counted.items():
-            if job_id in known:
-                known[job_id].returned[provider] = len(times), max(times)
-        return known
+        if self._live is None:
+            self._live = dict(sorted(self._read(None).items()))
+        elif self._stale:
+            stale = sorted(self._stale)
+            for job_id in stale:
+                self._live.pop(job_id, None)
+            for at in range(0, len(stale), _CHUNK):
+                self._live |= self._read(stale[at : at + _CHUNK])
+        self._stale.clear()
+        return self._live
 
     def highest(self) -> int:
         """The highest job id that events told, zero before the first."""
@@ -165,62 +190,75 @@ class SchedulerState:
         with self._store.read() as connection:
             return {row.provider: row.at for row in connection.execute(select(signs))}
 
+    def _read(self, some: Sequence[int] | None) -> dict[int, Known]:
+        """Live jobs among these, or all."""
+        among = [jobs.c.ended_block.is_(None)]
+        if some is not None:
+            among.append(jobs.c.job_id.in_(some))
+        back = select(returns).where(returns.c.job_id.in_(select(jobs.c.job_id).where(*among)))
+        with self._store.read() as connection:
+            known = {
+                row.job_id: _known(row) for row in connection.execute(select(jobs).where(*among))
+            }
+            times: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
+            for row in connection.execute(back):
+                times[row.job_id, row.provider].append(row.at)
+        for (job_id, provider), each in times.items():
+            known[job_id].returned[provider] = len(each), max(each)
+        return known
+
     # -- events
 
-    def _apply(self, event: ev.Event, time: int, connection: Connection) -> None:
+    def _apply(self, event: ev.Event, time: int, effects: _Effects, connection: Connection) -> None:
+        if isinstance(event, ev.JobTransition | ev.JobToppedUp):
+            self.touched.add(event.job_id)
         if isinstance(event, ev.JobSubmitted):
             terms = event.terms
-            self._know(
-                connection,
-                event.job_id,
-                objective=int(terms.objective),
-                uses=terms.uses,
-                name=terms.name,
-                retry_of=0,
-                queued_at=time,
-                block=event.block_number,
-            )
+            self._stale.add(event.job_id)
+            effects.rows[event.job_id] = {
+                "job_id": event.job_id,
+                "objective": int(terms.objective),
+                "uses": terms.uses,
+                "name": terms.name,
+                "retry_of": 0,
+                "queued_at": time,
+                "block": event.block_number,
+            }
         elif isinstance(event, ev.JobRetried):
-            self._inherit(event, connection)
+            self._inherit(event, effects, connection)
         elif isinstance(event, ev.JobTransition):
-            self._moved(event, time, connection)
+            self._moved(event, time, effects)
         elif isinstance(event, _SELF_TOLD):
-            self._saw(event.provider, time, event.block_number, connection)
+            _saw(effects, event.provider, time, event.block_number)
 
-    def _know(self, connection: Connection, job_id: int, **values: Any) -> None:
-        connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
-        connection.execute(insert(jobs).values(job_id=job_id, **values))
-
-    def _inherit(self, event: ev.JobRetried, connection: Connection) -> None:
+    def _inherit(self, event: ev.JobRetried, effects: _Effects, connection: Connection) -> None:
         """A successor wants what its predecessor wanted, and has waited as long."""
-        row = connection.execute(select(jobs).where(jobs.c.job_id == event.job_id)).one_or_none()
+        row = effects.rows.get(event.job_id)
         if row is None:
-            return
-        self._know(
-            connection,
-            event.successor,
-            objective=row.objective,
-            uses=row.uses,
-            name=row.name,
-            retry_of=event.job_id,
-            queued_at=row.queued_at,
-            block=event.block_number,
-        )
+            query = select(jobs).where(jobs.c.job_id == event.job_id)
+            found = connection.execute(query).one_or_none()
+            if found is None:
+                return
+            row = {name: value for name, value in found._asdict().items() if name != "ended_block"}
+        self._stale.add(event.successor)
+        effects.rows[event.successor] = {
+            **row,
+            "job_id": event.successor,
+            "retry_of": event.job_id,
+            "block": event.block_number,
+        }
 
-    def _moved(self, event: ev.JobTransition, time: int, connection: Connection) -> None:
+    def _moved(self, event: ev.JobTransition, time: int, effects: _Effects) -> None:
         block = event.block_number
         if event.after in _OWN_ACTS:
-            self._saw(event.provider, time, block, connection)
+            _saw(effects, event.provider, time, block)
         if event.after.is_final:
-            query = update(jobs).where(jobs.c.job_id == event.job_id)
-            connection.execute(query.values(ended_block=block))
+            effects.ended[event.job_id] = block
+            self._stale.add(event.job_id)
         elif event.after == JobStatus.PENDING and event.before != JobStatus.NONE:
             values = {"job_id": event.job_id, "provider": event.provider, "at": time}
-            connection.execute(insert(returns).values(block=block, **values))
-
-    def _saw(self, provider: str, time: int, block: int, connection: Connection) -> None:
-        connection.execute(delete(signs).where(signs.c.provider == provider))
-        connection.execute(insert(signs).values(provider=provider, at=time, block=block))
+            effects.returned.append({**values, "block": block})
+            self._stale.add(event.job_id)
 
     def _roll_back(self, block: int, connection: Connection) -> None:
         connection.execute(delete(jobs).where(jobs.c.block > block))
@@ -229,6 +267,20 @@ class SchedulerState:
         connection.execute(delete(returns).where(returns.c.block > block))
         connection.execute(delete(signs).where(signs.c.block > block))
         self.registry_changed = self.all_touched = True
+        self._live = None
+
+
+def _saw(effects: _Effects, provider: str, time: int, block: int) -> None:
+    effects.signs[provider] = {"provider": provider, "at": time, "block": block}
+
+
+def _replace(
+    connection: Connection, table: Table, key: Column[Any], rows: Mapping[Any, Mapping[str, Any]]
+) -> None:
+    if rows:
+        query = delete(table).where(key == bindparam("which"))
+        connection.execute(query, [{"which": each} for each in rows])
+        connection.execute(insert(table), list(rows.values()))
 
 
 def _known(row: Any) -> Known:

@@ -46,6 +46,8 @@ def moved(job_id: int, before: S, after: S, host: str = HOST, block: int = 50) -
 def apply(store: Store, state: SchedulerState, *events: Any, time: int = NOW, **more: Any) -> None:
     with store.begin() as connection:
         state.apply(Batch(tuple(events), 1, 100, time=time, **more), connection)
+    # What is kept in memory never parts from the database.
+    assert state.live() == SchedulerState(store).live()
 
 
 def test_terms_are_kept_until_the_job_ends(store: Store, state: SchedulerState) -> None:

@@ -146,6 +146,15 @@ class TestReservation:
             other = waiting(2, time_limit=limit)
             assert bool(places(decide([self.big, other], [provider()], [self.held], rules))) is goes
 
+    def test_all_that_ends_by_then_counts_as_free(self) -> None:
+        rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
+        six = waiting(1, cpus=6, queued_at=NOW - 1_000)
+        held = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
+        # Both end at once, so that two cpus are left beside the six.
+        others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3)]
+        decided = decide([six, *others], [provider()], held, rules)
+        assert places(decided) == {2: 1, 3: 1}
+
     def test_others_go_there_if_they_fit_beside(self) -> None:
         rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
