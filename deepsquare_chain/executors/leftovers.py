@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.procfs import Identity
@@ -22,8 +22,27 @@ class StubbornError(Exception):
     """Processes of a run are still there although they were killed."""
 
 
-def conclude(folder: RunFolder, claim: Claim) -> dict[str, Any]:
+class Census(NamedTuple):
+    """All processes at one moment, so that many ended runs cost one look instead of one each."""
+
+    sessions: frozenset[int]
+    marks: frozenset[bytes]
+
+    def knows(self, token: str, job: Identity | None) -> bool:
+        """Whether something of a run may have been there."""
+        return _mark(token) in self.marks or (job is not None and job.pid in self.sessions)
+
+
+def take_census() -> Census:
+    """Look once at everything."""
+    sessions = frozenset(each.session for each in procfs.everything() if not each.ended)
+    return Census(sessions, frozenset(procfs.environment_entries(f"{MARK}=".encode())))
+
+
+def conclude(folder: RunFolder, claim: Claim, census: Census | None = None) -> dict[str, Any]:
     """The exit record of a run whose supervisor is dead; written here if it left none.
+
+    A census was taken after that death.
 
     Raises:
         OSError: The folder can't be read or written.
@@ -34,7 +53,9 @@ def conclude(folder: RunFolder, claim: Claim) -> dict[str, Any]:
         now = time.time()
         record = exit_record(128 + signal.SIGTERM, "cancelled", 0, now, now)
     else:
-        end_marked(folder, claim)
+        job = _job(folder)
+        if census is None or census.knows(claim.token, job[0] if job else None):
+            end_marked(folder, claim)
         record = _lost(folder)
     known = folder.exit()
     if known is not None:
@@ -117,7 +138,7 @@ def _below(owner: Identity) -> set[int]:
 def _marked(token: str, job: Identity | None) -> set[int]:
     processes = procfs.everything()
     live = {process.pid: process for process in processes if not process.ended}
-    roots = set(procfs.marked(f"{MARK}={token}".encode())) if token else set()
+    roots = set(procfs.marked(_mark(token))) if token else set()
     if job is not None and job.boot == procfs.boot_id():
         leader = next((process for process in processes if process.pid == job.pid), None)
         # The kernel gives a pid away again only once no session bears it any more.
@@ -127,6 +148,10 @@ def _marked(token: str, job: Identity | None) -> set[int]:
     roots.discard(os.getpid())
     found = roots | set(procfs.descendants_in(live.values(), roots))
     return {pid for pid in found if pid in live}
+
+
+def _mark(token: str) -> bytes:
+    return f"{MARK}={token}".encode()
 
 
 def _kill_until_gone(look: Callable[[], set[int]]) -> None:

@@ -175,6 +175,17 @@ def marked(entry: bytes) -> list[int]:
     return found
 
 
+def environment_entries(prefix: bytes) -> set[bytes]:
+    """Entries with this beginning that any process was started with."""
+    found: set[bytes] = set()
+    for candidate in os.scandir(PROC):
+        if candidate.name.isdigit():
+            with contextlib.suppress(OSError):
+                entries = (PROC / candidate.name / "environ").read_bytes().split(b"\0")
+                found.update(entry for entry in entries if entry.startswith(prefix))
+    return found
+
+
 def signal_trees(pids: Iterable[int], number: int) -> None:
     """Send a signal to these processes and to the groups they lead or belong to.
 

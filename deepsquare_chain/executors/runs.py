@@ -30,7 +30,7 @@ from deepsquare_chain.executors.base import (
     RunStatus,
     check_key,
 )
-from deepsquare_chain.executors.leftovers import StubbornError
+from deepsquare_chain.executors.leftovers import Census, StubbornError
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes
 from deepsquare_chain.job import Offer
@@ -107,15 +107,29 @@ class Runs:
     def poll_all(self, keys: Iterable[str]) -> dict[str, RunStatus]:
         """Status of each run."""
         self._reap()
-        return {key: self.poll(key) for key in keys}
+        wanted = list(keys)
+        gone = {key for key in wanted if self._is_gone(key)}
+        # Taken after every one of these deaths: nothing of them can begin later.
+        census = leftovers.take_census() if len(gone) > 1 else None
+        return {key: self.poll(key, census if key in gone else None) for key in wanted}
 
-    def poll(self, key: str) -> RunStatus:
+    def _is_gone(self, key: str) -> bool:
+        """Whether the supervisor of a run that is not known to have ended is surely dead."""
+        if key in self._ended:
+            return False
+        try:
+            claim = self.folder(key).taken()
+            return claim is not None and procfs.find(claim.owner) is None
+        except (OSError, RunRefusedError):
+            return False
+
+    def poll(self, key: str, census: Census | None = None) -> RunStatus:
         """Status of a run; UNKNOWN, with one line in the log, where it can't be told."""
         known = self._ended.get(key)
         if known is not None:
             return RunStatus(RunState.ENDED, known)
         try:
-            return self._status(self.folder(key))
+            return self._status(self.folder(key), census)
         except (OSError, RunRefusedError, StubbornError) as error:
             self._warn(key, error)
             return RunStatus(RunState.UNKNOWN)
@@ -156,10 +170,9 @@ class Runs:
             self._warn("disk", OSError(f"less than {min_free} MB are free in {self.path}"))
             return nothing
         self._warned.discard("disk")
-        self._reap()
         cpus, memory, gpus = offer.cpus, offer.memory, offer.gpus
-        for key in self.keys():
-            if self.poll(key).state is RunState.ENDED:
+        for key, status in self.poll_all(self.keys()).items():
+            if status.state is RunState.ENDED:
                 continue
             try:
                 spec = self.folder(key).spec()
@@ -170,7 +183,7 @@ class Runs:
             cpus, memory, gpus = cpus - used[0], memory - used[1], gpus - used[2]
         return Offer(cpus=max(0, cpus), memory=max(0, memory), gpus=max(0, gpus))
 
-    def _status(self, folder: RunFolder) -> RunStatus:
+    def _status(self, folder: RunFolder, census: Census | None = None) -> RunStatus:
         folder.path.stat()
         claim = folder.taken()
         if claim is None:
@@ -178,7 +191,7 @@ class Runs:
         # An exit record counts only once its writer is gone: the job could have put it there.
         if self._is_running(folder, claim):
             return RunStatus(RunState.RUNNING)
-        ended = _as_exit(leftovers.conclude(folder, claim))
+        ended = _as_exit(leftovers.conclude(folder, claim, census))
         if ended.reason == "lost":
             _log.warning("run ended without its supervisor", run=folder.key)
         self._ended[folder.key] = ended
