@@ -110,8 +110,8 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     other = grid.provider("other", labels=["region=eu", "gpu.model=h100"])
     jobs = dict(
         zip(
-            ("finished", "failed", "spent", "cancelled", "lost", "queued"),
-            (grid.submit(retries=2) for _ in range(6)),
+            ("finished", "failed", "spent", "cancelled", "lost", "rescued", "queued"),
+            (grid.submit(retries=2) for _ in range(7)),
             strict=True,
         )
     )
@@ -120,7 +120,7 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     jobs["failed at once"] = grid.running(other)
     scheduler.finish([grid.report(jobs["failed at once"], 0, 1)], sender=other.account)
     chain.advance(2)
-    everything = [*jobs.values()][:6]
+    everything = [*jobs.values()][:7]
     scheduler.claim(everything, sender=host.account)
     scheduler.requeue([jobs["queued"]], "no room", sender=host.account)
     running = everything[:-1]
@@ -137,8 +137,9 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     scheduler.cancel([jobs["cancelled"]], sender=grid.alice)
     chain.advance(grids.TERMS["timeLimit"])
     scheduler.finish([grid.report(jobs["spent"], 10**6, reason=b"spent")], sender=host.account)
-    # The provider falls silent; its last run goes on elsewhere.
+    # The provider falls silent: one customer takes everything back, one run goes on elsewhere.
     grid.silence(host, jobs["lost"])
+    scheduler.cancel([jobs["rescued"]], sender=grid.alice)
     scheduler.panic([jobs["lost"]], "", sender=grid.stranger)
     jobs["successor"] = scheduler.jobCount()
     scheduler.answer(sender=host.account)

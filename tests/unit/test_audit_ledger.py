@@ -49,6 +49,7 @@ def test_the_story_holds_every_status(ledger: Ledger, jobs: Mapping[str, int]) -
         "spent": "OUT_OF_CREDITS",
         "cancelled": "CANCELLED",
         "lost": "PANICKED",
+        "rescued": "CANCELLED",
         "queued": "PANICKED",
         "successor": "FINISHED",
         "until_spent": "RUNNING",
@@ -111,6 +112,12 @@ def test_a_finished_job(ledger: Ledger, jobs: Mapping[str, int]) -> None:
         JobStatus.RUNNING,
         JobStatus.FINISHED,
     ]
+
+
+def test_a_lost_run_is_cancelled_for_nothing(ledger: Ledger, jobs: Mapping[str, int]) -> None:
+    job = ledger.jobs[jobs["rescued"]]
+    assert job.started_at > 0
+    assert (job.billed_seconds, job.paid, job.fee, job.refunded) == (0, 0, 0, ESCROW)
 
 
 def test_a_carry_is_neither_payment_nor_refund(ledger: Ledger, jobs: Mapping[str, int]) -> None:

@@ -206,6 +206,48 @@ def test_a_shifted_end_is_found(story: Story, shift: int) -> None:
     assert "billing" in codes
 
 
+def forged(story: Story, job_id: int, seconds: int) -> list[ev.Event]:
+    """A whole bill for other seconds: settlement and transfers agree with each other."""
+    told = next(e for e in story.events if isinstance(e, ev.JobSettled) and e.job_id == job_id)
+    job = story.grid.ledger().jobs[job_id]
+    cost = seconds * job.rate
+    share = cost * job.fee_bps // 10_000
+    ledger = story.grid.ledger()
+    moved = {
+        told.provider: cost - share - told.paid,
+        ledger.deployment.treasury: share - told.fee,
+        told.customer: job.funded - cost - told.refunded,
+    }
+    bill = {"paid": cost - share, "fee": share, "refunded": job.funded - cost}
+
+    def forge(event: ev.Event) -> ev.Event:
+        if event is told:
+            return dataclasses.replace(event, billed_seconds=seconds, **bill)
+        if event.tx_hash == told.tx_hash and isinstance(event, ev.Transfer):
+            return dataclasses.replace(event, amount=event.amount + moved[event.recipient])
+        return event
+
+    return [forge(event) for event in story.events]
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "why"),
+    [
+        ("cancelled", 0, "0 s were billed where 37 s were used"),
+        ("cancelled", 36, "36 s were billed where 37 s were used"),
+        ("cancelled", 38, "38 s were billed where 37 s were used"),
+        ("spent", 599, "599 of 600 s do not make it OUT_OF_CREDITS"),
+        ("spent", 601, "601 s were billed where only 600 s can be"),
+        ("rescued", 10, "10 s were billed where"),
+    ],
+)
+def test_a_bill_for_other_seconds_is_found(story: Story, name: str, seconds: int, why: str) -> None:
+    found = story.grid.ledger(forged(story, story.jobs[name], seconds)).findings
+    assert any(why in finding.message for finding in found)
+    honest = story.grid.ledger().jobs[story.jobs[name]].billed_seconds
+    assert story.grid.ledger(forged(story, story.jobs[name], honest)).findings == []
+
+
 def test_findings_name_job_and_transaction(story: Story) -> None:
     at, event = next(
         (at, event) for at, event in enumerate(story.events) if isinstance(event, ev.JobSettled)
