@@ -125,7 +125,7 @@ class Ledger:
 
     def statement(self, account: str) -> list[StatementRow]:
         """All movements of an account, oldest first, with the balance after each."""
-        return list(self._rows(account))
+        return list(self._rows(to_checksum_address(account)))
 
     def _rows(self, account: str) -> Iterator[StatementRow]:
         balance = 0

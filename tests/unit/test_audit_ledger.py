@@ -150,6 +150,8 @@ def test_every_statement_ends_at_the_balance(grid: RecordedGrid, ledger: Ledger)
     kinds = {row.kind for account in ledger.accounts for row in ledger.statement(account)}
     assert kinds == set(Kind) - {Kind.PARKED, Kind.WITHDRAWAL}
     assert ledger.statement("0x" + "99" * 20) == []
+    # However an address is spelled.
+    assert ledger.statement(grid.alice.lower()) == ledger.statement(to_checksum_address(grid.alice))
 
 
 def test_the_order_of_reading_does_not_matter(grid: RecordedGrid, ledger: Ledger) -> None:
