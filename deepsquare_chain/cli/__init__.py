@@ -5,11 +5,20 @@ Heavy parts load inside the commands that need them, so that `--help` answers at
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave the process with its exit code."""
     from deepsquare_chain.cli.app import app
+    from deepsquare_chain.cli.frame import say_unexpected
 
-    app(args=None if argv is None else list(argv), prog_name="deepsquare")
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        app(args=arguments, prog_name="deepsquare")
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        say_unexpected(error)
+        sys.exit(1)

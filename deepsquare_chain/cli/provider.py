@@ -49,7 +49,10 @@ CpuPrice = Annotated[
     int, typer.Option("--cpu-price", parser=price, metavar="CREDITS", help="A cpu, per hour.")
 ]
 GpuPrice = Annotated[
-    int, typer.Option("--gpu-price", parser=price, metavar="CREDITS", help="A gpu, per hour.")
+    int | None,
+    typer.Option(
+        "--gpu-price", parser=price, metavar="CREDITS", help="A gpu, per hour; 0 by default."
+    ),
 ]
 MemPrice = Annotated[
     int, typer.Option("--mem-price", parser=price, metavar="CREDITS", help="A MB, per hour.")
@@ -69,7 +72,7 @@ async def register(
     cpus_per_node: Annotated[int, typer.Option(min=1)] = 1,
     mem_per_node: Annotated[int, typer.Option(min=1, help="In MB.")] = 1024,
     gpus_per_node: Annotated[int, typer.Option(min=0)] = 0,
-    gpu_price: GpuPrice = 0,
+    gpu_price: GpuPrice = None,
     labels: Labels = None,
 ) -> None:
     """Register this wallet as a provider, or propose new hardware; then it awaits approval."""
@@ -77,7 +80,7 @@ async def register(
     from deepsquare_chain.job import Hardware, Prices
 
     hardware = Hardware(nodes, cpus_per_node, mem_per_node, gpus_per_node)
-    prices = Prices(cpu_price, gpu_price, mem_price)
+    prices = Prices(cpu_price, gpu_price or 0, mem_price)
     pairs = dict(label(each) for each in labels or [])
     async with open_wallet(desk.settings) as wallet:
         registry = wallet.contracts.registry
@@ -108,14 +111,14 @@ async def offer(
 
 @command(app, "price")
 async def set_price(
-    desk: Desk, cpu_price: CpuPrice, mem_price: MemPrice, gpu_price: GpuPrice = 0
+    desk: Desk, cpu_price: CpuPrice, mem_price: MemPrice, gpu_price: GpuPrice = None
 ) -> None:
     """Change the prices for jobs assigned from now on."""
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.job import Prices
 
     async with open_wallet(desk.settings) as wallet:
-        call = wallet.contracts.registry.set_prices(Prices(cpu_price, gpu_price, mem_price))
+        call = wallet.contracts.registry.set_prices(Prices(cpu_price, gpu_price or 0, mem_price))
         desk.receipt(await wallet.send(call))
 
 

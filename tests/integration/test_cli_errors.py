@@ -276,6 +276,69 @@ def test_only_roles_and_providers_may(cli: Cli, place: Place) -> None:
     refused(found, 6, "more than the approved hardware")
 
 
+def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: Path) -> None:
+    own = ["--keystore", str(tmp_path / "provider.json"), "-o", "json"]
+    admin = ["--keystore", str(place.wallets / "admin.json"), "-o", "json"]
+    account = json.loads(cli("wallet", "new", own[1], "-o", "json").out)["address"]
+    assert cli("credit", "faucet", account).code == 0
+    hardware = ["--nodes", "2", "--cpus-per-node", "8", "--mem-per-node", "16000"]
+    prices = ["--cpu-price", "3.6", "--mem-price", "0.0036"]
+    refused(cli("provider", "register", *prices, "--cpus-per-node", "70000", *own), 2)
+
+    def shown() -> Any:
+        return json.loads(cli("provider", "status", account, "-o", "json").out)
+
+    steps: list[tuple[list[str], dict[str, Any]]] = [
+        (
+            ["provider", "register", *hardware, *prices, "--label", "site=here", *own],
+            {"status": "WAITING_APPROVAL", "labels": "site=here", "price_gpu": "0"},
+        ),
+        (["admin", "approve", account, *admin], {"status": "ACTIVE", "offer_cpus": 16}),
+        (
+            ["provider", "offer", "--cpus", "4", "--memory", "99", *own],
+            {"offer_cpus": 4, "offer_memory": 99},
+        ),
+        (
+            ["provider", "price", *prices[:2], "--mem-price", "0", "--gpu-price", "36", *own],
+            {"price_cpu": str(10**15), "price_mem": "0", "price_gpu": str(10**16)},
+        ),
+        (["provider", "labels", "--label", "a=b", "--label", "c=d", *own], {"labels": "a=b c=d"}),
+        (["provider", "drain", *own], {"status": "DRAINING"}),
+        (["provider", "resume", *own], {"status": "ACTIVE"}),
+        (["admin", "ban", account, "--reason", "late", *admin], {"status": "BANNED"}),
+        (["admin", "unban", account, *admin], {"status": "ACTIVE"}),
+    ]
+    for arguments, wanted in steps:
+        found = cli(*arguments)
+        assert found.code == 0, found
+        assert int(json.loads(found.out)["gas_fee"]) > 0
+        now = shown()
+        assert {key: now[key] for key in wanted} == wanted
+    jobs = cli("provider", "jobs", account)
+    assert (jobs.code, jobs.out) == (0, "")
+
+
+def test_closed_submissions(cli: Cli, place: Place) -> None:
+    admin = ["--keystore", str(place.wallets / "admin.json")]
+    assert cli("admin", "close", *admin).code == 0
+    refused(cli("submit", HELLO), 6, "takes no new jobs")
+    assert json.loads(cli("admin", "params", "-o", "json").out)["submissions_open"] is False
+    assert cli("admin", "open", *admin).code == 0
+    assert cli("submit", HELLO, "--dry-run").code == 0
+
+
+def test_a_job_that_fits_nowhere_is_warned_of_and_explained(cli: Cli) -> None:
+    sent = cli("submit", HELLO, "--credits", "0.0001", "-o", "json")
+    assert sent.code == 0
+    assert "Warning: no provider could run this now" in sent.err
+    job = str(json.loads(sent.out)[0]["id"])
+    found = cli("job", "why", job)
+    assert found.code == 0
+    assert "too expensive" in found.out
+    assert cli("job", "cancel", job).code == 0
+    assert "CANCELLED" in cli("job", "why", job).out
+
+
 def test_words_that_are_no_address_or_label(cli: Cli) -> None:
     refused(cli("credit", "balance", "0x12"), 2, "'0x12'")
     refused(cli("credit", "transfer", "alice", "1"), 2, "'alice'")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from deepsquare_chain import errors
+from deepsquare_chain.cli import main
 from deepsquare_chain.cli.app import app as real_app
 from deepsquare_chain.cli.frame import SETTING_FLAGS, Desk, command
 from deepsquare_chain.cli.types import amount, label, price
@@ -225,3 +228,29 @@ def test_amounts_prices_and_labels() -> None:
     for text in ("a", "=b", "a="):
         with pytest.raises(errors.UsageError):
             label(text)
+
+
+def test_nothing_shows_a_traceback_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**_options: object) -> None:
+        raise AttributeError("a fault outside of any command")
+
+    monkeypatch.setattr("deepsquare_chain.cli.app.app", broken)
+    with pytest.raises(SystemExit) as ended:
+        main(["job", "list"])
+    assert ended.value.code == 1
+    assert "unexpected AttributeError: a fault outside" in capsys.readouterr().err
+    with pytest.raises(AttributeError):
+        main(["job", "list", "--debug"])
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """What takes a second to import waits for the command that needs it."""
+    heavy = ("web3", "eth_account", "pydantic_settings", "sqlalchemy", "structlog", "rich.live")
+    code = (
+        "import sys, deepsquare_chain.cli.app\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
