@@ -1,0 +1,1 @@
+"""The explorer: books rebuilt from events alone, and what they prove."""

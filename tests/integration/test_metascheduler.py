@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock
 from deepsquare_chain.chain.events import JobPanicked, JobRetried, TransitionSkipped
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources
+from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from tests.support.livegrid import BorrowedNode, LiveGrid, live_grid
+from tests.support.rundaemon import until
 
 S = JobStatus
 WHOLE = Resources(tasks=4, cpus_per_task=16, mem_per_cpu=100, gpus=0)
@@ -366,3 +372,43 @@ async def test_a_successor_inherits_wishes_and_age(one: Desk) -> None:
     assert await one.statuses(retried.successor) == [S.PENDING]
     verdicts = one.waits(retried.successor)
     assert "lost this job before" in verdicts or "has the labels" in verdicts
+
+
+async def test_the_daemon_runs_until_it_is_stopped(grid: LiveGrid, tmp_path: Path) -> None:
+    settings = SchedulerSettings(state_dir=tmp_path, confirmations=0, poll_interval=0.1)
+    stop = asyncio.Event()
+    daemon = asyncio.create_task(
+        run_scheduler(grid.node.url, grid.deployment, grid.scheduler, settings, stop=stop)
+    )
+    [job_id] = await grid.submit()
+
+    async def taken() -> bool:
+        return (await grid.contracts.scheduler.get_job(job_id)).status is S.META_SCHEDULED
+
+    await until(taken)
+    with pytest.raises(UsageError, match="used by another process"):
+        await run_scheduler(grid.node.url, grid.deployment, grid.scheduler, settings, stop=stop)
+    stop.set()
+    await daemon
+    status = json.loads((tmp_path / "metascheduler.json").read_text())
+    assert (status["name"], status["state"]) == ("metascheduler", "stopped")
+
+
+async def test_a_wallet_without_the_role_is_told(grid: LiveGrid, tmp_path: Path) -> None:
+    settings = SchedulerSettings(state_dir=tmp_path)
+    with pytest.raises(NotAuthorisedError, match="METASCHEDULER_ROLE"):
+        await run_scheduler(grid.node.url, grid.deployment, grid.stranger, settings)
+
+
+async def test_a_dry_daemon_needs_no_wallet(grid: LiveGrid, tmp_path: Path) -> None:
+    settings = SchedulerSettings(state_dir=tmp_path, confirmations=0, poll_interval=0.1)
+    [job_id] = await grid.submit()
+    stop = asyncio.Event()
+    with capture_logs() as logs:
+        daemon = asyncio.create_task(
+            run_scheduler(grid.node.url, grid.deployment, None, settings, stop=stop)
+        )
+        await until(lambda: [each for each in logs if each["event"] == "would send"])
+        stop.set()
+        await daemon
+    assert (await grid.contracts.scheduler.get_job(job_id)).status is S.PENDING
