@@ -177,6 +177,9 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
         emit SubmissionsChanged(true);
     }
 
+    // Counters, sums and the notes of a batch begin at zero, which is what an unwritten local is.
+    // slither-disable-start uninitialized-local
+
     // --------------------------------------------------------------- customers
 
     /// @inheritdoc IMetaScheduler
@@ -869,6 +872,8 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
 
     /// @dev One entry for each recipient, so never more than items. The latest is the likeliest match.
     function _owe(Payments memory due, address to, uint256 amount) private pure {
+        // Computed from the record, never from a balance that somebody can raise.
+        // slither-disable-next-line incorrect-equality
         if (amount == 0) return;
         uint256 count = due.count;
         for (uint256 i = count; i > 0; --i) {
@@ -958,4 +963,6 @@ contract MetaScheduler is IMetaScheduler, AccessControlDefaultAdminRules, Reentr
     function _bounded(bytes32 parameter, uint256 value, uint256 min, uint256 max) private pure {
         if (value < min || value > max) revert OutOfBounds(parameter, value, min, max);
     }
+
+    // slither-disable-end uninitialized-local
 }

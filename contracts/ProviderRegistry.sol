@@ -134,6 +134,8 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         // A duration of at most 730 days keeps the sum within 40 bits for thirty thousand years.
         uint40 until = uint40(block.timestamp + approvalPeriod);
         record.approvedUntil = until;
+        // Versions and offers are numbers of our own; equality is what they are for.
+        // slither-disable-next-line incorrect-equality
         Hardware memory hardware = version == record.version ? _hardware(record) : record.pending;
         if (version != record.version) _putInForce(record, provider, hardware, version);
         emit ProviderApproved(provider, version, hardware, until);
@@ -257,9 +259,11 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         Offer memory before = _all(_hardware(record));
         Offer memory offer = _offer(record);
         Offer memory all = _all(hardware);
+        // slither-disable-start incorrect-equality
         if (offer.cpus == before.cpus || offer.cpus > all.cpus) offer.cpus = all.cpus;
         if (offer.mem == before.mem || offer.mem > all.mem) offer.mem = all.mem;
         if (offer.gpus == before.gpus || offer.gpus > all.gpus) offer.gpus = all.gpus;
+        // slither-disable-end incorrect-equality
         record.version = version;
         record.nodes = hardware.nodes;
         record.cpusPerNode = hardware.cpusPerNode;

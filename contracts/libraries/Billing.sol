@@ -55,6 +55,8 @@ library Billing {
     ) internal pure returns (bool) {
         unchecked {
             uint256 memPerTask = cpusPerTask * memPerCpu;
+            // Whole tasks a node: the division must lose its rest before the nodes are counted.
+            // slither-disable-next-line divide-before-multiply
             uint256 perNode = capacity.cpusPerNode() / cpusPerTask;
             uint256 perNodeByMemory = capacity.memPerNode() / memPerTask;
             if (perNodeByMemory < perNode) perNode = perNodeByMemory;
