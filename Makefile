@@ -46,7 +46,7 @@ fuzz-long: $(NODE)
 	FOUNDRY_PROFILE=long $(FORGE) test $(ARGS)
 
 coverage: $(DEV) $(NODE)
-	$(BIN)/python scripts/coverage.py $(ARGS)
+	$(BIN)/python scripts/solidity_coverage.py $(ARGS)
 
 # Each tool has an environment of its own: their dependencies don't agree with ours.
 prove: $(NODE) .venv-halmos/.made
