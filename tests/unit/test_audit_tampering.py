@@ -14,7 +14,7 @@ from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.explorer.audit import Storage, verify
 from deepsquare_chain.explorer.books import Kind
 from deepsquare_chain.explorer.ledger import Ledger
-from deepsquare_chain.job import JobStatus, Terms
+from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, Terms
 from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
 
 STRANGER = "0x" + "42" * 20
@@ -338,3 +338,87 @@ class TestParked:
             for event in parked
         ]
         assert "payment" in story.codes(more)
+
+
+class TestUnlawfulAssignments:
+    """What the contract refuses must not have happened: each condition is replayed."""
+
+    def with_event(self, story: Story, event: ev.Event) -> tuple[list[ev.Event], ev.JobTransition]:
+        """An event of the registry slipped in right before the last assignment."""
+        at, assignment = [
+            (n, each)
+            for n, each in enumerate(story.events)
+            if isinstance(each, ev.JobTransition) and each.after is JobStatus.META_SCHEDULED
+        ][-1]
+        wide = [dataclasses.replace(each, log_index=10 * each.log_index) for each in story.events]
+        told = dataclasses.replace(
+            event,
+            provider=assignment.provider,
+            block_number=assignment.block_number,
+            tx_hash="0xfeed",
+            log_index=wide[at].log_index - 5,
+            address=story.grid.ledger().deployment.registry,
+        )
+        return [*wide[:at], told, *wide[at:]], assignment
+
+    def hardware(self, story: Story) -> tuple[Hardware, int]:
+        [approved, *_] = [e for e in story.events if isinstance(e, ev.ProviderApproved)]
+        return approved.hardware, approved.approved_until
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            ev.DrainingChanged("", True),
+            ev.BanChanged("", True, "why"),
+            ev.OfferChanged("", Offer(5, 10**6, 10)),
+            ev.OfferChanged("", Offer(100, 599, 10)),
+            ev.OfferChanged("", Offer(100, 10**6, 0)),
+            ev.PricesChanged("", Prices(10**6, 1, 1)),
+        ],
+        ids=lambda event: f"{type(event).__name__} {event}"[-40:],
+    )
+    def test_to_a_provider_that_could_not_take_it(self, story: Story, event: ev.Event) -> None:
+        events, assignment = self.with_event(story, event)
+        findings = story.grid.ledger(events).findings
+        assert {finding.job_id for finding in findings} == {assignment.job_id}
+        assert findings[0].code in {"eligible", "rate"}
+
+    def test_after_its_approval_ran_out(self, story: Story) -> None:
+        hardware, until = self.hardware(story)
+        events, assignment = self.with_event(story, ev.ProviderApproved("", 1, hardware, until))
+        assert story.grid.ledger(events).findings == []
+        now = story.grid.chain.block_times[assignment.block_number]
+        for left, codes in ((0, {"version"}), (-1, {"version", "eligible"})):
+            short = ev.ProviderApproved("", 1, hardware, now + left)
+            events, _ = self.with_event(story, short)
+            assert {f.code for f in story.grid.ledger(events).findings} == codes
+
+    def test_to_smaller_hardware(self, story: Story) -> None:
+        hardware, until = self.hardware(story)
+        small = dataclasses.replace(hardware, nodes=1, cpus_per_node=5)
+        events, _ = self.with_event(story, ev.ProviderApproved("", 1, small, until))
+        assert {f.code for f in story.grid.ledger(events).findings} == {"eligible"}
+
+    def test_back_to_who_lost_its_predecessor(self, story: Story) -> None:
+        ledger = story.grid.ledger()
+        successor = ledger.jobs[story.jobs["successor"]]
+        loser, winner = ledger.jobs[successor.retry_of].provider, successor.provider
+
+        def forge(event: ev.Event) -> ev.Event:
+            if getattr(event, "job_id", 0) != successor.id:
+                return event
+            names = {each.name for each in dataclasses.fields(event)}
+            if "provider" in names and getattr(event, "provider", "") == winner:
+                return dataclasses.replace(event, provider=loser)
+            return event
+
+        codes = {f.code for f in story.grid.ledger([forge(e) for e in story.events]).findings}
+        assert "excluded" in codes
+
+    @pytest.mark.parametrize(("bps", "lawful"), [(2_000, True), (2_001, False)])
+    def test_the_highest_fee(self, story: Story, bps: int, lawful: bool) -> None:
+        last = story.events[-1]
+        scheduler = story.grid.ledger().deployment.scheduler
+        place = {"block_number": last.block_number, "log_index": last.log_index + 1}
+        told = ev.FeeChanged(bps, **place, tx_hash="0xfeed", address=scheduler)
+        assert (story.codes([*story.events, told]) == set()) is lawful
