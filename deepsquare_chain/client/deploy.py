@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
+
+from eth_account.signers.local import LocalAccount
+from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
 from deepsquare_chain.chain.deployment import Deployment
@@ -41,36 +45,44 @@ async def deploy(
         )
     if settings.keystore is None:
         raise UsageError("No wallet is set", hint="Name one with --keystore.")
+    address_of(settings.keystore)
     base = DEMO_PARAMS if demo_timeouts else GridParams()
     params = replace(base, fee_bps=fee_bps, treasury=treasury, schedulers=tuple(schedulers))
-    address_of(settings.keystore)
+    progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
     async with connected(settings.endpoint, chain_id=settings.chain_id, attempts=_ATTEMPTS) as w3:
-        account = await asyncio.to_thread(
-            load_account, settings.keystore, settings.password_file
-        )
-        chain_id = int(await w3.eth.chain_id)
-        genesis = bytes((await w3.eth.get_block(0))["hash"]).hex()
-        progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
-        with Store.open(
-            progress,
-            chain_id=chain_id,
-            contract="deploying",
-            account=account.address,
-            genesis=genesis,
-            exclusive=True,
-        ) as store:
-            ceiling = int(settings.max_fee_gwei * _GWEI)
-            sender = Sender(w3, account, store, chain_id=chain_id, max_fee_per_gas=ceiling)
-            await sender.recover(timeout=settings.timeout)
-            deployment = await deploy_grid(
-                w3,
-                sender,
-                params,
-                extra={"endpoint": safe_url(settings.endpoint)},
-                timeout=settings.timeout,
-                resumable=True,
-            )
-        deployment.save(settings.deployment)
+        account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+        deployment = await _deploy(w3, account, settings, params, progress)
+    deployment.save(settings.deployment)
     for leftover in progress.parent.glob(f"{progress.name}*"):
         leftover.unlink(missing_ok=True)
     return deployment
+
+
+async def _deploy(
+    w3: AsyncWeb3[Any],
+    account: LocalAccount,
+    settings: Settings,
+    params: GridParams,
+    progress: Path,
+) -> Deployment:
+    chain_id = int(await w3.eth.chain_id)
+    genesis = bytes((await w3.eth.get_block(0))["hash"]).hex()
+    with Store.open(
+        progress,
+        chain_id=chain_id,
+        contract="deploying",
+        account=account.address,
+        genesis=genesis,
+        exclusive=True,
+    ) as store:
+        ceiling = int(settings.max_fee_gwei * _GWEI)
+        sender = Sender(w3, account, store, chain_id=chain_id, max_fee_per_gas=ceiling)
+        await sender.recover(timeout=settings.timeout)
+        return await deploy_grid(
+            w3,
+            sender,
+            params,
+            extra={"endpoint": safe_url(settings.endpoint)},
+            timeout=settings.timeout,
+            resumable=True,
+        )

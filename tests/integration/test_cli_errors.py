@@ -383,3 +383,22 @@ def test_contracts_on_chain_are_this_build(cli: Cli) -> None:
     found = cli("contracts", "verify", "-o", "json")
     assert found.code == 0
     assert all(row["ok"] for row in json.loads(found.out))
+
+
+def test_deploying_anew_writes_a_record_that_verifies(
+    cli: Cli, place: Place, tmp_path: Path
+) -> None:
+    record = tmp_path / "deployment.json"
+    options = ["--deployment", str(record), "-o", "json"]
+    admin = ["--keystore", str(place.wallets / "admin.json"), *options]
+    refused(cli("contracts", "deploy", "--treasury", "0x12", *admin), 2, "treasury")
+    assert not record.exists()
+    found = cli("contracts", "deploy", "--demo-timeouts", *admin)
+    assert found.code == 0, found
+    assert json.loads(found.out)["scheduler"] != place.record["scheduler"]
+    verified = cli("contracts", "verify", *options)
+    assert verified.code == 0, verified
+    assert [path.name for path in tmp_path.iterdir()] == ["deployment.json"]
+    # A record that is not the chain's is found out.
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"treasury": "0x" + "12" * 20}))
+    assert cli("contracts", "verify", *options).code == 10
