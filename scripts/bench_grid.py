@@ -419,7 +419,12 @@ async def bench(options: argparse.Namespace, progress: Progress) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="deepsquare-bench-") as place:
         folder = Path(options.keep or place)
         async with Yard(
-            folder, options.providers, options.confirmations, options.poll, options.cpus
+            folder,
+            options.providers,
+            options.confirmations,
+            options.poll,
+            options.cpus,
+            options.log_level,
         ) as yard:
             return await _bench(yard, options, progress)
 
@@ -532,6 +537,7 @@ def main() -> int:
     parser.add_argument("--poll", type=float, default=0.25, help="seconds between idle cycles")
     parser.add_argument("--idle", type=float, default=5.0, help="seconds of watching idle daemons")
     parser.add_argument("--history", type=int, default=0, help="more jobs, only for catching up")
+    parser.add_argument("--log-level", default="warning", help="of the daemons")
     parser.add_argument("--keep", help="folder that keeps states and logs")
     parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
     options = parser.parse_args()

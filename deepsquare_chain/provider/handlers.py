@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from deepsquare_chain.errors import GridError, NotFoundError
@@ -42,6 +43,8 @@ from deepsquare_chain.provider.together import together
 from deepsquare_chain.workflow import render_script
 
 _AT_ONCE: Final = 8
+#: Seconds of a cycle in which runs are begun.
+_SUBMITTING: Final = 0.8
 _PAGE: Final = 65536
 _log = get_logger(__name__)
 
@@ -64,13 +67,35 @@ class Handlers:
         self._materials = materials
         self._env = dict(env)
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._submits = 0
 
-    async def carry_out(self, planned: Iterable[tuple[View, Action]]) -> int:
-        """Do everything that is no transaction; returns how much was done."""
-        return sum(await together(*(self._one(view, action) for view, action in planned)))
+    async def carry_out(
+        self,
+        planned: Iterable[tuple[View, Action]],
+        waited_for: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """Do everything that is no transaction; returns how much was done.
 
-    async def _one(self, view: View, action: Action) -> bool:
+        Starting processes takes its time: after a while the rest of them is left to the next
+        cycle, so that claims and reports do not wait behind a crowd. `waited_for` says whether
+        the cycle has nothing else to wait for.
+        """
+        began = time.monotonic()
+        self._submits = 0
+
+        def late() -> bool:
+            # One of them in any case, whatever holds up the others.
+            patient = time.monotonic() < began + _SUBMITTING or not waited_for()
+            return self._submits > 0 and not patient
+
+        return sum(await together(*(self._one(view, action, late) for view, action in planned)))
+
+    async def _one(self, view: View, action: Action, late: Callable[[], bool]) -> bool:
         async with self._gate:
+            if isinstance(action, Submit):
+                if late():
+                    return False
+                self._submits += 1
             try:
                 return await self._do(view, action)
             except GridError as error:

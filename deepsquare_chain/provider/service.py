@@ -6,6 +6,7 @@ are ordinary cycles.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -264,7 +265,8 @@ class ProviderService:
         self._tell(planned)
         crash_point("provider.planned")
         self._intend(planned)
-        done, moved = await together(self._handlers.carry_out(planned), self._batches.send(planned))
+        sending = asyncio.ensure_future(self._batches.send(planned))
+        done, moved = await together(self._handlers.carry_out(planned, sending.done), sending)
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return done + moved
 
