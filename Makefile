@@ -2,6 +2,7 @@
 .POSIX:
 .SUFFIXES:
 .PHONY: help setup setup-dev demo test test-unit test-contracts check contracts bench clean distclean
+.PHONY: bench-grid soak
 .PHONY: fuzz-long coverage prove slither mutate
 
 VENV = .venv
@@ -23,6 +24,7 @@ help:
 	@echo 'make coverage prove slither mutate fuzz-long   docs/verification.md says what each shows'
 	@echo 'make contracts  compile the contracts (needs the npm parts)'
 	@echo 'make bench      measure gas on a real node (needs the npm parts)'
+	@echo 'make bench-grid  measure a whole grid on a real node; make soak: an hour of kills and faults'
 	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
 
 setup: $(RUNTIME)
@@ -79,6 +81,17 @@ contracts: $(DEV) $(NODE)
 
 bench: $(DEV) $(NODE)
 	$(BIN)/python scripts/gas_report.py
+
+bench-grid: $(DEV) $(NODE)
+	$(BIN)/python scripts/bench_grid.py $(ARGS)
+
+# An hour by default, with the fault run of a thousand jobs before it; MINUTES=2 is the short one.
+MINUTES = 60
+FAULT_ROUNDS = 84
+soak: $(DEV) $(NODE)
+	DEEPSQUARE_FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest -q -s --timeout 3600 \
+	    tests/e2e/test_endpoint_faults.py
+	$(BIN)/python scripts/soak.py --minutes $(MINUTES) $(ARGS)
 
 clean:
 	rm -rf build dist out cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

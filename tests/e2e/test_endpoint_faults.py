@@ -163,6 +163,11 @@ class Crowd(Customers):
         self.expected |= dict(zip(ids, (status for _, status in wanted), strict=True))
         return ids
 
+    async def has_room(self) -> bool:
+        """Whether few enough jobs wait that none is given back for its age."""
+        jobs = await self.grid.contracts.scheduler.get_jobs(self.ids[-48:])
+        return sum(not job.status.is_final for job in jobs) <= 24
+
     async def live(self, rounds: int) -> None:
         """Twelve jobs a round, of every end, for each provider in turn."""
         ends = [
@@ -172,6 +177,7 @@ class Crowd(Customers):
             ("sleep 500", JobStatus.CANCELLED),
         ]
         for number in range(rounds):
+            await until(self.has_room, timeout=120)
             ids = await self.submit_all(ends, f"p{number % 2}")
             await asyncio.sleep(1)
             await self.cancel(ids[-1])

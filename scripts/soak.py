@@ -1,0 +1,271 @@
+#!/usr/bin/env python3
+"""Run a grid for a while, kill a random daemon every minute, and see what is lost or leaks.
+
+Jobs of every end keep coming. The scheduler and all providers but the last are killed with SIGKILL
+and started again; the last one lives through the whole run and is watched for growth. At the end
+events, contract storage, databases, and the number of real executions must agree to the wei.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_grid import PRICES, SMALL, Yard
+
+from deepsquare_chain.chain.events import decode_logs
+from deepsquare_chain.credits import CREDIT, job_rate
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.store.database import Store
+from tests.support.oracle import check_executions, check_ledger, check_provider, replay
+
+#: Growth of the watched daemon's memory that is a finding.
+MOST_GROWTH: Final = 0.05
+#: Seconds after which a daemon has loaded whatever it needs.
+WARM: Final = 45
+ENDS: Final = {
+    "true": JobStatus.FINISHED,
+    "sleep 2": JobStatus.FINISHED,
+    "exit 3": JobStatus.FAILED,
+    "sleep 500": JobStatus.CANCELLED,
+    "sleep 600": JobStatus.OUT_OF_CREDITS,
+}
+
+
+class Soak:
+    """One run: customers, kills, samples, and what is found in the end."""
+
+    def __init__(self, yard: Yard, options: argparse.Namespace) -> None:
+        self.yard = yard
+        self.dice = random.Random(options.seed)  # noqa: S311
+        self.seconds = 60.0 * options.minutes
+        self.kill_every: float = options.kill_every
+        self.tally = yard.folder / "tally"
+        self.tally.mkdir()
+        self.expected: dict[int, JobStatus] = {}
+        self.surprises: dict[int, str] = {}
+        self.kills: Counter[str] = Counter()
+        self.samples: defaultdict[str, list[tuple[float, int, int]]] = defaultdict(list)
+        self.findings: list[str] = []
+        self.began = time.monotonic()
+
+    @property
+    def steady(self) -> str:
+        """The daemon that is never killed."""
+        return self.yard.provider_roles[-1]
+
+    @property
+    def passed(self) -> float:
+        return time.monotonic() - self.began
+
+    async def customers(self) -> None:
+        """A few jobs of one kind at a time."""
+        while self.passed < self.seconds:
+            command = self.dice.choice(list(ENDS))
+            ending = ENDS[command]
+            limit = 5 if ending is JobStatus.OUT_OF_CREDITS else 600
+            mark = f'echo ran >> "{self.tally}/$DEEPSQUARE_JOB_ID"; {command}'
+            amount = max(CREDIT // 100, 700 * job_rate(PRICES, SMALL))
+            ids = await self.yard.submit(
+                self.dice.randint(1, 4), mark, time_limit=limit, amount=amount
+            )
+            self.expected |= dict.fromkeys(ids, ending)
+            await asyncio.sleep(self.dice.uniform(1, 4))
+            if ending is JobStatus.CANCELLED:
+                await self.yard.send("customer", self.yard.contracts.scheduler.cancel(ids))
+
+    async def killer(self) -> None:
+        """The power cut of a random daemon, and its return some seconds later."""
+        victims = [role for role in self.yard.services if role != self.steady]
+        while True:
+            pause = self.kill_every * self.dice.uniform(0.8, 1.2)
+            if self.passed + pause > self.seconds - 10:
+                return
+            await asyncio.sleep(pause)
+            role = self.dice.choice(victims)
+            child = self.yard.services[role]
+            psutil.Process(child.pid).kill()
+            await child.end()
+            self.kills[role] += 1
+            await asyncio.sleep(self.dice.uniform(0, 5))
+            await self.yard.start(role)
+
+    async def watch(self) -> None:
+        """Memory and descriptors of all daemons; one that ended by itself is a finding."""
+        while True:
+            for role, child in list(self.yard.services.items()):
+                try:
+                    process = psutil.Process(child.pid)
+                    rss, files = process.memory_info().rss, process.num_fds()
+                    self.samples[role].append((self.passed, rss, files))
+                except psutil.Error:
+                    continue  # just killed
+            await asyncio.sleep(2)
+
+    async def finish(self) -> None:
+        """Wait for the last jobs, end the daemons in order, compare everything."""
+        waiting, deadline = set(self.expected), time.monotonic() + 120
+        while waiting and time.monotonic() < deadline:
+            jobs = await self.yard.contracts.scheduler.get_jobs(sorted(waiting)[:400])
+            waiting -= {job.id for job in jobs if job.status.is_final}
+            await asyncio.sleep(0.5)
+        if waiting:
+            self.findings.append(f"jobs without an end: {sorted(waiting)[:20]}")
+        await asyncio.sleep(5)  # the last look of every provider
+        for role, child in self.yard.services.items():
+            if child.returncode is not None:
+                self.findings.append(f"{role} ended by itself with {child.returncode}")
+            await child.end(grace=20)
+            if child.returncode != 0:
+                self.findings.append(f"{role} ended with {child.returncode}")
+        try:
+            await self.compare()
+        except AssertionError as error:
+            self.findings.append(f"the books disagree: {error}")
+        self.findings += [f"left over: {line}" for line in leftovers(self.yard.folder)]
+
+    async def compare(self) -> None:
+        """Events, storage, databases, executions."""
+        yard = self.yard
+        logs = await yard.w3.eth.get_logs(
+            {"address": yard.deployment.scheduler, "fromBlock": hex(yard.deployment.block)}
+        )
+        ledger = replay(decode_logs(logs))
+        jobs = await yard.contracts.scheduler.get_jobs(list(ledger))
+        by_id = {job.id: job for job in jobs}
+        # A job whose cancel came late, or whose provider was gone for long, may end otherwise.
+        self.surprises = {
+            job_id: by_id[job_id].status.name
+            for job_id, ending in self.expected.items()
+            if by_id[job_id].status is not ending
+        }
+        check_ledger(ledger, jobs)
+        check_executions(
+            ledger,
+            {int(mark.name): len(mark.read_text().splitlines()) for mark in self.tally.iterdir()},
+        )
+        for role in yard.provider_roles:
+            place = {
+                "chain_id": yard.node.chain_id,
+                "contract": yard.deployment.scheduler,
+            }
+            account = yard.accounts[role].address
+            with Store.open(yard.state(role) / "provider.db", account=account, **place) as store:
+                table = RunTable(store, account, **place)
+                check_provider(account, ledger, by_id, table.all(), table.earned())
+
+    def report(self) -> dict[str, Any]:
+        """Figures of the run; memory in MB."""
+        growth = self._growth()
+        return {
+            "minutes": round(self.seconds / 60, 1),
+            "jobs": len(self.expected),
+            "kills": dict(self.kills),
+            "other_ends": self.surprises,
+            "watched": growth,
+            "memory_mb": {
+                role: round(max(each[1] for each in seen) / 2**20)
+                for role, seen in self.samples.items()
+            },
+            "descriptors": {
+                role: max(each[2] for each in seen) for role, seen in self.samples.items()
+            },
+            "load_average": [round(each, 1) for each in os.getloadavg()],
+            "findings": self.findings,
+        }
+
+    def _growth(self) -> dict[str, Any]:
+        warm = [each for each in self.samples[self.steady] if each[0] > WARM]
+        if len(warm) < 20:
+            return {"too_short": True}
+        part = max(5, len(warm) // 10)
+        first, last = warm[:part], warm[-part:]
+        before, after = (statistics.median(each[1] for each in some) for some in (first, last))
+        # Descriptors come and go with runs; the least of a while shows what stays.
+        files = tuple(min(each[2] for each in some) for some in (first, last))
+        if after > before * (1 + MOST_GROWTH):
+            self.findings.append(f"{self.steady} grew from {before:.0f} to {after:.0f} bytes")
+        if files[1] > files[0] + 2:
+            self.findings.append(f"{self.steady} kept descriptors: {files[0]} to {files[1]}")
+        return {
+            "role": self.steady,
+            "first_mb": round(before / 2**20, 1),
+            "last_mb": round(after / 2**20, 1),
+            "growth_percent": round(100 * (after / before - 1), 2),
+            "descriptors": files,
+        }
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Processes that still work in this folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
+        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if process.pid != os.getpid() and any(str(folder) in word for word in words):
+            found.append(" ".join(words)[:200])
+    return found
+
+
+async def soak(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """The whole run."""
+    with tempfile.TemporaryDirectory(prefix="deepsquare-soak-") as place:
+        async with Yard(Path(place), options.providers) as yard:
+            for role in ["scheduler", *yard.provider_roles]:
+                await yard.start(role)
+            await asyncio.gather(*(yard.ready(role) for role in list(yard.services)))
+            run = Soak(yard, options)
+            bar = progress.add_task("soaking", total=run.seconds)
+            others = [asyncio.create_task(run.watch()), asyncio.create_task(run.killer())]
+            work = asyncio.create_task(run.customers())
+            while not work.done():
+                progress.update(
+                    bar,
+                    completed=min(run.passed, run.seconds),
+                    description=f"{len(run.expected)} jobs, {run.kills.total()} kills",
+                )
+                await asyncio.wait({work}, timeout=1)
+            await work
+            await others[1]
+            others[0].cancel()
+            progress.update(bar, description="the last jobs, and the books", total=None)
+            await run.finish()
+            return run.report()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--kill-every", type=float, default=60.0, help="seconds")
+    parser.add_argument("--providers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            found = asyncio.run(soak(options, progress))
+    except GridError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found, indent=2))
+    return 1 if found["findings"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
