@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+
+import {MetaScheduler} from "../../contracts/MetaScheduler.sol";
+import {IProviderRegistry} from "../../contracts/interfaces/IProviderRegistry.sol";
+import {Billing} from "../../contracts/libraries/Billing.sol";
+import {Capacity, Tariff} from "../../contracts/libraries/Capacity.sol";
+import {JobLifecycle} from "../../contracts/libraries/JobLifecycle.sol";
+import {JobRecord, Money, Moves} from "../../contracts/libraries/JobRecord.sol";
+import {Assignment, Job, JobStatus, Report, Timeouts} from "../../contracts/types/JobTypes.sol";
+import {ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
+
+/// @dev halmos's own cheat codes.
+interface Symbolic {
+    function enableSymbolicStorage(address account) external;
+}
+
+/// @dev Pays as an honest token does, and adds up.
+contract TokenStub {
+    uint256 public sent;
+    mapping(address to => uint256) public received;
+
+    function decimals() external pure returns (uint8) {
+        return 18;
+    }
+
+    function transfer(address to, uint256 amount) external returns (bool) {
+        sent += amount;
+        received[to] += amount;
+        return true;
+    }
+
+    function transferFrom(address, address, uint256) external pure returns (bool) {
+        return true;
+    }
+}
+
+/// @dev Says anything about a provider.
+contract RegistryStub {
+    ProviderStatus public status;
+    Capacity public capacity;
+    Tariff public tariff;
+    address public account;
+    uint16 public id;
+
+    function accountOf(uint16) external view returns (address) {
+        return account;
+    }
+
+    function idOf(address) external view returns (uint16) {
+        return id;
+    }
+
+    function statusOf(address) external view returns (ProviderStatus) {
+        return status;
+    }
+
+    function capacityOf(address) external view returns (Capacity, Tariff) {
+        return (capacity, tariff);
+    }
+}
+
+/// @notice What halmos proves for every value (`make prove`): one function each, from a storage of any content.
+/// @dev forge compiles these and runs none of them. Reverting paths prove nothing and are left out.
+contract ProofsTest is Test {
+    Symbolic internal constant SYMBOLIC = Symbolic(0xF3993A62377BCd56AE39D773740A5390411E8BC9);
+    address internal constant ADMIN = address(0xA0);
+    address internal constant TREASURY = address(0xA2);
+    uint256 internal constant JOB = 7;
+    uint256 internal constant CLAIM_TIMEOUT = 300;
+
+    MetaScheduler internal grid;
+    TokenStub internal token;
+    RegistryStub internal registry;
+
+    function setUp() public {
+        vm.warp(1_767_225_600);
+        vm.roll(1000);
+        token = new TokenStub();
+        registry = new RegistryStub();
+        grid = new MetaScheduler(
+            ADMIN,
+            0,
+            IERC20(address(token)),
+            IProviderRegistry(address(registry)),
+            TREASURY,
+            500,
+            Timeouts(300, 600, 120, 5, 1 hours, 60)
+        );
+    }
+
+    // --------------------------------------------------------------- the table
+
+    function check_the_table_is_the_protocols(uint8 from, uint8 to) public pure {
+        vm.assume(from < 10 && to < 10);
+        assert(JobLifecycle.canTransition(JobStatus(from), JobStatus(to)) == _arrow(from, to));
+    }
+
+    function check_nothing_leads_out_of_a_final_status(uint8 from, uint8 to) public pure {
+        vm.assume(from > 4 && from < 10 && to < 10);
+        assert(!JobLifecycle.canTransition(JobStatus(from), JobStatus(to)));
+        assert(!JobLifecycle.isLive(JobStatus(from)));
+    }
+
+    /// @dev The protocol's arrows once more, by comparison instead of a bitmap.
+    function _arrow(uint256 from, uint256 to) private pure returns (bool) {
+        if (from == 0) return to == 1;
+        if (from == 1) return to == 2 || to == 5;
+        if (from == 2) return to == 3 || to == 5 || to == 9 || to == 1;
+        if (from == 3) return to == 4 || to == 5 || to == 9 || to == 1;
+        if (from == 4) return to > 4;
+        return false;
+    }
+
+    // -------------------------------------------------------------- the record
+
+    function check_a_transition_changes_status_and_time_alone(uint256 word, uint8 to) public view {
+        vm.assume(to < 10);
+        uint256 got = Moves.unwrap(Moves.wrap(word).moved(JobStatus(to)));
+        uint256 mask = uint256(type(uint40).max) << 160;
+        assert(got & ~mask == word & ~mask);
+        assert(uint8(got >> 160) == to && uint32(got >> 168) == uint32(block.timestamp));
+    }
+
+    function check_a_provider_changes_its_id_alone(uint256 word, uint16 id) public pure {
+        uint256 got = Moves.unwrap(Moves.wrap(word).withProvider(id));
+        uint256 mask = uint256(type(uint16).max) << 200;
+        assert(got & ~mask == word & ~mask && uint16(got >> 200) == id);
+    }
+
+    function check_a_successor_is_PENDING_with_one_retry_less(uint256 word) public view {
+        Moves before = Moves.wrap(word);
+        vm.assume(before.retriesLeft() > 0);
+        Moves got = before.succeeded();
+        assert(got.status() == JobStatus.PENDING && got.providerId() == 0);
+        assert(got.retriesLeft() == before.retriesLeft() - 1 && got.isSuccessor());
+        assert(got.customer() == before.customer() && got.memPerCpu() == before.memPerCpu());
+        assert(got.untilSpent() == before.untilSpent() && got.since() == block.timestamp);
+    }
+
+    function check_an_escrow_changes_itself_alone(uint256 word, uint96 amount) public pure {
+        uint256 got = Money.unwrap(Money.wrap(word).withEscrow(amount));
+        assert(got >> 96 == word >> 96 && uint96(got) == amount);
+    }
+
+    function check_a_limit_changes_itself_alone(uint256 word, uint24 limit) public pure {
+        uint256 got = Money.unwrap(Money.wrap(word).withTimeLimit(limit));
+        uint256 mask = uint256(type(uint24).max) << 168;
+        assert(got & ~mask == word & ~mask && uint24(got >> 168) == limit);
+    }
+
+    function check_a_price_changes_rate_and_fee_alone(uint256 word, uint72 rate, uint16 fee)
+        public
+        pure
+    {
+        uint256 got = Money.unwrap(Money.wrap(word).withPrice(rate, fee));
+        uint256 mask = (uint256(type(uint72).max) << 96) | (uint256(type(uint16).max) << 240);
+        assert(got & ~mask == word & ~mask);
+        assert(uint72(got >> 96) == rate && uint16(got >> 240) == fee);
+    }
+
+    // ----------------------------------------------------------------- billing
+
+    function check_a_fee_is_within_its_share(uint96 cost, uint16 bps) public pure {
+        vm.assume(bps <= 2000);
+        uint256 fee = Billing.feeOf(cost, bps);
+        assert(fee <= cost);
+    }
+
+    function check_an_allotment_without_a_rate_is_zero(bool spent, uint24 limit, uint96 escrow)
+        public
+        pure
+    {
+        assert(Billing.allotment(spent, limit, escrow, 0) == 0);
+    }
+
+    // -------------------------------------------------- one verb on any storage
+
+    /// @dev Any storage whose record has a status of the enum and a time that has passed.
+    function _any() private returns (Job memory job) {
+        SYMBOLIC.enableSymbolicStorage(address(grid));
+        SYMBOLIC.enableSymbolicStorage(address(registry));
+        job = grid.getJob(JOB);
+        vm.assume(job.since <= block.timestamp);
+        vm.assume(job.retriesLeft <= 5 && job.feeBps <= 2000);
+    }
+
+    function _ids() private pure returns (uint256[] memory ids) {
+        ids = new uint256[](1);
+        ids[0] = JOB;
+    }
+
+    function _call(address caller, bytes memory data) private returns (bool done) {
+        vm.prank(caller);
+        (done,) = address(grid).call(data);
+    }
+
+    /// @dev Size, owner, definition and limits of the record stand.
+    function _sameTerms(Job memory a, Job memory b) private pure {
+        assert(a.customer == b.customer && a.definition == b.definition);
+        assert(a.tasks == b.tasks && a.cpusPerTask == b.cpusPerTask && a.gpus == b.gpus);
+        assert(a.memPerCpu == b.memPerCpu && a.timeLimit == b.timeLimit);
+        assert(a.untilSpent == b.untilSpent && a.retriesLeft == b.retriesLeft);
+    }
+
+    function _samePrice(Job memory a, Job memory b) private pure {
+        assert(a.rate == b.rate && a.feeBps == b.feeBps && a.providerId == b.providerId);
+    }
+
+    function check_claim_is_the_providers_step_from_META_SCHEDULED(address caller) public {
+        Job memory a = _any();
+        if (!_call(caller, abi.encodeCall(grid.claim, (_ids())))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(a.status == JobStatus.META_SCHEDULED && b.status == JobStatus.SCHEDULED);
+        assert(grid.clockOf(a.providerId).account == caller);
+        _sameTerms(a, b);
+        _samePrice(a, b);
+        assert(a.escrow == b.escrow && token.sent() == 0);
+    }
+
+    function check_start_is_the_providers_step_from_SCHEDULED(address caller) public {
+        Job memory a = _any();
+        if (!_call(caller, abi.encodeCall(grid.start, (_ids())))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(a.status == JobStatus.SCHEDULED && b.status == JobStatus.RUNNING);
+        assert(grid.clockOf(a.providerId).account == caller && b.since == block.timestamp);
+        _sameTerms(a, b);
+        _samePrice(a, b);
+        assert(a.escrow == b.escrow && token.sent() == 0);
+    }
+
+    function check_requeue_moves_no_money_and_clears_the_price(address caller) public {
+        Job memory a = _any();
+        bool silent = grid.isSilent(a.providerId);
+        bool role = grid.hasRole(grid.METASCHEDULER_ROLE(), caller);
+        if (!_call(caller, abi.encodeCall(grid.requeue, (_ids(), "")))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(a.status == JobStatus.META_SCHEDULED || a.status == JobStatus.SCHEDULED);
+        assert(b.status == JobStatus.PENDING && b.providerId == 0);
+        assert(b.rate == 0 && b.feeBps == 0 && a.escrow == b.escrow && token.sent() == 0);
+        _sameTerms(a, b);
+        bool late = block.timestamp > uint256(a.since) + CLAIM_TIMEOUT;
+        bool party = caller == grid.clockOf(a.providerId).account;
+        if (a.status == JobStatus.META_SCHEDULED) assert(party || late);
+        if (a.status == JobStatus.SCHEDULED) {
+            assert(
+                party || (late && (caller == a.customer || role)) || silent
+                    || registry.status() == ProviderStatus.BANNED
+            );
+        }
+    }
+
+    function check_metaSchedule_is_the_schedulers_and_within_the_budget(
+        address caller,
+        uint16 providerId
+    ) public {
+        Job memory a = _any();
+        // The line of a successor is a loop; the fuzzer walks it.
+        vm.assume(a.retryOf == 0);
+        vm.assume(a.tasks > 0 && a.cpusPerTask > 0 && a.memPerCpu > 0);
+        bool role = grid.hasRole(grid.METASCHEDULER_ROLE(), caller);
+        bool silent = grid.isSilent(providerId);
+        uint16 fee = grid.feeBps();
+        Assignment[] memory assignments = new Assignment[](1);
+        assignments[0] = Assignment(providerId, _ids());
+        if (!_call(caller, abi.encodeCall(grid.metaSchedule, (assignments)))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(role && !silent && a.status == JobStatus.PENDING);
+        assert(b.status == JobStatus.META_SCHEDULED && b.providerId == providerId);
+        assert(b.feeBps == fee && b.rate > 0 && a.escrow == b.escrow && token.sent() == 0);
+        (, Tariff tariff) = registry.capacityOf(address(0));
+        Capacity capacity = registry.capacity();
+        assert(capacity.statusOf(tariff) == ProviderStatus.ACTIVE);
+        assert(capacity.approvedUntil() >= block.timestamp);
+        _sameTerms(a, b);
+    }
+
+    function check_panic_is_the_providers_or_of_a_lost_run(address caller) public {
+        Job memory a = _any();
+        bool lost = grid.isLost(JOB);
+        vm.assume(grid.jobCount() == JOB);
+        if (!_call(caller, abi.encodeCall(grid.panic, (_ids(), "")))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(b.status == JobStatus.PANICKED && b.escrow == 0);
+        assert(
+            a.status == JobStatus.META_SCHEDULED || a.status == JobStatus.SCHEDULED
+                || a.status == JobStatus.RUNNING
+        );
+        assert(caller == grid.clockOf(a.providerId).account || lost);
+        _sameTerms(a, b);
+        _samePrice(a, b);
+        if (a.status == JobStatus.RUNNING && a.retriesLeft > 0) {
+            Job memory next = grid.getJob(JOB + 1);
+            assert(next.escrow == a.escrow && next.status == JobStatus.PENDING);
+            assert(next.retriesLeft == a.retriesLeft - 1 && next.customer == a.customer);
+            assert(next.retryOf == JOB && next.rate == 0 && token.sent() == 0);
+        } else {
+            assert(token.sent() == a.escrow && token.received(a.customer) == a.escrow);
+            assert(grid.jobCount() == JOB);
+        }
+    }
+
+    function check_finish_is_the_providers_and_divides_the_escrow(
+        address caller,
+        uint32 used,
+        int32 code
+    ) public {
+        Job memory a = _any();
+        Report[] memory reports = new Report[](1);
+        reports[0] = Report(JOB, used, code, 0, 0);
+        if (!_call(caller, abi.encodeCall(grid.finish, (reports)))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(a.status == JobStatus.RUNNING);
+        assert(grid.clockOf(a.providerId).account == caller);
+        assert(
+            b.status == JobStatus.FINISHED || b.status == JobStatus.FAILED
+                || b.status == JobStatus.OUT_OF_CREDITS
+        );
+        if (b.status == JobStatus.FINISHED) assert(code == 0);
+        if (b.status == JobStatus.FAILED) assert(code != 0);
+        assert(token.sent() == a.escrow && b.escrow <= a.escrow);
+        _sameTerms(a, b);
+        _samePrice(a, b);
+    }
+
+    function check_cancel_is_the_customers_and_divides_the_escrow(address caller) public {
+        Job memory a = _any();
+        bool lost = grid.isLost(JOB);
+        if (!_call(caller, abi.encodeCall(grid.cancel, (_ids())))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(caller == a.customer && b.status == JobStatus.CANCELLED);
+        assert(JobLifecycle.isLive(a.status));
+        assert(token.sent() == a.escrow && b.escrow <= a.escrow);
+        if (a.status != JobStatus.RUNNING || lost) assert(token.received(caller) == a.escrow);
+        _sameTerms(a, b);
+        _samePrice(a, b);
+    }
+
+    function check_topUp_raises_the_escrow_by_the_amount(address caller, uint96 amount) public {
+        Job memory a = _any();
+        if (!_call(caller, abi.encodeCall(grid.topUp, (JOB, a.customer, amount)))) return;
+        Job memory b = grid.getJob(JOB);
+        assert(JobLifecycle.isLive(a.status) && b.status == a.status && b.since == a.since);
+        assert(b.escrow == uint256(a.escrow) + amount && b.timeLimit >= a.timeLimit);
+        assert(a.customer == b.customer && token.sent() == 0);
+        _samePrice(a, b);
+    }
+
+    function check_a_final_record_stands_whatever_is_called(address caller, uint8 verb) public {
+        Job memory a = _any();
+        vm.assume(a.status > JobStatus.RUNNING && verb < 6);
+        bytes memory data;
+        if (verb == 0) data = abi.encodeCall(grid.claim, (_ids()));
+        else if (verb == 1) data = abi.encodeCall(grid.start, (_ids()));
+        else if (verb == 2) data = abi.encodeCall(grid.cancel, (_ids()));
+        else if (verb == 3) data = abi.encodeCall(grid.requeue, (_ids(), ""));
+        else if (verb == 4) data = abi.encodeCall(grid.panic, (_ids(), ""));
+        else data = abi.encodeCall(grid.selfSchedule, (_ids()));
+        assert(!_call(caller, data));
+    }
+}
