@@ -90,7 +90,6 @@ async def close_books(grid: Grid, scene: Scene, problems: list[str]) -> Closing:
     Raises:
         AuditError: The events can't be read as books at all.
     """
-    await scene.look()
     ledger, audit = await audit_chain(grid.contracts)
     jobs = [_job(scene, number) for number in sorted(scene.jobs)]
     document = {

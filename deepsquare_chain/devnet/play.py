@@ -75,6 +75,8 @@ class Play:
                 await self.scene.look()
                 await self._act()
                 await asyncio.sleep(TICK)
+            # Records are read after events: the last records may be ahead of them.
+            await self.scene.look()
         finally:
             await self._settle_tasks()
 
