@@ -148,12 +148,18 @@ class TestReservation:
 
     def test_all_that_ends_by_then_counts_as_free(self) -> None:
         rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
-        six = waiting(1, cpus=6, queued_at=NOW - 1_000)
+        five = waiting(1, cpus=5, queued_at=NOW - 1_000)
         held = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
-        # Both end at once, so that two cpus are left beside the six.
+        # The first to end makes room enough; the other ends at once, so that three are left.
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3)]
-        decided = decide([six, *others], [provider()], held, rules)
+        decided = decide([five, *others], [provider()], held, rules)
         assert places(decided) == {2: 1, 3: 1}
+
+    def test_room_is_there_once_enough_has_ended(self) -> None:
+        held = [running(n, cpus=2, time_limit=100 * n) for n in (2, 3, 4)]
+        six = waiting(1, cpus=6, queued_at=NOW - 1_000)
+        decided = decide([six], [provider()], held, IMPATIENT)
+        assert decided.reservation == Reservation(1, 1, NOW + 300)
 
     def test_others_go_there_if_they_fit_beside(self) -> None:
         rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
