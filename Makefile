@@ -70,11 +70,12 @@ mutate: $(NODE) .venv-slither/.made
 	.venv-halmos/bin/python -m pip install -qq halmos==0.3.3
 	@touch $@
 
-check: $(DEV)
+check: $(DEV) $(NODE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if [ -x $(FORGE) ]; then echo '$(FORGE) fmt --check'; $(FORGE) fmt --check contracts tests/forge; fi
 
 contracts: $(DEV) $(NODE)
 	$(BIN)/python scripts/compile.py

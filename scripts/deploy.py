@@ -17,23 +17,18 @@ import argparse
 import asyncio
 import json
 import sys
-from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, Timeouts, deploy_grid
+from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, Timeouts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.chain.verifying import verify_deployment
-from deepsquare_chain.chain.wallet import address_of, load_account
-from deepsquare_chain.errors import AuditError, GridError, UsageError
+from deepsquare_chain.client.deploy import deploy
+from deepsquare_chain.errors import AuditError, GridError
 from deepsquare_chain.observe.logs import configure_logging
-from deepsquare_chain.settings import safe_url
-from deepsquare_chain.store.database import Store
-
-GWEI = 10**9
+from deepsquare_chain.settings import Settings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,51 +88,23 @@ def params_of(options: argparse.Namespace) -> GridParams:
     )
 
 
-async def deploy(options: argparse.Namespace) -> Deployment:
-    """Deploy and write the record."""
-    if options.record.exists():
-        raise UsageError(
-            f"{options.record} exists already, and a record is never overwritten",
-            hint="Check it with --verify-only, or name another place with --record.",
-        )
-    if options.keystore is None:
-        raise UsageError("No wallet is given", hint="Name one with --keystore.")
-    address_of(options.keystore)
-    async with connected(options.endpoint, chain_id=options.chain_id) as w3:
-        account = load_account(options.keystore, options.password_file)
-        chain_id = int(await w3.eth.chain_id)
-        genesis = bytes((await w3.eth.get_block(0))["hash"]).hex()
-        progress = options.record.with_name(f".{options.record.name}.progress.db")
-        with Store.open(
-            progress,
-            chain_id=chain_id,
-            contract="deploying",
-            account=account.address,
-            genesis=genesis,
-            exclusive=True,
-        ) as store:
-            ceiling = int(options.max_fee_gwei * GWEI)
-            sender = Sender(w3, account, store, chain_id=chain_id, max_fee_per_gas=ceiling)
-            await sender.recover(timeout=options.timeout)
-            deployment = await deploy_grid(
-                w3,
-                sender,
-                params_of(options),
-                extra={"endpoint": safe_url(options.endpoint)},
-                timeout=options.timeout,
-                resumable=True,
-            )
-        deployment.save(options.record)
-    for leftover in progress.parent.glob(progress.name + "*"):
-        with suppress(OSError):
-            leftover.unlink()
-    return deployment
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The options as settings; what they leave out is not looked up elsewhere."""
+    return Settings(
+        endpoint=options.endpoint,
+        chain_id=options.chain_id,
+        deployment=options.record,
+        keystore=options.keystore,
+        password_file=options.password_file,
+        max_fee_gwei=options.max_fee_gwei,
+        timeout=options.timeout,
+    )
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Deploy unless told otherwise, then look at the result; the document to print."""
     if not options.verify_only:
-        await deploy(options)
+        await deploy(settings_of(options), params_of(options))
     deployment = Deployment.load(options.record)
     wanted = options.chain_id or deployment.chain_id
     async with connected(options.endpoint, chain_id=wanted) as w3:

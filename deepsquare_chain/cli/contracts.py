@@ -71,15 +71,18 @@ async def deploy(
     ] = False,
 ) -> None:
     """Deploy new contracts from this wallet and write the deployment record."""
+    from dataclasses import replace
+
+    from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams
     from deepsquare_chain.client.deploy import deploy as run
 
-    deployment = await run(
-        desk.settings,
+    params = replace(
+        DEMO_PARAMS if demo_timeouts else GridParams(),
         fee_bps=fee_bps,
         treasury=treasury,
-        schedulers=scheduler or [],
-        demo_timeouts=demo_timeouts,
+        schedulers=tuple(scheduler or ()),
     )
+    deployment = await run(desk.settings, params)
     desk.printer.note(f"The record is {desk.settings.deployment}.")
     desk.printer.record(
         _ADDRESSES,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
+from deepsquare_chain.chain.deploying import GridParams, deploy_grid
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import Sender
@@ -24,14 +22,7 @@ _GWEI: Final = 10**9
 _ATTEMPTS: Final = 2
 
 
-async def deploy(
-    settings: Settings,
-    *,
-    fee_bps: int,
-    treasury: str,
-    schedulers: Sequence[str],
-    demo_timeouts: bool,
-) -> Deployment:
+async def deploy(settings: Settings, params: GridParams) -> Deployment:
     """Deploy new contracts and write their record; started again after a break, it goes on.
 
     Raises:
@@ -41,13 +32,11 @@ async def deploy(
     if settings.deployment.exists():
         raise UsageError(
             f"{settings.deployment} exists already, and a record is never overwritten",
-            hint="Move it away, or name another place with --deployment.",
+            hint="Verify what it says, move it away, or name another place for the new one.",
         )
     if settings.keystore is None:
         raise UsageError("No wallet is set", hint="Name one with --keystore.")
     address_of(settings.keystore)
-    base = DEMO_PARAMS if demo_timeouts else GridParams()
-    params = replace(base, fee_bps=fee_bps, treasury=treasury, schedulers=tuple(schedulers))
     progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
     async with connected(settings.endpoint, chain_id=settings.chain_id, attempts=_ATTEMPTS) as w3:
         account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)

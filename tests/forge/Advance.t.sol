@@ -87,8 +87,7 @@ contract AdvanceTest is GridTest {
             (bool done, bytes memory answer) = address(grid).call(data);
             assertFalse(done);
             assertEq(
-                answer,
-                abi.encodeWithSelector(IMetaScheduler.NotAssignedProvider.selector, jobId)
+                answer, abi.encodeWithSelector(IMetaScheduler.NotAssignedProvider.selector, jobId)
             );
         }
     }

@@ -164,8 +164,7 @@ contract AssignTest is GridTest {
 
     function test_more_than_the_offer_is_refused() public {
         uint256 jobId = submit(customer(0), terms(1e24, LIMIT, 4, 0, false));
-        Offer[3] memory small =
-            [Offer(7, 262_144, 8), Offer(64, 2047, 8), Offer(8, 2048, 0)];
+        Offer[3] memory small = [Offer(7, 262_144, 8), Offer(64, 2047, 8), Offer(8, 2048, 0)];
         for (uint256 i = 0; i < 2; ++i) {
             vm.prank(provider(0));
             registry.setOffer(small[i]);
@@ -265,8 +264,8 @@ contract AssignTest is GridTest {
         if (!eligible) return _refused(jobId, 1, reason);
         assign(jobId, 1);
         uint256 cpus = uint256(terms_.tasks) * terms_.cpusPerTask;
-        uint256 rate = cpus * prices_.cpu + uint256(terms_.gpus) * prices_.gpu
-            + cpus * terms_.memPerCpu * prices_.mem;
+        uint256 rate = cpus * prices_.cpu + uint256(terms_.gpus) * prices_.gpu + cpus
+            * terms_.memPerCpu * prices_.mem;
         assertEq(grid.getJob(jobId).rate, rate);
         assertLe(rate * terms_.timeLimit, terms_.amount);
         assertGt(rate, 0);

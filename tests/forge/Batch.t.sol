@@ -13,7 +13,9 @@ contract BatchTest is GridTest {
     function setUp() public override {
         super.setUp();
         for (uint256 i = 0; i < JOBS; ++i) {
-            uint256 jobId = submit(customer(i % CUSTOMERS), terms(AMOUNT * 4, LIMIT, 2, uint8(i % 3), i % 2 == 0));
+            uint256 jobId = submit(
+                customer(i % CUSTOMERS), terms(AMOUNT * 4, LIMIT, 2, uint8(i % 3), i % 2 == 0)
+            );
             uint256 stage = i % 6;
             if (stage == 0) continue;
             uint256 who = (i / 2) % PROVIDERS;

@@ -44,9 +44,8 @@ contract CreditTest is GridTest {
         );
         bytes32 content =
             keccak256(abi.encode(typehash, owner, address(grid), 1, 0, block.timestamp));
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(
-            key, keccak256(abi.encodePacked("\x19\x01", other.DOMAIN_SEPARATOR(), content))
-        );
+        (uint8 v, bytes32 r, bytes32 s) =
+            vm.sign(key, keccak256(abi.encodePacked("\x19\x01", other.DOMAIN_SEPARATOR(), content)));
         vm.expectRevert();
         credit.permit(owner, address(grid), 1, block.timestamp, v, r, s);
         vm.chainId(99);

@@ -59,8 +59,7 @@ contract FinishTest is GridTest {
         c.elapsed = uint32(bound(c.elapsed, 0, 2 ** 30));
         vm.prank(ADMIN);
         grid.setFee(c.fee);
-        uint256 jobId =
-            jobIn(JobStatus.RUNNING, terms(c.amount, c.limit, c.tasks, 0, c.untilSpent));
+        uint256 jobId = jobIn(JobStatus.RUNNING, terms(c.amount, c.limit, c.tasks, 0, c.untilSpent));
         skip(c.elapsed);
         uint256 billed = _min(_min(c.used, c.elapsed), c.untilSpent ? c.amount / rate : c.limit);
         uint256 cost = rate * billed;
@@ -69,13 +68,7 @@ contract FinishTest is GridTest {
         emit IMetaScheduler.JobResult(jobId, c.code, 0, "exited");
         vm.expectEmit(address(grid));
         emit IMetaScheduler.JobSettled(
-            jobId,
-            provider(0),
-            customer(0),
-            billed,
-            cost - toTreasury,
-            toTreasury,
-            c.amount - cost
+            jobId, provider(0), customer(0), billed, cost - toTreasury, toTreasury, c.amount - cost
         );
         finish(jobId, c.used, c.code);
         assertEq(grid.getJob(jobId).escrow, cost);
@@ -132,8 +125,7 @@ contract FinishTest is GridTest {
             (bool done, bytes memory answer) = address(grid).call(_encode(jobId));
             assertFalse(done);
             assertEq(
-                answer,
-                abi.encodeWithSelector(IMetaScheduler.NotAssignedProvider.selector, jobId)
+                answer, abi.encodeWithSelector(IMetaScheduler.NotAssignedProvider.selector, jobId)
             );
         }
     }

@@ -22,9 +22,8 @@ contract PackingTest is Test {
     }
 
     function _money(Money m) private pure returns (uint256[7] memory) {
-        return [
-            m.escrow(), m.rate(), m.timeLimit(), m.tasks(), m.cpusPerTask(), m.gpus(), m.feeBps()
-        ];
+        return
+            [m.escrow(), m.rate(), m.timeLimit(), m.tasks(), m.cpusPerTask(), m.gpus(), m.feeBps()];
     }
 
     /// @dev A word with a status of the enum, as every stored one has.
@@ -110,13 +109,11 @@ contract PackingTest is Test {
         t.retries = uint8(bits);
         t.untilSpent = bits != 0;
         address owner = address(uint160(bits));
-        uint256[8] memory moves = [
-            uint160(bits), 1, block.timestamp, 0, uint24(bits), uint8(bits), bits != 0 ? 1 : 0, 0
-        ];
+        uint256[8] memory moves =
+            [uint160(bits), 1, block.timestamp, 0, uint24(bits), uint8(bits), bits != 0 ? 1 : 0, 0];
         assertEq(abi.encode(_moves(this.newMoves(owner, t))), abi.encode(moves));
-        uint256[7] memory money = [
-            uint256(uint96(bits)), 0, uint24(bits), uint16(bits), uint16(bits), uint16(bits), 0
-        ];
+        uint256[7] memory money =
+            [uint256(uint96(bits)), 0, uint24(bits), uint16(bits), uint16(bits), uint16(bits), 0];
         assertEq(abi.encode(_money(this.newMoney(t))), abi.encode(money));
     }
 }

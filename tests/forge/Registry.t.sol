@@ -202,9 +202,7 @@ contract RegistryTest is GridTest {
         registry.setLabels(labels);
         labels = new string[](33);
         vm.prank(provider(0));
-        vm.expectRevert(
-            abi.encodeWithSelector(IProviderRegistry.TooManyLabels.selector, 33, 32)
-        );
+        vm.expectRevert(abi.encodeWithSelector(IProviderRegistry.TooManyLabels.selector, 33, 32));
         registry.setLabels(labels);
         labels = new string[](32);
         for (uint256 i = 0; i < 32; ++i) {
@@ -218,8 +216,7 @@ contract RegistryTest is GridTest {
     // -------------------------------------------------------------------- offer
 
     function test_an_offer_beyond_the_hardware_is_refused() public {
-        Offer[3] memory bad =
-            [Offer(65, 262_144, 8), Offer(64, 262_145, 8), Offer(64, 262_144, 9)];
+        Offer[3] memory bad = [Offer(65, 262_144, 8), Offer(64, 262_145, 8), Offer(64, 262_144, 9)];
         for (uint256 i = 0; i < 3; ++i) {
             vm.prank(provider(0));
             vm.expectRevert(
@@ -407,9 +404,7 @@ contract RegistryTest is GridTest {
 
     function test_a_too_long_reason_is_refused() public {
         vm.startPrank(ADMIN);
-        vm.expectRevert(
-            abi.encodeWithSelector(IProviderRegistry.ReasonTooLong.selector, 257, 256)
-        );
+        vm.expectRevert(abi.encodeWithSelector(IProviderRegistry.ReasonTooLong.selector, 257, 256));
         registry.ban(provider(0), string(new bytes(257)));
         registry.ban(provider(0), string(new bytes(256)));
     }

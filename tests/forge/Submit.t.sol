@@ -230,8 +230,7 @@ contract SubmitTest is GridTest {
         );
         bytes32 content =
             keccak256(abi.encode(typehash, owner, address(grid), value, 0, permit.deadline));
-        bytes32 digest =
-            keccak256(abi.encodePacked("\x19\x01", credit.DOMAIN_SEPARATOR(), content));
+        bytes32 digest = keccak256(abi.encodePacked("\x19\x01", credit.DOMAIN_SEPARATOR(), content));
         (permit.v, permit.r, permit.s) = vm.sign(key, digest);
     }
 }

@@ -78,9 +78,7 @@ contract TopUpTest is GridTest {
         uint256 jobId = jobIn(JobStatus.RUNNING, plain());
         uint256 end = grid.deadline(jobId);
         vm.warp(end - TOP_UP_NOTICE);
-        vm.expectRevert(
-            abi.encodeWithSelector(IMetaScheduler.TopUpTooLate.selector, jobId, end)
-        );
+        vm.expectRevert(abi.encodeWithSelector(IMetaScheduler.TopUpTooLate.selector, jobId, end));
         _topUp(jobId, uint96(RATE * 60));
         vm.warp(end - TOP_UP_NOTICE - 1);
         _topUp(jobId, uint96(RATE * 60));

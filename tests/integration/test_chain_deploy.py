@@ -136,7 +136,7 @@ async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
 async def test_refusals(shell: Shell) -> None:
     cases: list[tuple[int, str, tuple[str, ...]]] = [
         (4, "no deployment record", ("--verify-only",)),
-        (2, "No wallet is given", ()),
+        (2, "No wallet is set", ()),
         (4, "no wallet at", ("--keystore", "none.json")),
         (8, "no terminal to ask on", ("--keystore", "w.json")),
         (8, "does not open", ("--keystore", "w.json", "--password-file", "wrong")),
