@@ -172,9 +172,7 @@ class Grid:
         labels: Iterable[str] = (),
     ) -> int:
         """Hardware put forward for approval; its version."""
-        version: int = self.registry.register(
-            hardware, prices, list(labels), sender=account
-        ).value
+        version: int = self.registry.register(hardware, prices, list(labels), sender=account).value
         return version
 
     def provider(self, name: str = "provider", **given: Any) -> Host:
@@ -266,5 +264,3 @@ class Grid:
             self.finish(host, job_id, seconds, 3 if status is JobStatus.FAILED else 0)
         assert self.status(job_id) is status
         return job_id
-
-
