@@ -3,7 +3,9 @@ pragma solidity 0.8.37;
 
 import {Vm} from "forge-std/Vm.sol";
 
+import {Credit} from "../../contracts/Credit.sol";
 import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
+import {BlockingCredit} from "../../contracts/test/HostileCredits.sol";
 import {
     Assignment,
     Job,
@@ -367,6 +369,29 @@ contract Handler is GridTest {
         _end();
     }
 
+    /// @dev Most are unblocked again: parked sums must not stop the play.
+    function changeBlock(uint256 who, uint256 what) external {
+        _begin(ADMIN);
+        BlockingCredit(address(credit)).setBlocked(_recipient(who), what % 3 == 0);
+        _end();
+    }
+
+    function withdraw(uint256 who) external {
+        address account = _recipient(who);
+        uint256 parked = grid.parkedOf(account);
+        bool allowed = parked > 0 && !BlockingCredit(address(credit)).blocked(account);
+        _begin(account);
+        vm.prank(account);
+        try grid.withdraw(account) returns (uint256 amount) {
+            assertTrue(allowed, "withdrawal accepted");
+            assertEq(amount, parked, "withdrawn");
+            assertEq(grid.parkedOf(account), 0, "parked after a withdrawal");
+        } catch {
+            assertFalse(allowed, "withdrawal refused");
+        }
+        _end();
+    }
+
     /// @dev Everything that a stranger may try on somebody else's jobs is refused.
     function intrude(uint256 seed) external {
         uint256[] memory ids = _pick(seed, JobStatus.RUNNING);
@@ -419,7 +444,11 @@ contract Handler is GridTest {
             assertLe(ghost.generation, 5, "[13] retries");
         }
         assertEq(grid.getJob(count + 1).customer, address(0), "[4] ids are dense");
-        assertEq(credit.balanceOf(address(grid)), escrows, "[1] escrow");
+        uint256 parked;
+        for (uint256 i = 0; i < 2 * CUSTOMERS + 1; ++i) {
+            parked += grid.parkedOf(_recipient(i));
+        }
+        assertEq(credit.balanceOf(address(grid)), escrows + parked, "[1] escrow and parked");
         assertEq(credit.totalSupply(), (CUSTOMERS + 1) * FUNDS, "[3] supply");
         for (uint256 i = 0; i < CUSTOMERS; ++i) {
             _checkBalance(customer(i), FUNDS);
@@ -438,6 +467,13 @@ contract Handler is GridTest {
             if (!isLive(job.status)) continue;
             vm.prank(job.customer);
             grid.cancel(one(id));
+        }
+        for (uint256 i = 0; i < 2 * CUSTOMERS + 1; ++i) {
+            address account = _recipient(i);
+            BlockingCredit(address(credit)).setBlocked(account, false);
+            if (grid.parkedOf(account) == 0) continue;
+            vm.prank(account);
+            grid.withdraw(account);
         }
         assertEq(credit.balanceOf(address(grid)), 0, "[9] escrow after draining");
     }
@@ -572,7 +608,9 @@ contract Handler is GridTest {
 
     function _checkBalance(address account, uint256 initial) private view {
         assertEq(
-            int256(credit.balanceOf(account)), int256(initial) + moved[account], "[14] balance"
+            int256(credit.balanceOf(account) + grid.parkedOf(account)),
+            int256(initial) + moved[account],
+            "[2] balance and parked"
         );
     }
 
@@ -617,6 +655,17 @@ contract Handler is GridTest {
             STRANGER
         ];
         return all[(who >> 8) % 5];
+    }
+
+    /// @dev Customers, providers, treasury: all that settlements pay.
+    function _recipient(uint256 who) private pure returns (address) {
+        uint256 i = who % (2 * CUSTOMERS + 1);
+        if (i < CUSTOMERS) return customer(i);
+        return i < 2 * CUSTOMERS ? provider(i - CUSTOMERS) : TREASURY;
+    }
+
+    function newCredit() internal override returns (Credit) {
+        return new BlockingCredit(ADMIN, 0);
     }
 
     function _min(uint256 a, uint256 b) private pure returns (uint256) {

@@ -13,7 +13,7 @@ contract InvariantsTest is Test {
     function setUp() public {
         handler = new Handler();
         handler.setUp();
-        bytes4[] memory verbs = new bytes4[](23);
+        bytes4[] memory verbs = new bytes4[](25);
         verbs[0] = Handler.submitJobs.selector;
         verbs[1] = Handler.metaSchedule.selector;
         verbs[2] = Handler.metaSchedule.selector;
@@ -37,6 +37,8 @@ contract InvariantsTest is Test {
         verbs[20] = Handler.changeFee.selector;
         verbs[21] = Handler.intrude.selector;
         verbs[22] = Handler.renew.selector;
+        verbs[23] = Handler.changeBlock.selector;
+        verbs[24] = Handler.withdraw.selector;
         targetSelector(FuzzSelector({addr: address(handler), selectors: verbs}));
         targetContract(address(handler));
     }
