@@ -74,7 +74,7 @@ def main() -> None:
     for name in wanted:
         verdict, seconds = verdicts.get(name, ("MISSING", 0.0))
         print(f"{verdict:8} {seconds:7.1f} s  {name}")
-    incomplete = re.findall(r".*(?:incomplete|not fully explored|bounds).*", printed)
+    incomplete = re.findall(r".*(?:[Ii]ncomplete|unrolling bound|not fully explored).*", printed)
     if incomplete or any(verdicts.get(name, ("",))[0] != "PASS" for name in wanted):
         sys.exit(printed[-6000:])
     if options.write:
