@@ -78,7 +78,8 @@ def generate() -> list[Mutant]:
                     for patch in patches:
                         mutant = {**patch, "kind": kind.NAME, "file": str(source)}
                         found[identity(mutant)] = mutant
-    return list(found.values())
+    # The same sample for the same seed, whatever order slither has.
+    return [found[name] for name in sorted(found)]
 
 
 def apply(mutant: Mutant) -> bytes:

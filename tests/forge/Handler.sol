@@ -629,9 +629,9 @@ contract Handler is GridTest {
     }
 
     /// @dev The first mention of an id in a batch; a second one finds it moved.
-    function _fresh(uint256[] memory ids, uint256 at) private pure returns (bool) {
-        for (uint256 i = 0; i < at; ++i) {
-            if (ids[i] == ids[at]) return false;
+    function _fresh(uint256[] memory ids, uint256 index) private pure returns (bool) {
+        for (uint256 i = 0; i < index; ++i) {
+            if (ids[i] == ids[index]) return false;
         }
         return true;
     }
