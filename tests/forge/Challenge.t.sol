@@ -57,6 +57,10 @@ contract ChallengeTest is GridTest {
         emit IMetaScheduler.ProviderAnswered(provider(0));
         vm.prank(provider(0));
         grid.answer();
+        ProviderClock memory clock = grid.clockOf(1);
+        assertEq(clock.challengedAt, 0);
+        assertEq(clock.challengedBlock, 0);
+        assertEq(clock.answeredAt, vm.getBlockTimestamp());
         skip(RESPONSE_TIMEOUT - 1);
         refuses(IMetaScheduler.ChallengeRefused.selector, jobId);
         _challenge(jobId);
