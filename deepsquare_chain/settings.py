@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     max_fee_gwei: float = Field(
         500.0, gt=0, le=1_000_000_000, description="Ceiling of the fee per gas, in gwei"
     )
+    health_port: int | None = Field(
+        None, ge=0, le=65_535, description="Port on 127.0.0.1 of a service's health and figures"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 

@@ -38,6 +38,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "poll_interval": (float, "Seconds between two looks at the chain.", False),
     "timeout": (float, "Seconds to wait for a receipt.", False),
     "max_fee_gwei": (float, "Ceiling of the fee per gas, in gwei.", False),
+    "health_port": (int, "Port on 127.0.0.1 of a service's health and figures.", False),
     "log_level": (str, "debug, info, warning or error.", False),
     "log_format": (str, "auto, console or json.", False),
 }

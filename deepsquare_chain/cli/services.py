@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from eth_account.signers.local import LocalAccount
 
@@ -32,18 +31,22 @@ async def provide(settings: Settings) -> None:
         account,
         FolderDefinitionStore(settings.store),
         ProviderSettings(
-            state_dir=_folder(settings, "provider", account.address),
-            confirmations=settings.confirmations,
-            poll_interval=settings.poll_interval,
-            send_timeout=settings.timeout,
+            **_common(settings, "provider", account.address),
         ),
-        max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
     )
 
 
-def _folder(settings: Settings, service: str, address: str) -> Path:
-    """One folder for each service and wallet, so that several share a machine and a setting."""
-    return settings.state_dir / f"{service}-{address[:10].lower()}"
+def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
+    """What every service is told, as `ServiceSettings` has it."""
+    return {
+        # One folder for each service and wallet, so that several share a machine and a setting.
+        "state_dir": settings.state_dir / f"{service}-{address[:10].lower()}",
+        "confirmations": settings.confirmations,
+        "poll_interval": settings.poll_interval,
+        "send_timeout": settings.timeout,
+        "max_fee_per_gas": int(settings.max_fee_gwei * _GWEI),
+        "health_port": settings.health_port,
+    }
 
 
 async def _account(settings: Settings) -> LocalAccount:
@@ -67,11 +70,7 @@ async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: 
         deployment,
         account,
         SchedulerSettings(
-            state_dir=_folder(settings, "metascheduler", who),
-            confirmations=settings.confirmations,
-            poll_interval=settings.poll_interval,
-            send_timeout=settings.timeout,
             watch=Watch(challenge_after=challenge_after),
+            **_common(settings, "metascheduler", who),
         ),
-        max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
     )

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Final
 
 from eth_account.signers.local import LocalAccount
-from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Contracts
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.follower import ReorgTooDeepError
 from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.errors import NotAuthorisedError, UsageError
+from deepsquare_chain.daemon.service import open_daemon, open_sender, open_store
+from deepsquare_chain.errors import NotAuthorisedError
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
-from deepsquare_chain.store.database import Store
 
-DATABASE: Final = "metascheduler.db"
-STATUS_FILE: Final = "metascheduler.json"
-_NOBODY: Final = "0x" + "00" * 20
-_GWEI: Final = 10**9
+NAME: Final = "metascheduler"
 _log = get_logger(__name__)
 
 
@@ -35,7 +28,6 @@ async def run_scheduler(
     settings: SchedulerSettings,
     *,
     stop: asyncio.Event | None = None,
-    max_fee_per_gas: int = 500 * _GWEI,
 ) -> None:
     """Run a meta-scheduler until SIGINT, SIGTERM or `stop`.
 
@@ -43,9 +35,8 @@ async def run_scheduler(
         url: JSON-RPC endpoint.
         deployment: The grid.
         account: Holder of METASCHEDULER_ROLE; None for a dry run, which says what it would do.
-        settings: How it runs; the database and a status file stand in its `state_dir`.
+        settings: How it runs.
         stop: Ends it when set.
-        max_fee_per_gas: Ceiling in wei; above it transactions wait.
 
     Raises:
         NotAuthorisedError: The account may not assign jobs.
@@ -63,35 +54,11 @@ async def run_scheduler(
         )
         contracts = Contracts(w3, deployment)
         await _check_role(contracts, account)
-        store = stack.enter_context(await _open(w3, deployment, account, settings))
-        metrics = Metrics("metascheduler")
-        sender = None
-        if account is not None:
-            sender = Sender(
-                w3,
-                account,
-                store,
-                chain_id=deployment.chain_id,
-                max_fee_per_gas=max_fee_per_gas,
-                poll_interval=min(settings.poll_interval, 0.25),
-            )
+        store = stack.enter_context(await open_store(NAME, contracts, account, settings))
+        sender = open_sender(contracts, account, store, settings) if account is not None else None
+        metrics = Metrics(NAME)
         service = SchedulerService(contracts, sender, store, settings=settings, metrics=metrics)
-        daemon: Daemon
-
-        async def cycle() -> None:
-            if await service.cycle():
-                daemon.wake()
-
-        daemon = Daemon(
-            "metascheduler",
-            cycle,
-            interval=settings.poll_interval,
-            stop=stop,
-            max_backoff=10.0,
-            fatal=(ReorgTooDeepError, UsageError),
-            status_file=settings.state_dir / STATUS_FILE,
-            metrics=metrics,
-        )
+        daemon = await open_daemon(NAME, service.cycle, settings, metrics=metrics, stop=stop)
         await daemon.run()
 
 
@@ -104,20 +71,3 @@ async def _check_role(contracts: Contracts, account: LocalAccount | None) -> Non
             f"{account.address} may not assign jobs: it has no METASCHEDULER_ROLE",
             hint="Ask the grid's administrator to grant it, or leave the wallet out for a dry run.",
         )
-
-
-async def _open(
-    w3: AsyncWeb3[Any],
-    deployment: Deployment,
-    account: LocalAccount | None,
-    settings: SchedulerSettings,
-) -> Store:
-    genesis = await w3.eth.get_block(0)
-    return Store.open(
-        settings.state_dir / DATABASE,
-        chain_id=deployment.chain_id,
-        contract=deployment.scheduler,
-        account=account.address if account is not None else _NOBODY,
-        genesis="0x" + bytes(genesis["hash"]).hex(),
-        exclusive=True,
-    )

@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.contracts import Contracts
@@ -19,6 +18,7 @@ from deepsquare_chain.chain.events import event_topics
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import Batches
 from deepsquare_chain.metascheduler.duties import Watch, lost, stuck, suspicions, to_requeue
@@ -42,24 +42,14 @@ _SLOW_LOOKS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulerSettings:
+class SchedulerSettings(ServiceSettings):
     """How a meta-scheduler runs.
 
     Attributes:
-        state_dir: Folder of the database.
-        confirmations: Blocks on top of an event before it is believed.
-        poll_interval: Seconds between two cycles in which nothing happened.
-        batch_size: Most jobs in one transaction.
-        send_timeout: Seconds to wait for a transaction; afterwards the outbox looks after it.
         rules: How the queue is served.
         watch: How closely providers are watched.
     """
 
-    state_dir: Path
-    confirmations: int = 1
-    poll_interval: float = 0.5
-    batch_size: int = 50
-    send_timeout: float = 60.0
     rules: Rules = field(default_factory=Rules)
     watch: Watch = field(default_factory=Watch)
 

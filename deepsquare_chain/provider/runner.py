@@ -11,22 +11,16 @@ from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.follower import ReorgTooDeepError
 from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.daemon.service import open_daemon, open_sender, open_store
 from deepsquare_chain.executors.base import Executor
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings, look_up
-from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionStore
 
-DATABASE: Final = "provider.db"
-STATUS_FILE: Final = "provider.json"
-_GWEI: Final = 10**9
+NAME: Final = "provider"
 
 
 async def run_provider(
@@ -38,7 +32,6 @@ async def run_provider(
     *,
     executor: Executor | None = None,
     stop: asyncio.Event | None = None,
-    max_fee_per_gas: int = 500 * _GWEI,
 ) -> None:
     """Run a provider until SIGINT, SIGTERM or `stop`; its runs go on without it.
 
@@ -47,10 +40,9 @@ async def run_provider(
         deployment: The grid.
         account: Registered provider, who signs.
         definitions: Where definitions stand.
-        settings: How it runs; the database and a status file stand in its `state_dir`.
+        settings: How it runs.
         executor: Where jobs run; processes of this machine by default.
         stop: Ends it when set.
-        max_fee_per_gas: Ceiling in wei; above it transactions wait.
 
     Raises:
         NotFoundError: The account is not registered as a provider.
@@ -68,29 +60,12 @@ async def run_provider(
         )
         contracts = Contracts(w3, deployment)
         standing = await look_up(contracts, account.address)
-        genesis = await w3.eth.get_block(0)
-        store = stack.enter_context(
-            Store.open(
-                settings.state_dir / DATABASE,
-                chain_id=deployment.chain_id,
-                contract=deployment.scheduler,
-                account=account.address,
-                genesis="0x" + bytes(genesis["hash"]).hex(),
-                exclusive=True,
-            )
-        )
+        store = stack.enter_context(await open_store(NAME, contracts, account, settings))
         local = LocalExecutor(settings.state_dir, settings.capacity or standing.hardware)
-        metrics = Metrics("provider")
+        metrics = Metrics(NAME)
         service = ProviderService(
             contracts,
-            Sender(
-                w3,
-                account,
-                store,
-                chain_id=deployment.chain_id,
-                max_fee_per_gas=max_fee_per_gas,
-                poll_interval=min(settings.poll_interval, 0.25),
-            ),
+            open_sender(contracts, account, store, settings),
             store,
             executor=executor or local,
             definitions=definitions,
@@ -99,22 +74,7 @@ async def run_provider(
             metrics=metrics,
             on_hardware=None if settings.capacity else _follow_hardware(local),
         )
-        daemon: Daemon
-
-        async def cycle() -> None:
-            if await service.cycle():
-                daemon.wake()
-
-        daemon = Daemon(
-            "provider",
-            cycle,
-            interval=settings.poll_interval,
-            stop=stop,
-            max_backoff=10.0,
-            fatal=(ReorgTooDeepError, UsageError),
-            status_file=settings.state_dir / STATUS_FILE,
-            metrics=metrics,
-        )
+        daemon = await open_daemon(NAME, service.cycle, settings, metrics=metrics, stop=stop)
         await daemon.run()
 
 

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.contracts import Contracts
@@ -18,6 +17,7 @@ from deepsquare_chain.chain.events import JobSettled, JobTransition, event_topic
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.job import Hardware, Offer
 from deepsquare_chain.observe import get_logger
@@ -43,16 +43,11 @@ _SLOW_LOOKS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderSettings:
-    """How a provider runs.
+class ProviderSettings(ServiceSettings):
+    """How a provider runs; runs stand in its `state_dir` too.
 
     Attributes:
-        state_dir: Folder of the database and the runs.
         capacity: Cpus, memory (MB) and gpus of this machine; None takes the registered hardware.
-        confirmations: Blocks on top of a fact before something irreversible follows from it.
-        poll_interval: Seconds between two cycles in which nothing happened.
-        batch_size: Most jobs in one transaction.
-        send_timeout: Seconds to wait for a transaction; afterwards the outbox looks after it.
         min_free: MB of disk below which nothing new is claimed.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
         patience: Seconds that an assigned job may wait for its definition or for room; None is
@@ -60,12 +55,7 @@ class ProviderSettings:
         env: Variables that every job gets.
     """
 
-    state_dir: Path
     capacity: Offer | None = None
-    confirmations: int = 1
-    poll_interval: float = 0.5
-    batch_size: int = 50
-    send_timeout: float = 60.0
     min_free: int = 64
     start_grace: int = 60
     patience: int | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
@@ -412,3 +413,28 @@ async def test_a_dry_daemon_needs_no_wallet(grid: LiveGrid, tmp_path: Path) -> N
         stop.set()
         await daemon
     assert (await grid.contracts.scheduler.get_job(job_id)).status is S.PENDING
+
+
+async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
+    grid: LiveGrid, tmp_path: Path
+) -> None:
+    settings = SchedulerSettings(state_dir=tmp_path, poll_interval=0.1, health_port=0)
+    stop = asyncio.Event()
+    with capture_logs() as logs:
+        daemon = asyncio.create_task(
+            run_scheduler(grid.node.url, grid.deployment, None, settings, stop=stop)
+        )
+        await until(lambda: [each for each in logs if each["event"] == "health is served"])
+        url = next(each["url"] for each in logs if each["event"] == "health is served")
+        async with httpx.AsyncClient(base_url=url) as client:
+
+            async def ready() -> bool:
+                return (await client.get("/ready")).status_code == 200
+
+            await until(ready)
+            figures = (await client.get("/metrics")).text
+            stop.set()
+            await daemon
+            with pytest.raises(httpx.TransportError):
+                await client.get("/live")
+    assert 'deepsquare_queue_jobs{service="metascheduler"}' in figures

@@ -27,7 +27,7 @@ class Service:
         self.times: list[float] = []
         self.daemon: Daemon | None = None
 
-    async def cycle(self) -> None:
+    async def cycle(self) -> bool | None:
         self.times.append(time.monotonic())
         step = self.steps.pop(0) if self.steps else None
         if not self.steps and self.then_stop and self.daemon is not None:
@@ -38,6 +38,7 @@ class Service:
             result = step()
             if asyncio.iscoroutine(result):
                 await result
+        return step is True
 
     def pauses(self) -> list[float]:
         return [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
@@ -84,6 +85,23 @@ async def test_interval_is_kept_and_a_wake_cuts_it_short() -> None:
     first, second = service.pauses()
     assert 0.28 <= first < 1
     assert second < 0.2
+
+
+async def test_cycle_that_wants_another_gets_it_at_once() -> None:
+    service = Service(True, True, None, None)
+    await run(make(service, interval=0.3))
+    *at_once, last = service.pauses()
+    assert len(at_once) == 2
+    assert max(at_once) < 0.2
+    assert last >= 0.28
+
+
+async def test_endless_work_still_heeds_the_stop_and_lets_others_in() -> None:
+    service = Service(*[True] * 1_000_000, then_stop=False)
+    daemon = make(service, interval=60)
+    asyncio.get_running_loop().call_later(0.1, daemon.stop.set)
+    await run(daemon)
+    assert 1 < daemon.cycles < 1_000_000
 
 
 async def test_wake_between_cycles_and_from_another_thread() -> None:
@@ -308,7 +326,7 @@ async def test_status_that_can_not_be_written_ends_nothing(tmp_path: Path) -> No
 
 
 async def test_health_notices_a_cycle_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepsquare_chain.daemon._LIVE_AFTER", 0.0)
+    monkeypatch.setattr("deepsquare_chain.daemon.loop._LIVE_AFTER", 0.0)
     seen = []
     service = Service(None, None)
     daemon = make(service)

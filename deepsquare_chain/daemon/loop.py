@@ -24,7 +24,7 @@ from deepsquare_chain.observe import get_logger, redact_text
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.observe.probe import Health
 
-Cycle = Callable[[], Awaitable[object]]
+Cycle = Callable[[], Awaitable[bool | None]]
 Close = Callable[[], Awaitable[object] | object]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -38,6 +38,7 @@ class Daemon:
     Args:
         name: Of the service; stands in logs, metrics and the status file.
         cycle: One look at the world and what follows from it; safe to run any number of times.
+            True when the next should follow at once.
         interval: Seconds between the end of a cycle and the start of the next without a wake-up.
         stop: Ends the loop when set; signals set it too.
         max_backoff: Longest pause after failures, in seconds; the first is `min_backoff`, each
@@ -82,7 +83,7 @@ class Daemon:
         self._status_file = status_file
         self._closers: list[tuple[str, Close]] = []
         self._wake = asyncio.Event()
-        self._running: asyncio.Task[object] | None = None
+        self._running: asyncio.Task[bool] | None = None
         self._cycle_began: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = self.metrics.counter("cycles", "Cycles by their end.", end=("ok", "failed"))
@@ -91,7 +92,7 @@ class Daemon:
         self._good_at = self.metrics.gauge("last_good_cycle", "End of it, seconds since the epoch.")
 
     def wake(self) -> None:
-        """Run the next cycle at once; after a failure, once the pause is over."""
+        """Run the next cycle at once, for a hint from outside; after a failure, after its pause."""
         self._wake.set()
 
     def wake_from_thread(self) -> None:
@@ -150,7 +151,7 @@ class Daemon:
         """One cycle; returns the seconds until the next."""
         began = self._cycle_began = time.monotonic()
         try:
-            finished = await self._guarded_cycle()
+            again = await self._guarded_cycle()
         except self._fatal as error:
             self._failed(error)
             _log.error("service can't go on", service=self.name, error=_describe(error))
@@ -160,10 +161,10 @@ class Daemon:
         finally:
             self._cycle_began = None
             self._seconds.observe(time.monotonic() - began)
-        return self._succeeded() if finished else 0.0
+        return 0.0 if again is None else self._succeeded(again)
 
-    async def _guarded_cycle(self) -> bool:
-        """The cycle with its time limit; False when a stop cut it off after the grace."""
+    async def _guarded_cycle(self) -> bool | None:
+        """Whether another should follow; None when a stop cut it off after the grace."""
         work = asyncio.ensure_future(self._call_cycle())
         stopping = asyncio.ensure_future(self.stop.wait())
         self._running = work
@@ -174,24 +175,23 @@ class Daemon:
             if not work.done():
                 _log.warning("cycle is cut off", service=self.name, grace=self._grace)
                 await _cancelled(work)
-                return False
+                return None
             if not work.cancelled():
-                work.result()
-                return True
+                return work.result()
             if not self.stop.is_set():
                 raise RuntimeError("the cycle cancelled itself")
-            return False  # a second signal cut it off
+            return None  # a second signal cut it off
         finally:
             self._running = None
             await _cancelled(stopping)
             # When the daemon itself is cancelled, no cycle may live on.
             await _cancelled(work)
 
-    async def _call_cycle(self) -> None:
+    async def _call_cycle(self) -> bool:
         async with asyncio.timeout(self._timeout):
-            await self._cycle()
+            return bool(await self._cycle())
 
-    def _succeeded(self) -> float:
+    def _succeeded(self, again: bool) -> float:
         if self.failures_in_row:
             _log.info("service works again", service=self.name, failures=self.failures_in_row)
         self.cycles += 1
@@ -202,7 +202,7 @@ class Daemon:
         self.metrics.add(self._ended, "ok")
         self._row.set(0)
         self._good_at.set_to_current_time()
-        return self._interval
+        return 0.0 if again else self._interval
 
     def _failed(self, error: BaseException) -> float:
         self.cycles += 1

@@ -1,0 +1,127 @@
+"""How a service of the grid is opened: its options, database, sender, and the daemon that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.fees import GWEI
+from deepsquare_chain.chain.follower import ReorgTooDeepError
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.daemon.loop import Daemon
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.store.database import Store
+
+#: Errors that no later cycle can mend.
+FATAL: Final = (ReorgTooDeepError, UsageError)
+_NOBODY: Final = "0x" + "00" * 20
+#: Seconds; people wait for the first receipt of a service that looks rarely.
+_RECEIPT_INTERVAL: Final = 0.25
+_MAX_BACKOFF: Final = 10.0
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What every service is told.
+
+    Attributes:
+        state_dir: Folder of the database and the status file.
+        confirmations: Blocks on top of a fact before it is believed.
+        poll_interval: Seconds between two cycles in which nothing happened.
+        batch_size: Most jobs in one transaction.
+        send_timeout: Seconds to wait for a transaction; afterwards the outbox looks after it.
+        max_fee_per_gas: Ceiling in wei; above it transactions wait.
+        health_port: Port on 127.0.0.1 of health and figures, 0 for a free one, None for none.
+    """
+
+    state_dir: Path
+    confirmations: int = 1
+    poll_interval: float = 0.5
+    batch_size: int = 50
+    send_timeout: float = 60.0
+    max_fee_per_gas: int = 500 * GWEI
+    health_port: int | None = None
+
+
+async def open_store(
+    name: str, contracts: Contracts, account: LocalAccount | None, settings: ServiceSettings
+) -> Store:
+    """The service's own database `NAME.db`; nobody's without an account.
+
+    Raises:
+        UsageError: It belongs to somebody else, or is in use.
+        StoreError: The disk is full or the folder not writable.
+        EndpointError: The chain does not answer.
+    """
+    genesis = await contracts.w3.eth.get_block(0)
+    return Store.open(
+        settings.state_dir / f"{name}.db",
+        chain_id=contracts.deployment.chain_id,
+        contract=contracts.deployment.scheduler,
+        account=account.address if account is not None else _NOBODY,
+        genesis="0x" + bytes(genesis["hash"]).hex(),
+        exclusive=True,
+    )
+
+
+def open_sender(
+    contracts: Contracts, account: LocalAccount, store: Store, settings: ServiceSettings
+) -> Sender:
+    """The one sender of the service's account."""
+    return Sender(
+        contracts.w3,
+        account,
+        store,
+        chain_id=contracts.deployment.chain_id,
+        max_fee_per_gas=settings.max_fee_per_gas,
+        poll_interval=min(settings.poll_interval, _RECEIPT_INTERVAL),
+    )
+
+
+async def open_daemon(
+    name: str,
+    cycle: Callable[[], Awaitable[bool]],
+    settings: ServiceSettings,
+    *,
+    metrics: Metrics,
+    stop: asyncio.Event | None = None,
+) -> Daemon:
+    """The daemon of a service; its status file is `NAME.json`.
+
+    Args:
+        name: Of the service.
+        cycle: One look at the world; True when something moved, so that the next should follow.
+        settings: How it runs.
+        metrics: The service's figures, served beside its health.
+        stop: Ends it when set.
+
+    Raises:
+        UsageError: The health port can't be used.
+    """
+    daemon = Daemon(
+        name,
+        cycle,
+        interval=settings.poll_interval,
+        stop=stop,
+        max_backoff=_MAX_BACKOFF,
+        fatal=FATAL,
+        status_file=settings.state_dir / f"{name}.json",
+        metrics=metrics,
+    )
+    if settings.health_port is not None:
+        # A web server is not small: only who asks for it pays.
+        from deepsquare_chain.observe.health import HealthServer, health_app  # noqa: PLC0415
+
+        server = HealthServer(health_app(daemon.health, metrics), port=settings.health_port)
+        _log.info("health is served", service=name, url=await server.start())
+        daemon.on_close("health", server.stop)
+    return daemon
