@@ -17,27 +17,38 @@ from deepsquare_chain.metascheduler.eligibility import run_time
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How closely providers are watched.
+    """How closely providers are watched, and when one rests.
 
     Attributes:
         challenge_after: Seconds without any sign on chain of a provider that holds work, after
             which it is asked; None is twice the grid's claim timeout.
         claim_fraction: Part of the claim timeout after which an unclaimed job is suspicious.
         report_slack: Seconds past its allotment after which an unreported run is suspicious.
+        strikes: Strikes (see `strikes`) within `strike_window` seconds after which a provider gets
+            nothing new until fewer are left in the window.
+        strike_gap: Seconds within which everything that is neglected makes one strike.
     """
 
     challenge_after: int | None = None
     claim_fraction: Fraction = Fraction(1, 2)
     report_slack: int = 60
+    strikes: int = 3
+    strike_window: int = 86_400
+    strike_gap: int = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A provider with its clock and the chain time of the last sign of it, zero if there is none."""
+    """A provider with its clock and what events told of it.
+
+    `last_sign` is the chain time of the last sign of it, zero if there is none; `strikes` are the
+    chain times of all that it neglected lately, in order.
+    """
 
     provider: Provider
     clock: Clock
     last_sign: int = 0
+    strikes: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,21 @@ class Suspicion:
     job_id: int
     provider_id: int
     why: str
+
+
+def struck(times: Sequence[int], now: int, watch: Watch) -> list[int]:
+    """Chain times of the strikes that count now, in order; what comes together is one."""
+    counted: list[int] = []
+    for at in sorted(times):
+        if at > now - watch.strike_window and (not counted or at > counted[-1] + watch.strike_gap):
+            counted.append(at)
+    return counted
+
+
+def rests_until(times: Sequence[int], now: int, watch: Watch) -> int:
+    """Chain time until which a provider gets nothing new for its strikes; zero when it may work."""
+    counted = struck(times, now, watch)
+    return counted[-watch.strikes] + watch.strike_window if len(counted) >= watch.strikes else 0
 
 
 def is_silent(clock: Clock, moment: Moment) -> bool:

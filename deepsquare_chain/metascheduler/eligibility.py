@@ -37,6 +37,7 @@ class Refusal(StrEnum):
     EXPIRED = "expired"
     SILENT = "silent"
     CHALLENGED = "challenged"
+    RESTING = "resting"
     EXCLUDED = "excluded"
     TOO_LARGE = "too-large"
     LABELS = "labels"
@@ -45,17 +46,26 @@ class Refusal(StrEnum):
     AVOIDED = "avoided"
 
 
+_INACTIVE: Final[Mapping[ProviderStatus, Refusal]] = {
+    ProviderStatus.BANNED: Refusal.BANNED,
+    ProviderStatus.DRAINING: Refusal.DRAINING,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderView:
     """A provider as the scheduler sees it at one block.
 
     `silent`: it left a challenge unanswered for too long. `challenged`: a challenge awaits its
-    answer; it gets nothing new until then.
+    answer; it gets nothing new until then. `rests_until`: chain time until which it gets nothing
+    new for its `strikes` of the last day; zero when it may work.
     """
 
     provider: Provider
     silent: bool = False
     challenged: bool = False
+    rests_until: int = 0
+    strikes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +97,15 @@ def demands(uses: str) -> tuple[Affinity, ...] | None:
 def standing(view: ProviderView, now: int) -> Refusal | None:
     """Why a provider gets no new jobs at all at chain time `now`, or None."""
     provider = view.provider
-    if provider.status == ProviderStatus.BANNED:
-        return Refusal.BANNED
-    if provider.status == ProviderStatus.DRAINING:
-        return Refusal.DRAINING
     if provider.status != ProviderStatus.ACTIVE:
-        return Refusal.WAITING_APPROVAL
+        return _INACTIVE.get(provider.status, Refusal.WAITING_APPROVAL)
     if provider.approved_until <= now:
         return Refusal.EXPIRED
     if view.silent:
         return Refusal.SILENT
-    return Refusal.CHALLENGED if view.challenged else None
+    if view.challenged:
+        return Refusal.CHALLENGED
+    return Refusal.RESTING if view.rests_until > now else None
 
 
 def suits(provider: Provider, job: Job, uses: str) -> int | Refusal:

@@ -42,6 +42,7 @@ _AWAY: Final = {
     Refusal.SILENT: "does not answer",
     Refusal.CHALLENGED: "was asked whether it is there and has not answered yet",
     Refusal.EXCLUDED: "lost this job before",
+    Refusal.RESTING: "rests",
     Refusal.AVOIDED: "gave this job back a moment ago",
 }
 
@@ -116,6 +117,14 @@ def explain_assigned(job: Job, now: int) -> str:
     return f"job {job.id} is {job.status.name} at provider {job.provider_id} {held}"
 
 
+def explain_rest(view: ProviderView) -> str:
+    """Why a provider gets nothing new for a while, and for how long."""
+    return (
+        f"rests until {chain_time(view.rests_until)}: {view.strikes} times within a day it let "
+        "jobs lie unclaimed, or lost or did not report a run"
+    )
+
+
 def chain_time(at: int) -> str:
     """Chain time for people; far futures have no date."""
     if at >= datetime.max.replace(tzinfo=UTC).timestamp() - 1:
@@ -134,6 +143,8 @@ def _reason(why: Refusal | None, waiting: Waiting, view: ProviderView, rate: int
     name, offer = f"provider {view.provider.id}", view.provider.offer
     if why is None:
         return f"{name} suits the job at {hourly(rate)} credits an hour"
+    if why is Refusal.RESTING:
+        return f"{name} {explain_rest(view)}"
     if why in _AWAY:
         return f"{name} {_AWAY[why]}"
     asked = format_credits(cost(rate, waiting.job.time_limit))

@@ -22,6 +22,8 @@ class Figures:
         self._oldest = metrics.gauge("queue_oldest_seconds", "Longest wait in the queue.")
         self._assigned = metrics.gauge("assigned_jobs", "Jobs in the hands of providers.")
         self._silent = metrics.gauge("silent_providers", "Providers with an overdue answer.")
+        self._strikes = metrics.gauge("strikes_in_a_day", "Strikes of all providers in a day.")
+        self._resting = metrics.gauge("resting_providers", "Providers that rest for their strikes.")
         self._moved = metrics.counter("scheduler_jobs", "Jobs moved on chain.", kind=KINDS)
         self._refused = metrics.counter("scheduler_refused", "Jobs left out.", kind=KINDS)
 
@@ -37,4 +39,6 @@ class Figures:
         self._queue.set(len(waits))
         self._oldest.set(max(waits, default=0))
         self._assigned.set(len(world.assigned))
-        self._silent.set(sum(view.silent for view in world.snapshot.providers))
+        self._silent.set(sum(view.silent for view in world.views))
+        self._strikes.set(sum(view.strikes for view in world.views))
+        self._resting.set(sum(view.rests_until > now for view in world.views))

@@ -9,7 +9,14 @@ from typing import Final
 
 from deepsquare_chain.chain.contracts import Clock, Contracts, Parameters
 from deepsquare_chain.job import Job, JobStatus, Provider
-from deepsquare_chain.metascheduler.duties import Moment, Watched, is_silent
+from deepsquare_chain.metascheduler.duties import (
+    Moment,
+    Watch,
+    Watched,
+    is_silent,
+    rests_until,
+    struck,
+)
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.policy import Snapshot
 from deepsquare_chain.metascheduler.state import Known, SchedulerState
@@ -29,33 +36,32 @@ class World:
     watched: Mapping[int, Watched]
     assigned: Sequence[Job]
     waiting: Sequence[Waiting]
+    views: Sequence[ProviderView]
 
     @property
     def snapshot(self) -> Snapshot:
         """The same as the policy sees it."""
-        return Snapshot(
-            self.moment.now, views(self.watched, self.moment), self.waiting, self.assigned
-        )
+        return Snapshot(self.moment.now, self.views, self.waiting, self.assigned)
 
 
-def views(watched: Mapping[int, Watched], moment: Moment) -> tuple[ProviderView, ...]:
-    """Providers as the policy sees them."""
-    return tuple(
-        ProviderView(
-            held.provider,
-            silent=is_silent(held.clock, moment),
-            challenged=held.clock.challenged_at != 0,
-        )
-        for held in watched.values()
+def view_of(held: Watched, moment: Moment, watch: Watch) -> ProviderView:
+    """A provider as the policy sees it."""
+    return ProviderView(
+        held.provider,
+        silent=is_silent(held.clock, moment),
+        challenged=held.clock.challenged_at != 0,
+        rests_until=rests_until(held.strikes, moment.now, watch),
+        strikes=len(struck(held.strikes, moment.now, watch)),
     )
 
 
 class Observer:
     """Reads the chain, and keeps what can't have changed."""
 
-    def __init__(self, contracts: Contracts, state: SchedulerState) -> None:
+    def __init__(self, contracts: Contracts, state: SchedulerState, watch: Watch) -> None:
         self._contracts = contracts
         self._state = state
+        self._watch = watch
         self._times: Parameters | None = None
         self._providers: list[Provider] = []
         self._cycles = 0
@@ -87,11 +93,12 @@ class Observer:
                 for each in providers
             )
         )
-        watched = self._watch(providers, clocks)
+        watched = await self._watched(providers, clocks, moment)
         assigned = [job for job in records if job.status.is_assigned]
         pending = [job for job in records if job.status == JobStatus.PENDING and job.id in known]
         waiting = [await self._wait(job, known[job.id], providers, moment) for job in pending]
-        return World(moment, watched, assigned, waiting)
+        views = [view_of(held, moment, self._watch) for held in watched.values()]
+        return World(moment, watched, assigned, waiting, views)
 
     # -- jobs
 
@@ -164,9 +171,20 @@ class Observer:
                 raise
         return self._providers
 
-    def _watch(self, providers: Sequence[Provider], clocks: Sequence[Clock]) -> dict[int, Watched]:
+    async def _watched(
+        self, providers: Sequence[Provider], clocks: Sequence[Clock], moment: Moment
+    ) -> dict[int, Watched]:
         signs = self._state.last_signs()
+        strikes = await self._strikes(moment.now - self._watch.strike_window)
         return {
-            each.id: Watched(each, clock, signs.get(each.account, 0))
+            each.id: Watched(each, clock, signs.get(each.account, 0), strikes.get(each.account, ()))
             for each, clock in zip(providers, clocks, strict=True)
         }
+
+    async def _strikes(self, since: int) -> Mapping[str, Sequence[int]]:
+        """Strikes by account; what was read together with other blocks gets its own time first."""
+        table = self._state.strikes
+        blocks = table.undated(since)
+        headers = await asyncio.gather(*(self._contracts.w3.eth.get_block(n) for n in blocks))
+        table.date({n: int(each["timestamp"]) for n, each in zip(blocks, headers, strict=True)})
+        return table.since(since)

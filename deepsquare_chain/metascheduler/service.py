@@ -23,7 +23,7 @@ from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import Batches
 from deepsquare_chain.metascheduler.duties import Watch, lost, stuck, suspicions, to_requeue
 from deepsquare_chain.metascheduler.eligibility import Waiting
-from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
+from deepsquare_chain.metascheduler.explain import explain_decision, explain_rest, explain_wait
 from deepsquare_chain.metascheduler.figures import Figures
 from deepsquare_chain.metascheduler.observer import Observer, World
 from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
@@ -76,7 +76,7 @@ class SchedulerService:
         metrics: Metrics | None = None,
     ) -> None:
         self.state = SchedulerState(store)
-        self.observer = Observer(contracts, self.state)
+        self.observer = Observer(contracts, self.state, settings.watch)
         self.figures = Figures(metrics or Metrics("metascheduler"))
         self.world: World | None = None
         self.plan = Plan()
@@ -102,6 +102,7 @@ class SchedulerService:
         self._head = 0
         self._looked_slowly: float | None = None
         self._waits: dict[int, str] = {}
+        self._resting: frozenset[int] = frozenset()
 
     async def cycle(self) -> bool:
         """Look once and act; True when something moved, so that the next look should follow.
@@ -120,6 +121,7 @@ class SchedulerService:
             return False
         self.world = world
         self.figures.show(world)
+        self._tell_who_rests(world)
         await self._look_slowly()
         # Different jobs each: only the waiting for a block is shared.
         moved = await asyncio.gather(self._hold_to_account(world), self._assign(world))
@@ -155,6 +157,16 @@ class SchedulerService:
         balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
         self.figures.gas.set(balance / CREDIT)
         self._looked_slowly = now
+
+    def _tell_who_rests(self, world: World) -> None:
+        """Log who begins to rest, and who comes back."""
+        resting = {v.provider.id: v for v in world.views if v.rests_until > world.moment.now}
+        for provider_id in resting.keys() - self._resting:
+            why = explain_rest(resting[provider_id])
+            _log.warning("provider rests", provider=provider_id, why=f"it {why}")
+        for provider_id in self._resting - resting.keys():
+            _log.info("provider is back", provider=provider_id)
+        self._resting = frozenset(resting)
 
     async def _hold_to_account(self, world: World) -> int:
         """Requeue, challenge and panic; what comes free is assigned in the next cycle."""

@@ -29,6 +29,8 @@ from sqlalchemy import (
 from deepsquare_chain.chain import events as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus, Objective
+from deepsquare_chain.metascheduler.strikes import FOLLOWED as STRIKE_EVENTS
+from deepsquare_chain.metascheduler.strikes import Strikes
 from deepsquare_chain.store.database import Store, metadata
 
 jobs: Final = Table(
@@ -103,6 +105,7 @@ FOLLOWED: Final = (
     ev.JobToppedUp,
     ev.ProviderAnswered,
     *_REGISTRY,
+    *STRIKE_EVENTS,
 )
 
 
@@ -148,6 +151,7 @@ class SchedulerState:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.strikes = Strikes(store)
         #: Set by registry events; whoever reads the providers again clears it.
         self.registry_changed = True
         #: Jobs whose records have changed, and whether any may have; cleared likewise.
@@ -166,6 +170,7 @@ class SchedulerState:
                 self.registry_changed = True
             self._apply(event, batch.time, effects, connection)
         effects.write(connection)
+        self.strikes.apply(batch, connection)
 
     def live(self) -> Mapping[int, Known]:
         """All jobs that have not ended, by id."""

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock
 from deepsquare_chain.chain.events import JobPanicked, JobRetried, TransitionSkipped
+from deepsquare_chain.cli.why import explain
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
@@ -259,6 +260,55 @@ async def test_a_living_provider_is_not_bothered_twice(one: Desk) -> None:
     await grid.node.increase_time(10)
     await one.cycle()
     assert one.sent("challenge") == 2
+
+
+async def neglect(one: Desk, provider: int, expected: int) -> None:
+    """A job that provider 1 lets lie, although it answers when it is asked."""
+    grid, scheduler = one.grid, one.grid.contracts.scheduler
+    [job_id] = await grid.submit()
+    await one.cycle()
+    assert await one.places(job_id) == [provider]
+    await grid.node.increase_time(70)
+    await one.cycle()
+    if (await one.clock(provider)).challenged_at:
+        await grid.send(grid.providers[provider - 1], scheduler.answer())
+    assert await one.statuses(job_id) == [S.PENDING]
+    assert one.service.figures.metrics.value("strikes_in_a_day") == expected - 1
+    await grid.send(grid.customers[0], scheduler.cancel([job_id]))
+
+
+async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> None:
+    async with desk(grid) as one:
+        with capture_logs() as logs:
+            for count in (1, 2, 3):
+                await neglect(one, 1, expected=count)
+            [job_id] = await grid.submit()
+            await one.cycle()
+        # The dearer one gets it, and everybody can see why.
+        assert await one.places(job_id) == [2]
+        [told] = [each for each in logs if each["event"] == "provider rests"]
+        assert (told["provider"], "it rests until" in told["why"]) == (1, True)
+        metrics = one.service.figures.metrics
+        assert (metrics.value("strikes_in_a_day"), metrics.value("resting_providers")) == (3, 1)
+        large = (await grid.submit(2, resources=WHOLE))[1]
+        await one.cycle()
+        assert "waits for room at provider 2" in one.waits(large)
+    # Another scheduler, or the same with an empty database, reads the same from the chain.
+    async with desk(grid, dry=True) as fresh:
+        await fresh.cycle()
+        view = fresh.service.world.views[0]
+        assert view.strikes == 3
+        assert view.rests_until == one.service.world.views[0].rests_until
+        why = await explain(grid.contracts, large)
+        assert "provider 1 rests until" in why
+        assert "3 times within a day" in why
+        await grid.node.increase_time(86_400)
+        with capture_logs() as logs:
+            await fresh.cycle()
+        assert [each["provider"] for each in logs if each["event"] == "provider is back"] == [1]
+    async with desk(grid) as again:
+        await again.cycle(2)
+        assert 1 in await again.places(large)
 
 
 async def test_stuck_in_a_queue_goes_where_there_is_room(one: Desk) -> None:

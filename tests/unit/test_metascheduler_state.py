@@ -13,6 +13,7 @@ from deepsquare_chain.chain.contracts import Clock
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources, Terms
 from deepsquare_chain.metascheduler import observer as observing
+from deepsquare_chain.metascheduler.duties import Watch
 from deepsquare_chain.metascheduler.observer import Observer
 from deepsquare_chain.metascheduler.state import SchedulerState
 from deepsquare_chain.store.database import Store
@@ -177,7 +178,7 @@ def chain() -> FakeContracts:
 
 @pytest.fixture
 def observer(chain: FakeContracts, state: SchedulerState) -> Observer:
-    return Observer(chain, state)  # type: ignore[arg-type]
+    return Observer(chain, state, Watch())  # type: ignore[arg-type]
 
 
 class TestObserver:

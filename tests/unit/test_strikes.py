@@ -1,0 +1,200 @@
+"""What counts as a strike, how many make a provider rest, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.follower import Batch
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.metascheduler.duties import Watch, rests_until, struck
+from deepsquare_chain.metascheduler.eligibility import Refusal, refusal, standing
+from deepsquare_chain.metascheduler.explain import explain_wait
+from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
+from deepsquare_chain.metascheduler.strikes import Strikes
+from deepsquare_chain.store.database import Store
+from tests.support.workloads import NOW, address, provider, waiting
+
+S = JobStatus
+DAY = 86_400
+HOST, OTHER, ANYBODY = address(1), address(2), address(3)
+WATCH = Watch()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with Store.open(None, chain_id=1, contract=address(9), account=address(8)) as found:
+        yield found
+
+
+@pytest.fixture
+def table(store: Store) -> Strikes:
+    return Strikes(store)
+
+
+def requeued(by: str, before: S = S.META_SCHEDULED, job_id: int = 1, block: int = 50) -> list[Any]:
+    return [
+        ev.JobTransition(job_id, address(7), HOST, before, S.PENDING, block_number=block),
+        ev.JobRequeued(job_id, by, "", block_number=block),
+    ]
+
+
+def panicked(by: str, before: S = S.RUNNING, job_id: int = 1, block: int = 50) -> list[Any]:
+    return [
+        ev.JobTransition(job_id, address(7), HOST, before, S.PANICKED, block_number=block),
+        ev.JobPanicked(job_id, by, "", block_number=block),
+    ]
+
+
+def apply(
+    store: Store, table: Strikes, events: Sequence[Any] = (), *, time: int = NOW, **more: Any
+) -> None:
+    place = {"from_block": 50, "to_block": 50} | more
+    with store.begin() as connection:
+        table.apply(Batch(tuple(events), time=time, **place), connection)
+
+
+class TestWhatCounts:
+    @pytest.mark.parametrize(
+        ("events", "counts"),
+        [
+            (requeued(ANYBODY), True),
+            (panicked(ANYBODY), True),
+            (requeued(HOST), False),
+            (panicked(HOST), False),
+            # A cluster may queue what it has claimed.
+            (requeued(ANYBODY, S.SCHEDULED), False),
+            # Only the provider itself gives up what does not run.
+            (panicked(HOST, S.META_SCHEDULED), False),
+        ],
+    )
+    def test_only_neglect_that_others_cleaned_up(
+        self, store: Store, table: Strikes, events: list[Any], counts: bool
+    ) -> None:
+        apply(store, table, events)
+        assert table.since(0) == ({HOST: [NOW]} if counts else {})
+
+    def test_the_transition_before_says_who_and_whence(self, store: Store, table: Strikes) -> None:
+        moved = ev.JobTransition(1, address(7), OTHER, S.PENDING, S.META_SCHEDULED)
+        apply(store, table, [*requeued(ANYBODY, job_id=2), moved, *requeued(HOST, job_id=1)])
+        assert table.since(0) == {HOST: [NOW]}
+        # A word without its move tells nothing.
+        apply(store, table, [ev.JobRequeued(5, ANYBODY, "")])
+        assert table.since(0) == {HOST: [NOW]}
+
+    def test_several_jobs_and_providers(self, store: Store, table: Strikes) -> None:
+        apply(store, table, [*requeued(ANYBODY), *panicked(ANYBODY, job_id=2)])
+        other = ev.JobTransition(3, address(7), OTHER, S.RUNNING, S.PANICKED)
+        apply(store, table, [other, ev.JobPanicked(3, ANYBODY, "")], time=NOW + 5)
+        assert table.since(0) == {HOST: [NOW, NOW], OTHER: [NOW + 5]}
+        assert table.since(NOW) == {OTHER: [NOW + 5]}
+
+    def test_a_reorganisation_takes_it_back(self, store: Store, table: Strikes) -> None:
+        apply(store, table, [*requeued(ANYBODY, block=41), *requeued(ANYBODY, block=42)])
+        apply(store, table, rolled_back_to=41)
+        assert table.since(0) == {HOST: [NOW]}
+        apply(store, table, rolled_back_to=40)
+        assert table.since(0) == {}
+
+
+class TestDates:
+    """Blocks that were read together have one time; strikes need their own."""
+
+    def test_a_block_by_itself_is_dated(self, store: Store, table: Strikes) -> None:
+        apply(store, table, requeued(ANYBODY))
+        assert table.undated(0) == []
+
+    def test_others_get_their_own_time(self, store: Store, table: Strikes) -> None:
+        events = [*requeued(ANYBODY, block=10), *requeued(ANYBODY, job_id=2, block=20)]
+        apply(store, table, events, from_block=1, to_block=900)
+        assert table.since(0) == {HOST: [NOW, NOW]}
+        assert table.undated(0) == [10, 20]
+        # What is too old by the time of the batch is older still.
+        assert table.undated(NOW) == []
+        table.date({10: NOW - 800, 20: NOW - 600})
+        assert table.since(0) == {HOST: [NOW - 800, NOW - 600]}
+        assert table.undated(0) == []
+        table.date({})
+
+    def test_an_empty_table(self, table: Strikes) -> None:
+        assert table.undated(0) == []
+        assert table.since(0) == {}
+
+
+class TestRest:
+    @pytest.mark.parametrize(
+        ("times", "counted"),
+        [
+            ([], []),
+            ([0, 1, 2, 60], [0]),
+            ([0, 60, 61], [0, 61]),
+            # The gap is counted from the first of those that came together.
+            ([0, 40, 80, 120], [0, 80]),
+            ([500, 0, 61], [0, 61, 500]),
+        ],
+    )
+    def test_what_comes_together_is_one(self, times: list[int], counted: list[int]) -> None:
+        found = struck([NOW - 600 + at for at in times], NOW, WATCH)
+        assert found == [NOW - 600 + at for at in counted]
+
+    def test_the_third_within_a_day(self) -> None:
+        two = [NOW - 2_000, NOW - 1_000]
+        assert rests_until(two, NOW, WATCH) == 0
+        assert rests_until([*two, NOW], NOW, WATCH) == NOW - 2_000 + DAY
+        assert rests_until([*two, NOW - 500, NOW], NOW, WATCH) == NOW - 1_000 + DAY
+
+    def test_until_the_day_has_passed_to_the_second(self) -> None:
+        times = [NOW, NOW + 1_000, NOW + 2_000]
+        until = rests_until(times, NOW + 2_000, WATCH)
+        assert until == NOW + DAY
+        assert rests_until(times, until - 1, WATCH) == until
+        assert rests_until(times, until, WATCH) == 0
+
+    @given(
+        st.lists(st.integers(NOW - 3 * DAY, NOW), max_size=12),
+        st.integers(1, 4),
+        st.integers(0, 7_200),
+    )
+    def test_rest_ends_when_too_few_are_left(self, times: list[int], most: int, gap: int) -> None:
+        watch = Watch(strikes=most, strike_gap=gap)
+        until = rests_until(times, NOW, watch)
+        assert (until > NOW) == (len(struck(times, NOW, watch)) >= most)
+        if until:
+            assert until <= NOW + DAY
+            # Of those that made it rest, the last that had to fall out of the window is at its edge.
+            left = [at for at in struck(times, NOW, watch) if at > until - DAY]
+            assert len(left) == most - 1
+
+
+class TestPolicy:
+    def test_a_resting_provider_gets_nothing_and_no_reservation(self) -> None:
+        cheap = provider(1, price=1)
+        resting = type(cheap)(cheap.provider, rests_until=NOW + 1, strikes=3)
+        dear = provider(2, price=50, cpus=2)
+        assert standing(resting, NOW) is Refusal.RESTING
+        assert standing(resting, NOW + 1) is None
+        small = waiting(1)
+        assert plan(Snapshot(NOW, [resting, dear], [small], [])).by_provider() == {2: [1]}
+        assert plan(Snapshot(NOW + 1, [resting, dear], [small], [])).by_provider() == {1: [1]}
+        # One that lost its patience waits for no place that is closed to it.
+        large = waiting(2, cpus=8, queued_at=NOW - 10**6)
+        found = plan(Snapshot(NOW, [resting, dear], [large], []), Rules())
+        assert (found.decisions, found.reservation) == ((), None)
+
+    def test_why_and_how_long(self) -> None:
+        view = provider(1)
+        resting = type(view)(view.provider, rests_until=1_700_000_000 + DAY, strikes=4)
+        wait = waiting()
+        assert refusal(wait, resting, 1_700_000_000) is Refusal.RESTING
+        snapshot = Snapshot(1_700_000_000, [resting], [wait], [])
+        found = explain_wait(wait, snapshot, plan(snapshot))
+        assert found.verdicts[0].text == (
+            "provider 1 rests until 2023-11-15 22:13:20 UTC: 4 times within a day it let jobs lie "
+            "unclaimed, or lost or did not report a run"
+        )
+        assert found.text == f"job 1 can't start anywhere now: {found.verdicts[0].text}"
