@@ -55,7 +55,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One movement of one account; `amount` is signed, `job_id` zero where no job is meant."""
+    """One movement of one account; `amount` is signed, `job_id` zero where no job is meant.
+
+    `log_index` is that of the event that caused it: one transfer may pay several jobs.
+    """
 
     account: str
     block: int
@@ -65,6 +68,7 @@ class Entry:
     job_id: int
     counterparty: str
     tx_hash: str
+    log_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class StatementRow:
     counterparty: str
     tx_hash: str
     balance: int
+    log_index: int
 
 
 @dataclass(slots=True)

@@ -50,16 +50,20 @@ class CashBook:
         """Apply a transaction's transfers and match them with what was owed in it."""
         paid_in: defaultdict[str, int] = defaultdict(int)
         paid_out: defaultdict[str, int] = defaultdict(int)
+        places: dict[str, int] = {}
         for transfer in transfers:
+            page.log_index = transfer.log_index
             self._move(transfer, page)
             if transfer.recipient == self._scheduler:
                 paid_in[transfer.sender] += transfer.amount
+                places[transfer.sender] = transfer.log_index
             elif transfer.sender == self._scheduler:
                 paid_out[transfer.recipient] += transfer.amount
+                places[transfer.recipient] = transfer.log_index
             else:
                 self._between_others(transfer, page)
-        self._match_in(paid_in, page)
-        self._match_out(paid_out, page)
+        self._match_in(paid_in, places, page)
+        self._match_out(paid_out, places, page)
 
     def _move(self, transfer: ev.Transfer, page: Page) -> None:
         if transfer.sender == ZERO_ADDRESS:
@@ -85,8 +89,9 @@ class CashBook:
         if kind is Kind.TRANSFER:
             page.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
 
-    def _match_in(self, paid_in: dict[str, int], page: Page) -> None:
+    def _match_in(self, paid_in: dict[str, int], places: dict[str, int], page: Page) -> None:
         for payer in sorted({*paid_in, *page.owed_in}):
+            page.log_index = places.get(payer, page.log_index)
             paid, owed = paid_in.get(payer, 0), page.owed_in.get(payer, 0)
             page.enter(self._scheduler, Kind.ESCROW, paid, payer)
             if owed == 0:
@@ -102,8 +107,9 @@ class CashBook:
                 f"{payer} paid {paid} into escrow where its jobs say {owed}",
             )
 
-    def _match_out(self, paid_out: dict[str, int], page: Page) -> None:
+    def _match_out(self, paid_out: dict[str, int], places: dict[str, int], page: Page) -> None:
         for recipient in sorted({*paid_out, *page.owed_out}):
+            page.log_index = places.get(recipient, page.log_index)
             paid, owed = paid_out.get(recipient, 0), page.owed_out.get(recipient, 0)
             page.enter(self._scheduler, Kind.PAYMENT, -paid, recipient)
             page.check(

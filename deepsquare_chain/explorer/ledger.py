@@ -15,6 +15,7 @@ from eth_utils.address import to_checksum_address
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.errors import AuditError
+from deepsquare_chain.explorer.bookkeeping import Bookkeeping
 from deepsquare_chain.explorer.books import (
     Entry,
     Finding,
@@ -23,23 +24,18 @@ from deepsquare_chain.explorer.books import (
     StatementRow,
     Totals,
 )
-from deepsquare_chain.explorer.cashbook import CashBook
-from deepsquare_chain.explorer.jobbook import JobBook
 from deepsquare_chain.explorer.page import Page
-from deepsquare_chain.explorer.registrybook import RegistryBook
 
 
 class Ledger:
     """Jobs, providers, balances and findings after a replay."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self.deployment = deployment = _normalised(deployment)
+        self.deployment = deployment = normalised(deployment)
         self.findings: list[Finding] = []
         self.block = deployment.block
         self._entries: list[Entry] = []
-        self._registry = RegistryBook()
-        self._jobs = JobBook(self._registry, deployment.scheduler, deployment.treasury)
-        self._cash = CashBook(deployment.scheduler)
+        self._books = Bookkeeping(deployment)
 
     @classmethod
     def replay(
@@ -66,7 +62,7 @@ class Ledger:
             if block not in block_times:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
-            ledger._read(Page(block, time, tx_hash, ledger.findings, ledger._entries), run)
+            ledger._books.read(Page(block, time, tx_hash, ledger.findings, ledger._entries), run)
             ledger.block = block
         ledger._close()
         return ledger
@@ -74,27 +70,27 @@ class Ledger:
     @property
     def jobs(self) -> Mapping[int, JobEntry]:
         """All jobs by id."""
-        return self._jobs.jobs
+        return self._books.jobs.jobs
 
     @property
     def providers(self) -> Mapping[str, ProviderEntry]:
         """All providers by account."""
-        return self._registry.providers
+        return self._books.registry.providers
 
     @property
     def provider_ids(self) -> Mapping[str, int]:
         """Provider ids by account."""
-        return self._registry.ids
+        return self._books.registry.ids
 
     @property
     def balances(self) -> Mapping[str, int]:
         """Credits by account, of everybody who ever had some."""
-        return self._cash.balances
+        return self._books.cash.balances
 
     @property
     def parked(self) -> Mapping[str, int]:
         """What waits for somebody's withdrawal."""
-        return {who: amount for who, amount in self._cash.parked.items() if amount}
+        return {who: amount for who, amount in self._books.cash.parked.items() if amount}
 
     @property
     def accounts(self) -> list[str]:
@@ -105,22 +101,22 @@ class Ledger:
     def totals(self) -> Totals:
         """The sums of everything."""
         jobs = self.jobs.values()
-        held = self._cash.balances.get(self.deployment.scheduler, 0)
+        held = self._books.cash.balances.get(self.deployment.scheduler, 0)
         escrow = sum(job.escrow for job in jobs)
-        parked = sum(self._cash.parked.values())
+        parked = sum(self._books.cash.parked.values())
         return Totals(
             jobs=len(self.jobs),
-            minted=self._cash.minted,
-            burned=self._cash.burned,
-            supply=self._cash.supply,
+            minted=self._books.cash.minted,
+            burned=self._books.cash.burned,
+            supply=self._books.cash.supply,
             scheduler_balance=held,
             escrow=escrow,
             parked=parked,
-            donated=self._cash.donated,
+            donated=self._books.cash.donated,
             paid=sum(job.paid for job in jobs),
             fees=sum(job.fee for job in jobs),
             refunded=sum(job.refunded for job in jobs),
-            difference=held - escrow - parked - self._cash.donated,
+            difference=held - escrow - parked - self._books.cash.donated,
         )
 
     def statement(self, account: str) -> list[StatementRow]:
@@ -141,6 +137,7 @@ class Ledger:
                     entry.counterparty,
                     entry.tx_hash,
                     balance,
+                    entry.log_index,
                 )
 
     def _check_places(self, events: list[ev.Event]) -> None:
@@ -149,30 +146,6 @@ class Ledger:
                 block, tx_hash = after.block_number, after.tx_hash
                 message = f"log {after.log_index} of block {block} was given twice"
                 self.findings.append(Finding("order", message, block, tx_hash))
-
-    def _read(self, page: Page, events: Iterable[ev.Event]) -> None:
-        """One transaction: jobs and providers first, then the money that moved."""
-        transfers = []
-        for event in events:
-            if event.address == self.deployment.credit:
-                if isinstance(event, ev.Transfer):
-                    transfers.append(event)
-            elif event.address == self.deployment.registry or not hasattr(event, "job_id"):
-                self._registry.read(event, page)
-                self._read_parked(event, page)
-            else:
-                self._registry.read(event, page)
-                self._jobs.read(event, page)
-        self._jobs.close(page)
-        self._cash.close(transfers, page)
-
-    def _read_parked(self, event: ev.Event, page: Page) -> None:
-        if event.address != self.deployment.scheduler:
-            return
-        if isinstance(event, ev.PaymentParked):
-            self._cash.park(event, page)
-        elif isinstance(event, ev.PaymentWithdrawn):
-            self._cash.withdraw(event, page)
 
     def _close(self) -> None:
         """What must hold at the end of any replay."""
@@ -202,7 +175,7 @@ class Ledger:
                 self.findings.append(Finding("statement", message, self.block, ""))
 
 
-def _normalised(deployment: Deployment) -> Deployment:
+def normalised(deployment: Deployment) -> Deployment:
     """Addresses spelled as in events, so that they can be compared."""
     return dataclasses.replace(
         deployment,

@@ -27,6 +27,7 @@ class Page:
     owed_out: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     ended: dict[int, int] = field(default_factory=dict)
     awaited: set[tuple[int, str]] = field(default_factory=set)
+    log_index: int = 0
 
     def find(self, code: str, message: str, job_id: int = 0) -> None:
         """Note what can't be."""
@@ -52,5 +53,6 @@ class Page:
                     job_id,
                     counterparty,
                     self.tx_hash,
+                    self.log_index,
                 )
             )

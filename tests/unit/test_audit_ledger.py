@@ -174,3 +174,27 @@ def test_an_empty_chain_balances(grid: RecordedGrid) -> None:
     empty = Ledger.replay([], grid.deployment, {})
     assert verify(empty).ok
     assert empty.totals.difference == 0
+
+
+def test_each_line_of_a_statement_names_the_log_that_caused_it(
+    grid: RecordedGrid, ledger: Ledger
+) -> None:
+    told = {(event.block_number, event.log_index): event for event in grid.events}
+    causes = {
+        Kind.MINT: {"Transfer"},
+        Kind.BURN: {"Transfer"},
+        Kind.ESCROW: {"JobSubmitted", "Transfer"},
+        Kind.TOP_UP: {"JobToppedUp"},
+        Kind.REFUND: {"JobSettled"},
+        Kind.PAYMENT: {"JobSettled", "Transfer"},
+        Kind.FEE: {"JobSettled"},
+        Kind.TRANSFER: {"Transfer"},
+    }
+    rows = [row for account in ledger.accounts for row in ledger.statement(account)]
+    for row in rows:
+        event = told[row.block, row.log_index]
+        assert event.tx_hash == row.tx_hash
+        assert type(event).__name__ in causes[row.kind]
+        if row.job_id:
+            assert event.job_id == row.job_id  # type: ignore[attr-defined]
+    assert {row.kind for row in rows} == set(causes)

@@ -1,0 +1,47 @@
+"""How a transaction is written into the books: jobs and providers first, then its money. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.explorer.cashbook import CashBook
+from deepsquare_chain.explorer.jobbook import JobBook
+from deepsquare_chain.explorer.page import Page
+from deepsquare_chain.explorer.registrybook import RegistryBook
+
+
+class Bookkeeping:
+    """The three books of a grid; addresses of the deployment are spelled as in events."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.registry = RegistryBook()
+        self.jobs = JobBook(self.registry, deployment.scheduler, deployment.treasury)
+        self.cash = CashBook(deployment.scheduler)
+        self._deployment = deployment
+
+    def read(self, page: Page, events: Iterable[ev.Event]) -> None:
+        """Write one transaction, whose events are in the order of the chain."""
+        transfers = []
+        for event in events:
+            page.log_index = event.log_index
+            if event.address == self._deployment.credit:
+                if isinstance(event, ev.Transfer):
+                    transfers.append(event)
+            elif event.address == self._deployment.registry or not hasattr(event, "job_id"):
+                self.registry.read(event, page)
+                self._read_parked(event, page)
+            else:
+                self.registry.read(event, page)
+                self.jobs.read(event, page)
+        self.jobs.close(page)
+        self.cash.close(transfers, page)
+
+    def _read_parked(self, event: ev.Event, page: Page) -> None:
+        if event.address != self._deployment.scheduler:
+            return
+        if isinstance(event, ev.PaymentParked):
+            self.cash.park(event, page)
+        elif isinstance(event, ev.PaymentWithdrawn):
+            self.cash.withdraw(event, page)
