@@ -290,7 +290,7 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         assert (told["provider"], "it rests until" in told["why"]) == (1, True)
         metrics = one.service.figures.metrics
         assert (metrics.value("strikes_in_a_day"), metrics.value("resting_providers")) == (3, 1)
-        large = (await grid.submit(2, resources=WHOLE))[1]
+        [large] = await grid.submit(1, resources=WHOLE)
         await one.cycle()
         assert "waits for room at provider 2" in one.waits(large)
     # Another scheduler, or the same with an empty database, reads the same from the chain.
@@ -307,9 +307,8 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
             await fresh.cycle()
         assert [each["provider"] for each in logs if each["event"] == "provider is back"] == [1]
     async with desk(grid) as again:
-        [job_id] = await grid.submit()
         await again.cycle()
-        assert await again.places(job_id) == [1]
+        assert await again.places(large) == [1]
 
 
 async def test_stuck_in_a_queue_goes_where_there_is_room(one: Desk) -> None:
