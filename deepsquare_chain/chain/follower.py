@@ -6,7 +6,7 @@ answers all of it; effects and cursor are committed in one transaction of the st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -14,10 +14,10 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import structlog
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
-from web3.types import RPCEndpoint
 
 from deepsquare_chain.chain.events import Event, decode_logs
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.observe.faults import crash_point
 
@@ -74,6 +74,8 @@ class CursorStore(Protocol[T]):
 
 
 Apply = Callable[[Batch, T], None]
+#: Reads more about a batch before it is applied; false where that does not fit the batch.
+Prepare = Callable[[Batch], Awaitable[bool]]
 
 
 class Follower(Generic[T]):
@@ -120,11 +122,13 @@ class Follower(Generic[T]):
         known = self._store.recent_blocks(self.name)
         return known[0].number if known else self._start - 1
 
-    async def poll(self, apply: Apply[T]) -> int:
+    async def poll(self, apply: Apply[T], *, prepare: Prepare | None = None) -> int:
         """Read everything that is confirmed now; returns the number of events.
 
         `apply(batch, transaction)` is called in the order of the chain, inside the transaction
-        that moves the cursor; it must not wait for anything.
+        that moves the cursor; it must not wait for anything. What it needs beyond the events is
+        read by `prepare(batch)` before; if that says false (the blocks were replaced meanwhile),
+        the next poll reads the batch again.
 
         Raises:
             EndpointError: The node does not answer, or refuses even a range of one block.
@@ -149,6 +153,8 @@ class Follower(Generic[T]):
             if isinstance(read, _Moved):
                 await self._roll_back(known, apply)
                 continue
+            if prepare is not None and not await prepare(read.batch):
+                return count
             self._commit(read, apply)
             count += len(read.batch.events)
 
@@ -171,7 +177,7 @@ class Follower(Generic[T]):
         if cursor is not None:
             asked.append(("eth_getBlockByNumber", [hex(cursor.number), False]))
         try:
-            before, logs, after, *rest = await self._ask(asked)
+            before, logs, after, *rest = await ask_all(self.w3, asked)
         except Web3RPCError as error:
             if not self._narrow(error, last - first + 1):
                 return None
@@ -208,23 +214,6 @@ class Follower(Generic[T]):
                 return None
         return [Block(number, seen[number]) for number in sorted(seen)]
 
-    async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-        """Raw results of one batch.
-
-        Raises:
-            Web3RPCError: The node refused one of them.
-        """
-        batch = [(RPCEndpoint(method), params) for method, params in asked]
-        provider: Any = self.w3.provider
-        answers = await provider.make_batch_request(batch)
-        if not isinstance(answers, list):
-            # An endpoint without batches; the order of the questions still shows a moved chain.
-            answers = [await provider.make_request(method, params) for method, params in batch]
-        for answer in answers:
-            if "error" in answer:
-                raise Web3RPCError(str(answer["error"])[:300], rpc_response=answer)
-        return [answer["result"] for answer in answers]
-
     def _narrow(self, error: Web3RPCError, asked: int) -> bool:
         """Halve the range if that is what the node wants; false if it only lags.
 
@@ -246,7 +235,8 @@ class Follower(Generic[T]):
 
     async def _holds(self, block: Block) -> bool:
         """Whether a block is still on the chain; true where the node can't tell."""
-        (found,) = await self._ask([("eth_getBlockByNumber", [hex(block.number), False])])
+        asked = [("eth_getBlockByNumber", [hex(block.number), False])]
+        (found,) = await ask_all(self.w3, asked)
         return found is None or found["hash"] == block.hash
 
     # -- committing

@@ -1,4 +1,7 @@
-"""One SQLite file: connections, transactions, and errors for people."""
+"""One database: connections, transactions, and errors for people.
+
+A SQLite file for each service; PostgreSQL by URL where several programs share what is in it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
@@ -23,11 +26,24 @@ class StoreError(GridError):
 
 
 class Database:
-    """A database file, or memory; what the parts of a store share."""
+    """A database file, memory, or a server; what the parts of a store share.
 
-    def __init__(self, path: Path | None) -> None:
+    Args:
+        path: The SQLite file; None for memory, or where `url` is given.
+        url: A PostgreSQL server's database.
+    """
+
+    def __init__(self, path: Path | None, *, url: URL | None = None) -> None:
         self.path = path
-        self._engine = _engine(path)
+        self.url = url
+        self._engine = _engine(path) if url is None else _server(url)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people: without any password."""
+        if self.url is not None:
+            return self.url.render_as_string(hide_password=True)
+        return "in memory" if self.path is None else str(self.path)
 
     @contextmanager
     def begin(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -66,17 +82,22 @@ class Database:
         self._engine.dispose()
 
     def _plain(self, error: DatabaseError) -> GridError:
-        where = self.path or "in memory"
         cause = error.orig
+        if self.url is not None:
+            words = " ".join(str(cause).split())[:300]
+            return StoreError(
+                f"The database {self.place} failed: {words}",
+                hint="Is the server running, and does the database exist?",
+            )
         if isinstance(cause, sqlite3.DatabaseError) and not isinstance(
             cause, sqlite3.OperationalError | sqlite3.IntegrityError
         ):
             return UsageError(
-                f"{where} is no usable database: {cause}",
+                f"{self.place} is no usable database: {cause}",
                 hint="Restore it from a copy, or begin with an empty state folder.",
             )
         return StoreError(
-            f"The database {where} failed: {cause}",
+            f"The database {self.place} failed: {cause}",
             hint="Is the disk full, or the folder not writable?",
         )
 
@@ -90,6 +111,13 @@ def _engine(path: Path | None) -> Engine:
         engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _server(url: URL) -> Engine:
+    # A connection that the server closed meanwhile is replaced before its use.
+    engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_SECONDS})
+    event.listen(engine, "begin", _begin_on_server)
     return engine
 
 
@@ -108,3 +136,13 @@ def _begin(connection: Connection) -> None:
     # What is recorded before it is done must outlive a power cut.
     connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if mode == 'durable' else 'NORMAL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_on_server(connection: Connection) -> None:
+    mode = connection.get_execution_options().get(_MODE, "durable")
+    if mode == "read":
+        # One moment for all questions of a page, as SQLite's reads have it.
+        words = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        connection.exec_driver_sql(words)
+    elif mode == "quick":
+        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")

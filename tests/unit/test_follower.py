@@ -391,3 +391,23 @@ def test_a_cursor_outlives_its_process(chain: FakeChain, tmp_path: Path) -> None
         book = Book(store)
         assert asyncio.run(follower(chain, store).poll(book.apply)) == 1
         assert book.amounts() == [1, 2]
+
+
+async def test_more_is_read_before_a_batch_is_applied(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
+    chain.mine([log(1)])
+    prepared: list[Batch] = []
+    answers = [False, True]
+
+    async def prepare(batch: Batch) -> bool:
+        assert book.batches == []
+        prepared.append(batch)
+        return answers.pop(0)
+
+    found = follower(chain, store)
+    assert await found.poll(book.apply, prepare=prepare) == 0
+    assert (book.amounts(), found.position) == ([], 0)
+    assert await found.poll(book.apply, prepare=prepare) == 1
+    assert book.amounts() == [1]
+    assert prepared[0] == prepared[1] == book.batches[0]

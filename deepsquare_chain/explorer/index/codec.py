@@ -1,0 +1,82 @@
+"""Events as the index keeps and shows them, and back. Pure.
+
+Enums stand as names, bytes as 0x-hexadecimal, structs as mappings, integers as integers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from functools import cache
+from typing import Any, Final, get_type_hints
+
+from deepsquare_chain.chain import eventtypes
+from deepsquare_chain.chain.eventtypes import Event
+
+_PLACE: Final = frozenset(Event.__annotations__)
+
+
+def plain(event: Event) -> dict[str, Any]:
+    """The fields of an event apart from its place."""
+    kind: Any = type(event)
+    return {name: _plain(getattr(event, name)) for name in _fields(kind)}
+
+
+def event_of(name: str, values: Mapping[str, Any], **place: Any) -> Event:
+    """The event of a class's name and `plain` values, at a place.
+
+    Raises:
+        KeyError: There is no such event, or a value is missing.
+    """
+    kind: Any = _kinds()[name]
+    found: Event = kind(*(read(values[each]) for each, read in _readers(kind)), **place)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, IntEnum):
+        return value.name
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if dataclasses.is_dataclass(value):
+        kind: Any = type(value)
+        return {each: _plain(getattr(value, each)) for each in _fields(kind)}
+    return value
+
+
+@cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    return tuple(
+        each.name
+        for each in dataclasses.fields(kind)
+        if not (issubclass(kind, Event) and each.name in _PLACE)
+    )
+
+
+@cache
+def _kinds() -> dict[str, type[Event]]:
+    return {kind.__name__: kind for kind in vars(eventtypes).values() if _is_event(kind)}
+
+
+def _is_event(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+
+
+@cache
+def _readers(kind: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    hints = get_type_hints(kind)
+    return tuple((name, _reader(hints[name])) for name in _fields(kind))
+
+
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    if hint is bytes:
+        return lambda text: bytes.fromhex(text[2:])
+    if isinstance(hint, type) and issubclass(hint, IntEnum):
+        return lambda name: hint[name]
+    if dataclasses.is_dataclass(hint):
+        struct: Any = hint
+        return lambda values: struct(*(read(values[each]) for each, read in _readers(struct)))
+    return lambda value: value
