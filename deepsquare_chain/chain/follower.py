@@ -6,6 +6,7 @@ answers all of it; effects and cursor are committed in one transaction of the st
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class Follower(Generic[T]):
         name: Of the cursor, where one store has several followers.
         topics: First topics to read, all by default (see `event_topics`).
         max_range: Most blocks in one question.
+        threaded: Apply batches in a thread, where that takes long; the store must allow it.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Follower(Generic[T]):
         name: str = "main",
         topics: Sequence[str] = (),
         max_range: int = MAX_RANGE,
+        threaded: bool = False,
     ) -> None:
         self.w3 = w3
         self.name = name
@@ -114,6 +117,7 @@ class Follower(Generic[T]):
         self._confirmations = confirmations
         self._topics = list(topics)
         self._max_range = max_range
+        self._threaded = threaded
         self._range = min(FIRST_RANGE, max_range)
 
     @property
@@ -155,7 +159,10 @@ class Follower(Generic[T]):
                 continue
             if prepare is not None and not await prepare(read.batch):
                 return count
-            self._commit(read, apply)
+            if self._threaded:
+                await asyncio.to_thread(self._commit, read, apply)
+            else:
+                self._commit(read, apply)
             count += len(read.batch.events)
 
     # -- reading

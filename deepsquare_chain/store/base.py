@@ -66,7 +66,7 @@ class Database:
             ):
                 yield connection
         except DatabaseError as error:
-            raise self._plain(error) from error
+            raise self.plain(error) from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -75,13 +75,14 @@ class Database:
             with self._engine.connect().execution_options(**{_MODE: "read"}) as connection:
                 yield connection
         except DatabaseError as error:
-            raise self._plain(error) from error
+            raise self.plain(error) from error
 
     def close(self) -> None:
         """Close all connections; harmless when closed."""
         self._engine.dispose()
 
-    def _plain(self, error: DatabaseError) -> GridError:
+    def plain(self, error: DatabaseError) -> GridError:
+        """What a failure means, in words for people."""
         cause = error.orig
         if self.url is not None:
             words = " ".join(str(cause).split())[:300]

@@ -9,15 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
-from sqlalchemy import URL, Connection, func, insert, make_url, select
+from sqlalchemy import URL, Connection, delete, func, insert, make_url, select
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.index.migrations import migrate
-from deepsquare_chain.explorer.index.writer import put_state
+from deepsquare_chain.explorer.index.writer import clear, get_state, put_state
 from deepsquare_chain.store.cursors import CursorTables
-from deepsquare_chain.store.schema import identity
+from deepsquare_chain.store.schema import blocks, identity
 
 DRIVER: Final = "postgresql+psycopg"
 _NAMES: Final = {
@@ -40,6 +40,7 @@ class IndexDatabase(CursorTables):
         *,
         genesis: str = "",
         writer: bool = False,
+        forget: bool = False,
     ) -> Self:
         """Open the database, made and migrated if need be.
 
@@ -50,6 +51,7 @@ class IndexDatabase(CursorTables):
             genesis: Hash of the chain's first block; not checked when empty.
             writer: Whether to write: one program at a time does. Only a writer migrates a
                 database that exists already.
+            forget: Begin anew whatever is in it; for a writer.
 
         Raises:
             UsageError: It is of another grid, of a newer program, no database, has a writer
@@ -58,18 +60,24 @@ class IndexDatabase(CursorTables):
         """
         found = cls._at(where)
         try:
-            found.prepare(deployment, genesis, writer=writer)
+            found.prepare(deployment, genesis, writer=writer, forget=forget)
         except BaseException:
             found.close()
             raise
         return found
 
-    def prepare(self, deployment: Deployment, genesis: str, *, writer: bool) -> None:
+    def prepare(
+        self, deployment: Deployment, genesis: str, *, writer: bool, forget: bool = False
+    ) -> None:
         """See `open`."""
         if writer:
             self._guard = self._only_writer()
         with self.begin() as connection:
             migrate(connection, self.place, writer=writer)
+            if forget or not get_state(connection):
+                clear(connection)
+                connection.execute(delete(identity))
+                connection.execute(delete(blocks))
             self._identify(connection, deployment, genesis)
 
     @classmethod
@@ -104,15 +112,26 @@ class IndexDatabase(CursorTables):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def check_writer(self) -> None:
+        """See that this process may still write: a server that restarted has forgotten.
+
+        Raises:
+            UsageError: Another process writes by now.
+            StoreError: The server does not answer.
+        """
+        if not isinstance(self._guard, Connection):
+            return
+        try:
+            self._guard.execute(select(1))
+        except DatabaseError:
+            self._guard.invalidate()
+            self._guard.close()
+            self._guard = self._only_writer()
+
     def _only_writer(self) -> IO[bytes] | Connection | None:
         """A lock that ends with the process, however it ends."""
         if self.url is not None:
-            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            key = int.from_bytes(hashlib.sha256(b"deepsquare index").digest()[:7])
-            if connection.execute(select(func.pg_try_advisory_lock(key))).scalar():
-                return connection
-            connection.close()
-            raise self._taken()
+            return self._lock_server()
         if self.path is None:
             return None
         guard = self.path.with_name(self.path.name + ".lock").open("ab")
@@ -122,6 +141,17 @@ class IndexDatabase(CursorTables):
             guard.close()
             raise self._taken() from None
         return guard
+
+    def _lock_server(self) -> Connection:
+        key = int.from_bytes(hashlib.sha256(b"deepsquare index").digest()[:7], "big")
+        try:
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            if connection.execute(select(func.pg_try_advisory_lock(key))).scalar():
+                return connection
+        except DatabaseError as error:
+            raise self.plain(error) from error
+        connection.close()
+        raise self._taken()
 
     def _taken(self) -> UsageError:
         return UsageError(

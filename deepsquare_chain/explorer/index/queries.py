@@ -19,8 +19,11 @@ from deepsquare_chain.explorer.index.registry import RegistryQueries
 from deepsquare_chain.explorer.index.rows import Change, Changes, Status
 from deepsquare_chain.explorer.index.schema import changes
 from deepsquare_chain.explorer.index.series import SeriesQueries
+from deepsquare_chain.store.schema import blocks
 
 MAX_CHANGES: Final = 200
+#: Name of the follower that fills the tables.
+CURSOR: Final = "index"
 
 
 class Index(JobQueries, MoneyQueries, RegistryQueries, BlockQueries, SeriesQueries):
@@ -28,8 +31,11 @@ class Index(JobQueries, MoneyQueries, RegistryQueries, BlockQueries, SeriesQueri
 
     def status(self) -> Status:
         """How far the index is, and of which grid."""
-        with self._read() as (_, moment):
+        last = select(blocks.c.number, blocks.c.hash).where(blocks.c.name == CURSOR)
+        with self._read() as (connection, moment):
             grid = self.deployment
+            query = last.order_by(blocks.c.number.desc()).limit(1)
+            cursor = connection.execute(query).one_or_none()
             return Status(
                 chain_id=grid.chain_id,
                 scheduler=grid.scheduler,
@@ -39,7 +45,7 @@ class Index(JobQueries, MoneyQueries, RegistryQueries, BlockQueries, SeriesQueri
                 genesis=moment.values.get("genesis", ""),
                 start_block=grid.block,
                 block=moment.number("block"),
-                block_hash=moment.values.get("block_hash", ""),
+                block_hash=cursor.hash if cursor is not None else "",
                 time=moment.number("time", 0),
                 finalized=moment.finalized,
                 head=moment.number("head"),

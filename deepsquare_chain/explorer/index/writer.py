@@ -74,13 +74,6 @@ class IndexWriter:
             note(connection, "blocks", batch.from_block, batch.to_block, sorted(folded.jobs))
         put_state(connection, block=batch.to_block, time=batch.time)
 
-    def clear(self, connection: Connection) -> None:
-        """Forget everything that follows from the chain."""
-        for table in schema.DERIVED:
-            connection.execute(delete(table))
-        note(connection, "rebuilt", 0, 0, ())
-        put_state(connection, block=-1, time=0, finalized=-1, built_since=round(time.time(), 3))
-
     # -- what the database holds of it
 
     def _held(self, connection: Connection, events: Sequence[Event]) -> Held:
@@ -171,6 +164,14 @@ _TOLD: Final = (
 _PLACE: Final = frozenset({"block", "time"})
 #: Of a job that no transition told of, which no lawful chain has.
 _NOWHERE: Final[Spot] = (0, 0, 0)
+
+
+def clear(connection: Connection) -> None:
+    """Forget everything that follows from the chain."""
+    for table in schema.DERIVED:
+        connection.execute(delete(table))
+    note(connection, "rebuilt", 0, 0, ())
+    put_state(connection, block=-1, time=0, finalized=-1, built_since=round(time.time(), 3))
 
 
 def note(connection: Connection, kind: str, first: int, last: int, job_ids: Sequence[int]) -> None:

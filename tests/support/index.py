@@ -1,0 +1,106 @@
+"""An index filled from recorded events, and its tables as they can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from eth_utils import keccak
+from sqlalchemy import select
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.chain.follower import Batch
+from deepsquare_chain.explorer.index import schema
+from deepsquare_chain.explorer.index.database import IndexDatabase
+from deepsquare_chain.explorer.index.facts import Facts, Header, Transaction
+from deepsquare_chain.explorer.index.queries import Index
+from deepsquare_chain.explorer.index.writer import IndexWriter
+
+SENDER = "0x" + "5e" * 20
+
+
+def facts_of(events: Iterable[Event], times: Mapping[int, int]) -> Facts:
+    """Headers and transactions that could have made these events."""
+    headers: dict[int, Header] = {}
+    transactions: dict[str, Transaction] = {}
+    for event in events:
+        number = event.block_number
+        headers[number] = Header(
+            number=number,
+            hash=event.block_hash,
+            parent="0x" + keccak(text=str(number - 1)).hex(),
+            time=times[number],
+            gas_used=21_000,
+            gas_limit=2**64 - 1,
+            base_fee=7,
+            transactions=1,
+        )
+        if event.tx_hash not in transactions:
+            before = [each for each in transactions.values() if each.block == number]
+            transactions[event.tx_hash] = Transaction(
+                hash=event.tx_hash,
+                block=number,
+                position=len(before),
+                sender=SENDER,
+                to=event.address,
+                ok=True,
+                gas_used=21_000,
+                gas_price=10**30,
+                nonce=len(transactions),
+                value=0,
+                input=bytes.fromhex("2e340823") + bytes(3),
+            )
+    return Facts(headers, transactions)
+
+
+class Indexed:
+    """A database with a writer whose chain is a list of events."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        events: Sequence[Event],
+        times: Mapping[int, int],
+        where: Any = None,
+    ) -> None:
+        self.events = list(events)
+        self.times = times
+        self.database = IndexDatabase.open(where, deployment)
+        self.index = Index(self.database, deployment)
+        self._writer = IndexWriter(deployment)
+        self._facts = facts_of(events, times)
+        self.last = max((event.block_number for event in events), default=0)
+
+    def read(self, first: int, last: int) -> None:
+        """A batch of blocks."""
+        found = tuple(e for e in self.events if first <= e.block_number <= last)
+        time = max((at for number, at in self.times.items() if number <= last), default=0)
+        with self.database.begin() as connection:
+            batch = Batch(found, first, last, time=time)
+            self._writer.apply(batch, connection, self._facts)
+
+    def read_all(self, size: int = 10**9) -> None:
+        """Everything in batches of so many blocks."""
+        for first in range(0, self.last + 1, size):
+            self.read(first, min(first + size - 1, self.last))
+
+    def roll_back(self, number: int) -> None:
+        """Everything after a block did not happen."""
+        with self.database.begin() as connection:
+            batch = Batch((), number + 1, self.last, rolled_back_to=number)
+            self._writer.apply(batch, connection, Facts())
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+
+def dump(database: IndexDatabase) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows that follow from the chain, by table, in the order of their keys."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    with database.read() as connection:
+        for table in schema.DERIVED:
+            query = select(table).order_by(*table.primary_key.columns)
+            found[table.name] = [tuple(row) for row in connection.execute(query)]
+    return found
