@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     health_port: int | None = Field(
         None, ge=0, le=65_535, description="Port on 127.0.0.1 of a service's health and figures"
     )
+    explorer_database: str = Field(
+        "", description="File or postgresql+psycopg:// URL of the explorer's index"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 
@@ -176,12 +179,14 @@ def _read_layer(path: Path) -> dict[str, Any]:
 
 
 def _anchor(key: str, value: Any, folder: Path) -> Any:
-    if key in _PATHS and isinstance(value, str) and value:
+    if key in _PATHS and isinstance(value, str) and value and "://" not in value:
         return str(folder / Path(value).expanduser())
     return value
 
 
-_PATHS: Final = frozenset({"deployment", "keystore", "password_file", "store", "state_dir"})
+_PATHS: Final = frozenset(
+    {"deployment", "explorer_database", "keystore", "password_file", "state_dir", "store"}
+)
 
 
 def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:

@@ -39,6 +39,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "timeout": (float, "Seconds to wait for a receipt.", False),
     "max_fee_gwei": (float, "Ceiling of the fee per gas, in gwei.", False),
     "health_port": (int, "Port on 127.0.0.1 of a service's health and figures.", False),
+    "explorer_database": (str, "File or URL of the explorer's index.", False),
     "log_level": (str, "debug, info, warning or error.", False),
     "log_format": (str, "auto, console or json.", False),
 }

@@ -14,6 +14,7 @@ from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
+from tests.support.postgres import Server, postgres
 
 T = TypeVar("T")
 
@@ -74,4 +75,11 @@ async def node(shared_node: Node) -> AsyncIterator[Node]:
 async def grid(node: Node, deployment: Deployment) -> AsyncIterator[LiveGrid]:
     """The deployed grid: `w3`, `contracts`, `deployment`, accounts and their senders."""
     async with live_grid(node, deployment) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server of this session; `database()` gives the URL of a new database."""
+    with postgres() as found:
         yield found

@@ -189,4 +189,9 @@ def _url(text: str) -> URL:
             f"An index can't be kept in {url.drivername}",
             hint=f"Give a file, or {DRIVER}://user@host/name.",
         )
+    if url.password is not None:
+        raise UsageError(
+            "A database's URL must not hold its password",
+            hint="PostgreSQL's own ways to give it are PGPASSWORD and ~/.pgpass.",
+        )
     return url

@@ -29,9 +29,11 @@ from deepsquare_chain.explorer.index.queries import CURSOR, Index
 from deepsquare_chain.explorer.index.writer import IndexWriter, get_state, note, put_state
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.settings import Settings
 
 #: Blocks of one batch: what a crash repeats, and what is held in memory.
 MAX_RANGE: Final = 2_000
+DATABASE: Final = "explorer.db"
 _CONSTANTS: Final = (
     *("claim_timeout", "pending_timeout", "response_timeout", "response_blocks"),
     *("report_grace", "top_up_notice", "credit", "registry", "treasury"),
@@ -40,6 +42,11 @@ _log = get_logger(__name__)
 
 #: Told the last block that was read and the last one there is to read.
 Progress = Callable[[int, int], None]
+
+
+def index_place(settings: Settings) -> str | Path:
+    """Where the index is kept: the setting, or a file among the other databases."""
+    return settings.explorer_database or settings.state_dir / DATABASE
 
 
 @asynccontextmanager

@@ -1,0 +1,65 @@
+"""The explorer's index and pages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Kind
+
+app = typer.Typer(help="Look at jobs and credits in a browser.", no_args_is_help=True)
+
+_INDEX: Final = (
+    Column("block", "indexed block", Kind.NUMBER),
+    Column("finalized", "finalized", Kind.NUMBER),
+    Column("head", "head", Kind.NUMBER),
+    Column("lag", "lag", Kind.NUMBER),
+    Column("jobs", "jobs", Kind.NUMBER),
+    Column("supply", "supply", Kind.CREDITS),
+    Column("escrow", "in escrow", Kind.CREDITS),
+    Column("database", "database"),
+)
+
+
+@app.callback()
+def group() -> None:
+    """Look at jobs and credits in a browser."""
+
+
+@command(app)
+async def index(
+    desk: Desk,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Begin again from the first block.")
+    ] = False,
+) -> None:
+    """Read all confirmed events into the index, once."""
+    import asyncio
+
+    from deepsquare_chain.chain.deployment import Deployment
+    from deepsquare_chain.cli.progress import progress
+    from deepsquare_chain.explorer.index.service import index_place, open_index
+
+    settings = desk.settings
+    with progress("reading blocks") as tell:
+        async with open_index(
+            settings.endpoint,
+            Deployment.load(settings.deployment),
+            index_place(settings),
+            confirmations=settings.confirmations,
+            rebuild=rebuild,
+            progress=tell,
+        ) as service:
+            await service.cycle()
+            found = await asyncio.to_thread(service.index.status)
+            grid = await asyncio.to_thread(service.index.overview)
+            place = service.database.place
+    desk.printer.record(
+        _INDEX,
+        (
+            *(found.block, found.finalized, found.head, found.lag),
+            *(grid.jobs_total, grid.supply, grid.escrow, place),
+        ),
+    )
