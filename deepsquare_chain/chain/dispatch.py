@@ -21,7 +21,7 @@ from deepsquare_chain.chain.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.preflight import Preflight
 from deepsquare_chain.chain.receipts import hash_of
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.faults import crash_point
 
 _log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from deepsquare_chain.chain.events import Event, decode_logs
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError, GridError
-from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.faults import crash_point
 
 MAX_RANGE: Final = 10_000
 FIRST_RANGE: Final = 1_000
@@ -92,6 +92,8 @@ class Follower(Generic[T]):
         topics: First topics to read, all by default (see `event_topics`).
         max_range: Most blocks in one question.
         threaded: Apply batches in a thread, where that takes long; the store must allow it.
+        settled: Blocks on top of a block after which something irreversible follows from it: its
+            replacement stops the follower. None where everything can be undone.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Follower(Generic[T]):
         topics: Sequence[str] = (),
         max_range: int = MAX_RANGE,
         threaded: bool = False,
+        settled: int | None = None,
     ) -> None:
         self.w3 = w3
         self.name = name
@@ -118,6 +121,8 @@ class Follower(Generic[T]):
         self._topics = list(topics)
         self._max_range = max_range
         self._threaded = threaded
+        self._settled = None if settled is None else max(0, settled - confirmations)
+        self._ground = f"{name}.settled"  # cursor of the highest settled block
         self._range = min(FIRST_RANGE, max_range)
 
     @property
@@ -136,7 +141,7 @@ class Follower(Generic[T]):
 
         Raises:
             EndpointError: The node does not answer, or refuses even a range of one block.
-            ReorgTooDeepError: The chain replaced more blocks than are kept.
+            ReorgTooDeepError: The chain replaced what was settled, or more blocks than are kept.
         """
         head = int(await self.w3.eth.block_number)
         self.head = max(self.head, head)
@@ -183,6 +188,9 @@ class Follower(Generic[T]):
         ]
         if cursor is not None:
             asked.append(("eth_getBlockByNumber", [hex(cursor.number), False]))
+        ground = last - (self._settled or 0)
+        if self._settled and ground >= self._start:
+            asked.append(("eth_getBlockByNumber", [hex(ground), False]))
         try:
             before, logs, after, *rest = await ask_all(self.w3, asked)
         except Web3RPCError as error:
@@ -197,8 +205,15 @@ class Follower(Generic[T]):
         blocks = self._blocks(logs, first, Block(last, after["hash"]))
         if blocks is None:
             return None
-        events = decode_logs(logs)
-        return _Read(Batch(tuple(events), first, last, time=int(after["timestamp"], 16)), blocks)
+        batch = Batch(tuple(decode_logs(logs)), first, last, time=int(after["timestamp"], 16))
+        return _Read(batch, blocks, self._below(ground, after, rest[cursor is not None :]))
+
+    def _below(self, number: int, last: Any, rest: Sequence[Any]) -> Block | None:
+        """The block that is settled once a range is read, where somebody cares."""
+        if self._settled is None or number < self._start:
+            return None
+        found = rest[0] if self._settled else last
+        return None if found is None else Block(number, found["hash"])
 
     def _blocks(self, logs: Any, first: int, last: Block) -> list[Block] | None:
         """Blocks worth remembering: those with events and the last one; None if they disagree.
@@ -250,24 +265,26 @@ class Follower(Generic[T]):
 
     def _commit(self, read: _Read, apply: Apply[T]) -> None:
         crash_point("follower.read")
+        settled, known = read.settled, self._store.recent_blocks(self._ground)
+        if settled is not None and known and known[0].number >= settled.number:
+            settled = None  # read again after a rollback: what was settled stays so
         with self._store.begin() as transaction:
             apply(read.batch, transaction)
             crash_point("follower.applied")
             self._store.advance(transaction, self.name, read.blocks, KEPT_BLOCKS)
+            if settled is not None:
+                self._store.advance(transaction, self._ground, [settled], 1)
         crash_point("follower.committed")
 
     async def _roll_back(self, known: Sequence[Block], apply: Apply[T]) -> None:
         """Find the latest kept block that still stands and undo everything after it."""
+        await self._stand_firm()
         for block in known[1:]:
             if await self._holds(block):
                 break
         else:
             if len(known) >= KEPT_BLOCKS:
-                raise ReorgTooDeepError(
-                    f"The chain replaced block {known[-1].number} and everything after it",
-                    hint="Is it another chain, or restarted? Then begin with an empty state "
-                    "folder; otherwise look into it before going on.",
-                )
+                raise _too_deep(known[-1])
             block = Block(self._start - 1, "")
         _log.warning("reorganisation", cursor=known[0].number, back_to=block.number)
         batch = Batch((), block.number + 1, known[0].number, rolled_back_to=block.number)
@@ -276,11 +293,26 @@ class Follower(Generic[T]):
             self._store.rewind(transaction, self.name, block.number)
         crash_point("follower.rolled_back")
 
+    async def _stand_firm(self) -> None:
+        """Undo nothing that irreversible things were built on: this takes a person."""
+        for block in self._store.recent_blocks(self._ground):
+            if not await self._holds(block):
+                raise _too_deep(block)
+
+
+def _too_deep(block: Block) -> ReorgTooDeepError:
+    return ReorgTooDeepError(
+        f"The chain replaced block {block.number}, which was believed, and everything after it",
+        hint="Is it another chain, or restarted? Then begin with an empty state folder; otherwise "
+        "look into it before going on, and think about more --confirmations.",
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class _Read:
     batch: Batch
     blocks: list[Block]
+    settled: Block | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from deepsquare_chain.chain.outbox import Entry, Outbox, TxState
 from deepsquare_chain.chain.preflight import Preflight
 from deepsquare_chain.chain.receipts import OutOfGasError, TxReceipt, read_receipt, why_failed
 from deepsquare_chain.errors import EndpointError, GridError, WaitTimeoutError
-from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.faults import crash_point
 
 __all__ = ["NonceTakenError", "OutOfGasError", "Sender", "TxReceipt"]
 

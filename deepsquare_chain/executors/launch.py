@@ -14,6 +14,7 @@ from typing import Final
 from deepsquare_chain.executors import leftovers
 from deepsquare_chain.executors.base import RunSpec
 from deepsquare_chain.executors.rundir import RunFolder
+from deepsquare_chain.faults import VARIABLE, crash_point
 
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
@@ -37,7 +38,9 @@ def make_run(runs: Path, spec: RunSpec) -> RunFolder:
     }
     try:
         fresh.fill(record, spec.script, spec.walltime)
+        crash_point("executor.filled")
         fresh.path.rename(folder.path)
+        crash_point("executor.made")
     except OSError:
         # Another submit of the same key may have come first: its folder is the run.
         if not folder.path.is_dir():
@@ -54,8 +57,8 @@ def start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
         OSError: No process could be started.
     """
     env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
-    if "LD_LIBRARY_PATH" in os.environ:  # some Pythons need it to start at all
-        env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    # Some Pythons need the first to start at all; the second is for tests.
+    env |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", VARIABLE) if name in os.environ}
     # Without site packages and working folder: quick to start, and nobody else's modules.
     command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE, str(folder.path)]
     with folder.log.open("ab") as log:

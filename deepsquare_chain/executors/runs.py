@@ -33,6 +33,7 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.executors.leftovers import Census, StubbornError
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes
+from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe import get_logger
 
@@ -72,6 +73,7 @@ class Runs:
         if folder.taken() is not None:
             return True
         self._children[spec.key] = launch.start_supervisor(folder)
+        crash_point("executor.launched")
         return False
 
     def taken(self, key: str) -> bool:

@@ -26,6 +26,7 @@ from typing import Any, Final
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.keeper import OutputKeeper
 from deepsquare_chain.executors.rundir import GRACE, MARK, OUTPUT_LIMIT, RunFolder, exit_record
+from deepsquare_chain.faults import crash_point
 
 TICK: Final = 0.25
 _SWEEP: Final = 0.05
@@ -60,6 +61,7 @@ class Supervisor:
     def claim(self) -> bool:
         """Take the run; False when another supervisor, or a cancel, came first."""
         if self._folder.claim(procfs.identify(os.getpid()), self._token):
+            crash_point("supervisor.claimed")
             return True
         self._reserved.unlink(missing_ok=True)
         return False
@@ -77,7 +79,9 @@ class Supervisor:
         self._drain()
         if self._keeper is not None:
             self._keeper.close()
+        crash_point("supervisor.ended")
         self._record(*self._verdict(reason), seconds)
+        crash_point("supervisor.recorded")
 
     def _listen(self) -> int:
         """Make signals wake the loop; their handlers fall away when the script is executed."""
@@ -122,6 +126,7 @@ class Supervisor:
         finally:
             os.close(sink)
         self._pid = child.pid
+        crash_point("supervisor.spawned")
         # Children are reaped here, by number; the object must not wait for its own.
         child.returncode = 0
         # Without this record a dead supervisor's job is still found by its mark.

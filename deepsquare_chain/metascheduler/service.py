@@ -29,7 +29,7 @@ from deepsquare_chain.metascheduler.observer import Observer, World
 from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.state import FOLLOWED, SchedulerState
 from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.store.database import Store
 
@@ -98,6 +98,7 @@ class SchedulerService:
             confirmations=settings.confirmations,
             name="metascheduler",
             topics=event_topics(*FOLLOWED),
+            settled=settings.confirmations,
         )
         self._head = 0
         self._looked_slowly: float | None = None

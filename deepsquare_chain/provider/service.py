@@ -21,7 +21,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.job import Hardware, Offer
 from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.faults import crash_point
+from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import rows
 from deepsquare_chain.provider.batches import Batches
@@ -166,6 +166,7 @@ class ProviderService:
             start_block=deployment.block,
             confirmations=0,
             topics=event_topics(JobTransition, JobSettled),
+            settled=settings.confirmations,
         )
         self._head = Head(0, 0)
         self._looked_slowly: float | None = None

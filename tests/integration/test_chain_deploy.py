@@ -19,7 +19,7 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.wallet import PASSWORD_FILE_VARIABLE, import_key
 from deepsquare_chain.devnet.node import Node, dev_accounts
-from deepsquare_chain.observe.faults import VARIABLE
+from deepsquare_chain.faults import VARIABLE
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "deploy.py"
 DEPLOYER = dev_accounts()[7]  # nobody else's in the shared tests

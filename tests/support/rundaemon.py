@@ -22,7 +22,7 @@ from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerSettings
 from deepsquare_chain.observe import configure_logging
-from deepsquare_chain.observe.faults import VARIABLE
+from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.provider.runner import run_provider
 from deepsquare_chain.provider.service import ProviderSettings
 from deepsquare_chain.store.definitions import FolderDefinitionStore

@@ -24,7 +24,7 @@ from deepsquare_chain.chain.events import Transfer
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.observe.faults import VARIABLE
+from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.store.database import Store, metadata
 
 seen = Table(

@@ -199,6 +199,37 @@ async def test_too_deep_a_reorganisation_halts(chain: FakeChain, store: Store, b
     assert book.amounts() == before
 
 
+@pytest.mark.parametrize(("lag", "settled"), [(0, 3), (2, 3), (3, 3), (0, 1), (0, 0)])
+@pytest.mark.parametrize("gulp", [1, 4, 30])
+async def test_what_is_settled_is_never_undone(
+    chain: FakeChain, store: Store, book: Book, lag: int, settled: int, gulp: int
+) -> None:
+    """A follower that read block by block, or all at once, halts at the same depth."""
+    options = {"confirmations": lag, "settled": settled}
+    for number in range(1, 31):
+        chain.mine([log(number)] if number % 5 == 0 else [])
+        if number % gulp == 0:
+            await follower(chain, store, **options).poll(book.apply)
+    await follower(chain, store, **options).poll(book.apply)
+    before = book.amounts()
+    if settled > lag:
+        chain.reorg(settled)
+        chain.mine([])
+        await follower(chain, store, **options).poll(book.apply)
+        assert book.amounts() == truth(chain, lag)
+        before = book.amounts()
+    chain.reorg(settled + 2)
+    chain.mine([log(99)])
+    chain.mine([])
+    with pytest.raises(ReorgTooDeepError, match="was believed") as caught:
+        await follower(chain, store, **options).poll(book.apply)
+    assert "--confirmations" in caught.value.hint
+    assert book.amounts() == before
+    # It is no matter of luck: a restart halts again.
+    with pytest.raises(ReorgTooDeepError):
+        await follower(chain, store, **options).poll(book.apply)
+
+
 async def test_memory_is_bounded(chain: FakeChain, store: Store, book: Book) -> None:
     found = follower(chain, store)
     for number in range(KEPT_BLOCKS + 20):
