@@ -11,8 +11,8 @@ from deepsquare_chain.chain.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.events import TransitionSkipped
 from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
-from deepsquare_chain.observe import get_logger
 from deepsquare_chain.faults import crash_point
+from deepsquare_chain.observe import get_logger
 
 _FIRST_PAUSE: Final = 2
 _LONGEST_PAUSE: Final = 600

@@ -19,6 +19,7 @@ from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
+from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import Batches
 from deepsquare_chain.metascheduler.duties import Watch, lost, stuck, suspicions, to_requeue
@@ -29,7 +30,6 @@ from deepsquare_chain.metascheduler.observer import Observer, World
 from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.state import FOLLOWED, SchedulerState
 from deepsquare_chain.observe import get_logger
-from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.store.database import Store
 

@@ -14,8 +14,8 @@ from deepsquare_chain.chain.contracts import Report as ChainReport
 from deepsquare_chain.chain.events import TransitionSkipped
 from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
-from deepsquare_chain.observe import get_logger
 from deepsquare_chain.faults import crash_point
+from deepsquare_chain.observe import get_logger
 from deepsquare_chain.provider.model import Action, Claim, Panic, Report, Requeue, Start, View
 from deepsquare_chain.provider.together import together
 

@@ -20,9 +20,9 @@ from deepsquare_chain.executors.base import (
     RunSpec,
     RunState,
 )
+from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job
 from deepsquare_chain.observe import get_logger
-from deepsquare_chain.faults import crash_point
 from deepsquare_chain.provider import rows
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import (

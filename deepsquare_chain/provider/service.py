@@ -19,9 +19,9 @@ from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
+from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Hardware, Offer
 from deepsquare_chain.observe import get_logger
-from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import rows
 from deepsquare_chain.provider.batches import Batches

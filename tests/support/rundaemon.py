@@ -18,11 +18,11 @@ from typing import Any, Self
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.devnet.node import dev_accounts
+from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerSettings
 from deepsquare_chain.observe import configure_logging
-from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.provider.runner import run_provider
 from deepsquare_chain.provider.service import ProviderSettings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
