@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pydantic_core
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select, tuple_
 
 from deepsquare_chain.chain.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
 from deepsquare_chain.errors import NotFoundError
@@ -61,6 +61,7 @@ ROLE_NAMES: Final[Mapping[str, str]] = {
     "0x" + APPROVER_ROLE.hex(): "APPROVER_ROLE",
     "0x" + METASCHEDULER_ROLE.hex(): "METASCHEDULER_ROLE",
 }
+_SLICE: Final = 5_000
 _NO_FIGURES: Final = ProviderFigures(*[0] * 15)
 
 
@@ -70,9 +71,9 @@ class RegistryQueries(Reader):
     def providers(self) -> tuple[ProviderRow, ...]:
         """All providers in the order of their ids; those never approved come last."""
         with self._read() as (connection, moment):
-            figures = _latest_figures(connection, moment)
+            figures = latest_figures(connection)
             rows = connection.execute(select(providers)).all()
-        found = [_provider_row(row, figures.get(row.account, _NO_FIGURES), moment) for row in rows]
+        found = [_provider_row(row, figures.get(row.account), moment) for row in rows]
         return tuple(sorted(found, key=lambda each: (each.id is None, each.id or 0, each.account)))
 
     def provider(self, account: str | int) -> ProviderDetail:
@@ -93,9 +94,9 @@ class RegistryQueries(Reader):
                 .order_by(events.c.block.desc(), events.c.log_index.desc())
                 .limit(SHOWN + 1)
             ).all()
-            figures = _latest_figures(connection, moment, row.account)
+            figures = latest_figures(connection, row.account)
             return ProviderDetail(
-                row=_provider_row(row, figures.get(row.account, _NO_FIGURES), moment),
+                row=_provider_row(row, figures.get(row.account), moment),
                 history=tuple(_change(each, moment) for each in told[:SHOWN]),
                 more_history=len(told) > SHOWN,
                 challenge=open_challenge(connection, row.account, moment),
@@ -214,19 +215,35 @@ def _change(row: Row[Any], moment: Moment) -> ProviderChange:
     return ProviderChange(moment.place(row, row.log_index), KINDS[row.name], values)
 
 
-def _latest_figures(
-    connection: Connection, moment: Moment, account: str | None = None
-) -> dict[str, ProviderFigures]:
+def latest_figures(connection: Connection, account: str | None = None) -> dict[str, Row[Any]]:
+    """Each provider's last row of figures, or that of one."""
     table = provider_figures
-    last = select(table.c.account, func.max(table.c.block).label("block")).group_by(table.c.account)
+    last = select(func.max(table.c.block)).where(table.c.account == providers.c.account)
+    query = select(providers.c.account, last.correlate(providers).scalar_subquery().label("block"))
     if account is not None:
-        last = last.where(table.c.account == account)
-    ends = last.subquery()
-    query = select(table).join(
-        ends, (ends.c.account == table.c.account) & (ends.c.block == table.c.block)
-    )
-    now = moment.number("time", 0)
-    return {row.account: _figures(row, now) for row in connection.execute(query)}
+        query = query.where(providers.c.account == account)
+    pairs = {(row.account, row.block) for row in connection.execute(query)}
+    return {each: row for (each, _), row in figure_rows(connection, pairs).items()}
+
+
+def figure_rows(
+    connection: Connection,
+    pairs: Iterable[tuple[str, int | None]],
+    columns: Sequence[Any] = (provider_figures,),
+) -> dict[tuple[str, int], Row[Any]]:
+    """Rows of figures by account and block, which are among the columns.
+
+    They are looked up apart from their keys: as one question, both databases compute the keys
+    for each row of the table.
+    """
+    table = provider_figures
+    key = tuple_(table.c.account, table.c.block)
+    wanted = sorted((account, block) for account, block in pairs if block is not None)
+    found: dict[tuple[str, int], Row[Any]] = {}
+    for at in range(0, len(wanted), _SLICE):
+        query = select(*columns).where(key.in_(wanted[at : at + _SLICE]))
+        found |= {(row.account, row.block): row for row in connection.execute(query)}
+    return found
 
 
 def _figures(row: Row[Any], now: int) -> ProviderFigures:
@@ -249,12 +266,13 @@ def _figures(row: Row[Any], now: int) -> ProviderFigures:
     )
 
 
-def _provider_row(row: Row[Any], figures: ProviderFigures, moment: Moment) -> ProviderRow:
+def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: Moment) -> ProviderRow:
+    now = moment.number("time", 0)
     return ProviderRow(
         account=row.account,
         id=row.id,
         status=ProviderStatus(row.status),
-        active=is_active(row, moment.number("time", 0)),
+        active=is_active(row, now),
         hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
         offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
         prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
@@ -263,5 +281,5 @@ def _provider_row(row: Row[Any], figures: ProviderFigures, moment: Moment) -> Pr
         pending_version=row.pending_version,
         approved_until=row.approved_until,
         answer_by=row.answer_by,
-        figures=figures,
+        figures=_NO_FIGURES if figures is None else _figures(figures, now),
     )

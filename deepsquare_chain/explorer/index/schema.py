@@ -272,7 +272,12 @@ provider_figures: Final = Table(
     _amount("cpu_seconds"),
     _amount("offered_seconds"),
 )
-Index("provider_figures_time", provider_figures.c.account, provider_figures.c.time)
+Index(
+    "provider_figures_time",
+    provider_figures.c.account,
+    provider_figures.c.time,
+    provider_figures.c.block,
+)
 
 # The grid's sums after each block with events.
 totals: Final = Table(

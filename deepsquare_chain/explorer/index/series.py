@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Table, func, select
+from sqlalchemy import (
+    CTE,
+    Connection,
+    Row,
+    ScalarSelect,
+    Table,
+    column,
+    func,
+    select,
+    true,
+    values,
+)
 
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.explorer.index.reading import Moment, Reader
-from deepsquare_chain.explorer.index.registry import is_active
+from deepsquare_chain.explorer.index.reading import Moment, Reader, address
+from deepsquare_chain.explorer.index.registry import figure_rows, is_active, latest_figures
 from deepsquare_chain.explorer.index.rows import (
     EscrowPoint,
     Overview,
@@ -16,11 +28,18 @@ from deepsquare_chain.explorer.index.rows import (
     UsePoint,
     Utilisation,
 )
-from deepsquare_chain.explorer.index.schema import provider_figures, providers, totals
+from deepsquare_chain.explorer.index.schema import Int, provider_figures, providers, totals
 from deepsquare_chain.job import JobStatus
 
 MAX_BUCKETS: Final = 500
 _HOUR: Final = 3_600
+_USED: Final = tuple(
+    provider_figures.c[name]
+    for name in (
+        *("account", "block", "time", "cpus_busy", "cpu_seconds"),
+        *("cpus_offered", "offered_seconds"),
+    )
+)
 _STATUSES: Final = {each: each.name.lower() for each in JobStatus if each}
 
 
@@ -31,10 +50,10 @@ class SeriesQueries(Reader):
         """The grid at the index's block."""
         with self._read() as (connection, moment):
             now = moment.number("time", 0)
-            last, before = (_at(connection, totals, time) for time in (now, now - _HOUR))
+            last, before = _sums(connection, [now, now - _HOUR])
             known = connection.execute(select(providers)).all()
             good = [row for row in known if is_active(row, now)]
-            busy = _busy(connection)
+            busy = {each: row.cpus_busy for each, row in latest_figures(connection).items()}
         jobs, earlier = _counts(last), _counts(before)
         ended = sum(jobs[each] - earlier[each] for each in jobs if each.is_final)
         minted, burned = _sum(last, "minted"), _sum(last, "burned")
@@ -73,20 +92,19 @@ class SeriesQueries(Reader):
             UsageError: A number or times that can't be meant.
         """
         with self._read() as (connection, moment):
-            return tuple(
-                StatusPoint(time, _counts(_at(connection, totals, time)))
-                for time in _times(connection, moment, buckets, since, until)
-            )
+            times = _times(connection, moment, buckets, since, until)
+            rows = _sums(connection, times)
+        pairs = zip(times, rows, strict=True)
+        return tuple(StatusPoint(time, _counts(row)) for time, row in pairs)
 
     def escrow_over_time(
         self, buckets: int = 60, *, since: int | None = None, until: int | None = None
     ) -> tuple[EscrowPoint, ...]:
         """Where credits were; arguments and errors as `jobs_by_status_over_time`."""
         with self._read() as (connection, moment):
-            return tuple(
-                _escrow(time, _at(connection, totals, time))
-                for time in _times(connection, moment, buckets, since, until)
-            )
+            times = _times(connection, moment, buckets, since, until)
+            rows = _sums(connection, times)
+        return tuple(_escrow(time, row) for time, row in zip(times, rows, strict=True))
 
     def utilisation(
         self,
@@ -100,14 +118,11 @@ class SeriesQueries(Reader):
 
         Arguments and errors as `jobs_by_status_over_time`; `account` for one provider alone.
         """
-        query = select(provider_figures.c.account).distinct().order_by(provider_figures.c.account)
-        if account is not None:
-            query = query.where(provider_figures.c.account == account)
+        key = None if account is None else address(account)
         with self._read() as (connection, moment):
             times = _times(connection, moment, buckets + 1, since, until)
-            return tuple(
-                _use(connection, each, times) for each in connection.execute(query).scalars()
-            )
+            rows = _figures(connection, times, key)
+        return tuple(_use(each, times, rows[each]) for each in rows)
 
 
 def _times(
@@ -125,11 +140,45 @@ def _times(
     return [since + (last - since) * at // (count - 1) for at in range(count)]
 
 
-def _at(connection: Connection, table: Table, time: int, *where: Any) -> Row[Any] | None:
-    """The last row of running sums at a time."""
-    query = select(table).where(table.c.time <= time, *where)
+def _moments(times: Sequence[int]) -> CTE:
+    """The times as a table: one question serves all of a series."""
+    return values(column("at", Int), name="moments").data([(each,) for each in times]).cte()
+
+
+def _last(table: Table, moments: CTE, *where: Any) -> ScalarSelect[Any]:
+    """The block of the last row of running sums at a moment."""
+    query = select(table.c.block).where(table.c.time <= moments.c.at, *where)
     query = query.order_by(table.c.time.desc(), table.c.block.desc()).limit(1)
-    return connection.execute(query).one_or_none()
+    return query.correlate(moments, providers).scalar_subquery()
+
+
+def _sums(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]:
+    """The grid's sums at each time; None before the first event."""
+    moments = _moments(times)
+    found = connection.execute(select(moments.c.at, _last(totals, moments)))
+    blocks = {row[0]: row[1] for row in found}
+    query = select(totals).where(totals.c.block.in_({each for each in blocks.values() if each}))
+    rows = {row.block: row for row in connection.execute(query)}
+    return [rows.get(blocks[time]) for time in times]
+
+
+def _figures(
+    connection: Connection, times: Sequence[int], account: str | None
+) -> dict[str, dict[int, Row[Any]]]:
+    """Running figures of providers, by account and time."""
+    moments = _moments(times)
+    last = _last(provider_figures, moments, provider_figures.c.account == providers.c.account)
+    query = select(providers.c.account, moments.c.at, last.label("block"))
+    query = query.select_from(moments.join(providers, true()))
+    if account is not None:
+        query = query.where(providers.c.account == account)
+    picked = connection.execute(query.order_by(providers.c.account)).all()
+    rows = figure_rows(connection, {(row.account, row.block) for row in picked}, _USED)
+    found: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in picked}
+    for row in picked:
+        if row.block is not None:
+            found[row.account][row.at] = rows[row.account, row.block]
+    return found
 
 
 def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
@@ -151,10 +200,10 @@ def _escrow(time: int, row: Row[Any] | None) -> EscrowPoint:
     )
 
 
-def _use(connection: Connection, account: str, times: list[int]) -> Utilisation:
+def _use(account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]) -> Utilisation:
     sums = []
     for time in times:
-        row = _at(connection, provider_figures, time, provider_figures.c.account == account)
+        row = rows.get(time)
         if row is None:
             sums.append((0, 0))
             continue
@@ -166,13 +215,3 @@ def _use(connection: Connection, account: str, times: list[int]) -> Utilisation:
         for time, before, after in zip(times[1:], sums, sums[1:], strict=False)
     )
     return Utilisation(account, tuple(points))
-
-
-def _busy(connection: Connection) -> dict[str, int]:
-    table = provider_figures
-    last = select(table.c.account, func.max(table.c.block).label("block"))
-    ends = last.group_by(table.c.account).subquery()
-    query = select(table.c.account, table.c.cpus_busy).join(
-        ends, (ends.c.account == table.c.account) & (ends.c.block == table.c.block)
-    )
-    return {row.account: row.cpus_busy for row in connection.execute(query)}

@@ -191,7 +191,9 @@ def upgrade() -> None:
         sa.Column("offered_seconds", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("account", "block"),
     )
-    op.create_index("provider_figures_time", "provider_figures", ["account", "time"], unique=False)
+    op.create_index(
+        "provider_figures_time", "provider_figures", ["account", "time", "block"], unique=False
+    )
     op.create_table(
         "providers",
         sa.Column("account", sa.String(), nullable=False),

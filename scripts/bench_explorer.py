@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Measure the explorer's index: how fast it is built, how large it gets, how soon it answers.
+
+A long, lawful history (`tests/support/history.py`) goes through the real writer into a file and,
+where PostgreSQL is installed, into a server; then the questions of all pages are asked, with keys
+and cursors from all over it. The rate of reading a real node (anvil) is measured apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from deepsquare_chain.chain.contracts import Report
+from deepsquare_chain.chain.follower import Batch
+from deepsquare_chain.explorer.index.database import IndexDatabase
+from deepsquare_chain.explorer.index.facts import Facts
+from deepsquare_chain.explorer.index.queries import Index
+from deepsquare_chain.explorer.index.service import open_index
+from deepsquare_chain.explorer.index.writer import IndexWriter
+from deepsquare_chain.job import JobStatus
+from tests.support.anvil import start_anvil
+from tests.support.history import DEPLOYMENT, History, address
+from tests.support.livegrid import deploy, live_grid
+from tests.support.postgres import Server, postgres
+
+BATCH: Final = 500  # blocks in one transaction, about what a catch-up reads
+#: The aims, in milliseconds at the 95th percentile.
+KEY_MS: Final = 20.0
+PAGE_MS: Final = 100.0
+
+
+def build(database: IndexDatabase, jobs: int, progress: Progress) -> dict[str, float]:
+    """Write a history of so many jobs; making it up is not counted."""
+    writer = IndexWriter(DEPLOYMENT)
+    task = progress.add_task(f"writing {database.place}", total=jobs)
+    spent, events, blocks, seen = 0.0, 0, 0, 0
+    batch: list[Any] = []
+
+    def flush() -> None:
+        nonlocal spent, events, blocks
+        told = tuple(event for made in batch for event in made.events)
+        headers = {made.header.number: made.header for made in batch}
+        transactions = {sent.hash: sent for made in batch for sent in made.transactions}
+        first, last = batch[0].header, batch[-1].header
+        began = time.perf_counter()
+        with database.begin() as connection:
+            found = Batch(told, first.number, last.number, time=last.time)
+            writer.apply(found, connection, Facts(headers, transactions))
+        spent += time.perf_counter() - began
+        events += len(told)
+        blocks += len(batch)
+        batch.clear()
+
+    for made in History(jobs).blocks():
+        batch.append(made)
+        seen += sum(type(event).__name__ == "JobSubmitted" for event in made.events)
+        if len(batch) == BATCH:
+            flush()
+            progress.update(task, completed=seen)
+    if batch:
+        flush()
+    progress.remove_task(task)
+    return {
+        "seconds": round(spent, 1),
+        "blocks": blocks,
+        "events": events,
+        "events_per_second": round(events / spent),
+        "jobs_per_second": round(jobs / spent),
+    }
+
+
+def questions(index: Index, rng: random.Random) -> dict[str, tuple[float, Callable[[], Any]]]:
+    """What pages ask, each with the aim that it is held against."""
+    total = index.overview().jobs_total
+    numbers = [row.number for row in index.blocks(limit=200).items]
+    deep = {name: _walk(getattr(index, name)) for name in ("jobs", "transactions", "movements")}
+    hashes = [row.at.tx_hash for row in index.transactions(limit=200).items]
+
+    def customer() -> str:
+        return address(2, rng.randrange(200))
+
+    def provider() -> str:
+        return address(1, rng.randrange(20))
+
+    def status() -> JobStatus:
+        return rng.choice([each for each in JobStatus if each.is_final])
+
+    keys: dict[str, Callable[[], Any]] = {
+        "job": lambda: index.job(rng.randint(1, total)),
+        "account": lambda: index.account(customer()),
+        "provider": lambda: index.provider(provider()),
+        "transaction": lambda: index.transaction(rng.choice(hashes)),
+        "block": lambda: index.block(rng.choice(numbers)),
+        "status": index.status,
+        "changes": lambda: index.changes(index.status().change - 5),
+    }
+    pages: dict[str, Callable[[], Any]] = {
+        "overview": index.overview,
+        "jobs": index.jobs,
+        "jobs, deep": lambda: index.jobs(deep["jobs"]),
+        "jobs by status": lambda: index.jobs(statuses=[status()]),
+        "jobs by rare status": lambda: index.jobs(statuses=[JobStatus.RUNNING]),
+        "jobs by customer": lambda: index.jobs(customer=customer()),
+        "jobs by provider and status": lambda: index.jobs(provider=provider(), statuses=[status()]),
+        "jobs by name": lambda: index.jobs(name=str(rng.randint(1, total))),
+        "jobs by name, none": lambda: index.jobs(name="no such name"),
+        "statement": lambda: index.statement(customer()),
+        "statement of the scheduler": lambda: index.statement(DEPLOYMENT.scheduler),
+        "transactions": index.transactions,
+        "transactions, deep": lambda: index.transactions(deep["transactions"]),
+        "blocks": index.blocks,
+        "movements, deep": lambda: index.movements(deep["movements"]),
+        "transitions": index.transitions,
+        "settlements": index.settlements,
+        "settlements of a provider": lambda: index.settlements(provider=provider()),
+        "events of a job": lambda: index.events(job_id=rng.randint(1, total)),
+        "providers": index.providers,
+        "jobs by status over time, 100": lambda: index.jobs_by_status_over_time(100),
+        "escrow over time, 100": lambda: index.escrow_over_time(100),
+        "utilisation of all, 60": lambda: index.utilisation(60),
+        "search, a number": lambda: index.search(str(rng.randint(1, total))),
+        "search, a name": lambda: index.search("render 77"),
+        "roles": index.roles,
+        "parameters": index.parameters,
+    }
+    return {
+        **{name: (KEY_MS, ask) for name, ask in keys.items()},
+        **{name: (PAGE_MS, ask) for name, ask in pages.items()},
+    }
+
+
+def _walk(ask: Callable[..., Any]) -> str | None:
+    """A cursor some way down a list."""
+    cursor = None
+    for _ in range(100):
+        cursor = ask(cursor, 200).next or cursor
+    return cursor
+
+
+def measure(index: Index, rounds: int, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Milliseconds of each question, and whether its aim is reached."""
+    found = {}
+    asked = questions(index, random.Random(7))  # noqa: S311
+    for name, (aim, ask) in progress.track(list(asked.items()), description="asking"):
+        ask()  # plans and pages of the database are warm, as in a running service
+        times = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            ask()
+            times.append((time.perf_counter() - began) * 1_000)
+        p95 = statistics.quantiles(times, n=20)[-1]
+        found[name] = {
+            "median_ms": round(statistics.median(times), 2),
+            "p95_ms": round(p95, 2),
+            "aim_ms": aim,
+            "reached": p95 < aim,
+        }
+    return found
+
+
+@contextmanager
+def _places(folder: Path, *, servers: bool) -> Iterator[list[tuple[str, Any, Callable[[], int]]]]:
+    """Databases to measure: kind, where, and a function that tells the size in bytes."""
+    file = folder / "index.db"
+    sqlite = ("SQLite", file, lambda: sum(each.stat().st_size for each in folder.glob("index.db*")))
+    if not servers:
+        yield [sqlite]
+        return
+    with postgres() as server:
+        where = server.database()
+        yield [sqlite, ("PostgreSQL", where, lambda: _size(server, where))]
+
+
+def _size(server: Server, where: str) -> int:
+    name = where.rpartition("/")[2]
+    return int(server.psql(name, "SELECT pg_database_size(current_database())"))
+
+
+async def read_node(jobs: int) -> dict[str, float]:
+    """Rate of a catch-up from a real node: jobs whose life goes in batches of fifty."""
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(start_anvil())
+        deployment = await deploy(node)
+        grid = await stack.enter_async_context(live_grid(node, deployment))
+        for _ in range(jobs // 50):
+            ids = await grid.submit(50)
+            await grid.run(ids)
+            reports = [Report(each, 1, 0) for each in ids]
+            await grid.send(grid.providers[0], grid.contracts.scheduler.finish(reports))
+        service = await stack.enter_async_context(
+            open_index(node.url, deployment, None, confirmations=0)
+        )
+        began = time.perf_counter()
+        await service.cycle()
+        spent = time.perf_counter() - began
+        events = 0
+        cursor = None
+        while True:
+            page = service.index.events(cursor, 200)
+            events += len(page.items)
+            if (cursor := page.next) is None:
+                break
+    return {
+        "jobs": jobs,
+        "events": events,
+        "seconds": round(spent, 2),
+        "events_per_second": round(events / spent),
+        "jobs_per_second": round(jobs / spent),
+    }
+
+
+def main() -> int:
+    """Measure, print, and end with 1 where an aim is missed."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--jobs", type=int, default=100_000)
+    options.add_argument("--rounds", type=int, default=60, help="of each question")
+    options.add_argument("--node-jobs", type=int, default=1_000, help="0 leaves the node out")
+    options.add_argument("--no-server", action="store_true", help="leave PostgreSQL out")
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+    result: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {psutil.virtual_memory().total / 2**30:.0f} GB",
+        "load_average": round(os.getloadavg()[0], 1),
+        "jobs": given.jobs,
+        "databases": {},
+    }
+    with (
+        Progress(console=Console(stderr=True), transient=True) as progress,
+        tempfile.TemporaryDirectory(prefix="bench-explorer-") as folder,
+        _places(Path(folder), servers=not given.no_server) as places,
+    ):
+        for kind, where, size in places:
+            with IndexDatabase.open(where, DEPLOYMENT, writer=True) as database:
+                built = build(database, given.jobs, progress)
+                asked = measure(Index(database, DEPLOYMENT), given.rounds, progress)
+            result["databases"][kind] = {
+                "build": built,
+                "bytes": size(),
+                "bytes_per_job": round(size() / given.jobs),
+                "questions": asked,
+            }
+    if given.node_jobs:
+        result["node"] = asyncio.run(read_node(given.node_jobs))
+    print(json.dumps(result, indent=2) if given.json else _table(result))
+    missed = [
+        name
+        for each in result["databases"].values()
+        for name, row in each["questions"].items()
+        if not row["reached"]
+    ]
+    return 1 if missed else 0
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [f"{result['machine']}; load average {result['load_average']}; {result['jobs']:,} jobs"]
+    for kind, found in result["databases"].items():
+        built = found["build"]
+        lines.append(
+            f"\n{kind}: {built['events']:,} events in {built['seconds']} s "
+            f"({built['events_per_second']:,}/s), {found['bytes'] / 2**20:,.0f} MB"
+        )
+        for name, row in found["questions"].items():
+            mark = "" if row["reached"] else "   MISSED"
+            lines.append(
+                f"  {name:34} median {row['median_ms']:8.2f} ms   95 % {row['p95_ms']:8.2f} ms"
+                f"   aim {row['aim_ms']:.0f}{mark}"
+            )
+    if node := result.get("node"):
+        lines.append(
+            f"\nFrom a node: {node['events']:,} events in {node['seconds']} s "
+            f"({node['events_per_second']:,}/s, {node['jobs_per_second']:,} jobs/s)"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
