@@ -209,7 +209,10 @@ class ProviderEntry:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The sums of a ledger; `difference` is what the scheduler holds without an owner: zero."""
+    """The sums of a ledger; `difference` is what the scheduler holds without an owner: zero.
+
+    `donated` went to the scheduler for no job, `balances` is the sum over all accounts.
+    """
 
     jobs: int
     minted: int
@@ -219,6 +222,7 @@ class Totals:
     escrow: int
     parked: int
     donated: int
+    balances: int
     paid: int
     fees: int
     refunded: int

@@ -24,6 +24,7 @@ from deepsquare_chain.explorer.books import (
     StatementRow,
     Totals,
 )
+from deepsquare_chain.explorer.exceptions import ExceptionRow, Spot, Watch
 from deepsquare_chain.explorer.page import Page
 
 
@@ -33,9 +34,12 @@ class Ledger:
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment = normalised(deployment)
         self.findings: list[Finding] = []
+        #: Up to where it reaches: block, and chain time in seconds.
         self.block = deployment.block
+        self.time = 0
         self._entries: list[Entry] = []
         self._books = Bookkeeping(deployment)
+        self._watch = Watch(deployment)
 
     @classmethod
     def replay(
@@ -43,6 +47,9 @@ class Ledger:
         events: Iterable[ev.Event],
         deployment: Deployment,
         block_times: Mapping[int, int],
+        *,
+        to_block: int | None = None,
+        now: int | None = None,
     ) -> Ledger:
         """Read events from the deployment on, in any order.
 
@@ -50,6 +57,8 @@ class Ledger:
             events: All events of the three contracts; those of other addresses are passed over.
             deployment: Where the contracts and the treasury are.
             block_times: Chain time of every block that holds an event, in seconds.
+            to_block: Up to which the events were read; that of the last one by default.
+            now: Its chain time, in seconds; likewise.
 
         Raises:
             AuditError: The time of a block is missing.
@@ -62,8 +71,12 @@ class Ledger:
             if block not in block_times:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
-            ledger._books.read(Page(block, time, tx_hash, ledger.findings, ledger._entries), run)
-            ledger.block = block
+            told = list(run)
+            ledger._books.read(Page(block, time, tx_hash, ledger.findings, ledger._entries), told)
+            ledger._watch.read(told, ledger.jobs, Spot(block, time, tx_hash))
+            ledger.block, ledger.time = block, time
+        ledger.block = max(ledger.block, to_block or 0)
+        ledger.time = max(ledger.time, now or 0)
         ledger._close()
         return ledger
 
@@ -98,6 +111,11 @@ class Ledger:
         return sorted({entry.account for entry in self._entries})
 
     @property
+    def exceptions(self) -> list[ExceptionRow]:
+        """What is lawful but worth a look, oldest first."""
+        return self._watch.so_far(self.jobs, Spot(self.block, self.time))
+
+    @property
     def totals(self) -> Totals:
         """The sums of everything."""
         jobs = self.jobs.values()
@@ -113,6 +131,7 @@ class Ledger:
             escrow=escrow,
             parked=parked,
             donated=self._books.cash.donated,
+            balances=sum(self.balances.values()),
             paid=sum(job.paid for job in jobs),
             fees=sum(job.fee for job in jobs),
             refunded=sum(job.refunded for job in jobs),

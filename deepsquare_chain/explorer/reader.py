@@ -32,11 +32,26 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Chronicle:
-    """Everything that the three contracts said up to a block, with its chain time by block."""
+    """Everything that the three contracts said up to a block, with its chain time by block.
+
+    `block_hash` and `time` are those of the last block; times are seconds.
+    """
 
     events: tuple[Event, ...]
     block_times: Mapping[int, int]
     to_block: int
+    block_hash: str
+    time: int
+
+    def ledger(self, deployment: Deployment) -> Ledger:
+        """The books that it makes.
+
+        Raises:
+            AuditError: The time of a block is missing.
+        """
+        return Ledger.replay(
+            self.events, deployment, self.block_times, to_block=self.to_block, now=self.time
+        )
 
 
 async def read_chronicle(
@@ -96,8 +111,7 @@ async def read_ledger(
     found = await read_chronicle(
         contracts.w3, contracts.deployment, to_block=to_block, progress=progress
     )
-    ledger = Ledger.replay(found.events, contracts.deployment, found.block_times)
-    return ledger, found.to_block
+    return found.ledger(contracts.deployment), found.to_block
 
 
 async def audit_chain(
@@ -158,7 +172,8 @@ class _Reading:
         times = await self._times(events)
         if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
             return None
-        return Chronicle(events, times, self._last)
+        time = int(anchor["timestamp"], 16)
+        return Chronicle(events, times, self._last, anchor["hash"], time)
 
     async def _logs(self, first: int, until: int) -> list[Mapping[str, Any]] | None:
         """Logs of a range; None where it was too wide and has been halved."""

@@ -62,6 +62,7 @@ class RecordedGrid(grids.Grid):
             scheduler=self.scheduler.address,
             treasury=self.treasury,
             block=0,
+            constructor_args={"MetaScheduler": {"timeouts": list(grids.TIMES.values())}},
         )
 
     @property

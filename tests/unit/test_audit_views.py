@@ -1,0 +1,325 @@
+"""What auditors look at: conservation with its calls, bills, exceptions and statements."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from eth_utils import to_checksum_address
+
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.abi import interface
+from deepsquare_chain.explorer.bill import recompute_bill
+from deepsquare_chain.explorer.books import JobEntry
+from deepsquare_chain.explorer.conservation import (
+    Check,
+    Repeat,
+    conservation,
+    job_conservation,
+)
+from deepsquare_chain.explorer.exceptions import Code, Severity, name_self_scheduled
+from deepsquare_chain.explorer.ledger import Ledger
+from deepsquare_chain.explorer.statement import closing_check, statement
+from deepsquare_chain.job import JobStatus
+from tests.support.grid import RATE, TERMS, TIMES
+from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    grid: RecordedGrid
+    ledger: Ledger
+    jobs: Mapping[str, int]
+
+    def job(self, name: str) -> JobEntry:
+        return self.ledger.jobs[self.jobs[name]]
+
+    def of(self, code: Code) -> dict[int, Any]:
+        return {row.job_id: row for row in self.ledger.exceptions if row.code is code}
+
+    def ask(self, repeat: Repeat) -> bytes:
+        """What a node answers to a call that somebody repeats by hand."""
+        request = json.loads(repeat.body)
+        assert request["method"] == "eth_call"
+        body = request["params"][0]
+        data = bytes.fromhex(body["data"][2:])
+        done = self.grid.chain.run(body["to"], data, self.grid.stranger, keep=False)
+        return bytes(done.output)
+
+
+@pytest.fixture(scope="module")
+def told() -> Told:
+    grid = recorded_grid()
+    jobs = tell_a_story(grid)
+    return Told(grid, grid.ledger(), jobs)
+
+
+def sums(told: Told, **changes: Any) -> list[Check]:
+    ledger = told.ledger
+    totals = dataclasses.replace(ledger.totals, **changes)
+    live = [job.id for job in ledger.jobs.values() if job.status.is_live]
+    return conservation(
+        totals,
+        ledger.deployment,
+        ledger.block,
+        supply=told.grid.credit.totalSupply(),
+        scheduler_balance=told.grid.balance(told.grid.scheduler.address),
+        live=live,
+        parked=[told.grid.alice],
+    )
+
+
+def test_the_sums_agree_on_both_sides(told: Told) -> None:
+    checks = sums(told)
+    assert [check.difference for check in checks] == [0, 0, 0, 0]
+    assert all(check.ok and check.how_to_repeat for check in checks)
+    assert checks[0].left.amount == told.ledger.totals.supply > 0
+    assert ("given to it by mistake", 11) in checks[1].right.terms
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"minted": 5}, [0, 2]),
+        ({"burned": 8}, [0, 2]),
+        ({"balances": 5}, [0]),
+        ({"scheduler_balance": 5}, [1]),
+        ({"escrow": 5}, [1, 3]),
+        ({"parked": 5}, [1, 3]),
+    ],
+)
+def test_each_number_counts(told: Told, changes: dict[str, int], wrong: list[int]) -> None:
+    assert [n for n, check in enumerate(sums(told, **changes)) if not check.ok] == wrong
+
+
+def test_calls_repeat_the_numbers_by_hand(told: Told) -> None:
+    calls = {r.shown.split("(")[0]: r for check in sums(told) for r in check.how_to_repeat}
+    supply = told.ask(calls["Credit.totalSupply"])
+    assert int.from_bytes(supply, "big") == told.ledger.totals.supply
+    held = told.ask(calls["Credit.balanceOf"])
+    assert int.from_bytes(held, "big") == told.ledger.totals.scheduler_balance
+    function = interface("MetaScheduler").function("getJobs")
+    (records,) = function.decode(told.ask(calls["MetaScheduler.getJobs"]))
+    names = [part["name"] for part in function.outputs[0]["components"]]
+    assert sum(record[names.index("escrow")] for record in records) == told.ledger.totals.escrow
+    assert told.ask(calls["MetaScheduler.parkedOf"]) == bytes(32)
+
+
+def test_log_queries_find_the_numbers_by_hand(told: Told) -> None:
+    """The filters of the requests, applied to raw logs, add up to the sums that they stand by."""
+    first, second = sums(told)[:2]
+
+    def total(repeat: Repeat) -> int:
+        query = json.loads(repeat.body)["params"][0]
+        assert query["toBlock"] == hex(told.ledger.block)
+        wanted = [None if t is None else bytes.fromhex(t[2:]) for t in query["topics"]]
+        return sum(
+            int.from_bytes(log["data"], "big")
+            for log in told.grid.chain.logs
+            if to_checksum_address(log["address"]) == query["address"]
+            and all(w is None or w == t for w, t in zip(wanted, log["topics"], strict=False))
+        )
+
+    mints, burns, _ = first.how_to_repeat
+    assert (total(mints), total(burns)) == (told.ledger.totals.minted, told.ledger.totals.burned)
+    into, out_of = second.how_to_repeat[:2]
+    assert total(into) - total(out_of) == told.ledger.totals.scheduler_balance
+    assert "cast logs --address" in into.cast
+
+
+def test_every_job_keeps_the_second_invariant(told: Told) -> None:
+    for job in told.ledger.jobs.values():
+        check = job_conservation(job, told.ledger.deployment, told.ledger.block)
+        assert (check.difference, check.job_id) == (0, job.id)
+        assert ("while live" in check.name) is job.status.is_live
+        assert check.left.amount > 0
+        for field in ("funded", "escrow"):
+            wrong = dataclasses.replace(job, **{field: getattr(job, field) + 1})
+            assert not job_conservation(wrong, told.ledger.deployment, told.ledger.block).ok
+    finished = told.job("finished")
+    assert not job_conservation(
+        dataclasses.replace(finished, refunded=0), told.ledger.deployment, 1
+    ).ok
+
+
+class TestBill:
+    def test_every_bill_is_right(self, told: Told) -> None:
+        for job in told.ledger.jobs.values():
+            bill = recompute_bill(job)
+            assert bill.ok, bill
+            assert bill.settled is job.status.is_final
+            assert sum(line.expected for line in bill.lines) in {0, bill.escrow, bill.cost} or (
+                not bill.settled
+            )
+
+    def test_its_inputs_are_shown(self, told: Told) -> None:
+        bill = recompute_bill(told.job("finished"), reported=30)
+        assert (bill.elapsed, bill.seconds, bill.reported, bill.rate) == (37, 30, 30, RATE)
+        assert bill.allotment == TERMS["timeLimit"] + 10**9 // RATE
+        assert bill.cost == 30 * RATE
+        assert {line.name for line in bill.lines} == {"paid", "fee", "refunded", "carried_out"}
+
+    def test_more_than_reported_is_found(self, told: Told) -> None:
+        assert not recompute_bill(told.job("finished"), reported=29).ok
+        # Nobody pays for more than passed on chain, whatever is reported.
+        assert recompute_bill(told.job("spent"), reported=10**6).ok
+
+    @pytest.mark.parametrize("field", ["paid", "fee", "refunded"])
+    @pytest.mark.parametrize("name", ["finished", "spent", "cancelled"])
+    def test_a_wrong_sum_is_found(self, told: Told, name: str, field: str) -> None:
+        job = told.job(name)
+        wrong = dataclasses.replace(job, **{field: getattr(job, field) + 1})
+        bill = recompute_bill(wrong)
+        assert not bill.ok
+        assert [line.name for line in bill.lines if line.difference] == [field]
+
+    @pytest.mark.parametrize("name", ["finished", "cancelled", "spent"])
+    def test_too_many_seconds_are_found(self, told: Told, name: str) -> None:
+        job = told.job(name)
+        bill = recompute_bill(dataclasses.replace(job, billed_seconds=10**6))
+        assert not bill.ok
+        assert bill.most < 10**6
+
+    def test_runs_and_losses(self, told: Told) -> None:
+        assert recompute_bill(told.job("rescued")).seconds == 0
+        lost = recompute_bill(told.job("lost"))
+        assert (lost.cost, lost.escrow) == (0, told.job("lost").carried_out)
+        running = told.job("until_spent")
+        bill = recompute_bill(running, now=running.started_at + 9)
+        assert (bill.settled, bill.seconds, bill.cost) == (False, 9, 9 * running.rate)
+        assert recompute_bill(running, now=10**10).seconds == running.allotment
+        assert recompute_bill(told.job("pending")).cost == 0
+
+
+class TestExceptions:
+    def test_an_honest_story_has_exceptions_and_no_findings(self, told: Told) -> None:
+        assert told.ledger.findings == []
+        codes = {row.code for row in told.ledger.exceptions}
+        unseen = {Code.PARKED, Code.UNANSWERED, Code.SELF_SCHEDULED, Code.IDLE_CLAIM}
+        assert codes == set(Code) - unseen
+
+    def test_each_names_place_and_cause(self, told: Told) -> None:
+        places = {(e.block_number, e.tx_hash) for e in told.grid.events}
+        for row in told.ledger.exceptions:
+            assert row.message
+            assert row.time == told.grid.chain.block_times[row.block]
+            assert not row.tx_hash or (row.block, row.tx_hash) in places
+
+    def test_runs_past_their_allotment(self, told: Told) -> None:
+        found = told.of(Code.OVERRUN)
+        assert told.jobs["spent"] in found
+        assert told.jobs["finished"] not in found
+        assert told.jobs["cancelled"] not in found
+        spent = told.job("spent")
+        over = spent.ended_at - spent.started_at - TERMS["timeLimit"]
+        assert f"ran {over} s past its {TERMS['timeLimit']} s" in found[spent.id].message
+        assert found[spent.id].severity is Severity.NOTICE
+
+    def test_a_run_that_goes_on_past_its_allotment(self, told: Told) -> None:
+        running = told.job("until_spent")
+        late = running.started_at + running.allotment + 1
+        ledger = Ledger.replay(
+            told.grid.events, told.grid.deployment, told.grid.chain.block_times, now=late
+        )
+        [row] = [r for r in ledger.exceptions if r.job_id == running.id and r.code is Code.OVERRUN]
+        assert "runs 1 s past" in row.message
+        assert row.tx_hash == ""
+        assert running.id not in told.of(Code.OVERRUN)
+        # Asking twice tells the same.
+        assert ledger.exceptions == ledger.exceptions
+
+    def test_requeues_and_panics(self, told: Told) -> None:
+        queued = told.of(Code.REQUEUE)[told.jobs["queued"]]
+        assert "was refused by" in queued.message
+        assert queued.message.endswith(": no room")
+        assert queued.severity is Severity.NOTICE
+        panics = told.of(Code.PANIC)
+        assert set(panics) == {told.jobs["lost"], told.jobs["queued"]}
+        lost = panics[told.jobs["lost"]]
+        assert f"job {told.jobs['successor']} goes on" in lost.message
+        assert lost.account == told.job("lost").provider
+
+    def test_who_took_a_job_itself_is_told_by_the_sender(self, told: Told) -> None:
+        row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
+        assert f"waited {TIMES['pendingTimeout']} s" in row.message
+        rows = told.ledger.exceptions
+        named = name_self_scheduled(rows, {row.tx_hash: row.account})
+        [own] = [each for each in named if each.code is Code.SELF_SCHEDULED]
+        assert own.job_id == row.job_id
+        assert own.message.endswith("its provider took it itself")
+        assert name_self_scheduled(rows, {row.tx_hash: told.grid.admin}) == rows
+
+    def test_administrators_and_money(self, told: Told) -> None:
+        said = {row.code: row.message for row in told.ledger.exceptions}
+        assert said[Code.FEE] == "the fee became 700 basis points"
+        assert said[Code.BAN].endswith("was banned: enough")
+        assert "went to the scheduler for no job" in said[Code.GIFT]
+        assert any("APPROVER_ROLE" in row.message for row in told.ledger.exceptions)
+        assert any("role administrator" in row.message for row in told.ledger.exceptions)
+        warned = {r.code for r in told.ledger.exceptions if r.severity is Severity.WARNING}
+        assert {Code.BAN, Code.GIFT, Code.PANIC, Code.LATE_ANSWER} <= warned
+
+    def test_a_challenge_without_an_answer(self, told: Told) -> None:
+        silent = [e for e in told.grid.events if not isinstance(e, ev.ProviderAnswered)]
+        ledger = told.grid.ledger(silent)
+        [row] = [each for each in ledger.exceptions if each.code is Code.UNANSWERED]
+        assert "has not answered a challenge" in row.message
+        assert Code.LATE_ANSWER not in {each.code for each in ledger.exceptions}
+
+    def test_claims_that_lie_idle(self) -> None:
+        grid = recorded_grid()
+        host = grid.provider("provider")
+        started, held, given_back = (grid.submit() for _ in range(3))
+        grid.assign(host, started, held, given_back)
+        grid.scheduler.claim([started, held, given_back], sender=host.account)
+        limit = TIMES["claimTimeout"]
+        grid.chain.advance(limit + 1)
+        grid.scheduler.start([started], sender=host.account)
+        grid.scheduler.requeue([given_back], "", sender=grid.alice)
+        rows = {row.job_id: row for row in grid.ledger().exceptions if row.code is Code.IDLE_CLAIM}
+        assert set(rows) == {started, held, given_back}
+        assert f"became RUNNING {limit + 1} s later" in rows[started].message
+        assert "does not run" in rows[held].message
+        assert rows[held].severity is Severity.WARNING
+        [taken] = [row for row in grid.ledger().exceptions if row.code is Code.REQUEUE]
+        assert taken.severity is Severity.WARNING
+        patient = dataclasses.replace(
+            grid.deployment, constructor_args={"MetaScheduler": {"timeouts": [limit + 1, 600]}}
+        )
+        calm = Ledger.replay(grid.events, patient, grid.chain.block_times)
+        assert Code.IDLE_CLAIM not in {row.code for row in calm.exceptions}
+
+
+class TestStatement:
+    def test_a_range_opens_and_closes(self, told: Told) -> None:
+        alice = to_checksum_address(told.grid.alice)
+        whole = statement(told.ledger, alice)
+        assert (whole.opening, whole.closing) == (0, told.grid.balance(alice))
+        blocks = sorted({row.block for row in whole.rows})
+        middle = blocks[len(blocks) // 2]
+        early = statement(told.ledger, alice, 0, middle - 1)
+        late = statement(told.ledger, alice.lower(), middle)
+        assert early.rows + late.rows == whole.rows
+        assert early.closing == late.opening != 0
+        assert late.closing == late.opening + late.credits - late.debits == whole.closing
+
+    def test_nothing_happened(self, told: Told) -> None:
+        alice = to_checksum_address(told.grid.alice)
+        after = statement(told.ledger, alice, told.ledger.block + 1, told.ledger.block + 9)
+        assert after.rows == ()
+        assert after.opening == after.closing == told.grid.balance(alice)
+
+    def test_it_must_end_at_the_balance(self, told: Told) -> None:
+        whole = statement(told.ledger, told.grid.alice)
+        check = closing_check(told.ledger, whole, told.grid.balance(told.grid.alice))
+        assert check.ok
+        assert "Credit.balanceOf" in check.how_to_repeat[0].shown
+        assert int.from_bytes(told.ask(check.how_to_repeat[0]), "big") == whole.closing
+        assert not closing_check(told.ledger, whole, whole.closing + 1).ok
+
+
+def test_status_names_stand_in_bills(told: Told) -> None:
+    assert recompute_bill(told.job("spent")).status is JobStatus.OUT_OF_CREDITS
