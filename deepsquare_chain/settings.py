@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -27,13 +28,24 @@ ENV_PREFIX: Final = "DEEPSQUARE_"
 PROJECT_FILE: Final = ".deepsquare.toml"
 MAX_FILE_BYTES: Final = 1_000_000
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
+# A comma may also stand within a URL: only one before a scheme parts two.
+_BETWEEN_URLS: Final = re.compile(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
+
+
+def split_urls(text: str) -> tuple[str, ...]:
+    """The URLs of a setting that takes several, parted by commas; in their order, each once."""
+    return tuple(dict.fromkeys(_BETWEEN_URLS.split(text.strip())))
 
 
 def safe_url(url: str) -> str:
-    """The URL as logs and messages may show it: no credentials, no path, no query.
+    """The URL (or several) as logs and messages may show it: no credentials, path or query.
 
     Hosted endpoints carry their keys in any of those.
     """
+    return ", ".join(_safe(each) for each in split_urls(url))
+
+
+def _safe(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -48,7 +60,8 @@ def safe_url(url: str) -> str:
 def _check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+        host = parts.hostname or ","
+        usable = parts.scheme in _SCHEMES and "," not in host and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
@@ -56,8 +69,26 @@ def _check_url(url: str) -> str:
     return url
 
 
+def _check_urls(text: str) -> str:
+    return ",".join(_check_url(each) for each in split_urls(text))
+
+
+def _check_socket(url: str) -> str:
+    if not url.startswith(("ws://", "wss://")):
+        raise ValueError("must be a URL such as ws://127.0.0.1:8545")
+    return _check_url(url)
+
+
+def _joined(value: Any) -> Any:
+    """A list, as files and repeated flags give it, as the text that a variable would hold."""
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return ",".join(value)
+    return value
+
+
 FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
-Url = Annotated[str, AfterValidator(_check_url)]
+Urls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_urls)]
+SocketUrl = Annotated[str, AfterValidator(_check_socket)]
 
 
 class Settings(BaseSettings):
@@ -67,7 +98,16 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    endpoint: Url = Field("http://127.0.0.1:8545", description="JSON-RPC endpoint of the chain")
+    endpoint: Urls = Field(
+        "http://127.0.0.1:8545",
+        description="JSON-RPC endpoints of the chain: one, or several in the order of preference",
+    )
+    websocket: SocketUrl | None = Field(
+        None, description="ws:// address of a node that wakes services at each new block"
+    )
+    max_lag_blocks: int = Field(
+        5, ge=0, le=10_000, description="Blocks that an endpoint may be behind the best one"
+    )
     chain_id: int | None = Field(None, ge=1, description="Chain id that the endpoint must have")
     deployment: FilePath = Field(
         Path(".deepsquare/deployment.json"), description="Record of the deployed contracts"
@@ -118,7 +158,7 @@ def load_settings(
         UsageError: A layer can't be read, has an unknown key, or a value is wrong; the message
             names the setting and the layer.
     """
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    given = {key: value for key, value in (flags or {}).items() if value not in (None, [], ())}
     _refuse_unknown(given, "the command line")
     project = (project_dir or Path.cwd()) / PROJECT_FILE
     layers = [(path, _read_layer(path)) for path in (project, user_config or user_config_path())]

@@ -27,7 +27,9 @@ _PANEL: Final = "Common options"
 
 #: Flags that set a setting: type, help, whether `--help` lists it. A test keeps them complete.
 SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
-    "endpoint": (str, "JSON-RPC endpoint of the chain.", True),
+    "endpoint": (list[str], "JSON-RPC endpoint of the chain; again for more of them.", True),
+    "websocket": (str, "ws:// address that wakes services at each new block.", False),
+    "max_lag_blocks": (int, "Blocks that an endpoint may be behind the best one.", False),
     "deployment": (Path, "Record of the deployed contracts.", True),
     "keystore": (Path, "Encrypted wallet file.", True),
     "password_file": (Path, "File that holds its password.", True),

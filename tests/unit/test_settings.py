@@ -10,7 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.settings import Settings, load_settings, safe_url, user_config_path
+from deepsquare_chain.settings import (
+    Settings,
+    load_settings,
+    safe_url,
+    split_urls,
+    user_config_path,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +185,42 @@ def test_any_file_is_settings_or_a_refusal(project: Path, user: Path, data: byte
         ("wss://node.example?key=1", "wss://node.example/..."),
         ("http://[::1]:8545", "http://[::1]:8545"),
         ("http://x:notaport", "(unreadable URL)"),
+        ("http://a/key,https://u:p@b:1", "http://a/..., https://b:1"),
     ],
 )
 def test_urls_are_shown_without_secrets(url: str, safe: str) -> None:
     assert safe_url(url) == safe
+
+
+TWO = ("http://one:1/a,b", "https://two")
+
+
+@pytest.mark.parametrize(
+    "text", ['["http://one:1/a,b", "https://two"]', '"http://one:1/a,b , https://two"']
+)
+def test_several_endpoints_of_a_file(project: Path, user: Path, text: str) -> None:
+    write(project / ".deepsquare.toml", f"endpoint = {text}")
+    assert split_urls(load(project, user).endpoint) == TWO
+
+
+def test_several_endpoints_of_flags_and_the_environment(
+    project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPSQUARE_ENDPOINT", ", ".join(TWO))
+    assert split_urls(load(project, user).endpoint) == TWO
+    found = load(project, user, endpoint=["http://flag:1", "http://flag:2", "http://flag:1"])
+    assert split_urls(found.endpoint) == ("http://flag:1", "http://flag:2")
+    # No flag was given.
+    assert split_urls(load(project, user, endpoint=[]).endpoint) == TWO
+
+
+@pytest.mark.parametrize("url", ["http://one,nonsense://", "http://one,", ""])
+def test_each_endpoint_is_checked(project: Path, user: Path, url: str) -> None:
+    with pytest.raises(UsageError, match="endpoint of the command line"):
+        load(project, user, endpoint=url)
+
+
+def test_a_websocket_is_one(project: Path, user: Path) -> None:
+    assert load(project, user, websocket="wss://x/key").websocket == "wss://x/key"
+    with pytest.raises(UsageError, match="websocket of the command line: must be a URL such as ws"):
+        load(project, user, websocket="http://x")
