@@ -12,7 +12,6 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave the process with its exit code."""
     from deepsquare_chain.cli.app import app
-    from deepsquare_chain.cli.frame import say_unexpected
 
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -20,5 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments:
             raise
+        from deepsquare_chain.cli.frame import say_unexpected
+
         say_unexpected(error)
         sys.exit(1)

@@ -1,51 +1,91 @@
-"""The root of the command line."""
+"""The root of the command line.
+
+A group's module is loaded when one of its commands is asked for, so that the root's help and the
+completion of names answer at once.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from deepsquare_chain import __version__
-from deepsquare_chain.cli import (
-    admin,
-    audit,
-    config,
-    contracts,
-    credit,
-    demo,
-    devnet,
-    explorer,
-    job,
-    metascheduler,
-    provider,
-    submit,
-    wallet,
-)
+
+
+class _Part(NamedTuple):
+    """Where a command or group stands: a file beside this one, and its line in the root's help."""
+
+    module: str
+    help: str
+
+
+#: Commands that stand at the top, without a group.
+COMMANDS: Final = {
+    "demo": _Part(
+        "demo", "Run a whole grid on this machine, from submission to audit; under 90 seconds."
+    ),
+    "validate": _Part("submit", "Check a job file; nothing is sent anywhere."),
+    "quote": _Part("submit", "Show what a job would cost at each provider."),
+    "submit": _Part("submit", "Pay for a job and put it into the grid's queue."),
+    "doctor": _Part("doctor", "Look at all that a command needs; exit 1 if something is wrong."),
+}
+#: Groups, each a file with an `app` of the same help.
+GROUPS: Final = {
+    "job": _Part("job", "List, look at, watch, read, cancel, top up, retry."),
+    "credit": _Part("credit", "Balances, transfers, allowances, statements."),
+    "wallet": _Part("wallet", "Make, import, list and show encrypted wallets."),
+    "provider": _Part("provider", "Register, offer, price, label, run, drain."),
+    "metascheduler": _Part("metascheduler", "Run the meta-scheduler."),
+    "admin": _Part("admin", "Approve and ban providers, open and close."),
+    "audit": _Part("audit", "Check the books from events alone."),
+    "explorer": _Part("explorer", "Look at jobs and credits in a browser."),
+    "contracts": _Part("contracts", "Deploy, verify, show addresses."),
+    "devnet": _Part("devnet", "Run a local grid."),
+    "config": _Part("config", "Show the settings."),
+}
+
+
+class LazyRoot(TyperGroup):
+    """The root with its table of commands and groups."""
+
+    _listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """All names, in the order of the table."""
+        return [*COMMANDS, *GROUPS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """A command with its module loaded, or while help is made only its name and line."""
+        part = COMMANDS.get(cmd_name) or GROUPS.get(cmd_name)
+        if part is None:
+            return None
+        if self._listing:
+            return TyperCommand(cmd_name, help=part.help)
+        found = typer.main.get_group(import_module(f"deepsquare_chain.cli.{part.module}").app)
+        if cmd_name in COMMANDS:
+            return found.commands[cmd_name]
+        found.name = cmd_name
+        return found
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Help from the table alone."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
 
 app = typer.Typer(
     name="deepsquare",
+    cls=LazyRoot,
     help="A grid of compute providers whose jobs and credits live on an Ethereum chain.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-# Without a name the commands of a group stand at the top.
-for top in (demo.app, submit.app, config.doctor_app):
-    app.add_typer(top)
-for group in (
-    job,
-    credit,
-    wallet,
-    provider,
-    metascheduler,
-    admin,
-    audit,
-    explorer,
-    contracts,
-    devnet,
-    config,
-):
-    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _print_version(wanted: bool) -> None:

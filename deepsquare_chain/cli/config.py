@@ -1,4 +1,4 @@
-"""The settings in force, and whether everything is in order."""
+"""The settings in force."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ from typing import Final
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column
 
 app = typer.Typer(help="Show the settings.", no_args_is_help=True)
-doctor_app = typer.Typer()
 
 _SETTINGS: Final = (
     Column("setting", "setting"),
     Column("value", "value"),
     Column("meaning", "meaning"),
-)
-_CHECKS: Final = (
-    Column("check", "check"),
-    Column("ok", "in order", Kind.FLAG),
-    Column("text", "found"),
-    Column("hint", "what to do"),
 )
 
 
@@ -47,13 +40,3 @@ async def show(desk: Desk) -> None:
     )
     for path in (Path.cwd() / PROJECT_FILE, user_config_path()):
         desk.printer.note(f"{path}: {'read' if path.is_file() else 'not there'}")
-
-
-@command(doctor_app)
-async def doctor(desk: Desk) -> int:
-    """Look at all that a command needs; exit 1 if something is wrong."""
-    from deepsquare_chain.client.doctor import examine
-
-    found = await examine(desk.settings)
-    desk.printer.rows(_CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
-    return 0 if all(each.ok for each in found) else 1

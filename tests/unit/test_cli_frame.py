@@ -6,13 +6,11 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from deepsquare_chain import errors
@@ -139,42 +137,6 @@ def test_wrong_settings_are_refused_with_their_place() -> None:
 
 def test_every_setting_has_its_flag() -> None:
     assert set(SETTING_FLAGS) == set(Settings.model_fields)
-
-
-def commands(node: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    yield path
-    for name, child in getattr(node, "commands", {}).items():
-        yield from commands(child, (*path, name))
-
-
-ALL = sorted(commands(get_command(real_app)))
-
-
-@pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_every_command_has_help_and_every_leaf_an_output_option(path: tuple[str, ...]) -> None:
-    found = runner.invoke(real_app, [*path, "--help"], terminal_width=200)
-    assert found.exit_code == 0
-    assert "Usage:" in found.stdout
-    is_group = any(other[: len(path)] == path and other != path for other in ALL)
-    assert is_group or "--output" in found.stdout
-
-
-def test_the_documented_commands_are_there() -> None:
-    groups = {
-        "job": "list get why watch logs cancel topup retry",
-        "credit": "balance transfer approve statement faucet",
-        "wallet": "new import list show",
-        "provider": "register offer price labels status run drain resume jobs",
-        "metascheduler": "run",
-        "admin": "approve ban unban params open close",
-        "audit": "verify statement job",
-        "contracts": "deploy verify addresses",
-        "devnet": "up",
-        "config": "show",
-    }
-    wanted = {(noun, verb) for noun, verbs in groups.items() for verb in verbs.split()}
-    wanted |= {(name,) for name in ("demo", "validate", "quote", "submit", "doctor")}
-    assert wanted <= set(ALL)
 
 
 @pytest.mark.parametrize(

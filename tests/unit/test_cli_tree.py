@@ -1,0 +1,119 @@
+"""The whole command tree: what the root's table says is what the modules hold, and all have help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import deepsquare_chain.cli
+from deepsquare_chain.cli.app import COMMANDS, GROUPS, app
+from deepsquare_chain.cli.frame import SETTING_FLAGS
+
+pytestmark = pytest.mark.unit
+
+ROOT = typer.main.get_command(app)
+# Parts of the frame, which hold no commands.
+NO_COMMANDS = {
+    "app",
+    "frame",
+    "output",
+    "outputs",
+    "progress",
+    "secrets",
+    "services",
+    "types",
+    "why",
+}
+
+
+def walk(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that is no group, by its words."""
+    if not hasattr(command, "list_commands"):
+        yield path, command
+        return
+    for name in command.list_commands(None):
+        yield from walk(command.get_command(None, name), (*path, name))
+
+
+TREE = dict(walk())
+
+
+def test_every_file_of_commands_stands_in_the_table() -> None:
+    folder = Path(deepsquare_chain.cli.__file__).parent
+    files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    told = {part.module for part in (*COMMANDS.values(), *GROUPS.values())}
+    assert files - NO_COMMANDS == told
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_is_told_as_its_module_tells_it(name: str) -> None:
+    module = import_module(f"deepsquare_chain.cli.{GROUPS[name].module}")
+    assert GROUPS[name].help == module.app.info.help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_told_as_its_function_tells_it(name: str) -> None:
+    assert TREE[(name,)].help.splitlines()[0] == COMMANDS[name].help
+
+
+def test_the_documented_commands_are_there() -> None:
+    groups = {
+        "job": "list get why watch logs cancel topup retry",
+        "credit": "balance transfer approve statement faucet",
+        "wallet": "new import list show",
+        "provider": "register offer price labels status run drain resume jobs",
+        "metascheduler": "run",
+        "admin": "approve ban unban params open close",
+        "audit": "verify statement job",
+        "contracts": "deploy verify addresses",
+        "devnet": "up",
+        "config": "show",
+    }
+    wanted = {(noun, verb) for noun, verbs in groups.items() for verb in verbs.split()}
+    wanted |= {(name,) for name in ("demo", "validate", "quote", "submit", "doctor")}
+    assert wanted <= set(TREE)
+
+
+@pytest.mark.parametrize("path", TREE, ids=" ".join)
+def test_every_command_has_help_formats_and_settings(path: tuple[str, ...]) -> None:
+    command = TREE[path]
+    assert command.help
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    assert {"-o", "--output", "--debug"} <= flags
+    assert {f"--{name.replace('_', '-')}" for name in SETTING_FLAGS} <= flags
+    for parameter in command.params:
+        assert getattr(parameter, "help", None) or parameter.param_type_name == "argument"
+    done = CliRunner().invoke(app, [*path, "--help"])
+    assert done.exit_code == 0
+    assert "Usage:" in done.output
+
+
+@pytest.mark.parametrize("name", ["", *GROUPS])
+def test_every_group_lists_what_it_has(name: str) -> None:
+    done = CliRunner().invoke(app, [*([name] if name else []), "--help"])
+    assert done.exit_code == 0
+    own = [path[-1] for path in TREE if path[:-1] == ((name,) if name else ())]
+    assert all(each in done.output for each in (*own, *([] if name else GROUPS)))
+
+
+@pytest.mark.parametrize("words", [["jbo"], ["job", "gte"], ["job", "get", "--nonsense"]])
+def test_what_is_no_command_is_refused_as_usage(words: list[str]) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output
+
+
+def test_the_roots_help_loads_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} was loaded")
+
+    monkeypatch.setattr("deepsquare_chain.cli.app.import_module", refuse)
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+    with pytest.raises(AssertionError, match=r"cli\.job was loaded"):
+        CliRunner().invoke(app, ["job", "--help"], catch_exceptions=False)
