@@ -1,244 +1,81 @@
-"""One connection to a node, with answers that are checked and failures in plain words.
-
-web3's own retries are off: they would resend transactions. Reads are repeated here, a few times
-and with growing pauses; a transaction is broadcast once and its sender decides what follows.
-"""
+"""One connection to a chain, through whichever of its endpoints is good."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
-import pydantic_core
-import stamina
-import structlog
-from eth_typing import URI
 from eth_utils.address import to_checksum_address
-from web3 import AsyncHTTPProvider, AsyncWeb3
-from web3.exceptions import Web3Exception, Web3RPCError
+from web3 import AsyncWeb3
+from web3.exceptions import Web3Exception
 from web3.middleware import AttributeDictMiddleware, ExtraDataToPOAMiddleware
-from web3.types import RPCEndpoint, RPCResponse
 
-from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
-from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.settings import safe_url
-
-REQUEST_TIMEOUT: Final = 30.0
-SEND_METHODS: Final = frozenset({"eth_sendRawTransaction", "eth_sendTransaction"})
-#: Methods for which null is no answer of a sane node.
-_NEVER_NULL: Final = frozenset(
-    {
-        "eth_blockNumber",
-        "eth_call",
-        "eth_chainId",
-        "eth_estimateGas",
-        "eth_feeHistory",
-        "eth_gasPrice",
-        "eth_getBalance",
-        "eth_getCode",
-        "eth_getLogs",
-        "eth_getTransactionCount",
-        "eth_maxPriorityFeePerGas",
-        "eth_sendRawTransaction",
-    }
+from deepsquare_chain.chain.endpoint import (
+    REQUEST_TIMEOUT,
+    CheckedProvider,
+    TransientEndpointError,
+    WrongEndpointError,
 )
-#: Blocks that every node has.
-_ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
-_RATE_LIMIT_CODES: Final = frozenset({429, -32005})
-_log = structlog.get_logger(__name__)
-# Its own lines would hold whole tracebacks' worth of detail; `_may_pass_later` says what matters.
-stamina.instrumentation.set_on_retry_hooks(())
+from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS, Pool
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.settings import safe_url, split_urls
 
+if TYPE_CHECKING:
+    from deepsquare_chain.observe.metrics import Metrics
 
-class TransientEndpointError(EndpointError):
-    """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal."""
-
-
-class CheckedProvider(AsyncHTTPProvider):
-    """HTTP provider that believes nothing: status, JSON, id and result of each answer are checked.
-
-    Failures of the endpoint raise `EndpointError`; errors that the node reports are passed on to
-    web3 as they are.
-    """
-
-    def __init__(self, url: str, *, attempts: int = 4, timeout: float = REQUEST_TIMEOUT) -> None:
-        super().__init__(
-            URI(url),
-            request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout)},
-            exception_retry_configuration=None,
-        )
-        self.global_ccip_read_enabled = False
-        self._attempts = attempts
-        self._place = safe_url(url)
-
-    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """Ask once for a send, several times for a read."""
-        if method in SEND_METHODS:
-            return await self._ask(method, params)
-        async for attempt in self._retries():
-            with attempt:
-                return await self._ask(method, params)
-        raise AssertionError("unreachable")
-
-    async def make_batch_request(
-        self, batch_requests: list[tuple[RPCEndpoint, Any]]
-    ) -> list[RPCResponse] | RPCResponse:
-        """Ask several things at once; answers come in the order of the questions."""
-        if any(method in SEND_METHODS for method, _ in batch_requests):
-            return await self._ask_all(batch_requests)
-        async for attempt in self._retries():
-            with attempt:
-                return await self._ask_all(batch_requests)
-        raise AssertionError("unreachable")
-
-    def _retries(self) -> AsyncIterator[stamina.Attempt]:
-        return stamina.retry_context(
-            on=_may_pass_later,
-            attempts=self._attempts,
-            wait_initial=0.1,
-            wait_jitter=0.1,
-            wait_max=5.0,
-            timeout=None,
-        )
-
-    async def _ask(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        request = self.form_request(method, params)
-        answer = await self._post(self.encode_rpc_dict(request))
-        checked = self._checked(request, answer)
-        if method not in SEND_METHODS:
-            self._raise_if_behind(checked)
-        return checked
-
-    async def _ask_all(
-        self, batch: Sequence[tuple[RPCEndpoint, Any]]
-    ) -> list[RPCResponse] | RPCResponse:
-        requests = [self.form_request(method, params) for method, params in batch]
-        answers = await self._post(self.encode_batch_request_dicts(requests))
-        if isinstance(answers, dict) and "error" in answers:
-            return answers  # type: ignore[return-value]
-        if not isinstance(answers, list) or len(answers) != len(requests):
-            raise self._nonsense("a batch answer of the wrong size")
-        by_id = {each.get("id"): each for each in answers if isinstance(each, dict)}
-        return [self._checked(request, by_id.get(request["id"])) for request in requests]
-
-    async def _post(self, body: bytes) -> Any:
-        try:
-            raw = await self._request_session_manager.async_make_post_request(
-                URI(str(self.endpoint_uri)), body, **self.get_request_kwargs()
-            )
-        except aiohttp.ClientResponseError as error:
-            kind = TransientEndpointError if _may_pass(error.status) else EndpointError
-            raise kind(
-                f"The endpoint {self._place} answered with HTTP status {error.status}",
-                hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
-            ) from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TransientEndpointError(
-                f"The endpoint {self._place} can't be reached: {_plain(error)}",
-                hint="Start the node (`deepsquare devnet up` for a local one) or give --endpoint.",
-            ) from None
-        try:
-            # Its depth is bounded; json's is not where a library has raised the recursion limit.
-            return pydantic_core.from_json(raw, allow_inf_nan=False)
-        except ValueError:
-            raise self._nonsense("no JSON (a web page?)") from None
-
-    def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
-        if not isinstance(answer, dict):
-            raise self._nonsense("no JSON-RPC answer")
-        error = answer.get("error")
-        if error is not None:
-            if isinstance(error, dict) and error.get("code") in _RATE_LIMIT_CODES:
-                self._raise_if_busy(error)
-            # A node that could not read the id answers with null.
-            if answer.get("id") in (None, request["id"]):
-                return answer  # type: ignore[return-value]
-        if answer.get("id") != request["id"]:
-            raise self._nonsense("the answer to another question")
-        if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
-            raise self._nonsense(f"an empty answer to {request['method']}")
-        return answer  # type: ignore[return-value]
-
-    def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
-        # -32005 is also what some nodes say to a too wide range of logs; that is no busy signal.
-        words = str(error.get("message", "")).lower()
-        if error.get("code") == 429 or "rate" in words or "too many requests" in words:
-            raise TransientEndpointError(
-                f"The endpoint {self._place} limits its requests: {words[:200]}"
-            )
-
-    def _raise_if_behind(self, answer: RPCResponse) -> None:
-        # Behind one address may stand nodes of different heights: the next may have the block.
-        if "error" in answer:
-            error = Web3RPCError("", rpc_response=answer)
-            if classify(error) is NodeError.UNKNOWN_BLOCK:
-                raise TransientEndpointError(
-                    f"The endpoint {self._place} lags behind: {node_message(error)}"
-                )
-
-    def _nonsense(self, what: str) -> TransientEndpointError:
-        return TransientEndpointError(
-            f"The endpoint {self._place} gave {what}",
-            hint="Is it the JSON-RPC address of a node?",
-        )
-
-
-def _may_be_null(request: Mapping[str, Any]) -> bool:
-    method, params = request["method"], request["params"]
-    if method == "eth_getBlockByNumber" and params:
-        return params[0] not in _ALWAYS_THERE
-    return method not in _NEVER_NULL
-
-
-def _may_pass_later(error: Exception) -> bool:
-    if not isinstance(error, TransientEndpointError):
-        return False
-    _log.debug("endpoint_failed", error=error.message)
-    return True
-
-
-def _may_pass(status: int) -> bool:
-    return status >= 500 or status in {408, 425, 429}
-
-
-def _plain(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    cause = getattr(error, "os_error", None) or error
-    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
-        return os.strerror(cause.errno).lower()
-    if isinstance(cause, OSError) and cause.strerror:
-        return str(cause.strerror)
-    return type(error).__name__
+__all__ = [
+    "TransientEndpointError",
+    "WrongEndpointError",
+    "chain_time",
+    "close",
+    "connect",
+    "connected",
+]
 
 
 async def connect(
-    url: str,
+    url: str | Sequence[str],
     *,
     chain_id: int | None = None,
     contracts: Iterable[str] = (),
     attempts: int = 4,
     timeout: float = REQUEST_TIMEOUT,
+    max_lag_blocks: int = MAX_LAG_BLOCKS,
+    metrics: Metrics | None = None,
 ) -> AsyncWeb3[Any]:
-    """Connect to a node and look whether it is the right one.
+    """Connect to a chain and look whether it is the right one.
 
     Args:
-        url: HTTP address of a JSON-RPC endpoint.
-        chain_id: Chain that it must serve, if known.
+        url: HTTP address of a JSON-RPC endpoint, or several in the order of preference, as a
+            sequence or parted by commas.
+        chain_id: Chain that each must serve, if known.
         contracts: Addresses that must hold code.
-        attempts: How often a read is tried.
+        attempts: How often a read is tried, each time at every endpoint that may answer.
         timeout: Seconds for one request.
+        max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
+        metrics: Where the figures of each endpoint go.
 
     Raises:
-        EndpointError: It is down, no node, of another chain, or a contract is not there.
+        WrongEndpointError: One serves another chain or is no HTTP address, or a contract is not
+            there.
+        EndpointError: All are down, or no nodes.
     """
-    if not url.startswith(("http://", "https://")):
-        raise EndpointError(f"The endpoint {safe_url(url)} is no http:// or https:// address")
+    urls = split_urls(url) if isinstance(url, str) else tuple(url)
+    for each in urls:
+        if not each.startswith(("http://", "https://")):
+            raise WrongEndpointError(
+                f"The endpoint {safe_url(each)} is no http:// or https:// address"
+            )
+    pool = Pool(
+        [CheckedProvider(each, timeout=timeout) for each in urls],
+        chain_id=chain_id,
+        attempts=attempts,
+        max_lag_blocks=max_lag_blocks,
+        metrics=metrics,
+    )
     w3: AsyncWeb3[Any] = AsyncWeb3(
-        CheckedProvider(url, attempts=attempts, timeout=timeout),
+        pool,
         # No ENS look-ups, no gas guesses: only readable answers, and chains with long extra data.
         middleware=[
             (AttributeDictMiddleware, "attrdict"),
@@ -246,7 +83,8 @@ async def connect(
         ],
     )
     try:
-        await _check(w3, url, chain_id, contracts)
+        await pool.open()
+        await _check(w3, ", ".join(each.place for each in pool.providers), contracts)
     except BaseException:
         await close(w3)
         raise
@@ -259,7 +97,7 @@ async def close(w3: AsyncWeb3[Any]) -> None:
 
 
 @asynccontextmanager
-async def connected(url: str, **options: Any) -> AsyncIterator[AsyncWeb3[Any]]:
+async def connected(url: str | Sequence[str], **options: Any) -> AsyncIterator[AsyncWeb3[Any]]:
     """`connect` for the time of a with block."""
     w3 = await connect(url, **options)
     try:
@@ -268,21 +106,12 @@ async def connected(url: str, **options: Any) -> AsyncIterator[AsyncWeb3[Any]]:
         await close(w3)
 
 
-async def _check(
-    w3: AsyncWeb3[Any], url: str, chain_id: int | None, contracts: Iterable[str]
-) -> None:
-    place = safe_url(url)
+async def _check(w3: AsyncWeb3[Any], place: str, contracts: Iterable[str]) -> None:
     try:
-        found = await w3.eth.chain_id
-        if chain_id is not None and found != chain_id:
-            raise EndpointError(
-                f"The endpoint {place} serves chain {found}, not chain {chain_id}",
-                hint="Give the endpoint of the chain that the deployment record was made on.",
-            )
         for address in contracts:
             if not await w3.eth.get_code(to_checksum_address(address)):
-                raise EndpointError(
-                    f"There is no contract at {address} on chain {found} of {place}",
+                raise WrongEndpointError(
+                    f"There is no contract at {address} on the chain of {place}",
                     hint="A restarted local chain is empty: deploy again, or give the right "
                     "deployment record with --deployment.",
                 )

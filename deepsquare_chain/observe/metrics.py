@@ -38,6 +38,13 @@ class Metrics:
         gauge = Gauge(f"deepsquare_{name}", text, ["service"], registry=self.registry)
         return gauge.labels(self.service)
 
+    def gauges(self, name: str, text: str, **labels: Sequence[str]) -> Gauge:
+        """A gauge with further labels; `labels` give every value that a label can take."""
+        gauge = Gauge(f"deepsquare_{name}", text, self._names(labels), registry=self.registry)
+        for values in self._combinations(labels):
+            gauge.labels(self.service, *values)
+        return gauge
+
     def histogram(self, name: str, text: str, buckets: Sequence[float] = SECONDS) -> Histogram:
         """Durations in seconds, or sizes with buckets of their own."""
         histogram = Histogram(
@@ -48,6 +55,10 @@ class Metrics:
     def add(self, counter: Counter, *labels: str, amount: float = 1) -> None:
         """Count something under the labels that follow `service`."""
         counter.labels(self.service, *labels).inc(amount)
+
+    def set(self, gauge: Gauge, value: float, *labels: str) -> None:
+        """Set one of `gauges` under the labels that follow `service`."""
+        gauge.labels(self.service, *labels).set(value)
 
     def value(self, name: str, **labels: str) -> float | None:
         """Present value of a sample such as `cycles_total`, None when there is none."""

@@ -1,0 +1,175 @@
+"""One endpoint of a node: each answer is checked, each failure said in plain words.
+
+web3's own retries are off: they would resend transactions. Here everything is asked once; see
+`pool` for what follows a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+import pydantic_core
+from eth_typing import URI
+from web3 import AsyncHTTPProvider
+from web3.exceptions import Web3RPCError
+from web3.types import RPCEndpoint, RPCResponse
+
+from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.settings import safe_url
+
+REQUEST_TIMEOUT: Final = 30.0
+SEND_METHODS: Final = frozenset({"eth_sendRawTransaction", "eth_sendTransaction"})
+#: Methods for which null is no answer of a sane node.
+_NEVER_NULL: Final = frozenset(
+    {
+        "eth_blockNumber",
+        "eth_call",
+        "eth_chainId",
+        "eth_estimateGas",
+        "eth_feeHistory",
+        "eth_gasPrice",
+        "eth_getBalance",
+        "eth_getCode",
+        "eth_getLogs",
+        "eth_getTransactionCount",
+        "eth_maxPriorityFeePerGas",
+        "eth_sendRawTransaction",
+    }
+)
+#: Blocks that every node has.
+_ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
+_RATE_LIMIT_CODES: Final = frozenset({429, -32005})
+
+
+class TransientEndpointError(EndpointError):
+    """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal."""
+
+
+class WrongEndpointError(EndpointError):
+    """It serves another chain, lacks our contracts, or is no such address: waiting won't help."""
+
+
+class CheckedProvider(AsyncHTTPProvider):
+    """HTTP provider that believes nothing: status, JSON, id and result of each answer are checked.
+
+    Failures of the endpoint raise `EndpointError`; errors that the node reports are passed on to
+    web3 as they are.
+    """
+
+    def __init__(self, url: str, *, timeout: float = REQUEST_TIMEOUT) -> None:
+        super().__init__(
+            URI(url),
+            request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout)},
+            exception_retry_configuration=None,
+        )
+        self.global_ccip_read_enabled = False
+        self.place = safe_url(url)
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Ask once."""
+        request = self.form_request(method, params)
+        answer = await self._post(self.encode_rpc_dict(request))
+        checked = self._checked(request, answer)
+        if method not in SEND_METHODS:
+            self._raise_if_behind(checked)
+        return checked
+
+    async def make_batch_request(
+        self, batch_requests: list[tuple[RPCEndpoint, Any]]
+    ) -> list[RPCResponse] | RPCResponse:
+        """Ask several things at once; answers come in the order of the questions."""
+        requests = [self.form_request(method, params) for method, params in batch_requests]
+        answers = await self._post(self.encode_batch_request_dicts(requests))
+        if isinstance(answers, dict) and "error" in answers:
+            return answers  # type: ignore[return-value]
+        if not isinstance(answers, list) or len(answers) != len(requests):
+            raise self._nonsense("a batch answer of the wrong size")
+        by_id = {each.get("id"): each for each in answers if isinstance(each, dict)}
+        return [self._checked(request, by_id.get(request["id"])) for request in requests]
+
+    async def _post(self, body: bytes) -> Any:
+        try:
+            raw = await self._request_session_manager.async_make_post_request(
+                URI(str(self.endpoint_uri)), body, **self.get_request_kwargs()
+            )
+        except aiohttp.ClientResponseError as error:
+            kind = TransientEndpointError if _may_pass(error.status) else EndpointError
+            raise kind(
+                f"The endpoint {self.place} answered with HTTP status {error.status}",
+                hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
+            ) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise TransientEndpointError(
+                f"The endpoint {self.place} can't be reached: {_plain(error)}",
+                hint="Start the node (`deepsquare devnet up` for a local one) or give --endpoint.",
+            ) from None
+        try:
+            # Its depth is bounded; json's is not where a library has raised the recursion limit.
+            return pydantic_core.from_json(raw, allow_inf_nan=False)
+        except ValueError:
+            raise self._nonsense("no JSON (a web page?)") from None
+
+    def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
+        if not isinstance(answer, dict):
+            raise self._nonsense("no JSON-RPC answer")
+        error = answer.get("error")
+        if error is not None:
+            if isinstance(error, dict) and error.get("code") in _RATE_LIMIT_CODES:
+                self._raise_if_busy(error)
+            # A node that could not read the id answers with null.
+            if answer.get("id") in (None, request["id"]):
+                return answer  # type: ignore[return-value]
+        if answer.get("id") != request["id"]:
+            raise self._nonsense("the answer to another question")
+        if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
+            raise self._nonsense(f"an empty answer to {request['method']}")
+        return answer  # type: ignore[return-value]
+
+    def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
+        # -32005 is also what some nodes say to a too wide range of logs; that is no busy signal.
+        words = str(error.get("message", "")).lower()
+        if error.get("code") == 429 or "rate" in words or "too many requests" in words:
+            raise TransientEndpointError(
+                f"The endpoint {self.place} limits its requests: {words[:200]}"
+            )
+
+    def _raise_if_behind(self, answer: RPCResponse) -> None:
+        # Behind one address may stand nodes of different heights: the next may have the block.
+        if "error" in answer:
+            error = Web3RPCError("", rpc_response=answer)
+            if classify(error) is NodeError.UNKNOWN_BLOCK:
+                raise TransientEndpointError(
+                    f"The endpoint {self.place} lags behind: {node_message(error)}"
+                )
+
+    def _nonsense(self, what: str) -> TransientEndpointError:
+        return TransientEndpointError(
+            f"The endpoint {self.place} gave {what}",
+            hint="Is it the JSON-RPC address of a node?",
+        )
+
+
+def _may_be_null(request: Mapping[str, Any]) -> bool:
+    method, params = request["method"], request["params"]
+    if method == "eth_getBlockByNumber" and params:
+        return params[0] not in _ALWAYS_THERE
+    return method not in _NEVER_NULL
+
+
+def _may_pass(status: int) -> bool:
+    return status >= 500 or status in {408, 425, 429}
+
+
+def _plain(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    cause = getattr(error, "os_error", None) or error
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        return os.strerror(cause.errno).lower()
+    if isinstance(cause, OSError) and cause.strerror:
+        return str(cause.strerror)
+    return type(error).__name__

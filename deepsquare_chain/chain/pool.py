@@ -1,0 +1,367 @@
+"""Several endpoints of one chain behind web3's provider interface.
+
+One of them answers everything as long as it is good; when it fails, limits its requests or falls
+behind the others, the next takes its place and it rests. A batch is answered by one endpoint. A
+transaction goes to one endpoint, once: whether its bytes go to another is its sender's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import stamina
+import structlog
+from web3.providers.async_base import AsyncBaseProvider
+from web3.types import RPCEndpoint, RPCResponse
+
+from deepsquare_chain.chain.endpoint import (
+    SEND_METHODS,
+    CheckedProvider,
+    TransientEndpointError,
+    WrongEndpointError,
+)
+from deepsquare_chain.chain.poolfigures import PoolFigures
+from deepsquare_chain.errors import EndpointError
+
+if TYPE_CHECKING:
+    from deepsquare_chain.observe.metrics import Metrics
+
+MAX_LAG_BLOCKS: Final = 5
+#: Seconds between two comparisons of all heads, and for one of them.
+PROBE_SECONDS: Final = 10.0
+_PROBE_TIMEOUT: Final = 5.0
+#: Seconds for which the best head counts, although the one who told it is gone.
+_HEAD_MEMORY: Final = 60.0
+#: Seconds of rest after a failure, doubled with each in a row.
+_REST: Final = (1.0, 60.0)
+_log = structlog.get_logger(__name__)
+# Its own lines would hold whole tracebacks' worth of detail; `_may_pass_later` says what matters.
+stamina.instrumentation.set_on_retry_hooks(())
+
+T = TypeVar("T")
+Ask = Callable[[CheckedProvider], Awaitable[T]]
+
+
+@dataclass
+class Member:
+    """What is known of one endpoint; times are monotonic seconds."""
+
+    provider: CheckedProvider
+    head: int = -1
+    lag: int = 0  # blocks behind the best when all were compared last
+    failures: int = 0  # in a row
+    rests_until: float = 0.0
+    known: bool = False  # serves the right chain, as far as was seen since it was away
+    wrong: WrongEndpointError | None = None  # it serves another one, and is never asked again
+
+
+class Pool(AsyncBaseProvider):
+    """Asks the endpoints of one chain.
+
+    Args:
+        providers: In the order of preference.
+        chain_id: Chain that each must serve; that of the first to answer if unknown.
+        attempts: How often a read is tried.
+        max_lag_blocks: Blocks that an endpoint may be behind the best and still be believed.
+        metrics: Where the figures of each endpoint go.
+    """
+
+    def __init__(
+        self,
+        providers: Sequence[CheckedProvider],
+        *,
+        chain_id: int | None = None,
+        attempts: int = 4,
+        max_lag_blocks: int = MAX_LAG_BLOCKS,
+        metrics: Metrics | None = None,
+    ) -> None:
+        super().__init__()
+        self.global_ccip_read_enabled = False
+        self.members = [Member(each) for each in providers]
+        self._current = self.members[0]
+        self._chain_id = chain_id
+        self._genesis: str | None = None
+        self._attempts = attempts
+        self._max_lag = max_lag_blocks
+        self._best = (-1, 0.0)  # highest head, and when it was told
+        self._compared = 0.0
+        self._comparing: asyncio.Task[None] | None = None
+        self._figures = PoolFigures(metrics, [each.place for each in providers])
+
+    @property
+    def providers(self) -> list[CheckedProvider]:
+        """Its endpoints, in the order of preference."""
+        return [each.provider for each in self.members]
+
+    async def open(self) -> None:
+        """Look at all endpoints, until one is good.
+
+        Raises:
+            WrongEndpointError: One of them serves another chain.
+            EndpointError: None is up.
+        """
+        await self._patiently(self._meet)
+
+    async def disconnect(self) -> None:
+        """Close the connections to all of them; harmless when closed."""
+        if self._comparing is not None:
+            self._comparing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._comparing
+            self._comparing = None
+        for each in self.members:
+            await each.provider.disconnect()
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Ask one endpoint: for a send once, for a read until one of them answers."""
+
+        async def ask(provider: CheckedProvider) -> RPCResponse:
+            return await provider.make_request(method, params)
+
+        if method in SEND_METHODS:
+            return await self._send(ask)
+        self._compare_when_due()
+        return await self._patiently(lambda: self._ask_around(ask))
+
+    async def make_batch_request(
+        self, batch_requests: list[tuple[RPCEndpoint, Any]]
+    ) -> list[RPCResponse] | RPCResponse:
+        """Ask one endpoint several things at once; answers are in the order of the questions."""
+
+        async def ask(provider: CheckedProvider) -> list[RPCResponse] | RPCResponse:
+            return await provider.make_batch_request(batch_requests)
+
+        if any(method in SEND_METHODS for method, _ in batch_requests):
+            return await self._send(ask)
+        self._compare_when_due()
+        return await self._patiently(lambda: self._ask_around(ask))
+
+    # -- whom to ask
+
+    def _candidates(self) -> list[Member]:
+        """Who may be asked now, best first.
+
+        Raises:
+            WrongEndpointError: All serve other chains.
+            TransientEndpointError: Those that are left are behind what was seen.
+        """
+        right = [each for each in self.members if each.wrong is None]
+        if not right:
+            raise self.members[0].wrong or AssertionError("unreachable")
+        believed = [each for each in right if each.lag <= self._max_lag]
+        if not believed:
+            raise TransientEndpointError(
+                "; ".join(f"{each.provider.place} is {each.lag} blocks behind" for each in right),
+                hint="Wait until it has caught up, or give further endpoints.",
+            )
+        now = time.monotonic()
+        believed.sort(
+            key=lambda each: (max(0.0, each.rests_until - now), each is not self._current)
+        )
+        ready = [each for each in believed if each.rests_until <= now]
+        # Where all of them rest, asking is better than waiting: there may be only one.
+        return ready or believed
+
+    async def _ask_around(self, ask: Ask[T]) -> T:
+        errors: list[EndpointError] = []
+        for member in self._candidates():
+            try:
+                return await self._ask(member, ask)
+            except EndpointError as error:
+                errors.append(error)
+        raise _together(errors)
+
+    async def _send(self, ask: Ask[T]) -> T:
+        """Hand over to the first that is sure to serve the right chain, and to no other."""
+        errors: list[EndpointError] = []
+        for member in self._candidates():
+            try:
+                await self._know(member)
+            except EndpointError as error:
+                self._failed(member, error)
+                errors.append(error)
+                continue
+            return await self._ask(member, ask)
+        raise _together(errors)
+
+    async def _ask(self, member: Member, ask: Ask[T]) -> T:
+        try:
+            await self._know(member)
+            answer = await ask(member.provider)
+        except EndpointError as error:
+            self._failed(member, error)
+            raise
+        if member is not self._current:
+            _log.warning("endpoint_changed", endpoint=member.provider.place)
+            self._current = member
+            self._figures.changed()
+        member.failures, member.rests_until = 0, 0.0
+        self._figures.answered(member.provider.place)
+        return answer
+
+    def _failed(self, member: Member, error: EndpointError) -> None:
+        member.failures += 1
+        self._figures.failed(member.provider.place)
+        if len(self.members) == 1:
+            return  # there is no other to go to meanwhile
+        low, high = _REST
+        rest = min(high, low * 2.0 ** min(member.failures - 1, 10))
+        member.rests_until = time.monotonic() + rest
+        # It may be another node, or a restarted chain, when it is back.
+        member.known = False
+        _log.warning("endpoint_rests", seconds=rest, failures=member.failures, error=error.message)
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        async for attempt in self._retries():
+            with attempt:
+                return await work()
+        raise AssertionError("unreachable")
+
+    def _retries(self) -> AsyncIterator[stamina.Attempt]:
+        return stamina.retry_context(
+            on=_may_pass_later,
+            attempts=self._attempts,
+            wait_initial=0.1,
+            wait_jitter=0.1,
+            wait_max=5.0,
+            timeout=None,
+        )
+
+    # -- whether they serve the same chain
+
+    async def _meet(self) -> None:
+        found = await asyncio.gather(
+            *(self._greet(each) for each in self.members), return_exceptions=True
+        )
+        errors = [each for each in found if isinstance(each, BaseException)]
+        for error in errors:
+            if isinstance(error, WrongEndpointError) or not isinstance(error, EndpointError):
+                raise error
+        if len(errors) == len(self.members):
+            raise _together([each for each in errors if isinstance(each, EndpointError)])
+        if len(self.members) > 1:
+            await self._compare()
+
+    async def _greet(self, member: Member) -> None:
+        limit = None if len(self.members) == 1 else _PROBE_TIMEOUT
+        try:
+            async with asyncio.timeout(limit):
+                await self._know(member)
+        except TimeoutError:
+            error = TransientEndpointError(f"The endpoint {member.provider.place} hangs")
+            self._failed(member, error)
+            raise error from None
+        except EndpointError as error:
+            self._failed(member, error)
+            raise
+
+    async def _know(self, member: Member) -> None:
+        """Make sure that it serves our chain.
+
+        Raises:
+            WrongEndpointError: It serves another.
+            EndpointError: It does not say.
+        """
+        if member.known:
+            return
+        provider = member.provider
+        try:
+            chain_id = int(await _result(provider, "eth_chainId"), 16)
+            genesis = None
+            if len(self.members) > 1:
+                genesis = str(
+                    (await _result(provider, "eth_getBlockByNumber", "0x0", False))["hash"]
+                )
+        except (KeyError, TypeError, ValueError):
+            raise EndpointError(f"The endpoint {provider.place} is no usable node") from None
+        # Whoever answers first says what the others are held against.
+        self._chain_id = chain_id if self._chain_id is None else self._chain_id
+        self._genesis = self._genesis or genesis
+        if chain_id != self._chain_id:
+            member.wrong = WrongEndpointError(
+                f"The endpoint {provider.place} serves chain {chain_id}, not chain "
+                f"{self._chain_id}",
+                hint="Give the endpoint of the chain that the deployment record was made on.",
+            )
+        elif genesis != self._genesis:
+            member.wrong = WrongEndpointError(
+                f"The endpoint {provider.place} serves another chain {chain_id} than the other "
+                f"endpoints: its first block is {genesis}, not {self._genesis}",
+                hint="Give endpoints of one chain only.",
+            )
+        if member.wrong is not None:
+            _log.error("endpoint_is_wrong", error=member.wrong.message)
+            raise member.wrong
+        member.known = True
+
+    # -- whether they agree on the head
+
+    def _compare_when_due(self) -> None:
+        """Compare all heads now and then, beside the work."""
+        idle = self._comparing is None or self._comparing.done()
+        if len(self.members) > 1 and idle and time.monotonic() - self._compared >= PROBE_SECONDS:
+            self._comparing = asyncio.create_task(self._compare(), name="endpoint heads")
+
+    async def _compare(self) -> None:
+        """Ask all for their heads at the same time; who is too far behind is not believed."""
+        self._compared = time.monotonic()
+        heads = await asyncio.gather(*(self._head(each) for each in self.members))
+        best, told = self._best
+        if time.monotonic() - told > _HEAD_MEMORY:
+            best = -1
+        if max(heads) >= best:
+            self._best = (max(heads), time.monotonic())
+        for member, head in zip(self.members, heads, strict=True):
+            if head < 0:
+                self._figures.compared(member.provider.place, up=False)
+                continue
+            lag, before = max(best, *heads) - head, member.lag
+            member.head, member.lag = head, lag
+            good = lag <= self._max_lag
+            self._figures.compared(member.provider.place, up=good, lag=lag)
+            if good != (before <= self._max_lag):
+                news = "endpoint_caught_up" if good else "endpoint_behind"
+                _log.warning(news, endpoint=member.provider.place, blocks=lag, head=head)
+
+    async def _head(self, member: Member) -> int:
+        """Its head; -1 where it does not say, or must be left alone."""
+        if member.wrong is not None or member.rests_until > time.monotonic():
+            return -1
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT):
+                await self._know(member)
+                return int(await _result(member.provider, "eth_blockNumber"), 16)
+        except (EndpointError, TimeoutError, TypeError, ValueError) as error:
+            if member is not self._current:
+                self._failed(member, EndpointError(str(error) or "no answer in time"))
+            return -1
+
+
+async def _result(provider: CheckedProvider, method: str, *params: Any) -> Any:
+    answer = await provider.make_request(RPCEndpoint(method), list(params))
+    if "error" in answer:
+        words = str(answer["error"])[:200]
+        raise EndpointError(f"The endpoint {provider.place} is no usable node: {words}")
+    return answer["result"]
+
+
+def _together(errors: Sequence[EndpointError]) -> EndpointError:
+    """One error for all of them; it may pass if one of theirs may."""
+    if len(errors) == 1:
+        return errors[0]
+    passing = any(isinstance(each, TransientEndpointError) for each in errors)
+    kind = TransientEndpointError if passing else EndpointError
+    words = "; ".join(each.message for each in errors)
+    return kind(f"No endpoint answers. {words}", hint=errors[0].hint)
+
+
+def _may_pass_later(error: Exception) -> bool:
+    if not isinstance(error, TransientEndpointError):
+        return False
+    _log.debug("endpoint_failed", error=error.message)
+    return True

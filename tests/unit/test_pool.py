@@ -1,0 +1,332 @@
+"""Several endpoints of one chain: which of them is asked, believed, rested, and never asked twice."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain import pool as pool_module
+from deepsquare_chain.chain.endpoint import TransientEndpointError, WrongEndpointError
+from deepsquare_chain.chain.pool import Pool
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.observe.metrics import Metrics
+
+SEND = "eth_sendRawTransaction"
+
+
+class Node:
+    """An endpoint in a few lines; `down` is what it raises instead of an answer."""
+
+    def __init__(
+        self, name: str, *, head: int = 100, chain: int = 7, genesis: str = "0xaa"
+    ) -> None:
+        self.place = f"https://{name}:1/..."
+        self.head, self.chain, self.genesis = head, chain, genesis
+        self.down: EndpointError | None = None
+        self.asked: list[str] = []
+        self.closed = 0
+
+    async def make_request(self, method: str, params: Any) -> Any:
+        self.asked.append(method)
+        await asyncio.sleep(0)
+        if self.down is not None:
+            raise self.down
+        answers = {
+            "eth_chainId": hex(self.chain),
+            "eth_getBlockByNumber": {"hash": self.genesis},
+            "eth_blockNumber": hex(self.head),
+        }
+        return {"result": answers.get(method, self.place)}
+
+    async def make_batch_request(self, batch: list[tuple[str, Any]]) -> Any:
+        return [await self.make_request(method, params) for method, params in batch]
+
+    async def disconnect(self) -> None:
+        self.closed += 1
+
+    def fail(self, words: str = "busy") -> None:
+        self.down = TransientEndpointError(f"The endpoint {self.place} is {words}")
+
+
+class Clock:
+    """Monotonic seconds as a test wants them."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(pool_module, "time", found)
+    return found
+
+
+@pytest.fixture
+def nodes() -> list[Node]:
+    return [Node("a"), Node("b"), Node("c")]
+
+
+async def opened(nodes: list[Node], **options: Any) -> Pool:
+    found = Pool(nodes, **{"chain_id": 7, "attempts": 1, **options})  # type: ignore[arg-type]
+    await found.open()
+    for node in nodes:
+        node.asked.clear()
+    return found
+
+
+async def ask(pool: Pool, method: str = "eth_getLogs") -> str:
+    answer = await pool.make_request(method, [])  # type: ignore[arg-type]
+    return str(answer["result"]).split("//")[1][:1]
+
+
+async def settle(pool: Pool) -> None:
+    """Let a comparison that was due end."""
+    if pool._comparing is not None:
+        await pool._comparing
+
+
+async def test_one_answers_everything_while_it_is_good(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes)
+    assert [await ask(pool) for _ in range(5)] == ["a"] * 5
+    assert (nodes[1].asked, nodes[2].asked) == ([], [])
+
+
+async def test_the_next_takes_over_and_keeps_it(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes)
+    nodes[0].fail()
+    assert [await ask(pool), await ask(pool)] == ["b", "b"]
+    assert nodes[0].asked == ["eth_getLogs"]
+    # The first is well again, which is no reason to go back.
+    nodes[0].down = None
+    clock.now += 3_600
+    assert await ask(pool) == "b"
+    nodes[1].fail()
+    assert await ask(pool) == "a"
+
+
+async def test_a_refusal_of_one_is_not_that_of_all(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes)
+    nodes[0].down = EndpointError("HTTP status 403")
+    assert await ask(pool) == "b"
+
+
+async def test_rests_grow_with_failures(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes[:2])
+    first = pool.members[0]
+    rests = []
+    for _ in range(9):
+        nodes[0].fail()
+        pool._current = first
+        clock.now = max(clock.now, first.rests_until)
+        assert await ask(pool) == "b"
+        rests.append(first.rests_until - clock.now)
+    assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+async def test_where_all_rest_they_are_asked_all_the_same(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes)
+    for node in nodes:
+        node.fail(f"ill ({node.place})")
+    with pytest.raises(TransientEndpointError, match=r"No endpoint answers\. .*a:1.*b:1.*c:1"):
+        await ask(pool)
+    nodes[2].down = None
+    assert await ask(pool) == "c"
+
+
+async def test_reads_are_tried_again(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes[:1], attempts=3)
+    nodes[0].fail()
+    with pytest.raises(TransientEndpointError, match="is busy"):
+        await ask(pool)
+    assert nodes[0].asked == ["eth_getLogs"] * 3
+
+
+@pytest.mark.parametrize("attempts", [1, 4])
+async def test_a_send_goes_to_one_endpoint_once(
+    clock: Clock, nodes: list[Node], attempts: int
+) -> None:
+    pool = await opened(nodes, attempts=attempts)
+    nodes[0].fail()
+    with pytest.raises(TransientEndpointError):
+        await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
+    nodes[1].fail()
+    with pytest.raises(TransientEndpointError):
+        await pool.make_batch_request([("eth_chainId", []), (SEND, ["0x00"])])  # type: ignore[list-item]
+    assert [node.asked.count(SEND) for node in nodes] == [1, 0, 0]
+    # The second broadcast, which is the sender's decision, went elsewhere.
+    assert nodes[1].asked == ["eth_chainId"]
+
+
+async def test_a_batch_is_answered_by_one(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes)
+    calls = 0
+
+    async def halfway(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        raise TransientEndpointError("half of it")
+
+    nodes[0].make_batch_request = halfway  # type: ignore[method-assign]
+    found = await pool.make_batch_request([("x", []), ("y", [])])  # type: ignore[list-item]
+    assert calls == 1
+    assert [each["result"] for each in found] == [nodes[1].place] * 2  # type: ignore[index]
+
+
+async def test_who_is_behind_is_not_believed(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes, max_lag_blocks=3)
+    for node, head in zip(nodes, (103, 107, 104), strict=True):
+        node.head = head
+    assert await ask(pool) == "a"
+    clock.now += 11
+    await ask(pool)
+    await settle(pool)
+    assert [each.lag for each in pool.members] == [4, 0, 3]
+    assert await ask(pool) == "b"
+    # Only the one that lags is left: no answer is better than one of the past.
+    nodes[1].fail()
+    nodes[2].fail()
+    with pytest.raises(TransientEndpointError):
+        await ask(pool)
+    assert nodes[0].asked.count("eth_getLogs") == 2
+    # It catches up, and is believed again.
+    nodes[0].head = 107
+    clock.now += 11
+    with pytest.raises(TransientEndpointError):
+        await ask(pool)
+    await settle(pool)
+    assert await ask(pool) == "a"
+
+
+async def test_all_that_is_left_is_behind(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes[:2], max_lag_blocks=3)
+    nodes[0].head, nodes[1].head = 120, 100
+    clock.now += 11
+    await ask(pool)
+    await settle(pool)
+    pool.members[0].wrong = WrongEndpointError("gone")
+    with pytest.raises(TransientEndpointError, match=r"b:1/\.\.\. is 20 blocks behind"):
+        await ask(pool)
+    # Nobody has confirmed the higher head for a minute: what is there counts.
+    clock.now += 61
+    with pytest.raises(TransientEndpointError):
+        await ask(pool)
+    await settle(pool)
+    assert await ask(pool) == "b"
+
+
+async def test_the_wrong_chain_is_told_at_once(clock: Clock, nodes: list[Node]) -> None:
+    nodes[1].chain = 8
+    with pytest.raises(WrongEndpointError, match=r"b:1/\.\.\. serves chain 8, not chain 7"):
+        await opened(nodes)
+
+
+async def test_another_first_block_is_another_chain(clock: Clock, nodes: list[Node]) -> None:
+    nodes[2].genesis = "0xbb"
+    with pytest.raises(WrongEndpointError, match="first block is 0xbb, not 0xaa"):
+        await opened(nodes, chain_id=None)
+
+
+async def test_who_comes_back_as_another_chain_is_left_alone(
+    clock: Clock, nodes: list[Node]
+) -> None:
+    pool = await opened(nodes[:2])
+    nodes[0].fail()
+    assert await ask(pool) == "b"
+    nodes[0].down, nodes[0].genesis = None, "0xcc"
+    nodes[1].fail()
+    clock.now += 5
+    with pytest.raises(EndpointError, match="first block is 0xcc"):
+        await ask(pool)
+    nodes[0].genesis, nodes[0].asked = "0xaa", []
+    with pytest.raises(EndpointError):
+        await ask(pool)
+    assert nodes[0].asked == []
+    pool.members[1].wrong = WrongEndpointError("as well")
+    with pytest.raises(WrongEndpointError):
+        await ask(pool)
+
+
+async def test_who_was_down_at_first_is_looked_at_before_it_is_used(
+    clock: Clock, nodes: list[Node]
+) -> None:
+    nodes[0].fail()
+    pool = await opened(nodes[:2])
+    nodes[0].down, nodes[0].chain = None, 9
+    nodes[1].fail()
+    clock.now += 5
+    with pytest.raises(EndpointError, match="is busy"):
+        await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
+    assert (nodes[0].asked, nodes[1].asked) == (["eth_chainId", "eth_getBlockByNumber"], [SEND])
+
+
+async def test_nobody_there_at_first(clock: Clock, nodes: list[Node]) -> None:
+    for node in nodes:
+        node.fail()
+    with pytest.raises(TransientEndpointError, match="No endpoint answers"):
+        await opened(nodes)
+
+
+async def test_one_that_hangs_does_not_hold_up_the_others(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_PROBE_TIMEOUT", 0.01)
+
+    async def silence(_method: str, _params: Any) -> Any:
+        await asyncio.Event().wait()
+
+    nodes[0].make_request = silence  # type: ignore[method-assign]
+    pool = await opened(nodes)
+    assert await ask(pool) == "b"
+
+
+@pytest.mark.parametrize("genesis", [None, {}, "text"])
+async def test_no_node_at_all(clock: Clock, genesis: Any) -> None:
+    nodes = [Node("a"), Node("b")]
+
+    async def odd(method: str, _params: Any) -> Any:
+        return {"result": genesis if method == "eth_getBlockByNumber" else "0x7"}
+
+    nodes[0].make_request = odd  # type: ignore[method-assign]
+    pool = await opened(nodes)
+    assert await ask(pool) == "b"
+    nodes[1].make_request = odd  # type: ignore[method-assign]
+    with pytest.raises(EndpointError, match="no usable node"):
+        await opened(nodes)
+
+
+async def test_figures_name_hosts_only(clock: Clock) -> None:
+    metrics = Metrics("x")
+    nodes = [Node("a"), Node("b")]
+    pool = await opened(nodes, metrics=metrics)
+    nodes[0].fail()
+    nodes[1].head = 98
+    await ask(pool)
+    clock.now += 11
+    await ask(pool)
+    await settle(pool)
+    text = metrics.render().decode()
+    assert "..." not in text
+    assert "https" not in text
+    assert metrics.value("endpoint_requests_total", endpoint="a:1", end="failed") == 2
+    assert metrics.value("endpoint_requests_total", endpoint="b:1", end="ok") == 2
+    assert metrics.value("endpoint_changes_total") == 1
+    assert (
+        metrics.value("endpoint_up", endpoint="a:1"),
+        metrics.value("endpoint_up", endpoint="b:1"),
+    ) == (0, 1)
+    assert metrics.value("endpoint_lag_blocks", endpoint="b:1") == 2
+
+
+async def test_closing_leaves_nothing(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes)
+    clock.now += 11
+    await ask(pool)
+    await pool.disconnect()
+    await pool.disconnect()
+    assert [node.closed for node in nodes] == [2, 2, 2]
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "endpoint heads"]
