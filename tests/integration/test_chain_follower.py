@@ -12,10 +12,9 @@ from deepsquare_chain.chain.events import Event, JobTransition, decode_logs
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.job import JobStatus
-from tests.support import badproxy
 from tests.support.anvil import start_anvil
-from tests.support.badproxy import BadProxy
 from tests.support.livegrid import LiveGrid, live_grid
+from tests.support.proxy import Proxy
 
 
 class Memory:
@@ -71,8 +70,8 @@ async def test_events_replay_to_the_records(grid: LiveGrid) -> None:
 async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
     await grid.submit()
     memory = Memory()
-    spoilt = [badproxy.status(429), badproxy.lost, badproxy.truncated, badproxy.page]
-    async with BadProxy(grid.node.url) as proxy, connected(proxy.url) as w3:
+    spoilt = ["busy", "lost", "half", "page"]
+    async with Proxy(grid.node.url) as proxy, connected(proxy.url) as w3:
         found = Follower(
             w3,
             grid.contracts.addresses,
@@ -82,7 +81,7 @@ async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
             max_range=7,
         )
         for _ in range(8):
-            proxy.faults = list(spoilt[:3])
+            proxy.orders = list(spoilt[:3])
             await found.poll(memory.apply)
             if found.position == await grid.w3.eth.block_number:
                 break

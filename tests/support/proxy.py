@@ -1,4 +1,4 @@
-"""A loopback JSON-RPC proxy that misbehaves on purpose: seeded, at a rate for each fault, counted.
+"""A loopback JSON-RPC proxy that misbehaves on purpose: on order, or by seeded dice; counted.
 
 It stands between daemons and a node that is in order, and does what hosted endpoints do on a bad
 day. `Proxy.counts` says what it did, so that a test can tell a calm day from a survived one.
@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ MIXED: Mapping[str, float] = {
     "broken": 1,  # 502, a page of the load balancer
     "page": 1,  # 200 with HTML
     "truncated": 1,  # half an answer, then the end
+    "half": 1,  # half an answer that is complete as HTTP
     "nested": 1,  # brackets that would exhaust a recursive reader
     "wrong_id": 1,  # the answer to another question
     "null": 1,  # result: null
@@ -47,6 +48,21 @@ _BLOCK_AT = {
 }
 
 
+#: Makes a spoilt answer of a question and its answer: HTTP status and body.
+Spoil = Callable[[Any, Any], tuple[str, bytes]]
+
+
+def status(words: str, body: bytes = b"busy") -> Spoil:
+    """An HTTP status instead of an answer, such as "503 Service Unavailable"."""
+    return lambda _question, _answer: (words, body)
+
+
+def refusal(code: int, message: str) -> Spoil:
+    """A JSON-RPC error instead of the answer."""
+    error = {"code": code, "message": message}
+    return lambda question, _answer: ("200 OK", json.dumps(_errors(question, error)).encode())
+
+
 def mixed(rate: float) -> dict[str, float]:
     """All faults together at a rate: of 100 requests, 100 * `rate` go wrong somehow."""
     total = sum(MIXED.values())
@@ -62,6 +78,11 @@ class Proxy:
         seed: Of its dice.
         hang: Seconds of silence before a hanging connection is closed.
         replacement_rule: Refuse, as geth does, a replacement that pays less than 10 % more.
+
+    Attributes:
+        orders: Faults for the next answers, used up one by one before any dice are thrown: names
+            of `MIXED`, or functions. The node gets such a request all the same.
+        only: Methods that orders wait for; any where it is empty.
     """
 
     def __init__(
@@ -76,6 +97,8 @@ class Proxy:
         self.rates = dict(rates or {})
         assert set(self.rates) <= set(MIXED)
         assert sum(self.rates.values()) <= 1.0 + 1e-9
+        self.orders: list[str | Spoil] = []
+        self.only: frozenset[str] = frozenset()
         self.counts: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
         self.url = ""
@@ -136,25 +159,51 @@ class Proxy:
         """The bytes of an answer, and whether the connection goes on after them."""
         asked = question if isinstance(question, list) else [question]
         self.methods.update(each["method"] for each in asked)
+        if self.orders and (not self.only or self.only & {each["method"] for each in asked}):
+            return await self._spoilt(question, asked, self.orders.pop(0))
         fault = self._draw()
         self.counts[fault or "fair"] += 1
+        if fault is not None and (plain := await self._plain(question, fault)):
+            return plain
+        behind = self._dice.randint(1, MOST_BEHIND) if fault == "stale" else 0
+        found = [await self._forward(each, behind) for each in asked]
+        return self._bent(question, found, fault)
+
+    async def _spoilt(
+        self, question: Any, asked: list[dict[str, Any]], fault: str | Spoil
+    ) -> tuple[bytes, bool]:
+        """What was ordered, after the node has done what it was asked for."""
+        found = [await self._forward(each, 0) for each in asked]
+        if callable(fault):
+            line, body = fault(question, found if isinstance(question, list) else found[0])
+            self.counts["ordered"] += 1
+            return _http(body, line), True
+        self.counts[fault] += 1
+        return await self._plain(question, fault) or self._bent(question, found, fault)
+
+    async def _plain(self, question: Any, fault: str) -> tuple[bytes, bool] | None:
+        """What some faults say whatever the node says."""
         if fault == "hang":
             await asyncio.sleep(self._hang)
             return b"", False
-        if fault in _PLAIN:
-            return _PLAIN[fault], True
         if fault == "limited":
             error = {"code": -32005, "message": "daily request rate limit reached"}
             return _http(json.dumps(_errors(question, error)).encode()), True
-        behind = self._dice.randint(1, MOST_BEHIND) if fault == "stale" else 0
-        found = [await self._forward(each, behind) for each in asked]
+        return (_PLAIN[fault], True) if fault in _PLAIN else None
+
+    @staticmethod
+    def _bent(question: Any, found: list[dict[str, Any]], fault: str | None) -> tuple[bytes, bool]:
+        """Answers of the node, spoilt on their way."""
         if fault == "lost":
             return b"", False
         if fault == "wrong_id":
             found[0]["id"] = (found[0].get("id") or 0) + 1
         if fault == "null":
             found[0] = {"jsonrpc": "2.0", "id": found[0]["id"], "result": None}
-        whole = _http(json.dumps(found if isinstance(question, list) else found[0]).encode())
+        text = json.dumps(found if isinstance(question, list) else found[0]).encode()
+        if fault == "half":
+            text = text[: len(text) // 2]
+        whole = _http(text)
         if fault == "truncated":
             return whole[:-20], False  # the header promises all of it
         return whole, True

@@ -20,6 +20,7 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.devnet.node import dev_accounts
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.job import Offer
+from deepsquare_chain.metascheduler.duties import Watch
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerSettings
 from deepsquare_chain.observe import configure_logging
@@ -51,6 +52,7 @@ class DaemonProcess:
         account: int = 4,
         **options: Any,
     ) -> None:
+        self.folder = folder
         self.log = folder.with_name(f"{folder.name}.log")
         self._arguments = {
             "url": grid.node.url,
@@ -71,6 +73,10 @@ class DaemonProcess:
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.is_alive()
+
+    def died(self) -> bool:
+        """Whether it was ended by SIGKILL."""
+        return self._process is not None and self._process.exitcode == -signal.SIGKILL
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -135,12 +141,20 @@ async def _provider(
     )
 
 
-async def _scheduler(url: str, deployment: str, account: int, folder: str) -> None:
+async def _scheduler(
+    url: str, deployment: str, account: int, folder: str, confirmations: int = 1
+) -> None:
     await run_scheduler(
         url,
         Deployment.from_json(deployment),
         dev_accounts()[account],
-        SchedulerSettings(state_dir=Path(folder), poll_interval=0.2),
+        SchedulerSettings(
+            state_dir=Path(folder),
+            poll_interval=0.2,
+            confirmations=confirmations,
+            # Tests neglect providers on purpose; who rests would be of no use to them.
+            watch=Watch(strikes=1_000_000),
+        ),
     )
 
 

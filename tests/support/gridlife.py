@@ -1,0 +1,226 @@
+"""Customers whose jobs end in every way on a grid of whole daemons, and the judgement at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deepsquare_chain.chain.deploying import GridParams, Timeouts
+from deepsquare_chain.chain.events import Event, JobSubmitted
+from deepsquare_chain.job import Job, JobStatus, Resources
+from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.workflow import Definition, Step
+from tests.support.livegrid import WEALTH, LiveGrid, terms
+from tests.support.oracle import Line, check_executions, check_ledger, check_provider, replay
+from tests.support.provider import all_events
+
+SMALL = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
+# Long enough that nobody who comes back within seconds is given up.
+PARAMS = GridParams(
+    admin_delay=0,
+    timeouts=Timeouts(
+        claim_timeout=60,
+        pending_timeout=300,
+        response_timeout=60,
+        response_blocks=10,
+        report_grace=3_600,
+        top_up_notice=10,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A job that somebody wants: what it does, and how the last job of its line must end."""
+
+    command: str
+    ending: JobStatus
+    limit: int = 60
+    resources: Resources = SMALL
+    asked: Resources | None = None  # what the definition says, where it differs
+
+
+FINISHES = Wish("true", JobStatus.FINISHED)
+FAILS = Wish("exit 3", JobStatus.FAILED)
+RUNS_OUT = Wish("sleep 600", JobStatus.OUT_OF_CREDITS, limit=3)
+IS_CANCELLED = Wish("sleep 500", JobStatus.CANCELLED, limit=600)
+
+
+class Customers:
+    """Submit jobs that leave a mark each time they run; every one has a definition of its own.
+
+    A job is known by its definition: a reorganisation may give its number to another one.
+    """
+
+    def __init__(self, grid: LiveGrid, folder: Path) -> None:
+        self.grid = grid
+        self.place = folder / "definitions"
+        self.store = FolderDefinitionStore(self.place)
+        self.expected: dict[bytes, JobStatus] = {}
+        self._tally = folder / "tally"
+        self._tally.mkdir()
+
+    async def submit(
+        self, *wishes: Wish, place: str = "", customer: int | None = None, **changes: Any
+    ) -> list[bytes]:
+        """Submit in one transaction, for the provider of a place if given; their definitions."""
+        orders, digests = [], []
+        for wish in wishes:
+            mark = self._tally / str(len(self.expected) + len(digests))
+            command = f'echo "$DEEPSQUARE_JOB_ID" >> "{mark}"; {wish.command}'
+            asked = wish.asked or wish.resources
+            made = Definition(resources=asked, env={}, steps=(Step("only", command),))
+            digests.append(await self.store.put(made.to_bytes()))
+            usual = {"time_limit": wish.limit, "uses": f"place={place}" if place else ""}
+            asked_for = terms(resources=wish.resources, **(usual | changes))
+            orders.append((asked_for, [digests[-1]]))
+        self.expected |= {digest: wish.ending for digest, wish in zip(digests, wishes, strict=True)}
+        who = len(self.expected) % 2 if customer is None else customer
+        call = self.grid.contracts.scheduler.submit_jobs(orders)
+        await self.grid.send(self.grid.customers[who], call)
+        return digests
+
+    async def jobs(self) -> list[Job]:
+        """Every job of the grid."""
+        count = await self.grid.contracts.scheduler.job_count()
+        return await self.grid.contracts.scheduler.get_jobs(list(range(1, count + 1)))
+
+    async def lines(self) -> dict[bytes, list[Job]]:
+        """The jobs of each definition, successors last."""
+        found: defaultdict[bytes, list[Job]] = defaultdict(list)
+        for job in await self.jobs():
+            found[job.definition].append(job)
+        return found
+
+    async def cancel(self, digests: Iterable[bytes]) -> None:
+        """Cancel whatever lives of these."""
+        lines = await self.lines()
+        live = [job for each in digests for job in lines[each] if job.status.is_live]
+        for account in self.grid.customers:
+            own = [job.id for job in live if job.customer == account.address]
+            if own:
+                await self.grid.send(account, self.grid.contracts.scheduler.cancel(own))
+
+    async def live_jobs(self) -> list[Job]:
+        """Jobs that have not ended."""
+        return [job for job in await self.jobs() if job.status.is_live]
+
+    async def all_final(self) -> bool:
+        """Whether every job has ended; those that wait for a cancel get it."""
+        live = await self.live_jobs()
+        await self.cancel(
+            {job.definition for job in live}
+            & {each for each, ending in self.expected.items() if ending is JobStatus.CANCELLED}
+        )
+        return not live
+
+    def executions(self) -> dict[int, int]:
+        """How often each job really ran."""
+        ran: Counter[int] = Counter()
+        for mark in self._tally.iterdir():
+            ran.update(int(line) for line in mark.read_text().splitlines())
+        return dict(ran)
+
+
+async def in_turn(
+    customers: Customers, busy: Callable[[], bool], *, most: int = 14, pause: float = 1.5
+) -> None:
+    """Jobs of every end for each provider in turn, as long as somebody is busy."""
+    number, doomed = 0, []
+    while busy():
+        if len(await customers.live_jobs()) < most:
+            wishes = [FINISHES, FINISHES, FAILS, IS_CANCELLED] + [RUNS_OUT] * (number % 4 < 2)
+            digests = await customers.submit(*wishes, place=f"p{number % 2}")
+            doomed.append(digests[3])
+            number += 1
+        await asyncio.sleep(pause)
+        if len(doomed) > 3:  # by then the oldest of them runs
+            await customers.cancel([doomed.pop(0)])
+    await customers.cancel(doomed)
+
+
+# ---------------------------------------------------------------------------- the judgement
+
+
+async def judge(customers: Customers, folder: Path) -> Mapping[int, Line]:
+    """Events, storage, databases, balances and executions agree; returns the ledger."""
+    grid = customers.grid
+    events = await all_events(grid)
+    ledger = replay(events)
+    jobs = await customers.jobs()
+    by_id = {job.id: job for job in jobs}
+    check_submissions(customers, events)
+    ends = {digest: line[-1].status for digest, line in (await customers.lines()).items()}
+    wrong = {
+        digest.hex()[:8]: (ends[digest].name, ending.name)
+        for digest, ending in customers.expected.items()
+        if ends[digest] is not ending
+    }
+    assert not wrong, f"ended, should have ended: {wrong}"
+    check_ledger(ledger, jobs)
+    check_executions(ledger, customers.executions())
+    for number, account in enumerate(grid.providers):
+        table, store = open_table(grid, folder, number)
+        with store:
+            check_provider(account.address, ledger, by_id, table.all(), table.earned())
+    await check_balances(grid, ledger)
+    return ledger
+
+
+def check_submissions(customers: Customers, events: Iterable[Event]) -> None:
+    """Each wish was paid for once."""
+    paid = Counter(each.definition for each in events if isinstance(each, JobSubmitted))
+    assert paid == Counter(dict.fromkeys(customers.expected, 1))
+
+
+async def check_balances(grid: LiveGrid, ledger: Mapping[int, Line]) -> None:
+    """Every account holds what the ledger says; the contract keeps nothing."""
+    balance = grid.contracts.credit.balance_of
+    for account in grid.providers:
+        own = sum(line.paid for line in ledger.values() if line.provider == account.address)
+        assert await balance(account.address) == own
+    for account in grid.customers:
+        spent = sum(
+            line.paid + line.fee for line in ledger.values() if line.customer == account.address
+        )
+        assert await balance(account.address) == WEALTH - spent
+    fees = sum(line.fee for line in ledger.values())
+    assert await balance(grid.deployment.treasury) == fees
+    assert await balance(grid.deployment.scheduler) == 0
+
+
+def open_table(grid: LiveGrid, folder: Path, number: int) -> tuple[RunTable, Store]:
+    """The rows of a provider whose state stands in `p<number>`."""
+    account = grid.providers[number].address
+    place = {"chain_id": grid.deployment.chain_id, "contract": grid.deployment.scheduler}
+    store = Store.open(folder / f"p{number}" / "provider.db", account=account, **place)
+    return RunTable(store, account, **place), store
+
+
+def all_closed(grid: LiveGrid, folder: Path) -> bool:
+    """Whether the providers know that everything is over."""
+    for number in range(len(grid.providers)):
+        table, store = open_table(grid, folder, number)
+        with store:
+            if table.open():
+                return False
+    return True
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Processes that still work in this test's folders; they are ended."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if any(str(folder) in word for word in words):
+            found.append(" ".join(words))
+            process.kill()
+    return found

@@ -1,0 +1,364 @@
+"""Daemons that die at labelled steps while a grid works, in two lives: a calm one and a rough one.
+
+Each kill names a label and its passage. The daemon is started with the order to die there, dies by
+SIGKILL, and is started again with the next order. What the grid's books say at the end of a life
+judges all of its kills; a label that was never reached is a failure too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deepsquare_chain.chain.deploying import GridParams, Timeouts
+from deepsquare_chain.credits import job_rate
+from deepsquare_chain.devnet.node import Node, dev_accounts
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import JobStatus, Resources
+from tests.support.gridlife import (
+    FAILS,
+    FINISHES,
+    IS_CANCELLED,
+    PARAMS,
+    RUNS_OUT,
+    SMALL,
+    Customers,
+    Wish,
+    all_closed,
+    in_turn,
+    judge,
+    leftovers,
+)
+from tests.support.livegrid import CHEAP, HARDWARE, LiveGrid, deploy, live_grid
+from tests.support.rundaemon import DaemonProcess, until
+
+PACKAGE = Path(__file__).resolve().parents[2] / "deepsquare_chain"
+#: Transactions of each service; a label may stand for each of them.
+KINDS = {
+    "provider": ("claim", "start", "finish", "answer", "requeue", "panic"),
+    "metascheduler": ("assign", "requeue", "challenge", "panic"),
+}
+ROOMS = {
+    "provider": ("provider", "executors", "chain"),
+    "metascheduler": ("metascheduler", "chain"),
+}
+#: Steps that a calm life has no need of.
+ROUGH = re.compile(
+    r"supervisor\.|sender\.replaced|follower\.rolled_back|provider\.extend\."
+    r"|(provider|scheduler)\.(answer|requeue|panic|challenge)\."
+)
+#: A scheduler reads confirmed blocks only, and halts where those are replaced.
+NEVER = {"metascheduler": {"follower.rolled_back"}, "provider": set()}
+# Short enough to see every timeout, long enough for a daemon that is killed again and again.
+ROUGH_PARAMS = GridParams(
+    admin_delay=0,
+    timeouts=Timeouts(
+        claim_timeout=14,
+        pending_timeout=600,
+        response_timeout=12,
+        response_blocks=5,
+        report_grace=3_600,
+        top_up_notice=10,
+    ),
+)
+SECONDS_TO_REACH = 60.0
+
+
+@dataclass
+class Kill:
+    """One death, or an order that was never carried out."""
+
+    role: str
+    point: str
+    seconds: float = 0.0
+    reached: bool = False
+
+
+def points(service: str, *, rough: bool) -> list[str]:
+    """Every label in the source that a service passes in this life."""
+    found: set[str] = set()
+    for room in ROOMS[service]:
+        for file in (PACKAGE / room).rglob("*.py"):
+            for label in re.findall(r'crash_point\(f?"([^"]+)"\)', file.read_text()):
+                found |= {label.replace("{batch.kind}", kind) for kind in KINDS[service]}
+    return sorted(each for each in found - NEVER[service] if rough or not ROUGH.match(each))
+
+
+def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
+    """Shuffled, but what one silent provider sets going stands first, in the order of its steps."""
+    chain = [f"scheduler.{kind}." for kind in ("challenge", "requeue", "panic")]
+    first = [
+        f"{start}{step}"
+        for start in chain
+        for step in ("planned", "confirmed")
+        if f"{start}{step}" in labels
+    ]
+    rest = [each for each in labels if each not in first]
+    dice.shuffle(rest)
+    return first + rest
+
+
+async def torment(role: str, daemon: DaemonProcess, orders: Sequence[str]) -> list[Kill]:
+    """Start and kill a daemon at each point in turn, then let it live."""
+    kills = []
+    for point in orders:
+        kill, began = Kill(role, point), time.monotonic()
+        dead = _supervisors(daemon) if point.startswith("supervisor.") else daemon.died
+        daemon.start(point)
+        while not kill.reached and time.monotonic() < began + SECONDS_TO_REACH:
+            await asyncio.sleep(0.05)
+            kill.reached = dead()
+        kill.seconds = round(time.monotonic() - began, 1)
+        kills.append(kill)
+        daemon.kill()
+    daemon.start()
+    return kills
+
+
+def _supervisors(daemon: DaemonProcess) -> Callable[[], bool]:
+    """Whether a supervisor of this daemon's runs died at its label from now on."""
+
+    def count() -> int:
+        logs = daemon.folder.glob("runs/*/supervisor.log")
+        return sum(b"killed at supervisor." in log.read_bytes() for log in logs)
+
+    before = count()
+    return lambda: count() > before
+
+
+# ------------------------------------------------------------------------------ two lives
+
+
+@dataclass
+class Life:
+    """A grid with two providers and a scheduler, all of them processes."""
+
+    node: Node
+    grid: LiveGrid
+    customers: Customers
+    folder: Path
+    daemons: dict[str, DaemonProcess]
+
+    async def end(self) -> None:
+        """See every job end and every daemon stop, and judge the books."""
+        for name, daemon in self.daemons.items():
+            assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
+        await until(self.customers.all_final, timeout=90)
+        await until(lambda: all_closed(self.grid, self.folder), timeout=30)
+        for daemon in self.daemons.values():
+            assert await daemon.stop() == 0
+            assert "Traceback" not in daemon.log.read_text(), daemon.log
+        await judge(self.customers, self.folder)
+
+
+@asynccontextmanager
+async def life(
+    node: Node, folder: Path, params: GridParams = PARAMS, **options: Any
+) -> AsyncIterator[Life]:
+    """A grid on a running node; nothing of it is left afterwards."""
+    confirmations = options.setdefault("confirmations", 1)
+    async with live_grid(node, await deploy(node, params)) as grid:
+        customers = Customers(grid, folder)
+        shared = {"definitions": str(customers.place), **options}
+        daemons = {
+            "p0": DaemonProcess(grid, folder / "p0", account=4, **shared),
+            "p1": DaemonProcess(grid, folder / "p1", account=5, **shared),
+            "scheduler": DaemonProcess(
+                grid,
+                folder / "m",
+                kind="scheduler",
+                account=1,
+                confirmations=confirmations,
+                **({"url": options["url"]} if "url" in options else {}),
+            ),
+        }
+        try:
+            yield Life(node, grid, customers, folder, daemons)
+        finally:
+            for daemon in daemons.values():
+                daemon.kill()
+            left = leftovers(folder)
+        assert left == []
+
+
+async def calm(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
+    """Jobs of every end, and nothing else that goes wrong."""
+    return await _live(life, orders, lambda busy: [in_turn(life.customers, busy)])
+
+
+async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
+    """Lost runs with successors, requeues, challenges, top-ups, spikes of the fee, replaced blocks."""
+    trouble = Trouble(life)
+    await trouble.begin()
+    return await _live(
+        life,
+        orders,
+        lambda busy: [
+            _again(busy, each, pause)
+            for each, pause in (
+                (trouble.ordinary, 2.0),
+                (trouble.topped_up, 4.0),
+                (trouble.misfits, 7.0),
+                (trouble.challenge, 5.0),
+                (trouble.spike, 15.0),
+                (trouble.replace_head, 11.0),
+                (trouble.ghost, 1.0),
+            )
+        ],
+    )
+
+
+async def _live(
+    life: Life,
+    orders: dict[str, Sequence[str]],
+    work: Callable[[Callable[[], bool]], Sequence[Awaitable[None]]],
+) -> list[Kill]:
+    """Torment while the work goes on, and judge."""
+    for name, daemon in life.daemons.items():
+        if not orders.get(name):
+            daemon.start()
+    tasks = [
+        asyncio.create_task(torment(name, life.daemons[name], points))
+        for name, points in orders.items()
+        if points
+    ]
+    await asyncio.gather(*work(lambda: not all(task.done() for task in tasks)))
+    kills = [kill for some in await asyncio.gather(*tasks) for kill in some]
+    await asyncio.sleep(1)
+    await life.end()
+    return kills
+
+
+async def _again(
+    busy: Callable[[], bool], act: Callable[[], Awaitable[None]], pause: float
+) -> None:
+    while busy():
+        await act()
+        for _ in range(int(pause / 0.5)):
+            if busy():
+                await asyncio.sleep(0.5)
+
+
+class Trouble:
+    """Everything that a calm life lacks."""
+
+    def __init__(self, life: Life) -> None:
+        self.life, self.grid, self.customers = life, life.grid, life.customers
+        self.contract = life.grid.contracts.scheduler
+        self.silent, self.challenger = dev_accounts()[6:8]
+
+    async def begin(self) -> None:
+        """A third provider that has no daemon."""
+        registry = self.grid.contracts.registry
+        await self.grid.send(self.silent, registry.register(HARDWARE, CHEAP, {"place": "nowhere"}))
+        await self.grid.send(self.grid.admin, registry.approve(self.silent.address, 1))
+
+    async def ordinary(self) -> None:
+        if len(await self.customers.live_jobs()) < 16:
+            wishes = [FINISHES, FAILS, RUNS_OUT, IS_CANCELLED]
+            *_, doomed = await self.customers.submit(*wishes, retries=3)
+            await asyncio.sleep(5)
+            await self.customers.cancel([doomed])
+
+    async def topped_up(self) -> None:
+        """A job that lasts until its credits are spent gets more of them while it runs."""
+        rate = job_rate(CHEAP, SMALL)
+        wish = Wish("sleep 4", JobStatus.FINISHED)
+        [digest] = await self.customers.submit(
+            wish, amount=rate * 180, until_spent=True, retries=3, customer=0
+        )
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            job = (await self.customers.lines())[digest][-1]
+            if job.status is JobStatus.RUNNING:
+                owner = self.grid.customers[0]
+                call = self.contract.top_up(job.id, owner.address, rate * 30)
+                await self._try(owner, call)
+                return
+            await asyncio.sleep(0.3)
+
+    async def misfits(self) -> None:
+        """One whose definition asks for something else, one that has no room anywhere."""
+        other = Resources(tasks=2, cpus_per_task=1, mem_per_cpu=64, gpus=0)
+        large = Resources(tasks=12, cpus_per_task=1, mem_per_cpu=64, gpus=0)
+        if len(await self.customers.live_jobs()) < 20:
+            await self.customers.submit(Wish("true", JobStatus.PANICKED, asked=other), place="p0")
+            await self.customers.submit(
+                Wish("true", JobStatus.CANCELLED, resources=large), place="p0"
+            )
+
+    async def challenge(self) -> None:
+        """Ask the tormented provider for a sign of life."""
+        held = [
+            job
+            for job in await self.customers.live_jobs()
+            if job.status.is_assigned and job.provider_id == 1
+        ]
+        if held:
+            await self._try(self.challenger, self.contract.challenge(held[0].id))
+
+    async def ghost(self) -> None:
+        """One job that nobody claims, one that runs nowhere: the scheduler must see to both."""
+        waits = Wish("true", JobStatus.CANCELLED)
+        digests = await self.customers.submit(waits, waits, place="nowhere", retries=1)
+        deadline, started = time.monotonic() + 60, False
+        while time.monotonic() < deadline:
+            first = (await self.customers.lines())[digests[0]][0]
+            if first.status is JobStatus.META_SCHEDULED and not started:
+                started = await self._try(self.silent, self.contract.claim([first.id]))
+                await self._try(self.silent, self.contract.start([first.id]))
+            if first.status is JobStatus.PANICKED:
+                break
+            await asyncio.sleep(0.5)
+        await self.customers.cancel(digests)
+        await self._try(self.silent, self.contract.answer())
+
+    async def spike(self) -> None:
+        """A base fee that what is under way can't pay for some blocks."""
+        block = await self.life.node.rpc("eth_getBlockByNumber", "latest", False)
+        fee = max(8 * 10**9, 6 * int(block["baseFeePerGas"], 16))
+        if fee < 100 * 10**9:
+            await self.life.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(fee))
+
+    async def replace_head(self) -> None:
+        """Another block of the same transactions instead of the latest one."""
+        await self.life.node.rpc("anvil_setIntervalMining", 0)
+        try:
+            await replace_blocks(self.life.node, 1, keep=True)
+        finally:
+            await self.life.node.rpc("anvil_setIntervalMining", 1)
+
+    async def _try(self, account: Any, call: Any) -> bool:
+        try:
+            await self.grid.send(account, call)
+        except GridError:
+            return False  # the state has moved on
+        return True
+
+
+async def replace_blocks(node: Node, depth: int, *, keep: bool) -> int:
+    """Reorganise: the last blocks are replaced, by ones with the same transactions or by empty ones.
+
+    Nothing else may mine meanwhile. Returns how many transactions were taken back.
+    """
+    head = int(await node.rpc("eth_blockNumber"), 16)
+    taken = []
+    for at in range(depth):
+        number = head - depth + 1 + at
+        block = await node.rpc("eth_getBlockByNumber", hex(number), False)
+        for each in block["transactions"]:
+            taken.append([await node.rpc("eth_getRawTransactionByHash", each), at])  # noqa: PERF401
+    await node.rpc("anvil_reorg", depth, taken if keep else [])
+    return len(taken)
+
+
+def as_rows(kills: Sequence[Kill]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [asdict(kill) for kill in kills]
