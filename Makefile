@@ -2,7 +2,7 @@
 .POSIX:
 .SUFFIXES:
 .PHONY: help setup setup-dev demo test test-unit test-contracts check contracts bench clean distclean
-.PHONY: bench-grid soak
+.PHONY: bench-grid soak kills reorgs
 .PHONY: fuzz-long coverage prove slither mutate
 
 VENV = .venv
@@ -25,6 +25,7 @@ help:
 	@echo 'make contracts  compile the contracts (needs the npm parts)'
 	@echo 'make bench      measure gas on a real node (needs the npm parts)'
 	@echo 'make bench-grid  measure a whole grid on a real node; make soak: an hour of kills and faults'
+	@echo 'make kills      kill daemons at every labelled step; make reorgs: replace blocks under them'
 	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
 
 setup: $(RUNTIME)
@@ -93,6 +94,13 @@ soak: $(DEV) $(NODE)
 	DEEPSQUARE_FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest -q -s --timeout 3600 \
 	    tests/e2e/test_endpoint_faults.py
 	$(BIN)/python scripts/soak.py --minutes $(MINUTES) $(ARGS)
+
+# Both of them last minutes; short parts are in `make test`.
+kills: $(DEV) $(NODE)
+	$(BIN)/python scripts/kill_points.py $(ARGS)
+
+reorgs: $(DEV) $(NODE)
+	DEEPSQUARE_REORGS=all $(BIN)/python -m pytest -q -s --timeout 1800 tests/e2e/test_reorgs.py $(ARGS)
 
 clean:
 	rm -rf build dist out cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

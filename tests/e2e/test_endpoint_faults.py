@@ -12,30 +12,19 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from web3.exceptions import BlockNotFound, TransactionNotFound
 
-from deepsquare_chain.chain.events import JobSubmitted
 from deepsquare_chain.chain.rpc import TransientEndpointError, connect, connected
 from deepsquare_chain.devnet.anvil import Anvil, find_anvil
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node, dev_accounts
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.job import JobStatus
-from tests.e2e.test_kills import (
-    PARAMS,
-    SMALL,
-    Customers,
-    all_closed,
-    all_final,
-    compare,
-    leftovers,
-)
-from tests.support.livegrid import deploy, live_grid, terms
-from tests.support.provider import definition
+from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Customers
+from tests.support.killing import life
 from tests.support.proxy import MIXED, Proxy, mixed
 from tests.support.rundaemon import DaemonProcess, until
 
@@ -144,43 +133,21 @@ async def test_a_deeply_nested_answer_kills_nobody(node: Node):
 # --------------------------------------------------------------------------- a whole grid
 
 
-class Crowd(Customers):
-    """Customers who submit many jobs in one transaction."""
+#: Twelve jobs of every end.
+ROUND = [FINISHES] * 8 + [FAILS] * 2 + [RUNS_OUT, IS_CANCELLED]
 
-    async def submit_all(self, wanted: Sequence[tuple[str, JobStatus]], place: str) -> list[int]:
-        """Jobs for one provider; each leaves a mark each time it runs."""
-        mark = f'echo ran >> "{self.tally}/$DEEPSQUARE_JOB_ID"'
-        orders = []
-        for command, status in wanted:
-            made = definition(f"{mark}; {command}", SMALL)
-            longest = 3 if status is JobStatus.OUT_OF_CREDITS else 60
-            asked = terms(resources=SMALL, time_limit=longest, uses=f"place={place}")
-            orders.append((asked, [await self.store.put(made.to_bytes())]))
-        call = self.grid.contracts.scheduler.submit_jobs(orders)
-        receipt = await self.grid.send(self.grid.customers[len(self.ids) % 2], call)
-        ids = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
-        self.ids += ids
-        self.expected |= dict(zip(ids, (status for _, status in wanted), strict=True))
-        return ids
 
-    async def has_room(self) -> bool:
-        """Whether few enough jobs wait that none is given back for its age."""
-        jobs = await self.grid.contracts.scheduler.get_jobs(self.ids[-48:])
-        return sum(not job.status.is_final for job in jobs) <= 24
+async def live(customers: Customers, rounds: int) -> None:
+    """Rounds of jobs for each provider in turn, few enough that none is given back for its age."""
+    for number in range(rounds):
+        await until(lambda: has_room(customers), timeout=120)
+        *_, doomed = await customers.submit(*ROUND, place=f"p{number % 2}")
+        await asyncio.sleep(1)
+        await customers.cancel([doomed])
 
-    async def live(self, rounds: int) -> None:
-        """Twelve jobs a round, of every end, for each provider in turn."""
-        ends = [
-            *[("true", JobStatus.FINISHED)] * 8,
-            *[("exit 3", JobStatus.FAILED)] * 2,
-            ("sleep 600", JobStatus.OUT_OF_CREDITS),
-            ("sleep 500", JobStatus.CANCELLED),
-        ]
-        for number in range(rounds):
-            await until(self.has_room, timeout=120)
-            ids = await self.submit_all(ends, f"p{number % 2}")
-            await asyncio.sleep(1)
-            await self.cancel(ids[-1])
+
+async def has_room(customers: Customers) -> bool:
+    return len(await customers.live_jobs()) <= 24
 
 
 def ready(daemon: DaemonProcess) -> bool:
@@ -190,39 +157,19 @@ def ready(daemon: DaemonProcess) -> bool:
 
 @pytest.mark.timeout(120 + 20 * ROUNDS)
 async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
-    (tmp_path / "tally").mkdir()
     async with (
         a_node() as node,
-        live_grid(node, await deploy(node, PARAMS)) as grid,
         Proxy(node.url, seed=SEED, hang=0.5) as proxy,
+        life(node, tmp_path, url=proxy.url) as found,
     ):
-        place = tmp_path / "definitions"
-        crowd = Crowd(grid, place, tmp_path / "tally")
-        shared = {"url": proxy.url, "definitions": str(place)}
-        daemons = [
-            DaemonProcess(grid, tmp_path / "p0", account=4, **shared),
-            DaemonProcess(grid, tmp_path / "p1", account=5, **shared),
-            DaemonProcess(grid, tmp_path / "m", kind="scheduler", account=1, url=proxy.url),
-        ]
-        try:
-            for daemon in daemons:
-                daemon.start()
-            # Who can't look at the endpoint when it starts says so and ends: no part of this.
-            await until(lambda: all(ready(daemon) for daemon in daemons))
-            proxy.rates, proxy.counts = mixed(RATE), Counter()
-            await crowd.live(ROUNDS)
-            await until(lambda: all_final(grid, crowd.ids), timeout=60 + 10 * ROUNDS)
-            await until(lambda: all_closed(grid, tmp_path), timeout=30)
-            print(f"{len(crowd.ids)} jobs, {proxy.counts.total()} requests, {proxy.counts}")
-            assert proxy.faults > RATE * 0.8 * (proxy.faults + proxy.counts["fair"])
-            assert all(proxy.counts[fault] for fault in MIXED), proxy.counts
-            for daemon in daemons:
-                assert daemon.alive, daemon.log.read_text()[-2_000:]
-                assert await daemon.stop() == 0
-                assert "Traceback" not in daemon.log.read_text(), daemon.log
-            await compare(grid, crowd, tmp_path)
-        finally:
-            for daemon in daemons:
-                daemon.kill()
-            left = leftovers(tmp_path)
-        assert left == []
+        daemons = found.daemons.values()
+        for daemon in daemons:
+            daemon.start()
+        # Who can't look at the endpoint when it starts says so and ends: no part of this.
+        await until(lambda: all(ready(daemon) for daemon in daemons))
+        proxy.rates, proxy.counts = mixed(RATE), Counter()
+        await live(found.customers, ROUNDS)
+        await found.end(patience=90 + 10 * ROUNDS)
+        print(f"{12 * ROUNDS} jobs, {proxy.counts.total()} requests, {proxy.counts}")
+        assert proxy.faults > RATE * 0.8 * (proxy.faults + proxy.counts["fair"])
+        assert all(proxy.counts[fault] for fault in MIXED), proxy.counts

@@ -146,16 +146,16 @@ class Life:
     folder: Path
     daemons: dict[str, DaemonProcess]
 
-    async def end(self) -> None:
-        """See every job end and every daemon stop, and judge the books."""
+    async def end(self, patience: float = 90, *, emptied: bool = False) -> None:
+        """See every job end within `patience` seconds and every daemon stop; judge the books."""
         for name, daemon in self.daemons.items():
             assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
-        await until(self.customers.all_final, timeout=90)
+        await until(self.customers.all_final, timeout=patience)
         await until(lambda: all_closed(self.grid, self.folder), timeout=30)
         for daemon in self.daemons.values():
             assert await daemon.stop() == 0
             assert "Traceback" not in daemon.log.read_text(), daemon.log
-        await judge(self.customers, self.folder)
+        await judge(self.customers, self.folder, emptied=emptied)
 
 
 @asynccontextmanager
@@ -203,9 +203,9 @@ async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
         lambda busy: [
             _again(busy, each, pause)
             for each, pause in (
-                (trouble.ordinary, 2.0),
-                (trouble.topped_up, 4.0),
-                (trouble.misfits, 7.0),
+                (trouble.ordinary, 0.0),
+                (trouble.topped_up, 1.0),
+                (trouble.misfits, 0.0),
                 (trouble.challenge, 5.0),
                 (trouble.spike, 15.0),
                 (trouble.replace_head, 11.0),
@@ -229,8 +229,13 @@ async def _live(
         for name, points in orders.items()
         if points
     ]
-    await asyncio.gather(*work(lambda: not all(task.done() for task in tasks)))
-    kills = [kill for some in await asyncio.gather(*tasks) for kill in some]
+    try:
+        await asyncio.gather(*work(lambda: not all(task.done() for task in tasks)))
+        kills = [kill for some in await asyncio.gather(*tasks) for kill in some]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.sleep(1)
     await life.end()
     return kills
@@ -255,17 +260,18 @@ class Trouble:
         self.silent, self.challenger = dev_accounts()[6:8]
 
     async def begin(self) -> None:
-        """A third provider that has no daemon."""
+        """A third provider that has no daemon; and nobody believes what may yet be replaced."""
+        for account in (*self.grid.customers, self.silent, self.challenger):
+            self.grid.sender(account, confirmations=1)
         registry = self.grid.contracts.registry
         await self.grid.send(self.silent, registry.register(HARDWARE, CHEAP, {"place": "nowhere"}))
         await self.grid.send(self.grid.admin, registry.approve(self.silent.address, 1))
 
     async def ordinary(self) -> None:
-        if len(await self.customers.live_jobs()) < 16:
-            wishes = [FINISHES, FAILS, RUNS_OUT, IS_CANCELLED]
-            *_, doomed = await self.customers.submit(*wishes, retries=3)
-            await asyncio.sleep(5)
-            await self.customers.cancel([doomed])
+        wishes = [FINISHES, FAILS, RUNS_OUT, IS_CANCELLED]
+        *_, doomed = await self.customers.submit(*wishes, retries=3)
+        await asyncio.sleep(5)
+        await self.customers.cancel([doomed])
 
     async def topped_up(self) -> None:
         """A job that lasts until its credits are spent gets more of them while it runs."""
@@ -288,11 +294,11 @@ class Trouble:
         """One whose definition asks for something else, one that has no room anywhere."""
         other = Resources(tasks=2, cpus_per_task=1, mem_per_cpu=64, gpus=0)
         large = Resources(tasks=12, cpus_per_task=1, mem_per_cpu=64, gpus=0)
-        if len(await self.customers.live_jobs()) < 20:
-            await self.customers.submit(Wish("true", JobStatus.PANICKED, asked=other), place="p0")
-            await self.customers.submit(
-                Wish("true", JobStatus.CANCELLED, resources=large), place="p0"
-            )
+        await self.customers.submit(Wish("true", JobStatus.PANICKED, asked=other), place="p0")
+        big = Wish("true", JobStatus.CANCELLED, resources=large)
+        digests = await self.customers.submit(big, place="p0")
+        await asyncio.sleep(12)
+        await self.customers.cancel(digests)
 
     async def challenge(self) -> None:
         """Ask the tormented provider for a sign of life."""

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.devnet.node import dev_accounts
+from deepsquare_chain.errors import GridError
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.duties import Watch
@@ -121,7 +122,11 @@ def _main(kind: str, arguments: dict[str, Any], crash_at: str, log: str) -> None
     os.dup2(handle, sys.stdout.fileno())
     os.dup2(handle, sys.stderr.fileno())
     configure_logging("debug", "console")
-    asyncio.run(_KINDS[kind](**arguments))
+    try:
+        asyncio.run(_KINDS[kind](**arguments))
+    except GridError as error:  # as the command does
+        print(error.message, error.hint, sep="\n", flush=True)
+        sys.exit(error.exit_code)
 
 
 async def _provider(

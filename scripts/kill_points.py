@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Kill provider and scheduler at every labelled step, in a calm life and in a rough one.
+
+Prints a table on stderr and JSON on stdout; ends with 1 where a label was never reached, and with
+an assertion where the books of a life do not agree to the wei.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from deepsquare_chain.devnet.anvil import Anvil
+from tests.support.gridlife import PARAMS
+from tests.support.killing import (
+    ROUGH_PARAMS,
+    Kill,
+    as_rows,
+    calm,
+    in_order,
+    life,
+    points,
+    rough,
+)
+
+#: At least so many kills in each life make the figure that is claimed.
+WANTED: Final = 60
+#: How often each label kills: at its first passage of a process, then at its second.
+PASSAGES: Final = {"calm": 2, "rough": 1}
+
+
+def passages(labels: Sequence[str], count: int) -> list[str]:
+    """Each label at its first passage of a process, then at its second, ..."""
+    later = [f"{label}:{number}" for number in range(2, count + 1) for label in labels]
+    return [*labels, *later]
+
+
+async def one_life(kind: str, seed: int) -> dict[str, Any]:
+    """All points of a life; the figures of it."""
+    count = PASSAGES[kind]
+    dice, is_rough = random.Random(seed), kind == "rough"  # noqa: S311
+    mine = in_order(points("provider", rough=is_rough), dice)
+    theirs = in_order(points("metascheduler", rough=is_rough), dice)
+    orders: dict[str, Sequence[str]] = {"scheduler": passages(theirs, count)}
+    if is_rough:
+        # Its successors need a provider that lives.
+        orders["p0"] = passages(mine, count)
+    else:
+        every = passages(mine, count)
+        orders |= {"p0": every[::2], "p1": every[1::2]}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="deepsquare-kills-") as place:
+        async with (
+            Anvil(block_time=1) as node,
+            life(node, Path(place), ROUGH_PARAMS if is_rough else PARAMS) as found,
+        ):
+            kills = await (rough if is_rough else calm)(found, orders)
+            jobs = len(await found.customers.jobs())
+    return {
+        "life": kind,
+        "kills": kills,
+        "jobs": jobs,
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def tell(console: Console, lives: Sequence[dict[str, Any]]) -> None:
+    """One line a label, one column a life: seconds to the death, or a dash where it never came."""
+    table = Table("role", "label", *(each["life"] for each in lives))
+    roles: dict[tuple[str, str], dict[str, str]] = {}
+    for each in lives:
+        for kill in each["kills"]:
+            service = "scheduler" if kill.role == "scheduler" else "provider"
+            row = roles.setdefault((service, kill.point), {})
+            row[each["life"]] = f"{kill.seconds:.1f} s" if kill.reached else "NEVER REACHED"
+    for (service, point), row in sorted(roles.items()):
+        table.add_row(service, point, *(row.get(each["life"], "") for each in lives))
+    console.print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--life", choices=["calm", "rough", "both"], default="both")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    wanted = ["calm", "rough"] if options.life == "both" else [options.life]
+    lives = []
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("killing", total=len(wanted))
+        for kind in wanted:
+            progress.update(bar, description=f"killing in a {kind} life")
+            lives.append(asyncio.run(one_life(kind, options.seed)))
+            progress.advance(bar)
+    tell(console, lives)
+    missed: list[Kill] = [kill for each in lives for kill in each["kills"] if not kill.reached]
+    reached = {each["life"]: sum(kill.reached for kill in each["kills"]) for each in lives}
+    found = {
+        "lives": [{**each, "kills": as_rows(each["kills"])} for each in lives],
+        "reached": reached,
+        "never_reached": as_rows(missed),
+        "load_average": [round(each, 1) for each in os.getloadavg()],
+    }
+    print(json.dumps(found, indent=2))
+    return 1 if missed or min(reached.values()) < WANTED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

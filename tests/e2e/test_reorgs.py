@@ -1,0 +1,178 @@
+"""Blocks are replaced under whole daemons: rolled back and done again, or halted where too deep.
+
+Transactions that vanish are offered again by those who sent them. Two depths here, all of them in
+`make reorgs`. Blocks come several times a second, so chain time runs ahead of every clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.chain.deploying import GridParams, Timeouts
+from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.job import JobStatus
+from tests.support.anvil import start_anvil
+from tests.support.gridlife import Wish, open_table
+from tests.support.killing import Life, life, replace_blocks
+from tests.support.rundaemon import until
+
+# Chain time runs up to ten times as fast as the clock.
+PARAMS = GridParams(
+    admin_delay=0,
+    timeouts=Timeouts(
+        claim_timeout=3_600,
+        pending_timeout=36_000,
+        response_timeout=3_600,
+        response_blocks=1_000,
+        report_grace=36_000,
+        top_up_notice=10,
+    ),
+)
+LONG = 20_000
+WISHES = (
+    Wish("sleep 1", JobStatus.FINISHED, limit=LONG),
+    Wish("exit 3", JobStatus.FAILED, limit=LONG),
+    Wish("sleep 900", JobStatus.CANCELLED, limit=LONG),
+)
+TIMES = 3
+WHOLE = os.environ.get("DEEPSQUARE_REORGS") == "all"
+#: Depth, and whether the node puts the replaced transactions into the new blocks.
+CASES = [(depth, keep) for depth in (1, 2, 7, 32, 64) for keep in (True, False)]
+SHORT = [(2, True), (7, False)]
+
+
+class Miner:
+    """Makes blocks at a steady pace; nobody else does, so that it can be made to wait."""
+
+    def __init__(self, node: Node, pace: float) -> None:
+        self.node, self.pace, self.turn = node, pace, asyncio.Lock()
+
+    async def run(self) -> None:
+        while True:
+            async with self.turn:
+                await self.node.mine()
+            await asyncio.sleep(self.pace)
+
+    async def blocks(self, count: int) -> None:
+        """Wait for so many more."""
+        until_number = await self.head() + count
+        while await self.head() < until_number:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(self.pace)
+
+    async def head(self) -> int:
+        return int(await self.node.rpc("eth_blockNumber"), 16)
+
+
+@asynccontextmanager
+async def mined_life(
+    folder: Path, confirmations: int, pace: float
+) -> AsyncIterator[tuple[Life, Miner]]:
+    """A grid whose customers believe as slowly as its daemons."""
+    async with start_anvil(options=("--no-mining",)) as node:
+        miner = Miner(node, pace)
+        mining = asyncio.create_task(miner.run())
+        try:
+            async with life(node, folder, PARAMS, confirmations=confirmations) as found:
+                for account in found.grid.customers:
+                    found.grid.sender(account, confirmations=confirmations)
+                await miner.blocks(confirmations + 2)
+                yield found, miner
+        finally:
+            mining.cancel()
+            await asyncio.gather(mining, return_exceptions=True)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("depth", "keep"), CASES if WHOLE else SHORT)
+async def test_replaced_blocks_are_done_again(tmp_path: Path, depth: int, keep: bool):
+    pace = 0.25 if depth < 10 else 0.1
+    async with mined_life(tmp_path, depth, pace) as (found, miner):
+        for daemon in found.daemons.values():
+            daemon.start()
+        over = asyncio.Event()
+        working = asyncio.create_task(work(found, over))
+        taken = 0
+        for _ in range(TIMES):
+            await miner.blocks(depth + 12)
+            await until(lambda: recent_transactions(miner, depth), timeout=60)
+            async with miner.turn:
+                taken += await replace_blocks(miner.node, depth, keep=keep)
+        over.set()
+        await working
+        assert taken >= TIMES
+        await found.end()
+        rolled_back = sum(
+            daemon.log.read_text().count("reorganisation") for daemon in found.daemons.values()
+        )
+        jobs = len(await found.customers.jobs())
+        print(f"depth {depth}, kept {keep}: {taken} transactions taken back, {jobs} jobs")
+        assert rolled_back, "nobody noticed"
+
+
+async def work(found: Life, over: asyncio.Event) -> None:
+    number = 0
+    while not over.is_set():
+        if len(await found.customers.live_jobs()) < 12:
+            *_, doomed = await found.customers.submit(*WISHES, place=f"p{number % 2}")
+            await asyncio.sleep(1)
+            await found.customers.cancel([doomed])
+            number += 1
+        await asyncio.sleep(0.3)
+
+
+async def recent_transactions(miner: Miner, depth: int) -> bool:
+    """Whether something happened in the blocks that are to be replaced."""
+    head = await miner.head()
+    for number in range(head - depth + 1, head + 1):
+        block = await miner.node.rpc("eth_getBlockByNumber", hex(number), False)
+        if block["transactions"]:
+            return True
+    return False
+
+
+@pytest.mark.timeout(120)
+async def test_too_deep_a_reorganisation_halts_and_an_empty_state_goes_on(tmp_path: Path):
+    """A report that was believed is taken back: the provider stops and says why, every time.
+
+    A person who looks into it and begins with an empty database, as the message says, loses
+    nothing: the run is found by its folder and reported again.
+    """
+    async with mined_life(tmp_path, 2, 0.25) as (found, miner):
+        provider = found.daemons["p0"]
+        for daemon in found.daemons.values():
+            daemon.start()
+        wish = Wish("sleep 4", JobStatus.FINISHED, limit=LONG)
+        await found.customers.submit(wish, place="p0")
+        await until(found.customers.all_final)
+        await miner.blocks(4)  # the report is believed
+        async with miner.turn:
+            await replace_blocks(miner.node, 7, keep=False)
+        for name, daemon in found.daemons.items():
+            await until(lambda daemon=daemon: not daemon.alive, timeout=20)
+            words = daemon.log.read_text()
+            assert "service can't go on" in words, name
+            assert "which was believed" in words, name
+            assert "empty state folder" in words, name
+            assert "Traceback" not in words, name
+        provider.start()
+        await until(lambda: not provider.alive, timeout=20)
+        for daemon in found.daemons.values():
+            for file in daemon.folder.glob("*.db*"):
+                file.unlink()
+            before = daemon.log.read_text().count("service starts")
+            daemon.start()
+            await until(lambda d=daemon, n=before: d.log.read_text().count("service starts") > n)
+        await until(lambda: knows_a_job(found))
+        await found.end(emptied=True)
+
+
+def knows_a_job(found: Life) -> bool:
+    table, store = open_table(found.grid, found.folder, 0)
+    with store:
+        return bool(table.all())
