@@ -1,0 +1,108 @@
+"""What protects readers and wallets: headers of every answer, and who may post what.
+
+The pages hold no secret and set no cookie. What has to be kept out is markup in strangers' texts,
+a foreign page that frames or scripts these, and a foreign page that posts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CONTENT_SECURITY_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+        "base-uri 'none'",
+    )
+)
+HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class SecurityHeaders:
+    """Adds the headers to every answer, streams included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, sent)
+
+
+def is_own(request: Request) -> bool:
+    """Whether a post comes from one of these pages, or from no browser at all.
+
+    JSON is what no form of a foreign page can send unasked; browsers also say where they are.
+    """
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        return False
+    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        return False
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+
+
+class Allowance:
+    """So many requests a minute for each client, after a first burst of as many.
+
+    Args:
+        a_minute: Requests of one client.
+        clients: How many are remembered; the longest unseen is forgotten first.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, a_minute: int, *, clients: int = 4_096, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._a_minute = a_minute
+        self._clients = clients
+        self._clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str) -> bool:
+        """Whether this client may have one more now."""
+        now = self._clock()
+        left, seen = self._left.pop(client, (float(self._a_minute), now))
+        left = min(float(self._a_minute), left + (now - seen) * self._a_minute / 60)
+        allowed = left >= 1
+        self._left[client] = (left - 1 if allowed else left, now)
+        while len(self._left) > self._clients:
+            self._left.popitem(last=False)
+        return allowed
+
+
+def client_of(request: Request) -> str:
+    """Who asks, as far as the connection tells."""
+    return request.client.host if request.client else "?"
