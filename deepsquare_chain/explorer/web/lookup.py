@@ -1,0 +1,99 @@
+"""Transactions that made no event: asked of the node, with the reason of a refusal."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eth_utils.address import to_checksum_address
+from hexbytes import HexBytes
+from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.reverts import decode_revert
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.explorer.web.decoding import DecodedCall, decode_call
+
+_HASH: Final = re.compile(r"0x[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """A transaction as the node tells it; amounts in wei of the chain's own coin.
+
+    `block` is None while it waits; `reason` says why it was refused, as far as that can be told.
+    """
+
+    hash: str
+    sender: str
+    to: str | None
+    contract: str
+    nonce: int
+    value: int
+    block: int | None
+    ok: bool | None
+    gas_used: int
+    gas_price: int
+    reason: str
+    hint: str
+    call: DecodedCall | None
+    input: str
+
+
+async def look_up(contracts: Contracts, tx_hash: str) -> LookedUp | None:
+    """Ask the node; None where it does not know either, or does not answer."""
+    if not _HASH.fullmatch(tx_hash):
+        return None
+    eth = contracts.w3.eth
+    try:
+        sent: Any = await eth.get_transaction(HexBytes(tx_hash))
+    except (TransactionNotFound, Web3Exception, GridError):
+        return None
+    try:
+        receipt: Any = await eth.get_transaction_receipt(HexBytes(tx_hash))
+    except (TransactionNotFound, Web3Exception, GridError):
+        receipt = None
+    ok = None if receipt is None else receipt["status"] == 1
+    reason, hint = await _reason(contracts, sent, receipt) if ok is False else ("", "")
+    return _found(contracts, tx_hash, sent, receipt, reason, hint)
+
+
+def _found(
+    contracts: Contracts, tx_hash: str, sent: Any, receipt: Any, reason: str, hint: str
+) -> LookedUp:
+    to = str(to_checksum_address(sent["to"])) if sent.get("to") else None
+    parts = (contracts.credit, contracts.registry, contracts.scheduler)
+    name = next((part.artifact for part in parts if part.address == to), "")
+    data = "0x" + bytes(sent["input"]).hex()
+    return LookedUp(
+        hash=tx_hash,
+        sender=str(to_checksum_address(sent["from"])),
+        to=to,
+        contract=name,
+        nonce=int(sent["nonce"]),
+        value=int(sent["value"]),
+        block=None if receipt is None else int(receipt["blockNumber"]),
+        ok=None if receipt is None else receipt["status"] == 1,
+        gas_used=0 if receipt is None else int(receipt["gasUsed"]),
+        gas_price=int((receipt or {}).get("effectiveGasPrice") or sent.get("gasPrice") or 0),
+        reason=reason,
+        hint=hint,
+        call=decode_call(name, data) if name else None,
+        input=data[:20_000],
+    )
+
+
+async def _reason(contracts: Contracts, sent: Any, receipt: Any) -> tuple[str, str]:
+    """Try it again on the block before, as near as a node can come to where it stood."""
+    body: Any = {"from": sent["from"], "data": sent["input"], "value": sent["value"]}
+    if sent.get("to"):
+        body["to"] = sent["to"]
+    try:
+        await contracts.w3.eth.call(body, int(receipt["blockNumber"]) - 1)
+    except ContractLogicError as error:
+        found = decode_revert(error)
+        return found.message, found.hint
+    except (Web3Exception, GridError):
+        return "The node does not tell why.", ""
+    return "It ran out of gas, or what it met had changed within its block.", ""

@@ -1,0 +1,304 @@
+"""What pages say about what the index answers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deepsquare_chain.credits import cost, fee
+from deepsquare_chain.explorer.index.rows import (
+    EscrowPoint,
+    JobDetail,
+    JobRow,
+    ProviderChange,
+    StatusPoint,
+    TransitionRow,
+    UsePoint,
+    Utilisation,
+)
+from deepsquare_chain.explorer.web import charts
+from deepsquare_chain.explorer.web.formats import count, duration, plain_amount
+from deepsquare_chain.job import JobStatus
+
+LIVE: Final = tuple(each for each in JobStatus if each.is_live)
+ENDS: Final = (
+    JobStatus.FINISHED,
+    JobStatus.FAILED,
+    JobStatus.OUT_OF_CREDITS,
+    JobStatus.CANCELLED,
+    JobStatus.PANICKED,
+)
+_CREDIT: Final = 10**18
+_HOUR: Final = 3_600
+
+MEANINGS: Final[Mapping[JobStatus, str]] = {
+    JobStatus.PENDING: "waits for a provider",
+    JobStatus.META_SCHEDULED: "assigned, not yet taken by the provider",
+    JobStatus.SCHEDULED: "taken by the provider, not yet started",
+    JobStatus.RUNNING: "runs; the meter is on",
+    JobStatus.CANCELLED: "ended by its customer",
+    JobStatus.FINISHED: "ended by itself with exit code 0",
+    JobStatus.FAILED: "ended by itself with another exit code",
+    JobStatus.OUT_OF_CREDITS: "stopped when its time or credits were used up",
+    JobStatus.PANICKED: "given up: its provider could not bring it to an end",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A status change with the seconds that the job stayed there; `ongoing` while it still does."""
+
+    row: TransitionRow
+    seconds: int
+    ongoing: bool
+
+
+def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
+    """A job's way with its durations; the last one lasts until `now`, or is the end."""
+    found = []
+    for at, row in enumerate(rows):
+        last = at + 1 == len(rows)
+        ongoing = last and not row.after.is_final
+        until = now if last else rows[at + 1].at.time
+        found.append(Stage(row, max(0, until - row.at.time), ongoing))
+    return tuple(found)
+
+
+def life_strip(found: Sequence[Stage]) -> charts.Strip:
+    """The way of a job as a strip of its live statuses."""
+    return charts.strip(
+        [
+            (f"f-{each.row.after.name}", each.seconds, f"{each.row.after.name} {_long(each)}")
+            for each in found
+            if each.row.after.is_live
+        ]
+    )
+
+
+def _long(stage: Stage) -> str:
+    return duration(stage.seconds) + (" so far" if stage.ongoing else "")
+
+
+def flows(detail: JobDetail) -> tuple[charts.Step, ...]:
+    """Where the escrow came from and went, as a waterfall that ends at what is still held."""
+    row = detail.row
+    parts = [
+        ("funded", "in", row.funded),
+        ("carried in", "carried", detail.carried_in),
+        ("paid", "paid", -row.paid),
+        ("fee", "fee", -row.fee),
+        ("refunded", "back", -row.refunded),
+        ("carried out", "carried", -detail.carried_out),
+    ]
+    found = charts.waterfall([part for part in parts if part[2]])
+    most = found[0].most if found else 0
+    # What is left stands on the ground, as a sum does.
+    return (*found, charts.Step("in escrow", "held", row.escrow, 0, row.escrow, most))
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """A bill computed again, in credit-wei, and whether the chain wrote the same.
+
+    `most` are the seconds that could be billed: what passed, and what was allotted.
+    """
+
+    seconds: int
+    most: int
+    rate: int
+    cost: int
+    fee_bps: int
+    fee: int
+    paid: int
+    refunded: int
+    agrees: bool
+
+
+def bill(detail: JobDetail) -> Bill | None:
+    """Seconds times rate, the fee floored, the rest back; None while nothing is settled."""
+    row = detail.row
+    if not row.status.is_final or not row.ended_at or detail.carried_out:
+        return None
+    elapsed = max(0, row.ended_at - row.started_at) if row.started_at else 0
+    most = min(elapsed, detail.allotment)
+    whole = cost(row.rate, row.billed_seconds)
+    share = fee(whole, detail.fee_bps)
+    back = row.funded + detail.carried_in - whole
+    told = (row.paid, row.fee, row.refunded)
+    agrees = told == (whole - share, share, back) and row.billed_seconds <= most
+    return Bill(
+        seconds=row.billed_seconds,
+        most=most,
+        rate=row.rate,
+        cost=whole,
+        fee_bps=detail.fee_bps,
+        fee=share,
+        paid=whole - share,
+        refunded=back,
+        agrees=agrees,
+    )
+
+
+def used_so_far(detail: JobDetail, now: int) -> int:
+    """Credit-wei that a RUNNING job would be billed if it ended now, else zero."""
+    row = detail.row
+    if row.status is not JobStatus.RUNNING:
+        return 0
+    return cost(row.rate, min(max(0, now - row.started_at), detail.allotment))
+
+
+# -- charts of the whole grid
+
+
+def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
+    """Live jobs by status."""
+    series = [
+        charts.Series(each.name, f"f-{each.name}", [point.jobs[each] for point in points])
+        for each in reversed(LIVE)
+    ]
+    now = sum(points[-1].jobs[each] for each in LIVE) if points else 0
+    most = max((sum(point.jobs[each] for each in LIVE) for point in points), default=0)
+    return charts.layers(
+        f"Live jobs by status: {now} now, {most} at most.",
+        [point.time for point in points],
+        series,
+        lambda value: f"{value:g}",
+    )
+
+
+def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
+    """Ended jobs by how they ended, since the first."""
+    series = [
+        charts.Series(each.name, f"f-{each.name}", [point.jobs[each] for point in points])
+        for each in ENDS
+    ]
+    now = sum(points[-1].jobs[each] for each in ENDS) if points else 0
+    return charts.layers(
+        f"Jobs that ended, by how: {count(now, 'job')} so far.",
+        [point.time for point in points],
+        series,
+        lambda value: f"{value:g}",
+    )
+
+
+def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
+    """Credits in escrow."""
+    values = [point.escrow / _CREDIT for point in points]
+    now = plain_amount(points[-1].escrow) if points else "0"
+    return charts.lines(
+        f"Credits in escrow: {now} now.",
+        [point.time for point in points],
+        [charts.Series("in escrow", "line", values)],
+        lambda value: f"{value:.4g}",
+    )
+
+
+def use_chart(found: Utilisation) -> charts.Chart:
+    """Share of the offered cpus of one provider that was in use."""
+    points = found.points
+    return charts.lines(
+        f"Offered cpus in use: {_share(points):.0%} of the time shown.",
+        [point.time for point in points],
+        [charts.Series("in use", "line", [point.share * 100 for point in points])],
+        lambda value: f"{value:.0f}\u2009%",
+    )
+
+
+def _share(points: Sequence[UsePoint]) -> float:
+    offered = sum(point.offered_seconds for point in points)
+    return sum(point.cpu_seconds for point in points) / offered if offered else 0.0
+
+
+def use_bars(found: Sequence[Utilisation], names: Mapping[str, str]) -> tuple[charts.Bar, ...]:
+    """Utilisation by provider over the time shown, the busiest first."""
+    bars = [
+        charts.Bar(
+            names.get(each.account, each.account),
+            _share(each.points),
+            f"{_share(each.points):.0%}",
+            f"/providers/{each.account}",
+        )
+        for each in found
+    ]
+    return tuple(sorted(bars, key=lambda each: -each.share))
+
+
+def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | None:
+    """Prices of a cpu and a gpu over time, in credits an hour; None before the first."""
+    told = [each for each in reversed(history) if each.kind == "prices"]
+    if not told:
+        return None
+    rows = [(each.at.time, each.values["prices"]) for each in told]
+    rows.append((max(now, rows[-1][0]), rows[-1][1]))
+    series = [
+        charts.Series(f"1 {name}", css, [prices[name] * _HOUR / _CREDIT for _, prices in rows])
+        for name, css in (("cpu", "line"), ("gpu", "line-2"))
+    ]
+    if not any(series[1].values):
+        series.pop()
+    changes = count(len(told) - 1, "change")
+    return charts.lines(
+        f"Prices in credits an hour: {changes}.",
+        [time for time, _ in rows],
+        series,
+        lambda value: f"{value:.4g}",
+    )
+
+
+# -- values of events and calls
+
+#: Fields that hold credit-wei, by their names in events and in the contracts.
+AMOUNTS: Final = frozenset({"amount", "escrow", "paid", "fee", "refunded", "value", "funded"})
+#: Fields that hold credit-wei a second.
+RATES: Final = frozenset({"rate", "cpu", "gpu", "mem"})
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A value by the path that leads to it; `kind` is amount, rate, account, hash, job or text."""
+
+    path: str
+    kind: str
+    value: Any
+
+
+def fields(values: Any, path: str = "", most: int = 120) -> tuple[Field, ...]:
+    """All values of a nested structure, in order; the first `most`."""
+    found: list[Field] = []
+    _collect(values, path, "", found, most)
+    return tuple(found)
+
+
+def _collect(value: Any, path: str, name: str, found: list[Field], most: int) -> None:
+    if len(found) >= most:
+        return
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _collect(each, f"{path}.{key}" if path else str(key), str(key), found, most)
+    elif isinstance(value, list | tuple) and value:
+        for at, each in enumerate(value):
+            _collect(each, f"{path}[{at}]", name, found, most)
+    else:
+        found.append(Field(path, _kind(name, value), value))
+
+
+def _kind(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "text"
+    if isinstance(value, int):
+        if name in AMOUNTS:
+            return "amount"
+        if name in RATES:
+            return "rate"
+        return "job" if name in {"job_id", "jobId", "job_ids", "jobIds", "successor"} else "number"
+    if isinstance(value, str) and value.startswith("0x"):
+        digits = value[2:]
+        if all(each in "0123456789abcdefABCDEF" for each in digits):
+            return {40: "account", 64: "hash"}.get(len(digits), "text")
+    return "text"
+
+
+def is_cancellable(row: JobRow) -> bool:
+    """Whether its customer can still end it."""
+    return row.status.is_live
