@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 import typer
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer
-from deepsquare_chain.client.plain import plain
+from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.errors import GridError
 
 if TYPE_CHECKING:

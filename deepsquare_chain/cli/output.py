@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import IO, Any, Literal
 
-from deepsquare_chain.client.plain import plain
+from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import format_credits, hourly
 
 

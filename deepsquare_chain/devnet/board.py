@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from deepsquare_chain.client.plain import plain
+from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import JobStatus
 

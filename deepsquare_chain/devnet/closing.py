@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepsquare_chain.client.plain import plain
+from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.devnet.blocks import Gas
 from deepsquare_chain.devnet.grid import Grid

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
-from deepsquare_chain.client.plain import plain
+from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import CREDIT
 
 COLUMNS = (

@@ -1,108 +1,164 @@
-"""What the pages stand on: the index, the node, the store, and how they are told to look."""
+"""What every page works with: the index, the node, the templates, and how a page is answered."""
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from hashlib import sha256
+from importlib import resources
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
-from eth_utils.address import is_address, to_checksum_address
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.explorer.index.queries import Index
-from deepsquare_chain.explorer.index.rows import ProviderRow
+from deepsquare_chain.explorer.index.rows import ProviderRow, Status
+from deepsquare_chain.explorer.web import texts
+from deepsquare_chain.job import JobStatus, ProviderStatus
 from deepsquare_chain.store.definitions import DefinitionStore
+
+T = TypeVar("T")
+
+NAVIGATION: Final = (
+    ("/", "Grid"),
+    ("/jobs", "Jobs"),
+    ("/providers", "Providers"),
+    ("/transactions", "Transactions"),
+    ("/blocks", "Blocks"),
+    ("/audit", "Audit"),
+    ("/contracts", "Contracts"),
+)
+_STANDINGS: Final = {
+    ProviderStatus.ACTIVE: "good",
+    ProviderStatus.DRAINING: "warn",
+    ProviderStatus.BANNED: "bad",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
-    """What an account is called: `kind` is provider, contract, role or empty."""
+class Link:
+    """Another explorer: its name, and URLs by kind (tx, address, block) with `{}` for the key."""
 
-    text: str
-    href: str
-    kind: str
+    name: str
+    urls: Mapping[str, str]
 
 
 @dataclass
 class Site:
     """One explorer.
 
-    Attributes:
-        index: What the pages show.
-        contracts: The deployment on a node, for live reads and what the index does not hold.
-        store: Where definitions of jobs submitted here are kept; None where nobody can submit.
-        links: Templates of other explorers' addresses by what they show (tx, address, block), with
-            `{hash}`, `{address}` or `{number}` in them.
-        faucet: Whether the deployment gives credits away.
-        clock: Seconds since the epoch.
+    Args:
+        index: Asked in threads, since it reads a database.
+        contracts: The node, for what the index does not know.
+        store: Where submitted definitions are kept for providers; None takes no jobs.
+        links: Other explorers.
     """
 
     index: Index
     contracts: Contracts
     store: DefinitionStore | None = None
-    links: Mapping[str, str] = field(default_factory=dict)
-    clock: Callable[[], float] = time.time
-    _named: tuple[int, dict[str, Name]] = (-1, {})
+    links: tuple[Link, ...] = ()
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def faucet(self) -> str:
-        """Address of the devnet's faucet, empty elsewhere."""
-        found = self.contracts.deployment.extra.get("faucet", "")
-        return found if isinstance(found, str) else ""
+    async def ask(self, question: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """A question of the index, in a thread."""
+        return await asyncio.to_thread(question, *args, **kwargs)
+
+    async def page(
+        self, request: Request, name: str, *, status_code: int = 200, **values: Any
+    ) -> Response:
+        """Render a template."""
+        state = await self.ask(self.index.status)
+        values = {"cursor": None, "query": "", **values}
+        html = self._templates.get_template(name).render(
+            state=state,
+            here=_section(request.url.path),
+            names=self.names(state),
+            **values,
+        )
+        return HTMLResponse(html, status_code=status_code)
+
+    def names(self, state: Status) -> Mapping[str, str]:
+        """Accounts that have a name in this grid."""
+        return _Names(
+            {
+                state.scheduler: "MetaScheduler",
+                state.registry: "ProviderRegistry",
+                state.credit: "Credit",
+                state.treasury: "treasury",
+                "0x" + "00" * 20: "nobody",
+            }
+        )
+
+    def outside(self, kind: str, key: object) -> list[tuple[str, str]]:
+        """Links to other explorers for something."""
+        return [
+            (link.name, link.urls[kind].replace("{}", quote(str(key), safe="")))
+            for link in self.links
+            if kind in link.urls
+        ]
 
     @cached_property
-    def given_names(self) -> Mapping[str, str]:
-        """Names that the deployment record gives to accounts, by address."""
-        found = self.contracts.deployment.extra.get("names", {})
-        if not isinstance(found, Mapping):
-            return {}
-        return {
-            str(to_checksum_address(account)): str(name)[:40]
-            for account, name in found.items()
-            if is_address(account)
+    def _templates(self) -> Environment:
+        environment = Environment(
+            loader=PackageLoader("deepsquare_chain.explorer.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+        )
+        for name in ("credits", "rate", "duration", "moment", "short", "status", "stranger"):
+            environment.filters[name] = getattr(texts, name)
+        for name in ("percent", "memory", "value", "grouped"):
+            environment.filters[name] = getattr(texts, name)
+        environment.globals |= {
+            "J": JobStatus,
+            "navigation": NAVIGATION,
+            "static": static_url,
+            "links": self.outside,
+            "standing": _standing,
         }
-
-    def names(self, change: int) -> Mapping[str, Name]:
-        """Names of accounts as of a change of the index."""
-        if self._named[0] != change:
-            self._named = (change, self._read_names())
-        return self._named[1]
-
-    def _read_names(self) -> dict[str, Name]:
-        deployment = self.contracts.deployment
-        given = self.given_names
-        found = {
-            account: Name(name, f"/accounts/{account}", "role") for account, name in given.items()
-        }
-        for row in self.index.providers():
-            found[row.account] = Name(
-                provider_name(row, given), f"/providers/{row.account}", "provider"
-            )
-        for name, account in (
-            ("treasury", deployment.treasury),
-            ("Credit", deployment.credit),
-            ("ProviderRegistry", deployment.registry),
-            ("MetaScheduler", deployment.scheduler),
-        ):
-            key = str(to_checksum_address(account))
-            kind = "role" if name == "treasury" else "contract"
-            found.setdefault(key, Name(name, f"/accounts/{key}", kind))
-        return found
-
-    def external(self, kind: str, value: Any) -> str:
-        """Address of a thing at another explorer, empty where none is set."""
-        template = self.links.get(kind, "")
-        return template.replace("{" + LINK_FIELDS[kind] + "}", str(value)) if template else ""
+        return environment
 
 
-#: What stands in braces in a link template of each kind.
-LINK_FIELDS: Mapping[str, str] = {"tx": "hash", "address": "address", "block": "number"}
+class _Names(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return ""
 
 
-def provider_name(row: ProviderRow, given: Mapping[str, str]) -> str:
-    """`provider 1`, with the name that the deployment gives it."""
-    number = f"provider {row.id}" if row.id is not None else "applicant"
-    name = given.get(row.account, "")
-    return f"{number} \u00b7 {name}" if name else number
+def static_files() -> Mapping[str, tuple[bytes, str]]:
+    """The files of our own that pages need, with the hash that names their content."""
+    return _STATIC
+
+
+def static_url(name: str) -> str:
+    """Where a file of ours is; another content is another address, so that it may be kept."""
+    return f"/static/{_STATIC[name][1]}/{name}"
+
+
+def _load() -> dict[str, tuple[bytes, str]]:
+    folder = resources.files("deepsquare_chain.explorer.web") / "static"
+    contents = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
+    # One hash for all: scripts import each other by their names.
+    whole = sha256(b"".join(contents[name] for name in sorted(contents))).hexdigest()[:12]
+    return {name: (data, whole) for name, data in contents.items()}
+
+
+_STATIC: Final = _load()
+
+
+def _standing(row: ProviderRow) -> Any:
+    status, tone = row.status.name.replace("_", " "), _STANDINGS.get(row.status, "")
+    if row.status is ProviderStatus.ACTIVE and not row.active:
+        status, tone = "NOT AVAILABLE", "warn"
+    return texts.Markup('<span class="tag {}">{}</span>').format(tone, status)
+
+
+def _section(path: str) -> str:
+    """The entry of the navigation that a path belongs to."""
+    first = "/" + path.strip("/").partition("/")[0]
+    return first if first in dict(NAVIGATION) else ""

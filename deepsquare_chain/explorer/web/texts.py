@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from deepsquare_chain.client.plain import plain
+from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.job import JobStatus
 
