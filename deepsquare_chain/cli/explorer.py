@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind
 
 app = typer.Typer(help="Look at jobs and credits in a browser.", no_args_is_help=True)
 
@@ -62,4 +62,38 @@ async def index(
             *(found.block, found.finalized, found.head, found.lag),
             *(grid.jobs_total, grid.supply, grid.escrow, place),
         ),
+    )
+
+
+@command(app)
+async def serve(
+    desk: Desk,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port of the pages; 0 takes a free one.")
+    ] = 8547,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="HOST", help="Host name that may be asked (repeat)."),
+    ] = None,
+    submissions: Annotated[
+        bool, typer.Option(help="Take jobs from the browser into the folder of definitions.")
+    ] = True,
+) -> None:
+    """Serve the explorer's pages and keep their index; stay until Ctrl-C."""
+    from deepsquare_chain.cli.services import explore
+
+    def ready(url: str) -> None:
+        if desk.printer.style is Format.JSON:
+            desk.printer.document({"url": url})
+        else:
+            desk.printer.note(f"explorer    {url}")
+
+    await explore(
+        desk.settings,
+        host=host,
+        port=port,
+        names=tuple(name or ()),
+        submissions=submissions,
+        ready=ready,
     )

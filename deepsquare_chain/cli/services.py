@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from eth_account.signers.local import LocalAccount
@@ -74,3 +75,35 @@ async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: 
             **_common(settings, "metascheduler", who),
         ),
     )
+
+
+async def explore(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    names: tuple[str, ...],
+    submissions: bool,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve the explorer until a signal; `ready` gets its URL. Errors as `open_explorer`."""
+    from deepsquare_chain.daemon.service import ServiceSettings
+    from deepsquare_chain.explorer.index.service import index_place
+    from deepsquare_chain.explorer.web.server import Address, open_explorer
+    from deepsquare_chain.explorer.web.site import Link
+
+    deployment = Deployment.load(settings.deployment)
+    configure_logging(settings.log_level, settings.log_format, service="explorer")
+    common = _common(settings, "explorer", "")
+    common["state_dir"] = settings.state_dir
+    async with open_explorer(
+        settings.endpoint,
+        deployment,
+        index_place(settings),
+        ServiceSettings(**common),
+        address=Address(host, port, names),
+        store=FolderDefinitionStore(settings.store) if submissions else None,
+        links=Link.parse(settings.explorer_links),
+    ) as explorer:
+        ready(explorer.url)
+        await explorer.daemon.run()

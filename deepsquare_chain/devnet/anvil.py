@@ -20,7 +20,7 @@ from deepsquare_chain.devnet.node import (
     Node,
 )
 from deepsquare_chain.devnet.process import ChildProcess
-from deepsquare_chain.devnet.serving import HOST, open_listener
+from deepsquare_chain.observe.serving import HOST, open_listener
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 
 PACKAGE = "@foundry-rs/anvil-linux-amd64"

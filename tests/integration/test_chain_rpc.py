@@ -19,7 +19,7 @@ from deepsquare_chain.chain.rpc import (
 )
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.devnet.node import Node
-from deepsquare_chain.devnet.serving import open_listener
+from deepsquare_chain.observe.serving import open_listener
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.store.database import Store
 from tests.support.livegrid import LiveGrid

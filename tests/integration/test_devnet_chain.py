@@ -26,7 +26,7 @@ from deepsquare_chain.devnet.node import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.pool import Pool, PooledTransaction
 from deepsquare_chain.devnet.rpcerrors import reverted
 from deepsquare_chain.devnet.rpcserver import MAX_BODY
-from deepsquare_chain.devnet.serving import open_listener
+from deepsquare_chain.observe.serving import open_listener
 from deepsquare_chain.errors import UsageError
 
 GWEI = 10**9

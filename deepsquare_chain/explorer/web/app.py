@@ -1,187 +1,194 @@
-"""The explorer as an ASGI application."""
+"""The explorer as an ASGI application: pages, live streams, the wallet's JSON, and errors."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Route
-from web3.exceptions import Web3Exception
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
     InsufficientFundsError,
     JobFileError,
-    NotAuthorisedError,
     NotFoundError,
     RevertedError,
     UsageError,
 )
-from deepsquare_chain.explorer.web import chainpages, lists, things, wallet
-from deepsquare_chain.explorer.web.live import Live
-from deepsquare_chain.explorer.web.security import SecurityHeaders, Tokens
-from deepsquare_chain.explorer.web.site import Site, static_files
+from deepsquare_chain.explorer.web.live import Feed, live
+from deepsquare_chain.explorer.web.pages import (
+    accounts,
+    audit,
+    chain,
+    contracts,
+    home,
+    jobs,
+    providers,
+    wallet,
+)
+from deepsquare_chain.explorer.web.render import FOLDER, Renderer, environment
+from deepsquare_chain.explorer.web.security import Allowance, SecurityHeaders
+from deepsquare_chain.explorer.web.site import Site
 from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.metrics import CONTENT_TYPE, Metrics
+from deepsquare_chain.observe.probe import Health
 
-Page = Callable[[Site, Request], Awaitable[Response]]
-
-#: Requests a second of one client, and at once, that make the explorer work.
-RATE: Final = 20.0
-BURST: Final = 80.0
-_MEDIA: Final = {
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "svg": "image/svg+xml",
-}
-_STATUS: Final[Sequence[tuple[type[GridError], int]]] = (
+LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+#: Posts a minute of one client.
+POSTS_A_MINUTE: Final = 60
+_STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
     (NotFoundError, 404),
-    (UsageError, 400),
-    (JobFileError, 400),
     (InsufficientFundsError, 409),
     (RevertedError, 409),
-    (NotAuthorisedError, 403),
+    (JobFileError, 400),
+    (UsageError, 400),
     (EndpointError, 502),
 )
+_TITLES: Final = {
+    400: "That can’t be meant",
+    403: "Not from here",
+    404: "There is no such thing here",
+    405: "Not that way",
+    409: "Not possible now",
+    413: "Too large",
+    429: "Too many requests",
+    502: "The node does not answer",
+}
 _log = get_logger(__name__)
+
+PAGES: Final[Sequence[BaseRoute]] = (
+    Route("/", home.home),
+    Route("/search", home.search),
+    Route("/jobs", jobs.jobs),
+    Route("/jobs/{job}", jobs.job),
+    Route("/accounts/{account}", accounts.account),
+    Route("/accounts/{account}/jobs", accounts.account_jobs),
+    Route("/accounts/{account}/statement.csv", accounts.statement),
+    Route("/providers", providers.providers),
+    Route("/providers/{provider}", providers.provider),
+    Route("/transactions", chain.transactions),
+    Route("/transactions/{hash}", chain.transaction),
+    Route("/blocks", chain.blocks),
+    Route("/blocks/{block}", chain.block),
+    Route("/audit", audit.audit),
+    Route("/contracts", contracts.contracts),
+    Route("/contracts/{contract}", contracts.contract),
+    Route("/contracts/{contract}/abi.json", contracts.abi),
+    Route("/submit", wallet.form),
+    Route("/live", live),
+    Route("/wallet/grid", wallet.grid),
+    Route("/wallet/submit", wallet.submit, methods=["POST"]),
+    Route("/wallet/topup", wallet.top_up, methods=["POST"]),
+    Route("/wallet/cancel", wallet.cancel, methods=["POST"]),
+    Route("/wallet/outcome/{hash}", wallet.outcome),
+)
 
 
 def explorer_app(
-    site: Site, *, hosts: Sequence[str] = (), more_routes: Sequence[BaseRoute] = ()
+    site: Site,
+    *,
+    hosts: Sequence[str] = LOOPBACK,
+    more_routes: Sequence[BaseRoute] = (),
+    probe: Callable[[], Health] | None = None,
+    metrics: Metrics | None = None,
 ) -> Starlette:
-    """All pages of a site.
+    """The explorer of one site.
 
     Args:
-        site: What they show.
-        hosts: Names under which it may be asked; any where the list is empty. A page that points
-            its own name at loopback must not read a private explorer.
-        more_routes: Further routes, such as the JSON API's.
+        site: What it shows.
+        hosts: Names under which it may be asked; a page whose own name was pointed here is refused.
+        more_routes: Routes beside the pages, such as those of the JSON API.
+        probe: Health of the indexer, for `/healthz`.
+        metrics: Figures for `/metrics`.
     """
-    live, auditor = Live(site), chainpages.Auditor(site)
-    tokens = Tokens(RATE, BURST)
+    app = Starlette(
+        routes=[
+            *PAGES,
+            *more_routes,
+            Route("/healthz", _healthz(probe)),
+            Route("/metrics", _metrics(metrics)),
+            Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
+        ],
+        middleware=[
+            Middleware(SecurityHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        ],
+        exception_handlers={
+            GridError: _on_error,
+            HTTPException: _on_error,
+            Exception: _on_error,
+        },
+    )
+    app.state.site = site
+    app.state.render = Renderer(site)
+    app.state.feed = Feed(site.index)
+    app.state.allowance = Allowance(POSTS_A_MINUTE)
+    return app
 
-    def page(path: str, handler: Page, methods: Sequence[str] = ("GET",)) -> Route:
-        @functools.wraps(handler)
-        async def answer(request: Request) -> Response:
-            wait = tokens.take(request.client.host if request.client else "")
-            if wait:
-                raise HTTPException(429, headers={"Retry-After": str(int(wait) + 1)})
-            return await handler(site, request)
 
-        return Route(path, answer, methods=list(methods))
-
-    async def audited(site: Site, request: Request) -> Response:
-        return await chainpages.audit(site, auditor, request)
-
-    async def submit_form(site: Site, request: Request) -> Response:
-        rows = [row for row in await site.ask(site.index.providers) if row.active]
-        return await site.page(
-            request, "submit.html", rows=rows, storing=site.store is not None
+def _healthz(probe: Callable[[], Health] | None) -> Any:
+    async def healthz(_: Request) -> Response:
+        found = probe() if probe is not None else Health(live=True, ready=True, details={})
+        return JSONResponse(
+            {"live": found.live, "ready": found.ready}, status_code=200 if found.ready else 503
         )
 
-    async def refused(request: Request, error: Exception) -> Response:
-        return await _refused(site, request, error)
-
-    routes: list[BaseRoute] = [
-        page("/", lists.home),
-        page("/jobs", lists.jobs),
-        page("/jobs/{id}", things.job),
-        page("/providers", lists.providers),
-        page("/providers/{key}", things.provider),
-        page("/accounts/{address}", things.account),
-        page("/accounts/{address}/statement.csv", things.statement_csv),
-        page("/transactions", lists.transactions),
-        page("/transactions/{hash}", chainpages.transaction),
-        page("/blocks", lists.blocks),
-        page("/blocks/{which}", lists.block),
-        page("/audit", audited),
-        page("/contracts", chainpages.contracts),
-        page("/contracts/{name}", chainpages.contract),
-        page("/search", lists.search),
-        page("/submit", submit_form),
-        page("/wallet/grid", wallet.grid),
-        page("/wallet/submit", wallet.submit, ("POST",)),
-        page("/wallet/topup", wallet.topup, ("POST",)),
-        page("/wallet/cancel", wallet.cancel, ("POST",)),
-        Route("/live", live),
-        Route("/static/{hash}/{name}", _static),
-        Route("/favicon.ico", _icon),
-        Route("/robots.txt", _robots),
-        *more_routes,
-    ]
-    middleware = [Middleware(SecurityHeaders), Middleware(GZipMiddleware, minimum_size=1_000)]
-    if hosts:
-        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)))
-    handlers: dict[Any, Any] = {
-        GridError: refused,
-        HTTPException: refused,
-        Web3Exception: refused,
-        Exception: refused,
-    }
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    return healthz
 
 
-async def _static(request: Request) -> Response:
-    name = str(request.path_params["name"])
-    found = static_files().get(name)
-    if found is None:
-        raise HTTPException(404)
-    data, version = found
-    kept = "public, max-age=31536000, immutable"
-    fresh = request.path_params["hash"] == version
-    media = _MEDIA.get(name.rpartition(".")[2], "application/octet-stream")
-    return Response(
-        data, media_type=media, headers={"Cache-Control": kept if fresh else "no-store"}
-    )
+def _metrics(metrics: Metrics | None) -> Any:
+    async def figures(_: Request) -> Response:
+        if metrics is None:
+            raise NotFoundError("This explorer keeps no figures")
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+    return figures
 
 
-async def _icon(_: Request) -> Response:
-    return RedirectResponse(f"/static/{static_files()['icon.svg'][1]}/icon.svg")
-
-
-async def _robots(_: Request) -> Response:
-    return Response("User-agent: *\nDisallow: /\n", media_type="text/plain")
-
-
-async def _refused(site: Site, request: Request, error: Exception) -> Response:
-    """An error as a page for people, or as a problem document for scripts."""
-    code, title, message, hint = _told(error)
-    if code == 500:
-        _log.error("page failed", path=request.url.path, exc_info=error)
-    headers = dict(getattr(error, "headers", None) or {})
-    if request.url.path.startswith("/wallet/"):
-        body = {"title": title, "status": code, "detail": message, "hint": hint}
-        return JSONResponse(body, code, headers, media_type="application/problem+json")
-    kind = "bad" if code >= 500 else "warn"
-    answer = await site.page(
-        request, "error.html", status_code=code, title=title, kind=kind, message=message, hint=hint
-    )
-    answer.headers.update(headers)
-    return answer
-
-
-def _told(error: Exception) -> tuple[int, str, str, str]:
-    """Status, title, message and hint of an error; a fault of ours tells nothing of itself."""
-    if isinstance(error, GridError):
-        code = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
-        title = {404: "Not found", 400: "That can't be meant"}.get(code, "Not possible now")
-        return code, title, error.message, error.hint
-    if isinstance(error, Web3Exception):
-        return 502, "Not possible now", "The node did not answer as a node does.", "Try again."
+def status_of(error: Exception) -> int:
+    """The HTTP status that says what an error is."""
     if isinstance(error, HTTPException):
-        titles = {404: "Not found", 405: "Not allowed", 429: "Too many requests"}
-        messages = {
-            404: "There is no such page.",
-            429: "This client asks faster than the explorer answers. Wait a moment.",
-        }
-        title = titles.get(error.status_code, "Refused")
-        return error.status_code, title, messages.get(error.status_code, title), ""
-    return 500, "Something went wrong here", "The page could not be made; it is in the log.", ""
+        return error.status_code
+    if isinstance(error, wallet.Refused):
+        return error.status
+    return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Every error as a page, or as JSON where JSON was asked for; nothing of the inside is told."""
+    code = status_of(error)
+    title = _TITLES.get(code, "Something went wrong here")
+    known = isinstance(error, GridError)
+    message = error.message if known else _unknown(request, error, code)  # type: ignore[attr-defined]
+    hint = error.hint if known else ""  # type: ignore[attr-defined]
+    if request.url.path.startswith(("/wallet/", "/api/")):
+        body = {"status": code, "title": title, "detail": message, "hint": hint}
+        return JSONResponse(body, status_code=code)
+    page = await run_in_threadpool(
+        _ERRORS.get_template("error.html").render,
+        code=code,
+        title=title,
+        message=message,
+        hint=hint,
+    )
+    return HTMLResponse(page, status_code=code, headers={"Cache-Control": "no-store"})
+
+
+_ERRORS: Final = environment()
+
+
+def _unknown(request: Request, error: Exception, code: int) -> str:
+    if isinstance(error, HTTPException):
+        words = {404: f"Nothing stands at {request.url.path[:120]}.", 405: "Pages are only read."}
+        return words.get(code, str(error.detail)[:200])
+    _log.error("page failed", path=request.url.path[:200], exc_info=error)
+    return "The explorer could not make this page. It has written down why; try it again."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -84,18 +83,13 @@ class Scene:
         """What an account is called, and where its page is."""
         return self._names.get(account) or Name("", f"/accounts/{account}", "")
 
-    def external(self, kind: str, value: Any) -> str:
+    def external(self, kind: str, key: object) -> list[tuple[str, str]]:
         """See `Site.external`."""
-        return self._site.external(kind, value)
+        return self._site.external(kind, key)
 
     def ago(self, seconds: int) -> str:
         """How long ago a time is."""
         return formats.ago(seconds, self.now)
-
-    @property
-    def year(self) -> int:
-        """Of the colophon."""
-        return datetime.fromtimestamp(self.wall, UTC).year
 
 
 class Renderer:

@@ -1,17 +1,22 @@
-"""What every answer carries and what no request may do: nothing foreign in, nothing out."""
+"""What protects readers and wallets: headers of every answer, and who may post what.
+
+The pages hold no secret and set no cookie. What has to be kept out is markup in strangers' texts,
+a foreign page that frames or scripts these, and a foreign page that posts.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Pages load from their own origin alone; no inline script or style, no frame, no form elsewhere.
-POLICY: Final = "; ".join(
+CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -19,76 +24,85 @@ POLICY: Final = "; ".join(
         "img-src 'self' data:",
         "connect-src 'self'",
         "form-action 'self'",
-        "base-uri 'none'",
         "frame-ancestors 'none'",
+        "base-uri 'none'",
     )
 )
-_HEADERS: Final = {
-    "Content-Security-Policy": POLICY,
+HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=()",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer, and turns away writes that another site's page sends."""
+    """Adds the headers to every answer, streams included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """An ASGI application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def guarded(message: Message) -> None:
+        async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        if scope["method"] not in _SAFE and _is_foreign(Headers(scope=scope)):
-            refusal = JSONResponse({"title": "Another site's page may not do this."}, 403)
-            await refusal(scope, receive, guarded)
-            return
-        await self._app(scope, receive, guarded)
+        await self._app(scope, receive, sent)
 
 
-def _is_foreign(headers: Headers) -> bool:
-    """Whether a browser says that another site asks; programs without these headers are no page."""
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        return site not in {"same-origin", "none"}
-    origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2] != headers.get("host", "")
+def is_own(request: Request) -> bool:
+    """Whether a post comes from one of these pages, or from no browser at all.
+
+    JSON is what no form of a foreign page can send unasked; browsers also say where they are.
+    """
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        return False
+    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        return False
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
 
 
-class Tokens:
-    """A token bucket for each client, with bounded memory.
+class Allowance:
+    """So many requests a minute for each client, after a first burst of as many.
 
     Args:
-        rate: Tokens a second.
-        burst: Tokens at the most.
-        clients: Clients that are remembered; the one that was quiet the longest is forgotten.
+        a_minute: Requests of one client.
+        clients: How many are remembered; the longest unseen is forgotten first.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, rate: float, burst: float, clients: int = 4_096) -> None:
-        self._rate, self._burst, self._clients = rate, burst, clients
+    def __init__(
+        self, a_minute: int, *, clients: int = 4_096, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._a_minute = a_minute
+        self._clients = clients
+        self._clock = clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, client: str, now: float | None = None) -> float:
-        """Take one; zero if there was one, else the seconds until there is."""
-        now = time.monotonic() if now is None else now
-        left, at = self._left.pop(client, (self._burst, now))
-        left = min(self._burst, left + (now - at) * self._rate)
-        wait = 0.0 if left >= 1 else (1 - left) / self._rate
-        self._left[client] = (left - 1 if wait == 0 else left, now)
+    def take(self, client: str) -> bool:
+        """Whether this client may have one more now."""
+        now = self._clock()
+        left, seen = self._left.pop(client, (float(self._a_minute), now))
+        left = min(float(self._a_minute), left + (now - seen) * self._a_minute / 60)
+        allowed = left >= 1
+        self._left[client] = (left - 1 if allowed else left, now)
         while len(self._left) > self._clients:
             self._left.popitem(last=False)
-        return wait
+        return allowed
+
+
+def client_of(request: Request) -> str:
+    """Who asks, as far as the connection tells."""
+    return request.client.host if request.client else "?"

@@ -1,43 +1,32 @@
-"""What every page works with: the index, the node, the templates, and how a page is answered."""
+"""What the pages stand on: the index, the node, the store, and how they are told to look."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
-from importlib import resources
-from typing import Any, Final, TypeVar
+from typing import Final
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from eth_utils.address import is_address, to_checksum_address
 
 from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.index.queries import Index
-from deepsquare_chain.explorer.index.rows import ProviderRow, Status
-from deepsquare_chain.explorer.web import texts
-from deepsquare_chain.job import JobStatus, ProviderStatus
+from deepsquare_chain.explorer.index.rows import ProviderRow
 from deepsquare_chain.store.definitions import DefinitionStore
 
-T = TypeVar("T")
+_KINDS: Final = frozenset({"tx", "address", "block"})
 
-NAVIGATION: Final = (
-    ("/", "Grid"),
-    ("/jobs", "Jobs"),
-    ("/providers", "Providers"),
-    ("/transactions", "Transactions"),
-    ("/blocks", "Blocks"),
-    ("/audit", "Audit"),
-    ("/contracts", "Contracts"),
-)
-_STANDINGS: Final = {
-    ProviderStatus.ACTIVE: "good",
-    ProviderStatus.DRAINING: "warn",
-    ProviderStatus.BANNED: "bad",
-}
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What an account is called: `kind` is provider, contract, role or empty."""
+
+    text: str
+    href: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,118 +36,102 @@ class Link:
     name: str
     urls: Mapping[str, str]
 
+    @classmethod
+    def parse(cls, templates: Mapping[str, str]) -> tuple[Link, ...]:
+        """Links of a setting such as `{"Otterscan.tx": "https://otterscan.example/tx/{}"}`.
+
+        Raises:
+            UsageError: A name has no known kind, or a URL no `{}` or no http.
+        """
+        found: dict[str, dict[str, str]] = {}
+        for key, url in templates.items():
+            name, _, kind = key.rpartition(".")
+            usable = name and kind in _KINDS and "{}" in url
+            if not usable or not url.startswith(("http://", "https://")):
+                raise UsageError(
+                    f"Setting explorer_links: {key[:60]!r} can't be used",
+                    hint='Write it as "NAME.tx" = "https://.../{}"; kinds are tx, address, block.',
+                )
+            found.setdefault(name, {})[kind] = url
+        return tuple(cls(name, urls) for name, urls in found.items())
+
 
 @dataclass
 class Site:
     """One explorer.
 
-    Args:
-        index: Asked in threads, since it reads a database.
-        contracts: The node, for what the index does not know.
-        store: Where submitted definitions are kept for providers; None takes no jobs.
-        links: Other explorers.
+    Attributes:
+        index: What the pages show.
+        contracts: The deployment on a node, for live reads and what the index does not hold.
+        store: Where definitions of jobs submitted here are kept; None where nobody can submit.
+        links: Other explorers to point to.
+        clock: Seconds since the epoch.
     """
 
     index: Index
     contracts: Contracts
     store: DefinitionStore | None = None
-    links: tuple[Link, ...] = ()
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    links: Sequence[Link] = ()
+    clock: Callable[[], float] = time.time
+    _named: tuple[int, dict[str, Name]] = field(default=(-1, {}), repr=False)
 
-    async def ask(self, question: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """A question of the index, in a thread."""
-        return await asyncio.to_thread(question, *args, **kwargs)
+    @property
+    def faucet(self) -> str:
+        """Address of the devnet's faucet, empty elsewhere."""
+        found = self.contracts.deployment.extra.get("faucet", "")
+        return found if isinstance(found, str) else ""
 
-    async def page(
-        self, request: Request, name: str, *, status_code: int = 200, **values: Any
-    ) -> Response:
-        """Render a template."""
-        state = await self.ask(self.index.status)
-        values = {"cursor": None, "query": "", **values}
-        html = self._templates.get_template(name).render(
-            state=state,
-            here=_section(request.url.path),
-            names=self.names(state),
-            **values,
-        )
-        return HTMLResponse(html, status_code=status_code)
+    @cached_property
+    def given_names(self) -> Mapping[str, str]:
+        """Names that the deployment record gives to accounts, by address."""
+        found = self.contracts.deployment.extra.get("names", {})
+        if not isinstance(found, Mapping):
+            return {}
+        return {
+            str(to_checksum_address(account)): str(name)[:40]
+            for account, name in found.items()
+            if is_address(account)
+        }
 
-    def names(self, state: Status) -> Mapping[str, str]:
-        """Accounts that have a name in this grid."""
-        return _Names(
-            {
-                state.scheduler: "MetaScheduler",
-                state.registry: "ProviderRegistry",
-                state.credit: "Credit",
-                state.treasury: "treasury",
-                "0x" + "00" * 20: "nobody",
-            }
-        )
+    def names(self, change: int) -> Mapping[str, Name]:
+        """Names of accounts as of a change of the index."""
+        if self._named[0] != change:
+            self._named = (change, self._read_names())
+        return self._named[1]
 
-    def outside(self, kind: str, key: object) -> list[tuple[str, str]]:
-        """Links to other explorers for something."""
+    def _read_names(self) -> dict[str, Name]:
+        deployment = self.contracts.deployment
+        given = self.given_names
+        found = {
+            account: Name(name, f"/accounts/{account}", "role") for account, name in given.items()
+        }
+        for row in self.index.providers():
+            found[row.account] = Name(
+                provider_name(row, given), f"/providers/{row.account}", "provider"
+            )
+        for name, account in (
+            ("treasury", deployment.treasury),
+            ("Credit", deployment.credit),
+            ("ProviderRegistry", deployment.registry),
+            ("MetaScheduler", deployment.scheduler),
+        ):
+            key = str(to_checksum_address(account))
+            kind = "role" if name == "treasury" else "contract"
+            found.setdefault(key, Name(name, f"/accounts/{key}", kind))
+        return found
+
+    def external(self, kind: str, key: object) -> list[tuple[str, str]]:
+        """Names and addresses of a thing at other explorers."""
+        text = quote(str(key), safe="")
         return [
-            (link.name, link.urls[kind].replace("{}", quote(str(key), safe="")))
+            (link.name, link.urls[kind].replace("{}", text))
             for link in self.links
             if kind in link.urls
         ]
 
-    @cached_property
-    def _templates(self) -> Environment:
-        environment = Environment(
-            loader=PackageLoader("deepsquare_chain.explorer.web"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-        )
-        for name in ("credits", "rate", "duration", "moment", "short", "status", "stranger"):
-            environment.filters[name] = getattr(texts, name)
-        for name in ("percent", "memory", "value", "grouped"):
-            environment.filters[name] = getattr(texts, name)
-        environment.globals |= {
-            "J": JobStatus,
-            "navigation": NAVIGATION,
-            "static": static_url,
-            "links": self.outside,
-            "standing": _standing,
-        }
-        return environment
 
-
-class _Names(dict[str, str]):
-    def __missing__(self, key: str) -> str:
-        return ""
-
-
-def static_files() -> Mapping[str, tuple[bytes, str]]:
-    """The files of our own that pages need, with the hash that names their content."""
-    return _STATIC
-
-
-def static_url(name: str) -> str:
-    """Where a file of ours is; another content is another address, so that it may be kept."""
-    return f"/static/{_STATIC[name][1]}/{name}"
-
-
-def _load() -> dict[str, tuple[bytes, str]]:
-    folder = resources.files("deepsquare_chain.explorer.web") / "static"
-    contents = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
-    # One hash for all: scripts import each other by their names.
-    whole = sha256(b"".join(contents[name] for name in sorted(contents))).hexdigest()[:12]
-    return {name: (data, whole) for name, data in contents.items()}
-
-
-_STATIC: Final = _load()
-
-
-def _standing(row: ProviderRow) -> Any:
-    status, tone = row.status.name.replace("_", " "), _STANDINGS.get(row.status, "")
-    if row.status is ProviderStatus.ACTIVE and not row.active:
-        status, tone = "NOT AVAILABLE", "warn"
-    return texts.Markup('<span class="tag {}">{}</span>').format(tone, status)
-
-
-def _section(path: str) -> str:
-    """The entry of the navigation that a path belongs to."""
-    first = "/" + path.strip("/").partition("/")[0]
-    return first if first in dict(NAVIGATION) else ""
+def provider_name(row: ProviderRow, given: Mapping[str, str]) -> str:
+    """`provider 1`, with the name that the deployment gives it."""
+    number = f"provider {row.id}" if row.id is not None else "applicant"
+    name = given.get(row.account, "")
+    return f"{number} \u00b7 {name}" if name else number

@@ -35,9 +35,7 @@ async def show(
 ) -> Response:
     """Render a page, in a thread: it asks the index for names."""
     render: Renderer = request.app.state.render
-    return await run_in_threadpool(
-        render, request, template, status_code=status_code, **context
-    )
+    return await run_in_threadpool(render, request, template, status_code=status_code, **context)
 
 
 def cursor_of(request: Request) -> str | None:

@@ -33,9 +33,7 @@ async def jobs(request: Request) -> Response:
         )
     name = request.query_params.get("name", "").strip()[:64]
     index = site_of(request).index
-    found = await ask(
-        index.jobs, cursor_of(request), statuses=FILTERS[chosen], name=name or None
-    )
+    found = await ask(index.jobs, cursor_of(request), statuses=FILTERS[chosen], name=name or None)
     overview = await ask(index.overview)
     return await show(
         request,

@@ -1,4 +1,4 @@
-"""A small HTTP application on a loopback port, served until told to stop."""
+"""A small HTTP application on a port of this machine, served until told to stop."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ LOOPBACK_ONLY: Final = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "l
 class LoopbackServer:
     """Serves an ASGI application on 127.0.0.1; the caller decides about signals.
 
-    Raises ``UsageError`` where the port can't be had. Port 0 takes a free one.
+    Raises ``UsageError`` where the port can't be had. Port 0 takes a free one. Another ``host``
+    is for what the whole network may ask.
     """
 
-    def __init__(self, app: Any, port: int = 0) -> None:
+    def __init__(self, app: Any, port: int = 0, host: str = HOST) -> None:
         self._app = app
         self._wanted = port
+        self._host = host
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self.port}"
 
     async def start(self) -> None:
         """Listen; returns once requests are answered."""
-        listener = open_listener(self._wanted)
+        listener = open_listener(self._wanted, self._host)
         self.port = int(listener.getsockname()[1])
         self._server = _Server(
             uvicorn.Config(
@@ -94,35 +97,36 @@ async def read_body(request: Request, limit: int) -> bytes | None:
     return b"".join(parts)
 
 
-def open_listener(port: int) -> socket.socket:
-    """A listening-to-be socket on 127.0.0.1, or ``UsageError`` with what to do."""
+def open_listener(port: int, host: str = HOST) -> socket.socket:
+    """A listening-to-be socket, on 127.0.0.1 by default, or ``UsageError`` with what to do."""
     if not 0 <= port <= 65_535:
         raise UsageError(f"{port} is not a port.", hint="Ports go from 0 (any free one) to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, or asyncio leaves out TCP_NODELAY and each answer waits 40 ms for an ACK.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
+        listener.bind((host, port))
         # uvicorn listens again with its own backlog; here it makes the port ours at once.
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise _refused(port, error) from error
+        raise _refused(host, port, error) from error
     return listener
 
 
-def _refused(port: int, error: OSError) -> UsageError:
+def _refused(host: str, port: int, error: OSError) -> UsageError:
     if error.errno == errno.EADDRINUSE:
         return UsageError(
-            f"Port {port} on {HOST} is in use.",
+            f"Port {port} on {host} is in use.",
             hint="End the program that listens there, or choose another port (0 takes a free one).",
         )
     if error.errno == errno.EACCES:
         return UsageError(
-            f"Port {port} on {HOST} is reserved for the administrator.",
+            f"Port {port} on {host} is reserved for the administrator.",
             hint="Choose a port from 1024 on, or 0 for a free one.",
         )
     return UsageError(
-        f"Can't listen on {HOST}:{port}: {error.strerror or error}.",
+        f"Can't listen on {host}:{port}: {error.strerror or error}.",
         hint="Choose another port (0 takes a free one).",
     )
