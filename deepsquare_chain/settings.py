@@ -130,8 +130,9 @@ class Settings(BaseSettings):
     explorer_database: str = Field(
         "", description="File or postgresql+psycopg:// URL of the explorer's index"
     )
-    explorer_links: dict[str, str] = Field(
-        {}, description="Links to other explorers: NAME.tx, NAME.address or NAME.block to a URL"
+    explorer_links: str = Field(
+        "",
+        description="Other explorers to link to, by spaces: NAME.tx=https://.../{} (address, block)",
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"

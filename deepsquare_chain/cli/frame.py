@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 import typer
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer
-from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.observe.plain import plain
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.sender import TxReceipt
@@ -42,6 +42,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "max_fee_gwei": (float, "Ceiling of the fee per gas, in gwei.", False),
     "health_port": (int, "Port on 127.0.0.1 of a service's health and figures.", False),
     "explorer_database": (str, "File or URL of the explorer's index.", False),
+    "explorer_links": (str, "Other explorers to link to: NAME.tx=https://.../{} ...", False),
     "log_level": (str, "debug, info, warning or error.", False),
     "log_format": (str, "auto, console or json.", False),
 }

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import IO, Any, Literal
 
-from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import format_credits, hourly
+from deepsquare_chain.observe.plain import plain
 
 
 class Format(StrEnum):

@@ -20,8 +20,8 @@ from deepsquare_chain.devnet.node import (
     Node,
 )
 from deepsquare_chain.devnet.process import ChildProcess
-from deepsquare_chain.observe.serving import HOST, open_listener
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
+from deepsquare_chain.observe.serving import HOST, open_listener
 
 PACKAGE = "@foundry-rs/anvil-linux-amd64"
 VARIABLE = "DEEPSQUARE_ANVIL"

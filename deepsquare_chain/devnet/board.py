@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import JobStatus
+from deepsquare_chain.observe.plain import plain
 
 _STYLES: Final[Mapping[JobStatus, str]] = {
     JobStatus.PENDING: "dim",

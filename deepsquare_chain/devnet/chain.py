@@ -24,9 +24,9 @@ from deepsquare_chain.devnet.methods import Methods
 from deepsquare_chain.devnet.node import DEFAULT_CHAIN_ID, DEV_BALANCE, Node, dev_accounts
 from deepsquare_chain.devnet.process import ChildProcess
 from deepsquare_chain.devnet.rpcserver import rpc_app
-from deepsquare_chain.observe.serving import LoopbackServer
 from deepsquare_chain.devnet.worker import Worker
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
+from deepsquare_chain.observe.serving import LoopbackServer
 
 _READY_SECONDS = 30.0
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.devnet.blocks import Gas
 from deepsquare_chain.devnet.grid import Grid
@@ -19,6 +18,7 @@ from deepsquare_chain.devnet.scene import Scene
 from deepsquare_chain.explorer.audit import Audit
 from deepsquare_chain.explorer.books import Kind, StatementRow
 from deepsquare_chain.explorer.reader import audit_chain
+from deepsquare_chain.observe.plain import plain
 
 _GWEI: Final = 10**9
 #: What a statement adds up, in this order; the rest of the kinds stand under "other".

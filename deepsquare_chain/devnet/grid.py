@@ -28,8 +28,8 @@ from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.faucet import Faucet, faucet_app
 from deepsquare_chain.devnet.node import Node
 from deepsquare_chain.devnet.process import ChildProcess
-from deepsquare_chain.observe.serving import LoopbackServer, open_listener
 from deepsquare_chain.job import Hardware, Prices
+from deepsquare_chain.observe.serving import LoopbackServer, open_listener
 from deepsquare_chain.store.database import Store
 
 #: Seconds without a sign after which a provider that holds work is asked; a demo has no patience.

@@ -19,8 +19,8 @@ from deepsquare_chain.chain.rpc import (
 )
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.devnet.node import Node
-from deepsquare_chain.observe.serving import open_listener
 from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.observe.serving import open_listener
 from deepsquare_chain.store.database import Store
 from tests.support.livegrid import LiveGrid
 from tests.support.proxy import Proxy, Spoil, refusal, status

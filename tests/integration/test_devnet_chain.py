@@ -26,8 +26,8 @@ from deepsquare_chain.devnet.node import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.pool import Pool, PooledTransaction
 from deepsquare_chain.devnet.rpcerrors import reverted
 from deepsquare_chain.devnet.rpcserver import MAX_BODY
-from deepsquare_chain.observe.serving import open_listener
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.observe.serving import open_listener
 
 GWEI = 10**9
 TOPIC = "11" * 32

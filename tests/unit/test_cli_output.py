@@ -9,8 +9,8 @@ import json
 import pytest
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
-from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.observe.plain import plain
 
 COLUMNS = (
     Column("id", "job", Kind.NUMBER),

@@ -54,7 +54,7 @@ _STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
     (EndpointError, 502),
 )
 _TITLES: Final = {
-    400: "That can’t be meant",
+    400: "That can't be meant",
     403: "Not from here",
     404: "There is no such thing here",
     405: "Not that way",

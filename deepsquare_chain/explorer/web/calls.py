@@ -120,7 +120,10 @@ class Planner:
         if permit is not None:
             call = scheduler.submit_jobs_with_permit(rows, permit)
         title = f"Submit {terms.name or 'a job'}"
-        return await self._plan(title, "Submit", effects, call, terms.amount, payer, given, permit)
+        amount = terms.amount
+        return await self._plan(
+            title, "Submit", effects, call, payer=payer, amount=amount, given=given, permit=permit
+        )
 
     async def top_up(self, account: str, job_id: int, given: Mapping[str, Any]) -> Plan:
         """Add credits to a live job; errors as `submit`, and NotFoundError without the job."""
@@ -139,7 +142,9 @@ class Planner:
         if permit is not None:
             call = scheduler.top_up_with_permit(job_id, job.customer, amount, permit)
         title = f"Top up job {job_id}"
-        return await self._plan(title, "Top up", effects, call, amount, payer, given, permit)
+        return await self._plan(
+            title, "Top up", effects, call, payer=payer, amount=amount, given=given, permit=permit
+        )
 
     async def cancel(self, account: str, job_id: int) -> Plan:
         """End a job of one's own; errors as `top_up`."""
@@ -148,9 +153,8 @@ class Planner:
         payer = await self._payer(account, "cancel", 0)
         call = scheduler.cancel([job_id])
         effects = (f"Job {job_id} ends as CANCELLED; that can't be undone.", _back(job))
-        return await self._plan(
-            f"Cancel job {job_id}", "Cancel the job", effects, call, 0, payer, {}, None
-        )
+        title = f"Cancel job {job_id}"
+        return await self._plan(title, "Cancel the job", effects, call, payer=payer)
 
     async def _plan(
         self,
@@ -158,15 +162,16 @@ class Planner:
         action: str,
         effects: tuple[str, ...],
         call: Call,
-        amount: int,
+        *,
         payer: Payer,
-        given: Mapping[str, Any],
-        permit: Permit | None,
+        amount: int = 0,
+        given: Mapping[str, Any] | None = None,
+        permit: Permit | None = None,
     ) -> Plan:
         if permit is not None or payer.allowance >= amount:
             await self._try(payer.account, call)
             return Plan(title, action, effects, call=call)
-        if given.get("way") == "approve":
+        if given is not None and given.get("way") == "approve":
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
             first = f"First an approval of exactly {format_credits(amount)} credits, then the call."
             return Plan(title, action, (*effects, first), approval=approval)
@@ -225,11 +230,9 @@ class Planner:
 
 
 def _escrow_effects(payer: Payer, amount: int) -> tuple[str, ...]:
-    left = payer.balance - amount
-    return (
-        f"{format_credits(amount)} credits go from your wallet into escrow at the MetaScheduler; "
-        f"{format_credits(left)} stay in the wallet.",
-    )
+    left = format_credits(payer.balance - amount)
+    moved = f"{format_credits(amount)} credits go from your wallet into escrow at the MetaScheduler"
+    return (f"{moved}; {left} stay in the wallet.",)
 
 
 def _offers(terms: Terms, providers: Sequence[ProviderRow]) -> str:
@@ -243,7 +246,9 @@ def _offers(terms: Terms, providers: Sequence[ProviderRow]) -> str:
     )
     affordable = [each for each in costs if 0 < each <= terms.amount]
     if not costs:
-        return "No provider could run it now: it would wait, and can be cancelled for a full refund."
+        return (
+            "No provider could run it now: it would wait, and can be cancelled for a full refund."
+        )
     if not affordable:
         return (
             f"Its credits do not buy its time limit: the cheapest provider would take "

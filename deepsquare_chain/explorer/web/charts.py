@@ -84,7 +84,7 @@ def layers(
         if any(each.values):
             shapes.append(Shape(each.css, _ribbon(xs, floor, top, scale)))
         floor = top
-    return _chart(summary, times, series, shapes, scale, show)
+    return _chart(summary, times, series, shapes, scale=scale, show=show)
 
 
 def lines(
@@ -97,7 +97,7 @@ def lines(
     if len(series) == 1 and times:
         zero = [0.0] * len(times)
         shapes.insert(0, Shape("fill", _ribbon(xs, zero, series[0].values, scale)))
-    return _chart(summary, times, series, shapes, scale, show)
+    return _chart(summary, times, series, shapes, scale=scale, show=show)
 
 
 def nice(most: float) -> float:
@@ -203,6 +203,7 @@ def _chart(
     times: Sequence[int],
     series: Sequence[Series],
     shapes: Sequence[Shape],
+    *,
     scale: float,
     show: Text,
 ) -> Chart:
@@ -288,9 +289,7 @@ def _steps(xs: Sequence[float], values: Sequence[float], scale: float) -> str:
     return "M" + "L".join(points)
 
 
-def _ribbon(
-    xs: Sequence[float], floor: Sequence[float], top: Sequence[float], scale: float
-) -> str:
+def _ribbon(xs: Sequence[float], floor: Sequence[float], top: Sequence[float], scale: float) -> str:
     there = [f"{x:g} {_y(value, scale):g}" for x, value in _corners(xs, top)]
     back = [f"{x:g} {_y(value, scale):g}" for x, value in reversed(_corners(xs, floor))]
     return "M" + "L".join([*there, *back]) + "Z"

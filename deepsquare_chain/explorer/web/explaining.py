@@ -11,7 +11,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.revertwords import HINTS
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.explorer.index.rows import JobDetail, ProviderRow
-from deepsquare_chain.job import JobStatus, matches, parse_uses
+from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses
 
 #: Providers that are asked about for one page.
 MOST: Final = 20
@@ -68,7 +68,7 @@ def judge(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> V
     return Verdict(provider, eligible=True, why="could get it now")
 
 
-def wanted(uses: str) -> tuple[object, ...]:
+def wanted(uses: str) -> tuple[Affinity, ...]:
     """The affinities of a job; none where a stranger wrote what is no affinity."""
     try:
         return parse_uses(uses)

@@ -56,11 +56,11 @@ async def look_up(contracts: Contracts, tx_hash: str) -> LookedUp | None:
         receipt = None
     ok = None if receipt is None else receipt["status"] == 1
     reason, hint = await _reason(contracts, sent, receipt) if ok is False else ("", "")
-    return _found(contracts, tx_hash, sent, receipt, reason, hint)
+    return _found(contracts, tx_hash, sent, receipt, reason=reason, hint=hint)
 
 
 def _found(
-    contracts: Contracts, tx_hash: str, sent: Any, receipt: Any, reason: str, hint: str
+    contracts: Contracts, tx_hash: str, sent: Any, receipt: Any, *, reason: str, hint: str
 ) -> LookedUp:
     to = str(to_checksum_address(sent["to"])) if sent.get("to") else None
     parts = (contracts.credit, contracts.registry, contracts.scheduler)

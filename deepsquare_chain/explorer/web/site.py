@@ -37,20 +37,22 @@ class Link:
     urls: Mapping[str, str]
 
     @classmethod
-    def parse(cls, templates: Mapping[str, str]) -> tuple[Link, ...]:
-        """Links of a setting such as `{"Otterscan.tx": "https://otterscan.example/tx/{}"}`.
+    def parse(cls, text: str) -> tuple[Link, ...]:
+        """Links of a setting such as `Otterscan.tx=https://otterscan.example/tx/{}`, by spaces.
 
         Raises:
             UsageError: A name has no known kind, or a URL no `{}` or no http.
         """
         found: dict[str, dict[str, str]] = {}
-        for key, url in templates.items():
+        for part in text.split():
+            key, _, url = part.partition("=")
             name, _, kind = key.rpartition(".")
             usable = name and kind in _KINDS and "{}" in url
             if not usable or not url.startswith(("http://", "https://")):
                 raise UsageError(
                     f"Setting explorer_links: {key[:60]!r} can't be used",
-                    hint='Write it as "NAME.tx" = "https://.../{}"; kinds are tx, address, block.',
+                    hint="Write NAME.tx=https://.../{} with spaces between; kinds are tx, address, "
+                    "block.",
                 )
             found.setdefault(name, {})[kind] = url
         return tuple(cls(name, urls) for name, urls in found.items())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from deepsquare_chain.credits import cost, fee
+from deepsquare_chain.explorer.books import ZERO_ADDRESS
+from deepsquare_chain.explorer.index.registry import ROLE_NAMES
 from deepsquare_chain.explorer.index.rows import (
     EscrowPoint,
     JobDetail,
-    JobRow,
     ProviderChange,
     StatusPoint,
     TransitionRow,
@@ -31,6 +33,7 @@ ENDS: Final = (
 )
 _CREDIT: Final = 10**18
 _HOUR: Final = 3_600
+_LINES: Final = ("line", "line-2", "line-3", "line-4")
 
 MEANINGS: Final[Mapping[JobStatus, str]] = {
     JobStatus.PENDING: "waits for a provider",
@@ -38,8 +41,8 @@ MEANINGS: Final[Mapping[JobStatus, str]] = {
     JobStatus.SCHEDULED: "taken by the provider, not yet started",
     JobStatus.RUNNING: "runs; the meter is on",
     JobStatus.CANCELLED: "ended by its customer",
-    JobStatus.FINISHED: "ended by itself with exit code 0",
-    JobStatus.FAILED: "ended by itself with another exit code",
+    JobStatus.FINISHED: "ended by itself, all well",
+    JobStatus.FAILED: "ended by itself with an error",
     JobStatus.OUT_OF_CREDITS: "stopped when its time or credits were used up",
     JobStatus.PANICKED: "given up: its provider could not bring it to an end",
 }
@@ -210,6 +213,25 @@ def _share(points: Sequence[UsePoint]) -> float:
     return sum(point.cpu_seconds for point in points) / offered if offered else 0.0
 
 
+def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.Chart:
+    """Share of the offered cpus in use over time, of the busiest providers."""
+    busiest = sorted(found, key=lambda each: -_share(each.points))[: len(_LINES)]
+    series = [
+        charts.Series(
+            names.get(each.account, each.account), css, [p.share * 100 for p in each.points]
+        )
+        for each, css in zip(busiest, _LINES, strict=False)
+    ]
+    whole = _share([point for each in found for point in each.points])
+    times = [point.time for point in busiest[0].points] if busiest else []
+    return charts.lines(
+        f"Offered cpus in use: {whole:.0%} of the time shown.",
+        times,
+        series,
+        lambda value: f"{value:.0f}\u2009%",
+    )
+
+
 def use_bars(found: Sequence[Utilisation], names: Mapping[str, str]) -> tuple[charts.Bar, ...]:
     """Utilisation by provider over the time shown, the busiest first."""
     bars = [
@@ -248,15 +270,24 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
 
 # -- values of events and calls
 
-#: Fields that hold credit-wei, by their names in events and in the contracts.
-AMOUNTS: Final = frozenset({"amount", "escrow", "paid", "fee", "refunded", "value", "funded"})
-#: Fields that hold credit-wei a second.
-RATES: Final = frozenset({"rate", "cpu", "gpu", "mem"})
+
+#: What numbers are, by the names of their fields in events and in the contracts.
+_NUMBERS: Final[Sequence[tuple[frozenset[str], str]]] = (
+    (frozenset({"amount", "escrow", "paid", "fee", "refunded", "value", "funded"}), "amount"),
+    (frozenset({"rate", "cpu", "gpu", "mem"}), "rate"),
+    (frozenset({"answer_by", "approved_until", "deadline", "approvedUntil"}), "time"),
+    (frozenset({"time_limit", "timeLimit", "billed_seconds", "secondsUsed"}), "seconds"),
+    (frozenset({"job_id", "jobId", "job_ids", "jobIds", "successor"}), "job"),
+)
+_HEX: Final = re.compile(r"0x([0-9a-fA-F]{40}|[0-9a-fA-F]{64})")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A value by the path that leads to it; `kind` is amount, rate, account, hash, job or text."""
+    """A value by the path that leads to it.
+
+    `kind` is amount, rate, time, seconds, account, nobody, hash, job, number, flag or text.
+    """
 
     path: str
     kind: str
@@ -279,26 +310,17 @@ def _collect(value: Any, path: str, name: str, found: list[Field], most: int) ->
     elif isinstance(value, list | tuple) and value:
         for at, each in enumerate(value):
             _collect(each, f"{path}[{at}]", name, found, most)
+    elif name == "role" and value in ROLE_NAMES:
+        found.append(Field(path, "text", ROLE_NAMES[value]))
     else:
         found.append(Field(path, _kind(name, value), value))
 
 
 def _kind(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return "text"
+        return "flag"
     if isinstance(value, int):
-        if name in AMOUNTS:
-            return "amount"
-        if name in RATES:
-            return "rate"
-        return "job" if name in {"job_id", "jobId", "job_ids", "jobIds", "successor"} else "number"
-    if isinstance(value, str) and value.startswith("0x"):
-        digits = value[2:]
-        if all(each in "0123456789abcdefABCDEF" for each in digits):
-            return {40: "account", 64: "hash"}.get(len(digits), "text")
+        return next((kind for names, kind in _NUMBERS if name in names), "number")
+    if isinstance(value, str) and (found := _HEX.fullmatch(value)):
+        return "nobody" if value == ZERO_ADDRESS else {40: "account", 64: "hash"}[len(found[1])]
     return "text"
-
-
-def is_cancellable(row: JobRow) -> bool:
-    """Whether its customer can still end it."""
-    return row.status.is_live

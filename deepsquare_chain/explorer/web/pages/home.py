@@ -49,12 +49,14 @@ def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
     since = max(0, overview.time - seconds) if seconds else None
     given = site.given_names
     names = {row.account: provider_name(row, given) for row in index.providers()}
+    use = index.utilisation(_POINTS // 2, since=since)
     points = index.jobs_by_status_over_time(_POINTS, since=since)
     return {
         "live_chart": views.status_chart(points),
         "ends_chart": views.ends_chart(points),
         "escrow_chart": views.escrow_chart(index.escrow_over_time(_POINTS, since=since)),
-        "use_bars": views.use_bars(index.utilisation(1, since=since), names),
+        "use_chart": views.use_lines(use, names),
+        "use_bars": views.use_bars(use, names),
     }
 
 

@@ -98,9 +98,7 @@ async def outcome(request: Request) -> Response:
         return JSONResponse({"state": "waiting", "jobs": [], "indexed": indexed, "reason": ""})
     jobs = await _born(site, tx_hash) if found.ok else []
     state = "done" if found.ok else "refused"
-    return JSONResponse(
-        {"state": state, "jobs": jobs, "indexed": indexed, "reason": found.reason}
-    )
+    return JSONResponse({"state": state, "jobs": jobs, "indexed": indexed, "reason": found.reason})
 
 
 async def _born(site: Site, tx_hash: str) -> list[int]:

@@ -13,97 +13,126 @@ function switchTheme() {
   }
 }
 
-const ages = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
-
-function age(seconds) {
-  const units = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
-  const [unit, size] = units.find(([, each]) => Math.abs(seconds) >= each) || units[3];
-  return ages.format(-Math.trunc(seconds / size), unit);
+// Ages go on counting, by the server's clock: the reader's may be wrong, and a test chain's is ahead.
+let skew = 0;
+function noteClock() {
+  skew = Number(document.body.dataset.now) - Date.now() / 1000;
 }
 
-// Times of this day are told as an age; the title keeps the exact one.
-function tellAges(within = document) {
-  for (const time of within.querySelectorAll("time[datetime]")) {
-    const seconds = (Date.now() - Date.parse(time.dateTime)) / 1000;
-    if (Math.abs(seconds) < 86400) time.textContent = age(seconds);
+const UNITS = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+function age(passed) {
+  const seconds = Math.abs(passed);
+  if (seconds < 2) return "now";
+  const [unit, size] = UNITS.find(([, each]) => seconds >= each);
+  const text = `${Math.trunc(seconds / size).toLocaleString("en").replaceAll(",", "\u2009")}\u00a0${unit}`;
+  return passed > 0 ? `${text} ago` : `in ${text}`;
+}
+
+function tellAges() {
+  const now = Date.now() / 1000 + skew;
+  for (const time of document.querySelectorAll("time[datetime]:not([data-keep])")) {
+    const text = age(now - Date.parse(time.dateTime) / 1000);
+    if (time.textContent !== text) time.textContent = text;
   }
 }
 
 async function copy(button) {
+  let kind = "good";
   try {
     await navigator.clipboard.writeText(button.dataset.copy);
-    button.textContent = "✓";
   } catch {
-    button.textContent = "✕";
+    kind = "bad";
   }
-  setTimeout(() => (button.textContent = "⧉"), 1500);
+  button.classList.add(kind);
+  setTimeout(() => button.classList.remove(kind), 1500);
 }
 
-// Read the page anew and exchange its content, unless somebody is in the middle of something.
+// Reads the page anew and exchanges its content, unless somebody is in the middle of something.
+const busy = () =>
+  document.querySelector("dialog[open]") !== null ||
+  String(getSelection() ?? "") !== "" ||
+  document.activeElement?.closest("main input, main textarea, main select") != null;
 let reading = false;
 let again = false;
+
 async function refresh() {
-  if (document.querySelector("dialog[open]") || getSelection()?.toString()) return;
+  if (busy() || document.hidden) {
+    again = true;
+    return;
+  }
   if (reading) {
     again = true;
     return;
   }
   reading = true;
+  again = false;
   try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-    if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    exchange(fresh);
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+    if (answer.ok || answer.status === 404) exchange(new DOMParser().parseFromString(await answer.text(), "text/html"));
   } catch {
-    // The server is away; the stream says so.
+    again = true; // The server is away; the next event, or the next look, tries again.
   } finally {
     reading = false;
-    if (again) {
-      again = false;
-      setTimeout(refresh, 1000);
-    }
   }
 }
 
 function exchange(fresh) {
   const before = document.querySelector("main");
   const after = fresh.querySelector("main");
-  const open = [...before.querySelectorAll("details")].map((each) => each.open);
-  const known = new Set([...before.querySelectorAll("tr[data-job]")].map((row) => row.dataset.job + row.textContent));
-  const focus = document.activeElement?.id;
-  before.replaceChildren(...after.childNodes);
-  before.querySelectorAll("details").forEach((each, i) => (each.open = open[i] ?? each.open));
-  for (const row of before.querySelectorAll("tr[data-job]")) {
-    if (known.size && !known.has(row.dataset.job + row.textContent)) row.classList.add("fresh");
+  if (!after || busy()) {
+    again = true;
+    return;
   }
-  if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
-  document.querySelector(".foot-in").replaceWith(fresh.querySelector(".foot-in"));
-  document.querySelector("[data-live]")?.classList.add("on");
-  document.body.dataset.change = fresh.body.dataset.change;
+  const keyOf = (each) => each.closest("section")?.getAttribute("aria-labelledby") + (each.id || each.querySelector("summary")?.textContent.replace(/\d+/g, ""));
+  const open = new Set([...before.querySelectorAll("details[open]")].map(keyOf));
+  const known = new Set([...before.querySelectorAll("tr[data-row]")].map((row) => row.dataset.row));
+  const scrolled = [...before.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
+  const focus = document.activeElement;
+  const place = focus && before.contains(focus) ? [...before.querySelectorAll("a, button, summary, .scroll")].indexOf(focus) : -1;
+  before.replaceChildren(...after.childNodes);
+  for (const each of before.querySelectorAll("details")) each.open ||= open.has(keyOf(each));
+  before.querySelectorAll(".scroll").forEach((each, at) => (each.scrollLeft = scrolled[at] ?? 0));
+  for (const row of before.querySelectorAll("tr[data-row]")) {
+    if (known.size && !known.has(row.dataset.row)) row.classList.add("fresh");
+  }
+  if (place >= 0) before.querySelectorAll("a, button, summary, .scroll")[place]?.focus({ preventScroll: true });
+  const foot = fresh.getElementById("foot");
+  if (foot) document.getElementById("foot")?.replaceWith(foot);
+  Object.assign(document.body.dataset, fresh.body.dataset);
+  mark(true);
+  noteClock();
   tellAges();
 }
 
-function follow() {
+function mark(on) {
+  document.getElementById("live")?.classList.toggle("on", on);
+}
+
+function concerns(change) {
   const wanted = document.body.dataset.reload;
+  if (wanted === "all" || change.everything) return true;
+  if (change.kind === "finality") return true;
+  return wanted === "job" && change.jobs.includes(Number(document.body.dataset.job));
+}
+
+function follow() {
   const stream = new EventSource(`/live?since=${encodeURIComponent(document.body.dataset.change)}`);
-  const mark = (on) => document.querySelector("[data-live]")?.classList.toggle("on", on);
   let soon = 0;
   stream.addEventListener("open", () => mark(true));
   stream.addEventListener("error", () => mark(false));
   stream.addEventListener("change", (event) => {
-    const change = JSON.parse(event.data);
-    const ours = wanted === "all" || (wanted === "job" && (change.everything || change.jobs.includes(Number(document.body.dataset.job))));
-    if (!ours) return;
+    if (!concerns(JSON.parse(event.data))) return;
     clearTimeout(soon);
-    soon = setTimeout(refresh, 150);
+    soon = setTimeout(refresh, 250);
   });
+  setInterval(() => again && refresh(), 2000);
 }
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, textarea, select, [contenteditable]");
+  const typing = event.target.closest?.("input, textarea, select, dialog, [contenteditable]");
   if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
     event.preventDefault();
-    document.getElementById("q").focus();
+    document.getElementById("q")?.select();
   }
 });
 document.addEventListener("click", (event) => {
@@ -111,7 +140,8 @@ document.addEventListener("click", (event) => {
   if (button?.hasAttribute("data-theme-switch")) switchTheme();
   if (button?.dataset.copy) copy(button);
 });
+noteClock();
 tellAges();
-setInterval(tellAges, 15000);
+setInterval(tellAges, 5000);
 if (document.body.dataset.reload && "EventSource" in window) follow();
 connectWallet();

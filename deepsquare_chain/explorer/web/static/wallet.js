@@ -1,5 +1,5 @@
-// A customer's own wallet (EIP-1193, found by EIP-6963). The server encodes calls and says what they do; the
-// wallet shows them once more and signs. No key is ever seen here.
+// A customer's own wallet (EIP-1193, found by EIP-6963). The server encodes calls and says what they
+// do; the wallet shows them once more and signs. No key is ever seen here.
 
 const wallets = new Map();
 let provider = null;
@@ -8,157 +8,189 @@ let grid = null;
 
 addEventListener("eip6963:announceProvider", (event) => {
   const { info, provider: found } = event.detail ?? {};
-  if (typeof info?.uuid === "string" && found?.request) wallets.set(info.uuid, { name: String(info.name).slice(0, 60), provider: found });
+  if (typeof info?.uuid === "string" && typeof found?.request === "function") {
+    wallets.set(info.uuid, { name: String(info.name ?? "a wallet").slice(0, 60), provider: found });
+  }
 });
 
+// Something to be told as it is.
 class Plain extends Error {}
 
-const element = (tag, text = "", attributes = {}) => {
+function element(tag, text = "", attributes = {}) {
   const made = document.createElement(tag);
   made.textContent = text;
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
-};
+}
+
 const short = (text) => `${text.slice(0, 6)}…${text.slice(-4)}`;
 const hex = (number) => `0x${BigInt(number).toString(16)}`;
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-// Ask somebody in a dialog; gives the pressed button's value, or "" when it was left.
+// Asks in a dialog; gives the pressed button's value ("" where it was left) and the form.
 function ask(title, parts, choices) {
-  const dialog = element("dialog", "", { "aria-label": title });
+  const id = "dialog-title";
+  const dialog = element("dialog", "", { "aria-labelledby": id });
   const form = element("form", "", { method: "dialog" });
   const actions = element("div", "", { class: "actions" });
   for (const [value, label, primary] of choices) {
-    actions.append(element("button", label, { value, ...(primary ? { class: "primary" } : {}) }));
+    const leaves = value === "" ? { formnovalidate: "" } : {};
+    actions.append(element("button", label, { value, ...leaves, ...(primary ? { class: "primary" } : {}) }));
   }
-  form.append(element("h2", title), ...parts, actions);
+  form.append(element("h2", title, { id }), ...parts, actions);
   dialog.append(form);
   document.body.append(dialog);
+  const before = document.activeElement;
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       dialog.remove();
+      before?.focus?.();
       resolve({ value: dialog.returnValue, form });
     });
     dialog.showModal();
+    (form.querySelector("input") ?? actions.lastElementChild).focus();
   });
 }
 
-const tell = (title, text) => ask(title, [element("p", text)], [["ok", "Close", true]]);
+const tell = (title, text) => ask(title, [element("p", text)], [["", "Close", true]]);
 
-async function get(path) {
-  const answer = await fetch(path, { headers: { Accept: "application/json" } });
-  return read(answer);
-}
-
-async function post(path, body) {
-  const answer = await fetch(path, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "application/json" },
-    body: JSON.stringify(body),
-  });
-  return read(answer);
-}
-
-async function read(answer) {
-  let body = null;
+async function api(path, body) {
+  const post = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
+  let answer = null;
+  let found = null;
   try {
-    body = await answer.json();
+    answer = await fetch(path, body === undefined ? {} : post);
+    found = await answer.json();
   } catch {
-    throw new Plain(`The explorer answered with status ${answer.status}.`);
+    throw new Plain("The explorer does not answer. Nothing was sent.");
   }
-  if (!answer.ok) throw new Plain([body.detail || body.title || `Status ${answer.status}.`, body.hint].filter(Boolean).join(" "));
-  return body;
+  if (!answer.ok) throw new Plain([found.detail || found.title, found.hint].filter(Boolean).map(sentence).join(" "));
+  return found;
 }
+
+const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 async function choose() {
   dispatchEvent(new Event("eip6963:requestProvider"));
-  await new Promise((resolve) => setTimeout(resolve, 150));
+  await pause(150);
   const found = [...wallets.values()];
-  if (!found.length && window.ethereum?.request) found.push({ name: "Browser wallet", provider: window.ethereum });
-  if (!found.length) throw new Plain("No wallet was found in this browser. Install one that follows EIP-1193, and read this page again.");
+  if (!found.length && typeof window.ethereum?.request === "function") {
+    found.push({ name: "Browser wallet", provider: window.ethereum });
+  }
+  if (!found.length) {
+    throw new Plain("No wallet was found in this browser. Install one that follows EIP-1193 and read this page again.");
+  }
   if (found.length === 1) return found[0].provider;
-  const { value } = await ask("Which wallet?", [], found.map((each, i) => [String(i), each.name]));
+  const { value } = await ask("Which wallet?", [], [...found.map((each, at) => [String(at), each.name]), ["", "None"]]);
   if (value === "") throw new Plain("No wallet was chosen.");
   return found[Number(value)].provider;
 }
 
-async function rightNetwork() {
-  grid ??= await get("/wallet/grid");
-  if (BigInt(await provider.request({ method: "eth_chainId" })) === BigInt(grid.chain_id)) return;
-  const { value } = await ask("Wrong network", [element("p", `The wallet is on another chain. This grid lives on chain ${grid.chain_id}; nothing is signed on another.`)], [["", "Leave it"], ["switch", "Switch the wallet", true]]);
-  if (value === "switch") await provider.request({ method: "wallet_switchEthereumChain", params: [{ chainId: hex(grid.chain_id) }] });
-  if (BigInt(await provider.request({ method: "eth_chainId" })) !== BigInt(grid.chain_id)) {
-    throw new Plain(`The wallet is not on chain ${grid.chain_id}; nothing was sent.`);
+const chainOf = async () => BigInt(await provider.request({ method: "eth_chainId" }));
+
+// Nothing is signed on another chain than the grid's.
+async function onTheGrid() {
+  grid ??= await api("/wallet/grid");
+  const wanted = BigInt(grid.chain_id);
+  const found = await chainOf();
+  if (found === wanted) return;
+  const text = `The wallet is on chain ${found}; this grid lives on chain ${wanted}. Nothing is signed on another.`;
+  const { value } = await ask("Wrong network", [element("p", text)], [["", "Leave it"], ["switch", "Switch the wallet", true]]);
+  if (value === "switch") {
+    await provider.request({ method: "wallet_switchEthereumChain", params: [{ chainId: hex(wanted) }] });
   }
+  if ((await chainOf()) !== wanted) throw new Plain(`The wallet is not on chain ${wanted}; nothing was sent.`);
 }
 
 async function connected() {
   if (!provider) {
     provider = await choose();
-    provider.on?.("accountsChanged", (accounts) => show(accounts?.[0] ?? ""));
+    provider.on?.("accountsChanged", (accounts) => show(String(accounts?.[0] ?? "")));
   }
   const accounts = await provider.request({ method: "eth_requestAccounts" });
   if (!accounts?.length) throw new Plain("The wallet gave no account.");
-  show(accounts[0]);
-  await rightNetwork();
+  show(String(accounts[0]));
+  await onTheGrid();
 }
 
 function show(address) {
   account = address;
-  const button = document.querySelector("[data-wallet]");
+  const button = document.getElementById("wallet");
   button.textContent = address ? short(address) : "Connect wallet";
   button.title = address;
 }
 
-// Show what a call does, and send it once the owner agrees; gives the transaction's hash.
+// Says what will happen before anything is signed.
 async function confirm(plan) {
   const list = element("ul", "", { class: "effects" });
   for (const effect of plan.effects) list.append(element("li", effect));
-  const { value } = await ask(plan.title, [list, element("p", "Your wallet shows it once more before it signs.", { class: "dim" })], [["", "Don't"], ["go", plan.action, true]]);
-  if (value !== "go") throw new Plain("Nothing was sent.");
+  const note = element("p", "Your wallet shows it once more before it signs.", { class: "dim" });
+  const { value } = await ask(plan.title, [list, note], [["", "Don’t"], ["go", plan.action, true]]);
+  if (value !== "go") throw new Plain("You left it. Nothing was sent.");
 }
 
 async function send(call) {
-  return provider.request({ method: "eth_sendTransaction", params: [{ from: account, to: call.to, data: call.data, value: hex(call.value) }] });
+  await onTheGrid();
+  const { to, data, value, chainId } = call;
+  return provider.request({
+    method: "eth_sendTransaction",
+    params: [{ from: account, to, data, value: hex(value), chainId }],
+  });
 }
 
-async function mined(hash) {
-  for (let i = 0; i < 240; i += 1) {
-    const receipt = await provider.request({ method: "eth_getTransactionReceipt", params: [hash] });
-    if (receipt) {
-      if (BigInt(receipt.status) !== 1n) throw new Plain(`The contracts refused transaction ${hash}; only its gas was paid.`);
-      return receipt;
-    }
-    await new Promise((resolve) => setTimeout(resolve, 500));
+// Follows a transaction by the explorer's own node until it is in a block.
+async function mined(hash, report, wait = 600) {
+  for (let at = 0; at < wait; at += 1) {
+    const found = await api(`/wallet/outcome/${hash}`);
+    if (found.state === "refused") throw new Plain(`The contract refused it: ${found.reason || hash} Only gas was paid.`);
+    if (found.state === "done") return found;
+    if (at === 3) report(`Sent as ${short(hash)}; waits for its block …`);
+    await pause(500);
   }
-  throw new Plain(`Transaction ${hash} is not in a block yet; look at it later.`);
+  throw new Plain(`Transaction ${hash} is in no block yet. Look for it later.`);
 }
 
-// Allow what is missing (by a permit that is signed, or an approval that is sent), then carry the plan out.
+async function indexed(hash) {
+  for (let at = 0; at < 20; at += 1) {
+    const found = await api(`/wallet/outcome/${hash}`);
+    if (found.indexed) return;
+    await pause(300);
+  }
+}
+
+// Allows what is missing (a permit that is signed, or an approval that is sent), then carries it out.
 async function carryOut(kind, body, report) {
   await connected();
-  let plan = await post(`/wallet/${kind}`, { ...body, account });
+  const asked = { ...body, account };
+  let plan = await api(`/wallet/${kind}`, asked);
   await confirm(plan);
   if (plan.permit) {
     report("Sign the permit in your wallet …");
-    const signature = await provider.request({ method: "eth_signTypedData_v4", params: [account, JSON.stringify(plan.permit)] });
-    plan = await post(`/wallet/${kind}`, { ...body, account, permit: { value: plan.permit.message.value, deadline: plan.permit.message.deadline, signature } });
+    await onTheGrid();
+    const params = [account, JSON.stringify(plan.permit)];
+    const signature = await provider.request({ method: "eth_signTypedData_v4", params });
+    const { value, deadline } = plan.permit.message;
+    plan = await api(`/wallet/${kind}`, { ...asked, permit: { value, deadline, signature } });
   } else if (plan.approval) {
     report("Confirm the approval in your wallet …");
-    await mined(await send(plan.approval));
-    plan = await post(`/wallet/${kind}`, { ...body, account });
+    await mined(await send(plan.approval), report);
+    plan = await api(`/wallet/${kind}`, asked);
   }
+  if (!plan.call) throw new Plain("The explorer asked for something else than before; nothing more was sent.");
   report("Confirm the transaction in your wallet …");
   const hash = await send(plan.call);
-  report(`Sent ${short(hash)}; waiting for its block …`);
-  await mined(hash);
-  return hash;
+  report(`Sent as ${short(hash)} …`);
+  const found = await mined(hash, report);
+  report("Done.");
+  await indexed(hash);
+  return { hash, jobs: found.jobs };
 }
 
-const wordsOf = (error) => {
-  if (error?.code === 4001) return "You refused it in the wallet; nothing was sent.";
+function wordsOf(error) {
+  if (error?.code === 4001) return "You refused it in the wallet. Nothing more was sent.";
   if (error instanceof Plain) return error.message;
   return `The wallet failed: ${String(error?.message ?? error).slice(0, 300)}`;
-};
+}
 
 async function guarded(work) {
   try {
@@ -169,31 +201,41 @@ async function guarded(work) {
 }
 
 async function onJob(button) {
-  const { act, job, customer } = button.dataset;
-  const body = { job: Number(job), customer };
+  const { act, job } = button.dataset;
+  const body = { job: Number(job) };
   if (act === "topup") {
-    const field = element("label", "Credits");
+    const field = element("label", "Credits to add");
     field.append(element("input", "", { name: "credits", inputmode: "decimal", required: "", autocomplete: "off" }));
-    const { value, form } = await ask(`Top up job ${job}`, [field], [["", "Don't"], ["go", "Continue", true]]);
+    const { value, form } = await ask(`Top up job ${job}`, [field], [["", "Don’t"], ["go", "Continue", true]]);
     if (value !== "go") return;
     body.credits = new FormData(form).get("credits");
     body.way = "permit";
   }
-  const hash = await carryOut(act, body, () => {});
-  location.assign(`/transactions/${hash}?wait=1`);
+  const label = button.textContent;
+  button.disabled = true;
+  try {
+    await carryOut(act, body, (text) => (button.textContent = text));
+    location.reload();
+  } finally {
+    button.disabled = false;
+    button.textContent = label;
+  }
 }
 
 async function onForm(form) {
   const output = form.querySelector("[data-report]");
   const button = form.querySelector("button[type=submit]");
-  const body = Object.fromEntries(new FormData(form));
+  const report = (text, bad = false) => {
+    output.textContent = text;
+    output.classList.toggle("bad", bad);
+  };
   button.disabled = true;
-  output.textContent = "";
+  report("");
   try {
-    const hash = await carryOut("submit", body, (text) => (output.textContent = text));
-    location.assign(`/transactions/${hash}?wait=1`);
+    const { hash, jobs } = await carryOut("submit", Object.fromEntries(new FormData(form)), report);
+    location.assign(jobs.length === 1 ? `/jobs/${jobs[0]}` : `/transactions/${hash}`);
   } catch (error) {
-    output.textContent = wordsOf(error);
+    report(wordsOf(error), true);
   } finally {
     button.disabled = false;
   }
@@ -205,8 +247,9 @@ export function connectWallet() {
     const button = event.target.closest("button");
     if (button?.hasAttribute("data-wallet")) {
       guarded(async () => {
+        const known = account !== "";
         await connected();
-        location.assign(`/accounts/${account}`);
+        if (known) location.assign(`/accounts/${account}`);
       });
     }
     if (button?.dataset.act) guarded(() => onJob(button));

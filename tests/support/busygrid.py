@@ -1,0 +1,187 @@
+"""A grid with a past: jobs of all endings, price changes, challenges, retries, permits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from deepsquare_chain.chain.contracts import Report
+from deepsquare_chain.chain.events import JobRetried, JobSubmitted
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.job import JobStatus, Objective, Offer, Prices, Resources, Terms
+from tests.support.livegrid import LiveGrid, digest
+
+NAMES = (
+    *("protein fold", "render frames", "monte carlo pi", "train resnet50", "wordcount"),
+    *("climate ensemble", "genome align", "raytrace dragon", "sweep lr", "nightly tests"),
+)
+#: Texts that try to be markup, scripts, formulas or to turn the reading direction.
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "{{7*7}}${7*7}<%= 7*7 %>",
+    "</textarea></title><svg onload=alert(3)>",
+    "javascript:alert(4)//",
+    '=HYPERLINK("http://evil.example")',
+    "\u202egnp.exe\u200b\x07",
+    "<a href=//evil.example>click</a>",
+)
+GPU_LABELS = {"site": "jura", "gpu.model": "h100", "compute.gflops": "45"}
+
+
+def some_terms(chance: random.Random, name: str, **changes: object) -> Terms:
+    """Terms of a likely job."""
+    values: dict[str, object] = {
+        "amount": chance.choice([1, 2, 5, 8]) * CREDIT // 2,
+        "time_limit": chance.choice([300, 900, 1_800, 3_600]),
+        "resources": Resources(
+            tasks=chance.choice([1, 1, 2]),
+            cpus_per_task=chance.choice([1, 2, 4]),
+            mem_per_cpu=chance.choice([500, 1_000, 2_000]),
+            gpus=chance.choice([0, 0, 0, 1]),
+        ),
+        "retries": chance.choice([0, 1]),
+        "until_spent": False,
+        "objective": chance.choice(list(Objective)),
+        "name": name,
+        "uses": "",
+    } | changes
+    return Terms(**values)  # type: ignore[arg-type]
+
+
+class BusyGrid:
+    """Moves a grid through time; everything follows from a seed."""
+
+    def __init__(self, grid: LiveGrid, seed: int = 7) -> None:
+        self.grid = grid
+        self.chance = random.Random(seed)
+        self.running: dict[int, list[int]] = {1: [], 2: []}
+        self.waiting: list[int] = []
+        self.submitted = 0
+
+    async def play(self, rounds: int = 12, jobs: int = 5, step: int = 420) -> None:
+        """So many rounds of submitting, assigning, running and ending jobs."""
+        await self._dress()
+        for at in range(rounds):
+            await self._advance(self.chance.randrange(step // 2, step))
+            await self.submit(jobs, customer=at % 2)
+            await self._assign()
+            await self._advance(self.chance.randrange(20, 200))
+            await self._end()
+            if at % 4 == 1:
+                await self._reprice(at)
+            if at % 5 == 3:
+                await self._panic()
+        await self._leave_some_waiting()
+
+    async def submit(self, count: int, customer: int = 0, **changes: object) -> list[int]:
+        """Submit jobs of one customer; ids."""
+        rows: list[tuple[Terms, Sequence[bytes]]] = []
+        for _ in range(count):
+            self.submitted += 1
+            name = str(changes.pop("name", "") or self.chance.choice(NAMES))
+            terms = some_terms(self.chance, name, **changes)
+            rows.append((terms, [digest(f"definition {self.submitted}")]))
+        call = self.grid.contracts.scheduler.submit_jobs(rows)
+        receipt = await self.grid.send(self.grid.customers[customer], call)
+        ids = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+        self.waiting += ids
+        return ids
+
+    async def _dress(self) -> None:
+        registry = self.grid.contracts.registry
+        first, second = self.grid.providers
+        await self.grid.send(
+            first, registry.set_prices(Prices(CREDIT // 4_000, CREDIT // 500, CREDIT // 10**8))
+        )
+        await self.grid.send(
+            second, registry.set_prices(Prices(CREDIT // 2_500, CREDIT // 300, CREDIT // 10**8))
+        )
+        await self.grid.send(second, registry.set_labels(GPU_LABELS))
+        await self.grid.send(second, registry.set_offer(Offer(48, 200_000, 6)))
+
+    async def _assign(self) -> None:
+        scheduler = self.grid.contracts.scheduler
+        taken = [each for each in self.waiting if self.chance.random() < 0.85]
+        plan: dict[int, list[int]] = {1: [], 2: []}
+        for job_id in taken:
+            fitting = [p for p in (1, 2) if (await scheduler.is_eligible(job_id, p))[0]]
+            if fitting:
+                plan[self.chance.choice(fitting)].append(job_id)
+        plan = {provider: ids for provider, ids in plan.items() if ids}
+        if not plan:
+            return
+        await self.grid.send(self.grid.scheduler, scheduler.meta_schedule(plan))
+        for provider, ids in plan.items():
+            account = self.grid.providers[provider - 1]
+            await self.grid.send(account, scheduler.claim(ids))
+            await self._advance(5)
+            await self.grid.send(account, scheduler.start(ids))
+            self.running[provider] += ids
+            self.waiting = [each for each in self.waiting if each not in ids]
+
+    async def _end(self) -> None:
+        """Some finish, some fail, some used all their time, some are cancelled."""
+        scheduler = self.grid.contracts.scheduler
+        for provider, ids in self.running.items():
+            reports: list[Report] = []
+            for job_id in list(ids):
+                dice = self.chance.random()
+                if dice < 0.55:
+                    seconds = self.chance.randrange(20, 400)
+                    code = 0 if dice < 0.42 else self.chance.choice([1, 2, 137])
+                    why = "" if code == 0 else "a step failed"
+                    reports.append(Report(job_id, seconds, code, digest(f"{job_id}"), why))
+                elif dice < 0.65:
+                    reports.append(Report(job_id, 10**6, 124, bytes(32), "time is up"))
+                elif dice < 0.72:
+                    await self._cancel(job_id)
+                    ids.remove(job_id)
+            if reports:
+                account = self.grid.providers[provider - 1]
+                await self.grid.send(account, scheduler.finish(reports))
+                for each in reports:
+                    ids.remove(each.job_id)
+
+    async def _cancel(self, job_id: int) -> None:
+        job = await self.grid.contracts.scheduler.get_job(job_id)
+        owner = next(c for c in self.grid.customers if c.address == job.customer)
+        await self.grid.send(owner, self.grid.contracts.scheduler.cancel([job_id]))
+
+    async def _reprice(self, at: int) -> None:
+        registry = self.grid.contracts.registry
+        price = CREDIT // (3_000 + 200 * at)
+        call = registry.set_prices(Prices(price, CREDIT // 500, CREDIT // 10**8))
+        await self.grid.send(self.grid.providers[at % 2], call)
+
+    async def _panic(self) -> None:
+        """A provider gives up a job, and challenges come and are answered."""
+        scheduler = self.grid.contracts.scheduler
+        for provider, ids in self.running.items():
+            if not ids:
+                continue
+            account = self.grid.providers[provider - 1]
+            await self.grid.send(self.grid.stranger, scheduler.challenge(ids[0]))
+            await self.grid.send(account, scheduler.answer())
+            lost = ids.pop()
+            receipt = await self.grid.send(account, scheduler.panic([lost], "node went down"))
+            self.waiting += [e.successor for e in receipt.events if isinstance(e, JobRetried)]
+
+    async def _leave_some_waiting(self) -> None:
+        """One job in every live status, and one that nobody can run."""
+        scheduler = self.grid.contracts.scheduler
+        fresh = await self.submit(4, resources=Resources(1, 1, 500, 0), amount=4 * CREDIT)
+        await self.grid.send(self.grid.scheduler, scheduler.meta_schedule({1: fresh[:3]}))
+        await self.grid.send(self.grid.providers[0], scheduler.claim(fresh[1:3]))
+        await self.grid.send(self.grid.providers[0], scheduler.start(fresh[2:3]))
+        await self.submit(1, resources=Resources(1, 1, 500, 0), uses="gpu.model=b200")
+
+    async def _advance(self, seconds: int) -> None:
+        await self.grid.node.rpc("evm_increaseTime", seconds)
+        await self.grid.node.rpc("evm_mine")
+
+    async def statuses(self) -> set[JobStatus]:
+        """Statuses that some job has."""
+        scheduler = self.grid.contracts.scheduler
+        ids = range(1, await scheduler.job_count() + 1)
+        return {job.status for job in await scheduler.get_jobs(list(ids))}
