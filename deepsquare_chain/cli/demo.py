@@ -24,6 +24,12 @@ async def demo(
         Path | None,
         typer.Option(help="New folder for its state and logs; .deepsquare/demo-... by default."),
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Keep the finished grid and its explorer until Ctrl-C.")
+    ] = False,
+    explorer_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of the explorer; 0 takes a free one.")
+    ] = 0,
 ) -> int:
     """Run a whole grid on this machine, from submission to audit; under 90 seconds."""
     from deepsquare_chain.devnet.demo import run_demo
@@ -34,6 +40,8 @@ async def demo(
         chain=chain.value,
         folder=folder,
         stream=desk.printer.err if as_json else desk.printer.out,
+        serve=serve,
+        explorer_port=explorer_port,
     )
     if as_json:
         desk.printer.document(result.document)

@@ -30,12 +30,21 @@ async def up(
     faucet_port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Of the faucet; 0 takes a free one.")
     ] = 8546,
+    explorer_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of the explorer; 0 takes a free one.")
+    ] = 8547,
+    explorer: Annotated[bool, typer.Option(help="Serve pages of its jobs and credits.")] = True,
     folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
 ) -> None:
-    """Start chain, contracts, wallets, providers' registrations and faucet; stay until Ctrl-C."""
+    """Start chain, contracts, wallets, faucet and explorer; stay until Ctrl-C."""
     from deepsquare_chain.devnet.up import run_devnet
 
     desk.hush()
     await run_devnet(
-        folder, chain=chain.value, port=port, faucet_port=faucet_port, tell=desk.printer.note
+        folder,
+        chain=chain.value,
+        port=port,
+        faucet_port=faucet_port,
+        explorer_port=explorer_port if explorer else None,
+        tell=desk.printer.note,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Final
 
 import typer
@@ -85,7 +86,7 @@ async def serve(
 
     def ready(url: str) -> None:
         if desk.printer.style is Format.JSON:
-            desk.printer.document({"url": url})
+            desk.printer.text(json.dumps({"url": url}))
         else:
             desk.printer.note(f"explorer    {url}")
 

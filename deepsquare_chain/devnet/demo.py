@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,22 @@ class DemoResult:
     document: dict[str, Any]
 
 
-async def run_demo(*, chain: ChainKind, folder: Path | None, stream: IO[str]) -> DemoResult:
+async def run_demo(
+    *,
+    chain: ChainKind,
+    folder: Path | None,
+    stream: IO[str],
+    serve: bool = False,
+    explorer_port: int = 0,
+) -> DemoResult:
     """Run the whole story; everything that was started is ended, whatever happens.
 
     Args:
         chain: The embedded chain, or anvil.
         folder: New folder for state and logs; `.deepsquare/demo-<time>` if None.
         stream: Where the story is told.
+        serve: Keep the finished grid and its explorer until a signal.
+        explorer_port: Of the explorer's pages; 0 takes a free one.
 
     Raises:
         KeyboardInterrupt: A signal ended it.
@@ -48,13 +58,15 @@ async def run_demo(*, chain: ChainKind, folder: Path | None, stream: IO[str]) ->
     console = Console(file=stream, width=None if stream.isatty() else _WIDTH, highlight=False)
     found: list[Closing] = []
     with stopped_by_signals() as stop:
-        work = asyncio.create_task(_play(place, chain, examples, console, found))
+        work = asyncio.create_task(
+            _play(place, chain, examples, console, found, serve=serve, port=explorer_port)
+        )
         try:
             stopped = await until_stopped(stop, work)
         finally:
             # Runs outlive their daemons by design; nothing outlives the demo.
             left = await asyncio.to_thread(end_processes_of, place)
-    if stopped:
+    if stopped and not (serve and found):
         console.print(f"Interrupted: everything is ended. Logs: {place / 'logs'}")
         raise KeyboardInterrupt
     closing = found[0]
@@ -69,17 +81,34 @@ async def run_demo(*, chain: ChainKind, folder: Path | None, stream: IO[str]) ->
 
 
 async def _play(
-    place: Path, chain: ChainKind, examples: Path, console: Console, found: list[Closing]
+    place: Path,
+    chain: ChainKind,
+    examples: Path,
+    console: Console,
+    found: list[Closing],
+    *,
+    serve: bool,
+    port: int,
 ) -> None:
-    with Board(console, "DeepSquare grid") as board:
-        async with Grid(place, chain=chain, tell=board.step) as grid:
+    async with contextlib.AsyncExitStack() as stack:
+        with Board(console, "DeepSquare grid") as board:
+            grid = await stack.enter_async_context(Grid(place, chain=chain, tell=board.step))
+            board.step(f"watch it in a browser: {await grid.start_explorer(port)}")
             play = Play(grid, board, examples)
             await play.perform()
             board.step("closing the books")
             closing = await close_books(grid, play.scene, play.problems)
-    console.print(board.table())
-    closing.show(console)
-    found.append(closing)
+            if not serve:
+                await stack.aclose()
+        console.print(board.table())
+        closing.show(console)
+        found.append(closing)
+        if serve:
+            console.print(f"Browse it all: {grid.explorer_url} (Ctrl-C ends it)", markup=False)
+            await asyncio.Event().wait()
+        console.print(
+            "To browse jobs and credits at leisure: deepsquare demo --serve", markup=False
+        )
 
 
 def _new_folder(folder: Path | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
 import sys
@@ -28,10 +29,15 @@ from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.faucet import Faucet, faucet_app
 from deepsquare_chain.devnet.node import Node
 from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Hardware, Prices
 from deepsquare_chain.observe.serving import LoopbackServer, open_listener
 from deepsquare_chain.store.database import Store
 
+#: Seconds that the explorer has to begin.
+_EXPLORER_START: Final = 60.0
+#: What a program that needs no wallet is not told.
+_SECRETS: Final = frozenset({"DEEPSQUARE_KEYSTORE", "DEEPSQUARE_PASSWORD_FILE"})
 #: Seconds without a sign after which a provider that holds work is asked; a demo has no patience.
 _CHALLENGE_AFTER: Final = 4
 ChainKind = Literal["embedded", "anvil"]
@@ -93,6 +99,7 @@ class Grid:
         self.services: dict[str, ChildProcess] = {}
         self.providers: dict[int, str] = {}
         self.faucet_url = ""
+        self.explorer_url = ""
         self._port = port
         self._faucet_port = faucet_port
         self._tell = tell
@@ -178,14 +185,46 @@ class Grid:
         words = ["provider", "run"]
         if role == "scheduler":
             words = ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)]
+        return await self._spawn(role, words, self.environment(role))
+
+    async def start_explorer(self, port: int) -> str:
+        """Run the explorer as a process of its own, without any wallet; its URL.
+
+        Raises:
+            UsageError: The port is in use.
+            GridError: It did not begin.
+        """
+        open_listener(port).close()
+        env = {key: text for key, text in self.environment("").items() if key not in _SECRETS}
+        words = ["explorer", "serve", "--port", str(port), "-o", "json"]
+        child = await self._spawn("explorer", words, env, stdout=asyncio.subprocess.PIPE)
+        assert child.stdout is not None  # noqa: S101 - it was asked for
+        line = b""
+        with contextlib.suppress(TimeoutError):
+            line = await asyncio.wait_for(child.stdout.readline(), _EXPLORER_START)
+        if not line:
+            raise GridError(
+                "The explorer did not begin", hint=f"Look into its log: {self.log('explorer')}"
+            )
+        self.explorer_url = str(json.loads(line)["url"])
+        return self.explorer_url
+
+    async def _spawn(
+        self,
+        role: str,
+        words: list[str],
+        environment: Mapping[str, str],
+        *,
+        stdout: int | None = None,
+    ) -> ChildProcess:
         own = {key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")}
         self.log(role).parent.mkdir(parents=True, exist_ok=True)
         with self.log(role).open("ab") as log:
             child = await ChildProcess.spawn(
                 [sys.executable, "-m", "deepsquare_chain.cli", *words],
-                stdout=log,
+                stdout=log if stdout is None else stdout,
                 stderr=log,
-                env={**own, **self.environment(role), "DEEPSQUARE_LOG_FORMAT": "json"},
+                env={**own, **environment, "DEEPSQUARE_LOG_FORMAT": "json"},
             )
         self.services[role] = child
         return child
@@ -215,7 +254,8 @@ class Grid:
         for role in ROLES:
             self.senders[role] = self._sender(w3, role)
         self._tell("deploying the contracts")
-        extra = {"endpoint": self.node.url, "devnet": True}
+        names = {account.address: role for role, account in self.accounts.items()}
+        extra = {"endpoint": self.node.url, "devnet": True, "names": names}
         deployment = await deploy_grid(
             w3, self.senders["admin"], self._params(), extra=extra, timeout=60
         )

@@ -18,6 +18,7 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.devnet.grid import CUSTOMERS, PROVIDERS, ROLES, ChainKind, Grid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.observe.serving import open_listener
 from deepsquare_chain.settings import PROJECT_FILE
 
 _MARK: Final = "# Written by `deepsquare devnet up`; replaced at its next start."
@@ -30,6 +31,7 @@ async def run_devnet(
     chain: ChainKind,
     port: int,
     faucet_port: int,
+    explorer_port: int | None,
     tell: Callable[[str], None],
 ) -> None:
     """Run a grid in a folder until SIGINT or SIGTERM.
@@ -39,6 +41,7 @@ async def run_devnet(
         chain: The embedded chain, or anvil.
         port: Of the chain; 0 takes a free one.
         faucet_port: Of the faucet; 0 takes a free one.
+        explorer_port: Of the explorer's pages; 0 takes a free one, None starts none.
         tell: Told what happens, in lines for people.
 
     Raises:
@@ -49,12 +52,17 @@ async def run_devnet(
     with _alone(place), stopped_by_signals() as stop:
         _put_aside(place)
         grid = Grid(place, chain=chain, port=port, faucet_port=faucet_port, tell=tell)
-        if await until_stopped(stop, asyncio.create_task(_serve(grid, tell))):
+        if await until_stopped(stop, asyncio.create_task(_serve(grid, explorer_port, tell))):
             tell("Ended: the chain is gone with all that was on it.")
 
 
-async def _serve(grid: Grid, tell: Callable[[str], None]) -> None:
+async def _serve(grid: Grid, explorer_port: int | None, tell: Callable[[str], None]) -> None:
+    if explorer_port:
+        open_listener(explorer_port).close()  # told at once, not after the chain has been set up
     async with grid:
+        if explorer_port is not None:
+            tell("starting the explorer")
+            await grid.start_explorer(explorer_port)
         for line in _directory(grid, _write_settings(grid)):
             tell(line)
         while True:
@@ -133,6 +141,7 @@ def _directory(grid: Grid, settings: Path | None) -> list[str]:
         "",
         f"chain       {grid.node.url} (chain {grid.node.chain_id}, process {grid.node.pid})",
         f"faucet      {grid.faucet_url}",
+        *([f"explorer    {grid.explorer_url}"] if grid.explorer_url else []),
         f"deployment  {os.path.relpath(grid.deployment_file)}",
         f"wallets     {wallets}/, password in {wallets}/password",
     ]

@@ -115,6 +115,7 @@ def test_logs_and_record_are_kept_and_secrets_are_private(played: tuple[Outcome,
     assert json.loads((folder / "deployment.json").read_text())["chain_id"] == 1337
     assert {path.name for path in (folder / "logs").iterdir()} == {
         "alpine.log",
+        "explorer.log",
         "jura.log",
         "scheduler.log",
     }

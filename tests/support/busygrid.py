@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from deepsquare_chain.chain.contracts import Report
 from deepsquare_chain.chain.events import JobRetried, JobSubmitted
@@ -72,6 +73,7 @@ class BusyGrid:
                 await self._reprice(at)
             if at % 5 == 3:
                 await self._panic()
+        await self._end_each_way()
         await self._leave_some_waiting()
 
     async def submit(self, count: int, customer: int = 0, **changes: object) -> list[int]:
@@ -80,8 +82,9 @@ class BusyGrid:
         for _ in range(count):
             self.submitted += 1
             name = str(changes.pop("name", "") or self.chance.choice(NAMES))
+            definition: Any = changes.pop("definition", digest(f"definition {self.submitted}"))
             terms = some_terms(self.chance, name, **changes)
-            rows.append((terms, [digest(f"definition {self.submitted}")]))
+            rows.append((terms, [bytes(definition)]))
         call = self.grid.contracts.scheduler.submit_jobs(rows)
         receipt = await self.grid.send(self.grid.customers[customer], call)
         ids = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
@@ -166,6 +169,19 @@ class BusyGrid:
             lost = ids.pop()
             receipt = await self.grid.send(account, scheduler.panic([lost], "node went down"))
             self.waiting += [e.successor for e in receipt.events if isinstance(e, JobRetried)]
+
+    async def _end_each_way(self) -> None:
+        """One job that is cancelled while it runs, and one that uses all its time."""
+        scheduler, host = self.grid.contracts.scheduler, self.grid.providers[0]
+        small = {"resources": Resources(1, 1, 500, 0), "amount": CREDIT, "time_limit": 300}
+        ids = await self.submit(2, **small)
+        await self.grid.send(self.grid.scheduler, scheduler.meta_schedule({1: ids}))
+        await self.grid.send(host, scheduler.claim(ids))
+        await self.grid.send(host, scheduler.start(ids))
+        await self._advance(301)
+        await self.grid.send(host, scheduler.finish([Report(ids[0], 10**6, 124)]))
+        await self._cancel(ids[1])
+        self.waiting = [each for each in self.waiting if each not in ids]
 
     async def _leave_some_waiting(self) -> None:
         """One job in every live status, and one that nobody can run."""

@@ -95,9 +95,9 @@ def running(arguments: Sequence[str], folder: Path, name: str) -> Iterator[Runni
 
 
 @contextmanager
-def devnet(folder: Path) -> Iterator[Running]:
-    """`deepsquare devnet up` in a folder, on free ports."""
-    arguments = ["devnet", "up", "--port", "0", "--faucet-port", "0"]
+def devnet(folder: Path, *more: str) -> Iterator[Running]:
+    """`deepsquare devnet up` in a folder, on free ports; without an explorer unless asked for."""
+    arguments = ["devnet", "up", "--port", "0", "--faucet-port", "0", *(more or ["--no-explorer"])]
     with running(arguments, folder, "devnet") as up:
         up.wait_for("Ctrl-C ends it.")
         yield up

@@ -160,12 +160,18 @@ def words(name: str) -> str:
     return (found or name).replace("_", " ").strip()
 
 
-def visible(text: str) -> str:
-    """A stranger's text with control characters and direction marks written out.
+def visible(text: str, keep: str = "") -> str:
+    """A stranger's text with control characters and direction marks written out, but for some.
 
     Markup is the templates' matter; this keeps a name from rearranging the line it stands in.
     """
-    return "".join(each if _is_harmless(each) else f"\\u{ord(each):04x}" for each in text)
+    shown = (c if c in keep or _is_harmless(c) else f"\\u{ord(c):04x}" for c in text)
+    return "".join(shown)
+
+
+def code(text: str) -> str:
+    """A stranger's script: the same with its lines and tabs."""
+    return visible(text, "\n\t")
 
 
 def _is_harmless(char: str) -> bool:
@@ -207,4 +213,5 @@ FILTERS: Final[dict[str, Any]] = {
     "percent": percent,
     "words": words,
     "visible": visible,
+    "code": code,
 }

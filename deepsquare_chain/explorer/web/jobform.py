@@ -59,7 +59,7 @@ def _document(given: Mapping[str, Any]) -> dict[str, Any]:
         "name": text("name"),
         "credits": text("credits"),
         "timeLimit": text("time_limit"),
-        "objective": text("objective") or "cost",
+        "objective": text("objective").upper() or "COST",
         "retries": _number(text("retries") or "0"),
         "untilSpent": given.get("until_spent") in {True, "on", "true"},
         "uses": [each for each in re.split(r"[\s,]+", text("uses")) if each],

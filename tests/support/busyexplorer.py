@@ -1,0 +1,110 @@
+"""A busy grid on a real node and the explorer's server on top of it, in a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.daemon.service import ServiceSettings
+from deepsquare_chain.explorer.web.server import Address, open_explorer
+from deepsquare_chain.explorer.web.site import Link
+from deepsquare_chain.job import Resources
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.workflow import Definition, Step
+from tests.support.anvil import start_anvil
+from tests.support.busygrid import HOSTILE, BusyGrid
+from tests.support.livegrid import LiveGrid, live_grid
+
+T = TypeVar("T")
+NAMES = ("alice", "bob")
+
+
+@dataclass
+class BusyExplorer:
+    """What tests see: the pages' URL, the node's, and a way to do things on the grid."""
+
+    url: str
+    node_url: str
+    grid: LiveGrid
+    busy: BusyGrid
+    definitions: Path
+    loop: asyncio.AbstractEventLoop
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something on the grid's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
+
+    @property
+    def alice(self) -> str:
+        """Address of the first customer."""
+        return self.grid.customers[0].address
+
+
+@contextmanager
+def busy_explorer(folder: Path, rounds: int = 4) -> Iterator[BusyExplorer]:
+    """Start everything, and end it with the block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    whole = _opened(folder, rounds, loop)
+    try:
+        yield asyncio.run_coroutine_threadsafe(whole.__aenter__(), loop).result(240)
+    finally:
+        try:
+            asyncio.run_coroutine_threadsafe(whole.__aexit__(None, None, None), loop).result(60)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(10)
+            loop.close()
+
+
+@asynccontextmanager
+async def _opened(
+    folder: Path, rounds: int, loop: asyncio.AbstractEventLoop
+) -> AsyncIterator[BusyExplorer]:
+    async with start_anvil() as node, live_grid(node) as grid:
+        busy = BusyGrid(grid)
+        store = FolderDefinitionStore(folder / "definitions")
+        await busy.play(rounds)
+        await _be_hostile(busy, store)
+        names = {who.address: name for who, name in zip(grid.customers, NAMES, strict=True)}
+        deployment = dataclasses.replace(grid.deployment, extra={"names": names})
+        stop = asyncio.Event()
+        async with open_explorer(
+            node.url,
+            deployment,
+            folder / "index.db",
+            ServiceSettings(state_dir=folder, confirmations=0, poll_interval=0.2),
+            address=Address(port=0),
+            store=store,
+            links=Link.parse("Otter.tx=https://otter.example/tx/{}"),
+            stop=stop,
+        ) as explorer:
+            following = asyncio.create_task(explorer.daemon.run())
+            await explorer.daemon.ready.wait()
+            yield BusyExplorer(explorer.url, node.url, grid, busy, store.path, loop)
+            stop.set()
+            await following
+
+
+async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:
+    """Strangers' texts wherever a stranger can put one."""
+    grid = busy.grid
+    registry, scheduler = grid.contracts.registry, grid.contracts.scheduler
+    steps = tuple(Step(f"step {at}", text.replace("\x07", "")) for at, text in enumerate(HOSTILE))
+    definition = Definition(Resources(1, 1, 500, 0), {"TEXT": HOSTILE[0]}, steps)
+    digest = await store.put(definition.to_bytes())
+    cheap = {"resources": Resources(1, 1, 500, 0), "amount": 4 * CREDIT, "time_limit": 300}
+    ids = [(await busy.submit(1, name=text, definition=digest, **cheap))[0] for text in HOSTILE]
+    await grid.send(grid.providers[1], registry.set_labels({"site": HOSTILE[1][:60], "x": "y"}))
+    await grid.send(grid.scheduler, scheduler.meta_schedule({2: ids[:2]}))
+    await grid.send(grid.providers[1], scheduler.requeue(ids[:1], HOSTILE[0]))
+    await grid.send(grid.providers[1], scheduler.panic(ids[1:2], HOSTILE[1]))
+    await busy.submit(1, uses=f"site={HOSTILE[0][:20].replace('<', '').replace('>', '')}")

@@ -1,0 +1,547 @@
+"""The explorer's pure parts: how values are written, drawn, decoded, judged and guarded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import escape
+from starlette.requests import Request
+
+from deepsquare_chain.chain.abi import interface
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.errors import JobFileError, UsageError
+from deepsquare_chain.explorer.index.rows import (
+    JobDetail,
+    JobRow,
+    Place,
+    ProviderFigures,
+    ProviderRow,
+    StatusPoint,
+    TransitionRow,
+    UsePoint,
+    Utilisation,
+)
+from deepsquare_chain.explorer.web import charts, formats, views
+from deepsquare_chain.explorer.web.calls import Plan
+from deepsquare_chain.explorer.web.decoding import decode_call, find_view, read_argument
+from deepsquare_chain.explorer.web.explaining import judge
+from deepsquare_chain.explorer.web.jobform import read_form
+from deepsquare_chain.explorer.web.render import environment
+from deepsquare_chain.explorer.web.security import Allowance, is_own
+from deepsquare_chain.explorer.web.site import Link
+from deepsquare_chain.job import (
+    Hardware,
+    JobStatus,
+    Objective,
+    Offer,
+    Prices,
+    ProviderStatus,
+    Resources,
+)
+
+ALICE = "0x" + "A1" * 20
+HOST = "0x" + "B2" * 20
+S = JobStatus
+
+
+# -- formats
+
+
+@pytest.mark.parametrize(
+    ("wei", "whole", "part"),
+    [
+        (0, "0", ".00"),
+        (CREDIT, "1", ".00"),
+        (15 * CREDIT // 10, "1", ".50"),
+        (-CREDIT // 3, "\u22120", ".333333\u2026"),
+        (1, "0", ".000000\u2026"),
+        (12_345_678 * CREDIT + 4_256 * 10**12, "12\u2009345\u2009678", ".004256"),
+    ],
+)
+def test_amounts_are_grouped_and_cut_but_never_rounded(wei: int, whole: str, part: str) -> None:
+    assert formats.amount(wei) == (whole, part)
+
+
+@given(st.integers(min_value=-(2**200), max_value=2**200))
+def test_a_shown_amount_begins_like_the_exact_one(wei: int) -> None:
+    whole, part = formats.amount(wei)
+    shown = (whole + part).replace("\u2009", "").replace("\u2212", "-").rstrip("\u2026")
+    exact = formats.exact(wei)
+    exact = exact if "." in exact else exact + "."
+    assert shown.rstrip("0").startswith(exact[: len(shown.rstrip("0"))].rstrip("0"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h")],
+)
+def test_durations_have_two_units(seconds: int, text: str) -> None:
+    assert formats.duration(seconds).replace("\u00a0", " ") == text
+
+
+def test_ages_look_both_ways() -> None:
+    assert formats.ago(100, 101) == "now"
+    assert formats.ago(0, 7_300) == "2\u00a0h ago"
+    assert formats.ago(400, 100) == "in 5\u00a0min"
+
+
+def test_times_beyond_the_calendar_stay_numbers() -> None:
+    assert formats.clock(2**60) == str(2**60)
+    assert formats.iso(2**60) == ""
+    assert formats.clock(1_700_000_000) == "2023-11-14 22:13:20"
+
+
+def test_strangers_texts_cant_turn_a_line_around() -> None:
+    assert formats.visible("a\u202eb\x07\u200bc\ufeff") == "a\\u202eb\\u0007\\u200bc\\ufeff"
+    assert formats.code("a\n\tb\x1b") == "a\n\tb\\u001b"
+    assert formats.visible("Zürich 日本 🙂") == "Zürich 日本 🙂"
+
+
+def test_hashes_are_shortened_and_names_are_not() -> None:
+    assert formats.short("0x" + "ab" * 32) == "0xababab\u2026abab"
+    assert formats.short("hello") == "hello"
+
+
+@given(st.text())
+def test_visible_text_is_escaped_by_templates(text: str) -> None:
+    made = environment().from_string("{{ text|visible }}").render(text=text)
+    assert made == str(escape(formats.visible(text)))
+    assert "<" not in made
+
+
+# -- charts
+
+
+@given(st.floats(min_value=0, max_value=1e12, allow_nan=False))
+def test_an_axis_ends_above_and_not_far(most: float) -> None:
+    found = charts.nice(most)
+    assert found >= most
+    assert most == 0 or found <= 5 * most
+
+
+def path_of(chart: charts.Chart, css: str) -> list[tuple[float, float]]:
+    shape = next(each for each in chart.shapes if each.css == css)
+    points = shape.points.strip("MZ").split("L")
+    return [(float(x), float(y)) for x, y in (point.split() for point in points)]
+
+
+def test_layers_stand_on_each_other_in_steps() -> None:
+    chart = charts.layers(
+        "two", [0, 10, 20], [charts.Series("a", "a", [1, 2, 2]), charts.Series("b", "b", [0, 2, 8])]
+    )
+    top = path_of(chart, "b")[:5]
+    # A value holds until the next: 1 until 10, 4 until 20, then 10.
+    assert top == [(0, 90), (500, 90), (500, 60), (1_000, 60), (1_000, 0)]
+    assert chart.ticks == ("10", "5", "0")
+    assert chart.rows == (("00:00:00", "1", "0"), ("00:00:10", "2", "2"), ("00:00:20", "2", "8"))
+    assert chart.bands[1].text == "00:00:10: a 2, b 2"
+
+
+@given(
+    st.lists(st.integers(0, 10**6), max_size=40),
+    st.lists(st.floats(0, 1e9, allow_nan=False), max_size=40),
+)
+def test_drawings_stay_in_their_box(times: list[int], values: list[float]) -> None:
+    times = sorted(times)[: len(values)]
+    series = [charts.Series("x", "line", values[: len(times)])]
+    for chart in (charts.lines("s", times, series), charts.layers("s", times, series)):
+        for shape in chart.shapes:
+            for x, y in path_of(chart, shape.css):
+                assert 0 <= x <= charts.WIDTH
+                assert -0.01 <= y <= charts.HEIGHT + 0.01
+
+
+def test_a_waterfall_ends_where_it_should() -> None:
+    steps = charts.waterfall([("in", "in", 100), ("paid", "paid", -30), ("back", "back", -70)])
+    assert [(each.start, each.end) for each in steps] == [(0, 100), (100, 70), (70, 0)]
+    assert [(each.x, each.width) for each in steps] == [(0, 1_000), (700, 300), (0, 700)]
+    sliver = charts.waterfall([("in", "in", 10**18), ("fee", "fee", -1)])[1]
+    assert sliver.width == 3.0
+
+
+def test_a_strip_leaves_nothing_out() -> None:
+    found = charts.strip([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
+    assert all(span.width >= 14 for span in found.spans)
+    assert abs(found.spans[-1].x + found.spans[-1].width - charts.WIDTH) < 1
+    assert charts.strip([]).spans == ()
+
+
+def test_drawings_are_wellformed_with_texts_beside() -> None:
+    evil = '<script>"&'
+    chart = charts.lines(evil, [0, 5], [charts.Series(evil, "line", [1, 2])])
+    template = environment().from_string(
+        '{% import "charts.html" as c %}<div>{{ c.time_chart(x) }}{{ c.bars(b) }}</div>'
+    )
+    made = template.render(x=chart, b=[charts.Bar(evil, 0.5, "50 %")])
+    tree = ElementTree.fromstring(made)  # noqa: S314 - it is ours
+    svg = tree.find(".//svg[@role='img']")
+    assert svg is not None
+    assert svg.get("aria-label") == evil
+    assert len(tree.findall(".//tbody/tr")) == 2
+    assert "style=" not in made
+
+
+# -- views
+
+
+def place(block: int = 1, time: int = 100) -> Place:
+    return Place(block, time, "0x" + "00" * 32, 0, True)
+
+
+def detail(**changes: Any) -> JobDetail:
+    row = {
+        "id": 1,
+        "name": "x",
+        "customer": ALICE,
+        "provider": HOST,
+        "status": S.FINISHED,
+        "resources": Resources(1, 1, 100, 0),
+        "time_limit": 60,
+        "until_spent": False,
+        "objective": Objective.COST,
+        "rate": 1_000,
+        "funded": 100_000,
+        "escrow": 0,
+        "paid": 38_000,
+        "fee": 2_000,
+        "refunded": 60_000,
+        "billed_seconds": 40,
+        "submitted_at": 100,
+        "started_at": 110,
+        "ended_at": 150,
+        "retry_of": None,
+        "successor": None,
+        "changed": place(),
+    }
+    rest = {
+        "definition": "00" * 32,
+        "uses": "",
+        "fee_bps": 500,
+        "retries_left": 0,
+        "carried_in": 0,
+        "carried_out": 0,
+        "allotment": 60,
+        "exit_code": 0,
+        "result": "",
+        "reason": "",
+        "transitions": (),
+        "movements": (),
+        "events": (),
+        "more_events": False,
+        "line": (),
+        "challenge": None,
+    }
+    row |= {key: value for key, value in changes.items() if key in row}
+    rest |= {key: value for key, value in changes.items() if key in rest}
+    return JobDetail(row=JobRow(**row), **rest)
+
+
+def test_a_right_bill_agrees() -> None:
+    found = views.bill(detail())
+    assert found is not None
+    assert (found.cost, found.fee, found.paid, found.refunded) == (40_000, 2_000, 38_000, 60_000)
+    assert found.agrees
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"paid": 38_001},
+        {"fee": 1_999},
+        {"refunded": 59_999},
+        {"billed_seconds": 39},
+        {"ended_at": 149},  # fewer seconds passed than were billed
+        {"allotment": 39},
+        {"rate": 999},
+    ],
+)
+def test_a_wrong_bill_differs(change: dict[str, int]) -> None:
+    found = views.bill(detail(**change))
+    assert found is not None
+    assert not found.agrees
+
+
+def test_nothing_is_billed_before_the_end_or_for_what_was_carried_on() -> None:
+    assert views.bill(detail(status=S.RUNNING)) is None
+    assert views.bill(detail(status=S.PANICKED, carried_out=100_000)) is None
+
+
+def test_a_running_job_is_billed_up_to_its_allotment() -> None:
+    running = detail(status=S.RUNNING)
+    assert views.used_so_far(running, 120) == 10_000
+    assert views.used_so_far(running, 10_000) == 60_000
+    assert views.used_so_far(detail(), 120) == 0
+
+
+def test_flows_end_at_what_is_held() -> None:
+    names = [step.name for step in views.flows(detail())]
+    assert names == ["funded", "paid", "fee", "refunded", "in escrow"]
+    live = views.flows(detail(status=S.RUNNING, escrow=100_000, paid=0, fee=0, refunded=0))
+    assert (live[-1].name, live[-1].amount, live[-1].width) == ("in escrow", 100_000, 1_000)
+
+
+def test_stages_last_until_the_next() -> None:
+    rows = [
+        TransitionRow(place(1, 100), 1, S.NONE, S.PENDING, ALICE, None),
+        TransitionRow(place(2, 130), 1, S.PENDING, S.META_SCHEDULED, ALICE, HOST),
+    ]
+    first, second = views.stages(rows, 150)
+    assert (first.seconds, first.ongoing, second.seconds, second.ongoing) == (30, False, 20, True)
+
+
+def test_values_are_known_by_their_names() -> None:
+    found = views.fields(
+        {
+            "job_id": 3,
+            "terms": {"amount": 5, "name": "x"},
+            "provider": "0x" + "00" * 20,
+            "by": ALICE,
+            "open": True,
+            "answer_by": 9,
+            "role": "0x" + bytes(32).hex(),
+            "hash": "0x" + "12" * 32,
+            "empty": "",
+        }
+    )
+    assert {each.path: each.kind for each in found} == {
+        "job_id": "job",
+        "terms.amount": "amount",
+        "terms.name": "text",
+        "provider": "nobody",
+        "by": "account",
+        "open": "flag",
+        "answer_by": "time",
+        "role": "text",
+        "hash": "hash",
+        "empty": "text",
+    }
+    assert next(each.value for each in found if each.path == "role") == "DEFAULT_ADMIN_ROLE"
+
+
+def test_endless_values_are_cut() -> None:
+    assert len(views.fields({"ids": list(range(10_000))}, most=50)) == 50
+
+
+def test_charts_of_an_empty_grid_are_drawn() -> None:
+    assert views.status_chart(()).shapes == ()
+    assert views.escrow_chart(()).rows == ()
+    assert views.use_lines((), {}).shapes == ()
+    assert views.price_chart((), 5) is None
+    points = [StatusPoint(5, dict.fromkeys(S, 0))]
+    assert views.ends_chart(points).summary.endswith("0 jobs so far.")
+
+
+def test_the_busiest_provider_stands_first() -> None:
+    def use(account: str, used: int) -> Utilisation:
+        return Utilisation(account, (UsePoint(1, used, 100), UsePoint(2, 0, 100)))
+
+    bars = views.use_bars([use("a", 10), use("b", 50)], {"b": "provider 2"})
+    assert [(bar.name, bar.text) for bar in bars] == [("provider 2", "25%"), ("a", "5%")]
+
+
+# -- calls
+
+
+def test_calls_are_read_back() -> None:
+    function = interface("Credit").function("transfer")
+    found = decode_call("Credit", "0x" + function.encode(ALICE, 7).hex())
+    assert found is not None
+    assert found.function == "transfer"
+    assert list(found.values.values())[1] == 7
+    assert decode_call("Credit", "0x12345678") is None
+    assert decode_call("Credit", "0x" + function.selector.hex() + "00") is None
+    assert decode_call("Credit", "0xzz") is None
+
+
+@pytest.mark.parametrize(
+    ("contract", "name", "texts", "values"),
+    [
+        ("Credit", "allowance", [ALICE.lower(), HOST.lower()], None),
+        ("MetaScheduler", "getJobs", ["[1, 2]"], [[1, 2]]),
+        ("MetaScheduler", "deadline", ["0x10"], [16]),
+    ],
+)
+def test_typed_arguments_are_read(
+    contract: str, name: str, texts: list[str], values: list[Any] | None
+) -> None:
+    found = find_view(contract, name)
+    assert found is not None
+    entry, function = found
+    read = [read_argument(p, t) for p, t in zip(entry["inputs"], texts, strict=True)]
+    assert values is None or read == values
+    assert function.encode(*read)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("uint256", "many"),
+        ("address", "0x12"),
+        ("bool", "maybe"),
+        ("bytes32", "0xzz"),
+        ("uint256[]", "1,2"),
+        ("uint256[]", "[" * 5_000),
+        ("uint8", "1" * 5_000),
+    ],
+)
+def test_arguments_that_cant_be_meant_are_refused(kind: str, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_argument({"name": "which", "type": kind}, text)
+    assert "which" in caught.value.message
+
+
+def test_functions_that_change_something_are_not_read() -> None:
+    assert find_view("Credit", "mint") is None
+    assert find_view("Credit", "nothing") is None
+
+
+# -- the form
+
+FORM = {
+    "name": "n",
+    "credits": "2",
+    "time_limit": "10m",
+    "tasks": "2",
+    "cpus_per_task": "3",
+    "mem_per_cpu": "64",
+    "gpus": "1",
+    "retries": "1",
+    "objective": "time",
+    "uses": "gpu.model=h100, site=jura",
+    "script": "a\r\nb\r\n",
+}
+
+
+def test_a_form_is_a_job_file() -> None:
+    terms = read_form(FORM).terms()
+    assert terms.resources == Resources(2, 3, 64, 1)
+    assert (terms.amount, terms.time_limit, terms.retries) == (2 * CREDIT, 600, 1)
+    assert terms.objective is Objective.TIME
+    assert terms.uses == "gpu.model=h100,site=jura"
+    assert read_form(FORM).definition.steps[0].command == "a\nb\n"
+
+
+def test_a_whole_file_stands_for_the_form() -> None:
+    text = 'name: f\ncredits: "1"\ntimeLimit: 5m\nresources: {memPerCpu: 9}\nsteps: [{run: {command: x}}]'
+    assert read_form({**FORM, "file": text}).name == "f"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mem_per_cpu": "none"}, "Memory a cpu"),
+        ({"cpus_per_task": "0"}, "Cpus a task"),
+        ({"script": ""}, "Script"),
+        ({"time_limit": "x"}, "Time limit"),
+        ({"objective": "fame"}, "Objective"),
+        ({"name": "n" * 100}, "Name"),
+    ],
+)
+def test_mistakes_are_told_in_words_of_the_form(change: dict[str, str], words: str) -> None:
+    with pytest.raises(JobFileError) as caught:
+        read_form({**FORM, **change})
+    assert words in caught.value.message
+    assert "form" not in caught.value.message
+
+
+@given(st.dictionaries(st.sampled_from(sorted(FORM)), st.text() | st.integers() | st.none()))
+def test_any_form_is_read_or_refused(given_values: dict[str, Any]) -> None:
+    try:
+        read_form(given_values)
+    except JobFileError as error:
+        assert error.message  # noqa: PT017 - either is fine, anything else is not
+
+
+# -- why it waits
+
+
+def provider(**labels: str) -> ProviderRow:
+    return ProviderRow(
+        account=HOST,
+        id=1,
+        status=ProviderStatus.ACTIVE,
+        active=True,
+        hardware=Hardware(1, 4, 1_000, 0),
+        offer=Offer(4, 1_000, 0),
+        prices=Prices(1, 1, 1),
+        labels=labels,
+        version=1,
+        pending_version=1,
+        approved_until=0,
+        answer_by=0,
+        figures=ProviderFigures(*[0] * 15),
+    )
+
+
+def test_labels_are_judged_after_the_contract() -> None:
+    assert judge(provider(), "", eligible=True, reason="").eligible
+    too_dear = judge(provider(), "", eligible=False, reason="OverBudget")
+    assert "too dear" in too_dear.why
+    missing = judge(provider(), "gpu=h100", eligible=True, reason="")
+    assert (missing.eligible, missing.why) == (False, "gpu=h100: has no such label")
+    other = judge(provider(gpu="a100"), "gpu=h100", eligible=True, reason="")
+    assert other.why == "gpu=h100: its label says a100"
+    assert judge(provider(), "what is this", eligible=True, reason="").eligible
+
+
+# -- guards
+
+
+def asked(**headers: str) -> Request:
+    raw = [(key.replace("_", "-").encode(), text.encode()) for key, text in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
+
+
+@pytest.mark.parametrize(
+    ("headers", "own"),
+    [
+        ({"content_type": "application/json"}, True),
+        ({"content_type": "application/json; charset=utf-8", "host": "h:1"}, True),
+        ({"content_type": "application/json", "origin": "http://h:1", "host": "h:1"}, True),
+        ({"content_type": "application/json", "origin": "http://h:2", "host": "h:1"}, False),
+        ({"content_type": "application/json", "origin": "null", "host": "h:1"}, False),
+        ({"content_type": "application/json", "sec_fetch_site": "cross-site"}, False),
+        ({"content_type": "application/json", "sec_fetch_site": "same-site"}, False),
+        ({"content_type": "text/plain"}, False),
+        ({}, False),
+    ],
+)
+def test_posts_come_from_own_pages(headers: dict[str, str], own: bool) -> None:
+    assert is_own(asked(**headers)) is own
+
+
+def test_an_allowance_is_used_up_and_comes_back() -> None:
+    now = [0.0]
+    allowance = Allowance(3, clients=2, clock=lambda: now[0])
+    assert [allowance.take("a") for _ in range(4)] == [True, True, True, False]
+    assert allowance.take("b")
+    now[0] = 20.0
+    assert [allowance.take("a"), allowance.take("a")] == [True, False]
+    assert allowance.take("c")  # and the one that was not seen for longest is forgotten
+    assert len(allowance._left) == 2
+
+
+def test_links_are_templates() -> None:
+    (link,) = Link.parse("Otter.tx=https://o.example/tx/{} Otter.block=https://o.example/b/{}")
+    assert link.urls == {"tx": "https://o.example/tx/{}", "block": "https://o.example/b/{}"}
+    for wrong in ("Otter.tx=javascript:{}", "Otter.job=https://x/{}", "tx=https://x/{}", "A.tx="):
+        with pytest.raises(UsageError):
+            Link.parse(wrong)
+    assert Link.parse("") == ()
+
+
+def test_numbers_that_a_browser_would_round_are_texts() -> None:
+    wire = Plan("t", "a", ("e",), call=Call(ALICE, b"\x01", "label", value=2**80)).to_wire(1337)
+    assert json.loads(json.dumps(wire))["call"] == {
+        "to": ALICE,
+        "data": "0x01",
+        "value": str(2**80),
+        "chainId": "0x539",
+        "label": "label",
+    }
