@@ -1,0 +1,443 @@
+"""The explorer in a real browser: every page, the wallet, live updates, keyboard, no scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.job import JobStatus
+from tests.support.anvil import REQUIRE_REAL
+from tests.support.browser import Watched, open_browser, watch
+from tests.support.busyexplorer import BusyExplorer, busy_explorer
+
+PROJECT = Path(__file__).parents[2]
+AXE = PROJECT / "node_modules" / "axe-core" / "axe.min.js"
+PHONE = {"width": 360, "height": 740}
+DESKTOP = {"width": 1_280, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def explorer(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyExplorer]:
+    with busy_explorer(tmp_path_factory.mktemp("explorer")) as found:
+        yield found
+
+
+def open_page(browser: Browser, explorer: BusyExplorer, **options: Any) -> Iterator[Watched]:
+    context = browser.new_context(viewport=DESKTOP, **options)
+    context.set_default_timeout(30_000)
+    try:
+        yield watch(context, explorer.url)
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def tab(browser: Browser, explorer: BusyExplorer) -> Iterator[Watched]:
+    """A page on a desk, in light."""
+    yield from open_page(browser, explorer, color_scheme="light")
+
+
+def every_page(explorer: BusyExplorer) -> list[str]:
+    """One page of each kind and a job of each status, the hostile ones among them."""
+
+    async def numbers() -> list[int]:
+        scheduler = explorer.grid.contracts.scheduler
+        ids = list(range(1, await scheduler.job_count() + 1))
+        by_status = {job.status: job.id for job in await scheduler.get_jobs(ids)}
+        return [*by_status.values(), *ids[-9:]]
+
+    with httpx.Client(base_url=explorer.url, timeout=60, trust_env=False) as web:
+        sent = re.findall(r'href="(/transactions/0x\w+)"', web.get("/transactions").text)
+        block = re.findall(r'href="(/blocks/\d+)"', web.get("/blocks").text)
+    return [
+        *("/", "/?range=hour", "/jobs", "/jobs?status=live", "/providers", "/providers/1"),
+        *("/providers/2", "/transactions", sent[0], sent[-1], "/blocks", block[0], "/audit"),
+        *("/audit?of=jobs", "/contracts", "/contracts/Credit", "/contracts/MetaScheduler"),
+        *("/contracts/Credit?call=totalSupply", "/submit", "/search?q=e", "/search?q=zzzz"),
+        *(f"/accounts/{explorer.alice}", f"/accounts/{explorer.alice}/jobs"),
+        *(f"/accounts/0x{'12' * 20}", *(f"/jobs/{number}" for number in explorer.run(numbers()))),
+    ]
+
+
+def assert_fits(page: Page, path: str) -> None:
+    """Nothing sticks out of the window; wide tables scroll in a box of their own."""
+    wide, room = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= room, path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_clean_at_a_desk_and_on_a_phone(
+    browser: Browser, explorer: BusyExplorer, scheme: str
+) -> None:
+    for watched in open_page(browser, explorer, color_scheme=scheme):
+        page = watched.page
+        for path in every_page(explorer):
+            answer = page.goto(explorer.url + path)
+            assert answer is not None
+            assert answer.status == 200, path
+            assert page.locator("h1").count() == 1, path
+            assert_fits(page, path)
+            if scheme == "light":
+                page.set_viewport_size(PHONE)
+                assert_fits(page, path)
+                page.set_viewport_size(DESKTOP)
+        watched.check()
+        assert page.context.cookies() == []
+
+
+def axe() -> str:
+    if not AXE.is_file():
+        missing = f"{AXE} is not there: `make setup-dev` brings it"
+        if os.environ.get(REQUIRE_REAL) == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return AXE.read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible(browser: Browser, explorer: BusyExplorer, scheme: str) -> None:
+    script = axe()
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+    faults = []
+    kinds = list({re.sub(r"/(\d+|0x\w+)|\?.*", "/N", p): p for p in every_page(explorer)}.values())
+    for watched in open_page(browser, explorer, color_scheme=scheme):
+        for path in [*kinds, "/nope"]:
+            watched.page.goto(explorer.url + path)
+            watched.page.evaluate(script)
+            found = watched.page.evaluate("rules => axe.run(document, rules)", rules)
+            faults += [
+                (
+                    path,
+                    each["id"],
+                    each["nodes"][0]["html"][:160],
+                    each["nodes"][0]["failureSummary"],
+                )
+                for each in found["violations"]
+            ]
+    assert faults == []
+
+
+def test_without_scripts_everything_can_be_read(browser: Browser, explorer: BusyExplorer) -> None:
+    for watched in open_page(browser, explorer, java_script_enabled=False):
+        page = watched.page
+        page.goto(explorer.url)
+        expect(page.locator("h1")).to_have_text("The grid at a glance")
+        page.get_by_role("link", name="All jobs →").click()
+        page.locator("tbody a").first.click()
+        expect(page.get_by_role("heading", name="Where the credits went")).to_be_visible()
+        assert page.locator("button[data-act]:visible").count() == 0
+        page.locator("#q").fill(explorer.alice)
+        page.locator("#q").press("Enter")
+        expect(page.locator("h1")).to_have_text("alice")
+        page.goto(f"{explorer.url}/submit")
+        expect(page.get_by_text("The form needs scripts and a wallet")).to_be_visible()
+
+
+def test_the_keyboard_leads_everywhere(tab: Watched, explorer: BusyExplorer) -> None:
+    page = tab.page
+    page.goto(explorer.url)
+    page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to the content")
+    expect(skip).to_be_focused()
+    expect(skip).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    seen: list[str] = []
+    for _ in range(25):
+        page.keyboard.press("Tab")
+        outline = page.evaluate(
+            "getComputedStyle(document.activeElement).outlineStyle + ' ' + "
+            "getComputedStyle(document.activeElement).outlineWidth"
+        )
+        assert outline.startswith("solid"), page.evaluate("document.activeElement.outerHTML")
+        seen.append(page.evaluate("document.activeElement.outerHTML"))
+    assert len(set(seen)) > 15
+    page.locator("h1").click()
+    page.keyboard.press("/")
+    expect(page.locator("#q")).to_be_focused()
+    page.keyboard.type(explorer.alice)
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("alice")
+    tab.check()
+
+
+def test_the_theme_is_remembered_on_this_device(tab: Watched, explorer: BusyExplorer) -> None:
+    page = tab.page
+    page.goto(explorer.url)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.locator("#theme").click()
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.goto(f"{explorer.url}/jobs")
+    assert page.evaluate(ground) == dark
+    assert page.context.cookies() == []
+    tab.check()
+
+
+def test_a_new_job_comes_by_itself(tab: Watched, explorer: BusyExplorer) -> None:
+    page = tab.page
+    page.goto(f"{explorer.url}/jobs")
+    expect(page.locator("#live")).to_have_class(re.compile("on"))
+    page.evaluate("window.stayed = true")
+    ids = explorer.run(explorer.busy.submit(1, name="comes by itself"))
+    expect(page.locator(f'tr[data-row="{ids[0]}"]')).to_contain_text("comes by itself")
+    assert page.evaluate("window.stayed")
+    tab.check()
+
+
+# -- the wallet
+
+PROVIDER = """(() => {
+  const ask = async ({ method, params }) => {
+    const told = JSON.parse(await window.walletAsked(NAME, JSON.stringify({ method, params })));
+    if (told.error) throw Object.assign(new Error(told.error.message), { code: told.error.code });
+    return told.result;
+  };
+  const info = { uuid: NAME, name: NAME, icon: "data:,", rdns: "example.wallet" };
+  const detail = Object.freeze({ info, provider: { request: ask, on() {} } });
+  const announce = () => dispatchEvent(new CustomEvent("eip6963:announceProvider", { detail }));
+  addEventListener("eip6963:requestProvider", announce);
+  announce();
+})();"""
+
+
+class TestWallet:
+    """A wallet of an account that the node holds, and what it was asked."""
+
+    __test__ = False
+
+    def __init__(self, page: Page, explorer: BusyExplorer, account: str) -> None:
+        self.account = account
+        self.chain_id = 1337
+        self.refuses: set[str] = set()
+        self.asked: list[tuple[str, Any]] = []
+        self._node = explorer.node_url
+        page.expose_function("walletAsked", self._answer)
+
+    def announce(self, page: Page, *names: str) -> None:
+        """Be found under these names."""
+        for name in names:
+            page.add_init_script(PROVIDER.replace("NAME", json.dumps(name)))
+
+    def methods(self) -> list[str]:
+        """What it was asked to sign."""
+        signing = {"eth_sendTransaction", "eth_signTypedData_v4"}
+        return [method for method, _ in self.asked if method in signing]
+
+    def _answer(self, _name: str, text: str) -> str:
+        body = json.loads(text)
+        method, params = body["method"], body.get("params") or []
+        self.asked.append((method, params))
+        if method in self.refuses:
+            return json.dumps({"error": {"code": 4001, "message": "User rejected the request."}})
+        if method == "eth_requestAccounts":
+            return json.dumps({"result": [self.account]})
+        if method == "eth_chainId":
+            return json.dumps({"result": hex(self.chain_id)})
+        if method == "wallet_switchEthereumChain":
+            self.chain_id = int(params[0]["chainId"], 16)
+            return json.dumps({"result": None})
+        if method == "eth_signTypedData_v4":
+            params = [params[0], json.loads(params[1])]
+        call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return httpx.post(self._node, json=call, trust_env=False).text
+
+
+@pytest.fixture
+def wallet(tab: Watched, explorer: BusyExplorer) -> TestWallet:
+    """A wallet with credits and no allowance."""
+    grid = explorer.grid
+    owner = grid.stranger.address
+
+    async def fund() -> None:
+        credit = grid.contracts.credit
+        await grid.send(grid.admin, credit.mint(owner, 20 * CREDIT))
+        await grid.send(grid.stranger, credit.approve(grid.contracts.scheduler.address, 0))
+        # The node signs for this account from here on; our own sender must not.
+        grid.senders.pop(owner, None)
+
+    explorer.run(fund())
+    return TestWallet(tab.page, explorer, owner)
+
+
+def fill(page: Page, explorer: BusyExplorer, **values: str) -> None:
+    page.goto(f"{explorer.url}/submit")
+    for name, text in {"name": "from a browser", "credits": "2", **values}.items():
+        page.locator(f"#job-form [name={name}]").fill(text)
+
+
+def job_at(page: Page) -> int:
+    return int(page.url.rpartition("/")[2])
+
+
+def status_of(explorer: BusyExplorer, number: int) -> JobStatus:
+    return explorer.run(explorer.grid.contracts.scheduler.get_job(number)).status
+
+
+def test_a_job_is_submitted_topped_up_and_cancelled(
+    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+) -> None:
+    page = tab.page
+    wallet.announce(page, "Owl")
+    fill(page, explorer, script="echo from a browser")
+    page.locator("#submit-job").click()
+    dialog = page.locator("dialog")
+    expect(dialog).to_contain_text("2 credits go from your wallet into escrow")
+    expect(dialog).to_contain_text("a permit of exactly 2 credits")
+    assert wallet.methods() == []
+    dialog.get_by_role("button", name="Submit").click()
+    page.wait_for_url(re.compile(r"/jobs/\d+$"))
+    number = job_at(page)
+    assert wallet.methods() == ["eth_signTypedData_v4", "eth_sendTransaction"]
+    expect(page.locator("h1")).to_have_text("from a browser")
+    expect(page.locator("pre")).to_contain_text("echo from a browser")
+    assert explorer.run(explorer.grid.contracts.scheduler.get_job(number)).escrow == 2 * CREDIT
+
+    page.locator("#topup").click()
+    page.locator("dialog input").fill("1.25")
+    page.get_by_role("button", name="Continue").click()
+    expect(dialog).to_contain_text("grows to 3.25 credits")
+    dialog.get_by_role("button", name="Top up").click()
+    expect(page.locator(".figures")).to_contain_text("3.25")
+    assert (
+        explorer.run(explorer.grid.contracts.scheduler.get_job(number)).escrow == 13 * CREDIT // 4
+    )
+
+    page.locator("#cancel").click()
+    expect(dialog).to_contain_text("All 3.25 credits come back.")
+    dialog.get_by_role("button", name="Cancel the job").click()
+    expect(page.locator(".head .status")).to_have_text("CANCELLED")
+    assert status_of(explorer, number) is JobStatus.CANCELLED
+    tab.check()
+
+
+def test_an_approval_does_as_well(tab: Watched, explorer: BusyExplorer, wallet: TestWallet) -> None:
+    page = tab.page
+    wallet.announce(page, "Owl")
+    fill(page, explorer)
+    page.locator("[name=way][value=approve]").check()
+    page.locator("#submit-job").click()
+    page.locator("dialog").get_by_role("button", name="Submit").click()
+    page.wait_for_url(re.compile(r"/jobs/\d+$"))
+    assert wallet.methods() == ["eth_sendTransaction", "eth_sendTransaction"]
+    credit, scheduler = explorer.grid.contracts.credit, explorer.grid.contracts.scheduler
+    assert explorer.run(credit.allowance(wallet.account, scheduler.address)) == 0
+    tab.check()
+
+
+def test_a_wrong_network_is_refused_until_it_is_switched(
+    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+) -> None:
+    page = tab.page
+    wallet.announce(page, "Owl")
+    wallet.chain_id = 1
+    fill(page, explorer)
+    page.locator("#submit-job").click()
+    dialog = page.locator("dialog")
+    expect(dialog).to_contain_text("The wallet is on chain 1; this grid lives on chain 1337.")
+    dialog.get_by_role("button", name="Leave it").click()
+    expect(page.locator("[data-report]")).to_contain_text("nothing was sent")
+    assert wallet.methods() == []
+    page.locator("#submit-job").click()
+    dialog.get_by_role("button", name="Switch the wallet").click()
+    expect(dialog).to_contain_text("into escrow")
+    assert wallet.chain_id == 1337
+    page.keyboard.press("Escape")
+    expect(page.locator("[data-report]")).to_contain_text("You left it. Nothing was sent.")
+    assert wallet.methods() == []
+    tab.check()
+
+
+@pytest.mark.parametrize("refused", ["eth_signTypedData_v4", "eth_sendTransaction"])
+def test_who_refuses_in_the_wallet_pays_nothing(
+    tab: Watched, explorer: BusyExplorer, wallet: TestWallet, refused: str
+) -> None:
+    page = tab.page
+    wallet.announce(page, "Owl")
+    wallet.refuses.add(refused)
+    before = explorer.run(explorer.grid.contracts.scheduler.job_count())
+    fill(page, explorer)
+    page.locator("#submit-job").click()
+    page.locator("dialog").get_by_role("button", name="Submit").click()
+    expect(page.locator("[data-report]")).to_contain_text("You refused it in the wallet.")
+    expect(page.locator("#submit-job")).to_be_enabled()
+    assert explorer.run(explorer.grid.contracts.scheduler.job_count()) == before
+    tab.check()
+
+
+def test_several_wallets_are_chosen_from(
+    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+) -> None:
+    page = tab.page
+    wallet.announce(page, "Owl", "<img src=x onerror=alert(1)>")
+    page.goto(explorer.url)
+    page.locator("#wallet").click()
+    dialog = page.locator("dialog")
+    expect(dialog).to_contain_text("<img src=x onerror=alert(1)>")
+    dialog.get_by_role("button", name="Owl").click()
+    expect(page.locator("#wallet")).to_contain_text(wallet.account[:6])
+    page.locator("#wallet").click()
+    page.wait_for_url(re.compile(f"/accounts/{wallet.account}", re.IGNORECASE))
+    tab.check()
+
+
+def test_what_cant_be_paid_is_told_before_the_wallet_is_asked(
+    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+) -> None:
+    page = tab.page
+    wallet.announce(page, "Owl")
+    fill(page, explorer, credits="5000000")
+    page.locator("#submit-job").click()
+    expect(page.locator("[data-report]")).to_contain_text("this takes 5000000")
+    fill(page, explorer, time_limit="soon")
+    page.locator("#submit-job").click()
+    expect(page.locator("[data-report]")).to_contain_text("Time limit")
+    assert wallet.methods() == []
+    # A refused post is an answer, which the browser notes as a failed load.
+    assert all("status of 4" in fault for fault in tab.faults)
+
+
+def test_without_a_wallet_it_says_so(tab: Watched, explorer: BusyExplorer) -> None:
+    page = tab.page
+    page.goto(explorer.url)
+    page.locator("#wallet").click()
+    expect(page.locator("dialog")).to_contain_text("No wallet was found in this browser.")
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    tab.check()
+
+
+def test_what_a_reorganisation_undid_leaves_an_open_page(
+    tab: Watched, explorer: BusyExplorer
+) -> None:
+    """Comes last: it takes blocks away from everybody."""
+    page = tab.page
+    page.goto(f"{explorer.url}/jobs")
+    node = explorer.grid.node
+    mark = explorer.run(node.rpc("evm_snapshot"))
+    ids = explorer.run(explorer.busy.submit(1, name="will not have been"))
+    row = page.locator(f'tr[data-row="{ids[0]}"]')
+    expect(row).to_contain_text("will not have been")
+    expect(row).to_contain_text("not final")
+    explorer.run(node.rpc("evm_revert", mark))
+    for _ in range(4):
+        explorer.run(node.rpc("evm_mine"))
+    expect(row).to_have_count(0)
+    page.goto(f"{explorer.url}/jobs/{ids[0]}")
+    expect(page.locator("h1")).to_have_text("There is no such thing here")

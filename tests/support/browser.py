@@ -1,0 +1,84 @@
+"""A real browser for tests: Debian's Chromium, driven by playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.support.anvil import REQUIRE_REAL
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--no-first-run"),
+)
+
+
+def require_browser() -> Path:
+    """The binary; without it the test is skipped, or fails where real parts are required."""
+    for name in NAMES:
+        if (found := shutil.which(name)) is not None:
+            return Path(found)
+    missing = f"none of {', '.join(NAMES)} is installed"
+    if os.environ.get(REQUIRE_REAL) == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """A browser for the time of a block."""
+    binary = require_browser()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=binary, args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Watched:
+    """A page and everything that should not have happened on it."""
+
+    page: Page
+    base: str
+    faults: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Nothing but what was expected: no error, no dialog, no request to elsewhere."""
+        assert self.faults == []
+
+
+def watch(context: BrowserContext, base: str) -> Watched:
+    """A new page whose faults are written down."""
+    page = context.new_page()
+    watched = Watched(page, base)
+
+    def note(kind: str, text: Any) -> None:
+        watched.faults.append(f"{kind}: {text} at {page.url}")
+
+    page.on("pageerror", lambda error: note("error", error))
+    page.on(
+        "console",
+        lambda said: note("console", said.text) if said.type in {"error", "warning"} else None,
+    )
+
+    def refuse(dialog: Any) -> None:
+        note("dialog", dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
+    page.on(
+        "request",
+        lambda asked: None if asked.url.startswith((base, "data:")) else note("request", asked.url),
+    )
+    return watched
