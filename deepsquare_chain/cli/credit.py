@@ -59,11 +59,11 @@ async def approve(desk: Desk, credits: CreditsArgument) -> None:
 
 
 @command(app)
-async def statement(desk: Desk, account: AccountArgument = None) -> None:
+async def statement(desk: Desk, account: AccountArgument = None) -> int:
     """Show all that an account paid and got, from events alone."""
     from deepsquare_chain.cli.audit import print_statement
 
-    await print_statement(desk, account)
+    return await print_statement(desk, account)
 
 
 @command(app)

@@ -50,3 +50,10 @@ class ChainKind(StrEnum):
 
     EMBEDDED = "embedded"
     ANVIL = "anvil"
+
+
+class TableKind(StrEnum):
+    """How the tables of an export are written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"

@@ -38,6 +38,7 @@ class Ledger:
         self.block = deployment.block
         self.time = 0
         self._entries: list[Entry] = []
+        self._of: dict[str, list[Entry]] = {}
         self._books = Bookkeeping(deployment)
         self._watch = Watch(deployment)
 
@@ -108,7 +109,7 @@ class Ledger:
     @property
     def accounts(self) -> list[str]:
         """All accounts with a statement."""
-        return sorted({entry.account for entry in self._entries})
+        return sorted(self._of)
 
     @property
     def exceptions(self) -> list[ExceptionRow]:
@@ -144,20 +145,19 @@ class Ledger:
 
     def _rows(self, account: str) -> Iterator[StatementRow]:
         balance = 0
-        for entry in self._entries:
-            if entry.account == account:
-                balance += entry.amount
-                yield StatementRow(
-                    entry.block,
-                    entry.time,
-                    entry.kind,
-                    entry.amount,
-                    entry.job_id,
-                    entry.counterparty,
-                    entry.tx_hash,
-                    balance,
-                    entry.log_index,
-                )
+        for entry in self._of.get(account, ()):
+            balance += entry.amount
+            yield StatementRow(
+                entry.block,
+                entry.time,
+                entry.kind,
+                entry.amount,
+                entry.job_id,
+                entry.counterparty,
+                entry.tx_hash,
+                balance,
+                entry.log_index,
+            )
 
     def _check_places(self, events: list[ev.Event]) -> None:
         for before, after in pairwise(events):
@@ -168,6 +168,9 @@ class Ledger:
 
     def _close(self) -> None:
         """What must hold at the end of any replay."""
+        for entry in self._entries:
+            self._of.setdefault(entry.account, []).append(entry)
+        self._entries.clear()
         for job in self.jobs.values():
             if job.difference:
                 message = f"job {job.id} has {job.difference} credit-wei too much or too little"
@@ -185,11 +188,9 @@ class Ledger:
         self._check_statements()
 
     def _check_statements(self) -> None:
-        sums: dict[str, int] = {}
-        for entry in self._entries:
-            sums[entry.account] = sums.get(entry.account, 0) + entry.amount
-        for account in sorted({*sums, *self.balances}):
-            if sums.get(account, 0) != self.balances.get(account, 0):
+        for account in sorted({*self._of, *self.balances}):
+            told = sum(entry.amount for entry in self._of.get(account, ()))
+            if told != self.balances.get(account, 0):
                 message = f"the statement of {account} does not end at its balance"
                 self.findings.append(Finding("statement", message, self.block, ""))
 

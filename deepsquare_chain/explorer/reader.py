@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
@@ -25,6 +25,17 @@ MAX_RANGE: Final = 50_000
 _HEADERS: Final = 100
 _READS: Final = 50
 _ATTEMPTS: Final = 3
+
+
+class LogSink(Protocol):
+    """Gets the raw logs that a reading meets, in the order of the chain."""
+
+    def begin(self) -> None:
+        """A reading begins, or begins again because blocks were replaced."""
+
+    def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        """Logs of some blocks, as JSON-RPC gives them."""
+
 
 #: Told the last block that was read and the last one there is to read.
 Progress = Callable[[int, int], None]
@@ -60,8 +71,11 @@ async def read_chronicle(
     *,
     to_block: int | None = None,
     progress: Progress | None = None,
+    sink: LogSink | None = None,
 ) -> Chronicle:
     """Read all events from the deployment on, up to a block or the head of now.
+
+    Raw logs are not kept: who wants them gives a `sink`.
 
     Raises:
         EndpointError: The node does not answer, refuses even one block, or replaces blocks
@@ -69,7 +83,7 @@ async def read_chronicle(
     """
     for _ in range(_ATTEMPTS):
         last = int(await w3.eth.block_number) if to_block is None else to_block
-        found = await _Reading(w3, deployment, last, progress).read()
+        found = await _Reading(w3, deployment, last, progress, sink).read()
         if found is not None:
             return found
     raise EndpointError(
@@ -147,8 +161,10 @@ class _Reading:
         deployment: Deployment,
         last: int,
         progress: Progress | None,
+        sink: LogSink | None,
     ) -> None:
         self._w3 = w3
+        self._sink = sink
         self._deployment = deployment
         self._last = last
         self._progress = progress
@@ -157,23 +173,29 @@ class _Reading:
     async def read(self) -> Chronicle | None:
         """None where the chain was replaced on the way."""
         anchor = await self._header(self._last)
-        logs: list[Mapping[str, Any]] = []
+        events: list[Event] = []
         first = self._deployment.block
+        if self._sink is not None:
+            self._sink.begin()
         while first <= self._last:
             until = min(self._last, first + self._range - 1)
             some = await self._logs(first, until)
             if some is None:
                 continue
-            logs += some
+            self._take(some, events)
             first = until + 1
             if self._progress is not None:
                 self._progress(until, self._last)
-        events = tuple(decode_logs(logs))
         times = await self._times(events)
         if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
             return None
         time = int(anchor["timestamp"], 16)
-        return Chronicle(events, times, self._last, anchor["hash"], time)
+        return Chronicle(tuple(events), times, self._last, anchor["hash"], time)
+
+    def _take(self, logs: list[Mapping[str, Any]], events: list[Event]) -> None:
+        events += decode_logs(logs)
+        if self._sink is not None:
+            self._sink.take(sorted(logs, key=_place))
 
     async def _logs(self, first: int, until: int) -> list[Mapping[str, Any]] | None:
         """Logs of a range; None where it was too wide and has been halved."""
@@ -241,6 +263,10 @@ class _Reading:
     @staticmethod
     def _refusal(error: Web3RPCError) -> EndpointError:
         return EndpointError(f"The node refuses to give events: {node_message(error)}")
+
+
+def _place(log: Mapping[str, Any]) -> tuple[int, int]:
+    return int(log["blockNumber"], 16), int(log["logIndex"], 16)
 
 
 def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

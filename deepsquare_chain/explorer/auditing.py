@@ -1,0 +1,219 @@
+"""Audits as a whole: of a chain at a block, or of an export, with every check that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.abi import AbiError, decode_values, interface
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.errors import AuditError
+from deepsquare_chain.explorer.audit import Audit, Storage, verify
+from deepsquare_chain.explorer.bill import Bill, recompute_bill
+from deepsquare_chain.explorer.books import Finding
+from deepsquare_chain.explorer.conservation import Check, conservation
+from deepsquare_chain.explorer.exceptions import Code, ExceptionRow, name_self_scheduled
+from deepsquare_chain.explorer.exporting import compare_with_chain, replay_export
+from deepsquare_chain.explorer.ledger import Ledger
+from deepsquare_chain.explorer.proving import LogDigests, compare_endpoints, prove
+from deepsquare_chain.explorer.reader import Progress, read_chronicle, read_storage
+from deepsquare_chain.explorer.statement import Statement, closing_check
+from deepsquare_chain.explorer.statement import statement as statement_of
+
+#: Opens a bar with a title for one piece of work.
+Bars = Callable[[str], AbstractContextManager[Progress]]
+
+
+@contextmanager
+def silent(_title: str) -> Iterator[Progress]:
+    """No bar at all."""
+    yield lambda _done, _total: None
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How far an audit goes beyond the events.
+
+    Args:
+        storage: Compare with what the contracts hold.
+        proofs: Prove the logs by the block headers.
+        other: A second endpoint that must tell the same logs.
+        block_hash: Hash of the last block from somewhere that is trusted; empty for none.
+    """
+
+    storage: bool = True
+    proofs: bool = False
+    other: AsyncWeb3[Any] | None = None
+    block_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An audit with both sides of each sum; `block_hash` is empty where no chain was asked."""
+
+    audit: Audit
+    ledger: Ledger
+    checks: tuple[Check, ...]
+    exceptions: tuple[ExceptionRow, ...]
+    block_hash: str
+    proven: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; exceptions are lawful."""
+        return self.audit.ok and all(check.ok for check in self.checks)
+
+
+async def audit_grid(
+    contracts: Contracts,
+    *,
+    to_block: int | None = None,
+    depth: Depth | None = None,
+    bars: Bars = silent,
+) -> Report:
+    """Rebuild the books of a chain at a block and judge them.
+
+    Raises:
+        EndpointError: A node does not answer, or keeps no state of that block.
+        AuditError: The events can't be read as books at all.
+    """
+    how = depth or Depth()
+    told = LogDigests()
+    with bars("Reading events") as progress:
+        found = await read_chronicle(
+            contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=told
+        )
+    ledger, last = found.ledger(contracts.deployment), found.to_block
+    more: list[Finding] = []
+    if how.block_hash and how.block_hash.lower() != found.block_hash:
+        message = f"block {last} has the hash {found.block_hash}, not {how.block_hash[:80]}"
+        more.append(Finding("endpoint", message, last, ""))
+    if how.proofs:
+        with bars("Proving logs") as progress:
+            more += await prove(contracts.w3, contracts.deployment, told, last, progress=progress)
+    if how.other is not None:
+        with bars("Comparing endpoints") as progress:
+            more += await compare_endpoints(
+                how.other, contracts.deployment, told, last, found.block_hash, progress=progress
+            )
+    storage = await read_storage(contracts, ledger, last) if how.storage else None
+    report = _report(ledger, storage, more, found.block_hash, proven=how.proofs)
+    return replace(report, exceptions=tuple(await _named(contracts, report.exceptions)))
+
+
+async def audit_export(
+    contracts: Contracts | None,
+    path: Path,
+    *,
+    depth: Depth | None = None,
+    bars: Bars = silent,
+) -> Report:
+    """Replay an export, against itself and, unless `contracts` is None, against a chain.
+
+    Raises:
+        NotFoundError: There is no export.
+        AuditError: Its manifest can't be trusted, or its logs can't be read as books.
+        EndpointError: The node does not answer, or does not know the export's last block.
+    """
+    how = depth or Depth()
+    replayed = replay_export(path)
+    more, block_hash, storage = list(replayed.findings), "", None
+    if contracts is not None:
+        with bars("Comparing with the chain") as progress:
+            against = await compare_with_chain(contracts, path, progress=progress)
+        more += against
+        foreign = any(finding.code == "manifest" for finding in against)
+        if replayed.ledger is not None and not foreign:
+            block_hash = replayed.manifest.block_hash
+            if how.storage:
+                last = replayed.manifest.last_block
+                storage = await read_storage(contracts, replayed.ledger, last)
+    if replayed.ledger is None:
+        words = "; ".join(str(finding) for finding in more[:3])
+        raise AuditError(
+            f"The export can't be read as books: {words}",
+            hint="Export again with `deepsquare audit export`.",
+        )
+    own = {id(finding) for finding in replayed.ledger.findings}
+    beside = [finding for finding in more if id(finding) not in own]
+    return _report(replayed.ledger, storage, beside, block_hash, proven=False)
+
+
+def _report(
+    ledger: Ledger, storage: Storage | None, more: list[Finding], block_hash: str, *, proven: bool
+) -> Report:
+    audit = verify(ledger, storage)
+    audit = replace(audit, findings=(*audit.findings, *more))
+    held = storage.balances.get(ledger.deployment.scheduler, 0) if storage is not None else None
+    checks = conservation(
+        ledger.totals,
+        ledger.deployment,
+        ledger.block,
+        supply=storage.supply if storage is not None else None,
+        scheduler_balance=held,
+        live=[job.id for job in ledger.jobs.values() if job.status.is_live],
+        parked=sorted(ledger.parked),
+    )
+    exceptions = tuple(ledger.exceptions)
+    return Report(audit, ledger, tuple(checks), exceptions, block_hash, proven)
+
+
+async def _named(contracts: Contracts, rows: tuple[ExceptionRow, ...]) -> list[ExceptionRow]:
+    """Say of late assignments whether the provider made them itself."""
+    senders = {}
+    for row in rows:
+        if row.code is Code.LATE_ASSIGNMENT:
+            sent = await contracts.w3.eth.get_transaction(row.tx_hash)  # type: ignore[arg-type]
+            senders[row.tx_hash] = str(sent["from"])
+    return name_self_scheduled(rows, senders)
+
+
+async def account_statement(
+    contracts: Contracts,
+    account: str,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    bars: Bars = silent,
+) -> tuple[Statement, Check]:
+    """An account's statement over a range, and whether it ends at the chain's `balanceOf`.
+
+    Raises:
+        EndpointError: The node does not answer, or keeps no state of the last block.
+    """
+    with bars("Reading events") as progress:
+        found = await read_chronicle(
+            contracts.w3, contracts.deployment, to_block=last, progress=progress
+        )
+    ledger = found.ledger(contracts.deployment)
+    told = statement_of(ledger, account, first, found.to_block)
+    held = await contracts.credit.balance_of(account, block_identifier=found.to_block)
+    return told, closing_check(ledger, told, held)
+
+
+async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> Bill:
+    """A job's bill, with the seconds that its provider's own transaction reports."""
+    job = ledger.jobs[job_id]
+    reported = None
+    if job.status.is_final and job.exit_code is not None:
+        sent = await contracts.w3.eth.get_transaction(job.transitions[-1][2])  # type: ignore[arg-type]
+        reported = reported_seconds(bytes(sent["input"]), job_id)
+    return recompute_bill(job, now=ledger.time, reported=reported)
+
+
+def reported_seconds(calldata: bytes, job_id: int) -> int | None:
+    """Seconds that a call of `finish` reports of a job; None if it is no such call."""
+    function = interface("MetaScheduler").function("finish")
+    if calldata[:4] != function.selector:
+        return None
+    try:
+        (reports,) = decode_values(function.inputs, calldata[4:])
+    except AbiError:
+        return None
+    # A job that a batch names twice is ended by the first report of it.
+    return next((int(report[1]) for report in reports if report[0] == job_id), None)

@@ -1,0 +1,360 @@
+"""Exports: the same bytes each time, and every tampering found by themselves or by the chain."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError
+from deepsquare_chain.explorer.auditing import audit_export
+from deepsquare_chain.explorer.books import Finding
+from deepsquare_chain.explorer.export import (
+    BLOCKS,
+    LOGS,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    TableFormat,
+    digest_of,
+)
+from deepsquare_chain.explorer.exporting import (
+    compare_with_chain,
+    export,
+    export_files,
+    read_manifest,
+    replay_export,
+)
+from tests.support.lyingnode import LIES, Lie, RecordedNode
+from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+
+
+@pytest.fixture(scope="module")
+def grid() -> RecordedGrid:
+    found = recorded_grid()
+    tell_a_story(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def node(grid: RecordedGrid) -> Any:
+    return RecordedNode(grid)
+
+
+@pytest.fixture(scope="module")
+def original(node: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import asyncio  # noqa: PLC0415 - a module's fixture has no loop
+
+    folder = tmp_path_factory.mktemp("exports") / "one"
+    asyncio.run(export(node, folder))
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return Path(shutil.copytree(original, tmp_path / "export"))
+
+
+def seal(folder: Path, **changes: Any) -> None:
+    """A manifest that fits the files, as a careful forger writes it."""
+    manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
+    files = {}
+    for name in manifest.files:
+        raw = (folder / name).read_bytes()
+        files[name] = FileEntry(raw.count(b"\n"), hashlib.sha256(raw).hexdigest())
+    forged = dataclasses.replace(manifest, files=files, **changes)
+    (folder / MANIFEST).write_bytes(forged.to_json())
+
+
+def rewrite(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+
+
+def codes(findings: Any) -> set[str]:
+    return {finding.code for finding in findings}
+
+
+async def against_chain(node: Any, folder: Path) -> list[Finding]:
+    return await compare_with_chain(node, folder)
+
+
+async def test_an_honest_export_holds(node: Any, original: Path) -> None:
+    replayed = replay_export(original)
+    assert replayed.findings == ()
+    assert replayed.ledger is not None
+    assert len(replayed.ledger.jobs) == 13
+    assert await against_chain(node, original) == []
+    # Naming its manifest is as good as naming the folder.
+    assert replay_export(original / MANIFEST).findings == ()
+    report = await audit_export(None, original)
+    assert report.ok
+    assert not report.audit.compared
+
+
+@pytest.mark.parametrize("style", list(TableFormat))
+async def test_the_same_history_gives_the_same_bytes(
+    node: Any, tmp_path: Path, style: TableFormat
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    await export(node, one, style=style)
+    await export(node, two, style=style)
+    files = export_files(one, style)
+    assert [path.name for path in sorted(one.iterdir())] == sorted(path.name for path in files)
+    for path in files:
+        assert path.read_bytes() == (two / path.name).read_bytes()
+    assert replay_export(one).findings == ()
+
+
+async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path: Path) -> None:
+    block = sorted(grid.chain.block_times)[len(grid.chain.block_times) // 2]
+    manifest, ledger = await export(node, tmp_path / "past", to_block=block)
+    assert manifest.last_block == ledger.block == block
+    assert replay_export(tmp_path / "past").findings == ()
+    assert await against_chain(node, tmp_path / "past") == []
+
+
+def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> None:
+    body = json.loads((original / MANIFEST).read_text())
+    assert body["schema"] == "deepsquare-audit/1"
+    assert body["last_block"] == node.last
+    assert body["block_hash"] == "0x" + node.last.to_bytes(32, "big").hex()
+    assert body["deployment"]["chain_id"] == node.deployment.chain_id
+    for name, entry in body["files"].items():
+        raw = (original / name).read_bytes()
+        assert entry == {"rows": raw.count(b"\n"), "sha256": hashlib.sha256(raw).hexdigest()}
+
+
+def test_statements_stand_in_the_table(original: Path, grid: RecordedGrid) -> None:
+    with (original / "statements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    balances: dict[str, int] = {}
+    for row in rows:
+        before = balances.get(row["account"], 0)
+        balances[row["account"]] = before + int(row["credit"]) - int(row["debit"])
+        assert int(row["balance"]) == balances[row["account"]]
+    assert all(amount == grid.balance(account) for account, amount in balances.items())
+
+
+def flipped(value: Any) -> Any:
+    """Another value of the same shape."""
+    if isinstance(value, list):
+        return [flipped(value[0]), *value[1:]]
+    last = value[-1]
+    return value[:-1] + ("0" if last != "0" else "1") if value != "0x" else "0x01"
+
+
+FIELDS = (
+    *("blockNumber", "logIndex", "blockHash", "transactionHash", "address", "topics", "data"),
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("at", [3, -9])
+async def test_each_changed_field_of_a_log_is_found(
+    node: Any, folder: Path, field: str, at: int
+) -> None:
+    def change(lines: list[bytes]) -> list[bytes]:
+        body = json.loads(lines[at])
+        body[field] = flipped(body[field])
+        lines[at] = json.dumps(body, separators=(",", ":")).encode() + b"\n"
+        return lines
+
+    rewrite(folder / LOGS, change)
+    assert "file" in codes(replay_export(folder).findings)
+    seal(folder)
+    assert "file" not in codes(replay_export(folder).findings)
+    assert "chain" in codes(await against_chain(node, folder))
+
+
+ROWS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "removed": lambda lines: [*lines[:5], *lines[6:]],
+    "last removed": lambda lines: lines[:-1],
+    "duplicated": lambda lines: [*lines[:6], lines[5], *lines[6:]],
+    "reordered": lambda lines: [*lines[:5], lines[6], lines[5], *lines[7:]],
+    "emptied": lambda _: [],
+}
+
+
+@pytest.mark.parametrize("how", ROWS)
+async def test_rows_of_logs_are_found(node: Any, folder: Path, how: str) -> None:
+    rewrite(folder / LOGS, ROWS[how])
+    assert "file" in codes(replay_export(folder).findings)
+    seal(folder)
+    assert codes(replay_export(folder).findings)
+    assert "chain" in codes(await against_chain(node, folder))
+
+
+@pytest.mark.parametrize("how", ROWS)
+@pytest.mark.parametrize("name", ["jobs.csv", "statements.csv", "exceptions.csv", BLOCKS])
+async def test_rows_of_what_follows_are_found(folder: Path, how: str, name: str) -> None:
+    rewrite(folder / name, ROWS[how])
+    assert "file" in codes(replay_export(folder).findings)
+    seal(folder)
+    found = codes(replay_export(folder).findings)
+    assert found & {"table", "block", "order"}
+    if name == BLOCKS and how == "emptied":
+        with pytest.raises(AuditError, match="can't be read as books"):
+            await audit_export(None, folder)
+
+
+@pytest.mark.parametrize("name", ["jobs", "statements", "exceptions"])
+def test_each_changed_cell_is_found(folder: Path, name: str) -> None:
+    path = folder / f"{name}.csv"
+    honest = path.read_bytes()
+    with path.open() as file:
+        head, *rows = list(csv.reader(file))
+    for column in range(len(head)):
+        changed = [list(row) for row in rows]
+        changed[1][column] += "1"
+        with path.open("w") as file:
+            csv.writer(file, lineterminator="\n").writerows([head, *changed])
+        seal(folder)
+        [finding] = replay_export(folder).findings
+        assert (finding.code, finding.message.split(" of ")[0]) == ("table", "line 3")
+    path.write_bytes(honest)
+    seal(folder)
+    assert replay_export(folder).findings == ()
+
+
+async def test_the_time_and_hash_of_a_block_are_held_against_the_chain(
+    node: Any, folder: Path
+) -> None:
+    def later(lines: list[bytes]) -> list[bytes]:
+        body = json.loads(lines[4])
+        body["time"] += 1
+        return [*lines[:4], json.dumps(body, separators=(",", ":")).encode() + b"\n", *lines[5:]]
+
+    rewrite(folder / BLOCKS, later)
+    seal(folder)
+    assert "chain" in codes(await against_chain(node, folder))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("schema", "program", "deployment", "first_block", "last_block", "block_hash"),
+        *("block_time", "format", "files", "sha256"),
+    ],
+)
+def test_a_changed_manifest_is_not_trusted(folder: Path, field: str) -> None:
+    body = json.loads((folder / MANIFEST).read_text())
+    value = body[field]
+    if isinstance(value, dict):
+        body[field] = {**value, "more": 1}
+    else:
+        body[field] = value + 1 if isinstance(value, int) else flipped(value)
+    (folder / MANIFEST).write_text(json.dumps(body))
+    with pytest.raises(AuditError, match="can't be trusted"):
+        replay_export(folder)
+    body = json.loads((folder / MANIFEST).read_text())
+    del body[field]
+    (folder / MANIFEST).write_text(json.dumps(body))
+    with pytest.raises(AuditError, match="can't be trusted"):
+        replay_export(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"block_hash": "0x" + "ab" * 32}, "chain"),
+        ({"block_time": 1}, "chain"),
+        ({"chain_id": 5}, "manifest"),
+        ({"block": 1}, "manifest"),
+        ({"treasury": "0x" + "42" * 20}, "manifest"),
+        ({"scheduler": "0x" + "42" * 20}, "manifest"),
+        ({"constructor_args": {"MetaScheduler": {"timeouts": [1, 1]}}}, "manifest"),
+    ],
+)
+async def test_a_forged_manifest_is_found_by_the_chain(
+    node: Any, folder: Path, changes: dict[str, Any], found: str
+) -> None:
+    manifest = read_manifest(folder)[1]
+    own = {key: value for key, value in changes.items() if key.startswith("block_")}
+    others = {key: value for key, value in changes.items() if key not in own}
+    seal(folder, deployment=dataclasses.replace(manifest.deployment, **others), **own)
+    assert found in codes(await against_chain(node, folder))
+
+
+async def test_a_longer_range_than_the_chain_is_told(node: Any, folder: Path) -> None:
+    seal(folder, last_block=node.last + 5)
+    with pytest.raises(EndpointError, match="does not know block"):
+        await against_chain(node, folder)
+
+
+async def test_a_shorter_range_is_found(node: Any, folder: Path) -> None:
+    seal(folder, last_block=node.last - 20)
+    assert "range" in codes(replay_export(folder).findings)
+    assert "chain" in codes(await against_chain(node, folder))
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
+async def test_a_node_that_lies_is_found_by_an_honest_export(
+    grid: RecordedGrid, original: Path, lie: Lie
+) -> None:
+    liar: Any = RecordedNode(grid)
+    liar.logs = lie(liar.logs[:90]) + liar.logs[90:]
+    assert "chain" in codes(await against_chain(liar, original))
+
+
+async def test_another_deployment_is_found(grid: RecordedGrid, original: Path) -> None:
+    other = dataclasses.replace(grid.deployment, credit="0x" + "42" * 20)
+    found = await against_chain(RecordedNode(grid, other), original)
+    assert codes(found) == {"manifest"}
+    assert "says credit" in found[0].message
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"{}", b"null", b'{"schema": 1}', b"[" * 10**5, b"\xff", b'{"sha256": 1}']
+)
+def test_strange_manifests_are_refused(folder: Path, raw: bytes) -> None:
+    (folder / MANIFEST).write_bytes(raw)
+    with pytest.raises(AuditError, match="can't be trusted"):
+        replay_export(folder)
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"[]\n", b"{}\n", b'"x"\n', b'{"blockNumber": "zz"}\n', b"\xff\n", b"7"]
+)
+@pytest.mark.parametrize("name", [LOGS, BLOCKS])
+async def test_strange_lines_are_findings(folder: Path, name: str, line: bytes) -> None:
+    rewrite(folder / name, lambda lines: [*lines[:4], line, *lines[4:]])
+    seal(folder)
+    assert "file" in codes(replay_export(folder).findings)
+    with pytest.raises(AuditError, match="can't be read as books"):
+        await audit_export(None, folder)
+
+
+@pytest.mark.parametrize("name", [LOGS, BLOCKS, "jobs.csv", "statements.csv"])
+def test_a_missing_file_is_found(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    messages = [finding.message for finding in replay_export(folder).findings]
+    assert f"{name} is missing" in messages
+
+
+def test_files_elsewhere_are_never_read(folder: Path) -> None:
+    body = json.loads((folder / MANIFEST).read_text())
+    del body["sha256"]
+    body["files"]["../secret"] = body["files"].pop(LOGS)
+    (folder / MANIFEST).write_text(json.dumps(body | {"sha256": digest_of(body)}))
+    with pytest.raises(AuditError, match="other files than an export has"):
+        replay_export(folder)
+
+
+async def test_where_nothing_can_be_written_or_read(
+    node: Any, original: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is not empty"):
+        await export(node, original)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="can't be written"):
+        await export(node, tmp_path / "file")
+    with pytest.raises(NotFoundError, match="There is no export"):
+        replay_export(tmp_path / "nothing")
