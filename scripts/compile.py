@@ -141,6 +141,12 @@ def render(artifact: dict[str, Any]) -> str:
     return json.dumps(artifact, indent=1, sort_keys=True) + "\n"
 
 
+def files(artifacts: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Everything that the package carries, by file name: the contracts, and the compiler's input."""
+    built = {f"{name}.json": render(artifact) for name, artifact in artifacts.items()}
+    return built | {"standard-input.json": render(standard_input())}
+
+
 def sizes(artifacts: dict[str, dict[str, Any]]) -> dict[str, int]:
     """Bytes of deployed code by contract."""
     return {name: len(a["deployedBytecode"]) // 2 - 1 for name, a in artifacts.items()}
@@ -163,13 +169,13 @@ def main() -> None:
         return
     stale = []
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, artifact in artifacts.items():
-        path = options.output / f"{name}.json"
+    for name, text in files(artifacts).items():
+        path = options.output / name
         if options.check:
-            if not path.exists() or path.read_text(encoding="utf-8") != render(artifact):
-                stale.append(name)
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                stale.append(name.removesuffix(".json"))
         else:
-            path.write_text(render(artifact), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
     if stale:
         sys.exit(f"Out of date: {', '.join(stale)}. Run `make contracts`.")
 

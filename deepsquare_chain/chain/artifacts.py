@@ -16,7 +16,11 @@ CONTRACTS: Final = ("Credit", "ProviderRegistry", "MetaScheduler")
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One built contract; `input_digest` is the SHA-256 of what the compiler was given."""
+    """One built contract.
+
+    `input_digest` is the SHA-256 of what the compiler was given, `metadata` the text of the
+    compiler's `metadata.json`, byte for byte.
+    """
 
     name: str
     abi: tuple[Mapping[str, Any], ...] = field(repr=False)
@@ -24,6 +28,7 @@ class Artifact:
     deployed_bytecode: bytes = field(repr=False)
     immutables: tuple[tuple[int, int], ...] = field(repr=False)
     input_digest: str
+    metadata: str = field(repr=False)
 
     def masked(self, code: bytes) -> bytes:
         """The code with its immutables set to zero, as the compiler leaves them."""
@@ -64,4 +69,22 @@ def load_artifact(name: str) -> Artifact:
         deployed_bytecode=bytes.fromhex(built["deployedBytecode"].removeprefix("0x")),
         immutables=tuple((place["start"], place["length"]) for place in places),
         input_digest=built["inputDigest"],
+        metadata=built["metadata"],
     )
+
+
+@cache
+def standard_input() -> Mapping[str, Any]:
+    """What the compiler was given: standard JSON with all sources.
+
+    Raises:
+        NotFoundError: The package does not hold it.
+    """
+    file = resources.files(__package__) / "artifacts" / "standard-input.json"
+    try:
+        found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFoundError(
+            "The compiler's input is missing from the package", hint="Run scripts/compile.py."
+        ) from None
+    return found

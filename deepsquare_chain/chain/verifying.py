@@ -14,6 +14,7 @@ from deepsquare_chain.chain.calls import ContractBase
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import RoleGranted, RoleRevoked, decode_logs, event_topics
+from deepsquare_chain.chain.metadata import ipfs_hash, metadata_hash
 from deepsquare_chain.chain.rpc import TransientEndpointError
 from deepsquare_chain.errors import GridError
 
@@ -51,7 +52,7 @@ async def verify_deployment(w3: AsyncWeb3[Any], deployment: Deployment) -> list[
     parts: tuple[ContractBase, ...] = (contracts.credit, contracts.registry, contracts.scheduler)
     for contract in parts:
         code = bytes(await w3.eth.get_code(to_checksum_address(contract.address)))
-        findings.append(_code(contract, code))
+        findings += [_code(contract, code), _metadata(contract, code)]
     try:
         findings.extend(await _wiring(contracts, deployment))
     except TransientEndpointError:
@@ -68,6 +69,12 @@ def _code(contract: ContractBase, code: bytes) -> Finding:
         return Finding(what, ok=False, detail="there is no contract")
     same = load_artifact(contract.artifact).matches(code)
     return Finding(what, same, "" if same else "it is other code than this package's")
+
+
+def _metadata(contract: ContractBase, code: bytes) -> Finding:
+    """Whether the code names the metadata, and so the sources, that this package carries."""
+    ours = ipfs_hash(load_artifact(contract.artifact).metadata.encode())
+    return _equal(f"metadata of {contract.artifact} (IPFS {ours})", metadata_hash(code), ours)
 
 
 async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]:

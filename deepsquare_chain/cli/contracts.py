@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -46,16 +47,41 @@ async def addresses(desk: Desk) -> None:
 
 
 @command(app)
-async def verify(desk: Desk) -> int:
+async def verify(
+    desk: Desk,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Folder for compiler input and sources, as Sourcify and Otterscan read."),
+    ] = None,
+    sourcify: Annotated[str, typer.Option(help="Sourcify server to submit the sources to.")] = "",
+    blockscout: Annotated[
+        str, typer.Option(help="Blockscout explorer to submit the sources to.")
+    ] = "",
+) -> int:
     """Compare code and parameters on chain with this program's build; exit 10 if they differ."""
     from deepsquare_chain.chain.verifying import verify_deployment
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.errors import AuditError
+    from deepsquare_chain.explorer.verification import (
+        submit_blockscout,
+        submit_sourcify,
+        write_tree,
+    )
 
     async with open_grid(desk.settings) as contracts:
         found = await verify_deployment(contracts.w3, contracts.deployment)
-    desk.printer.rows(_VERIFIED, ((each.what, each.ok, each.detail) for each in found))
-    return 0 if all(each.ok for each in found) else AuditError.exit_code
+    rows = [(each.what, each.ok, each.detail) for each in found]
+    right = all(each.ok for each in found)
+    if right and write is not None:
+        files = write_tree(contracts.deployment, write)
+        desk.printer.note(f"Wrote {len(files)} files to {write}.")
+    # Sources of other code help nobody.
+    for url, submit in ((sourcify, submit_sourcify), (blockscout, submit_blockscout)):
+        if right and url:
+            sent = await submit(url, contracts.deployment)
+            rows += [(f"{s.name} at {s.verifier}", s.ok, s.detail) for s in sent]
+    desk.printer.rows(_VERIFIED, rows)
+    return 0 if all(ok for _, ok, _ in rows) else AuditError.exit_code
 
 
 @command(app)

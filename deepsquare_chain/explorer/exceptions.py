@@ -93,6 +93,8 @@ class Watch:
     def __init__(self, deployment: Deployment) -> None:
         self.rows: list[ExceptionRow] = []
         self._scheduler = deployment.scheduler
+        names = ("Credit", "ProviderRegistry", "MetaScheduler")
+        self._names = dict(zip(deployment.addresses, names, strict=True))
         self._idle_after = _timeout(deployment, 0, _CLAIM_TIMEOUT)
         self._pending_timeout = _timeout(deployment, 1, _PENDING_TIMEOUT)
         self._pending: dict[int, int] = {}
@@ -248,13 +250,13 @@ class Watch:
             self._note(Code.GIFT, Severity.WARNING, words, spot, account=event.sender)
 
     def _acted(self, event: ev.Event, spot: Spot) -> None:
-        found = _acts(event)
+        found = _acts(event, self._names.get(event.address, event.address))
         if found is not None:
             code, severity, account, words = found
             self._note(code, severity, words, spot, account=account)
 
 
-def _acts(event: Any) -> tuple[Code, Severity, str, str] | None:
+def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
     """What an administrator, an approver or a blocked token did: code, severity, account, words."""
     notice, warning = Severity.NOTICE, Severity.WARNING
     found: tuple[Code, Severity, str, str] | None = None
@@ -271,7 +273,7 @@ def _acts(event: Any) -> tuple[Code, Severity, str, str] | None:
         case ev.RoleGranted() | ev.RoleRevoked():
             verb = "granted to" if isinstance(event, ev.RoleGranted) else "taken from"
             role = _ROLES.get(event.role, "0x" + event.role.hex())
-            words = f"role {role} was {verb} {event.account} by {event.sender}"
+            words = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
             found = Code.ROLE, notice, event.account, words
         case ev.BanChanged():
             verb = "banned" if event.banned else "let in again"

@@ -258,7 +258,7 @@ class TestExceptions:
         assert said[Code.BAN].endswith("was banned: enough")
         assert "went to the scheduler for no job" in said[Code.GIFT]
         assert any("APPROVER_ROLE" in row.message for row in told.ledger.exceptions)
-        assert any("role administrator" in row.message for row in told.ledger.exceptions)
+        assert any("role administrator of Credit" in row.message for row in told.ledger.exceptions)
         warned = {r.code for r in told.ledger.exceptions if r.severity is Severity.WARNING}
         assert {Code.BAN, Code.GIFT, Code.PANIC, Code.LATE_ANSWER} <= warned
 

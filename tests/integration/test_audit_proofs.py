@@ -1,0 +1,241 @@
+"""A node that lies about one log is found: by its headers, by a second node, by storage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.explorer.auditing import Depth, audit_grid, job_bill
+from deepsquare_chain.explorer.exceptions import Code
+from deepsquare_chain.explorer.proofs import ProofError, check_header, header_hash
+from deepsquare_chain.explorer.proving import LogDigests, compare_endpoints, prove
+from deepsquare_chain.explorer.reader import read_chronicle
+from tests.integration.test_audit_chain import live_a_little
+from tests.support.livegrid import LiveGrid
+from tests.support.lyingnode import LIES, Lie, other_block
+
+Change = Callable[[str, list[Any], Any], Any]
+
+
+class Liar:
+    """A node whose answers are changed on the way; as much of `w3` as reading takes."""
+
+    def __init__(self, w3: Any, change: Change) -> None:
+        self._w3 = w3
+        self._change = change
+        self.provider = self
+        self.eth = w3.eth
+
+    async def make_batch_request(self, batch: list[Any]) -> Any:
+        answers = await self._w3.provider.make_batch_request(batch)
+        for (method, params), answer in zip(batch, answers, strict=True):
+            if "result" in answer:
+                answer["result"] = self._change(method, params, copy.deepcopy(answer["result"]))
+        return answers
+
+
+def about_logs(lie: Lie) -> Change:
+    """Lies in `eth_getLogs` alone."""
+    return lambda method, _, result: lie(result) if method == "eth_getLogs" else result
+
+
+def everywhere(lie: Lie) -> Change:
+    """Lies in logs and, alike, in the receipts of the last block that has some of ours."""
+    target: list[str] = []
+
+    def change(method: str, params: list[Any], result: Any) -> Any:
+        if method == "eth_getLogs":
+            target[:] = [result[-1]["blockNumber"]]
+            return lie(result)
+        if method == "eth_getBlockReceipts" and params == target:
+            result[-1]["logs"] = lie(result[-1]["logs"])
+        return result
+
+    return change
+
+
+async def proven(grid: LiveGrid, change: Change) -> list[str]:
+    """Messages of what a proof finds at a liar."""
+    liar: Any = Liar(grid.w3, change)
+    told = LogDigests()
+    last = int(await grid.w3.eth.block_number)
+    await read_chronicle(liar, grid.deployment, to_block=last, sink=told)
+    return [f.message for f in await prove(liar, grid.deployment, told, last)]
+
+
+@pytest.fixture
+async def used(grid: LiveGrid) -> LiveGrid:
+    """The grid with something in its last blocks, and nothing left open."""
+    ids = await live_a_little(grid)
+    job = await grid.contracts.scheduler.get_job(ids[2])
+    assert job.status.is_final
+    count = await grid.contracts.scheduler.job_count()
+    await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([ids[3], count]))
+    return grid
+
+
+async def test_honest_nodes_prove_all_their_logs(used: LiveGrid) -> None:
+    told: list[tuple[int, int]] = []
+    digests = LogDigests()
+    found = await read_chronicle(used.w3, used.deployment, sink=digests)
+    findings = await prove(
+        used.w3,
+        used.deployment,
+        digests,
+        found.to_block,
+        progress=lambda at, last: told.append((at, last)),
+    )
+    assert findings == []
+    assert told[-1] == (found.to_block, found.to_block)
+    assert len(digests.digests) > 10
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
+async def test_a_lie_about_one_log_is_proven(used: LiveGrid, lie: Lie) -> None:
+    [message] = await proven(used, about_logs(lie))
+    assert "not those that were told" in message
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
+async def test_a_lie_in_receipts_as_well_is_proven(used: LiveGrid, lie: Lie) -> None:
+    [message] = await proven(used, everywhere(lie))
+    assert "its receipts make the root" in message
+
+
+async def test_a_log_of_another_block_is_no_log(used: LiveGrid) -> None:
+    with pytest.raises(EndpointError, match="was replaced while it was read"):
+        await proven(used, about_logs(other_block))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("receiptsRoot", "0x" + "ab" * 32),
+        ("logsBloom", "0x" + "00" * 256),
+        ("timestamp", "0x1"),
+        ("parentHash", "0x" + "ab" * 32),
+        ("stateRoot", "0x" + "ab" * 32),
+        ("gasUsed", "zz"),
+    ],
+)
+async def test_a_changed_header_has_another_hash(used: LiveGrid, field: str, value: str) -> None:
+    last = hex(int(await used.w3.eth.block_number))
+
+    def change(method: str, params: list[Any], result: Any) -> Any:
+        if method == "eth_getBlockByNumber" and params[0] == last:
+            result[field] = value
+        return result
+
+    liar: Any = Liar(used.w3, change)
+    told = LogDigests()
+    found = await read_chronicle(used.w3, used.deployment, to_block=int(last, 16), sink=told)
+    [finding] = await prove(liar, used.deployment, told, found.to_block)
+    assert "its header" in finding.message
+
+
+async def test_a_forged_block_does_not_fit_its_child(used: LiveGrid) -> None:
+    """A header that hashes right but is another: the next one names another parent."""
+    last = int(await used.w3.eth.block_number)
+
+    def change(method: str, params: list[Any], result: Any) -> Any:
+        if method == "eth_getBlockByNumber" and params[0] == hex(last - 1):
+            result["extraData"] = "0x01"
+            result["hash"] = header_hash(result)
+        return result
+
+    liar: Any = Liar(used.w3, change)
+    told = LogDigests()
+    await read_chronicle(used.w3, used.deployment, to_block=last, sink=told)
+    found = await prove(liar, used.deployment, told, last)
+    assert any(f.block == last and "its parent is" in f.message for f in found)
+
+
+async def test_a_hidden_block_without_a_trace(used: LiveGrid) -> None:
+    def nothing(method: str, params: list[Any], result: Any) -> Any:
+        return [] if method == "eth_getBlockReceipts" else result
+
+    assert "does not give its receipts" in (await proven(used, nothing))[0]
+
+
+async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) -> None:
+    asked: list[str] = []
+    ask = used.w3.provider.make_batch_request
+
+    async def old(batch: list[Any]) -> Any:
+        asked.extend(method for method, _ in batch)
+        if batch[0][0] == "eth_getBlockReceipts":
+            error = {"code": -32601, "message": "the method does not exist"}
+            return [{"jsonrpc": "2.0", "id": 1, "error": error}]
+        return await ask(batch)
+
+    node: Any = SimpleNamespace(provider=SimpleNamespace(make_batch_request=old), eth=used.w3.eth)
+    told = LogDigests()
+    found = await read_chronicle(node, used.deployment, sink=told)
+    assert await prove(node, used.deployment, told, found.to_block) == []
+    assert "eth_getTransactionReceipt" in asked
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
+async def test_a_second_endpoint_tells_the_difference(used: LiveGrid, lie: Lie) -> None:
+    told = LogDigests()
+    found = await read_chronicle(used.w3, used.deployment, sink=told)
+    place = (used.deployment, told, found.to_block, found.block_hash)
+    assert await compare_endpoints(used.w3, *place) == []
+    liar: Any = Liar(used.w3, about_logs(lie))
+    [finding] = await compare_endpoints(liar, *place)
+    assert finding.code == "endpoint"
+    [other] = await compare_endpoints(used.w3, *place[:3], "0x" + "ab" * 32)
+    assert "there" in other.message
+
+
+@pytest.mark.parametrize("at", range(-12, 0))
+async def test_storage_finds_a_log_that_is_left_out(
+    used: LiveGrid, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The default audit, without proofs."""
+    lie: Lie = lambda logs: [*logs[:at], *logs[len(logs) + at + 1 :]]  # noqa: E731
+    liar = Liar(used.w3, about_logs(lie))
+    ask = used.w3.provider.make_batch_request
+    liar._w3 = SimpleNamespace(provider=SimpleNamespace(make_batch_request=ask), eth=None)
+    monkeypatch.setattr(used.w3.provider, "make_batch_request", liar.make_batch_request)
+    report = await audit_grid(used.contracts)
+    assert not report.ok
+
+
+async def test_an_audit_of_everything(used: LiveGrid) -> None:
+    depth = Depth(proofs=True, other=used.w3)
+    report = await audit_grid(used.contracts, depth=depth)
+    assert report.ok
+    assert report.proven
+    assert report.audit.compared
+    assert [check.difference for check in report.checks] == [0, 0, 0, 0]
+    assert Code.PANIC in {row.code for row in report.exceptions}
+    assert len(report.block_hash) == 66
+    same = Depth(storage=False, block_hash=report.block_hash)
+    last = report.audit.block
+    assert (await audit_grid(used.contracts, to_block=last, depth=same)).ok
+    wrong = Depth(storage=False, block_hash="0x" + "ab" * 32)
+    assert not (await audit_grid(used.contracts, to_block=last, depth=wrong)).ok
+
+
+async def test_a_bill_names_what_the_provider_reported(used: LiveGrid) -> None:
+    report = await audit_grid(used.contracts, depth=Depth(storage=False))
+    finished = [job for job in report.ledger.jobs.values() if job.exit_code is not None]
+    assert finished
+    for job in finished:
+        bill = await job_bill(used.contracts, report.ledger, job.id)
+        assert bill.reported == 1
+        assert bill.ok
+    [other, *_] = [job for job in report.ledger.jobs.values() if job.exit_code is None]
+    assert (await job_bill(used.contracts, report.ledger, other.id)).reported is None
+
+
+def test_a_header_without_its_parts() -> None:
+    for header in ({}, {"hash": "0x"}, {"parentHash": 5}):
+        with pytest.raises(ProofError):
+            check_header(header)
