@@ -70,13 +70,20 @@ async def proven(grid: LiveGrid, change: Change) -> list[str]:
 
 @pytest.fixture
 async def used(grid: LiveGrid) -> LiveGrid:
-    """The grid with something in its last blocks, and nothing left open."""
+    """The grid with something in its last blocks, made once for each node."""
+    if grid.node.url in lived:
+        return grid
+    lived.add(grid.node.url)
     ids = await live_a_little(grid)
     job = await grid.contracts.scheduler.get_job(ids[2])
     assert job.status.is_final
     count = await grid.contracts.scheduler.job_count()
     await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([ids[3], count]))
     return grid
+
+
+#: Nodes that have a history already.
+lived: set[str] = set()
 
 
 async def test_honest_nodes_prove_all_their_logs(used: LiveGrid) -> None:
@@ -193,7 +200,7 @@ async def test_a_second_endpoint_tells_the_difference(used: LiveGrid, lie: Lie) 
     assert "there" in other.message
 
 
-@pytest.mark.parametrize("at", range(-12, 0))
+@pytest.mark.parametrize("at", [-7, -4, -2, -1])
 async def test_storage_finds_a_log_that_is_left_out(
     used: LiveGrid, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

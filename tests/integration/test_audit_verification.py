@@ -1,0 +1,89 @@
+"""Sources of a live deployment: they hash to what its code says, and a verifier gets them whole."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deepsquare_chain.chain.artifacts import CONTRACTS
+from deepsquare_chain.chain.metadata import ipfs_hash, metadata_hash
+from deepsquare_chain.chain.verifying import verify_deployment
+from deepsquare_chain.explorer.verification import submit_blockscout, submit_sourcify, write_tree
+from tests.support.livegrid import LiveGrid
+from tests.unit.test_audit_verification import GRID, Stub
+
+
+@contextmanager
+def served(stub: Stub) -> Iterator[str]:
+    """The stub on loopback."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            size = int(self.headers.get("content-length", 0))
+            url = f"http://127.0.0.1{self.path}"
+            content = self.rfile.read(size)
+            request = httpx.Request(
+                self.command, url, headers=dict(self.headers.items()), content=content
+            )
+            try:
+                response = stub(request)
+            except AssertionError as error:
+                response = httpx.Response(400, json={"message": f"schema: {error}"})
+            self.send_response(response.status_code)
+            self.send_header("content-length", str(len(response.content)))
+            self.end_headers()
+            self.wfile.write(response.content)
+
+        do_GET = do_POST = answer  # noqa: N815 - names of the standard library
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+@pytest.mark.parametrize("kind", ["sourcify", "blockscout"])
+async def test_a_verifier_on_loopback_gets_what_its_schema_asks_for(kind: str) -> None:
+    stub = Stub()
+    with served(stub) as url:
+        if kind == "sourcify":
+            found = await submit_sourcify(f"{url}/server", GRID, pause=0.01)
+        else:
+            found = await submit_blockscout(url, GRID, pause=0.01)
+    assert [(each.name, each.ok, each.detail) for each in found if not each.ok] == []
+    assert len(found) == len(CONTRACTS)
+    assert sum(request.method == "POST" for request in stub.asked) == len(CONTRACTS)
+
+
+async def test_the_deployed_code_names_the_metadata(grid: LiveGrid, tmp_path: Path) -> None:
+    await asyncio.to_thread(write_tree, grid.deployment, tmp_path)
+    root = tmp_path / "contracts" / "full_match" / str(grid.deployment.chain_id)
+    found = set()
+    for folder in root.iterdir():
+        code = bytes(await grid.w3.eth.get_code(folder.name))  # type: ignore[arg-type]
+        metadata = (folder / "metadata.json").read_bytes()
+        assert ipfs_hash(metadata) == metadata_hash(code)
+        # What a verifier compiles and runs is the transaction that made the contract.
+        sent = await grid.w3.eth.get_transaction((folder / "creator-tx-hash.txt").read_text())  # type: ignore[arg-type]
+        arguments = (folder / "constructor-args.txt").read_text().removeprefix("0x")
+        assert bytes(sent["input"]).hex().endswith(arguments)
+        found.add(folder.name)
+    assert found == set(grid.deployment.addresses)
+    looked_at = await verify_deployment(grid.w3, grid.deployment)
+    assert [each for each in looked_at if each.what.startswith("metadata of") and each.ok] != []
+    assert all(each.ok for each in looked_at)
