@@ -58,8 +58,8 @@ prove: $(NODE) .venv-halmos/.made
 slither: $(NODE) .venv-slither/.made
 	.venv-slither/bin/python scripts/run_slither.py $(ARGS)
 
-mutate: $(NODE) .venv-slither/.made
-	.venv-slither/bin/python scripts/mutate.py $(ARGS)
+mutate: $(DEV) $(NODE) .venv-slither/.made
+	$(BIN)/python scripts/mutate.py $(ARGS)
 
 .venv-slither/.made:
 	python3 -m venv .venv-slither

@@ -1,9 +1,19 @@
 #!/usr/bin/env python3
-"""Break our contracts on a copy, one small change at a time, and see whether the forge tests notice.
+"""Break our contracts one small change at a time, and see whether the forge tests notice.
 
-The changes are slither-mutate's. Its own loop is not used: it counts a time-out as caught, can't be resumed,
-and leaves the source mutated where it is ended. Verdicts are kept in .mutation/, so a run goes on where the
-last one stopped: `caught`, `survived`, `timeout` (not counted as caught) and `invalid` (does not compile).
+The changes are slither-mutate's (`mutants.py`). Its own loop is not used: it counts a time-out as caught,
+can't be resumed, and leaves the source mutated where it is ended. Here a change is judged in steps, from
+cheap to dear:
+
+1. It is compiled alone. What does not compile is `invalid`; what gives the very code of the source, plain or
+   optimized, is `same`: no test could tell them apart. Two changes with one code get one verdict.
+2. Its code takes the place of the contract's in a tree whose tests deploy from artifacts, so that the tests
+   need no new compilation. A failing test is a catch. With such tests one of several refusals of a
+   constructor can pass wrongly, but none fails wrongly.
+3. So whatever is left is built and tested once more in the ordinary way, with more fuzz runs: `caught` or
+   `survived`. A `timeout` anywhere is not counted as caught.
+
+Verdicts are kept in .mutation/ with the state of the tests; a run goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -16,70 +26,200 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from slither import Slither
-from slither.tools.mutator.mutators import all_mutators
-from slither.tools.mutator.mutators.abstract_mutator import AbstractMutator
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 ROOT = Path(__file__).resolve().parent.parent
 FORGE = ROOT / "node_modules" / "@foundry-rs" / "forge-linux-amd64" / "bin"
 HOME = ROOT / ".mutation"
-TREE = HOME / "tree"
 VERDICTS = HOME / "verdicts.json"
-CONTRACTS = (
-    "MetaScheduler",
-    "ProviderRegistry",
-    "Billing",
-    "CapacityReader",
-    "JobLifecycle",
-    "JobRecord",
-    "Credit",
-)
+RECORD = ROOT / "docs" / "mutation.json"
+DEPLOYED = {
+    name: f"contracts/{name}.sol" for name in ("MetaScheduler", "ProviderRegistry", "Credit")
+}
 ENVIRONMENT = {
     **os.environ,
     "FOUNDRY_PROFILE": "mutation",
     "PATH": f"{FORGE}{os.pathsep}{os.environ['PATH']}",
 }
+#: Enough to notice nearly everything; step 3 has what the profile says.
+QUICK = {
+    "FOUNDRY_FUZZ_RUNS": "16",
+    "FOUNDRY_INVARIANT_RUNS": "2",
+    "FOUNDRY_INVARIANT_DEPTH": "60",
+}
+OUTCOMES = ("caught", "survived", "timeout", "same", "invalid")
 Mutant = dict[str, Any]
 
 
-def copy_tree() -> None:
-    """A fresh copy of sources and tests; what was compiled there is kept."""
-    for name in ("contracts", "tests/forge", "scripts"):
-        shutil.rmtree(TREE / name, ignore_errors=True)
-        shutil.copytree(ROOT / name, TREE / name)
-    (TREE / "tests/forge/Proofs.t.sol").unlink(missing_ok=True)
-    for name in ("foundry.toml", "package.json"):
-        shutil.copy(ROOT / name, TREE)
-    if not (TREE / "node_modules").exists():
-        (TREE / "node_modules").symlink_to(ROOT / "node_modules")
+class Tree:
+    """A copy of sources and tests; what was compiled there is kept.
+
+    Args:
+        name: Of its folder.
+        linked: Tests deploy from artifacts instead of carrying the contracts' code.
+    """
+
+    def __init__(self, name: str, *, linked: bool) -> None:
+        self.path = HOME / name
+        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in ("contracts", "tests/forge", "scripts"):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+            shutil.copytree(ROOT / folder, self.path / folder)
+        (self.path / "tests/forge/Proofs.t.sol").unlink(missing_ok=True)
+        configuration = (ROOT / "foundry.toml").read_text(encoding="utf-8")
+        if linked:
+            configuration = configuration.replace(
+                "[profile.default]\n", "[profile.default]\ndynamic_test_linking = true\n"
+            )
+        (self.path / "foundry.toml").write_text(configuration, encoding="utf-8")
+        shutil.copy(ROOT / "package.json", self.path)
+        if not (self.path / "node_modules").exists():
+            (self.path / "node_modules").symlink_to(ROOT / "node_modules")
+
+    def forge(self, *arguments: str, seconds: int, **more: str) -> int | None:
+        """Exit code of a forge command, None after so many seconds."""
+        process = subprocess.Popen(
+            [FORGE / "forge", *arguments],
+            cwd=self.path,
+            env=ENVIRONMENT | more,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            return None
+
+    def check(self, seconds: int, **more: str) -> None:
+        """Compile, and refuse a tree whose tests fail without any change."""
+        if self.forge("build", seconds=seconds) or self.forge("test", seconds=seconds, **more):
+            sys.exit(f"The tests fail on the unchanged contracts in {self.path}.")
 
 
-def generate() -> list[Mutant]:
-    """Every change that slither-mutate knows for our contracts, each once."""
-    os.chdir(TREE)
-    os.environ.update(ENVIRONMENT)
-    found: dict[str, Mutant] = {}
-    kinds = [
-        kind
-        for kind in vars(all_mutators).values()
-        if isinstance(kind, type) and issubclass(kind, AbstractMutator)
-    ]
-    for unit in Slither(".").compilation_units:
-        for contract in unit.contracts:
-            if contract.name not in CONTRACTS:
-                continue
-            for kind in kinds:
-                mutator = kind(unit, 0, "", "", contract, None, False, HOME, [])
-                for name, patches in mutator._mutate().get("patches", {}).items():  # noqa: SLF001
-                    source = Path(name).relative_to(TREE)
-                    for patch in patches:
-                        mutant = {**patch, "kind": kind.NAME, "file": str(source)}
-                        found[identity(mutant)] = mutant
-    # The same sample for the same seed, whatever order slither has.
-    return [found[name] for name in sorted(found)]
+class Compiler:
+    """One solc for many changes: loading it takes longer than a compilation."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            ["node", ROOT / "scripts" / "mutation_compiler.js"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def codes(self, mutant: Mutant | None, targets: list[str], **mode: bool) -> list[str] | None:
+        """Creation codes of the targets, None if they do not compile."""
+        question = {"targets": targets, **mode}
+        if mutant is not None:
+            question |= {"file": mutant["file"], "content": apply(mutant).decode()}
+        assert self._process.stdin is not None  # noqa: S101
+        assert self._process.stdout is not None  # noqa: S101
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer.get("codes")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+class Bench:
+    """Judges one change after another; each worker has its own."""
+
+    _seen: dict[str, str] = {}  # noqa: RUF012 - shared on purpose: verdicts by code
+    _full_turn = threading.Lock()
+    _originals: dict[tuple[str, ...], list[str] | None] = {}  # noqa: RUF012
+
+    def __init__(self, number: int, full: Tree, seconds: int) -> None:
+        self.tree = Tree(f"linked-{number}", linked=True)
+        self.tree.check(seconds, **QUICK)
+        self._full = full
+        self._seconds = seconds
+        self._compiler = Compiler()
+        self._artifacts = {
+            source: self.tree.path / "out" / f"{name}.sol" / f"{name}.json"
+            for name, source in DEPLOYED.items()
+        }
+        self._whole = {source: path.read_bytes() for source, path in self._artifacts.items()}
+
+    def judge(self, mutant: Mutant) -> str:
+        """What becomes of one change."""
+        targets = _touched(mutant)
+        codes = self._compiler.codes(mutant, targets)
+        if codes is None:
+            return "invalid"
+        if codes == self._original(targets):
+            return "same"
+        name = hashlib.sha256("".join(codes).encode()).hexdigest()
+        if name not in self._seen:
+            self._seen[name] = self._quick(targets, codes) or self._thorough(mutant, targets)
+        return self._seen[name]
+
+    def close(self) -> None:
+        """End its compiler."""
+        self._compiler.close()
+
+    def _original(self, targets: list[str], **mode: bool) -> list[str] | None:
+        key = (*targets, *mode)
+        if key not in self._originals:
+            self._originals[key] = self._compiler.codes(None, targets, **mode)
+        return self._originals[key]
+
+    def _quick(self, targets: list[str], codes: list[str]) -> str | None:
+        """Step 2; None where the tests pass."""
+        try:
+            for target, code in zip(targets, codes, strict=True):
+                artifact = json.loads(self._whole[target])
+                artifact["bytecode"]["object"] = f"0x{code}"
+                self._artifacts[target].write_text(json.dumps(artifact), encoding="utf-8")
+            ended = self.tree.forge("test", "--fail-fast", seconds=self._seconds, **QUICK)
+        finally:
+            for target in targets:
+                self._artifacts[target].write_bytes(self._whole[target])
+        return {0: None, None: "timeout"}.get(ended, "caught")
+
+    def _thorough(self, mutant: Mutant, targets: list[str]) -> str:
+        """Step 3, after a look whether optimized code is the same."""
+        for mode in ({"optimize": True}, {"optimize": True, "viaIR": True}):
+            if self._compiler.codes(mutant, targets, **mode) == self._original(targets, **mode):
+                return "same"
+        with self._full_turn, _changed(self._full, mutant):
+            if self._full.forge("build", seconds=self._seconds):
+                return "timeout"  # it compiled before
+            ended = self._full.forge("test", "--fail-fast", seconds=self._seconds)
+        return {0: "survived", None: "timeout"}.get(ended, "caught")
+
+
+@contextmanager
+def _changed(tree: Tree, mutant: Mutant) -> Iterator[None]:
+    """The tree with a change; it is whole again afterwards."""
+    target = tree.path / mutant["file"]
+    target.write_bytes(apply(mutant))
+    try:
+        yield
+    finally:
+        shutil.copy(ROOT / mutant["file"], target)
+
+
+def _touched(mutant: Mutant) -> list[str]:
+    """Deployed contracts that hold a source's code."""
+    if mutant["file"] in DEPLOYED.values():
+        return [mutant["file"]]
+    return [DEPLOYED["MetaScheduler"], DEPLOYED["ProviderRegistry"]]
 
 
 def apply(mutant: Mutant) -> bytes:
@@ -93,54 +233,104 @@ def identity(mutant: Mutant) -> str:
     return hashlib.sha256(mutant["file"].encode() + apply(mutant)).hexdigest()
 
 
-def run(*arguments: str, seconds: int) -> int | None:
-    """Exit code of a forge command, None after so many seconds."""
-    process = subprocess.Popen(
-        [FORGE / "forge", *arguments],
-        cwd=TREE,
+def tests_now() -> str:
+    """Name of the present tests: a survivor is judged again by others."""
+    whole = hashlib.sha256()
+    for path in sorted((ROOT / "tests" / "forge").glob("*.sol")):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def all_mutants(tree: Tree) -> dict[str, Mutant]:
+    """Every change by its name."""
+    python = ROOT / ".venv-slither" / "bin" / "python"
+    if not python.exists():
+        sys.exit("slither is missing: run `make mutate`, which brings it.")
+    done = subprocess.run(
+        [python, ROOT / "scripts" / "mutants.py", tree.path],
         env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        check=True,
+        stdout=subprocess.PIPE,
     )
-    try:
-        return process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.wait()
-        return None
+    found = {identity(mutant): mutant for mutant in json.loads(done.stdout)}
+    return dict(sorted(found.items()))
 
 
-def judge(mutant: Mutant, seconds: int) -> str:
-    """What the tests say of one change; the copy is whole again afterwards."""
-    target = TREE / mutant["file"]
-    target.write_bytes(apply(mutant))
-    try:
-        built = run("build", seconds=seconds)
-        if built != 0:
-            return "timeout" if built is None else "invalid"
-        tested = run("test", "--fail-fast", seconds=seconds)
-        return {0: "survived", None: "timeout"}.get(tested, "caught")
-    finally:
-        shutil.copy(ROOT / mutant["file"], target)
+def known(verdicts: dict[str, list[str]], name: str, tests: str) -> str | None:
+    """The verdict, unless other tests could say otherwise."""
+    outcome, judged_by = verdicts.get(name, ("", ""))
+    if outcome in ("caught", "same", "invalid") or judged_by == tests:
+        return outcome or None
+    return None
 
 
-def report(mutants: list[Mutant], verdicts: dict[str, str]) -> None:
-    """Score over what was judged, and every change that the tests did not notice."""
-    by: dict[str, list[Mutant]] = {}
-    for mutant in mutants:
-        if (verdict := verdicts.get(identity(mutant))) is not None:
-            by.setdefault(verdict, []).append(mutant)
-    for verdict in ("survived", "timeout"):
-        for mutant in by.get(verdict, []):
-            place = f"{mutant['file']}:{mutant['line_number']}"
-            change = f"{mutant['old_string'][:90]!r} -> {mutant['new_string'][:90]!r}"
-            print(f"{verdict} {place} {mutant['kind']} {change}")
-    counts = {name: len(by.get(name, [])) for name in ("caught", "survived", "timeout", "invalid")}
-    judged = sum(counts.values())
-    valid = judged - counts["invalid"]
-    score = f"{100 * counts['caught'] / valid:.1f} %" if valid else "none"
-    print(f"{judged} of {len(mutants)} judged: {counts}; score {score} of those that compile")
+def run(
+    todo: dict[str, Mutant], verdicts: dict[str, list[str]], full: Tree, workers: int, seconds: int
+) -> None:
+    """Judge what is left, several side by side."""
+    tests = tests_now()
+    full.check(seconds)
+    benches: SimpleQueue[Bench] = SimpleQueue()
+    for number in range(workers):
+        benches.put(Bench(number, full, seconds))
+    keeping = threading.Lock()
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar, ThreadPoolExecutor(workers) as pool:
+        task = bar.add_task("changes", total=len(todo))
+
+        def one(name: str, mutant: Mutant) -> None:
+            bench = benches.get()
+            try:
+                outcome = bench.judge(mutant)
+            finally:
+                benches.put(bench)
+            with keeping:
+                verdicts[name] = [outcome, tests]
+                fresh = VERDICTS.with_suffix(".new")
+                fresh.write_text(json.dumps(verdicts, indent=0) + "\n", encoding="utf-8")
+                fresh.replace(VERDICTS)
+                bar.advance(task)
+                if outcome in ("survived", "timeout"):
+                    bar.console.print(f"{outcome} {describe(mutant)}", markup=False)
+
+        for future in [pool.submit(one, *item) for item in todo.items()]:
+            future.result()
+    while not benches.empty():
+        benches.get().close()
+
+
+def describe(mutant: Mutant) -> str:
+    """Where and what, in a line."""
+    old, new = (" ".join(mutant[key].split())[:90] for key in ("old_string", "new_string"))
+    return f"{mutant['file']}:{mutant['line_number']} {mutant['kind']} {old!r} -> {new!r}"
+
+
+def summary(mutants: dict[str, Mutant], verdicts: dict[str, list[str]]) -> dict[str, Any]:
+    """Counts in all, by file and by kind; the score is caught of all that differ from the source."""
+    counts: dict[str, Counter[str]] = {}
+    reasons = _reasons()
+    left = []
+    for name, mutant in mutants.items():
+        outcome = verdicts.get(name, ["not judged"])[0]
+        for group in ("all", mutant["file"], f"kind {mutant['kind']}"):
+            counts.setdefault(group, Counter())[outcome] += 1
+        if outcome in ("survived", "timeout"):
+            what = {"outcome": outcome, "change": describe(mutant)}
+            left.append({"id": name[:16], **what, "reason": reasons.get(name[:16], "")})
+    table = {}
+    for group, each in sorted(counts.items()):
+        valid = each["caught"] + each["survived"] + each["timeout"]
+        score = round(100 * each["caught"] / valid, 2) if valid else None
+        table[group] = {**{key: each[key] for key in (*OUTCOMES, "not judged")}, "score": score}
+    return {"groups": table, "left": sorted(left, key=lambda each: each["change"])}
+
+
+def _reasons() -> dict[str, str]:
+    """Why a change may survive, as the record says; written there by hand."""
+    if not RECORD.exists():
+        return {}
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    return {each["id"]: each["reason"] for each in record["left"]}
 
 
 def main() -> None:
@@ -148,28 +338,30 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="only so many, drawn by --seed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", default="", help="files whose path holds this come first")
-    parser.add_argument("--timeout", type=int, default=900, help="seconds of a build, and of tests")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds of a build, and of tests")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only say what is known")
+    parser.add_argument("--write", action="store_true", help=f"write {RECORD.name} too")
     options = parser.parse_args()
-    TREE.mkdir(parents=True, exist_ok=True)
-    copy_tree()
-    verdicts: dict[str, str] = (
+    full = Tree("full", linked=False)
+    verdicts: dict[str, list[str]] = (
         json.loads(VERDICTS.read_text(encoding="utf-8")) if VERDICTS.exists() else {}
     )
-    mutants = generate()
-    random.Random(options.seed).shuffle(mutants)  # noqa: S311 - no secret
-    mutants.sort(key=lambda mutant: options.first not in mutant["file"])
-    todo = mutants[: options.sample]
+    mutants = all_mutants(full)
     if not options.report:
-        if run("test", seconds=options.timeout) != 0:
-            sys.exit("The tests fail on the unchanged contracts; there is nothing to measure.")
-        for mutant in todo:
-            name = identity(mutant)
-            if name not in verdicts:
-                verdicts[name] = judge(mutant, options.timeout)
-                VERDICTS.write_text(json.dumps(verdicts, indent=1) + "\n", encoding="utf-8")
-                print(verdicts[name], mutant["file"], mutant["line_number"], flush=True)
-    report(mutants, verdicts)
+        order = list(mutants)
+        random.Random(options.seed).shuffle(order)  # noqa: S311 - no secret
+        order.sort(key=lambda name: options.first not in mutants[name]["file"])
+        tests = tests_now()
+        names = [n for n in order[: options.sample] if known(verdicts, n, tests) is None]
+        run({n: mutants[n] for n in names}, verdicts, full, options.workers, options.timeout)
+    found = summary(mutants, verdicts)
+    if options.write:
+        RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for group, row in found["groups"].items():
+        print(f"{group:40} {row}")
+    for each in found["left"]:
+        print(f"{each['outcome']} {each['change']} | {each['reason'] or 'NO REASON GIVEN'}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Print every change that slither-mutate knows for our contracts, as JSON; nothing is written.
+
+Runs in the environment of slither, which does not agree with ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from slither import Slither
+from slither.tools.mutator.mutators import all_mutators
+from slither.tools.mutator.mutators.abstract_mutator import AbstractMutator
+
+CONTRACTS = (
+    "MetaScheduler",
+    "ProviderRegistry",
+    "Billing",
+    "CapacityReader",
+    "JobLifecycle",
+    "JobRecord",
+    "Credit",
+)
+
+
+def generate(tree: Path) -> list[dict[str, Any]]:
+    """Changes of the sources in a compiled tree: file, bounds in bytes, old and new text, kind."""
+    kinds = [
+        kind
+        for kind in vars(all_mutators).values()
+        if isinstance(kind, type) and issubclass(kind, AbstractMutator)
+    ]
+    found = []
+    for unit in Slither(str(tree)).compilation_units:
+        for contract in unit.contracts:
+            if contract.name not in CONTRACTS:
+                continue
+            for kind in kinds:
+                mutator = kind(unit, 0, "", "", contract, None, False, tree, [])
+                for name, patches in mutator._mutate().get("patches", {}).items():  # noqa: SLF001
+                    source = str(Path(name).relative_to(tree))
+                    found += [{**patch, "kind": kind.NAME, "file": source} for patch in patches]
+    return found
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1]).resolve()
+    os.chdir(root)
+    shown = os.dup(1)
+    os.dup2(2, 1)  # what the tools say goes to stderr; stdout is for the changes
+    changes = generate(root)
+    with os.fdopen(shown, "w") as output:
+        json.dump(changes, output)
