@@ -44,9 +44,10 @@ test-unit: $(DEV)
 test-contracts: $(DEV) $(NODE)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/contracts $(ARGS)
 
-# Hours: 50,000 runs of each fuzz test, 2,000,000 calls of the stateful one.
-fuzz-long: $(NODE)
-	FOUNDRY_PROFILE=long $(FORGE) test $(ARGS)
+# 50,000 runs of each fuzz test, then 2,000,000 calls of the stateful one: about two hours.
+fuzz-long: $(DEV) $(NODE)
+	FOUNDRY_PROFILE=long $(FORGE) test --no-match-contract InvariantsTest $(ARGS)
+	$(BIN)/python scripts/long_invariants.py
 
 coverage: $(DEV) $(NODE)
 	$(BIN)/python scripts/solidity_coverage.py $(ARGS)

@@ -10,8 +10,8 @@ cheap to dear:
 2. Its code takes the place of the contract's in a tree whose tests deploy from artifacts, so that the tests
    need no new compilation. A failing test is a catch. With such tests one of several refusals of a
    constructor can pass wrongly, but none fails wrongly.
-3. So whatever is left is built and tested once more in the ordinary way, with more fuzz runs: `caught` or
-   `survived`. A `timeout` anywhere is not counted as caught.
+3. So whatever is left (`suspect`) is built and tested once more in the ordinary way, with more fuzz runs, when
+   all others are judged: `caught` or `survived`. A `timeout` anywhere is not counted as caught.
 
 Verdicts are kept in .mutation/ with the state of the tests; a run goes on where the last one stopped.
 """
@@ -26,16 +26,15 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 FORGE = ROOT / "node_modules" / "@foundry-rs" / "forge-linux-amd64" / "bin"
@@ -56,8 +55,10 @@ QUICK = {
     "FOUNDRY_INVARIANT_RUNS": "2",
     "FOUNDRY_INVARIANT_DEPTH": "60",
 }
-OUTCOMES = ("caught", "survived", "timeout", "same", "invalid")
+OUTCOMES = ("caught", "survived", "timeout", "same", "invalid", "suspect")
 Mutant = dict[str, Any]
+Mutants = dict[str, Mutant]
+Verdicts = dict[str, list[str]]
 
 
 class Tree:
@@ -104,7 +105,9 @@ class Tree:
 
     def check(self, seconds: int, **more: str) -> None:
         """Compile, and refuse a tree whose tests fail without any change."""
-        if self.forge("build", seconds=seconds) or self.forge("test", seconds=seconds, **more):
+        # A run that was ended may have left the code of a change among the artifacts.
+        built = self.forge("build", "--force", seconds=seconds)
+        if built != 0 or self.forge("test", seconds=seconds, **more) != 0:
             sys.exit(f"The tests fail on the unchanged contracts in {self.path}.")
 
 
@@ -141,13 +144,11 @@ class Bench:
     """Judges one change after another; each worker has its own."""
 
     _seen: dict[str, str] = {}  # noqa: RUF012 - shared on purpose: verdicts by code
-    _full_turn = threading.Lock()
     _originals: dict[tuple[str, ...], list[str] | None] = {}  # noqa: RUF012
 
-    def __init__(self, number: int, full: Tree, seconds: int) -> None:
+    def __init__(self, number: int, seconds: int) -> None:
         self.tree = Tree(f"linked-{number}", linked=True)
         self.tree.check(seconds, **QUICK)
-        self._full = full
         self._seconds = seconds
         self._compiler = Compiler()
         self._artifacts = {
@@ -157,7 +158,7 @@ class Bench:
         self._whole = {source: path.read_bytes() for source, path in self._artifacts.items()}
 
     def judge(self, mutant: Mutant) -> str:
-        """What becomes of one change."""
+        """What becomes of one change in the first two steps."""
         targets = _touched(mutant)
         codes = self._compiler.codes(mutant, targets)
         if codes is None:
@@ -166,7 +167,7 @@ class Bench:
             return "same"
         name = hashlib.sha256("".join(codes).encode()).hexdigest()
         if name not in self._seen:
-            self._seen[name] = self._quick(targets, codes) or self._thorough(mutant, targets)
+            self._seen[name] = self._quick(targets, codes) or self._look(mutant, targets)
         return self._seen[name]
 
     def close(self) -> None:
@@ -192,16 +193,21 @@ class Bench:
                 self._artifacts[target].write_bytes(self._whole[target])
         return {0: None, None: "timeout"}.get(ended, "caught")
 
-    def _thorough(self, mutant: Mutant, targets: list[str]) -> str:
-        """Step 3, after a look whether optimized code is the same."""
+    def _look(self, mutant: Mutant, targets: list[str]) -> str:
+        """Whether optimized code tells the change from the source."""
         for mode in ({"optimize": True}, {"optimize": True, "viaIR": True}):
             if self._compiler.codes(mutant, targets, **mode) == self._original(targets, **mode):
                 return "same"
-        with self._full_turn, _changed(self._full, mutant):
-            if self._full.forge("build", seconds=self._seconds):
-                return "timeout"  # it compiled before
-            ended = self._full.forge("test", "--fail-fast", seconds=self._seconds)
-        return {0: "survived", None: "timeout"}.get(ended, "caught")
+        return "suspect"
+
+
+def thorough(tree: Tree, mutant: Mutant, seconds: int) -> str:
+    """Step 3, in a tree in the ordinary way."""
+    with _changed(tree, mutant):
+        if tree.forge("build", seconds=seconds):
+            return "timeout"  # it compiled before
+        ended = tree.forge("test", "--fail-fast", seconds=seconds)
+    return {0: "survived", None: "timeout"}.get(ended, "caught")
 
 
 @contextmanager
@@ -241,7 +247,7 @@ def tests_now() -> str:
     return whole.hexdigest()[:16]
 
 
-def all_mutants(tree: Tree) -> dict[str, Mutant]:
+def all_mutants(tree: Tree) -> Mutants:
     """Every change by its name."""
     python = ROOT / ".venv-slither" / "bin" / "python"
     if not python.exists():
@@ -256,7 +262,7 @@ def all_mutants(tree: Tree) -> dict[str, Mutant]:
     return dict(sorted(found.items()))
 
 
-def known(verdicts: dict[str, list[str]], name: str, tests: str) -> str | None:
+def known(verdicts: Verdicts, name: str, tests: str) -> str | None:
     """The verdict, unless other tests could say otherwise."""
     outcome, judged_by = verdicts.get(name, ("", ""))
     if outcome in ("caught", "same", "invalid") or judged_by == tests:
@@ -264,39 +270,61 @@ def known(verdicts: dict[str, list[str]], name: str, tests: str) -> str | None:
     return None
 
 
-def run(
-    todo: dict[str, Mutant], verdicts: dict[str, list[str]], full: Tree, workers: int, seconds: int
-) -> None:
-    """Judge what is left, several side by side."""
+def each(
+    title: str, names: list[str], judge: Callable[[str], str], verdicts: Verdicts, workers: int
+) -> Iterator[tuple[str, str]]:
+    """Judge all, several side by side, and keep every verdict; gives what was not caught."""
     tests = tests_now()
-    full.check(seconds)
-    benches: SimpleQueue[Bench] = SimpleQueue()
-    for number in range(workers):
-        benches.put(Bench(number, full, seconds))
-    keeping = threading.Lock()
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns) as bar, ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task("changes", total=len(todo))
+        task = bar.add_task(title, total=len(names))
+        todo = {pool.submit(judge, name): name for name in names}
+        for future in as_completed(todo):
+            name, outcome = todo[future], future.result()
+            verdicts[name] = [outcome, tests]
+            fresh = VERDICTS.with_suffix(".new")
+            fresh.write_text(json.dumps(verdicts, indent=0) + "\n", encoding="utf-8")
+            fresh.replace(VERDICTS)
+            bar.advance(task)
+            yield name, outcome
 
-        def one(name: str, mutant: Mutant) -> None:
-            bench = benches.get()
-            try:
-                outcome = bench.judge(mutant)
-            finally:
-                benches.put(bench)
-            with keeping:
-                verdicts[name] = [outcome, tests]
-                fresh = VERDICTS.with_suffix(".new")
-                fresh.write_text(json.dumps(verdicts, indent=0) + "\n", encoding="utf-8")
-                fresh.replace(VERDICTS)
-                bar.advance(task)
-                if outcome in ("survived", "timeout"):
-                    bar.console.print(f"{outcome} {describe(mutant)}", markup=False)
 
-        for future in [pool.submit(one, *item) for item in todo.items()]:
-            future.result()
+def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, seconds: int) -> None:
+    """Judge what is left: the cheap steps for all, then the dear one for what they left over."""
+    tests = tests_now()
+    left = [name for name in names if known(verdicts, name, tests) is None]
+    benches: SimpleQueue[Bench] = SimpleQueue()
+    for number in range(workers if left else 0):
+        benches.put(Bench(number, seconds))
+
+    def cheaply(name: str) -> str:
+        bench = benches.get()
+        try:
+            return bench.judge(mutants[name])
+        finally:
+            benches.put(bench)
+
+    for _ in each("cheap steps", left, cheaply, verdicts, workers):
+        pass
     while not benches.empty():
         benches.get().close()
+    trees: SimpleQueue[Tree] = SimpleQueue()
+    suspects = [name for name in names if verdicts[name][0] == "suspect"]
+    for number in range(workers if suspects else 0):
+        tree = Tree(f"full-{number}", linked=False)
+        tree.check(seconds)
+        trees.put(tree)
+
+    def dearly(name: str) -> str:
+        tree = trees.get()
+        try:
+            return thorough(tree, mutants[name], seconds)
+        finally:
+            trees.put(tree)
+
+    for name, outcome in each("suspects", suspects, dearly, verdicts, workers):
+        if outcome in ("survived", "timeout"):
+            print(outcome, describe(mutants[name]), flush=True)
 
 
 def describe(mutant: Mutant) -> str:
@@ -305,7 +333,7 @@ def describe(mutant: Mutant) -> str:
     return f"{mutant['file']}:{mutant['line_number']} {mutant['kind']} {old!r} -> {new!r}"
 
 
-def summary(mutants: dict[str, Mutant], verdicts: dict[str, list[str]]) -> dict[str, Any]:
+def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
     """Counts in all, by file and by kind; the score is caught of all that differ from the source."""
     counts: dict[str, Counter[str]] = {}
     reasons = _reasons()
@@ -343,18 +371,15 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only say what is known")
     parser.add_argument("--write", action="store_true", help=f"write {RECORD.name} too")
     options = parser.parse_args()
-    full = Tree("full", linked=False)
-    verdicts: dict[str, list[str]] = (
+    verdicts: Verdicts = (
         json.loads(VERDICTS.read_text(encoding="utf-8")) if VERDICTS.exists() else {}
     )
-    mutants = all_mutants(full)
+    mutants = all_mutants(Tree("source", linked=False))
     if not options.report:
         order = list(mutants)
         random.Random(options.seed).shuffle(order)  # noqa: S311 - no secret
         order.sort(key=lambda name: options.first not in mutants[name]["file"])
-        tests = tests_now()
-        names = [n for n in order[: options.sample] if known(verdicts, n, tests) is None]
-        run({n: mutants[n] for n in names}, verdicts, full, options.workers, options.timeout)
+        run(mutants, order[: options.sample], verdicts, options.workers, options.timeout)
     found = summary(mutants, verdicts)
     if options.write:
         RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
