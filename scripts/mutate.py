@@ -195,10 +195,8 @@ class Bench:
 
     def _look(self, mutant: Mutant, targets: list[str]) -> str:
         """Whether optimized code tells the change from the source."""
-        for mode in ({"optimize": True}, {"optimize": True, "viaIR": True}):
-            if self._compiler.codes(mutant, targets, **mode) == self._original(targets, **mode):
-                return "same"
-        return "suspect"
+        optimized = self._compiler.codes(mutant, targets, optimize=True)
+        return "same" if optimized == self._original(targets, optimize=True) else "suspect"
 
 
 def thorough(tree: Tree, mutant: Mutant, seconds: int) -> str:
