@@ -10,8 +10,11 @@ cheap to dear:
 2. Its code takes the place of the contract's in a tree whose tests deploy from artifacts, so that the tests
    need no new compilation. A failing test is a catch. With such tests one of several refusals of a
    constructor can pass wrongly, but none fails wrongly.
-3. So whatever is left (`suspect`) is built and tested once more in the ordinary way, with more fuzz runs, when
-   all others are judged: `caught` or `survived`. A `timeout` anywhere is not counted as caught.
+3. What is left (`suspect`) is tested so with more fuzz runs, once all others are judged, and its code is
+   compared as it is deployed (via-IR).
+4. A change outside of the functions, of a constructor or what it calls, or of code that tests carry themselves
+   (libraries, the token) is built and tested in the ordinary way at last: `caught` or `survived`.
+   A `timeout` anywhere is not counted as caught.
 
 Verdicts are kept in .mutation/ with the state of the tests; a run goes on where the last one stopped.
 """
@@ -23,16 +26,17 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.progress import MofNCompleteColumn, Progress
 
@@ -55,7 +59,7 @@ QUICK = {
     "FOUNDRY_INVARIANT_RUNS": "2",
     "FOUNDRY_INVARIANT_DEPTH": "60",
 }
-OUTCOMES = ("caught", "survived", "timeout", "same", "invalid", "suspect")
+OUTCOMES = ("caught", "survived", "timeout", "same", "invalid", "suspect", "unsure")
 Mutant = dict[str, Any]
 Mutants = dict[str, Mutant]
 Verdicts = dict[str, list[str]]
@@ -167,7 +171,7 @@ class Bench:
             return "same"
         name = hashlib.sha256("".join(codes).encode()).hexdigest()
         if name not in self._seen:
-            self._seen[name] = self._quick(targets, codes) or self._look(mutant, targets)
+            self._seen[name] = self._tested(targets, codes, **QUICK) or self._look(mutant, targets)
         return self._seen[name]
 
     def close(self) -> None:
@@ -180,14 +184,14 @@ class Bench:
             self._originals[key] = self._compiler.codes(None, targets, **mode)
         return self._originals[key]
 
-    def _quick(self, targets: list[str], codes: list[str]) -> str | None:
-        """Step 2; None where the tests pass."""
+    def _tested(self, targets: list[str], codes: list[str], **more: str) -> str | None:
+        """What the tests of the linked tree say to codes; None where they pass."""
         try:
             for target, code in zip(targets, codes, strict=True):
                 artifact = json.loads(self._whole[target])
                 artifact["bytecode"]["object"] = f"0x{code}"
                 self._artifacts[target].write_text(json.dumps(artifact), encoding="utf-8")
-            ended = self.tree.forge("test", "--fail-fast", seconds=self._seconds, **QUICK)
+            ended = self.tree.forge("test", "--fail-fast", seconds=self._seconds, **more)
         finally:
             for target in targets:
                 self._artifacts[target].write_bytes(self._whole[target])
@@ -198,14 +202,54 @@ class Bench:
         optimized = self._compiler.codes(mutant, targets, optimize=True)
         return "same" if optimized == self._original(targets, optimize=True) else "suspect"
 
+    def judge_suspect(self, mutant: Mutant) -> str:
+        """What becomes of a suspect in the third step."""
+        targets = _touched(mutant)
+        codes = self._compiler.codes(mutant, targets)
+        if codes is None:
+            return "invalid"
+        if (ended := self._tested(targets, codes)) is not None:
+            return ended
+        deployed = self._compiler.codes(mutant, targets, optimize=True, viaIR=True)
+        if deployed == self._original(targets, optimize=True, viaIR=True):
+            return "same"
+        return "unsure" if needs_ordinary_build(mutant) else "survived"
+
 
 def thorough(tree: Tree, mutant: Mutant, seconds: int) -> str:
-    """Step 3, in a tree in the ordinary way."""
+    """Step 4, in a tree in the ordinary way."""
     with _changed(tree, mutant):
-        if tree.forge("build", seconds=seconds):
+        if tree.forge("build", seconds=seconds) != 0:
             return "timeout"  # it compiled before
         ended = tree.forge("test", "--fail-fast", seconds=seconds)
     return {0: "survived", None: "timeout"}.get(ended, "caught")
+
+
+def needs_ordinary_build(mutant: Mutant) -> bool:
+    """Whether tests that deploy from artifacts may pass wrongly."""
+    if mutant["file"] not in (DEPLOYED["MetaScheduler"], DEPLOYED["ProviderRegistry"]):
+        return True
+    text = (ROOT / mutant["file"]).read_text(encoding="utf-8")
+    # Sources are ASCII, so that bytes and characters count alike.
+    bodies = {match[1]: _body(text, match.start()) for match in _FUNCTION.finditer(text)}
+    begun = _body(text, text.index("constructor("))
+    called = set(_CALLED.findall(text[begun[0] : begun[1]]))
+    ordinary = [span for name, span in bodies.items() if name not in called]
+    return not any(first <= mutant["start"] < last for first, last in ordinary)
+
+
+_FUNCTION = re.compile(r"\bfunction\s+(\w+)")
+_CALLED = re.compile(r"\b(\w+)\s*\(")
+
+
+def _body(text: str, start: int) -> tuple[int, int]:
+    """From a heading to the brace that closes its body."""
+    depth = 0
+    for at in range(text.index("{", start), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return start, at
+    return start, len(text)
 
 
 @contextmanager
@@ -288,41 +332,50 @@ def each(
 
 
 def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, seconds: int) -> None:
-    """Judge what is left: the cheap steps for all, then the dear one for what they left over."""
+    """Judge what is left: each step for all that the one before left over."""
     tests = tests_now()
     left = [name for name in names if known(verdicts, name, tests) is None]
-    benches: SimpleQueue[Bench] = SimpleQueue()
-    for number in range(workers if left else 0):
-        benches.put(Bench(number, seconds))
-
-    def cheaply(name: str) -> str:
-        bench = benches.get()
-        try:
-            return bench.judge(mutants[name])
-        finally:
+    unsettled = {"suspect", "unsure"}
+    if not left and not any(verdicts[name][0] in unsettled for name in names):
+        return
+    with ExitStack() as stack:
+        benches: SimpleQueue[Bench] = SimpleQueue()
+        for number in range(workers):
+            bench = Bench(number, seconds)
+            stack.callback(bench.close)
             benches.put(bench)
-
-    for _ in each("cheap steps", left, cheaply, verdicts, workers):
-        pass
-    while not benches.empty():
-        benches.get().close()
+        cheap = lent(benches, lambda bench, name: bench.judge(mutants[name]))
+        for _ in each("compile and test", left, cheap, verdicts, workers):
+            pass
+        suspects = [name for name in names if verdicts[name][0] == "suspect"]
+        again = lent(benches, lambda bench, name: bench.judge_suspect(mutants[name]))
+        for _ in each("suspects", suspects, again, verdicts, workers):
+            pass
+    unsure = [name for name in names if verdicts[name][0] == "unsure"]
     trees: SimpleQueue[Tree] = SimpleQueue()
-    suspects = [name for name in names if verdicts[name][0] == "suspect"]
-    for number in range(workers if suspects else 0):
+    for number in range(workers if unsure else 0):
         tree = Tree(f"full-{number}", linked=False)
         tree.check(seconds)
         trees.put(tree)
+    dear = lent(trees, lambda tree, name: thorough(tree, mutants[name], seconds))
+    for _ in each("ordinary builds", unsure, dear, verdicts, workers):
+        pass
 
-    def dearly(name: str) -> str:
-        tree = trees.get()
+
+T = TypeVar("T")
+
+
+def lent(stock: SimpleQueue[T], work: Callable[[T, str], str]) -> Callable[[str], str]:
+    """The work with one of the stock, which is given back."""
+
+    def do(name: str) -> str:
+        one = stock.get()
         try:
-            return thorough(tree, mutants[name], seconds)
+            return work(one, name)
         finally:
-            trees.put(tree)
+            stock.put(one)
 
-    for name, outcome in each("suspects", suspects, dearly, verdicts, workers):
-        if outcome in ("survived", "timeout"):
-            print(outcome, describe(mutants[name]), flush=True)
+    return do
 
 
 def describe(mutant: Mutant) -> str:
