@@ -138,17 +138,22 @@ contract FinishTest is GridTest {
     function test_refused_items_are_skipped_and_the_others_applied() public {
         uint256 mine = jobIn(JobStatus.RUNNING, plain());
         uint256 early = jobIn(JobStatus.SCHEDULED, plain());
+        uint256 foreign = foreignRun();
         skip(10);
-        Report[] memory reports = new Report[](3);
+        Report[] memory reports = new Report[](4);
         reports[0] = _report(early, 10, 0);
-        reports[1] = _report(mine, 10, 0);
-        reports[2] = _report(mine, 5, 1);
+        reports[1] = _report(foreign, 10, 0);
+        reports[2] = _report(mine, 10, 0);
+        reports[3] = _report(mine, 5, 1);
         skips(early, JobStatus.SCHEDULED, IMetaScheduler.InvalidTransition.selector);
+        skips(foreign, JobStatus.RUNNING, IMetaScheduler.NotAssignedProvider.selector);
         skips(mine, JobStatus.FINISHED, IMetaScheduler.InvalidTransition.selector);
         vm.prank(provider(0));
         grid.finish(reports);
         assertEq(grid.getJob(mine).escrow, 10 * RATE);
         assertEq(uint8(statusOf(early)), uint8(JobStatus.SCHEDULED));
+        assertEq(uint8(statusOf(foreign)), uint8(JobStatus.RUNNING));
+        assertEq(grid.getJob(foreign).escrow, 2 * AMOUNT);
     }
 
     function testFuzz_a_later_price_or_fee_does_not_reach_back(uint64 price, uint16 fee) public {

@@ -243,6 +243,25 @@ abstract contract GridTest is Test {
         (list[0], list[1], list[2]) = (a, b, c);
     }
 
+    function four(uint256 a, uint256 b, uint256 c, uint256 d)
+        internal
+        pure
+        returns (uint256[] memory list)
+    {
+        list = new uint256[](4);
+        (list[0], list[1], list[2], list[3]) = (a, b, c, d);
+    }
+
+    /// @dev A running job of customer(1) at provider(1), which provider(0) has nothing to do with.
+    function foreignRun() internal returns (uint256 jobId) {
+        jobId = submit(customer(1), terms(2 * AMOUNT, LIMIT, 2, 0, false));
+        assign(jobId, 2);
+        vm.startPrank(provider(1));
+        grid.claim(one(jobId));
+        grid.start(one(jobId));
+        vm.stopPrank();
+    }
+
     /// @dev The next call must refuse with a per-item error.
     function refuses(bytes4 reason, uint256 jobId) internal {
         vm.expectRevert(abi.encodeWithSelector(reason, jobId));

@@ -190,12 +190,15 @@ contract PanicTest is GridTest {
     function test_refused_items_are_skipped_and_the_others_applied() public {
         uint256 first = jobIn(JobStatus.RUNNING, retried(1));
         uint256 pending = submit(customer(1), plain());
+        uint256 foreign = foreignRun();
         skips(pending, JobStatus.PENDING, IMetaScheduler.InvalidTransition.selector);
+        skips(foreign, JobStatus.RUNNING, IMetaScheduler.NotLost.selector);
         skips(first, JobStatus.PANICKED, IMetaScheduler.InvalidTransition.selector);
         vm.prank(provider(0));
-        grid.panic(triple(pending, first, first), "gone");
-        assertEq(grid.jobCount(), 3);
-        assertEq(grid.getJob(3).retryOf, first);
+        grid.panic(four(pending, foreign, first, first), "gone");
+        assertEq(grid.jobCount(), 4);
+        assertEq(grid.getJob(4).retryOf, first);
+        assertEq(uint8(statusOf(foreign)), uint8(JobStatus.RUNNING));
     }
 
     function _encode(uint256 jobId) private view returns (bytes memory) {

@@ -121,11 +121,15 @@ contract RequeueTest is GridTest {
     function test_refused_items_are_skipped_and_the_others_applied() public {
         uint256 first = jobIn(JobStatus.SCHEDULED, plain());
         uint256 running = jobIn(JobStatus.RUNNING, plain());
+        uint256 foreign = submit(customer(1), terms(2 * AMOUNT, LIMIT, 2, 0, false));
+        assign(foreign, 2);
         skips(running, JobStatus.RUNNING, IMetaScheduler.InvalidTransition.selector);
+        skips(foreign, JobStatus.META_SCHEDULED, IMetaScheduler.TooEarly.selector);
         skips(first, JobStatus.PENDING, IMetaScheduler.InvalidTransition.selector);
         vm.prank(provider(0));
-        grid.requeue(triple(running, first, first), "full");
+        grid.requeue(four(running, foreign, first, first), "full");
         _assertPending(first);
+        assertEq(uint8(statusOf(foreign)), uint8(JobStatus.META_SCHEDULED));
     }
 
     function _encode(uint256 jobId) private view returns (bytes memory) {
