@@ -65,3 +65,53 @@ def test_submit_wait_ends_with_the_jobs_own_code(place: Path) -> None:
 def test_books_add_up(place: Path) -> None:
     found = data(run(["audit", "verify", "-o", "json"], place))
     assert (found["ok"], found["difference"]) == (True, "0")
+
+
+def test_one_jobs_credits_are_audited_by_hand(place: Path) -> None:
+    deep = ["audit", "verify", "--proofs", "-o", "json"]
+    found = data(run(deep, place))
+    assert (found["ok"], found["proven"], found["findings"]) == (True, True, [])
+    assert {check["difference"] for check in found["checks"]} == {"0"}
+    assert all(check["how_to_repeat"] for check in found["checks"])
+    assert {"fee-change", "role-change", "mint"} <= {row["code"] for row in found["exceptions"]}
+
+    job = data(run(["audit", "job", "1", "-o", "json"], place))
+    assert (job["status"], job["bill"]["ok"]) == ("FINISHED", True)
+    assert job["bill"]["reported"] is not None
+    assert [line["difference"] for line in job["bill"]["lines"]] == ["0"] * 4
+    assert run(["audit", "job", "77"], place).code == 4
+
+    block = data(run(["audit", "verify", "--block", "1", "--events-only", "-o", "json"], place))
+    assert (block["block"], block["jobs"], block["supply"]) == (1, 0, "0")
+    none = run(["audit", "statement", "--from", "1", "--to", "1", "-o", "json"], place)
+    assert data(none) == []
+    assert "Opening balance 0, closing balance 0 at block 1." in none.err
+    rows = data(run(["audit", "statement", "-o", "json"], place))
+    assert [row["kind"] for row in rows] == ["mint", "escrow", "refund", "escrow", "refund"]
+
+
+def test_an_export_is_replayed_and_a_tampered_one_is_found(place: Path) -> None:
+    done = data(run(["audit", "export", "books", "-o", "json"], place))
+    assert done["logs"] > 30
+    assert run(["audit", "verify", "books"], place).code == 0
+    assert run(["audit", "verify", "books/manifest.json", "--offline"], place).code == 0
+    assert run(["audit", "export", "books"], place).code == 2
+    assert run(["audit", "verify", "--offline"], place).code == 2
+    assert run(["audit", "verify", "nothing"], place).code == 4
+
+    logs = place / "books" / "logs.jsonl"
+    logs.write_bytes(b"".join(logs.read_bytes().splitlines(keepends=True)[:-1]))
+    found = run(["audit", "verify", "books", "-o", "json"], place)
+    assert found.code == 10
+    codes = {finding["code"] for finding in json.loads(found.out)["findings"]}
+    assert {"file", "chain", "storage"} <= codes
+    assert run(["audit", "verify", "books", "--offline"], place).code == 10
+
+
+def test_sources_are_written_for_other_explorers(place: Path) -> None:
+    done = run(["contracts", "verify", "--write", "tree"], place)
+    assert done.code == 0
+    assert len(list((place / "tree").rglob("metadata.json"))) == 3
+    refused = run(["contracts", "verify", "--sourcify", "http://127.0.0.1:1"], place)
+    assert refused.code == 7
+    assert "can't be reached" in refused.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from eth_utils import to_checksum_address
 
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.abi import interface
+from deepsquare_chain.chain.events import event_topics
 from deepsquare_chain.explorer.bill import recompute_bill
 from deepsquare_chain.explorer.books import JobEntry
 from deepsquare_chain.explorer.conservation import (
@@ -292,6 +294,21 @@ class TestExceptions:
         calm = Ledger.replay(grid.events, patient, grid.chain.block_times)
         assert Code.IDLE_CLAIM not in {row.code for row in calm.exceptions}
 
+    def test_a_payment_that_had_to_be_parked(self, told: Told) -> None:
+        last = told.grid.events[-1]
+        place = {"block_number": last.block_number, "log_index": last.log_index + 1}
+        parked = ev.PaymentParked(
+            told.grid.stranger,
+            10**18,
+            **place,
+            tx_hash="0xfeed",
+            address=told.grid.scheduler.address,
+        )
+        ledger = told.grid.ledger([*told.grid.events, parked])
+        [row] = [each for each in ledger.exceptions if each.code is Code.PARKED]
+        assert (row.account, row.severity) == (told.grid.stranger, Severity.WARNING)
+        assert row.message.startswith("1 credits for")
+
 
 class TestStatement:
     def test_a_range_opens_and_closes(self, told: Told) -> None:
@@ -323,3 +340,10 @@ class TestStatement:
 
 def test_status_names_stand_in_bills(told: Told) -> None:
     assert recompute_bill(told.job("spent")).status is JobStatus.OUT_OF_CREDITS
+
+
+def test_the_handbook_names_the_events_as_they_are() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "auditing.md").read_text(encoding="utf-8")
+    for name, kind in (("PRICED", ev.JobPriced), ("SETTLED", ev.JobSettled)):
+        assert f"{name}={event_topics(kind)[0]}" in text
+    assert f"TRANSFER={event_topics(ev.Transfer)[0]}" in text

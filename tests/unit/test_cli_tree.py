@@ -70,7 +70,7 @@ def test_the_documented_commands_are_there() -> None:
         "provider": "register offer price labels status run drain resume jobs",
         "metascheduler": "run",
         "admin": "approve ban unban params open close",
-        "audit": "verify statement job",
+        "audit": "verify statement job exceptions export",
         "contracts": "deploy verify addresses",
         "devnet": "up",
         "config": "show",
