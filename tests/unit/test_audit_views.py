@@ -302,7 +302,7 @@ class TestExceptions:
             10**18,
             **place,
             tx_hash="0xfeed",
-            address=told.grid.scheduler.address,
+            address=told.ledger.deployment.scheduler,
         )
         ledger = told.grid.ledger([*told.grid.events, parked])
         [row] = [each for each in ledger.exceptions if each.code is Code.PARKED]
