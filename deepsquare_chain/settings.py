@@ -1,5 +1,7 @@
 """Settings: flag > environment `DEEPSQUARE_*` > `.deepsquare.toml` > user config > default.
 
+A context is a named set of values in a file, for a network; see `find_sources`.
+
 They are read once at the edge of a program and passed in; nothing reads them from a global.
 """
 
@@ -9,7 +11,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -43,6 +46,14 @@ def safe_url(url: str) -> str:
     Hosted endpoints carry their keys in any of those.
     """
     return ", ".join(_safe(each) for each in split_urls(url))
+
+
+def shown(value: Any) -> str | None:
+    """A setting's value for people and logs: addresses without what they may hide."""
+    if value is None:
+        return None
+    text = str(value)
+    return safe_url(text) if "://" in text else text
 
 
 def _safe(url: str) -> str:
@@ -98,6 +109,7 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
     )
 
+    context: str = Field("", description="Name of a network, a table [contexts.NAME] of a file")
     endpoint: Urls = Field(
         "http://127.0.0.1:8545",
         description="JSON-RPC endpoints of the chain: one, or several in the order of preference",
@@ -145,13 +157,60 @@ def user_config_path(environ: Mapping[str, str] | None = None) -> Path:
     return Path(base).expanduser() / "deepsquare" / "config.toml"
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values of one source below the environment; `origin` is what people call it."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where settings came from: the command line's values, then layers in falling order.
+
+    `contexts` names those that the files know, with the endpoint of each where it has one.
+    """
+
+    given: Mapping[str, Any]
+    layers: tuple[Layer, ...]
+    context: str
+    contexts: Mapping[str, str]
+
+    def origin(self, name: str) -> str:
+        """What a setting's value in force was told by."""
+        if name in self.given:
+            return "the command line"
+        variable = _variable(name)
+        if variable:
+            return f"the environment ({variable})"
+        return next((each.origin for each in self.layers if name in each.values), "the defaults")
+
+
 def load_settings(
     flags: Mapping[str, Any] | None = None,
     *,
     project_dir: Path | None = None,
     user_config: Path | None = None,
 ) -> Settings:
-    """Read all layers.
+    """Read all layers; arguments and errors as `find_sources`.
+
+    Raises:
+        UsageError: A value is wrong; the message names the setting and the layer.
+    """
+    return resolve(find_sources(flags, project_dir=project_dir, user_config=user_config))
+
+
+def find_sources(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    project_dir: Path | None = None,
+    user_config: Path | None = None,
+) -> Sources:
+    """Read the files and choose the context.
+
+    A context chosen by flag or environment stands above the plain values of both files, one that
+    a file chooses right above that file's own.
 
     Args:
         flags: Values given on the command line; None means that a flag was not given.
@@ -159,13 +218,29 @@ def load_settings(
         user_config: The user's configuration; `~/.config/deepsquare/config.toml` by default.
 
     Raises:
-        UsageError: A layer can't be read, has an unknown key, or a value is wrong; the message
-            names the setting and the layer.
+        UsageError: A file can't be read, has an unknown key, or there is no context of the name.
     """
     given = {key: value for key, value in (flags or {}).items() if value not in (None, [], ())}
     _refuse_unknown(given, "the command line")
     project = (project_dir or Path.cwd()) / PROJECT_FILE
-    layers = [(path, _read_layer(path)) for path in (project, user_config or user_config_path())]
+    files = [_read_file(path) for path in (project, user_config or user_config_path())]
+    layers = [Layer(str(file.path), file.values) for file in files]
+    chosen, place = _chosen_context(given, files)
+    if chosen:
+        layers[place:place] = _context_layers(chosen, files)
+    known: dict[str, str] = {}
+    for file in reversed(files):
+        for name, values in file.contexts.items():
+            known[name] = str(values.get("endpoint", known.get(name, "")))
+    return Sources(given, tuple(layers), chosen, known)
+
+
+def resolve(sources: Sources) -> Settings:
+    """The settings in force.
+
+    Raises:
+        UsageError: A value is wrong; the message names the setting and the layer.
+    """
 
     class Layered(Settings):
         @classmethod
@@ -177,37 +252,68 @@ def load_settings(
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            files = [InitSettingsSource(settings_cls, dict(values)) for _, values in layers]
-            return init_settings, env_settings, *files
+            lower = [InitSettingsSource(settings_cls, dict(each.values)) for each in sources.layers]
+            return init_settings, env_settings, *lower
 
     try:
-        return Layered(**given)
+        return Layered(**sources.given)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(
-            f"Setting {name} of {_origin(name, given, layers)}: {reason}",
+            f"Setting {name} of {sources.origin(name)}: {reason}",
             hint=f"Correct it there, or give --{name.replace('_', '-')}.",
         ) from None
 
 
-def _origin(name: str, given: Mapping[str, Any], layers: list[tuple[Path, dict[str, Any]]]) -> str:
-    if name in given:
-        return "the command line"
-    for variable, value in os.environ.items():
-        if variable.upper() == f"{ENV_PREFIX}{name}".upper() and value:
-            return f"the environment ({variable})"
-    return next((str(path) for path, values in layers if name in values), "the defaults")
+def _variable(name: str) -> str:
+    """The environment's variable of a setting, where it says something."""
+    wanted = f"{ENV_PREFIX}{name}".upper()
+    return next((key for key, value in os.environ.items() if key.upper() == wanted and value), "")
 
 
-def _read_layer(path: Path) -> dict[str, Any]:
-    """Values of a configuration file, paths made relative to its folder; empty without a file."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A configuration file: its own values, and those of its contexts by name."""
+
+    path: Path
+    values: Mapping[str, Any]
+    contexts: Mapping[str, Mapping[str, Any]]
+
+
+def _chosen_context(given: Mapping[str, Any], files: Sequence[_File]) -> tuple[str, int]:
+    """The context's name, empty for none, and how many layers of files stand above it."""
+    if "context" in given:
+        return str(given["context"]), 0
+    if variable := _variable("context"):
+        return os.environ[variable], 0
+    for place, file in enumerate(files):
+        if file.values.get("context"):
+            return str(file.values["context"]), place
+    return "", 0
+
+
+def _context_layers(name: str, files: Sequence[_File]) -> list[Layer]:
+    found = [file for file in files if name in file.contexts]
+    if not found:
+        known = sorted({each for file in files for each in file.contexts})
+        raise UsageError(
+            f"There is no context {name[:60]!r}",
+            hint=f"Known are {', '.join(known)}."
+            if known
+            else f"Write a table [contexts.{name[:60]}] into {files[0].path} or {files[1].path}.",
+        )
+    return [Layer(f"context {name} of {file.path}", file.contexts[name]) for file in found]
+
+
+def _read_file(path: Path) -> _File:
+    """A configuration file, its paths made relative to its folder; empty without a file."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return _File(path, {}, {})
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from None
     if len(raw) > MAX_FILE_BYTES:
@@ -218,7 +324,23 @@ def _read_layer(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not UTF-8 text") from None
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
-    _refuse_unknown(values, str(path))
+    contexts = values.pop("contexts", {})
+    if not isinstance(contexts, dict) or not all(isinstance(e, dict) for e in contexts.values()):
+        raise UsageError(
+            f"{path}: contexts must be tables", hint="Write [contexts.NAME] and settings below it."
+        )
+    return _File(
+        path,
+        _anchored(values, path, str(path)),
+        {
+            name: _anchored(own, path, f"context {name[:60]!r} of {path}")
+            for name, own in contexts.items()
+        },
+    )
+
+
+def _anchored(values: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
+    _refuse_unknown(values, where)
     return {key: _anchor(key, value, path.parent) for key, value in values.items()}
 
 
@@ -235,7 +357,7 @@ _PATHS: Final = frozenset(
 
 def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
     for key in values:
-        if key not in Settings.model_fields:
+        if key not in Settings.model_fields or (key == "context" and where.startswith("context ")):
             close = difflib.get_close_matches(key, Settings.model_fields, n=1)
             raise UsageError(
                 f"{where} has an unknown setting {key[:60]!r}",

@@ -8,14 +8,20 @@ from typing import Final
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
-from deepsquare_chain.cli.output import Column
+from deepsquare_chain.cli.output import Column, Kind
 
 app = typer.Typer(help="Show the settings.", no_args_is_help=True)
 
 _SETTINGS: Final = (
     Column("setting", "setting"),
     Column("value", "value"),
-    Column("meaning", "meaning"),
+    Column("origin", "told by"),
+    Column("meaning", "meaning", detail=True),
+)
+_CONTEXTS: Final = (
+    Column("name", "context"),
+    Column("used", "in use", Kind.FLAG),
+    Column("endpoint", "endpoint"),
 )
 
 
@@ -26,17 +32,40 @@ def group() -> None:
 
 @command(app)
 async def show(desk: Desk) -> None:
-    """Show every setting in force: flag > environment > .deepsquare.toml > user > default."""
-    from deepsquare_chain.settings import PROJECT_FILE, Settings, safe_url, user_config_path
+    """Show every setting in force and what told it: flag, variable, file, context or default."""
+    from deepsquare_chain.settings import (
+        PROJECT_FILE,
+        Settings,
+        find_sources,
+        resolve,
+        shown,
+        user_config_path,
+    )
 
-    values = desk.settings.model_dump()
-    values["endpoint"] = safe_url(desk.settings.endpoint)
+    sources = find_sources(desk.flags)
+    settings = resolve(sources)
     desk.printer.rows(
         _SETTINGS,
         (
-            (name, None if values[name] is None else str(values[name]), field.description)
+            (name, shown(getattr(settings, name)), sources.origin(name), field.description)
             for name, field in Settings.model_fields.items()
         ),
     )
     for path in (Path.cwd() / PROJECT_FILE, user_config_path()):
         desk.printer.note(f"{path}: {'read' if path.is_file() else 'not there'}")
+
+
+@command(app)
+async def contexts(desk: Desk) -> None:
+    """List the contexts that the configuration files know."""
+    from deepsquare_chain.settings import find_sources, shown
+
+    sources = find_sources(desk.flags)
+    desk.printer.rows(
+        _CONTEXTS,
+        (
+            (name, name == sources.context, shown(endpoint) if endpoint else None)
+            for name, endpoint in sources.contexts.items()
+        ),
+        empty="No file has a table [contexts.NAME].",
+    )

@@ -27,6 +27,7 @@ _PANEL: Final = "Common options"
 
 #: Flags that set a setting: type, help, whether `--help` lists it. A test keeps them complete.
 SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
+    "context": (str, "Network to use, as configuration files name it.", True),
     "endpoint": (list[str], "JSON-RPC endpoint of the chain; again for more of them.", True),
     "websocket": (str, "ws:// address that wakes services at each new block.", False),
     "max_lag_blocks": (int, "Blocks that an endpoint may be behind the best one.", False),

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import (
     Settings,
+    find_sources,
     load_settings,
     safe_url,
+    shown,
     split_urls,
     user_config_path,
 )
@@ -224,3 +226,101 @@ def test_a_websocket_is_one(project: Path, user: Path) -> None:
     assert load(project, user, websocket="wss://x/key").websocket == "wss://x/key"
     with pytest.raises(UsageError, match="websocket of the command line: must be a URL such as ws"):
         load(project, user, websocket="http://x")
+
+
+CONTEXTS = """
+[contexts.test]
+endpoint = "http://test:1"
+deployment = "test.json"
+[contexts.main]
+endpoint = ["http://main:1", "http://main:2"]
+"""
+
+
+def test_a_context_chosen_by_a_flag_wins_over_both_files(
+    project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(user, f'endpoint = "http://user:1"\ntimeout = 7\n{CONTEXTS}')
+    write(project / ".deepsquare.toml", 'endpoint = "http://project:1"')
+    assert load(project, user).endpoint == "http://project:1"
+    found = load(project, user, context="test")
+    assert (found.context, found.endpoint, found.timeout) == ("test", "http://test:1", 7)
+    assert found.deployment == user.parent / "test.json"
+    assert load(project, user, context="main").endpoint == "http://main:1,http://main:2"
+    flags = {"context": "test", "endpoint": "http://flag:1"}
+    assert load(project, user, **flags).endpoint == "http://flag:1"
+    monkeypatch.setenv("DEEPSQUARE_CONTEXT", "main")
+    assert load(project, user).endpoint == "http://main:1,http://main:2"
+    assert load(project, user, context="test").endpoint == "http://test:1"
+    monkeypatch.setenv("DEEPSQUARE_ENDPOINT", "http://environment:1")
+    assert load(project, user).endpoint == "http://environment:1"
+
+
+def test_a_context_that_a_file_chooses_stands_right_above_that_file(
+    project: Path, user: Path
+) -> None:
+    write(user, f'context = "test"\nendpoint = "http://user:1"\n{CONTEXTS}')
+    assert load(project, user).endpoint == "http://test:1"
+    write(project / ".deepsquare.toml", 'endpoint = "http://project:1"')
+    found = load(project, user)
+    assert (found.endpoint, found.deployment.name) == ("http://project:1", "test.json")
+    write(project / ".deepsquare.toml", 'context = "main"\nendpoint = "http://project:1"')
+    assert load(project, user).endpoint == "http://main:1,http://main:2"
+
+
+def test_both_files_tell_of_one_context_and_the_project_wins(project: Path, user: Path) -> None:
+    write(user, CONTEXTS)
+    write(project / ".deepsquare.toml", '[contexts.test]\nendpoint = "http://own:1"')
+    found = load(project, user, context="test")
+    assert (found.endpoint, found.deployment) == ("http://own:1", user.parent / "test.json")
+
+
+def test_an_unknown_context_is_refused_with_those_there_are(project: Path, user: Path) -> None:
+    with pytest.raises(UsageError, match="There is no context 'tset'") as caught:
+        load(project, user, context="tset")
+    assert "[contexts.tset]" in caught.value.hint
+    write(user, CONTEXTS)
+    with pytest.raises(UsageError) as caught:
+        load(project, user, context="tset")
+    assert caught.value.hint == "Known are main, test."
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("contexts = 3", "contexts must be tables"),
+        ("[contexts]\nmain = 3", "contexts must be tables"),
+        ('[contexts.main]\nendpont = "x"', "context 'main' of .* unknown setting 'endpont'"),
+        ('[contexts.main]\ncontext = "main"', "context 'main' of .* unknown setting 'context'"),
+        ("[contexts.main]\ntimeout = 0", "timeout of context main of .*toml"),
+    ],
+)
+def test_wrong_contexts_are_refused_by_name(
+    project: Path, user: Path, text: str, words: str
+) -> None:
+    write(project / ".deepsquare.toml", text)
+    with pytest.raises(UsageError, match=words):
+        load(project, user, context="main")
+
+
+def test_each_value_says_what_told_it(
+    project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(user, f"timeout = 7\n{CONTEXTS}")
+    write(project / ".deepsquare.toml", "confirmations = 3")
+    monkeypatch.setenv("DEEPSQUARE_CHAIN_ID", "5")
+    flags = {"context": "test", "log_level": "debug"}
+    found = find_sources(flags, project_dir=project, user_config=user)
+    assert found.origin("log_level") == "the command line"
+    assert found.origin("chain_id") == "the environment (DEEPSQUARE_CHAIN_ID)"
+    assert found.origin("endpoint") == f"context test of {user}"
+    assert found.origin("confirmations") == str(project / ".deepsquare.toml")
+    assert found.origin("timeout") == str(user)
+    assert found.origin("keystore") == "the defaults"
+    assert set(found.contexts) == {"test", "main"}
+
+
+def test_a_shown_value_hides_what_addresses_carry() -> None:
+    assert shown("https://me:secret@node/key") == "https://node/..."
+    assert shown("postgresql+psycopg://me:secret@host/name") == "postgresql+psycopg://host/..."
+    assert (shown(None), shown(Path("a/b")), shown(3)) == (None, "a/b", "3")
