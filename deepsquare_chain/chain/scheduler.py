@@ -9,6 +9,7 @@ from typing import Any, Final
 from eth_utils.crypto import keccak
 from web3.types import BlockIdentifier
 
+from deepsquare_chain.chain.abi import decode_values
 from deepsquare_chain.chain.calls import (
     LATEST,
     Call,
@@ -29,7 +30,7 @@ from deepsquare_chain.chain.records import (
 )
 from deepsquare_chain.chain.reverts import selector_name
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Terms
 
 METASCHEDULER_ROLE = keccak(text="METASCHEDULER_ROLE")
@@ -140,6 +141,14 @@ class MetaSchedulerContract(ContractBase):
         """The same with a permit, in one transaction."""
         arguments = (request_values(requests), permit.to_tuple())
         return self._call("submitJobsWithPermit", *arguments, label=_submit_label(requests))
+
+    def submitted(self, call: Call) -> Any:
+        """What a call of `submitJobs`, with or without a permit, asks for; to be compared."""
+        for name in ("submitJobs", "submitJobsWithPermit"):
+            function = self._interface.function(name)
+            if call.data[:4] == function.selector:
+                return decode_values(function.inputs, call.data[4:])[0]
+        raise UsageError(f"{call.label!r} submits no jobs")
 
     def cancel(self, job_ids: Sequence[int]) -> Call:
         """End jobs of the sender."""

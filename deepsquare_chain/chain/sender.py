@@ -158,6 +158,10 @@ class Sender:
         """
         await self._preflight.simulate(call)
 
+    def sent(self, key: str) -> Entry | None:
+        """What was sent under a caller's key and is mined or may still be."""
+        return self._outbox.by_key(key)
+
     def pending(self) -> list[Entry]:
         """Transactions that are not known to be mined, by nonce."""
         return list(self._outbox.open_entries())

@@ -28,7 +28,10 @@ COMMANDS: Final = {
         "demo", "Run a whole grid on this machine, from submission to audit; under 90 seconds."
     ),
     "validate": _Part("submit", "Check a job file; nothing is sent anywhere."),
-    "quote": _Part("submit", "Show what a job would cost at each provider."),
+    "quote": _Part(
+        "submit",
+        "Show what a job would cost at each provider, how long it could run, and when it may start.",
+    ),
     "submit": _Part("submit", "Pay for a job and put it into the grid's queue."),
     "doctor": _Part("doctor", "Look at all that a command needs; exit 1 if something is wrong."),
 }

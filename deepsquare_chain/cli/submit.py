@@ -37,7 +37,9 @@ _QUOTES: Final = (
     Column("account", "account", detail=True),
     Column("rate", "rate", Kind.RATE),
     Column("cost", "cost of the limit", Kind.CREDITS),
-    Column("seconds", "seconds for the credits", Kind.NUMBER),
+    Column("longest", "longest (s)", Kind.NUMBER),
+    Column("start", "start"),
+    Column("starts_in", "starts in (s)", Kind.NUMBER, detail=True),
     Column("suits", "suits", Kind.FLAG),
     Column("refusal", "why not"),
 )
@@ -100,18 +102,21 @@ async def validate(
 async def quote(
     desk: Desk, file: JobFilePath, credits: CreditsOption = None, time_limit: LimitOption = None
 ) -> None:
-    """Show what a job would cost at each provider."""
+    """Show what a job would cost at each provider, how long it could run, and when it may start."""
     from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.client.quotes import quotes
+    from deepsquare_chain.sdk.quoting import offers
 
     _, terms = _read(file, credits, time_limit)
     async with open_grid(desk.settings) as contracts:
-        found = await quotes(contracts, terms)
+        found = await offers(contracts, terms)
     desk.printer.rows(
         _QUOTES,
         (
-            (q.provider.id, q.provider.account, q.rate, q.cost, q.seconds, q.suits, q.refusal)
-            for q in found
+            (
+                *(o.provider_id, o.account, o.rate, o.cost, o.longest),
+                *(o.start, o.starts_in, o.suits, o.refusal),
+            )
+            for o in found
         ),
         empty="No provider is registered.",
     )
@@ -129,6 +134,12 @@ async def submit(
     permit: Annotated[
         bool, typer.Option("--permit", help="Sign a permit instead of sending an approval.")
     ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key", metavar="KEY", help="Your name of this submission; repeated, it pays once."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, pay nothing.")
     ] = False,
@@ -143,31 +154,36 @@ async def submit(
     """Pay for a job and put it into the grid's queue."""
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.quotes import cheapest, quotes
-    from deepsquare_chain.client.submission import Request, bill, submit
+    from deepsquare_chain.client.submission import Request, bill, repeated, submit
     from deepsquare_chain.store.definitions import FolderDefinitionStore
 
     job_file, terms = _read(file, credits, time_limit)
     async with open_wallet(desk.settings) as wallet:
         requests = [Request(terms, (job_file.definition.to_bytes(),) * array)]
-        due = await bill(wallet.contracts, wallet.address, requests)
-        due.check()
-        if cheapest(await quotes(wallet.contracts, terms)) is None:
-            desk.printer.note(
-                "Warning: no provider could run this now; see `deepsquare quote`. The job would "
-                "wait, and can be cancelled for a full refund."
+        done = await repeated(wallet.contracts, wallet.sender, requests, key, desk.settings.timeout)
+        if done is not None:
+            desk.printer.note(f"The key {key!r} was used before: nothing more is paid.")
+        else:
+            due = await bill(wallet.contracts, wallet.address, requests)
+            due.check()
+            if cheapest(await quotes(wallet.contracts, terms)) is None:
+                desk.printer.note(
+                    "Warning: no provider could run this now; see `deepsquare quote`. The job "
+                    "would wait, and can be cancelled for a full refund."
+                )
+            _announce(desk, due, permit=permit)
+            if dry_run:
+                desk.printer.note("Dry run: nothing was sent.")
+                return None
+            done = await submit(
+                wallet.contracts,
+                wallet.sender,
+                FolderDefinitionStore(desk.settings.store),
+                requests,
+                permit=wallet.account if permit else None,
+                timeout=desk.settings.timeout,
+                key=key,
             )
-        _announce(desk, due, permit=permit)
-        if dry_run:
-            desk.printer.note("Dry run: nothing was sent.")
-            return None
-        done = await submit(
-            wallet.contracts,
-            wallet.sender,
-            FolderDefinitionStore(desk.settings.store),
-            requests,
-            permit=wallet.account if permit else None,
-            timeout=desk.settings.timeout,
-        )
         if wait:
             return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
         digest, sent = job_file.definition.digest.hex(), done.receipts[-1].hash

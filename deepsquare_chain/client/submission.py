@@ -18,6 +18,7 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, UsageError
 from deepsquare_chain.job import Terms
 from deepsquare_chain.store.definitions import DefinitionStore
+from deepsquare_chain.workflow import digest
 
 #: Most jobs of one submission: what a block of 30 million gas holds with room to spare.
 MAX_JOBS: Final = 250
@@ -26,6 +27,9 @@ _GAS_CALL: Final = 120_000
 _GAS_JOB: Final = 90_000
 _GAS_APPROVE: Final = 60_000
 _PERMIT_SECONDS: Final = 900
+#: Characters of a submission's key.
+MAX_KEY: Final = 120
+_PREFIX: Final = "submit:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ async def submit(
     *,
     permit: LocalAccount | None = None,
     timeout: float = 60.0,
+    key: str | None = None,
 ) -> Submitted:
     """Keep the definitions, allow exactly what is needed, and submit in one transaction.
 
@@ -133,11 +138,17 @@ async def submit(
         requests: What to submit.
         permit: The customer's account, to sign a permit instead of sending an approval.
         timeout: Seconds to wait for each transaction.
+        key: The caller's own name of this submission, kept in the wallet's outbox: a second one
+            of that name waits for the first and gives its jobs.
 
     Raises:
         InsufficientFundsError: Too few credits, or no gas; nothing was paid.
+        UsageError: The key stands for another submission, or is no key.
         GridError: The store, the endpoint or a contract refused; nothing was paid.
     """
+    found = await repeated(contracts, sender, requests, key, timeout)
+    if found is not None:
+        return found
     due = await bill(contracts, sender.address, requests)
     due.check()
     rows = [
@@ -153,6 +164,47 @@ async def submit(
     elif due.approval:
         approval = contracts.credit.approve(scheduler.address, due.total)
         receipts.append(await sender.send(approval, timeout=timeout))
-    receipts.append(await sender.send(call, timeout=timeout))
+    outbox_key = None if key is None else _PREFIX + key
+    receipts.append(await sender.send(call, timeout=timeout, key=outbox_key))
+    return _born(receipts)
+
+
+def _born(receipts: Sequence[TxReceipt]) -> Submitted:
     born = [event for event in receipts[-1].events if isinstance(event, JobSubmitted)]
     return Submitted(tuple(event.job_id for event in born), tuple(receipts))
+
+
+async def repeated(
+    contracts: Contracts,
+    sender: Sender,
+    requests: Sequence[Request],
+    key: str | None,
+    timeout: float,
+) -> Submitted | None:
+    """The jobs of an earlier submission of this name, None where there was none.
+
+    One that was refused or never reached a block has paid nothing and is none.
+
+    Raises:
+        UsageError: The key stands for another submission, or is no key.
+        WaitTimeoutError: The earlier one is not in a block yet.
+    """
+    if key is None:
+        return None
+    entry = sender.sent(_PREFIX + _checked(key))
+    if entry is None:
+        return None
+    scheduler = contracts.scheduler
+    rows = [(request.terms, [digest(data) for data in request.definitions]) for request in requests]
+    if scheduler.submitted(entry.call) != scheduler.submitted(scheduler.submit_jobs(rows)):
+        raise UsageError(
+            f"The key {key!r} was used for another submission",
+            hint="Give each submission a key of its own; the same key means the same jobs.",
+        )
+    return _born([await sender.send(entry.call, timeout=timeout, key=_PREFIX + key)])
+
+
+def _checked(key: str) -> str:
+    if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
+        raise UsageError(f"A key has 1 to {MAX_KEY} printable characters, not {key[:40]!r}")
+    return key

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.devnet.leftovers import processes_of
-from tests.support.cli import EXAMPLES, Outcome, devnet, run, running
+from tests.support.cli import EXAMPLES, Outcome, clean_environment, devnet, run, running
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,27 @@ def test_submit_wait_ends_with_the_jobs_own_code(place: Path) -> None:
     found = run(["submit", str(EXAMPLES / "exits-3.yaml"), "--wait"], place, 90)
     assert found.code == 3
     assert "FAILED" in found.err
+
+
+def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "sdk.py"],
+        cwd=place,
+        env=clean_environment(place),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("provider 1: 0.06")
+    assert lines[0].endswith("credits, start now")
+    job_id = lines[2].split()[1]
+    assert f"job {job_id}: FINISHED" in lines
+    assert f"line 3 of job {job_id}" in lines
+    assert "s billed:" in lines[-2]
+    assert lines[-1].endswith("credits after a refund")
 
 
 def test_books_add_up(place: Path) -> None:

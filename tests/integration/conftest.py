@@ -14,6 +14,7 @@ from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
+from tests.support.place import cli, place  # noqa: F401 - fixtures
 from tests.support.postgres import Server, postgres
 
 T = TypeVar("T")

@@ -3,62 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
-from deepsquare_chain.cli import main
-from tests.support.cli import EXAMPLES, Outcome, devnet, run
+from tests.support.cli import EXAMPLES, Outcome, run
+from tests.support.place import Cli, Place
 
-Cli = Callable[..., Outcome]
 HELLO = str(EXAMPLES / "hello.yaml")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A devnet and the folder from which it is used."""
-
-    folder: Path
-    record: dict[str, Any]
-
-    @property
-    def wallets(self) -> Path:
-        return self.folder / ".deepsquare" / "wallets"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("devnet")
-    with devnet(folder):
-        record = json.loads((folder / ".deepsquare" / "deployment.json").read_text())
-        yield Place(folder, record)
-
-
-@pytest.fixture
-def cli(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Cli]:
-    """Runs a command in this process, which is ten times quicker than one of its own."""
-    monkeypatch.chdir(place.folder)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(place.folder))
-    handlers = list(logging.getLogger().handlers)
-
-    def call(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        found = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), found.out, found.err)
-
-    yield call
-    logging.getLogger().handlers[:] = handlers
-    structlog.reset_defaults()
 
 
 def refused(found: Outcome, code: int, *words: str) -> None:

@@ -1,0 +1,261 @@
+"""One class for what a customer does with a grid."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.sender import TxReceipt
+from deepsquare_chain.client import accounts
+from deepsquare_chain.client.accounts import Balances
+from deepsquare_chain.client.history import History
+from deepsquare_chain.client.network import Wallet, open_grid, open_wallet
+from deepsquare_chain.client.submission import Request, submit
+from deepsquare_chain.client.watching import watch
+from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.explorer.books import StatementRow
+from deepsquare_chain.explorer.reader import read_ledger
+from deepsquare_chain.job import Job, JobStatus, Terms
+from deepsquare_chain.provider.outputs import find_run, read_output
+from deepsquare_chain.sdk.quoting import Offer, offers
+from deepsquare_chain.settings import Settings, load_settings
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.workflow import JobFile, load_job_file, parse_job_file
+
+_CHUNK = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Jobs that were paid for: their ids, and the hash of the transaction that made them."""
+
+    job_ids: tuple[int, ...]
+    transaction: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended, or the last of its line of retries.
+
+    `exit_code` is what a program returns for it: zero only for FINISHED. Amounts are credit-wei;
+    `billed_seconds` is None where nothing was settled.
+    """
+
+    job: Job
+    status: JobStatus
+    exit_code: int
+    paid: int
+    fee: int
+    refunded: int
+    billed_seconds: int | None
+    reason: str
+
+
+class Grid:
+    """A deployment as one customer sees it; made by `Grid.open`.
+
+    Example:
+        async with Grid.open(context="test") as grid:
+            made = await grid.submit("job.yaml")
+            outcome = await grid.wait(made.job_ids[0])
+            print((await grid.logs(made.job_ids[0])).decode(), outcome.paid)
+    """
+
+    def __init__(self, settings: Settings, contracts: Contracts, wallet: Wallet | None) -> None:
+        self.settings = settings
+        self.contracts = contracts
+        self._wallet = wallet
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, **settings: Any) -> AsyncIterator[Grid]:
+        """Open the grid of the settings in force; arguments win over files and environment.
+
+        Without a keystore in the settings it only reads.
+
+        Args:
+            **settings: As `deepsquare_chain.settings.Settings` names them, such as `context`,
+                `endpoint`, `deployment`, `keystore`, `password_file`.
+
+        Raises:
+            UsageError: A setting is unknown or wrong.
+            NotFoundError: There is no deployment record or keystore.
+            NotAuthorisedError: The keystore's password is wrong.
+            EndpointError: The endpoint is down, or serves another chain.
+        """
+        found = load_settings(settings)
+        async with AsyncExitStack() as stack:
+            if found.keystore is None:
+                contracts = await stack.enter_async_context(open_grid(found))
+                yield cls(found, contracts, None)
+                return
+            wallet = await stack.enter_async_context(open_wallet(found))
+            yield cls(found, wallet.contracts, wallet)
+
+    @property
+    def wallet(self) -> Wallet:
+        """The customer's wallet.
+
+        Raises:
+            UsageError: None is set.
+        """
+        if self._wallet is None:
+            raise UsageError(
+                "This grid was opened without a wallet", hint="Give Grid.open(keystore=...)."
+            )
+        return self._wallet
+
+    async def quote(self, job: str | Path | bytes, **terms: int | None) -> list[Offer]:
+        """What a job would cost at each provider; those that suit first, the cheapest first.
+
+        Args:
+            job: Path of a job file, or its YAML as bytes.
+            **terms: `credits` (credit-wei) and `time_limit` (seconds) win over the file.
+
+        Raises:
+            JobFileError: The job file is not valid.
+            EndpointError: The node does not answer.
+        """
+        return await offers(self.contracts, (await _read(job)).terms(**terms))
+
+    async def submit(
+        self,
+        job: str | Path | bytes,
+        *,
+        credits: int | None = None,
+        time_limit: int | None = None,
+        count: int = 1,
+        permit: bool = False,
+        key: str | None = None,
+    ) -> Submission:
+        """Pay for a job and put it into the grid's queue; returns once that is in a block.
+
+        Args:
+            job: Path of a job file, or its YAML as bytes.
+            credits: Escrow of each job in credit-wei; wins over the file.
+            time_limit: Seconds; wins over the file.
+            count: Submit it so many times at once.
+            permit: Sign a permit instead of sending an approval: one transaction.
+            key: The caller's own name of this submission: whoever repeats it, after a crash or
+                by mistake, gets the same jobs and pays nothing more.
+
+        Raises:
+            JobFileError: The job file is not valid.
+            InsufficientFundsError: Too few credits, or no gas; nothing was paid.
+            UsageError: The key stands for another submission.
+            GridError: The store, the endpoint or a contract refused; nothing was paid.
+            WaitTimeoutError: It was sent and is not in a block yet; repeat it with the same key.
+        """
+        wallet, file = self.wallet, await _read(job)
+        terms: Terms = file.terms(credits=credits, time_limit=time_limit)
+        done = await submit(
+            self.contracts,
+            wallet.sender,
+            FolderDefinitionStore(self.settings.store),
+            [Request(terms, (file.definition.to_bytes(),) * count)],
+            permit=wallet.account if permit else None,
+            timeout=self.settings.timeout,
+            key=key,
+        )
+        return Submission(done.job_ids, done.receipts[-1].hash)
+
+    async def job(self, job_id: int) -> Job:
+        """A job's record as it stands now; NotFoundError where there is none."""
+        return await self.contracts.scheduler.get_job(job_id)
+
+    async def wait(
+        self,
+        job_id: int,
+        *,
+        timeout: float | None = None,
+        on_change: Callable[[Job], None] | None = None,
+    ) -> Outcome:
+        """Wait until a job and all its successors have ended.
+
+        Args:
+            job_id: The job.
+            timeout: Seconds to wait at most; None waits for ever.
+            on_change: Told of the job as found first, and after every change of its status.
+
+        Raises:
+            NotFoundError: There is no such job.
+            WaitTimeoutError: It has not ended in time.
+        """
+        ended = await watch(
+            self.contracts,
+            job_id,
+            interval=self.settings.poll_interval,
+            timeout=timeout,
+            on_change=on_change,
+        )
+        return _outcome(ended.job, ended.history, ended.exit_code)
+
+    async def logs(self, job_id: int) -> bytes:
+        """What a job printed; read from a provider's folder on this machine.
+
+        Raises:
+            NotFoundError: No provider below the setting `state_dir` has run it.
+        """
+        root, chain_id = self.settings.state_dir, self.contracts.deployment.chain_id
+        address = self.contracts.scheduler.address
+        run = await asyncio.to_thread(find_run, root, chain_id, address, job_id)
+        if run is None:
+            raise NotFoundError(
+                f"No run of job {job_id} is kept below {root}",
+                hint="Output is read from a provider of this machine: give its state_dir.",
+            )
+        parts: list[bytes] = []
+        offset = 0
+        while part := await asyncio.to_thread(read_output, run, offset, _CHUNK):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    async def cancel(self, *job_ids: int) -> TxReceipt:
+        """End jobs of this wallet: time used is paid, the rest refunded.
+
+        Raises:
+            RevertedError: None of them can be cancelled.
+        """
+        return await self.wallet.send(self.contracts.scheduler.cancel(job_ids))
+
+    async def top_up(self, job_id: int, credits: int) -> TxReceipt:
+        """Add credit-wei to a live job; errors as `client.accounts.top_up`."""
+        return await accounts.top_up(self.wallet, job_id, credits)
+
+    async def balances(self, account: str | None = None) -> Balances:
+        """Credits, allowance, parked credits and gas of an account, the wallet's by default."""
+        return await accounts.balances(self.contracts, account or self.wallet.address)
+
+    async def statement(self, account: str | None = None) -> list[StatementRow]:
+        """All movements of an account's credits, oldest first, rebuilt from events alone.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        ledger, _ = await read_ledger(self.contracts)
+        return ledger.statement(account or self.wallet.address)
+
+
+async def _read(job: str | Path | bytes) -> JobFile:
+    if isinstance(job, bytes):
+        return parse_job_file(job)
+    return await asyncio.to_thread(load_job_file, job)
+
+
+def _outcome(job: Job, history: History, exit_code: int) -> Outcome:
+    return Outcome(
+        job,
+        job.status,
+        exit_code,
+        history.paid,
+        history.fee,
+        history.refunded,
+        history.billed_seconds,
+        history.reason,
+    )

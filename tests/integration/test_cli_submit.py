@@ -1,0 +1,111 @@
+"""Submitting from the command line: what is paid, in how many transactions, and never twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.rpc import connected
+from tests.support.cli import EXAMPLES, Outcome
+from tests.support.place import Cli, Place
+
+HELLO = str(EXAMPLES / "hello.yaml")
+PI = str(EXAMPLES / "pi.yaml")
+
+
+def data(found: Outcome) -> Any:
+    assert found.code == 0, found
+    return json.loads(found.out)
+
+
+def credits(cli: Cli) -> int:
+    return int(data(cli("credit", "balance", "-o", "json"))["balance"])
+
+
+def jobs(cli: Cli) -> list[int]:
+    return [each["id"] for each in data(cli("job", "list", "-o", "json"))]
+
+
+async def nonce(place: Place) -> int:
+    """Transactions that alice's wallet has sent."""
+    wallet = json.loads((place.wallets / "alice.json").read_text())
+    async with connected(place.endpoint) as w3:
+        return int(await w3.eth.get_transaction_count(w3.to_checksum_address(wallet["address"])))
+
+
+@pytest.fixture
+def sent(place: Place) -> Any:
+    """How many transactions were sent since the last call."""
+    last = asyncio.run(nonce(place))
+
+    def count() -> int:
+        nonlocal last
+        before, last = last, asyncio.run(nonce(place))
+        return last - before
+
+    return count
+
+
+def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:
+    before = credits(cli)
+    found = cli("submit", HELLO, "--dry-run")
+    assert (found.code, found.out) == (0, "")
+    assert "Dry run: nothing was sent." in found.err
+    assert (credits(cli), sent()) == (before, 0)
+
+
+def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any) -> None:
+    assert len(data(cli("submit", HELLO, "-o", "json"))) == 1
+    assert sent() == 2
+    assert len(data(cli("submit", HELLO, "--permit", "-o", "json"))) == 1
+    assert sent() == 1
+    assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
+
+
+def test_an_array_is_one_submission(cli: Cli, sent: Any) -> None:
+    before = credits(cli)
+    made = data(cli("submit", HELLO, "--array", "3", "--permit", "-o", "json"))
+    assert len({each["id"] for each in made}) == 3
+    assert (before - credits(cli), sent()) == (3 * 10**18, 1)
+
+
+@pytest.mark.parametrize("more", [(), ("--permit",)])
+def test_a_repeated_key_pays_once(cli: Cli, sent: Any, more: tuple[str, ...]) -> None:
+    key = "-".join(["night", *more])
+    first = data(cli("submit", HELLO, "--array", "2", "--key", key, *more, "-o", "json"))
+    paid, count = credits(cli), len(jobs(cli))
+    sent()
+    # Another way of allowing the credits is still the same submission.
+    for again in (more, (), ("--permit",), ("--dry-run",)):
+        found = cli("submit", HELLO, "--array", "2", "--key", key, *again, "-o", "json")
+        assert data(found) == first
+        assert "nothing more is paid" in found.err
+    assert (credits(cli), len(jobs(cli)), sent()) == (paid, count, 0)
+
+
+def test_a_key_for_other_jobs_is_refused_by_name(cli: Cli, sent: Any) -> None:
+    cli("submit", HELLO, "--key", "once")
+    sent()
+    for other in ((PI,), (HELLO, "--array", "2"), (HELLO, "--credits", "2")):
+        found = cli("submit", *other, "--key", "once")
+        assert found.code == 2
+        assert "The key 'once' was used for another submission" in found.err
+    for wrong in ("", "x" * 121, "a\nb"):
+        assert cli("submit", HELLO, "--key", wrong).code == 2
+    assert sent() == 0
+
+
+def test_a_quote_says_price_longest_run_start_and_why_not(cli: Cli) -> None:
+    found = data(cli("quote", HELLO, "-o", "json"))
+    assert [each["provider_id"] for each in found] == [1, 2]
+    cheap = found[0]
+    assert cheap["suits"] is True
+    assert (cheap["start"], cheap["starts_in"]) == ("now", 0)
+    assert int(cheap["longest"]) == 10**18 // int(cheap["rate"])
+    poor = data(cli("quote", HELLO, "--credits", "0.0001", "-o", "json"))
+    assert all(not each["suits"] and "over budget" in each["refusal"] for each in poor)
+    assert all(each["starts_in"] is None for each in poor)
+    assert "longest (s)" in cli("quote", HELLO).out

@@ -1,0 +1,71 @@
+"""When a provider has room for a job, from what its jobs may still use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsquare_chain.client.quotes import quote
+from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.sdk.quoting import _offer
+from tests.unit.test_client import JOB, PROVIDER, TERMS
+
+pytestmark = pytest.mark.unit
+
+NOW = 500
+SMALL = Resources(tasks=1, cpus_per_task=4, mem_per_cpu=10, gpus=0)
+
+
+def held(since: int, *, status: JobStatus = JobStatus.RUNNING, provider: int = 1) -> Job:
+    """A job of four cpus with a limit of a hundred seconds."""
+    return replace(JOB, status=status, since=since, provider_id=provider, resources=SMALL, rate=1)
+
+
+def starts_in(live: list[Job], wanted: Resources = SMALL) -> int | None:
+    found = quote(PROVIDER, replace(TERMS, resources=wanted), now=NOW)
+    return _offer(found, wanted, live, NOW).starts_in
+
+
+def test_an_empty_provider_starts_now() -> None:
+    assert starts_in([]) == 0
+    assert starts_in([held(450)]) == 0
+
+
+def test_a_full_provider_starts_when_its_first_run_is_used_up() -> None:
+    assert starts_in([held(450), held(480)]) == 50
+    assert starts_in([held(480), held(450)]) == 50
+
+
+def test_a_whole_provider_is_free_when_its_last_run_is_used_up() -> None:
+    whole = Resources(tasks=2, cpus_per_task=4, mem_per_cpu=10, gpus=0)
+    assert starts_in([held(450), held(480)], whole) == 80
+
+
+def test_what_has_not_started_takes_its_whole_time_from_now() -> None:
+    waiting = held(100, status=JobStatus.SCHEDULED)
+    assert starts_in([waiting, waiting]) == 100
+
+
+def test_jobs_of_others_take_no_room() -> None:
+    assert starts_in([held(450, provider=2), held(450, provider=2)]) == 0
+
+
+def test_what_is_refused_has_no_start() -> None:
+    banned = replace(PROVIDER, offer=Offer(2, 800, 0))
+    found = quote(banned, replace(TERMS, resources=SMALL), now=NOW)
+    assert not found.suits
+    offer = _offer(found, SMALL, [], NOW)
+    assert (offer.starts_in, offer.start) == (None, "-")
+    assert offer.refusal
+
+
+@given(st.lists(st.integers(401, 500), max_size=8))
+def test_more_jobs_never_start_one_earlier(begun: list[int]) -> None:
+    jobs = [held(since) for since in begun]
+    times = [starts_in(jobs[:count]) for count in range(len(jobs) + 1)]
+    assert all(each is not None for each in times[:3])
+    known = [each for each in times if each is not None]
+    assert known == sorted(known)
