@@ -80,11 +80,10 @@ def assert_fits(page: Page, path: str) -> None:
     assert wide <= room, path
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_clean_at_a_desk_and_on_a_phone(
-    browser: Browser, explorer: BusyExplorer, scheme: str
+    browser: Browser, explorer: BusyExplorer
 ) -> None:
-    for watched in open_page(browser, explorer, color_scheme=scheme):
+    for watched in open_page(browser, explorer):
         page = watched.page
         for path in every_page(explorer):
             answer = page.goto(explorer.url + path)
@@ -92,10 +91,9 @@ def test_every_page_is_clean_at_a_desk_and_on_a_phone(
             assert answer.status == 200, path
             assert page.locator("h1").count() == 1, path
             assert_fits(page, path)
-            if scheme == "light":
-                page.set_viewport_size(PHONE)
-                assert_fits(page, path)
-                page.set_viewport_size(DESKTOP)
+            page.set_viewport_size(PHONE)
+            assert_fits(page, path)
+            page.set_viewport_size(DESKTOP)
         watched.check()
         assert page.context.cookies() == []
 

@@ -118,11 +118,11 @@ def test_visible_text_is_escaped_by_templates(text: str) -> None:
 # -- charts
 
 
-@given(st.floats(min_value=0, max_value=1e12, allow_nan=False))
+@given(st.floats(min_value=1e-8, max_value=1e12))
 def test_an_axis_ends_above_and_not_far(most: float) -> None:
-    found = charts.nice(most)
-    assert found >= most
-    assert most == 0 or found <= 5 * most
+    assert most <= charts.nice(most) * (1 + 1e-12)
+    assert charts.nice(most) <= 2.5 * most
+    assert charts.nice(0) == charts.nice(5e-324) == 1
 
 
 def path_of(chart: charts.Chart, css: str) -> list[tuple[float, float]]:
@@ -245,8 +245,9 @@ def detail(**changes: Any) -> JobDetail:
 def test_a_right_bill_agrees() -> None:
     found = views.bill(detail())
     assert found is not None
-    assert (found.cost, found.fee, found.paid, found.refunded) == (40_000, 2_000, 38_000, 60_000)
-    assert found.agrees
+    assert found.cost == 40_000
+    assert [line.expected for line in found.lines] == [38_000, 2_000, 60_000, 0]
+    assert found.ok
 
 
 @pytest.mark.parametrize(
@@ -257,19 +258,22 @@ def test_a_right_bill_agrees() -> None:
         {"refunded": 59_999},
         {"billed_seconds": 39},
         {"ended_at": 149},  # fewer seconds passed than were billed
-        {"allotment": 39},
+        {"time_limit": 39},
         {"rate": 999},
     ],
 )
 def test_a_wrong_bill_differs(change: dict[str, int]) -> None:
     found = views.bill(detail(**change))
     assert found is not None
-    assert not found.agrees
+    assert not found.ok
 
 
-def test_nothing_is_billed_before_the_end_or_for_what_was_carried_on() -> None:
+def test_a_bill_comes_with_the_end_and_counts_what_was_carried_on() -> None:
     assert views.bill(detail(status=S.RUNNING)) is None
-    assert views.bill(detail(status=S.PANICKED, carried_out=100_000)) is None
+    gone = {"paid": 0, "fee": 0, "refunded": 0, "billed_seconds": 0}
+    found = views.bill(detail(status=S.PANICKED, carried_out=100_000, **gone))
+    assert found is not None
+    assert found.ok
 
 
 def test_a_running_job_is_billed_up_to_its_allotment() -> None:

@@ -80,7 +80,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The grid at a glance, at chain time `time`; cpus are those of providers in good standing."""
+    """The grid at a glance, at chain time `time`; cpus are those of providers in good standing.
+
+    `donated` is what was given to the scheduler's contract without a job: nobody's any more.
+    """
 
     block: int
     time: int
@@ -97,6 +100,7 @@ class Overview:
     burned: int
     escrow: int
     parked: int
+    donated: int
     paid: int
     fees: int
     refunded: int

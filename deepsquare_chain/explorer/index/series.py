@@ -73,6 +73,7 @@ class SeriesQueries(Reader):
             burned=burned,
             escrow=_sum(last, "escrow"),
             parked=_sum(last, "parked"),
+            donated=_sum(last, "donated"),
             paid=_sum(last, "paid"),
             fees=_sum(last, "fees"),
             refunded=_sum(last, "refunded"),

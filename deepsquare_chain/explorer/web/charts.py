@@ -15,6 +15,8 @@ from deepsquare_chain.explorer.web.formats import axis_time
 WIDTH: Final = 1_000
 HEIGHT: Final = 100
 _TICKS: Final = 3
+#: What is smaller draws as nothing.
+_LEAST: Final = 1e-9
 _TIME_TICKS: Final = 4
 #: Rows of the table that stands for a chart.
 _ROWS: Final = 24
@@ -102,14 +104,15 @@ def lines(
 
 def nice(most: float) -> float:
     """The end of an axis: 1, 2, 2.5 or 5 times a power of ten, not below `most`."""
-    if most <= 0:
+    if most <= _LEAST:
         return 1.0
     power = 1.0
     while power * 10 <= most:
         power *= 10
     while power > most:
         power /= 10
-    return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= most)
+    steps = (power * step for step in (1, 2, 2.5, 5))
+    return next((step for step in steps if step >= most), power * 10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deepsquare_chain.credits import cost, fee
-from deepsquare_chain.explorer.books import ZERO_ADDRESS
+from deepsquare_chain.credits import cost
+from deepsquare_chain.explorer.bill import Bill, recompute_bill
+from deepsquare_chain.explorer.books import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.explorer.index.registry import ROLE_NAMES
 from deepsquare_chain.explorer.index.rows import (
     EscrowPoint,
@@ -21,7 +22,7 @@ from deepsquare_chain.explorer.index.rows import (
 )
 from deepsquare_chain.explorer.web import charts
 from deepsquare_chain.explorer.web.formats import count, duration, plain_amount
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.job import JobStatus, Terms
 
 LIVE: Final = tuple(each for each in JobStatus if each.is_live)
 ENDS: Final = (
@@ -100,46 +101,42 @@ def flows(detail: JobDetail) -> tuple[charts.Step, ...]:
     return (*found, charts.Step("in escrow", "held", row.escrow, 0, row.escrow, most))
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """A bill computed again, in credit-wei, and whether the chain wrote the same.
-
-    `most` are the seconds that could be billed: what passed, and what was allotted.
-    """
-
-    seconds: int
-    most: int
-    rate: int
-    cost: int
-    fee_bps: int
-    fee: int
-    paid: int
-    refunded: int
-    agrees: bool
-
-
 def bill(detail: JobDetail) -> Bill | None:
-    """Seconds times rate, the fee floored, the rest back; None while nothing is settled."""
+    """The bill computed again beside what was paid; None while nothing is settled."""
+    return recompute_bill(_entry(detail)) if detail.row.status.is_final else None
+
+
+def _entry(detail: JobDetail) -> JobEntry:
+    """The job as a replay of its events writes it down, as far as a bill needs it."""
     row = detail.row
-    if not row.status.is_final or not row.ended_at or detail.carried_out:
-        return None
-    elapsed = max(0, row.ended_at - row.started_at) if row.started_at else 0
-    most = min(elapsed, detail.allotment)
-    whole = cost(row.rate, row.billed_seconds)
-    share = fee(whole, detail.fee_bps)
-    back = row.funded + detail.carried_in - whole
-    told = (row.paid, row.fee, row.refunded)
-    agrees = told == (whole - share, share, back) and row.billed_seconds <= most
-    return Bill(
-        seconds=row.billed_seconds,
-        most=most,
+    terms = Terms(
+        amount=row.funded,
+        time_limit=row.time_limit,
+        resources=row.resources,
+        retries=0,
+        until_spent=row.until_spent,
+        objective=row.objective,
+        name=row.name,
+        uses=detail.uses,
+    )
+    return JobEntry(
+        id=row.id,
+        customer=row.customer,
+        definition=b"",
+        terms=terms,
+        status=row.status,
         rate=row.rate,
-        cost=whole,
         fee_bps=detail.fee_bps,
-        fee=share,
-        paid=whole - share,
-        refunded=back,
-        agrees=agrees,
+        time_limit=row.time_limit,
+        funded=row.funded,
+        carried_in=detail.carried_in,
+        carried_out=detail.carried_out,
+        paid=row.paid,
+        fee=row.fee,
+        refunded=row.refunded,
+        billed_seconds=row.billed_seconds,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
     )
 
 

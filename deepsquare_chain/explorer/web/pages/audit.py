@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.web import views
-from deepsquare_chain.explorer.web.conservation import sides
+from deepsquare_chain.explorer.web.conservation import equations
 from deepsquare_chain.explorer.web.pages.common import ask, cursor_of, show, site_of
 
 #: Events that an auditor reads, by what the filter says.
@@ -49,7 +49,7 @@ async def audit(request: Request) -> Response:
         request,
         "audit.html",
         overview=overview,
-        sides=await sides(site.contracts, overview),
+        equations=await equations(site.contracts, overview),
         found=found,
         chosen=chosen,
         kinds=["all", *EXCEPTIONS],
