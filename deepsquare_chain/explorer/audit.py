@@ -84,11 +84,12 @@ def compare(ledger: Ledger, storage: Storage) -> list[Finding]:
             values = getattr(told, each.name), getattr(held, each.name)
             differ(f"{each.name} of {what}", *values, job_id)
 
+    ids = ledger.provider_ids
     differ("number of jobs", len(ledger.jobs), len(storage.jobs))
     for job in storage.jobs:
         if (entry := ledger.jobs.get(job.id)) is not None:
-            differ_by_field(f"job {job.id}", entry.record(ledger.provider_ids), job, job.id)
-    differ("number of providers", len(ledger.provider_ids), len(storage.providers))
+            differ_by_field(f"job {job.id}", entry.record(ids), job, job.id)
+    differ("number of providers", len(ids), len(storage.providers))
     for provider in storage.providers:
         if (known := ledger.providers.get(provider.account)) is not None:
             differ_by_field(f"provider {provider.account}", known.record(), provider)

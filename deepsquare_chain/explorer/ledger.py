@@ -76,8 +76,8 @@ class Ledger:
             ledger._books.read(Page(block, time, tx_hash, ledger.findings, ledger._entries), told)
             ledger._watch.read(told, ledger.jobs, Spot(block, time, tx_hash))
             ledger.block, ledger.time = block, time
-        ledger.block = max(ledger.block, to_block or 0)
-        ledger.time = max(ledger.time, now or 0)
+        ledger.block = ledger.block if to_block is None else to_block
+        ledger.time = ledger.time if now is None else now
         ledger._close()
         return ledger
 
