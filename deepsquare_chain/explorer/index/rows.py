@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from deepsquare_chain.explorer.index.units import Coin, Credits, Gas, Rate, Values
 from deepsquare_chain.job import (
     Hardware,
     JobStatus,
@@ -95,15 +96,15 @@ class Overview:
     providers_active: int
     cpus_offered: int
     cpus_busy: int
-    supply: int
-    minted: int
-    burned: int
-    escrow: int
-    parked: int
-    donated: int
-    paid: int
-    fees: int
-    refunded: int
+    supply: Credits
+    minted: Credits
+    burned: Credits
+    escrow: Credits
+    parked: Credits
+    donated: Credits
+    paid: Credits
+    fees: Credits
+    refunded: Credits
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,12 @@ class JobRow:
     time_limit: int
     until_spent: bool
     objective: Objective
-    rate: int
-    funded: int
-    escrow: int
-    paid: int
-    fee: int
-    refunded: int
+    rate: Rate
+    funded: Credits
+    escrow: Credits
+    paid: Credits
+    fee: Credits
+    refunded: Credits
     billed_seconds: int
     submitted_at: int
     started_at: int
@@ -163,12 +164,12 @@ class MovementRow:
     kind: str
     job_id: int | None
     counterparty: str
-    debit: int
-    credit: int
-    balance: int
+    debit: Credits
+    credit: Credits
+    balance: Credits
 
     @property
-    def amount(self) -> int:
+    def amount(self) -> Credits:
         """Signed: what the balance changed by."""
         return self.credit - self.debit
 
@@ -184,7 +185,7 @@ class EventRow:
     contract: str
     name: str
     job_id: int | None
-    values: Mapping[str, Any]
+    values: Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,7 @@ class LineRow:
     id: int
     status: JobStatus
     provider: str | None
-    carried: int
+    carried: Credits
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +223,8 @@ class JobDetail:
     uses: str
     fee_bps: int
     retries_left: int
-    carried_in: int
-    carried_out: int
+    carried_in: Credits
+    carried_out: Credits
     allotment: int
     exit_code: int | None
     result: str
@@ -272,8 +273,8 @@ class AccountRow:
 
     address: str
     alias: str
-    balance: int
-    parked: int
+    balance: Credits
+    parked: Credits
     jobs: int
     jobs_live: int
     movements: int
@@ -302,7 +303,7 @@ class ProviderFigures:
     running: int
     cpus_busy: int
     gpus_busy: int
-    earned: int
+    earned: Credits
     busy_seconds: int
     cpu_seconds: int
 
@@ -343,7 +344,7 @@ class ProviderChange:
 
     at: Place
     kind: str
-    values: Mapping[str, Any]
+    values: Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +374,7 @@ class TransactionRow:
     method: str
     ok: bool
     gas_used: int
-    gas_price: int
+    gas_price: Coin
     events: int
 
 
@@ -383,7 +384,7 @@ class TransactionDetail:
 
     row: TransactionRow
     nonce: int
-    value: int
+    value: Coin
     input: str
     events: tuple[EventRow, ...]
     more_events: bool
@@ -399,8 +400,8 @@ class BlockRow:
     parent: str
     time: int
     gas_used: int
-    gas_limit: int
-    base_fee: int
+    gas_limit: Gas
+    base_fee: Coin
     all_transactions: int
     transactions: int
     finalized: bool
@@ -426,9 +427,9 @@ class SettlementRow:
     customer: str
     provider: str | None
     billed_seconds: int
-    paid: int
-    fee: int
-    refunded: int
+    paid: Credits
+    fee: Credits
+    refunded: Credits
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,11 +472,11 @@ class EscrowPoint:
     """Where credits were at a time."""
 
     time: int
-    escrow: int
-    parked: int
-    supply: int
-    paid: int
-    fees: int
+    escrow: Credits
+    parked: Credits
+    supply: Credits
+    paid: Credits
+    fees: Credits
 
 
 @dataclass(frozen=True, slots=True)

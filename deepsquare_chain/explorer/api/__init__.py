@@ -1,0 +1,1 @@
+"""The JSON API: the index's questions over HTTP, with an OpenAPI document that describes them."""
