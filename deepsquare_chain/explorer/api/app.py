@@ -50,7 +50,8 @@ def api_routes(index: Index, *, rate: float = RATE, burst: int = BURST) -> list[
     answers.append(("/{rest:path}", _nothing))
     # All methods, since what is not for reading is answered as a problem too.
     routes = [Route(path, api.guarded(each), methods=_METHODS) for path, each in answers]
-    return [Mount(PREFIX, Router(routes))]
+    start = Route(PREFIX, api.guarded(api.describe), methods=_METHODS)
+    return [start, Mount(PREFIX, Router(routes))]
 
 
 class _Api:

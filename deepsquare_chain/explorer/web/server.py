@@ -15,6 +15,7 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.daemon.loop import Daemon
 from deepsquare_chain.daemon.service import ServiceSettings, open_daemon
+from deepsquare_chain.explorer.api.app import api_routes
 from deepsquare_chain.explorer.index.service import open_index
 from deepsquare_chain.explorer.web.app import LOOPBACK, explorer_app
 from deepsquare_chain.explorer.web.site import Link, Site
@@ -103,7 +104,13 @@ async def open_explorer(
     ):
         site = Site(service.index, Contracts(w3, deployment), store, tuple(links))
         daemon = await open_daemon(NAME, service.cycle, settings, metrics=metrics, stop=stop)
-        app = explorer_app(site, hosts=address.allowed, probe=daemon.health, metrics=metrics)
+        app = explorer_app(
+            site,
+            hosts=address.allowed,
+            more_routes=api_routes(service.index),
+            probe=daemon.health,
+            metrics=metrics,
+        )
         server = LoopbackServer(app, address.port, address.host)
         await server.start()
         try:
