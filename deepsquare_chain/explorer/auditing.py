@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from hexbytes import HexBytes
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.abi import AbiError, decode_values, interface
@@ -24,6 +26,9 @@ from deepsquare_chain.explorer.proving import LogDigests, compare_endpoints, pro
 from deepsquare_chain.explorer.reader import Progress, read_chronicle, read_storage
 from deepsquare_chain.explorer.statement import Statement, closing_check
 from deepsquare_chain.explorer.statement import statement as statement_of
+
+#: Transactions that are asked for at once.
+_READS: Final = 50
 
 #: Opens a bar with a title for one piece of work.
 Bars = Callable[[str], AbstractContextManager[Progress]]
@@ -83,7 +88,8 @@ async def audit_grid(
         AuditError: The events can't be read as books at all.
     """
     how = depth or Depth()
-    told = LogDigests()
+    # Digests of every block's logs are kept only where somebody asks for them.
+    told = LogDigests() if how.proofs or how.other is not None else None
     with bars("Reading events") as progress:
         found = await read_chronicle(
             contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=told
@@ -93,10 +99,10 @@ async def audit_grid(
     if how.block_hash and how.block_hash.lower() != found.block_hash:
         message = f"block {last} has the hash {found.block_hash}, not {how.block_hash[:80]}"
         more.append(Finding("endpoint", message, last, ""))
-    if how.proofs:
+    if how.proofs and told is not None:
         with bars("Proving logs") as progress:
             more += await prove(contracts.w3, contracts.deployment, told, last, progress=progress)
-    if how.other is not None:
+    if how.other is not None and told is not None:
         with bars("Comparing endpoints") as progress:
             more += await compare_endpoints(
                 how.other, contracts.deployment, told, last, found.block_hash, progress=progress
@@ -165,11 +171,13 @@ def _report(
 
 async def _named(contracts: Contracts, rows: tuple[ExceptionRow, ...]) -> list[ExceptionRow]:
     """Say of late assignments whether the provider made them itself."""
-    senders = {}
-    for row in rows:
-        if row.code is Code.LATE_ASSIGNMENT:
-            sent = await contracts.w3.eth.get_transaction(row.tx_hash)  # type: ignore[arg-type]
-            senders[row.tx_hash] = str(sent["from"])
+    hashes = sorted({row.tx_hash for row in rows if row.code is Code.LATE_ASSIGNMENT})
+    senders: dict[str, str] = {}
+    for at in range(0, len(hashes), _READS):
+        some = hashes[at : at + _READS]
+        asked = (contracts.w3.eth.get_transaction(HexBytes(each)) for each in some)
+        sent = await asyncio.gather(*asked)
+        senders |= {each: str(found["from"]) for each, found in zip(some, sent, strict=True)}
     return name_self_scheduled(rows, senders)
 
 
@@ -201,7 +209,7 @@ async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> Bill:
     job = ledger.jobs[job_id]
     reported = None
     if job.status.is_final and job.exit_code is not None:
-        sent = await contracts.w3.eth.get_transaction(job.transitions[-1][2])  # type: ignore[arg-type]
+        sent = await contracts.w3.eth.get_transaction(HexBytes(job.transitions[-1][2]))
         reported = reported_seconds(bytes(sent["input"]), job_id)
     return recompute_bill(job, now=ledger.time, reported=reported)
 

@@ -186,7 +186,7 @@ async def _blockscout(
     contract = f"api/v2/smart-contracts/{source.address}"
     form = {
         "compiler_version": f"v{source.compiler}",
-        "contract_name": source.identifier,
+        "contract_name": source.name,
         "license_type": "mit",
         "autodetect_constructor_args": "false" if source.arguments else "true",
         "constructor_args": source.arguments.hex(),

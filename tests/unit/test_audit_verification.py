@@ -197,7 +197,7 @@ class Stub:
             return httpx.Response(200 if shown else 404, json=body)
         assert path.endswith("/verification/via/standard-input")
         form = parts(request)
-        name = form["contract_name"].decode().partition(":")[2]
+        name = form["contract_name"].decode()
         assert set(form) == {
             *("compiler_version", "contract_name", "license_type", "constructor_args"),
             *("autodetect_constructor_args", "files[0]"),

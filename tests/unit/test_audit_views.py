@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from eth_utils import to_checksum_address
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.events import event_topics
+from deepsquare_chain.explorer import auditing
 from deepsquare_chain.explorer.bill import recompute_bill
 from deepsquare_chain.explorer.books import JobEntry
 from deepsquare_chain.explorer.conservation import (
@@ -253,6 +255,21 @@ class TestExceptions:
         assert own.job_id == row.job_id
         assert own.message.endswith("its provider took it itself")
         assert name_self_scheduled(rows, {row.tx_hash: told.grid.admin}) == rows
+
+    async def test_the_sender_is_asked_of_the_node_once(self, told: Told) -> None:
+        row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
+        asked: list[str] = []
+
+        async def get_transaction(tx_hash: bytes) -> dict[str, str]:
+            asked.append("0x" + tx_hash.hex())
+            return {"from": row.account}
+
+        node: Any = SimpleNamespace(w3=SimpleNamespace(eth=SimpleNamespace()))
+        node.w3.eth.get_transaction = get_transaction
+        named = await auditing._named(node, tuple(told.ledger.exceptions))
+        assert asked.count(row.tx_hash) == 1
+        assert row.job_id in {e.job_id for e in named if e.code is Code.SELF_SCHEDULED}
+        assert Code.LATE_ASSIGNMENT not in {e.code for e in named if e.account == row.account}
 
     def test_administrators_and_money(self, told: Told) -> None:
         said = {row.code: row.message for row in told.ledger.exceptions}
