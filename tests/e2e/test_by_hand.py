@@ -102,7 +102,6 @@ def test_one_jobs_credits_are_audited_by_hand(place: Path) -> None:
     assert (job["status"], job["bill"]["ok"]) == ("FINISHED", True)
     assert job["bill"]["reported"] is not None
     assert [line["difference"] for line in job["bill"]["lines"]] == ["0"] * 4
-    assert run(["audit", "job", "77"], place).code == 4
 
     block = data(run(["audit", "verify", "--block", "1", "--events-only", "-o", "json"], place))
     assert (block["block"], block["jobs"], block["supply"]) == (1, 0, "0")
@@ -118,9 +117,7 @@ def test_an_export_is_replayed_and_a_tampered_one_is_found(place: Path) -> None:
     assert done["logs"] > 30
     assert run(["audit", "verify", "books"], place).code == 0
     assert run(["audit", "verify", "books/manifest.json", "--offline"], place).code == 0
-    assert run(["audit", "export", "books"], place).code == 2
     assert run(["audit", "verify", "--offline"], place).code == 2
-    assert run(["audit", "verify", "nothing"], place).code == 4
 
     logs = place / "books" / "logs.jsonl"
     logs.write_bytes(b"".join(logs.read_bytes().splitlines(keepends=True)[:-1]))
