@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "demo": _Part(
         "demo", "Run a whole grid on this machine, from submission to audit; under 90 seconds."
     ),
+    "init": _Part("init", "Write a job file to begin with; every key is explained in it."),
     "validate": _Part("submit", "Check a job file; nothing is sent anywhere."),
     "quote": _Part(
         "submit",
@@ -37,11 +38,13 @@ COMMANDS: Final = {
 }
 #: Groups, each a file with an `app` of the same help.
 GROUPS: Final = {
-    "job": _Part("job", "List, look at, watch, read, cancel, top up, retry."),
+    "job": _Part("job", "List, look at, watch, read, fetch, cancel, top up, retry."),
     "credit": _Part("credit", "Balances, transfers, allowances, statements."),
     "wallet": _Part("wallet", "Make, import, list and show encrypted wallets."),
-    "provider": _Part("provider", "Register, offer, price, label, run, drain."),
-    "metascheduler": _Part("metascheduler", "Run the meta-scheduler."),
+    "provider": _Part("provider", "Register, offer, price, label, run, drain, earn."),
+    "metascheduler": _Part(
+        "metascheduler", "Run the meta-scheduler, and see what it would decide."
+    ),
     "admin": _Part("admin", "Approve and ban providers, open and close."),
     "audit": _Part("audit", "Check the books from events alone."),
     "explorer": _Part("explorer", "Look at jobs and credits in a browser."),

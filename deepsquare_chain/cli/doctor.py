@@ -11,7 +11,7 @@ from deepsquare_chain.cli.output import Column, Kind
 
 app = typer.Typer()
 
-_CHECKS: Final = (
+CHECKS: Final = (
     Column("check", "check"),
     Column("ok", "in order", Kind.FLAG),
     Column("text", "found"),
@@ -25,5 +25,5 @@ async def doctor(desk: Desk) -> int:
     from deepsquare_chain.client.doctor import examine
 
     found = await examine(desk.settings)
-    desk.printer.rows(_CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
+    desk.printer.rows(CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
     return 0 if all(each.ok for each in found) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from deepsquare_chain.client.history import History
     from deepsquare_chain.client.watching import Ended
 
-app = typer.Typer(help="List, look at, watch, read, cancel, top up, retry.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, look at, watch, read, fetch, cancel, top up, retry.", no_args_is_help=True
+)
 
 _LIST: Final = (
     Column("id", "job", Kind.NUMBER),
@@ -56,6 +59,13 @@ _JOB: Final = (
     Column("retry_of", "continues job", Kind.NUMBER),
     Column("successor", "continued by job", Kind.NUMBER),
     Column("definition", "definition (SHA-256)"),
+)
+
+_RESULTS: Final = (
+    Column("name", "file"),
+    Column("size", "bytes", Kind.NUMBER),
+    Column("sha256", "SHA-256"),
+    Column("on_chain", "as on chain", Kind.FLAG),
 )
 
 
@@ -160,6 +170,24 @@ async def logs(
 
     async with open_grid(desk.settings) as contracts:
         await stream(desk, contracts, job, follow=follow)
+
+
+@command(app)
+async def results(
+    desk: Desk,
+    job: JobArgument,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="Copy them into a new folder.")
+    ] = None,
+) -> None:
+    """List the files that a job left, or fetch them; reads a provider's folder on this machine."""
+    from deepsquare_chain.cli.outputs import fetch
+    from deepsquare_chain.client.network import open_grid
+
+    async with open_grid(desk.settings) as contracts:
+        found = await fetch(desk, contracts, job, to)
+    rows = ((each.name, each.size, each.digest, each.on_chain) for each in found)
+    desk.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
 
 
 @command(app)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Kind
 
-app = typer.Typer(help="Run the meta-scheduler.", no_args_is_help=True)
+app = typer.Typer(
+    help="Run the meta-scheduler, and see what it would decide.", no_args_is_help=True
+)
+
+_PLAN: Final = (
+    Column("job", "job", Kind.NUMBER),
+    Column("provider_id", "provider", Kind.NUMBER),
+    Column("text", "why"),
+)
 
 
 @app.callback()
@@ -36,3 +45,27 @@ async def run(
     from deepsquare_chain.cli.services import schedule
 
     await schedule(desk.settings, challenge_after=challenge_after, dry_run=dry_run)
+
+
+@command(app)
+async def explain(
+    desk: Desk,
+    job: Annotated[int | None, typer.Argument(min=1, metavar="JOB", help="Only this job.")] = None,
+) -> None:
+    """Show what a meta-scheduler would decide now of each waiting job, and why."""
+    from deepsquare_chain.cli.why import reasons
+    from deepsquare_chain.client.network import open_grid
+
+    async with open_grid(desk.settings) as contracts:
+        if job is not None:
+            await contracts.scheduler.get_job(job)
+        found = await reasons(contracts)
+    desk.printer.rows(
+        _PLAN,
+        (
+            (each.job_id, each.provider_id, each.text)
+            for each in found
+            if job in (None, each.job_id)
+        ),
+        empty="No job waits." if job is None else f"Job {job} does not wait.",
+    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from deepsquare_chain.cli.doctor import CHECKS
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import AccountArgument, label, price
@@ -13,7 +14,7 @@ from deepsquare_chain.cli.types import AccountArgument, label, price
 if TYPE_CHECKING:
     from deepsquare_chain.job import Provider
 
-app = typer.Typer(help="Register, offer, price, label, run, drain.", no_args_is_help=True)
+app = typer.Typer(help="Register, offer, price, label, run, drain, earn.", no_args_is_help=True)
 
 _PROVIDER: Final = (
     Column("id", "provider", Kind.NUMBER),
@@ -34,6 +35,13 @@ _PROVIDER: Final = (
     Column("price_mem", "price of a MB", Kind.RATE),
     Column("labels", "labels"),
     Column("silent", "silent", Kind.FLAG),
+)
+_EARNINGS: Final = (
+    Column("day", "day (UTC)"),
+    Column("jobs", "jobs", Kind.NUMBER),
+    Column("seconds", "billed (s)", Kind.NUMBER),
+    Column("paid", "earned", Kind.CREDITS),
+    Column("sum", "in all", Kind.CREDITS),
 )
 _JOBS: Final = (
     Column("id", "job", Kind.NUMBER),
@@ -196,6 +204,34 @@ async def jobs(
         ),
         empty="This provider holds no jobs.",
     )
+
+
+@command(app)
+async def earnings(desk: Desk, account: AccountArgument = None) -> None:
+    """Show what a provider earned, by day (UTC), rebuilt from events alone."""
+    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.sdk.earnings import earnings_by_day
+
+    address = own_address(desk.settings, account)
+    async with open_grid(desk.settings) as contracts:
+        await contracts.registry.provider_of(address)
+        found = await earnings_by_day(contracts, address)
+    desk.printer.rows(
+        _EARNINGS,
+        ((each.day, each.jobs, each.seconds, each.paid, each.sum) for each in found),
+        empty=f"{address} has earned nothing yet.",
+    )
+
+
+@command(app)
+async def doctor(desk: Desk, account: AccountArgument = None) -> int:
+    """Look at all that a provider needs to get jobs; exit 1 if something is wrong."""
+    from deepsquare_chain.client.network import own_address
+    from deepsquare_chain.client.providerdoctor import examine_provider
+
+    found = await examine_provider(desk.settings, own_address(desk.settings, account))
+    desk.printer.rows(CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
+    return 0 if all(each.ok for each in found) else 1
 
 
 async def _set_draining(desk: Desk, *, draining: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from deepsquare_chain.chain.contracts import Contracts
@@ -54,6 +56,55 @@ async def _ended(contracts: Contracts, job: Job) -> str:
 
 
 async def _live(contracts: Contracts, job: Job) -> str:
+    service = await _look(contracts)
+    world = service.world
+    if world is None:
+        return f"job {job.id} is {job.status.name}"
+    if job.status is not JobStatus.PENDING:
+        return explain_assigned(job, world.moment.now)
+    found = next((each for each in _reasons(service) if each.job_id == job.id), None)
+    if found is None:
+        return f"job {job.id} is {job.status.name}"
+    return "\n".join([found.text, *(f"  {each}" for each in found.details)])
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What a meta-scheduler would do with a waiting job; `provider_id` is None if it must wait."""
+
+    job_id: int
+    provider_id: int | None
+    text: str
+    details: tuple[str, ...] = ()
+
+
+async def reasons(contracts: Contracts) -> list[Reason]:
+    """What a meta-scheduler would decide now, in its own order.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    return list(_reasons(await _look(contracts)))
+
+
+def _reasons(service: SchedulerService) -> Iterator[Reason]:
+    world, decided = service.world, set()
+    if world is None:
+        return
+    for decision in service.plan.decisions:
+        job_id = decision.waiting.job.id
+        decided.add(job_id)
+        text = f"a meta-scheduler would assign it now: {explain_decision(decision)}"
+        yield Reason(job_id, decision.provider_id, text)
+    for waiting in world.waiting:
+        if waiting.job.id not in decided:
+            found = explain_wait(waiting, world.snapshot, service.plan)
+            details = tuple(each.text for each in found.verdicts)
+            yield Reason(waiting.job.id, None, found.text, details)
+
+
+async def _look(contracts: Contracts) -> SchedulerService:
+    """A scheduler without a wallet, after it has seen the grid."""
     deployment = contracts.deployment
     with Store.open(
         None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
@@ -65,16 +116,4 @@ async def _live(contracts: Contracts, job: Job) -> str:
             if service.world is not None:
                 break
             await asyncio.sleep(settings.poll_interval)
-    world = service.world
-    if world is None:
-        return f"job {job.id} is {job.status.name}"
-    if job.status is not JobStatus.PENDING:
-        return explain_assigned(job, world.moment.now)
-    for decision in service.plan.decisions:
-        if decision.waiting.job.id == job.id:
-            return f"a meta-scheduler would assign it now: {explain_decision(decision)}"
-    for waiting in world.waiting:
-        if waiting.job.id == job.id:
-            found = explain_wait(waiting, world.snapshot, service.plan)
-            return "\n".join([found.text, *(f"  {each.text}" for each in found.verdicts)])
-    return f"job {job.id} is {job.status.name}"
+    return service

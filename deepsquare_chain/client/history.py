@@ -67,6 +67,13 @@ async def histories(contracts: Contracts, job_ids: Sequence[int]) -> dict[int, H
     return {number: found[number] for number in job_ids}
 
 
+async def reported_digest(contracts: Contracts, job_id: int) -> str:
+    """SHA-256 (hexadecimal) of the output that a job's provider reported, empty if none did."""
+    history = (await histories(contracts, [job_id]))[job_id]
+    told = [event for event in history.events if isinstance(event, JobResult)]
+    return told[-1].result.hex() if told and any(told[-1].result) else ""
+
+
 def replay(found: dict[int, History], events: Iterable[Event]) -> None:
     """Let events happen to the histories; jobs that are not among them are passed over."""
     for event in events:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.executors.rundir import RunFolder, read_bytes
 from deepsquare_chain.provider.model import parse_key, run_key
 
@@ -44,6 +49,81 @@ def read_output(run: Path, offset: int = 0, limit: int = _MOST) -> bytes:
         return b""
     except OSError as error:
         raise NotFoundError(f"The output of {folder.key} can't be read: {error.strerror}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """A file that a run left; `digest` is its SHA-256 in hexadecimal."""
+
+    name: str
+    size: int
+    digest: str
+
+
+def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
+    """What a run left: its output first, then the regular files of its working folder by name.
+
+    The files are a stranger's: links are passed over, nothing is followed out of the folder, and
+    copies are plain files of this user.
+
+    Args:
+        run: The run's folder, of a run that has ended.
+        to: A new folder to copy them into; the output becomes `output`, the others `work/...`.
+
+    Raises:
+        UsageError: The folder is there already, or can't be made.
+        NotFoundError: A file can't be read.
+    """
+    folder = RunFolder(run)
+    if to is not None:
+        _make(to)
+    found = []
+    for name, path in [("output", folder.output), *_regular(folder.work)]:
+        copy = None if to is None else to / name
+        try:
+            found.append(_taken(name, path, copy))
+        except FileNotFoundError:
+            continue  # a run that printed nothing has no output
+        except OSError as error:
+            raise NotFoundError(
+                f"{name} of {folder.key} can't be copied: {error.strerror}"
+            ) from None
+    return found
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} can't be made: {error.strerror}", hint="Give a folder that is not there yet."
+        ) from None
+
+
+def _regular(work: Path) -> list[tuple[str, Path]]:
+    found = []
+    for where, _, names in os.walk(work, followlinks=False):
+        for name in names:
+            path = Path(where) / name
+            if stat.S_ISREG(path.lstat().st_mode):
+                found.append((f"work/{path.relative_to(work)}", path))
+    return sorted(found)
+
+
+def _taken(name: str, path: Path, copy: Path | None) -> ResultFile:
+    whole, size = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "rb") as source, ExitStack() as stack:
+        target = None
+        if copy is not None:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            target = stack.enter_context(copy.open("xb"))
+        while part := source.read(_MOST):
+            whole.update(part)
+            size += len(part)
+            if target is not None:
+                target.write(part)
+    return ResultFile(name, size, whole.hexdigest())
 
 
 def has_ended(run: Path) -> bool:

@@ -55,6 +55,9 @@ def test_one_job_from_end_to_end(place: Path) -> None:
     logs = run(["job", "logs", "1"], place)
     assert logs.out.splitlines()[0] == "Hello from the grid, reader"
     assert "line 3 of job 1" in logs.out
+    left = data(run(["job", "results", "1", "--to", "got", "-o", "json"], place))
+    assert [(each["name"], each["on_chain"]) for each in left] == [("output", True)]
+    assert (place / "got" / "output").read_text() == logs.out
     assert "job 1 ended FINISHED at provider 1" in run(["job", "why", "1"], place).out
 
 

@@ -109,3 +109,53 @@ def test_a_quote_says_price_longest_run_start_and_why_not(cli: Cli) -> None:
     assert all(not each["suits"] and "over budget" in each["refusal"] for each in poor)
     assert all(each["starts_in"] is None for each in poor)
     assert "longest (s)" in cli("quote", HELLO).out
+
+
+def test_a_first_job_file_is_valid_and_never_overwritten(cli: Cli, place: Place) -> None:
+    found = cli("init", "mine.yaml", "-o", "json")
+    assert data(found) == {"path": "mine.yaml"}
+    text = (place.folder / "mine.yaml").read_text()
+    checked = data(cli("validate", "mine.yaml", "-o", "json"))
+    assert (checked["name"], checked["time_limit"], checked["steps"]) == ("my-job", 600, 1)
+    again = cli("init", "mine.yaml")
+    assert again.code == 2
+    assert "mine.yaml is there already" in again.err
+    assert (place.folder / "mine.yaml").read_text() == text
+    assert cli("init", "no/such/folder/x.yaml").code == 2
+
+
+def test_the_schedulers_view_of_waiting_jobs(cli: Cli) -> None:
+    made = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
+    found = data(cli("metascheduler", "explain", str(made), "-o", "json"))
+    assert [each["job"] for each in found] == [made]
+    # Nobody claims here, so that earlier tests' jobs take the room that there is.
+    assert (found[0]["provider_id"] is None) == ("waits" in found[0]["text"])
+    every = data(cli("metascheduler", "explain", "-o", "json"))
+    assert made in [each["job"] for each in every]
+    assert cli("metascheduler", "explain", "999999").code == 4
+
+
+def test_results_of_a_job_that_nobody_ran_are_not_found(cli: Cli) -> None:
+    made = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
+    found = cli("job", "results", str(made))
+    assert found.code == 4
+    assert f"No run of job {made} (PENDING)" in found.err
+
+
+def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
+    own = ("--keystore", str(place.wallets / "alpine.json"), "-o", "json")
+    checks = {each["check"]: each for each in data(cli("provider", "doctor", *own))}
+    assert checks["registration"]["text"].startswith("provider 1, 0x")
+    assert checks["status"]["text"] == "ACTIVE"
+    assert checks["approval"]["text"].endswith("more days")
+    assert data(cli("provider", "earnings", *own)) == []
+    assert cli("provider", "drain", *own).code == 0
+    drained = cli("provider", "doctor", *own)
+    assert drained.code == 1
+    checks = {each["check"]: each for each in json.loads(drained.out)}
+    assert (checks["status"]["ok"], checks["status"]["text"]) == (False, "DRAINING")
+    assert "provider resume" in checks["status"]["hint"]
+    assert cli("provider", "resume", *own).code == 0
+    stranger = cli("provider", "doctor", "-o", "json")
+    assert stranger.code == 1
+    assert [each["ok"] for each in json.loads(stranger.out)][-1] is False

@@ -1,0 +1,37 @@
+"""A first job file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column
+
+app = typer.Typer()
+
+_WRITTEN: Final = (Column("path", "written"),)
+
+
+@command(app)
+async def init(
+    desk: Desk,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where it goes.")] = Path("job.yaml"),
+) -> None:
+    """Write a job file to begin with; every key is explained in it."""
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.workflow.example import JOB_FILE
+
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(JOB_FILE)
+    except FileExistsError:
+        raise UsageError(
+            f"{file} is there already and stays as it is", hint="Give another name."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{file} can't be written: {error.strerror}") from None
+    desk.printer.record(_WRITTEN, (str(file),))
+    desk.printer.note(f"Next: deepsquare quote {file}")

@@ -1,0 +1,64 @@
+"""What a provider's doctor says of its standing, and what it earned by day."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.client.providerdoctor import standing
+from deepsquare_chain.job import Offer, Prices, Provider, ProviderStatus
+from deepsquare_chain.sdk.earnings import by_day
+from tests.unit.test_client import PROVIDER
+
+pytestmark = pytest.mark.unit
+
+GOOD = replace(PROVIDER, offer=Offer(1, 1, 0), approved_until=100 * 86_400)
+
+
+def wrong(provider: Provider, *, silent: bool = False, now: int = 0) -> list[str]:
+    return [each.name for each in standing(provider, silent=silent, now=now) if not each.ok]
+
+
+def test_a_provider_in_order_has_no_complaint() -> None:
+    assert wrong(GOOD) == []
+    assert all(each.text for each in standing(GOOD, silent=False, now=0))
+
+
+@pytest.mark.parametrize("status", [each for each in ProviderStatus if each.name != "ACTIVE"])
+def test_every_other_status_keeps_jobs_away(status: ProviderStatus) -> None:
+    assert "status" in wrong(replace(GOOD, status=status))
+
+
+def test_an_approval_that_ran_out_or_soon_will() -> None:
+    assert wrong(GOOD, now=100 * 86_400) == ["approval"]
+    assert wrong(GOOD, now=100 * 86_400 - 1) == []
+    (found,) = [e for e in standing(GOOD, silent=False, now=95 * 86_400) if e.name == "approval"]
+    assert (found.text, found.hint) == ("for 5 more days", "Ask the approver to renew it soon.")
+
+
+def test_silence_free_prices_and_too_large_offers_are_told() -> None:
+    assert wrong(GOOD, silent=True) == ["challenges"]
+    assert wrong(replace(GOOD, prices=Prices(0, 0, 0))) == ["prices"]
+    assert wrong(replace(GOOD, offer=Offer(100_000, 1, 0))) == ["offer"]
+    assert wrong(replace(GOOD, offer=Offer(1, 10**9, 0))) == ["offer"]
+    assert wrong(replace(GOOD, offer=Offer(0, 0, 0))) == ["offer"]
+    many = replace(GOOD.hardware, nodes=9)
+    assert wrong(replace(GOOD, hardware=many, offer=Offer(100_000, 1, 0))) == []
+
+
+def settled(ended_at: int, paid: int, seconds: int = 1, *, done: bool = True) -> Any:
+    return SimpleNamespace(ended_at=ended_at, paid=paid, billed_seconds=seconds, settled=done)
+
+
+def test_earnings_are_summed_by_day_of_the_end() -> None:
+    day = 86_400
+    jobs = [settled(day + 5, 10, 3), settled(5, 7), settled(day, 1), settled(9, 100, done=False)]
+    found = by_day(jobs)
+    assert [(each.day, each.jobs, each.seconds, each.paid, each.sum) for each in found] == [
+        ("1970-01-01", 1, 1, 7, 7),
+        ("1970-01-02", 2, 4, 11, 18),
+    ]
+    assert by_day([]) == []
