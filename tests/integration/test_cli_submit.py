@@ -144,7 +144,9 @@ def test_results_of_a_job_that_nobody_ran_are_not_found(cli: Cli) -> None:
 
 def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
     own = ("--keystore", str(place.wallets / "alpine.json"), "-o", "json")
-    checks = {each["check"]: each for each in data(cli("provider", "doctor", *own))}
+    checks = {each["check"]: each for each in json.loads(cli("provider", "doctor", *own).out)}
+    # The example's offer may be larger than the machine of the tests.
+    assert {name for name, each in checks.items() if not each["ok"]} <= {"offer"}
     assert checks["registration"]["text"].startswith("provider 1, 0x")
     assert checks["status"]["text"] == "ACTIVE"
     assert checks["approval"]["text"].endswith("more days")

@@ -22,6 +22,7 @@ ROOT = typer.main.get_command(app)
 NO_COMMANDS = {
     "auditprint",
     "app",
+    "auditprint",
     "frame",
     "output",
     "outputs",
