@@ -22,7 +22,6 @@ ROOT = typer.main.get_command(app)
 NO_COMMANDS = {
     "auditprint",
     "app",
-    "auditprint",
     "frame",
     "output",
     "outputs",
