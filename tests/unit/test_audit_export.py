@@ -174,6 +174,21 @@ async def test_each_changed_field_of_a_log_is_found(
     assert "chain" in codes(await against_chain(node, folder))
 
 
+def one_more(lines: list[bytes]) -> list[bytes]:
+    """The last log twice, the second time right after the first."""
+    body = json.loads(lines[-1])
+    body["logIndex"] = hex(int(body["logIndex"], 16) + 1)
+    return [*lines, json.dumps(body, separators=(",", ":")).encode() + b"\n"]
+
+
+async def test_a_log_beyond_the_chains_last_is_found(node: Any, folder: Path) -> None:
+    rewrite(folder / LOGS, one_more)
+    seal(folder)
+    assert "table" in codes(replay_export(folder).findings)
+    [finding] = await against_chain(node, folder)
+    assert "is not on the chain" in finding.message
+
+
 ROWS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "removed": lambda lines: [*lines[:5], *lines[6:]],
     "last removed": lambda lines: lines[:-1],
