@@ -26,6 +26,8 @@ contract AdminTest is GridTest {
     }
 
     function test_the_constructor_keeps_what_it_was_given() public {
+        vm.expectEmit();
+        emit IMetaScheduler.SubmissionsChanged(true);
         MetaScheduler made = _deploy(_times(), 2000);
         assertEq(address(made.credit()), address(credit));
         assertEq(address(made.registry()), address(registry));
@@ -35,6 +37,8 @@ contract AdminTest is GridTest {
         assertEq(made.defaultAdmin(), ADMIN);
         assertEq(made.defaultAdminDelay(), 1 days);
         assertEq(abi.encode(made.timeouts()), abi.encode(_times()));
+        Timeouts memory wide = Timeouts(2_000_000, 2_100_000, 2_200_000, 100_000, 2_300_000, 3600);
+        assertEq(abi.encode(_deploy(wide, 0).timeouts()), abi.encode(wide));
     }
 
     function test_each_bound_of_the_constructor_holds_on_both_sides() public {

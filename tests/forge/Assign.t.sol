@@ -112,15 +112,16 @@ contract AssignTest is GridTest {
 
     function test_a_successor_goes_to_none_of_the_providers_that_lost_it() public {
         uint256 jobId = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 2, false));
-        for (uint16 i = 1; i <= 2; ++i) {
-            assign(jobId, i);
+        // From the higher id to the lower, then past both: neither order nor size decides.
+        for (uint16 i = 2; i >= 1; --i) {
+            _accepted(jobId, i);
             vm.startPrank(provider(i - 1));
             grid.claim(one(jobId));
             grid.start(one(jobId));
             grid.panic(one(jobId), "gone");
             vm.stopPrank();
             jobId = grid.jobCount();
-            for (uint16 k = 1; k <= i; ++k) {
+            for (uint16 k = 2; k >= i; --k) {
                 _refused(jobId, k, IMetaScheduler.ProviderExcluded.selector);
             }
         }
@@ -204,8 +205,14 @@ contract AssignTest is GridTest {
         _refused(submit(customer(0), terms_), 4, IMetaScheduler.RateOutOfRange.selector);
         terms_.memPerCpu = 472;
         _accepted(submit(customer(0), terms_), 4);
+        // 481 divides 2^72 - 1, so that the largest rate of all can be asked for.
         vm.prank(rich);
-        registry.setPrices(Prices(type(uint64).max / 2, 0, 0));
+        registry.setPrices(Prices(uint64(type(uint72).max / 481), 0, 0));
+        terms_.cpusPerTask = 481;
+        terms_.memPerCpu = 1;
+        uint256 jobId = submit(customer(0), terms_);
+        _accepted(jobId, 4);
+        assertEq(grid.getJob(jobId).rate, type(uint72).max);
     }
 
     function test_more_than_the_escrow_buys_is_refused() public {
@@ -288,12 +295,16 @@ contract AssignTest is GridTest {
         uint256 first = submit(customer(0), plain());
         uint256 poor = submit(customer(0), terms(1, LIMIT, 2, 0, false));
         uint256 second = submit(customer(1), terms(AMOUNT * 2, LIMIT, 2, 0, false));
-        Assignment[] memory assignments = new Assignment[](3);
+        vm.prank(provider(2));
+        registry.setDraining(true);
+        Assignment[] memory assignments = new Assignment[](4);
         assignments[0] = Assignment(1, triple(first, poor, first));
         assignments[1] = Assignment(9, one(second));
-        assignments[2] = Assignment(2, one(second));
+        assignments[2] = Assignment(3, one(second));
+        assignments[3] = Assignment(2, one(second));
         skips(poor, JobStatus.PENDING, IMetaScheduler.OverBudget.selector);
         skips(first, JobStatus.META_SCHEDULED, IMetaScheduler.InvalidTransition.selector);
+        skips(second, JobStatus.PENDING, IMetaScheduler.ProviderNotActive.selector);
         skips(second, JobStatus.PENDING, IMetaScheduler.ProviderNotActive.selector);
         vm.prank(SCHEDULER);
         grid.metaSchedule(assignments);
@@ -301,12 +312,16 @@ contract AssignTest is GridTest {
         assertEq(grid.getJob(second).providerId, 2);
         assertEq(grid.getJob(second).rate, 2 * RATE);
         assertEq(uint8(statusOf(poor)), uint8(JobStatus.PENDING));
+        // Only an assignment that is made remembers its provider.
+        assertEq(grid.clockOf(2).account, provider(1));
+        assertEq(grid.clockOf(3).account, address(0));
     }
 
     // -------------------------------------------------------------- selfSchedule
 
     function test_selfSchedule_waits_for_the_pending_timeout() public {
         uint256 jobId = submit(customer(0), plain());
+        uint256 later = submit(customer(0), plain());
         skip(PENDING_TIMEOUT - 1);
         vm.prank(provider(0));
         refuses(IMetaScheduler.TooEarly.selector, jobId);
@@ -316,6 +331,11 @@ contract AssignTest is GridTest {
         grid.selfSchedule(one(jobId));
         assertEq(grid.getJob(jobId).providerId, 1);
         assertEq(grid.getJob(jobId).rate, RATE);
+        assertEq(grid.getJob(jobId).feeBps, 500);
+        skip(1);
+        vm.prank(provider(0));
+        grid.selfSchedule(one(later));
+        assertEq(grid.getJob(later).providerId, 1);
     }
 
     function test_selfSchedule_refuses_an_ineligible_provider() public {

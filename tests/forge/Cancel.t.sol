@@ -108,13 +108,9 @@ contract CancelTest is GridTest {
 
     function test_each_recipient_is_paid_once() public {
         uint256 first = jobIn(JobStatus.RUNNING, plain());
-        uint256 second = submit(customer(0), terms(AMOUNT * 2, LIMIT, 2, 0, false));
-        assign(second, 2);
-        vm.startPrank(provider(1));
-        grid.claim(one(second));
-        grid.start(one(second));
-        vm.stopPrank();
+        uint256 second = foreignRunOf(customer(0));
         uint256 third = jobIn(JobStatus.RUNNING, plain());
+        uint256 fourth = foreignRunOf(customer(0));
         skip(10);
         uint256 cost = 10 * RATE;
         vm.expectCall(
@@ -124,10 +120,20 @@ contract CancelTest is GridTest {
         );
         vm.expectCall(
             address(credit),
-            abi.encodeCall(credit.transfer, (provider(1), 2 * (cost - cost / 20))),
+            abi.encodeCall(credit.transfer, (provider(1), 4 * (cost - cost / 20))),
             1
         );
-        _cancel(triple(first, second, third));
+        vm.expectCall(
+            address(credit), abi.encodeCall(credit.transfer, (TREASURY, 6 * (cost / 20))), 1
+        );
+        _cancel(four(first, second, third, fourth));
+    }
+
+    function test_nobody_is_sent_nothing() public {
+        uint256 jobId = jobIn(JobStatus.RUNNING, plain());
+        vm.expectCall(address(credit), abi.encodePacked(credit.transfer.selector), 1);
+        _cancel(one(jobId));
+        _assertRefundedWhole(jobId);
     }
 
     function _encode(uint256 jobId) private view returns (bytes memory) {

@@ -31,6 +31,14 @@ contract ChallengeTest is GridTest {
         }
     }
 
+    function test_the_block_of_a_challenge_is_kept_whole() public {
+        uint256 jobId = jobIn(JobStatus.RUNNING, plain());
+        vm.roll(type(uint32).max - RESPONSE_BLOCKS - 1);
+        silence(jobId);
+        assertEq(grid.clockOf(1).challengedBlock, type(uint32).max - RESPONSE_BLOCKS - 1);
+        assertTrue(grid.isSilent(1));
+    }
+
     function test_jobs_without_a_provider_are_refused() public {
         for (uint8 i = 0; i <= uint8(JobStatus.PANICKED); ++i) {
             if (i >= uint8(JobStatus.META_SCHEDULED) && i <= uint8(JobStatus.RUNNING)) continue;

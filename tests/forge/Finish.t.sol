@@ -11,7 +11,13 @@ contract FinishTest is GridTest {
     }
 
     function test_exit_code_zero_is_FINISHED() public {
-        uint256 jobId = jobAt(JobStatus.FINISHED);
+        uint256 jobId = jobIn(JobStatus.RUNNING, plain());
+        skip(10);
+        vm.expectEmit(address(grid));
+        emit IMetaScheduler.JobTransition(
+            jobId, customer(0), provider(0), JobStatus.RUNNING, JobStatus.FINISHED
+        );
+        finish(jobId, 10, 0);
         assertEq(uint8(statusOf(jobId)), uint8(JobStatus.FINISHED));
         assertEq(grid.getJob(jobId).escrow, 10 * RATE);
     }
@@ -154,6 +160,29 @@ contract FinishTest is GridTest {
         assertEq(uint8(statusOf(early)), uint8(JobStatus.SCHEDULED));
         assertEq(uint8(statusOf(foreign)), uint8(JobStatus.RUNNING));
         assertEq(grid.getJob(foreign).escrow, 2 * AMOUNT);
+    }
+
+    function test_a_batch_pays_the_sum_of_its_items() public {
+        Report[] memory reports = new Report[](3);
+        for (uint256 i = 0; i < 3; ++i) {
+            reports[i] = _report(jobIn(JobStatus.RUNNING, plain()), 10, 0);
+        }
+        skip(10);
+        vm.prank(provider(0));
+        grid.finish(reports);
+        uint256 cost = 10 * RATE;
+        assertEq(credit.balanceOf(provider(0)), 3 * (cost - cost / 20));
+        assertEq(credit.balanceOf(TREASURY), 3 * (cost / 20));
+        assertEq(credit.balanceOf(customer(0)), FUNDS - 3 * cost);
+    }
+
+    /// @dev A new chain's clock may begin anywhere.
+    function test_the_time_of_a_run_does_not_depend_on_the_clocks_beginning() public {
+        vm.warp(20);
+        uint256 jobId = jobIn(JobStatus.RUNNING, plain());
+        skip(50);
+        finish(jobId, type(uint32).max, 0);
+        assertEq(grid.getJob(jobId).escrow, 50 * RATE);
     }
 
     function testFuzz_a_later_price_or_fee_does_not_reach_back(uint64 price, uint16 fee) public {

@@ -14,6 +14,7 @@ import {
     JobStatus,
     JobTerms,
     Objective,
+    Permit,
     Report,
     Timeouts
 } from "../../contracts/types/JobTypes.sol";
@@ -228,6 +229,23 @@ abstract contract GridTest is Test {
         grid.finish(reports);
     }
 
+    /// @dev A customer without an allowance, and its permit for the grid.
+    function signed(uint256 value) internal returns (address owner, Permit memory permit) {
+        uint256 key;
+        (owner, key) = makeAddrAndKey("signer");
+        vm.prank(customer(2));
+        credit.transfer(owner, FUNDS);
+        permit.value = value;
+        permit.deadline = block.timestamp;
+        bytes32 typehash = keccak256(
+            "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
+        );
+        bytes32 content =
+            keccak256(abi.encode(typehash, owner, address(grid), value, 0, permit.deadline));
+        bytes32 digest = keccak256(abi.encodePacked("\x19\x01", credit.DOMAIN_SEPARATOR(), content));
+        (permit.v, permit.r, permit.s) = vm.sign(key, digest);
+    }
+
     function one(uint256 jobId) internal pure returns (uint256[] memory ids) {
         ids = new uint256[](1);
         ids[0] = jobId;
@@ -253,8 +271,13 @@ abstract contract GridTest is Test {
     }
 
     /// @dev A running job of customer(1) at provider(1), which provider(0) has nothing to do with.
-    function foreignRun() internal returns (uint256 jobId) {
-        jobId = submit(customer(1), terms(2 * AMOUNT, LIMIT, 2, 0, false));
+    function foreignRun() internal returns (uint256) {
+        return foreignRunOf(customer(1));
+    }
+
+    /// @dev A running job at provider(1), which asks twice as much as provider(0).
+    function foreignRunOf(address owner) internal returns (uint256 jobId) {
+        jobId = submit(owner, terms(2 * AMOUNT, LIMIT, 2, 0, false));
         assign(jobId, 2);
         vm.startPrank(provider(1));
         grid.claim(one(jobId));

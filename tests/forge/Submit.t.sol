@@ -181,7 +181,7 @@ contract SubmitTest is GridTest {
     // ------------------------------------------------------------------ permits
 
     function test_a_permit_replaces_the_allowance() public {
-        (address owner, Permit memory permit) = _signed(AMOUNT);
+        (address owner, Permit memory permit) = signed(AMOUNT);
         vm.prank(owner);
         grid.submitJobsWithPermit(_requests(plain(), 1), permit);
         assertEq(grid.getJob(1).customer, owner);
@@ -189,7 +189,7 @@ contract SubmitTest is GridTest {
     }
 
     function test_a_permit_that_somebody_else_used_first_stops_nobody() public {
-        (address owner, Permit memory permit) = _signed(AMOUNT);
+        (address owner, Permit memory permit) = signed(AMOUNT);
         vm.prank(STRANGER);
         credit.permit(
             owner, address(grid), permit.value, permit.deadline, permit.v, permit.r, permit.s
@@ -200,7 +200,7 @@ contract SubmitTest is GridTest {
     }
 
     function test_a_permit_is_used_once() public {
-        (address owner, Permit memory permit) = _signed(AMOUNT);
+        (address owner, Permit memory permit) = signed(AMOUNT);
         vm.startPrank(owner);
         grid.submitJobsWithPermit(_requests(plain(), 1), permit);
         vm.expectRevert();
@@ -210,27 +210,11 @@ contract SubmitTest is GridTest {
     }
 
     function test_a_permit_of_somebody_else_spends_nothing_of_theirs() public {
-        (address owner, Permit memory permit) = _signed(AMOUNT);
+        (address owner, Permit memory permit) = signed(AMOUNT);
         address thief = address(0xBAD);
         vm.prank(thief);
         vm.expectRevert();
         grid.submitJobsWithPermit(_requests(plain(), 1), permit);
         assertEq(credit.balanceOf(owner), FUNDS);
-    }
-
-    function _signed(uint256 value) private returns (address owner, Permit memory permit) {
-        uint256 key;
-        (owner, key) = makeAddrAndKey("signer");
-        vm.prank(customer(2));
-        credit.transfer(owner, FUNDS);
-        permit.value = value;
-        permit.deadline = block.timestamp;
-        bytes32 typehash = keccak256(
-            "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
-        );
-        bytes32 content =
-            keccak256(abi.encode(typehash, owner, address(grid), value, 0, permit.deadline));
-        bytes32 digest = keccak256(abi.encodePacked("\x19\x01", credit.DOMAIN_SEPARATOR(), content));
-        (permit.v, permit.r, permit.s) = vm.sign(key, digest);
     }
 }

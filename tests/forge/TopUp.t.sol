@@ -120,4 +120,12 @@ contract TopUpTest is GridTest {
         vm.expectRevert();
         grid.topUpWithPermit(jobId, customer(0), 5, Permit(5, 0, 27, 0, 0));
     }
+
+    function test_a_permit_replaces_the_allowance() public {
+        uint256 jobId = jobIn(JobStatus.PENDING, plain());
+        (address owner, Permit memory permit) = signed(5);
+        vm.prank(owner);
+        grid.topUpWithPermit(jobId, customer(0), 5, permit);
+        assertEq(grid.getJob(jobId).escrow, AMOUNT + 5);
+    }
 }
