@@ -200,7 +200,10 @@ async def account_statement(
         )
     ledger = found.ledger(contracts.deployment)
     told = statement_of(ledger, account, first, found.to_block)
-    held = await contracts.credit.balance_of(account, block_identifier=found.to_block)
+    held = 0
+    # Before the deployment there is nobody to ask.
+    if found.to_block >= contracts.deployment.block:
+        held = await contracts.credit.balance_of(account, block_identifier=found.to_block)
     return told, closing_check(ledger, told, held)
 
 
