@@ -225,9 +225,14 @@ class TestExceptions:
     def test_a_run_that_goes_on_past_its_allotment(self, told: Told) -> None:
         running = told.job("until_spent")
         late = running.started_at + running.allotment + 1
-        ledger = Ledger.replay(
-            told.grid.events, told.grid.deployment, told.grid.chain.block_times, now=late
-        )
+
+        def at(now: int) -> Ledger:
+            times = told.grid.chain.block_times
+            return Ledger.replay(told.grid.events, told.grid.deployment, times, now=now)
+
+        ledger = at(late)
+        codes = {(row.job_id, row.code) for row in at(late - 1).exceptions}
+        assert (running.id, Code.OVERRUN) not in codes
         [row] = [r for r in ledger.exceptions if r.job_id == running.id and r.code is Code.OVERRUN]
         assert "runs 1 s past" in row.message
         assert row.tx_hash == ""
