@@ -237,7 +237,7 @@ def _parse_affinity(part: str) -> Affinity:
     found = _AFFINITY.fullmatch(part.strip())
     if found is None:
         raise ValueError(
-            f"{part.strip()!r} is no affinity: write key, one of = != < <= > >= :in:, and a value"
+            f"{part.strip()[:80]!r} is no affinity: write key, one of = != < <= > >= :in:, and a value"
         )
     return Affinity(found["key"], found["op"], found["value"].strip())
 

@@ -12,6 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -30,6 +31,7 @@ from deepsquare_chain.errors import UsageError
 ENV_PREFIX: Final = "DEEPSQUARE_"
 PROJECT_FILE: Final = ".deepsquare.toml"
 MAX_FILE_BYTES: Final = 1_000_000
+_MEND: Final = "Correct the file, or move it away: every setting has a default."
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 # A comma may also stand within a URL: only one before a scheme parts two.
 _BETWEEN_URLS: Final = re.compile(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
@@ -97,7 +99,16 @@ def _joined(value: Any) -> Any:
     return value
 
 
-FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
+def _expand(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("must be a path, which holds no zero byte")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("must be a path; whose home that is, is not known") from None
+
+
+FilePath = Annotated[Path, AfterValidator(_expand)]
 Urls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_urls)]
 SocketUrl = Annotated[str, AfterValidator(_check_socket)]
 
@@ -315,15 +326,15 @@ def _read_file(path: Path) -> _File:
     except (FileNotFoundError, NotADirectoryError):
         return _File(path, {}, {})
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+        raise UsageError(f"{path} can't be read: {error.strerror}", hint=_MEND) from None
     if len(raw) > MAX_FILE_BYTES:
-        raise UsageError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes")
+        raise UsageError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes", hint=_MEND)
     try:
         values = tomllib.loads(raw.decode())
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
+        raise UsageError(f"{path} is not UTF-8 text", hint=_MEND) from None
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
+        raise UsageError(f"{path} is not valid TOML: {str(error)[:200]!r}", hint=_MEND) from None
     contexts = values.pop("contexts", {})
     if not isinstance(contexts, dict) or not all(isinstance(e, dict) for e in contexts.values()):
         raise UsageError(
@@ -346,7 +357,8 @@ def _anchored(values: Mapping[str, Any], path: Path, where: str) -> dict[str, An
 
 def _anchor(key: str, value: Any, folder: Path) -> Any:
     if key in _PATHS and isinstance(value, str) and value and "://" not in value:
-        return str(folder / Path(value).expanduser())
+        with suppress(RuntimeError):  # nobody's home: told where the value is checked
+            return str(folder / Path(value).expanduser())
     return value
 
 

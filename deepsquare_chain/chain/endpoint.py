@@ -17,6 +17,7 @@ from web3 import AsyncHTTPProvider
 from web3.exceptions import Web3RPCError
 from web3.types import RPCEndpoint, RPCResponse
 
+from deepsquare_chain.chain.answers import fits, is_error
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.settings import safe_url
@@ -88,8 +89,9 @@ class CheckedProvider(AsyncHTTPProvider):
             return answers  # type: ignore[return-value]
         if not isinstance(answers, list) or len(answers) != len(requests):
             raise self._nonsense("a batch answer of the wrong size")
-        by_id = {each.get("id"): each for each in answers if isinstance(each, dict)}
-        return [self._checked(request, by_id.get(request["id"])) for request in requests]
+        # An id may be anything, also what no dictionary takes as a key.
+        by_id = {repr(each.get("id")): each for each in answers if isinstance(each, dict)}
+        return [self._checked(request, by_id.get(repr(request["id"]))) for request in requests]
 
     async def _post(self, body: bytes) -> Any:
         try:
@@ -114,9 +116,11 @@ class CheckedProvider(AsyncHTTPProvider):
             raise self._nonsense("no JSON (a web page?)") from None
 
     def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or answer.get("jsonrpc") != "2.0":
             raise self._nonsense("no JSON-RPC answer")
         error = answer.get("error")
+        if error is not None and not is_error(error):
+            raise self._nonsense("an error that is none")
         if error is not None:
             if isinstance(error, dict) and error.get("code") in _RATE_LIMIT_CODES:
                 self._raise_if_busy(error)
@@ -127,6 +131,8 @@ class CheckedProvider(AsyncHTTPProvider):
             raise self._nonsense("the answer to another question")
         if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
             raise self._nonsense(f"an empty answer to {request['method']}")
+        if error is None and not fits(request["method"], answer["result"]):
+            raise self._nonsense(f"no proper answer to {request['method']}")
         return answer  # type: ignore[return-value]
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:

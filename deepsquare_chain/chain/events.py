@@ -188,7 +188,7 @@ def decode_log(log: Mapping[str, Any]) -> Event | None:
             "address": to_checksum_address(log["address"]),
         }
         return shape.read(topics, _bytes(log["data"]), place)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
 
 
@@ -208,6 +208,8 @@ def event_topics(*kinds: type[Event]) -> list[str]:
 def _bytes(value: Any) -> bytes:
     if isinstance(value, str):
         return bytes.fromhex(value.removeprefix("0x"))
+    if isinstance(value, int):
+        raise TypeError("a number")  # which would become that many zeros
     return bytes(value)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import is_address, to_checksum_address
+from pydantic_core import from_json
 
 from deepsquare_chain.errors import NotAuthorisedError, NotFoundError, UsageError
 
@@ -29,6 +30,7 @@ _STRONG: Final = 2**18
 _LIGHT: Final = 2**12
 _MAX_SCRYPT_BYTES: Final = 2**30
 _MAX_ROUNDS: Final = 10_000_000
+_BACKUP: Final = "Name the right file with --keystore, or bring it back from a backup."
 
 Prompt = Callable[[str], str]
 
@@ -98,7 +100,7 @@ def address_of(path: str | Path) -> str:
     """
     address = _read(Path(path)).get("address", "")
     if not is_address(address):
-        raise UsageError(f"The wallet {path} does not say whose it is")
+        raise UsageError(f"The wallet {path} does not say whose it is", hint=_BACKUP)
     return to_checksum_address(address)
 
 
@@ -133,7 +135,7 @@ def unlock(path: str | Path, password: str) -> LocalAccount:
                 f"The password does not open the wallet {path}",
                 hint="Try again, or check what the password file holds.",
             ) from None
-        raise UsageError(f"{path} is no usable wallet (keystore v3)") from None
+        raise UsageError(f"{path} is no usable wallet (keystore v3)", hint=_BACKUP) from None
     account: LocalAccount = Account.from_key(key)
     return account
 
@@ -159,9 +161,15 @@ def _password_from(path: Path) -> str:
             mode = os.fstat(file.fileno()).st_mode
             raw = file.read(MAX_BYTES)
     except FileNotFoundError:
-        raise NotFoundError(f"There is no password file {path}") from None
+        raise NotFoundError(
+            f"There is no password file {path}",
+            hint=f"Name one with {PASSWORD_FILE_VARIABLE}, or leave that out to be asked.",
+        ) from None
     except OSError as error:
-        raise UsageError(f"The password file {path} can't be read: {error.strerror}") from None
+        raise UsageError(
+            f"The password file {path} can't be read: {error.strerror}",
+            hint="Check its permissions.",
+        ) from None
     if stat.S_ISREG(mode) and mode & 0o077:
         raise UsageError(
             f"The password file {path} can be read by others", hint=f"chmod 600 {path}"
@@ -169,7 +177,10 @@ def _password_from(path: Path) -> str:
     try:
         return raw.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise UsageError(f"The password file {path} is not UTF-8 text") from None
+        raise UsageError(
+            f"The password file {path} is not UTF-8 text",
+            hint="It holds the password and nothing else, on one line.",
+        ) from None
 
 
 def _write(path: Path, account: LocalAccount, password: str, *, light: bool) -> LocalAccount:
@@ -209,13 +220,15 @@ def _read(path: Path) -> dict[str, Any]:
             hint="Make one with `deepsquare wallet new`, or give --keystore.",
         ) from None
     except OSError as error:
-        raise UsageError(f"The wallet {path} can't be read: {error.strerror}") from None
+        raise UsageError(
+            f"The wallet {path} can't be read: {error.strerror}", hint="Check its permissions."
+        ) from None
     try:
-        body = json.loads(raw) if len(raw) <= MAX_BYTES else None
-    except (ValueError, RecursionError):
+        body = from_json(raw, allow_inf_nan=False) if len(raw) <= MAX_BYTES else None
+    except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise UsageError(f"{path} is no wallet (keystore v3)")
+        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
     return body
 
 
@@ -225,10 +238,12 @@ def _check_keystore(path: Path, body: dict[str, Any]) -> None:
     params = crypto.get("kdfparams") if isinstance(crypto, dict) else None
     cipher = crypto.get("cipher") if isinstance(crypto, dict) else None
     if body.get("version") != 3 or cipher != "aes-128-ctr" or not isinstance(params, dict):
-        raise UsageError(f"{path} is no wallet (keystore v3)")
+        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
     cost = [params.get(name, 1) for name in ("n", "r", "p", "c")]
     if not all(type(each) is int and each > 0 for each in cost):
-        raise UsageError(f"{path} is no wallet (keystore v3)")
+        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
     n, r, p, rounds = cost
+    if params.get("dklen") != 32:  # the only length there is; a longer one takes hours to derive
+        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
     if 128 * n * r * p > _MAX_SCRYPT_BYTES or rounds > _MAX_ROUNDS:
-        raise UsageError(f"The wallet {path} asks for too much work to be opened")
+        raise UsageError(f"The wallet {path} asks for too much work to be opened", hint=_BACKUP)

@@ -61,7 +61,11 @@ async def run_provider(
         contracts = Contracts(w3, deployment)
         standing = await look_up(contracts, account.address)
         store = stack.enter_context(await open_store(NAME, contracts, account, settings))
-        local = LocalExecutor(settings.state_dir, settings.capacity or standing.hardware)
+        local = LocalExecutor(
+            settings.state_dir,
+            settings.capacity or standing.hardware,
+            min_free=settings.min_free,
+        )
         metrics = Metrics(NAME)
         service = ProviderService(
             contracts,

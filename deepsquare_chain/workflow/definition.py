@@ -16,6 +16,7 @@ from deepsquare_chain.workflow.schema import DefinitionDocument, Runnable, check
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1_000_000
+_AGAIN: Final = "Only its customer can mend that: submit the job again with this version."
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,17 @@ class Definition:
         """
         source = f"definition {digest(data).hex()[:16]}"
         if len(data) > MAX_BYTES:
-            raise JobFileError(f"{source}: larger than {MAX_BYTES:,} bytes")
+            raise JobFileError(f"{source}: larger than {MAX_BYTES:,} bytes", hint=_AGAIN)
         try:
             # Bounded in depth by itself: the standard parser follows Python's recursion limit,
             # which cryptographic packages raise far above what the C stack holds.
             tree = from_json(data, allow_inf_nan=False)
         except ValueError:
-            raise JobFileError(f"{source}: not valid JSON") from None
+            raise JobFileError(f"{source}: not valid JSON", hint=_AGAIN) from None
         found = from_document(check_document(DefinitionDocument, tree, {}, source))
         # One definition, one digest: no second spelling of the same content is accepted.
         if found.to_bytes() != data:
-            raise JobFileError(f"{source}: not in canonical form")
+            raise JobFileError(f"{source}: not in canonical form", hint=_AGAIN)
         return found
 
 

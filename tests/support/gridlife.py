@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from deepsquare_chain.chain.deploying import GridParams, Timeouts
 from deepsquare_chain.chain.events import Event, JobSubmitted
+from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Job, JobStatus, Resources
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
@@ -22,6 +23,7 @@ from tests.support.livegrid import WEALTH, LiveGrid, terms
 from tests.support.oracle import Line, check_executions, check_ledger, check_provider, replay
 from tests.support.provider import all_events
 
+T = TypeVar("T")
 SMALL = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
 # Long enough that nobody who comes back within seconds is given up.
 PARAMS = GridParams(
@@ -85,13 +87,18 @@ class Customers:
         self.expected |= {digest: wish.ending for digest, wish in zip(digests, wishes, strict=True)}
         who = len(self.expected) % 2 if customer is None else customer
         call = self.grid.contracts.scheduler.submit_jobs(orders)
-        await self.grid.send(self.grid.customers[who], call)
+        key = digests[0].hex()  # asked again under it, nothing is paid twice
+        await patiently(lambda: self.grid.send(self.grid.customers[who], call, key=key))
         return digests
 
     async def jobs(self) -> list[Job]:
         """Every job of the grid."""
-        count = await self.grid.contracts.scheduler.job_count()
-        return await self.grid.contracts.scheduler.get_jobs(list(range(1, count + 1)))
+        contract = self.grid.contracts.scheduler
+
+        async def read() -> list[Job]:
+            return await contract.get_jobs(list(range(1, await contract.job_count() + 1)))
+
+        return await patiently(read)
 
     async def lines(self) -> dict[bytes, list[Job]]:
         """The jobs of each definition, successors last."""
@@ -107,7 +114,8 @@ class Customers:
         for account in self.grid.customers:
             own = [job.id for job in live if job.customer == account.address]
             if own:
-                await self.grid.send(account, self.grid.contracts.scheduler.cancel(own))
+                call = self.grid.contracts.scheduler.cancel(own)
+                await patiently(lambda a=account, c=call: self.grid.send(a, c))
 
     async def live_jobs(self) -> list[Job]:
         """Jobs that have not ended."""
@@ -128,6 +136,18 @@ class Customers:
         for mark in self._tally.iterdir():
             ran.update(int(line) for line in mark.read_text().splitlines())
         return dict(ran)
+
+
+async def patiently(act: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
+    """Do it again where the node failed, as it does at the moment when blocks are replaced."""
+    for left in reversed(range(attempts)):
+        try:
+            return await act()
+        except EndpointError:
+            if not left:
+                raise
+        await asyncio.sleep(1)
+    raise AssertionError("no attempt at all")
 
 
 async def in_turn(

@@ -11,7 +11,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,21 +160,35 @@ class Life:
 
 @asynccontextmanager
 async def life(
-    node: Node, folder: Path, params: GridParams = PARAMS, **options: Any
+    node: Node,
+    folder: Path,
+    params: GridParams = PARAMS,
+    *,
+    clocks: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Life]:
-    """A grid on a running node; nothing of it is left afterwards."""
+    """A grid on a running node; nothing of it is left afterwards.
+
+    `clocks` holds the seconds by which a daemon's wall clock is wrong; `options` go to providers.
+    """
+    wrong = clocks or {}
     confirmations = options.setdefault("confirmations", 1)
     async with live_grid(node, await deploy(node, params)) as grid:
         customers = Customers(grid, folder)
         shared = {"definitions": str(customers.place), **options}
         daemons = {
-            "p0": DaemonProcess(grid, folder / "p0", account=4, **shared),
-            "p1": DaemonProcess(grid, folder / "p1", account=5, **shared),
+            name: DaemonProcess(
+                grid, folder / name, account=account, clock=wrong.get(name, 0.0), **shared
+            )
+            for name, account in (("p0", 4), ("p1", 5))
+        }
+        daemons |= {
             "scheduler": DaemonProcess(
                 grid,
                 folder / "m",
                 kind="scheduler",
                 account=1,
+                clock=wrong.get("scheduler", 0.0),
                 confirmations=confirmations,
                 **({"url": options["url"]} if "url" in options else {}),
             ),
@@ -345,7 +359,7 @@ class Trouble:
         try:
             await self.grid.send(account, call)
         except GridError:
-            return False  # the state has moved on
+            return False  # the state has moved on, or is being replaced
         return True
 
 

@@ -41,6 +41,7 @@ class DaemonProcess:
     Args:
         kind: provider or scheduler.
         account: Index of the wallet among the development accounts.
+        clock: Seconds by which its wall clock is wrong.
         options: Further arguments of the kind's function below.
     """
 
@@ -51,8 +52,10 @@ class DaemonProcess:
         *,
         kind: str = "provider",
         account: int = 4,
+        clock: float = 0.0,
         **options: Any,
     ) -> None:
+        self._clock = clock
         self.folder = folder
         self.log = folder.with_name(f"{folder.name}.log")
         self._arguments = {
@@ -67,9 +70,16 @@ class DaemonProcess:
 
     def start(self, crash_at: str = "") -> None:
         """Start it; with a label it dies at that crash point."""
-        arguments = (self._kind, self._arguments, crash_at, str(self.log))
+        arguments = (self._kind, self._arguments, crash_at, self._clock, str(self.log))
         self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -112,12 +122,15 @@ async def until(done: Callable[[], Any], *, timeout: float = 40.0) -> None:
         await asyncio.sleep(0.1)
 
 
-def _main(kind: str, arguments: dict[str, Any], crash_at: str, log: str) -> None:
+def _main(kind: str, arguments: dict[str, Any], crash_at: str, clock: float, log: str) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.pop(VARIABLE, None)
     if crash_at:
         os.environ[VARIABLE] = crash_at
+    if clock:
+        right = time.time
+        time.time = lambda: right() + clock
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(handle, sys.stdout.fileno())
     os.dup2(handle, sys.stderr.fileno())
@@ -130,7 +143,14 @@ def _main(kind: str, arguments: dict[str, Any], crash_at: str, log: str) -> None
 
 
 async def _provider(
-    url: str, deployment: str, account: int, folder: str, definitions: str, confirmations: int = 1
+    url: str,
+    deployment: str,
+    account: int,
+    folder: str,
+    definitions: str,
+    confirmations: int = 1,
+    min_free: int = 64,
+    health_port: int | None = None,
 ) -> None:
     await run_provider(
         url,
@@ -142,6 +162,8 @@ async def _provider(
             capacity=CAPACITY,
             poll_interval=0.2,
             confirmations=confirmations,
+            min_free=min_free,
+            health_port=health_port,
         ),
     )
 

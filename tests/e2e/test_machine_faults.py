@@ -1,0 +1,155 @@
+"""A machine in trouble: disk full, no descriptor left, a wrong clock. Judged by the books."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.job import JobStatus
+from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Wish
+from tests.support.killing import Life, life
+from tests.support.rundaemon import DaemonProcess, until
+
+MEGABYTE = 2**20
+DAYS = 3 * 86_400
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[None]:
+    """A file system of its own at a folder; only the machine's administrator can make one."""
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=False)
+
+
+def fill(file: Path) -> None:
+    """Take every byte that is left."""
+    with file.open("wb", buffering=0) as stream:
+        for size in (MEGABYTE, 4096, 1):
+            try:
+                while True:
+                    stream.write(b"\0" * size)
+            except OSError:
+                continue
+
+
+def begun(daemon: DaemonProcess) -> bool:
+    return daemon.log.exists() and "service starts" in daemon.log.read_text()
+
+
+async def begin(found: Life) -> None:
+    for daemon in found.daemons.values():
+        daemon.start()
+    await until(lambda: all(begun(daemon) for daemon in found.daemons.values()))
+
+
+async def statuses(found: Life, digests: list[bytes]) -> list[JobStatus]:
+    lines = await found.customers.lines()
+    return [lines[digest][-1].status for digest in digests]
+
+
+async def all_running(found: Life, digests: list[bytes]) -> bool:
+    return set(await statuses(found, digests)) == {JobStatus.RUNNING}
+
+
+@pytest.mark.timeout(180)
+async def test_a_full_disk_loses_nothing(tmp_path: Path):
+    """What runs ends and is told later; nothing new is claimed; room brings everything back."""
+    with small_disk(tmp_path / "p0", 24):
+        async with (
+            ChainProcess(block_time=1) as node,
+            life(node, tmp_path, min_free=4) as found,
+        ):
+            await begin(found)
+            provider, ballast = found.daemons["p0"], tmp_path / "p0" / "ballast"
+            runs = await found.customers.submit(Wish("sleep 6", JobStatus.FINISHED), place="p0")
+            await until(lambda: all_running(found, runs))
+            await until(lambda: len(found.customers.executions()) == 1)
+            fill(ballast)
+            waits = await found.customers.submit(FINISHES, FAILS, place="p0")
+            await asyncio.sleep(10)
+            assert provider.alive, "a full disk passes"
+            assert not set(await statuses(found, waits)) & {JobStatus.SCHEDULED, JobStatus.RUNNING}
+            ballast.unlink()
+            await found.end()
+
+
+@pytest.mark.timeout(180)
+async def test_no_descriptor_left_loses_nothing(tmp_path: Path):
+    async with ChainProcess(block_time=1) as node, life(node, tmp_path) as found:
+        await begin(found)
+        provider = found.daemons["p0"]
+        runs = await found.customers.submit(Wish("sleep 5", JobStatus.FINISHED), place="p0")
+        await until(lambda: all_running(found, runs))
+        process = psutil.Process(provider.pid)
+        before = resource.prlimit(provider.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(
+            provider.pid, resource.RLIMIT_NOFILE, (max(3, process.num_fds() - 2), before[1])
+        )
+        await found.customers.submit(FINISHES, FAILS, place="p0")
+        await asyncio.sleep(8)
+        assert provider.alive, "a lack of descriptors passes"
+        resource.prlimit(provider.pid, resource.RLIMIT_NOFILE, before)
+        await found.end()
+
+
+@pytest.mark.timeout(180)
+async def test_a_wrong_clock_is_a_figure_and_nothing_else(tmp_path: Path):
+    """Billed and judged is chain time; three days before or behind are seen in the metrics."""
+    async with (
+        ChainProcess(block_time=1) as node,
+        life(
+            node, tmp_path, clocks={"p0": DAYS, "p1": -DAYS, "scheduler": DAYS}, health_port=0
+        ) as found,
+    ):
+        await begin(found)
+        for place in ("p0", "p1"):
+            *_, doomed = await found.customers.submit(
+                FINISHES, FAILS, RUNS_OUT, IS_CANCELLED, place=place
+            )
+            await asyncio.sleep(6)
+            await found.customers.cancel([doomed])
+        for name, wrong in (("p0", DAYS), ("p1", -DAYS)):
+            assert abs(await skew(found.daemons[name]) - wrong) < 600, name
+        await found.end()
+
+
+async def skew(daemon: DaemonProcess) -> float:
+    """What a provider's figures say of its clock, in seconds."""
+    url = re.findall(
+        r"http://127\.0\.0\.1:\d+", daemon.log.read_text().split("health is served")[1]
+    )
+    async with httpx.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"{url[0]}/metrics")).text
+    [line] = [each for each in text.splitlines() if "skew" in each and not each.startswith("#")]
+    return float(line.split()[-1])
+
+
+def test_the_disk_is_small_and_full(tmp_path: Path):
+    """What the first test stands on."""
+    with small_disk(tmp_path / "disk", 1):
+        fill(tmp_path / "disk" / "ballast")
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "disk" / "more").write_bytes(b"x" * 10_000)
+        assert os.statvfs(tmp_path / "disk").f_bfree == 0

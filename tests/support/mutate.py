@@ -1,0 +1,72 @@
+"""Valid samples bent in one or a few places: what people, disks and strangers really hand in."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+WORDS = (
+    b"", b" ", b"\n", b"\r\n", b"\t", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"{", b"}",
+    b"[", b"]", b":", b",", b'"', b"'", b"#", b"=", b"-", b"0x", b"null", b"true", b"NaN", b"1e999",
+    b"-1", b"9" * 400, b"\\u0000", b"\\ud800", b"<html>", b"&a *a", b"!!python/object:os.system x",
+    b"[" * 2_000, b'{"a":' * 500, b"../../etc/passwd", b"\x1b[31m", b"~nobody/", b"a" * 5_000,
+)  # fmt: skip
+STRANGERS: Sequence[Any] = (
+    None, True, False, 0, 1, -1, 3, 2**31, 2**63, 2**64, 2**255, 10**40, -(10**40), 0.5, -0.0, 1e308,
+    "", " ", "0", "0x", "0x0", "0xzz", "-0x1", "latest", "x" * 3_000, "\x00", "\x1b[2J", "\u202e",
+    "\U0001f600", "0x" + "f" * 64, "0x" + "0" * 40, "..", "/etc/passwd", "$(id)", "~nobody/x", [], {}, [[]], [None],
+    {"a": {"b": []}}, [1, "a", None], {"": ""}, ["0x"], [10**10], {"code": -32000, "message": None},
+)  # fmt: skip
+
+
+def bent_bytes(sample: bytes, dice: random.Random) -> bytes:
+    """A sample with one to three places spoilt."""
+    found = bytearray(sample)
+    for _ in range(dice.choice((1, 1, 2, 3))):
+        at = dice.randrange(len(found) + 1)
+        to = min(len(found), at + dice.choice((0, 1, 1, 2, 8, 64)))
+        match dice.randrange(6):
+            case 0:
+                del found[at:to]
+            case 1:
+                found[at:to] = dice.choice(WORDS)
+            case 2:
+                found[at:at] = found[at:to] * dice.choice((1, 2, 50))
+            case 3:
+                del found[at:]
+            case 4:
+                found[at:to] = dice.randbytes(to - at)
+            case _:
+                other = dice.randrange(len(sample) + 1)
+                found[at:to] = sample[other : other + 16]
+    return bytes(found)
+
+
+def bent_tree(sample: Any, dice: random.Random) -> Any:
+    """A tree of dicts, lists and leaves with one to three places changed."""
+    found = copy.deepcopy(sample)
+    for _ in range(dice.choice((1, 1, 2, 3))):
+        places = list(_places(found))
+        if not places:
+            return dice.choice(STRANGERS)
+        holder, key = dice.choice(places)
+        match dice.randrange(5):
+            case 0 if isinstance(holder, dict):
+                del holder[key]
+            case 1 if isinstance(holder, dict):
+                holder[dice.choice(("", "unknown", key.upper(), key + " ", "\x00"))] = holder[key]
+            case 2 if isinstance(holder, list):
+                holder.insert(key, dice.choice(STRANGERS))
+            case _:
+                holder[key] = copy.deepcopy(dice.choice(STRANGERS))
+    return dice.choice(STRANGERS) if dice.random() < 0.02 else found
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a tree that holds something."""
+    if isinstance(tree, dict | list):
+        for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+            yield tree, key
+            yield from _places(tree[key])

@@ -1,0 +1,428 @@
+"""Ten thousand bad inputs: each is taken or refused, in words that name it and the next step.
+
+Valid samples are bent by seeded dice. Whatever a person, a disk, a customer or a node hands in, the
+only way out is a `GridError` (or the answer that the caller is promised); anything else is a defect.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+from sqlalchemy import Connection
+from web3 import AsyncWeb3
+from web3.exceptions import BlockNotFound, TransactionNotFound, Web3RPCError
+from web3.middleware import AttributeDictMiddleware, ExtraDataToPOAMiddleware
+
+from deepsquare_chain.chain import wallet
+from deepsquare_chain.chain.answers import fits
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.endpoint import CheckedProvider
+from deepsquare_chain.chain.events import Event, decode_log, decode_logs
+from deepsquare_chain.chain.follower import Batch, Follower, ReorgTooDeepError
+from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.wallet import load_account
+from deepsquare_chain.errors import EndpointError, GridError, JobFileError, UsageError
+from deepsquare_chain.executors.rundir import RunFolder
+from deepsquare_chain.executors.runs import Runs
+from deepsquare_chain.explorer.index.reading import decode_cursor, encode_cursor
+from deepsquare_chain.settings import Settings, load_settings
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.workflow import Definition, load_job_file
+from tests.support.fakechain import FakeChain
+from tests.support.mutate import STRANGERS, WORDS, bent_bytes, bent_tree
+from tests.unit.test_follower import CREDIT, IDENTITY, log
+from tests.unit.test_workflow_hostile import VALID
+
+#: How many inputs each kind gets; every test below runs exactly its number.
+CASES = {
+    "job file": 2_200,
+    "definition": 1_500,
+    "configuration file": 1_200,
+    "environment": 600,
+    "deployment record": 1_300,
+    "keystore": 700,
+    "password file": 200,
+    "node answer": 1_500,
+    "log": 1_800,
+    "follower": 300,
+    "run record": 500,
+    "page cursor": 400,
+}
+A = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+HASH = "0x" + "ab" * 32
+RECORD = {
+    "format": 1,
+    "chain_id": 1337,
+    "credit": A,
+    "registry": A,
+    "scheduler": A,
+    "treasury": A,
+    "block": 12,
+    "transactions": {"Credit": HASH},
+    "constructor_args": {"Credit": {"admin": A}},
+    "compiler_digest": "ab",
+    "extra": {"faucet": "http://127.0.0.1:1"},
+}
+CONFIG = b"""\
+endpoint = ["http://127.0.0.1:8545", "https://other.example/key"]
+deployment = "deployment.json"
+confirmations = 2
+poll_interval = 0.5
+max_fee_gwei = 100.0
+health_port = 9000
+log_level = "debug"
+log_format = "json"
+"""
+
+
+def dice_of(kind: str) -> random.Random:
+    return random.Random(kind)
+
+
+def refused(act: Callable[[], object], kind: type[GridError], *names: str) -> bool:
+    """Whether it was refused; then the message names what is at fault, and says what to do."""
+    caught: GridError | None = None
+    try:
+        act()
+    except kind as error:
+        caught = error
+    if caught is None:
+        return False
+    assert any(name in caught.message for name in names), caught.message
+    assert caught.hint, caught.message
+    assert len(caught.message) < 5_000
+    words = caught.message + caught.hint
+    assert words.replace("\n", "").isprintable(), caught.message
+    return True
+
+
+def test_there_are_ten_thousand() -> None:
+    assert sum(CASES.values()) >= 10_000
+
+
+def test_job_files(tmp_path: Path) -> None:
+    dice, path = dice_of("job file"), tmp_path / "job.yaml"
+    count = 0
+    for _ in range(CASES["job file"]):
+        path.write_bytes(bent_bytes(VALID, dice))
+        count += refused(lambda: load_job_file(path), JobFileError, str(path))
+    assert CASES["job file"] // 3 < count < CASES["job file"], "most are refused, some are valid"
+
+
+def test_definitions() -> None:
+    dice = dice_of("definition")
+    tree = {
+        "env": {"A": "b"},
+        "resources": {"tasks": 1, "cpusPerTask": 2, "memPerCpu": 64, "gpus": 0},
+        "steps": [{"name": "only", "run": {"command": "true", "env": {}}}],
+        "version": 1,
+    }
+    text = Definition.from_bytes(valid_definition()).to_bytes()
+    for number in range(CASES["definition"]):
+        if number % 2:
+            data = bent_bytes(text, dice)
+        else:
+            data = json.dumps(bent_tree(json.loads(text) or tree, dice)).encode()
+        refused(lambda data=data: Definition.from_bytes(data), JobFileError, "definition ")
+
+
+def valid_definition() -> bytes:
+    path = Path(__file__).parents[2] / "examples"
+    found = next(iter(sorted(path.glob("*.y*ml"))))
+    return load_job_file(found).definition.to_bytes()
+
+
+@pytest.fixture
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("DEEPSQUARE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("_no_variables")
+def test_configuration_files(tmp_path: Path) -> None:
+    dice, path = dice_of("configuration file"), tmp_path / ".deepsquare.toml"
+    for number in range(CASES["configuration file"]):
+        if number % 3:
+            path.write_bytes(bent_bytes(CONFIG, dice))
+        else:
+            key = dice.choice(list(Settings.model_fields))
+            value = json.dumps(dice.choice([each for each in STRANGERS if each is not None]))
+            path.write_text(f"{key} = {value}\n", errors="replace")
+        refused(
+            lambda: load_settings(project_dir=tmp_path, user_config=tmp_path / "none"),
+            UsageError,
+            str(path),
+        )
+
+
+@pytest.mark.usefixtures("_no_variables")
+def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = dice_of("environment")
+    for _ in range(CASES["environment"]):
+        variable = f"DEEPSQUARE_{dice.choice(list(Settings.model_fields)).upper()}"
+        value = dice.choice(
+            [str(each) for each in STRANGERS] + [each.decode("latin1") for each in WORDS]
+        )
+        monkeypatch.setenv(variable, value.replace("\x00", "").encode("utf-8", "replace").decode())
+        refused(
+            lambda: load_settings(project_dir=tmp_path, user_config=tmp_path / "none"),
+            UsageError,
+            variable,
+        )
+        monkeypatch.delenv(variable)
+
+
+def test_deployment_records(tmp_path: Path) -> None:
+    dice, path = dice_of("deployment record"), tmp_path / "deployment.json"
+    for number in range(CASES["deployment record"]):
+        whole = json.dumps(RECORD).encode()
+        path.write_bytes(
+            bent_bytes(whole, dice) if number % 2 else json.dumps(bent_tree(RECORD, dice)).encode()
+        )
+        refused(lambda: Deployment.load(path), UsageError, str(path))
+
+
+def test_keystores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What may be asked of a person's patience is too much for a test.
+    monkeypatch.setattr(wallet, "_MAX_SCRYPT_BYTES", 2**16)
+    monkeypatch.setattr(wallet, "_MAX_ROUNDS", 100)
+    dice, path, password = dice_of("keystore"), tmp_path / "wallet.json", tmp_path / "password"
+    password.write_text("secret")
+    password.chmod(0o600)
+    good = Account.encrypt("0x" + "11" * 32, "secret", kdf="scrypt", iterations=2)
+    for number in range(CASES["keystore"]):
+        whole = json.dumps(good).encode()
+        path.write_bytes(
+            bent_bytes(whole, dice) if number % 2 else json.dumps(bent_tree(good, dice)).encode()
+        )
+        refused(lambda: load_account(path, password), GridError, str(path))
+
+
+def test_password_files(tmp_path: Path) -> None:
+    dice, path, password = dice_of("password file"), tmp_path / "wallet.json", tmp_path / "password"
+    good = Account.encrypt("0x" + "11" * 32, "secret", kdf="scrypt", iterations=2)
+    path.write_text(json.dumps(good))
+    password.touch(0o600)
+    for _ in range(CASES["password file"]):
+        words = bent_bytes(b"secret\n", dice)
+        password.write_bytes(words)
+        opens = words.removesuffix(b"\n").removesuffix(b"\r") == b"secret"
+        names = (str(path), str(password))
+        assert refused(lambda: load_account(path, password), GridError, *names) is not opens
+
+
+# ------------------------------------------------------------------------------- from a node
+
+BLOCK = {
+    "number": "0x10",
+    "hash": HASH,
+    "parentHash": HASH,
+    "timestamp": "0x65",
+    "gasLimit": "0x1",
+    "gasUsed": "0x0",
+    "baseFeePerGas": "0x7",
+    "extraData": "0x",
+    "miner": A,
+    "size": "0x1",
+    "logsBloom": "0x00",
+    "difficulty": "0x0",
+    "nonce": "0x0000000000000000",
+    "uncles": [],
+    "transactions": [HASH],
+    "stateRoot": HASH,
+    "mixHash": HASH,
+}
+LOG = {
+    **log(7),
+    "blockNumber": "0x10",
+    "blockHash": HASH,
+    "transactionHash": HASH,
+    "logIndex": "0x0",
+    "transactionIndex": "0x0",
+    "removed": False,
+}
+RECEIPT = {
+    "transactionHash": HASH,
+    "blockHash": HASH,
+    "blockNumber": "0x10",
+    "gasUsed": "0x5208",
+    "status": "0x1",
+    "logs": [LOG],
+    "from": A,
+    "to": A,
+    "contractAddress": None,
+    "type": "0x2",
+    "effectiveGasPrice": "0x7",
+    "cumulativeGasUsed": "0x5208",
+    "transactionIndex": "0x0",
+}
+FEES = {
+    "oldestBlock": "0x1",
+    "baseFeePerGas": ["0x7", "0x8"],
+    "gasUsedRatio": [0.5],
+    "reward": [["0x1"]],
+}
+QUESTIONS: list[tuple[Any, Callable[[AsyncWeb3[Any]], Any]]] = [
+    ("0x10", lambda w3: w3.eth.block_number),
+    ("0x539", lambda w3: w3.eth.chain_id),
+    ("0x1", lambda w3: w3.eth.get_transaction_count(A)),
+    (BLOCK, lambda w3: w3.eth.get_block("latest")),
+    (BLOCK, lambda w3: w3.eth.get_block(16)),
+    (RECEIPT, lambda w3: w3.eth.get_transaction_receipt(HASH)),
+    ([LOG], lambda w3: w3.eth.get_logs({"address": A})),
+    (FEES, lambda w3: w3.eth.fee_history(1, "latest", [50])),
+    ("0x" + "00" * 32, lambda w3: w3.eth.call({"to": A, "data": "0x"})),
+    ("0x5208", lambda w3: w3.eth.estimate_gas({"to": A, "from": A})),
+    (HASH, lambda w3: w3.eth.send_raw_transaction("0x02")),
+    ([LOG], lambda w3: ask_all(w3, [("eth_getLogs", [{}])])),
+]
+
+
+class Liar(CheckedProvider):
+    """A provider whose node says whatever it was told to, under the right id or not."""
+
+    result: Any = None
+    dice = dice_of("node answer")
+
+    async def _post(self, body: bytes) -> Any:
+        asked = json.loads(body)
+        single = asked[0] if isinstance(asked, list) else asked
+        answer = {"jsonrpc": "2.0", "id": single["id"], "result": self.result}
+        answer = [answer] if isinstance(asked, list) else answer
+        if self.dice.random() < 0.2:
+            answer = bent_tree(answer, self.dice)
+        return answer
+
+
+async def test_node_answers() -> None:
+    provider = Liar("http://127.0.0.1:1")
+    w3: AsyncWeb3[Any] = AsyncWeb3(
+        provider,
+        middleware=[
+            (AttributeDictMiddleware, "attrdict"),
+            (ExtraDataToPOAMiddleware, "extradata"),
+        ],
+    )
+    for sample, ask in QUESTIONS:
+        provider.result, provider.dice = sample, random.Random(3)  # a number that bends nothing
+        provider.dice.random = lambda: 1.0  # type: ignore[method-assign]
+        await ask(w3)
+    provider.dice = dice_of("node answer")
+    fair, told = 0, list[str]()
+    for number in range(CASES["node answer"]):
+        sample, ask = QUESTIONS[number % len(QUESTIONS)]
+        provider.result = bent_tree(sample, provider.dice)
+        if not isinstance(sample, dict | list):
+            provider.result = provider.dice.choice(STRANGERS)
+        try:
+            await ask(w3)
+            fair += 1
+        except EndpointError as error:
+            told.append(error.message)
+        except (BlockNotFound, TransactionNotFound, Web3RPCError):
+            pass  # what callers are ready for
+    assert fair > 50
+    assert len(told) > CASES["node answer"] // 2
+    assert all("127.0.0.1:1" in words and len(words) < 1_000 for words in told)
+
+
+def test_logs() -> None:
+    dice, read = dice_of("log"), 0
+    for number in range(CASES["log"]):
+        found = decode_log(bent_tree(LOG, dice))
+        read += found is not None
+        if number % 8 == 0:
+            decode_logs([LOG, bent_tree(LOG, dice), LOG])
+    assert 20 < read < CASES["log"] // 2
+    assert decode_log(LOG) is not None
+
+
+class Gossip(FakeChain):
+    """A chain whose node bends one answer of a batch, now and then."""
+
+    dice: random.Random | None = None
+
+    async def make_batch_request(self, asked: list[Any]) -> Any:
+        answers = await super().make_batch_request(asked)
+        if self.dice is None or self.dice.random() < 0.3:
+            return answers
+        bent = []
+        for (method, _), each in zip(asked, answers, strict=True):
+            result = bent_tree(each.get("result"), self.dice)
+            if not fits(method, result):  # which the connection looks at
+                raise EndpointError(f"no proper answer to {method}")
+            bent.append({**each, "result": result} if "result" in each else each)
+        return bent
+
+
+async def test_a_follower_loses_no_event() -> None:
+    """Whatever a node says for a while, in the end each event stands there once."""
+    chain, dice, seen = Gossip(), dice_of("follower"), list[Event]()
+
+    def apply(batch: Batch, _: Connection) -> None:
+        if batch.rolled_back_to is not None:
+            seen[:] = [each for each in seen if each.block_number <= batch.rolled_back_to]
+        seen.extend(batch.events)
+
+    with Store.open(None, **IDENTITY) as store:
+        follower = Follower(chain, [CREDIT], store, start_block=1, confirmations=0)  # type: ignore[arg-type]
+        for number in range(CASES["follower"]):
+            chain.mine([log(number)])
+            chain.dice = dice
+            try:
+                await follower.poll(apply)
+            except (EndpointError, ReorgTooDeepError):
+                pass
+            finally:
+                chain.dice = None
+    amounts = [each.amount for each in seen]  # type: ignore[attr-defined]
+    assert amounts == sorted(set(amounts)), "in order, each once"
+    assert len(amounts) > CASES["follower"] // 2
+
+
+# --------------------------------------------------------------------- what a job can spoil
+
+
+def test_run_records(tmp_path: Path) -> None:
+    """A job can write into its own folder: its run is then unknown or over, and nobody falls."""
+    dice = dice_of("run record")
+    records = {
+        "exit.json": {
+            "code": 0,
+            "reason": "exited",
+            "seconds": 1,
+            "started_at": 1.0,
+            "ended_at": 2.0,
+        },
+        "control.json": {"walltime": 5, "cancel": False},
+        "job.json": {"pid": 2**22, "ticks": 1, "boot": "x", "started_at": 1.0, "started": 1.0},
+        "spec.json": {"key": "k", "env": {}, "walltime": 5, "cpus": 1, "memory": 1, "gpus": 0},
+        "supervisor.json": {"pid": 2**22, "ticks": 1, "boot": "x", "token": "t", "since": 1.0},
+    }
+    runs = Runs(tmp_path / "runs")
+    for number in range(CASES["run record"]):
+        folder = RunFolder(runs.path / f"run-{number}")
+        folder.path.mkdir()
+        bent = dice.choice(list(records))
+        for name, record in records.items():
+            text = json.dumps(bent_tree(record, dice) if name == bent else record).encode()
+            (folder.path / name).write_bytes(
+                bent_bytes(text, dice) if name == bent and number % 2 else text
+            )
+        runs.poll(folder.key)
+    assert len(runs.keys()) == CASES["run record"]
+
+
+def test_page_cursors() -> None:
+    dice = dice_of("page cursor")
+    for _ in range(CASES["page cursor"]):
+        good = encode_cursor("jobs", [2**40, 7])
+        text = bent_bytes(good.encode(), dice).decode("latin1")
+        refused(lambda text=text: decode_cursor("jobs", text, 2), UsageError, text[:10], "cursor")
