@@ -236,9 +236,9 @@ def find_sources(
     project = (project_dir or Path.cwd()) / PROJECT_FILE
     files = [_read_file(path) for path in (project, user_config or user_config_path())]
     layers = [Layer(str(file.path), file.values) for file in files]
-    chosen, place = _chosen_context(given, files)
+    chosen, place, origin = _chosen_context(given, files)
     if chosen:
-        layers[place:place] = _context_layers(chosen, files)
+        layers[place:place] = _context_layers(chosen, files, origin)
     known: dict[str, str] = {}
     for file in reversed(files):
         for name, values in file.contexts.items():
@@ -293,27 +293,27 @@ class _File:
     contexts: Mapping[str, Mapping[str, Any]]
 
 
-def _chosen_context(given: Mapping[str, Any], files: Sequence[_File]) -> tuple[str, int]:
-    """The context's name, empty for none, and how many layers of files stand above it."""
+def _chosen_context(given: Mapping[str, Any], files: Sequence[_File]) -> tuple[str, int, str]:
+    """The context's name, empty for none; how many layers of files stand above it; who says so."""
     if "context" in given:
-        return str(given["context"]), 0
+        return str(given["context"]), 0, "the command line"
     if variable := _variable("context"):
-        return os.environ[variable], 0
+        return os.environ[variable], 0, f"the environment ({variable})"
     for place, file in enumerate(files):
         if file.values.get("context"):
-            return str(file.values["context"]), place
-    return "", 0
+            return str(file.values["context"]), place, str(file.path)
+    return "", 0, ""
 
 
-def _context_layers(name: str, files: Sequence[_File]) -> list[Layer]:
+def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Layer]:
     found = [file for file in files if name in file.contexts]
     if not found:
         known = sorted({each for file in files for each in file.contexts})
         raise UsageError(
-            f"There is no context {name[:60]!r}",
+            f"There is no context {name[:60]!r}, which {origin} names",
             hint=f"Known are {', '.join(known)}."
             if known
-            else f"Write a table [contexts.{name[:60]}] into {files[0].path} or {files[1].path}.",
+            else f"Write a table [contexts.{name[:60] if name.isprintable() else 'NAME'}] into {files[0].path} or {files[1].path}.",
         )
     return [Layer(f"context {name} of {file.path}", file.contexts[name]) for file in found]
 

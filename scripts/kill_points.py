@@ -26,6 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deepsquare_chain.devnet.anvil import Anvil
+from deepsquare_chain.observe import configure_logging
 from tests.support.gridlife import PARAMS
 from tests.support.killing import (
     ROUGH_PARAMS,
@@ -98,6 +99,7 @@ def main() -> int:
     parser.add_argument("--life", choices=["calm", "rough", "both"], default="both")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    configure_logging("error", "console")  # what is wrong on purpose is no news
     console = Console(stderr=True)
     wanted = ["calm", "rough"] if options.life == "both" else [options.life]
     lives = []

@@ -202,7 +202,12 @@ async def judge(customers: Customers, folder: Path, *, emptied: bool = False) ->
 def check_submissions(customers: Customers, events: Iterable[Event]) -> None:
     """Each wish was paid for once."""
     paid = Counter(each.definition for each in events if isinstance(each, JobSubmitted))
-    assert paid == Counter(dict.fromkeys(customers.expected, 1))
+    wrong = {
+        digest.hex()[:8]: (paid[digest], customers.expected.get(digest))
+        for digest in {*paid, *customers.expected}
+        if paid[digest] != 1 or digest not in customers.expected
+    }
+    assert not wrong, f"paid so often, and should have ended: {wrong}"
 
 
 async def check_balances(grid: LiveGrid, ledger: Mapping[int, Line]) -> None:
