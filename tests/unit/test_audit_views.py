@@ -281,6 +281,8 @@ class TestExceptions:
         assert said[Code.FEE] == "the fee became 700 basis points"
         assert said[Code.BAN].endswith("was banned: enough")
         assert "went to the scheduler for no job" in said[Code.GIFT]
+        # What pays for a job is no gift.
+        assert [row.code for row in told.ledger.exceptions].count(Code.GIFT) == 1
         assert any("APPROVER_ROLE" in row.message for row in told.ledger.exceptions)
         assert any("role administrator of Credit" in row.message for row in told.ledger.exceptions)
         warned = {r.code for r in told.ledger.exceptions if r.severity is Severity.WARNING}
@@ -292,6 +294,17 @@ class TestExceptions:
         [row] = [each for each in ledger.exceptions if each.code is Code.UNANSWERED]
         assert "has not answered a challenge" in row.message
         assert Code.LATE_ANSWER not in {each.code for each in ledger.exceptions}
+
+    def test_an_answer_in_time_is_nothing_special(self, told: Told) -> None:
+        patient = [
+            dataclasses.replace(event, answer_by=2**40)
+            if isinstance(event, ev.ProviderChallenged)
+            else event
+            for event in told.grid.events
+        ]
+        codes = {row.code for row in told.grid.ledger(patient).exceptions}
+        assert not codes & {Code.LATE_ANSWER, Code.UNANSWERED}
+        assert told.of(Code.LATE_ANSWER)
 
     def test_claims_that_lie_idle(self) -> None:
         grid = recorded_grid()
