@@ -114,7 +114,7 @@ def test_one_jobs_credits_are_audited_by_hand(place: Path) -> None:
     rows = data(run(["audit", "statement", "-o", "json"], place))
     kinds = [row["kind"] for row in rows]
     assert kinds[0] == "mint"
-    assert kinds.count("escrow") == kinds.count("refund") == len(kinds[1:]) // 2 >= 2
+    assert kinds.count("escrow") == kinds.count("refund") == len(kinds[1:]) // 2 >= 1
 
 
 def test_an_export_is_replayed_and_a_tampered_one_is_found(place: Path) -> None:
