@@ -59,6 +59,10 @@ QUICK = {
     "FOUNDRY_INVARIANT_RUNS": "2",
     "FOUNDRY_INVARIANT_DEPTH": "60",
 }
+#: What moves status or money comes first, so that a run that is ended early has judged it.
+FIRST = {"Billing": 0, "JobLifecycle": 1, "JobRecord": 2, "MetaScheduler": 3}
+#: What is listed one by one, with the reason why it may be so.
+LEFT = ("survived", "timeout", "suspect", "unsure")
 OUTCOMES = ("caught", "survived", "timeout", "same", "invalid", "suspect", "unsure")
 Mutant = dict[str, Any]
 Mutants = dict[str, Mutant]
@@ -304,6 +308,17 @@ def all_mutants(tree: Tree) -> Mutants:
     return dict(sorted(found.items()))
 
 
+def compiler_version() -> str:
+    """What the compiler answers at each start of forge, asked once."""
+    done = subprocess.run(
+        ["node", ROOT / "scripts" / "solc-wrapper.js", "--version"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout.split("Version: ")[1].strip()
+
+
 def known(verdicts: Verdicts, name: str, tests: str) -> str | None:
     """The verdict, unless other tests could say otherwise."""
     outcome, judged_by = verdicts.get(name, ("", ""))
@@ -312,11 +327,16 @@ def known(verdicts: Verdicts, name: str, tests: str) -> str | None:
     return None
 
 
-def each(
-    title: str, names: list[str], judge: Callable[[str], str], verdicts: Verdicts, workers: int
-) -> Iterator[tuple[str, str]]:
-    """Judge all, several side by side, and keep every verdict; gives what was not caught."""
-    tests = tests_now()
+def judge_each(
+    title: str,
+    names: list[str],
+    judge: Callable[[str], str],
+    verdicts: Verdicts,
+    *,
+    workers: int,
+    tests: str,
+) -> None:
+    """Judge all, several side by side, and keep every verdict with the name of the tests."""
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns) as bar, ThreadPoolExecutor(workers) as pool:
         task = bar.add_task(title, total=len(names))
@@ -328,7 +348,6 @@ def each(
             fresh.write_text(json.dumps(verdicts, indent=0) + "\n", encoding="utf-8")
             fresh.replace(VERDICTS)
             bar.advance(task)
-            yield name, outcome
 
 
 def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, seconds: int) -> None:
@@ -345,12 +364,12 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
             stack.callback(bench.close)
             benches.put(bench)
         cheap = lent(benches, lambda bench, name: bench.judge(mutants[name]))
-        for _ in each("compile and test", left, cheap, verdicts, workers):
-            pass
+        judge_each("compile and test", left, cheap, verdicts, workers=workers, tests=tests)
         suspects = [name for name in names if verdicts[name][0] == "suspect"]
         again = lent(benches, lambda bench, name: bench.judge_suspect(mutants[name]))
-        for _ in each("suspects", suspects, again, verdicts, workers):
-            pass
+        judge_each("suspects", suspects, again, verdicts, workers=workers, tests=tests)
+    if tests_now() != tests:
+        sys.exit("The tests changed during the run; what it judged is kept. Run it again.")
     unsure = [name for name in names if verdicts[name][0] == "unsure"]
     trees: SimpleQueue[Tree] = SimpleQueue()
     for number in range(workers if unsure else 0):
@@ -358,8 +377,7 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
         tree.check(seconds)
         trees.put(tree)
     dear = lent(trees, lambda tree, name: thorough(tree, mutants[name], seconds))
-    for _ in each("ordinary builds", unsure, dear, verdicts, workers):
-        pass
+    judge_each("ordinary builds", unsure, dear, verdicts, workers=workers, tests=tests)
 
 
 T = TypeVar("T")
@@ -385,7 +403,10 @@ def describe(mutant: Mutant) -> str:
 
 
 def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
-    """Counts in all, by file and by kind; the score is caught of all that differ from the source."""
+    """Counts in all, by file and by kind.
+
+    The score is caught of all that differ from the source; what is not settled yet counts as not caught.
+    """
     counts: dict[str, Counter[str]] = {}
     reasons = _reasons()
     left = []
@@ -393,12 +414,12 @@ def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
         outcome = verdicts.get(name, ["not judged"])[0]
         for group in ("all", mutant["file"], f"kind {mutant['kind']}"):
             counts.setdefault(group, Counter())[outcome] += 1
-        if outcome in ("survived", "timeout"):
+        if outcome in LEFT:
             what = {"outcome": outcome, "change": describe(mutant)}
             left.append({"id": name[:16], **what, "reason": reasons.get(name[:16], "")})
     table = {}
     for group, each in sorted(counts.items()):
-        valid = each["caught"] + each["survived"] + each["timeout"]
+        valid = each["caught"] + sum(each[outcome] for outcome in LEFT)
         score = round(100 * each["caught"] / valid, 2) if valid else None
         table[group] = {**{key: each[key] for key in (*OUTCOMES, "not judged")}, "score": score}
     return {"groups": table, "left": sorted(left, key=lambda each: each["change"])}
@@ -416,7 +437,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sample", type=int, help="only so many, drawn by --seed")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", default="", help="files whose path holds this come first")
+    parser.add_argument("--only", default="", help="only files whose path holds this")
     parser.add_argument("--timeout", type=int, default=600, help="seconds of a build, and of tests")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only say what is known")
@@ -427,9 +448,11 @@ def main() -> None:
     )
     mutants = all_mutants(Tree("source", linked=False))
     if not options.report:
-        order = list(mutants)
+        ENVIRONMENT["KNOWN_SOLC_VERSION"] = compiler_version()
+        order = [name for name in mutants if options.only in mutants[name]["file"]]
         random.Random(options.seed).shuffle(order)  # noqa: S311 - no secret
-        order.sort(key=lambda name: options.first not in mutants[name]["file"])
+        if options.sample is None:
+            order.sort(key=lambda name: FIRST.get(Path(mutants[name]["file"]).stem, len(FIRST)))
         run(mutants, order[: options.sample], verdicts, options.workers, options.timeout)
     found = summary(mutants, verdicts)
     if options.write:

@@ -62,6 +62,9 @@ contract AssignTest is GridTest {
         (bool eligible, bytes4 reason) = grid.isEligible(jobAt(JobStatus.RUNNING), 1);
         assertFalse(eligible);
         assertEq(reason, IMetaScheduler.InvalidTransition.selector);
+        (eligible, reason) = grid.isEligible(jobAt(JobStatus.NONE), 1);
+        assertFalse(eligible);
+        assertEq(reason, IMetaScheduler.InvalidTransition.selector);
     }
 
     // ----------------------------------------------------------------- standing

@@ -58,10 +58,12 @@ abstract contract ParkingTest is GridTest {
         uint256 first = jobIn(JobStatus.RUNNING, plain());
         uint256 second = jobIn(JobStatus.RUNNING, plain());
         skip(10);
+        uint256 due = 2 * (10 * RATE - 10 * RATE / 20);
         _block(provider(0), true);
+        vm.expectEmit(address(grid));
+        emit IMetaScheduler.PaymentParked(provider(0), due / 2);
         finish(first, 10, 0);
         finish(second, 10, 0);
-        uint256 due = 2 * (10 * RATE - 10 * RATE / 20);
         vm.expectEmit(address(grid));
         emit IMetaScheduler.PaymentWithdrawn(provider(0), STRANGER, due);
         vm.prank(provider(0));

@@ -129,6 +129,14 @@ contract RequeueTest is GridTest {
         vm.prank(provider(0));
         grid.requeue(four(running, foreign, first, first), "full");
         _assertPending(first);
+        // The table has NONE to PENDING, so an unknown job must be stopped before it.
+        uint256 second = jobIn(JobStatus.SCHEDULED, plain());
+        uint256 unknown = jobAt(JobStatus.NONE);
+        skips(unknown, JobStatus.NONE, IMetaScheduler.InvalidTransition.selector);
+        vm.prank(provider(0));
+        grid.requeue(pair(unknown, second), "full");
+        _assertPending(second);
+        assertEq(uint8(statusOf(unknown)), uint8(JobStatus.NONE));
         assertEq(uint8(statusOf(foreign)), uint8(JobStatus.META_SCHEDULED));
     }
 

@@ -95,6 +95,19 @@ contract SubmitTest is GridTest {
         assertEq(credit.balanceOf(address(grid)), 6 * uint256(AMOUNT));
     }
 
+    /// @dev The counter shares its slot with fee and switch; it is found by its content.
+    function test_ids_have_64_bits() public {
+        submit(customer(0), plain());
+        uint256 slot;
+        uint256 rest = (500 << 64) | (1 << 80);
+        while (uint256(vm.load(address(grid), bytes32(slot))) != rest | 1) ++slot;
+        uint256 last = type(uint64).max - 1;
+        vm.store(address(grid), bytes32(slot), bytes32(rest | last));
+        assertEq(submit(customer(0), plain()), last + 1);
+        assertEq(grid.jobCount(), last + 1);
+        assertEq(grid.feeBps(), 500);
+    }
+
     function test_zero_or_too_long_terms_are_refused() public {
         JobTerms memory bad = plain();
         bad.amount = 0;

@@ -80,6 +80,9 @@ contract TopUpTest is GridTest {
         vm.warp(end - TOP_UP_NOTICE);
         vm.expectRevert(abi.encodeWithSelector(IMetaScheduler.TopUpTooLate.selector, jobId, end));
         _topUp(jobId, uint96(RATE * 60));
+        vm.warp(end + 1);
+        vm.expectRevert(abi.encodeWithSelector(IMetaScheduler.TopUpTooLate.selector, jobId, end));
+        _topUp(jobId, uint96(RATE * 60));
         vm.warp(end - TOP_UP_NOTICE - 1);
         _topUp(jobId, uint96(RATE * 60));
         assertEq(grid.deadline(jobId), end + 60);
