@@ -173,7 +173,9 @@ class Runs:
             return nothing
         self._warned.discard("disk")
         cpus, memory, gpus = offer.cpus, offer.memory, offer.gpus
-        for key, status in self.poll_all(self.keys()).items():
+        # Ended runs stay for long, and hold nothing.
+        left = [key for key in self.keys() if key not in self._ended]
+        for key, status in self.poll_all(left).items():
             if status.state is RunState.ENDED:
                 continue
             try:

@@ -71,16 +71,18 @@ class Observer:
         self._first_block = first_block
         self._misses: dict[int, int] = {}
         self._strays: set[int] = set()
+        self._swept: set[str] = set()
 
     async def sweep(self, chain_id: int, contract: str) -> None:
         """Make rows for runs that the executor knows and the database does not."""
-        known = {run.job_id: run for run in self._table.all()}
         for key in await self._executor.keys():
-            found = parse_key(chain_id, contract, key)
+            found = None if key in self._swept else parse_key(chain_id, contract, key)
             if found is None:
                 continue
             job_id, attempt = found
-            run = known.get(job_id)
+            run = self._table.get(job_id)
+            if run is not None and run.handle is not None:
+                self._swept.add(key)  # rows stay: thousands of them are not read again and again
             if run is None or (run.handle is None and run.attempt < attempt):
                 _log.info("run without a row", run=key)
                 self._table.watch(job_id, attempt)

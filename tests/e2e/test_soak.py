@@ -1,0 +1,34 @@
+"""Two minutes of the soak: daemons are killed and come back, nothing is lost, nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.anvil import require_anvil
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.timeout(420)
+async def test_two_minutes_of_kills(tmp_path: Path):
+    require_anvil()
+    run = await asyncio.create_subprocess_exec(
+        *(sys.executable, "scripts/soak.py", "--minutes", "2", "--kill-every", "20"),
+        cwd=PROJECT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, words = await run.communicate()
+    assert run.returncode is not None
+    assert out, words.decode(errors="replace")[-2_000:]
+    found = json.loads(out)
+    assert found["findings"] == []
+    assert run.returncode == 0
+    assert sum(found["kills"].values()) >= 3
+    assert found["jobs"] >= 20
+    assert "growth_percent" in found["watched"], "long enough to see it grow"
