@@ -1,0 +1,52 @@
+"""The program itself with bent files: an exit code from the list, plain words, no traceback."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from eth_account import Account
+
+from deepsquare_chain import errors
+from tests.support.cli import run
+from tests.support.mutate import bent_bytes
+from tests.unit.test_bad_input import CONFIG, RECORD
+from tests.unit.test_workflow_hostile import VALID
+
+CODES = {0} | {
+    kind.exit_code
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.GridError)
+}
+KEYSTORE = json.dumps(Account.encrypt("0x" + "11" * 32, "secret", kdf="scrypt", iterations=2))
+NOWHERE = ["--endpoint", "http://127.0.0.1:9"]
+#: The file, what it holds when it is right, and the command that reads it.
+SAMPLES: dict[str, tuple[bytes, list[str]]] = {
+    "job.yaml": (VALID, ["validate", "job.yaml"]),
+    ".deepsquare.toml": (CONFIG, ["config", "show"]),
+    "deployment.json": (
+        json.dumps(RECORD).encode(),
+        ["job", "list", "--deployment", "deployment.json", *NOWHERE],
+    ),
+    "wallet.json": (
+        KEYSTORE.encode(),
+        ["credit", "balance", "--keystore", "wallet.json", *NOWHERE],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_bent_files(tmp_path: Path, name: str) -> None:
+    whole, command = SAMPLES[name]
+    dice = random.Random(name)
+    for _ in range(5):
+        (tmp_path / name).write_bytes(bent_bytes(whole, dice))
+        found = run(command, tmp_path, timeout=120)
+        assert found.code in CODES, found
+        assert "Traceback" not in found.err + found.out, found
+        assert "\x1b[31m" not in found.err, "a file can't paint the terminal"
+        if found.code:
+            assert "Error: " in found.err, found
+            assert found.out == "", found
