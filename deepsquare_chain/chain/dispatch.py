@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from eth_account.signers.local import LocalAccount
@@ -23,6 +23,8 @@ from deepsquare_chain.chain.receipts import hash_of
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.faults import crash_point
 
+#: Looks for an own receipt before a nonce counts as used by somebody else.
+_OWN_LOOKS: Final = 5
 _log = structlog.get_logger(__name__)
 
 
@@ -74,6 +76,8 @@ class Dispatcher:
                     outcome, error = await self._replace(entry)
                 if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
                     return entry
+                if outcome is Outcome.NONCE_USED and await self._is_mined(entry.id):
+                    return self._outbox.entry(entry.id)
                 self._give_up(entry, outcome, error, deadline)
                 await asyncio.sleep(self._poll)
 
@@ -87,6 +91,17 @@ class Dispatcher:
             raise self._preflight.no_money(f"for {entry.call.label!r}: {words}")
         if outcome is Outcome.REFUSED or time.monotonic() > deadline:
             raise EndpointError(f"The node turned down {entry.call.label!r}: {words}")
+
+    async def _is_mined(self, entry_id: int) -> bool:
+        """Whether the nonce was used by these very bytes: who waits for others resends them too.
+
+        Asked a few times, for a node may tell of a transaction later than of its nonce.
+        """
+        for _ in range(_OWN_LOOKS):
+            if await self.receipt(self._outbox.entry(entry_id).attempts) is not None:
+                return True
+            await asyncio.sleep(self._poll)
+        return False
 
     async def replace(self, entry: Entry) -> None:
         """Raise the fees of a transaction, unless somebody did so meanwhile."""

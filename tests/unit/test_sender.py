@@ -467,3 +467,23 @@ def test_two_processes_share_one_outbox(chain: FakeChain, tmp_path: Any) -> None
     assert sorted(tx.nonce for tx in chain.mined()) == list(range(10))
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
+async def test_own_transaction_behind_a_used_nonce_is_not_sent_again(
+    chain: FakeChain, sender: Sender, monkeypatch: pytest.MonkeyPatch, hidden: int
+) -> None:
+    """Whoever waits for an earlier one may have resent these bytes, and they are mined already."""
+    send, told = chain.eth.send_raw_transaction, []
+
+    async def late(raw: bytes) -> Any:
+        await send(raw)
+        if not told:
+            told.append(raw)
+            raise refusal("nonce too low")
+
+    monkeypatch.setattr(chain.eth, "send_raw_transaction", late)
+    chain.hidden_receipts = hidden
+    await sender.send(call(7), key="once")
+    assert len(chain.mined(call(7).data)) == 1
+    assert sender.pending() == []
