@@ -45,15 +45,15 @@ async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3
     except Web3RPCError as error:
         outcome = _OUTCOMES.get(classify(error))
         if outcome is None:
-            outcome = await _look(w3, attempt)
+            outcome = await look(w3, attempt)
         return outcome, error
     except EndpointError:
         return Outcome.UNCLEAR, None
     return Outcome.TAKEN, None
 
 
-async def _look(w3: AsyncWeb3[Any], attempt: Attempt) -> Outcome:
-    """After an error without a known meaning: ask whether the node has it all the same."""
+async def look(w3: AsyncWeb3[Any], attempt: Attempt) -> Outcome:
+    """Ask whether the node has it, whatever it said to the bytes."""
     try:
         await w3.eth.get_transaction(HexBytes(attempt.tx_hash))
     except TransactionNotFound:

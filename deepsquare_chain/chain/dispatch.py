@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from eth_account.signers.local import LocalAccount
@@ -14,17 +15,24 @@ from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import TransactionNotFound, Web3RPCError
 
-from deepsquare_chain.chain.broadcast import Outcome, broadcast, refusal
+from deepsquare_chain.chain.broadcast import Outcome, broadcast, look, refusal
 from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.fees import Fees, market
+from deepsquare_chain.chain.fees import GWEI, Fees, market
+from deepsquare_chain.chain.foreign import who_used
 from deepsquare_chain.chain.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.preflight import Preflight
-from deepsquare_chain.chain.receipts import hash_of
-from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.receipts import fee_of, hash_of
+from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.faults import crash_point
+
+if TYPE_CHECKING:
+    from deepsquare_chain.observe.metrics import Metrics
 
 #: Looks for an own receipt before a nonce counts as used by somebody else.
 _OWN_LOOKS: Final = 5
+#: Seconds for which an older head means a node that is behind, and no shorter chain.
+_LAG_SECONDS: Final = 30.0
 _log = structlog.get_logger(__name__)
 
 
@@ -41,6 +49,7 @@ class Dispatcher:
         chain_id: int,
         ceiling: int,
         poll: float,
+        metrics: Metrics | None = None,
     ) -> None:
         self._w3 = w3
         self._account = account
@@ -50,6 +59,13 @@ class Dispatcher:
         self._ceiling = ceiling
         self._poll = poll
         self._lock = asyncio.Lock()
+        self._floor = 0  # least nonce of the next transaction, after one that was taken
+        self._count: int | None = None  # the account's nonce on the chain when it was seen last
+        self._head = (-1, 0.0)  # highest head that was seen, and when
+        self._metrics = metrics
+        if metrics is not None:
+            words = "Nonces of the wallet that somebody else used."
+            self._foreign = metrics.counter("foreign_nonces", words)
 
     async def submit(self, call: Call, gas: int, key: str | None, deadline: float) -> Entry:
         """Record and broadcast; what is returned the node has, or may have.
@@ -68,18 +84,41 @@ class Dispatcher:
                 def sign(nonce: int, fees: Fees = fees, head: int = head) -> Attempt:
                     return self._sign(call, nonce, gas, fees, head)
 
+                floor, self._floor = max(floor, self._floor), 0
                 entry = self._outbox.append(call, gas, floor, sign, key)
                 crash_point("sender.recorded")
                 outcome, error = await broadcast(self._w3, entry.latest)
                 crash_point("sender.broadcast")
                 if outcome is Outcome.UNDERPRICED:
                     outcome, error = await self._replace(entry)
+                if outcome is Outcome.NONCE_USED:
+                    outcome = await self._whose(entry)
                 if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
                     return entry
                 if outcome is Outcome.NONCE_USED and await self._is_mined(entry.id):
                     return self._outbox.entry(entry.id)
                 self._give_up(entry, outcome, error, deadline)
+                if outcome is Outcome.NONCE_USED:
+                    self._floor = await self._next_nonce()
                 await asyncio.sleep(self._poll)
+
+    async def _whose(self, entry: Entry) -> Outcome:
+        """Whose transaction has the nonce: ours, where another of its keepers sent it first."""
+        try:
+            for attempt in entry.attempts:
+                if await look(self._w3, attempt) is Outcome.TAKEN:
+                    return Outcome.TAKEN
+        except EndpointError:
+            return Outcome.UNCLEAR
+        return Outcome.NONCE_USED
+
+    async def _next_nonce(self) -> int:
+        """The nonce after those that wait at the node, where somebody else's are among them.
+
+        Their owner may send without a pause: one that waits for its turn never gets it.
+        """
+        address = to_checksum_address(self._account.address)
+        return int(await self._w3.eth.get_transaction_count(address, "pending"))
 
     def _give_up(
         self, entry: Entry, outcome: Outcome, error: Web3RPCError | None, deadline: float
@@ -109,6 +148,36 @@ class Dispatcher:
             now = self._outbox.entry(entry.id)
             if now.state is TxState.OPEN and now.latest == entry.latest:
                 await self._replace(now)
+
+    async def outbid(self, entry: Entry, *, cancel: bool) -> None:
+        """Replace a transaction by order of a person: the same for more, or one without effect.
+
+        Raises:
+            UsageError: It is not pending, or the replacement would pay more than the ceiling.
+            EndpointError: The node turned the replacement down.
+            InsufficientFundsError: The account can't pay it.
+        """
+        async with self._lock:
+            await self._tend()
+            now = self._outbox.entry(entry.id)
+            if now.state is not TxState.OPEN or await self.receipt(now.attempts) is not None:
+                raise UsageError(
+                    f"{now.call.label!r} (nonce {now.nonce}) is not pending: there is nothing to "
+                    "replace",
+                    hint=f"See `deepsquare tx show {now.id}`.",
+                )
+            needed = await self._raised(now)
+            if needed.max_fee > self._ceiling:
+                raise UsageError(
+                    f"A replacement of {now.call.label!r} must offer {needed.max_fee / GWEI:.3f} "
+                    f"gwei, the ceiling is {self._ceiling / GWEI:.3f} gwei",
+                    hint="Raise the ceiling with --max-fee-gwei, or wait until it is mined.",
+                )
+            outcome, error = await self._replace(now, cancel=cancel or now.latest.cancels)
+            if outcome is Outcome.NO_MONEY:
+                raise self._preflight.no_money(f"for a replacement: {refusal(error)}")
+            if outcome not in {Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP}:
+                raise EndpointError(f"The node turned the replacement down: {refusal(error)}")
 
     async def fill(self, nonce: int) -> None:
         """Use up a nonce that nobody has and later transactions wait for: pay oneself nothing."""
@@ -147,17 +216,24 @@ class Dispatcher:
 
     def settle(self, entry: Entry, receipt: Any) -> None:
         """Record what became of a mined transaction."""
+        tx_hash = hash_of(receipt)
         state = TxState.MINED if receipt["status"] == 1 else TxState.FAILED
-        self._outbox.set_state(entry.id, state, mined_hash=hash_of(receipt))
+        if any(each.cancels for each in entry.attempts if each.tx_hash == tx_hash):
+            state = TxState.CANCELLED
+        self._outbox.set_state(entry.id, state, mined_hash=tx_hash, fee=fee_of(receipt))
 
     # -- with the lock held
 
     async def _tend(self) -> int:
         """As `tend`; the account's next nonce on the chain."""
-        address = to_checksum_address(self._account.address)
-        count = int(await self._w3.eth.get_transaction_count(address, "latest"))
+        head, count = await self._stand()
+        lags = self._lags(head)
+        if not lags:
+            await self._notice_foreign(count)
         for entry in self._outbox.entries_from(count):
             if entry.state is not TxState.OPEN:
+                if lags:
+                    continue  # a node that has not seen its block yet
                 # A reorganisation took it back, and with it the nonce.
                 _log.warning("transaction_taken_back", label=entry.call.label, nonce=entry.nonce)
                 self._outbox.set_state(entry.id, TxState.OPEN, note="taken back by the chain")
@@ -167,17 +243,67 @@ class Dispatcher:
                 self.settle(entry, receipt)
         return count
 
-    async def _replace(self, entry: Entry) -> tuple[Outcome, Web3RPCError | None]:
-        """Broadcast the same call and nonce with both fees at least 12.5 % higher."""
-        last = entry.latest
+    async def _stand(self) -> tuple[int, int]:
+        """Head and the account's next nonce on the chain, as one node sees them."""
+        address = to_checksum_address(self._account.address)
+        asked: list[tuple[str, list[Any]]] = [
+            ("eth_blockNumber", []),
+            ("eth_getTransactionCount", [address, "latest"]),
+        ]
+        try:
+            head, count = (int(each, 16) for each in await ask_all(self._w3, asked))
+        except (TypeError, ValueError, Web3RPCError) as error:
+            raise EndpointError(f"The node gave no proper nonce: {str(error)[:200]}") from None
+        return head, count
+
+    def _lags(self, head: int) -> bool:
+        """Whether this node has not seen what another has; for a while only, for chains shrink."""
+        seen, at = self._head
+        now = time.monotonic()
+        if head < seen and now - at < _LAG_SECONDS:
+            return True
+        self._head = (head, now)
+        return False
+
+    async def _notice_foreign(self, count: int) -> None:
+        """Name the nonces that were used since the last look, and not by us."""
+        before, self._count = self._count, count
+        if before is None or before >= count:
+            return
+        ours = {entry.nonce for entry in self._outbox.entries_from(before)}
+        foreign = [nonce for nonce in range(before, count) if nonce not in ours]
+        if foreign:
+            _log.warning(
+                "foreign_nonce",
+                account=self._account.address,
+                nonces=foreign[:10],
+                used=await who_used(self._w3, self._account.address, foreign[0]),
+                hint="Another program uses this wallet: give each its own, or one --state-dir.",
+            )
+            if self._metrics is not None:
+                self._metrics.add(self._foreign, amount=len(foreign))
+
+    async def _raised(self, entry: Entry) -> Fees:
+        """Fees of the next attempt: both at least 12.5 % higher."""
         now = await market(self._w3)
-        fees = Fees(last.max_fee, last.priority_fee).bumped(now.fees)
+        return Fees(entry.latest.max_fee, entry.latest.priority_fee).bumped(now.fees)
+
+    async def _replace(
+        self, entry: Entry, *, cancel: bool = False
+    ) -> tuple[Outcome, Web3RPCError | None]:
+        """Broadcast the same nonce with higher fees: the same call, or once cancelled, nothing."""
+        last = entry.latest
+        fees = await self._raised(entry)
         if fees.max_fee > self._ceiling:
             # A smaller step is refused by every pool: hold until the chain is cheaper.
             _log.warning("fee_ceiling_reached", label=entry.call.label, max_fee=last.max_fee)
             return Outcome.UNCLEAR, None
         head = await self._w3.eth.block_number
-        attempt = self._sign(entry.call, entry.nonce, entry.gas, fees, head)
+        cancel = cancel or last.cancels
+        own = Call(to=self._account.address, data=b"", label=f"cancel {entry.call.label}")
+        call = own if cancel else entry.call
+        signed = self._sign(call, entry.nonce, entry.gas, fees, head)
+        attempt = dataclasses.replace(signed, cancels=cancel)
         self._outbox.add_attempt(entry.id, attempt)
         crash_point("sender.replaced")
         _log.info("fee_raised", label=entry.call.label, nonce=entry.nonce, max_fee=fees.max_fee)

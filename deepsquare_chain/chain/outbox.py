@@ -18,6 +18,7 @@ class TxState(StrEnum):
 
     OPEN = "open"  # signed and recorded; maybe broadcast, maybe mined
     MINED = "mined"  # in a block, with its effect
+    CANCELLED = "cancelled"  # its nonce is used by a transaction that does nothing, as was wanted
     FAILED = "failed"  # in a block, refused by the contract: its nonce is used, without effect
     ABANDONED = (
         "abandoned"  # refused by the node or overtaken: its nonce is free or used by another
@@ -26,18 +27,26 @@ class TxState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One signed form of a transaction; later ones pay higher fees (wei per gas)."""
+    """One signed form of a transaction; later ones pay higher fees (wei per gas).
+
+    One that `cancels` pays the account itself nothing, to use up the nonce.
+    """
 
     tx_hash: str
     raw: bytes
     max_fee: int
     priority_fee: int
     sent_block: int
+    cancels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One transaction, whichever of its attempts is mined; `key` is the caller's own name."""
+    """One transaction, whichever of its attempts is mined; `key` is the caller's own name.
+
+    `created` is this machine's clock in seconds (0 where it is not known), `fee` wei that were
+    paid once it was mined.
+    """
 
     id: int
     nonce: int
@@ -48,6 +57,8 @@ class Entry:
     mined_hash: str = ""
     note: str = ""
     key: str | None = None
+    created: int = 0
+    fee: int | None = None
 
     @property
     def latest(self) -> Attempt:
@@ -67,9 +78,18 @@ class Outbox(Protocol):
         """Record a replacement before it is broadcast."""
 
     def set_state(
-        self, entry_id: int, state: TxState, *, mined_hash: str = "", note: str = ""
+        self,
+        entry_id: int,
+        state: TxState,
+        *,
+        mined_hash: str = "",
+        note: str = "",
+        fee: int | None = None,
     ) -> None:
         """Record how it stands."""
+
+    def spent(self) -> Sequence[tuple[int, int]]:
+        """When each of the latest paid transactions was recorded (seconds), and its fee (wei)."""
 
     def entry(self, entry_id: int) -> Entry:
         """One entry as it stands now."""

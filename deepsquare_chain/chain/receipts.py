@@ -35,13 +35,12 @@ class OutOfGasError(RevertedError):
 
 def read_receipt(entry: Entry, receipt: Any) -> TxReceipt:
     """A node's receipt in our words."""
-    price = int(receipt.get("effectiveGasPrice") or 0)
     return TxReceipt(
         hash=hash_of(receipt),
         block_number=int(receipt["blockNumber"]),
-        block_hash="0x" + bytes(receipt["blockHash"]).hex(),
+        block_hash=to_hex(receipt["blockHash"]),
         gas_used=int(receipt["gasUsed"]),
-        fee_wei=int(receipt["gasUsed"]) * price + _rollup_fee(receipt),
+        fee_wei=fee_of(receipt),
         events=tuple(decode_logs(receipt["logs"])),
         label=entry.call.label,
         contract=str(receipt.get("contractAddress") or ""),
@@ -50,7 +49,18 @@ def read_receipt(entry: Entry, receipt: Any) -> TxReceipt:
 
 def hash_of(receipt: Any) -> str:
     """The transaction's hash as text."""
-    return "0x" + bytes(receipt["transactionHash"]).hex()
+    return to_hex(receipt["transactionHash"])
+
+
+def to_hex(value: Any) -> str:
+    """Bytes as text, with 0x."""
+    return "0x" + bytes(value).hex()
+
+
+def fee_of(receipt: Any) -> int:
+    """What a mined transaction cost, in wei of the chain's own coin."""
+    price = int(receipt.get("effectiveGasPrice") or 0)
+    return int(receipt["gasUsed"]) * price + _rollup_fee(receipt)
 
 
 def _rollup_fee(receipt: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from eth_account.signers.local import LocalAccount
@@ -19,13 +19,27 @@ from web3 import AsyncWeb3
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.dispatch import Dispatcher
 from deepsquare_chain.chain.fees import GWEI
+from deepsquare_chain.chain.foreign import who_used
 from deepsquare_chain.chain.outbox import Entry, Outbox, TxState
 from deepsquare_chain.chain.preflight import Preflight
-from deepsquare_chain.chain.receipts import OutOfGasError, TxReceipt, read_receipt, why_failed
+from deepsquare_chain.chain.receipts import (
+    OutOfGasError,
+    TxReceipt,
+    hash_of,
+    read_receipt,
+    why_failed,
+)
+from deepsquare_chain.chain.runway import Purse
 from deepsquare_chain.errors import EndpointError, GridError, WaitTimeoutError
 from deepsquare_chain.faults import crash_point
 
-__all__ = ["NonceTakenError", "OutOfGasError", "Sender", "TxReceipt"]
+__all__ = [
+    "NonceTakenError",
+    "OutOfGasError",
+    "Sender",
+    "TransactionCancelledError",
+    "TxReceipt",
+]
 
 #: Looks at a used nonce without a receipt of ours before somebody else is said to have used it,
 #: and seconds after which this is said on a chain that stands still.
@@ -33,11 +47,18 @@ _MISSES: Final = 6
 _MISSED_SECONDS: Final = 30.0
 #: Looks at an unchanged head after which everything is looked at again.
 _IDLE_LOOKS: Final = 8
+if TYPE_CHECKING:
+    from deepsquare_chain.observe.metrics import Metrics
+
 _log = structlog.get_logger(__name__)
 
 
 class NonceTakenError(GridError):
     """Another program used this wallet's nonce; the call had no effect."""
+
+
+class TransactionCancelledError(GridError):
+    """Somebody cancelled the transaction; the call had no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +93,7 @@ class Sender:
         poll_interval: Seconds between two looks for a receipt.
         stuck_blocks: Blocks after which fees are raised.
         confirmations: Blocks on top of a receipt's before it is believed.
+        metrics: Where the figures of the wallet's gas and nonces go.
     """
 
     def __init__(
@@ -85,6 +107,7 @@ class Sender:
         poll_interval: float = 0.25,
         stuck_blocks: int = 4,
         confirmations: int = 0,
+        metrics: Metrics | None = None,
     ) -> None:
         self.w3 = w3
         self.account = account
@@ -104,7 +127,9 @@ class Sender:
             chain_id=chain_id,
             ceiling=max_fee_per_gas,
             poll=poll_interval,
+            metrics=metrics,
         )
+        self._purse = Purse(w3, self.address, outbox, metrics)
         self._pulse: _Pulse | None = None
         self._pulse_lock = asyncio.Lock()
 
@@ -132,6 +157,7 @@ class Sender:
             EndpointError: The node is down before anything was sent, or turned it down.
             WaitTimeoutError: Not mined in time; `pending()` still holds it.
             NonceTakenError: Another program used the nonce.
+            TransactionCancelledError: A person cancelled it.
         """
         deadline = time.monotonic() + timeout
         entry = self._outbox.by_key(key) if key is not None else None
@@ -167,8 +193,28 @@ class Sender:
         return list(self._outbox.open_entries())
 
     async def speed_up(self, entry: Entry) -> None:
-        """Raise the fees of a pending transaction now."""
-        await self._dispatcher.replace(entry)
+        """Raise both fees of a pending transaction by at least 12.5 %, now.
+
+        Raises:
+            UsageError: It is not pending, or the ceiling forbids it.
+            EndpointError: The node is down, or turned it down.
+            InsufficientFundsError: The account can't pay it.
+        """
+        await self._dispatcher.outbid(entry, cancel=False)
+
+    async def cancel(self, entry: Entry) -> None:
+        """Offer a transfer of nothing to oneself in its place; the first to be mined wins.
+
+        Errors as `speed_up`.
+        """
+        await self._dispatcher.outbid(entry, cancel=True)
+
+    async def wait(self, entry: Entry, *, timeout: float = 120.0) -> TxReceipt:
+        """Wait until a recorded transaction is mined, resent and outbid as need be.
+
+        Errors as `send`.
+        """
+        return await self._confirm(entry, time.monotonic() + timeout)
 
     async def tend(self) -> None:
         """Look after what is recorded: resend what the chain lost, settle what it mined.
@@ -176,6 +222,7 @@ class Sender:
         Cheap when there is nothing to do; services call it each cycle.
         """
         await self._dispatcher.tend()
+        await self._purse.look()
 
     async def recover(self, *, timeout: float = 60.0) -> list[TxReceipt]:
         """Finish what an earlier process began; before anything else is sent.
@@ -218,6 +265,11 @@ class Sender:
         crash_point("sender.receipt")
         self._dispatcher.settle(entry, receipt)
         crash_point("sender.settled")
+        if self._outbox.entry(entry.id).state is TxState.CANCELLED:
+            raise TransactionCancelledError(
+                f"{entry.call.label!r} was cancelled: nothing of it was carried out "
+                f"({hash_of(receipt)} took its nonce {entry.nonce})"
+            )
         if receipt["status"] != 1:
             raise await why_failed(self.w3, self.address, entry, receipt)
         return read_receipt(entry, receipt)
@@ -234,12 +286,12 @@ class Sender:
             deep = pulse.head >= receipt["blockNumber"] + self._confirmations
             return receipt if deep or not self._confirmations else None
         if pulse.count > entry.nonce:
-            self._missed(entry, watch, pulse)
+            await self._missed(entry, watch, pulse)
         elif moved:
             await self._nudge(entry, watch, pulse)
         return None
 
-    def _missed(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
+    async def _missed(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
         """The nonce is used, and not by us: believed only after a while, for nodes may lag."""
         if watch.misses == 0:
             watch.missed_at = (pulse.head, pulse.at)
@@ -247,11 +299,13 @@ class Sender:
         head, at = watch.missed_at
         late = pulse.head - head >= self._stuck_blocks or pulse.at - at >= _MISSED_SECONDS
         if watch.misses >= _MISSES and late:
-            self._outbox.set_state(entry.id, TxState.ABANDONED, note="nonce used by another")
+            used = await who_used(self.w3, self.address, entry.nonce)
+            note = f"nonce used by another, {used}"
+            self._outbox.set_state(entry.id, TxState.ABANDONED, note=note)
             raise NonceTakenError(
                 f"{entry.call.label!r} was not carried out: another program used nonce "
-                f"{entry.nonce} of {self.address}",
-                hint="Let only one program use a wallet, then try again.",
+                f"{entry.nonce} of {self.address}, {used}",
+                hint="Let only one program (or one --state-dir) use a wallet, then try again.",
             )
 
     async def _nudge(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:

@@ -14,6 +14,7 @@ from deepsquare_chain.client.network import own_address
 from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.store.wallets import FOLDER
 
 _GWEI: Final = 10**9
 
@@ -46,6 +47,10 @@ def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
         "poll_interval": settings.poll_interval,
         "send_timeout": settings.timeout,
         "max_fee_per_gas": int(settings.max_fee_gwei * _GWEI),
+        "max_lag_blocks": settings.max_lag_blocks,
+        "websocket": settings.websocket,
+        # Commands of the same wallet take their nonces from there too.
+        "wallets_dir": settings.state_dir / FOLDER,
         "health_port": settings.health_port,
     }
 

@@ -18,7 +18,7 @@ from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _GWEI: Final = 10**9
 #: A person waits: an endpoint that is down is told after seconds, not minutes.
@@ -65,6 +65,7 @@ async def open_grid(settings: Settings) -> AsyncIterator[Contracts]:
         chain_id=deployment.chain_id,
         contracts=deployment.addresses,
         attempts=_ATTEMPTS,
+        max_lag_blocks=settings.max_lag_blocks,
     ) as w3:
         yield Contracts(w3, deployment)
 
@@ -85,15 +86,8 @@ async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
     async with open_grid(settings) as contracts:
         account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
         deployment = contracts.deployment
-        genesis = await contracts.w3.eth.get_block(0)
-        path = settings.state_dir / "wallets" / f"{deployment.chain_id}-{account.address}.db"
-        with Store.open(
-            path,
-            chain_id=deployment.chain_id,
-            contract=deployment.scheduler,
-            account=account.address,
-            genesis=bytes(genesis["hash"]).hex(),
-        ) as store:
+        folder = settings.state_dir / FOLDER
+        with await open_wallet_store(contracts.w3, deployment, account.address, folder) as store:
             sender = Sender(
                 contracts.w3,
                 account,

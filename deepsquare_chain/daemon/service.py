@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,17 +12,22 @@ from typing import Final
 from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.fees import GWEI
 from deepsquare_chain.chain.follower import ReorgTooDeepError
+from deepsquare_chain.chain.heads import HeadWatch
+from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
+from deepsquare_chain.chain.rpc import WrongEndpointError, connected
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.daemon.loop import Daemon
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.wallets import open_wallet_store
 
 #: Errors that no later cycle can mend.
-FATAL: Final = (ReorgTooDeepError, UsageError)
+FATAL: Final = (ReorgTooDeepError, UsageError, WrongEndpointError)
 _NOBODY: Final = "0x" + "00" * 20
 #: Seconds; people wait for the first receipt of a service that looks rarely.
 _RECEIPT_INTERVAL: Final = 0.25
@@ -40,6 +46,10 @@ class ServiceSettings:
         batch_size: Most jobs in one transaction.
         send_timeout: Seconds to wait for a transaction; afterwards the outbox looks after it.
         max_fee_per_gas: Ceiling in wei; above it transactions wait.
+        max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
+        websocket: ws:// address of a node whose new blocks wake the service; None for none.
+        wallets_dir: Folder of what wallets sent, which a service and commands of the same wallet
+            share; None keeps it in the service's own database.
         health_port: Port on 127.0.0.1 of health and figures, 0 for a free one, None for none.
     """
 
@@ -49,7 +59,30 @@ class ServiceSettings:
     batch_size: int = 50
     send_timeout: float = 60.0
     max_fee_per_gas: int = 500 * GWEI
+    max_lag_blocks: int = MAX_LAG_BLOCKS
+    websocket: str | None = None
+    wallets_dir: Path | None = None
     health_port: int | None = None
+
+
+async def open_contracts(
+    parts: AsyncExitStack,
+    url: str,
+    deployment: Deployment,
+    settings: ServiceSettings,
+    metrics: Metrics,
+) -> Contracts:
+    """The grid's contracts through whichever of the endpoints is good; errors as `connect`."""
+    w3 = await parts.enter_async_context(
+        connected(
+            url,
+            chain_id=deployment.chain_id,
+            contracts=[deployment.registry, deployment.scheduler],
+            max_lag_blocks=settings.max_lag_blocks,
+            metrics=metrics,
+        )
+    )
+    return Contracts(w3, deployment)
 
 
 async def open_store(
@@ -73,17 +106,37 @@ async def open_store(
     )
 
 
-def open_sender(
-    contracts: Contracts, account: LocalAccount, store: Store, settings: ServiceSettings
+async def open_sender(
+    parts: AsyncExitStack,
+    contracts: Contracts,
+    account: LocalAccount,
+    *,
+    store: Store,
+    settings: ServiceSettings,
+    metrics: Metrics,
 ) -> Sender:
-    """The one sender of the service's account."""
+    """The sender of the service's account, whose nonces commands of that wallet take from too.
+
+    Raises:
+        UsageError: The wallet's database belongs to another chain.
+        StoreError: The disk is full or the folder not writable.
+        EndpointError: The chain does not answer.
+    """
+    outbox = store
+    if settings.wallets_dir is not None:
+        outbox = parts.enter_context(
+            await open_wallet_store(
+                contracts.w3, contracts.deployment, account.address, settings.wallets_dir
+            )
+        )
     return Sender(
         contracts.w3,
         account,
-        store,
+        outbox,
         chain_id=contracts.deployment.chain_id,
         max_fee_per_gas=settings.max_fee_per_gas,
         poll_interval=min(settings.poll_interval, _RECEIPT_INTERVAL),
+        metrics=metrics,
     )
 
 
@@ -92,6 +145,7 @@ async def open_daemon(
     cycle: Callable[[], Awaitable[bool]],
     settings: ServiceSettings,
     *,
+    chain_id: int,
     metrics: Metrics,
     stop: asyncio.Event | None = None,
 ) -> Daemon:
@@ -101,6 +155,7 @@ async def open_daemon(
         name: Of the service.
         cycle: One look at the world; True when something moved, so that the next should follow.
         settings: How it runs.
+        chain_id: Chain of the grid, which a websocket must serve.
         metrics: The service's figures, served beside its health.
         stop: Ends it when set.
 
@@ -117,6 +172,16 @@ async def open_daemon(
         status_file=settings.state_dir / f"{name}.json",
         metrics=metrics,
     )
+    if settings.websocket is not None:
+        listens = metrics.gauge("websocket_up", "Whether new blocks wake the service.")
+        watch = HeadWatch(
+            settings.websocket,
+            daemon.wake,
+            chain_id=chain_id,
+            told=listens.set,
+        )
+        watch.start()
+        daemon.on_close("websocket", watch.stop)
     if settings.health_port is not None:
         # A web server is not small: only who asks for it pays.
         from deepsquare_chain.observe.health import HealthServer, health_app  # noqa: PLC0415

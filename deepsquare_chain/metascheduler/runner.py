@@ -10,8 +10,9 @@ from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Contracts
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.daemon.service import open_daemon, open_sender, open_store
+from deepsquare_chain.daemon import Daemon
+from deepsquare_chain.daemon.opening import open_patiently
+from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
 from deepsquare_chain.errors import NotAuthorisedError
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.observe import get_logger
@@ -32,7 +33,7 @@ async def run_scheduler(
     """Run a meta-scheduler until SIGINT, SIGTERM or `stop`.
 
     Args:
-        url: JSON-RPC endpoint.
+        url: JSON-RPC endpoint, or several, parted by commas.
         deployment: The grid.
         account: Holder of METASCHEDULER_ROLE; None for a dry run, which says what it would do.
         settings: How it runs.
@@ -41,25 +42,35 @@ async def run_scheduler(
     Raises:
         NotAuthorisedError: The account may not assign jobs.
         UsageError: The database belongs to somebody else, or is in use.
-        EndpointError: The endpoint is down, or serves another chain.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
+            down is waited for.
         ReorgTooDeepError: The chain replaced what was believed long ago.
     """
-    async with AsyncExitStack() as stack:
-        w3 = await stack.enter_async_context(
-            connected(
-                url,
-                chain_id=deployment.chain_id,
-                contracts=[deployment.registry, deployment.scheduler],
-            )
-        )
-        contracts = Contracts(w3, deployment)
-        await _check_role(contracts, account)
-        store = stack.enter_context(await open_store(NAME, contracts, account, settings))
-        sender = open_sender(contracts, account, store, settings) if account is not None else None
+
+    async def open_once(parts: AsyncExitStack) -> Daemon:
         metrics = Metrics(NAME)
+        contracts = await open_contracts(parts, url, deployment, settings, metrics)
+        await _check_role(contracts, account)
+        store = parts.enter_context(await open_store(NAME, contracts, account, settings))
+        sender = None
+        if account is not None:
+            sender = await open_sender(
+                parts, contracts, account, store=store, settings=settings, metrics=metrics
+            )
         service = SchedulerService(contracts, sender, store, settings=settings, metrics=metrics)
-        daemon = await open_daemon(NAME, service.cycle, settings, metrics=metrics, stop=stop)
-        await daemon.run()
+        return await open_daemon(
+            NAME,
+            service.cycle,
+            settings,
+            chain_id=deployment.chain_id,
+            metrics=metrics,
+            stop=stop,
+        )
+
+    async with AsyncExitStack() as stack:
+        daemon = await open_patiently(NAME, open_once, stack, stop)
+        if daemon is not None:
+            await daemon.run()
 
 
 async def _check_role(contracts: Contracts, account: LocalAccount | None) -> None:

@@ -9,10 +9,10 @@ from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.daemon.service import open_daemon, open_sender, open_store
+from deepsquare_chain.daemon import Daemon
+from deepsquare_chain.daemon.opening import open_patiently
+from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
 from deepsquare_chain.executors.base import Executor
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Offer
@@ -36,7 +36,7 @@ async def run_provider(
     """Run a provider until SIGINT, SIGTERM or `stop`; its runs go on without it.
 
     Args:
-        url: JSON-RPC endpoint.
+        url: JSON-RPC endpoint, or several, parted by commas.
         deployment: The grid.
         account: Registered provider, who signs.
         definitions: Where definitions stand.
@@ -47,29 +47,26 @@ async def run_provider(
     Raises:
         NotFoundError: The account is not registered as a provider.
         UsageError: The database belongs to somebody else, or is in use.
-        EndpointError: The endpoint is down, or serves another chain.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
+            down is waited for.
         ReorgTooDeepError: The chain replaced what was believed long ago.
     """
-    async with AsyncExitStack() as stack:
-        w3 = await stack.enter_async_context(
-            connected(
-                url,
-                chain_id=deployment.chain_id,
-                contracts=[deployment.registry, deployment.scheduler],
-            )
-        )
-        contracts = Contracts(w3, deployment)
+
+    async def open_once(parts: AsyncExitStack) -> Daemon:
+        metrics = Metrics(NAME)
+        contracts = await open_contracts(parts, url, deployment, settings, metrics)
         standing = await look_up(contracts, account.address)
-        store = stack.enter_context(await open_store(NAME, contracts, account, settings))
+        store = parts.enter_context(await open_store(NAME, contracts, account, settings))
         local = LocalExecutor(
             settings.state_dir,
             settings.capacity or standing.hardware,
             min_free=settings.min_free,
         )
-        metrics = Metrics(NAME)
         service = ProviderService(
             contracts,
-            open_sender(contracts, account, store, settings),
+            await open_sender(
+                parts, contracts, account, store=store, settings=settings, metrics=metrics
+            ),
             store,
             executor=executor or local,
             definitions=definitions,
@@ -78,8 +75,19 @@ async def run_provider(
             metrics=metrics,
             on_hardware=None if settings.capacity else _follow_hardware(local),
         )
-        daemon = await open_daemon(NAME, service.cycle, settings, metrics=metrics, stop=stop)
-        await daemon.run()
+        return await open_daemon(
+            NAME,
+            service.cycle,
+            settings,
+            chain_id=deployment.chain_id,
+            metrics=metrics,
+            stop=stop,
+        )
+
+    async with AsyncExitStack() as stack:
+        daemon = await open_patiently(NAME, open_once, stack, stop)
+        if daemon is not None:
+            await daemon.run()
 
 
 def _follow_hardware(executor: LocalExecutor) -> Callable[[Offer], None]:

@@ -17,13 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, inspect, select
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.store.base import Database, StoreError
 from deepsquare_chain.store.cursors import CursorTables
 from deepsquare_chain.store.outbox import OutboxTables
-from deepsquare_chain.store.schema import Amount, identity, metadata
+from deepsquare_chain.store.schema import GROWN, Amount, identity, metadata
 
 __all__ = ["Amount", "Database", "Store", "StoreError", "metadata"]
 
@@ -73,6 +73,7 @@ class Store(OutboxTables, CursorTables):
                 store._guard = _guard(file)
             with store.begin() as connection:
                 metadata.create_all(connection)
+                _add_columns(connection)
             store._identify(
                 {
                     "schema": SCHEMA,
@@ -122,6 +123,17 @@ _NAMES: Final = {
     "account": "account",
     "genesis": "chain (same id, other first block)",
 }
+
+
+def _add_columns(connection: Connection) -> None:
+    """Give a database of an earlier version the columns that came since."""
+    for table in GROWN:
+        there = {each["name"] for each in inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                words = f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
+                connection.exec_driver_sql(words)
 
 
 def _make(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class OutboxTables(Database):
     ) -> Entry:
         """Take the lowest free nonce from `floor` on, sign, and record, all or nothing."""
         with self.begin() as connection:
-            nonce = _free_nonce(connection, floor)
+            nonce, created = _free_nonce(connection, floor), int(time.time())
             attempt = sign(nonce)
             values = {
                 "nonce": nonce,
@@ -36,11 +37,12 @@ class OutboxTables(Database):
                 "label": call.label,
                 "gas": gas,
                 "state": TxState.OPEN.value,
+                "created": created,
             }
             query = insert(outbox).values(values).returning(outbox.c.id)
             entry_id = int(connection.execute(query).scalar_one())
             _insert_attempt(connection, entry_id, 0, attempt)
-        return Entry(entry_id, nonce, call, gas, TxState.OPEN, (attempt,), key=key)
+        return Entry(entry_id, nonce, call, gas, TxState.OPEN, (attempt,), key=key, created=created)
 
     def add_attempt(self, entry_id: int, attempt: Attempt) -> None:
         """Record a replacement."""
@@ -51,7 +53,13 @@ class OutboxTables(Database):
             _insert_attempt(connection, entry_id, count, attempt)
 
     def set_state(
-        self, entry_id: int, state: TxState, *, mined_hash: str = "", note: str = ""
+        self,
+        entry_id: int,
+        state: TxState,
+        *,
+        mined_hash: str = "",
+        note: str = "",
+        fee: int | None = None,
     ) -> None:
         """Record how an entry stands; old settled ones are forgotten."""
         # The chain tells it again if it is lost.
@@ -59,9 +67,9 @@ class OutboxTables(Database):
             connection.execute(
                 update(outbox)
                 .where(outbox.c.id == entry_id)
-                .values(state=state.value, mined_hash=mined_hash, note=note[:1_000])
+                .values(state=state.value, mined_hash=mined_hash, note=note[:1_000], fee=fee)
             )
-            if state in (TxState.MINED, TxState.FAILED):
+            if state in (TxState.MINED, TxState.FAILED, TxState.CANCELLED):
                 _forget(connection, entry_id)
 
     def entry(self, entry_id: int) -> Entry:
@@ -92,6 +100,29 @@ class OutboxTables(Database):
     def recent_entries(self, limit: int = 50) -> Sequence[Entry]:
         """The latest entries of every state, newest first, for people."""
         return sorted(self._entries(limit=limit), key=lambda each: -each.id)
+
+    def by_hash(self, tx_hash: str) -> Entry:
+        """The entry that has an attempt of this hash.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        same = select(attempts.c.entry_id).where(attempts.c.tx_hash == tx_hash.lower())
+        found = self._entries(outbox.c.id.in_(same))
+        if not found:
+            raise NotFoundError(f"Transaction {tx_hash} is not in the outbox")
+        return found[-1]
+
+    def spent(self) -> Sequence[tuple[int, int]]:
+        """When each of the latest paid transactions was recorded (seconds), and its fee (wei)."""
+        query = (
+            select(outbox.c.created, outbox.c.fee)
+            .where(outbox.c.fee.is_not(None), outbox.c.created.is_not(None))
+            .order_by(outbox.c.id.desc())
+            .limit(KEPT_NONCES)
+        )
+        with self.read() as connection:
+            return [(row.created, row.fee) for row in connection.execute(query)]
 
     def _entries(self, *conditions: Any, limit: int | None = None) -> list[Entry]:
         query = select(outbox).where(*conditions).order_by(outbox.c.nonce, outbox.c.id)
@@ -126,6 +157,7 @@ def _insert_attempt(connection: Connection, entry_id: int, number: int, attempt:
             max_fee=attempt.max_fee,
             priority_fee=attempt.priority_fee,
             sent_block=attempt.sent_block,
+            cancels=attempt.cancels,
         )
     )
 
@@ -154,10 +186,19 @@ def _entry(connection: Connection, row: Row[Any]) -> Entry:
         gas=row.gas,
         state=TxState(row.state),
         attempts=tuple(
-            Attempt(each.tx_hash, each.raw, each.max_fee, each.priority_fee, each.sent_block)
+            Attempt(
+                each.tx_hash,
+                each.raw,
+                each.max_fee,
+                each.priority_fee,
+                each.sent_block,
+                bool(each.cancels),
+            )
             for each in rows
         ),
         mined_hash=row.mined_hash,
         note=row.note,
         key=row.key,
+        created=row.created or 0,
+        fee=row.fee,
     )

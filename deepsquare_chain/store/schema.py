@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Dialect,
     Index,
@@ -65,6 +66,8 @@ outbox: Final = Table(
     Column("state", String, nullable=False),
     Column("mined_hash", String, nullable=False, default=""),
     Column("note", Text, nullable=False, default=""),
+    Column("created", Integer, nullable=True),
+    Column("fee", Amount, nullable=True),
 )
 
 # An abandoned transaction gives its nonce back, a failed one the key of its effect.
@@ -85,4 +88,8 @@ attempts: Final = Table(
     Column("max_fee", Amount, nullable=False),
     Column("priority_fee", Amount, nullable=False),
     Column("sent_block", Integer, nullable=False),
+    Column("cancels", Boolean, nullable=True),
 )
+
+#: Tables that got further columns, all of which may be null, after databases of them existed.
+GROWN: Final = (outbox, attempts)

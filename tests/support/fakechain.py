@@ -99,8 +99,9 @@ class FakeChain:
     def head(self) -> int:
         return self.blocks[-1].number
 
-    def nonce(self, address: str) -> int:
-        mined = [tx.nonce for block in self.blocks for tx in block.txs if tx.sender == address]
+    def nonce(self, address: str, at: int | None = None) -> int:
+        blocks = self.blocks if at is None else self.blocks[: at + 1]
+        mined = [tx.nonce for block in blocks for tx in block.txs if tx.sender == address]
         return max(mined, default=-1) + 1
 
     def mine(self, logs: list[dict[str, Any]] | None = None) -> FakeBlock:
@@ -187,6 +188,10 @@ class FakeChain:
         return [self._answer(method, params) for method, params in batch]
 
     def _answer(self, method: str, params: list[Any]) -> dict[str, Any]:
+        if method == "eth_blockNumber":
+            return {"result": hex(self.head)}
+        if method == "eth_getTransactionCount":
+            return {"result": hex(self.nonce(params[0]))}
         if method == "eth_getBlockByNumber":
             number = int(params[0], 16)
             found = self.blocks[number] if number <= self.head else None
@@ -227,8 +232,14 @@ class _Eth:
     async def max_priority_fee(self) -> int:
         return self._up().tip
 
-    async def get_block(self, _which: Any) -> dict[str, Any]:
+    async def get_block(self, which: Any, full: bool = False) -> dict[str, Any]:
         chain = self._up()
+        if full:
+            found = [
+                {"from": tx.sender, "nonce": tx.nonce, "hash": tx.hash}
+                for tx in chain.blocks[which].txs
+            ]
+            return {"number": which, "transactions": found}
         return {
             "number": chain.head,
             "baseFeePerGas": chain.base_fee,
@@ -239,8 +250,12 @@ class _Eth:
     async def get_balance(self, _address: str, _block: Any) -> int:
         return self._up().balance
 
-    async def get_transaction_count(self, address: str, _block: Any) -> int:
-        return self._up().nonce(address)
+    async def get_transaction_count(self, address: str, block: Any) -> int:
+        chain = self._up()
+        count = chain.nonce(address, block if isinstance(block, int) else None)
+        while block == "pending" and (address, count) in chain.pool:
+            count += 1
+        return count
 
     async def call(self, _request: Any, _block: Any) -> bytes:
         if self._up().call_error is not None:

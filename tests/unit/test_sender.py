@@ -13,13 +13,20 @@ from web3.exceptions import ContractCustomError
 from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.outbox import TxState
-from deepsquare_chain.chain.sender import NonceTakenError, OutOfGasError, Sender
+from deepsquare_chain.chain.sender import (
+    NonceTakenError,
+    OutOfGasError,
+    Sender,
+    TransactionCancelledError,
+)
 from deepsquare_chain.errors import (
     EndpointError,
     InsufficientFundsError,
     RevertedError,
+    UsageError,
     WaitTimeoutError,
 )
+from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.store.database import Store
 from tests.support.fakechain import GWEI, FakeBlock, FakeChain, Tx, refusal
 
@@ -349,7 +356,7 @@ async def test_a_receipt_without_a_new_head(
     await until(lambda: chain.pool)
     await asyncio.sleep(0.01)
     monkeypatch.setattr(FakeChain, "head", property(lambda _self: 0))
-    monkeypatch.setattr(FakeChain, "nonce", lambda _self, _address: 0)
+    monkeypatch.setattr(FakeChain, "nonce", lambda _self, *_: 0)
     tx = chain.pool.popitem()[1]
     chain.blocks.append(FakeBlock(1, "0x" + "aa" * 32, [tx]))
     assert (await task).block_number == 1
@@ -487,3 +494,186 @@ async def test_own_transaction_behind_a_used_nonce_is_not_sent_again(
     await sender.send(call(7), key="once")
     assert len(chain.mined(call(7).data)) == 1
     assert sender.pending() == []
+
+
+async def test_what_another_keeper_sent_first_is_not_sent_twice(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    """Between record and broadcast another process that shares the outbox resends it."""
+
+    def first(tx: Any) -> None:
+        chain._pool(tx)
+        chain.mine()  # so that our own broadcast hears "nonce too low"
+
+    chain.faults = [first]
+    await sender.send(call())
+    assert len(chain.mined(call().data)) == 1
+    assert states(store) == [TxState.MINED]
+
+
+def foreign(chain: FakeChain, nonce: int, data: bytes = b"other") -> Tx:
+    """A transaction of the same wallet that some other program signed."""
+    fields = {
+        "type": 2, "chainId": 1, "nonce": nonce, "to": TARGET, "value": 0, "data": data,
+        "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
+    }  # fmt: skip
+    tx = Tx.read(bytes(ACCOUNT.sign_transaction(fields).raw_transaction))
+    chain._pool(tx)
+    return tx
+
+
+async def test_one_who_sends_without_a_pause_starves_nobody(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    """Another program has always one transaction ahead of the chain's nonce."""
+    chain.automine = False
+
+    def again(_tx: Any) -> None:
+        chain.mine()
+        foreign(chain, chain.nonce(ACCOUNT.address), b"more")
+
+    foreign(chain, 0)
+    chain.faults = [again] * 5
+    task = asyncio.create_task(sender.send(call(), timeout=10))
+    await until(lambda: any(tx.data == call().data for tx in chain.pool.values()))
+    chain.mine()
+    await task
+    assert len(chain.mined(call().data)) == 1
+
+
+async def test_a_foreign_nonce_is_named(
+    chain: FakeChain, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = Metrics("x")
+    sender = make(chain, store, metrics=metrics)
+    await sender.send(call())
+    await sender.tend()
+    tx = foreign(chain, 1)
+    block = chain.mine()
+    await sender.tend()
+    said = capsys.readouterr().out
+    assert said.count("foreign_nonce") == 1
+    assert f"in transaction 0x{tx.hash.hex()} of block {block.number}" in said
+    assert metrics.value("foreign_nonces_total") == 1
+    # Own ones are none, and the foreign one is told once.
+    await sender.send(call(2))
+    await sender.tend()
+    assert metrics.value("foreign_nonces_total") == 1
+
+
+async def test_a_nonce_taken_while_waiting_names_the_transaction(
+    chain: FakeChain, store: Store
+) -> None:
+    chain.automine = False
+    sender = make(chain, store)
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    chain.pool.clear()
+    tx = foreign(chain, 0)
+    blocks = asyncio.create_task(mining(chain))
+    with pytest.raises(NonceTakenError, match=f"used nonce 0 of .* 0x{tx.hash.hex()} of block 1"):
+        await task
+    blocks.cancel()
+    assert tx.hash.hex() in store.recent_entries()[0].note
+
+
+async def test_a_node_that_is_behind_takes_nothing_back(
+    chain: FakeChain, store: Store, sender: Sender, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await sender.send(call(1))
+    await sender.send(call(2))
+    await sender.tend()
+    seen = chain.blocks
+    chain.blocks = seen[:-1]  # another node of the pool, one block behind
+    await sender.tend()
+    chain.blocks = seen
+    await sender.tend()
+    assert "taken_back" not in capsys.readouterr().out
+    assert states(store) == [TxState.MINED, TxState.MINED]
+    assert len(chain.sent) == 2
+    # A branch of the same height is no such node.
+    chain.reorg(1)
+    await sender.tend()
+    assert "taken_back" in capsys.readouterr().out
+
+
+async def test_cancel_wins(chain: FakeChain, store: Store, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call(), key="k"))
+    await until(lambda: chain.pool)
+    before = sender.pending()[0].latest
+    await sender.cancel(sender.pending()[0])
+    (entry,) = sender.pending()
+    assert entry.latest.cancels
+    assert entry.latest.max_fee * 8 >= before.max_fee * 9
+    assert entry.latest.priority_fee * 8 >= before.priority_fee * 9
+    # Whoever looks after it later goes on cancelling, and does not offer the call again.
+    await sender.speed_up(entry)
+    assert sender.pending()[0].latest.cancels
+    chain.mine()
+    with pytest.raises(TransactionCancelledError, match="'call 1' was cancelled"):
+        await task
+    assert (states(store), chain.mined(call().data)) == ([TxState.CANCELLED], [])
+    assert store.by_key("k") is None
+    assert sender.pending() == []
+
+
+async def test_cancel_loses(chain: FakeChain, store: Store, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    (entry,) = sender.pending()
+    first = chain.pool.copy()
+    await sender.cancel(entry)
+    chain.pool = first
+    chain.mine()
+    assert (await task).hash == entry.latest.tx_hash
+    assert states(store) == [TxState.MINED]
+    with pytest.raises(UsageError, match="is not pending"):
+        await sender.cancel(store.entry(entry.id))
+
+
+async def test_outbidding_respects_the_ceiling(chain: FakeChain, store: Store) -> None:
+    chain.automine = False
+    sender = make(chain, store, max_fee_per_gas=3 * GWEI)
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    for order in (sender.speed_up, sender.cancel):
+        with pytest.raises(UsageError, match=r"must offer 3\.375 gwei, the ceiling is 3\.000 gwei"):
+            await order(sender.pending()[0])
+    assert len(chain.sent) == len(sender.pending()[0].attempts) == 1
+    chain.mine()
+    await task
+
+
+async def test_a_refused_replacement_is_told(chain: FakeChain, sender: Sender) -> None:
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    chain.faults = [refusal("insufficient funds for gas * price + value")]
+    with pytest.raises(InsufficientFundsError, match="for a replacement"):
+        await sender.speed_up(sender.pending()[0])
+    # The one who waits for it may offer its bytes again in between.
+    chain.faults = [refusal("transaction type not supported")] * 8
+    with pytest.raises(EndpointError, match="turned the replacement down: transaction type"):
+        await sender.speed_up(sender.pending()[0])
+    chain.mine()
+    await task
+
+
+async def test_gas_that_runs_out_is_told_once(
+    chain: FakeChain, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = Metrics("x")
+    sender = make(chain, store, metrics=metrics)
+    await sender.send(call())
+    fee = store.recent_entries()[0].fee
+    assert fee == 21_000 * (chain.base_fee + GWEI)
+    chain.balance = fee * 49
+    await sender.tend()
+    assert metrics.value("gas_runway_transactions") == 49
+    sender._purse._looked = None
+    await sender.tend()
+    said = capsys.readouterr().out
+    assert said.count("gas_runs_out") == 1
+    assert "enough for about 49 transactions" in said

@@ -93,7 +93,13 @@ async def open_explorer(
     """
     address, metrics = address or Address(), Metrics(NAME)
     async with (
-        connected(endpoint, chain_id=deployment.chain_id, contracts=deployment.addresses) as w3,
+        connected(
+            endpoint,
+            chain_id=deployment.chain_id,
+            contracts=deployment.addresses,
+            max_lag_blocks=settings.max_lag_blocks,
+            metrics=metrics,
+        ) as w3,
         open_index(
             endpoint,
             deployment,
@@ -103,7 +109,14 @@ async def open_explorer(
         ) as service,
     ):
         site = Site(service.index, Contracts(w3, deployment), store, tuple(links))
-        daemon = await open_daemon(NAME, service.cycle, settings, metrics=metrics, stop=stop)
+        daemon = await open_daemon(
+            NAME,
+            service.cycle,
+            settings,
+            chain_id=deployment.chain_id,
+            metrics=metrics,
+            stop=stop,
+        )
         app = explorer_app(
             site,
             hosts=address.allowed,

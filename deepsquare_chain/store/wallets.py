@@ -1,0 +1,42 @@
+"""What each wallet of this machine sent: one database a wallet and chain, whoever sends for it.
+
+A service and commands of the same wallet share it, so that the database gives out each nonce
+once; all of them look after what any of them left open.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.store.database import Store
+
+FOLDER: Final = "wallets"
+
+
+def wallet_path(folder: Path, chain_id: int, address: str) -> Path:
+    """Where the database of a wallet on a chain stands."""
+    return folder / f"{chain_id}-{address}.db"
+
+
+async def open_wallet_store(
+    w3: AsyncWeb3[Any], deployment: Deployment, address: str, folder: Path
+) -> Store:
+    """The database of a wallet, shared with other processes.
+
+    Raises:
+        UsageError: It belongs to another chain or deployment, or is no database.
+        StoreError: The disk is full or the folder not writable.
+        EndpointError: The chain does not answer.
+    """
+    genesis = await w3.eth.get_block(0)
+    return Store.open(
+        wallet_path(folder, deployment.chain_id, address),
+        chain_id=deployment.chain_id,
+        contract=deployment.scheduler,
+        account=address,
+        genesis=bytes(genesis["hash"]).hex(),
+    )

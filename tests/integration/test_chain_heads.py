@@ -1,0 +1,124 @@
+"""A websocket that wakes, loses its connection, and comes back: only delay, never more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from deepsquare_chain.chain.heads import HeadWatch
+from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.errors import UsageError
+from tests.support.anvil import start_anvil
+
+
+class Ear:
+    """Counts what a watch says."""
+
+    def __init__(self) -> None:
+        self.wakes = 0
+        self.told: list[bool] = []
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        self.wakes += 1
+        self._news.set()
+
+    def tell(self, listens: bool) -> None:
+        self.told.append(listens)
+        self._news.set()
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(30):
+            while not condition(self):
+                self._news.clear()
+                await self._news.wait()
+
+
+@asynccontextmanager
+async def listening(url: str, ear: Ear, chain_id: int = 7) -> AsyncIterator[HeadWatch]:
+    watch = HeadWatch(url, ear.wake, chain_id=chain_id, told=ear.tell, pauses=(0.01, 0.05))
+    watch.start()
+    try:
+        yield watch
+    finally:
+        await watch.stop()
+        await watch.stop()
+
+
+async def test_a_real_node_wakes_at_each_block() -> None:
+    ear = Ear()
+    async with start_anvil() as node, connected(node.url) as w3:
+        url = node.url.replace("http", "ws")
+        async with listening(url, ear, node.chain_id):
+            await ear.until(lambda found: found.told == [True])
+            for number in range(1, 4):
+                await w3.provider.make_request("evm_mine", [])
+                await ear.until(lambda found, number=number: found.wakes > number)
+        port = int(url.rpartition(":")[2])
+    async with listening(f"ws://127.0.0.1:{port}", ear):
+        # The node has gone: it is told, and tried again.
+        await ear.until(lambda found: found.told.count(False) >= 2)
+
+
+@asynccontextmanager
+async def server(*bodies: Any, chain: Any = "0x7") -> AsyncIterator[str]:
+    """Answers as a node does, sends these after a subscription, and closes the connection."""
+
+    async def talk(socket: ServerConnection) -> None:
+        for result in (chain, "0xabc"):
+            question = json.loads(await socket.recv())
+            await socket.send(json.dumps({"id": question["id"], "result": result}))
+        for body in bodies:
+            await socket.send(body if isinstance(body, str | bytes) else json.dumps(body))
+
+    async with serve(talk, "127.0.0.1", 0) as found:
+        yield f"ws://127.0.0.1:{found.sockets[0].getsockname()[1]}"
+
+
+HEAD = {"method": "eth_subscription", "params": {"subscription": "0xabc", "result": {}}}
+
+
+async def test_it_comes_back_by_itself() -> None:
+    ear = Ear()
+    async with server(HEAD, HEAD) as url, listening(url, ear):
+        # Two heads and the wake-up after a connection, three times over.
+        await ear.until(lambda found: found.wakes >= 9)
+    assert ear.told[:4] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["no json", b"\x00\xff", "[]", "[" * 60_000, "x" * 70_000],
+    ids=["text", "bytes", "list", "brackets", "long"],
+)
+async def test_nonsense_ends_a_connection_and_nothing_else(body: Any) -> None:
+    ear = Ear()
+    async with server(body) as url, listening(url, ear):
+        await ear.until(lambda found: found.told.count(False) >= 2)
+
+
+async def test_messages_of_others_wake_nobody() -> None:
+    ear = Ear()
+    other = {"method": "eth_subscription", "params": {"subscription": "0xdef", "result": {}}}
+    async with server(other, {"params": []}, {}) as url, listening(url, ear):
+        await ear.until(lambda found: found.told == [True, False, True])
+        assert ear.wakes == ear.told.count(True)  # by connections alone
+
+
+@pytest.mark.parametrize("chain", ["0x8", 7, None, {}])
+async def test_another_chain_wakes_nobody(chain: Any) -> None:
+    ear = Ear()
+    async with server(HEAD, chain=chain) as url, listening(url, ear):
+        await ear.until(lambda found: len(found.told) >= 2)
+    assert (ear.wakes, set(ear.told)) == (0, {False})
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(UsageError, match="no ws://"):
+        HeadWatch("http://127.0.0.1:1", lambda: None, chain_id=1)
