@@ -41,6 +41,7 @@ GROUPS: Final = {
     "job": _Part("job", "List, look at, watch, read, fetch, cancel, top up, retry."),
     "credit": _Part("credit", "Balances, transfers, allowances, statements."),
     "wallet": _Part("wallet", "Make, import, list and show encrypted wallets."),
+    "tx": _Part("tx", "Look at what a wallet has sent, and replace what is stuck."),
     "provider": _Part("provider", "Register, offer, price, label, run, drain, earn."),
     "metascheduler": _Part(
         "metascheduler", "Run the meta-scheduler, and see what it would decide."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.runway import runway
 from deepsquare_chain.chain.verifying import verify_deployment
 from deepsquare_chain.chain.wallet import address_of
 from deepsquare_chain.client.accounts import balances
@@ -20,6 +21,7 @@ from deepsquare_chain.client.network import open_grid
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.settings import Settings, safe_url
+from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _MAX_SKEW: Final = 30  # seconds between this clock and the chain's
 _MIN_FREE: Final = 256 * 1024 * 1024
@@ -109,13 +111,17 @@ async def _password_file(settings: Settings) -> str:
 async def _balance(settings: Settings) -> str:
     if settings.keystore is None:
         raise UsageError("no wallet is set")
+    address = address_of(settings.keystore)
     async with open_grid(settings) as contracts:
-        found = await balances(contracts, address_of(settings.keystore))
-    if not found.gas:
+        found = await balances(contracts, address)
+        folder = settings.state_dir / FOLDER
+        with await open_wallet_store(contracts.w3, contracts.deployment, address, folder) as store:
+            lasts = runway(found.gas, store.spent(), time.time())
+    if lasts.low:
         raise GridError(
-            "no coin for gas", hint="`deepsquare credit faucet` gives some on a devnet."
+            lasts.words(), hint="Send it some; `deepsquare credit faucet` does on a devnet."
         )
-    return f"{format_credits(found.credits)} credits, {format_credits(found.gas)} coin for gas"
+    return f"{format_credits(found.credits)} credits, {lasts.words()}"
 
 
 async def _store(settings: Settings) -> str:

@@ -18,6 +18,7 @@ from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _GWEI: Final = 10**9
@@ -27,11 +28,15 @@ _ATTEMPTS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """An account that can send, on one deployment; `timeout` is seconds for a receipt."""
+    """An account that can send, on one deployment.
+
+    `store` remembers what was sent; `timeout` is seconds for a receipt.
+    """
 
     contracts: Contracts
     account: LocalAccount
     sender: Sender
+    store: Store
     timeout: float
 
     @property
@@ -95,7 +100,7 @@ async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
                 chain_id=deployment.chain_id,
                 max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
             )
-            yield Wallet(contracts, account, sender, settings.timeout)
+            yield Wallet(contracts, account, sender, store, settings.timeout)
 
 
 def own_address(settings: Settings, given: str | None) -> str:

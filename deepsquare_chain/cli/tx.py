@@ -1,0 +1,155 @@
+"""Transactions of this wallet: what was sent, how it stands, and replacing what is stuck."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Format, Kind
+
+if TYPE_CHECKING:
+    from deepsquare_chain.chain.outbox import Entry
+    from deepsquare_chain.client.network import Wallet
+
+app = typer.Typer(
+    help="Look at what a wallet has sent, and replace what is stuck.", no_args_is_help=True
+)
+
+_LIST: Final = (
+    Column("id", "number", Kind.NUMBER),
+    Column("nonce", "nonce", Kind.NUMBER),
+    Column("state", "state"),
+    Column("label", "does"),
+    Column("created", "recorded (UTC)", Kind.TIME),
+    Column("attempts", "attempts", Kind.NUMBER),
+    Column("max_fee_wei", "fee ceiling (wei per gas)", Kind.NUMBER, detail=True),
+    Column("fee", "paid (coin)", Kind.CREDITS),
+    Column("transaction", "transaction"),
+)
+_SHOWN: Final = (
+    Column("id", "number", Kind.NUMBER),
+    Column("nonce", "nonce", Kind.NUMBER),
+    Column("state", "state"),
+    Column("label", "does"),
+    Column("key", "key"),
+    Column("to", "to"),
+    Column("gas", "gas limit", Kind.NUMBER),
+    Column("created", "recorded (UTC)", Kind.TIME),
+    Column("block", "block", Kind.NUMBER),
+    Column("succeeded", "succeeded", Kind.FLAG),
+    Column("gas_used", "gas used", Kind.NUMBER),
+    Column("fee", "paid (coin)", Kind.CREDITS),
+    Column("transaction", "transaction"),
+    Column("note", "note"),
+)
+_ATTEMPTS: Final = (
+    Column("number", "attempt", Kind.NUMBER),
+    Column("max_fee_wei", "fee ceiling (wei per gas)", Kind.NUMBER),
+    Column("priority_fee_wei", "tip (wei per gas)", Kind.NUMBER),
+    Column("sent_block", "sent after block", Kind.NUMBER),
+    Column("cancels", "cancels", Kind.FLAG),
+    Column("transaction", "transaction"),
+)
+
+Which = Annotated[
+    str, typer.Argument(metavar="TRANSACTION", help="Number in `tx list`, or a hash.")
+]
+
+
+@app.callback()
+def group() -> None:
+    """Look at what a wallet has sent, and replace what is stuck."""
+
+
+@command(app, "list")
+async def list_transactions(
+    desk: Desk,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
+) -> None:
+    """List what this wallet has sent from this state folder, newest first."""
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        await wallet.sender.tend()
+        found = wallet.store.recent_entries(limit)
+    desk.printer.rows(_LIST, map(_list_row, found), empty="This wallet has sent nothing from here.")
+
+
+@command(app)
+async def show(desk: Desk, transaction: Which) -> None:
+    """Show one transaction, every attempt of it, and what became of it."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.client.transactions import find
+
+    async with open_wallet(desk.settings) as wallet:
+        await wallet.sender.tend()
+        await _print(desk, wallet, find(wallet, transaction))
+
+
+@command(app, "speed-up")
+async def speed_up(desk: Desk, transaction: Which) -> None:
+    """Offer the same transaction again with both fees at least 12.5 % higher."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.client.transactions import pending
+
+    async with open_wallet(desk.settings) as wallet:
+        entry = pending(wallet, transaction)
+        await wallet.sender.speed_up(entry)
+        await _print(desk, wallet, wallet.store.entry(entry.id))
+
+
+@command(app)
+async def cancel(desk: Desk, transaction: Which) -> None:
+    """Offer a transfer of nothing to oneself in its place; whichever is mined first counts."""
+    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.client.transactions import pending
+
+    async with open_wallet(desk.settings) as wallet:
+        entry = pending(wallet, transaction)
+        await wallet.sender.cancel(entry)
+        desk.printer.note(
+            f"The original of {entry.call.label!r} may still be mined first; "
+            f"see `deepsquare tx show {entry.id}`."
+        )
+        await _print(desk, wallet, wallet.store.entry(entry.id))
+
+
+async def _print(desk: Desk, wallet: Wallet, entry: Entry) -> None:
+    from deepsquare_chain.client.transactions import inclusion
+
+    mined = await inclusion(wallet, entry)
+    row = (
+        *(entry.id, entry.nonce, entry.state.value, entry.call.label, entry.key, entry.call.to),
+        *(entry.gas, entry.created or None),
+        *((mined.block, mined.ok, mined.gas_used, mined.fee) if mined else (None,) * 4),
+        mined.tx_hash if mined else entry.latest.tx_hash,
+        entry.note or None,
+    )
+    attempts = [
+        (i, each.max_fee, each.priority_fee, each.sent_block, each.cancels, each.tx_hash)
+        for i, each in enumerate(entry.attempts, 1)
+    ]
+    if desk.printer.style is Format.JSON:
+        body = desk.printer.as_object(_SHOWN, row)
+        body["attempts"] = [desk.printer.as_object(_ATTEMPTS, each) for each in attempts]
+        desk.printer.document(body)
+        return
+    desk.printer.record(_SHOWN, row)
+    if desk.printer.style is Format.TABLE:
+        desk.printer.rows(_ATTEMPTS, attempts)
+
+
+def _list_row(entry: Entry) -> tuple[Any, ...]:
+    return (
+        entry.id,
+        entry.nonce,
+        entry.state.value,
+        entry.call.label,
+        entry.created or None,
+        len(entry.attempts),
+        entry.latest.max_fee,
+        entry.fee,
+        entry.mined_hash or entry.latest.tx_hash,
+    )

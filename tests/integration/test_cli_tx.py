@@ -1,0 +1,121 @@
+"""Transactions of a wallet from the command line: told, outbid, and taken back while they wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.cli import EXAMPLES, Outcome, devnet, run
+from tests.support.place import Cli, Place
+
+HELLO = str(EXAMPLES / "hello.yaml")
+
+
+def data(found: Outcome) -> Any:
+    assert found.code == 0, found
+    return json.loads(found.out)
+
+
+def test_what_was_sent_is_listed_and_shown(cli: Cli) -> None:
+    made = data(cli("submit", HELLO, "--permit", "--key", "told", "-o", "json"))
+    newest = data(cli("tx", "list", "--limit", "1", "-o", "json"))[0]
+    assert newest["transaction"] == made[0]["transaction"]
+    assert (newest["state"], newest["label"], newest["attempts"]) == ("mined", "submit 1 job", 1)
+    assert int(newest["fee"]) > 0
+    for which in (str(newest["id"]), newest["transaction"], newest["transaction"].upper()[2:]):
+        shown = data(cli("tx", "show", which, "-o", "json"))
+        assert (shown["id"], shown["key"]) == (newest["id"], "submit:told")
+        assert shown["succeeded"] is True
+        assert [each["transaction"] for each in shown["attempts"]] == [newest["transaction"]]
+    assert "submit 1 job" in cli("tx", "list").out
+
+
+@pytest.mark.parametrize("verb", ["speed-up", "cancel"])
+def test_what_is_mined_can_not_be_replaced(cli: Cli, verb: str) -> None:
+    data(cli("submit", HELLO, "--permit", "-o", "json"))
+    number = data(cli("tx", "list", "--limit", "1", "-o", "json"))[0]["id"]
+    found = cli("tx", verb, str(number))
+    assert (found.code, found.out) == (2, "")
+    assert "is mined: there is nothing to replace" in found.err
+
+
+@pytest.mark.parametrize(
+    ("which", "code"),
+    [("nonsense", 2), ("-1", 2), ("0x12", 2), ("999999", 4), ("0x" + "ab" * 32, 4)],
+)
+def test_what_was_never_sent_is_refused(cli: Cli, which: str, code: int) -> None:
+    for verb in ("show", "speed-up", "cancel"):
+        found = cli("tx", verb, "--", which)
+        assert (found.code, found.out) == (code, "")
+        assert "Traceback" not in found.err
+
+
+class Halted:
+    """A devnet on a real node that makes a block only when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place = Place(folder, {})
+        self.rpc("evm_setIntervalMining", 0)
+        self.rpc("evm_setAutomine", False)
+
+    def rpc(self, method: str, *params: Any) -> Any:
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return httpx.post(self.place.endpoint, json=body, timeout=20).json()["result"]
+
+    def mine(self) -> None:
+        self.rpc("evm_mine")
+
+    def run(self, *arguments: str) -> Outcome:
+        return run(arguments, self.place.folder)
+
+    def newest(self) -> Any:
+        return data(self.run("tx", "list", "--limit", "1", "-o", "json"))[0]
+
+
+@pytest.fixture(scope="module")
+def halted(
+    tmp_path_factory: pytest.TempPathFactory,
+    anvil_binary: Path,
+) -> Iterator[Halted]:
+    folder = tmp_path_factory.mktemp("halted")
+    with devnet(folder, "--chain", "anvil", "--no-explorer"):
+        yield Halted(folder)
+
+
+def stuck(halted: Halted) -> Any:
+    """A transfer that waits for a block."""
+    to = "0x00000000000000000000000000000000000000AA"
+    sent = halted.run("credit", "transfer", to, "1", "--timeout", "1")
+    assert sent.code == 9, sent
+    waiting = halted.newest()
+    assert waiting["state"] == "open"
+    return waiting
+
+
+def test_a_stuck_transaction_is_outbid_by_an_eighth_and_mined(halted: Halted) -> None:
+    before = stuck(halted)
+    found = data(halted.run("tx", "speed-up", str(before["id"]), "-o", "json"))
+    first, second = found["attempts"][-2:]
+    for fee in ("max_fee_wei", "priority_fee_wei"):
+        assert int(second[fee]) * 8 >= int(first[fee]) * 9
+    assert (found["nonce"], found["state"]) == (before["nonce"], "open")
+    halted.mine()
+    mined = data(halted.run("tx", "show", str(before["id"]), "-o", "json"))
+    assert (mined["state"], mined["transaction"]) == ("mined", second["transaction"])
+
+
+def test_a_stuck_transaction_is_taken_back_and_has_no_effect(halted: Halted) -> None:
+    balance = data(halted.run("credit", "balance", "-o", "json"))["balance"]
+    before = stuck(halted)
+    found = halted.run("tx", "cancel", str(before["id"]), "-o", "json")
+    assert "may still be mined first" in found.err
+    assert data(found)["attempts"][-1]["cancels"] is True
+    halted.mine()
+    ended = data(halted.run("tx", "show", str(before["id"]), "-o", "json"))
+    assert (ended["state"], ended["nonce"]) == ("cancelled", before["nonce"])
+    assert data(halted.run("credit", "balance", "-o", "json"))["balance"] == balance
