@@ -155,31 +155,43 @@ def read_password(
     return (prompt or getpass.getpass)(f"Password of {path}: ")
 
 
+def read_key(path: str | Path) -> str:
+    """A private key from a file of its owner alone; `import_key` judges whether it is one.
+
+    Raises:
+        NotFoundError: There is no such file.
+        UsageError: It can't be read, is not text, or others can read it.
+    """
+    return _secret_from(Path(path), "key file")
+
+
 def _password_from(path: Path) -> str:
+    return _secret_from(path, "password file")
+
+
+def _secret_from(path: Path, what: str) -> str:
+    """Text of a secret's file; one newline at the end is dropped."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             raw = file.read(MAX_BYTES)
     except FileNotFoundError:
+        hint = f"Name one with {PASSWORD_FILE_VARIABLE}, or leave that out to be asked."
         raise NotFoundError(
-            f"There is no password file {path}",
-            hint=f"Name one with {PASSWORD_FILE_VARIABLE}, or leave that out to be asked.",
+            f"There is no {what} {path}", hint=hint if what == "password file" else ""
         ) from None
     except OSError as error:
         raise UsageError(
-            f"The password file {path} can't be read: {error.strerror}",
-            hint="Check its permissions.",
+            f"The {what} {path} can't be read: {error.strerror}", hint="Check its permissions."
         ) from None
     if stat.S_ISREG(mode) and mode & 0o077:
-        raise UsageError(
-            f"The password file {path} can be read by others", hint=f"chmod 600 {path}"
-        )
+        raise UsageError(f"The {what} {path} can be read by others", hint=f"chmod 600 {path}")
     try:
         return raw.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(
-            f"The password file {path} is not UTF-8 text",
-            hint="It holds the password and nothing else, on one line.",
+            f"The {what} {path} is not UTF-8 text",
+            hint=f"It holds the {what.removesuffix(' file')} and nothing else, on one line.",
         ) from None
 
 

@@ -33,6 +33,6 @@ def ask_key() -> str:
     if not sys.stdin.isatty():
         raise NotAuthorisedError(
             "A private key is only read from a terminal",
-            hint="Import a keystore with --from, or run this on a terminal.",
+            hint="Name its file with --key-file, import a keystore with --from, or use a terminal.",
         )
     return getpass.getpass("Private key (not shown): ")

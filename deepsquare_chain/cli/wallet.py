@@ -32,16 +32,25 @@ async def import_wallet(
     source: Annotated[
         Path | None, typer.Option("--from", metavar="KEYSTORE", help="Another program's keystore.")
     ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", help="File of a private key in hex, readable by you alone."),
+    ] = None,
 ) -> None:
-    """Take in a keystore of another program, or a private key typed on the terminal."""
-    from deepsquare_chain.chain.wallet import import_key, import_keystore, read_password
+    """Take in another program's keystore, or a private key from a file or typed on the terminal."""
+    from deepsquare_chain.chain.wallet import import_key, import_keystore, read_key, read_password
     from deepsquare_chain.cli.secrets import ask_key
+    from deepsquare_chain.errors import UsageError
 
+    if source is not None and key_file is not None:
+        raise UsageError(
+            "--from and --key-file name two different wallets", hint="Give one of the two."
+        )
     if source is not None:
         password = read_password(source, desk.settings.password_file)
         account = import_keystore(file, source, password)
     else:
-        key = ask_key()
+        key = ask_key() if key_file is None else read_key(key_file)
         account = import_key(file, key, _new_password(desk, file))
     desk.printer.record(_WALLET, (account.address, str(file)))
 

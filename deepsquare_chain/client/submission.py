@@ -17,6 +17,7 @@ from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, UsageError
 from deepsquare_chain.job import Terms
+from deepsquare_chain.store.base import StoreError
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.workflow import digest
 
@@ -149,6 +150,29 @@ async def submit(
     found = await repeated(contracts, sender, requests, key, timeout)
     if found is not None:
         return found
+    try:
+        return await _pay(
+            contracts, sender, store, requests, permit=permit, timeout=timeout, key=key
+        )
+    except (StoreError, InsufficientFundsError, RevertedError):
+        # The same command beside this one may have been quicker with its key, credits or permit.
+        found = await repeated(contracts, sender, requests, key, timeout)
+        if found is None:
+            raise
+        return found
+
+
+async def _pay(
+    contracts: Contracts,
+    sender: Sender,
+    store: DefinitionStore,
+    requests: Sequence[Request],
+    *,
+    permit: LocalAccount | None,
+    timeout: float,
+    key: str | None,
+) -> Submitted:
+    """See `submit`, for what was not submitted before."""
     due = await bill(contracts, sender.address, requests)
     due.check()
     rows = [

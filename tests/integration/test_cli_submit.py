@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from typing import Any
 
 import pytest
 
 from deepsquare_chain.chain.rpc import connected
-from tests.support.cli import EXAMPLES, Outcome
+from deepsquare_chain.client import submission
+from deepsquare_chain.faults import VARIABLE
+from tests.support.cli import EXAMPLES, Outcome, run
 from tests.support.place import Cli, Place
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -161,3 +164,51 @@ def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
     stranger = cli("provider", "doctor", "-o", "json")
     assert stranger.code == 1
     assert [each["ok"] for each in json.loads(stranger.out)][-1] is False
+
+
+def test_of_two_commands_of_one_key_at_once_one_pays(
+    cli: Cli, sent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = data(cli("submit", HELLO, "--key", "twins", "--permit", "-o", "json"))
+    paid = credits(cli)
+    sent()
+    looked = []
+
+    async def too_early(*given: Any) -> Any:
+        """Both commands look before either has recorded anything."""
+        looked.append(given)
+        return await repeated(*given) if len(looked) > 2 else None
+
+    repeated = submission.repeated
+    monkeypatch.setattr(submission, "repeated", too_early)
+    again = data(cli("submit", HELLO, "--key", "twins", "--permit", "-o", "json"))
+    assert again == first
+    assert (len(looked), credits(cli), sent()) == (3, paid, 0)
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "more"),
+    [
+        ("sender.intent", ("--permit",)),
+        ("sender.recorded", ("--permit",)),
+        ("sender.broadcast", ("--permit",)),
+        ("sender.receipt", ("--permit",)),
+        ("sender.settled", ("--permit",)),
+        ("sender.broadcast", ()),  # on the way to the approval
+        ("sender.recorded:2", ()),  # between approval and submission
+    ],
+)
+def test_a_command_killed_anywhere_pays_once_when_repeated(
+    place: Place, cli: Cli, crash_at: str, more: tuple[str, ...]
+) -> None:
+    before, known = credits(cli), set(jobs(cli))
+    words = ("submit", HELLO, "--key", f"killed at {crash_at} {more}", *more, "-o", "json")
+    killed = run(words, place.folder, 120, **{VARIABLE: crash_at})
+    assert killed.code == -signal.SIGKILL
+    assert f"killed at {crash_at}" in killed.err
+
+    (made,) = data(cli(*words))
+    assert set(jobs(cli)) - known == {made["id"]}
+    assert before - credits(cli) == int(made["escrow"])
+    assert data(cli(*words)) == [made]
+    assert before - credits(cli) == int(made["escrow"])

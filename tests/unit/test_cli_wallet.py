@@ -1,0 +1,94 @@
+"""Taking in a private key: from a file of its owner alone, never quoted, never as a flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from eth_account import Account
+from typer.testing import CliRunner, Result
+
+from deepsquare_chain.chain import wallet
+from deepsquare_chain.cli.app import app
+
+pytestmark = pytest.mark.unit
+
+KEY = "4c" * 32
+SECRET = "a password"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a password file, and a key derivation that tests can afford."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(wallet, "_STRONG", wallet._LIGHT)
+    write(tmp_path / "password", SECRET)
+    monkeypatch.setenv(wallet.PASSWORD_FILE_VARIABLE, str(tmp_path / "password"))
+    return tmp_path
+
+
+def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.chmod(mode)
+    return path
+
+
+def take(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["wallet", "import", "new.json", *arguments])
+
+
+@pytest.mark.parametrize("text", [KEY, f"0x{KEY}", f"{KEY}\n", f" {KEY} \r\n"])
+def test_a_key_file_becomes_a_wallet(folder: Path, text: str) -> None:
+    write(folder / "key", text)
+    found = take("--key-file", "key")
+    assert found.exit_code == 0, found.output
+    account = wallet.load_account(folder / "new.json", folder / "password")
+    assert account.key == bytes.fromhex(KEY)
+    assert account.address == Account.from_key(KEY).address
+    assert account.address in found.output
+    assert KEY not in found.output
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "code", "words"),
+    [
+        (KEY, 0o644, 2, "The key file key can be read by others"),
+        (KEY[:-2] + "zz", 0o600, 2, "That is no private key"),
+        ("", 0o600, 2, "That is no private key"),
+        (b"\xff\xfe", 0o600, 2, "The key file key is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_safe_key_file_is_refused_without_quoting_it(
+    folder: Path, text: str | bytes, mode: int, code: int, words: str
+) -> None:
+    write(folder / "key", text, mode)
+    found = take("--key-file", "key")
+    assert (found.exit_code, words in found.output) == (code, True), found.output
+    assert KEY[:20] not in found.output
+    assert not (folder / "new.json").exists()
+
+
+def test_a_missing_key_file_is_named(folder: Path) -> None:
+    found = take("--key-file", "nowhere")
+    assert found.exit_code == 4
+    assert "There is no key file nowhere" in found.output
+
+
+def test_two_sources_are_one_too_many(folder: Path) -> None:
+    write(folder / "key", KEY)
+    found = take("--key-file", "key", "--from", "other.json")
+    assert found.exit_code == 2
+    assert "--from and --key-file" in found.output
+
+
+def test_without_a_terminal_the_ways_in_are_named() -> None:
+    found = take()
+    assert found.exit_code == 8
+    assert "--key-file" in found.output
+
+
+def test_no_option_takes_a_key() -> None:
+    found = take("--key", KEY)
+    assert found.exit_code == 2
+    assert not Path("new.json").exists()
