@@ -29,6 +29,8 @@ async def main() -> int:
             job_id, timeout=120, on_change=lambda job: print(f"job {job.id}: {job.status.name}")
         )
         print((await grid.logs(job_id)).decode("utf-8", "replace"), end="")
+        for left in await grid.results(job_id):
+            print(f"{left.name}: {left.size} bytes, as reported on chain: {left.on_chain}")
         print(
             f"{outcome.billed_seconds} s billed: {format_credits(outcome.paid + outcome.fee)} "
             f"credits used, {format_credits(outcome.refunded)} refunded"

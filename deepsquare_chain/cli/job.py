@@ -181,11 +181,11 @@ async def results(
     ] = None,
 ) -> None:
     """List the files that a job left, or fetch them; reads a provider's folder on this machine."""
-    from deepsquare_chain.cli.outputs import fetch
     from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.sdk.results import job_results
 
     async with open_grid(desk.settings) as contracts:
-        found = await fetch(desk, contracts, job, to)
+        found = await job_results(contracts, desk.settings.state_dir, job, to)
     rows = ((each.name, each.size, each.digest, each.on_chain) for each in found)
     desk.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
 

@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from deepsquare_chain.sdk.grid import Grid, Outcome, Submission
 from deepsquare_chain.sdk.quoting import Offer
+from deepsquare_chain.sdk.results import Result
 
-__all__ = ["Grid", "Offer", "Outcome", "Submission"]
+__all__ = ["Grid", "Offer", "Outcome", "Result", "Submission"]

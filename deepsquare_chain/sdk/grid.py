@@ -23,6 +23,7 @@ from deepsquare_chain.explorer.reader import read_ledger
 from deepsquare_chain.job import Job, JobStatus, Terms
 from deepsquare_chain.provider.outputs import find_run, read_output
 from deepsquare_chain.sdk.quoting import Offer, offers
+from deepsquare_chain.sdk.results import Result, job_results
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.workflow import JobFile, load_job_file, parse_job_file
@@ -215,6 +216,18 @@ class Grid:
             parts.append(part)
             offset += len(part)
         return b"".join(parts)
+
+    async def results(self, job_id: int, to: Path | None = None) -> list[Result]:
+        """The output and files of an ended job, copied into the new folder `to` if one is given.
+
+        Read from a provider's folder on this machine; the output is checked against the chain.
+
+        Raises:
+            NotFoundError: There is no such job, or no provider below `state_dir` has run it.
+            UsageError: It has not ended, or the folder is there already.
+            AuditError: The output is not the one that its provider reported; nothing is copied.
+        """
+        return await job_results(self.contracts, self.settings.state_dir, job_id, to)
 
     async def cancel(self, *job_ids: int) -> TxReceipt:
         """End jobs of this wallet: time used is paid, the rest refunded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,7 @@ def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(place: Path) 
     job_id = lines[2].split()[1]
     assert f"job {job_id}: FINISHED" in lines
     assert f"line 3 of job {job_id}" in lines
+    assert any(re.fullmatch(r"output: \d+ bytes, as reported on chain: True", x) for x in lines)
     assert "s billed:" in lines[-2]
     assert lines[-1].endswith("credits after a refund")
 

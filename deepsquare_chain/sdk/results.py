@@ -1,0 +1,85 @@
+"""What an ended job left, held against what its provider reported on chain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.client.history import reported_digest
+from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
+from deepsquare_chain.provider.outputs import ResultFile, find_run, has_ended, result_files
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A file that a job left.
+
+    Attributes:
+        name: `output`, or `work/...` for a file of its working folder.
+        size: Bytes.
+        digest: SHA-256 in hexadecimal.
+        on_chain: Whether that is the digest its provider reported; None where it reported none
+            of this file.
+    """
+
+    name: str
+    size: int
+    digest: str
+    on_chain: bool | None
+
+
+async def job_results(
+    contracts: Contracts, root: Path, job_id: int, to: Path | None = None
+) -> list[Result]:
+    """The output and the files of a job that has ended, from a provider's folder on this machine.
+
+    Args:
+        contracts: The deployment.
+        root: A provider's state folder, or the folder that holds several.
+        job_id: The job.
+        to: A new folder to copy them into, once the output is known to be the reported one.
+
+    Raises:
+        NotFoundError: There is no such job, or no provider below `root` has run it.
+        UsageError: It has not ended, or the folder is there already.
+        AuditError: The output is other than the chain says; nothing was copied.
+    """
+    job = await contracts.scheduler.get_job(job_id)
+    grid = contracts.deployment.chain_id, contracts.scheduler.address
+    run = await asyncio.to_thread(find_run, root, *grid, job_id)
+    if run is None:
+        raise no_run(job_id, job.status.name, root)
+    if not job.status.is_final or not has_ended(run):
+        raise UsageError(
+            f"Job {job_id} has not ended: it is {job.status.name}",
+            hint=f"Wait for it with `deepsquare job watch {job_id}`.",
+        )
+    told = await reported_digest(contracts, job_id)
+    found = _compared(await asyncio.to_thread(result_files, run), told, job_id, run)
+    if to is not None:
+        found = _compared(await asyncio.to_thread(result_files, run, to), told, job_id, run)
+    return found
+
+
+def no_run(job_id: int, status: str, root: Path) -> NotFoundError:
+    """That no provider of this machine has kept a run of the job."""
+    return NotFoundError(
+        f"No run of job {job_id} ({status}) is kept below {root}",
+        hint="Output is read from a provider of this machine: give its state_dir (--state-dir).",
+    )
+
+
+def _compared(files: Sequence[ResultFile], told: str, job_id: int, run: Path) -> list[Result]:
+    if told and (not files or files[0].digest != told):
+        raise AuditError(
+            f"The output of job {job_id} below {run} is not the one that its provider reported",
+            hint="It was changed since, or is another run's; ask the provider.",
+        )
+    # The chain tells the digest of the output alone, which stands first.
+    return [
+        Result(each.name, each.size, each.digest, (each.digest == told) if not i and told else None)
+        for i, each in enumerate(files)
+    ]

@@ -1,0 +1,109 @@
+"""Results of a job are what its provider reported, or nothing is handed over."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.provider.model import run_key
+from deepsquare_chain.sdk import results
+from deepsquare_chain.sdk.results import Result, job_results
+
+pytestmark = pytest.mark.unit
+
+CONTRACT = "0x" + "51" * 20
+JOB = 7
+PRINTED = b"printed\n"
+DIGEST = hashlib.sha256(PRINTED).hexdigest()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of an ended run below a provider's state folder."""
+    folder = tmp_path / "provider-0x12" / "runs" / run_key(1, CONTRACT, JOB)
+    (folder / "work").mkdir(parents=True)
+    (folder / "output").write_bytes(PRINTED)
+    (folder / "work" / "b.txt").write_bytes(b"b")
+    (folder / "exit.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def chain(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A deployment whose job has ended, and what its provider reported."""
+    told = SimpleNamespace(status=JobStatus.FINISHED, digest=DIGEST)
+
+    async def get_job(job_id: int) -> Any:
+        return SimpleNamespace(id=job_id, status=told.status)
+
+    async def reported(_contracts: Any, _job_id: int) -> str:
+        return str(told.digest)
+
+    monkeypatch.setattr(results, "reported_digest", reported)
+    told.scheduler = SimpleNamespace(address=CONTRACT, get_job=get_job)
+    told.deployment = SimpleNamespace(chain_id=1)
+    return told
+
+
+async def fetch(chain: Any, root: Path, to: Path | None = None) -> list[Result]:
+    return await job_results(chain, root, JOB, to)
+
+
+async def test_the_output_is_told_to_be_the_reported_one(
+    chain: Any, run: Path, tmp_path: Path
+) -> None:
+    found = await fetch(chain, tmp_path, tmp_path / "got")
+    assert [(each.name, each.size, each.on_chain) for each in found] == [
+        ("output", len(PRINTED), True),
+        ("work/b.txt", 1, None),
+    ]
+    assert found[0].digest == DIGEST
+    assert (tmp_path / "got" / "output").read_bytes() == PRINTED
+    assert found == await fetch(chain, tmp_path)
+
+
+@pytest.mark.parametrize("forged", [b"other\n", None])
+async def test_another_output_is_named_and_not_copied(
+    chain: Any, run: Path, tmp_path: Path, forged: bytes | None
+) -> None:
+    (run / "output").unlink()
+    if forged is not None:
+        (run / "output").write_bytes(forged)
+    with pytest.raises(AuditError, match=f"output of job {JOB} below .* is not the one") as error:
+        await fetch(chain, tmp_path, tmp_path / "got")
+    assert error.value.hint
+    assert not (tmp_path / "got").exists()
+
+
+async def test_without_a_report_nothing_is_claimed(chain: Any, run: Path, tmp_path: Path) -> None:
+    chain.digest = ""
+    assert {each.on_chain for each in await fetch(chain, tmp_path)} == {None}
+
+
+async def test_a_run_that_goes_on_gives_nothing_yet(chain: Any, run: Path, tmp_path: Path) -> None:
+    chain.status = JobStatus.RUNNING
+    with pytest.raises(UsageError, match=f"Job {JOB} has not ended: it is RUNNING"):
+        await fetch(chain, tmp_path)
+    chain.status = JobStatus.FINISHED
+    (run / "exit.json").unlink()
+    with pytest.raises(UsageError, match="has not ended"):
+        await fetch(chain, tmp_path)
+
+
+async def test_a_job_that_ran_elsewhere_is_not_found(chain: Any, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=rf"No run of job {JOB} \(FINISHED\)") as error:
+        await fetch(chain, tmp_path)
+    assert "state_dir" in error.value.hint
+
+
+async def test_a_folder_that_is_there_is_left_alone(chain: Any, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "got").mkdir()
+    with pytest.raises(UsageError, match="can't be made"):
+        await fetch(chain, tmp_path, tmp_path / "got")
+    assert list((tmp_path / "got").iterdir()) == []
