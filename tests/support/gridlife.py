@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import psutil
 
 from deepsquare_chain.chain.deploying import GridParams, Timeouts
-from deepsquare_chain.chain.events import Event, JobSubmitted
+from deepsquare_chain.chain.events import Event, JobSubmitted, JobTransition
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Job, JobStatus, Resources
 from deepsquare_chain.provider.state import RunTable
@@ -67,6 +68,7 @@ class Customers:
         self.place = folder / "definitions"
         self.store = FolderDefinitionStore(self.place)
         self.expected: dict[bytes, JobStatus] = {}
+        self._numbers = itertools.count()
         self._tally = folder / "tally"
         self._tally.mkdir()
 
@@ -76,7 +78,8 @@ class Customers:
         """Submit in one transaction, for the provider of a place if given; their definitions."""
         orders, digests = [], []
         for wish in wishes:
-            mark = self._tally / str(len(self.expected) + len(digests))
+            # Never by what is known so far: others submit meanwhile, and would share a definition.
+            mark = self._tally / str(next(self._numbers))
             command = f'echo "$DEEPSQUARE_JOB_ID" >> "{mark}"; {wish.command}'
             asked = wish.asked or wish.resources
             made = Definition(resources=asked, env={}, steps=(Step("only", command),))
@@ -170,10 +173,13 @@ async def in_turn(
 # ---------------------------------------------------------------------------- the judgement
 
 
-async def judge(customers: Customers, folder: Path, *, emptied: bool = False) -> Mapping[int, Line]:
+async def judge(
+    customers: Customers, folder: Path, *, emptied: bool = False, redated: bool = False
+) -> Mapping[int, Line]:
     """Events, storage, databases, balances and executions agree; returns the ledger.
 
-    A database that was `emptied` knows again what was earned, but not how runs ended.
+    A database that was `emptied` knows again what was earned, but not how runs ended. Where blocks
+    were `redated`, a report may stand sooner after its start than it did when it was sent.
     """
     grid = customers.grid
     events = await all_events(grid)
@@ -189,14 +195,32 @@ async def judge(customers: Customers, folder: Path, *, emptied: bool = False) ->
     }
     assert not wrong, f"ended, should have ended: {wrong}"
     check_ledger(ledger, jobs)
+    elapsed = await seconds_on_chain(grid, events) if redated else None
     check_executions(ledger, customers.executions())
     for number, account in enumerate(grid.providers):
         table, store = open_table(grid, folder, number)
         with store:
             rows = [] if emptied else table.all()
-            check_provider(account.address, ledger, by_id, rows, table.earned())
+            check_provider(account.address, ledger, by_id, rows, table.earned(), elapsed)
     await check_balances(grid, ledger)
     return ledger
+
+
+async def seconds_on_chain(grid: LiveGrid, events: Iterable[Event]) -> dict[int, int]:
+    """Chain time between start and end of each job that had both."""
+    times: dict[int, int] = {}
+    started: dict[int, int] = {}
+    found: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, JobTransition):
+            number = event.block_number
+            if number not in times:
+                times[number] = int((await grid.w3.eth.get_block(number))["timestamp"])
+            if event.after is JobStatus.RUNNING:
+                started[event.job_id] = times[number]
+            elif event.job_id in started:
+                found[event.job_id] = times[number] - started[event.job_id]
+    return found
 
 
 def check_submissions(customers: Customers, events: Iterable[Event]) -> None:

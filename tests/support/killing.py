@@ -146,7 +146,9 @@ class Life:
     folder: Path
     daemons: dict[str, DaemonProcess]
 
-    async def end(self, patience: float = 90, *, emptied: bool = False) -> None:
+    async def end(
+        self, patience: float = 90, *, emptied: bool = False, redated: bool = False
+    ) -> None:
         """See every job end within `patience` seconds and every daemon stop; judge the books."""
         for name, daemon in self.daemons.items():
             assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
@@ -155,7 +157,7 @@ class Life:
         for daemon in self.daemons.values():
             assert await daemon.stop() == 0
             assert "Traceback" not in daemon.log.read_text(), daemon.log
-        await judge(self.customers, self.folder, emptied=emptied)
+        await judge(self.customers, self.folder, emptied=emptied, redated=redated)
 
 
 @asynccontextmanager
@@ -290,16 +292,17 @@ class Trouble:
     async def topped_up(self) -> None:
         """A job that lasts until its credits are spent gets more of them while it runs."""
         rate = job_rate(CHEAP, SMALL)
-        wish = Wish("sleep 4", JobStatus.FINISHED)
+        wish = Wish("sleep 6", JobStatus.FINISHED)
         [digest] = await self.customers.submit(
             wish, amount=rate * 180, until_spent=True, retries=3, customer=0
         )
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
             job = (await self.customers.lines())[digest][-1]
-            if job.status is JobStatus.RUNNING:
+            # Sooner, the run would begin with the new allotment, and nothing be extended.
+            if job.status is JobStatus.RUNNING and self.customers.executions().get(job.id):
                 owner = self.grid.customers[0]
-                call = self.contract.top_up(job.id, owner.address, rate * 30)
+                call = self.contract.top_up(job.id, owner.address, rate * 90)
                 await self._try(owner, call)
                 return
             await asyncio.sleep(0.3)
