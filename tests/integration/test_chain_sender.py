@@ -100,6 +100,8 @@ async def test_a_stuck_transaction_is_replaced(own_anvil: Node) -> None:
         )
         await _until(sender.pending)
         first = sender.pending()[0].latest
+        # Recorded is not yet broadcast: it must wait at the node before the fee jumps.
+        await _until_waiting(own_anvil)
         # The base fee jumps above what it offers, so that blocks pass it by.
         for _ in range(4):
             await own_anvil.rpc("anvil_setNextBlockBaseFeePerGas", hex(first.max_fee * 3))
@@ -163,6 +165,12 @@ async def test_a_database_outlives_its_process(grid: LiveGrid, tmp_path: Path) -
     ) as again:
         (entry,) = again.recent_entries()
         assert entry.state is TxState.MINED
+
+
+async def _until_waiting(node: Node) -> None:
+    async with asyncio.timeout(20):
+        while (await node.rpc("txpool_status"))["pending"] == "0x0":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 async def _until(condition: object) -> None:
