@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.outbox import Entry
 from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.client import submission
 from deepsquare_chain.faults import VARIABLE
+from deepsquare_chain.store.outbox import OutboxTables
 from tests.support.cli import EXAMPLES, Outcome, run
 from tests.support.place import Cli, Place
 
@@ -174,16 +175,16 @@ def test_of_two_commands_of_one_key_at_once_one_pays(
     sent()
     looked = []
 
-    async def too_early(*given: Any) -> Any:
-        """Both commands look before either has recorded anything."""
-        looked.append(given)
-        return await repeated(*given) if len(looked) > 2 else None
+    def too_early(outbox: OutboxTables, key: str) -> Entry | None:
+        """Both commands look, thrice as they do, before either has recorded anything."""
+        looked.append(key)
+        return by_key(outbox, key) if len(looked) > 3 else None
 
-    repeated = submission.repeated
-    monkeypatch.setattr(submission, "repeated", too_early)
+    by_key = OutboxTables.by_key
+    monkeypatch.setattr(OutboxTables, "by_key", too_early)
     again = data(cli("submit", HELLO, "--key", "twins", "--permit", "-o", "json"))
     assert again == first
-    assert len(looked) >= 2
+    assert len(looked) > 3
     assert (credits(cli), sent()) == (paid, 0)
 
 
