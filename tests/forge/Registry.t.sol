@@ -173,7 +173,7 @@ contract RegistryTest is GridTest {
     // ------------------------------------------------------------------- labels
 
     function test_labels_need_a_key_and_a_value() public {
-        string[5] memory bad = ["", "=", "key=", "=value", "key"];
+        string[7] memory bad = ["", "=", "key=", "=value", "key", "=a=b", "gpus 8x"];
         string[] memory labels = new string[](2);
         labels[0] = "a=b";
         for (uint256 i = 0; i < bad.length; ++i) {
@@ -447,9 +447,14 @@ contract RegistryTest is GridTest {
                     730 days
                 )
             );
-            new ProviderRegistry(ADMIN, 0, bad[i]);
+            this.make(bad[i]);
         }
-        assertEq(new ProviderRegistry(ADMIN, 0, 1 hours).approvalPeriod(), 1 hours);
-        assertEq(new ProviderRegistry(ADMIN, 0, 730 days).approvalPeriod(), 730 days);
+        assertEq(this.make(1 hours).approvalPeriod(), 1 hours);
+        assertEq(this.make(730 days).approvalPeriod(), 730 days);
+    }
+
+    /// @dev Called from outside, so that a refusal ends this call and not the test, however the code is linked.
+    function make(uint256 period) external returns (ProviderRegistry) {
+        return new ProviderRegistry(ADMIN, 0, period);
     }
 }
