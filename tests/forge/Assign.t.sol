@@ -184,6 +184,14 @@ contract AssignTest is GridTest {
         vm.prank(provider(0));
         registry.setOffer(Offer(8, 2048, 1));
         _accepted(second, 1);
+        assertEq(grid.getJob(second).rate, 2e12 + 512e9 + 5e13);
+        // An offer has more bits than the gpus of one node.
+        address large = address(0xB9);
+        vm.prank(large);
+        registry.register(Hardware(65_536, 2, 512, 1), prices(1e12), new string[](0));
+        vm.prank(ADMIN);
+        registry.approve(large, 1);
+        _accepted(submit(customer(0), gpu), 4);
     }
 
     function test_a_rate_of_zero_is_refused() public {
