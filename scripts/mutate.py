@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -64,6 +65,8 @@ FIRST = {"Billing": 0, "JobLifecycle": 1, "JobRecord": 2, "MetaScheduler": 3}
 #: What is listed one by one, with the reason why it may be so.
 LEFT = ("survived", "timeout", "suspect", "unsure")
 OUTCOMES = ("caught", "survived", "timeout", "same", "invalid", "suspect", "unsure")
+#: Of a change about which the record says nothing.
+NONE = ("", False)
 Mutant = dict[str, Any]
 Mutants = dict[str, Mutant]
 Verdicts = dict[str, list[str]]
@@ -322,9 +325,8 @@ def compiler_version() -> str:
 def known(verdicts: Verdicts, name: str, tests: str) -> str | None:
     """The verdict, unless other tests could say otherwise."""
     outcome, judged_by = verdicts.get(name, ("", ""))
-    if outcome in ("caught", "same", "invalid") or judged_by == tests:
-        return outcome or None
-    return None
+    settled = outcome in ("caught", "same", "invalid") or _is_equivalent(name)
+    return outcome or None if settled or judged_by == tests else None
 
 
 def judge_each(
@@ -355,7 +357,9 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
     tests = tests_now()
     left = [name for name in names if known(verdicts, name, tests) is None]
     unsettled = {"suspect", "unsure"}
-    if not left and not any(verdicts[name][0] in unsettled for name in names):
+    if not left and not any(
+        verdicts[name][0] in unsettled and not _is_equivalent(name) for name in names
+    ):
         return
     with ExitStack() as stack:
         benches: SimpleQueue[Bench] = SimpleQueue()
@@ -365,7 +369,9 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
             benches.put(bench)
         cheap = lent(benches, lambda bench, name: bench.judge(mutants[name]))
         judge_each("compile and test", left, cheap, verdicts, workers=workers, tests=tests)
-        suspects = [name for name in names if verdicts[name][0] == "suspect"]
+        suspects = [
+            name for name in names if verdicts[name][0] == "suspect" and not _is_equivalent(name)
+        ]
         again = lent(benches, lambda bench, name: bench.judge_suspect(mutants[name]))
         judge_each("suspects", suspects, again, verdicts, workers=workers, tests=tests)
     if tests_now() != tests:
@@ -405,7 +411,9 @@ def describe(mutant: Mutant) -> str:
 def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
     """Counts in all, by file and by kind.
 
-    The score is caught of all that differ from the source; what is not settled yet counts as not caught.
+    `raw` is caught of all that differ from the source; what is not settled yet counts as not caught. `score`
+    leaves out those that the record calls equivalent, as the mutation score is defined: killed of all that are
+    not equivalent (Jia and Harman, IEEE Transactions on Software Engineering 37, 2011, section II).
     """
     counts: dict[str, Counter[str]] = {}
     reasons = _reasons()
@@ -414,23 +422,35 @@ def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
         outcome = verdicts.get(name, ["not judged"])[0]
         for group in ("all", mutant["file"], f"kind {mutant['kind']}"):
             counts.setdefault(group, Counter())[outcome] += 1
+            counts[group]["equivalent"] += outcome in LEFT and reasons.get(name[:16], NONE)[1]
         if outcome in LEFT:
             what = {"outcome": outcome, "change": describe(mutant)}
-            left.append({"id": name[:16], **what, "reason": reasons.get(name[:16], "")})
+            reason, equivalent = reasons.get(name[:16], NONE)
+            left.append({"id": name[:16], **what, "reason": reason, "equivalent": equivalent})
     table = {}
     for group, each in sorted(counts.items()):
         valid = each["caught"] + sum(each[outcome] for outcome in LEFT)
-        score = round(100 * each["caught"] / valid, 2) if valid else None
-        table[group] = {**{key: each[key] for key in (*OUTCOMES, "not judged")}, "score": score}
+        raw, score = (
+            round(100 * each["caught"] / of, 2) if of else None
+            for of in (valid, valid - each["equivalent"])
+        )
+        numbers = {key: each[key] for key in (*OUTCOMES, "not judged", "equivalent")}
+        table[group] = {**numbers, "raw": raw, "score": score}
     return {"groups": table, "left": sorted(left, key=lambda each: each["change"])}
 
 
-def _reasons() -> dict[str, str]:
-    """Why a change may survive, as the record says; written there by hand."""
+def _is_equivalent(name: str) -> bool:
+    """Whether the record says so: no test could catch it, and each further look at it is dear."""
+    return _reasons().get(name[:16], NONE)[1]
+
+
+@cache
+def _reasons() -> dict[str, tuple[str, bool]]:
+    """Why a change may survive, and whether it is equivalent, as the record says; written there by hand."""
     if not RECORD.exists():
         return {}
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    return {each["id"]: each["reason"] for each in record["left"]}
+    return {each["id"]: (each["reason"], each.get("equivalent", False)) for each in record["left"]}
 
 
 def main() -> None:
