@@ -50,7 +50,38 @@ def make_run(runs: Path, spec: RunSpec) -> RunFolder:
     return folder
 
 
-def start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
+class Launched:
+    """A supervisor that was started here; it says when it has taken the run."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._took = False
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone; what it said before can still be heard."""
+        return self._process.poll() is not None
+
+    def took(self) -> bool:
+        """Whether it took the run, by its own word: the run may have removed its folder since."""
+        said = self._process.stdout
+        if not self._took and said is not None and not said.closed:
+            word = said.read(1)  # None as long as it says nothing
+            if word is not None:
+                said.close()
+            self._took = bool(word)
+        return self._took
+
+    def release(self) -> None:
+        """Listen no longer: it is known to have the run."""
+        self._took = True
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def start_supervisor(folder: RunFolder) -> Launched:
     """Start a supervisor, which takes the run or ends at once.
 
     Raises:
@@ -62,15 +93,17 @@ def start_supervisor(folder: RunFolder) -> subprocess.Popen[bytes]:
     # Without site packages and working folder: quick to start, and nobody else's modules.
     command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE, str(folder.path)]
     with folder.log.open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
+            bufsize=0,
             cwd="/",
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
         )
+    return Launched(process)
 
 
 def remove_tree(path: Path) -> None:

@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -30,6 +29,7 @@ from deepsquare_chain.executors.base import (
     RunStatus,
     check_key,
 )
+from deepsquare_chain.executors.launch import Launched
 from deepsquare_chain.executors.leftovers import Census, StubbornError
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes
@@ -48,7 +48,8 @@ class Runs:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._starting: dict[str, Launched] = {}
+        self._children: dict[str, Launched] = {}
         self._ended: dict[str, Exit] = {}
         self._warned: set[str] = set()
         self._control = threading.Lock()
@@ -68,11 +69,13 @@ class Runs:
     def begin(self, spec: RunSpec) -> bool:
         """Make the run unless it is there, and start its supervisor; True once it is taken."""
         folder = self.folder(spec.key)
+        if self._took(spec.key):
+            return True
         if not self._exists(folder):
             launch.make_run(self.path, spec)
         if folder.taken() is not None:
             return True
-        self._children[spec.key] = launch.start_supervisor(folder)
+        self._starting[spec.key] = launch.start_supervisor(folder)
         crash_point("executor.launched")
         return False
 
@@ -83,17 +86,33 @@ class Runs:
             ExecutorUnavailableError: The supervisor could not; nothing of the run is left.
         """
         folder = self.folder(key)
-        child = self._children.get(key)
-        failed = child is not None and child.poll() is not None
-        if folder.taken() is not None:
+        child = self._starting.get(key)
+        failed = child is not None and child.ended
+        if folder.taken() is not None or (child is not None and child.took()):
+            if child is not None:
+                child.release()
+                self._children[key] = child
+                self._starting.pop(key, None)
             return True
         if not failed:
             return False
-        log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
-        if self._withdraw(folder):
-            self._remove(folder)
-        reason = log.splitlines()[-1][:200] if log else "its supervisor ended"
-        raise ExecutorUnavailableError(f"Run {key} could not be started: {reason}")
+        self._starting.pop(key, None)
+        raise ExecutorUnavailableError(f"Run {key} could not be started: {self._undo(folder)}")
+
+    def _took(self, key: str) -> bool:
+        """Whether a supervisor that was started here has the run, even without its folder."""
+        child = self._starting.get(key) or self._children.get(key)
+        return child is not None and not child.ended and child.took()
+
+    def _undo(self, folder: RunFolder) -> str:
+        """Remove a run that nobody took; why its supervisor did not."""
+        try:
+            log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
+            if self._withdraw(folder):
+                self._remove(folder)
+        except FileNotFoundError:
+            return "its folder was removed"
+        return log.splitlines()[-1][:200] if log else "its supervisor ended"
 
     def _withdraw(self, folder: RunFolder) -> bool:
         """Take a run that nobody took, so that nobody ever does."""
@@ -297,7 +316,7 @@ class Runs:
 
     def _reap(self) -> None:
         for key, child in list(self._children.items()):
-            if child.poll() is not None:
+            if child.ended:
                 self._children.pop(key, None)
 
     def _warn(self, name: str, error: Exception) -> None:

@@ -578,6 +578,31 @@ async def test_run_that_removes_its_own_folder_can_be_cancelled(
     assert alive_in(state) == []
 
 
+@pytest.mark.parametrize("what", ['"${HOME%/work}"', '"${HOME%/work}/supervisor.json"'])
+async def test_run_that_removes_its_claim_is_never_begun_again(
+    executor: LocalExecutor, state: Path, what: str
+) -> None:
+    """It began, whatever it left of the proof: a submit again under its key changes nothing."""
+    mark = state.parent / "began"
+    spec = make(state, "run", f"echo x >> {mark}; until rm -rf {what}; do :; done; sleep 300")
+    for _ in range(2):
+        await executor.submit(spec)
+        await until(lambda: not (state / "runs/run/supervisor.json").exists())
+    assert mark.read_text() == "x\n"
+    assert len([each for each in alive_in(state) if "supervisor" in " ".join(each.cmdline())]) == 1
+
+
+async def test_run_that_removes_its_folder_and_ends_was_begun(
+    executor: LocalExecutor, state: Path
+) -> None:
+    mark = state.parent / "began"
+    remover = 'until rm -rf "${HOME%/work}"; do :; done'
+    await executor.submit(make(state, "run", f"echo x >> {mark}; {remover}"))
+    await until(lambda: alive_in(state) == [])
+    assert (await executor.poll(["run"]))["run"].state is RunState.UNKNOWN
+    assert mark.read_text() == "x\n"
+
+
 async def test_input_is_empty_and_the_folder_is_private(
     executor: LocalExecutor, state: Path
 ) -> None:
