@@ -15,10 +15,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from deepsquare_chain.daemon.signals import heeding_signals
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.observe import get_logger, redact_text
 from deepsquare_chain.observe.metrics import Metrics
@@ -27,7 +28,6 @@ from deepsquare_chain.observe.probe import Health
 Cycle = Callable[[], Awaitable[bool | None]]
 Close = Callable[[], Awaitable[object] | object]
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _LIVE_AFTER: Final = 120.0  # seconds that a cycle may take before the service counts as hung
 _log = get_logger(__name__)
 
@@ -137,7 +137,7 @@ class Daemon:
         """
         self._loop = asyncio.get_running_loop()
         _log.info("service starts", service=self.name)
-        with self._signals():
+        with heeding_signals(self._on_signal):
             try:
                 while not self.stop.is_set():
                     self._wake.clear()
@@ -174,7 +174,7 @@ class Daemon:
                 await asyncio.wait({work}, timeout=self._grace)
             if not work.done():
                 _log.warning("cycle is cut off", service=self.name, grace=self._grace)
-                await _cancelled(work)
+                await cancelled(work)
                 return None
             if not work.cancelled():
                 return work.result()
@@ -183,9 +183,9 @@ class Daemon:
             return None  # a second signal cut it off
         finally:
             self._running = None
-            await _cancelled(stopping)
+            await cancelled(stopping)
             # When the daemon itself is cancelled, no cycle may live on.
-            await _cancelled(work)
+            await cancelled(work)
 
     async def _call_cycle(self) -> bool:
         async with asyncio.timeout(self._timeout):
@@ -232,7 +232,7 @@ class Daemon:
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waiting:
-                await _cancelled(task)
+                await cancelled(task)
 
     async def _close(self) -> None:
         self.state = "stopping"
@@ -260,23 +260,6 @@ class Daemon:
             # A full disk must not end a service that could still do its work.
             _log.warning("status file not written", service=self.name, error=str(error))
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        before = {}
-        for number in _SIGNALS:
-            # Only the main thread takes signals; a service inside another program has its stop.
-            with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
-                previous = signal.getsignal(number)
-                loop.add_signal_handler(number, self._on_signal, number)
-                before[number] = previous
-        try:
-            yield
-        finally:
-            for number, previous in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, previous)
-
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if self.stop.is_set() and self._running is not None:
@@ -292,7 +275,7 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-async def _cancelled(task: asyncio.Future[Any]) -> None:
+async def cancelled(task: asyncio.Future[Any]) -> None:
     """End a task and wait until it has ended; its result is of no interest."""
     if not task.done():
         task.cancel()

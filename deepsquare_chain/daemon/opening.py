@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final, TypeVar
 
 from deepsquare_chain.chain.rpc import WrongEndpointError
+from deepsquare_chain.daemon.loop import Daemon, cancelled
+from deepsquare_chain.daemon.signals import heeding_signals
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.observe import get_logger
 
@@ -18,20 +22,53 @@ _log = get_logger(__name__)
 T = TypeVar("T")
 
 
+async def serve(
+    name: str,
+    open_once: Callable[[AsyncExitStack, asyncio.Event], Awaitable[Daemon]],
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Open a service, waiting for its endpoint, and run it until SIGINT, SIGTERM or `stop`.
+
+    Args:
+        name: Of the service, for the log.
+        open_once: Opens all parts on a stack that closes them, and returns the daemon, which
+            heeds the event that it is given.
+        stop: Ends the waiting and the daemon when set.
+
+    Raises:
+        GridError: As `open_patiently`, and what is fatal to the daemon.
+    """
+    stopping = stop or asyncio.Event()
+
+    def told(number: int) -> None:
+        _log.info("service stops", service=name, signal=signal.Signals(number).name)
+        stopping.set()
+
+    async with AsyncExitStack() as stack:
+        with heeding_signals(told):
+            daemon = await open_patiently(
+                name, lambda parts: open_once(parts, stopping), stack, stopping
+            )
+        if daemon is not None:
+            await daemon.run()
+
+
 async def open_patiently(
     name: str,
     open_once: Callable[[AsyncExitStack], Awaitable[T]],
     stack: AsyncExitStack,
-    stop: asyncio.Event | None = None,
+    stop: asyncio.Event,
 ) -> T | None:
     """Open a service's parts, again and again while the endpoint does not answer.
+
+    Each reason to wait is told once, and when the waiting is over.
 
     Args:
         name: Of the service, for the log.
         open_once: Opens all parts and leaves their closing to the stack that it is given; what
             it opened before a failure is closed.
         stack: Closes the parts in the end.
-        stop: Ends the waiting when set.
+        stop: Ends the waiting when set, a try that is under way included.
 
     Returns:
         What was opened; None after a stop.
@@ -40,26 +77,43 @@ async def open_patiently(
         WrongEndpointError: It is the wrong chain, or the contracts are not there.
         GridError: Whatever else `open_once` raises.
     """
-    stopping = stop or asyncio.Event()
-    low, high = _PAUSES
-    pause = low
-    while not stopping.is_set():
+    pause, longest = _PAUSES
+    began, told = time.monotonic(), set[str]()
+    while not stop.is_set():
         try:
             async with AsyncExitStack() as parts:
-                found = await open_once(parts)
+                found = await _unless_stopped(open_once(parts), stop)
+                if found is None:
+                    return None
                 await stack.enter_async_context(parts.pop_all())
-                return found
         except WrongEndpointError:
             raise
         except EndpointError as error:
-            _log.error(
-                "service can't begin yet",
-                service=name,
-                message=error.message,
-                hint=error.hint,
-                retry_in=pause,
-            )
+            if error.message not in told:
+                told.add(error.message)
+                _log.warning(
+                    "service waits for its endpoint and begins when it answers",
+                    service=name,
+                    message=error.message,
+                    hint=error.hint,
+                )
+        else:
+            if told:
+                waited = round(time.monotonic() - began, 1)
+                _log.info("endpoint answers", service=name, waited=waited)
+            return found
         with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), pause)
-        pause = min(high, 2 * pause)
+            await asyncio.wait_for(stop.wait(), pause)
+        pause = min(longest, 2 * pause)
     return None
+
+
+async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+    """What the work returns; None, and the work cancelled, when the stop comes first."""
+    task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        await cancelled(stopping)
+        await cancelled(task)

@@ -11,7 +11,7 @@ from eth_account.signers.local import LocalAccount
 from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.daemon.opening import open_patiently
+from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
 from deepsquare_chain.errors import NotAuthorisedError
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
@@ -47,7 +47,7 @@ async def run_scheduler(
         ReorgTooDeepError: The chain replaced what was believed long ago.
     """
 
-    async def open_once(parts: AsyncExitStack) -> Daemon:
+    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
         metrics = Metrics(NAME)
         contracts = await open_contracts(parts, url, deployment, settings, metrics)
         await _check_role(contracts, account)
@@ -67,10 +67,7 @@ async def run_scheduler(
             stop=stop,
         )
 
-    async with AsyncExitStack() as stack:
-        daemon = await open_patiently(NAME, open_once, stack, stop)
-        if daemon is not None:
-            await daemon.run()
+    await serve(NAME, open_once, stop)
 
 
 async def _check_role(contracts: Contracts, account: LocalAccount | None) -> None:

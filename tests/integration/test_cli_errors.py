@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.cli import EXAMPLES, Outcome, run
+from tests.support.cli import EXAMPLES, Outcome, run, running
 from tests.support.place import Cli, Place
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -133,12 +134,28 @@ def test_no_wallet_and_a_wallet_that_is_none(cli: Cli, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ endpoints
 
 
-def test_endpoint_down(cli: Cli) -> None:
+def nobody() -> str:
+    """An address where no node listens."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    for arguments in (["submit", HELLO], ["job", "list"], ["provider", "run"]):
+        return f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+def test_endpoint_down(cli: Cli) -> None:
+    url = nobody()
+    for arguments in (["submit", HELLO], ["job", "list"]):
         refused(cli(*arguments, "--endpoint", url), 7, "can't be reached", "devnet up")
+
+
+def test_a_service_waits_for_its_endpoint_and_says_so(place: Place) -> None:
+    service = ["provider", "run", "--endpoint", nobody(), "--log-format", "console"]
+    with running(service, place.folder, "waiting") as daemon:
+        daemon.wait_for("service waits for its endpoint")
+        assert daemon.end(signal.SIGTERM) == 0
+    said = daemon.log.read_text()
+    assert said.count("service waits for its endpoint") == said.count("can't be reached") == 1
+    assert "devnet up" in said
+    assert "Traceback" not in said
 
 
 def test_endpoint_that_is_no_node(cli: Cli, place: Place) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from deepsquare_chain.chain.endpoint import TransientEndpointError, WrongEndpointError
-from deepsquare_chain.daemon import opening
-from deepsquare_chain.daemon.opening import open_patiently
+from deepsquare_chain.daemon import Daemon, opening
+from deepsquare_chain.daemon.opening import open_patiently, serve
 from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError
 
 
@@ -38,15 +40,18 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_endpoint_that_is_away_is_waited_for(capsys: Any) -> None:
-    parts = Parts(TransientEndpointError("The endpoint x can't be reached"), EndpointError("403"))
+    away = TransientEndpointError("The endpoint x can't be reached", hint="Is it up?")
+    parts = Parts(away, EndpointError("403"), away, away)
     async with AsyncExitStack() as stack:
-        assert await open_patiently("provider", parts, stack) == "open"
+        assert await open_patiently("provider", parts, stack, asyncio.Event()) == "open"
         # What failed halfway is closed, what stands is not.
-        assert (parts.opened, parts.closed) == (3, 2)
-    assert parts.closed == 3
+        assert (parts.opened, parts.closed) == (5, 4)
+    assert parts.closed == 5
     said = capsys.readouterr().out
-    assert said.count("service can't begin yet") == 2
-    assert "The endpoint x can't be reached" in said
+    # Each reason once, however often it is met.
+    assert said.count("service waits for its endpoint") == 2
+    assert said.count("The endpoint x can't be reached") == said.count("Is it up?") == 1
+    assert said.count("endpoint answers") == 1
 
 
 @pytest.mark.parametrize("error", [WrongEndpointError("chain 5"), NotAuthorisedError("no role")])
@@ -54,7 +59,7 @@ async def test_what_waiting_does_not_mend_ends_it(error: GridError) -> None:
     parts = Parts(error)
     async with AsyncExitStack() as stack:
         with pytest.raises(type(error)):
-            await open_patiently("provider", parts, stack)
+            await open_patiently("provider", parts, stack, asyncio.Event())
         assert (parts.opened, parts.closed) == (1, 1)
 
 
@@ -68,3 +73,51 @@ async def test_a_stop_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.sleep(0)
         stop.set()
         assert await task is None
+
+
+async def test_a_stop_ends_a_try_that_gets_no_answer() -> None:
+    stop, closed = asyncio.Event(), list[str]()
+
+    async def hangs(parts: AsyncExitStack) -> str:
+        parts.callback(closed.append, "part")
+        stop.set()
+        await asyncio.Event().wait()
+        return "open"
+
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        assert await open_patiently("provider", hangs, stack, stop) is None
+        assert closed == ["part"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_the_waiting_as_it_ends_a_service(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(opening, "_PAUSES", (600.0, 600.0))
+    before = signal.getsignal(number)
+
+    async def open_once(_: AsyncExitStack, __: asyncio.Event) -> Daemon:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+        raise EndpointError("down")
+
+    async with asyncio.timeout(20):
+        await serve("provider", open_once)
+    assert signal.getsignal(number) is before
+
+
+async def test_what_was_opened_runs_until_the_stop_and_is_closed() -> None:
+    seen = list[str]()
+
+    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
+        parts.callback(seen.append, "closed")
+
+        async def cycle() -> bool:
+            seen.append("cycle")
+            stop.set()
+            return False
+
+        return Daemon("provider", cycle, interval=600, stop=stop)
+
+    async with asyncio.timeout(20):
+        await serve("provider", open_once)
+    assert seen == ["cycle", "closed"]
