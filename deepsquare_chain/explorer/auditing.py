@@ -147,7 +147,11 @@ async def audit_export(
         )
     own = {id(finding) for finding in replayed.ledger.findings}
     beside = [finding for finding in more if id(finding) not in own]
-    return _report(replayed.ledger, storage, beside, block_hash, proven=False)
+    report = _report(replayed.ledger, storage, beside, block_hash, proven=False)
+    # A chain that tells something else need not know these transactions.
+    if contracts is None or not block_hash or beside:
+        return report
+    return replace(report, exceptions=tuple(await _named(contracts, report.exceptions)))
 
 
 def _report(

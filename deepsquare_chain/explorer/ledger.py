@@ -24,8 +24,9 @@ from deepsquare_chain.explorer.books import (
     StatementRow,
     Totals,
 )
-from deepsquare_chain.explorer.exceptions import ExceptionRow, Spot, Watch
+from deepsquare_chain.explorer.exceptions import ExceptionRow, Spot
 from deepsquare_chain.explorer.page import Page
+from deepsquare_chain.explorer.watch import Watch
 
 
 class Ledger:

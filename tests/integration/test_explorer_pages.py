@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.explorer.auditing import audit_grid
 from deepsquare_chain.explorer.web.security import HEADERS
 from deepsquare_chain.job import JobStatus
 from tests.support.busyexplorer import BusyExplorer, busy_explorer
@@ -241,8 +242,34 @@ def test_audit_adds_up(web: httpx.Client) -> None:
     assert "Every credit is accounted for" in text
     requests = re.findall(r"curl -H .*? -d", text)
     assert len(requests) == 2
-    for kind, words in (("jobs", "was given up"), ("administration", "MINTER_ROLE")):
-        assert words in web.get("/audit", params={"of": kind}).text
+
+
+def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx.Client) -> None:
+    """Page, API and `audit exceptions` tell the same, each in its own form."""
+    report = explorer.run(audit_grid(explorer.grid.contracts))
+    told: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"limit": 200}
+    while True:
+        page = web.get("/api/v1/exceptions", params=options).json()
+        told += page["items"]
+        if page["next"] is None:
+            break
+        options["cursor"] = page["next"]
+    assert [
+        (row["code"], row["severity"], row["message"], row["at"]["tx_hash"])
+        for row in reversed(told)
+    ] == [
+        (row.code, row.severity, row.message, row.tx_hash)
+        for row in report.exceptions
+        if row.tx_hash
+    ]
+    page = Tags(web.get("/audit").text)
+    still = {(row.code, row.job_id) for row in report.exceptions if not row.tx_hash}
+    shown = web.get("/api/v1/exceptions/open").json()["items"]
+    assert {(row["code"], row["job_id"]) for row in shown} >= still
+    assert ("Open now" in page.text) == bool(shown)
+    for kind, words in (("jobs", "was given up"), ("administration", "role MINTER_ROLE of")):
+        assert words in Tags(web.get("/audit", params={"of": kind}).text).text
 
 
 def test_the_call_by_hand_gives_the_same(explorer: BusyExplorer, web: httpx.Client) -> None:

@@ -20,7 +20,7 @@ from deepsquare_chain.explorer.index.writer import IndexWriter
 SENDER = "0x" + "5e" * 20
 
 
-def facts_of(events: Iterable[Event], times: Mapping[int, int]) -> Facts:
+def facts_of(events: Iterable[Event], times: Mapping[int, int], sender: str = SENDER) -> Facts:
     """Headers and transactions that could have made these events."""
     headers: dict[int, Header] = {}
     transactions: dict[str, Transaction] = {}
@@ -42,7 +42,7 @@ def facts_of(events: Iterable[Event], times: Mapping[int, int]) -> Facts:
                 hash=event.tx_hash,
                 block=number,
                 position=len(before),
-                sender=SENDER,
+                sender=sender,
                 to=event.address,
                 ok=True,
                 gas_used=21_000,
@@ -63,13 +63,14 @@ class Indexed:
         events: Sequence[Event],
         times: Mapping[int, int],
         where: Any = None,
+        sender: str = SENDER,
     ) -> None:
         self.events = list(events)
         self.times = times
         self.database = IndexDatabase.open(where, deployment)
         self.index = Index(self.database, deployment)
         self._writer = IndexWriter(deployment)
-        self._facts = facts_of(events, times)
+        self._facts = facts_of(events, times, sender)
         self.last = max((event.block_number for event in events), default=0)
 
     def read(self, first: int, last: int) -> None:
@@ -84,6 +85,12 @@ class Indexed:
         """Everything in batches of so many blocks."""
         for first in range(0, self.last + 1, size):
             self.read(first, min(first + size - 1, self.last))
+
+    def pass_time(self, now: int) -> None:
+        """A block without events, at a chain time in seconds."""
+        number = self.index.status().block
+        with self.database.begin() as connection:
+            self._writer.apply(Batch((), number, number, time=now), connection, Facts())
 
     def roll_back(self, number: int) -> None:
         """Everything after a block did not happen."""

@@ -97,6 +97,7 @@ def examples(index: Index) -> dict[str, list[str]]:
         "/transactions": ["/transactions", f"/transactions?block={blocks[0]}"],
         "/transactions/{hash}": [f"/transactions/{each}" for each in hashes],
         "/blocks/{block}": [f"/blocks/{each}" for each in blocks],
+        "/exceptions": ["/exceptions", "/exceptions?kind=jobs", "/exceptions?kind=panic"],
         "/search": ["/search?q=1", f"/search?q={providers[0]}", f"/search?q={hashes[0]}"],
     }
     return {each.path: found.get(each.path, [each.path]) for each in QUESTIONS}
@@ -225,6 +226,7 @@ async def test_an_unchanged_answer_is_not_sent_again(own: Indexed, path: str) ->
         ("/series/jobs?since=9&until=3", 400, "can't end before it begins"),
         ("/accounts/nobody/statement?oldest_first=yes", 400, "must be true or false"),
         (f"/search?q={'x' * 501}", 400, "longer than 500"),
+        ("/exceptions?kind=odd", 400, "'odd' is no kind of exception"),
         ("/nothing", 404, "There is no such path"),
         ("/jobs/1/nothing", 404, "There is no such path"),
     ],

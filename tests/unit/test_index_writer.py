@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.follower import Block
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.books import Kind
-from deepsquare_chain.explorer.index.rows import MovementRow
+from deepsquare_chain.explorer.exceptions import SUBJECTS, Code
+from deepsquare_chain.explorer.index.database import IndexDatabase
+from deepsquare_chain.explorer.index.queries import CURSOR, Index
+from deepsquare_chain.explorer.index.rows import ExceptionRow, MovementRow
 from deepsquare_chain.explorer.ledger import Ledger
 from deepsquare_chain.job import JobStatus
 from tests.support.index import Indexed, dump
@@ -154,6 +163,94 @@ def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> No
         assert figures.cpus_busy == sum(job.terms.resources.cpus for job in running)
 
 
+def told_by(index: Index) -> list[tuple[Any, ...]]:
+    """Everything that an index calls out of the ordinary, oldest first, then what stands open."""
+    found: list[ExceptionRow] = []
+    cursor: str | None = None
+    while True:
+        page = index.exceptions(cursor, 5)
+        found += page.items
+        if (cursor := page.next) is None:
+            break
+    rows = [*reversed(found), *index.open_exceptions().items]
+    return [
+        (row.code, row.severity, row.message, row.job_id, row.account, row.at.block, row.at.time)
+        for row in rows
+    ]
+
+
+def told_of(ledger: Ledger) -> list[tuple[Any, ...]]:
+    return [
+        (
+            *(row.code, row.severity, row.message),
+            *(row.job_id or None, row.account or None, row.block, row.time),
+        )
+        for row in ledger.exceptions
+    ]
+
+
+def test_exceptions_are_the_audits(whole: Indexed, ledger: Ledger) -> None:
+    assert told_by(whole.index) == told_of(ledger)
+    assert {row.code for row in whole.index.exceptions(limit=200).items} >= {"panic", "requeue"}
+    for row in whole.index.exceptions(limit=200).items:
+        assert row.subject == SUBJECTS[Code(row.code)]
+        same = whole.index.exceptions(limit=200, kind=row.code).items
+        assert row in same
+        assert {each.code for each in same} == {row.code}
+        assert row in whole.index.exceptions(limit=200, kind=row.subject).items
+    with pytest.raises(UsageError, match="no kind of exception"):
+        whole.index.exceptions(kind="odd")
+    assert set(SUBJECTS) == set(Code)
+
+
+@pytest.mark.parametrize(
+    ("end", "codes"),
+    [
+        ("claimed", {"idle-claim", "unanswered-challenge"}),
+        ("running", {"overrun", "unanswered-challenge"}),
+    ],
+)
+def test_what_stands_open_is_the_audits_at_any_time(
+    grid: RecordedGrid, end: str, codes: set[str]
+) -> None:
+    """A run past its allotment, an idle claim, a challenge without an answer: from the tables."""
+    events = [each for each in grid.events if not isinstance(each, ev.ProviderAnswered)]
+    if end == "claimed":
+        moves = [each for each in events if isinstance(each, ev.JobTransition)]
+        heir = next(each.successor for each in events if isinstance(each, ev.JobRetried))
+        start = next(
+            each for each in moves if (each.job_id, each.after) == (heir, JobStatus.RUNNING)
+        )
+        events = [each for each in events if each.place < start.place]
+    seen: set[str] = set()
+    for late in (0, 400, 10**9):
+        found = Indexed(grid.deployment, events, grid.chain.block_times)
+        found.read_all(3)
+        now = found.index.status().time + late
+        found.pass_time(now)
+        block, times = found.index.status().block, grid.chain.block_times
+        ledger = Ledger.replay(events, grid.deployment, times, to_block=block, now=now)
+        told, wanted = told_by(found.index), told_of(ledger)
+        assert sorted(told, key=itemgetter(2)) == sorted(wanted, key=itemgetter(2))
+        seen = {row.code for row in found.index.open_exceptions().items}
+        assert seen <= codes
+        found.close()
+    assert seen == codes
+
+
+def test_who_took_a_job_itself_is_named(grid: RecordedGrid, whole: Indexed) -> None:
+    late = whole.index.exceptions(kind="late-assignment").items[0]
+    found = Indexed(grid.deployment, grid.events, grid.chain.block_times, sender=late.account or "")
+    found.read_all()
+    own = found.index.exceptions(kind="self-scheduled").items
+    assert late.job_id in {each.job_id for each in own}
+    assert all(each.account == late.account for each in own)
+    assert all(each.message.endswith("its provider took it itself") for each in own)
+    rest = found.index.exceptions(kind="late-assignment").items
+    assert late.account not in {each.account for each in rest}
+    found.close()
+
+
 def test_kinds_are_the_ledgers(whole: Indexed) -> None:
     kinds = {row.kind for row in whole.index.movements(limit=200).items}
     assert kinds <= {kind.value for kind in Kind}
@@ -174,4 +271,28 @@ def test_changes_only_grow(grid: RecordedGrid) -> None:
     assert [*numbers, last.number] == list(range(1, len(numbers) + 2))
     assert found.index.changes(last.number).items == ()
     assert found.index.changes(10**6).missed
+    found.close()
+
+
+def test_an_older_index_is_brought_up_and_read_again(
+    grid: RecordedGrid, whole: Indexed, tmp_path: Path
+) -> None:
+    where = tmp_path / "index.db"
+    old = Indexed(grid.deployment, grid.events, grid.chain.block_times, where)
+    old.read_all()
+    built = old.index.status().built_since
+    with old.database.begin() as connection:
+        old.database.advance(connection, CURSOR, [Block(old.last, "0x12")], 1)
+        connection.exec_driver_sql("DROP TABLE exceptions")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    old.close()
+    with pytest.raises(UsageError, match="of version 0001"):
+        IndexDatabase.open(where, grid.deployment)
+    IndexDatabase.open(where, grid.deployment, writer=True).close()
+    found = Indexed(grid.deployment, grid.events, grid.chain.block_times, where)
+    assert not any(dump(found.database).values())
+    assert found.database.recent_blocks(CURSOR) == []
+    assert found.index.status().built_since > built
+    found.read_all()
+    assert dump(found.database) == dump(whole.database)
     found.close()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.index import rows
+from deepsquare_chain.explorer.index.exceptions import KINDS as EXCEPTION_KINDS
 from deepsquare_chain.explorer.index.queries import Index
 from deepsquare_chain.explorer.index.reading import DEFAULT_LIMIT, MAX_LIMIT
 from deepsquare_chain.explorer.index.series import MAX_BUCKETS
@@ -189,6 +190,22 @@ QUESTIONS: Final = (
         rows.Page[rows.EventRow],
         lambda index, given: index.events(**given),
         _PAGE,
+    ),
+    Question(
+        "/exceptions",
+        "listExceptions",
+        "What is lawful but worth a look, by the rules of `audit verify`, latest first.",
+        rows.Page[rows.ExceptionRow],
+        lambda index, given: index.exceptions(**given),
+        (*_PAGE, _filter("kind", f"One of {', '.join(EXCEPTION_KINDS)}.")),
+    ),
+    Question(
+        "/exceptions/open",
+        "listOpenExceptions",
+        "What stands open now without anybody having acted: overrun, idle and unanswered.",
+        rows.OpenExceptions,
+        lambda index, _: index.open_exceptions(),
+        timed=True,
     ),
     Question(
         "/settlements",

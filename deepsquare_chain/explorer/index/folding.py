@@ -18,13 +18,17 @@ from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.explorer.bookkeeping import Bookkeeping
 from deepsquare_chain.explorer.books import Entry, JobEntry, ProviderEntry
+from deepsquare_chain.explorer.exceptions import ExceptionRow, name_self_scheduled
+from deepsquare_chain.explorer.exceptions import Spot as Moment
 from deepsquare_chain.explorer.index import schema
 from deepsquare_chain.explorer.index.codec import plain
+from deepsquare_chain.explorer.index.exceptions import exception_values
 from deepsquare_chain.explorer.index.facts import Facts, Transaction, methods
 from deepsquare_chain.explorer.index.figures import Figures
 from deepsquare_chain.explorer.index.records import Spot, known
 from deepsquare_chain.explorer.index.registry import KINDS
 from deepsquare_chain.explorer.page import Page
+from deepsquare_chain.explorer.watch import Watch
 from deepsquare_chain.job import JobStatus
 
 _MAX_ID: Final = 2**63 - 1
@@ -37,7 +41,7 @@ class Held:
     """What the database holds of everything that a batch touches, before it.
 
     `sums` is the last row of `totals`; `line` gives count and balance of an account's statement,
-    `figures` what a provider did so far.
+    `figures` what a provider did so far; `challenges` are those that stand open.
     """
 
     jobs: dict[int, JobEntry]
@@ -47,6 +51,7 @@ class Held:
     sums: Mapping[str, int]
     line: Callable[[str], tuple[int, int]]
     figures: Callable[[str], Figures]
+    challenges: Iterable[ev.ProviderChallenged] = ()
 
 
 @dataclass(slots=True)
@@ -95,6 +100,8 @@ class Folding:
         self._books.cash.parked.update(held.parked)
         for name in ("minted", "burned", "donated"):
             setattr(self._books.cash, name, held.sums.get(name, 0))
+        self._watch = Watch(deployment)
+        self._watch.resume(held.jobs.values(), held.challenges)
         self._sums = dict(held.sums)
         self._parked = dict(held.parked)
         self._flows = {each.id: _flow(each) for each in held.jobs.values()}
@@ -111,6 +118,7 @@ class Folding:
     def _block(self, number: int, events: list[ev.Event]) -> None:
         header = self._facts.headers[number]
         entries: list[tuple[int, Entry]] = []
+        odd: list[tuple[int, ExceptionRow]] = []
         count = 0
         moved: set[int | None] = set()
         active: set[str] = set()
@@ -120,6 +128,9 @@ class Folding:
             page = Page(number, header.time, tx_hash, [], [])
             self._books.read(page, own)
             entries += ((sent.position, entry) for entry in page.entries)
+            self._watch.read(own, self._books.jobs.jobs, Moment(number, header.time, tx_hash))
+            named = name_self_scheduled(self._watch.take(), {tx_hash: sent.sender})
+            odd += ((sent.position, row) for row in named)
             self._transaction(sent, len(own))
             for event in own:
                 self._event(event, sent.position, header.time, active)
@@ -129,6 +140,10 @@ class Folding:
             count += 1
         self._header(number, count)
         self._movements(entries)
+        self._out.rows[schema.exceptions] += (
+            exception_values(row, block=number, number=at, position=position)
+            for at, (position, row) in enumerate(odd)
+        )
         self._close(number, header.time, moved, active)
 
     def _header(self, number: int, count: int) -> None:

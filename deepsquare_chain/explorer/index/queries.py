@@ -13,6 +13,7 @@ import pydantic_core
 from sqlalchemy import func, select
 
 from deepsquare_chain.explorer.index.blocks import BlockQueries
+from deepsquare_chain.explorer.index.exceptions import ExceptionQueries
 from deepsquare_chain.explorer.index.jobs import JobQueries
 from deepsquare_chain.explorer.index.money import MoneyQueries
 from deepsquare_chain.explorer.index.registry import RegistryQueries
@@ -26,7 +27,9 @@ MAX_CHANGES: Final = 200
 CURSOR: Final = "index"
 
 
-class Index(JobQueries, MoneyQueries, RegistryQueries, BlockQueries, SeriesQueries):
+class Index(
+    JobQueries, MoneyQueries, RegistryQueries, BlockQueries, SeriesQueries, ExceptionQueries
+):
     """All questions; made of a database that `IndexDatabase.open` prepared."""
 
     def status(self) -> Status:

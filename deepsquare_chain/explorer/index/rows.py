@@ -433,6 +433,31 @@ class SettlementRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExceptionRow:
+    """Something lawful that is worth a look, by the rules of `audit verify`.
+
+    `code` is its kind and `subject` what it is about: jobs, providers, credits or administration;
+    `severity` is notice or warning. What stands open at the index's block has no transaction.
+    """
+
+    at: Place
+    code: str
+    subject: str
+    severity: str
+    job_id: int | None
+    account: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenExceptions:
+    """What stands open now without anybody having acted; `more` where only the first are here."""
+
+    items: tuple[ExceptionRow, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterRow:
     """A parameter in force; `since` is None where the deployment fixed it for good."""
 

@@ -339,6 +339,23 @@ parameters: Final = Table(
     _text("value"),
 )
 
+# What is lawful but worth a look, by the audit's rules; `number` counts those of a block.
+exceptions: Final = Table(
+    "exceptions",
+    metadata,
+    _int("block", primary_key=True),
+    _int("number", primary_key=True),
+    _int("position"),
+    _text("code"),
+    _text("subject"),
+    _text("severity"),
+    Column("job_id", Int),
+    Column("account", String),
+    Column("message", Words, nullable=False),
+)
+Index("exceptions_code", exceptions.c.code, exceptions.c.block, exceptions.c.number)
+Index("exceptions_subject", exceptions.c.subject, exceptions.c.block, exceptions.c.number)
+
 # What the deployment fixed for good.
 constants: Final = Table(
     "constants",

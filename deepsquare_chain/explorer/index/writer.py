@@ -17,6 +17,7 @@ from deepsquare_chain.explorer.bookkeeping import Bookkeeping
 from deepsquare_chain.explorer.books import JobEntry
 from deepsquare_chain.explorer.index import schema
 from deepsquare_chain.explorer.index.codec import event_of
+from deepsquare_chain.explorer.index.exceptions import last_challenge
 from deepsquare_chain.explorer.index.facts import Facts
 from deepsquare_chain.explorer.index.figures import Figures
 from deepsquare_chain.explorer.index.folding import Folded, Folding, Held, touched
@@ -48,6 +49,7 @@ _BY_BLOCK: Final = (
     schema.parkings,
     schema.roles,
     schema.parameters,
+    schema.exceptions,
 )
 
 
@@ -86,6 +88,7 @@ class IndexWriter:
         rows = _rows(connection, schema.providers, "account", accounts)
         last = select(schema.totals).order_by(schema.totals.c.block.desc()).limit(1)
         sums = connection.execute(last).mappings().one_or_none()
+        open_to = [row.account for row in rows if row.answer_by]
         return Held(
             jobs=jobs,
             spots=spots,
@@ -94,6 +97,7 @@ class IndexWriter:
             sums={} if sums is None else {k: v for k, v in sums.items() if k not in _PLACE},
             line=lambda account: _line(connection, account),
             figures=lambda account: _figures(connection, account),
+            challenges=[last_challenge(connection, account) for account in open_to],
         )
 
     # -- undoing

@@ -279,6 +279,9 @@ _NUMBERS: Final[Sequence[tuple[frozenset[str], str]]] = (
 _HEX: Final = re.compile(r"0x([0-9a-fA-F]{40}|[0-9a-fA-F]{64})")
 
 
+_ADDRESS: Final = re.compile(r"\b(0x[0-9a-fA-F]{40})\b")
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """A value by the path that leads to it.
@@ -289,6 +292,14 @@ class Field:
     path: str
     kind: str
     value: Any
+
+
+def phrases(text: str) -> tuple[Field, ...]:
+    """A sentence in which addresses are accounts that can be gone to."""
+    parts = _ADDRESS.split(text)
+    return tuple(
+        Field("", "account" if at % 2 else "text", part) for at, part in enumerate(parts) if part
+    )
 
 
 def fields(values: Any, path: str = "", most: int = 120) -> tuple[Field, ...]:

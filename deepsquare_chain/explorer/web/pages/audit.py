@@ -7,52 +7,29 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.explorer.exceptions import Subject
 from deepsquare_chain.explorer.web import views
 from deepsquare_chain.explorer.web.conservation import equations
 from deepsquare_chain.explorer.web.pages.common import ask, cursor_of, show, site_of
 
-#: Events that an auditor reads, by what the filter says.
-EXCEPTIONS: Final[dict[str, tuple[str, ...]]] = {
-    "jobs": ("JobRequeued", "JobPanicked", "TransitionSkipped", "PaymentParked"),
-    "providers": ("ProviderChallenged", "ProviderAnswered", "BanChanged"),
-    "administration": ("FeeChanged", "SubmissionsChanged", "RoleGranted", "RoleRevoked"),
-}
-TITLES: Final[dict[str, str]] = {
-    "JobRequeued": "went back into the queue",
-    "JobPanicked": "was given up",
-    "TransitionSkipped": "was left out of a batch",
-    "PaymentParked": "payment had to be parked",
-    "ProviderChallenged": "provider was challenged",
-    "ProviderAnswered": "provider answered",
-    "BanChanged": "ban changed",
-    "FeeChanged": "fee changed",
-    "SubmissionsChanged": "submissions opened or closed",
-    "RoleGranted": "role granted",
-    "RoleRevoked": "role taken away",
-}
+_ALL: Final = "all"
 
 
 async def audit(request: Request) -> Response:
     """Conservation, how far the index is, and exceptions."""
     site = site_of(request)
-    chosen = request.query_params.get("of", "all")
-    if chosen != "all" and chosen not in EXCEPTIONS:
-        raise UsageError(
-            f"{chosen[:40]!r} is no kind of exception",
-            hint=f"There are all, {', '.join(EXCEPTIONS)}.",
-        )
-    names = EXCEPTIONS.get(chosen) or tuple(each for some in EXCEPTIONS.values() for each in some)
+    chosen = request.query_params.get("of", _ALL)
+    kind = None if chosen == _ALL else chosen
+    found = await ask(site.index.exceptions, cursor_of(request), kind=kind)
     overview = await ask(site.index.overview)
-    found = await ask(site.index.events, cursor_of(request), names=names)
     return await show(
         request,
         "audit.html",
         overview=overview,
         equations=await equations(site.contracts, overview),
+        standing=await ask(site.index.open_exceptions),
         found=found,
         chosen=chosen,
-        kinds=["all", *EXCEPTIONS],
-        titles=TITLES,
-        fields=views.fields,
+        kinds=[_ALL, *Subject],
+        phrases=views.phrases,
     )
