@@ -3,8 +3,10 @@ pragma solidity 0.8.37;
 
 import {Test} from "forge-std/Test.sol";
 
+import {Capacity, Tariff} from "../../contracts/libraries/Capacity.sol";
 import {JobRecord, Money, Moves} from "../../contracts/libraries/JobRecord.sol";
 import {JobStatus, JobTerms} from "../../contracts/types/JobTypes.sol";
+import {ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
 
 /// @notice The packed words of a record: each writer changes its own fields to any value, and no other bit.
 contract PackingTest is Test {
@@ -96,6 +98,25 @@ contract PackingTest is Test {
     function test_every_field_at_its_bounds() public view {
         _checkNew(0);
         _checkNew(type(uint256).max);
+    }
+
+    function testFuzz_a_provider_stands_by_its_versions(uint32 version, uint32 pending, uint8 flags)
+        public
+        pure
+    {
+        Tariff t = Tariff.wrap((uint256(version) << 192) | (uint256(pending) << 224));
+        Capacity c = Capacity.wrap(uint256(flags & 1) << 240);
+        ProviderStatus expected = flags & 1 == 1 ? ProviderStatus.DRAINING : ProviderStatus.ACTIVE;
+        if (version == 0) expected = ProviderStatus.WAITING_APPROVAL;
+        if (version == 0 && pending == 0) expected = ProviderStatus.NONE;
+        assertEq(uint8(c.statusOf(t)), uint8(expected));
+    }
+
+    function test_a_version_of_any_width_is_one() public pure {
+        for (uint256 i = 0; i < 32; ++i) {
+            Tariff t = Tariff.wrap(1 << (192 + i));
+            assertEq(uint8(Capacity.wrap(0).statusOf(t)), uint8(ProviderStatus.ACTIVE));
+        }
     }
 
     function _checkNew(uint256 bits) private view {

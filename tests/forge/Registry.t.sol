@@ -227,6 +227,8 @@ contract RegistryTest is GridTest {
             registry.setOffer(bad[i]);
         }
         vm.prank(provider(0));
+        vm.expectEmit(address(registry));
+        emit IProviderRegistry.OfferChanged(provider(0), Offer(64, 262_144, 8));
         registry.setOffer(Offer(64, 262_144, 8));
     }
 
@@ -318,7 +320,14 @@ contract RegistryTest is GridTest {
         registry.setOffer(Offer(1, 2, 3));
         _register(Hardware(500, 5, 5, 5), prices(1));
         skip(364 days);
+        Hardware memory inForce = registry.getProvider(NEW).hardware;
+        vm.expectEmit(address(registry));
+        emit IProviderRegistry.ProviderApproved(
+            NEW, 1, inForce, uint40(vm.getBlockTimestamp() + 365 days)
+        );
+        vm.recordLogs();
         _approve(1);
+        assertEq(vm.getRecordedLogs().length, 1, "nothing else changes");
         Provider memory p = registry.getProvider(NEW);
         assertEq(p.hardware.nodes, 4);
         assertEq(p.offer.cpus, 1);
@@ -350,6 +359,14 @@ contract RegistryTest is GridTest {
             bool whole = offered[i] == before[i] || offered[i] > all[i];
             assertEq(now_[i], whole ? all[i] : offered[i]);
         }
+    }
+
+    function test_each_part_of_an_offer_that_no_longer_fits_is_cut() public {
+        _approve(_register(Hardware(10, 10, 10, 10), prices(1)));
+        vm.prank(NEW);
+        registry.setOffer(Offer(50, 51, 52));
+        _approve(_register(Hardware(1, 40, 41, 42), prices(1)));
+        assertEq(abi.encode(registry.getProvider(NEW).offer), abi.encode(Offer(40, 41, 42)));
     }
 
     function _totals(Hardware memory h) private pure returns (uint256[3] memory) {
