@@ -7,12 +7,13 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
 import httpx
 import pytest
+from web3.types import Wei
 
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.explorer.auditing import audit_grid
@@ -158,7 +159,10 @@ def test_only_its_own_names_are_answered(web: httpx.Client) -> None:
         ("/accounts/<script>alert(1)", 400, "&lt;script&gt;"),
         ("/providers/77", 404, "never registered"),
         ("/transactions/0x" + "12" * 32, 404, "made no event"),
-        ("/blocks/99999999", 404, ""),
+        ("/blocks/99999999", 404, "There is no block 99999999 yet"),
+        ("/blocks/0x" + "12" * 32, 404, "There is no block 0x1212"),
+        ("/blocks/0x12", 404, "There is no block 0x12"),
+        ("/blocks/latest", 404, "is no block number"),
         ("/contracts/Nothing", 404, "There is no contract"),
         ("/contracts/Credit?call=mint", 400, "no function"),
         ("/contracts/Credit?call=balanceOf&a0=zz", 400, "is no address"),
@@ -215,9 +219,13 @@ def test_a_waiting_job_says_why(explorer: BusyExplorer, web: httpx.Client) -> No
 
 
 def wait_for_page(web: httpx.Client, path: str) -> None:
-    deadline = time.monotonic() + 30
-    while web.get(path).status_code != 200:
-        assert time.monotonic() < deadline, path
+    wait_until(lambda: web.get(path).status_code == 200)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
@@ -307,6 +315,38 @@ def test_a_refused_transaction_tells_why(explorer: BusyExplorer, web: httpx.Clie
     found = web.get(f"/wallet/outcome/{tx_hash}").json()
     assert found["state"] == "refused"
     assert "Job 1" in found["reason"]
+
+
+def test_blocks_and_transactions_without_events_are_the_nodes(
+    explorer: BusyExplorer, web: httpx.Client
+) -> None:
+    """A person who has a number or a hash of the chain finds the thing, whoever made it."""
+    grid = explorer.grid
+
+    async def pay_nobody() -> tuple[str, Any]:
+        sent = await grid.w3.eth.send_transaction(
+            {"from": grid.admin.address, "to": grid.stranger.address, "value": Wei(1)}
+        )
+        receipt = await grid.w3.eth.wait_for_transaction_receipt(sent)
+        return "0x" + bytes(sent).hex(), await grid.w3.eth.get_block(receipt["blockNumber"])
+
+    tx_hash, block = explorer.run(pay_nobody())
+    number, block_hash = block["number"], "0x" + bytes(block["hash"]).hex()
+    wait_until(lambda: web.get("/api/v1/status").json()["block"] >= number)
+    for key in (number, block_hash, block_hash.upper().replace("X", "x")):
+        text = web.get(f"/blocks/{key}").text
+        assert "Nothing happened on this grid in this block" in text
+        assert block_hash in text
+        assert f'href="/blocks/{number - 1}"' in text
+    assert "made no event of this grid" in web.get(f"/transactions/{tx_hash}").text
+    for text, place in (
+        (str(number), f"/blocks/{number}"),
+        (block_hash, f"/blocks/{block_hash}"),
+        (tx_hash, f"/transactions/{tx_hash}"),
+    ):
+        assert web.get("/search", params={"q": text}).headers["location"] == place
+    assert "Nothing found" in web.get("/search", params={"q": "9" * 18}).text
+    assert "Nothing happened on this grid" in web.get("/blocks/0").text
 
 
 def test_read_functions_answer(explorer: BusyExplorer, web: httpx.Client) -> None:

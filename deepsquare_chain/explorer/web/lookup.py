@@ -1,4 +1,4 @@
-"""Transactions that made no event: asked of the node, with the reason of a refusal."""
+"""What the index does not hold, asked of the node: blocks and transactions without any event."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from hexbytes import HexBytes
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception
 
 from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.chain.reverts import decode_revert
-from deepsquare_chain.errors import GridError
+from deepsquare_chain.errors import EndpointError, GridError
+from deepsquare_chain.explorer.index.facts import Header, read_header
 from deepsquare_chain.explorer.web.decoding import DecodedCall, decode_call
 
 _HASH: Final = re.compile(r"0x[0-9a-f]{64}")
@@ -57,6 +59,25 @@ async def look_up(contracts: Contracts, tx_hash: str) -> LookedUp | None:
     ok = None if receipt is None else receipt["status"] == 1
     reason, hint = await _reason(contracts, sent, receipt) if ok is False else ("", "")
     return _found(contracts, tx_hash, sent, receipt, reason=reason, hint=hint)
+
+
+async def look_up_block(contracts: Contracts, which: int | str) -> Header | None:
+    """A block by number or hash; None where the chain has none, or none yet.
+
+    Raises:
+        EndpointError: The node does not answer, or not lawfully.
+    """
+    if isinstance(which, str) and not _HASH.fullmatch(which):
+        return None
+    if isinstance(which, int):
+        asked = ("eth_getBlockByNumber", [hex(which), False])
+    else:
+        asked = ("eth_getBlockByHash", [which, False])
+    try:
+        (answer,) = await ask_all(contracts.w3, [asked])
+        return None if answer is None else read_header(answer)
+    except (Web3Exception, KeyError, TypeError, ValueError) as error:
+        raise EndpointError(f"The node gave no proper block: {str(error)[:200]}") from None
 
 
 def _found(

@@ -6,11 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.explorer.index.rows import TransactionDetail
+from deepsquare_chain.explorer.index.rows import BlockDetail, BlockRow, Status, TransactionDetail
 from deepsquare_chain.explorer.web import views
 from deepsquare_chain.explorer.web.decoding import decode_call
-from deepsquare_chain.explorer.web.lookup import look_up
+from deepsquare_chain.explorer.web.lookup import look_up, look_up_block
 from deepsquare_chain.explorer.web.pages.common import ask, cursor_of, number_of, show, site_of
+from deepsquare_chain.explorer.web.site import Site
 
 
 async def transactions(request: Request) -> Response:
@@ -48,8 +49,40 @@ async def blocks(request: Request) -> Response:
 
 
 async def block(request: Request) -> Response:
-    """One block, by its number or hash."""
-    which = request.path_params["block"]
+    """One block, by its number or hash; one that the index does not hold is asked of the node."""
+    which = request.path_params["block"].lower()
     key = which if which.startswith("0x") else number_of(which, "block number")
-    detail = await ask(site_of(request).index.block, key)
-    return await show(request, "block.html", detail=detail, row=detail.row)
+    site = site_of(request)
+    status = await ask(site.index.status)
+    try:
+        detail = await ask(site.index.block, key)
+    except NotFoundError:
+        detail = await _unindexed(site, key, status)
+    row = detail.row
+    return await show(
+        request, "block.html", detail=detail, row=row, unread=row.number > status.block
+    )
+
+
+async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
+    """A block without events, or one that the index has not read, as the node tells it."""
+    header = await look_up_block(site.contracts, key)
+    if header is None:
+        ahead = isinstance(key, int) and key > status.head
+        raise NotFoundError(
+            f"There is no block {str(key)[:80]}{' yet' if ahead else ''}",
+            hint=f"The head of the chain is block {status.head:,}." if status.head >= 0 else "",
+        )
+    row = BlockRow(
+        number=header.number,
+        hash=header.hash,
+        parent=header.parent,
+        time=header.time,
+        gas_used=header.gas_used,
+        gas_limit=header.gas_limit,
+        base_fee=header.base_fee,
+        all_transactions=header.transactions,
+        transactions=0,
+        finalized=header.number <= status.finalized,
+    )
+    return BlockDetail(row=row, transactions=(), more_transactions=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from deepsquare_chain.explorer.index.rows import Hit, Overview
 from deepsquare_chain.explorer.web import views
+from deepsquare_chain.explorer.web.lookup import look_up, look_up_block
 from deepsquare_chain.explorer.web.pages.common import RANGES, ask, range_of, show, site_of
 from deepsquare_chain.explorer.web.site import Site, provider_name
 
@@ -21,6 +23,10 @@ _PLACES = {
     "transaction": "/transactions",
     "block": "/blocks",
 }
+
+
+#: What the chain knows beyond this grid.
+_CHAINS_OWN = re.compile(r"#?(?P<number>[0-9]{1,18})|(?:0x)?(?P<hash>[0-9a-f]{64})")
 
 
 async def home(request: Request) -> Response:
@@ -64,10 +70,27 @@ async def search(request: Request) -> Response:
     """What a text can mean; one meaning is gone to at once."""
     text = request.query_params.get("q", "").strip()[:200]
     hits = await ask(site_of(request).index.search, text)
+    if not hits:
+        hits = await _at_the_node(site_of(request), text.lower())
     if len(hits) == 1:
         return RedirectResponse(place_of(hits[0]), status_code=303)
     found = [(hit, place_of(hit)) for hit in hits]
     return await show(request, "search.html", text=text, hits=found, status_code=200)
+
+
+async def _at_the_node(site: Site, text: str) -> tuple[Hit, ...]:
+    """Blocks and transactions of the chain that did nothing on this grid."""
+    found = _CHAINS_OWN.fullmatch(text)
+    if found is None:
+        return ()
+    if number := found["number"]:
+        block = await look_up_block(site.contracts, int(number))
+        return () if block is None else (Hit("block", number, f"block {number}"),)
+    key = "0x" + found["hash"]
+    if await look_up(site.contracts, key) is not None:
+        return (Hit("transaction", key, key),)
+    block = await look_up_block(site.contracts, key)
+    return () if block is None else (Hit("block", key, key),)
 
 
 def place_of(hit: Hit) -> str:
