@@ -49,6 +49,7 @@ async def index(
             settings.endpoint,
             Deployment.load(settings.deployment),
             index_place(settings),
+            max_lag_blocks=settings.max_lag_blocks,
             confirmations=settings.confirmations,
             rebuild=rebuild,
             progress=tell,

@@ -91,17 +91,17 @@ async def explore(
     submissions: bool,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve the explorer until a signal; `ready` gets its URL. Errors as `open_explorer`."""
+    """Serve the explorer until a signal; `ready` gets its URL. Errors as `run_explorer`."""
     from deepsquare_chain.daemon.service import ServiceSettings
     from deepsquare_chain.explorer.index.service import index_place
-    from deepsquare_chain.explorer.web.server import Address, open_explorer
+    from deepsquare_chain.explorer.web.server import Address, run_explorer
     from deepsquare_chain.explorer.web.site import Link
 
     deployment = Deployment.load(settings.deployment)
     configure_logging(settings.log_level, settings.log_format, service="explorer")
     common = _common(settings, "explorer", "")
     common["state_dir"] = settings.state_dir
-    async with open_explorer(
+    await run_explorer(
         settings.endpoint,
         deployment,
         index_place(settings),
@@ -109,6 +109,5 @@ async def explore(
         address=Address(host, port, names),
         store=FolderDefinitionStore(settings.store) if submissions else None,
         links=Link.parse(settings.explorer_links),
-    ) as explorer:
-        ready(explorer.url)
-        await explorer.daemon.run()
+        ready=ready,
+    )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
@@ -37,6 +38,9 @@ class Database:
         self.path = path
         self.url = url
         self._engine = _engine(path) if url is None else _server(url)
+        # Memory is one connection, which threads take in turns.
+        in_memory = path is None and url is None
+        self._turn: AbstractContextManager[object] = RLock() if in_memory else nullcontext()
 
     @property
     def place(self) -> str:
@@ -61,6 +65,7 @@ class Database:
         try:
             options = {_MODE: "durable" if durable else "quick"}
             with (
+                self._turn,
                 self._engine.connect().execution_options(**options) as connection,
                 connection.begin(),
             ):
@@ -72,7 +77,10 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Reads of one moment, which block nobody."""
         try:
-            with self._engine.connect().execution_options(**{_MODE: "read"}) as connection:
+            with (
+                self._turn,
+                self._engine.connect().execution_options(**{_MODE: "read"}) as connection,
+            ):
                 yield connection
         except DatabaseError as error:
             raise self.plain(error) from error

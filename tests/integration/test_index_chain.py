@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deepsquare_chain.chain.contracts import Report
+from deepsquare_chain.daemon import opening
+from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.devnet.anvil import Anvil
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.index.service import IndexService, open_index
 from deepsquare_chain.explorer.reader import read_ledger
+from deepsquare_chain.explorer.web.server import Address, run_explorer
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.store.base import StoreError
 from tests.support.index import dump
 from tests.support.livegrid import LiveGrid, deploy, live_grid
 from tests.support.postgres import Server
+from tests.support.proxy import Proxy
 
 Place = Callable[[], Any]
 
@@ -214,3 +220,46 @@ async def test_a_server_that_is_away(own: LiveGrid, postgres_server: Server) -> 
         with pytest.raises(UsageError, match="being written"):
             async with opened(own, where):
                 pass
+
+
+async def test_the_explorer_waits_for_its_endpoint(
+    own: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_PAUSES", (0.01, 0.05))
+    stop, pages = asyncio.Event(), asyncio.Queue[str]()
+    async with Proxy(own.node.url, {"broken": 1.0}) as proxy, asyncio.timeout(60):
+        running = asyncio.create_task(
+            run_explorer(
+                proxy.url,
+                own.deployment,
+                tmp_path / "index.db",
+                ServiceSettings(tmp_path, confirmations=0, poll_interval=0.05),
+                address=Address(port=0),
+                ready=pages.put_nowait,
+                stop=stop,
+            )
+        )
+        while proxy.faults < 10:  # noqa: ASYNC110 - the proxy only counts
+            await asyncio.sleep(0.01)
+        assert pages.empty()
+        assert not running.done()
+        proxy.calm()
+        url = await pages.get()
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
+            while (await web.get("/healthz")).status_code != 200:  # noqa: ASYNC110 - as a probe
+                await asyncio.sleep(0.05)
+            assert (await web.get("/")).status_code == 200
+        stop.set()
+        await running
+
+
+async def test_an_explorer_of_everybody_needs_its_names(own: LiveGrid, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="under which names people come"):
+        await run_explorer(
+            own.node.url,
+            own.deployment,
+            tmp_path / "index.db",
+            ServiceSettings(tmp_path),
+            address=Address("0.0.0.0", 0),  # noqa: S104 - what is refused
+        )
+    assert not (tmp_path / "index.db").exists()

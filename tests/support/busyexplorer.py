@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,16 +77,18 @@ async def _opened(
         names = {who.address: name for who, name in zip(grid.customers, NAMES, strict=True)}
         deployment = dataclasses.replace(grid.deployment, extra={"names": names})
         stop = asyncio.Event()
-        async with open_explorer(
-            node.url,
-            deployment,
-            folder / "index.db",
-            ServiceSettings(state_dir=folder, confirmations=0, poll_interval=0.2),
-            address=Address(port=0),
-            store=store,
-            links=Link.parse("Otter.tx=https://otter.example/tx/{}"),
-            stop=stop,
-        ) as explorer:
+        async with AsyncExitStack() as parts:
+            explorer = await open_explorer(
+                parts,
+                node.url,
+                deployment,
+                folder / "index.db",
+                ServiceSettings(state_dir=folder, confirmations=0, poll_interval=0.2),
+                address=Address(port=0),
+                store=store,
+                links=Link.parse("Otter.tx=https://otter.example/tx/{}"),
+                stop=stop,
+            )
             following = asyncio.create_task(explorer.daemon.run())
             await explorer.daemon.ready.wait()
             yield BusyExplorer(explorer.url, node.url, grid, busy, store.path, loop)

@@ -6,11 +6,17 @@ import json
 from typing import Any
 from xml.etree import ElementTree
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.calls import Call
@@ -34,6 +40,7 @@ from deepsquare_chain.explorer.web.explaining import judge
 from deepsquare_chain.explorer.web.jobform import read_form
 from deepsquare_chain.explorer.web.render import environment
 from deepsquare_chain.explorer.web.security import Allowance, is_own
+from deepsquare_chain.explorer.web.server import Address
 from deepsquare_chain.explorer.web.site import Link
 from deepsquare_chain.job import (
     Hardware,
@@ -47,6 +54,7 @@ from deepsquare_chain.job import (
 
 ALICE = "0x" + "A1" * 20
 HOST = "0x" + "B2" * 20
+ANYWHERE = "0.0.0.0"  # noqa: S104 - what is judged
 S = JobStatus
 
 
@@ -549,3 +557,51 @@ def test_numbers_that_a_browser_would_round_are_texts() -> None:
         "chainId": "0x539",
         "label": "label",
     }
+
+
+# -- under which names it is asked
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "answered"),
+    [
+        (Address(), ["127.0.0.1:8547", "localhost", "[::1]:1"], True),
+        (Address(), ["evil.example", "127.0.0.2", "localhost.evil.example", ""], False),
+        (Address("::1"), ["[::1]:80", "localhost:80"], True),
+        (Address("localhost"), ["localhost", "127.0.0.1"], True),
+        (Address(names=("grid.example",)), ["grid.example", "localhost"], True),
+        (Address("192.0.2.7"), ["192.0.2.7:80"], True),
+        (Address("2001:db8::7"), ["[2001:db8::7]:80"], True),
+        (Address("192.0.2.7"), ["evil.example", "192.0.2.8"], False),
+        (Address(ANYWHERE, names=("*.grid.example",)), ["a.grid.example", "localhost"], True),
+        (Address("::", names=("grid.example",)), ["evil.example", "grid.example.evil"], False),
+        (Address(ANYWHERE, names=("*",)), ["whatever.example"], True),
+    ],
+)
+async def test_only_known_names_are_answered(
+    address: Address, asked: list[str], answered: bool
+) -> None:
+    app = Starlette(
+        routes=[Route("/", lambda _: PlainTextResponse("here"))],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(address.allowed))],
+    )
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        for host in asked:
+            found = await client.get("/", headers={"Host": host})
+            assert found.status_code == (200 if answered else 400), host
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (Address(ANYWHERE), "under which names"),
+        (Address("::"), "under which names"),
+        (Address(names=("http://grid.example",)), "no host name"),
+        (Address("::", names=("a*b",)), "no host name"),
+        (Address("::", names=("",)), "no host name"),
+    ],
+)
+def test_names_that_cant_be_meant(address: Address, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        _ = address.allowed

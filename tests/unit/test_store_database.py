@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, Table, delete, insert, select
+from sqlalchemy import Column, Integer, Table, delete, insert, select, update
 
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.follower import Block
@@ -90,6 +91,27 @@ def test_memory(place: str | None) -> None:
     with Store.open(place, **IDENTITY) as store:
         add(store)
         assert len(store.open_entries()) == 1
+
+
+def test_memory_is_taken_in_turns() -> None:
+    """Threads ask and write at once, as pages and their indexer do."""
+    with Store.open(None, **IDENTITY) as store:
+        with store.begin() as connection:
+            connection.execute(insert(wealth).values(id=1, amount=0))
+
+        def work(_: int) -> int:
+            for _ in range(20):
+                with store.begin() as connection:
+                    held = connection.execute(select(wealth.c.amount)).scalar_one()
+                    connection.execute(update(wealth).values(amount=held + 1))
+                with store.read() as connection:
+                    connection.execute(select(wealth)).all()
+            return 20
+
+        with ThreadPoolExecutor(8) as threads:
+            done = sum(threads.map(work, range(8)))
+        with store.read() as connection:
+            assert connection.execute(select(wealth.c.amount)).scalar_one() == done
 
 
 @pytest.mark.parametrize("amount", [0, 1, -1, 2**53 + 1, 2**63, 10**77])

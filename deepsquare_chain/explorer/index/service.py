@@ -20,6 +20,7 @@ from web3.exceptions import Web3RPCError
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower
+from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.explorer.index import schema
@@ -55,16 +56,48 @@ async def open_index(
     deployment: Deployment,
     where: str | Path | None,
     *,
+    max_lag_blocks: int = MAX_LAG_BLOCKS,
+    **options: Any,
+) -> AsyncIterator[IndexService]:
+    """The indexer of a grid with a connection of its own.
+
+    Args:
+        endpoint: JSON-RPC endpoint, or several, parted by commas.
+        deployment: The grid.
+        where: As `IndexDatabase.open`.
+        max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
+        options: As `index_service`.
+
+    Raises:
+        EndpointError: The endpoint is down, or serves another chain.
+        UsageError, StoreError: As `index_service`.
+    """
+    async with (
+        connected(
+            endpoint,
+            chain_id=deployment.chain_id,
+            contracts=deployment.addresses,
+            max_lag_blocks=max_lag_blocks,
+        ) as w3,
+        index_service(Contracts(w3, deployment), where, **options) as service,
+    ):
+        yield service
+
+
+@asynccontextmanager
+async def index_service(
+    contracts: Contracts,
+    where: str | Path | None,
+    *,
     confirmations: int = 1,
     rebuild: bool = False,
     metrics: Metrics | None = None,
     progress: Progress | None = None,
 ) -> AsyncIterator[IndexService]:
-    """The indexer of a grid with its connection and database, closed at the end of the block.
+    """The indexer of a grid with its database, closed at the end of the block.
 
     Args:
-        endpoint: JSON-RPC endpoint.
-        deployment: The grid.
+        contracts: The grid.
         where: As `IndexDatabase.open`.
         confirmations: Blocks on top of a block before it is read; zero shows the newest at once,
             marked as not final.
@@ -75,29 +108,27 @@ async def open_index(
     Raises:
         UsageError: The database is of another grid, or has a writer already.
         StoreError: The disk is full, or the server does not answer.
-        EndpointError: The endpoint is down, or serves another chain.
+        EndpointError: The endpoint does not answer.
     """
-    addresses = deployment.addresses
-    async with connected(endpoint, chain_id=deployment.chain_id, contracts=addresses) as w3:
-        genesis = await w3.eth.get_block(0)
-        database = await asyncio.to_thread(
-            IndexDatabase.open,
-            where,
-            deployment,
-            genesis="0x" + bytes(genesis["hash"]).hex(),
-            writer=True,
-            forget=rebuild,
+    genesis = await contracts.w3.eth.get_block(0)
+    database = await asyncio.to_thread(
+        IndexDatabase.open,
+        where,
+        contracts.deployment,
+        genesis="0x" + bytes(genesis["hash"]).hex(),
+        writer=True,
+        forget=rebuild,
+    )
+    try:
+        yield IndexService(
+            contracts,
+            database,
+            confirmations=confirmations,
+            metrics=metrics,
+            progress=progress,
         )
-        try:
-            yield IndexService(
-                Contracts(w3, deployment),
-                database,
-                confirmations=confirmations,
-                metrics=metrics,
-                progress=progress,
-            )
-        finally:
-            database.close()
+    finally:
+        database.close()
 
 
 class IndexService:

@@ -42,7 +42,7 @@ from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import CONTENT_TYPE, Metrics
 from deepsquare_chain.observe.probe import Health
 
-LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 #: Posts a minute of one client.
 POSTS_A_MINUTE: Final = 60
 _STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.daemon.loop import Daemon
-from deepsquare_chain.daemon.service import ServiceSettings, open_daemon
+from deepsquare_chain.daemon.opening import serve
+from deepsquare_chain.daemon.service import ServiceSettings, open_contracts, open_daemon
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.api.app import api_routes
-from deepsquare_chain.explorer.index.service import open_index
+from deepsquare_chain.explorer.index.service import index_service
 from deepsquare_chain.explorer.web.app import LOOPBACK, explorer_app
 from deepsquare_chain.explorer.web.site import Link, Site
 from deepsquare_chain.observe.metrics import Metrics
@@ -25,14 +26,17 @@ from deepsquare_chain.store.definitions import DefinitionStore
 
 NAME: Final = "explorer"
 PORT: Final = 8547
+#: A host's name, `*.` before one for all below it, or `*` for any.
+_HOST_NAME: Final = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9a-fA-F:.]+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where pages are served.
 
-    `names` are further host names under which they may be asked; on loopback only its own names
-    are answered, so that no page of another site can read a private explorer.
+    `names` are further host names under which they may be asked. A page of another site, whose
+    name was pointed to this machine, comes with that name: only names that are known are
+    answered. An address as a name can't be pointed elsewhere.
     """
 
     host: str = HOST
@@ -41,17 +45,32 @@ class Address:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """Host names that are answered."""
-        if _is_loopback(self.host):
-            return (*LOOPBACK, *self.names)
-        return self.names or ("*",)
+        """Host names that are answered.
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        Raises:
+            UsageError: Nobody said under which names people come, or one is no host name.
+        """
+        for name in self.names:
+            if not _HOST_NAME.fullmatch(name):
+                raise UsageError(
+                    f"{name[:80]!r} is no host name",
+                    hint="Write it as in a browser, without http:// and port.",
+                )
+        try:
+            found = ipaddress.ip_address(self.host)
+        except ValueError:
+            own: tuple[str, ...] = (self.host,)
+        else:
+            own = () if found.is_unspecified else (self.host, f"[{self.host}]")
+            own = LOOPBACK if found.is_loopback else own
+        if self.host == "localhost":
+            own = LOOPBACK
+        if not own and not self.names:
+            raise UsageError(
+                f"Served on {self.host}, the explorer has to know under which names people come",
+                hint="Give each with --name, such as --name explorer.example.org.",
+            )
+        return (*(own or LOOPBACK), *self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +81,53 @@ class Explorer:
     daemon: Daemon
 
 
-@asynccontextmanager
+async def run_explorer(
+    endpoint: str,
+    deployment: Deployment,
+    where: str | Path | None,
+    settings: ServiceSettings,
+    *,
+    address: Address | None = None,
+    store: DefinitionStore | None = None,
+    links: Sequence[Link] = (),
+    ready: Callable[[str], None] = lambda _: None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve pages until SIGINT, SIGTERM or `stop`.
+
+    Args:
+        ready: Gets the URL of the pages once they are served.
+        stop: Ends it when set.
+        endpoint, deployment, where, settings, address, store, links: As `open_explorer`.
+
+    Raises:
+        UsageError: As `open_explorer`.
+        StoreError: The disk is full, or the server does not answer.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
+            down is waited for.
+    """
+
+    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
+        explorer = await open_explorer(
+            parts,
+            endpoint,
+            deployment,
+            where,
+            settings,
+            address=address,
+            store=store,
+            links=links,
+            stop=stop,
+        )
+        ready(explorer.url)
+        return explorer.daemon
+
+    (address or Address()).allowed  # noqa: B018 - what waiting does not mend is told at once
+    await serve(NAME, open_once, stop)
+
+
 async def open_explorer(
+    parts: AsyncExitStack,
     endpoint: str,
     deployment: Deployment,
     where: str | Path | None,
@@ -73,11 +137,12 @@ async def open_explorer(
     store: DefinitionStore | None = None,
     links: Sequence[Link] = (),
     stop: asyncio.Event | None = None,
-) -> AsyncIterator[Explorer]:
-    """Serve pages, closed in order at the end of the block.
+) -> Explorer:
+    """Serve pages.
 
     Args:
-        endpoint: JSON-RPC endpoint.
+        parts: Closes everything in order.
+        endpoint: JSON-RPC endpoint, or several, parted by commas.
         deployment: The grid.
         where: Database of the index, as `IndexDatabase.open` takes it.
         settings: How the indexer runs.
@@ -87,48 +152,29 @@ async def open_explorer(
         stop: Ends the daemon when set.
 
     Raises:
-        UsageError: The port can't be used, or the index belongs to another grid.
+        UsageError: The address can't be used, or the index belongs to another grid.
         StoreError: The disk is full, or the server does not answer.
         EndpointError: The endpoint is down, or serves another chain.
     """
     address, metrics = address or Address(), Metrics(NAME)
-    async with (
-        connected(
-            endpoint,
-            chain_id=deployment.chain_id,
-            contracts=deployment.addresses,
-            max_lag_blocks=settings.max_lag_blocks,
-            metrics=metrics,
-        ) as w3,
-        open_index(
-            endpoint,
-            deployment,
-            where,
-            confirmations=settings.confirmations,
-            metrics=metrics,
-        ) as service,
-    ):
-        site = Site(service.index, Contracts(w3, deployment), store, tuple(links))
-        daemon = await open_daemon(
-            NAME,
-            service.cycle,
-            settings,
-            chain_id=deployment.chain_id,
-            metrics=metrics,
-            stop=stop,
-        )
-        app = explorer_app(
-            site,
-            hosts=address.allowed,
-            more_routes=api_routes(service.index),
-            probe=daemon.health,
-            metrics=metrics,
-        )
-        server = LoopbackServer(app, address.port, address.host)
-        await server.start()
-        try:
-            yield Explorer(server.url, daemon)
-        finally:
-            # Open streams end first, or the server would wait for them.
-            await app.state.feed.close()
-            await server.stop()
+    hosts = address.allowed
+    contracts = await open_contracts(parts, endpoint, deployment, settings, metrics)
+    service = await parts.enter_async_context(
+        index_service(contracts, where, confirmations=settings.confirmations, metrics=metrics)
+    )
+    daemon = await open_daemon(
+        NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
+    )
+    app = explorer_app(
+        Site(service.index, contracts, store, tuple(links)),
+        hosts=hosts,
+        more_routes=api_routes(service.index),
+        probe=daemon.health,
+        metrics=metrics,
+    )
+    server = LoopbackServer(app, address.port, address.host)
+    await server.start()
+    parts.push_async_callback(server.stop)
+    # Open streams end first, or the server would wait for them.
+    parts.push_async_callback(app.state.feed.close)
+    return Explorer(server.url, daemon)
