@@ -12,8 +12,8 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from tests.support.gridlife import (
     in_turn,
     judge,
     leftovers,
+    open_table,
 )
 from tests.support.livegrid import CHEAP, HARDWARE, LiveGrid, deploy, live_grid
 from tests.support.rundaemon import DaemonProcess, until
@@ -68,7 +69,8 @@ ROUGH_PARAMS = GridParams(
         top_up_notice=10,
     ),
 )
-SECONDS_TO_REACH = 60.0
+#: Far more than it takes: a label is waited for by what brings it on, not by the clock.
+SECONDS_TO_REACH = 150.0
 
 
 @dataclass
@@ -105,11 +107,14 @@ def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
     return first + rest
 
 
-async def torment(role: str, daemon: DaemonProcess, orders: Sequence[str]) -> list[Kill]:
-    """Start and kill a daemon at each point in turn, then let it live."""
+async def torment(
+    role: str, daemon: DaemonProcess, orders: Sequence[str], awaited: dict[str, str]
+) -> list[Kill]:
+    """Start and kill a daemon at each point in turn, then let it live; `awaited` says where it is."""
     kills = []
     for point in orders:
         kill, began = Kill(role, point), time.monotonic()
+        awaited[role] = point
         dead = _supervisors(daemon) if point.startswith("supervisor.") else daemon.died
         daemon.start(point)
         while not kill.reached and time.monotonic() < began + SECONDS_TO_REACH:
@@ -118,6 +123,7 @@ async def torment(role: str, daemon: DaemonProcess, orders: Sequence[str]) -> li
         kill.seconds = round(time.monotonic() - began, 1)
         kills.append(kill)
         daemon.kill()
+    awaited.pop(role, None)
     daemon.start()
     return kills
 
@@ -145,15 +151,21 @@ class Life:
     customers: Customers
     folder: Path
     daemons: dict[str, DaemonProcess]
+    #: The label at which each role is to die now.
+    awaited: dict[str, str] = field(default_factory=dict)
+
+    def who_awaits(self, label: str) -> list[str]:
+        """Roles that are to die at a label that begins so."""
+        return [role for role, point in self.awaited.items() if point.startswith(label)]
 
     async def end(
-        self, patience: float = 90, *, emptied: bool = False, redated: bool = False
+        self, patience: float = 180, *, emptied: bool = False, redated: bool = False
     ) -> None:
         """See every job end within `patience` seconds and every daemon stop; judge the books."""
         for name, daemon in self.daemons.items():
             assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
         await until(self.customers.all_final, timeout=patience)
-        await until(lambda: all_closed(self.grid, self.folder), timeout=30)
+        await until(lambda: all_closed(self.grid, self.folder), timeout=60)
         for daemon in self.daemons.values():
             assert await daemon.stop() == 0
             assert "Traceback" not in daemon.log.read_text(), daemon.log
@@ -217,15 +229,15 @@ async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
         life,
         orders,
         lambda busy: [
-            _again(busy, each, pause)
-            for each, pause in (
-                (trouble.ordinary, 0.0),
-                (trouble.topped_up, 1.0),
-                (trouble.misfits, 0.0),
-                (trouble.challenge, 5.0),
-                (trouble.spike, 15.0),
-                (trouble.replace_head, 11.0),
-                (trouble.ghost, 1.0),
+            _again(busy, act, pause, lambda brings=brings: bool(life.who_awaits(brings)))
+            for act, pause, brings in (
+                (trouble.ordinary, 0.0, ""),
+                (trouble.topped_up, 1.0, "provider.extend."),
+                (trouble.misfits, 0.0, "provider.requeue."),
+                (trouble.challenge, 5.0, "provider.answer."),
+                (trouble.spike, 15.0, "sender.replaced"),
+                (trouble.replace_head, 11.0, "follower.rolled_back"),
+                (trouble.ghost, 1.0, "scheduler."),
             )
         ],
     )
@@ -241,7 +253,7 @@ async def _live(
         if not orders.get(name):
             daemon.start()
     tasks = [
-        asyncio.create_task(torment(name, life.daemons[name], points))
+        asyncio.create_task(torment(name, life.daemons[name], points, life.awaited))
         for name, points in orders.items()
         if points
     ]
@@ -258,13 +270,16 @@ async def _live(
 
 
 async def _again(
-    busy: Callable[[], bool], act: Callable[[], Awaitable[None]], pause: float
+    busy: Callable[[], bool],
+    act: Callable[[], Awaitable[None]],
+    pause: float,
+    wanted: Callable[[], bool],
 ) -> None:
+    """Act again and again with pauses, and at once where somebody is to die of it."""
     while busy():
         await act()
-        for _ in range(int(pause / 0.5)):
-            if busy():
-                await asyncio.sleep(0.5)
+        with suppress(AssertionError):
+            await until(lambda: not busy() or wanted(), timeout=pause)
 
 
 class Trouble:
@@ -274,6 +289,7 @@ class Trouble:
         self.life, self.grid, self.customers = life, life.grid, life.customers
         self.contract = life.grid.contracts.scheduler
         self.silent, self.challenger = dev_accounts()[6:8]
+        self._mining = asyncio.Lock()
 
     async def begin(self) -> None:
         """A third provider that has no daemon; and nobody believes what may yet be replaced."""
@@ -292,9 +308,10 @@ class Trouble:
     async def topped_up(self) -> None:
         """A job that lasts until its credits are spent gets more of them while it runs."""
         rate = job_rate(CHEAP, SMALL)
-        wish = Wish("sleep 6", JobStatus.FINISHED)
+        wish = Wish("sleep 8", JobStatus.FINISHED)
+        place = "p0" if self.life.who_awaits("provider.extend.") else ""
         [digest] = await self.customers.submit(
-            wish, amount=rate * 180, until_spent=True, retries=3, customer=0
+            wish, place=place, amount=rate * 180, until_spent=True, retries=3, customer=0
         )
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
@@ -314,11 +331,18 @@ class Trouble:
         await self.customers.submit(Wish("true", JobStatus.PANICKED, asked=other), place="p0")
         big = Wish("true", JobStatus.CANCELLED, resources=large)
         digests = await self.customers.submit(big, place="p0")
-        await asyncio.sleep(12)
+        deadline, given = time.monotonic() + 60, False
+        while time.monotonic() < deadline:
+            [job] = (await self.customers.lines())[digests[0]]
+            if given and job.status is JobStatus.PENDING:
+                break  # p0 has given it back
+            given = given or job.status is JobStatus.META_SCHEDULED
+            await asyncio.sleep(0.25)
         await self.customers.cancel(digests)
 
     async def challenge(self) -> None:
         """Ask the tormented provider for a sign of life."""
+        await asyncio.sleep(0.5)
         held = [
             job
             for job in await self.customers.live_jobs()
@@ -331,7 +355,7 @@ class Trouble:
         """One job that nobody claims, one that runs nowhere: the scheduler must see to both."""
         waits = Wish("true", JobStatus.CANCELLED)
         digests = await self.customers.submit(waits, waits, place="nowhere", retries=1)
-        deadline, started = time.monotonic() + 60, False
+        deadline, started = time.monotonic() + 120, False
         while time.monotonic() < deadline:
             first = (await self.customers.lines())[digests[0]][0]
             if first.status is JobStatus.META_SCHEDULED and not started:
@@ -345,18 +369,57 @@ class Trouble:
 
     async def spike(self) -> None:
         """A base fee that what is under way can't pay for some blocks."""
-        block = await self.life.node.rpc("eth_getBlockByNumber", "latest", False)
-        fee = max(8 * 10**9, 6 * int(block["baseFeePerGas"], 16))
-        if fee < 100 * 10**9:
-            await self.life.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(fee))
+        while await self._base_fee() * 6 < 100 * 10**9:
+            await self._soon(self._somebody_waits)
+            async with self._no_block():
+                if not await self._somebody_waits():
+                    continue  # it was mined meanwhile
+                fee = max(8 * 10**9, 6 * await self._base_fee())
+                await self.life.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(fee))
+            await self._soon(lambda: not self.life.who_awaits("sender.replaced"), patience=15)
+            return
 
     async def replace_head(self) -> None:
         """Another block of the same transactions instead of the latest one."""
-        await self.life.node.rpc("anvil_setIntervalMining", 0)
-        try:
+        async with self._no_block():
+            if self.life.who_awaits("follower.rolled_back"):
+                await self._soon(self._p0_saw_the_head)
             await replace_blocks(self.life.node, 1, keep=True)
-        finally:
-            await self.life.node.rpc("anvil_setIntervalMining", 1)
+        await asyncio.sleep(1)
+
+    @asynccontextmanager
+    async def _no_block(self) -> AsyncIterator[None]:
+        """The chain stands still meanwhile."""
+        async with self._mining:
+            await self.life.node.rpc("anvil_setIntervalMining", 0)
+            try:
+                yield
+            finally:
+                await self.life.node.rpc("anvil_setIntervalMining", 1)
+
+    async def _soon(self, done: Callable[[], Any], patience: float = 5.0) -> None:
+        """Wait until it holds, as long as there is hope."""
+        with suppress(AssertionError):
+            await until(done, timeout=patience)
+
+    async def _base_fee(self) -> int:
+        block = await self.life.node.rpc("eth_getBlockByNumber", "latest", False)
+        return int(block["baseFeePerGas"], 16)
+
+    async def _somebody_waits(self) -> bool:
+        """Whether a transaction waits for a block: of one who is to replace it, or of anybody."""
+        pool = await self.life.node.rpc("txpool_content")
+        waiting = {sender.lower() for sender in pool["pending"]}
+        accounts = {"p0": self.grid.providers[0], "scheduler": self.grid.scheduler}
+        roles = self.life.who_awaits("sender.replaced")
+        wanted = {accounts[role].address.lower() for role in roles}
+        return bool(waiting & wanted if wanted else waiting)
+
+    async def _p0_saw_the_head(self) -> bool:
+        head = int(await self.life.node.rpc("eth_blockNumber"), 16)
+        _, store = open_table(self.grid, self.life.folder, 0)
+        with store:
+            return any(block.number == head for block in store.recent_blocks("main")[:1])
 
     async def _try(self, account: Any, call: Any) -> bool:
         try:

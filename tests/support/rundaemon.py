@@ -99,7 +99,7 @@ class DaemonProcess:
         """End it as an operator would; its exit code."""
         assert self._process is not None
         self._process.terminate()
-        await asyncio.to_thread(self._process.join, 20)
+        await asyncio.to_thread(self._process.join, 60)
         assert self._process.exitcode is not None, "it does not stop"
         return self._process.exitcode
 
