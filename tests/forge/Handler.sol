@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {Vm} from "forge-std/Vm.sol";
-
 import {Credit} from "../../contracts/Credit.sol";
 import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
 import {BlockingCredit} from "../../contracts/test/HostileCredits.sol";
@@ -22,12 +20,12 @@ import {
     Provider,
     ProviderStatus
 } from "../../contracts/types/ProviderTypes.sol";
-import {GridTest} from "./GridTest.sol";
+import {Replay} from "./Replay.sol";
 
 /// @notice Drives the grid as customers, providers, scheduler, strangers, administrators and time.
 /// @dev Before each call it says by rules of its own which items must move and to where; after it, every
 /// record is compared with that. No rule reads the contract's table, and none expects a revert by accident.
-contract Handler is GridTest {
+contract Handler is Replay {
     uint256 internal constant MAX_JOBS = 48;
 
     struct Ghost {
@@ -388,6 +386,8 @@ contract Handler is GridTest {
             assertEq(grid.parkedOf(account), 0, "parked after a withdrawal");
         } catch {
             assertFalse(allowed, "withdrawal refused");
+            // What a refused call said before it was undone is recorded too.
+            vm.recordLogs();
         }
         _end();
     }
@@ -456,11 +456,12 @@ contract Handler is GridTest {
         }
         _checkBalance(STRANGER, FUNDS);
         _checkBalance(TREASURY, 0);
+        compareJobs();
     }
 
     /// @notice [9] Customers alone end everything; nothing is left in escrow.
     function drain() external {
-        _restoreTime();
+        _begin(address(0));
         uint256 count = grid.jobCount();
         for (uint256 id = 1; id <= count; ++id) {
             Job memory job = grid.getJob(id);
@@ -476,6 +477,11 @@ contract Handler is GridTest {
             grid.withdraw(account);
         }
         assertEq(credit.balanceOf(address(grid)), 0, "[9] escrow after draining");
+        replay();
+        compareJobs();
+        for (uint256 i = 0; i < 2 * CUSTOMERS + 1; ++i) {
+            compareAccount(_recipient(i));
+        }
     }
 
     // ------------------------------------------------------------ own judgement
@@ -578,6 +584,7 @@ contract Handler is GridTest {
     function _begin(address who) private {
         _restoreTime();
         caller = who;
+        vm.recordLogs();
     }
 
     /// @dev Every record must be where the rules said, and nothing else may have moved ([4], [5], [12], [15]).
@@ -604,6 +611,7 @@ contract Handler is GridTest {
             }
             assertEq(uint8(statusOf(id)), uint8(ghost.status), "status after a call");
         }
+        replay();
     }
 
     function _checkBalance(address account, uint256 initial) private view {
@@ -612,6 +620,7 @@ contract Handler is GridTest {
             int256(initial) + moved[account],
             "[2] balance and parked"
         );
+        compareAccount(account);
     }
 
     /// @dev One to four ids, mostly of a status that the verb is for; others, repeated and unknown ones included.
