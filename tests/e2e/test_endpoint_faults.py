@@ -23,9 +23,11 @@ from deepsquare_chain.devnet.anvil import Anvil, find_anvil
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node, dev_accounts
 from deepsquare_chain.errors import NotFoundError
-from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Customers
+from deepsquare_chain.job import JobStatus
+from tests.support.anvil import start_anvil
+from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Customers, Wish
 from tests.support.killing import life
-from tests.support.proxy import MIXED, Proxy, mixed
+from tests.support.proxy import MIXED, Proxy, Wire, mixed
 from tests.support.rundaemon import DaemonProcess, until
 
 SEED = 20_262
@@ -150,11 +152,6 @@ async def has_room(customers: Customers) -> bool:
     return len(await customers.live_jobs()) <= 24
 
 
-def ready(daemon: DaemonProcess) -> bool:
-    """Whether a daemon has looked at the endpoint and begun."""
-    return daemon.log.exists() and "service starts" in daemon.log.read_text()
-
-
 @pytest.mark.timeout(120 + 20 * ROUNDS)
 async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
     async with (
@@ -166,10 +163,51 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
         for daemon in daemons:
             daemon.start()
         # Who can't look at the endpoint when it starts says so and ends: no part of this.
-        await until(lambda: all(ready(daemon) for daemon in daemons))
+        await until(lambda: all(said(daemon, "service starts") for daemon in daemons))
         proxy.rates, proxy.counts = mixed(RATE), Counter()
         await live(found.customers, ROUNDS)
         await found.end(patience=90 + 10 * ROUNDS)
         print(f"{12 * ROUNDS} jobs, {proxy.counts.total()} requests, {proxy.counts}")
         assert proxy.faults > RATE * 0.8 * (proxy.faults + proxy.counts["fair"])
         assert all(proxy.counts[fault] for fault in MIXED), proxy.counts
+
+
+@pytest.mark.timeout(240)
+async def test_a_life_goes_on_where_the_first_endpoint_and_the_websocket_die(tmp_path: Path):
+    """Each job is at another step when they do; a daemon that comes back later begins without."""
+    async with (
+        start_anvil(block_time=1) as node,
+        Proxy(node.url) as first,
+        Wire(node.url) as wire,
+        life(node, tmp_path, url=f"{first.url},{node.url}", websocket=wire.url) as found,
+    ):
+        daemons = found.daemons.values()
+        for daemon in daemons:
+            daemon.start()
+        await until(lambda: all(said(daemon, "websocket_listens") for daemon in daemons))
+        outlives = Wish("sleep 4", JobStatus.FINISHED)
+        for place in ("p0", "p1"):
+            await found.customers.submit(outlives, RUNS_OUT, FAILS, IS_CANCELLED, place=place)
+        await until(lambda: is_running(found.customers, 2))
+        await found.customers.submit(FINISHES, FINISHES)
+        sent = first.methods["eth_sendRawTransaction"]
+        await first.die()
+        await wire.die()
+        assert sent >= 3, "the first one served until its end"
+        *_, doomed = await found.customers.submit(*ROUND)
+        await until(lambda: all(said(daemon, "endpoint_changed") for daemon in daemons))
+        await until(lambda: all(said(daemon, "websocket_lost") for daemon in daemons))
+        found.daemons["p0"].kill()
+        found.daemons["p0"].start()
+        await found.customers.cancel([doomed])
+        await found.end()
+
+
+def said(daemon: DaemonProcess, words: str) -> bool:
+    return daemon.log.exists() and words in daemon.log.read_text()
+
+
+async def is_running(customers: Customers, count: int) -> bool:
+    """Whether so many jobs run, by the chain and in truth."""
+    running = [job.id for job in await customers.live_jobs() if job.status is JobStatus.RUNNING]
+    return len(customers.executions().keys() & set(running)) >= count

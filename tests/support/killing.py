@@ -183,7 +183,8 @@ async def life(
 ) -> AsyncIterator[Life]:
     """A grid on a running node; nothing of it is left afterwards.
 
-    `clocks` holds the seconds by which a daemon's wall clock is wrong; `options` go to providers.
+    `clocks` holds the seconds by which a daemon's wall clock is wrong; `options` go to providers,
+    addresses of the node to the scheduler too.
     """
     wrong = clocks or {}
     confirmations = options.setdefault("confirmations", 1)
@@ -204,7 +205,7 @@ async def life(
                 account=1,
                 clock=wrong.get("scheduler", 0.0),
                 confirmations=confirmations,
-                **({"url": options["url"]} if "url" in options else {}),
+                **{name: options[name] for name in ("url", "websocket") if name in options},
             ),
         }
         try:

@@ -123,12 +123,16 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.die()
+        await self._client.aclose()
+
+    async def die(self) -> None:
+        """Cut what is under way and answer nobody any more."""
         assert self._server is not None
         self._server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
 
     def calm(self) -> None:
         """Behave from now on."""
@@ -279,6 +283,55 @@ class Proxy:
                 return {"code": -32000, "message": "replacement transaction underpriced"}
         self._pool[key] = (raw, *fees)
         return None
+
+
+class Wire:
+    """Passes bytes to a node's port and back, websockets too, until it is cut for good."""
+
+    def __init__(self, upstream: str) -> None:
+        self._port = int(upstream.rpartition(":")[2])
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"ws://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.die()
+
+    async def die(self) -> None:
+        """Cut every connection and take no more."""
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._port)
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(_pass(reader, back))
+                    both.create_task(_pass(there, writer))
+            finally:
+                back.close()
+        except (OSError, ExceptionGroup, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+    raise ConnectionError("the other side is gone")
 
 
 async def _read_request(reader: asyncio.StreamReader) -> bytes:

@@ -151,6 +151,7 @@ async def _provider(
     confirmations: int = 1,
     min_free: int = 64,
     health_port: int | None = None,
+    websocket: str | None = None,
 ) -> None:
     await run_provider(
         url,
@@ -164,12 +165,18 @@ async def _provider(
             confirmations=confirmations,
             min_free=min_free,
             health_port=health_port,
+            websocket=websocket,
         ),
     )
 
 
 async def _scheduler(
-    url: str, deployment: str, account: int, folder: str, confirmations: int = 1
+    url: str,
+    deployment: str,
+    account: int,
+    folder: str,
+    confirmations: int = 1,
+    websocket: str | None = None,
 ) -> None:
     await run_scheduler(
         url,
@@ -181,6 +188,7 @@ async def _scheduler(
             confirmations=confirmations,
             # Tests neglect providers on purpose; who rests would be of no use to them.
             watch=Watch(strikes=1_000_000),
+            websocket=websocket,
         ),
     )
 
