@@ -3,7 +3,8 @@
 
 A long, lawful history (`tests/support/history.py`) goes through the real writer into a file and,
 where PostgreSQL is installed, into a server; then the questions of all pages are asked, with keys
-and cursors from all over it. The rate of reading a real node (anvil) is measured apart.
+and cursors from all over it. The pages themselves are asked of the web application, rendered as a
+browser gets them. The rate of reading a real node (anvil) is measured apart.
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import psutil
 from rich.console import Console
 from rich.progress import Progress
+from web3 import AsyncWeb3
+from web3.providers.async_base import AsyncBaseProvider
+from web3.types import RPCEndpoint, RPCResponse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from deepsquare_chain.chain.contracts import Report
+from deepsquare_chain.chain.contracts import Contracts, Report
 from deepsquare_chain.chain.follower import Batch
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.explorer.api.app import api_routes
 from deepsquare_chain.explorer.index.database import IndexDatabase
 from deepsquare_chain.explorer.index.facts import Facts
 from deepsquare_chain.explorer.index.queries import Index
 from deepsquare_chain.explorer.index.service import open_index
 from deepsquare_chain.explorer.index.writer import IndexWriter
+from deepsquare_chain.explorer.web.app import explorer_app
+from deepsquare_chain.explorer.web.site import Site
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import start_anvil
 from tests.support.history import DEPLOYMENT, History, address
@@ -139,6 +148,9 @@ def questions(index: Index, rng: random.Random) -> dict[str, tuple[float, Callab
         "utilisation of all, 60": lambda: index.utilisation(60),
         "search, a number": lambda: index.search(str(rng.randint(1, total))),
         "search, a name": lambda: index.search("render 77"),
+        "exceptions": index.exceptions,
+        "exceptions of a rare kind": lambda: index.exceptions(kind="fee-change"),
+        "exceptions that stand open": index.open_exceptions,
         "roles": index.roles,
         "parameters": index.parameters,
     }
@@ -156,8 +168,67 @@ def _walk(ask: Callable[..., Any]) -> str | None:
     return cursor
 
 
+class NoNode(AsyncBaseProvider):
+    """A node that is away: what pages read of it is not the index's time."""
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """No answer."""
+        raise EndpointError(f"no node answers {method} {params}")
+
+
+def paths(index: Index, rng: random.Random) -> dict[str, Callable[[], str]]:
+    """Pages of a browser, by what they show."""
+    total = index.overview().jobs_total
+    numbers = [row.number for row in index.blocks(limit=200).items]
+    hashes = [row.at.tx_hash for row in index.transactions(limit=200).items]
+    deep = _walk(index.jobs)
+    return {
+        "/": lambda: "/",
+        "/?range=day": lambda: "/?range=day",
+        "/jobs": lambda: "/jobs",
+        "/jobs, deep": lambda: f"/jobs?cursor={deep}",
+        "/jobs?status=live": lambda: "/jobs?status=live",
+        "/jobs/N": lambda: f"/jobs/{rng.randint(1, total)}",
+        "/accounts/A": lambda: f"/accounts/{address(2, rng.randrange(200))}",
+        "/accounts/SCHEDULER": lambda: f"/accounts/{DEPLOYMENT.scheduler}",
+        "/accounts/A/jobs": lambda: f"/accounts/{address(2, rng.randrange(200))}/jobs",
+        "/providers": lambda: "/providers",
+        "/providers/A": lambda: f"/providers/{address(1, rng.randrange(20))}",
+        "/transactions": lambda: "/transactions",
+        "/transactions/H": lambda: f"/transactions/{rng.choice(hashes)}",
+        "/blocks": lambda: "/blocks",
+        "/blocks/N": lambda: f"/blocks/{rng.choice(numbers)}",
+        "/audit": lambda: "/audit",
+        "/audit?of=administration": lambda: "/audit?of=administration",
+        "/search?q=": lambda: f"/search?q=render {rng.randint(1, 9)}",
+        "/api/v1/jobs": lambda: "/api/v1/jobs",
+        "/api/v1/jobs/N": lambda: f"/api/v1/jobs/{rng.randint(1, total)}",
+    }
+
+
+async def measure_pages(index: Index, rounds: int) -> dict[str, dict[str, Any]]:
+    """Milliseconds of each page, from the request to its last byte."""
+    site = Site(index, Contracts(AsyncWeb3(NoNode()), DEPLOYMENT))
+    app = explorer_app(site, hosts=["*"], more_routes=api_routes(index, rate=0))
+    found = {}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://explorer"
+    ) as web:
+        for name, path in paths(index, random.Random(7)).items():  # noqa: S311
+            times = []
+            for at in range(rounds + 1):
+                began = time.perf_counter()
+                answer = await web.get(path())
+                if answer.status_code not in {200, 303}:
+                    raise RuntimeError(f"{answer.url} is answered {answer.status_code}")
+                if at:  # the first fills caches
+                    times.append((time.perf_counter() - began) * 1_000)
+            found[name] = _row(times, PAGE_MS)
+    return found
+
+
 def measure(index: Index, rounds: int, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Milliseconds of each question, and whether its aim is reached."""
+    """Milliseconds of each question and page, and whether its aim is reached."""
     found = {}
     asked = questions(index, random.Random(7))  # noqa: S311
     for name, (aim, ask) in progress.track(list(asked.items()), description="asking"):
@@ -167,14 +238,18 @@ def measure(index: Index, rounds: int, progress: Progress) -> dict[str, dict[str
             began = time.perf_counter()
             ask()
             times.append((time.perf_counter() - began) * 1_000)
-        p95 = statistics.quantiles(times, n=20)[-1]
-        found[name] = {
-            "median_ms": round(statistics.median(times), 2),
-            "p95_ms": round(p95, 2),
-            "aim_ms": aim,
-            "reached": p95 < aim,
-        }
-    return found
+        found[name] = _row(times, aim)
+    return found | asyncio.run(measure_pages(index, rounds))
+
+
+def _row(times: list[float], aim: float) -> dict[str, Any]:
+    p95 = statistics.quantiles(times, n=20)[-1]
+    return {
+        "median_ms": round(statistics.median(times), 2),
+        "p95_ms": round(p95, 2),
+        "aim_ms": aim,
+        "reached": p95 < aim,
+    }
 
 
 @contextmanager
@@ -235,12 +310,14 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=60, help="of each question")
     options.add_argument("--node-jobs", type=int, default=1_000, help="0 leaves the node out")
     options.add_argument("--no-server", action="store_true", help="leave PostgreSQL out")
+    options.add_argument(
+        "--wait", action="store_true", help="for a line of input between building and measuring"
+    )
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, {psutil.virtual_memory().total / 2**30:.0f} GB",
-        "load_average": round(os.getloadavg()[0], 1),
         "jobs": given.jobs,
         "databases": {},
     }
@@ -252,13 +329,19 @@ def main() -> int:
         for kind, where, size in places:
             with IndexDatabase.open(where, DEPLOYMENT, writer=True) as database:
                 built = build(database, given.jobs, progress)
-                asked = measure(Index(database, DEPLOYMENT), given.rounds, progress)
             result["databases"][kind] = {
                 "build": built,
                 "bytes": size(),
                 "bytes_per_job": round(size() / given.jobs),
-                "questions": asked,
             }
+        if given.wait:
+            print("built", file=sys.stderr, flush=True)
+            sys.stdin.readline()
+        result["load_average"] = round(os.getloadavg()[0], 1)
+        for kind, where, _ in places:
+            with IndexDatabase.open(where, DEPLOYMENT) as database:
+                asked = measure(Index(database, DEPLOYMENT), given.rounds, progress)
+            result["databases"][kind]["questions"] = asked
     if given.node_jobs:
         result["node"] = asyncio.run(read_node(given.node_jobs))
     print(json.dumps(result, indent=2) if given.json else _table(result))

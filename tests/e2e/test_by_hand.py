@@ -6,11 +6,13 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deepsquare_chain.devnet.leftovers import processes_of
@@ -19,10 +21,10 @@ from tests.support.cli import EXAMPLES, Outcome, clean_environment, devnet, run,
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A devnet, a meta-scheduler and two providers."""
+    """A devnet with its explorer, a meta-scheduler and a provider."""
     folder = tmp_path_factory.mktemp("by-hand")
     wallets = ".deepsquare/wallets"
-    with devnet(folder), ExitStack() as stack:
+    with devnet(folder, "--explorer-port", "0"), ExitStack() as stack:
         for name, verb in (("scheduler", "metascheduler"), ("alpine", "provider")):
             keystore = f"{wallets}/{name}.json"
             stack.enter_context(running([verb, "run", "--keystore", keystore], folder, name))
@@ -133,6 +135,21 @@ def test_an_export_is_replayed_and_a_tampered_one_is_found(place: Path) -> None:
     codes = {finding["code"] for finding in json.loads(found.out)["findings"]}
     assert {"file", "chain", "storage"} <= codes
     assert run(["audit", "verify", "books", "--offline"], place).code == 10
+
+
+def test_the_devnet_tells_where_its_explorer_is(place: Path) -> None:
+    """The address that `devnet up` prints has the jobs of this grid on its pages."""
+    told = re.search(r"^explorer +(http://\S+)$", (place / "devnet.log").read_text(), re.MULTILINE)
+    assert told is not None
+    listed = data(run(["job", "list", "--all", "-o", "json"], place))
+    with httpx.Client(base_url=told[1], trust_env=False, timeout=30) as web:
+        deadline = time.monotonic() + 60
+        while (status := web.get("/api/v1/status").json())["lag"]:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
+        rows = web.get("/api/v1/jobs").json()["items"]
+        assert {row["id"] for row in rows} == {job["id"] for job in listed}
+        assert "hello" in web.get("/jobs/1").text
 
 
 def test_sources_are_written_for_other_explorers(place: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import stat
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deepsquare_chain.devnet.leftovers import processes_of
@@ -43,12 +47,59 @@ FIELDS = {
 def played(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Outcome, Path]:
-    """A whole demo on each chain."""
+    """A whole demo on each chain; one keeps its grid to be browsed until Ctrl-C."""
     if request.param == "anvil":
         require_anvil()
     folder = tmp_path_factory.mktemp(request.param)
     arguments = ["demo", "-o", "json", "--chain", request.param, "--folder", "here"]
+    if request.param == "embedded":
+        return browsed([*arguments, "--serve"], folder), folder / "here"
     return run(arguments, folder, timeout=280), folder / "here"
+
+
+def browsed(arguments: list[str], folder: Path) -> Outcome:
+    """A demo that serves its finished grid: keep what its pages say, then press Ctrl-C."""
+    err = ""
+    with (
+        (folder / "out.json").open("wb") as out,
+        subprocess.Popen(
+            [*PROGRAM, *arguments],
+            cwd=folder,
+            env=clean_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stderr is not None
+        guard = threading.Timer(280, process.kill)
+        guard.start()
+        for line in process.stderr:
+            err += line
+            if found := re.search(r"Browse it all: (http://\S+)", line):
+                try:
+                    keep_pages(found[1], folder)
+                finally:
+                    process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+        guard.cancel()
+    return Outcome(code, (folder / "out.json").read_text(), err)
+
+
+def keep_pages(url: str, folder: Path) -> None:
+    """What the explorer says once it has read everything."""
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as web:
+        deadline = time.monotonic() + 60
+        while not web.get("/api/v1/jobs", params={"limit": 1}).json()["items"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        while (status := web.get("/api/v1/status").json())["lag"]:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
+        (folder / "jobs.json").write_text(web.get("/api/v1/jobs").text)
+        (folder / "audit.html").write_text(web.get("/audit").text)
 
 
 def document(played: tuple[Outcome, Path]) -> Any:
@@ -127,6 +178,17 @@ def test_logs_and_record_are_kept_and_secrets_are_private(played: tuple[Outcome,
     secret = password.read_text().strip()
     for log in (folder / "logs").iterdir():
         assert secret not in log.read_text(errors="replace")
+
+
+def test_the_finished_grid_can_be_browsed(played: tuple[Outcome, Path]) -> None:
+    outcome, folder = played
+    kept = folder.parent / "jobs.json"
+    if not kept.exists():
+        assert "deepsquare demo --serve" in outcome.err
+        return
+    shown = {(row["id"], row["status"]) for row in json.loads(kept.read_text())["items"]}
+    assert shown == {(job["id"], job["status"]) for job in document(played)["jobs"]}
+    assert "Every credit is accounted for" in (folder.parent / "audit.html").read_text()
 
 
 def test_nothing_is_left_running(played: tuple[Outcome, Path]) -> None:

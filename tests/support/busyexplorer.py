@@ -48,12 +48,12 @@ class BusyExplorer:
 
 
 @contextmanager
-def busy_explorer(folder: Path, rounds: int = 4) -> Iterator[BusyExplorer]:
-    """Start everything, and end it with the block."""
+def busy_explorer(folder: Path, jobs: int = 5) -> Iterator[BusyExplorer]:
+    """Start everything, and end it with the block; four rounds of so many jobs."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    whole = _opened(folder, rounds, loop)
+    whole = _opened(folder, jobs, loop)
     try:
         yield asyncio.run_coroutine_threadsafe(whole.__aenter__(), loop).result(240)
     finally:
@@ -67,12 +67,12 @@ def busy_explorer(folder: Path, rounds: int = 4) -> Iterator[BusyExplorer]:
 
 @asynccontextmanager
 async def _opened(
-    folder: Path, rounds: int, loop: asyncio.AbstractEventLoop
+    folder: Path, jobs: int, loop: asyncio.AbstractEventLoop
 ) -> AsyncIterator[BusyExplorer]:
     async with start_anvil() as node, live_grid(node) as grid:
         busy = BusyGrid(grid)
         store = FolderDefinitionStore(folder / "definitions")
-        await busy.play(rounds)
+        await busy.play(4, jobs)
         await _be_hostile(busy, store)
         names = {who.address: name for who, name in zip(grid.customers, NAMES, strict=True)}
         deployment = dataclasses.replace(grid.deployment, extra={"names": names})

@@ -64,7 +64,7 @@ class Running:
                 start_new_session=True,
             )
 
-    def wait_for(self, words: str, timeout: float = 60) -> None:
+    def wait_for(self, words: str, timeout: float = 180) -> None:
         """Until it has said these words."""
         deadline = time.monotonic() + timeout
         while words not in self.log.read_text(errors="replace"):
