@@ -88,7 +88,7 @@ async def mined_life(
             await asyncio.gather(mining, return_exceptions=True)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("depth", "keep"), CASES if WHOLE else SHORT)
 async def test_replaced_blocks_are_done_again(tmp_path: Path, depth: int, keep: bool):
     pace = 0.25 if depth < 10 else 0.1

@@ -232,7 +232,7 @@ async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
         lambda busy: [
             _again(busy, act, pause, lambda brings=brings: bool(life.who_awaits(brings)))
             for act, pause, brings in (
-                (trouble.ordinary, 0.0, ""),
+                (trouble.ordinary, 0.0, "provider.cancel."),
                 (trouble.topped_up, 1.0, "provider.extend."),
                 (trouble.misfits, 0.0, "provider.requeue."),
                 (trouble.challenge, 5.0, "provider.answer."),
@@ -301,10 +301,18 @@ class Trouble:
         await self.grid.send(self.grid.admin, registry.approve(self.silent.address, 1))
 
     async def ordinary(self) -> None:
+        """Jobs of every end; the last of them is cancelled once it runs."""
         wishes = [FINISHES, FAILS, RUNS_OUT, IS_CANCELLED]
-        *_, doomed = await self.customers.submit(*wishes, retries=3)
-        await asyncio.sleep(5)
+        place = "p0" if self.life.who_awaits("provider.cancel.") else ""
+        *_, doomed = await self.customers.submit(*wishes, place=place, retries=3)
+        await self._soon(lambda: self._runs(doomed), patience=15)
         await self.customers.cancel([doomed])
+        await asyncio.sleep(2)
+
+    async def _runs(self, digest: bytes) -> bool:
+        """Whether the last job of a line really runs."""
+        job = (await self.customers.lines())[digest][-1]
+        return job.status is JobStatus.RUNNING and job.id in self.customers.executions()
 
     async def topped_up(self) -> None:
         """A job that lasts until its credits are spent gets more of them while it runs."""
@@ -316,10 +324,9 @@ class Trouble:
         )
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
-            job = (await self.customers.lines())[digest][-1]
             # Sooner, the run would begin with the new allotment, and nothing be extended.
-            if job.status is JobStatus.RUNNING and self.customers.executions().get(job.id):
-                owner = self.grid.customers[0]
+            if await self._runs(digest):
+                owner, job = self.grid.customers[0], (await self.customers.lines())[digest][-1]
                 call = self.contract.top_up(job.id, owner.address, rate * 90)
                 await self._try(owner, call)
                 return
