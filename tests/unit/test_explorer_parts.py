@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import httpx
@@ -41,7 +42,7 @@ from deepsquare_chain.explorer.web.jobform import read_form
 from deepsquare_chain.explorer.web.render import environment
 from deepsquare_chain.explorer.web.security import Allowance, is_own
 from deepsquare_chain.explorer.web.server import Address
-from deepsquare_chain.explorer.web.site import Link
+from deepsquare_chain.explorer.web.site import Link, Site
 from deepsquare_chain.job import (
     Hardware,
     JobStatus,
@@ -605,3 +606,17 @@ async def test_only_known_names_are_answered(
 def test_names_that_cant_be_meant(address: Address, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         _ = address.allowed
+
+
+def test_charts_are_made_once_for_all_readers_of_a_moment() -> None:
+    site = Site(index=cast("Any", None), contracts=cast("Any", None))
+    made: list[str] = []
+
+    def make(name: str) -> str:
+        made.append(name)
+        return f"{name} {len(made)}"
+
+    for name, moment in (("a", 1), ("a", 1), ("b", 1), ("a", 2), ("a", 1), ("b", 1)):
+        told = site.once(name, (moment, 7), partial(make, name))
+        assert told.startswith(name)
+    assert made == ["a", "b", "a", "a"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import pydantic_core
-from sqlalchemy import Connection, Row, Select, func, select, tuple_
+from sqlalchemy import Connection, Row, Select, String, column, func, select, values
 
 from deepsquare_chain.chain.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
 from deepsquare_chain.errors import NotFoundError
@@ -32,6 +32,7 @@ from deepsquare_chain.explorer.index.rows import (
     Roles,
 )
 from deepsquare_chain.explorer.index.schema import (
+    Int,
     constants,
     events,
     parameters,
@@ -222,27 +223,18 @@ def latest_figures(connection: Connection, account: str | None = None) -> dict[s
     query = select(providers.c.account, last.correlate(providers).scalar_subquery().label("block"))
     if account is not None:
         query = query.where(providers.c.account == account)
-    pairs = {(row.account, row.block) for row in connection.execute(query)}
-    return {each: row for (each, _), row in figure_rows(connection, pairs).items()}
-
-
-def figure_rows(
-    connection: Connection,
-    pairs: Iterable[tuple[str, int | None]],
-    columns: Sequence[Any] = (provider_figures,),
-) -> dict[tuple[str, int], Row[Any]]:
-    """Rows of figures by account and block, which are among the columns.
-
-    They are looked up apart from their keys: as one question, both databases compute the keys
-    for each row of the table.
-    """
-    table = provider_figures
-    key = tuple_(table.c.account, table.c.block)
-    wanted = sorted((account, block) for account, block in pairs if block is not None)
-    found: dict[tuple[str, int], Row[Any]] = {}
+    wanted = [
+        (row.account, row.block) for row in connection.execute(query) if row.block is not None
+    ]
+    found: dict[str, Row[Any]] = {}
+    # Apart from their keys, which as one question both databases compute for each row of the
+    # table; and joined as a table, since for a list of keys SQLite reads all rows.
     for at in range(0, len(wanted), _SLICE):
-        query = select(*columns).where(key.in_(wanted[at : at + _SLICE]))
-        found |= {(row.account, row.block): row for row in connection.execute(query)}
+        keys = values(column("account", String), column("block", Int), name="keys")
+        some = keys.data(wanted[at : at + _SLICE]).cte()
+        here = (table.c.account == some.c.account) & (table.c.block == some.c.block)
+        rows = connection.execute(select(table).join_from(some, table, here))
+        found |= {row.account: row for row in rows}
     return found
 
 

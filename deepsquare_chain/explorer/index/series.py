@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -20,7 +21,7 @@ from sqlalchemy import (
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.index.reading import Moment, Reader, address
-from deepsquare_chain.explorer.index.registry import figure_rows, is_active, latest_figures
+from deepsquare_chain.explorer.index.registry import is_active, latest_figures
 from deepsquare_chain.explorer.index.rows import (
     EscrowPoint,
     Overview,
@@ -174,11 +175,13 @@ def _figures(
     if account is not None:
         query = query.where(providers.c.account == account)
     picked = connection.execute(query.order_by(providers.c.account)).all()
-    rows = figure_rows(connection, {(row.account, row.block) for row in picked}, _USED)
     found: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in picked}
-    for row in picked:
-        if row.block is not None:
-            found[row.account][row.at] = rows[row.account, row.block]
+    for each, own in groupby(picked, key=lambda row: row.account):
+        blocks = {row.at: row.block for row in own if row.block is not None}
+        # By account: for keys of several accounts at once, SQLite reads all rows.
+        here = (provider_figures.c.account == each, provider_figures.c.block.in_(blocks.values()))
+        rows = {row.block: row for row in connection.execute(select(*_USED).where(*here))}
+        found[each] = {time: rows[block] for time, block in blocks.items()}
     return found
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from eth_utils.address import is_address, to_checksum_address
@@ -17,6 +17,7 @@ from deepsquare_chain.explorer.index.queries import Index
 from deepsquare_chain.explorer.index.rows import ProviderRow
 from deepsquare_chain.store.definitions import DefinitionStore
 
+T = TypeVar("T")
 _KINDS: Final = frozenset({"tx", "address", "block"})
 
 
@@ -76,6 +77,7 @@ class Site:
     links: Sequence[Link] = ()
     clock: Callable[[], float] = time.time
     _named: tuple[int, dict[str, Name]] = field(default=(-1, {}), repr=False)
+    _kept: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
 
     @property
     def faucet(self) -> str:
@@ -94,6 +96,20 @@ class Site:
             for account, name in found.items()
             if is_address(account)
         }
+
+    def once(self, name: str, moment: object, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for all readers as long as the moment is the same.
+
+        Args:
+            name: Of the thing, one of a few.
+            moment: What it changes with.
+            make: Makes it.
+        """
+        found = self._kept.get(name)
+        if found is None or found[0] != moment:
+            self._kept[name] = found = (moment, make())
+        kept: T = found[1]
+        return kept
 
     def names(self, change: int) -> Mapping[str, Name]:
         """Names of accounts as of a change of the index."""

@@ -34,7 +34,14 @@ async def home(request: Request) -> Response:
     site = site_of(request)
     name, seconds = range_of(request)
     overview = await ask(site.index.overview)
-    charts = await ask(_charts, site, overview, seconds)
+    status = await ask(site.index.status)
+    # All who have the page open read it again at the same change.
+    charts = await ask(
+        site.once,
+        f"home {name}",
+        (status.change, status.block),
+        lambda: _charts(site, overview, seconds),
+    )
     jobs = await ask(site.index.jobs, limit=_LATEST)
     settled = await ask(site.index.latest_settlements, _LATEST)
     return await show(
