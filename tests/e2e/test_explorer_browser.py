@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import httpx
 import pytest
@@ -97,6 +98,57 @@ def test_every_page_is_clean_at_a_desk_and_on_a_phone(
             page.set_viewport_size(DESKTOP)
         watched.check()
         assert page.context.cookies() == []
+
+
+class Shot(NamedTuple):
+    """A picture of the handbook: what of, in which colours, and its size."""
+
+    path: str
+    scheme: Literal["light", "dark"]
+    width: int
+    height: int
+
+
+def shots(explorer: BusyExplorer) -> dict[str, Shot]:
+    """The pictures in docs/images, by the name of their file."""
+    asked = httpx.get(
+        f"{explorer.url}/api/v1/jobs",
+        params={"status": "FINISHED", "customer": explorer.bob},
+        trust_env=False,
+        timeout=60,
+    )
+    job = f"/jobs/{asked.json()['items'][-1]['id']}"
+    return {
+        "explorer-home.png": Shot("/", "light", 1_280, 960),
+        "explorer-job.png": Shot(job, "light", 1_280, 1_060),
+        "explorer-phone.png": Shot(job, "light", 390, 860),
+        "explorer-statement.png": Shot(f"/accounts/{explorer.bob}", "dark", 1_280, 820),
+    }
+
+
+def size_of(picture: bytes) -> tuple[int, int]:
+    """Width and height of a PNG."""
+    assert picture.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", picture[16:24])
+    return width, height
+
+
+def test_the_handbooks_pictures_are_made_here(
+    browser: Browser, explorer: BusyExplorer, tmp_path: Path
+) -> None:
+    """With DEEPSQUARE_SCREENSHOTS=docs/images they are made anew."""
+    folder = Path(os.environ.get("DEEPSQUARE_SCREENSHOTS", tmp_path))
+    for name, shot in shots(explorer).items():
+        for watched in open_page(browser, explorer, color_scheme=shot.scheme):
+            page = watched.page
+            page.set_viewport_size({"width": shot.width, "height": shot.height})
+            page.goto(explorer.url + shot.path)
+            expect(page.locator("#live")).to_have_class(re.compile("on"))
+            made = page.screenshot(path=folder / name)
+        assert size_of(made) == size_of((PROJECT / "docs" / "images" / name).read_bytes()), name
+        assert len(made) > 20_000, name
+    told = "".join(p.read_text() for p in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")))
+    assert set(re.findall(r"images/(explorer-[\w-]+\.png)", told)) == set(shots(explorer))
 
 
 def axe() -> str:

@@ -23,7 +23,7 @@ from tests.support.busygrid import HOSTILE, BusyGrid
 from tests.support.livegrid import LiveGrid, live_grid
 
 T = TypeVar("T")
-NAMES = ("alice", "bob")
+NAMES = ("alice", "bob", "alpine", "jura")
 
 
 @dataclass
@@ -40,6 +40,11 @@ class BusyExplorer:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something on the grid's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
+
+    @property
+    def bob(self) -> str:
+        """Address of the second customer, who writes no hostile texts."""
+        return self.grid.customers[1].address
 
     @property
     def alice(self) -> str:
@@ -74,7 +79,8 @@ async def _opened(
         store = FolderDefinitionStore(folder / "definitions")
         await busy.play(4, jobs)
         await _be_hostile(busy, store)
-        names = {who.address: name for who, name in zip(grid.customers, NAMES, strict=True)}
+        known = zip((*grid.customers, *grid.providers), NAMES, strict=True)
+        names = {who.address: name for who, name in known}
         deployment = dataclasses.replace(grid.deployment, extra={"names": names})
         stop = asyncio.Event()
         async with AsyncExitStack() as parts:

@@ -27,6 +27,8 @@ HOSTILE = (
     "\u202egnp.exe\u200b\x07",
     "<a href=//evil.example>click</a>",
 )
+#: Cpus that each provider offers; as a scheduler would, no more are assigned.
+CPUS = {1: 64, 2: 48}
 GPU_LABELS = {"site": "jura", "gpu.model": "h100", "compute.gflops": "45"}
 
 
@@ -59,6 +61,7 @@ class BusyGrid:
         self.running: dict[int, list[int]] = {1: [], 2: []}
         self.waiting: list[int] = []
         self.submitted = 0
+        self._cpus: dict[int, int] = {}
 
     async def play(self, rounds: int = 12, jobs: int = 5, step: int = 420) -> None:
         """So many rounds of submitting, assigning, running and ending jobs."""
@@ -89,6 +92,9 @@ class BusyGrid:
         receipt = await self.grid.send(self.grid.customers[customer], call)
         ids = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
         self.waiting += ids
+        self._cpus |= {
+            each: terms.resources.cpus for each, (terms, _) in zip(ids, rows, strict=True)
+        }
         return ids
 
     async def _dress(self) -> None:
@@ -101,16 +107,22 @@ class BusyGrid:
             second, registry.set_prices(Prices(CREDIT // 2_500, CREDIT // 300, CREDIT // 10**8))
         )
         await self.grid.send(second, registry.set_labels(GPU_LABELS))
-        await self.grid.send(second, registry.set_offer(Offer(48, 200_000, 6)))
+        await self.grid.send(second, registry.set_offer(Offer(CPUS[2], 200_000, 6)))
 
     async def _assign(self) -> None:
         scheduler = self.grid.contracts.scheduler
         taken = [each for each in self.waiting if self.chance.random() < 0.85]
         plan: dict[int, list[int]] = {1: [], 2: []}
+        free = {p: CPUS[p] - sum(self._cpus[each] for each in self.running[p]) for p in CPUS}
         for job_id in taken:
-            fitting = [p for p in (1, 2) if (await scheduler.is_eligible(job_id, p))[0]]
+            cpus = self._cpus[job_id]
+            fitting = [
+                p for p in CPUS if free[p] >= cpus and (await scheduler.is_eligible(job_id, p))[0]
+            ]
             if fitting:
-                plan[self.chance.choice(fitting)].append(job_id)
+                chosen = self.chance.choice(fitting)
+                free[chosen] -= cpus
+                plan[chosen].append(job_id)
         plan = {provider: ids for provider, ids in plan.items() if ids}
         if not plan:
             return

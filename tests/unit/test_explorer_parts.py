@@ -560,6 +560,38 @@ def test_numbers_that_a_browser_would_round_are_texts() -> None:
     }
 
 
+# -- prices and hints
+
+
+@pytest.mark.parametrize(
+    ("wei", "text"),
+    [
+        (0, "0"),
+        (7, "0.000000007"),
+        (26_590, "0.00002659"),
+        (10**9, "1"),
+        (1_234_567_891, "1.234"),
+        (12_000_000_001, "12"),
+        (5 * 10**12, "5\u2009000"),
+    ],
+)
+def test_gas_prices_have_no_exponent(wei: int, text: str) -> None:
+    assert formats.gwei(wei) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "markup"),
+    [
+        ("Look with `deepsquare job get`.", "Look with <code>deepsquare job get</code>."),
+        ("`<b>`<i>", "<code>&lt;b&gt;</code>&lt;i&gt;"),
+        ("one ` alone <b>", "one ` alone &lt;b&gt;"),
+        ("", ""),
+    ],
+)
+def test_commands_in_hints_are_code(text: str, markup: str) -> None:
+    assert str(formats.with_code(text)) == markup
+
+
 # -- under which names it is asked
 
 

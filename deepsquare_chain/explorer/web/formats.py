@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from markupsafe import Markup, escape
+
 from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits
 from deepsquare_chain.job import Hardware, Resources
 
@@ -52,8 +54,10 @@ def per_hour(rate: int) -> int:
 
 
 def gwei(wei: int) -> str:
-    """A gas price in gwei."""
-    return format(wei / _GWEI, ".4g") if wei < 10**21 else str(wei // _GWEI)
+    """A gas price in gwei: three decimals, or all of them where it is below one."""
+    whole, part = divmod(wei, _GWEI)
+    digits = f"{part:09d}"[: 3 if whole else 9].rstrip("0")
+    return f"{grouped(whole)}.{digits}" if digits else grouped(whole)
 
 
 def coin(wei: int) -> str:
@@ -174,6 +178,17 @@ def code(text: str) -> str:
     return visible(text, "\n\t")
 
 
+def with_code(text: str) -> Markup:
+    """A hint, whose commands stand between backticks, with those as code; all of it escaped."""
+    parts = visible(text).split("`")
+    if len(parts) % 2 == 0:
+        return escape(visible(text))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(each) if at % 2 else escape(each)
+        for at, each in enumerate(parts)
+    )
+
+
 def _is_harmless(char: str) -> bool:
     code = ord(char)
     control = code < 0x20 or 0x7F <= code < 0xA0
@@ -214,4 +229,5 @@ FILTERS: Final[dict[str, Any]] = {
     "words": words,
     "visible": visible,
     "code": code,
+    "with_code": with_code,
 }

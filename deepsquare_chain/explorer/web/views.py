@@ -272,7 +272,7 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
 _NUMBERS: Final[Sequence[tuple[frozenset[str], str]]] = (
     (frozenset({"amount", "escrow", "paid", "fee", "refunded", "value", "funded"}), "amount"),
     (frozenset({"rate", "cpu", "gpu", "mem"}), "rate"),
-    (frozenset({"answer_by", "approved_until", "deadline", "approvedUntil"}), "time"),
+    (frozenset({"answer_by", "approved_until", "deadline", "approvedUntil", "since"}), "time"),
     (frozenset({"time_limit", "timeLimit", "billed_seconds", "secondsUsed"}), "seconds"),
     (frozenset({"job_id", "jobId", "job_ids", "jobIds", "successor"}), "job"),
 )
