@@ -54,7 +54,6 @@ class Watch:
             challenges: Those that stand open.
         """
         for job in jobs:
-            self._holders[job.id] = job.provider
             if job.status is JobStatus.PENDING:
                 self._pending[job.id] = job.since
             elif job.status is JobStatus.SCHEDULED:

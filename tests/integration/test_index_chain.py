@@ -233,7 +233,7 @@ async def test_the_explorer_waits_for_its_endpoint(
                 proxy.url,
                 own.deployment,
                 tmp_path / "index.db",
-                ServiceSettings(tmp_path, confirmations=0, poll_interval=0.05),
+                ServiceSettings(tmp_path, confirmations=2, poll_interval=0.05),
                 address=Address(port=0),
                 ready=pages.put_nowait,
                 stop=stop,
@@ -249,6 +249,10 @@ async def test_the_explorer_waits_for_its_endpoint(
             while (await web.get("/healthz")).status_code != 200:  # noqa: ASYNC110 - as a probe
                 await asyncio.sleep(0.05)
             assert (await web.get("/")).status_code == 200
+            # What the index has not read yet is the node's to show.
+            head = await own.w3.eth.block_number
+            assert "has not read this block yet" in (await web.get(f"/blocks/{head}")).text
+            assert (await web.get(f"/blocks/{head + 1}")).status_code == 404
         stop.set()
         await running
 

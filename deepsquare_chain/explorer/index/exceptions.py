@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pydantic_core
-from sqlalchemy import Connection, Row, and_, or_, select
+from sqlalchemy import Connection, Row, Select, and_, or_, select
 
 from deepsquare_chain.chain.eventtypes import ProviderChallenged
 from deepsquare_chain.errors import UsageError
@@ -123,10 +123,13 @@ def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
     )
 
 
-def _candidates(moment: Moment) -> Any:
-    """Jobs that may stand open: claimed ones, and runs whose limit has passed or is their escrow."""
+def _candidates(moment: Moment) -> Select[Any]:
+    """Jobs that may stand open: claimed ones, and runs past their limit.
+
+    No allotment is shorter than the limit: the contract assigns no job whose escrow lacks for it.
+    """
     past = jobs.c.started_at + jobs.c.time_limit < moment.number("time", 0)
-    runs = and_(jobs.c.status == int(JobStatus.RUNNING), or_(past, jobs.c.until_spent == 1))
+    runs = and_(jobs.c.status == int(JobStatus.RUNNING), past)
     return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), runs))
 
 
