@@ -205,8 +205,13 @@ class Soak:
             self.findings.append(f"{self.steady} grew from {before:.0f} to {after:.0f} bytes")
         if files[1] > files[0] + 2:
             self.findings.append(f"{self.steady} kept descriptors: {files[0]} to {files[1]}")
+        tenths = [warm[len(warm) * at // 10 : len(warm) * (at + 1) // 10] for at in range(10)]
         return {
             "role": self.steady,
+            # A leak grows all the time, what is filled once comes to rest.
+            "tenths_mb": [
+                round(statistics.median(each[1] for each in some) / 2**20, 1) for some in tenths
+            ],
             "first_mb": round(before / 2**20, 1),
             "last_mb": round(after / 2**20, 1),
             "growth_percent": round(100 * (after / before - 1), 2),

@@ -87,6 +87,7 @@ class Customers:
             usual = {"time_limit": wish.limit, "uses": f"place={place}" if place else ""}
             asked_for = terms(resources=wish.resources, **(usual | changes))
             orders.append((asked_for, [digests[-1]]))
+        assert self.expected.keys().isdisjoint(digests), "two wishes share a definition"
         self.expected |= {digest: wish.ending for digest, wish in zip(digests, wishes, strict=True)}
         who = len(self.expected) % 2 if customer is None else customer
         call = self.grid.contracts.scheduler.submit_jobs(orders)

@@ -241,6 +241,7 @@ async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
                 (trouble.ghost, 1.0, "scheduler."),
             )
         ],
+        redated=True,
     )
 
 
@@ -248,6 +249,8 @@ async def _live(
     life: Life,
     orders: dict[str, Sequence[str]],
     work: Callable[[Callable[[], bool]], Sequence[Awaitable[None]]],
+    *,
+    redated: bool = False,
 ) -> list[Kill]:
     """Torment while the work goes on, and judge."""
     for name, daemon in life.daemons.items():
@@ -266,7 +269,7 @@ async def _live(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.sleep(1)
-    await life.end()
+    await life.end(redated=redated)
     return kills
 
 
