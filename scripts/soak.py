@@ -27,7 +27,7 @@ from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_grid import PRICES, SMALL, Yard
+from grid_yard import PRICES, SMALL, Yard
 
 from deepsquare_chain.chain.events import decode_logs
 from deepsquare_chain.credits import CREDIT, job_rate

@@ -1,0 +1,206 @@
+"""What is measured of a grid at work: latency from events, load of processes, the node's limit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psutil
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from grid_yard import Yard
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.events import JobTransition, decode_logs
+from deepsquare_chain.devnet.anvil import Anvil
+from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.job import JobStatus
+
+
+class Blocks:
+    """When each block was first seen, in seconds of the monotonic clock."""
+
+    def __init__(self, w3: AsyncWeb3[Any]) -> None:
+        self._w3 = w3
+        self.seen: dict[int, float] = {}
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[Blocks]:
+        task = asyncio.create_task(self._watch())
+        try:
+            yield self
+        finally:
+            task.cancel()
+
+    async def _watch(self) -> None:
+        last = int(await self._w3.eth.block_number)
+        while True:
+            head = int(await self._w3.eth.block_number)
+            for number in range(last, head + 1):
+                self.seen.setdefault(number, time.monotonic())
+            last = head
+            await asyncio.sleep(0.03)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Of one process at one moment."""
+
+    at: float
+    cpu: float
+    memory: int
+
+
+def load_of(child: ChildProcess) -> Load:
+    """CPU seconds and resident MB of a daemon itself, without the jobs that it started."""
+    process = psutil.Process(child.pid)
+    times = process.cpu_times()
+    return Load(time.monotonic(), times.user + times.system, process.memory_info().rss >> 20)
+
+
+def between(before: Load, after: Load) -> dict[str, float]:
+    """CPU in percent of one core, memory in MB."""
+    share = (after.cpu - before.cpu) / max(after.at - before.at, 1e-6)
+    return {"cpu_percent": round(100 * share, 1), "memory_mb": after.memory}
+
+
+async def loads(yard: Yard, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """Do something and say what the daemons took meanwhile, and whose the machine's CPU was."""
+    spent = cpu_seconds(yard)
+    before = {role: load_of(child) for role, child in yard.services.items()}
+    result = await work()
+    spent = {who: round(after - spent[who], 1) for who, after in cpu_seconds(yard).items()}
+    found = {role: between(before[role], load_of(yard.services[role])) for role in before}
+    providers = [found[role] for role in yard.provider_roles if role in found]
+    mean = {
+        key: round(statistics.fmean(each[key] for each in providers), 1)
+        for key in ("cpu_percent", "memory_mb")
+    }
+    return result, {
+        "scheduler": found["scheduler"],
+        "provider_mean": mean,
+        "cpu_seconds": spent,
+    }
+
+
+def cpu_seconds(yard: Yard) -> dict[str, float]:
+    """CPU seconds of everybody on this machine so far.
+
+    Jobs are the children of providers that have ended: supervisors, shells, commands. `others` is
+    what the machine spent on none of these, `idle` what nobody wanted.
+    """
+    spent = dict.fromkeys(("scheduler", "providers", "jobs"), 0.0)
+    for role, child in yard.services.items():
+        times = psutil.Process(child.pid).cpu_times()
+        who = "scheduler" if role.startswith("scheduler") else "providers"
+        spent[who] += times.user + times.system
+        spent["jobs"] += times.children_user + times.children_system
+    for who, pid in (("node", yard.node.pid), ("bench", os.getpid())):
+        times = psutil.Process(pid).cpu_times()
+        spent[who] = times.user + times.system
+    machine = psutil.cpu_times()
+    idle = machine.idle + getattr(machine, "iowait", 0.0)
+    busy = sum(machine[:8]) - idle  # what follows is counted in these already
+    return {**spent, "others": busy - sum(spent.values()), "idle": idle}
+
+
+async def node_limit(node: Anvil, seconds: float = 4.0) -> dict[str, float]:
+    """Plain payments a second that the node takes and mines, sent in batches by eight accounts."""
+    people = [Account.from_key((10_000 + number).to_bytes(32, "big")) for number in range(8)]
+    for person in people:
+        await node.rpc("anvil_setBalance", person.address, hex(10**24))
+    queues = [_payments(node.chain_id, person, 600) for person in people]
+    began = time.monotonic()
+    async with httpx.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as client:
+
+        async def pour(mine: list[str]) -> int:
+            sent = 0
+            while sent < len(mine) and time.monotonic() - began < seconds:
+                some = mine[sent : sent + 25]
+                await client.post("/", json=[_request(each) for each in some])
+                sent += len(some)
+            return sent
+
+        counts = await asyncio.gather(*(pour(mine) for mine in queues))
+    for person, count in zip(people, counts, strict=True):
+        while int(await node.rpc("eth_getTransactionCount", person.address, "latest"), 16) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return {"transactions_per_second": round(sum(counts) / (time.monotonic() - began), 1)}
+
+
+def _payments(chain_id: int, person: LocalAccount, count: int) -> list[str]:
+    fields = {"type": 2, "chainId": chain_id, "to": person.address, "value": 1, "gas": 21_000}
+    fields |= {"maxFeePerGas": 10**12, "maxPriorityFeePerGas": 10**9}
+    signed = (person.sign_transaction({**fields, "nonce": nonce}) for nonce in range(count))
+    return ["0x" + bytes(each.raw_transaction).hex() for each in signed]
+
+
+def _request(raw: str) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": 1, "method": "eth_sendRawTransaction", "params": [raw]}
+
+
+@dataclass
+class Story:
+    """What the chain says of the jobs: block of each step, transactions and gas by sender."""
+
+    steps: dict[int, dict[JobStatus, int]]
+    sent: Counter[str]
+    gas: Counter[str]
+    first: int
+    last: int
+
+
+async def read_story(yard: Yard, first: int) -> Story:
+    """Everything that happened from a block on."""
+    last = int(await yard.w3.eth.block_number)
+    logs = await yard.w3.eth.get_logs(
+        {"address": yard.deployment.scheduler, "fromBlock": hex(first), "toBlock": hex(last)}
+    )
+    steps: dict[int, dict[JobStatus, int]] = defaultdict(dict)
+    for event in decode_logs(logs):
+        if isinstance(event, JobTransition):
+            steps[event.job_id][event.after] = event.block_number
+    names = {account.address.lower(): role for role, account in yard.accounts.items()}
+    sent: Counter[str] = Counter()
+    gas: Counter[str] = Counter()
+    for number in range(first, last + 1):
+        for receipt in await yard.node.rpc("eth_getBlockReceipts", hex(number)):
+            role = names.get(receipt["from"], "others")
+            kind = "providers" if role.startswith("p") else role
+            sent[kind] += 1
+            gas[kind] += int(receipt["gasUsed"], 16)
+    return Story(dict(steps), sent, gas, first, last)
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median and 95th percentile."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    at = min(len(ordered) - 1, int(0.95 * len(ordered)))
+    return {"median": round(statistics.median(ordered), 1), "p95": round(ordered[at], 1)}
+
+
+def latency(
+    story: Story, blocks: Blocks, before: JobStatus, after: JobStatus
+) -> dict[str, dict[str, float]]:
+    """From one step to another, in blocks and in milliseconds between the blocks' arrivals."""
+    pairs = [
+        (steps[before], steps[after])
+        for steps in story.steps.values()
+        if before in steps and after in steps
+    ]
+    arrivals = [
+        1_000 * (blocks.seen[late] - blocks.seen[early])
+        for early, late in pairs
+        if early in blocks.seen and late in blocks.seen
+    ]
+    return {"blocks": spread(late - early for early, late in pairs), "ms": spread(arrivals)}

@@ -1,0 +1,202 @@
+"""A whole grid on a real node, each daemon a process of its own as an operator runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.contracts import UNLIMITED, Contracts
+from deepsquare_chain.chain.deploying import GridParams, deploy_grid
+from deepsquare_chain.chain.events import JobSubmitted
+from deepsquare_chain.chain.rpc import close, connect
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.wallet import import_key
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.anvil import Anvil
+from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import Hardware, Objective, Prices, Resources, Terms
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.workflow import Definition, Step
+
+SMALL: Final = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
+PRICES: Final = Prices(cpu=10**12, gpu=0, mem=10**8)
+PASSWORD: Final = "a bench has no secrets"  # noqa: S105 - of keys that hold nothing
+
+
+@dataclass
+class Yard:
+    """A grid in a folder: a node, contracts, a customer, one scheduler and some providers."""
+
+    folder: Path
+    providers: int
+    confirmations: int = 1
+    poll_interval: float = 0.25
+    cpus: int = 64
+    log_level: str = "warning"
+    node: Anvil = field(default_factory=Anvil)
+    services: dict[str, ChildProcess] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.roles = ["admin", "customer", "scheduler", *self.provider_roles]
+        self.accounts: dict[str, LocalAccount] = {
+            role: Account.from_key((number + 1).to_bytes(32, "big"))
+            for number, role in enumerate(self.roles)
+        }
+        self.stack = contextlib.AsyncExitStack()
+        self.senders: dict[str, Sender] = {}
+        self.definitions = FolderDefinitionStore(self.folder / "definitions")
+
+    @property
+    def provider_roles(self) -> list[str]:
+        return [f"p{number}" for number in range(self.providers)]
+
+    async def __aenter__(self) -> Yard:
+        try:
+            await self._build()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(child.end() for child in self.services.values()))
+        await self.stack.aclose()
+        await self.node.close()
+
+    async def _build(self) -> None:
+        await self.node.start()
+        self.w3: AsyncWeb3[Any] = await connect(self.node.url, chain_id=self.node.chain_id)
+        self.stack.push_async_callback(close, self.w3)
+        for role, account in self.accounts.items():
+            await self.node.rpc("anvil_setBalance", account.address, hex(10**24))
+            store = self.stack.enter_context(
+                Store.open(None, chain_id=self.node.chain_id, contract="", account=account.address)
+            )
+            self.senders[role] = Sender(
+                self.w3, account, store, chain_id=self.node.chain_id, poll_interval=0.1
+            )
+            import_key(self._keystore(role), bytes(account.key), PASSWORD, light=True)
+        password = self.folder / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o600)
+        params = GridParams(admin_delay=0, schedulers=[self.accounts["scheduler"].address])
+        self.deployment = await deploy_grid(self.w3, self.senders["admin"], params)
+        self.deployment.save(self.folder / "deployment.json")
+        self.contracts = Contracts(self.w3, self.deployment)
+        await self._settle_people()
+
+    async def _settle_people(self) -> None:
+        credit, registry = self.contracts.credit, self.contracts.registry
+        memory = self.cpus * SMALL.mem_per_cpu
+        hardware = Hardware(1, cpus_per_node=self.cpus, mem_per_node=memory, gpus_per_node=0)
+        customer = self.accounts["customer"].address
+        await asyncio.gather(
+            self.send("admin", credit.mint(customer, 10**9 * CREDIT)),
+            self.send("customer", credit.approve(self.deployment.scheduler, UNLIMITED)),
+            *(
+                self.send(role, registry.register(hardware, PRICES, {"name": role}))
+                for role in self.provider_roles
+            ),
+        )
+        await asyncio.gather(
+            *(
+                self.send("admin", registry.approve(self.accounts[role].address, 1))
+                for role in self.provider_roles
+            )
+        )
+
+    def _keystore(self, role: str) -> Path:
+        return self.folder / f"{role}.wallet.json"
+
+    async def send(self, role: str, call: Any) -> Any:
+        """Send a call as somebody and wait for it."""
+        return await self.senders[role].send(call)
+
+    async def submit(self, count: int, command: str = "true", **changes: Any) -> list[int]:
+        """Jobs of the same command, in one transaction; their ids."""
+        made = Definition(resources=SMALL, env={}, steps=(Step("only", command),))
+        digest = await self.definitions.put(made.to_bytes())
+        usual: dict[str, Any] = {
+            "amount": CREDIT,
+            "time_limit": 600,
+            "resources": SMALL,
+            "retries": 0,
+            "until_spent": False,
+            "objective": Objective.COST,
+            "name": "",
+            "uses": "",
+        }
+        terms = Terms(**(usual | changes))
+        call = self.contracts.scheduler.submit_jobs([(terms, [digest] * count)])
+        receipt = await self.send("customer", call)
+        return [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+
+    # -- daemons
+
+    def state(self, role: str) -> Path:
+        """State folder of a daemon."""
+        kind = "metascheduler" if role.startswith("scheduler") else "provider"
+        account = self.accounts[role.partition("@")[0]].address[:10].lower()
+        return self.folder / f"state-{role}" / f"{kind}-{account}"
+
+    def log(self, role: str) -> Path:
+        """Log of a daemon."""
+        return self.folder / f"{role}.log"
+
+    async def start(self, role: str) -> ChildProcess:
+        """Run a daemon as an operator does; `role@word` has an empty state folder of its own."""
+        account = role.partition("@")[0]
+        words = ["metascheduler" if account == "scheduler" else "provider", "run"]
+        clean = {key: value for key, value in os.environ.items() if "DEEPSQUARE" not in key}
+        env = {
+            "DEEPSQUARE_ENDPOINT": self.node.url,
+            "DEEPSQUARE_DEPLOYMENT": str(self.folder / "deployment.json"),
+            "DEEPSQUARE_STORE": str(self.folder / "definitions"),
+            "DEEPSQUARE_KEYSTORE": str(self._keystore(account)),
+            "DEEPSQUARE_PASSWORD_FILE": str(self.folder / "password"),
+            "DEEPSQUARE_STATE_DIR": str(self.folder / f"state-{role}"),
+            "DEEPSQUARE_CONFIRMATIONS": str(self.confirmations),
+            "DEEPSQUARE_POLL_INTERVAL": str(self.poll_interval),
+            "DEEPSQUARE_LOG_LEVEL": self.log_level,
+            "DEEPSQUARE_LOG_FORMAT": "json",
+        }
+        with self.log(role).open("ab") as log:
+            child = await ChildProcess.spawn(
+                [sys.executable, "-m", "deepsquare_chain.cli", *words],
+                stdout=log,
+                stderr=log,
+                env={**clean, **env},
+            )
+        self.services[role] = child
+        return child
+
+    async def ready(self, role: str, timeout: float = 600.0) -> None:
+        """Wait for a daemon's first good cycle."""
+        deadline = time.monotonic() + timeout
+        while self.status(role).get("state") != "running":
+            if self.services[role].returncode is not None or time.monotonic() > deadline:
+                raise GridError(f"{role} does not run", hint=self.log(role).read_text()[-2_000:])
+            await asyncio.sleep(0.05)
+
+    def status(self, role: str) -> dict[str, Any]:
+        """The status file of a daemon; empty before its first cycle."""
+        place = self.state(role)
+        found = place / f"{place.name.partition('-')[0]}.json"
+        try:
+            read: dict[str, Any] = json.loads(found.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return read
