@@ -73,8 +73,8 @@ def import_key(
 
 def import_keystore(path: str | Path, source: str | Path, password: str) -> LocalAccount:
     """Copy another program's keystore file to a new file, after opening it with its password."""
-    account = unlock(source, password)
-    body = _read(Path(source))
+    body = _read(Path(source))  # once: it may come through a pipe
+    account = _opened(source, body, password)
     _store(Path(path), json.dumps(body))
     return account
 
@@ -125,7 +125,10 @@ def load_account(
 
 def unlock(path: str | Path, password: str) -> LocalAccount:
     """Open a wallet with a known password; errors as `load_account`."""
-    body = _read(Path(path))
+    return _opened(path, _read(Path(path)), password)
+
+
+def _opened(path: str | Path, body: dict[str, Any], password: str) -> LocalAccount:
     _check_keystore(Path(path), body)
     try:
         key = Account.decrypt(body, password)

@@ -51,7 +51,7 @@ GROUPS: Final = {
     "explorer": _Part("explorer", "Look at jobs and credits in a browser."),
     "contracts": _Part("contracts", "Deploy, verify, show addresses."),
     "devnet": _Part("devnet", "Run a local grid."),
-    "config": _Part("config", "Show the settings."),
+    "config": _Part("config", "Show the settings, choose a context."),
 }
 
 

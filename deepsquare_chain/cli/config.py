@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Kind
 
-app = typer.Typer(help="Show the settings.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from deepsquare_chain.settings import Sources
+
+app = typer.Typer(help="Show the settings, choose a context.", no_args_is_help=True)
 
 _SETTINGS: Final = (
     Column("setting", "setting"),
@@ -27,7 +30,7 @@ _CONTEXTS: Final = (
 
 @app.callback()
 def group() -> None:
-    """Show the settings."""
+    """Show the settings, choose a context."""
 
 
 @command(app)
@@ -58,9 +61,33 @@ async def show(desk: Desk) -> None:
 @command(app)
 async def contexts(desk: Desk) -> None:
     """List the contexts that the configuration files know."""
-    from deepsquare_chain.settings import find_sources, shown
+    from deepsquare_chain.settings import find_sources
 
-    sources = find_sources(desk.flags)
+    _show_contexts(desk, find_sources(desk.flags))
+
+
+@command(app)
+async def use(
+    desk: Desk,
+    name: Annotated[str, typer.Argument(metavar="CONTEXT", help="As `config contexts` lists it.")],
+) -> None:
+    """Use a context from now on: your own configuration file says so."""
+    from deepsquare_chain.client.contexts import choose_context
+    from deepsquare_chain.settings import find_sources, user_config_path
+
+    find_sources({"context": name})  # refuses one that no file knows
+    path = user_config_path()
+    choose_context(path, name)
+    desk.printer.note(f'{path} says context = "{name}".')
+    found = find_sources()
+    if found.context != name:
+        desk.printer.note(f"Here {found.origin('context')} goes before it.")
+    _show_contexts(desk, found)
+
+
+def _show_contexts(desk: Desk, sources: Sources) -> None:
+    from deepsquare_chain.settings import shown
+
     desk.printer.rows(
         _CONTEXTS,
         (

@@ -36,3 +36,8 @@ def ask_key() -> str:
             hint="Name its file with --key-file, import a keystore with --from, or use a terminal.",
         )
     return getpass.getpass("Private key (not shown): ")
+
+
+def or_stdin(path: Path) -> Path:
+    """The file, or standard input for `-`."""
+    return Path("/dev/stdin") if str(path) == "-" else path

@@ -30,16 +30,24 @@ async def import_wallet(
     desk: Desk,
     file: NewFile,
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="KEYSTORE", help="Another program's keystore.")
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="KEYSTORE",
+            help="Another program's keystore (JSON); - reads it from standard input.",
+        ),
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option("--key-file", help="File of a private key in hex, readable by you alone."),
+        typer.Option(
+            "--key-file",
+            help="File of a private key in hex, readable by you alone; - for standard input.",
+        ),
     ] = None,
 ) -> None:
     """Take in another program's keystore, or a private key from a file or typed on the terminal."""
     from deepsquare_chain.chain.wallet import import_key, import_keystore, read_key, read_password
-    from deepsquare_chain.cli.secrets import ask_key
+    from deepsquare_chain.cli.secrets import ask_key, or_stdin
     from deepsquare_chain.errors import UsageError
 
     if source is not None and key_file is not None:
@@ -48,9 +56,9 @@ async def import_wallet(
         )
     if source is not None:
         password = read_password(source, desk.settings.password_file)
-        account = import_keystore(file, source, password)
+        account = import_keystore(file, or_stdin(source), password)
     else:
-        key = ask_key() if key_file is None else read_key(key_file)
+        key = ask_key() if key_file is None else read_key(or_stdin(key_file))
         account = import_key(file, key, _new_password(desk, file))
     desk.printer.record(_WALLET, (account.address, str(file)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,19 @@ def test_no_option_takes_a_key() -> None:
     found = take("--key", KEY)
     assert found.exit_code == 2
     assert not Path("new.json").exists()
+
+
+def test_a_key_or_a_keystore_comes_through_a_pipe(folder: Path) -> None:
+    """In a process of its own, whose standard input is one."""
+
+    def pipe(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "deepsquare_chain.cli", "wallet", "import", *arguments]
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+
+    wallet.import_key(folder / "old.json", KEY, SECRET, light=True)
+    keystore = (folder / "old.json").read_text()
+    for text, flag, file in ((KEY, "--key-file", "a.json"), (keystore, "--from", "b.json")):
+        done = pipe(text, file, flag, "-")
+        assert done.returncode == 0, done.stderr
+        assert wallet.load_account(file, folder / "password").key == bytes.fromhex(KEY)
+    assert pipe("{}", "c.json", "--from", "-").returncode == 2
