@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from eth_abi.codec import ABICodec
 from eth_abi.decoding import StringDecoder
 from eth_abi.exceptions import DecodingError, EncodingError
 from eth_abi.registry import BaseEquals, registry
+from eth_typing import ChecksumAddress
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
@@ -86,7 +87,13 @@ def _read(parameter: Abi, value: Any) -> Any:
     if kind == "tuple":
         parts = zip(parameter["components"], value, strict=True)
         return tuple(_read(part, each) for part, each in parts)
-    return to_checksum_address(value) if kind == "address" else value
+    return checksummed(value) if kind == "address" else value
+
+
+@lru_cache(maxsize=4096)
+def checksummed(address: str) -> ChecksumAddress:
+    """An address with its checksum, a hash that is worth remembering: few are met again and again."""
+    return to_checksum_address(address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from deepsquare_chain.faults import crash_point
 if TYPE_CHECKING:
     from deepsquare_chain.observe.metrics import Metrics
 
-#: Looks for an own receipt before a nonce counts as used by somebody else.
+#: Looks for an own transaction before a nonce counts as used by somebody else.
 _OWN_LOOKS: Final = 5
 #: Seconds for which an older head means a node that is behind, and no shorter chain.
 _LAG_SECONDS: Final = 30.0
@@ -78,8 +78,7 @@ class Dispatcher:
         async with self._lock:
             while True:
                 fees = await self._preflight.fees(call, gas, deadline)
-                floor = await self._tend()
-                head = await self._w3.eth.block_number
+                head, floor = await self._tend()
 
                 def sign(nonce: int, fees: Fees = fees, head: int = head) -> Attempt:
                     return self._sign(call, nonce, gas, fees, head)
@@ -94,8 +93,6 @@ class Dispatcher:
                 if outcome is Outcome.NONCE_USED:
                     outcome = await self._whose(entry)
                 if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
-                    return entry
-                if outcome is Outcome.NONCE_USED and await self._is_mined(entry.id):
                     return self._outbox.entry(entry.id)
                 self._give_up(entry, outcome, error, deadline)
                 if outcome is Outcome.NONCE_USED:
@@ -103,13 +100,16 @@ class Dispatcher:
                 await asyncio.sleep(self._poll)
 
     async def _whose(self, entry: Entry) -> Outcome:
-        """Whose transaction has the nonce: ours, where another of its keepers sent it first."""
-        try:
-            for attempt in entry.attempts:
-                if await look(self._w3, attempt) is Outcome.TAKEN:
-                    return Outcome.TAKEN
-        except EndpointError:
-            return Outcome.UNCLEAR
+        """Whose transaction has the nonce: ours, where another of its keepers sent it first.
+
+        Asked a few times, for a node may tell of a transaction later than of its nonce.
+        """
+        for _ in range(_OWN_LOOKS):
+            for attempt in self._outbox.entry(entry.id).attempts:
+                found = await look(self._w3, attempt)
+                if found is not Outcome.REFUSED:
+                    return found
+            await asyncio.sleep(self._poll)
         return Outcome.NONCE_USED
 
     async def _next_nonce(self) -> int:
@@ -130,17 +130,6 @@ class Dispatcher:
             raise self._preflight.no_money(f"for {entry.call.label!r}: {words}")
         if outcome is Outcome.REFUSED or time.monotonic() > deadline:
             raise EndpointError(f"The node turned down {entry.call.label!r}: {words}")
-
-    async def _is_mined(self, entry_id: int) -> bool:
-        """Whether the nonce was used by these very bytes: who waits for others resends them too.
-
-        Asked a few times, for a node may tell of a transaction later than of its nonce.
-        """
-        for _ in range(_OWN_LOOKS):
-            if await self.receipt(self._outbox.entry(entry_id).attempts) is not None:
-                return True
-            await asyncio.sleep(self._poll)
-        return False
 
     async def replace(self, entry: Entry) -> None:
         """Raise the fees of a transaction, unless somebody did so meanwhile."""
@@ -224,9 +213,9 @@ class Dispatcher:
 
     # -- with the lock held
 
-    async def _tend(self) -> int:
-        """As `tend`; the account's next nonce on the chain."""
-        head, count = await self._stand()
+    async def _tend(self) -> tuple[int, int]:
+        """As `tend`; head and the account's next nonce on the chain."""
+        head, count = await self.stand()
         lags = self._lags(head)
         if not lags:
             await self._notice_foreign(count)
@@ -241,10 +230,14 @@ class Dispatcher:
         for entry in self._outbox.open_entries():
             if entry.nonce < count and (receipt := await self.receipt(entry.attempts)):
                 self.settle(entry, receipt)
-        return count
+        return head, count
 
-    async def _stand(self) -> tuple[int, int]:
-        """Head and the account's next nonce on the chain, as one node sees them."""
+    async def stand(self) -> tuple[int, int]:
+        """Head and the account's next nonce on the chain, as one node sees them.
+
+        Raises:
+            EndpointError: The node does not answer, or not properly.
+        """
         address = to_checksum_address(self._account.address)
         asked: list[tuple[str, list[Any]]] = [
             ("eth_blockNumber", []),

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, get_type_hints
 
-from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from deepsquare_chain.chain import eventtypes
-from deepsquare_chain.chain.abi import Abi, AbiError, decode_values, interfaces, signature_of
+from deepsquare_chain.chain.abi import (
+    Abi,
+    AbiError,
+    checksummed,
+    decode_values,
+    interfaces,
+    signature_of,
+)
 from deepsquare_chain.chain.eventtypes import (
     Approval,
     BanChanged,
@@ -86,6 +92,7 @@ __all__ = [
     "TransitionSkipped",
     "decode_log",
     "decode_logs",
+    "event_filter",
     "event_topics",
 ]
 
@@ -185,7 +192,7 @@ def decode_log(log: Mapping[str, Any]) -> Event | None:
             "block_hash": _hex(log["blockHash"]),
             "tx_hash": _hex(log["transactionHash"]),
             "log_index": _number(log["logIndex"]),
-            "address": to_checksum_address(log["address"]),
+            "address": checksummed(str(log["address"])),
         }
         return shape.read(topics, _bytes(log["data"]), place)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
@@ -203,6 +210,25 @@ def event_topics(*kinds: type[Event]) -> list[str]:
     return [
         "0x" + topic.hex() for topic, kind in EVENT_CLASSES.items() if not kinds or kind in kinds
     ]
+
+
+def event_filter(kind: type[Event], **wanted: str) -> list[Any]:
+    """Topics of the events of one class whose indexed address fields are these, as eth_getLogs takes
+    them: `event_filter(JobSettled, provider=account)`.
+    """
+    [topic] = (topic for topic, each in EVENT_CLASSES.items() if each is kind)
+    names: tuple[str, ...] = kind.__match_args__
+    fields = zip(names, _SHAPES[topic].order, strict=False)
+    indexed = [name for name, is_indexed in fields if is_indexed]
+    if unknown := wanted.keys() - set(indexed):
+        raise AssertionError(f"{kind.__name__} has no indexed {', '.join(sorted(unknown))}")
+    last = max((number for number, name in enumerate(indexed, 1) if name in wanted), default=0)
+    words = [_word(wanted[name]) if name in wanted else None for name in indexed[:last]]
+    return ["0x" + topic.hex(), *words]
+
+
+def _word(address: str) -> str:
+    return "0x" + address.removeprefix("0x").lower().rjust(64, "0")
 
 
 def _bytes(value: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,15 +50,17 @@ class Market:
 
 async def market(w3: AsyncWeb3[Any]) -> Market:
     """Ask the node for the base fee and the usual tip."""
-    block = await w3.eth.get_block("latest")
+    block, tip = await asyncio.gather(w3.eth.get_block("latest"), _tip(w3))
     base = block.get("baseFeePerGas")
     if base is None:
         price = int(await w3.eth.gas_price)
         return Market(least=price, fees=Fees(price, price))
-    try:
-        tip = int(await w3.eth.max_priority_fee)
-    except Web3RPCError:
-        tip = GWEI
-    tip = max(tip, _MIN_PRIORITY)
     # Twice the base fee outlives six full blocks in a row.
     return Market(least=int(base) + 1, fees=Fees(max_fee=2 * int(base) + tip, priority_fee=tip))
+
+
+async def _tip(w3: AsyncWeb3[Any]) -> int:
+    try:
+        return max(int(await w3.eth.max_priority_fee), _MIN_PRIORITY)
+    except Web3RPCError:
+        return max(GWEI, _MIN_PRIORITY)

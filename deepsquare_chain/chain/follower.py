@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 from web3 import AsyncWeb3
@@ -21,6 +21,9 @@ from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.faults import crash_point
+
+if TYPE_CHECKING:
+    from deepsquare_chain.observe.metrics import Metrics
 
 MAX_RANGE: Final = 10_000
 FIRST_RANGE: Final = 1_000
@@ -89,11 +92,13 @@ class Follower(Generic[T]):
         start_block: First block that can hold events, such as the deployment's.
         confirmations: Blocks on top of a block before it is believed.
         name: Of the cursor, where one store has several followers.
-        topics: First topics to read, all by default (see `event_topics`).
+        filters: Topics of the wanted logs, as eth_getLogs takes them (see `event_filter`); logs of
+            any of them are read, so that no log may fit two. All logs by default.
         max_range: Most blocks in one question.
         threaded: Apply batches in a thread, where that takes long; the store must allow it.
         settled: Blocks on top of a block after which something irreversible follows from it: its
             replacement stops the follower. None where everything can be undone.
+        metrics: Where it shows how far it is behind, while it reads too.
     """
 
     def __init__(
@@ -105,10 +110,11 @@ class Follower(Generic[T]):
         start_block: int,
         confirmations: int = 1,
         name: str = "main",
-        topics: Sequence[str] = (),
+        filters: Sequence[Sequence[Any]] = ((),),
         max_range: int = MAX_RANGE,
         threaded: bool = False,
         settled: int | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.w3 = w3
         self.name = name
@@ -118,12 +124,14 @@ class Follower(Generic[T]):
         self._store = store
         self._start = start_block
         self._confirmations = confirmations
-        self._topics = list(topics)
+        self._filters = [list(each) for each in filters]
         self._max_range = max_range
         self._threaded = threaded
         self._settled = None if settled is None else max(0, settled - confirmations)
         self._ground = f"{name}.settled"  # cursor of the highest settled block
         self._range = min(FIRST_RANGE, max_range)
+        words = "Believed blocks whose events were not taken in yet."
+        self._lag = None if metrics is None else metrics.gauge("follower_lag_blocks", words)
 
     @property
     def position(self) -> int:
@@ -131,24 +139,29 @@ class Follower(Generic[T]):
         known = self._store.recent_blocks(self.name)
         return known[0].number if known else self._start - 1
 
-    async def poll(self, apply: Apply[T], *, prepare: Prepare | None = None) -> int:
+    async def poll(
+        self, apply: Apply[T], *, prepare: Prepare | None = None, head: int | None = None
+    ) -> int:
         """Read everything that is confirmed now; returns the number of events.
 
         `apply(batch, transaction)` is called in the order of the chain, inside the transaction
         that moves the cursor; it must not wait for anything. What it needs beyond the events is
         read by `prepare(batch)` before; if that says false (the blocks were replaced meanwhile),
-        the next poll reads the batch again.
+        the next poll reads the batch again. `head` is the number of the latest block, for who
+        knows it; it is asked for otherwise.
 
         Raises:
             EndpointError: The node does not answer, or refuses even a range of one block.
             ReorgTooDeepError: The chain replaced what was settled, or more blocks than are kept.
         """
-        head = int(await self.w3.eth.block_number)
+        if head is None:
+            head = int(await self.w3.eth.block_number)
         self.head = max(self.head, head)
         count = 0
         while True:
             known = self._store.recent_blocks(self.name)
             first = known[0].number + 1 if known else self._start
+            self._show_lag(head - self._confirmations - first + 1)
             last = min(head - self._confirmations, first + self._range - 1)
             if last < first:
                 # Nothing new; a branch of the same height shows itself in the cursor's hash.
@@ -169,39 +182,40 @@ class Follower(Generic[T]):
             else:
                 self._commit(read, apply)
             count += len(read.batch.events)
+            if read.batch.to_block == head - self._confirmations:
+                self._show_lag(0)
+                return count
+
+    def _show_lag(self, blocks: int) -> None:
+        if self._lag is not None:
+            self._lag.set(max(0, blocks))
 
     # -- reading
 
     async def _read(self, cursor: Block | None, first: int, last: int) -> _Read | _Moved | None:
         """One range; None where the answers do not fit together, which the next poll repeats."""
-        query: dict[str, Any] = {
-            "fromBlock": hex(first),
-            "toBlock": hex(last),
-            "address": self._addresses,
-        }
-        if self._topics:
-            query["topics"] = [self._topics]
-        asked: list[tuple[str, list[Any]]] = [
-            ("eth_getBlockByNumber", [hex(last), False]),
-            ("eth_getLogs", [query]),
-            ("eth_getBlockByNumber", [hex(last), False]),
-        ]
+        query = {"fromBlock": hex(first), "toBlock": hex(last), "address": self._addresses}
+        boundary: tuple[str, list[Any]] = ("eth_getBlockByNumber", [hex(last), False])
+        asked = [boundary, boundary]
+        asked[1:1] = [("eth_getLogs", [{**query, "topics": each}]) for each in self._filters]
         if cursor is not None:
             asked.append(("eth_getBlockByNumber", [hex(cursor.number), False]))
         ground = last - (self._settled or 0)
         if self._settled and ground >= self._start:
             asked.append(("eth_getBlockByNumber", [hex(ground), False]))
         try:
-            before, logs, after, *rest = await ask_all(self.w3, asked)
+            before, *rest = await ask_all(self.w3, asked)
         except Web3RPCError as error:
             if not self._narrow(error, last - first + 1):
                 return None
             return await self._read(cursor, first, min(last, first + self._range - 1))
+        found, (after, *rest) = rest[: len(self._filters)], rest[len(self._filters) :]
         if before is None or after is None or before["hash"] != after["hash"]:
             return None  # it lags behind the head that another node told, or is being replaced
         if cursor is not None and (rest[0] is None or rest[0]["hash"] != cursor.hash):
             return None if rest[0] is None else _Moved()
         self._widen(last - first + 1)
+        logs = [log for some in found for log in some]
         blocks = self._blocks(logs, first, Block(last, after["hash"]))
         if blocks is None:
             return None

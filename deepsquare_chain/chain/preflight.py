@@ -68,14 +68,16 @@ class Preflight:
     async def gas_limit(self, call: Call) -> int:
         """Gas for a call; errors as `simulate`."""
         try:
-            estimate = await self._w3.eth.estimate_gas(request(self._address, call), "latest")
+            estimate, block = await asyncio.gather(
+                self._w3.eth.estimate_gas(request(self._address, call), "latest"),
+                self._w3.eth.get_block("latest"),
+            )
         except (ContractLogicError, Web3RPCError) as error:
             if revert_data(error) is None:
                 await self.simulate(call)  # some nodes give the reason to a call only
             if isinstance(error, ContractLogicError):
                 raise decode_revert(error) from None
             raise self.turned_down(call, error) from None
-        block = await self._w3.eth.get_block("latest")
         over, under = _MARGIN
         most = min(int(block["gasLimit"]), _MAX_GAS)
         return max(int(estimate), min(int(estimate) * over // under + _EXTRA, most))
@@ -87,7 +89,13 @@ class Preflight:
             WaitTimeoutError: Still too dear at `deadline` (monotonic seconds).
             InsufficientFundsError: The account can't pay them.
         """
-        while (now := await market(self._w3)).least > self._ceiling:
+        account = to_checksum_address(self._address)
+        while True:
+            now, balance = await asyncio.gather(
+                market(self._w3), self._w3.eth.get_balance(account, "latest")
+            )
+            if now.least <= self._ceiling:
+                break
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(
                     f"{call.label!r} was not sent: gas costs {now.least} wei, the ceiling is "
@@ -97,7 +105,6 @@ class Preflight:
             _log.warning("gas_too_dear", label=call.label, wei=now.least, ceiling=self._ceiling)
             await asyncio.sleep(self._poll)
         fees = now.fees.within(self._ceiling)
-        balance = await self._w3.eth.get_balance(to_checksum_address(self._address), "latest")
         needed = gas * fees.max_fee + call.value
         if balance < needed:
             raise self.no_money(

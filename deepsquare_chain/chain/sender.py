@@ -331,7 +331,5 @@ class Sender:
         async with self._pulse_lock:
             now = time.monotonic()
             if self._pulse is None or now - self._pulse.at >= self._poll:
-                head = int(await self.w3.eth.block_number)
-                count = int(await self.w3.eth.get_transaction_count(self.address, "latest"))
-                self._pulse = _Pulse(head, count, now)
+                self._pulse = _Pulse(*await self._dispatcher.stand(), now)
             return self._pulse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from deepsquare_chain.chain.headfigures import HeadFigures
 from deepsquare_chain.metascheduler.observer import World
 from deepsquare_chain.observe.metrics import Metrics
 
@@ -16,7 +17,7 @@ class Figures:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.gas = metrics.gauge("gas_balance", "Coins of the chain for gas.")
-        self.skew = metrics.gauge("clock_skew_seconds", "Wall clock minus time of the head.")
+        self.head = HeadFigures(metrics)
         self.planning = metrics.histogram("plan_seconds", "Time to plan the queue.")
         self._queue = metrics.gauge("queue_jobs", "Jobs that are PENDING.")
         self._oldest = metrics.gauge("queue_oldest_seconds", "Longest wait in the queue.")

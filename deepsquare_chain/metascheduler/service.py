@@ -77,7 +77,8 @@ class SchedulerService:
     ) -> None:
         self.state = SchedulerState(store)
         self.observer = Observer(contracts, self.state, settings.watch)
-        self.figures = Figures(metrics or Metrics("metascheduler"))
+        metrics = metrics or Metrics("metascheduler")
+        self.figures = Figures(metrics)
         self.world: World | None = None
         self.plan = Plan()
         self._w3 = contracts.w3
@@ -97,7 +98,8 @@ class SchedulerService:
             start_block=contracts.deployment.block,
             confirmations=settings.confirmations,
             name="metascheduler",
-            topics=event_topics(*FOLLOWED),
+            metrics=metrics,
+            filters=[[event_topics(*FOLLOWED)]],
             settled=settings.confirmations,
         )
         self._head = 0
@@ -148,7 +150,7 @@ class SchedulerService:
             _log.warning("endpoint lags", head=number, seen=seen)
             return None
         self._head = number
-        self.figures.skew.set(time.time() - now)
+        self.figures.head.saw(now)
         return await self.observer.look(number, now)
 
     async def _look_slowly(self) -> None:

@@ -41,7 +41,7 @@ class Room:
 def admit(view: View, action: Action, situation: Situation, room: Room) -> Action:
     """Let new work in while there is room; what can't be served soon goes back."""
     wanted = view.job.resources
-    if view.run.began and view.run.phase is not Phase.SUBMITTING:
+    if view.run.began and (view.placed or view.run.phase is not Phase.SUBMITTING):
         return action  # the executor counts it already
     fits = room.holds(wanted)
     if fits or view.chain is not JobStatus.META_SCHEDULED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from deepsquare_chain.chain.headfigures import HeadFigures
 from deepsquare_chain.executors.base import RunState
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe.metrics import Metrics
@@ -19,7 +20,7 @@ class Figures:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.gas = metrics.gauge("gas_balance", "Coins of the chain for gas.")
-        self.skew = metrics.gauge("clock_skew_seconds", "Wall clock minus time of the head.")
+        self.head = HeadFigures(metrics)
         self._jobs = metrics.gauge("jobs_open", "Jobs that may still need something.")
         self._live = metrics.gauge("runs_live", "Runs that the executor has now.")
         self._cpus = metrics.gauge("free_cpus", "Cpus that are free.")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from deepsquare_chain.errors import GridError, NotFoundError
@@ -38,13 +39,14 @@ from deepsquare_chain.provider.model import (
     Submit,
     View,
 )
+from deepsquare_chain.provider.starts import Starts
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
 from deepsquare_chain.workflow import render_script
 
 _AT_ONCE: Final = 8
-#: Seconds of a cycle in which runs are begun.
-_SUBMITTING: Final = 0.8
+#: Seconds of a cycle that starts may take even when nothing else is waited for.
+_STARTING: Final = 0.3
 _PAGE: Final = 65536
 _log = get_logger(__name__)
 
@@ -67,42 +69,55 @@ class Handlers:
         self._materials = materials
         self._env = dict(env)
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        self._submits = 0
+        # More processes at once than cpus would only take their time from claims and reports.
+        cpus = len(os.sched_getaffinity(0))
+        at_once = _AT_ONCE if executor.queues else min(_AT_ONCE, cpus)
+        self._starts = Starts(self._try, at_once=at_once)
+
+    @property
+    def starting(self) -> frozenset[int]:
+        """Jobs that are left alone, because their start is on its way."""
+        return self._starts.jobs
 
     async def carry_out(
         self,
-        planned: Iterable[tuple[View, Action]],
+        planned: Collection[tuple[View, Action]],
         waited_for: Callable[[], bool] = lambda: True,
     ) -> int:
         """Do everything that is no transaction; returns how much was done.
 
-        Starting processes takes its time: after a while the rest of them is left to the next
-        cycle, so that claims and reports do not wait behind a crowd. `waited_for` says whether
-        the cycle has nothing else to wait for.
+        Starting processes takes its time: claims and reports do not wait for it. After a while
+        the next cycle may come, which plans again what was not begun. `waited_for` says whether
+        this cycle has nothing else to wait for.
         """
         began = time.monotonic()
-        self._submits = 0
+        submits = [(view, action) for view, action in planned if isinstance(action, Submit)]
+        others = [each for each in planned if not isinstance(each[1], Submit)]
 
-        def late() -> bool:
-            # One of them in any case, whatever holds up the others.
-            patient = time.monotonic() < began + _SUBMITTING or not waited_for()
-            return self._submits > 0 and not patient
+        def enough() -> bool:
+            return time.monotonic() >= began + _STARTING and waited_for()
 
-        return sum(await together(*(self._one(view, action, late) for view, action in planned)))
+        done = await together(
+            self._starts.begin(submits, enough), *(self._one(*each) for each in others)
+        )
+        return sum(done)
 
-    async def _one(self, view: View, action: Action, late: Callable[[], bool]) -> bool:
+    async def close(self) -> None:
+        """Wait for the starts that are on their way."""
+        await self._starts.end()
+
+    async def _one(self, view: View, action: Action) -> bool:
         async with self._gate:
-            if isinstance(action, Submit):
-                if late():
-                    return False
-                self._submits += 1
-            try:
-                return await self._do(view, action)
-            except GridError as error:
-                # One job's trouble is not the others': the next cycle sees what became of it.
-                what = type(action).__name__
-                _log.warning("not done", what=what, job=view.job.id, error=error.message)
-                return False
+            return await self._try(view, action)
+
+    async def _try(self, view: View, action: Action) -> bool:
+        try:
+            return await self._do(view, action)
+        except GridError as error:
+            # One job's trouble is not the others': the next cycle sees what became of it.
+            what = type(action).__name__
+            _log.warning("not done", what=what, job=view.job.id, error=error.message)
+            return False
 
     async def _do(self, view: View, action: Action) -> bool:
         match action:

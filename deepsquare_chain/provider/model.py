@@ -105,6 +105,7 @@ class View:
         status: The executor's word about the run, None when it has not answered.
         lookup: Its answer about the key, None when it was not asked or has not answered.
         misses: How many answers in a row did not know a run that was submitted.
+        placed: The executor counts it in what is not free, whether its start has ended or not.
     """
 
     job: Job
@@ -115,6 +116,7 @@ class View:
     lookup: Lookup | None = None
     material: Material = Material(MaterialState.PENDING)
     misses: int = 0
+    placed: bool = False
 
     @property
     def chain(self) -> JobStatus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -96,10 +96,11 @@ class Observer:
         ids = [row.job_id for row in rows]
         jobs, confirmed = await self._records(ids, head)
         statuses = await self._poll([row.handle for row in rows if _may_move(row)])
+        placed = await self._placed(rows)
         return list(
             await asyncio.gather(
                 *(
-                    self._view(row, job, past, statuses)
+                    self._view(row, job, past, statuses, placed=row.key in placed)
                     for row, job, past in zip(rows, jobs, confirmed, strict=True)
                 )
             )
@@ -139,8 +140,24 @@ class Observer:
             _log.warning("executor unavailable", error=error.message)
             return {}
 
+    async def _placed(self, rows: Sequence[Run]) -> Collection[str]:
+        """Keys that the executor counts in what it will say is free; asked before that."""
+        if self._executor.queues or all(row.phase is not Phase.SUBMITTING for row in rows):
+            return ()
+        try:
+            return frozenset(await self._executor.keys())
+        except ExecutorUnavailableError as error:
+            _log.warning("executor unavailable", error=error.message)
+            return ()
+
     async def _view(
-        self, run: Run, job: Job, confirmed: Job, statuses: Mapping[str, RunStatus]
+        self,
+        run: Run,
+        job: Job,
+        confirmed: Job,
+        statuses: Mapping[str, RunStatus],
+        *,
+        placed: bool,
     ) -> View:
         mine = job.status.is_assigned and job.provider_id == self._provider_id
         status = statuses.get(run.handle) if run.handle else None
@@ -154,6 +171,7 @@ class Observer:
             lookup=lookup,
             material=await self._material(run, job, mine),
             misses=self._count(run, lookup),
+            placed=placed,
         )
 
     async def _lookup(

@@ -75,7 +75,7 @@ async def run_provider(
             metrics=metrics,
             on_hardware=None if settings.capacity else _follow_hardware(local),
         )
-        return await open_daemon(
+        daemon = await open_daemon(
             NAME,
             service.cycle,
             settings,
@@ -83,6 +83,8 @@ async def run_provider(
             metrics=metrics,
             stop=stop,
         )
+        daemon.on_close("starts", service.close)
+        return daemon
 
     await serve(NAME, open_once, stop)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.events import JobSettled, JobTransition, event_topics
+from deepsquare_chain.chain.events import JobSettled, JobTransition, event_filter
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.credits import CREDIT
@@ -130,7 +130,8 @@ class ProviderService:
             chain_id=deployment.chain_id,
             contract=contracts.scheduler.address,
         )
-        self.figures = Figures(metrics or Metrics("provider"))
+        metrics = metrics or Metrics("provider")
+        self.figures = Figures(metrics)
         self._w3 = contracts.w3
         self._contracts = contracts
         self._sender = sender
@@ -165,8 +166,12 @@ class ProviderService:
             store,
             start_block=deployment.block,
             confirmations=0,
-            topics=event_topics(JobTransition, JobSettled),
+            # Only its own: what all the others do would be most of its work.
+            filters=[
+                event_filter(kind, provider=sender.address) for kind in (JobTransition, JobSettled)
+            ],
             settled=settings.confirmations,
+            metrics=metrics,
         )
         self._head = Head(0, 0)
         self._looked_slowly: float | None = None
@@ -185,11 +190,15 @@ class ProviderService:
         head = await self._look_at_head()
         if head is None:
             return False
-        await self._answer(head)
         await self._look_slowly()
-        await self._follower.poll(self.table.apply)
+        following = self._follower.poll(self.table.apply, head=head.number)
+        await together(self._answer(head), following)
         crash_point("provider.followed")
         return await self._act(head) > 0
+
+    async def close(self) -> None:
+        """Wait for what goes on beside the cycles."""
+        await self._handlers.close()
 
     # -- the steps of a cycle
 
@@ -202,7 +211,7 @@ class ProviderService:
             _log.warning("endpoint lags", head=head.number, seen=seen)
             return None
         self._head = head
-        self.figures.skew.set(time.time() - head.time)
+        self.figures.head.saw(head.time)
         return head
 
     async def _settle_old(self) -> bool:
@@ -239,6 +248,7 @@ class ProviderService:
         self._looked_slowly = now
 
     async def _act(self, head: Head) -> int:
+        starting = self._handlers.starting
         views = await self._observer.views(head)
         free = await self._observer.free()
         self.figures.show(views, free)
@@ -252,7 +262,7 @@ class ProviderService:
             patience=self._patience,
             start_grace=self._settings.start_grace,
         )
-        planned = plan(views, situation)
+        planned = [each for each in plan(views, situation) if each[0].job.id not in starting]
         self._tell(planned)
         crash_point("provider.planned")
         self._intend(planned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock
-from deepsquare_chain.chain.events import JobPanicked, JobRetried, TransitionSkipped
+from deepsquare_chain.chain.events import (
+    JobPanicked,
+    JobRetried,
+    JobTransition,
+    TransitionSkipped,
+)
 from deepsquare_chain.cli.why import explain
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.chain import ChainProcess
@@ -24,7 +30,9 @@ from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
+from tests.support.anvil import start_anvil
 from tests.support.livegrid import BorrowedNode, LiveGrid, live_grid
+from tests.support.provider import all_events
 from tests.support.rundaemon import until
 
 S = JobStatus
@@ -362,6 +370,62 @@ async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
         assert await rival.cycle() is False
 
 
+async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) -> None:
+    """Each job is assigned and paid for once; who comes second is told so and goes on."""
+    stop = asyncio.Event()
+    async with start_anvil() as node, live_grid(node) as grid:
+        accounts = [grid.scheduler, await _second_scheduler(grid)]
+        folders = [tmp_path / each.address for each in accounts]
+        with capture_logs() as logs:
+            daemons = [
+                asyncio.create_task(
+                    run_scheduler(
+                        node.url,
+                        grid.deployment,
+                        account,
+                        SchedulerSettings(state_dir=folder, confirmations=0, poll_interval=0.05),
+                        stop=stop,
+                    )
+                )
+                for account, folder in zip(accounts, folders, strict=True)
+            ]
+            await until(lambda: all((each / "metascheduler.json").exists() for each in folders))
+            ids = [*await _contested(grid, 27), *await _contested(grid, 3)]
+            await until(lambda: len([each for each in logs if each["event"] == "refused"]) == 2)
+            stop.set()
+            await asyncio.gather(*daemons)
+        jobs = await grid.contracts.scheduler.get_jobs(ids)
+        assert {job.status for job in jobs} == {S.META_SCHEDULED}
+        moves = [each for each in await all_events(grid) if isinstance(each, JobTransition)]
+        assigned = [each.job_id for each in moves if each.after is S.META_SCHEDULED]
+        assert sorted(assigned) == ids
+        held = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
+        assert held == sum(job.escrow for job in jobs) == 30 * CREDIT
+    assert [each for each in logs if each["log_level"] == "error"] == []
+    lost = [each for each in logs if each["event"] == "refused"]
+    assert [each["what"] for each in lost] == ["assign 27 jobs", "assign 3 jobs"]
+
+
+async def _contested(grid: LiveGrid, count: int) -> list[int]:
+    """Jobs for which two schedulers have sent their transactions before the next block."""
+
+    async def mine_when_there_are(sent: int) -> None:
+        async def there() -> bool:
+            pool = await grid.node.rpc("txpool_status")
+            return int(pool["pending"], 16) == sent
+
+        await until(there)
+        await grid.node.rpc("evm_mine")
+
+    await grid.node.rpc("evm_setAutomine", False)
+    submitting = asyncio.create_task(grid.submit(count))
+    await mine_when_there_are(1)
+    ids = await submitting
+    await mine_when_there_are(2)
+    await grid.node.rpc("evm_setAutomine", True)
+    return ids
+
+
 async def _second_scheduler(grid: LiveGrid) -> Any:
     call = grid.contracts.scheduler.grant_role(METASCHEDULER_ROLE, grid.stranger.address)
     await grid.send(grid.admin, call)
@@ -488,3 +552,8 @@ async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
             with pytest.raises(httpx.TransportError):
                 await client.get("/live")
     assert 'deepsquare_queue_jobs{service="metascheduler"}' in figures
+    assert 'deepsquare_follower_lag_blocks{service="metascheduler"} 0.0' in figures
+    [age] = re.findall(
+        r'^deepsquare_head_age_seconds\{service="metascheduler"\} (\S+)$', figures, re.MULTILINE
+    )
+    assert abs(float(age)) < 3600

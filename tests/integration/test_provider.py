@@ -85,9 +85,12 @@ async def _whole_life(host: Bench) -> None:
     folder = find_run(host.folder, deployment.chain_id, deployment.scheduler, job_id)
     assert folder is not None
     assert read_output(folder) == output
-    sent = {
-        kind: host.service.figures.metrics.value("provider_jobs_total", kind=kind) for kind in KINDS
-    }
+    metrics = host.service.figures.metrics
+    assert metrics.value("follower_lag_blocks") == 0
+    age = metrics.value("head_age_seconds")
+    assert age is not None
+    assert abs(age) < 3600
+    sent = {kind: metrics.value("provider_jobs_total", kind=kind) for kind in KINDS}
     assert sent == {"claim": 1, "start": 1, "finish": 1, "answer": 1, "requeue": 0, "panic": 0}
 
 

@@ -206,7 +206,16 @@ class FakeChain:
         limit = getattr(self, "log_limit", None)
         if limit is not None and last - first + 1 > limit:
             return {"error": {"code": -32005, "message": self.log_words}}
-        found_logs = [log for block in self.blocks[first : last + 1] for log in block.logs]
+        wanted = params[0].get("topics", [])
+        found_logs = [
+            log
+            for block in self.blocks[first : last + 1]
+            for log in block.logs
+            if all(
+                each is None or topic in each
+                for each, topic in zip(wanted, log["topics"], strict=False)
+            )
+        ]
         return {"result": found_logs}
 
     log_limit: int | None = None

@@ -159,6 +159,7 @@ async def bench(
     try:
         yield Bench(grid, folder, number, service, executor, definition_store)
     finally:
+        await service.close()
         for handle in await executor.keys():
             await executor.cancel(handle)
         store.close()

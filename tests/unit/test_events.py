@@ -18,6 +18,7 @@ from deepsquare_chain.chain.events import (
     Event,
     decode_log,
     decode_logs,
+    event_filter,
     event_topics,
 )
 from deepsquare_chain.job import Hardware, JobStatus, Objective, Offer, Prices, Resources, Terms
@@ -227,3 +228,15 @@ def test_a_skipped_item_names_its_reason() -> None:
     assert skipped.reason_name == "TooEarly"
     unknown = events.TransitionSkipped(1, JobStatus.PENDING, b"\x01\x02\x03\x04")
     assert unknown.reason_name == "0x01020304"
+
+
+def test_a_filter_names_the_class_and_its_indexed_fields() -> None:
+    account = "0x" + "aB" * 20
+    word = "0x" + "00" * 12 + "ab" * 20
+    [transition] = event_topics(events.JobTransition)
+    [settled] = event_topics(events.JobSettled)
+    assert event_filter(events.JobTransition, provider=account) == [transition, None, None, word]
+    assert event_filter(events.JobSettled, provider=account) == [settled, None, word]
+    assert event_filter(events.JobSettled) == [settled]
+    with pytest.raises(AssertionError, match="no indexed paid"):
+        event_filter(events.JobSettled, paid=account)

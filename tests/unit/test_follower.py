@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Connection, Integer, Table, delete, insert, select
 
-from deepsquare_chain.chain.events import Transfer
+from deepsquare_chain.chain.events import Transfer, event_filter
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower, ReorgTooDeepError
 from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.store.database import Amount, Store, metadata
 from tests.support.fakechain import FakeChain
 
@@ -31,12 +32,12 @@ amounts = Table(
 )
 
 
-def log(amount: int) -> dict[str, Any]:
+def log(amount: int, payer: bytes = PERSON) -> dict[str, Any]:
     """A transfer as JSON-RPC gives it; its place is added by the chain."""
     topic = keccak(text="Transfer(address,address,uint256)")
     return {
         "address": CREDIT,
-        "topics": ["0x" + each.hex() for each in (topic, PERSON, PERSON)],
+        "topics": ["0x" + each.hex() for each in (topic, payer, PERSON)],
         "data": "0x" + amount.to_bytes(32, "big").hex(),
     }
 
@@ -293,6 +294,48 @@ async def test_a_lagging_node_is_not_believed(chain: FakeChain, store: Store, bo
     assert await found.poll(book.apply) == 0
     chain.log_limit = None
     assert await found.poll(book.apply) == 1
+
+
+async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, book: Book) -> None:
+    metrics = Metrics("test")
+    found = follower(chain, store, metrics=metrics, max_range=4, confirmations=1)
+    for _ in range(10):
+        chain.mine([log(1)])
+    seen: list[float | None] = []
+
+    def apply(batch: Batch, connection: Connection) -> None:
+        seen.append(metrics.value("follower_lag_blocks"))
+        book.apply(batch, connection)
+
+    await found.poll(apply)
+    # Nine of the ten blocks are believed.
+    assert seen == [9, 5, 1]
+    assert metrics.value("follower_lag_blocks") == 0
+    chain.mine()
+    chain.mine()
+    chain.log_limit = 0
+    with pytest.raises(EndpointError):
+        await found.poll(apply)
+    assert metrics.value("follower_lag_blocks") == 2
+
+
+async def test_several_filters_are_one_story_in_order(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
+    people = [bytes(12) + bytes([number]) * 20 for number in range(3)]
+    for number in range(9):
+        chain.mine([log(10 * number, people[number % 3]), log(10 * number + 1, people[0])])
+    filters = [
+        event_filter(Transfer, sender="0x" + person[12:].hex(), recipient="0x" + PERSON[12:].hex())
+        for person in people[:2]
+    ]
+    found = follower(chain, store, filters=filters)
+    assert await found.poll(book.apply) == len(book.amounts()) == 15
+    assert book.amounts() == [each for each in truth(chain) if each % 30 != 20]
+    chain.reorg(3)
+    await found.poll(book.apply)
+    assert book.amounts() == [each for each in truth(chain) if each % 30 != 20]
+    assert len(book.amounts()) == 10
 
 
 async def test_a_change_while_reading_is_noticed(

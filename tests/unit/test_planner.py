@@ -366,6 +366,13 @@ class TestAdmission:
         views = self.views(S.META_SCHEDULED, S.SCHEDULED, S.RUNNING, run=row(Phase.STARTING))
         assert self.kinds(views, situation) == {1: Wait, 2: Start, 3: Submit}
 
+    @pytest.mark.parametrize(("placed", "expected"), [(False, Wait), (True, Claim)])
+    def test_a_start_on_its_way_takes_room_once(self, placed, expected):
+        going = view(S.RUNNING, row(Phase.SUBMITTING), lookup=NOWHERE, placed=placed)
+        new = self.views(S.META_SCHEDULED)
+        situation = dataclasses.replace(LOCAL, free=Offer(3, 4096, 0))
+        assert self.kinds([going, *new], situation) == {7: Submit, 1: expected}
+
     def test_a_large_new_job_does_not_hold_up_a_small_one(self):
         large = view(S.META_SCHEDULED, row(), job=job(resources=Resources(1, 6, 32, 0)))
         large = dataclasses.replace(

@@ -443,6 +443,19 @@ class TestObserver:
         found = await self.look(observer)
         assert (found.lookup, found.status) == (None, LIVE)
 
+    async def test_a_start_that_the_executor_counts_is_placed(self, executor, table):
+        observer = self.make(FakeScheduler(job()), executor, table)
+        submitting = Run(1, SUBMITTED.key, Phase.SUBMITTING)
+        table.put(submitting)
+        assert not (await self.look(observer)).placed
+        executor.known.add(SUBMITTED.key)
+        assert (await self.look(observer)).placed
+        executor.error = ExecutorUnavailableError("down")
+        assert not (await self.look(observer)).placed
+        executor.error = None
+        executor.queues = True  # what it has in its queue takes no room
+        assert not (await self.look(observer)).placed
+
     async def test_counts_answers_that_do_not_know_a_run(self, executor, table):
         observer = self.make(FakeScheduler(job()), executor, table)
         table.put(SUBMITTED)

@@ -1,0 +1,30 @@
+"""How fresh the chain is, as a service's figures tell it."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from deepsquare_chain.chain import headfigures
+from deepsquare_chain.chain.headfigures import HeadFigures
+from deepsquare_chain.observe.metrics import Metrics
+
+
+def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr(headfigures, "time", SimpleNamespace(time=lambda: clock.now))
+    metrics = Metrics("test")
+    figures = HeadFigures(metrics)
+    age = metrics.value("head_age_seconds")
+    assert age is not None
+    assert math.isnan(age)
+    figures.saw(998)
+    assert metrics.value("head_age_seconds") == metrics.value("clock_skew_seconds") == 2
+    clock.now += 600  # nobody answers, or a cycle hangs
+    assert metrics.value("head_age_seconds") == 602
+    assert metrics.value("clock_skew_seconds") == 2
+    assert b'deepsquare_head_age_seconds{service="test"} 602.0' in metrics.render()
+    figures.saw(1_599)
+    assert metrics.value("head_age_seconds") == 1

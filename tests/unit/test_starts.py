@@ -1,0 +1,102 @@
+"""Starts of runs go on beside the cycles that began them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.provider.model import Phase, Run, Submit, View
+from deepsquare_chain.provider.starts import Starts
+from tests.support.workloads import job
+
+ACTION = Submit(walltime=58, allotment=60, lead=2)
+
+
+class Machine:
+    """Starts a run when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.gates: dict[int, asyncio.Future[bool]] = {}
+
+    async def start(self, view: View, action: Submit) -> bool:
+        assert action == ACTION
+        self.begun.append(view.job.id)
+        return await self.gates.setdefault(view.job.id, asyncio.Future())
+
+    def release(self, *ids: int, got: bool = True) -> None:
+        for each in ids:
+            self.gates.setdefault(each, asyncio.Future()).set_result(got)
+
+
+def jobs(ids: Iterable[int]) -> list[tuple[View, Submit]]:
+    return [
+        (View(job(n, status=JobStatus.RUNNING), Run(n, f"k-{n}", Phase.STARTING), True), ACTION)
+        for n in ids
+    ]
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def starts(machine: Machine) -> Starts:
+    return Starts(machine.start, at_once=8)
+
+
+async def test_quick_starts_end_in_their_own_cycle(machine: Machine, starts: Starts) -> None:
+    machine.release(*range(20))
+    machine.release(20, got=False)
+    async with asyncio.timeout(20):
+        assert await starts.begin(jobs(range(21)), lambda: False) == 20
+    assert machine.begun == list(range(21))
+    assert starts.jobs == frozenset()
+
+
+async def test_a_slow_start_holds_nobody_up_and_its_job_is_left_alone(
+    machine: Machine, starts: Starts
+) -> None:
+    machine.release(2)
+    async with asyncio.timeout(20):
+        # Enough at once: what finds a place is begun all the same.
+        assert await starts.begin(jobs([1, 2]), lambda: True) == 0
+        assert starts.jobs == {1, 2}
+        assert await starts.begin([], lambda: True) == 0  # nothing ran in between
+        await asyncio.sleep(0)
+        assert starts.jobs == {1, 2}, "what has ended is told by the next cycle"
+        assert await starts.begin(jobs([3]), lambda: True) == 1
+        assert starts.jobs == {1, 3}
+        machine.release(1, 3)
+        await starts.end()
+    assert machine.begun == [1, 2, 3]
+    assert starts.jobs == frozenset()
+
+
+async def test_only_a_few_at_a_time(machine: Machine, starts: Starts) -> None:
+    async with asyncio.timeout(20):
+        await starts.begin(jobs(range(12)), lambda: True)
+        await asyncio.sleep(0)
+        assert machine.begun == list(range(8))
+        machine.release(0)
+        await asyncio.sleep(0)
+        assert await starts.begin(jobs(range(8, 12)), lambda: True) == 1
+        await asyncio.sleep(0)
+        assert machine.begun == list(range(9))
+        machine.release(*range(1, 9))
+        await starts.end()
+
+
+async def test_an_error_that_nobody_foresaw_is_the_next_cycles() -> None:
+    async def breaks(_: View, __: Submit) -> bool:
+        raise RuntimeError("broken")
+
+    starts = Starts(breaks, at_once=8)
+    async with asyncio.timeout(20):
+        with pytest.raises(RuntimeError, match="broken"):
+            await starts.begin(jobs([1]), lambda: False)
+    assert starts.jobs == frozenset()
