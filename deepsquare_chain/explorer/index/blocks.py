@@ -40,7 +40,8 @@ from deepsquare_chain.explorer.index.schema import (
 _HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
 _MAX_BLOCK: Final = 2**63 - 1
-_MAX_HITS: Final = 20
+#: Jobs of a name that a search tells.
+MAX_HITS: Final = 20
 _TRANSACTIONS: Final = select(transactions, headers.c.time).join(
     headers, headers.c.number == transactions.c.block
 )
@@ -164,7 +165,7 @@ def _hash_hits(connection: Connection, digits: str) -> tuple[Hit, ...]:
     if connection.execute(select(transactions.c.block).where(transactions.c.hash == key)).first():
         hits.append(Hit("transaction", key, key))
     query = select(jobs.c.id, jobs.c.name).where(jobs.c.definition == digits)
-    rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(_MAX_HITS))
+    rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(MAX_HITS))
     return (*hits, *(Hit("job", str(row.id), row.name) for row in rows))
 
 
@@ -191,7 +192,7 @@ def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
         select(jobs.c.id, jobs.c.name)
         .where(jobs.c.name_key.contains(wanted.casefold(), autoescape=True))
         .order_by(jobs.c.id.desc())
-        .limit(_MAX_HITS)
+        .limit(MAX_HITS)
     )
     return [Hit("job", str(row.id), row.name) for row in connection.execute(query)]
 

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from deepsquare_chain.explorer.index.blocks import MAX_HITS
 from deepsquare_chain.explorer.index.rows import Hit, Overview
 from deepsquare_chain.explorer.web import views
 from deepsquare_chain.explorer.web.lookup import look_up, look_up_block
@@ -82,7 +83,7 @@ async def search(request: Request) -> Response:
     if len(hits) == 1:
         return RedirectResponse(place_of(hits[0]), status_code=303)
     found = [(hit, place_of(hit)) for hit in hits]
-    return await show(request, "search.html", text=text, hits=found, status_code=200)
+    return await show(request, "search.html", text=text, hits=found, most=MAX_HITS)
 
 
 async def _at_the_node(site: Site, text: str) -> tuple[Hit, ...]:
