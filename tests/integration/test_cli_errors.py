@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.cli import EXAMPLES, Outcome, run, running
+from deepsquare_chain.errors import GridError
+from tests.support.cli import EXAMPLES, PROJECT, Outcome, run, running
 from tests.support.place import Cli, Place
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -32,6 +34,47 @@ def worth(cli: Cli) -> tuple[str, str, int]:
     found = json.loads(cli("credit", "balance", "-o", "json").out)
     jobs = json.loads(cli("job", "list", "--all", "-o", "json").out)
     return found["balance"], found["gas"], len(jobs)
+
+
+def nobody() -> str:
+    """An address where no node listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+# ----------------------------------------------------------------- exit codes
+
+
+def test_every_documented_exit_code_is_reached(cli: Cli, place: Place, tmp_path: Path) -> None:
+    """By a command of its own; what a service or a script is told to rely on."""
+    text = (PROJECT / "docs" / "cli.md").read_text()
+    documented = {int(number) for number in re.findall(r"\| (\d+) \| [a-z]", text)}
+    bad, record = tmp_path / "bad.yaml", tmp_path / "deployment.json"
+    bad.write_text("nmae: x\n")
+    record.write_text(json.dumps(place.record | {"treasury": "0x" + "12" * 20}))
+    alpine = ["--keystore", str(place.wallets / "alpine.json")]
+    job = str(json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)[0]["id"])
+    commands = {
+        0: ["job", "get", job],
+        1: ["doctor", "--endpoint", nobody()],
+        2: ["job", "list", "--status", "asleep"],
+        3: ["validate", str(bad)],
+        4: ["job", "get", "999999"],
+        5: ["submit", HELLO, "--credits", "100000"],
+        6: ["provider", "offer", "--cpus", "9999", "--memory", "1", *alpine],
+        7: ["job", "list", "--endpoint", nobody()],
+        8: ["admin", "close"],
+        9: ["job", "watch", job, "--wait-timeout", "0"],
+        10: ["contracts", "verify", "--deployment", str(record)],
+    }
+    assert {code: cli(*words).code for code, words in commands.items()} == {
+        code: code for code in commands
+    }
+    assert commands.keys() == documented
+    known = {each.exit_code for each in (GridError, *GridError.__subclasses__())}
+    assert known <= documented
+    assert cli("job", "cancel", job).code == 0
 
 
 # ------------------------------------------------------------------ job files
@@ -132,13 +175,6 @@ def test_no_wallet_and_a_wallet_that_is_none(cli: Cli, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ endpoints
-
-
-def nobody() -> str:
-    """An address where no node listens."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
 def test_endpoint_down(cli: Cli) -> None:

@@ -1,0 +1,46 @@
+"""Shell completion, set up as the documentation says and asked by a real bash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+PROGRAM = Path(sys.executable).with_name("deepsquare")
+#: Completes its arguments as bash does when Tab is pressed after them.
+ASK = """
+. "$HOME/.bashrc"
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+$(complete -p deepsquare | sed 's/.*-F \\([^ ]*\\).*/\\1/') deepsquare
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def bash(home: Path, script: str, *words: str) -> str:
+    env = {key: value for key, value in os.environ.items() if "DEEPSQUARE" not in key.upper()}
+    env |= {"HOME": str(home), "PATH": f"{PROGRAM.parent}{os.pathsep}{env['PATH']}"}
+    command = [shutil.which("bash") or "bash", "--norc", "-c", script, "bash", *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_bash_completes_commands_verbs_and_options(tmp_path: Path) -> None:
+    bash(tmp_path, "deepsquare --install-completion bash")
+
+    def complete(*words: str) -> set[str]:
+        return set(bash(tmp_path, ASK, "deepsquare", *words).split())
+
+    assert complete("sub") == {"submit"}
+    assert complete("job", "wa") == {"watch"}
+    assert complete("config", "") == {"contexts", "show", "use"}
+    assert {"--credits", "--array"} <= complete("submit", "--")
+    assert complete("job", "list", "--output", "") == {"table", "json", "csv"}
+    assert complete("nonsense", "x") == set()
