@@ -501,6 +501,13 @@ async def test_cancel_does_without_a_supervisor_that_hangs(
 # -- hostile content
 
 
+async def test_runs_stand_behind_the_daemon(executor: LocalExecutor, state: Path) -> None:
+    await executor.submit(make(state, "1", "sleep 60"))
+    behind = os.getpriority(os.PRIO_PROCESS, owner_pid(state, "1"))
+    assert behind == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+    await executor.cancel("1")
+
+
 async def test_environment_of_the_daemon_does_not_leak(
     executor: LocalExecutor, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
