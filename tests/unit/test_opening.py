@@ -6,9 +6,9 @@ import asyncio
 import os
 import signal
 from contextlib import AsyncExitStack
-from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.endpoint import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.daemon import Daemon, opening
@@ -39,19 +39,22 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_PAUSES", (0.001, 0.002))
 
 
-async def test_an_endpoint_that_is_away_is_waited_for(capsys: Any) -> None:
+async def test_an_endpoint_that_is_away_is_waited_for() -> None:
     away = TransientEndpointError("The endpoint x can't be reached", hint="Is it up?")
     parts = Parts(away, EndpointError("403"), away, away)
-    async with AsyncExitStack() as stack:
-        assert await open_patiently("provider", parts, stack, asyncio.Event()) == "open"
-        # What failed halfway is closed, what stands is not.
-        assert (parts.opened, parts.closed) == (5, 4)
+    with capture_logs() as logs:
+        async with AsyncExitStack() as stack:
+            assert await open_patiently("provider", parts, stack, asyncio.Event()) == "open"
+            # What failed halfway is closed, what stands is not.
+            assert (parts.opened, parts.closed) == (5, 4)
     assert parts.closed == 5
-    said = capsys.readouterr().out
     # Each reason once, however often it is met.
-    assert said.count("service waits for its endpoint") == 2
-    assert said.count("The endpoint x can't be reached") == said.count("Is it up?") == 1
-    assert said.count("endpoint answers") == 1
+    assert [(each["event"].split(" and ")[0], each.get("message")) for each in logs] == [
+        ("service waits for its endpoint", "The endpoint x can't be reached"),
+        ("service waits for its endpoint", "403"),
+        ("endpoint answers", None),
+    ]
+    assert logs[0]["hint"] == "Is it up?"
 
 
 @pytest.mark.parametrize("error", [WrongEndpointError("chain 5"), NotAuthorisedError("no role")])
