@@ -356,10 +356,9 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
     """Judge what is left: each step for all that the one before left over."""
     tests = tests_now()
     left = [name for name in names if known(verdicts, name, tests) is None]
+    further = [name for name in names if not _is_equivalent(name)]
     unsettled = {"suspect", "unsure"}
-    if not left and not any(
-        verdicts[name][0] in unsettled and not _is_equivalent(name) for name in names
-    ):
+    if not left and not any(verdicts[name][0] in unsettled for name in further):
         return
     with ExitStack() as stack:
         benches: SimpleQueue[Bench] = SimpleQueue()
@@ -369,9 +368,7 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
             benches.put(bench)
         cheap = lent(benches, lambda bench, name: bench.judge(mutants[name]))
         judge_each("compile and test", left, cheap, verdicts, workers=workers, tests=tests)
-        suspects = [
-            name for name in names if verdicts[name][0] == "suspect" and not _is_equivalent(name)
-        ]
+        suspects = [name for name in further if verdicts[name][0] == "suspect"]
         again = lent(benches, lambda bench, name: bench.judge_suspect(mutants[name]))
         judge_each("suspects", suspects, again, verdicts, workers=workers, tests=tests)
     if tests_now() != tests:

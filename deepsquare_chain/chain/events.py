@@ -94,6 +94,7 @@ __all__ = [
     "decode_logs",
     "event_filter",
     "event_topics",
+    "topic_of",
 ]
 
 
@@ -223,11 +224,12 @@ def event_filter(kind: type[Event], **wanted: str) -> list[Any]:
     if unknown := wanted.keys() - set(indexed):
         raise AssertionError(f"{kind.__name__} has no indexed {', '.join(sorted(unknown))}")
     last = max((number for number, name in enumerate(indexed, 1) if name in wanted), default=0)
-    words = [_word(wanted[name]) if name in wanted else None for name in indexed[:last]]
+    words = [topic_of(wanted[name]) if name in wanted else None for name in indexed[:last]]
     return ["0x" + topic.hex(), *words]
 
 
-def _word(address: str) -> str:
+def topic_of(address: str) -> str:
+    """An address as an indexed field of a log has it."""
     return "0x" + address.removeprefix("0x").lower().rjust(64, "0")
 
 

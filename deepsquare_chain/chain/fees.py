@@ -61,6 +61,7 @@ async def market(w3: AsyncWeb3[Any]) -> Market:
 
 async def _tip(w3: AsyncWeb3[Any]) -> int:
     try:
-        return max(int(await w3.eth.max_priority_fee), _MIN_PRIORITY)
+        tip = int(await w3.eth.max_priority_fee)
     except Web3RPCError:
-        return max(GWEI, _MIN_PRIORITY)
+        tip = GWEI
+    return max(tip, _MIN_PRIORITY)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.events import event_topics
+from deepsquare_chain.chain.events import event_topics, topic_of
 from deepsquare_chain.chain.eventtypes import Transfer
 from deepsquare_chain.explorer.books import ZERO_ADDRESS, JobEntry, Totals
 
@@ -127,7 +127,7 @@ def transfers(
 
 
 def _topic(account: str) -> str | None:
-    return "0x" + account.removeprefix("0x").lower().rjust(64, "0") if account else None
+    return topic_of(account) if account else None
 
 
 def conservation(

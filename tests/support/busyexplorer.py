@@ -6,14 +6,16 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
+
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
-from deepsquare_chain.explorer.web.server import Address, open_explorer
+from deepsquare_chain.explorer.web.server import Address, run_explorer
 from deepsquare_chain.explorer.web.site import Link
 from deepsquare_chain.job import Resources
 from deepsquare_chain.store.definitions import FolderDefinitionStore
@@ -82,10 +84,9 @@ async def _opened(
         known = zip((*grid.customers, *grid.providers), NAMES, strict=True)
         names = {who.address: name for who, name in known}
         deployment = dataclasses.replace(grid.deployment, extra={"names": names})
-        stop = asyncio.Event()
-        async with AsyncExitStack() as parts:
-            explorer = await open_explorer(
-                parts,
+        stop, pages = asyncio.Event(), asyncio.Queue[str]()
+        following = asyncio.create_task(
+            run_explorer(
                 node.url,
                 deployment,
                 folder / "index.db",
@@ -93,13 +94,18 @@ async def _opened(
                 address=Address(port=0),
                 store=store,
                 links=Link.parse("Otter.tx=https://otter.example/tx/{}"),
+                ready=pages.put_nowait,
                 stop=stop,
             )
-            following = asyncio.create_task(explorer.daemon.run())
-            await explorer.daemon.ready.wait()
-            yield BusyExplorer(explorer.url, node.url, grid, busy, store.path, loop)
-            stop.set()
-            await following
+        )
+        async with asyncio.timeout(120):
+            url = await pages.get()
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
+                while (await web.get("/healthz")).status_code != 200:  # noqa: ASYNC110 - as a probe
+                    await asyncio.sleep(0.05)
+        yield BusyExplorer(url, node.url, grid, busy, store.path, loop)
+        stop.set()
+        await following
 
 
 async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:

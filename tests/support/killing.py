@@ -282,8 +282,13 @@ async def _again(
     """Act again and again with pauses, and at once where somebody is to die of it."""
     while busy():
         await act()
-        with suppress(AssertionError):
-            await until(lambda: not busy() or wanted(), timeout=pause)
+        await _soon(lambda: not busy() or wanted(), patience=pause)
+
+
+async def _soon(done: Callable[[], Any], patience: float = 5.0) -> None:
+    """Wait until it holds, as long as there is hope."""
+    with suppress(AssertionError):
+        await until(done, timeout=patience)
 
 
 class Trouble:
@@ -308,7 +313,7 @@ class Trouble:
         wishes = [FINISHES, FAILS, RUNS_OUT, IS_CANCELLED]
         place = "p0" if self.life.who_awaits("provider.cancel.") else ""
         *_, doomed = await self.customers.submit(*wishes, place=place, retries=3)
-        await self._soon(lambda: self._runs(doomed), patience=15)
+        await _soon(lambda: self._runs(doomed), patience=15)
         await self.customers.cancel([doomed])
         await asyncio.sleep(2)
 
@@ -381,20 +386,20 @@ class Trouble:
     async def spike(self) -> None:
         """A base fee that what is under way can't pay for some blocks."""
         while await self._base_fee() * 6 < 100 * 10**9:
-            await self._soon(self._somebody_waits)
+            await _soon(self._somebody_waits)
             async with self._no_block():
                 if not await self._somebody_waits():
                     continue  # it was mined meanwhile
                 fee = max(8 * 10**9, 6 * await self._base_fee())
                 await self.life.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(fee))
-            await self._soon(lambda: not self.life.who_awaits("sender.replaced"), patience=15)
+            await _soon(lambda: not self.life.who_awaits("sender.replaced"), patience=15)
             return
 
     async def replace_head(self) -> None:
         """Another block of the same transactions instead of the latest one."""
         async with self._no_block():
             if self.life.who_awaits("follower.rolled_back"):
-                await self._soon(self._p0_saw_the_head)
+                await _soon(self._p0_saw_the_head)
             await replace_blocks(self.life.node, 1, keep=True)
         await asyncio.sleep(1)
 
@@ -407,11 +412,6 @@ class Trouble:
                 yield
             finally:
                 await self.life.node.rpc("anvil_setIntervalMining", 1)
-
-    async def _soon(self, done: Callable[[], Any], patience: float = 5.0) -> None:
-        """Wait until it holds, as long as there is hope."""
-        with suppress(AssertionError):
-            await until(done, timeout=patience)
 
     async def _base_fee(self) -> int:
         block = await self.life.node.rpc("eth_getBlockByNumber", "latest", False)

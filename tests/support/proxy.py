@@ -129,10 +129,7 @@ class Proxy:
     async def die(self) -> None:
         """Cut what is under way and answer nobody any more."""
         assert self._server is not None
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _cut(self._server, self._tasks)
 
     def calm(self) -> None:
         """Behave from now on."""
@@ -303,10 +300,7 @@ class Wire:
 
     async def die(self) -> None:
         """Cut every connection and take no more."""
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _cut(self._server, self._tasks)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -325,6 +319,14 @@ class Wire:
         finally:
             self._tasks.discard(task)
             writer.close()
+
+
+async def _cut(server: asyncio.Server, tasks: set[asyncio.Task[Any]]) -> None:
+    """Take no more connections, and end those that there are."""
+    server.close()
+    for task in list(tasks):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -37,8 +37,9 @@ from deepsquare_chain.explorer.index.schema import (
     transactions,
 )
 
-_HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
-_NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
+#: What a search takes for a hash, and for a number; the group is the digits alone.
+HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
+NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
 _MAX_BLOCK: Final = 2**63 - 1
 #: Jobs of a name that a search tells.
 MAX_HITS: Final = 20
@@ -142,7 +143,7 @@ class BlockQueries(Reader):
         with self._read() as (connection, _):
             if is_address(wanted):
                 return _address_hits(connection, address(wanted.lower()))
-            if found := _HASH.fullmatch(wanted.lower()):
+            if found := HASH.fullmatch(wanted.lower()):
                 return _hash_hits(connection, found[1])
             return (*_number_hits(connection, wanted), *_name_hits(connection, wanted))
 
@@ -170,7 +171,7 @@ def _hash_hits(connection: Connection, digits: str) -> tuple[Hit, ...]:
 
 
 def _number_hits(connection: Connection, wanted: str) -> list[Hit]:
-    found = _NUMBER.fullmatch(wanted)
+    found = NUMBER.fullmatch(wanted)
     if found is None:
         return []
     number, hits = int(found[1]), []

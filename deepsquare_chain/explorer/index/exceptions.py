@@ -83,7 +83,8 @@ class ExceptionQueries(Reader):
         found.sort(key=lambda row: -row.job_id)
         at = moment.at(spot.block, spot.time, "", None)
         return rows.OpenExceptions(
-            tuple(_open(each, at) for each in found[:SHOWN]), len(found) > SHOWN
+            tuple(rows.ExceptionRow(at=at, **_told(each)) for each in found[:SHOWN]),
+            len(found) > SHOWN,
         )
 
 
@@ -95,6 +96,13 @@ def exception_values(
         "block": block,
         "number": number,
         "position": position,
+        **_told(row),
+    }
+
+
+def _told(row: ExceptionRow) -> dict[str, Any]:
+    """What the index and its answers say of an exception, but its place."""
+    return {
         "code": row.code.value,
         "subject": SUBJECTS[row.code].value,
         "severity": row.severity.value,
@@ -141,17 +149,5 @@ def _exception(row: Row[Any], moment: Moment) -> rows.ExceptionRow:
         severity=row.severity,
         job_id=row.job_id,
         account=row.account,
-        message=row.message,
-    )
-
-
-def _open(row: ExceptionRow, at: rows.Place) -> rows.ExceptionRow:
-    return rows.ExceptionRow(
-        at=at,
-        code=row.code.value,
-        subject=SUBJECTS[row.code].value,
-        severity=row.severity.value,
-        job_id=row.job_id or None,
-        account=row.account or None,
         message=row.message,
     )

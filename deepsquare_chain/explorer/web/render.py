@@ -48,7 +48,6 @@ class Scene:
         self._site = site
         self.path = request.url.path
         self.query = request.url.query
-        self.wall = int(site.clock())
 
     @cached_property
     def status(self) -> Status:
@@ -57,8 +56,8 @@ class Scene:
 
     @cached_property
     def now(self) -> int:
-        """Now, in seconds; a chain whose clock is ahead of ours is right."""
-        return max(self.wall, self.status.head_time)
+        """See `Site.now`."""
+        return self._site.now(self.status)
 
     @cached_property
     def sections(self) -> list[tuple[str, str, bool]]:

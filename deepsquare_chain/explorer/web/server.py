@@ -73,14 +73,6 @@ class Address:
         return (*(own or LOOPBACK), *self.names)
 
 
-@dataclass(frozen=True, slots=True)
-class Explorer:
-    """A running explorer: `url` answers, `daemon.run()` keeps its index up."""
-
-    url: str
-    daemon: Daemon
-
-
 async def run_explorer(
     endpoint: str,
     deployment: Deployment,
@@ -96,52 +88,6 @@ async def run_explorer(
     """Serve pages until SIGINT, SIGTERM or `stop`.
 
     Args:
-        ready: Gets the URL of the pages once they are served.
-        stop: Ends it when set.
-        endpoint, deployment, where, settings, address, store, links: As `open_explorer`.
-
-    Raises:
-        UsageError: As `open_explorer`.
-        StoreError: The disk is full, or the server does not answer.
-        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
-            down is waited for.
-    """
-
-    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
-        explorer = await open_explorer(
-            parts,
-            endpoint,
-            deployment,
-            where,
-            settings,
-            address=address,
-            store=store,
-            links=links,
-            stop=stop,
-        )
-        ready(explorer.url)
-        return explorer.daemon
-
-    (address or Address()).allowed  # noqa: B018 - what waiting does not mend is told at once
-    await serve(NAME, open_once, stop)
-
-
-async def open_explorer(
-    parts: AsyncExitStack,
-    endpoint: str,
-    deployment: Deployment,
-    where: str | Path | None,
-    settings: ServiceSettings,
-    *,
-    address: Address | None = None,
-    store: DefinitionStore | None = None,
-    links: Sequence[Link] = (),
-    stop: asyncio.Event | None = None,
-) -> Explorer:
-    """Serve pages.
-
-    Args:
-        parts: Closes everything in order.
         endpoint: JSON-RPC endpoint, or several, parted by commas.
         deployment: The grid.
         where: Database of the index, as `IndexDatabase.open` takes it.
@@ -149,32 +95,40 @@ async def open_explorer(
         address: Where pages are served.
         store: Where jobs submitted in the browser are kept for providers; None takes none.
         links: Other explorers to link to.
-        stop: Ends the daemon when set.
+        ready: Gets the URL of the pages once they are served.
+        stop: Ends it when set.
 
     Raises:
         UsageError: The address can't be used, or the index belongs to another grid.
         StoreError: The disk is full, or the server does not answer.
-        EndpointError: The endpoint is down, or serves another chain.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
+            down is waited for.
     """
-    address, metrics = address or Address(), Metrics(NAME)
-    hosts = address.allowed
-    contracts = await open_contracts(parts, endpoint, deployment, settings, metrics)
-    service = await parts.enter_async_context(
-        index_service(contracts, where, confirmations=settings.confirmations, metrics=metrics)
-    )
-    daemon = await open_daemon(
-        NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
-    )
-    app = explorer_app(
-        Site(service.index, contracts, store, tuple(links)),
-        hosts=hosts,
-        more_routes=api_routes(service.index),
-        probe=daemon.health,
-        metrics=metrics,
-    )
-    server = LoopbackServer(app, address.port, address.host)
-    await server.start()
-    parts.push_async_callback(server.stop)
-    # Open streams end first, or the server would wait for them.
-    parts.push_async_callback(app.state.feed.close)
-    return Explorer(server.url, daemon)
+    place = address or Address()
+    hosts = place.allowed
+
+    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
+        metrics = Metrics(NAME)
+        contracts = await open_contracts(parts, endpoint, deployment, settings, metrics)
+        service = await parts.enter_async_context(
+            index_service(contracts, where, confirmations=settings.confirmations, metrics=metrics)
+        )
+        daemon = await open_daemon(
+            NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
+        )
+        app = explorer_app(
+            Site(service.index, contracts, store, tuple(links)),
+            hosts=hosts,
+            more_routes=api_routes(service.index),
+            probe=daemon.health,
+            metrics=metrics,
+        )
+        server = LoopbackServer(app, place.port, place.host)
+        await server.start()
+        parts.push_async_callback(server.stop)
+        # Open streams end first, or the server would wait for them.
+        parts.push_async_callback(app.state.feed.close)
+        ready(server.url)
+        return daemon
+
+    await serve(NAME, open_once, stop)

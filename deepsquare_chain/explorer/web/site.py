@@ -14,7 +14,7 @@ from eth_utils.address import is_address, to_checksum_address
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.index.queries import Index
-from deepsquare_chain.explorer.index.rows import ProviderRow
+from deepsquare_chain.explorer.index.rows import ProviderRow, Status
 from deepsquare_chain.store.definitions import DefinitionStore
 
 T = TypeVar("T")
@@ -76,7 +76,6 @@ class Site:
     store: DefinitionStore | None = None
     links: Sequence[Link] = ()
     clock: Callable[[], float] = time.time
-    _named: tuple[int, dict[str, Name]] = field(default=(-1, {}), repr=False)
     _kept: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -97,6 +96,10 @@ class Site:
             if is_address(account)
         }
 
+    def now(self, status: Status) -> int:
+        """Now, in seconds; a chain whose clock is ahead of ours is right."""
+        return max(int(self.clock()), status.head_time)
+
     def once(self, name: str, moment: object, make: Callable[[], T]) -> T:
         """What `make` gives, made once for all readers as long as the moment is the same.
 
@@ -113,9 +116,7 @@ class Site:
 
     def names(self, change: int) -> Mapping[str, Name]:
         """Names of accounts as of a change of the index."""
-        if self._named[0] != change:
-            self._named = (change, self._read_names())
-        return self._named[1]
+        return self.once("names", change, self._read_names)
 
     def _read_names(self) -> dict[str, Name]:
         deployment = self.contracts.deployment

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from deepsquare_chain.explorer.index.blocks import MAX_HITS
+from deepsquare_chain.explorer.index.blocks import HASH, MAX_HITS, NUMBER
 from deepsquare_chain.explorer.index.rows import Hit, Overview
 from deepsquare_chain.explorer.web import views
 from deepsquare_chain.explorer.web.lookup import look_up, look_up_block
@@ -24,10 +23,6 @@ _PLACES = {
     "transaction": "/transactions",
     "block": "/blocks",
 }
-
-
-#: What the chain knows beyond this grid.
-_CHAINS_OWN = re.compile(r"#?(?P<number>[0-9]{1,18})|(?:0x)?(?P<hash>[0-9a-f]{64})")
 
 
 async def home(request: Request) -> Response:
@@ -88,13 +83,14 @@ async def search(request: Request) -> Response:
 
 async def _at_the_node(site: Site, text: str) -> tuple[Hit, ...]:
     """Blocks and transactions of the chain that did nothing on this grid."""
-    found = _CHAINS_OWN.fullmatch(text)
-    if found is None:
-        return ()
-    if number := found["number"]:
+    if found := NUMBER.fullmatch(text):
+        number = found[1]
         block = await look_up_block(site.contracts, int(number))
         return () if block is None else (Hit("block", number, f"block {number}"),)
-    key = "0x" + found["hash"]
+    found = HASH.fullmatch(text)
+    if found is None:
+        return ()
+    key = "0x" + found[1]
     if await look_up(site.contracts, key) is not None:
         return (Hit("transaction", key, key),)
     block = await look_up_block(site.contracts, key)

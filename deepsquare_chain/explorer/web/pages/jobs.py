@@ -63,8 +63,7 @@ async def job(request: Request) -> Response:
     detail = await ask(site.index.job, number_of(request.path_params["job"], "job id"))
     providers = await ask(site.index.providers)
     why = await verdicts(site.contracts, detail, providers)
-    # As the page's own figures have it: a chain whose clock is ahead of ours is right.
-    now = max(int(site.clock()), (await ask(site.index.status)).head_time)
+    now = site.now(await ask(site.index.status))
     found = views.stages(detail.transitions, now)
     told, text = await _definition(site, detail)
     return await show(
