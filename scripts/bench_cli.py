@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure how long the command line takes to answer with its help."""
+"""Measure how long the command line takes to answer with its help: root, groups and commands."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
-CASES = (
-    [],
-    ["--version"],
-    ["--help"],
-    ["job", "--help"],
-    ["submit", "--help"],
-    ["provider", "--help"],
-)
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from deepsquare_chain.cli.app import app
+
+#: What `--help` is to stay under, on a quiet core.
+AIM_MS = 300
 
 
-def measure(arguments: list[str], runs: int) -> dict[str, float]:
+def cases(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Arguments that make the root, each group and each command show its help."""
+    yield (*path, "--help")
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(None):
+            yield from cases(command.get_command(None, name), (*path, name))
+
+
+def measure(arguments: tuple[str, ...], runs: int) -> dict[str, float]:
     """Milliseconds of wall time and of CPU: median, and the best wall time."""
     walls, cpus = [], []
     for _ in range(runs):
@@ -45,19 +55,31 @@ def measure(arguments: list[str], runs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--runs", type=int, default=15)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="starts of each command")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     options = parser.parse_args()
-    measure(["--help"], 1)  # compiled modules are written at the first start
-    found = {" ".join(["deepsquare", *each]): measure(each, options.runs) for each in CASES}
+    measure(("--help",), 1)  # compiled modules are written at the first start
+    wanted = [(), ("--version",), *cases(typer.main.get_command(app))]
+    shown = track(wanted, "commands", console=Console(stderr=True), transient=True)
+    found = {" ".join(["deepsquare", *each]): measure(each, options.runs) for each in shown}
     machine = {"python": platform.python_version(), "load": round(os.getloadavg()[0], 1)}
+    slowest = max(found, key=lambda name: found[name]["wall_ms_median"])
+    summary = {
+        "commands": len(found),
+        "aim_ms": AIM_MS,
+        "over_aim": [name for name in found if found[name]["wall_ms_median"] > AIM_MS],
+        "slowest": slowest,
+        "wall_ms_median": statistics.median(each["wall_ms_median"] for each in found.values()),
+        "wall_ms_slowest": found[slowest]["wall_ms_median"],
+    }
     if options.json:
-        print(json.dumps({"machine": machine, "runs": options.runs, "commands": found}, indent=1))
+        whole = {"machine": machine, "runs": options.runs, "summary": summary, "commands": found}
+        print(json.dumps(whole, indent=1))
         return
-    print(machine)
     for name, figures in found.items():
-        print(f"{name:28} {figures}")
+        print(f"{name:44} {figures}")
+    print(machine, summary)
 
 
 if __name__ == "__main__":

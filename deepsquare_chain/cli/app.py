@@ -55,7 +55,19 @@ GROUPS: Final = {
 }
 
 
-class LazyRoot(TyperGroup):
+class LightGroup(TyperGroup):
+    """A group whose flags cost nothing where nobody gave them."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its flags; an absent one is False, since a None makes typer load pydantic."""
+        found = super().get_params(ctx)
+        for each in found:
+            if getattr(each, "is_bool_flag", False) and each.default is None:
+                each.default = False
+        return found
+
+
+class LazyRoot(LightGroup):
     """The root with its table of commands and groups."""
 
     _listing = False
@@ -71,7 +83,9 @@ class LazyRoot(TyperGroup):
             return None
         if self._listing:
             return TyperCommand(cmd_name, help=part.help)
-        found = typer.main.get_group(import_module(f"deepsquare_chain.cli.{part.module}").app)
+        held = import_module(f"deepsquare_chain.cli.{part.module}").app
+        held.info.cls = LightGroup
+        found = typer.main.get_group(held)
         if cmd_name in COMMANDS:
             return found.commands[cmd_name]
         found.name = cmd_name

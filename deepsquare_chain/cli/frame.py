@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
@@ -170,11 +168,12 @@ def _option(
 
 def _guarded(start: Callable[[], Awaitable[int | None]], desk: Desk) -> int:
     """Run a command; every error becomes words on stderr and an exit code."""
+    import asyncio
+
     try:
         return asyncio.run(_whole(start)) or 0
     except GridError as error:
-        if desk.debug:
-            traceback.print_exc()
+        _print_trace(desk)
         say_error(error)
         return error.exit_code
     except KeyboardInterrupt:
@@ -183,10 +182,16 @@ def _guarded(start: Callable[[], Awaitable[int | None]], desk: Desk) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # the reader of the pipe has gone; typer ends quietly
-        if desk.debug:
-            traceback.print_exc()
+        _print_trace(desk)
         say_unexpected(error)
         return 1
+
+
+def _print_trace(desk: Desk) -> None:
+    if desk.debug:
+        import traceback
+
+        traceback.print_exc()
 
 
 async def _whole(start: Callable[[], Awaitable[int | None]]) -> int | None:

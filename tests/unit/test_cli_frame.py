@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -205,14 +203,3 @@ def test_nothing_shows_a_traceback_unless_asked(
     assert "unexpected AttributeError: a fault outside" in capsys.readouterr().err
     with pytest.raises(AttributeError):
         main(["job", "list", "--debug"])
-
-
-def test_help_loads_nothing_heavy() -> None:
-    """What takes a second to import waits for the command that needs it."""
-    heavy = ("web3", "eth_account", "pydantic_settings", "sqlalchemy", "structlog", "rich.live")
-    code = (
-        "import sys, deepsquare_chain.cli.app\n"
-        f"print([name for name in {heavy!r} if name in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "[]\n"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -118,3 +121,36 @@ def test_the_roots_help_loads_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(app, ["--help"]).exit_code == 0
     with pytest.raises(AssertionError, match=r"cli\.job was loaded"):
         CliRunner().invoke(app, ["job", "--help"], catch_exceptions=False)
+
+
+# What takes a tenth of a second or more to import, or stands for what does.
+HEAVY = (
+    *("web3", "eth_account", "eth_abi", "eth_utils", "pydantic", "pydantic_core"),
+    *("pydantic_settings", "sqlalchemy", "starlette", "uvicorn", "httpx", "aiohttp", "jinja2"),
+    *("structlog", "prometheus_client", "numpy", "yaml", "asyncio", "rich.live", "rich.progress"),
+)
+# One process asks for every help in turn, and tells the first that brought something with it.
+ASK_ALL = f"""
+import contextlib, io, json, sys
+from deepsquare_chain.cli import main
+for words in json.load(sys.stdin):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as told:
+        main([*words, "--help"])
+    found = [name for name in {HEAVY!r} if name in sys.modules]
+    if found or "Usage: deepsquare" not in told.getvalue():
+        sys.exit(f"{{' '.join(words)}} --help loads {{found}}")
+print("asked")
+"""
+
+
+def test_no_help_loads_anything_heavy() -> None:
+    """What takes long to import waits for the command that needs it."""
+    paths = [[], *([name] for name in GROUPS), *map(list, TREE)]
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK_ALL],
+        input=json.dumps(paths),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (asked.returncode, asked.stdout) == (0, "asked\n"), asked.stderr
