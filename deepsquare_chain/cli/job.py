@@ -60,7 +60,13 @@ _JOB: Final = (
     Column("successor", "continued by job", Kind.NUMBER),
     Column("definition", "definition (SHA-256)"),
 )
-
+_WHY: Final = (
+    Column("id", "job", Kind.NUMBER),
+    Column("status", "status"),
+    Column("why", "why"),
+    Column("providers", "providers"),
+    Column("next", "next"),
+)
 _RESULTS: Final = (
     Column("name", "file"),
     Column("size", "bytes", Kind.NUMBER),
@@ -112,7 +118,12 @@ async def why(desk: Desk, job: JobArgument) -> None:
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(desk.settings) as contracts:
-        desk.printer.text(await explain(contracts, job))
+        found = await explain(contracts, job)
+    if desk.printer.style is Format.TABLE:
+        desk.printer.text(found.words)
+        return
+    told = (found.job.id, found.job.status.name, found.text, "\n".join(found.details))
+    desk.printer.record(_WHY, (*told, found.advice))
 
 
 @command(app)
@@ -136,7 +147,8 @@ async def watch(
 async def follow_to_end(
     desk: Desk, contracts: Contracts, job_id: int, timeout: float | None
 ) -> Ended:
-    """Wait for the end of a job's line, telling each change on stderr."""
+    """Wait for the end of a job's line; each change, and why it stands still, goes to stderr."""
+    from deepsquare_chain.cli.why import Teller
     from deepsquare_chain.client.watching import watch
 
     def tell(job: Job) -> None:
@@ -145,7 +157,15 @@ async def follow_to_end(
         desk.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
 
     interval = desk.settings.poll_interval
-    return await watch(contracts, job_id, interval=interval, timeout=timeout, on_change=tell)
+    async with Teller(contracts, desk.printer.note) as teller:
+        return await watch(
+            contracts,
+            job_id,
+            interval=interval,
+            timeout=timeout,
+            on_change=tell,
+            on_rest=teller.look,
+        )
 
 
 async def print_ended(desk: Desk, found: Sequence[Ended]) -> None:

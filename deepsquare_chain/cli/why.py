@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
+from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.metascheduler.eligibility import Refusal
 from deepsquare_chain.metascheduler.explain import (
     explain_assigned,
     explain_decision,
@@ -21,10 +25,43 @@ from deepsquare_chain.store.database import Store
 
 _NOBODY = "0x" + "00" * 20
 _LOOKS = 3
+#: Refusals that waiting does not end.
+_LASTING = frozenset(
+    {
+        *(Refusal.UNREADABLE_USES, Refusal.TOO_LARGE, Refusal.LABELS, Refusal.RATE),
+        *(Refusal.BANNED, Refusal.EXCLUDED),
+    }
+)
 
 
-async def explain(contracts: Contracts, job_id: int) -> str:
-    """Why a job is where it is, in a few lines.
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Why a job is where it is.
+
+    Attributes:
+        job: As it was found.
+        text: The reason in a sentence, or a few lines for a job that ended.
+        details: What each provider has to do with it.
+        advice: What its customer may do next; empty where there is nothing to do.
+        cause: Equal as long as nothing but times and amounts in the text has changed; None where
+            no reason is known.
+    """
+
+    job: Job
+    text: str
+    details: tuple[str, ...] = ()
+    advice: str = ""
+    cause: Hashable = None
+
+    @property
+    def words(self) -> str:
+        """All of it for people, a line each."""
+        lines = [self.text, *(f"  {each}" for each in self.details)]
+        return "\n".join([*lines, f"Next: {self.advice}"] if self.advice else lines)
+
+
+async def explain(contracts: Contracts, job_id: int) -> Situation:
+    """Why a job is where it is.
 
     Raises:
         NotFoundError: There is no such job.
@@ -32,8 +69,102 @@ async def explain(contracts: Contracts, job_id: int) -> str:
     """
     job = await contracts.scheduler.get_job(job_id)
     if job.status.is_final:
-        return await _ended(contracts, job)
-    return await _live(contracts, job)
+        return Situation(job, await _ended(contracts, job))
+    with Onlooker(contracts) as onlooker:
+        return await onlooker.situation(job)
+
+
+class Onlooker:
+    """A scheduler without a wallet; it remembers what it has seen from one look to the next."""
+
+    def __init__(self, contracts: Contracts) -> None:
+        deployment = contracts.deployment
+        self._store = Store.open(
+            None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
+        )
+        self._settings = SchedulerSettings(state_dir=Path(), confirmations=0)
+        self._service = SchedulerService(contracts, None, self._store, settings=self._settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+    async def look(self) -> SchedulerService:
+        """The service after it has seen the grid as it is now.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        for _ in range(_LOOKS):
+            await self._service.cycle()
+            if self._service.world is not None:
+                break
+            await asyncio.sleep(self._settings.poll_interval)
+        return self._service
+
+    async def situation(self, job: Job) -> Situation:
+        """Why a live job is where it is.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        service = await self.look()
+        world = service.world
+        if world is not None and job.status is not JobStatus.PENDING:
+            text = explain_assigned(job, world.moment.now)
+            advice = _claim_advice(job, world.moment.times.claim_timeout)
+            return Situation(job, text, (), advice, (job.status, job.provider_id))
+        found = next((each for each in _reasons(service) if each.job_id == job.id), None)
+        if found is None:
+            return Situation(job, f"job {job.id} is {job.status.name}")
+        cause = (found.provider_id, found.refusals)
+        return Situation(job, found.text, found.details, _advice(found), cause)
+
+
+class Teller:
+    """Tells why a job that is waited for does not move, and tells it again when that changes.
+
+    It looks beside the waiting, one look at a time: on a long chain the first one takes a while.
+    """
+
+    def __init__(self, contracts: Contracts, tell: Callable[[str], None]) -> None:
+        self._contracts = contracts
+        self._tell = tell
+        self._onlooker: Onlooker | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._told: Hashable = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+        if self._onlooker is not None:
+            self._onlooker.__exit__()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no look is under way."""
+        return self._looking is None or self._looking.done()
+
+    def look(self, job: Job) -> None:
+        """Begin to find out why this job stands still, unless that is being done."""
+        if self.idle:
+            self._looking = asyncio.create_task(self._look(job))
+
+    async def _look(self, job: Job) -> None:
+        # An endpoint that fails is told by the waiting itself; a reason is no reason to end it.
+        with contextlib.suppress(GridError):
+            self._onlooker = self._onlooker or Onlooker(self._contracts)
+            found = await self._onlooker.situation(job)
+            cause = (job.id, found.cause)
+            if found.cause is not None and cause != self._told:
+                self._told = cause
+                self._tell(found.words)
 
 
 async def _ended(contracts: Contracts, job: Job) -> str:
@@ -55,27 +186,18 @@ async def _ended(contracts: Contracts, job: Job) -> str:
     return "\n".join(lines)
 
 
-async def _live(contracts: Contracts, job: Job) -> str:
-    service = await _look(contracts)
-    world = service.world
-    if world is None:
-        return f"job {job.id} is {job.status.name}"
-    if job.status is not JobStatus.PENDING:
-        return explain_assigned(job, world.moment.now)
-    found = next((each for each in _reasons(service) if each.job_id == job.id), None)
-    if found is None:
-        return f"job {job.id} is {job.status.name}"
-    return "\n".join([found.text, *(f"  {each}" for each in found.details)])
-
-
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What a meta-scheduler would do with a waiting job; `provider_id` is None if it must wait."""
+    """What a meta-scheduler would do with a waiting job; `provider_id` is None if it must wait.
+
+    `refusals` says of each provider why the job can't go there, None where it can.
+    """
 
     job_id: int
     provider_id: int | None
     text: str
     details: tuple[str, ...] = ()
+    refusals: tuple[Refusal | None, ...] = ()
 
 
 async def reasons(contracts: Contracts) -> list[Reason]:
@@ -84,7 +206,8 @@ async def reasons(contracts: Contracts) -> list[Reason]:
     Raises:
         EndpointError: The node does not answer.
     """
-    return list(_reasons(await _look(contracts)))
+    with Onlooker(contracts) as onlooker:
+        return list(_reasons(await onlooker.look()))
 
 
 def _reasons(service: SchedulerService) -> Iterator[Reason]:
@@ -100,20 +223,31 @@ def _reasons(service: SchedulerService) -> Iterator[Reason]:
         if waiting.job.id not in decided:
             found = explain_wait(waiting, world.snapshot, service.plan)
             details = tuple(each.text for each in found.verdicts)
-            yield Reason(waiting.job.id, None, found.text, details)
+            refusals = tuple(each.why for each in found.verdicts)
+            yield Reason(waiting.job.id, None, found.text, details, refusals)
 
 
-async def _look(contracts: Contracts) -> SchedulerService:
-    """A scheduler without a wallet, after it has seen the grid."""
-    deployment = contracts.deployment
-    with Store.open(
-        None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
-    ) as store:
-        settings = SchedulerSettings(state_dir=Path(), confirmations=0)
-        service = SchedulerService(contracts, None, store, settings=settings)
-        for _ in range(_LOOKS):
-            await service.cycle()
-            if service.world is not None:
-                break
-            await asyncio.sleep(settings.poll_interval)
-    return service
+def _advice(reason: Reason) -> str:
+    """What the customer of a PENDING job may do next."""
+    back = f"`deepsquare job cancel {reason.job_id}` gives all of its credits back"
+    if reason.provider_id is not None:
+        return (
+            "a running meta-scheduler does that within seconds; if it does not, none is running: "
+            f"ask who runs the grid, or start `deepsquare metascheduler run`; {back}"
+        )
+    lasting = reason.refusals and all(each in _LASTING for each in reason.refusals)
+    if Refusal.BUDGET in reason.refusals and None not in reason.refusals:
+        return f"`deepsquare job topup {reason.job_id} CREDITS` raises its escrow; {back}"
+    if lasting:
+        return f"{back}; then submit it with what `deepsquare quote FILE` shows to suit"
+    return f"nothing, it goes on by itself when that changes; {back}"
+
+
+def _claim_advice(job: Job, timeout: int) -> str:
+    """What comes next of a job that a provider holds; `timeout` is in seconds."""
+    if job.status is not JobStatus.META_SCHEDULED:
+        return ""
+    return (
+        f"nothing; if provider {job.provider_id} does not claim it within {timeout} s, a "
+        "meta-scheduler takes it back and gives it to another"
+    )

@@ -14,6 +14,8 @@ from deepsquare_chain.job import Job, JobStatus
 
 #: Exit code of a program whose job left none: cancelled, panicked, ended by the grid.
 NO_EXIT_CODE = 1
+#: Looks after which a job that has not gone on is worth an explanation.
+PATIENCE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ async def watch(
     interval: float = 1.0,
     timeout: float | None = None,
     on_change: Callable[[Job], None] | None = None,
+    on_rest: Callable[[Job], None] | None = None,
 ) -> Ended:
     """Wait until a job and all its successors have ended.
 
@@ -48,6 +51,8 @@ async def watch(
         interval: Seconds between two looks.
         timeout: Seconds to wait at most; None waits for ever.
         on_change: Told of the job as found first, and after every change of its status.
+        on_rest: Told of a job that still has the status, short of RUNNING, that it had
+            `PATIENCE` looks ago, and again after each further so many.
 
     Raises:
         NotFoundError: There is no such job.
@@ -55,10 +60,12 @@ async def watch(
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     seen: tuple[int, JobStatus] | None = None
+    looks = 0
     while True:
         job = await contracts.scheduler.get_job(job_id)
         if (job.id, job.status) != seen:
             seen = job.id, job.status
+            looks = 0
             if on_change is not None:
                 on_change(job)
         if job.status.is_final:
@@ -67,9 +74,14 @@ async def watch(
                 return Ended(job, history)
             job_id = history.successor
             continue
+        if on_rest is not None and looks == PATIENCE and job.status is not JobStatus.RUNNING:
+            looks = 0
+            on_rest(job)
+        looks += 1
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
                 f"Job {job.id} is still {job.status.name} after {timeout:g} seconds",
-                hint=f"Go on with `deepsquare job watch {job.id}`.",
+                hint=f"`deepsquare job why {job.id}` tells what it waits for; go on with "
+                f"`deepsquare job watch {job.id}`.",
             )
         await asyncio.sleep(interval)

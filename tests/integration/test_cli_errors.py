@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.cli.output import Printer
 from deepsquare_chain.errors import GridError
 from tests.support.cli import EXAMPLES, PROJECT, Outcome, run, running
 from tests.support.place import Cli, Place
@@ -343,8 +344,35 @@ def test_a_job_that_fits_nowhere_is_warned_of_and_explained(cli: Cli) -> None:
     found = cli("job", "why", job)
     assert found.code == 0
     assert "too expensive" in found.out
+    assert f"Next: `deepsquare job topup {job} CREDITS`" in found.out
+    told = json.loads(cli("job", "why", job, "-o", "json").out)
+    assert (told["id"], told["status"]) == (int(job), "PENDING")
+    assert told["why"] == found.out.splitlines()[0]
+    assert told["next"].startswith("`deepsquare job topup")
     assert cli("job", "cancel", job).code == 0
     assert "CANCELLED" in cli("job", "why", job).out
+
+
+def test_who_waits_for_a_job_is_told_why_it_stands_still(
+    cli: Cli, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+
+    def note(_printer: Printer, text: str) -> None:
+        notes.append(text)
+        if "too expensive" in text:  # what the customer does about it ends the waiting
+            job = text.split()[1]
+            assert run(["job", "cancel", job], place.folder).code == 0
+
+    monkeypatch.setattr(Printer, "note", note)
+    asked = (HELLO, "--credits", "0.0001", "--wait", "--poll-interval", "0.05", "-o", "json")
+    found = cli("submit", *asked)
+    assert (found.code, found.err) == (1, "")
+    ended = json.loads(found.out)[0]
+    assert ended["status"] == "CANCELLED"
+    reasons = [each for each in notes if "too expensive" in each]
+    assert len(reasons) == 1
+    assert f"Next: `deepsquare job topup {ended['id']} CREDITS` raises" in reasons[0]
 
 
 def test_words_that_are_no_address_or_label(cli: Cli) -> None:

@@ -307,7 +307,7 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         view = fresh.service.world.views[0]
         assert view.strikes == 3
         assert view.rests_until == one.service.world.views[0].rests_until
-        why = await explain(grid.contracts, large)
+        why = (await explain(grid.contracts, large)).words
         assert "provider 1 rests until" in why
         assert "3 times within a day" in why
         await grid.node.increase_time(86_400)

@@ -256,6 +256,30 @@ async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [(record.id, record.status) for record in records]
 
 
+async def test_watch_tells_of_a_job_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
+        return {number: History(number, exit_code=0) for number in ids}
+
+    monkeypatch.setattr(watching, "histories", histories)
+    looks = watching.PATIENCE + 1
+    claimed = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=1)
+    records = (
+        *(JOB for _ in range(2 * looks)),
+        *(claimed for _ in range(looks)),
+        # A job that runs is where it should be, for however long.
+        *(replace(JOB, status=JobStatus.RUNNING) for _ in range(4 * looks)),
+        replace(JOB, status=JobStatus.FINISHED),
+    )
+    rested: list[JobStatus] = []
+    await watch(
+        FakeContracts(*records),  # type: ignore[arg-type]
+        1,
+        interval=0,
+        on_rest=lambda job: rested.append(job.status),
+    )
+    assert rested == [JobStatus.PENDING, JobStatus.PENDING, JobStatus.META_SCHEDULED]
+
+
 async def test_watch_gives_up_in_time() -> None:
     with pytest.raises(WaitTimeoutError) as caught:
         await watch(FakeContracts(JOB), 1, interval=0, timeout=0)  # type: ignore[arg-type]

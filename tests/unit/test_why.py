@@ -1,0 +1,153 @@
+"""Why a job does not move: told once for each cause, beside the waiting, with what to do next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.cli import why
+from deepsquare_chain.cli.why import Reason, Situation, Teller
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.metascheduler.eligibility import Refusal
+from tests.unit.test_client import JOB
+
+pytestmark = pytest.mark.unit
+
+
+class FakeOnlooker:
+    """Finds what it is given, in turn."""
+
+    def __init__(self, *found: Situation | Exception) -> None:
+        self.found = list(found)
+        self.closed = False
+        self.looked = asyncio.Event()
+
+    def __call__(self, _contracts: object) -> FakeOnlooker:
+        return self
+
+    async def situation(self, _job: object) -> Situation:
+        await asyncio.sleep(0)
+        self.looked.set()
+        found = self.found.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+def at(text: str, cause: Hashable) -> Situation:
+    return Situation(JOB, text, cause=cause)
+
+
+async def told(monkeypatch: pytest.MonkeyPatch, *found: Situation | Exception) -> list[str]:
+    """What is told in as many looks."""
+    onlooker, lines = FakeOnlooker(*found), []  # type: tuple[FakeOnlooker, list[str]]
+    monkeypatch.setattr(why, "Onlooker", onlooker)
+    contracts: Any = None
+    async with Teller(contracts, lines.append) as teller:
+        for _ in found:
+            teller.look(JOB)
+            teller.look(JOB)  # one look at a time
+            assert not teller.idle
+            await onlooker.looked.wait()
+            await asyncio.sleep(0)
+            onlooker.looked.clear()
+    assert (onlooker.found, onlooker.closed) == ([], True)
+    return lines
+
+
+async def test_a_cause_is_told_once_whatever_its_numbers_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = await told(
+        monkeypatch,
+        at("waits for 1 s", "room"),
+        at("waits for 2 s", "room"),
+        at("too expensive", "budget"),
+        at("waits for 9 s", "room"),
+    )
+    assert lines == ["waits for 1 s", "too expensive", "waits for 9 s"]
+
+
+async def test_neither_a_failing_look_nor_an_unknown_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = await told(
+        monkeypatch,
+        EndpointError("The node does not answer"),
+        at("job 1 is PENDING", None),
+        at("no provider is registered", ()),
+    )
+    assert lines == ["no provider is registered"]
+
+
+async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(FakeOnlooker):
+        async def situation(self, _job: object) -> Situation:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    onlooker, lines = Stuck(), []  # type: tuple[Stuck, list[str]]
+    monkeypatch.setattr(why, "Onlooker", onlooker)
+    contracts: Any = None
+    async with Teller(contracts, lines.append) as teller:
+        teller.look(JOB)
+        await asyncio.sleep(0)
+    assert (lines, onlooker.closed) == ([], True)
+
+
+def test_nothing_is_opened_for_a_job_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_contracts: object) -> None:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(why, "Onlooker", refuse)
+
+    async def moves() -> None:
+        contracts: Any = None
+        async with Teller(contracts, print):
+            pass
+
+    asyncio.run(moves())
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (Reason(7, 1, ""), "deepsquare metascheduler run"),
+        (
+            Reason(7, None, "", refusals=(Refusal.TOO_LARGE, Refusal.BUDGET)),
+            "deepsquare job topup 7",
+        ),
+        (
+            Reason(7, None, "", refusals=(Refusal.TOO_LARGE, Refusal.LABELS)),
+            "deepsquare quote FILE",
+        ),
+        (Reason(7, None, "", refusals=(Refusal.TOO_LARGE, Refusal.SILENT)), "by itself"),
+        (Reason(7, None, "", refusals=(Refusal.BUDGET, None)), "by itself"),
+        (Reason(7, None, ""), "by itself"),
+    ],
+)
+def test_a_waiting_job_comes_with_advice(reason: Reason, words: str) -> None:
+    advice = why._advice(reason)
+    assert words in advice
+    assert "`deepsquare job cancel 7` gives all of its credits back" in advice
+
+
+def test_a_claimed_job_is_waited_for_and_an_unclaimed_one_comes_back() -> None:
+    held = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=3)
+    assert "if provider 3 does not claim it within 120 s" in why._claim_advice(held, 120)
+    assert why._claim_advice(replace(held, status=JobStatus.SCHEDULED), 120) == ""
+
+
+def test_words_are_the_reason_the_providers_and_the_next_step() -> None:
+    found = Situation(JOB, "job 1 waits", ("provider 1 rests",), "nothing")
+    assert found.words == "job 1 waits\n  provider 1 rests\nNext: nothing"
+    assert replace(found, details=(), advice="").words == "job 1 waits"
+    assert replace(JOB, status=JobStatus.PENDING) == found.job
