@@ -157,8 +157,12 @@ class Settings(BaseSettings):
         "",
         description="Other explorers to link to, by spaces: NAME.tx=https://.../{} (address, block)",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "console", "json"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important log line that a service writes"
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="json, console, or auto: console on a terminal"
+    )
 
 
 def user_config_path(environ: Mapping[str, str] | None = None) -> Path:

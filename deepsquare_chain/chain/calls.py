@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eth_typing import ChecksumAddress
-from eth_utils.address import is_address, to_checksum_address
+from eth_utils.address import (
+    is_address,
+    is_checksum_formatted_address,
+    to_checksum_address,
+)
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
@@ -45,7 +49,14 @@ def checked_address(text: str, what: str = "address") -> ChecksumAddress:
     """
     if not is_address(text):
         raise UsageError(f"{str(text)[:80]!r} is no {what}", hint="Addresses look like 0x5FbD...")
-    return to_checksum_address(text)
+    found = to_checksum_address(text)
+    # Only an address of both cases carries a checksum.
+    if is_checksum_formatted_address(text) and found[2:] != text.removeprefix("0x"):
+        raise UsageError(
+            f"{text!r} is no {what}: its checksum is wrong, so that a character is mistyped",
+            hint="Copy it again from its source.",
+        )
+    return found
 
 
 class ContractBase:

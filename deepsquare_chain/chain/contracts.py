@@ -7,11 +7,12 @@ from typing import Any
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.calls import Call, ContractBase
-from deepsquare_chain.chain.credit import MINTER_ROLE, UNLIMITED, CreditContract, Permit
+from deepsquare_chain.chain.credit import UNLIMITED, CreditContract, Permit
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.records import Clock, Parameters, Report
-from deepsquare_chain.chain.registry import APPROVER_ROLE, RegistryContract
-from deepsquare_chain.chain.scheduler import METASCHEDULER_ROLE, MetaSchedulerContract
+from deepsquare_chain.chain.registry import RegistryContract
+from deepsquare_chain.chain.roles import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
+from deepsquare_chain.chain.scheduler import MetaSchedulerContract
 
 __all__ = [
     "APPROVER_ROLE",

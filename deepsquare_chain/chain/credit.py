@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
-from eth_utils.crypto import keccak
 from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.calls import LATEST, Call, ContractBase, checked_address
 from deepsquare_chain.credits import format_credits
 
-MINTER_ROLE = keccak(text="MINTER_ROLE")
 UNLIMITED = 2**256 - 1
 
 
@@ -59,7 +57,7 @@ class CreditContract(ContractBase):
 
     def approve(self, spender: str, amount: int) -> Call:
         """Let a spender take up to `amount`; `UNLIMITED` never runs out."""
-        label = f"approve {spender}"
+        label = f"approve {format_credits(amount)} credits for {spender}"
         return self._call("approve", checked_address(spender), amount, label=label)
 
     def transfer(self, to: str, amount: int) -> Call:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from eth_utils.crypto import keccak
 from web3 import AsyncWeb3
 from web3.types import BlockIdentifier
 
@@ -14,7 +13,6 @@ from deepsquare_chain.chain.calls import LATEST, Call, ContractBase, checked_add
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.job import Hardware, Offer, Prices, Provider, ProviderStatus
 
-APPROVER_ROLE = keccak(text="APPROVER_ROLE")
 MAX_CACHED = 10_000
 
 
@@ -78,7 +76,7 @@ class RegistryContract(ContractBase):
         if found is None:
             raise NotFoundError(
                 f"{account} is not registered as a provider",
-                hint="Register first: `deepsquare provider register`.",
+                hint="Check the address; whoever owns it runs `deepsquare provider register`.",
             )
         return found
 

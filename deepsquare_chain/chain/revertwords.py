@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from deepsquare_chain.chain.roles import role_name
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import GridError, InsufficientFundsError, NotAuthorisedError
 from deepsquare_chain.job import JobStatus
@@ -115,8 +116,9 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"{format_credits(f['needed'])} are needed"
         ),
         "AccessControlUnauthorizedAccount": lambda f: (
-            f"{f['account']} does not have the role that this needs"
+            f"{f['account']} does not have {role_name(f['needed_role'])}, which this needs"
         ),
+        "ERC20InvalidReceiver": lambda f: f"{f['receiver']} can't receive credits",
         "ERC2612ExpiredSignature": lambda _: "The permit has expired",
     }
 )
@@ -133,13 +135,14 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "InvalidTerms": "Correct it in the job file.",
         "TopUpTooSmall": "Give more credits.",
         "TopUpTooLate": "Submit the rest as a new job.",
-        "NotRegistered": "Register first: `deepsquare provider register`.",
+        "NotRegistered": "Check the address; whoever owns it runs `deepsquare provider register`.",
         "NotApproved": "Wait for the approver.",
         "ProviderBanned": "Ask the approver of this deployment.",
         "OfferTooLarge": "Offer less, or register more hardware and wait for its approval.",
         "ERC20InsufficientBalance": "Get credits: `deepsquare credit faucet` on a devnet.",
         "ERC20InsufficientAllowance": "Allow more with `deepsquare credit approve`.",
         "AccessControlUnauthorizedAccount": "Use a wallet with that role, or have it granted.",
+        "ERC20InvalidReceiver": "Check the address.",
         "ERC2612ExpiredSignature": "Sign again.",
     }
 )

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from eth_utils.crypto import keccak
 from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.abi import decode_values
@@ -33,7 +32,6 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Terms
 
-METASCHEDULER_ROLE = keccak(text="METASCHEDULER_ROLE")
 #: Records read in one call: far below any node's limit of gas for a call.
 READ_CHUNK: Final = 500
 

@@ -56,7 +56,9 @@ async def ban(
     from deepsquare_chain.client.network import open_wallet
 
     async with open_wallet(desk.settings) as wallet:
-        desk.receipt(await wallet.send(wallet.contracts.registry.ban(provider, reason)))
+        registry = wallet.contracts.registry
+        await registry.provider_of(provider)
+        desk.receipt(await wallet.send(registry.ban(provider, reason)))
 
 
 @command(app)
@@ -65,7 +67,9 @@ async def unban(desk: Desk, provider: ProviderArgument) -> None:
     from deepsquare_chain.client.network import open_wallet
 
     async with open_wallet(desk.settings) as wallet:
-        desk.receipt(await wallet.send(wallet.contracts.registry.unban(provider)))
+        registry = wallet.contracts.registry
+        await registry.provider_of(provider)
+        desk.receipt(await wallet.send(registry.unban(provider)))
 
 
 @command(app, "open")

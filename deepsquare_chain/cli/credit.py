@@ -8,7 +8,7 @@ import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import AccountArgument, CreditsArgument
+from deepsquare_chain.cli.types import AccountArgument, CreditsArgument, some
 
 app = typer.Typer(help="Balances, transfers, allowances, statements.", no_args_is_help=True)
 
@@ -17,7 +17,7 @@ _BALANCE: Final = (
     Column("balance", "credits", Kind.CREDITS),
     Column("allowance", "allowed to the scheduler", Kind.CREDITS),
     Column("parked", "parked at the scheduler", Kind.CREDITS),
-    Column("gas", "coin for gas", Kind.CREDITS),
+    Column("gas", "coin for gas", Kind.COIN),
 )
 
 
@@ -38,8 +38,8 @@ async def balance(desk: Desk, account: AccountArgument = None) -> None:
 @command(app)
 async def transfer(
     desk: Desk,
-    to: Annotated[str, typer.Argument(help="Address of the recipient.")],
-    credits: CreditsArgument,
+    to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
+    credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
 ) -> None:
     """Give credits to another account."""
     from deepsquare_chain.client.network import open_wallet

@@ -52,7 +52,7 @@ _RECEIPT: Final = (
     Column("transaction", "transaction"),
     Column("block", "block", Kind.NUMBER),
     Column("gas_used", "gas used", Kind.NUMBER),
-    Column("gas_fee", "gas fee (coin)", Kind.CREDITS),
+    Column("gas_fee", "gas fee (coin)", Kind.COIN),
 )
 
 

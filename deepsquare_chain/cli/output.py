@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import IO, Any, Literal
+from typing import IO, Any, Final, Literal
 
 from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.observe.plain import plain
@@ -30,8 +30,17 @@ class Kind(StrEnum):
     NUMBER = "number"
     FLAG = "flag"
     CREDITS = "credits"  # credit-wei
+    COIN = "coin"  # wei of the chain's coin, which pays for gas
     RATE = "rate"  # credit-wei a second, shown to people per hour
     TIME = "time"  # seconds since 1970 on the chain's clock
+
+
+#: Kinds that stand for an amount of wei: name and form of the decimal beside it.
+_DECIMALS: Final[Mapping[Kind, tuple[str, Callable[[int], str]]]] = {
+    Kind.CREDITS: ("credits", format_credits),
+    Kind.COIN: ("coin", format_credits),
+    Kind.RATE: ("credits_per_hour", hourly),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ class Printer:
         table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
         listed = [column for column in columns if not column.detail]
         for column in listed:
-            right = column.kind in {Kind.NUMBER, Kind.CREDITS, Kind.RATE}
+            right = column.kind in {Kind.NUMBER, *_DECIMALS}
             # A shortened address or hash is of no use to anybody: cells wrap instead.
             justify: Literal["left", "right"] = "right" if right else "left"
             table.add_column(Text(column.title), justify=justify, overflow="fold")
@@ -179,7 +188,7 @@ def for_people(column: Column, value: Any) -> str:
     if value is None or value == "":
         return "-"
     match column.kind:
-        case Kind.CREDITS:
+        case Kind.CREDITS | Kind.COIN:
             return format_credits(value)
         case Kind.RATE:
             return f"{hourly(value)}/h"
@@ -202,10 +211,9 @@ def iso_time(seconds: int) -> str:
 def _object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for column, value in zip(columns, row, strict=True):
-        if column.kind in {Kind.CREDITS, Kind.RATE}:
+        if column.kind in _DECIMALS:
             # Wei do not fit a JSON number; the decimal beside it is for people.
-            suffix = "credits" if column.kind is Kind.CREDITS else "credits_per_hour"
-            show = format_credits if column.kind is Kind.CREDITS else hourly
+            suffix, show = _DECIMALS[column.kind]
             found[column.key] = None if value is None else str(value)
             found[f"{column.key}_{suffix}"] = None if value is None else show(value)
         else:

@@ -25,7 +25,7 @@ _LIST: Final = (
     Column("created", "recorded (UTC)", Kind.TIME),
     Column("attempts", "attempts", Kind.NUMBER),
     Column("max_fee_wei", "fee ceiling (wei per gas)", Kind.NUMBER, detail=True),
-    Column("fee", "paid (coin)", Kind.CREDITS),
+    Column("fee", "paid (coin)", Kind.COIN),
     Column("transaction", "transaction"),
 )
 _SHOWN: Final = (
@@ -40,7 +40,7 @@ _SHOWN: Final = (
     Column("block", "block", Kind.NUMBER),
     Column("succeeded", "succeeded", Kind.FLAG),
     Column("gas_used", "gas used", Kind.NUMBER),
-    Column("fee", "paid (coin)", Kind.CREDITS),
+    Column("fee", "paid (coin)", Kind.COIN),
     Column("transaction", "transaction"),
     Column("note", "note"),
 )

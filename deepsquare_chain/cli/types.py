@@ -22,6 +22,14 @@ def amount(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def some(text: str) -> int:
+    """Credit-wei of an amount of credits that is not zero."""
+    found = amount(text)
+    if not found:
+        raise typer.BadParameter("0 credits are nothing to give")
+    return found
+
+
 def price(text: str) -> int:
     """Credit-wei a second of a price in credits an hour, rounded down to the wei."""
     return amount(text) // SECONDS_PER_HOUR

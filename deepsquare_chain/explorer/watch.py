@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from eth_utils.crypto import keccak
-
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.roles import role_name
 from deepsquare_chain.credits import allotment, format_credits
 from deepsquare_chain.explorer.books import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.explorer.exceptions import Code, ExceptionRow, Severity, Spot
@@ -18,10 +17,6 @@ from deepsquare_chain.job import JobStatus
 #: Where a deployment record does not tell them: what a deployment takes by default, in seconds.
 _CLAIM_TIMEOUT: Final = 300
 _PENDING_TIMEOUT: Final = 600
-_ROLES: Final = {
-    bytes(32): "administrator",
-    **{keccak(text=name): name for name in ("METASCHEDULER_ROLE", "APPROVER_ROLE", "MINTER_ROLE")},
-}
 
 
 class Watch:
@@ -236,7 +231,7 @@ def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
             found = Code.SUBMISSIONS, notice, "", words
         case ev.RoleGranted() | ev.RoleRevoked():
             verb = "granted to" if isinstance(event, ev.RoleGranted) else "taken from"
-            role = _ROLES.get(event.role, "0x" + event.role.hex())
+            role = "administrator" if event.role == bytes(32) else role_name(event.role)
             words = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
             found = Code.ROLE, notice, event.account, words
         case ev.BanChanged():

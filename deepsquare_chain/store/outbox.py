@@ -16,6 +16,7 @@ from deepsquare_chain.store.schema import attempts, outbox
 
 #: Settled transactions without a key are forgotten after this many nonces.
 KEPT_NONCES = 2_000
+_LOOK = "`deepsquare tx list` shows what it has sent; each state folder has its own."
 
 
 class OutboxTables(Database):
@@ -80,7 +81,9 @@ class OutboxTables(Database):
         """
         found = self._entries(outbox.c.id == entry_id)
         if not found:
-            raise NotFoundError(f"Transaction {entry_id} is not in the outbox")
+            raise NotFoundError(
+                f"This wallet has sent no transaction {entry_id} from here", hint=_LOOK
+            )
         return found[0]
 
     def by_key(self, key: str) -> Entry | None:
@@ -110,7 +113,7 @@ class OutboxTables(Database):
         same = select(attempts.c.entry_id).where(attempts.c.tx_hash == tx_hash.lower())
         found = self._entries(outbox.c.id.in_(same))
         if not found:
-            raise NotFoundError(f"Transaction {tx_hash} is not in the outbox")
+            raise NotFoundError(f"This wallet has not sent {tx_hash} from here", hint=_LOOK)
         return found[-1]
 
     def spent(self) -> Sequence[tuple[int, int]]:

@@ -274,9 +274,11 @@ def test_status_that_is_none(cli: Cli) -> None:
 
 def test_only_roles_and_providers_may(cli: Cli, place: Place) -> None:
     alpine = json.loads(cli("provider", "status", "--all", "-o", "json").out)[0]["account"]
-    refused(cli("admin", "approve", alpine), 8, "role")
-    refused(cli("admin", "ban", alpine), 8, "role")
-    refused(cli("admin", "close"), 8, "role")
+    refused(cli("admin", "approve", alpine), 8, "does not have APPROVER_ROLE")
+    refused(cli("admin", "ban", alpine), 8, "does not have APPROVER_ROLE")
+    refused(cli("admin", "close"), 8, "does not have DEFAULT_ADMIN_ROLE")
+    for verb in ("approve", "ban", "unban"):
+        refused(cli("admin", verb, "0x" + "12" * 20), 4, "is not registered", "Check the address")
     refused(cli("provider", "run"), 4, "not registered", "provider register")
     refused(cli("provider", "status"), 4, "not registered")
     refused(cli("metascheduler", "run"), 8, "METASCHEDULER_ROLE")
@@ -378,6 +380,12 @@ def test_who_waits_for_a_job_is_told_why_it_stands_still(
 def test_words_that_are_no_address_or_label(cli: Cli) -> None:
     refused(cli("credit", "balance", "0x12"), 2, "'0x12'")
     refused(cli("credit", "transfer", "alice", "1"), 2, "'alice'")
+    refused(cli("credit", "transfer", "0x" + "00" * 20, "1"), 6, "can't receive credits")
+    mistyped = "0x976EA74026E726554dB657fA54763abd0C3a0aA9"
+    refused(cli("credit", "transfer", mistyped, "1"), 2, mistyped, "checksum is wrong")
+    nothing = cli("credit", "transfer", mistyped.lower(), "0")
+    assert (nothing.code, nothing.out) == (2, "")
+    assert "0 credits are nothing to give" in nothing.err
     refused(cli("provider", "labels", "--label", "fast"), 2, "key=value")
 
 
@@ -398,7 +406,7 @@ def test_faucet_pays_a_new_wallet(cli: Cli, tmp_path: Path) -> None:
     assert cli("wallet", "new", wallet).code == 0
     assert cli("credit", "faucet", "--keystore", wallet).code == 0
     found = json.loads(cli("credit", "balance", "--keystore", wallet, "-o", "json").out)
-    assert (found["balance_credits"], found["gas_credits"]) == ("1000", "10")
+    assert (found["balance_credits"], found["gas_coin"]) == ("1000", "10")
 
 
 def test_doctor_finds_what_is_wrong(cli: Cli, place: Place) -> None:

@@ -53,6 +53,7 @@ def test_what_was_never_sent_is_refused(cli: Cli, which: str, code: int) -> None
         found = cli("tx", verb, "--", which)
         assert (found.code, found.out) == (code, "")
         assert "Traceback" not in found.err
+        assert "deepsquare tx list" in found.err
 
 
 class Halted:

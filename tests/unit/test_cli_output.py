@@ -52,6 +52,14 @@ def test_json_amounts_are_integer_strings_beside_a_decimal() -> None:
     assert err.getvalue() == ""
 
 
+def test_coin_for_gas_is_not_called_credits() -> None:
+    column = Column("fee", "paid (coin)", Kind.COIN)
+    to, out, _ = printer(Format.JSON)
+    to.record((column,), (CREDIT // 4,))
+    assert json.loads(out.getvalue()) == {"fee": "250000000000000000", "fee_coin": "0.25"}
+    assert for_people(column, CREDIT // 4) == "0.25"
+
+
 def test_json_record_is_one_object() -> None:
     to, out, _ = printer(Format.JSON)
     to.record(COLUMNS, ROW)

@@ -24,6 +24,7 @@ from deepsquare_chain.chain.reverts import (
     selector_name,
 )
 from deepsquare_chain.chain.revertwords import _SENTENCES, HINTS, KINDS
+from deepsquare_chain.chain.roles import APPROVER_ROLE
 from deepsquare_chain.errors import InsufficientFundsError, NotAuthorisedError, RevertedError
 
 A = "0x" + "11" * 20
@@ -75,8 +76,26 @@ def test_words_and_fields() -> None:
     )
     assert poor.message == f"{A} has 0.1 credits, 3 are needed"
     assert poor.hint
+    nobody = decode_revert(reverts.ERC20InvalidReceiver.selector + encode(["address"], [A]))
+    assert (nobody.message, nobody.hint) == (f"{A} can't receive credits", "Check the address.")
     with pytest.raises(AttributeError):
         _ = poor.colour  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [
+        (bytes(32), "DEFAULT_ADMIN_ROLE"),
+        (APPROVER_ROLE, "APPROVER_ROLE"),
+        (b"\x01" * 32, "0x" + "01" * 32),
+    ],
+)
+def test_a_missing_role_is_named(role: bytes, name: str) -> None:
+    found = decode_revert(
+        reverts.AccessControlUnauthorizedAccount.selector
+        + encode(["address", "bytes32"], [A, role])
+    )
+    assert found.message == f"{A} does not have {name}, which this needs"
 
 
 def test_kinds_decide_the_exit_code() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pydantic_core
 from sqlalchemy import Connection, Row, Select, String, column, func, select, values
 
-from deepsquare_chain.chain.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
+from deepsquare_chain.chain.roles import ROLE_NAMES
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.explorer.index.reading import (
     DEFAULT_LIMIT,
@@ -54,13 +54,6 @@ KINDS: Final[Mapping[str, str]] = {
     "BanChanged": "ban",
     "ProviderChallenged": "challenged",
     "ProviderAnswered": "answered",
-}
-#: Roles by their identifier; any other is shown as it is.
-ROLE_NAMES: Final[Mapping[str, str]] = {
-    "0x" + bytes(32).hex(): "DEFAULT_ADMIN_ROLE",
-    "0x" + MINTER_ROLE.hex(): "MINTER_ROLE",
-    "0x" + APPROVER_ROLE.hex(): "APPROVER_ROLE",
-    "0x" + METASCHEDULER_ROLE.hex(): "METASCHEDULER_ROLE",
 }
 _SLICE: Final = 5_000
 _NO_FIGURES: Final = ProviderFigures(*[0] * 15)

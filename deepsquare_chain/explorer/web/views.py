@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from deepsquare_chain.chain.roles import ROLE_NAMES
 from deepsquare_chain.credits import cost
 from deepsquare_chain.explorer.bill import Bill, recompute_bill
 from deepsquare_chain.explorer.books import ZERO_ADDRESS, JobEntry
-from deepsquare_chain.explorer.index.registry import ROLE_NAMES
 from deepsquare_chain.explorer.index.rows import (
     EscrowPoint,
     JobDetail,

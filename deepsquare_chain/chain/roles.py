@@ -1,0 +1,29 @@
+"""The roles of the contracts by the identifiers that stand on chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from eth_utils.crypto import keccak
+
+MINTER_ROLE: Final = keccak(text="MINTER_ROLE")
+APPROVER_ROLE: Final = keccak(text="APPROVER_ROLE")
+METASCHEDULER_ROLE: Final = keccak(text="METASCHEDULER_ROLE")
+
+#: Names as the contracts write them; any other role has only its identifier.
+ROLE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "0x" + bytes(32).hex(): "DEFAULT_ADMIN_ROLE",
+        "0x" + MINTER_ROLE.hex(): "MINTER_ROLE",
+        "0x" + APPROVER_ROLE.hex(): "APPROVER_ROLE",
+        "0x" + METASCHEDULER_ROLE.hex(): "METASCHEDULER_ROLE",
+    }
+)
+
+
+def role_name(role: bytes) -> str:
+    """The name of a role, or its identifier in hexadecimal."""
+    identifier = f"0x{bytes(role).hex()}"
+    return ROLE_NAMES.get(identifier, identifier)
