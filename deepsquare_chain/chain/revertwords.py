@@ -45,6 +45,8 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
         "InvalidTransition": lambda f: (
             f"Job {f['job_id']} does not exist"
             if f["from"] == 0
+            else f"Job {f['job_id']} is {status_name(f['to'])} already"
+            if f["from"] == f["to"]
             else f"Job {f['job_id']} is {status_name(f['from'])} and can't become "
             f"{status_name(f['to'])}"
         ),
@@ -126,6 +128,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
 HINTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "InvalidTransition": "Look at the job with `deepsquare job get`.",
+        "WrongStatus": "Look at the job with `deepsquare job get`.",
         "NotCustomer": "Use the wallet that submitted the job.",
         "TooEarly": "Wait for the timeout, then try again.",
         "NotLost": "Challenge its provider first, and wait for the response timeout.",

@@ -211,14 +211,24 @@ async def results(
 
 
 @command(app)
-async def cancel(desk: Desk, jobs: JobArguments) -> None:
+async def cancel(desk: Desk, jobs: JobArguments) -> int:
     """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
+    from deepsquare_chain.chain.events import TransitionSkipped
     from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.errors import RevertedError
 
     async with open_wallet(desk.settings) as wallet:
         for job_id in jobs:
             await wallet.contracts.scheduler.get_job(job_id)
-        desk.receipt(await wallet.send(wallet.contracts.scheduler.cancel(jobs)))
+        receipt = await wallet.send(wallet.contracts.scheduler.cancel(jobs))
+    desk.receipt(receipt)
+    left_out = [each for each in receipt.events if isinstance(each, TransitionSkipped)]
+    for each in left_out:
+        desk.printer.note(
+            f"Job {each.job_id} was left out, it is {each.status.name} ({each.reason_name}); "
+            f"see `deepsquare job get {each.job_id}`."
+        )
+    return RevertedError.exit_code if left_out else 0
 
 
 @command(app)

@@ -27,7 +27,7 @@ async def stream(desk: Desk, contracts: Contracts, job_id: int, *, follow: bool)
         job = await contracts.scheduler.get_job(job_id)
         run = _run(desk, contracts, job)
         if run is None and (not follow or job.status.is_final):
-            raise no_run(job.id, job.status.name, desk.settings.state_dir)
+            raise no_run(job, desk.settings.state_dir)
         ended = job.status.is_final or (run is not None and has_ended(run))
         while run is not None and (part := read_output(run, offset, _CHUNK)):
             desk.printer.raw(part)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import amount
 from deepsquare_chain.credits import format_credits
 
@@ -42,6 +42,13 @@ _QUOTES: Final = (
     Column("starts_in", "starts in (s)", Kind.NUMBER, detail=True),
     Column("suits", "suits", Kind.FLAG),
     Column("refusal", "why not"),
+)
+_BILL: Final = (
+    Column("jobs", "jobs", Kind.NUMBER),
+    Column("total", "into escrow", Kind.CREDITS),
+    Column("balance", "credits", Kind.CREDITS),
+    Column("approval", "needs an approval", Kind.FLAG),
+    Column("gas", "gas at most (coin)", Kind.COIN),
 )
 _SUBMITTED: Final = (
     Column("id", "job", Kind.NUMBER),
@@ -174,6 +181,9 @@ async def submit(
             _announce(desk, due, permit=permit)
             if dry_run:
                 desk.printer.note("Dry run: nothing was sent.")
+                if desk.printer.style is not Format.TABLE:
+                    row = (due.jobs, due.total, due.balance, due.approval, due.gas_wei)
+                    desk.printer.record(_BILL, row)
                 return None
             done = await submit(
                 wallet.contracts,

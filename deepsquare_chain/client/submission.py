@@ -92,7 +92,10 @@ async def bill(contracts: Contracts, customer: str, requests: Sequence[Request])
     """
     jobs = sum(len(request.definitions) for request in requests)
     if not 1 <= jobs <= MAX_JOBS:
-        raise UsageError(f"{jobs} jobs can't go into one submission: 1 to {MAX_JOBS} can")
+        raise UsageError(
+            f"{jobs} jobs can't go into one submission: 1 to {MAX_JOBS} can",
+            hint="Lower --array, and submit the rest in further submissions.",
+        )
     w3, credit, scheduler = contracts.w3, contracts.credit, contracts.scheduler
     address = checked_address(customer)
     is_open, balance, allowance, gas_price, gas_balance = await asyncio.gather(

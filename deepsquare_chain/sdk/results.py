@@ -10,6 +10,7 @@ from pathlib import Path
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.client.history import reported_digest
 from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
+from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.provider.outputs import ResultFile, find_run, has_ended, result_files
 
 
@@ -51,7 +52,7 @@ async def job_results(
     grid = contracts.deployment.chain_id, contracts.scheduler.address
     run = await asyncio.to_thread(find_run, root, *grid, job_id)
     if run is None:
-        raise no_run(job_id, job.status.name, root)
+        raise no_run(job, root)
     if not job.status.is_final or not has_ended(run):
         raise UsageError(
             f"Job {job_id} has not ended: it is {job.status.name}",
@@ -64,11 +65,13 @@ async def job_results(
     return found
 
 
-def no_run(job_id: int, status: str, root: Path) -> NotFoundError:
+def no_run(job: Job, root: Path) -> NotFoundError:
     """That no provider of this machine has kept a run of the job."""
+    hint = "Output is read from a provider of this machine: give its state_dir (--state-dir)."
+    if job.status.is_live and job.status is not JobStatus.RUNNING:
+        hint = f"It has not started: `deepsquare job why {job.id}` tells why."
     return NotFoundError(
-        f"No run of job {job_id} ({status}) is kept below {root}",
-        hint="Output is read from a provider of this machine: give its state_dir (--state-dir).",
+        f"No run of job {job.id} ({job.status.name}) is kept below {root}", hint=hint
     )
 
 

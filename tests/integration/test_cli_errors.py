@@ -120,7 +120,7 @@ def test_too_few_credits_costs_nothing(cli: Cli) -> None:
 
 
 def test_more_jobs_than_a_block_holds(cli: Cli) -> None:
-    refused(cli("submit", HELLO, "--array", "251"), 2, "251")
+    refused(cli("submit", HELLO, "--array", "251"), 2, "251", "Lower --array")
 
 
 def test_dry_run_checks_everything_and_sends_nothing(cli: Cli) -> None:

@@ -59,6 +59,11 @@ def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:
     assert (found.code, found.out) == (0, "")
     assert "Dry run: nothing was sent." in found.err
     assert (credits(cli), sent()) == (before, 0)
+    told = data(cli("submit", HELLO, "--array", "2", "--dry-run", "-o", "json"))
+    assert (told["jobs"], told["total"], told["total_credits"]) == (2, str(2 * 10**18), "2")
+    assert (told["balance"], told["approval"]) == (str(before), True)
+    assert int(told["gas"]) > 0
+    assert (credits(cli), sent()) == (before, 0)
 
 
 def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any) -> None:
@@ -144,6 +149,22 @@ def test_results_of_a_job_that_nobody_ran_are_not_found(cli: Cli) -> None:
     found = cli("job", "results", str(made))
     assert found.code == 4
     assert f"No run of job {made} (PENDING)" in found.err
+    assert f"Hint: It has not started: `deepsquare job why {made}`" in found.err
+
+
+def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
+    made = data(cli("submit", HELLO, "--array", "2", "--permit", "-o", "json"))
+    first, second = (str(each["id"]) for each in made)
+    assert cli("job", "cancel", first).code == 0
+    both = cli("job", "cancel", first, second, "-o", "json")
+    assert both.code == 6
+    assert json.loads(both.out)["label"] == "cancel 2 jobs"
+    assert f"Job {first} was left out, it is CANCELLED (InvalidTransition)" in both.err
+    assert f"Job {second} was" not in both.err
+    assert data(cli("job", "get", second, "-o", "json"))["status"] == "CANCELLED"
+    again = cli("job", "cancel", second)
+    assert (again.code, again.out) == (6, "")
+    assert f"Job {second} is CANCELLED already" in again.err
 
 
 def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:

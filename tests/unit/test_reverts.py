@@ -66,6 +66,10 @@ def test_words_and_fields() -> None:
     )
     assert found.message == "Job 7 is RUNNING and can't become CANCELLED"
     assert (found.job_id, found.to) == (7, 5)  # type: ignore[attr-defined]
+    again = decode_revert(
+        reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 5, 5])
+    )
+    assert again.message == "Job 7 is CANCELLED already"
     missing = decode_revert(
         reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 0, 5])
     )
