@@ -10,7 +10,7 @@ import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import CreditsArgument, JobArgument, JobArguments, amount
+from deepsquare_chain.cli.types import CreditsArgument, JobArgument, JobArguments, some
 from deepsquare_chain.job import Job
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ async def retry(
     credits: Annotated[
         int | None,
         typer.Option(
-            "--credits", parser=amount, metavar="CREDITS", help="Escrow; as before by default."
+            "--credits", parser=some, metavar="CREDITS", help="Escrow; as before by default."
         ),
     ] = None,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import amount
+from deepsquare_chain.cli.types import some
 from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ _SUBMITTED: Final = (
 JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML).")]
 CreditsOption = Annotated[
     int | None,
-    typer.Option("--credits", parser=amount, metavar="CREDITS", help="Escrow; wins over the file."),
+    typer.Option("--credits", parser=some, metavar="CREDITS", help="Escrow; wins over the file."),
 ]
 LimitOption = Annotated[
     str | None,

@@ -26,7 +26,7 @@ def some(text: str) -> int:
     """Credit-wei of an amount of credits that is not zero."""
     found = amount(text)
     if not found:
-        raise typer.BadParameter("0 credits are nothing to give")
+        raise typer.BadParameter("it must be more than 0")
     return found
 
 

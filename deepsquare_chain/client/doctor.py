@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import stat
@@ -15,7 +16,7 @@ from typing import Final
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.runway import runway
 from deepsquare_chain.chain.verifying import verify_deployment
-from deepsquare_chain.chain.wallet import address_of
+from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.network import open_grid
 from deepsquare_chain.credits import format_credits
@@ -105,7 +106,15 @@ async def _password_file(settings: Settings) -> str:
     if not settings.password_file.is_file():
         raise UsageError(f"there is no file {settings.password_file}")
     _private(settings.password_file)
-    return str(settings.password_file)
+    if settings.keystore is None or not await _is_wallet(settings):
+        return str(settings.password_file)
+    await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+    return f"{settings.password_file} opens the wallet"
+
+
+async def _is_wallet(settings: Settings) -> bool:
+    """Whether the check of the wallet finds nothing: what it finds is told once."""
+    return (await _run("wallet", _wallet, settings)).ok
 
 
 async def _balance(settings: Settings) -> str:

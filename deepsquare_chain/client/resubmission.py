@@ -37,7 +37,7 @@ async def resubmit(
     store = FolderDefinitionStore(settings.store)
     data = await store.get(job.definition)
     terms = Terms(
-        amount=amount or told.funded + told.carried_in,
+        amount=told.funded + told.carried_in if amount is None else amount,
         time_limit=job.time_limit,
         resources=job.resources,
         retries=job.retries_left,

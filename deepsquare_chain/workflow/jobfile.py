@@ -61,7 +61,8 @@ class JobFile:
         try:
             checks.bounded_amount(amount)
         except PydanticCustomError as error:
-            raise JobFileError(f"{self.source}: credits {error.message()}") from None
+            whose = "credits" if credits is None else "the given credits"
+            raise JobFileError(f"{self.source}: {whose} {error.message()}") from None
         try:
             checks.duration(limit)
         except PydanticCustomError as error:

@@ -385,7 +385,7 @@ def test_words_that_are_no_address_or_label(cli: Cli) -> None:
     refused(cli("credit", "transfer", mistyped, "1"), 2, mistyped, "checksum is wrong")
     nothing = cli("credit", "transfer", mistyped.lower(), "0")
     assert (nothing.code, nothing.out) == (2, "")
-    assert "0 credits are nothing to give" in nothing.err
+    assert "must be more than 0" in nothing.err
     refused(cli("provider", "labels", "--label", "fast"), 2, "key=value")
 
 
@@ -417,6 +417,32 @@ def test_doctor_finds_what_is_wrong(cli: Cli, place: Place) -> None:
     wrong = {check["check"] for check in json.loads(found.out) if not check["ok"]}
     assert found.code == 1
     assert {"deployment and endpoint", "contracts", "clock", "balance"} == wrong
+
+
+def test_doctor_tries_the_password(cli: Cli, tmp_path: Path) -> None:
+    other = tmp_path / "password"
+    other.write_text("another one")
+    other.chmod(0o600)
+    found = cli("doctor", "-o", "json", "--password-file", str(other))
+    assert found.code == 1
+    (wrong,) = (check for check in json.loads(found.out) if not check["ok"])
+    assert wrong["check"] == "password file"
+    assert "The password does not open the wallet" in wrong["text"]
+    assert wrong["hint"]
+    assert "another one" not in found.out + found.err
+    nobody = json.loads(cli("doctor", "-o", "json", "--keystore", str(other)).out)
+    told = {check["check"]: check["ok"] for check in nobody}
+    assert (told["wallet"], told["password file"]) == (False, True)
+
+
+@pytest.mark.parametrize("verb", [("submit", HELLO), ("quote", HELLO), ("job", "retry", "1")])
+def test_no_credits_are_never_taken_for_the_default(cli: Cli, verb: tuple[str, ...]) -> None:
+    before = worth(cli)
+    found = cli(*verb, "--credits", "0")
+    assert (found.code, found.out) == (2, "")
+    assert "--credits" in found.err
+    assert "must be more than 0" in found.err
+    assert worth(cli) == before
 
 
 def test_an_existing_record_is_never_overwritten(cli: Cli) -> None:

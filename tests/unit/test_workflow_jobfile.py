@@ -91,7 +91,7 @@ def test_arguments_win_over_the_file() -> None:
     [
         ({"time_limit": 5}, "credits is missing"),
         ({"credits": 5}, "timeLimit is missing"),
-        ({"credits": 0, "time_limit": 5}, "credits must be more than 0"),
+        ({"credits": 0, "time_limit": 5}, "the given credits must be more than 0"),
         ({"credits": -1, "time_limit": 5}, "credits must be more than 0"),
         ({"credits": 2**96, "time_limit": 5}, "credits must be more than 0 and at most"),
         ({"credits": 5, "time_limit": 0}, "timeLimit must be a whole number"),
