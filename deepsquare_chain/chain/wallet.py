@@ -179,10 +179,10 @@ def _secret_from(path: Path, what: str) -> str:
             mode = os.fstat(file.fileno()).st_mode
             raw = file.read(MAX_BYTES)
     except FileNotFoundError:
-        hint = f"Name one with {PASSWORD_FILE_VARIABLE}, or leave that out to be asked."
-        raise NotFoundError(
-            f"There is no {what} {path}", hint=hint if what == "password file" else ""
-        ) from None
+        hint = "Check the path of the file that holds the key."
+        if what == "password file":
+            hint = f"Name one with {PASSWORD_FILE_VARIABLE}, or leave that out to be asked."
+        raise NotFoundError(f"There is no {what} {path}", hint=hint) from None
     except OSError as error:
         raise UsageError(
             f"The {what} {path} can't be read: {error.strerror}", hint="Check its permissions."

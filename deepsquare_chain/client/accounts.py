@@ -90,8 +90,13 @@ async def ask_faucet(settings: Settings, account: str) -> None:
         async with httpx.AsyncClient(timeout=settings.timeout, trust_env=False) as client:
             answer = await client.post(url, json={"address": checked_address(account)})
     except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = type(error).__name__
+        if isinstance(error, httpx.ConnectError):
+            why = "nothing answers there"
+        elif isinstance(error, httpx.TimeoutException):
+            why = "no answer in time"
         raise EndpointError(
-            f"The faucet at {safe_url(url)} can't be reached: {type(error).__name__}",
+            f"The faucet at {safe_url(url)} can't be reached: {why}",
             hint="Is `deepsquare devnet up` still running?",
         ) from None
     if answer.is_error:

@@ -18,7 +18,7 @@ from deepsquare_chain.chain.runway import runway
 from deepsquare_chain.chain.verifying import verify_deployment
 from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.client.accounts import balances
-from deepsquare_chain.client.network import open_grid
+from deepsquare_chain.client.network import no_keystore, open_grid
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.settings import Settings, safe_url
@@ -94,7 +94,7 @@ async def _clock(settings: Settings) -> str:
 
 async def _wallet(settings: Settings) -> str:
     if settings.keystore is None:
-        raise UsageError("no wallet is set", hint="Name one with --keystore.")
+        raise no_keystore()
     address = address_of(settings.keystore)
     _private(settings.keystore)
     return f"{address} in {settings.keystore}"
@@ -104,7 +104,10 @@ async def _password_file(settings: Settings) -> str:
     if settings.password_file is None:
         return "none: the terminal is asked"
     if not settings.password_file.is_file():
-        raise UsageError(f"there is no file {settings.password_file}")
+        raise UsageError(
+            f"there is no file {settings.password_file}",
+            hint="Name the right one with --password-file, or none to be asked.",
+        )
     _private(settings.password_file)
     if settings.keystore is None or not await _is_wallet(settings):
         return str(settings.password_file)
@@ -119,7 +122,7 @@ async def _is_wallet(settings: Settings) -> bool:
 
 async def _balance(settings: Settings) -> str:
     if settings.keystore is None:
-        raise UsageError("no wallet is set")
+        raise no_keystore()
     address = address_of(settings.keystore)
     async with open_grid(settings) as contracts:
         found = await balances(contracts, address)

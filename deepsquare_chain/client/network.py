@@ -85,7 +85,7 @@ async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
         GridError: As `open_grid`.
     """
     if settings.keystore is None:
-        raise _no_keystore()
+        raise no_keystore()
     # A wrong path is told before anybody is asked for a password.
     address_of(settings.keystore)
     async with open_grid(settings) as contracts:
@@ -112,13 +112,14 @@ def own_address(settings: Settings, given: str | None) -> str:
     if given is not None:
         return checked_address(given)
     if settings.keystore is None:
-        raise _no_keystore("Give an address, or name a wallet with --keystore.")
+        raise no_keystore()
     return address_of(settings.keystore)
 
 
-def _no_keystore(hint: str = "") -> UsageError:
+def no_keystore() -> UsageError:
+    """That a command needs to know whose it is."""
     return UsageError(
         "No wallet is set",
-        hint=hint
-        or "Name one with --keystore or DEEPSQUARE_KEYSTORE; `deepsquare wallet new` makes one.",
+        hint="Name one with --keystore or DEEPSQUARE_KEYSTORE; `deepsquare wallet new FILE` makes "
+        "one, and `deepsquare devnet up` a local grid with wallets for this folder.",
     )

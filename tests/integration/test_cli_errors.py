@@ -172,7 +172,14 @@ def test_no_wallet_and_a_wallet_that_is_none(cli: Cli, tmp_path: Path) -> None:
     refused(cli("wallet", "show", "--keystore", str(tmp_path / "x.json")), 2, "x.json")
     refused(cli("wallet", "new", str(tmp_path / "x.json")), 2, "never overwritten")
     found = run(["credit", "balance"], tmp_path)
-    refused(found, 2, "No wallet is set")
+    refused(found, 2, "No wallet is set", "deepsquare wallet new FILE", "deepsquare devnet up")
+    checks = {
+        each["check"]: each for each in json.loads(run(["doctor", "-o", "json"], tmp_path).out)
+    }
+    for name in ("wallet", "balance"):
+        assert (checks[name]["ok"], "--keystore" in checks[name]["hint"]) == (False, True)
+    found = cli("wallet", "import", str(tmp_path / "n.json"), "--key-file", str(tmp_path / "k"))
+    refused(found, 4, "There is no key file", "Check the path")
 
 
 # ------------------------------------------------------------------ endpoints
@@ -407,6 +414,13 @@ def test_faucet_pays_a_new_wallet(cli: Cli, tmp_path: Path) -> None:
     assert cli("credit", "faucet", "--keystore", wallet).code == 0
     found = json.loads(cli("credit", "balance", "--keystore", wallet, "-o", "json").out)
     assert (found["balance_credits"], found["gas_coin"]) == ("1000", "10")
+
+
+def test_a_faucet_that_is_down(cli: Cli, place: Place, tmp_path: Path) -> None:
+    record = {**place.record, "extra": {**place.record["extra"], "faucet": nobody()}}
+    (tmp_path / "deployment.json").write_text(json.dumps(record))
+    found = cli("credit", "faucet", "--deployment", str(tmp_path / "deployment.json"))
+    refused(found, 7, "nothing answers there", "deepsquare devnet up")
 
 
 def test_doctor_finds_what_is_wrong(cli: Cli, place: Place) -> None:
