@@ -69,6 +69,7 @@ class CheckedProvider(AsyncHTTPProvider):
         )
         self.global_ccip_read_enabled = False
         self.place = safe_url(url)
+        self._session: aiohttp.ClientSession | None = None
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Ask once."""
@@ -93,11 +94,27 @@ class CheckedProvider(AsyncHTTPProvider):
         by_id = {repr(each.get("id")): each for each in answers if isinstance(each, dict)}
         return [self._checked(request, by_id.get(repr(request["id"]))) for request in requests]
 
+    async def disconnect(self) -> None:
+        """Close its connections; harmless when closed, and the next question opens them again."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _connections(self) -> aiohttp.ClientSession:
+        """Connections that stay open for the next question.
+
+        web3 opens a new one for each, which costs a way to the node and back, and with TLS more.
+        """
+        if self._session is None:
+            self._session = aiohttp.ClientSession(raise_for_status=True)
+        return self._session
+
     async def _post(self, body: bytes) -> Any:
         try:
-            raw = await self._request_session_manager.async_make_post_request(
-                URI(str(self.endpoint_uri)), body, **self.get_request_kwargs()
-            )
+            async with self._connections().post(
+                str(self.endpoint_uri), data=body, **self.get_request_kwargs()
+            ) as answer:
+                raw = await answer.read()
         except aiohttp.ClientResponseError as error:
             kind = TransientEndpointError if _may_pass(error.status) else EndpointError
             raise kind(

@@ -254,15 +254,16 @@ class Sender:
             if receipt is not None:
                 return await self._settle(entry, receipt)
             if time.monotonic() > deadline:
+                latest = self._outbox.entry(entry.id).latest
                 raise WaitTimeoutError(
-                    f"{entry.call.label!r} was not mined in time ({entry.latest.tx_hash})",
+                    f"{entry.call.label!r} was not mined in time ({latest.tx_hash})",
                     hint="It stays recorded and may still be mined: see `deepsquare tx list`.",
                 )
             await asyncio.sleep(self._poll)
-            entry = self._outbox.entry(entry.id)
 
     async def _settle(self, entry: Entry, receipt: Any) -> TxReceipt:
         crash_point("sender.receipt")
+        entry = self._outbox.entry(entry.id)
         self._dispatcher.settle(entry, receipt)
         crash_point("sender.settled")
         if self._outbox.entry(entry.id).state is TxState.CANCELLED:
@@ -281,6 +282,7 @@ class Sender:
         if pulse.head == watch.head and pulse.count <= entry.nonce and watch.looks % _IDLE_LOOKS:
             return None
         moved, watch.head = pulse.head != watch.head, pulse.head
+        entry = self._outbox.entry(entry.id)  # it may have been outbid
         receipt = await self._dispatcher.receipt(entry.attempts)
         if receipt is not None:
             deep = pulse.head >= receipt["blockNumber"] + self._confirmations

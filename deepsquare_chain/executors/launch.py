@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Final
 
 from deepsquare_chain.executors import leftovers
 from deepsquare_chain.executors.base import RunSpec
-from deepsquare_chain.executors.rundir import RunFolder
+from deepsquare_chain.executors.rundir import RunFolder, unique
 from deepsquare_chain.faults import VARIABLE, crash_point
 
 #: Jobs stand a little behind their daemon: a crowd of them must not keep claims and reports waiting.
@@ -28,7 +27,7 @@ def make_run(runs: Path, spec: RunSpec) -> RunFolder:
         OSError: It could not be made.
     """
     folder = RunFolder(runs / spec.key)
-    fresh = RunFolder(runs / f".new-{secrets.token_hex(8)}")
+    fresh = RunFolder(runs / f".new-{unique()}")
     wanted = spec.resources
     record = {
         "key": spec.key,
@@ -60,6 +59,12 @@ class Launched:
         self._took = False
         if process.stdout is not None:
             os.set_blocking(process.stdout.fileno(), False)
+
+    @property
+    def voice(self) -> int | None:
+        """Descriptor that can be read when it has said something or is gone; None from then on."""
+        said = self._process.stdout
+        return None if said is None or said.closed else said.fileno()
 
     @property
     def ended(self) -> bool:

@@ -32,6 +32,9 @@ from deepsquare_chain.executors.runs import HUNG, Runs
 from deepsquare_chain.job import Offer
 
 _START_PATIENCE: Final = 60.0  # seconds for a supervisor to take its run on a busy machine
+#: Seconds between two looks whether a supervisor took its run: at least, and at most.
+_MOMENT: Final = 0.01
+_LISTEN: Final = 1.0
 T = TypeVar("T")
 
 
@@ -73,7 +76,7 @@ class LocalExecutor(Executor):
                     f"Run {spec.key} did not start in {_START_PATIENCE:.0f} seconds",
                     hint="The machine is overloaded; submit it again later.",
                 )
-            await asyncio.sleep(0.01)
+            await _heard(self._runs.voice(spec.key))
             taken = await self._call(self._runs.taken, spec.key)
         return spec.key
 
@@ -151,6 +154,20 @@ class LocalExecutor(Executor):
                 return work(*arguments)
 
         return await asyncio.to_thread(typed)
+
+
+async def _heard(voice: int | None) -> None:
+    """Wait until a descriptor can be read; a moment at least, and not for long."""
+    await asyncio.sleep(_MOMENT)
+    if voice is None:
+        return
+    loop, heard = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(voice, heard.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(heard.wait(), _LISTEN)
+    finally:
+        loop.remove_reader(voice)
 
 
 @contextlib.contextmanager

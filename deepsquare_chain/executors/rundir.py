@@ -19,7 +19,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Mapping
@@ -247,5 +246,13 @@ def _number(record: Mapping[str, Any], name: str) -> float:
         raise OSError(errno.EIO, f"holds no number {name}") from None
 
 
+def unique(size: int = 8) -> str:
+    """A word of `size` random bytes that nobody can guess.
+
+    `secrets` would give the same, after loading all of OpenSSL into every supervisor.
+    """
+    return os.urandom(size).hex()
+
+
 def _sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    return path.with_name(f".{path.name}.{unique()}")

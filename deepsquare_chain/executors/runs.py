@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import threading
@@ -32,7 +31,7 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.executors.launch import Launched
 from deepsquare_chain.executors.leftovers import Census, StubbornError
 from deepsquare_chain.executors.procfs import Identity
-from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes
+from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes, unique
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe import get_logger
@@ -98,6 +97,11 @@ class Runs:
             return False
         self._starting.pop(key, None)
         raise ExecutorUnavailableError(f"Run {key} could not be started: {self._undo(folder)}")
+
+    def voice(self, key: str) -> int | None:
+        """Descriptor on which a supervisor that was started here will say something, if any."""
+        child = self._starting.get(key)
+        return None if child is None else child.voice
 
     def _took(self, key: str) -> bool:
         """Whether a supervisor that was started here has the run, even without its folder."""
@@ -287,7 +291,7 @@ class Runs:
         leftovers.take_down(folder, claim, reason)
 
     def _remove(self, folder: RunFolder) -> None:
-        gone = self.path / f".gone-{secrets.token_hex(8)}"
+        gone = self.path / f".gone-{unique()}"
         folder.path.rename(gone)
         self._ended.pop(folder.key, None)
         launch.remove_tree(gone)
