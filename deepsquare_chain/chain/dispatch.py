@@ -62,6 +62,7 @@ class Dispatcher:
         self._floor = 0  # least nonce of the next transaction, after one that was taken
         self._count: int | None = None  # the account's nonce on the chain when it was seen last
         self._head = (-1, 0.0)  # highest head that was seen, and when
+        self._tended: tuple[int, int, float] | None = None  # head and nonce at the last look
         self._metrics = metrics
         if metrics is not None:
             words = "Nonces of the wallet that somebody else used."
@@ -78,7 +79,7 @@ class Dispatcher:
         async with self._lock:
             while True:
                 fees = await self._preflight.fees(call, gas, deadline)
-                head, floor = await self._tend()
+                head, floor = await self._tended_lately()
 
                 def sign(nonce: int, fees: Fees = fees, head: int = head) -> Attempt:
                     return self._sign(call, nonce, gas, fees, head)
@@ -94,6 +95,7 @@ class Dispatcher:
                     outcome = await self._whose(entry)
                 if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
                     return self._outbox.entry(entry.id)
+                self._tended = None
                 self._give_up(entry, outcome, error, deadline)
                 if outcome is Outcome.NONCE_USED:
                     self._floor = await self._next_nonce()
@@ -213,9 +215,17 @@ class Dispatcher:
 
     # -- with the lock held
 
+    async def _tended_lately(self) -> tuple[int, int]:
+        """As `_tend`, once for all that are sent together."""
+        if self._tended is not None and time.monotonic() - self._tended[2] < self._poll:
+            return self._tended[:2]
+        return await self._tend()
+
     async def _tend(self) -> tuple[int, int]:
         """As `tend`; head and the account's next nonce on the chain."""
+        self._tended = None
         head, count = await self.stand()
+        looked = time.monotonic()
         lags = self._lags(head)
         if not lags:
             await self._notice_foreign(count)
@@ -230,6 +240,7 @@ class Dispatcher:
         for entry in self._outbox.open_entries():
             if entry.nonce < count and (receipt := await self.receipt(entry.attempts)):
                 self.settle(entry, receipt)
+        self._tended = (head, count, looked)
         return head, count
 
     async def stand(self) -> tuple[int, int]:

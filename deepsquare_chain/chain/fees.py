@@ -42,21 +42,28 @@ def _raise(fee: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """What blocks cost now: `least` is what the next block asks, `fees` what lasts for a while."""
+    """What blocks cost now and hold.
+
+    Attributes:
+        least: What the next block asks.
+        fees: What lasts for a while.
+        block_gas: Gas that a block holds.
+    """
 
     least: int
     fees: Fees
+    block_gas: int
 
 
 async def market(w3: AsyncWeb3[Any]) -> Market:
     """Ask the node for the base fee and the usual tip."""
     block, tip = await asyncio.gather(w3.eth.get_block("latest"), _tip(w3))
-    base = block.get("baseFeePerGas")
+    base, holds = block.get("baseFeePerGas"), int(block["gasLimit"])
     if base is None:
         price = int(await w3.eth.gas_price)
-        return Market(least=price, fees=Fees(price, price))
+        return Market(price, Fees(price, price), holds)
     # Twice the base fee outlives six full blocks in a row.
-    return Market(least=int(base) + 1, fees=Fees(max_fee=2 * int(base) + tip, priority_fee=tip))
+    return Market(int(base) + 1, Fees(max_fee=2 * int(base) + tip, priority_fee=tip), holds)
 
 
 async def _tip(w3: AsyncWeb3[Any]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -17,7 +18,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
 
 from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.fees import Fees, market
+from deepsquare_chain.chain.fees import Fees, Market, market
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.reverts import decode_revert, revert_data
 from deepsquare_chain.credits import format_credits
@@ -36,6 +37,15 @@ _MAX_GAS: Final = 2**24
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What does not depend on the call: what blocks cost, and the account's coin in wei."""
+
+    market: Market
+    balance: int
+    at: float
+
+
 def request(sender: str, call: Call) -> Any:
     """A call as eth_call and eth_estimateGas take it."""
     body = {"from": sender, "data": HexBytes(call.data), "value": call.value}
@@ -50,6 +60,8 @@ class Preflight:
         self._address = address
         self._ceiling = ceiling
         self._poll = poll
+        self._ground: _Ground | None = None
+        self._looking = asyncio.Lock()
 
     async def simulate(self, call: Call) -> None:
         """Try a call on the latest block.
@@ -68,9 +80,9 @@ class Preflight:
     async def gas_limit(self, call: Call) -> int:
         """Gas for a call; errors as `simulate`."""
         try:
-            estimate, block = await asyncio.gather(
+            estimate, ground = await asyncio.gather(
                 self._w3.eth.estimate_gas(request(self._address, call), "latest"),
-                self._w3.eth.get_block("latest"),
+                self._look(),
             )
         except (ContractLogicError, Web3RPCError) as error:
             if revert_data(error) is None:
@@ -79,7 +91,7 @@ class Preflight:
                 raise decode_revert(error) from None
             raise self.turned_down(call, error) from None
         over, under = _MARGIN
-        most = min(int(block["gasLimit"]), _MAX_GAS)
+        most = min(ground.market.block_gas, _MAX_GAS)
         return max(int(estimate), min(int(estimate) * over // under + _EXTRA, most))
 
     async def fees(self, call: Call, gas: int, deadline: float) -> Fees:
@@ -89,29 +101,39 @@ class Preflight:
             WaitTimeoutError: Still too dear at `deadline` (monotonic seconds).
             InsufficientFundsError: The account can't pay them.
         """
-        account = to_checksum_address(self._address)
         while True:
-            now, balance = await asyncio.gather(
-                market(self._w3), self._w3.eth.get_balance(account, "latest")
-            )
-            if now.least <= self._ceiling:
+            ground = await self._look()
+            least = ground.market.least
+            if least <= self._ceiling:
                 break
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(
-                    f"{call.label!r} was not sent: gas costs {now.least} wei, the ceiling is "
+                    f"{call.label!r} was not sent: gas costs {least} wei, the ceiling is "
                     f"{self._ceiling} wei",
                     hint="Raise the ceiling (max_fee_gwei) or wait for a cheaper hour.",
                 )
-            _log.warning("gas_too_dear", label=call.label, wei=now.least, ceiling=self._ceiling)
+            _log.warning("gas_too_dear", label=call.label, wei=least, ceiling=self._ceiling)
             await asyncio.sleep(self._poll)
-        fees = now.fees.within(self._ceiling)
+        fees = ground.market.fees.within(self._ceiling)
         needed = gas * fees.max_fee + call.value
-        if balance < needed:
+        if ground.balance < needed:
             raise self.no_money(
-                f"for {call.label!r}: it has {format_credits(int(balance))} of the chain's coin, "
+                f"for {call.label!r}: it has {format_credits(ground.balance)} of the chain's coin, "
                 f"up to {format_credits(needed)} may be needed"
             )
         return fees
+
+    async def _look(self) -> _Ground:
+        """Asked once for all that are about to be sent together."""
+        async with self._looking:
+            now = time.monotonic()
+            if self._ground is None or now - self._ground.at >= self._poll:
+                account = to_checksum_address(self._address)
+                costs, balance = await asyncio.gather(
+                    market(self._w3), self._w3.eth.get_balance(account, "latest")
+                )
+                self._ground = _Ground(costs, int(balance), now)
+            return self._ground
 
     def turned_down(self, call: Call, error: Web3RPCError) -> GridError:
         """An error for people from what the node said."""

@@ -92,15 +92,16 @@ class Batches:
     # -- making
 
     def _batches(self, planned: Sequence[Planned]) -> Iterable[Batch]:
+        # Claims first: somebody waits for them, and what is sent late may miss a block.
+        for kind, ids, make in self._plain(planned):
+            for part in _slices(ids, self._size):
+                yield Batch(kind, tuple(part), make(part))
         reports = [(view, a) for view, a in planned if isinstance(a, Report)]
         for some in _slices(reports, self._size):
             reported = tuple(view.job.id for view, _ in some)
             yield Batch(
                 "finish", reported, self._scheduler.finish([_report(*each) for each in some])
             )
-        for kind, ids, make in self._plain(planned):
-            for part in _slices(ids, self._size):
-                yield Batch(kind, tuple(part), make(part))
 
     def _plain(
         self, planned: Sequence[Planned]

@@ -125,7 +125,7 @@ class Handlers:
                 await self._submit(view, action)
             case Adopt():
                 _log.info("adopted", job=view.job.id, run=action.handle)
-                self._table.put(rows.submitted(view.run, action.handle))
+                self._table.put(rows.submitted(view.run, action.handle), durable=False)
             case Extend():
                 return await self._extend(view, action)
             case Cancel():
@@ -138,7 +138,8 @@ class Handlers:
                 self._table.put(rows.released(view.run, self._table.key(view.job.id, attempt)))
             case Close():
                 await self._make_sure(view)
-                self._table.put(rows.closed(view.run))
+                # The chain says again that it is over.
+                self._table.put(rows.closed(view.run), durable=False)
             case _:
                 return False
         return True
@@ -165,7 +166,8 @@ class Handlers:
             self._table.put(rows.refused(run, str(error)))
             return
         crash_point("provider.submit.taken")
-        self._table.put(rows.submitted(run, handle))
+        # The executor knows it by its key, should this be lost.
+        self._table.put(rows.submitted(run, handle), durable=False)
         crash_point("provider.submit.recorded")
         _log.info("submitted", job=view.job.id, run=handle, walltime=action.walltime)
 

@@ -40,6 +40,7 @@ class Head:
 
     number: int
     time: int
+    hash: bytes
 
 
 class Observer:
@@ -72,6 +73,7 @@ class Observer:
         self._misses: dict[int, int] = {}
         self._strays: set[int] = set()
         self._swept: set[str] = set()
+        self._known: tuple[bytes, dict[int, tuple[Job, Job]]] = (b"", {})
 
     async def sweep(self, chain_id: int, contract: str) -> None:
         """Make rows for runs that the executor knows and the database does not."""
@@ -93,15 +95,14 @@ class Observer:
         rows = self._table.open()
         if not rows:
             return []
-        ids = [row.job_id for row in rows]
-        jobs, confirmed = await self._records(ids, head)
+        records = await self._records([row.job_id for row in rows], head)
         statuses = await self._poll([row.handle for row in rows if _may_move(row)])
         placed = await self._placed(rows)
         return list(
             await asyncio.gather(
                 *(
-                    self._view(row, job, past, statuses, placed=row.key in placed)
-                    for row, job, past in zip(rows, jobs, confirmed, strict=True)
+                    self._view(row, *records[row.job_id], statuses, placed=row.key in placed)
+                    for row in rows
                 )
             )
         )
@@ -116,17 +117,26 @@ class Observer:
 
     # -- the chain
 
-    async def _records(self, ids: Sequence[int], head: Head) -> tuple[list[Job], list[Job]]:
-        """Records now, and as confirmed blocks have them."""
+    async def _records(self, ids: Sequence[int], head: Head) -> Mapping[int, tuple[Job, Job]]:
+        """Records now, and as confirmed blocks have them; of one block each is asked for once."""
+        block, known = self._known
+        known = {job_id: known[job_id] for job_id in ids if block == head.hash and job_id in known}
+        missing = [job_id for job_id in ids if job_id not in known]
+        if missing:
+            known |= await self._ask(missing, head)
+        self._known = (head.hash, known)
+        return known
+
+    async def _ask(self, ids: Sequence[int], head: Head) -> dict[int, tuple[Job, Job]]:
         depth = max(self._first_block, head.number - self._confirmations)
         if depth >= head.number:
             jobs = await self._scheduler.get_jobs(ids, block_identifier=head.number)
-            return jobs, jobs
+            return {job.id: (job, job) for job in jobs}
         jobs, confirmed = await asyncio.gather(
             self._scheduler.get_jobs(ids, block_identifier=head.number),
             self._scheduler.get_jobs(ids, block_identifier=depth),
         )
-        return jobs, confirmed
+        return {job.id: (job, past) for job, past in zip(jobs, confirmed, strict=True)}
 
     # -- the executor
 

@@ -173,7 +173,8 @@ class ProviderService:
             settled=settings.confirmations,
             metrics=metrics,
         )
-        self._head = Head(0, 0)
+        self._head = Head(0, 0, b"")
+        self._followed = b""  # the block up to which events are taken in, and a challenge seen
         self._looked_slowly: float | None = None
         self._told: dict[int, Action] = {}
 
@@ -191,8 +192,11 @@ class ProviderService:
         if head is None:
             return False
         await self._look_slowly()
-        following = self._follower.poll(self.table.apply, head=head.number)
-        await together(self._answer(head), following)
+        if head.hash != self._followed:
+            following = self._follower.poll(self.table.apply, head=head.number)
+            await together(self._answer(head), following)
+            if self._follower.position == head.number:
+                self._followed = head.hash
         crash_point("provider.followed")
         return await self._act(head) > 0
 
@@ -205,7 +209,7 @@ class ProviderService:
     async def _look_at_head(self) -> Head | None:
         """The latest block; None from an endpoint that lags behind what was seen before."""
         block = await self._w3.eth.get_block("latest")
-        head = Head(int(block["number"]), int(block["timestamp"]))
+        head = Head(int(block["number"]), int(block["timestamp"]), bytes(block["hash"]))
         seen = max(self._head.number, self._batches.mined_at)
         if head.number < seen:
             _log.warning("endpoint lags", head=head.number, seen=seen)
@@ -273,9 +277,13 @@ class ProviderService:
 
     def _intend(self, planned: Sequence[tuple[View, Action]]) -> None:
         """Write down which jobs are about to be started, before it is done."""
-        for view, action in planned:
-            if isinstance(action, Start) and view.run.phase is Phase.WATCHED:
-                self.table.put(rows.starting(view.run))
+        self.table.put(
+            *(
+                rows.starting(view.run)
+                for view, action in planned
+                if isinstance(action, Start) and view.run.phase is Phase.WATCHED
+            )
+        )
         crash_point("provider.intended")
 
     def _tell(self, planned: Sequence[tuple[View, Action]]) -> None:

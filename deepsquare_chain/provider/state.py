@@ -114,10 +114,12 @@ class RunTable:
 
     # -- writing
 
-    def put(self, run: Run) -> None:
-        """Write a row; on the disk when this returns."""
-        with self._store.begin() as connection:
-            _put(connection, run)
+    def put(self, *changed: Run, durable: bool = True) -> None:
+        """Write rows; on the disk when this returns, but for what can be told again."""
+        if changed:
+            with self._store.begin(durable=durable) as connection:
+                for run in changed:
+                    _put(connection, run)
 
     def watch(self, job_id: int, attempt: int = 0) -> None:
         """Know of a job; a row that is there is left alone."""

@@ -424,7 +424,7 @@ class TestObserver:
         )
 
     async def look(self, observer: Observer) -> View:
-        [found] = await observer.views(Head(20, 1_000))
+        [found] = await observer.views(Head(20, 1_000, b"twenty"))
         return found
 
     async def test_asks_for_a_key_only_where_the_answer_decides(self, executor, table):
