@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -54,6 +55,8 @@ class Dispatcher:
         self._w3 = w3
         self._account = account
         self._outbox = outbox
+        #: Entries that somebody here waits for, from the moment they are recorded.
+        self.attended: set[int] = set()
         self._preflight = preflight
         self._chain_id = chain_id
         self._ceiling = ceiling
@@ -86,20 +89,36 @@ class Dispatcher:
 
                 floor, self._floor = max(floor, self._floor), 0
                 entry = self._outbox.append(call, gas, floor, sign, key)
-                crash_point("sender.recorded")
-                outcome, error = await broadcast(self._w3, entry.latest)
-                crash_point("sender.broadcast")
-                if outcome is Outcome.UNDERPRICED:
-                    outcome, error = await self._replace(entry)
-                if outcome is Outcome.NONCE_USED:
-                    outcome = await self._whose(entry)
-                if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
-                    return self._outbox.entry(entry.id)
-                self._tended = None
-                self._give_up(entry, outcome, error, deadline)
-                if outcome is Outcome.NONCE_USED:
-                    self._floor = await self._next_nonce()
+                with self._attending(entry):
+                    crash_point("sender.recorded")
+                    outcome, error = await self._hand_over(entry)
+                    if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
+                        return self._outbox.entry(entry.id)
+                    self._tended = None
+                    self._give_up(entry, outcome, error, deadline)
+                    if outcome is Outcome.NONCE_USED:
+                        self._floor = await self._next_nonce()
                 await asyncio.sleep(self._poll)
+
+    @contextmanager
+    def _attending(self, entry: Entry) -> Iterator[None]:
+        """Its sender will wait for it, unless this fails."""
+        self.attended.add(entry.id)
+        try:
+            yield
+        except BaseException:
+            self.attended.discard(entry.id)
+            raise
+
+    async def _hand_over(self, entry: Entry) -> tuple[Outcome, Web3RPCError | None]:
+        """Broadcast what was recorded; what its nonce came to."""
+        outcome, error = await broadcast(self._w3, entry.latest)
+        crash_point("sender.broadcast")
+        if outcome is Outcome.UNDERPRICED:
+            outcome, error = await self._replace(entry)
+        if outcome is Outcome.NONCE_USED:
+            outcome = await self._whose(entry)
+        return outcome, error
 
     async def _whose(self, entry: Entry) -> Outcome:
         """Whose transaction has the nonce: ours, where another of its keepers sent it first.

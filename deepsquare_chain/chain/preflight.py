@@ -117,6 +117,7 @@ class Preflight:
         fees = ground.market.fees.within(self._ceiling)
         needed = gas * fees.max_fee + call.value
         if ground.balance < needed:
+            self._ground = None  # somebody may fill it up at once
             raise self.no_money(
                 f"for {call.label!r}: it has {format_credits(ground.balance)} of the chain's coin, "
                 f"up to {format_credits(needed)} may be needed"

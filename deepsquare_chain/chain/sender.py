@@ -192,6 +192,11 @@ class Sender:
         """Transactions that are not known to be mined, by nonce."""
         return list(self._outbox.open_entries())
 
+    def unattended(self) -> list[Entry]:
+        """Those of them that no `send` or `wait` of this sender waits for."""
+        attended = self._dispatcher.attended
+        return [entry for entry in self.pending() if entry.id not in attended]
+
     async def speed_up(self, entry: Entry) -> None:
         """Raise both fees of a pending transaction by at least 12.5 %, now.
 
@@ -229,7 +234,7 @@ class Sender:
 
         What is not mined within `timeout` seconds stays in `pending()`.
         """
-        found = self.pending()
+        found = self.unattended()
         await self.tend()
         deadline = time.monotonic() + timeout
         receipts = []
@@ -243,6 +248,13 @@ class Sender:
     # -- until it is mined
 
     async def _confirm(self, entry: Entry, deadline: float) -> TxReceipt:
+        self._dispatcher.attended.add(entry.id)
+        try:
+            return await self._attend(entry, deadline)
+        finally:
+            self._dispatcher.attended.discard(entry.id)
+
+    async def _attend(self, entry: Entry, deadline: float) -> TxReceipt:
         watch = _Watch()
         while True:
             try:
@@ -251,6 +263,7 @@ class Sender:
                 # Unknown is not gone: it is on its way, whether the node answers or not.
                 _log.warning("endpoint_failed", label=entry.call.label, error=error.message)
                 receipt = None
+                await asyncio.sleep(self._poll)
             if receipt is not None:
                 return await self._settle(entry, receipt)
             if time.monotonic() > deadline:
@@ -259,7 +272,7 @@ class Sender:
                     f"{entry.call.label!r} was not mined in time ({latest.tx_hash})",
                     hint="It stays recorded and may still be mined: see `deepsquare tx list`.",
                 )
-            await asyncio.sleep(self._poll)
+            await self._pulse_due()
 
     async def _settle(self, entry: Entry, receipt: Any) -> TxReceipt:
         crash_point("sender.receipt")
@@ -327,6 +340,11 @@ class Sender:
             watch.gap_since = pulse.head
         elif pulse.head - watch.gap_since >= self._stuck_blocks:
             await self._dispatcher.fill(pulse.count)
+
+    async def _pulse_due(self) -> None:
+        """Wait until the next look is due, at the same moment for all who wait."""
+        felt = self._pulse.at if self._pulse is not None else 0.0
+        await asyncio.sleep(max(0.0, felt + self._poll - time.monotonic()))
 
     async def _feel(self) -> _Pulse:
         """Head and nonce, asked once for all who wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedE
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.provider.model import Action, Claim, Panic, Report, Requeue, Start, View
-from deepsquare_chain.provider.together import together
 
+#: Seconds within which what was mined in the same block is heard of.
+_TICK: Final = 0.05
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _log = get_logger(__name__)
@@ -47,6 +49,9 @@ class Batch:
 class Batches:
     """Makes transactions of planned actions and sees them mined.
 
+    What misses the block that the others were mined in goes on beside later cycles, which leave
+    its jobs alone until then: nothing new waits for it.
+
     Args:
         sender: The one sender of this account.
         scheduler: The contract.
@@ -71,18 +76,47 @@ class Batches:
         self._counted = counted
         self.mined_at = 0  # the highest block that holds a transaction of ours
         self._pauses: dict[int, _Pause] = {}
+        self._going: dict[asyncio.Task[int], Batch] = {}
+
+    @property
+    def jobs(self) -> frozenset[int]:
+        """Jobs whose transaction is on its way, or ended since `send` looked last."""
+        return frozenset(job_id for batch in self._going.values() for job_id in batch.job_ids)
 
     async def answer(self) -> None:
         """Stop this provider's challenge clock."""
         await self._send(Batch("answer", (), self._scheduler.answer()))
 
     async def send(self, planned: Iterable[Planned]) -> int:
-        """Send everything that belongs on chain; returns how many jobs moved."""
+        """Send everything that belongs on chain, and wait until some of it is mined.
+
+        Returns how many jobs moved, by earlier transactions too.
+        """
+        moved = self._collect()
         due = [each for each in planned if not self._paused(each[0].job.id)]
-        batches = list(self._batches(due))
-        # Batches hold different jobs and queue up behind one nonce: only the waiting is shared.
-        moved = await together(*(self._send(batch) for batch in batches))
-        return sum(moved)
+        sent = {asyncio.create_task(self._send(each)): each for each in self._batches(due)}
+        self._going |= sent
+        if sent:
+            await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._going, timeout=_TICK)
+        return moved + self._collect()
+
+    async def close(self) -> None:
+        """Wait for what is on its way; what that cuts off is found in the outbox again."""
+        try:
+            if self._going:
+                await asyncio.wait(self._going)
+        finally:
+            for each in self._going:
+                each.cancel()
+            self._going.clear()
+
+    def _collect(self) -> int:
+        """Take those that have ended; an error that nobody foresaw is raised here."""
+        ended = [each for each in self._going if each.done()]
+        for each in ended:
+            del self._going[each]
+        return sum(each.result() for each in ended)
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """These jobs are over; nothing about them is remembered."""

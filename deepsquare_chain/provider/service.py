@@ -188,6 +188,8 @@ class ProviderService:
         """
         if not await self._settle_old():
             return False
+        # Whatever ends from here on may be missing in what this cycle sees.
+        busy = self._handlers.starting | self._batches.jobs
         head = await self._look_at_head()
         if head is None:
             return False
@@ -198,11 +200,11 @@ class ProviderService:
             if self._follower.position == head.number:
                 self._followed = head.hash
         crash_point("provider.followed")
-        return await self._act(head) > 0
+        return await self._act(head, busy) > 0
 
     async def close(self) -> None:
         """Wait for what goes on beside the cycles."""
-        await self._handlers.close()
+        await together(self._handlers.close(), self._batches.close())
 
     # -- the steps of a cycle
 
@@ -219,11 +221,14 @@ class ProviderService:
         return head
 
     async def _settle_old(self) -> bool:
-        """Whether every earlier transaction is mined: only then the chain shows what they did."""
+        """Whether every transaction of an earlier process is mined, or one that was given up.
+
+        Only then the chain shows what they did, for nobody knows any more which jobs they move.
+        """
         await self._sender.tend()
-        if self._sender.pending():
+        if self._sender.unattended():
             await self._sender.recover(timeout=_RECOVER_SECONDS)
-        return not self._sender.pending()
+        return not self._sender.unattended()
 
     async def _answer(self, head: Head) -> None:
         clock = await self._contracts.scheduler.clock_of(
@@ -251,8 +256,7 @@ class ProviderService:
         self.figures.gas.set(balance / CREDIT)
         self._looked_slowly = now
 
-    async def _act(self, head: Head) -> int:
-        starting = self._handlers.starting
+    async def _act(self, head: Head, busy: frozenset[int]) -> int:
         views = await self._observer.views(head)
         free = await self._observer.free()
         self.figures.show(views, free)
@@ -266,7 +270,7 @@ class ProviderService:
             patience=self._patience,
             start_grace=self._settings.start_grace,
         )
-        planned = [each for each in plan(views, situation) if each[0].job.id not in starting]
+        planned = [each for each in plan(views, situation) if each[0].job.id not in busy]
         self._tell(planned)
         crash_point("provider.planned")
         self._intend(planned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -404,9 +405,11 @@ class FakeScheduler:
         self.now = {each.id: each for each in records}
         self.before = dict(self.now)
         self.blocks: list[Any] = []
+        self.asked: list[list[int]] = []
 
     async def get_jobs(self, ids, *, block_identifier):
         self.blocks.append(block_identifier)
+        self.asked.append(list(ids))
         past = block_identifier < 20
         return [(self.before if past else self.now)[each] for each in ids]
 
@@ -423,9 +426,24 @@ class TestObserver:
             first_block=5,
         )
 
-    async def look(self, observer: Observer) -> View:
-        [found] = await observer.views(Head(20, 1_000, b"twenty"))
+    async def look(self, observer: Observer, block: bytes = b"") -> View:
+        """At another branch's block 20 each time, unless one is named."""
+        [found] = await observer.views(Head(20, 1_000, block or os.urandom(8)))
         return found
+
+    async def test_asks_for_a_record_once_a_block(self, executor, table):
+        scheduler = FakeScheduler(job(1), job(2))
+        observer = self.make(scheduler, executor, table)
+        table.watch(1)
+        await self.look(observer, b"a")
+        await self.look(observer, b"a")
+        assert sorted(scheduler.blocks) == [19, 20]
+        table.watch(2)
+        found = await observer.views(Head(20, 1_000, b"a"))
+        assert [each.job.id for each in found] == [1, 2]
+        assert scheduler.asked[2:] == [[2], [2]]
+        await observer.views(Head(20, 1_000, b"b"))
+        assert scheduler.asked[4:] == [[1, 2], [1, 2]]
 
     async def test_asks_for_a_key_only_where_the_answer_decides(self, executor, table):
         scheduler = FakeScheduler(job(status=JobStatus.META_SCHEDULED))
