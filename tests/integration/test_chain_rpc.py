@@ -43,6 +43,22 @@ async def test_nobody_there() -> None:
     assert error.value.exit_code == 7
 
 
+async def test_one_connection_for_many_questions(proxy: Proxy, node: Node) -> None:
+    async with connected(proxy.url) as w3:
+        for _ in range(5):
+            assert await w3.eth.chain_id == node.chain_id
+        assert proxy.connections == 1
+        await asyncio.gather(*(w3.eth.chain_id for _ in range(5)))
+        assert proxy.connections <= 5
+
+
+async def test_a_kept_connection_that_the_node_closed(proxy: Proxy, node: Node) -> None:
+    async with connected(proxy.url) as w3:
+        proxy.orders = ["lost"]
+        assert await w3.eth.chain_id == node.chain_id
+        assert proxy.connections == 2
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "ws://127.0.0.1:1", "nonsense", ""])
 async def test_no_address_of_a_node(url: str) -> None:
     with pytest.raises(EndpointError, match="no http"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import JobPanicked, JobRequeued, JobRetried
+from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
@@ -133,6 +136,34 @@ async def test_every_way_to_end_side_by_side(host: Bench):
     successor = await host.job(retried.successor)
     assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
     await host.grid.send(host.grid.customers[0], cancel([retried.successor]))
+
+
+async def test_one_slow_transaction_holds_up_nobody_else(
+    grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The others go on, and what is on its way is not sent again."""
+    sent: list[str] = []
+    late = asyncio.Event()
+    async with bench(grid, tmp_path, batch_size=1) as host:
+        slow, quick = await host.submit("true", "true")
+        sender = host.service._sender
+        plain = sender.send
+
+        async def send(call: Call, **options: object) -> TxReceipt:
+            assert call.label not in sent
+            sent.append(call.label)
+            if call.label == f"claim job {slow}":
+                await late.wait()
+            return await plain(call, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(sender, "send", send)
+        await host.until([quick])
+        assert (await host.job(slow)).status is S.META_SCHEDULED
+        late.set()
+        await host.until([slow])
+        assert sorted(sent) == sorted(
+            f"{what} job {each}" for what in ("claim", "start", "finish") for each in (slow, quick)
+        )
 
 
 async def test_definitions_that_can_not_run(host: Bench):

@@ -101,6 +101,7 @@ class Proxy:
         self.only: frozenset[str] = frozenset()
         self.counts: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
+        self.connections = 0
         self.url = ""
         self._upstream = upstream
         self._hang = hang
@@ -141,6 +142,7 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         try:
             while body := await _read_request(reader):
                 answer, stay = await self._serve(json.loads(body))

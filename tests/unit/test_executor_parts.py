@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -363,3 +364,31 @@ def test_state_folder_that_can_not_be_made_is_a_plain_error(tmp_path: Path) -> N
     with pytest.raises(ExecutorUnavailableError, match="Not a directory") as caught:
         LocalExecutor(tmp_path / "file", Offer(1, 1, 0))
     assert caught.value.hint
+
+
+async def test_a_start_is_heard_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a supervisor sleeps until it speaks: it does not look all the time."""
+    looks: list[bool] = []
+    read, write = os.pipe()
+
+    class Slow:
+        def begin(self, _spec: RunSpec) -> bool:
+            return False
+
+        def voice(self, _key: str) -> int:
+            return read
+
+        def taken(self, _key: str) -> bool:
+            looks.append(bool(os.read(read, 1)))
+            return True
+
+    executor = LocalExecutor(tmp_path, Offer(1, 1, 0))
+    monkeypatch.setattr(executor, "_runs", Slow())
+    starting = asyncio.create_task(executor.submit(spec()))
+    await asyncio.sleep(0.1)
+    assert looks == []
+    os.write(write, b"t")
+    assert await starting == spec().key
+    assert looks == [True]
+    os.close(read)
+    os.close(write)

@@ -154,9 +154,17 @@ class FakeSender:
     skipped: dict[int, bytes] = field(default_factory=dict)
     error: Exception | None = None
     calls: list[Any] = field(default_factory=list)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
 
     async def send(self, call: Any, *, timeout: float) -> Any:
         self.calls.append(call)
+        try:
+            if call.label in self.gates:
+                await self.gates[call.label].wait()
+        except asyncio.CancelledError:
+            self.cut.append(call.label)
+            raise
         if self.error is not None:
             raise self.error
         events = tuple(
@@ -206,6 +214,44 @@ class TestBatches:
         )
         assert counted == {"claim": 2, "start": 1, "finish": 2, "requeue": 3, "panic": 1}
         assert work.mined_at == 42
+
+    async def test_what_misses_the_block_goes_on_beside(self, counted):
+        sender = FakeSender()
+        work = self.make(sender, counted)
+        late = sender.gates["finish job 2"] = asyncio.Event()
+        planned = [(view(1), model.Claim()), (view(2), model.Report(5, 0, ""))]
+        assert await work.send(planned) == 1
+        assert (work.jobs, counted) == ({2}, {"claim": 1})
+        assert await work.send([]) == 0  # with nothing to send it waits for nothing
+        late.set()
+        await work.close()
+        assert (work.jobs, counted) == (frozenset(), {"claim": 1, "finish": 1})
+
+    async def test_jobs_of_earlier_transactions_count_when_they_are_mined(self, counted):
+        sender = FakeSender()
+        work = self.make(sender, counted)
+        late = sender.gates["finish job 2"] = asyncio.Event()
+        await work.send([(view(1), model.Claim()), (view(2), model.Report(5, 0, ""))])
+        late.set()
+        assert await work.send([(view(3), model.Claim())]) == 2
+        assert work.jobs == frozenset()
+
+    async def test_closing_cuts_off_what_does_not_end(self, counted):
+        sender = FakeSender()
+        work = self.make(sender, counted)
+        sender.gates["finish job 2"] = asyncio.Event()
+        await work.send([(view(1), model.Claim()), (view(2), model.Report(5, 0, ""))])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await work.close()
+        await asyncio.sleep(0)
+        assert (work.jobs, sender.cut) == (frozenset(), ["finish job 2"])
+
+    async def test_what_nobody_foresaw_is_raised(self, counted):
+        work = self.make(FakeSender(error=ZeroDivisionError("!")), counted)
+        with pytest.raises(ZeroDivisionError):
+            await work.send([(view(1), model.Claim())])
+        assert work.jobs == frozenset()
 
     async def test_large_work_is_cut(self, counted):
         sender = FakeSender()

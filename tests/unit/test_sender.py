@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -405,6 +406,63 @@ async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Send
     chain.mine()
     assert [receipt.label for receipt in await make(chain, store).recover()] == ["call 1"]
     assert sender.pending() == []
+
+
+async def test_what_is_sent_together_asks_once(chain: FakeChain, store: Store) -> None:
+    """Fees, coin, head and nonce are the same for transactions of one moment."""
+    sender = make(chain, store, poll_interval=60)
+    asked: Counter[str] = Counter()
+    for name in ("get_balance", "get_block"):
+        plain = getattr(chain.eth, name)
+
+        async def counting(*words: Any, name: str = name, plain: Any = plain) -> Any:
+            asked[name] += 1
+            return await plain(*words)
+
+        setattr(chain.eth, name, counting)
+    chain.automine = False
+    tasks = [asyncio.create_task(sender.send(call(number))) for number in range(3)]
+    await until(lambda: len(chain.pool) == 3)
+    assert asked == {"get_balance": 1, "get_block": 1}
+    assert sorted(tx.nonce for tx in chain.sent) == [0, 1, 2]
+    # One look of the dispatcher, and one that all share who wait.
+    await until(lambda: len(sender.unattended()) == 0)
+    assert len(chain.batches) <= 2
+    for each in tasks:
+        each.cancel()
+
+
+async def test_who_waits_for_what(chain: FakeChain, store: Store, sender: Sender) -> None:
+    """Only what nobody waits for is a case for recovery."""
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call(1), timeout=5))
+    await until(lambda: chain.pool)
+    assert ([each.nonce for each in sender.pending()], sender.unattended()) == ([0], [])
+    assert await sender.recover(timeout=0) == []
+    assert not task.done()
+    with pytest.raises(WaitTimeoutError):
+        await sender.send(call(2), timeout=0.02)
+    assert [each.nonce for each in sender.unattended()] == [1]
+    task.cancel()
+    await asyncio.wait([task])
+    assert [each.nonce for each in sender.unattended()] == [0, 1]
+    chain.mine()
+    assert [receipt.label for receipt in await sender.recover()] == ["call 1", "call 2"]
+    assert (sender.pending(), sender.unattended()) == ([], [])
+
+
+async def test_nobody_waits_for_what_failed_once_recorded(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    def refused_and_gone(_tx: Tx) -> None:
+        chain.down = True
+        raise refusal("transaction underpriced")
+
+    chain.faults = [refused_and_gone]
+    with pytest.raises(EndpointError):
+        await sender.send(call())
+    chain.down = False
+    assert [each.nonce for each in sender.unattended()] == [0]
 
 
 async def test_an_endpoint_that_comes_back(chain: FakeChain, sender: Sender) -> None:
