@@ -157,9 +157,11 @@ async def test_one_slow_transaction_holds_up_nobody_else(
             return await plain(call, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(sender, "send", send)
-        await host.until([quick])
-        assert (await host.job(slow)).status is S.META_SCHEDULED
-        late.set()
+        try:
+            await host.until([quick])
+            assert (await host.job(slow)).status is S.META_SCHEDULED
+        finally:
+            late.set()
         await host.until([slow])
         assert sorted(sent) == sorted(
             f"{what} job {each}" for what in ("claim", "start", "finish") for each in (slow, quick)
