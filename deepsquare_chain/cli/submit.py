@@ -221,6 +221,8 @@ async def _wait(
     """Wait for all of them; the first code that is not zero wins."""
     from deepsquare_chain.cli.job import follow_to_end, print_ended
 
+    if len(job_ids) > 1:
+        desk.printer.note(f"Submitted jobs {', '.join(map(str, job_ids))}.")
     found = [await follow_to_end(desk, contracts, job_id, timeout) for job_id in job_ids]
     await print_ended(desk, found)
     return next((each.exit_code for each in found if each.exit_code), 0)

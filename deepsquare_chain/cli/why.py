@@ -25,11 +25,11 @@ from deepsquare_chain.store.database import Store
 
 _NOBODY = "0x" + "00" * 20
 _LOOKS = 3
-#: Refusals that waiting does not end.
+#: Refusals that waiting does not end, and another submission may.
 _LASTING = frozenset(
     {
         *(Refusal.UNREADABLE_USES, Refusal.TOO_LARGE, Refusal.LABELS, Refusal.RATE),
-        *(Refusal.BANNED, Refusal.EXCLUDED),
+        Refusal.EXCLUDED,
     }
 )
 
@@ -235,10 +235,10 @@ def _advice(reason: Reason) -> str:
             "a running meta-scheduler does that within seconds; if it does not, none is running: "
             f"ask who runs the grid, or start `deepsquare metascheduler run`; {back}"
         )
-    lasting = reason.refusals and all(each in _LASTING for each in reason.refusals)
+    others = set(reason.refusals) - {Refusal.BANNED}
     if Refusal.BUDGET in reason.refusals and None not in reason.refusals:
         return f"`deepsquare job topup {reason.job_id} CREDITS` raises its escrow; {back}"
-    if lasting:
+    if others and others <= _LASTING:
         return f"{back}; then submit it with what `deepsquare quote FILE` shows to suit"
     return f"nothing, it goes on by itself when that changes; {back}"
 

@@ -74,6 +74,13 @@ def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
 
+def test_an_array_that_is_waited_for_names_all_its_jobs(cli: Cli) -> None:
+    found = cli("submit", HELLO, "--array", "2", "--permit", "--wait", "--wait-timeout", "0")
+    second, first = jobs(cli)[:2]
+    assert (found.code, found.out) == (9, "")
+    assert f"Submitted jobs {first}, {second}." in found.err
+
+
 def test_an_array_is_one_submission(cli: Cli, sent: Any) -> None:
     before = credits(cli)
     made = data(cli("submit", HELLO, "--array", "3", "--permit", "-o", "json"))

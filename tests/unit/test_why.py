@@ -131,6 +131,8 @@ def test_nothing_is_opened_for_a_job_that_moves(monkeypatch: pytest.MonkeyPatch)
         ),
         (Reason(7, None, "", refusals=(Refusal.TOO_LARGE, Refusal.SILENT)), "by itself"),
         (Reason(7, None, "", refusals=(Refusal.BUDGET, None)), "by itself"),
+        (Reason(7, None, "", refusals=(Refusal.BANNED, Refusal.BANNED)), "by itself"),
+        (Reason(7, None, "", refusals=(Refusal.BANNED, Refusal.LABELS)), "deepsquare quote FILE"),
         (Reason(7, None, ""), "by itself"),
     ],
 )
