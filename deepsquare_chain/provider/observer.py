@@ -90,13 +90,21 @@ class Observer:
                 self._table.watch(job_id, attempt)
                 self._strays.add(job_id)
 
+    async def prepare(self, head: Head) -> None:
+        """Ask for the records of jobs that are known already, while events of others are read."""
+        await self._records([row.job_id for row in self._table.open()], head)
+
     async def views(self, head: Head) -> list[View]:
         """One view for each job that may need something."""
         rows = self._table.open()
         if not rows:
             return []
-        records = await self._records([row.job_id for row in rows], head)
-        statuses = await self._poll([row.handle for row in rows if _may_move(row)])
+        handles = [row.handle for row in rows if _may_move(row)]
+        polling = asyncio.ensure_future(self._poll(handles))
+        try:
+            records = await self._records([row.job_id for row in rows], head)
+        finally:
+            statuses = await polling
         placed = await self._placed(rows)
         return list(
             await asyncio.gather(

@@ -186,17 +186,18 @@ class ProviderService:
             StoreError: The database can't be written.
             ReorgTooDeepError: The chain replaced what was believed long ago.
         """
-        if not await self._settle_old():
-            return False
+        if self._sender.unattended():
+            await self._sender.recover(timeout=_RECOVER_SECONDS)
         # Whatever ends from here on may be missing in what this cycle sees.
         busy = self._handlers.starting | self._batches.jobs
-        head = await self._look_at_head()
-        if head is None:
+        head, _ = await together(self._look_at_head(), self._sender.tend())
+        # Nobody knows any more which jobs they move, so that first the chain must show it.
+        if head is None or self._sender.unattended():
             return False
         await self._look_slowly()
         if head.hash != self._followed:
             following = self._follower.poll(self.table.apply, head=head.number)
-            await together(self._answer(head), following)
+            await together(self._answer(head), following, self._observer.prepare(head))
             if self._follower.position == head.number:
                 self._followed = head.hash
         crash_point("provider.followed")
@@ -219,16 +220,6 @@ class ProviderService:
         self._head = head
         self.figures.head.saw(head.time)
         return head
-
-    async def _settle_old(self) -> bool:
-        """Whether every transaction of an earlier process is mined, or one that was given up.
-
-        Only then the chain shows what they did, for nobody knows any more which jobs they move.
-        """
-        await self._sender.tend()
-        if self._sender.unattended():
-            await self._sender.recover(timeout=_RECOVER_SECONDS)
-        return not self._sender.unattended()
 
     async def _answer(self, head: Head) -> None:
         clock = await self._contracts.scheduler.clock_of(

@@ -12,9 +12,11 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Row,
+    Select,
     String,
     Table,
     Text,
+    bindparam,
     delete,
     insert,
     select,
@@ -92,16 +94,16 @@ class RunTable:
 
     def get(self, job_id: int) -> Run | None:
         """The row of a job."""
-        found = self._select(runs.c.job_id == job_id)
+        found = self._select(_ONE, number=job_id)
         return found[0] if found else None
 
     def open(self) -> list[Run]:
         """Rows of jobs that may still need something."""
-        return self._select(runs.c.phase != Phase.CLOSED.value)
+        return self._select(_OPEN, phase=Phase.CLOSED.value)
 
     def all(self) -> list[Run]:
         """Every row, by job id."""
-        return self._select()
+        return self._select(select(runs).order_by(runs.c.job_id))
 
     def earned(self) -> list[Earning]:
         """Every settled job of this provider, by job id."""
@@ -149,25 +151,32 @@ class RunTable:
     def _watch(
         self, connection: Connection, job_id: int, attempt: int, *, reopen: bool = False
     ) -> None:
-        row = connection.execute(select(runs).where(runs.c.job_id == job_id)).one_or_none()
+        row = connection.execute(_ONE, {"number": job_id}).one_or_none()
         if row is None:
             _put(connection, Run(job_id, self.key(job_id, attempt), attempt=attempt))
         elif reopen and row.phase == Phase.CLOSED.value:
             _put(connection, reopened(_run(row)))
 
-    def _select(self, *conditions: Any) -> list[Run]:
-        query = select(runs).where(*conditions).order_by(runs.c.job_id)
+    def _select(self, query: Select[Any], **values: Any) -> list[Run]:
         with self._store.read() as connection:
-            return [_run(row) for row in connection.execute(query)]
+            return [_run(row) for row in connection.execute(query, values)]
+
+
+# Made once: SQLAlchemy takes longer to make such a statement than SQLite to carry it out.
+_OPEN: Final = select(runs).where(runs.c.phase != bindparam("phase")).order_by(runs.c.job_id)
+_ONE: Final = select(runs).where(runs.c.job_id == bindparam("number"))
+_CHANGE: Final = (
+    update(runs)
+    .where(runs.c.job_id == bindparam("number"))
+    .values({each.name: bindparam(each.name) for each in runs.c if not each.primary_key})
+)
+_NEW: Final = insert(runs)
 
 
 def _put(connection: Connection, run: Run) -> None:
     values = _values(run)
-    changed = connection.execute(
-        update(runs).where(runs.c.job_id == run.job_id).values(values)
-    ).rowcount
-    if not changed:
-        connection.execute(insert(runs).values(job_id=run.job_id, **values))
+    if not connection.execute(_CHANGE, {"number": run.job_id, **values}).rowcount:
+        connection.execute(_NEW, {"job_id": run.job_id, **values})
 
 
 def _values(run: Run) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
@@ -133,7 +133,8 @@ class OutboxTables(Database):
             query = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
         with self.read() as connection:
             rows = connection.execute(query).all()
-            return [_entry(connection, row) for row in rows]
+            found = _attempts(connection, [row.id for row in rows])
+        return [_entry(row, found[row.id]) for row in rows]
 
 
 def _free_nonce(connection: Connection, floor: int) -> int:
@@ -178,17 +179,13 @@ def _forget(connection: Connection, entry_id: int) -> None:
     connection.execute(delete(outbox).where(outbox.c.id.in_(old)))
 
 
-def _entry(connection: Connection, row: Row[Any]) -> Entry:
-    rows = connection.execute(
-        select(attempts).where(attempts.c.entry_id == row.id).order_by(attempts.c.number)
-    )
-    return Entry(
-        id=row.id,
-        nonce=row.nonce,
-        call=Call(to=row.to, data=row.data, label=row.label, value=row.value),
-        gas=row.gas,
-        state=TxState(row.state),
-        attempts=tuple(
+def _attempts(connection: Connection, ids: Sequence[int]) -> Mapping[int, list[Attempt]]:
+    found: dict[int, list[Attempt]] = {entry_id: [] for entry_id in ids}
+    if not ids:
+        return found
+    query = select(attempts).where(attempts.c.entry_id.in_(ids)).order_by(attempts.c.number)
+    for each in connection.execute(query):
+        found[each.entry_id].append(
             Attempt(
                 each.tx_hash,
                 each.raw,
@@ -197,8 +194,18 @@ def _entry(connection: Connection, row: Row[Any]) -> Entry:
                 each.sent_block,
                 bool(each.cancels),
             )
-            for each in rows
-        ),
+        )
+    return found
+
+
+def _entry(row: Row[Any], tried: Sequence[Attempt]) -> Entry:
+    return Entry(
+        id=row.id,
+        nonce=row.nonce,
+        call=Call(to=row.to, data=row.data, label=row.label, value=row.value),
+        gas=row.gas,
+        state=TxState(row.state),
+        attempts=tuple(tried),
         mined_hash=row.mined_hash,
         note=row.note,
         key=row.key,
