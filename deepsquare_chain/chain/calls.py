@@ -51,7 +51,7 @@ def checked_address(text: str, what: str = "address") -> ChecksumAddress:
         raise UsageError(f"{str(text)[:80]!r} is no {what}", hint="Addresses look like 0x5FbD...")
     found = to_checksum_address(text)
     # Only an address of both cases carries a checksum.
-    if is_checksum_formatted_address(text) and found[2:] != text.removeprefix("0x"):
+    if is_checksum_formatted_address(text) and found[2:] != text[-40:]:
         raise UsageError(
             f"{text!r} is no {what}: its checksum is wrong, so that a character is mistyped",
             hint="Copy it again from its source.",

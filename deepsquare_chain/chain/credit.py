@@ -57,7 +57,8 @@ class CreditContract(ContractBase):
 
     def approve(self, spender: str, amount: int) -> Call:
         """Let a spender take up to `amount`; `UNLIMITED` never runs out."""
-        label = f"approve {format_credits(amount)} credits for {spender}"
+        much = "unlimited" if amount == UNLIMITED else format_credits(amount)
+        label = f"approve {much} credits for {spender}"
         return self._call("approve", checked_address(spender), amount, label=label)
 
     def transfer(self, to: str, amount: int) -> Call:

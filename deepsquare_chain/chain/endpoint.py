@@ -7,7 +7,9 @@ web3's own retries are off: they would resend transactions. Here everything is a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -43,6 +45,8 @@ _NEVER_NULL: Final = frozenset(
 )
 #: Blocks that every node has.
 _ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
+#: Seconds for which the highest head counts: a chain may shrink.
+_HEAD_MEMORY: Final = 30.0
 _RATE_LIMIT_CODES: Final = frozenset({429, -32005})
 
 
@@ -70,12 +74,16 @@ class CheckedProvider(AsyncHTTPProvider):
         self.global_ccip_read_enabled = False
         self.place = safe_url(url)
         self._session: aiohttp.ClientSession | None = None
+        self._users: Counter[aiohttp.ClientSession] = Counter()  # questions on their way
+        self._highest = (-1, 0.0)  # head that was told, and when
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Ask once."""
         request = self.form_request(method, params)
         answer = await self._post(self.encode_rpc_dict(request))
         checked = self._checked(request, answer)
+        if self._is_behind([request], [checked]):
+            await self._renew()
         if method not in SEND_METHODS:
             self._raise_if_behind(checked)
         return checked
@@ -92,7 +100,10 @@ class CheckedProvider(AsyncHTTPProvider):
             raise self._nonsense("a batch answer of the wrong size")
         # An id may be anything, also what no dictionary takes as a key.
         by_id = {repr(each.get("id")): each for each in answers if isinstance(each, dict)}
-        return [self._checked(request, by_id.get(repr(request["id"]))) for request in requests]
+        checked = [self._checked(request, by_id.get(repr(request["id"]))) for request in requests]
+        if self._is_behind(requests, checked):
+            await self._renew()
+        return checked
 
     async def disconnect(self) -> None:
         """Close its connections; harmless when closed, and the next question opens them again."""
@@ -100,18 +111,21 @@ class CheckedProvider(AsyncHTTPProvider):
         if session is not None:
             await session.close()
 
-    def _connections(self) -> aiohttp.ClientSession:
-        """Connections that stay open for the next question.
-
-        web3 opens a new one for each, which costs a way to the node and back, and with TLS more.
-        """
-        if self._session is None:
-            self._session = aiohttp.ClientSession(raise_for_status=True)
-        return self._session
+    async def _renew(self) -> None:
+        """Ask over new connections from now on: another node of this address may answer them."""
+        old, self._session = self._session, None
+        if old is not None and not self._users[old]:
+            await old.close()
 
     async def _post(self, body: bytes) -> Any:
+        # Connections stay open for the next question. web3 opens a new one for each, which costs
+        # a way to the node and back, and with TLS more.
+        if self._session is None:
+            self._session = aiohttp.ClientSession(raise_for_status=True)
+        session = self._session
+        self._users[session] += 1
         try:
-            async with self._connections().post(
+            async with session.post(
                 str(self.endpoint_uri), data=body, **self.get_request_kwargs()
             ) as answer:
                 raw = await answer.read()
@@ -126,11 +140,40 @@ class CheckedProvider(AsyncHTTPProvider):
                 f"The endpoint {self.place} can't be reached: {_plain(error)}",
                 hint="Start the node (`deepsquare devnet up` for a local one) or give --endpoint.",
             ) from None
+        finally:
+            await self._leave(session)
         try:
             # Its depth is bounded; json's is not where a library has raised the recursion limit.
             return pydantic_core.from_json(raw, allow_inf_nan=False)
         except ValueError:
             raise self._nonsense("no JSON (a web page?)") from None
+
+    async def _leave(self, session: aiohttp.ClientSession) -> None:
+        self._users[session] -= 1
+        if not self._users[session]:
+            del self._users[session]
+            if session is not self._session:
+                await session.close()
+
+    def _is_behind(
+        self, requests: Iterable[Mapping[str, Any]], answers: Iterable[RPCResponse]
+    ) -> bool:
+        """Whether a node of this address answered that has seen less than another one of it.
+
+        Connections that stay open would otherwise lead there for ever.
+        """
+        behind = False
+        for request, answer in zip(requests, answers, strict=True):
+            behind = behind or _lacks_block(answer)
+            head, now = _head_of(request, answer), time.monotonic()
+            if head is None:
+                continue
+            highest, told = self._highest
+            if head < highest and now - told < _HEAD_MEMORY:
+                behind = True
+            else:
+                self._highest = (head, now)
+        return behind
 
     def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
         if not isinstance(answer, dict) or answer.get("jsonrpc") != "2.0":
@@ -162,18 +205,37 @@ class CheckedProvider(AsyncHTTPProvider):
 
     def _raise_if_behind(self, answer: RPCResponse) -> None:
         # Behind one address may stand nodes of different heights: the next may have the block.
-        if "error" in answer:
+        if _lacks_block(answer):
             error = Web3RPCError("", rpc_response=answer)
-            if classify(error) is NodeError.UNKNOWN_BLOCK:
-                raise TransientEndpointError(
-                    f"The endpoint {self.place} lags behind: {node_message(error)}"
-                )
+            raise TransientEndpointError(
+                f"The endpoint {self.place} lags behind: {node_message(error)}"
+            )
 
     def _nonsense(self, what: str) -> TransientEndpointError:
         return TransientEndpointError(
             f"The endpoint {self.place} gave {what}",
             hint="Is it the JSON-RPC address of a node?",
         )
+
+
+def _lacks_block(answer: RPCResponse) -> bool:
+    """Whether it refused because it has not seen the block that was asked for."""
+    if "error" not in answer:
+        return False
+    return classify(Web3RPCError("", rpc_response=answer)) is NodeError.UNKNOWN_BLOCK
+
+
+def _head_of(request: Mapping[str, Any], answer: RPCResponse) -> int | None:
+    """The head that an answer tells, None where the question was another."""
+    found: Any = answer.get("result")
+    if request["method"] == "eth_getBlockByNumber" and list(request["params"])[:1] == ["latest"]:
+        found = found["number"] if isinstance(found, dict) else None
+    elif request["method"] != "eth_blockNumber":
+        return None
+    try:
+        return int(found, 16)
+    except (TypeError, ValueError):
+        return None
 
 
 def _may_be_null(request: Mapping[str, Any]) -> bool:

@@ -127,13 +127,13 @@ class Preflight:
     async def _look(self) -> _Ground:
         """Asked once for all that are about to be sent together."""
         async with self._looking:
-            now = time.monotonic()
-            if self._ground is None or now - self._ground.at >= self._poll:
+            if self._ground is None or time.monotonic() - self._ground.at >= self._poll:
                 account = to_checksum_address(self._address)
                 costs, balance = await asyncio.gather(
                     market(self._w3), self._w3.eth.get_balance(account, "latest")
                 )
-                self._ground = _Ground(costs, int(balance), now)
+                # Its age counts from the answer: a slow node would else be asked by each in turn.
+                self._ground = _Ground(costs, int(balance), time.monotonic())
             return self._ground
 
     def turned_down(self, call: Call, error: Web3RPCError) -> GridError:

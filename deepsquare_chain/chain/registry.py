@@ -76,7 +76,7 @@ class RegistryContract(ContractBase):
         if found is None:
             raise NotFoundError(
                 f"{account} is not registered as a provider",
-                hint="Check the address; whoever owns it runs `deepsquare provider register`.",
+                hint="Check the address; an account joins by `deepsquare provider register`.",
             )
         return found
 

@@ -138,7 +138,7 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "InvalidTerms": "Correct it in the job file.",
         "TopUpTooSmall": "Give more credits.",
         "TopUpTooLate": "Submit the rest as a new job.",
-        "NotRegistered": "Check the address; whoever owns it runs `deepsquare provider register`.",
+        "NotRegistered": "Check the address; an account joins by `deepsquare provider register`.",
         "NotApproved": "Wait for the approver.",
         "ProviderBanned": "Ask the approver of this deployment.",
         "OfferTooLarge": "Offer less, or register more hardware and wait for its approval.",

@@ -349,7 +349,6 @@ class Sender:
     async def _feel(self) -> _Pulse:
         """Head and nonce, asked once for all who wait."""
         async with self._pulse_lock:
-            now = time.monotonic()
-            if self._pulse is None or now - self._pulse.at >= self._poll:
-                self._pulse = _Pulse(*await self._dispatcher.stand(), now)
+            if self._pulse is None or time.monotonic() - self._pulse.at >= self._poll:
+                self._pulse = _Pulse(*await self._dispatcher.stand(), time.monotonic())
             return self._pulse

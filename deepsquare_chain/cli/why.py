@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Self
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.eligibility import Refusal
 from deepsquare_chain.metascheduler.explain import (
@@ -21,8 +19,10 @@ from deepsquare_chain.metascheduler.explain import (
     explain_wait,
 )
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
+from deepsquare_chain.observe import get_logger
 from deepsquare_chain.store.database import Store
 
+_log = get_logger(__name__)
 _NOBODY = "0x" + "00" * 20
 _LOOKS = 3
 #: Refusals that waiting does not end, and another submission may.
@@ -97,12 +97,17 @@ class Onlooker:
         Raises:
             EndpointError: The node does not answer.
         """
+        self._forget()
         for _ in range(_LOOKS):
             await self._service.cycle()
             if self._service.world is not None:
                 break
             await asyncio.sleep(self._settings.poll_interval)
         return self._service
+
+    def _forget(self) -> None:
+        """What an earlier look saw must not pass for what this one sees."""
+        self._service.world = None
 
     async def situation(self, job: Job) -> Situation:
         """Why a live job is where it is.
@@ -143,8 +148,7 @@ class Teller:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking])
-        if self._onlooker is not None:
-            self._onlooker.__exit__()
+        self._close()
 
     @property
     def idle(self) -> bool:
@@ -157,14 +161,24 @@ class Teller:
             self._looking = asyncio.create_task(self._look(job))
 
     async def _look(self, job: Job) -> None:
-        # An endpoint that fails is told by the waiting itself; a reason is no reason to end it.
-        with contextlib.suppress(GridError):
+        try:
             self._onlooker = self._onlooker or Onlooker(self._contracts)
             found = await self._onlooker.situation(job)
-            cause = (job.id, found.cause)
-            if found.cause is not None and cause != self._told:
-                self._told = cause
-                self._tell(found.words)
+        except Exception as error:  # noqa: BLE001 - a reason that can't be found must not end the wait
+            # An endpoint that fails is told by the waiting itself. What was seen may be of a
+            # branch that is gone: the next look begins anew.
+            _log.debug("no reason found", job=job.id, error=str(error))
+            self._close()
+            return
+        cause = (job.id, found.cause)
+        if found.cause is not None and cause != self._told:
+            self._told = cause
+            self._tell(found.words)
+
+    def _close(self) -> None:
+        onlooker, self._onlooker = self._onlooker, None
+        if onlooker is not None:
+            onlooker.__exit__()
 
 
 async def _ended(contracts: Contracts, job: Job) -> str:

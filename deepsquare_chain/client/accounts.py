@@ -92,7 +92,7 @@ async def ask_faucet(settings: Settings, account: str) -> None:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = type(error).__name__
         if isinstance(error, httpx.ConnectError):
-            why = "nothing answers there"
+            why = "no connection"
         elif isinstance(error, httpx.TimeoutException):
             why = "no answer in time"
         raise EndpointError(

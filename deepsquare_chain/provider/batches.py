@@ -83,9 +83,9 @@ class Batches:
         """Jobs whose transaction is on its way, or ended since `send` looked last."""
         return frozenset(job_id for batch in self._going.values() for job_id in batch.job_ids)
 
-    async def answer(self) -> None:
-        """Stop this provider's challenge clock."""
-        await self._send(Batch("answer", (), self._scheduler.answer()))
+    async def answer(self) -> bool:
+        """Stop this provider's challenge clock; whether that is mined."""
+        return bool(await self._send(Batch("answer", (), self._scheduler.answer())))
 
     async def send(self, planned: Iterable[Planned]) -> int:
         """Send everything that belongs on chain, and wait until some of it is mined.
@@ -180,9 +180,10 @@ class Batches:
         self._hold(skipped)
         moved = [job_id for job_id in batch.job_ids if job_id not in skipped]
         self.forget(moved)
-        self._counted(batch.kind, len(moved) or (batch.kind == "answer"))
+        count = 1 if batch.kind == "answer" else len(moved)
+        self._counted(batch.kind, count)
         _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
-        return len(moved)
+        return count
 
     def _paused(self, job_id: int) -> bool:
         pause = self._pauses.get(job_id)

@@ -166,8 +166,8 @@ class Handlers:
             self._table.put(rows.refused(run, str(error)))
             return
         crash_point("provider.submit.taken")
-        # The executor knows it by its key, should this be lost.
-        self._table.put(rows.submitted(run, handle), durable=False)
+        # A run may remove its own folder, so that only this row tells that it began.
+        self._table.put(rows.submitted(run, handle))
         crash_point("provider.submit.recorded")
         _log.info("submitted", job=view.job.id, run=handle, walltime=action.walltime)
 

@@ -186,20 +186,16 @@ class ProviderService:
             StoreError: The database can't be written.
             ReorgTooDeepError: The chain replaced what was believed long ago.
         """
-        if self._sender.unattended():
-            await self._sender.recover(timeout=_RECOVER_SECONDS)
+        if not await self._settle_old():
+            return False
         # Whatever ends from here on may be missing in what this cycle sees.
         busy = self._handlers.starting | self._batches.jobs
         head, _ = await together(self._look_at_head(), self._sender.tend())
-        # Nobody knows any more which jobs they move, so that first the chain must show it.
-        if head is None or self._sender.unattended():
+        if head is None or self._sender.unattended():  # the chain may have taken one back
             return False
         await self._look_slowly()
         if head.hash != self._followed:
-            following = self._follower.poll(self.table.apply, head=head.number)
-            await together(self._answer(head), following, self._observer.prepare(head))
-            if self._follower.position == head.number:
-                self._followed = head.hash
+            await self._follow(head)
         crash_point("provider.followed")
         return await self._act(head, busy) > 0
 
@@ -209,11 +205,22 @@ class ProviderService:
 
     # -- the steps of a cycle
 
+    async def _settle_old(self) -> bool:
+        """Whether every transaction is mined that an earlier process sent, or a cycle gave up.
+
+        Nobody knows any more which jobs they move, so that first the chain must show it.
+        """
+        if not self._sender.unattended():
+            return True
+        for receipt in await self._sender.recover(timeout=_RECOVER_SECONDS):
+            self._batches.mined_at = max(self._batches.mined_at, receipt.block_number)
+        return not self._sender.unattended()
+
     async def _look_at_head(self) -> Head | None:
         """The latest block; None from an endpoint that lags behind what was seen before."""
+        seen = max(self._head.number, self._batches.mined_at)
         block = await self._w3.eth.get_block("latest")
         head = Head(int(block["number"]), int(block["timestamp"]), bytes(block["hash"]))
-        seen = max(self._head.number, self._batches.mined_at)
         if head.number < seen:
             _log.warning("endpoint lags", head=head.number, seen=seen)
             return None
@@ -221,13 +228,24 @@ class ProviderService:
         self.figures.head.saw(head.time)
         return head
 
-    async def _answer(self, head: Head) -> None:
+    async def _follow(self, head: Head) -> None:
+        """Take in events and answer a challenge; a block with which that is done is left alone."""
+        self._followed = b""
+        following = self._follower.poll(self.table.apply, head=head.number)
+        preparing = self._observer.prepare(head)
+        answered, _, _ = await together(self._answer(head), following, preparing)
+        if answered and self._follower.position == head.number:
+            self._followed = head.hash
+
+    async def _answer(self, head: Head) -> bool:
+        """Whether no challenge is left to answer."""
         clock = await self._contracts.scheduler.clock_of(
             self.provider_id, block_identifier=head.number
         )
-        if clock.challenged_at:
-            _log.info("challenged", at=clock.challenged_at)
-            await self._batches.answer()
+        if not clock.challenged_at:
+            return True
+        _log.info("challenged", at=clock.challenged_at)
+        return await self._batches.answer()
 
     async def _look_slowly(self) -> None:
         """What changes rarely: forgotten runs, gas, registered hardware."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,27 @@ async def test_a_kept_connection_that_the_node_closed(proxy: Proxy, node: Node) 
         proxy.orders = ["lost"]
         assert await w3.eth.chain_id == node.chain_id
         assert proxy.connections == 2
+
+
+async def test_a_node_that_is_behind_is_not_asked_for_ever(proxy: Proxy, node: Node) -> None:
+    """Behind one address may stand several; a connection that stays open leads to one of them."""
+    async with connected(proxy.url) as w3:
+        proxy.orders = [lambda question, _: ("200 OK", _answer(question, "0x7fffff"))]
+        assert await w3.eth.block_number == 0x7FFFFF
+        assert await w3.eth.block_number < 0x7FFFFF
+        assert proxy.connections == 1
+        await w3.eth.chain_id
+        assert proxy.connections == 2
+        proxy.orders = [refusal(-32000, "header not found")]
+        await w3.eth.get_balance("0x" + "51" * 20)
+        assert proxy.connections == 3
+        # Whoever is under way when connections are renewed is not cut off.
+        proxy.orders = [refusal(-32000, "header not found")]
+        await asyncio.gather(*(w3.eth.block_number for _ in range(6)))
+
+
+def _answer(question: Any, result: str) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": question["id"], "result": result}).encode()
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "ws://127.0.0.1:1", "nonsense", ""])

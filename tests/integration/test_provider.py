@@ -68,6 +68,7 @@ async def _whole_life(host: Bench) -> None:
     scheduler = host.grid.contracts.scheduler
     [job_id] = await host.submit("echo hello $DEEPSQUARE_JOB_ID; sleep 1")
     await host.grid.send(host.grid.stranger, scheduler.challenge(job_id))
+    await _a_failed_answer_is_tried_again_with_the_same_block(host)
     await host.service.cycle()
     clock = await scheduler.clock_of(host.service.provider_id)
     assert clock.challenged_at == 0
@@ -95,6 +96,23 @@ async def _whole_life(host: Bench) -> None:
     assert abs(age) < 3600
     sent = {kind: metrics.value("provider_jobs_total", kind=kind) for kind in KINDS}
     assert sent == {"claim": 1, "start": 1, "finish": 1, "answer": 1, "requeue": 0, "panic": 0}
+
+
+async def _a_failed_answer_is_tried_again_with_the_same_block(host: Bench) -> None:
+    service, tries = host.service, 0
+
+    async def fails() -> bool:
+        nonlocal tries
+        tries += 1
+        return False
+
+    head = await service._look_at_head()
+    assert head is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service._batches, "answer", fails)
+        await service._follow(head)
+        await service._follow(head)
+    assert (tries, service._followed) == (2, b"")
 
 
 async def test_every_way_to_end_side_by_side(host: Bench):

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.unit
 BOB = "0x976EA74026E726554dB657fA54763abd0C3a0aa9"
 
 
-@pytest.mark.parametrize("text", [BOB, BOB.lower(), "0x" + BOB[2:].upper(), BOB[2:]])
+@pytest.mark.parametrize(
+    "text", [BOB, BOB.lower(), "0x" + BOB[2:].upper(), BOB[2:], "0X" + BOB[2:]]
+)
 def test_an_address_gets_its_checksum(text: str) -> None:
     assert checked_address(text) == BOB
 

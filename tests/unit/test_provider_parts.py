@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import Lookup, MaterialState, Phase, Run, View
 from deepsquare_chain.provider.observer import Head, Observer
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
+from deepsquare_chain.provider.service import ProviderService
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
 from deepsquare_chain.store.database import Store
@@ -472,9 +472,8 @@ class TestObserver:
             first_block=5,
         )
 
-    async def look(self, observer: Observer, block: bytes = b"") -> View:
-        """At another branch's block 20 each time, unless one is named."""
-        [found] = await observer.views(Head(20, 1_000, block or os.urandom(8)))
+    async def look(self, observer: Observer, block: bytes = b"a") -> View:
+        [found] = await observer.views(Head(20, 1_000, block))
         return found
 
     async def test_asks_for_a_record_once_a_block(self, executor, table):
@@ -499,12 +498,12 @@ class TestObserver:
         table.put(rows.starting(table.get(1)))
         assert (await self.look(observer)).lookup is None
         scheduler.now[1] = job(status=JobStatus.RUNNING)
-        assert (await self.look(observer)).lookup == Lookup(None)
+        assert (await self.look(observer, b"b")).lookup == Lookup(None)
         executor.known.add("31337-5fbdb231-1")
-        assert (await self.look(observer)).lookup == Lookup("31337-5fbdb231-1")
+        assert (await self.look(observer, b"b")).lookup == Lookup("31337-5fbdb231-1")
         table.put(SUBMITTED)
         executor.statuses["h1"] = LIVE
-        found = await self.look(observer)
+        found = await self.look(observer, b"b")
         assert (found.lookup, found.status) == (None, LIVE)
 
     async def test_a_start_that_the_executor_counts_is_placed(self, executor, table):
@@ -602,3 +601,47 @@ async def test_together_waits_for_everything_before_it_raises():
     with pytest.raises(GridError):
         await together(broken(), slow())
     assert done == [1]
+
+
+# --------------------------------------------------------------------------- service
+
+
+class Recovering:
+    """A sender with a transaction of an earlier process."""
+
+    def __init__(self, *, mined: bool) -> None:
+        self.mined, self.left = mined, ["claim 2 jobs"]
+
+    def unattended(self) -> list[str]:
+        return self.left
+
+    async def recover(self, *, timeout: float) -> list[Any]:
+        assert timeout > 0
+        self.left = [] if self.mined else self.left
+        return [SimpleNamespace(block_number=9)] if self.mined else []
+
+
+@pytest.mark.parametrize("mined", [True, False])
+async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined: bool):
+    """No older head is believed than the block that holds them."""
+    batches = SimpleNamespace(mined_at=3)
+    service: Any = SimpleNamespace(_sender=Recovering(mined=mined), _batches=batches)
+    assert await ProviderService._settle_old(service) is mined
+    assert batches.mined_at == (9 if mined else 3)
+
+
+async def test_what_is_mined_during_the_look_is_no_lag():
+    batches = SimpleNamespace(mined_at=0)
+
+    async def get_block(_which: str) -> dict[str, Any]:
+        batches.mined_at = 6  # a transaction beside this cycle
+        return {"number": 5, "timestamp": 1_000, "hash": b"five"}
+
+    service: Any = SimpleNamespace(
+        _w3=SimpleNamespace(eth=SimpleNamespace(get_block=get_block)),
+        _batches=batches,
+        _head=Head(4, 999, b"four"),
+        figures=SimpleNamespace(head=SimpleNamespace(saw=lambda _time: None)),
+    )
+    assert await ProviderService._look_at_head(service) == Head(5, 1_000, b"five")
+    assert await ProviderService._look_at_head(service) is None  # now it is one

@@ -432,6 +432,22 @@ async def test_what_is_sent_together_asks_once(chain: FakeChain, store: Store) -
         each.cancel()
 
 
+async def test_a_slow_node_is_not_asked_by_each_in_turn(chain: FakeChain, store: Store) -> None:
+    """What was asked for counts from its answer on, however long that took."""
+    sender = make(chain, store, poll_interval=0.5)
+    asked = 0
+
+    async def slowly(*_: Any) -> int:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.6)
+        return chain.balance
+
+    chain.eth.get_balance = slowly  # type: ignore[method-assign]
+    await asyncio.gather(*(sender.send(call(number)) for number in range(4)))
+    assert asked == 1
+
+
 async def test_who_waits_for_what(chain: FakeChain, store: Store, sender: Sender) -> None:
     """Only what nobody waits for is a case for recovery."""
     chain.automine = False

@@ -88,6 +88,25 @@ async def test_neither_a_failing_look_nor_an_unknown_reason_is_told(
     assert lines == ["no provider is registered"]
 
 
+@pytest.mark.parametrize("error", [EndpointError("replaced"), ZeroDivisionError("a defect")])
+async def test_after_a_failing_look_it_begins_anew(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What an onlooker saw may be of a branch of the chain that is gone."""
+    opened = [FakeOnlooker(error), FakeOnlooker(at("waits", "room"))]
+    left = list(opened)
+    monkeypatch.setattr(why, "Onlooker", lambda _contracts: left.pop(0))
+    contracts: Any = None
+    lines: list[str] = []
+    async with asyncio.timeout(10), Teller(contracts, lines.append) as teller:
+        for each in opened:
+            teller.look(JOB)
+            await each.looked.wait()
+            await asyncio.sleep(0)
+            assert teller.idle
+    assert (lines, [each.closed for each in opened]) == (["waits"], [True, True])
+
+
 async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(FakeOnlooker):
         async def situation(self, _job: object) -> Situation:
