@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,6 +12,7 @@ from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import some
 from deepsquare_chain.credits import format_credits
+from deepsquare_chain.errors import WaitTimeoutError
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.contracts import Contracts
@@ -194,12 +196,16 @@ async def submit(
                 timeout=desk.settings.timeout,
                 key=key,
             )
-        if wait:
-            return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
         digest, sent = job_file.definition.digest.hex(), done.receipts[-1].hash
-        desk.printer.rows(
-            _SUBMITTED, [(i, terms.name, terms.amount, digest, sent) for i in done.job_ids]
-        )
+        submitted = [(i, terms.name, terms.amount, digest, sent) for i in done.job_ids]
+        if wait:
+            try:
+                return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
+            except WaitTimeoutError:
+                # They are paid for: whoever waited must know which they are.
+                desk.printer.rows(_SUBMITTED, submitted)
+                raise
+        desk.printer.rows(_SUBMITTED, submitted)
         return None
 
 
@@ -218,11 +224,15 @@ def _announce(desk: Desk, due: Bill, *, permit: bool) -> None:
 async def _wait(
     desk: Desk, contracts: Contracts, job_ids: tuple[int, ...], timeout: float | None
 ) -> int:
-    """Wait for all of them; the first code that is not zero wins."""
+    """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins."""
     from deepsquare_chain.cli.job import follow_to_end, print_ended
 
     if len(job_ids) > 1:
         desk.printer.note(f"Submitted jobs {', '.join(map(str, job_ids))}.")
-    found = [await follow_to_end(desk, contracts, job_id, timeout) for job_id in job_ids]
+    deadline = None if timeout is None else time.monotonic() + timeout
+    found = []
+    for job_id in job_ids:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        found.append(await follow_to_end(desk, contracts, job_id, left))
     await print_ended(desk, found)
     return next((each.exit_code for each in found if each.exit_code), 0)

@@ -80,7 +80,7 @@ async def watch(
         looks += 1
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
-                f"Job {job.id} is still {job.status.name} after {timeout:g} seconds",
+                f"Job {job.id} is still {job.status.name}: the {timeout:.3g} seconds to wait are over",
                 hint=f"`deepsquare job why {job.id}` tells what it waits for; go on with "
                 f"`deepsquare job watch {job.id}`.",
             )

@@ -74,11 +74,18 @@ def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
 
-def test_an_array_that_is_waited_for_names_all_its_jobs(cli: Cli) -> None:
-    found = cli("submit", HELLO, "--array", "2", "--permit", "--wait", "--wait-timeout", "0")
+def test_what_is_waited_for_in_vain_is_named_all_the_same(cli: Cli) -> None:
+    """It is paid for: people and programs must know which jobs they are."""
+    waiting = ("submit", HELLO, "--array", "2", "--permit", "--wait", "--wait-timeout", "0")
+    found = cli(*waiting)
     second, first = jobs(cli)[:2]
-    assert (found.code, found.out) == (9, "")
+    assert found.code == 9
     assert f"Submitted jobs {first}, {second}." in found.err
+    assert f"Job {first} is still PENDING" in found.err
+    assert (str(first) in found.out, str(second) in found.out) == (True, True)
+    found = cli(*waiting, "-o", "json")
+    second, first = jobs(cli)[:2]
+    assert (found.code, [each["id"] for each in json.loads(found.out)]) == (9, [first, second])
 
 
 def test_an_array_is_one_submission(cli: Cli, sent: Any) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from deepsquare_chain.cli import job as job_commands
+from deepsquare_chain.cli import submit as submit_commands
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observe.plain import plain
@@ -162,3 +166,26 @@ def test_plain_writes_out_what_could_move_a_terminal(text: str, shown: str) -> N
 
 def test_plain_keeps_what_it_is_told_to() -> None:
     assert plain("a\nb\tc\x1b", keep="\n\t") == "a\nb\tc\\x1b"
+
+
+async def test_several_jobs_are_waited_for_no_longer_than_was_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, left = [0.0], []  # type: tuple[list[float], list[float | None]]
+
+    async def follow(_desk: object, _contracts: object, _job: int, timeout: float | None) -> Any:
+        left.append(timeout)
+        clock[0] += 4
+        return SimpleNamespace(exit_code=0)
+
+    async def say_nothing(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(job_commands, "follow_to_end", follow)
+    monkeypatch.setattr(job_commands, "print_ended", say_nothing)
+    monkeypatch.setattr(submit_commands, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    desk: Any = SimpleNamespace(printer=SimpleNamespace(note=lambda _words: None))
+    contracts: Any = None
+    assert await submit_commands._wait(desk, contracts, (1, 2, 3), 6.0) == 0
+    assert await submit_commands._wait(desk, contracts, (4,), None) == 0
+    assert left == [6.0, 2.0, 0.0, None]
