@@ -420,7 +420,7 @@ def test_a_faucet_that_is_down(cli: Cli, place: Place, tmp_path: Path) -> None:
     record = {**place.record, "extra": {**place.record["extra"], "faucet": nobody()}}
     (tmp_path / "deployment.json").write_text(json.dumps(record))
     found = cli("credit", "faucet", "--deployment", str(tmp_path / "deployment.json"))
-    refused(found, 7, "nothing answers there", "deepsquare devnet up")
+    refused(found, 7, "no connection", "deepsquare devnet up")
 
 
 def test_doctor_finds_what_is_wrong(cli: Cli, place: Place) -> None:
