@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from deepsquare_chain.chain.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, Contracts
 from deepsquare_chain.chain.deployment import Deployment
@@ -74,17 +71,14 @@ def shell(
     node: Node,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Shell]:
+) -> Shell:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(PASSWORD_FILE_VARIABLE, raising=False)
     import_key(tmp_path / "w.json", bytes(DEPLOYER.key), "secret", light=True)
     for name, text in (("password", "secret"), ("wrong", "no")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o600)
-    handlers = list(logging.getLogger().handlers)
-    yield Shell(tmp_path, node.url, capsys)
-    logging.getLogger().handlers[:] = handlers
-    structlog.reset_defaults()
+    return Shell(tmp_path, node.url, capsys)
 
 
 async def test_deployed_and_verified(shell: Shell, node: Node) -> None:
