@@ -10,6 +10,7 @@ from web3 import AsyncWeb3
 from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.calls import LATEST, Call, ContractBase, checked_address
+from deepsquare_chain.chain.revertwords import HINTS
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.job import Hardware, Offer, Prices, Provider, ProviderStatus
 
@@ -75,8 +76,7 @@ class RegistryContract(ContractBase):
         found = await self.find(account, block_identifier=block_identifier)
         if found is None:
             raise NotFoundError(
-                f"{account} is not registered as a provider",
-                hint="Check the address; an account joins by `deepsquare provider register`.",
+                f"{account} is not registered as a provider", hint=HINTS["NotRegistered"]
             )
         return found
 

@@ -28,8 +28,11 @@ _LOOKS = 3
 #: Refusals that waiting does not end, and another submission may.
 _LASTING = frozenset(
     {
-        *(Refusal.UNREADABLE_USES, Refusal.TOO_LARGE, Refusal.LABELS, Refusal.RATE),
         Refusal.EXCLUDED,
+        Refusal.LABELS,
+        Refusal.RATE,
+        Refusal.TOO_LARGE,
+        Refusal.UNREADABLE_USES,
     }
 )
 
