@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observe import get_logger
+from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import Action, Claim, Panic, Report, Requeue, Start, View
 
 #: Seconds within which what was mined in the same block is heard of.
@@ -76,12 +76,12 @@ class Batches:
         self._counted = counted
         self.mined_at = 0  # the highest block that holds a transaction of ours
         self._pauses: dict[int, _Pause] = {}
-        self._going: dict[asyncio.Task[int], Batch] = {}
+        self._beside = Beside()
 
     @property
     def jobs(self) -> frozenset[int]:
         """Jobs whose transaction is on its way, or ended since `send` looked last."""
-        return frozenset(job_id for batch in self._going.values() for job_id in batch.job_ids)
+        return self._beside.jobs
 
     async def answer(self) -> bool:
         """Stop this provider's challenge clock; whether that is mined."""
@@ -92,31 +92,22 @@ class Batches:
 
         Returns how many jobs moved, by earlier transactions too.
         """
-        moved = self._collect()
+        moved = self._beside.collect()
         due = [each for each in planned if not self._paused(each[0].job.id)]
-        sent = {asyncio.create_task(self._send(each)): each for each in self._batches(due)}
-        self._going |= sent
-        if sent:
-            await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait(self._going, timeout=_TICK)
-        return moved + self._collect()
+        batches = list(self._batches(due))
+        for batch in batches:
+            self._beside.begin(self._send(batch), batch.job_ids)
+        if batches:
+            await self._beside.wait(first=True)
+            await self._beside.wait(_TICK)
+        return moved + self._beside.collect()
 
     async def close(self) -> None:
         """Wait for what is on its way; what that cuts off is found in the outbox again."""
         try:
-            if self._going:
-                await asyncio.wait(self._going)
+            await self._beside.wait()
         finally:
-            for each in self._going:
-                each.cancel()
-            self._going.clear()
-
-    def _collect(self) -> int:
-        """Take those that have ended; an error that nobody foresaw is raised here."""
-        ended = [each for each in self._going if each.done()]
-        for each in ended:
-            del self._going[each]
-        return sum(each.result() for each in ended)
+            self._beside.cut_off()
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """These jobs are over; nothing about them is remembered."""
