@@ -22,8 +22,13 @@ import solcx
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "artifacts"
 SOLC_VERSION = "0.8.37"
-# Contracts whose ABI and bytecode the package carries; interfaces come along inside them.
-TARGETS = ("Credit", "ProviderRegistry", "MetaScheduler")
+# Contracts whose ABI and bytecode the package carries, and their sources; interfaces come along inside them.
+TARGETS = {
+    "Credit": "contracts/Credit.sol",
+    "ProviderRegistry": "contracts/ProviderRegistry.sol",
+    "MetaScheduler": "contracts/MetaScheduler.sol",
+    "ERC2771Forwarder": "@openzeppelin/contracts/metatx/ERC2771Forwarder.sol",
+}
 IMPORT = re.compile(r"""^\s*import\s[^;]*?["']([^"']+)["']\s*;""", re.MULTILINE)
 SIZE_LIMIT = 24_576
 # 2394: transient storage, which OpenZeppelin's reentrancy guard clears at the end of each call.
@@ -34,7 +39,7 @@ def settings(*, via_ir: bool = True) -> dict[str, Any]:
     """Compiler settings of the project; without via-IR only for tools that need it."""
     return {
         "evmVersion": "cancun",
-        "optimizer": {"enabled": True, "runs": 1_000},
+        "optimizer": {"enabled": True, "runs": 200},
         "viaIR": via_ir,
         "outputSelection": {
             "*": {
@@ -78,7 +83,7 @@ def gather(names: list[str]) -> dict[str, dict[str, str]]:
 
 def standard_input(*, via_ir: bool = True) -> dict[str, Any]:
     """The compiler's standard-JSON input."""
-    sources = gather([f"contracts/{target}.sol" for target in TARGETS])
+    sources = gather(list(TARGETS.values()))
     return {"language": "Solidity", "sources": sources, "settings": settings(via_ir=via_ir)}
 
 
@@ -120,8 +125,8 @@ def compile_contracts(*, via_ir: bool = True) -> dict[str, dict[str, Any]]:
     output = run_compiler(given)
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
     artifacts: dict[str, dict[str, Any]] = {}
-    for target in TARGETS:
-        built = output["contracts"][f"contracts/{target}.sol"][target]
+    for target, source in TARGETS.items():
+        built = output["contracts"][source][target]
         deployed = built["evm"]["deployedBytecode"]
         artifacts[target] = {
             "contractName": target,

@@ -2,7 +2,8 @@
 """Measure the gas of every step of a job's life on a real node (anvil), in the steady state.
 
 Steady state: unlimited allowance, other jobs live, every party paid before, each job with a name and one
-affinity. Gas is what receipts say, in units of gas; `per_job` divides a batch's by its jobs.
+requirement. Gas is what receipts say, in units of gas; `per_job` divides a batch's by its jobs. Unless a name
+says otherwise, a life has five steps: submit, metaSchedule, claim, start, finish.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
 from web3 import HTTPProvider, Web3
 from web3.contract import Contract
@@ -29,12 +32,23 @@ CREDIT = 10**18
 BATCH = 50
 EXITED = b"exited".ljust(32, b"\0")
 # Seconds; the bounds of the contract allow them, and none of them changes a cost.
-TIMEOUTS = (300, 600, 300, 10, 3600, 60)
-HOLD = {"single": 330_000, "batch50": 190_000, "array50": 145_000, "array50_same": 135_000}
+TIMEOUTS = (300, 600, 30 * 86_400, 300, 10, 1800, 3600, 60, 60)
+PRICES = (10**14, 10**16, 10**9)
+INTERIM_PAYMENTS = 4
+# What must hold, in gas, by the path of a figure in the report.
+HOLD = {
+    "life.four": 315_000,
+    "life.five": 346_000,
+    "batch50.one_customer": 185_000,
+    "batch50.distinct_customers": 193_000,
+    "array50.per_job": 141_000,
+    "array50.per_job_same": 134_000,
+    "collect50.per_job": 17_000,
+}
 
 
 class Bench:
-    """A deployed grid with one customer, one scheduler and two providers."""
+    """A deployed grid with customers, one scheduler and two providers."""
 
     def __init__(self, w3: Web3) -> None:
         self.w3 = w3
@@ -42,9 +56,14 @@ class Bench:
             w3.eth.accounts[:6]
         )
         self.stranger = w3.eth.accounts[6]
+        # Keys of their own: they sign forwarded requests, and hold no coin until a test gives them some.
+        self.others: list[LocalAccount] = [
+            Account.from_key(Web3.keccak(text=f"customer {number}")) for number in range(BATCH)
+        ]
         self.serial = 0
         self.credit = self.deploy("Credit", self.admin, 0)
         self.registry = self.deploy("ProviderRegistry", self.admin, 0, 365 * 86_400)
+        self.forwarder = self.deploy("ERC2771Forwarder", "DeepSquare")
         self.grid = self.deploy(
             "MetaScheduler",
             self.admin,
@@ -52,6 +71,7 @@ class Bench:
             self.credit.address,
             self.registry.address,
             self.treasury,
+            self.forwarder.address,
             500,
             TIMEOUTS,
         )
@@ -66,12 +86,18 @@ class Bench:
             )
         self.send(self.credit.functions.mint(self.customer, 10**6 * CREDIT), self.admin)
         self.send(self.credit.functions.approve(self.grid.address, 2**256 - 1), self.customer)
+        for account in self.others:
+            self.send(self.credit.functions.mint(account.address, 1000 * CREDIT), self.admin)
+            w3.provider.make_request("anvil_impersonateAccount", [account.address])  # type: ignore[arg-type]
+            self.fund(account, 10**18)
+            approve = self.credit.functions.approve(self.grid.address, 2**256 - 1)
+            self.send(approve, account.address)
         self.gas["register"] = 0
         for provider in (self.provider, self.second):
             self.gas["register"] = self.send(
                 self.registry.functions.register(
                     (1000, 64, 262_144, 8),
-                    (10**14, 10**16, 10**9),
+                    PRICES,
                     ["gpu.model=h100", "compute.gflops=2000", "region=eu"],
                 ),
                 provider,
@@ -97,31 +123,37 @@ class Bench:
         tx = function.transact({"from": sender, "gas": 16_000_000})
         return self.receipt(tx)["gasUsed"]
 
+    def fund(self, account: LocalAccount, coin: int) -> None:
+        """Sets the coin that an account holds, in wei."""
+        parameters: Any = [account.address, hex(coin)]
+        self.w3.provider.make_request("anvil_setBalance", parameters)  # type: ignore[arg-type]
+
     def advance(self, seconds: int) -> None:
         self.w3.provider.make_request("evm_increaseTime", [seconds])  # type: ignore[arg-type]
         self.w3.provider.make_request("evm_mine", [])  # type: ignore[arg-type]
 
-    def terms(self, retries: int = 0) -> tuple[Any, ...]:
+    def terms(self, retries: int = 0, flags: int = 0) -> tuple[Any, ...]:
         self.serial += 1
         name = f"job-{self.serial:05d}"
-        return (CREDIT, 600, 2, 2, 512, 0, retries, False, 0, name, "gpu.model=h100")
+        return (CREDIT, 600, 2, 2, 512, 0, retries, flags, 0, name, "gpu.model=h100")
 
     def definition(self) -> bytes:
         self.serial += 1
         return bytes(Web3.keccak(text=str(self.serial)))
 
-    def submit(self, requests: list[Any]) -> tuple[int, list[int]]:
+    def submit(self, requests: list[Any], customer: str | None = None) -> tuple[int, list[int]]:
         """Gas of one submission, and the ids that it made."""
         first = self.grid.functions.jobCount().call() + 1
-        gas = self.send(self.grid.functions.submitJobs(requests), self.customer)
+        gas = self.send(self.grid.functions.submitJobs(requests), customer or self.customer)
         return gas, list(range(first, self.grid.functions.jobCount().call() + 1))
 
-    def one(self, retries: int = 0) -> tuple[int, int]:
-        gas, ids = self.submit([(self.terms(retries), [self.definition()])])
+    def one(self, retries: int = 0, flags: int = 0, customer: str | None = None) -> tuple[int, int]:
+        gas, ids = self.submit([(self.terms(retries, flags), [self.definition()])], customer)
         return gas, ids[0]
 
     def assign(self, ids: list[int], provider_id: int = 1) -> int:
-        return self.send(self.grid.functions.metaSchedule([(provider_id, ids)]), self.scheduler)
+        assignment = (provider_id, PRICES, ids)
+        return self.send(self.grid.functions.metaSchedule([assignment]), self.scheduler)
 
     def claim(self, ids: list[int], provider: str | None = None) -> int:
         return self.send(self.grid.functions.claim(ids), provider or self.provider)
@@ -129,22 +161,116 @@ class Bench:
     def start(self, ids: list[int], provider: str | None = None) -> int:
         return self.send(self.grid.functions.start(ids), provider or self.provider)
 
+    def claim_and_start(self, ids: list[int]) -> int:
+        return self.send(self.grid.functions.claimAndStart(ids), self.provider)
+
     def finish(self, ids: list[int], provider: str | None = None) -> int:
         self.advance(60)
         reports = [(job, 42, 0, self.definition(), EXITED) for job in ids]
         return self.send(self.grid.functions.finish(reports), provider or self.provider)
 
-    def running(self, retries: int = 0) -> int:
-        job = self.one(retries)[1]
+    def running(self, retries: int = 0, flags: int = 0) -> int:
+        job = self.one(retries, flags)[1]
         self.assign([job])
-        self.claim([job])
-        self.start([job])
+        self.claim_and_start([job])
         return job
+
+    def forward_request(self, account: LocalAccount, data: str) -> tuple[Any, ...]:
+        """A customer's signed request for the forwarder: one call of the meta-scheduler."""
+        gas, deadline = 1_000_000, 2**48 - 1
+        message = {
+            "from": account.address,
+            "to": self.grid.address,
+            "value": 0,
+            "gas": gas,
+            "nonce": self.forwarder.functions.nonces(account.address).call(),
+            "deadline": deadline,
+            "data": data,
+        }
+        fields = ("address from", "address to", "uint256 value", "uint256 gas", "uint256 nonce")
+        fields += ("uint48 deadline", "bytes data")
+        types = [dict(zip(("type", "name"), field.split(), strict=True)) for field in fields]
+        domain = {
+            "name": "DeepSquare",
+            "version": "1",
+            "chainId": self.w3.eth.chain_id,
+            "verifyingContract": self.forwarder.address,
+        }
+        signed = account.sign_typed_data(domain, {"ForwardRequest": types}, message)
+        return (account.address, self.grid.address, 0, gas, deadline, data, signed.signature)
 
 
 def life(bench: Bench, ids: list[int]) -> int:
-    """Gas of everything after the submission."""
+    """Gas of everything after the submission, in four transactions."""
     return bench.assign(ids) + bench.claim(ids) + bench.start(ids) + bench.finish(ids)
+
+
+def whole_lives(bench: Bench) -> dict[str, int]:
+    """Gas of one life in five transactions, and in four with `claimAndStart`."""
+    submit, job = bench.one()
+    five = submit + life(bench, [job])
+    submit, job = bench.one()
+    four = submit + bench.assign([job]) + bench.claim_and_start([job]) + bench.finish([job])
+    return {"four": four, "five": five}
+
+
+def batches(bench: Bench) -> dict[str, int]:
+    """Gas per job, submitted singly, in batches of scheduler and provider."""
+    gas: dict[str, int] = {}
+    for name, customers in (
+        ("one_customer", [bench.customer] * BATCH),
+        ("distinct_customers", [account.address for account in bench.others]),
+    ):
+        batch = [bench.one(customer=customer) for customer in customers]
+        total = sum(used for used, _ in batch) + life(bench, [job for _, job in batch])
+        gas[name] = total // BATCH
+    batch = [bench.one() for _ in range(BATCH)]
+    ids = [job for _, job in batch]
+    total = sum(used for used, _ in batch) + bench.assign(ids)
+    total += bench.claim_and_start(ids) + bench.finish(ids)
+    gas["one_customer_claim_and_start"] = total // BATCH
+    return gas
+
+
+def arrays(bench: Bench) -> dict[str, int]:
+    """Gas per job of 50 jobs in one submission, of terms of their own or of the same terms."""
+    gas, ids = bench.submit([(bench.terms(), [bench.definition()]) for _ in range(BATCH)])
+    distinct = (gas + life(bench, ids)) // BATCH
+    gas, ids = bench.submit([(bench.terms(), [bench.definition() for _ in range(BATCH)])])
+    return {"per_job": distinct, "per_job_same": (gas + life(bench, ids)) // BATCH}
+
+
+def collections(bench: Bench) -> dict[str, int]:
+    """Gas per job of interim payments, in one batch."""
+    _, ids = bench.submit(
+        [(bench.terms(flags=INTERIM_PAYMENTS), [bench.definition()]) for _ in range(BATCH)]
+    )
+    bench.assign(ids)
+    bench.claim_and_start(ids)
+    bench.advance(120)
+    collect = bench.grid.functions.collect(ids)
+    gas = {"per_job": bench.send(collect, bench.provider) // BATCH}
+    bench.finish(ids)
+    return gas
+
+
+def relayed(bench: Bench) -> dict[str, int]:
+    """Gas per job of 50 customers' signed submissions relayed in one transaction, then batches of 50."""
+    # The steady state of a forwarder: each customer sent a request before.
+    gas = 0
+    for _ in range(2):
+        first = bench.grid.functions.jobCount().call() + 1
+        requests = [
+            bench.forward_request(
+                account,
+                bench.grid.encode_abi("submitJobs", args=[[(bench.terms(), [bench.definition()])]]),
+            )
+            for account in bench.others
+        ]
+        execute = bench.forwarder.functions.executeBatch(requests, bench.stranger)
+        gas = bench.send(execute, bench.stranger)
+    ids = list(range(first, first + BATCH))
+    return {"submit_per_job": gas // BATCH, "per_job": (gas + life(bench, ids)) // BATCH}
 
 
 def measure(w3: Web3) -> dict[str, Any]:
@@ -161,22 +287,21 @@ def measure(w3: Web3) -> dict[str, Any]:
         bench.running()
     report: dict[str, Any] = {}
     submit, job = bench.one()
-    single = {
+    report["single"] = {
         "submit": submit,
         "meta_schedule": bench.assign([job]),
         "claim": bench.claim([job]),
         "start": bench.start([job]),
         "finish": bench.finish([job]),
     }
-    report["single"] = {**single, "total": sum(single.values())}
-    batch = [bench.one() for _ in range(BATCH)]
-    total = sum(gas for gas, _ in batch) + life(bench, [job for _, job in batch])
-    report["batch50"] = {"per_job": total // BATCH}
-    gas, ids = bench.submit([(bench.terms(), [bench.definition()]) for _ in range(BATCH)])
-    distinct = (gas + life(bench, ids)) // BATCH
-    gas, ids = bench.submit([(bench.terms(), [bench.definition() for _ in range(BATCH)])])
-    same = (gas + life(bench, ids)) // BATCH
-    report["array50"] = {"per_job": distinct, "per_job_same": same}
+    job = bench.one()[1]
+    bench.assign([job])
+    report["single"]["claim_and_start"] = bench.claim_and_start([job])
+    report["life"] = whole_lives(bench)
+    report["batch50"] = batches(bench)
+    report["array50"] = arrays(bench)
+    report["collect50"] = collections(bench)
+    report["relayed50"] = relayed(bench)
     report["cancel"] = cancels(bench)
     job = bench.running()
     top_up = bench.grid.functions.topUp(job, bench.customer, CREDIT)
@@ -188,6 +313,9 @@ def measure(w3: Web3) -> dict[str, Any]:
     report["panic"] = bench.send(bench.grid.functions.panic([job], ""), bench.provider)
     job = bench.running(retries=1)
     report["panic_successor"] = bench.send(bench.grid.functions.panic([job], ""), bench.provider)
+    job = bench.running(flags=INTERIM_PAYMENTS)
+    bench.advance(120)
+    report["collect"] = bench.send(bench.grid.functions.collect([job]), bench.provider)
     job = bench.running()
     report["challenge"] = bench.send(bench.grid.functions.challenge(job), bench.stranger)
     report["answer"] = bench.send(bench.grid.functions.answer(), bench.provider)
@@ -210,13 +338,12 @@ def cancels(bench: Bench) -> dict[str, int]:
 
 
 def headline(report: dict[str, Any]) -> dict[str, int]:
-    """The four figures that must hold."""
-    return {
-        "single": report["single"]["total"],
-        "batch50": report["batch50"]["per_job"],
-        "array50": report["array50"]["per_job"],
-        "array50_same": report["array50"]["per_job_same"],
-    }
+    """The figures that must hold, by their path in the report."""
+    figures: dict[str, int] = {}
+    for path in HOLD:
+        group, name = path.split(".")
+        figures[path] = report[group][name]
+    return figures
 
 
 async def run() -> dict[str, Any]:

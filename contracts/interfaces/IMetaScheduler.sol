@@ -11,6 +11,7 @@ import {
     JobTerms,
     Permit,
     ProviderClock,
+    ProviderLoad,
     Report,
     Timeouts
 } from "../types/JobTypes.sol";
@@ -23,6 +24,10 @@ import {IProviderRegistry} from "./IProviderRegistry.sol";
 /// once. A call in which nothing could be applied, an empty one included, reverts with the first item's reason,
 /// so that a call of one item is strict. Errors that can be such a reason are marked "per item" below and
 /// take the job id first.
+///
+/// Customers may also call through the trusted forwarder (ERC-2771): "the caller" of `submitJobs`,
+/// `submitJobsWithPermit`, `cancel`, `topUp`, `topUpWithPermit` and `withdraw` is then the signer of the
+/// forwarded request. Every other function takes the plain sender.
 ///
 /// Warning: fee-on-transfer and rebasing tokens are unsupported; wrap them.
 interface IMetaScheduler {
@@ -61,7 +66,20 @@ interface IMetaScheduler {
         uint256 fee,
         uint256 refunded
     );
-    /// @notice A lost run is continued by a successor that carries the escrow; neither payment nor refund.
+    /// @notice A run was billed while it goes on: `paid` to the provider, `fee` to the treasury. Escrow and
+    /// time limit are what is left.
+    event JobCollected(
+        uint256 indexed jobId,
+        address indexed provider,
+        address indexed customer,
+        uint256 billedSeconds,
+        uint256 paid,
+        uint256 fee,
+        uint256 escrow,
+        uint256 timeLimit
+    );
+    /// @notice A job that its provider lost or gave up is continued by a successor that carries the escrow;
+    /// neither payment nor refund.
     event JobRetried(uint256 indexed jobId, uint256 indexed successor, uint256 escrow);
     /// @notice What a provider says of a job's end; `reason` is UTF-8 padded with zeros.
     event JobResult(uint256 indexed jobId, int32 exitCode, bytes32 result, bytes32 reason);
@@ -76,7 +94,7 @@ interface IMetaScheduler {
     event ProviderChallenged(
         uint256 indexed jobId, address indexed provider, address indexed by, uint256 answerBy
     );
-    /// @notice A provider showed that it is there.
+    /// @notice A challenge was answered: by `answer`, or by the provider's moving one of its jobs.
     event ProviderAnswered(address indexed provider);
     /// @notice A recipient could not be paid; the amount waits for its `withdraw`.
     event PaymentParked(address indexed recipient, uint256 amount);
@@ -99,13 +117,23 @@ interface IMetaScheduler {
     error TooEarly(uint256 jobId);
     /// @notice Per item: the run is not lost, so only its provider may give it up.
     error NotLost(uint256 jobId);
+    /// @notice Per item: the customer forbids providers to assign the job to themselves.
+    error SelfSchedulingForbidden(uint256 jobId);
+    /// @notice Per item: the provider asks more than the prices that the assignment names.
+    error PriceRaised(uint256 jobId);
+    /// @notice Per item: the customer did not allow interim payments.
+    error InterimPaymentsForbidden(uint256 jobId);
+    /// @notice Per item: the allotment of the run is used up; `finish` it.
+    error AllotmentUsedUp(uint256 jobId);
+    /// @notice Per item: the run is lost, so nothing is collected from it.
+    error RunLost(uint256 jobId);
     /// @notice Per item: the provider is not ACTIVE, or its approval has run out.
     error ProviderNotActive(uint256 jobId);
     /// @notice Per item: the provider has not answered a challenge.
     error ProviderSilent(uint256 jobId);
     /// @notice Per item: the provider lost this job before, or it went back from its hands to PENDING.
     error ProviderExcluded(uint256 jobId);
-    /// @notice Per item: the job does not fit the provider's hardware or offer.
+    /// @notice Per item: the job does not fit the provider's hardware, or its offer less its load.
     error DoesNotFit(uint256 jobId);
     /// @notice Per item: the provider's prices make a rate of zero, or of more than 72 bits.
     error RateOutOfRange(uint256 jobId);
@@ -153,12 +181,14 @@ interface IMetaScheduler {
         external
         returns (uint256 firstJobId);
 
-    /// @notice Ends jobs of the caller. Before RUNNING, or when the job is lost, everything is refunded; while
-    /// RUNNING the time used so far is paid.
+    /// @notice Ends jobs of the caller, and jobs of anyone that were PENDING for `pendingExpiry`. Before RUNNING,
+    /// or when the job is lost, the customer gets the whole escrow back; while RUNNING the time used so far is
+    /// paid.
     function cancel(uint256[] calldata jobIds) external;
 
-    /// @notice Raises the escrow of a live job and, if it is assigned and has a limit, its limit.
-    /// @dev Anyone may pay. Requirements: live; `customer` is the job's; at least a minute of its rate; not in
+    /// @notice Raises the escrow of a live job and, if its customer pays and it is assigned and has a limit, its
+    /// limit.
+    /// @dev Anyone may pay; a stranger's gift does not lengthen a limit. Requirements: live; `customer` is the job's; at least a minute of its rate; not in
     /// the last `topUpNotice` seconds of a running allotment.
     function topUp(uint256 jobId, address customer, uint96 amount) external;
 
@@ -173,13 +203,13 @@ interface IMetaScheduler {
     // --------------------------------------------------------------- scheduler
 
     /// @notice Assigns PENDING jobs to eligible providers; fixes rate and fee.
-    /// @dev Requirements: METASCHEDULER_ROLE. Per item: PENDING and eligible.
+    /// @dev Requirements: METASCHEDULER_ROLE. Per item: PENDING and eligible, at prices no higher than named.
     function metaSchedule(Assignment[] calldata assignments) external;
 
     // --------------------------------------------------------------- providers
 
     /// @notice Takes jobs that were PENDING for `pendingTimeout`, for the caller itself.
-    /// @dev Per item: eligible, and never requeued from the caller's hands.
+    /// @dev Per item: eligible, not forbidden by the customer, and never requeued from the caller's hands.
     function selfSchedule(uint256[] calldata jobIds) external;
 
     /// @notice META_SCHEDULED to SCHEDULED, by the assigned provider.
@@ -188,11 +218,21 @@ interface IMetaScheduler {
     /// @notice SCHEDULED to RUNNING, by the assigned provider; the meter starts at the block's time.
     function start(uint256[] calldata jobIds) external;
 
+    /// @notice `claim` and `start` in one transaction, for executors without a queue of their own:
+    /// META_SCHEDULED to SCHEDULED to RUNNING, with both events.
+    function claimAndStart(uint256[] calldata jobIds) external;
+
+    /// @notice Bills RUNNING jobs up to now without ending them; cost leaves the escrow and the billed seconds
+    /// leave the time limit, so that the end of the allotment stays where it is.
+    /// @dev By the assigned provider. Per item: allowed by the customer, `collectInterval` after the start or
+    /// the last interim payment, allotment not used up, not lost.
+    function collect(uint256[] calldata jobIds) external;
+
     /// @notice Ends RUNNING jobs and settles them. Billed are min(reported, elapsed, allotment) seconds; they
     /// decide between OUT_OF_CREDITS (the whole allotment) and, by exit code, FINISHED and FAILED.
     function finish(Report[] calldata reports) external;
 
-    /// @notice Stops the caller's challenge clock.
+    /// @notice Stops the caller's challenge clock. Moving one of its jobs does so as well.
     function answer() external;
 
     // ----------------------------------------------------- parties and anyone
@@ -205,7 +245,7 @@ interface IMetaScheduler {
     function requeue(uint256[] calldata jobIds, string calldata reason) external;
 
     /// @notice Gives jobs up: by the provider from any assigned status, by anyone once a RUNNING job is lost.
-    /// Refunds everything, or opens a successor for a run with retries left.
+    /// Refunds everything, or opens a successor for a job with retries left.
     /// @param reason At most 256 bytes; dropped unless from the provider or customer.
     function panic(uint256[] calldata jobIds, string calldata reason) external;
 
@@ -238,7 +278,8 @@ interface IMetaScheduler {
     /// @notice Time at which a RUNNING job has used its allotment; zero in every other status.
     function deadline(uint256 jobId) external view returns (uint256);
 
-    /// @notice Whether a RUNNING job's provider is silent, or the job is overdue.
+    /// @notice Whether a RUNNING job's provider left a challenge unanswered for `lostTimeout`, or the job is
+    /// overdue.
     function isLost(uint256 jobId) external view returns (bool);
 
     /// @notice Whether a PENDING job could be assigned to a provider now, and if not, the error's selector.
@@ -252,6 +293,9 @@ interface IMetaScheduler {
 
     /// @notice A provider's challenge clock.
     function clockOf(uint16 providerId) external view returns (ProviderClock memory);
+
+    /// @notice What a provider's live assigned jobs occupy.
+    function loadOf(uint16 providerId) external view returns (ProviderLoad memory);
 
     /// @notice Whether a job was requeued from a provider, which therefore can't take it by itself.
     function isBarred(uint256 jobId, uint16 providerId) external view returns (bool);

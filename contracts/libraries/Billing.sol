@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {Capacity, Tariff} from "./Capacity.sol";
+import {Load} from "./Load.sol";
 
 /// @title Rate, cost, fee, allotment and fit
 /// @notice Units: credit-wei, seconds, MB. Nothing is divided on the way to a bill but the fee, which is floored.
@@ -44,10 +45,11 @@ library Billing {
         return untilSpent ? escrow / rate : timeLimit;
     }
 
-    /// @notice Whether tasks fit node by node, and the whole fits the offer.
+    /// @notice Whether tasks fit node by node, and the whole fits the offer less the load.
     /// @dev `cpusPerTask` and `memPerCpu` are never zero in a record. Can't overflow: products of at most 56 bits.
     function fits(
         Capacity capacity,
+        Load load,
         uint256 tasks,
         uint256 cpusPerTask,
         uint256 memPerCpu,
@@ -61,8 +63,9 @@ library Billing {
             uint256 perNodeByMemory = capacity.memPerNode() / memPerTask;
             if (perNodeByMemory < perNode) perNode = perNodeByMemory;
             return tasks <= capacity.nodes() * perNode
-                && tasks * cpusPerTask <= capacity.offeredCpus()
-                && tasks * memPerTask <= capacity.offeredMem() && gpus <= capacity.offeredGpus();
+                && load.cpus() + tasks * cpusPerTask <= capacity.offeredCpus()
+                && load.mem() + tasks * memPerTask <= capacity.offeredMem()
+                && load.gpus() + gpus <= capacity.offeredGpus();
         }
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {ProviderStatus} from "../types/ProviderTypes.sol";
+import {Prices, ProviderStatus} from "../types/ProviderTypes.sol";
 
 /// @notice Hardware in force, offer and standing of a provider in one word:
 /// nodes 24 | cpusPerNode 16 | memPerNode 32 | gpusPerNode 16 | offered cpus 32 | offered memory 48 |
@@ -65,6 +65,11 @@ library CapacityReader {
 
     function memPrice(Tariff t) internal pure returns (uint256) {
         return uint64(Tariff.unwrap(t) >> 128);
+    }
+
+    /// @notice Whether any of the three prices is above the one given.
+    function exceeds(Tariff t, Prices calldata prices) internal pure returns (bool) {
+        return t.cpuPrice() > prices.cpu || t.gpuPrice() > prices.gpu || t.memPrice() > prices.mem;
     }
 
     /// @dev Standing by both words; the end of the approval is the caller's to compare.

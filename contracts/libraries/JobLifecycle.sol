@@ -40,7 +40,10 @@ library JobLifecycle {
 
     /// @notice Whether the table has an arrow, birth (NONE to PENDING) included.
     function canTransition(JobStatus from, JobStatus to) internal pure returns (bool) {
-        return (TABLE >> (ROW * uint8(from) + uint8(to))) & 1 == 1;
+        // Statuses are at most nine, so the offset is at most 99.
+        unchecked {
+            return (TABLE >> (ROW * uint8(from) + uint8(to))) & 1 == 1;
+        }
     }
 
     /// @notice Whether a job of this status holds escrow and can still move.

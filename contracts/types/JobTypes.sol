@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {Prices} from "./ProviderTypes.sol";
+
 /// @notice Where a job stands in its life. Value 0 means that no such job exists.
 enum JobStatus {
     /// @dev No record.
@@ -13,7 +15,7 @@ enum JobStatus {
     SCHEDULED,
     /// @dev Being executed; the meter runs.
     RUNNING,
-    /// @dev Final: ended by its customer.
+    /// @dev Final: ended by its customer, or by anyone after `pendingExpiry`.
     CANCELLED,
     /// @dev Final: ended with exit code zero.
     FINISHED,
@@ -43,7 +45,8 @@ enum Objective {
 /// @param memPerCpu Memory per cpu, in MB.
 /// @param gpus Gpus of the whole job.
 /// @param retries How often a lost run may be continued elsewhere; at most 5.
-/// @param untilSpent Run on until the credits are spent instead of stopping at the time limit.
+/// @param flags Sum of 1: run until the credits are spent instead of stopping at the time limit; 2: no provider
+/// may assign the job to itself; 4: the provider may collect interim payments. Other bits are refused.
 /// @param objective What the scheduler should favour.
 /// @param name For people; at most 64 bytes.
 /// @param uses Affinities on provider labels, joined by commas; at most 512 bytes.
@@ -55,7 +58,7 @@ struct JobTerms {
     uint24 memPerCpu;
     uint16 gpus;
     uint8 retries;
-    bool untilSpent;
+    uint8 flags;
     Objective objective;
     string name;
     string uses;
@@ -70,8 +73,12 @@ struct JobRequest {
 }
 
 /// @notice Jobs to assign to one provider.
+/// @param providerId The provider.
+/// @param prices The tariff that the scheduler decided by; a provider that asks more now is refused.
+/// @param jobIds The jobs.
 struct Assignment {
     uint16 providerId;
+    Prices prices;
     uint256[] jobIds;
 }
 
@@ -101,14 +108,16 @@ struct Permit {
 /// @notice A job record, unpacked for readers.
 /// @param customer Who submitted it and gets the refund.
 /// @param status Where it stands.
-/// @param since Time of the last transition, in seconds; the start of the run while RUNNING.
+/// @param since Time of the last transition, in seconds; while RUNNING the time from which the run is still
+/// to be billed: its start, or its last interim payment.
 /// @param providerId Assigned provider, zero when there is none.
 /// @param memPerCpu Memory per cpu, in MB.
 /// @param retriesLeft How many successors may still follow.
-/// @param untilSpent Whether it runs until its credits are spent.
-/// @param escrow Credit-wei held while live; what was consumed (paid + fee) once final.
+/// @param flags The flags of its terms, and 128 if it continues another job.
+/// @param escrow Credit-wei held while live; once final, what its settlement consumed (paid + fee, without
+/// earlier interim payments).
 /// @param rate Credit-wei a second, zero until assigned.
-/// @param timeLimit Walltime in seconds.
+/// @param timeLimit Walltime in seconds, less what interim payments have billed.
 /// @param tasks Number of tasks.
 /// @param cpusPerTask Cpus of each task.
 /// @param gpus Gpus of the whole job.
@@ -122,7 +131,7 @@ struct Job {
     uint16 providerId;
     uint24 memPerCpu;
     uint8 retriesLeft;
-    bool untilSpent;
+    uint8 flags;
     uint96 escrow;
     uint72 rate;
     uint24 timeLimit;
@@ -146,18 +155,34 @@ struct ProviderClock {
     uint32 answeredAt;
 }
 
+/// @notice What a provider's live assigned jobs occupy.
+/// @param cpus Cpus in all.
+/// @param mem Memory in all, in MB.
+/// @param gpus Gpus in all.
+struct ProviderLoad {
+    uint32 cpus;
+    uint48 mem;
+    uint32 gpus;
+}
+
 /// @notice Times that rule the life of a job, in seconds but for `responseBlocks`.
 /// @param claimTimeout How long a provider may hold a job that it has not claimed, or not started.
 /// @param pendingTimeout How long a job stays PENDING before a provider may take it by itself.
-/// @param responseTimeout How long a provider may leave a challenge unanswered.
+/// @param pendingExpiry How long a job stays PENDING before anyone may cancel it.
+/// @param responseTimeout How long a provider may leave a challenge unanswered before it gets no new jobs.
 /// @param responseBlocks How many blocks must pass as well.
+/// @param lostTimeout How long a provider may leave a challenge unanswered before its runs are lost.
 /// @param reportGrace How long after its allotment a run may stay unreported.
 /// @param topUpNotice The last seconds of a running allotment, in which it can't be moved.
+/// @param collectInterval Least time between two interim payments of a run.
 struct Timeouts {
     uint32 claimTimeout;
     uint32 pendingTimeout;
+    uint32 pendingExpiry;
     uint32 responseTimeout;
     uint32 responseBlocks;
+    uint32 lostTimeout;
     uint32 reportGrace;
     uint32 topUpNotice;
+    uint32 collectInterval;
 }

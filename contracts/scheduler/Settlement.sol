@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {TransientSlot} from "@openzeppelin/contracts/utils/TransientSlot.sol";
+
+import {IMetaScheduler} from "../interfaces/IMetaScheduler.sol";
+import {Billing} from "../libraries/Billing.sol";
+import {StateWord, TermsWord} from "../libraries/JobRecord.sol";
+import {JobStatus, Report} from "../types/JobTypes.sol";
+import {Liveness} from "./Liveness.sol";
+
+/// @title Ends of jobs, interim payments, and all payments out of the escrow
+abstract contract Settlement is Liveness, ReentrancyGuardTransient {
+    using SafeERC20 for IERC20;
+    using TransientSlot for *;
+
+    /// @dev What a batch owes: one sum to the caller, one to the treasury, and one to each other recipient.
+    struct Payments {
+        address payee;
+        uint256 toPayee;
+        uint256 toTreasury;
+        uint256 count;
+        address[] others;
+        uint256[] amounts;
+    }
+
+    // Counters, sums and the outcome of a batch begin at zero, which is what an unwritten local is.
+    // slither-disable-start uninitialized-local
+
+    // --------------------------------------------------------------- customers
+
+    /// @inheritdoc IMetaScheduler
+    function cancel(uint256[] calldata jobIds) external nonReentrant {
+        Batch memory batch;
+        Payments memory due = _newPayments(_customerSender(), jobIds.length);
+        for (uint256 i = 0; i < jobIds.length; ++i) {
+            _cancel(jobIds[i], batch, due);
+        }
+        _close(batch, jobIds.length);
+        _pay(due);
+    }
+
+    /// @inheritdoc IMetaScheduler
+    function withdraw(address to) external nonReentrant returns (uint256 amount) {
+        address recipient = _customerSender();
+        amount = parkedOf[recipient];
+        if (amount == 0) revert NothingParked();
+        parkedOf[recipient] = 0;
+        emit PaymentWithdrawn(recipient, to, amount);
+        credit.safeTransfer(to, amount);
+    }
+
+    // --------------------------------------------------------------- providers
+
+    /// @inheritdoc IMetaScheduler
+    function finish(Report[] calldata reports) external nonReentrant {
+        Batch memory batch;
+        Payments memory due = _newPayments(msg.sender, reports.length);
+        for (uint256 i = 0; i < reports.length; ++i) {
+            _finish(reports[i], batch, due);
+        }
+        _close(batch, reports.length);
+        _pay(due);
+    }
+
+    /// @inheritdoc IMetaScheduler
+    function collect(uint256[] calldata jobIds) external nonReentrant {
+        Batch memory batch;
+        Payments memory due = _newPayments(msg.sender, 0);
+        for (uint256 i = 0; i < jobIds.length; ++i) {
+            _collect(jobIds[i], batch, due);
+        }
+        _close(batch, jobIds.length);
+        _pay(due);
+    }
+
+    // ------------------------------------------------------ parties and anyone
+
+    /// @inheritdoc IMetaScheduler
+    function panic(uint256[] calldata jobIds, string calldata reason) external nonReentrant {
+        Batch memory batch;
+        Payments memory due = _newPayments(msg.sender, jobIds.length);
+        for (uint256 i = 0; i < jobIds.length; ++i) {
+            _panic(jobIds[i], reason, batch, due);
+        }
+        _close(batch, jobIds.length);
+        _pay(due);
+    }
+
+    // ------------------------------------------------------- internal: one item
+
+    function _finish(Report calldata report, Batch memory batch, Payments memory due) private {
+        uint256 jobId = report.jobId;
+        Record storage record = _records[jobId];
+        StateWord state = record.state;
+        JobStatus to = report.exitCode == 0 ? JobStatus.FINISHED : JobStatus.FAILED;
+        if (!_canMove(jobId, state, to, batch)) return;
+        if (!_isByProvider(state, batch)) {
+            _refuse(batch, jobId, state, to, NotAssignedProvider.selector);
+            return;
+        }
+        TermsWord terms = record.terms;
+        (uint256 billed, bool usedUp) = _billed(state, terms, report.secondsUsed);
+        if (usedUp) to = JobStatus.OUT_OF_CREDITS;
+        _release(batch, state, terms);
+        _move(jobId, record, state, msg.sender, to);
+        emit JobResult(jobId, report.exitCode, report.result, report.reason);
+        (uint256 paid, uint256 refund) =
+            _settle(jobId, record, state, terms, msg.sender, billed, due);
+        due.toPayee += paid;
+        _owe(due, state.customer(), refund);
+    }
+
+    function _collect(uint256 jobId, Batch memory batch, Payments memory due) private {
+        Record storage record = _records[jobId];
+        StateWord state = record.state;
+        TermsWord terms = record.terms;
+        uint256 elapsed = block.timestamp - state.since();
+        bytes4 refusal = _collectRefusal(state, terms, elapsed);
+        if (refusal != 0) {
+            _refuse(batch, jobId, state, JobStatus.RUNNING, refusal);
+            return;
+        }
+        batch.mover = state.providerId();
+        uint256 cost = terms.rate() * elapsed;
+        uint256 fee = Billing.feeOf(cost, terms.feeBps());
+        uint256 escrow = terms.escrow() - cost;
+        uint256 limit = terms.timeLimit();
+        // A job that runs until its credits are spent may outlast its limit; a limit is never zero.
+        limit = elapsed < limit ? limit - elapsed : 1;
+        record.state = state.billedUntilNow();
+        record.terms = terms.withEscrow(escrow).withTimeLimit(limit);
+        due.toPayee += cost - fee;
+        due.toTreasury += fee;
+        emit JobCollected(
+            jobId, msg.sender, state.customer(), elapsed, cost - fee, fee, escrow, limit
+        );
+    }
+
+    function _collectRefusal(StateWord state, TermsWord terms, uint256 elapsed)
+        private
+        view
+        returns (bytes4)
+    {
+        if (state.status() != JobStatus.RUNNING) return InvalidTransition.selector;
+        if (_accountOf(state) != msg.sender) return NotAssignedProvider.selector;
+        if (!state.allowsInterimPayments()) return InterimPaymentsForbidden.selector;
+        if (elapsed < _collectInterval) return TooEarly.selector;
+        // What is overdue has used up its allotment as well; then only the end can be billed.
+        if (elapsed >= _allotment(state, terms)) return AllotmentUsedUp.selector;
+        return _isLost(state, terms) ? RunLost.selector : bytes4(0);
+    }
+
+    function _cancel(uint256 jobId, Batch memory batch, Payments memory due) private {
+        Record storage record = _records[jobId];
+        StateWord state = record.state;
+        if (!_canMove(jobId, state, JobStatus.CANCELLED, batch)) return;
+        address customer = state.customer();
+        if (customer != due.payee && !_isExpired(state)) {
+            _refuse(batch, jobId, state, JobStatus.CANCELLED, NotCustomer.selector);
+            return;
+        }
+        TermsWord terms = record.terms;
+        address provider = _accountOf(state);
+        uint256 billed;
+        if (state.status() == JobStatus.RUNNING && !_isLost(state, terms)) {
+            (billed,) = _billed(state, terms, type(uint256).max);
+        }
+        if (state.status() != JobStatus.PENDING) _release(batch, state, terms);
+        _move(jobId, record, state, provider, JobStatus.CANCELLED);
+        (uint256 paid, uint256 refund) = _settle(jobId, record, state, terms, provider, billed, due);
+        if (customer == due.payee) due.toPayee += refund;
+        else _owe(due, customer, refund);
+        _owe(due, provider, paid);
+    }
+
+    /// @dev Of a PENDING job: nobody took it for so long that anyone may give the customer its credits back.
+    function _isExpired(StateWord state) private view returns (bool) {
+        return
+            state.status() == JobStatus.PENDING && block.timestamp >= state.since() + _pendingExpiry;
+    }
+
+    function _panic(uint256 jobId, string calldata reason, Batch memory batch, Payments memory due)
+        private
+    {
+        Record storage record = _records[jobId];
+        StateWord state = record.state;
+        if (!_canMove(jobId, state, JobStatus.PANICKED, batch)) return;
+        TermsWord terms = record.terms;
+        address provider = _accountOf(state);
+        bytes4 refusal = _panicRefusal(state, terms, provider, bytes(reason).length);
+        if (refusal != 0) {
+            _refuse(batch, jobId, state, JobStatus.PANICKED, refusal);
+            return;
+        }
+        if (msg.sender == provider) batch.mover = state.providerId();
+        _release(batch, state, terms);
+        _move(jobId, record, state, provider, JobStatus.PANICKED);
+        emit JobPanicked(jobId, msg.sender, _heard(state, provider, reason));
+        if (state.retriesLeft() > 0) {
+            _succeed(jobId, record, state, terms);
+        } else {
+            (, uint256 refund) = _settle(jobId, record, state, terms, provider, 0, due);
+            _owe(due, state.customer(), refund);
+        }
+    }
+
+    function _panicRefusal(StateWord state, TermsWord terms, address provider, uint256 reasonLength)
+        private
+        view
+        returns (bytes4)
+    {
+        if (reasonLength > MAX_REASON_LENGTH) return ReasonTooLong.selector;
+        if (msg.sender == provider) return 0;
+        if (state.status() != JobStatus.RUNNING) return NotAssignedProvider.selector;
+        return _isLost(state, terms) ? bytes4(0) : NotLost.selector;
+    }
+
+    /// @dev Opens the successor of a job that was lost or given up; the whole escrow moves to it.
+    function _succeed(uint256 jobId, Record storage record, StateWord state, TermsWord terms)
+        private
+    {
+        uint256 successor = ++_jobCount;
+        record.terms = terms.withEscrow(0);
+        Record storage next = _records[successor];
+        next.state = state.succeeded();
+        next.terms = terms.withPrice(0, 0);
+        next.definition = record.definition;
+        _retryOf[successor] = jobId;
+        emit JobRetried(jobId, successor, terms.escrow());
+        _emitTransition(successor, state.customer(), address(0), JobStatus.NONE, JobStatus.PENDING);
+    }
+
+    // ----------------------------------------------------------- internal: bills
+
+    /// @dev Seconds to bill, min(reported, elapsed, allotment), and whether they are the whole allotment.
+    function _billed(StateWord state, TermsWord terms, uint256 reported)
+        private
+        view
+        returns (uint256 billed, bool usedUp)
+    {
+        billed = block.timestamp - state.since();
+        if (reported < billed) billed = reported;
+        uint256 allotted = _allotment(state, terms);
+        usedUp = billed >= allotted;
+        if (usedUp) billed = allotted;
+    }
+
+    /// @dev Divides the escrow of an ended job: cost to provider and treasury, the rest back. Billed seconds are
+    /// within the allotment, so the cost is within the escrow.
+    function _settle(
+        uint256 jobId,
+        Record storage record,
+        StateWord state,
+        TermsWord terms,
+        address provider,
+        uint256 billed,
+        Payments memory due
+    ) private returns (uint256 paid, uint256 refund) {
+        uint256 cost = terms.rate() * billed;
+        uint256 fee = Billing.feeOf(cost, terms.feeBps());
+        paid = cost - fee;
+        refund = terms.escrow() - cost;
+        due.toTreasury += fee;
+        record.terms = terms.withEscrow(cost);
+        emit JobSettled(jobId, provider, state.customer(), billed, paid, fee, refund);
+    }
+
+    // -------------------------------------------------------- internal: payments
+
+    function _newPayments(address payee, uint256 length)
+        private
+        pure
+        returns (Payments memory due)
+    {
+        due.payee = payee;
+        due.others = new address[](length);
+        due.amounts = new uint256[](length);
+    }
+
+    /// @dev Adds to what a recipient is owed. There is one entry per recipient, so never more than items. The
+    /// latest entry is compared first. Positions (from one) of earlier entries are in transient storage, at the
+    /// recipient's address as slot: so the cost of a batch grows linearly with its recipients.
+    function _owe(Payments memory due, address to, uint256 amount) private {
+        // Computed from the record, never from a balance that somebody can raise.
+        // slither-disable-next-line incorrect-equality
+        if (amount == 0) return;
+        uint256 count = due.count;
+        if (count > 0) {
+            address latest = due.others[count - 1];
+            if (latest == to) {
+                due.amounts[count - 1] += amount;
+                return;
+            }
+            uint256 position = _positionOf(to).tload();
+            if (position > 0) {
+                due.amounts[position - 1] += amount;
+                return;
+            }
+            _positionOf(latest).tstore(count);
+        }
+        due.others[count] = to;
+        due.amounts[count] = amount;
+        due.count = count + 1;
+    }
+
+    /// @dev Addresses are below 2^160, far from the hashed slots of other libraries.
+    function _positionOf(address to) private pure returns (TransientSlot.Uint256Slot) {
+        return bytes32(uint256(uint160(to))).asUint256();
+    }
+
+    /// @dev Transient storage lasts for the whole transaction, so positions are cleared for the next batch in it.
+    function _pay(Payments memory due) private {
+        _transfer(due.payee, due.toPayee);
+        _transfer(treasury, due.toTreasury);
+        for (uint256 i = 0; i < due.count; ++i) {
+            address to = due.others[i];
+            if (i + 1 < due.count) _positionOf(to).tstore(0);
+            _transfer(to, due.amounts[i]);
+        }
+    }
+
+    /// @dev A recipient that can't be paid blocks nobody.
+    function _transfer(address to, uint256 amount) private {
+        if (amount == 0 || credit.trySafeTransfer(to, amount)) return;
+        parkedOf[to] += amount;
+        emit PaymentParked(to, amount);
+    }
+
+    // slither-disable-end uninitialized-local
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Permit.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+
+import {IMetaScheduler} from "../interfaces/IMetaScheduler.sol";
+import {JobLifecycle} from "../libraries/JobLifecycle.sol";
+import {JobRecord, StateWord, TermsWord} from "../libraries/JobRecord.sol";
+import {JobRequest, JobStatus, JobTerms, Permit} from "../types/JobTypes.sol";
+import {SchedulerBase} from "./SchedulerBase.sol";
+
+/// @title Birth of jobs and top-ups: all payments into the escrow
+abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
+    using SafeERC20 for IERC20;
+
+    /// @notice Most successors of one submitted job.
+    uint256 internal constant MAX_RETRIES = 5;
+    /// @notice Longest name, in bytes.
+    uint256 internal constant MAX_NAME_LENGTH = 64;
+    /// @notice Longest requirements on labels, in bytes.
+    uint256 internal constant MAX_USES_LENGTH = 512;
+    /// @notice Least top-up of an assigned job, in seconds of its rate.
+    uint256 internal constant MIN_TOP_UP_SECONDS = 60;
+
+    /// @inheritdoc IMetaScheduler
+    function submitJobs(JobRequest[] calldata requests)
+        external
+        nonReentrant
+        returns (uint256 firstJobId)
+    {
+        return _submit(_customerSender(), requests);
+    }
+
+    /// @inheritdoc IMetaScheduler
+    function submitJobsWithPermit(JobRequest[] calldata requests, Permit calldata permit)
+        external
+        nonReentrant
+        returns (uint256 firstJobId)
+    {
+        address customer = _customerSender();
+        _permit(customer, permit);
+        return _submit(customer, requests);
+    }
+
+    /// @inheritdoc IMetaScheduler
+    function topUp(uint256 jobId, address customer, uint96 amount) external nonReentrant {
+        _topUp(_customerSender(), jobId, customer, amount);
+    }
+
+    /// @inheritdoc IMetaScheduler
+    function topUpWithPermit(uint256 jobId, address customer, uint96 amount, Permit calldata permit)
+        external
+        nonReentrant
+    {
+        address payer = _customerSender();
+        _permit(payer, permit);
+        _topUp(payer, jobId, customer, amount);
+    }
+
+    function _submit(address customer, JobRequest[] calldata requests)
+        private
+        returns (uint256 firstJobId)
+    {
+        if (!submissionsOpen) revert SubmissionsClosed();
+        uint256 jobId = _jobCount;
+        firstJobId = jobId + 1;
+        // Begins at zero, which is what an unwritten local is.
+        // slither-disable-next-line uninitialized-local
+        uint256 total;
+        for (uint256 i = 0; i < requests.length; ++i) {
+            bytes32[] calldata definitions = requests[i].definitions;
+            total += _open(customer, jobId, requests[i].terms, definitions) * definitions.length;
+            jobId += definitions.length;
+        }
+        if (jobId < firstJobId) revert EmptyBatch();
+        // 2^64 jobs can't be paid for.
+        _jobCount = uint64(jobId);
+        credit.safeTransferFrom(customer, address(this), total);
+    }
+
+    /// @dev Writes one PENDING record per definition, with the ids after `jobId`.
+    /// @return amount Escrow of each job.
+    function _open(
+        address customer,
+        uint256 jobId,
+        JobTerms memory terms,
+        bytes32[] calldata definitions
+    ) private returns (uint256 amount) {
+        _checkTerms(terms);
+        amount = terms.amount;
+        StateWord stateWord = JobRecord.newState(customer, terms);
+        TermsWord termsWord = JobRecord.newTerms(terms);
+        bytes memory data = abi.encode(terms);
+        for (uint256 i = 0; i < definitions.length; ++i) {
+            bytes32 definition = definitions[i];
+            if (definition == 0) revert InvalidTerms("definition");
+            Record storage record = _records[++jobId];
+            record.state = stateWord;
+            record.terms = termsWord;
+            record.definition = definition;
+            _emitSubmitted(jobId, customer, definition, data);
+            _emitTransition(jobId, customer, address(0), JobStatus.NONE, JobStatus.PENDING);
+        }
+    }
+
+    function _topUp(address payer, uint256 jobId, address customer, uint256 amount) private {
+        Record storage record = _records[jobId];
+        StateWord state = record.state;
+        TermsWord terms = record.terms;
+        if (!JobLifecycle.isLive(state.status())) revert WrongStatus(jobId, state.status());
+        if (state.customer() != customer) revert NotCustomer(jobId);
+        uint256 rate = terms.rate();
+        uint256 min = rate == 0 ? 1 : rate * MIN_TOP_UP_SECONDS;
+        if (amount < min) revert TopUpTooSmall(jobId, amount, min);
+        if (state.status() == JobStatus.RUNNING) {
+            uint256 end = state.since() + _allotment(state, terms);
+            if (block.timestamp + _topUpNotice >= end) revert TopUpTooLate(jobId, end);
+        }
+        uint256 escrow = terms.escrow() + amount;
+        uint256 limit = terms.timeLimit();
+        // A stranger's gift must not stretch a job: at the next provider's price its escrow might not buy it.
+        if (payer == customer && rate != 0 && !state.untilSpent()) limit += amount / rate;
+        if (escrow > type(uint96).max || limit > type(uint24).max) revert TopUpTooLarge(jobId);
+        record.terms = terms.withEscrow(escrow).withTimeLimit(limit);
+        emit JobToppedUp(jobId, payer, amount, escrow, limit);
+        credit.safeTransferFrom(payer, address(this), amount);
+    }
+
+    function _checkTerms(JobTerms memory terms) private pure {
+        if (terms.amount == 0) revert InvalidTerms("amount");
+        if (terms.timeLimit == 0) revert InvalidTerms("timeLimit");
+        if (terms.tasks == 0) revert InvalidTerms("tasks");
+        if (terms.cpusPerTask == 0) revert InvalidTerms("cpusPerTask");
+        if (terms.memPerCpu == 0) revert InvalidTerms("memPerCpu");
+        if (terms.retries > MAX_RETRIES) revert InvalidTerms("retries");
+        if (terms.flags > JobRecord.CUSTOMER_FLAGS) revert InvalidTerms("flags");
+        if (bytes(terms.name).length > MAX_NAME_LENGTH) revert InvalidTerms("name");
+        if (bytes(terms.uses).length > MAX_USES_LENGTH) revert InvalidTerms("uses");
+    }
+
+    /// @dev `JobSubmitted`. Solidity would encode the terms again for each job of a request; here they are encoded
+    /// once and the same bytes are logged for each.
+    function _emitSubmitted(uint256 jobId, address customer, bytes32 definition, bytes memory data)
+        private
+    {
+        bytes32 topic = JobSubmitted.selector;
+        assembly ("memory-safe") {
+            // The upper bits of a narrow value are not guaranteed to be zero.
+            log4(add(data, 32), mload(data), topic, jobId, shr(96, shl(96, customer)), definition)
+        }
+    }
+
+    /// @dev A failing permit is ignored: somebody may have used it first. The allowance decides.
+    function _permit(address owner, Permit calldata permit) private {
+        try IERC20Permit(address(credit))
+            .permit(
+                owner, address(this), permit.value, permit.deadline, permit.v, permit.r, permit.s
+            ) {}
+            catch {}
+    }
+}
