@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from deepsquare_chain.job import Hardware, Offer, Prices, Resources
+from deepsquare_chain.job import NO_LOAD, Hardware, Load, Offer, Prices, Resources
 
 DECIMALS: Final = 18
 CREDIT: Final = 10**DECIMALS
@@ -121,8 +121,8 @@ def settle(
     return Settlement(billed, consumed - share, share, escrow - consumed)
 
 
-def fits(hardware: Hardware, offer: Offer, resources: Resources) -> bool:
-    """Whether the tasks fit node by node, and the whole fits the offer."""
+def fits(hardware: Hardware, offer: Offer, resources: Resources, load: Load = NO_LOAD) -> bool:
+    """Whether the tasks fit node by node, and the whole fits the offer less the load."""
     memory_per_task = resources.cpus_per_task * resources.mem_per_cpu
     if resources.cpus_per_task < 1 or memory_per_task < 1:
         return False
@@ -132,7 +132,7 @@ def fits(hardware: Hardware, offer: Offer, resources: Resources) -> bool:
     )
     return (
         resources.tasks <= hardware.nodes * per_node
-        and resources.cpus <= offer.cpus
-        and resources.memory <= offer.memory
-        and resources.gpus <= offer.gpus
+        and load.cpus + resources.cpus <= offer.cpus
+        and load.memory + resources.memory <= offer.memory
+        and load.gpus + resources.gpus <= offer.gpus
     )

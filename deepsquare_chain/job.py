@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from types import MappingProxyType
 from typing import Final
 
@@ -78,6 +78,19 @@ class Objective(IntEnum):
     ENERGY = 2
 
 
+class JobFlags(IntFlag):
+    """Options of a job; the numbers are those of the contract.
+
+    SUCCESSOR is set by the contract alone, on a job that continues another one.
+    """
+
+    NONE = 0
+    UNTIL_SPENT = 1
+    NO_SELF_SCHEDULING = 2
+    INTERIM_PAYMENTS = 4
+    SUCCESSOR = 128
+
+
 class ProviderStatus(IntEnum):
     """Standing of a provider; NONE means that it never registered."""
 
@@ -123,19 +136,26 @@ class Terms:
     time_limit: int
     resources: Resources
     retries: int
-    until_spent: bool
+    flags: JobFlags
     objective: Objective
     name: str
     uses: str
+
+    @property
+    def until_spent(self) -> bool:
+        """Whether the job runs until its credits are spent instead of stopping at its limit."""
+        return JobFlags.UNTIL_SPENT in self.flags
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job record as the chain holds it.
 
-    `since` is the chain time of the last transition; `escrow` is what is held while the job is
-    live and what was consumed once it is final; `rate` is in credit-wei a second, zero until the
-    job is assigned; `retry_of` is the predecessor's id or zero.
+    `since` is the chain time of the last transition, and while RUNNING the time up to which the run
+    is billed (its start, or its last interim payment). `escrow` is what is held while the job is
+    live; once it is final, what its settlement consumed, without earlier interim payments.
+    `time_limit` is in seconds, less what interim payments billed. `rate` is in credit-wei per
+    second, zero until the job is assigned; `retry_of` is the predecessor's id or zero.
     """
 
     id: int
@@ -145,13 +165,28 @@ class Job:
     provider_id: int
     resources: Resources
     retries_left: int
-    until_spent: bool
+    flags: JobFlags
     escrow: int
     rate: int
     time_limit: int
     fee_bps: int
     definition: bytes
     retry_of: int
+
+    @property
+    def until_spent(self) -> bool:
+        """Whether the job runs until its credits are spent instead of stopping at its limit."""
+        return JobFlags.UNTIL_SPENT in self.flags
+
+    @property
+    def allows_self_scheduling(self) -> bool:
+        """Whether a provider may assign the job to itself."""
+        return JobFlags.NO_SELF_SCHEDULING not in self.flags
+
+    @property
+    def allows_interim_payments(self) -> bool:
+        """Whether its provider may collect payments while it runs."""
+        return JobFlags.INTERIM_PAYMENTS in self.flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +206,29 @@ class Offer:
     cpus: int
     memory: int
     gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the live assigned jobs of a provider occupy; `memory` is in MB."""
+
+    cpus: int = 0
+    memory: int = 0
+    gpus: int = 0
+
+    @classmethod
+    def of(cls, resources: Resources) -> Load:
+        """What one job occupies."""
+        return cls(resources.cpus, resources.memory, resources.gpus)
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.cpus + other.cpus, self.memory + other.memory, self.gpus + other.gpus)
+
+    def __sub__(self, other: Load) -> Load:
+        return Load(self.cpus - other.cpus, self.memory - other.memory, self.gpus - other.gpus)
+
+
+NO_LOAD: Final = Load()
 
 
 @dataclass(frozen=True, slots=True)

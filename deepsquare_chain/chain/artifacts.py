@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from deepsquare_chain.errors import NotFoundError
 
-CONTRACTS: Final = ("Credit", "ProviderRegistry", "MetaScheduler")
+CONTRACTS: Final = ("Credit", "ProviderRegistry", "MetaScheduler", "ERC2771Forwarder")
 
 
 @dataclass(frozen=True, slots=True)

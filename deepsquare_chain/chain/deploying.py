@@ -32,10 +32,13 @@ class Timeouts:
 
     claim_timeout: int = 300
     pending_timeout: int = 600
+    pending_expiry: int = 30 * DAY
     response_timeout: int = 300
     response_blocks: int = 10
+    lost_timeout: int = 1_800
     report_grace: int = 3_600
     top_up_notice: int = 60
+    collect_interval: int = 21_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,19 @@ _BOUNDS: Final = {
     "admin_delay": (0, 2**48 - 1),
     "claim_timeout": (5, 30 * DAY),
     "pending_timeout": (5, 30 * DAY),
+    "pending_expiry": (5, 365 * DAY),
     "response_timeout": (5, 30 * DAY),
     "response_blocks": (1, 100_000),
+    "lost_timeout": (5, 30 * DAY),
     "report_grace": (3_600, 30 * DAY),
     "top_up_notice": (10, 3_600),
+    "collect_interval": (5, 30 * DAY),
 }
+
+_AT_LEAST: Final = (("pending_expiry", "pending_timeout"), ("lost_timeout", "response_timeout"))
+
+#: EIP-712 name of the forwarder, which signed requests carry.
+FORWARDER_NAME: Final = "DeepSquare"
 
 #: Times that let a demo see every timeout within seconds.
 DEMO_PARAMS: Final = GridParams(
@@ -77,8 +88,10 @@ DEMO_PARAMS: Final = GridParams(
         pending_timeout=30,
         response_timeout=6,
         response_blocks=3,
+        lost_timeout=20,
         report_grace=3_600,
         top_up_notice=10,
+        collect_interval=10,
     ),
 )
 
@@ -92,9 +105,9 @@ async def deploy_grid(
     timeout: float = 120.0,
     resumable: bool = False,
 ) -> Deployment:
-    """Deploy Credit, ProviderRegistry and MetaScheduler and grant their roles.
+    """Deploy Credit, ProviderRegistry, ERC2771Forwarder and MetaScheduler and grant their roles.
 
-    The sender's account becomes the administrator of all three.
+    The sender's account becomes the administrator of the first two and the last; a forwarder has none.
 
     Args:
         w3: Connection made by `connect`.
@@ -116,14 +129,15 @@ async def deploy_grid(
     roles = work.roles()  # checked before anything is paid
     admin = sender.address
     treasury = checked_address(params.treasury or admin, "treasury")
-    credit, registry = await asyncio.gather(
+    credit, registry, forwarder = await asyncio.gather(
         work.create("Credit", admin, params.admin_delay),
         work.create("ProviderRegistry", admin, params.admin_delay, params.approval_period),
+        work.create("ERC2771Forwarder", FORWARDER_NAME),
     )
     times = tuple(asdict(params.timeouts).values())
     scheduler = await work.create(
         *("MetaScheduler", admin, params.admin_delay, credit, registry),
-        *(treasury, params.fee_bps, times),
+        *(treasury, forwarder, params.fee_bps, times),
     )
     deployment = Deployment(
         chain_id=sender.chain_id,
@@ -131,6 +145,7 @@ async def deploy_grid(
         registry=registry,
         scheduler=scheduler,
         treasury=treasury,
+        forwarder=forwarder,
         block=min(work.blocks),
         transactions=work.transactions,
         constructor_args=work.arguments,
@@ -206,6 +221,11 @@ def _check(params: GridParams) -> None:
     for name, (least, most) in _BOUNDS.items():
         if not least <= values[name] <= most:
             raise UsageError(f"{name} is {values[name]}, allowed are {least} to {most}")
+    times = params.timeouts
+    for name, least_name in _AT_LEAST:
+        value, least = getattr(times, name), getattr(times, least_name)
+        if value < least:
+            raise UsageError(f"{name} is {value}, allowed is {least} ({least_name}) or more")
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from deepsquare_chain.errors import NotFoundError, UsageError
 
 FORMAT: Final = 1
 MAX_BYTES: Final = 1_000_000
-_ADDRESSES: Final = ("credit", "registry", "scheduler", "treasury")
+_ADDRESSES: Final = ("credit", "registry", "scheduler", "treasury", "forwarder")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Deployment:
     registry: str
     scheduler: str
     treasury: str
+    forwarder: str
     block: int
     transactions: Mapping[str, str] = field(default_factory=dict)
     constructor_args: Mapping[str, Any] = field(default_factory=dict)
@@ -43,8 +44,18 @@ class Deployment:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def contracts(self) -> dict[str, str]:
+        """Address of each contract by the name of its artifact."""
+        return {
+            "Credit": self.credit,
+            "ProviderRegistry": self.registry,
+            "MetaScheduler": self.scheduler,
+            "ERC2771Forwarder": self.forwarder,
+        }
+
+    @property
     def addresses(self) -> tuple[str, str, str]:
-        """The three contracts: credit, registry, scheduler."""
+        """The contracts whose events tell the story of the grid: credit, registry, scheduler."""
         return (self.credit, self.registry, self.scheduler)
 
     def to_json(self) -> str:

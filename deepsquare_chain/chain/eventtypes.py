@@ -88,6 +88,20 @@ class JobSettled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class JobCollected(Event):
+    """A run was billed while it goes on; escrow and limit are what is left."""
+
+    job_id: int
+    provider: str
+    customer: str
+    billed_seconds: int
+    paid: int
+    fee: int
+    escrow: int
+    time_limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobRetried(Event):
     """A successor carries the escrow; neither payment nor refund."""
 

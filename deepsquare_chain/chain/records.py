@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deepsquare_chain.job import Job, JobStatus, Objective, Resources, Terms
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Resources, Terms
 
 MAX_REASON_BYTES: Final = 256
 
@@ -41,15 +41,19 @@ class Parameters:
 
     claim_timeout: int
     pending_timeout: int
+    pending_expiry: int
     response_timeout: int
     response_blocks: int
+    lost_timeout: int
     report_grace: int
     top_up_notice: int
+    collect_interval: int
     fee_bps: int
     submissions_open: bool
     credit: str
     registry: str
     treasury: str
+    forwarder: str
 
 
 def short(reason: str) -> str:
@@ -86,7 +90,7 @@ def term_values(terms: Terms) -> tuple[Any, ...]:
         size.mem_per_cpu,
         size.gpus,
         terms.retries,
-        terms.until_spent,
+        int(terms.flags),
         int(terms.objective),
         terms.name,
         terms.uses,
@@ -95,7 +99,7 @@ def term_values(terms: Terms) -> tuple[Any, ...]:
 
 def read_job(number: int, record: tuple[Any, ...]) -> Job:
     """A record as the contract gives it."""
-    (customer, status, since, provider_id, memory, retries, until_spent, escrow) = record[:8]
+    (customer, status, since, provider_id, memory, retries, flags, escrow) = record[:8]
     (rate, limit, tasks, cpus, gpus, fee, definition, retry_of) = record[8:]
     return Job(
         id=number,
@@ -105,7 +109,7 @@ def read_job(number: int, record: tuple[Any, ...]) -> Job:
         provider_id=provider_id,
         resources=Resources(tasks, cpus, memory, gpus),
         retries_left=retries,
-        until_spent=until_spent,
+        flags=JobFlags(flags),
         escrow=escrow,
         rate=rate,
         time_limit=limit,
@@ -117,13 +121,13 @@ def read_job(number: int, record: tuple[Any, ...]) -> Job:
 
 def read_terms(values: tuple[Any, ...]) -> Terms:
     """Terms as `JobSubmitted` holds them."""
-    amount, limit, tasks, cpus, memory, gpus, retries, until_spent, objective, name, uses = values
+    amount, limit, tasks, cpus, memory, gpus, retries, flags, objective, name, uses = values
     return Terms(
         amount=amount,
         time_limit=limit,
         resources=Resources(tasks, cpus, memory, gpus),
         retries=retries,
-        until_spent=until_spent,
+        flags=JobFlags(flags),
         objective=Objective(objective),
         name=name,
         uses=uses,

@@ -54,6 +54,25 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
         "NotAssignedProvider": lambda f: f"Job {f['job_id']} is not assigned to this provider",
         "TooEarly": lambda f: f"It is too early to do this to job {f['job_id']}",
         "NotLost": lambda f: f"Job {f['job_id']} is not lost, only its provider can give it up",
+        "SelfSchedulingForbidden": lambda f: (
+            f"The customer of job {f['job_id']} does not let providers assign it to themselves"
+        ),
+        "PriceRaised": lambda f: (
+            f"The provider for job {f['job_id']} asks more than when the assignment was decided"
+        ),
+        "InterimPaymentsForbidden": lambda f: (
+            f"The customer of job {f['job_id']} does not allow interim payments"
+        ),
+        "AllotmentUsedUp": lambda f: f"The allotment of job {f['job_id']} is used up",
+        "RunLost": lambda f: f"The run of job {f['job_id']} is lost, nothing is collected from it",
+        "ERC2771ForwarderExpiredRequest": lambda _: "The signed request has expired",
+        "ERC2771ForwarderInvalidSigner": lambda f: (
+            f"The request is signed by {f['signer']} and says it is from {f['from']}; or its nonce "
+            "is used up"
+        ),
+        "ERC2771UntrustfulTarget": lambda f: (
+            f"{f['target']} does not accept calls through the forwarder {f['forwarder']}"
+        ),
         "ProviderNotActive": lambda f: (
             f"The provider for job {f['job_id']} is not active, or its approval has run out"
         ),
@@ -61,7 +80,9 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"The provider for job {f['job_id']} has not answered a challenge"
         ),
         "ProviderExcluded": lambda f: f"The provider can't get job {f['job_id']} again",
-        "DoesNotFit": lambda f: f"Job {f['job_id']} does not fit the provider's hardware or offer",
+        "DoesNotFit": lambda f: (
+            f"Job {f['job_id']} does not fit the provider's hardware, or its offer less its load"
+        ),
         "RateOutOfRange": lambda f: (
             f"The provider's prices make no usable rate for job {f['job_id']}"
         ),
@@ -131,7 +152,11 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "WrongStatus": "Look at the job with `deepsquare job get`.",
         "NotCustomer": "Use the wallet that submitted the job.",
         "TooEarly": "Wait for the timeout, then try again.",
-        "NotLost": "Challenge its provider first, and wait for the response timeout.",
+        "NotLost": "Challenge its provider first, and wait for the lost timeout.",
+        "AllotmentUsedUp": "Report the end of the run; that bills it.",
+        "PriceRaised": "Decide again by the present prices.",
+        "ERC2771ForwarderExpiredRequest": "Sign again.",
+        "ERC2771ForwarderInvalidSigner": "Sign again with the nonce of now.",
         "OverBudget": "Give the job more credits or a shorter time limit.",
         "DoesNotFit": "Ask for fewer resources, or choose another provider.",
         "SubmissionsClosed": "Use the record of the deployment that follows it.",

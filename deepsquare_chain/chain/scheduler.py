@@ -30,7 +30,7 @@ from deepsquare_chain.chain.records import (
 from deepsquare_chain.chain.reverts import selector_name
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import NotFoundError, UsageError
-from deepsquare_chain.job import Job, JobStatus, Terms
+from deepsquare_chain.job import Job, JobStatus, Load, Prices, Terms
 
 #: Records read in one call: far below any node's limit of gas for a call.
 READ_CHUNK: Final = 500
@@ -81,7 +81,7 @@ class MetaSchedulerContract(ContractBase):
         return int(await self._one("deadline", job_id, block=block_identifier))
 
     async def is_lost(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> bool:
-        """Whether a RUNNING job's provider is silent, or the job is overdue."""
+        """Whether the provider of a RUNNING job is gone (lost timeout), or the job is overdue."""
         return bool(await self._one("isLost", job_id, block=block_identifier))
 
     async def is_eligible(
@@ -111,6 +111,12 @@ class MetaSchedulerContract(ContractBase):
         """A provider's challenge clock."""
         return Clock(*await self._one("clockOf", provider_id, block=block_identifier))
 
+    async def load_of(
+        self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
+    ) -> Load:
+        """What the live assigned jobs of a provider occupy."""
+        return Load(*await self._one("loadOf", provider_id, block=block_identifier))
+
     async def parked_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
         """Credit-wei that wait for the account's `withdraw`."""
         return int(await self._one("parkedOf", checked_address(account), block=block_identifier))
@@ -121,7 +127,10 @@ class MetaSchedulerContract(ContractBase):
 
     async def parameters(self, *, block_identifier: BlockIdentifier = LATEST) -> Parameters:
         """All times, the fee and the addresses in one."""
-        names = ("timeouts", "feeBps", "submissionsOpen", "credit", "registry", "treasury")
+        names = (
+            *("timeouts", "feeBps", "submissionsOpen"),
+            *("credit", "registry", "treasury", "trustedForwarder"),
+        )
         times, *others = await asyncio.gather(
             *(self._one(name, block=block_identifier) for name in names)
         )
@@ -169,10 +178,18 @@ class MetaSchedulerContract(ContractBase):
 
     # -- scheduler and providers
 
-    def meta_schedule(self, assignments: Mapping[int, Sequence[int]]) -> Call:
-        """Assign PENDING jobs: job ids by provider id; for a holder of METASCHEDULER_ROLE."""
-        groups = [(provider, list(ids)) for provider, ids in assignments.items()]
-        label = f"assign {plural(sum(len(ids) for _, ids in groups), 'job')}"
+    def meta_schedule(self, assignments: Mapping[tuple[int, Prices], Sequence[int]]) -> Call:
+        """Assign PENDING jobs, for a holder of METASCHEDULER_ROLE.
+
+        Args:
+            assignments: Job ids by provider id and the prices that the decision was made by; jobs
+                of a provider that asks more by now are refused.
+        """
+        groups = [
+            (provider, (prices.cpu, prices.gpu, prices.mem), list(ids))
+            for (provider, prices), ids in assignments.items()
+        ]
+        label = f"assign {plural(sum(len(ids) for *_, ids in groups), 'job')}"
         return self._call("metaSchedule", groups, label=label)
 
     def self_schedule(self, job_ids: Sequence[int]) -> Call:
@@ -186,6 +203,14 @@ class MetaSchedulerContract(ContractBase):
     def start(self, job_ids: Sequence[int]) -> Call:
         """SCHEDULED to RUNNING, by the assigned provider; the meter starts."""
         return self._batch("start", job_ids)
+
+    def claim_and_start(self, job_ids: Sequence[int]) -> Call:
+        """META_SCHEDULED to RUNNING in one transaction, by the assigned provider."""
+        return self._batch("claimAndStart", job_ids)
+
+    def collect(self, job_ids: Sequence[int]) -> Call:
+        """Bill RUNNING jobs up to now, by the assigned provider; the jobs must allow it."""
+        return self._batch("collect", job_ids)
 
     def finish(self, reports: Sequence[Report]) -> Call:
         """End RUNNING jobs and settle them, by the assigned provider."""

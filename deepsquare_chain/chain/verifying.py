@@ -10,7 +10,6 @@ from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.artifacts import load_artifact
-from deepsquare_chain.chain.calls import ContractBase
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import RoleGranted, RoleRevoked, decode_logs, event_topics
@@ -49,10 +48,9 @@ async def verify_deployment(w3: AsyncWeb3[Any], deployment: Deployment) -> list[
         ),
     ]
     contracts = Contracts(w3, deployment)
-    parts: tuple[ContractBase, ...] = (contracts.credit, contracts.registry, contracts.scheduler)
-    for contract in parts:
-        code = bytes(await w3.eth.get_code(to_checksum_address(contract.address)))
-        findings += [_code(contract, code), _metadata(contract, code)]
+    for name, address in deployment.contracts.items():
+        code = bytes(await w3.eth.get_code(to_checksum_address(address)))
+        findings += [_code(name, address, code), _metadata(name, code)]
     try:
         findings.extend(await _wiring(contracts, deployment))
     except TransientEndpointError:
@@ -63,18 +61,18 @@ async def verify_deployment(w3: AsyncWeb3[Any], deployment: Deployment) -> list[
     return findings
 
 
-def _code(contract: ContractBase, code: bytes) -> Finding:
-    what = f"code of {contract.artifact} at {contract.address}"
+def _code(name: str, address: str, code: bytes) -> Finding:
+    what = f"code of {name} at {address}"
     if not code:
         return Finding(what, ok=False, detail="there is no contract")
-    same = load_artifact(contract.artifact).matches(code)
+    same = load_artifact(name).matches(code)
     return Finding(what, same, "" if same else "it is other code than this package's")
 
 
-def _metadata(contract: ContractBase, code: bytes) -> Finding:
+def _metadata(name: str, code: bytes) -> Finding:
     """Whether the code names the metadata, and so the sources, that this package carries."""
-    ours = ipfs_hash(load_artifact(contract.artifact).metadata.encode())
-    return _equal(f"metadata of {contract.artifact} (IPFS {ours})", metadata_hash(code), ours)
+    ours = ipfs_hash(load_artifact(name).metadata.encode())
+    return _equal(f"metadata of {name} (IPFS {ours})", metadata_hash(code), ours)
 
 
 async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]:
@@ -83,6 +81,7 @@ async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]
         _equal("credit of the scheduler", found.credit, deployment.credit),
         _equal("registry of the scheduler", found.registry, deployment.registry),
         _equal("treasury", found.treasury, deployment.treasury),
+        _equal("forwarder of the scheduler", found.forwarder, deployment.forwarder),
     ]
     recorded = deployment.constructor_args
     times = _arguments(recorded, "MetaScheduler").get("timeouts")
@@ -109,10 +108,13 @@ async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]
 _TIMES: Final = (
     "claim_timeout",
     "pending_timeout",
+    "pending_expiry",
     "response_timeout",
     "response_blocks",
+    "lost_timeout",
     "report_grace",
     "top_up_notice",
+    "collect_interval",
 )
 
 

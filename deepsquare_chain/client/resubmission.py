@@ -6,7 +6,7 @@ from deepsquare_chain.client.history import histories
 from deepsquare_chain.client.network import Wallet
 from deepsquare_chain.client.submission import Request, Submitted, submit
 from deepsquare_chain.errors import RevertedError
-from deepsquare_chain.job import Terms
+from deepsquare_chain.job import JobFlags, Terms
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 
@@ -41,7 +41,7 @@ async def resubmit(
         time_limit=job.time_limit,
         resources=job.resources,
         retries=job.retries_left,
-        until_spent=job.until_spent,
+        flags=job.flags & ~JobFlags.SUCCESSOR,
         objective=told.objective,
         name=told.name,
         uses=told.uses,

@@ -11,6 +11,7 @@ from deepsquare_chain.credits import allotment
 from deepsquare_chain.job import (
     Hardware,
     Job,
+    JobFlags,
     JobStatus,
     Offer,
     Prices,
@@ -151,7 +152,7 @@ class JobEntry:
             provider_id=provider_ids.get(self.provider, 0),
             resources=self.terms.resources,
             retries_left=self.retries_left,
-            until_spent=self.terms.until_spent,
+            flags=self.terms.flags | (JobFlags.SUCCESSOR if self.retry_of else JobFlags.NONE),
             escrow=self.paid + self.fee if final else self.escrow,
             rate=self.rate,
             time_limit=self.time_limit,

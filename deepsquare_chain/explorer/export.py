@@ -248,6 +248,7 @@ def audited(deployment: Deployment) -> Deployment:
         spelled.registry,
         spelled.scheduler,
         spelled.treasury,
+        spelled.forwarder,
         spelled.block,
         constructor_args={"MetaScheduler": {"timeouts": list(times)}} if times else {},
     )

@@ -12,6 +12,7 @@ from deepsquare_chain.chain.events import TransitionSkipped
 from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
 from deepsquare_chain.faults import crash_point
+from deepsquare_chain.job import Prices
 from deepsquare_chain.observe import get_logger
 
 _FIRST_PAUSE: Final = 2
@@ -61,8 +62,8 @@ class Batches:
         """The jobs that were not refused a moment ago; `now` is chain time."""
         return [each for each in job_ids if self._pauses.get((kind, each), (0, 0))[0] <= now]
 
-    async def assign(self, groups: Mapping[int, Sequence[int]], now: int) -> int:
-        """PENDING to META_SCHEDULED: job ids by provider id; how many moved."""
+    async def assign(self, groups: Mapping[tuple[int, Prices], Sequence[int]], now: int) -> int:
+        """PENDING to META_SCHEDULED: job ids by provider id and the prices seen; how many moved."""
         moved = 0
         for part in _parts(groups, self._size):
             ids = tuple(job_id for some in part.values() for job_id in some)
@@ -145,13 +146,15 @@ class Batches:
             _log.info("would send", what=batch.call.label, jobs=list(batch.job_ids))
 
 
-def _parts(groups: Mapping[int, Sequence[int]], size: int) -> Iterable[dict[int, list[int]]]:
+def _parts(
+    groups: Mapping[tuple[int, Prices], Sequence[int]], size: int
+) -> Iterable[dict[tuple[int, Prices], list[int]]]:
     """Groups cut into transactions of at most `size` jobs."""
-    part: dict[int, list[int]] = {}
+    part: dict[tuple[int, Prices], list[int]] = {}
     count = 0
-    for provider_id, job_ids in groups.items():
+    for key, job_ids in groups.items():
         for job_id in job_ids:
-            part.setdefault(provider_id, []).append(job_id)
+            part.setdefault(key, []).append(job_id)
             count += 1
             if count == size:
                 yield part

@@ -198,7 +198,9 @@ class SchedulerService:
         self._explain(snapshot, self.plan)
         crash_point("scheduler.planned")
         groups = self.plan.by_provider()
-        moved = await self._batches.assign(groups, now)
+        prices = {view.provider.id: view.provider.prices for view in world.views}
+        priced = {(provider, prices[provider]): ids for provider, ids in groups.items()}
+        moved = await self._batches.assign(priced, now)
         self.observer.doubt(job_id for ids in groups.values() for job_id in ids)
         return moved + await self._free_stuck(world)
 

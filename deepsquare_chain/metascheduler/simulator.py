@@ -23,7 +23,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deepsquare_chain.job import Job, JobStatus, Objective, Resources
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Resources
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
 
@@ -146,7 +146,7 @@ def _arrival(job_id: int, at: int, cpus: int, limit: int, seconds: int) -> Arriv
         provider_id=0,
         resources=Resources(1, cpus, 1, 0),
         retries_left=0,
-        until_spent=False,
+        flags=JobFlags.NONE,
         escrow=2**95,
         rate=0,
         time_limit=limit,

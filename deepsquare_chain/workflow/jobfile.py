@@ -9,7 +9,7 @@ from typing import Final
 from pydantic_core import PydanticCustomError
 
 from deepsquare_chain.errors import JobFileError
-from deepsquare_chain.job import Objective, Terms
+from deepsquare_chain.job import JobFlags, Objective, Terms
 from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, from_document
 from deepsquare_chain.workflow.schema import JobFileDocument, check_document, refusal
@@ -34,6 +34,7 @@ class JobFile:
     objective: Objective
     retries: int
     until_spent: bool
+    interim_payments: bool
     uses: str
 
     def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
@@ -72,11 +73,22 @@ class JobFile:
             time_limit=limit,
             resources=self.definition.resources,
             retries=self.retries,
-            until_spent=self.until_spent,
+            flags=self._flags(),
             objective=self.objective,
             name=self.name,
             uses=self.uses,
         )
+
+    def _flags(self) -> JobFlags:
+        flags = JobFlags.NONE
+        if self.until_spent:
+            flags |= JobFlags.UNTIL_SPENT
+        if self.interim_payments:
+            flags |= JobFlags.INTERIM_PAYMENTS
+        if self.uses:
+            # The contract can't check labels, so no provider may take the job by itself.
+            flags |= JobFlags.NO_SELF_SCHEDULING
+        return flags
 
 
 def load_job_file(path: str | Path) -> JobFile:
@@ -137,5 +149,6 @@ def parse_job_file(text: bytes, source: str = "job file") -> JobFile:
         objective=document.objective,
         retries=document.retries,
         until_spent=document.until_spent,
+        interim_payments=document.interim_payments,
         uses=",".join(document.uses),
     )

@@ -74,6 +74,7 @@ class JobFileDocument(Runnable):
     objective: Annotated[Objective, BeforeValidator(checks.objective)] = Objective.COST
     retries: Annotated[int, BeforeValidator(checks.whole(0, checks.MAX_RETRIES))] = 0
     until_spent: bool = False
+    interim_payments: bool = False
     uses: Uses = []
 
 

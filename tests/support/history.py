@@ -23,7 +23,16 @@ from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.explorer.books import ZERO_ADDRESS
 from deepsquare_chain.explorer.index.facts import Header, Transaction
-from deepsquare_chain.job import Hardware, JobStatus, Objective, Offer, Prices, Resources, Terms
+from deepsquare_chain.job import (
+    Hardware,
+    JobFlags,
+    JobStatus,
+    Objective,
+    Offer,
+    Prices,
+    Resources,
+    Terms,
+)
 
 START = 1_750_000_000
 FEE_BPS = 500
@@ -255,7 +264,7 @@ class History:
             time_limit=LIMIT,
             resources=resources,
             retries=1,
-            until_spent=False,
+            flags=JobFlags.NONE,
             objective=Objective.COST,
             name=f"{self._random.choice(('train', 'render', 'fold', 'simulate'))} {number}",
             uses="region=r1" if number % 4 == 0 else "",

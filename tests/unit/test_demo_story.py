@@ -12,7 +12,7 @@ from rich.console import Console
 from deepsquare_chain.client.history import History
 from deepsquare_chain.devnet.board import Board, Row
 from deepsquare_chain.devnet.story import STORY, Part, lines, problems
-from deepsquare_chain.job import Job, JobStatus, Resources
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.workflow import load_job_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,7 +25,7 @@ BASE = Job(
     provider_id=1,
     resources=Resources(1, 1, 1, 0),
     retries_left=1,
-    until_spent=False,
+    flags=JobFlags.NONE,
     escrow=1,
     rate=1,
     time_limit=1,

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState, RunStatus
-from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
 from deepsquare_chain.provider.model import (
     Adopt,
     Cancel,
@@ -57,7 +57,7 @@ def job(status: JobStatus = JobStatus.RUNNING, **changes) -> Job:
         provider_id=1,
         resources=Resources(1, 2, 32, 0),
         retries_left=1,
-        until_spent=False,
+        flags=JobFlags.NONE,
         escrow=100 * RATE,
         rate=RATE,
         time_limit=60,

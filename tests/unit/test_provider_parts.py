@@ -23,7 +23,7 @@ from deepsquare_chain.executors.base import (
     RunState,
     RunStatus,
 )
-from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
 from deepsquare_chain.provider import batches as batches_module
 from deepsquare_chain.provider import model, rows
 from deepsquare_chain.provider.batches import Batches
@@ -56,7 +56,7 @@ def job(number: int = 1, status: JobStatus = JobStatus.RUNNING, **changes: Any) 
         provider_id=1,
         resources=SMALL,
         retries_left=0,
-        until_spent=False,
+        flags=JobFlags.NONE,
         escrow=10**18,
         rate=1,
         time_limit=60,

@@ -10,6 +10,7 @@ from sqlalchemy import Row
 from deepsquare_chain.explorer.books import ZERO_ADDRESS, JobEntry, ProviderEntry
 from deepsquare_chain.job import (
     Hardware,
+    JobFlags,
     JobStatus,
     Objective,
     Offer,
@@ -70,7 +71,7 @@ def job_entry(row: Row[Any]) -> JobEntry:
         time_limit=row.first_limit,
         resources=resources,
         retries=row.retries,
-        until_spent=bool(row.until_spent),
+        flags=JobFlags.UNTIL_SPENT if row.until_spent else JobFlags.NONE,
         objective=Objective(row.objective),
         name=row.name,
         uses=row.uses,

@@ -22,7 +22,7 @@ from deepsquare_chain.explorer.index.rows import (
 )
 from deepsquare_chain.explorer.web import charts
 from deepsquare_chain.explorer.web.formats import count, duration, plain_amount
-from deepsquare_chain.job import JobStatus, Terms
+from deepsquare_chain.job import JobFlags, JobStatus, Terms
 
 LIVE: Final = tuple(each for each in JobStatus if each.is_live)
 ENDS: Final = (
@@ -114,7 +114,7 @@ def _entry(detail: JobDetail) -> JobEntry:
         time_limit=row.time_limit,
         resources=row.resources,
         retries=0,
-        until_spent=row.until_spent,
+        flags=JobFlags.UNTIL_SPENT if row.until_spent else JobFlags.NONE,
         objective=row.objective,
         name=row.name,
         uses=detail.uses,
