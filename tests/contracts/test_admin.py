@@ -88,6 +88,8 @@ def test_no_function_of_an_administrator_moves_escrow(grid: Grid, host: Host) ->
             lambda i: grid.scheduler.requeue([i], "", sender=grid.admin),
             lambda i: grid.scheduler.claim([i], sender=grid.admin),
             lambda i: grid.scheduler.start([i], sender=grid.admin),
+            lambda i: grid.scheduler.claimAndStart([i], sender=grid.admin),
+            lambda i: grid.scheduler.collect([i], sender=grid.admin),
         ):
             with pytest.raises(Exception, match=r"Not|Invalid|TooEarly"):
                 attempt(job_id)

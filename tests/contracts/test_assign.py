@@ -16,8 +16,10 @@ from tests.support.grid import (
     RATE,
     TERMS,
     TIMES,
+    UNTIL_SPENT,
     Grid,
     Host,
+    assignment,
 )
 
 pytestmark = pytest.mark.contracts
@@ -109,9 +111,7 @@ def test_only_the_role_may_assign(grid: Grid, host: Host) -> None:
     role = grid.scheduler.METASCHEDULER_ROLE()
     for caller in (grid.alice, host.account, grid.admin, grid.stranger):
         with reverts("AccessControlUnauthorizedAccount", caller, role):
-            grid.scheduler.metaSchedule(
-                [{"providerId": host.id, "jobIds": [job_id]}], sender=caller
-            )
+            grid.scheduler.metaSchedule([assignment(host.id, job_id)], sender=caller)
     with reverts("AccessControlUnauthorizedAccount"):
         grid.scheduler.metaSchedule([], sender=grid.stranger)
 
@@ -120,9 +120,9 @@ def test_groups_go_to_their_own_providers(grid: Grid, host: Host, other: Host) -
     ids = [grid.submit() for _ in range(4)]
     grid.scheduler.metaSchedule(
         [
-            {"providerId": host.id, "jobIds": [ids[0], ids[3]]},
-            {"providerId": other.id, "jobIds": [ids[1]]},
-            {"providerId": host.id, "jobIds": [ids[2]]},
+            assignment(host.id, ids[0], ids[3]),
+            assignment(other.id, ids[1]),
+            assignment(host.id, ids[2]),
         ],
         sender=grid.meta,
     )
@@ -154,7 +154,7 @@ def test_a_batch_skips_what_cannot_go_and_says_why(grid: Grid, host: Host) -> No
 def test_an_unlawful_group_does_not_touch_a_lawful_one(grid: Grid, host: Host) -> None:
     one, two = grid.submit(), grid.submit()
     receipt = grid.scheduler.metaSchedule(
-        [{"providerId": 77, "jobIds": [one]}, {"providerId": host.id, "jobIds": [two]}],
+        [assignment(77, one), assignment(host.id, two)],
         sender=grid.meta,
     )
     assert receipt.one("TransitionSkipped").jobId == one
@@ -169,7 +169,7 @@ def test_nothing_applied_reverts_with_the_first_reason(grid: Grid, host: Host) -
         grid.assign(host, 999, poor, large)
 
 
-@pytest.mark.parametrize("assignments", [[], [{"providerId": 1, "jobIds": []}]])
+@pytest.mark.parametrize("assignments", [[], [assignment(1)]])
 def test_an_empty_batch_is_refused(grid: Grid, host: Host, assignments: list[object]) -> None:
     with reverts("EmptyBatch"):
         grid.scheduler.metaSchedule(assignments, sender=grid.meta)
@@ -308,8 +308,8 @@ def test_the_whole_job_keeps_within_the_offer(
 def test_the_escrow_must_buy_the_time_limit_to_the_wei(grid: Grid, host: Host) -> None:
     assert agreed(grid, host, grid.submit(amount=RATE * 600)) == ""
     assert agreed(grid, host, grid.submit(amount=RATE * 600 - 1)) == "OverBudget"
-    assert agreed(grid, host, grid.submit(amount=RATE * 600, untilSpent=True)) == ""
-    assert agreed(grid, host, grid.submit(amount=RATE * 600 - 1, untilSpent=True)) == "OverBudget"
+    assert agreed(grid, host, grid.submit(amount=RATE * 600, flags=UNTIL_SPENT)) == ""
+    assert agreed(grid, host, grid.submit(amount=RATE * 600 - 1, flags=UNTIL_SPENT)) == "OverBudget"
     assert agreed(grid, host, grid.submit(amount=RATE, timeLimit=1)) == ""
 
 

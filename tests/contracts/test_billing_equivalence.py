@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deepsquare_chain import credits as money
 from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, Resources
 from tests.support.evm import person
-from tests.support.grid import Grid, Host
+from tests.support.grid import UNTIL_SPENT, Grid, Host
 
 pytestmark = pytest.mark.contracts
 MAX_PRICE = 10 * 10**18
@@ -125,7 +125,7 @@ def set_up(grid: Grid, case: tuple[Any, ...]) -> tuple[Host, int]:
         cpusPerTask=wanted.cpus_per_task,
         memPerCpu=wanted.mem_per_cpu,
         gpus=wanted.gpus,
-        untilSpent=until_spent,
+        flags=UNTIL_SPENT if until_spent else 0,
     )
     return host, job_id
 

@@ -6,7 +6,7 @@ import pytest
 
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import ZERO, reverts
-from tests.support.grid import RATE, TERMS, TIMES, WEALTH, Grid, Host, fee_of
+from tests.support.grid import RATE, TERMS, TIMES, UNTIL_SPENT, WEALTH, Grid, Host, fee_of
 
 pytestmark = pytest.mark.contracts
 LIMIT = TERMS["timeLimit"]
@@ -56,7 +56,7 @@ def test_while_running_the_time_used_is_paid(
 
 
 def test_until_spent_pays_no_more_than_the_allotment(grid: Grid, host: Host) -> None:
-    job_id = grid.running(host, untilSpent=True)
+    job_id = grid.running(host, flags=UNTIL_SPENT)
     grid.chain.advance(ESCROW // RATE + 77)
     settled = grid.scheduler.cancel([job_id], sender=grid.alice).one("JobSettled")
     assert settled.billedSeconds == ESCROW // RATE
@@ -74,9 +74,9 @@ def test_an_overdue_run_is_free_from_its_first_second(grid: Grid, host: Host) ->
     assert (settled.paid, settled.fee, settled.refunded) == (0, 0, ESCROW)
 
 
-def test_a_run_at_a_silent_provider_is_free(grid: Grid, host: Host) -> None:
+def test_a_run_at_a_provider_that_is_gone_is_free(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
-    grid.silence(host, job_id)
+    grid.abandon(host, job_id)
     grid.scheduler.cancel([job_id], sender=grid.alice)
     assert grid.balance(grid.alice) == WEALTH
     assert grid.job(job_id).escrow == 0
@@ -84,7 +84,7 @@ def test_a_run_at_a_silent_provider_is_free(grid: Grid, host: Host) -> None:
 
 def test_a_cancelled_lost_run_opens_no_successor(grid: Grid, host: Host) -> None:
     job_id = grid.running(host, retries=5)
-    grid.silence(host, job_id)
+    grid.abandon(host, job_id)
     grid.scheduler.cancel([job_id], sender=grid.alice)
     assert grid.scheduler.jobCount() == job_id
 

@@ -10,6 +10,7 @@ from tests.support.grid import TIMES, Grid, Host
 
 pytestmark = pytest.mark.contracts
 SECONDS = TIMES["responseTimeout"]
+LOST = TIMES["lostTimeout"]
 BLOCKS = TIMES["responseBlocks"]
 
 
@@ -92,28 +93,31 @@ def test_only_the_challenged_provider_answers(grid: Grid, host: Host, other: Hos
 
 
 @pytest.mark.parametrize(
-    ("seconds", "blocks", "silent"),
+    ("seconds", "blocks", "silent", "lost"),
     [
-        (SECONDS, BLOCKS + 1, False),
-        (SECONDS + 1, BLOCKS, False),
-        (SECONDS + 1, BLOCKS + 1, True),
+        (SECONDS, BLOCKS + 1, False, False),
+        (SECONDS + 1, BLOCKS, False, False),
+        (SECONDS + 1, BLOCKS + 1, True, False),
+        (LOST, BLOCKS + 1, True, False),
+        (LOST + 1, BLOCKS, False, False),
+        (LOST + 1, BLOCKS + 1, True, True),
         # a chain that stood still for a week accuses nobody
-        (7 * 86_400, 1, False),
-        (7 * 86_400, BLOCKS, False),
-        (7 * 86_400, BLOCKS + 1, True),
+        (7 * 86_400, 1, False, False),
+        (7 * 86_400, BLOCKS, False, False),
+        (7 * 86_400, BLOCKS + 1, True, True),
         # nor does one that makes many blocks a second
-        (1, 10_000, False),
-        (SECONDS, 10_000, False),
+        (1, 10_000, False, False),
+        (SECONDS, 10_000, False, False),
     ],
 )
-def test_silence_takes_seconds_and_blocks(
-    grid: Grid, host: Host, seconds: int, blocks: int, silent: bool
+def test_silence_and_loss_take_seconds_and_blocks(
+    grid: Grid, host: Host, seconds: int, blocks: int, silent: bool, lost: bool
 ) -> None:
     job_id = grid.running(host, timeLimit=10**6, amount=10**14)
     challenge(grid, job_id)
     grid.chain.advance(seconds, blocks)
     assert grid.scheduler.isSilent(host.id) is silent
-    assert grid.scheduler.isLost(job_id) is silent
+    assert grid.scheduler.isLost(job_id) is lost
 
 
 def test_silence_ends_with_an_answer_at_any_time(grid: Grid, host: Host) -> None:
@@ -127,19 +131,11 @@ def test_silence_ends_with_an_answer_at_any_time(grid: Grid, host: Host) -> None
 def test_the_clock_outlives_the_job(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
     challenge(grid, job_id)
-    grid.finish(host, job_id, 0)
+    grid.scheduler.cancel([job_id], sender=grid.alice)
     grid.chain.advance(SECONDS + 1, BLOCKS + 1)
     assert grid.scheduler.isSilent(host.id)
     with reverts("ProviderSilent"):
         grid.assigned(host)
-
-
-def test_a_silent_provider_may_work_but_its_runs_are_lost(grid: Grid, host: Host) -> None:
-    job_id = grid.assigned(host)
-    grid.silence(host, job_id)
-    grid.scheduler.claim([job_id], sender=host.account)
-    grid.scheduler.start([job_id], sender=host.account)
-    assert grid.scheduler.isLost(job_id)
 
 
 def test_clocks_of_strangers_are_empty(grid: Grid) -> None:

@@ -16,11 +16,16 @@ DAYS_30 = 30 * 86_400
 BOUNDS = {
     "claimTimeout": (5, DAYS_30),
     "pendingTimeout": (5, DAYS_30),
+    "pendingExpiry": (TIMES["pendingTimeout"], 365 * 86_400),
     "responseTimeout": (5, DAYS_30),
     "responseBlocks": (1, 100_000),
+    "lostTimeout": (TIMES["responseTimeout"], DAYS_30),
     "reportGrace": (3_600, DAYS_30),
     "topUpNotice": (10, 3_600),
+    "collectInterval": (5, DAYS_30),
 }
+# Times that must not be shorter than another one, at their longest.
+LONGEST = TIMES | {name: BOUNDS[name][1] for name in ("pendingExpiry", "lostTimeout")}
 
 
 def word(name: str) -> bytes:
@@ -33,6 +38,8 @@ def test_what_was_given_is_what_stands(grid: Grid) -> None:
     assert scheduler.credit() == grid.credit.address
     assert scheduler.registry() == grid.registry.address
     assert scheduler.treasury() == grid.treasury
+    assert scheduler.trustedForwarder() == grid.forwarder.address
+    assert scheduler.isTrustedForwarder(grid.forwarder.address) is True
     assert scheduler.feeBps() == FEE_BPS
     assert scheduler.submissionsOpen() is True
     assert scheduler.jobCount() == 0
@@ -42,11 +49,11 @@ def test_what_was_given_is_what_stands(grid: Grid) -> None:
 def test_times_keep_within_their_bounds(grid: Grid, name: str) -> None:
     low, high = BOUNDS[name]
     for value in (low, high):
-        scheduler = grid.deploy_scheduler(times=TIMES | {name: value})
+        scheduler = grid.deploy_scheduler(times=LONGEST | {name: value})
         assert getattr(scheduler.timeouts(), name) == value
     for value in (0, low - 1, high + 1, 2**32 - 1):
         with reverts("OutOfBounds", word(name), value, low, high):
-            grid.deploy_scheduler(times=TIMES | {name: value})
+            grid.deploy_scheduler(times=LONGEST | {name: value})
 
 
 def test_the_fee_keeps_within_its_bounds(grid: Grid) -> None:
@@ -83,6 +90,12 @@ def test_the_treasury_must_be_able_to_hold_fees(grid: Grid) -> None:
     own = keccak(rlp_encode([bytes.fromhex(grid.admin[2:]), nonce]))[-20:]
     with reverts("InvalidAddress", word("treasury")):
         grid.deploy_scheduler(treasury="0x" + own.hex())
+
+
+def test_a_forwarder_has_code_or_is_none(grid: Grid) -> None:
+    with reverts("InvalidAddress", word("forwarder")):
+        grid.deploy_scheduler(forwarder=grid.alice)
+    assert grid.deploy_scheduler(forwarder=ZERO).trustedForwarder() == ZERO
 
 
 def test_an_administrator_is_required(grid: Grid) -> None:

@@ -11,10 +11,20 @@ import pytest
 from eth_utils import keccak
 
 from tests.support.evm import ZERO, Reverted, load_artifact, person, signature
-from tests.support.grid import HARDWARE, PRICES, RATE, TIMES, Grid, Host
+from tests.support.grid import (
+    HARDWARE,
+    INTERIM_PAYMENTS,
+    NO_SELF_SCHEDULING,
+    PRICES,
+    RATE,
+    TIMES,
+    Grid,
+    Host,
+    assignment,
+)
 
 pytestmark = pytest.mark.contracts
-CONTRACTS = ("Credit", "ProviderRegistry", "MetaScheduler")
+CONTRACTS = ("Credit", "ProviderRegistry", "MetaScheduler", "ERC2771Forwarder")
 Provocation = Callable[[Grid, Host], Any]
 
 # Of OpenZeppelin's parts; nothing of ours leads to them.
@@ -23,6 +33,10 @@ UNREACHABLE = {
     ("Credit", "InvalidAccountNonce"): "only a checked nonce of a caller's choice can be wrong",
     ("Credit", "InvalidShortString"): "name and version are fixed and short",
     ("Credit", "StringTooLong"): "name and version are fixed and short",
+    ("ERC2771Forwarder", "InsufficientBalance"): "it refunds no more than it was just sent",
+    ("ERC2771Forwarder", "InvalidAccountNonce"): "nonces are its own, in the signed text",
+    ("ERC2771Forwarder", "InvalidShortString"): "name and version are fixed and short",
+    ("ERC2771Forwarder", "StringTooLong"): "name and version are fixed and short",
 }
 # After the year 8,900,000 a time does not fit the admin rules' 48 bits.
 FAR = 2**48
@@ -126,6 +140,45 @@ def unapproved(grid: Grid, _: Host) -> Any:
     return grid.registry.setOffer({"cpus": 0, "mem": 0, "gpus": 0}, sender=grid.bob)
 
 
+def too_dear(grid: Grid, host: Host) -> Any:
+    group = assignment(host.id, grid.submit(), prices=PRICES | {"mem": PRICES["mem"] - 1})
+    return grid.scheduler.metaSchedule([group], sender=grid.meta)
+
+
+def forbidden(grid: Grid, host: Host) -> Any:
+    job_id = grid.submit(flags=NO_SELF_SCHEDULING)
+    return grid.scheduler.selfSchedule([job_id], sender=host.account)
+
+
+def collecting(grid: Grid, host: Host, seconds: int, **terms: Any) -> Any:
+    job_id = grid.running(host, **({"flags": INTERIM_PAYMENTS} | terms))
+    grid.chain.advance(seconds)
+    return grid.scheduler.collect([job_id], sender=host.account)
+
+
+def collecting_when_lost(grid: Grid, host: Host) -> Any:
+    job_id = grid.running(host, flags=INTERIM_PAYMENTS)
+    grid.abandon(host, job_id)
+    return grid.scheduler.collect([job_id], sender=host.account)
+
+
+def relayed(**changes: Any) -> Provocation:
+    """A forwarded cancellation with a flaw."""
+
+    def provoke(grid: Grid, _: Host) -> Any:
+        request = grid.signed_request(grid.alice, "cancel", [grid.submit()], **changes)
+        return grid.forwarder.execute(request, sender=grid.stranger)
+
+    return provoke
+
+
+def stranded_ether(grid: Grid, _: Host) -> Any:
+    """A batch whose only request carries ether that its target refuses, with nobody to refund."""
+    grid.chain.state.set_balance(bytes.fromhex(grid.stranger[2:]), 1)
+    request = grid.signed_request(grid.alice, "cancel", [grid.submit()], value=1)
+    return grid.forwarder.executeBatch([request], ZERO, sender=grid.stranger, ether=1)
+
+
 PROVOCATIONS: dict[str, dict[str, Provocation]] = {
     "Credit": admin_errors("credit", "MINTER_ROLE")
     | {
@@ -166,9 +219,11 @@ PROVOCATIONS: dict[str, dict[str, Provocation]] = {
     },
     "MetaScheduler": admin_errors("scheduler", "METASCHEDULER_ROLE")
     | {
+        "AllotmentUsedUp": lambda g, h: collecting(g, h, 600),
         "ChallengeRefused": twice_challenged,
         "DoesNotFit": lambda g, h: g.assigned(h, tasks=99),
         "EmptyBatch": lambda g, h: g.scheduler.claim([], sender=h.account),
+        "InterimPaymentsForbidden": lambda g, h: collecting(g, h, 300, flags=0),
         "InvalidAddress": lambda g, h: g.deploy_scheduler(treasury=ZERO),
         "InvalidTerms": lambda g, h: g.submit(tasks=0),
         "InvalidTransition": lambda g, h: g.scheduler.claim([1], sender=h.account),
@@ -179,6 +234,7 @@ PROVOCATIONS: dict[str, dict[str, Provocation]] = {
         "NothingToAnswer": lambda g, h: g.scheduler.answer(sender=h.account),
         "OutOfBounds": lambda g, h: g.deploy_scheduler(times=TIMES | {"claimTimeout": 0}),
         "OverBudget": lambda g, h: g.assigned(h, amount=1),
+        "PriceRaised": too_dear,
         "ProviderExcluded": excluded,
         "ProviderNotActive": draining,
         "ProviderSilent": silent,
@@ -186,6 +242,8 @@ PROVOCATIONS: dict[str, dict[str, Provocation]] = {
         "ReasonTooLong": lambda g, h: g.scheduler.panic(
             [g.running(h)], "r" * 257, sender=h.account
         ),
+        "RunLost": collecting_when_lost,
+        "SelfSchedulingForbidden": forbidden,
         "SubmissionsClosed": closed,
         "TooEarly": lambda g, h: g.scheduler.requeue([g.assigned(h)], "", sender=g.bob),
         "TopUpTooLarge": lambda g, h: g.scheduler.topUp(
@@ -194,6 +252,14 @@ PROVOCATIONS: dict[str, dict[str, Provocation]] = {
         "TopUpTooLate": late,
         "TopUpTooSmall": lambda g, h: g.scheduler.topUp(g.submit(), g.alice, 0, sender=g.alice),
         "WrongStatus": lambda g, h: g.scheduler.challenge(1, sender=g.bob),
+    },
+    "ERC2771Forwarder": {
+        "ERC2771ForwarderExpiredRequest": relayed(deadline=0),
+        "ERC2771ForwarderInvalidSigner": relayed(signed_by=person("bob")),
+        "ERC2771ForwarderMismatchedValue": relayed(value=1),
+        "ERC2771ForwarderNoRefundReceiver": stranded_ether,
+        "ERC2771UntrustfulTarget": relayed(to=person("bob")),
+        "FailedCall": relayed(data=b""),
     },
 }
 # These need a token that misbehaves.

@@ -6,7 +6,7 @@ import pytest
 
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import reverts
-from tests.support.grid import FEE_BPS, RATE, TERMS, WEALTH, Grid, Host, digest, fee_of
+from tests.support.grid import FEE_BPS, RATE, TERMS, UNTIL_SPENT, WEALTH, Grid, Host, digest, fee_of
 
 pytestmark = pytest.mark.contracts
 LIMIT = TERMS["timeLimit"]
@@ -60,7 +60,7 @@ def test_bill_and_name_of_the_end(
 
 
 def test_until_spent_runs_on_past_the_limit(grid: Grid, host: Host) -> None:
-    job_id = grid.running(host, untilSpent=True)
+    job_id = grid.running(host, flags=UNTIL_SPENT)
     allotted = ESCROW // RATE
     assert allotted > LIMIT
     assert grid.scheduler.allotment(job_id) == allotted
@@ -71,7 +71,7 @@ def test_until_spent_runs_on_past_the_limit(grid: Grid, host: Host) -> None:
 
 
 def test_until_spent_ends_with_the_last_whole_second(grid: Grid, host: Host) -> None:
-    job_id = grid.running(host, untilSpent=True)
+    job_id = grid.running(host, flags=UNTIL_SPENT)
     allotted = ESCROW // RATE
     grid.chain.advance(allotted + 9)
     settled = grid.finish(host, job_id, allotted + 9).one("JobSettled")

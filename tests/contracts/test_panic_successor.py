@@ -6,7 +6,17 @@ import pytest
 
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import ZERO, reverts
-from tests.support.grid import RATE, TERMS, TIMES, WEALTH, Grid, Host, digest
+from tests.support.grid import (
+    RATE,
+    SUCCESSOR,
+    TERMS,
+    TIMES,
+    UNTIL_SPENT,
+    WEALTH,
+    Grid,
+    Host,
+    digest,
+)
 
 pytestmark = pytest.mark.contracts
 LIMIT = TERMS["timeLimit"]
@@ -18,10 +28,10 @@ def panic(grid: Grid, job_id: int, sender: str, reason: str = "") -> object:
 
 
 @pytest.mark.parametrize("status", [JobStatus.META_SCHEDULED, JobStatus.SCHEDULED])
-def test_before_the_start_it_is_refunded_even_with_retries(
+def test_before_the_start_it_is_refunded_without_retries(
     grid: Grid, host: Host, status: JobStatus
 ) -> None:
-    job_id = grid.in_status(status, host, retries=5)
+    job_id = grid.in_status(status, host, retries=0)
     receipt = grid.scheduler.panic([job_id], "disk broke", sender=host.account)
     assert receipt.one("JobPanicked").parameters == {
         "jobId": job_id,
@@ -33,7 +43,7 @@ def test_before_the_start_it_is_refunded_even_with_retries(
     assert not receipt.named("JobRetried")
     assert grid.balance(grid.alice) == WEALTH
     job = grid.job(job_id)
-    assert (job.status, job.escrow, job.retriesLeft) == (JobStatus.PANICKED, 0, 5)
+    assert (job.status, job.escrow, job.retriesLeft) == (JobStatus.PANICKED, 0, 0)
 
 
 @pytest.mark.parametrize("status", [JobStatus.META_SCHEDULED, JobStatus.SCHEDULED])
@@ -59,8 +69,10 @@ def test_a_run_without_retries_is_refunded(grid: Grid, host: Host) -> None:
     assert grid.scheduler.jobCount() == job_id
 
 
-def test_a_run_with_retries_is_carried_on(grid: Grid, host: Host) -> None:
-    job_id = grid.running(host, retries=2, untilSpent=True)
+@pytest.mark.parametrize("status", [s for s in JobStatus if s.is_assigned])
+def test_a_job_with_retries_is_carried_on(grid: Grid, host: Host, status: JobStatus) -> None:
+    """A provider can't kill a job that its customer protected by retries."""
+    job_id = grid.in_status(status, host, retries=2, flags=UNTIL_SPENT)
     was = grid.job(job_id)
     grid.chain.advance(7)
     receipt = grid.scheduler.panic([job_id], "", sender=host.account)
@@ -76,7 +88,7 @@ def test_a_run_with_retries_is_carried_on(grid: Grid, host: Host) -> None:
             "jobId": job_id,
             "customer": grid.alice,
             "provider": host.account,
-            "from": JobStatus.RUNNING,
+            "from": status,
             "to": JobStatus.PANICKED,
         },
         {
@@ -98,6 +110,7 @@ def test_a_run_with_retries_is_carried_on(grid: Grid, host: Host) -> None:
         rate=0,
         feeBps=0,
         retriesLeft=1,
+        flags=UNTIL_SPENT | SUCCESSOR,
         retryOf=job_id,
     )
     assert grid.job(successor).definition == digest(0)
@@ -123,12 +136,12 @@ def test_a_line_ends_with_its_retries(grid: Grid) -> None:
 
 def test_topped_up_terms_are_carried_over(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
-    grid.scheduler.topUp(job_id, grid.alice, 100 * RATE, sender=grid.bob)
+    grid.scheduler.topUp(job_id, grid.alice, 100 * RATE, sender=grid.alice)
     grid.scheduler.panic([job_id], "", sender=host.account)
     job = grid.job(job_id + 1)
     assert (job.escrow, job.timeLimit) == (ESCROW + 100 * RATE, LIMIT + 100)
     grid.scheduler.cancel([job_id + 1], sender=grid.alice)
-    assert grid.balance(grid.alice) == WEALTH + 100 * RATE
+    assert grid.balance(grid.alice) == WEALTH
 
 
 def test_a_successor_is_opened_while_submissions_are_closed(grid: Grid, host: Host) -> None:
@@ -170,10 +183,10 @@ def test_strangers_end_a_run_only_once_it_is_overdue(grid: Grid, host: Host) -> 
     assert grid.status(twin) is JobStatus.RUNNING
 
 
-def test_strangers_end_runs_of_a_silent_provider(grid: Grid, host: Host, other: Host) -> None:
+def test_strangers_end_runs_of_a_provider_that_is_gone(grid: Grid, host: Host, other: Host) -> None:
     mine, theirs = grid.running(host), grid.running(other)
     grid.scheduler.challenge(mine, sender=grid.stranger)
-    grid.chain.advance(TIMES["responseTimeout"], TIMES["responseBlocks"] + 1)
+    grid.chain.advance(TIMES["lostTimeout"], TIMES["responseBlocks"] + 1)
     with reverts("NotLost", mine):
         panic(grid, mine, grid.stranger)
     grid.chain.advance(1, 0)
@@ -185,7 +198,7 @@ def test_strangers_end_runs_of_a_silent_provider(grid: Grid, host: Host, other: 
 
 def test_an_answer_saves_the_run(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
-    grid.silence(host, job_id)
+    grid.abandon(host, job_id)
     grid.scheduler.answer(sender=host.account)
     with reverts("NotLost", job_id):
         panic(grid, job_id, grid.stranger)
@@ -196,7 +209,7 @@ def test_an_answer_saves_the_run(grid: Grid, host: Host) -> None:
 )
 def test_strangers_act_but_do_not_speak(grid: Grid, host: Host, who: str, heard: bool) -> None:
     job_id = grid.running(host)
-    grid.silence(host, job_id)
+    grid.abandon(host, job_id)
     caller = host.account if who == "provider" else getattr(grid, who)
     receipt = grid.scheduler.panic([job_id], "hear me", sender=caller)
     assert receipt.one("JobPanicked").reason == ("hear me" if heard else "")
@@ -223,7 +236,7 @@ def test_other_statuses_stay(grid: Grid, host: Host) -> None:
 def test_a_mixed_batch_moves_each_job_on_its_own_terms(grid: Grid, host: Host, other: Host) -> None:
     carried = grid.running(host)
     refunded = grid.running(host, retries=0)
-    unstarted = grid.claimed(host, customer=grid.bob)
+    unstarted = grid.claimed(host, customer=grid.bob, retries=0)
     foreign = grid.running(other)
     receipt = grid.scheduler.panic(
         [carried, foreign, refunded, unstarted, carried, 0], "", sender=host.account

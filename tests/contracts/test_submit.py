@@ -6,20 +6,29 @@ import pytest
 
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import ZERO, Reverted, reverts
-from tests.support.grid import TERMS, WEALTH, Grid, digest
+from tests.support.grid import (
+    INTERIM_PAYMENTS,
+    NO_SELF_SCHEDULING,
+    TERMS,
+    UNTIL_SPENT,
+    WEALTH,
+    Grid,
+    digest,
+)
 
 pytestmark = pytest.mark.contracts
+ALL_FLAGS = UNTIL_SPENT | NO_SELF_SCHEDULING | INTERIM_PAYMENTS
 
 
 def test_record_holds_the_terms_and_nothing_of_a_provider(grid: Grid) -> None:
-    job = grid.job(grid.submit(retries=5, untilSpent=True))
+    job = grid.job(grid.submit(retries=5, flags=UNTIL_SPENT))
 
     assert job.customer == grid.alice
     assert job.status == JobStatus.PENDING
     assert job.since == grid.chain.now
     assert (job.escrow, job.timeLimit) == (TERMS["amount"], TERMS["timeLimit"])
     assert (job.tasks, job.cpusPerTask, job.memPerCpu, job.gpus) == (2, 3, 100, 1)
-    assert (job.retriesLeft, job.untilSpent) == (5, True)
+    assert (job.retriesLeft, job.flags) == (5, UNTIL_SPENT)
     assert (job.providerId, job.rate, job.feeBps, job.retryOf) == (0, 0, 0, 0)
     assert job.definition == digest(0)
 
@@ -34,13 +43,13 @@ def test_every_field_at_its_largest_keeps_to_its_own_bits(grid: Grid) -> None:
         "memPerCpu": 2**24 - 1,
         "gpus": 2**16 - 1,
         "retries": 5,
-        "untilSpent": True,
+        "flags": ALL_FLAGS,
     }
     job = grid.job(grid.submit(**largest))
 
     assert (job.escrow, job.timeLimit, job.tasks) == (2**96 - 1, 2**24 - 1, 2**16 - 1)
     assert (job.cpusPerTask, job.memPerCpu, job.gpus) == (2**16 - 1, 2**24 - 1, 2**16 - 1)
-    assert (job.rate, job.feeBps, job.providerId) == (0, 0, 0)
+    assert (job.rate, job.feeBps, job.providerId, job.flags) == (0, 0, 0, ALL_FLAGS)
     assert (job.status, job.since, job.customer) == (JobStatus.PENDING, grid.chain.now, grid.alice)
 
 
@@ -99,6 +108,8 @@ def test_events_carry_terms_and_birth(grid: Grid) -> None:
         ("cpusPerTask", 0),
         ("memPerCpu", 0),
         ("retries", 6),
+        ("flags", 8),
+        ("flags", 128),
         ("name", "n" * 65),
         ("uses", "u" * 513),
     ],
@@ -153,9 +164,9 @@ def test_closed_to_new_submissions(grid: Grid) -> None:
     assert grid.submit() == 1
 
 
-@pytest.mark.parametrize(("position", "value"), [(7, 2), (8, 3)])
+@pytest.mark.parametrize(("position", "value"), [(7, 256), (8, 3)])
 def test_values_outside_their_type_are_refused(grid: Grid, position: int, value: int) -> None:
-    """`untilSpent` of 2 and an objective of 3: words that no encoder makes, but an attacker can."""
+    """Flags of 256 and an objective of 3: words that no encoder makes, but an attacker can."""
     data = bytearray(grid.scheduler.submitJobs.encode([grid.request()]))
     # selector, array offset, length, request offset, terms and definitions offsets
     start = 4 + 32 * 5 + 32 * position
@@ -172,4 +183,4 @@ def test_the_same_words_within_their_type_are_taken(grid: Grid) -> None:
         start = 4 + 32 * 5 + 32 * position
         data[start : start + 32] = value.to_bytes(32, "big")
     grid.chain.run(grid.scheduler.address, bytes(data), grid.alice)
-    assert grid.job(1).untilSpent
+    assert grid.job(1).flags == 1

@@ -6,7 +6,7 @@ import pytest
 
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import reverts
-from tests.support.grid import RATE, TERMS, TIMES, WEALTH, Grid, Host
+from tests.support.grid import RATE, TERMS, TIMES, UNTIL_SPENT, WEALTH, Grid, Host
 
 pytestmark = pytest.mark.contracts
 LIMIT = TERMS["timeLimit"]
@@ -48,23 +48,25 @@ def test_an_assigned_job_gets_escrow_and_whole_seconds(
 
 
 def test_until_spent_gets_time_by_its_escrow(grid: Grid, host: Host) -> None:
-    job_id = grid.running(host, untilSpent=True)
+    job_id = grid.running(host, flags=UNTIL_SPENT)
     top_up(grid, job_id, 60 * RATE)
     job = grid.job(job_id)
     assert (job.timeLimit, job.escrow) == (LIMIT, ESCROW + 60 * RATE)
     assert grid.scheduler.allotment(job_id) == (ESCROW + 60 * RATE) // RATE
 
 
-def test_anyone_may_pay_and_the_customer_gets_the_rest(grid: Grid, host: Host) -> None:
+def test_a_gift_does_not_lengthen_and_the_customer_gets_the_rest(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
     receipt = grid.scheduler.topUp(job_id, grid.alice, 60 * RATE, sender=grid.bob)
-    assert receipt.one("JobToppedUp").payer == grid.bob
+    assert (receipt.one("JobToppedUp").payer, receipt.one("JobToppedUp").timeLimit) == (
+        grid.bob,
+        LIMIT,
+    )
     assert grid.balance(grid.bob) == WEALTH - 60 * RATE
     grid.chain.advance(LIMIT + 60)
     settled = grid.finish(host, job_id, LIMIT + 60).one("JobSettled")
-    assert settled.billedSeconds == LIMIT + 60
-    # the customer pays no more for its own part of the run
-    assert grid.balance(grid.alice) == WEALTH - LIMIT * RATE
+    assert settled.billedSeconds == LIMIT
+    assert grid.balance(grid.alice) == WEALTH - (LIMIT - 60) * RATE
 
 
 def test_the_named_customer_must_be_the_jobs(grid: Grid, host: Host) -> None:
@@ -114,7 +116,7 @@ def test_too_late_counts_from_the_moved_end(grid: Grid, host: Host) -> None:
 
 
 def test_until_spent_is_too_late_by_its_own_end(grid: Grid, host: Host) -> None:
-    job_id = grid.running(host, untilSpent=True)
+    job_id = grid.running(host, flags=UNTIL_SPENT)
     end = grid.chain.now + ESCROW // RATE
     grid.chain.advance(ESCROW // RATE - NOTICE)
     with reverts("TopUpTooLate", job_id, end):
@@ -163,7 +165,7 @@ def test_a_lost_run_can_still_be_ended_after_a_top_up(grid: Grid, host: Host) ->
     """A gift can't keep a dead provider's run alive: silence ends it."""
     job_id = grid.running(host)
     top_up(grid, job_id, 10**6 * RATE, sender=grid.bob)
-    grid.silence(host, job_id)
+    grid.abandon(host, job_id)
     grid.scheduler.cancel([job_id], sender=grid.alice)
     assert grid.balance(grid.alice) == WEALTH + 10**6 * RATE
 

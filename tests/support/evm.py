@@ -159,7 +159,9 @@ class Function:
     def encode(self, *values: Any) -> bytes:
         return self.selector + self.inputs.encode(values)
 
-    def __call__(self, *values: Any, sender: str | None = None, gas: int = GAS) -> Any:
+    def __call__(
+        self, *values: Any, sender: str | None = None, gas: int = GAS, ether: int = 0
+    ) -> Any:
         if not self.is_view and sender is None:
             raise TypeError(f"{self.name} changes state: name its sender")
         chain, to = self.contract.chain, self.contract.address
@@ -167,7 +169,7 @@ class Function:
         if self.is_view:
             return self._value(chain.run(to, data, sender or ZERO, gas, keep=False).output)
         chain.last_call = (self.contract, self.name, values, sender or ZERO)
-        computation = chain.run(to, data, sender or ZERO, gas)
+        computation = chain.run(to, data, sender or ZERO, gas, ether=ether)
         events = [chain.event(*log) for log in computation.get_log_entries()]
         return Receipt(self._value(computation.output), events, computation.get_gas_used())
 
@@ -268,14 +270,23 @@ class Chain:
         self._finish(self.state.computation_class.apply_create_message, message, canonical)
         return Contract(self, "0x" + address.hex(), artifact["abi"])
 
-    def run(self, to: str, data: bytes, sender: str, gas: int = GAS, *, keep: bool = True) -> Any:
+    def run(
+        self,
+        to: str,
+        data: bytes,
+        sender: str,
+        gas: int = GAS,
+        *,
+        keep: bool = True,
+        ether: int = 0,
+    ) -> Any:
         """Run one message as a transaction of its own; a view's effects are thrown away."""
         canonical, target = to_canonical_address(sender), to_canonical_address(to)
         message = Message(
             gas=gas,
             to=target,
             sender=canonical,
-            value=0,
+            value=ether,
             data=data,
             code=self.state.get_code(target),
             is_static=not keep,

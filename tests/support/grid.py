@@ -1,4 +1,4 @@
-"""The three contracts deployed and wired, with the people who use them."""
+"""The contracts deployed and wired, with the people who use them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,24 @@ from tests.support.evm import Chain, Contract, Receipt, load_artifact, person, p
 TIMES = {
     "claimTimeout": 100,
     "pendingTimeout": 200,
+    "pendingExpiry": 2_000,
     "responseTimeout": 50,
     "responseBlocks": 7,
+    "lostTimeout": 150,
     "reportGrace": 3_600,
     "topUpNotice": 30,
+    "collectInterval": 120,
 }
 FEE_BPS = 500
+# What a forwarded call may use; more than any single call of the tests needs.
+FORWARDED_GAS = 20_000_000
+DOMAIN_TYPE = keccak(
+    text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+)
+REQUEST_TYPE = keccak(
+    text="ForwardRequest(address from,address to,uint256 value,uint256 gas,uint256 nonce,"
+    "uint48 deadline,bytes data)"
+)
 APPROVAL_PERIOD = 30 * 86_400
 ADMIN_DELAY = 86_400
 WEALTH = 10**20
@@ -29,6 +41,10 @@ WEALTH = 10**20
 HARDWARE = {"nodes": 4, "cpusPerNode": 8, "memPerNode": 8_000, "gpusPerNode": 2}
 # Odd prices, so that every division would show.
 PRICES = {"cpu": 1_000_003, "gpu": 5_000_011, "mem": 101}
+# Names no price that a provider could exceed.
+ANY_PRICES = dict.fromkeys(PRICES, 2**64 - 1)
+# The flags of a job's terms, and the one that the contract adds.
+UNTIL_SPENT, NO_SELF_SCHEDULING, INTERIM_PAYMENTS, SUCCESSOR = 1, 2, 4, 128
 TERMS: dict[str, Any] = {
     "amount": 10**10,
     "timeLimit": 600,
@@ -37,7 +53,7 @@ TERMS: dict[str, Any] = {
     "memPerCpu": 100,
     "gpus": 1,
     "retries": 1,
-    "untilSpent": False,
+    "flags": 0,
     "objective": 0,
     "name": "a job",
     "uses": "gpu.model=h100",
@@ -53,6 +69,21 @@ def digest(number: int) -> bytes:
 
 def fee_of(cost: int, bps: int = FEE_BPS) -> int:
     return cost * bps // 10_000
+
+
+def assignment(
+    provider_id: int, *job_ids: int, prices: Mapping[str, int] = ANY_PRICES
+) -> dict[str, Any]:
+    """One group of an assignment, at any prices unless told otherwise."""
+    return {"providerId": provider_id, "prices": prices, "jobIds": list(job_ids)}
+
+
+def sign_typed(signer: str, domain: bytes, struct: bytes) -> tuple[int, bytes, bytes]:
+    """v, r and s of an EIP-712 signature by a person of the tests."""
+    names = ("alice", "bob", "stranger", "admin")
+    key = next(private_key(name) for name in names if person(name) == signer)
+    signed = key.sign_msg_hash(keccak(b"\x19\x01" + domain + keccak(struct)))
+    return signed.v + 27, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
 
 
 @dataclass(frozen=True)
@@ -91,6 +122,7 @@ class Grid:
             APPROVAL_PERIOD,
             sender=self.admin,
         )
+        self.forwarder = deploy(load_artifact("ERC2771Forwarder"), "DeepSquare", sender=self.admin)
         self.scheduler = self.deploy_scheduler(fee_bps=fee_bps, times=times)
         self._grant(self.credit, "MINTER_ROLE", self.admin)
         self._grant(self.registry, "APPROVER_ROLE", self.admin)
@@ -108,6 +140,7 @@ class Grid:
             "credit": self.credit.address,
             "registry": self.registry.address,
             "treasury": self.treasury,
+            "forwarder": self.forwarder.address,
         } | changes
         return self.chain.deploy(
             load_artifact("MetaScheduler"), *given.values(), fee_bps, times, sender=self.admin
@@ -143,8 +176,6 @@ class Grid:
         self, owner: str, value: int, *, nonce: int | None = None, deadline: int | None = None
     ) -> dict[str, Any]:
         """A permit of a person of the tests for the scheduler, signed."""
-        names = ("alice", "bob", "stranger", "admin")
-        key = next(private_key(name) for name in names if person(name) == owner)
         deadline = self.chain.now + 60 if deadline is None else deadline
         nonce = self.credit.nonces(owner) if nonce is None else nonce
         kinds = ["bytes32", "address", "address", "uint256", "uint256", "uint256"]
@@ -152,15 +183,59 @@ class Grid:
             text="Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
         )
         values = [typehash, owner, self.scheduler.address, value, nonce, deadline]
-        message = b"\x19\x01" + self.credit.DOMAIN_SEPARATOR() + keccak(encode(kinds, values))
-        signed = key.sign_msg_hash(keccak(message))
-        return {
-            "value": value,
-            "deadline": deadline,
-            "v": signed.v + 27,
-            "r": signed.r.to_bytes(32, "big"),
-            "s": signed.s.to_bytes(32, "big"),
-        }
+        struct = encode(kinds, values)
+        v, r, s = sign_typed(owner, self.credit.DOMAIN_SEPARATOR(), struct)
+        return {"value": value, "deadline": deadline, "v": v, "r": r, "s": s}
+
+    # ------------------------------------------------------ without gas for customers
+
+    def signed_request(
+        self, signer: str, name: str, *values: Any, **changes: Any
+    ) -> dict[str, Any]:
+        """A customer's call of the scheduler as an ERC-2771 request, signed by a person of the tests.
+
+        `changes` replace fields before the signature, except for `signed_by`, who signs instead.
+        """
+        key_owner = changes.pop("signed_by", signer)
+        nonce = changes.pop("nonce", None)
+        request = {
+            "from": signer,
+            "to": self.scheduler.address,
+            "value": 0,
+            "gas": FORWARDED_GAS,
+            "deadline": self.chain.now + 60,
+            "data": getattr(self.scheduler, name).encode(*values),
+        } | changes
+        nonce = self.forwarder.nonces(signer) if nonce is None else nonce
+        struct = encode(
+            ["bytes32", "address", "address", *["uint256"] * 3, "uint48", "bytes32"],
+            [
+                REQUEST_TYPE,
+                *(request[field] for field in ("from", "to", "value", "gas")),
+                nonce,
+                request["deadline"],
+                keccak(request["data"]),
+            ],
+        )
+        v, r, s = sign_typed(key_owner, self.forwarder_domain(), struct)
+        return request | {"signature": r + s + bytes([v])}
+
+    def forwarder_domain(self) -> bytes:
+        """EIP-712 domain separator of the forwarder, from what it publishes (ERC-5267)."""
+        _, name, version, chain_id, contract, _, _ = self.forwarder.eip712Domain()
+        return keccak(
+            encode(
+                ["bytes32"] * 3 + ["uint256", "address"],
+                [DOMAIN_TYPE, keccak(text=name), keccak(text=version), chain_id, contract],
+            )
+        )
+
+    def forward(self, signer: str, name: str, *values: Any) -> Receipt:
+        """A customer's call through the forwarder; a stranger relays it."""
+        receipt: Receipt = self.forwarder.execute(
+            self.signed_request(signer, name, *values), sender=self.stranger
+        )
+        return receipt
 
     # ---------------------------------------------------------------- providers
 
@@ -207,8 +282,9 @@ class Grid:
         return JobStatus(self.job(job_id).status)
 
     def assign(self, host: Host, *job_ids: int) -> Receipt:
-        assignment = {"providerId": host.id, "jobIds": list(job_ids)}
-        receipt: Receipt = self.scheduler.metaSchedule([assignment], sender=self.meta)
+        receipt: Receipt = self.scheduler.metaSchedule(
+            [assignment(host.id, *job_ids)], sender=self.meta
+        )
         return receipt
 
     def assigned(self, host: Host, **terms: Any) -> int:
@@ -240,6 +316,11 @@ class Grid:
         self.scheduler.challenge(job_id, sender=self.stranger)
         self.chain.advance(TIMES["responseTimeout"] + 1, TIMES["responseBlocks"] + 1)
         assert self.scheduler.isSilent(host.id)
+
+    def abandon(self, host: Host, job_id: int) -> None:
+        """A challenge that the provider leaves unanswered, until its runs are lost."""
+        self.silence(host, job_id)
+        self.chain.advance(TIMES["lostTimeout"] - TIMES["responseTimeout"])
 
     def in_status(self, status: JobStatus, host: Host, **terms: Any) -> int:
         """A job brought into a status on its usual way."""

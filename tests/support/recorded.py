@@ -107,15 +107,13 @@ def recorded_grid(**options: Any) -> RecordedGrid:
 def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     """One job of each fate, with all that can happen on the way; job ids by name."""
     chain, scheduler = grid.chain, grid.scheduler
-    host = grid.provider("provider", labels=["gpu.model=h100"])
+    # Twice as large as usual, for all the jobs that it holds at once.
+    large = {**grids.HARDWARE, "nodes": 2 * grids.HARDWARE["nodes"]}
+    host = grid.provider("provider", hardware=large, labels=["gpu.model=h100"])
     other = grid.provider("other", labels=["region=eu", "gpu.model=h100"])
-    jobs = dict(
-        zip(
-            ("finished", "failed", "spent", "cancelled", "lost", "rescued", "queued"),
-            (grid.submit(retries=2) for _ in range(7)),
-            strict=True,
-        )
-    )
+    names = ("finished", "failed", "spent", "cancelled", "lost", "rescued", "queued")
+    # The queued one is given up before it runs, and not carried on.
+    jobs = {name: grid.submit(retries=0 if name == "queued" else 2) for name in names}
     chain.advance(3)
     grid.assign(host, *jobs.values())
     jobs["failed at once"] = grid.running(other)
@@ -138,8 +136,8 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     scheduler.cancel([jobs["cancelled"]], sender=grid.alice)
     chain.advance(grids.TERMS["timeLimit"])
     scheduler.finish([grid.report(jobs["spent"], 10**6, reason=b"spent")], sender=host.account)
-    # The provider falls silent: one customer takes everything back, one run goes on elsewhere.
-    grid.silence(host, jobs["lost"])
+    # The provider is gone: one customer takes everything back, one run goes on elsewhere.
+    grid.abandon(host, jobs["lost"])
     scheduler.cancel([jobs["rescued"]], sender=grid.alice)
     scheduler.panic([jobs["lost"]], "", sender=grid.stranger)
     jobs["successor"] = scheduler.jobCount()
@@ -154,7 +152,7 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     chain.advance(5)
     scheduler.finish([grid.report(jobs["successor"], 5)], sender=other.account)
     # Jobs that live on, runs until the credits are spent, and money of other kinds.
-    jobs["until_spent"] = grid.running(other, untilSpent=True, amount=10**11)
+    jobs["until_spent"] = grid.running(other, flags=grids.UNTIL_SPENT, amount=10**11)
     scheduler.topUp(jobs["until_spent"], grid.alice, 10**9, sender=grid.alice)
     jobs["early"] = grid.submit(grid.bob)
     scheduler.topUp(jobs["early"], grid.bob, 5, sender=grid.bob)

@@ -121,7 +121,7 @@ def test_silence_and_exclusion(grid: Grid, host: Host) -> None:
     before = grid.chain.snapshot()
     lost = grid.running(host, retries=1)
     fresh = grid.submit()
-    grid.silence(host, lost)
+    grid.abandon(host, lost)
     assert ours(grid, host, fresh) == theirs(grid, host, fresh) == "ProviderSilent"
     grid.scheduler.panic([lost], "", sender=grid.stranger)
     successor = grid.scheduler.jobCount()
