@@ -61,6 +61,7 @@ class RecordedGrid(grids.Grid):
             registry=self.registry.address,
             scheduler=self.scheduler.address,
             treasury=self.treasury,
+            forwarder=self.forwarder.address,
             block=0,
             constructor_args={"MetaScheduler": {"timeouts": list(grids.TIMES.values())}},
         )
