@@ -223,7 +223,8 @@ interface IMetaScheduler {
     function claimAndStart(uint256[] calldata jobIds) external;
 
     /// @notice Bills RUNNING jobs up to now without ending them; cost leaves the escrow and the billed seconds
-    /// leave the time limit, so that the end of the allotment stays where it is.
+    /// leave the time limit, so that the end of the allotment stays where it is. The limit of a job that runs
+    /// until its credits are spent shrinks in proportion to its escrow instead.
     /// @dev By the assigned provider. Per item: allowed by the customer, `collectInterval` after the start or
     /// the last interim payment, allotment not used up, not lost.
     function collect(uint256[] calldata jobIds) external;

@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {TransientSlot} from "@openzeppelin/contracts/utils/TransientSlot.sol";
 
 import {IMetaScheduler} from "../interfaces/IMetaScheduler.sol";
@@ -128,9 +129,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         uint256 cost = terms.rate() * elapsed;
         uint256 fee = Billing.feeOf(cost, terms.feeBps());
         uint256 escrow = terms.escrow() - cost;
-        uint256 limit = terms.timeLimit();
-        // A job that runs until its credits are spent may outlast its limit; a limit is never zero.
-        limit = elapsed < limit ? limit - elapsed : 1;
+        uint256 limit = _limitLeft(state, terms, elapsed, escrow);
         record.state = state.billedUntilNow();
         record.terms = terms.withEscrow(escrow).withTimeLimit(limit);
         due.toPayee += cost - fee;
@@ -138,6 +137,20 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         emit JobCollected(
             jobId, msg.sender, state.customer(), elapsed, cost - fee, fee, escrow, limit
         );
+    }
+
+    /// @dev Time limit after an interim payment. The seconds are billed, so they are gone. A job that runs until
+    /// its credits are spent does not stop at its limit, which only sets its price ceiling, escrow / limit. There
+    /// the limit shrinks in proportion to the escrow, so that the ceiling of a successor stays where it is; it is
+    /// rounded down, so that the same rate still buys it, but is never zero.
+    function _limitLeft(StateWord state, TermsWord terms, uint256 elapsed, uint256 escrow)
+        private
+        pure
+        returns (uint256)
+    {
+        uint256 limit = terms.timeLimit();
+        if (!state.untilSpent()) return limit - elapsed;
+        return Math.max(1, limit * escrow / terms.escrow());
     }
 
     function _collectRefusal(StateWord state, TermsWord terms, uint256 elapsed)
