@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices
+from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Prices
 from tests.invariants.machine import GridMachine
 from tests.invariants.records import Refused
-from tests.support.grid import TIMES, digest
+from tests.support.evm import Receipt
+from tests.support.grid import TIMES, assignment, digest
 
 S = JobStatus
-HARDWARE = [Hardware(2, 4, 1_000, 1), Hardware(1, 8, 4_000, 0), Hardware(8, 2, 500, 2)]
+HARDWARE = [Hardware(5, 4, 1_000, 1), Hardware(2, 8, 4_000, 0), Hardware(9, 2, 500, 2)]
 PRICES = [Prices(10, 100, 1), Prices(20, 50, 0), Prices(0, 0, 0), Prices(7, 0, 3)]
 WAITS = sorted(
     {1, 2, 5, 3_000, 15 * 86_400}
     | {value + d for value in TIMES.values() for d in (-1, 0, 1)}
     | {2 * value + 1 for value in TIMES.values()}
 )
+# Mostly more than any provider asks, sometimes less than some do.
+NAMED = [*[Prices(2**64 - 1, 2**64 - 1, 2**64 - 1)] * 3, Prices(15, 100, 1)]
+FLAGS = [
+    JobFlags.NONE,
+    JobFlags.UNTIL_SPENT,
+    JobFlags.NO_SELF_SCHEDULING,
+    *[JobFlags.INTERIM_PAYMENTS] * 3,
+    *[JobFlags.INTERIM_PAYMENTS | JobFlags.UNTIL_SPENT] * 3,
+]
 LONG_REASON = "r" * 257
 
 
@@ -62,6 +73,14 @@ class Games(GridMachine):
             return []
         return [lambda item=item: call(item) for item in items]
 
+    def by_customer(
+        self, dice: Dice, sender: str, name: str, *values: Any
+    ) -> Callable[[], Receipt]:
+        """A customer's call: made by itself, or signed and relayed by somebody else."""
+        if dice.random() < 0.3:
+            return lambda: self.forwarded(sender, name, *values)
+        return lambda: getattr(self.grid.scheduler, name)(*values, sender=sender)
+
     # ---------------------------------------------------------------- the start
 
     @initialize(seed=SEEDS)
@@ -95,11 +114,18 @@ class Games(GridMachine):
         """One of the calls that can succeed now, those that carry a job on most often."""
         by_status = {
             S.NONE: [self.submit],
-            S.PENDING: [*[self.meta_schedule] * 7, self.self_schedule, self.cancel],
-            S.META_SCHEDULED: [*[self.claim] * 9, self.requeue, self.panic, self.cancel],
+            S.PENDING: [*[self.meta_schedule] * 7, self.self_schedule, self.cancel, self.expire],
+            S.META_SCHEDULED: [
+                *[self.claim] * 5,
+                *[self.claim_and_start] * 4,
+                self.requeue,
+                self.panic,
+                self.cancel,
+            ],
             S.SCHEDULED: [*[self.start] * 9, self.requeue, self.panic, self.cancel],
             S.RUNNING: [
                 *[self.finish] * 2,
+                *[self.collect] * 3,
                 *[self.panic] * 2,
                 *[self.challenge] * 3,
                 *[self.wait_for_a_bound] * 4,
@@ -142,6 +168,8 @@ class Games(GridMachine):
             self.self_schedule,
             self.claim,
             self.start,
+            self.claim_and_start,
+            self.collect,
             self.finish,
             self.requeue,
             self.panic,
@@ -171,20 +199,19 @@ class Games(GridMachine):
         amount = dice.choice([*[10**6] * 8, *[50_000] * 4, 3_000, 10**19])
         limit = dice.choice([*[60] * 6, *[600] * 4, 1, 10**6])
         retries = dice.choice([*[1, 0, 2] * 6, 5, 6])
+        flags = dice.choice([*FLAGS * 4, 8])
         counts = dice.choice([[1], [1], [2], [1, 1], [0, 2], [0]])
-        until_spent = dice.random() < 0.5
         if dice.randint(0, 19) == 19:
             counts = []
         sender = dice.choice([*self.customers * 6, self.grid.stranger])
         shape = dice.choice([*[(1, 1, 100, 0), (2, 2, 10, 1), (4, 1, 25, 0)] * 4, (9, 3, 1, 0)])
         changes = dict(zip(("tasks", "cpusPerTask", "memPerCpu", "gpus"), shape, strict=True))
-        changes |= {"amount": amount, "timeLimit": limit, "untilSpent": until_spent}
-        changes["retries"] = retries
+        changes |= {"amount": amount, "timeLimit": limit, "flags": flags, "retries": retries}
         requests = [self.grid.request(count, **changes) for count in counts]
         pairs = [(changes, [digest(n) for n in range(count)]) for count in counts]
         self.call(
             sender,
-            lambda: self.grid.scheduler.submitJobs(requests, sender=sender),
+            self.by_customer(dice, sender, "submitJobs", requests),
             lambda: self.ghost.submit(sender, pairs),
         )
 
@@ -194,9 +221,23 @@ class Games(GridMachine):
         real = self.grid.scheduler.cancel
         self.call(
             sender,
-            lambda: real(ids, sender=sender),
+            self.by_customer(dice, sender, "cancel", ids),
             lambda: self.ghost.cancel(sender, ids),
             self.singles(dice, ids, lambda i: real([i], sender=sender)),
+        )
+
+    def expire(self, dice: Dice) -> None:
+        """A stranger gives customers the credits of jobs back that nobody took."""
+        pending = [job for job in self.ghost.jobs.values() if job.status is S.PENDING]
+        if pending and dice.random() < 0.5:
+            oldest = min(job.since for job in pending)
+            self.wait_for(max(1, oldest + TIMES["pendingExpiry"] - self.chain.now))
+        ids = self.pick_ids(dice, S.PENDING)
+        sender = self.grid.stranger
+        self.call(
+            sender,
+            lambda: self.grid.scheduler.cancel(ids, sender=sender),
+            lambda: self.ghost.cancel(sender, ids),
         )
 
     def top_up(self, dice: Dice) -> None:
@@ -211,7 +252,7 @@ class Games(GridMachine):
             customer = self.grid.stranger
         self.call(
             sender,
-            lambda: self.grid.scheduler.topUp(job_id, customer, amount, sender=sender),
+            self.by_customer(dice, sender, "topUp", job_id, customer, amount),
             lambda: self.ghost.top_up(sender, job_id, customer, amount),
         )
 
@@ -224,16 +265,17 @@ class Games(GridMachine):
         sender = self.grid.meta if dice.randint(0, 9) else self.grid.stranger
         good = [p.id for p in self.ghost.providers.values() if not self.ghost.why_not_active(p)]
         ids_of_providers = [*good * 8, 0, 1, 2, 3]
-        assignments = [
-            {"providerId": dice.choice(ids_of_providers), "jobIds": ids}
-            for ids in (self.pick_ids(dice, S.PENDING) for _ in range(groups))
-        ]
-        pairs = [(i, group["providerId"]) for group in assignments for i in group["jobIds"]]
+        assignments, choices = [], []
+        for _ in range(groups):
+            ids, provider_id = self.pick_ids(dice, S.PENDING), dice.choice(ids_of_providers)
+            named = dice.choice(NAMED)
+            assignments.append(assignment(provider_id, *ids, prices=asdict(named)))
+            choices += [(job_id, provider_id, named) for job_id in ids]
 
         def model() -> Any:
             if sender != self.grid.meta:
                 raise Refused("AccessControlUnauthorizedAccount")
-            return self.ghost.assign(pairs, by_self=False)
+            return self.ghost.assign(choices)
 
         real = self.grid.scheduler.metaSchedule
         self.call(
@@ -242,8 +284,8 @@ class Games(GridMachine):
             model,
             self.singles(
                 dice,
-                pairs,
-                lambda p: real([{"providerId": p[1], "jobIds": [p[0]]}], sender=sender),
+                choices,
+                lambda c: real([assignment(c[1], c[0], prices=asdict(c[2]))], sender=sender),
             ),
         )
 
@@ -253,29 +295,47 @@ class Games(GridMachine):
         ids = self.pick_ids(dice, S.PENDING)
         sender = dice.choice([*self.hosts, *self.hosts, self.grid.stranger])
         known = self.ghost.providers.get(sender)
-        pairs = [(i, known.id if known else 0) for i in ids]
+        choices = [(i, known.id if known else 0, None) for i in ids]
         real = self.grid.scheduler.selfSchedule
         self.call(
             sender,
             lambda: real(ids, sender=sender),
-            lambda: self.ghost.assign(pairs, by_self=True),
+            lambda: self.ghost.assign(choices, mover=sender),
             self.singles(dice, ids, lambda i: real([i], sender=sender)),
         )
 
     def claim(self, dice: Dice) -> None:
         self.do_advance(dice, "claim", S.META_SCHEDULED, S.SCHEDULED)
 
+    def claim_and_start(self, dice: Dice) -> None:
+        self.do_advance(dice, "claimAndStart", S.META_SCHEDULED, S.SCHEDULED, S.RUNNING)
+
     def start(self, dice: Dice) -> None:
         self.do_advance(dice, "start", S.SCHEDULED, S.RUNNING)
 
-    def do_advance(self, dice: Dice, name: str, before: S, after: S) -> None:
+    def do_advance(self, dice: Dice, name: str, before: S, *steps: S) -> None:
         ids = self.pick_ids(dice, before)
         sender = self.pick_sender(dice, ids, "provider")
         real = getattr(self.grid.scheduler, name)
         self.call(
             sender,
             lambda: real(ids, sender=sender),
-            lambda: self.ghost.advance(sender, ids, after),
+            lambda: self.ghost.advance(sender, ids, *steps),
+            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+        )
+
+    def collect(self, dice: Dice) -> None:
+        running = [job for job in self.ghost.jobs.values() if job.status is S.RUNNING]
+        if running and dice.random() < 0.5:
+            due = dice.choice(running).since + TIMES["collectInterval"]
+            self.wait_for(max(1, due - self.chain.now))
+        ids = self.pick_ids(dice, S.RUNNING)
+        sender = self.pick_sender(dice, ids, "provider")
+        real = self.grid.scheduler.collect
+        self.call(
+            sender,
+            lambda: real(ids, sender=sender),
+            lambda: self.ghost.collect(sender, ids),
             self.singles(dice, ids, lambda i: real([i], sender=sender)),
         )
 
@@ -377,7 +437,7 @@ class Games(GridMachine):
         )
 
     def offer(self, dice: Dice) -> None:
-        cpus, gpus = dice.randint(0, 9), dice.randint(0, 2)
+        cpus, gpus = dice.randint(0, 20), dice.randint(0, 2)
         account = dice.choice(self.hosts)
         self.call(
             account,
@@ -489,7 +549,7 @@ class Games(GridMachine):
         to = dice.choice([sender, self.grid.alice, self.grid.stranger])
         self.call(
             sender,
-            lambda: self.grid.scheduler.withdraw(to, sender=sender),
+            self.by_customer(dice, sender, "withdraw", to),
             lambda: self.ghost.withdraw(sender, to),
         )
 
@@ -507,10 +567,11 @@ class Games(GridMachine):
             return
         job = dice.choice(live[::-1])
         end = job.since + job.allotment
-        bounds = [job.since + TIMES["claimTimeout"], job.since + TIMES["pendingTimeout"], end]
+        names = ("claimTimeout", "pendingTimeout", "pendingExpiry", "collectInterval")
+        bounds = [end, *(job.since + TIMES[name] for name in names)]
         bounds += [end - TIMES["topUpNotice"], end + TIMES["reportGrace"]]
         clock = self.ghost.holder(job)
-        bounds += [clock.challenged_at + TIMES["responseTimeout"]]
+        bounds += [clock.challenged_at + TIMES[name] for name in ("responseTimeout", "lostTimeout")]
         bounds += [clock.answered_at + TIMES["responseTimeout"]]
         ahead = [bound + offset for bound in bounds if bound + offset > self.chain.now]
         # A day is enough for any of them but a very long run.

@@ -12,7 +12,16 @@ from dataclasses import replace
 from typing import Any
 
 from deepsquare_chain import credits as money
-from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, ProviderStatus, Resources
+from deepsquare_chain.job import (
+    Hardware,
+    JobFlags,
+    JobStatus,
+    Load,
+    Offer,
+    Prices,
+    ProviderStatus,
+    Resources,
+)
 from tests.invariants.records import (
     ARROWS,
     GhostJob,
@@ -24,6 +33,11 @@ from tests.invariants.records import (
 )
 from tests.support.evm import ZERO
 from tests.support.grid import APPROVAL_PERIOD, TIMES
+
+
+def exceeds(asked: Prices, named: Prices) -> bool:
+    """Whether any price is above the one that an assignment names."""
+    return asked.cpu > named.cpu or asked.gpu > named.gpu or asked.mem > named.mem
 
 
 class Ghost:
@@ -58,16 +72,28 @@ class Ghost:
         found = (p for p in self.providers.values() if p.id == provider_id and provider_id)
         return next(found, GhostProvider(ZERO))
 
-    def is_silent(self, provider: GhostProvider) -> bool:
+    def unanswered(self, provider: GhostProvider, timeout: str) -> bool:
         return (
             provider.challenged_at > 0
-            and self.now - provider.challenged_at > TIMES["responseTimeout"]
+            and self.now - provider.challenged_at > TIMES[timeout]
             and self.block - provider.challenged_block > TIMES["responseBlocks"]
         )
 
+    def is_silent(self, provider: GhostProvider) -> bool:
+        return self.unanswered(provider, "responseTimeout")
+
     def is_lost(self, job: GhostJob) -> bool:
         overdue = self.now > job.since + job.allotment + TIMES["reportGrace"]
-        return job.status is S.RUNNING and (overdue or self.is_silent(self.holder(job)))
+        gone = self.unanswered(self.holder(job), "lostTimeout")
+        return job.status is S.RUNNING and (overdue or gone)
+
+    def is_expired(self, job: GhostJob) -> bool:
+        return job.status is S.PENDING and self.now >= job.since + TIMES["pendingExpiry"]
+
+    def load(self, provider_id: int) -> Load:
+        """What live assigned jobs occupy at a provider, by counting them."""
+        own = (job.load for job in self.jobs.values() if job.provider == provider_id)
+        return sum(own, start=Load())
 
     def held(self) -> int:
         """What the scheduler's balance must be."""
@@ -90,7 +116,7 @@ class Ghost:
     def why_not_here(self, job: GhostJob, provider: GhostProvider) -> str:
         if provider.id in {p.provider for p in self.line(job)}:
             return "ProviderExcluded"
-        if not money.fits(provider.hardware, provider.offer, job.resources):
+        if not money.fits(provider.hardware, provider.offer, job.resources, self.load(provider.id)):
             return "DoesNotFit"
         rate = money.job_rate(provider.prices, job.resources)
         if not 0 < rate < 2**72:
@@ -135,7 +161,8 @@ class Ghost:
                 terms["tasks"], terms["cpusPerTask"], terms["memPerCpu"], terms["gpus"]
             )
             least = (terms["amount"], terms["timeLimit"], shape.tasks, shape.mem_per_cpu)
-            if not all(least) or not shape.cpus_per_task or terms["retries"] > 5:
+            sizes_given = all(least) and shape.cpus_per_task
+            if not sizes_given or terms["retries"] > 5 or terms["flags"] > 7:
                 raise Refused("InvalidTerms")
             for definition in definitions:
                 job = GhostJob(
@@ -145,7 +172,7 @@ class Ghost:
                     since=self.now,
                     resources=shape,
                     retries=terms["retries"],
-                    until_spent=terms["untilSpent"],
+                    flags=JobFlags(terms["flags"]),
                     escrow=terms["amount"],
                     limit=terms["timeLimit"],
                     definition=definition,
@@ -168,7 +195,8 @@ class Ghost:
         end = job.since + job.allotment
         if job.status is S.RUNNING and self.now >= end - TIMES["topUpNotice"]:
             raise Refused("TopUpTooLate")
-        longer = amount // job.rate if job.rate and not job.until_spent else 0
+        lengthens = job.rate and not job.until_spent and payer == job.customer
+        longer = amount // job.rate if lengthens else 0
         if job.escrow + amount >= 2**96 or job.limit + longer >= 2**24:
             raise Refused("TopUpTooLarge")
         self.take(payer, amount)
@@ -181,8 +209,13 @@ class Ghost:
 
     # ------------------------------------------------------------------ batches
 
-    def batch(self, items: Iterable[Any], step: Callable[[Any, Outcome], str]) -> Outcome:
-        """Apply a step to each item; a step answers why it refuses, or nothing."""
+    def batch(
+        self, items: Iterable[Any], step: Callable[[Any, Outcome], str], mover: str = ""
+    ) -> Outcome:
+        """Apply a step to each item; a step answers why it refuses, or nothing.
+
+        `mover` is the caller of a provider's function: one of its jobs that moved answers for it.
+        """
         outcome = Outcome()
         count = 0
         for item in items:
@@ -197,6 +230,9 @@ class Ghost:
         if len(outcome.skipped) == count:
             raise Refused(outcome.skipped[0][2])
         self.pay(outcome.due)
+        if mover in outcome.movers and self.providers[mover].challenged_at:
+            self.answer(mover)
+            outcome.answered.append(mover)
         return outcome
 
     def move(self, outcome: Outcome, job: GhostJob, to: JobStatus, **changes: Any) -> GhostJob:
@@ -204,23 +240,29 @@ class Ghost:
         outcome.moves.append((job.id, job.status, to))
         moved = replace(job, status=to, since=self.now, **changes)
         self.jobs[job.id] = moved
+        outcome.movers |= {self.holder(job).account, self.holder(moved).account}
         return moved
 
     def movable(self, job_id: int, to: JobStatus) -> GhostJob | None:
         job = self.job(job_id)
         return job if job and to in ARROWS.get(job.status, set()) else None
 
-    def assign(self, pairs: Sequence[tuple[int, int]], *, by_self: bool) -> Outcome:
-        """`pairs` of job id and provider id."""
+    def assign(self, choices: Sequence[tuple[int, int, Prices | None]], mover: str = "") -> Outcome:
+        """`choices` of job id, provider id and the prices named; without prices, by the provider itself."""
 
-        def step(pair: tuple[int, int], outcome: Outcome) -> str:
-            job = self.movable(pair[0], S.META_SCHEDULED)
+        def step(choice: tuple[int, int, Prices | None], outcome: Outcome) -> str:
+            job_id, provider_id, named = choice
+            job = self.movable(job_id, S.META_SCHEDULED)
             if job is None:
                 return "InvalidTransition"
-            provider = self.by_id(pair[1])
+            provider = self.by_id(provider_id)
             refusal = self.why_not_active(provider)
-            if not refusal and by_self:
-                if self.now < job.since + TIMES["pendingTimeout"]:
+            if not refusal and named is not None and exceeds(provider.prices, named):
+                refusal = "PriceRaised"
+            if not refusal and named is None:
+                if JobFlags.NO_SELF_SCHEDULING in job.flags:
+                    refusal = "SelfSchedulingForbidden"
+                elif self.now < job.since + TIMES["pendingTimeout"]:
                     refusal = "TooEarly"
                 elif provider.id in job.barred:
                     refusal = "ProviderExcluded"
@@ -237,19 +279,66 @@ class Ghost:
                 )
             return refusal
 
-        return self.batch(pairs, step)
+        return self.batch(choices, step, mover)
 
-    def advance(self, caller: str, job_ids: Sequence[int], to: JobStatus) -> Outcome:
+    def advance(self, caller: str, job_ids: Sequence[int], *steps: JobStatus) -> Outcome:
+        """To each of the statuses in turn; the first one decides whether the item is refused."""
+
         def step(job_id: int, outcome: Outcome) -> str:
-            job = self.movable(job_id, to)
+            job = self.movable(job_id, steps[0])
             if job is None:
                 return "InvalidTransition"
             if self.holder(job).account != caller:
                 return "NotAssignedProvider"
-            self.move(outcome, job, to)
+            for to in steps:
+                started = self.now if to is S.RUNNING else job.started
+                job = self.move(outcome, job, to, started=started)
             return ""
 
-        return self.batch(job_ids, step)
+        return self.batch(job_ids, step, caller)
+
+    def collect(self, caller: str, job_ids: Sequence[int]) -> Outcome:
+        def step(job_id: int, outcome: Outcome) -> str:
+            job = self.job(job_id)
+            if job is None or job.status is not S.RUNNING:
+                return "InvalidTransition"
+            refusal = self.why_not_collect(caller, job)
+            if not refusal:
+                self.collect_one(outcome, job)
+            return refusal
+
+        return self.batch(job_ids, step, caller)
+
+    def why_not_collect(self, caller: str, job: GhostJob) -> str:
+        elapsed = self.now - job.since
+        if self.holder(job).account != caller:
+            return "NotAssignedProvider"
+        if JobFlags.INTERIM_PAYMENTS not in job.flags:
+            return "InterimPaymentsForbidden"
+        if elapsed < TIMES["collectInterval"]:
+            return "TooEarly"
+        if elapsed >= job.allotment:
+            return "AllotmentUsedUp"
+        return "RunLost" if self.is_lost(job) else ""
+
+    def collect_one(self, outcome: Outcome, job: GhostJob) -> None:
+        seconds = self.now - job.since
+        consumed = seconds * job.rate
+        fee = consumed * job.fee_bps // 10_000
+        provider = self.holder(job).account
+        for account, amount in ((provider, consumed - fee), (self.treasury, fee)):
+            if amount:
+                outcome.due[account] += amount
+        outcome.collected.append((job.id, seconds, consumed - fee, fee))
+        outcome.movers.add(provider)
+        self.jobs[job.id] = replace(
+            job,
+            since=self.now,
+            escrow=job.escrow - consumed,
+            limit=max(1, job.limit - seconds),
+            paid=job.paid + consumed - fee,
+            fee=job.fee + fee,
+        )
 
     def finish(self, caller: str, reports: Sequence[tuple[int, int, int]]) -> Outcome:
         """`reports` of job id, seconds and exit code."""
@@ -269,14 +358,14 @@ class Ghost:
             self.settle(outcome, job, to, settlement)
             return ""
 
-        return self.batch(reports, step)
+        return self.batch(reports, step, caller)
 
     def cancel(self, caller: str, job_ids: Sequence[int]) -> Outcome:
         def step(job_id: int, outcome: Outcome) -> str:
             job = self.movable(job_id, S.CANCELLED)
             if job is None:
                 return "InvalidTransition"
-            if job.customer != caller:
+            if job.customer != caller and not self.is_expired(job):
                 return "NotCustomer"
             free = job.status is not S.RUNNING or self.is_lost(job)
             settlement = self.settlement(job, 0 if free else 2**32)
@@ -298,7 +387,7 @@ class Ghost:
             self.move(outcome, job, S.PENDING, provider=0, rate=0, fee_bps=0, barred=barred)
             return ""
 
-        return self.batch(job_ids, step)
+        return self.batch(job_ids, step, caller)
 
     def may_requeue(self, caller: str, job: GhostJob) -> bool:
         provider = self.holder(job)
@@ -322,13 +411,13 @@ class Ghost:
                     return "NotAssignedProvider"
                 if not self.is_lost(job):
                     return "NotLost"
-            if job.status is S.RUNNING and job.retries:
+            if job.retries:
                 self.succeed(outcome, job)
             else:
                 self.settle(outcome, job, S.PANICKED, self.settlement(job, 0))
             return ""
 
-        return self.batch(job_ids, step)
+        return self.batch(job_ids, step, caller)
 
     def succeed(self, outcome: Outcome, job: GhostJob) -> None:
         self.move(outcome, job, S.PANICKED, escrow=0, carried_out=job.escrow)
@@ -338,13 +427,17 @@ class Ghost:
             status=S.PENDING,
             since=self.now,
             retries=job.retries - 1,
+            flags=job.flags | JobFlags.SUCCESSOR,
             retry_of=job.id,
             provider=0,
             rate=0,
             fee_bps=0,
             barred=frozenset(),
+            started=0,
             funded=0,
             carried_in=job.escrow,
+            paid=0,
+            fee=0,
         )
         self.jobs[successor.id] = successor
         outcome.moves.append((successor.id, S.NONE, S.PENDING))
@@ -378,8 +471,8 @@ class Ghost:
             job,
             to,
             escrow=split.paid + split.fee,
-            paid=split.paid,
-            fee=split.fee,
+            paid=job.paid + split.paid,
+            fee=job.fee + split.fee,
             refunded=split.refunded,
         )
 

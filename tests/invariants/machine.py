@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import note
 from hypothesis.stateful import RuleBasedStateMachine
 
 from deepsquare_chain import credits as money
-from deepsquare_chain.job import JobStatus, ProviderStatus
+from deepsquare_chain.job import JobStatus, Load, ProviderStatus
 from tests.invariants.ghost import Ghost
 from tests.invariants.records import ARROWS, GhostJob, Outcome, Refused
 from tests.invariants.replay import Replay
@@ -38,7 +39,7 @@ class GridMachine(RuleBasedStateMachine):
         people = ("alice", "bob", "stranger", "treasury", "meta", "admin")
         self.names = {getattr(grid, name): f"grid.{name}" for name in people}
         self.names |= {host: f'person("host {i}")' for i, host in enumerate(self.hosts)}
-        for name in ("credit", "registry", "scheduler"):
+        for name in ("credit", "registry", "scheduler", "forwarder"):
             self.names[getattr(grid, name).address] = f"grid.{name}"
         self.replay = Replay()
         self.turns, self.broken = 0, False
@@ -84,6 +85,7 @@ class GridMachine(RuleBasedStateMachine):
         self.check_frozen(jobs, words)
         self.check_moves(sender, receipt, jobs)
         self.check_money(receipt, jobs)
+        self.check_load()
         if sender == self.grid.stranger:
             self.check_stranger(receipt, jobs, balances)
         if one_by_one is not None:
@@ -110,6 +112,25 @@ class GridMachine(RuleBasedStateMachine):
         except Reverted as reverted:
             return Receipt(None, [], 0), reverted.name
 
+    def forwarded(self, sender: str, name: str, *values: Any) -> Receipt:
+        """A signed call, relayed: what the signer's own call would have done, and only once."""
+        grid = self.grid
+        before = self.chain.snapshot()
+        own, refusal = self.attempt(lambda: getattr(grid.scheduler, name)(*values, sender=sender))
+        after = self.state()
+        self.chain.revert(before)
+        request = grid.signed_request(sender, name, *values)
+        relayed, met = self.attempt(lambda: grid.forwarder.execute(request, sender=grid.stranger))
+        if refusal:
+            self.check(17, met == "FailedCall", f"{met or 'success'} instead of {refusal}")
+            raise Reverted(refusal, (), b"")
+        events = [event for event in relayed.events if event.name != "ExecutedForwardRequest"]
+        self.check(17, list(map(repr, events)) == list(map(repr, own.events)), "other events")
+        self.check(17, self.state() == after, f"{name} by a signature did something else")
+        _, met = self.attempt(lambda: grid.forwarder.execute(request, sender=grid.stranger))
+        self.check(17, met == "ERC2771ForwarderInvalidSigner", "a signature was used twice")
+        return Receipt(own.value, events, relayed.gas)
+
     def balances(self) -> dict[str, int]:
         accounts = [*self.accounts, self.grid.scheduler.address]
         return {account: self.storage.balance(account) for account in accounts}
@@ -121,6 +142,7 @@ class GridMachine(RuleBasedStateMachine):
             [self.storage.record(job_id) for job_id in ids],
             self.balances(),
             [self.storage.parked(account) for account in self.accounts],
+            [self.storage.load(provider.id) for provider in self.ghost.providers.values()],
         )
 
     def in_turn(self, singles: Sequence[Callable[[], object]]) -> State | None:
@@ -156,9 +178,16 @@ class GridMachine(RuleBasedStateMachine):
             (e.jobId, money.Settlement(e.billedSeconds, e.paid, e.fee, e.refunded))
             for e in receipt.named("JobSettled")
         ] == outcome.settled
+        assert [
+            (e.jobId, e.billedSeconds, e.paid, e.fee) for e in receipt.named("JobCollected")
+        ] == outcome.collected
+        if outcome.moves or outcome.collected:
+            answered = [e.provider for e in receipt.named("ProviderAnswered")]
+            assert answered == outcome.answered
         assert [(e.jobId, e.successor) for e in receipt.named("JobRetried")] == outcome.retried
         self.check(4, self.storage.job_count() == len(self.ghost.jobs), "ids are not dense")
-        touched = {m[0] for m in moves} | {e.jobId for e in receipt.named("JobToppedUp")}
+        touched = {m[0] for m in moves}
+        touched |= {e.jobId for e in receipt.named("JobToppedUp", "JobCollected")}
         for job_id in sorted(touched):
             self.compare_record(job_id)
         for account in self.accounts:
@@ -181,7 +210,7 @@ class GridMachine(RuleBasedStateMachine):
             "providerId": job.provider,
             "memPerCpu": size.mem_per_cpu,
             "retriesLeft": job.retries,
-            "untilSpent": job.until_spent,
+            "flags": job.flags,
             "escrow": job.escrow,
             "rate": job.rate,
             "timeLimit": job.limit,
@@ -194,7 +223,8 @@ class GridMachine(RuleBasedStateMachine):
         }
         told = self.replay.jobs[job_id]
         self.check(14, not self.replay.differences(job_id, record), "events tell another record")
-        kept = record.escrow if job.status.is_live else told.paid_out + told.carried_out
+        kept = told.paid_out + told.carried_out + (record.escrow if job.status.is_live else 0)
+        assert told.used == job.paid + job.fee
         self.check(2, told.funded + told.carried_in == kept, f"money of job {job_id}")
 
     # --------------------------------------------------------------- invariants
@@ -218,13 +248,21 @@ class GridMachine(RuleBasedStateMachine):
             self.check(4, before == (job.status if job else S.NONE), "status jumped")
             moved = self.ghost.jobs[event.jobId]
             if job is None:
-                parent = current.get(moved.retry_of)
-                born = moved.customer == sender or (parent and parent.status is S.RUNNING)
+                parent = jobs.get(moved.retry_of)
+                born = moved.customer == sender or (parent and parent.status.is_assigned)
                 self.check(5, bool(born), "birth by somebody else")
                 continue
             self.check(5, self.entitled(sender, job, moved, after), f"{sender} moved {event}")
+            # An item of a batch sees what the items before it did.
+            current[job.id] = replace(job, status=after, since=self.ghost.now)
             if after is S.META_SCHEDULED:
-                self.check_assignment(job, moved)
+                self.check_assignment(job, moved, current)
+                current[job.id] = replace(
+                    current[job.id],
+                    provider=moved.provider,
+                    rate=moved.rate,
+                    fee_bps=moved.fee_bps,
+                )
             elif job.status.is_assigned and after is not S.PENDING:
                 kept = (moved.rate, moved.fee_bps) == (job.rate, job.fee_bps)
                 self.check(7, kept, f"price of job {job.id} changed")
@@ -239,7 +277,8 @@ class GridMachine(RuleBasedStateMachine):
                 waited and sender == ghost.by_id(moved.provider).account
             )
         if to is S.CANCELLED:
-            return sender == job.customer
+            expired = job.status is S.PENDING and now >= job.since + TIMES["pendingExpiry"]
+            return expired or sender == job.customer
         holder = ghost.holder(job)
         if sender == holder.account:
             return True
@@ -252,7 +291,9 @@ class GridMachine(RuleBasedStateMachine):
         gone = ghost.is_silent(holder) or holder.status is ProviderStatus.BANNED
         return gone or (late and sender in {job.customer, ghost.meta})
 
-    def check_assignment(self, job: GhostJob, moved: GhostJob) -> None:
+    def check_assignment(
+        self, job: GhostJob, moved: GhostJob, current: dict[int, GhostJob]
+    ) -> None:
         provider = self.ghost.by_id(moved.provider)
         good = (
             provider.status is ProviderStatus.ACTIVE
@@ -260,6 +301,14 @@ class GridMachine(RuleBasedStateMachine):
             and not self.ghost.is_silent(provider)
         )
         self.check(10, good, f"job {job.id} went to a provider out of standing")
+        held = [j.load for j in current.values() if j.provider == moved.provider]
+        offer, needed = provider.offer, sum(held, start=Load.of(job.resources))
+        within = (
+            needed.cpus <= offer.cpus
+            and needed.memory <= offer.memory
+            and needed.gpus <= offer.gpus
+        )
+        self.check(16, within, f"provider {provider.id} holds {needed} and offers {offer}")
         lost_it = {p.provider for p in self.ghost.line(job)}
         lawful = (
             money.fits(provider.hardware, provider.offer, job.resources)
@@ -268,13 +317,24 @@ class GridMachine(RuleBasedStateMachine):
         )
         self.check(11, lawful, f"job {job.id} does not belong at provider {provider.id}")
 
+    def check_load(self) -> None:
+        for provider in self.ghost.providers.values():
+            if provider.id:
+                counted, told = self.ghost.load(provider.id), self.storage.load(provider.id)
+                self.check(16, counted == told, f"{counted} at {provider.id}, not {told}")
+
     def check_money(self, receipt: Receipt, jobs: dict[int, GhostJob]) -> None:
+        for event in receipt.named("JobSettled", "JobCollected"):
+            told = self.replay.jobs[event.jobId]
+            # All that was ever billed, interim payments included.
+            elapsed = self.ghost.now - told.started if told.started else 0
+            self.check(6, told.used <= jobs[event.jobId].rate * elapsed, event)
+            self.check(6, told.used <= told.funded + told.carried_in, event)
+        self.seen["collected"] += len(receipt.named("JobCollected"))
         for event in receipt.named("JobSettled"):
             job = jobs[event.jobId]
             used = event.paid + event.fee
             ran = job.status is S.RUNNING
-            elapsed = self.ghost.now - job.since if ran else 0
-            self.check(6, used <= job.rate * elapsed and used <= job.escrow, event)
             if not ran or self.ghost.jobs[job.id].status is S.PANICKED:
                 self.check(8, event.refunded == job.escrow and not used, event)
         for event in receipt.named("JobRetried"):
@@ -292,6 +352,10 @@ class GridMachine(RuleBasedStateMachine):
         for account, amount in balances.items():
             if account not in {self.grid.stranger, self.grid.scheduler.address}:
                 self.check(15, now[account] >= amount, f"a stranger cost {account} credits")
+        for job_id, job in jobs.items():
+            if job.customer != self.grid.stranger:
+                shorter = self.ghost.jobs[job_id].limit <= job.limit
+                self.check(15, shorter, f"a stranger lengthened job {job_id}")
         for event in receipt.named("JobTransition"):
             job = jobs.get(event.jobId)
             if job and job.status is S.RUNNING and job.customer != self.grid.stranger:
@@ -320,22 +384,43 @@ class GridMachine(RuleBasedStateMachine):
             assert self.ghost.parked[account] == parked
 
     def drain(self) -> None:
-        """Providers, scheduler and administrator are gone; customers and strangers end everything."""
-        grid, ghost = self.grid, self.ghost
-        for job in [j for j in ghost.jobs.values() if j.status is S.RUNNING]:
-            _, refusal = self.attempt(
-                lambda i=job.id: grid.scheduler.challenge(i, sender=grid.stranger)
-            )
+        """Providers, scheduler and administrator are gone, in every other game the customers too."""
+        grid, scheduler = self.grid, self.grid.scheduler
+        self.chain.advance(TIMES["responseTimeout"])
+        for job in self.live(*(s for s in S if s.is_assigned)):
+            _, refusal = self.attempt(lambda i=job: scheduler.challenge(i, sender=grid.stranger))
             assert refusal in {"", "ChallengeRefused"}
-        self.chain.advance(2 * TIMES["responseTimeout"] + 2, 2 * TIMES["responseBlocks"] + 2)
-        for customer in self.customers:
-            ids = [j.id for j in ghost.jobs.values() if j.customer == customer and j.status.is_live]
+        self.chain.advance(TIMES["lostTimeout"] + 1, TIMES["responseBlocks"] + 1)
+        if self.turns % 2:
+            for customer in self.customers:
+                ids = [i for i in self.live() if grid.job(i).customer == customer]
+                if ids:
+                    scheduler.cancel(ids, sender=customer)
+        for statuses, act in (
+            ({S.RUNNING}, lambda ids: scheduler.panic(ids, "", sender=grid.stranger)),
+            (
+                {S.META_SCHEDULED, S.SCHEDULED},
+                lambda ids: scheduler.requeue(ids, "", sender=grid.stranger),
+            ),
+        ):
+            ids = self.live(*statuses)
             if ids:
-                grid.scheduler.cancel(ids, sender=customer)
-        statuses = [job.status for job in grid.scheduler.getJobs(sorted(ghost.jobs))]
-        self.check(9, all(S(status).is_final for status in statuses), "jobs can't be ended")
+                act(ids)
+        self.chain.advance(TIMES["pendingExpiry"])
+        if self.live():
+            scheduler.cancel(self.live(), sender=grid.stranger)
+        self.check(9, not self.live(), "jobs can't be ended")
         for account in self.accounts:
             if grid.scheduler.parkedOf(account):
                 grid.scheduler.withdraw(person("safe"), sender=account)
         left = self.storage.balance(grid.scheduler.address)
-        self.check(9, left == ghost.gifts, f"{left - ghost.gifts} wei are stuck")
+        self.check(9, left == self.ghost.gifts, f"{left - self.ghost.gifts} wei are stuck")
+        for provider in self.ghost.providers.values():
+            self.check(16, self.storage.load(provider.id) == Load(), "a load without jobs")
+
+    def live(self, *statuses: JobStatus) -> list[int]:
+        """Ids of live jobs of these statuses, or of any, as the contract has them now."""
+        ids = range(1, self.grid.scheduler.jobCount() + 1)
+        records = zip(ids, self.grid.scheduler.getJobs(list(ids)), strict=True)
+        wanted = set(statuses) or {s for s in S if s.is_live}
+        return [job_id for job_id, record in records if S(record.status) in wanted]

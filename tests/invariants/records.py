@@ -6,7 +6,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from deepsquare_chain import credits as money
-from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, ProviderStatus, Resources
+from deepsquare_chain.job import (
+    Hardware,
+    JobFlags,
+    JobStatus,
+    Load,
+    Offer,
+    Prices,
+    ProviderStatus,
+    Resources,
+)
 
 S = JobStatus
 ARROWS = {
@@ -24,7 +33,7 @@ class Refused(Exception):  # noqa: N818 - as events, what happened
 
 @dataclass(frozen=True)
 class GhostJob:
-    """One record, and where its money came from and went."""
+    """One record, and where its money came from and went; interim payments are in paid and fee."""
 
     id: int
     customer: str
@@ -32,7 +41,7 @@ class GhostJob:
     since: int
     resources: Resources
     retries: int
-    until_spent: bool
+    flags: JobFlags
     escrow: int
     limit: int
     definition: bytes
@@ -41,6 +50,7 @@ class GhostJob:
     rate: int = 0
     fee_bps: int = 0
     barred: frozenset[int] = frozenset()
+    started: int = 0
     funded: int = 0
     carried_in: int = 0
     paid: int = 0
@@ -49,8 +59,17 @@ class GhostJob:
     carried_out: int = 0
 
     @property
+    def until_spent(self) -> bool:
+        return JobFlags.UNTIL_SPENT in self.flags
+
+    @property
     def allotment(self) -> int:
         return money.allotment(self.limit, self.until_spent, self.escrow, self.rate)
+
+    @property
+    def load(self) -> Load:
+        """What it occupies at its provider now."""
+        return Load.of(self.resources) if self.status.is_assigned else Load()
 
 
 NO_HARDWARE, NO_OFFER, NO_PRICES = Hardware(0, 0, 0, 0), Offer(0, 0, 0), Prices(0, 0, 0)
@@ -91,8 +110,12 @@ class Outcome:
     moves: list[tuple[int, JobStatus, JobStatus]] = field(default_factory=list)
     skipped: list[tuple[int, JobStatus, str]] = field(default_factory=list)
     settled: list[tuple[int, money.Settlement]] = field(default_factory=list)
+    collected: list[tuple[int, int, int, int]] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
     retried: list[tuple[int, int]] = field(default_factory=list)
     due: Counter[str] = field(default_factory=Counter)
+    # Providers of the jobs that moved.
+    movers: set[str] = field(default_factory=set)
 
 
 def whole(hardware: Hardware) -> Offer:

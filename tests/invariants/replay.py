@@ -8,6 +8,7 @@ from typing import Any
 
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import ZERO, Event
+from tests.support.grid import SUCCESSOR
 
 S = JobStatus
 
@@ -32,6 +33,8 @@ class Entry:
     carried_in: int = 0
     paid_out: int = 0
     carried_out: int = 0
+    used: int = 0
+    started: int = 0
 
 
 class Replay:
@@ -78,6 +81,8 @@ class Replay:
         assert job.status == event.parameters["from"]
         assert job.customer == event.customer
         job.status, job.since = event.to, time
+        if event.to == S.RUNNING:
+            job.started = time
         if event.to == S.PENDING:
             job.provider, job.rate, job.feeBps = ZERO, 0, 0
         else:
@@ -98,7 +103,16 @@ class Replay:
         job = self.jobs[event.jobId]
         assert event.paid + event.fee + event.refunded == job.escrow
         job.escrow = event.paid + event.fee
+        job.used += event.paid + event.fee
         job.paid_out += event.paid + event.fee + event.refunded
+
+    def _on_JobCollected(self, event: Event, time: int) -> None:  # noqa: N802
+        job = self.jobs[event.jobId]
+        assert (job.provider, job.customer) == (event.provider, event.customer)
+        assert event.paid + event.fee + event.escrow == job.escrow
+        job.escrow, job.timeLimit, job.since = event.escrow, event.timeLimit, time
+        job.used += event.paid + event.fee
+        job.paid_out += event.paid + event.fee
 
     def _on_JobRetried(self, event: Event, _: int) -> None:  # noqa: N802
         old = self.jobs[event.jobId]
@@ -127,7 +141,7 @@ class Replay:
             "providerId": self.ids[job.provider],
             "memPerCpu": terms.memPerCpu,
             "retriesLeft": job.retriesLeft,
-            "untilSpent": terms.untilSpent,
+            "flags": terms.flags | (SUCCESSOR if job.retryOf else 0),
             "escrow": job.escrow,
             "rate": job.rate,
             "timeLimit": job.timeLimit,

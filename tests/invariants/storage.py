@@ -1,4 +1,4 @@
-"""Records and balances read where they lie, which is quicker than any call."""
+"""Records, loads and balances read where they lie, which is quicker than any call."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 from eth_utils import keccak
 
+from deepsquare_chain.job import Load
 from tests.support.grid import WEALTH, Grid
 
 
+def _packed(load: Load) -> int:
+    """A load as the contract keeps it."""
+    return load.cpus | load.memory << 32 | load.gpus << 80
+
+
 class Storage:
-    """Reads records and balances where they lie, which is quicker than any call."""
+    """Reads records, loads and balances where they lie, which is quicker than any call."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -19,6 +25,10 @@ class Storage:
         job_id, count = grid.submit(), grid.submit()
         self._records = self._find(scheduler, job_id, lambda word: word % 2**160 == alice)
         self._count = next(s for s in range(32) if self._word(scheduler, s) % 2**64 == count)
+        host = grid.provider("probe")
+        grid.assign(host, count)
+        packed = _packed(Load(*grid.scheduler.loadOf(host.id)))
+        self._loads = self._find(scheduler, host.id, lambda word: word == packed)
         self._parked = 0  # where the token blocks nobody, nothing is ever parked
         if hasattr(grid.credit, "setBlocked"):
             grid.credit.setBlocked(grid.alice, True, sender=grid.admin)
@@ -49,6 +59,10 @@ class Storage:
 
     def job_count(self) -> int:
         return self._word(self.grid.scheduler.address, self._count) % 2**64
+
+    def load(self, provider_id: int) -> Load:
+        word = self._word(self.grid.scheduler.address, self._place(provider_id, self._loads))
+        return Load(word % 2**32, (word >> 32) % 2**48, word >> 80)
 
     def parked(self, account: str) -> int:
         return self._word(self.grid.scheduler.address, self._place(int(account, 16), self._parked))

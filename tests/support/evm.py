@@ -330,10 +330,22 @@ def private_key(name: str) -> keys.PrivateKey:
     return keys.PrivateKey(keccak(text=f"person {name}"))
 
 
+_KEYS: dict[str, keys.PrivateKey] = {}
+
+
 @cache
 def person(name: str) -> str:
     """The address of a person of the tests, in lower case as eth-abi decodes it."""
-    return private_key(name).public_key.to_address()
+    key = private_key(name)
+    address: str = key.public_key.to_address()
+    _KEYS[address] = key
+    return address
+
+
+def sign(account: str, digest: bytes) -> tuple[int, bytes, bytes]:
+    """v, r and s of a person's signature of a digest."""
+    signed = _KEYS[account].sign_msg_hash(digest)
+    return signed.v + 27, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from eth_abi import encode
 from eth_utils import keccak
 
 from deepsquare_chain.job import JobStatus
-from tests.support.evm import Chain, Contract, Receipt, load_artifact, person, private_key
+from tests.support.evm import Chain, Contract, Receipt, load_artifact, person, sign
 
 # All different, so that a test can tell which of them ruled.
 TIMES = {
@@ -80,10 +80,7 @@ def assignment(
 
 def sign_typed(signer: str, domain: bytes, struct: bytes) -> tuple[int, bytes, bytes]:
     """v, r and s of an EIP-712 signature by a person of the tests."""
-    names = ("alice", "bob", "stranger", "admin")
-    key = next(private_key(name) for name in names if person(name) == signer)
-    signed = key.sign_msg_hash(keccak(b"\x19\x01" + domain + keccak(struct)))
-    return signed.v + 27, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
+    return sign(signer, keccak(b"\x19\x01" + domain + keccak(struct)))
 
 
 @dataclass(frozen=True)
