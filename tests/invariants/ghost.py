@@ -324,6 +324,9 @@ class Ghost:
     def collect_one(self, outcome: Outcome, job: GhostJob) -> None:
         seconds = self.now - job.since
         consumed = seconds * job.rate
+        # The price ceiling of a job that runs until its credits are spent, escrow / limit, stays.
+        left = job.limit * (job.escrow - consumed) // job.escrow
+        limit = max(1, left) if job.until_spent else job.limit - seconds
         fee = consumed * job.fee_bps // 10_000
         provider = self.holder(job).account
         for account, amount in ((provider, consumed - fee), (self.treasury, fee)):
@@ -335,7 +338,7 @@ class Ghost:
             job,
             since=self.now,
             escrow=job.escrow - consumed,
-            limit=max(1, job.limit - seconds),
+            limit=limit,
             paid=job.paid + consumed - fee,
             fee=job.fee + fee,
         )
