@@ -123,7 +123,7 @@ async def test_refusals_are_typed(grid: LiveGrid) -> None:
     with pytest.raises(reverts.NotCustomer, match=f"Job {job_id} belongs to another"):
         await grid.send(grid.customers[1], scheduler.cancel([job_id]))
     with pytest.raises(NotAuthorisedError) as role:
-        await grid.send(grid.stranger, scheduler.meta_schedule({1: [job_id]}))
+        await grid.send(grid.stranger, scheduler.meta_schedule({(1, CHEAP): [job_id]}))
     assert isinstance(role.value, RevertedError)
     assert role.value.exit_code == 8
     with pytest.raises(InsufficientFundsError, match="has 0 credits"):
@@ -134,7 +134,7 @@ async def test_refusals_are_typed(grid: LiveGrid) -> None:
         await grid.send(grid.customers[0], scheduler.cancel([]))
     with pytest.raises(reverts.NotRegistered):
         await grid.send(grid.stranger, registry.set_offer(Offer(1, 1, 1)))
-    await grid.send(grid.scheduler, scheduler.meta_schedule({1: [job_id]}))
+    await grid.assign({1: [job_id]})
     with pytest.raises(reverts.ReasonTooLong):
         await grid.send(grid.providers[0], scheduler._call("panic", [job_id], "x" * 257))
 
@@ -143,7 +143,7 @@ async def test_a_batch_leaves_out_what_has_moved_on(grid: LiveGrid) -> None:
     scheduler = grid.contracts.scheduler
     ids = await grid.submit(count=3)
     await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))
-    receipt = await grid.send(grid.scheduler, scheduler.meta_schedule({1: ids}))
+    receipt = await grid.assign({1: ids})
     (skipped,) = (each for each in receipt.events if isinstance(each, TransitionSkipped))
     assert (skipped.job_id, skipped.status) == (ids[1], JobStatus.CANCELLED)
     assert skipped.reason_name == "InvalidTransition"

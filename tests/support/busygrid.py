@@ -9,7 +9,7 @@ from typing import Any
 from deepsquare_chain.chain.contracts import Report
 from deepsquare_chain.chain.events import JobRetried, JobSubmitted
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.job import JobStatus, Objective, Offer, Prices, Resources, Terms
+from deepsquare_chain.job import JobFlags, JobStatus, Objective, Offer, Prices, Resources, Terms
 from tests.support.livegrid import LiveGrid, digest
 
 NAMES = (
@@ -44,7 +44,7 @@ def some_terms(chance: random.Random, name: str, **changes: object) -> Terms:
             gpus=chance.choice([0, 0, 0, 1]),
         ),
         "retries": chance.choice([0, 1]),
-        "until_spent": False,
+        "flags": JobFlags.NONE,
         "objective": chance.choice(list(Objective)),
         "name": name,
         "uses": "",
@@ -126,7 +126,7 @@ class BusyGrid:
         plan = {provider: ids for provider, ids in plan.items() if ids}
         if not plan:
             return
-        await self.grid.send(self.grid.scheduler, scheduler.meta_schedule(plan))
+        await self.grid.assign(plan)
         for provider, ids in plan.items():
             account = self.grid.providers[provider - 1]
             await self.grid.send(account, scheduler.claim(ids))
@@ -187,7 +187,7 @@ class BusyGrid:
         scheduler, host = self.grid.contracts.scheduler, self.grid.providers[0]
         small = {"resources": Resources(1, 1, 500, 0), "amount": CREDIT, "time_limit": 300}
         ids = await self.submit(2, **small)
-        await self.grid.send(self.grid.scheduler, scheduler.meta_schedule({1: ids}))
+        await self.grid.assign({1: ids})
         await self.grid.send(host, scheduler.claim(ids))
         await self.grid.send(host, scheduler.start(ids))
         await self._advance(301)
@@ -199,7 +199,7 @@ class BusyGrid:
         """One job in every live status, and one that nobody can run."""
         scheduler = self.grid.contracts.scheduler
         fresh = await self.submit(4, resources=Resources(1, 1, 500, 0), amount=4 * CREDIT)
-        await self.grid.send(self.grid.scheduler, scheduler.meta_schedule({1: fresh[:3]}))
+        await self.grid.assign({1: fresh[:3]})
         await self.grid.send(self.grid.providers[0], scheduler.claim(fresh[1:3]))
         await self.grid.send(self.grid.providers[0], scheduler.start(fresh[2:3]))
         await self.submit(1, resources=Resources(1, 1, 500, 0), uses="gpu.model=b200")

@@ -21,7 +21,7 @@ from deepsquare_chain.chain.deploying import GridParams, Timeouts
 from deepsquare_chain.credits import job_rate
 from deepsquare_chain.devnet.node import Node, dev_accounts
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.job import JobStatus, Resources
+from deepsquare_chain.job import JobFlags, JobStatus, Resources
 from tests.support.gridlife import (
     FAILS,
     FINISHES,
@@ -328,7 +328,7 @@ class Trouble:
         wish = Wish("sleep 8", JobStatus.FINISHED)
         place = "p0" if self.life.who_awaits("provider.extend.") else ""
         [digest] = await self.customers.submit(
-            wish, place=place, amount=rate * 180, until_spent=True, retries=3, customer=0
+            wish, place=place, amount=rate * 180, flags=JobFlags.UNTIL_SPENT, retries=3, customer=0
         )
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:

@@ -20,7 +20,7 @@ from deepsquare_chain.chain.rpc import close, connect
 from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node import Node, dev_accounts
-from deepsquare_chain.job import Hardware, Objective, Prices, Resources, Terms
+from deepsquare_chain.job import Hardware, JobFlags, Objective, Prices, Resources, Terms
 from deepsquare_chain.store.database import Store
 
 HARDWARE = Hardware(nodes=4, cpus_per_node=16, mem_per_node=64_000, gpus_per_node=2)
@@ -36,7 +36,7 @@ def terms(**changes: Any) -> Terms:
         "time_limit": 60,
         "resources": Resources(tasks=1, cpus_per_task=1, mem_per_cpu=100, gpus=0),
         "retries": 1,
-        "until_spent": False,
+        "flags": JobFlags.NONE,
         "objective": Objective.COST,
         "name": "a job",
         "uses": "",
@@ -115,11 +115,17 @@ class LiveGrid:
         receipt = await self.send(account, call)
         return [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
 
+    async def assign(self, groups: dict[int, list[int]]) -> TxReceipt:
+        """Assign PENDING jobs, by provider id, at the prices that the registry has now."""
+        registered = {each.id: each for each in await self.contracts.registry.providers()}
+        priced = {(number, registered[number].prices): ids for number, ids in groups.items()}
+        return await self.send(self.scheduler, self.contracts.scheduler.meta_schedule(priced))
+
     async def run(self, job_ids: list[int], provider: int = 0) -> None:
         """Bring PENDING jobs to RUNNING at a provider."""
         scheduler, account = self.contracts.scheduler, self.providers[provider]
         provider_id = await self.contracts.registry.id_of(account.address)
-        await self.send(self.scheduler, scheduler.meta_schedule({provider_id: job_ids}))
+        await self.assign({provider_id: job_ids})
         await self.send(account, scheduler.claim(job_ids))
         await self.send(account, scheduler.start(job_ids))
 

@@ -72,8 +72,7 @@ class Bench:
 
     async def assign(self, ids: list[int]) -> None:
         """Give PENDING jobs to this provider."""
-        call = self.grid.contracts.scheduler.meta_schedule({self.service.provider_id: ids})
-        await self.grid.send(self.grid.scheduler, call)
+        await self.grid.assign({self.service.provider_id: ids})
 
     async def job(self, job_id: int) -> Job:
         return await self.grid.contracts.scheduler.get_job(job_id)

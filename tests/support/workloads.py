@@ -9,6 +9,7 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import (
     Hardware,
     Job,
+    JobFlags,
     JobStatus,
     Objective,
     Offer,
@@ -73,7 +74,7 @@ def job(
         "provider_id": 0,
         "resources": Resources(tasks, cpus, mem_per_cpu, gpus),
         "retries_left": 0,
-        "until_spent": False,
+        "flags": JobFlags.NONE,
         "escrow": CREDIT,
         "rate": 0,
         "time_limit": 60,

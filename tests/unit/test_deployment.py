@@ -22,6 +22,7 @@ RECORD = Deployment(
     registry=A,
     scheduler=A,
     treasury=A,
+    forwarder=A,
     block=12,
     transactions={"Credit": "0x12"},
     constructor_args={"Credit": {"admin": A, "adminDelay": 0}},
@@ -83,7 +84,7 @@ def test_wrong_records_say_what_is_wrong(
 
 def test_missing_fields_and_unknown_ones(tmp_path: Path) -> None:
     body = json.loads(RECORD.to_json())
-    for name in ("chain_id", "credit", "registry", "scheduler", "treasury", "block"):
+    for name in ("chain_id", "credit", "registry", "scheduler", "treasury", "forwarder", "block"):
         short = {key: value for key, value in body.items() if key != name}
         with pytest.raises(UsageError, match=f"{name} is missing"):
             Deployment.from_json(json.dumps(short))
@@ -127,11 +128,14 @@ def test_an_unknown_artifact() -> None:
         GridParams(approval_period=1),
         GridParams(timeouts=Timeouts(claim_timeout=4)),
         GridParams(timeouts=Timeouts(report_grace=3_599)),
+        GridParams(timeouts=Timeouts(pending_timeout=600, pending_expiry=599)),
+        GridParams(timeouts=Timeouts(response_timeout=300, lost_timeout=299)),
+        GridParams(timeouts=Timeouts(collect_interval=4)),
         GridParams(timeouts=Timeouts(top_up_notice=3_601)),
         GridParams(timeouts=Timeouts(response_blocks=0)),
     ],
 )
 def test_parameters_are_checked_before_anything_is_paid(params: GridParams) -> None:
-    with pytest.raises(UsageError, match="allowed are"):
+    with pytest.raises(UsageError, match=r"allowed (are|is)"):
         _check(params)
     _check(GridParams())

@@ -21,11 +21,20 @@ from deepsquare_chain.chain.events import (
     event_filter,
     event_topics,
 )
-from deepsquare_chain.job import Hardware, JobStatus, Objective, Offer, Prices, Resources, Terms
+from deepsquare_chain.job import (
+    Hardware,
+    JobFlags,
+    JobStatus,
+    Objective,
+    Offer,
+    Prices,
+    Resources,
+    Terms,
+)
 
 A, B = "0x" + "11" * 20, "0x" + "22" * 20
 WORD = b"\x33" * 32
-TERMS = (10**18, 60, 2, 3, 100, 1, 5, True, 2, "a job", "gpu.model=h100,place=eu")
+TERMS = (10**18, 60, 2, 3, 100, 1, 5, 1, 2, "a job", "gpu.model=h100,place=eu")
 
 #: Event: values as the contract emits them, and the dataclass that they must become.
 CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
@@ -36,7 +45,14 @@ CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
             A,
             WORD,
             Terms(
-                10**18, 60, Resources(2, 3, 100, 1), 5, True, Objective.ENERGY, "a job", TERMS[-1]
+                10**18,
+                60,
+                Resources(2, 3, 100, 1),
+                5,
+                JobFlags.UNTIL_SPENT,
+                Objective.ENERGY,
+                "a job",
+                TERMS[-1],
             ),
         ),
     ),
@@ -47,6 +63,7 @@ CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
     "JobPriced": ((7, A, 2**72 - 1, 500), events.JobPriced(7, A, 2**72 - 1, 500)),
     "JobToppedUp": ((7, A, 1, 2, 3), events.JobToppedUp(7, A, 1, 2, 3)),
     "JobSettled": ((7, A, B, 1, 2, 3, 4), events.JobSettled(7, A, B, 1, 2, 3, 4)),
+    "JobCollected": ((7, A, B, 1, 2, 3, 4, 5), events.JobCollected(7, A, B, 1, 2, 3, 4, 5)),
     "JobRetried": ((7, 8, 9), events.JobRetried(7, 8, 9)),
     "JobResult": (
         (7, -9, WORD, "exité".encode().ljust(32, b"\0")),
@@ -86,13 +103,14 @@ CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
     "RoleGranted": ((WORD, A, B), events.RoleGranted(WORD, A, B)),
     "RoleRevoked": ((WORD, A, B), events.RoleRevoked(WORD, A, B)),
 }
-#: Administration by OpenZeppelin that nobody acts on.
+#: Events of OpenZeppelin contracts that nobody acts on.
 UNREAD = {
     "DefaultAdminDelayChangeCanceled",
     "DefaultAdminDelayChangeScheduled",
     "DefaultAdminTransferCanceled",
     "DefaultAdminTransferScheduled",
     "EIP712DomainChanged",
+    "ExecutedForwardRequest",
     "RoleAdminChanged",
 }
 

@@ -23,15 +23,19 @@ from tests.support.workloads import NOW, job, provider, running
 TIMES = Parameters(
     claim_timeout=100,
     pending_timeout=200,
+    pending_expiry=1_000,
     response_timeout=50,
     response_blocks=7,
+    lost_timeout=150,
     report_grace=3_600,
     top_up_notice=30,
+    collect_interval=600,
     fee_bps=500,
     submissions_open=True,
     credit="",
     registry="",
     treasury="",
+    forwarder="",
 )
 BLOCK = 5_000
 MOMENT = Moment(BLOCK, NOW, TIMES)

@@ -266,10 +266,10 @@ class TestRunning:
         assert isinstance(action, expected) if isinstance(expected, type) else action == expected
 
     def test_until_spent_runs_as_long_as_the_escrow_buys(self):
-        record = job(until_spent=True)
+        record = job(flags=JobFlags.UNTIL_SPENT)
         action = act(S.RUNNING, row(Phase.STARTING), lookup=NOWHERE, job=record)
         assert action == Submit(walltime=98, allotment=100, lead=2)
-        endless = job(until_spent=True, escrow=2**95, rate=1)
+        endless = job(flags=JobFlags.UNTIL_SPENT, escrow=2**95, rate=1)
         assert (
             act(S.RUNNING, row(Phase.STARTING), lookup=NOWHERE, job=endless).walltime
             == MAX_WALLTIME

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.executors.base import Exit, RunState, RunStatus
-from deepsquare_chain.job import Job, JobStatus, Offer, Resources, can_transition
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources, can_transition
 from deepsquare_chain.provider import model
 from deepsquare_chain.provider.model import Lookup, Material, MaterialState, Phase, Run, View
 from deepsquare_chain.provider.planner import plan
@@ -241,7 +241,7 @@ class Provider(RuleBasedStateMachine):
             provider_id=0,
             resources=Resources(1, 1, 1, 0),
             retries_left=0,
-            until_spent=until_spent,
+            flags=JobFlags.UNTIL_SPENT if until_spent else JobFlags.NONE,
             escrow=40,
             rate=1,
             time_limit=20,

@@ -11,6 +11,7 @@ import pytest
 from deepsquare_chain.job import (
     Hardware,
     Job,
+    JobFlags,
     JobStatus,
     Objective,
     Offer,
@@ -99,7 +100,7 @@ class TestOrder:
         assert places(decide(queue, [provider()])) == {2: 1}
 
     def test_a_job_that_runs_until_its_credits_are_spent_is_as_long_as_they_last(self) -> None:
-        greedy = waiting(1, cpus=8, time_limit=1, until_spent=True, escrow=8_000 * 1_000)
+        greedy = waiting(1, cpus=8, time_limit=1, flags=JobFlags.UNTIL_SPENT, escrow=8_000 * 1_000)
         modest = waiting(2, cpus=8, time_limit=100)
         assert places(decide([greedy, modest], [provider()])) == {2: 1}
 

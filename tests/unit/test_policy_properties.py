@@ -7,7 +7,7 @@ import dataclasses
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Prices, ProviderStatus
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Offer, Prices, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, refusal, run_time
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
@@ -48,7 +48,7 @@ def waits(draw: st.DrawFn, number: int) -> Waiting:
         gpus=draw(st.integers(0, 2)),
         time_limit=draw(st.integers(1, 1_000)),
         escrow=draw(st.integers(1, 400_000)),
-        until_spent=draw(st.booleans()),
+        flags=draw(st.sampled_from([JobFlags.NONE, JobFlags.UNTIL_SPENT])),
         objective=draw(st.sampled_from(Objective)),
         uses=draw(USES),
         queued_at=NOW - draw(st.integers(0, 5_000)),
