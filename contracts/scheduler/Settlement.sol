@@ -104,8 +104,13 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
             return;
         }
         TermsWord terms = record.terms;
-        (uint256 billed, bool usedUp) = _billed(state, terms, report.secondsUsed);
-        if (usedUp) to = JobStatus.OUT_OF_CREDITS;
+        uint256 billed;
+        {
+            // In a scope of its own: the stack has no place for it further down without via-IR.
+            bool usedUp;
+            (billed, usedUp) = _billed(state, terms, report.secondsUsed);
+            if (usedUp) to = JobStatus.OUT_OF_CREDITS;
+        }
         _release(batch, state, terms);
         _move(jobId, record, state, msg.sender, to);
         emit JobResult(jobId, report.exitCode, report.result, report.reason);

@@ -12,11 +12,11 @@ import {GridTest} from "./GridTest.sol";
 /// @notice Constructor, administration, and views; nothing of an administrator reaches an escrow.
 contract AdminTest is GridTest {
     function _times() private pure returns (Timeouts memory) {
-        return Timeouts(300, 600, 300, 10, 1 hours, 60);
+        return Timeouts(300, 600, 30 days, 300, 10, 1800, 1 hours, 60, 6 hours);
     }
 
     function _deploy(Timeouts memory times, uint16 fee) private returns (MetaScheduler) {
-        return this.make(ADMIN, credit, registry, TREASURY, fee, times);
+        return this.make(ADMIN, credit, registry, TREASURY, address(0), fee, times);
     }
 
     /// @dev Called from outside, so that a refusal ends this call and not the test, however the code is linked.
@@ -25,10 +25,11 @@ contract AdminTest is GridTest {
         Credit token,
         ProviderRegistry providers,
         address treasury,
+        address forwarder_,
         uint16 fee,
         Timeouts calldata times
     ) external returns (MetaScheduler) {
-        return new MetaScheduler(admin, 1 days, token, providers, treasury, fee, times);
+        return new MetaScheduler(admin, 1 days, token, providers, treasury, forwarder_, fee, times);
     }
 
     function _outOfBounds(bytes32 name, uint256 value, uint256 min, uint256 max) private {
@@ -49,28 +50,44 @@ contract AdminTest is GridTest {
         assertEq(made.defaultAdmin(), ADMIN);
         assertEq(made.defaultAdminDelay(), 1 days);
         assertEq(abi.encode(made.timeouts()), abi.encode(_times()));
-        Timeouts memory wide = Timeouts(2_000_000, 2_100_000, 2_200_000, 100_000, 2_300_000, 3600);
+        Timeouts memory wide = Timeouts(
+            2_000_000,
+            2_100_000,
+            31_500_000,
+            2_200_000,
+            100_000,
+            2_250_000,
+            2_300_000,
+            3600,
+            2_400_000
+        );
         assertEq(abi.encode(_deploy(wide, 0).timeouts()), abi.encode(wide));
     }
 
     function test_each_bound_of_the_constructor_holds_on_both_sides() public {
-        uint256[2][6] memory bounds = [
+        uint256[2][9] memory bounds = [
             [uint256(5), 30 days],
             [uint256(5), 30 days],
+            [uint256(600), 365 days],
             [uint256(5), 30 days],
             [uint256(1), 100_000],
+            [uint256(300), 30 days],
             [uint256(1 hours), 30 days],
-            [uint256(10), 1 hours]
+            [uint256(10), 1 hours],
+            [uint256(5), 30 days]
         ];
-        bytes32[6] memory names = [
+        bytes32[9] memory names = [
             bytes32("claimTimeout"),
             "pendingTimeout",
+            "pendingExpiry",
             "responseTimeout",
             "responseBlocks",
+            "lostTimeout",
             "reportGrace",
-            "topUpNotice"
+            "topUpNotice",
+            "collectInterval"
         ];
-        for (uint256 i = 0; i < 6; ++i) {
+        for (uint256 i = 0; i < 9; ++i) {
             (uint256 min, uint256 max) = (bounds[i][0], bounds[i][1]);
             Timeouts memory times = _with(i, min - 1);
             _outOfBounds(names[i], min - 1, min, max);
@@ -91,30 +108,32 @@ contract AdminTest is GridTest {
         assembly ("memory-safe") {
             mstore(add(times, mul(32, field)), value)
         }
+        // A lost run is never declared before its provider is silent.
+        if (field == 3) times.lostTimeout = 30 days;
     }
 
     function test_addresses_that_can_not_be_are_refused() public {
         bytes4 invalid = IMetaScheduler.InvalidAddress.selector;
         Timeouts memory times = _times();
         vm.expectRevert(abi.encodeWithSelector(invalid, bytes32("credit")));
-        this.make(ADMIN, Credit(STRANGER), registry, TREASURY, 0, times);
+        this.make(ADMIN, Credit(STRANGER), registry, TREASURY, address(0), 0, times);
         Credit cents = new CentCredit(ADMIN, 0);
         vm.expectRevert(abi.encodeWithSelector(invalid, bytes32("credit")));
-        this.make(ADMIN, cents, registry, TREASURY, 0, times);
+        this.make(ADMIN, cents, registry, TREASURY, address(0), 0, times);
         bytes memory decimals = abi.encodeCall(cents.decimals, ());
         vm.mockCall(address(credit), decimals, abi.encode(uint8(19)));
         vm.expectRevert(abi.encodeWithSelector(invalid, bytes32("credit")));
-        this.make(ADMIN, credit, registry, TREASURY, 0, times);
+        this.make(ADMIN, credit, registry, TREASURY, address(0), 0, times);
         vm.clearMockedCalls();
         vm.expectRevert(abi.encodeWithSelector(invalid, bytes32("registry")));
-        this.make(ADMIN, credit, ProviderRegistry(STRANGER), TREASURY, 0, times);
+        this.make(ADMIN, credit, ProviderRegistry(STRANGER), TREASURY, address(0), 0, times);
         vm.expectRevert(abi.encodeWithSelector(invalid, bytes32("treasury")));
-        this.make(ADMIN, credit, registry, address(0), 0, times);
+        this.make(ADMIN, credit, registry, address(0), address(0), 0, times);
         address next = vm.computeCreateAddress(address(this), vm.getNonce(address(this)));
         vm.expectRevert(abi.encodeWithSelector(invalid, bytes32("treasury")));
-        this.make(ADMIN, credit, registry, next, 0, times);
+        this.make(ADMIN, credit, registry, next, address(0), 0, times);
         vm.expectRevert();
-        this.make(address(0), credit, registry, TREASURY, 0, times);
+        this.make(address(0), credit, registry, TREASURY, address(0), 0, times);
     }
 
     // ---------------------------------------------------------------------- fee
@@ -182,7 +201,7 @@ contract AdminTest is GridTest {
         vm.prank(ADMIN);
         grid.revokeRole(role, SCHEDULER);
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(1, one(jobId));
+        assignments[0] = assignment(1, one(jobId));
         vm.prank(SCHEDULER);
         vm.expectRevert();
         grid.metaSchedule(assignments);

@@ -64,7 +64,7 @@ contract AdvanceTest is GridTest {
 
     function test_refused_items_are_skipped_and_the_others_applied() public {
         uint256 mine = jobIn(JobStatus.META_SCHEDULED, plain());
-        uint256 other = submit(customer(1), terms(AMOUNT * 2, LIMIT, 2, 0, false));
+        uint256 other = submit(customer(1), terms(AMOUNT * 2, LIMIT, 2, 0, 0));
         assign(other, 2);
         skips(other, JobStatus.META_SCHEDULED, IMetaScheduler.NotAssignedProvider.selector);
         skips(mine, JobStatus.SCHEDULED, IMetaScheduler.InvalidTransition.selector);

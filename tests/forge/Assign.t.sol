@@ -13,7 +13,7 @@ contract AssignTest is GridTest {
         assertFalse(eligible);
         assertEq(told, reason);
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(providerId, one(jobId));
+        assignments[0] = assignment(providerId, one(jobId));
         vm.prank(SCHEDULER);
         refuses(reason, jobId);
         grid.metaSchedule(assignments);
@@ -25,6 +25,13 @@ contract AssignTest is GridTest {
         assertEq(told, bytes4(0));
         assign(jobId, providerId);
         assertEq(grid.getJob(jobId).providerId, providerId);
+    }
+
+    /// @dev Assigned, and ended again: the provider's load is what it was before.
+    function _acceptedAlone(uint256 jobId, uint16 providerId) private {
+        _accepted(jobId, providerId);
+        vm.prank(customer(0));
+        grid.cancel(one(jobId));
     }
 
     function test_metaSchedule_fixes_provider_rate_and_fee() public {
@@ -46,7 +53,7 @@ contract AssignTest is GridTest {
     function test_a_missing_role_reverts_at_once() public {
         uint256 jobId = submit(customer(0), plain());
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(1, one(jobId));
+        assignments[0] = assignment(1, one(jobId));
         address[4] memory others = [customer(0), provider(0), ADMIN, STRANGER];
         for (uint256 i = 0; i < others.length; ++i) {
             vm.prank(others[i]);
@@ -114,7 +121,7 @@ contract AssignTest is GridTest {
     }
 
     function test_a_successor_goes_to_none_of_the_providers_that_lost_it() public {
-        uint256 jobId = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 2, false));
+        uint256 jobId = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 2, 0));
         // From the higher id to the lower, then past both: neither order nor size decides.
         for (uint16 i = 2; i >= 1; --i) {
             _accepted(jobId, i);
@@ -135,20 +142,20 @@ contract AssignTest is GridTest {
 
     /// @dev 4 nodes of 16 cpus, 65,536 MB and 2 gpus.
     function test_what_does_not_fit_a_node_is_refused() public {
-        JobTerms memory big = terms(1e24, LIMIT, 1, 0, false);
+        JobTerms memory big = terms(1e24, LIMIT, 1, 0, 0);
         big.cpusPerTask = 17;
         _refused(submit(customer(0), big), 1, IMetaScheduler.DoesNotFit.selector);
         big.cpusPerTask = 16;
-        _accepted(submit(customer(0), big), 1);
+        _acceptedAlone(submit(customer(0), big), 1);
         big.memPerCpu = 4097;
         _refused(submit(customer(0), big), 1, IMetaScheduler.DoesNotFit.selector);
         big.memPerCpu = 4096;
-        _accepted(submit(customer(0), big), 1);
+        _acceptedAlone(submit(customer(0), big), 1);
     }
 
     function test_more_tasks_than_the_nodes_take_are_refused() public {
-        JobTerms memory many = terms(1e24, LIMIT, 32, 0, false);
-        _accepted(submit(customer(0), many), 1);
+        JobTerms memory many = terms(1e24, LIMIT, 32, 0, 0);
+        _acceptedAlone(submit(customer(0), many), 1);
         many.tasks = 33;
         _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
         // Three tasks of five cpus a node, whatever sixteen over five leaves.
@@ -156,18 +163,18 @@ contract AssignTest is GridTest {
         many.tasks = 13;
         _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
         many.tasks = 12;
-        _accepted(submit(customer(0), many), 1);
+        _acceptedAlone(submit(customer(0), many), 1);
         // Memory for two tasks a node.
         many.cpusPerTask = 1;
         many.memPerCpu = 32_768;
         many.tasks = 8;
-        _accepted(submit(customer(0), many), 1);
+        _acceptedAlone(submit(customer(0), many), 1);
         many.tasks = 9;
         _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
     }
 
     function test_more_than_the_offer_is_refused() public {
-        uint256 jobId = submit(customer(0), terms(1e24, LIMIT, 4, 0, false));
+        uint256 jobId = submit(customer(0), terms(1e24, LIMIT, 4, 0, 0));
         Offer[3] memory small = [Offer(7, 262_144, 8), Offer(64, 2047, 8), Offer(8, 2048, 0)];
         for (uint256 i = 0; i < 2; ++i) {
             vm.prank(provider(0));
@@ -176,14 +183,14 @@ contract AssignTest is GridTest {
         }
         vm.prank(provider(0));
         registry.setOffer(small[2]);
-        _accepted(jobId, 1);
-        JobTerms memory gpu = terms(1e24, LIMIT, 1, 0, false);
+        _acceptedAlone(jobId, 1);
+        JobTerms memory gpu = terms(1e24, LIMIT, 1, 0, 0);
         gpu.gpus = 1;
         uint256 second = submit(customer(0), gpu);
         _refused(second, 1, IMetaScheduler.DoesNotFit.selector);
         vm.prank(provider(0));
         registry.setOffer(Offer(8, 2048, 1));
-        _accepted(second, 1);
+        _acceptedAlone(second, 1);
         assertEq(grid.getJob(second).rate, 2e12 + 512e9 + 5e13);
         // An offer has more bits than the gpus of one node.
         address large = address(0xB9);
@@ -191,7 +198,7 @@ contract AssignTest is GridTest {
         registry.register(Hardware(65_536, 2, 512, 1), prices(1e12), new string[](0));
         vm.prank(ADMIN);
         registry.approve(large, 1);
-        _accepted(submit(customer(0), gpu), 4);
+        _acceptedAlone(submit(customer(0), gpu), 4);
     }
 
     function test_a_rate_of_zero_is_refused() public {
@@ -210,7 +217,7 @@ contract AssignTest is GridTest {
         vm.prank(ADMIN);
         registry.approve(rich, 1);
         // 472 MB for 1e19 each are the last whole rate below 2^72.
-        JobTerms memory terms_ = terms(uint96(1e28), 1, 1, 0, false);
+        JobTerms memory terms_ = terms(uint96(1e28), 1, 1, 0, 0);
         terms_.cpusPerTask = 1;
         terms_.memPerCpu = 473;
         _refused(submit(customer(0), terms_), 4, IMetaScheduler.RateOutOfRange.selector);
@@ -228,7 +235,7 @@ contract AssignTest is GridTest {
 
     function test_more_than_the_escrow_buys_is_refused() public {
         uint256 cost = RATE * LIMIT;
-        uint256 jobId = submit(customer(0), terms(uint96(cost - 1), LIMIT, 2, 0, false));
+        uint256 jobId = submit(customer(0), terms(uint96(cost - 1), LIMIT, 2, 0, 0));
         _refused(jobId, 1, IMetaScheduler.OverBudget.selector);
         vm.prank(STRANGER);
         grid.topUp(jobId, customer(0), 1);
@@ -304,15 +311,15 @@ contract AssignTest is GridTest {
 
     function test_refused_items_are_skipped_and_the_others_applied() public {
         uint256 first = submit(customer(0), plain());
-        uint256 poor = submit(customer(0), terms(1, LIMIT, 2, 0, false));
-        uint256 second = submit(customer(1), terms(AMOUNT * 2, LIMIT, 2, 0, false));
+        uint256 poor = submit(customer(0), terms(1, LIMIT, 2, 0, 0));
+        uint256 second = submit(customer(1), terms(AMOUNT * 2, LIMIT, 2, 0, 0));
         vm.prank(provider(2));
         registry.setDraining(true);
         Assignment[] memory assignments = new Assignment[](4);
-        assignments[0] = Assignment(1, triple(first, poor, first));
-        assignments[1] = Assignment(9, one(second));
-        assignments[2] = Assignment(3, one(second));
-        assignments[3] = Assignment(2, one(second));
+        assignments[0] = assignment(1, triple(first, poor, first));
+        assignments[1] = assignment(9, one(second));
+        assignments[2] = assignment(3, one(second));
+        assignments[3] = assignment(2, one(second));
         skips(poor, JobStatus.PENDING, IMetaScheduler.OverBudget.selector);
         skips(first, JobStatus.META_SCHEDULED, IMetaScheduler.InvalidTransition.selector);
         skips(second, JobStatus.PENDING, IMetaScheduler.ProviderNotActive.selector);
@@ -374,7 +381,7 @@ contract AssignTest is GridTest {
 
     function _meta(uint256 jobId) private view returns (bytes memory) {
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(1, one(jobId));
+        assignments[0] = assignment(1, one(jobId));
         return abi.encodeCall(grid.metaSchedule, (assignments));
     }
 

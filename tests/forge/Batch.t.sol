@@ -14,7 +14,8 @@ contract BatchTest is GridTest {
         super.setUp();
         for (uint256 i = 0; i < JOBS; ++i) {
             uint256 jobId = submit(
-                customer(i % CUSTOMERS), terms(AMOUNT * 4, LIMIT, 2, uint8(i % 3), i % 2 == 0)
+                customer(i % CUSTOMERS),
+                terms(AMOUNT * 4, LIMIT, 2, uint8(i % 3), spend(i % 2 == 0))
             );
             uint256 stage = i % 6;
             if (stage == 0) continue;
@@ -65,7 +66,7 @@ contract BatchTest is GridTest {
         if (verb == 5) return abi.encodeCall(grid.selfSchedule, (list));
         if (verb == 6) {
             Assignment[] memory assignments = new Assignment[](1);
-            assignments[0] = Assignment(uint16(1 + (seed >> 9) % PROVIDERS), list);
+            assignments[0] = assignment(uint16(1 + (seed >> 9) % PROVIDERS), list);
             return abi.encodeCall(grid.metaSchedule, (assignments));
         }
         Report[] memory reports = new Report[](list.length);
@@ -122,7 +123,7 @@ contract NewVersionTest is GridTest {
         uint256 pending = submit(customer(0), plain());
         uint256 scheduled = jobIn(JobStatus.SCHEDULED, plain());
         uint256 running = jobIn(JobStatus.RUNNING, plain());
-        uint256 doomed = jobIn(JobStatus.RUNNING, terms(3 * AMOUNT, LIMIT, 2, 1, false));
+        uint256 doomed = jobIn(JobStatus.RUNNING, terms(3 * AMOUNT, LIMIT, 2, 1, 0));
         vm.prank(ADMIN);
         grid.setSubmissionsOpen(false);
 

@@ -35,7 +35,7 @@ contract CancelTest is GridTest {
         fee = uint16(bound(fee, 0, 2000));
         vm.prank(ADMIN);
         grid.setFee(fee);
-        uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, untilSpent));
+        uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, spend(untilSpent)));
         skip(elapsed);
         _cancel(one(jobId));
         uint256 allotted = untilSpent ? AMOUNT / RATE : LIMIT;
@@ -49,9 +49,9 @@ contract CancelTest is GridTest {
         assertEq(credit.balanceOf(address(grid)), 0);
     }
 
-    function test_a_run_whose_provider_is_silent_is_refunded_whole() public {
+    function test_a_run_whose_provider_is_gone_is_refunded_whole() public {
         uint256 jobId = jobIn(JobStatus.RUNNING, plain());
-        silence(jobId);
+        lose(jobId);
         _cancel(one(jobId));
         _assertRefundedWhole(jobId);
     }

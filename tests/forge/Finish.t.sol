@@ -31,7 +31,7 @@ contract FinishTest is GridTest {
     }
 
     function testFuzz_the_whole_allotment_is_OUT_OF_CREDITS(int32 code, bool untilSpent) public {
-        uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, untilSpent));
+        uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, spend(untilSpent)));
         skip(AMOUNT / RATE);
         finish(jobId, type(uint32).max, code);
         assertEq(uint8(statusOf(jobId)), uint8(JobStatus.OUT_OF_CREDITS));
@@ -65,7 +65,8 @@ contract FinishTest is GridTest {
         c.elapsed = uint32(bound(c.elapsed, 0, 2 ** 30));
         vm.prank(ADMIN);
         grid.setFee(c.fee);
-        uint256 jobId = jobIn(JobStatus.RUNNING, terms(c.amount, c.limit, c.tasks, 0, c.untilSpent));
+        uint256 jobId =
+            jobIn(JobStatus.RUNNING, terms(c.amount, c.limit, c.tasks, 0, spend(c.untilSpent)));
         skip(c.elapsed);
         uint256 billed = _min(_min(c.used, c.elapsed), c.untilSpent ? c.amount / rate : c.limit);
         uint256 cost = rate * billed;

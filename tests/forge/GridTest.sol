@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {ERC2771Forwarder} from "@openzeppelin/contracts/metatx/ERC2771Forwarder.sol";
 import {Test} from "forge-std/Test.sol";
 
 import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
@@ -30,10 +31,17 @@ abstract contract GridTest is Test {
     uint256 internal constant PROVIDERS = 3;
     uint32 internal constant CLAIM_TIMEOUT = 300;
     uint32 internal constant PENDING_TIMEOUT = 600;
+    uint32 internal constant PENDING_EXPIRY = 7 days;
     uint32 internal constant RESPONSE_TIMEOUT = 120;
     uint32 internal constant RESPONSE_BLOCKS = 5;
+    uint32 internal constant LOST_TIMEOUT = 900;
     uint32 internal constant REPORT_GRACE = 1 hours;
     uint32 internal constant TOP_UP_NOTICE = 60;
+    uint32 internal constant COLLECT_INTERVAL = 30;
+    uint8 internal constant UNTIL_SPENT = 1;
+    uint8 internal constant NO_SELF_SCHEDULING = 2;
+    uint8 internal constant INTERIM_PAYMENTS = 4;
+    uint8 internal constant SUCCESSOR = 128;
     uint256 internal constant FUNDS = 1e30;
     // What `plain` jobs cost at provider(0): 4 cpus and 1,024 MB.
     uint96 internal constant AMOUNT = 1e15;
@@ -49,20 +57,27 @@ abstract contract GridTest is Test {
         uint24 memPerCpu;
         uint16 gpus;
         uint8 retries;
-        bool untilSpent;
+        uint8 flags;
         uint8 objective;
     }
 
+    // Customers, then providers; more providers than are registered at first.
+    address[CUSTOMERS + 2 * PROVIDERS] private _accounts;
     Credit internal credit;
     ProviderRegistry internal registry;
     MetaScheduler internal grid;
+    ERC2771Forwarder internal forwarder;
 
     function setUp() public virtual {
+        for (uint256 i = 0; i < _accounts.length; ++i) {
+            _accounts[i] = vm.addr(_key(i));
+        }
         vm.warp(1_767_225_600);
         vm.roll(1000);
         vm.startPrank(ADMIN);
         credit = newCredit();
         registry = new ProviderRegistry(ADMIN, 0, 365 days);
+        forwarder = new ERC2771Forwarder("DeepSquare");
         grid = deployGrid(address(credit));
         credit.grantRole(credit.MINTER_ROLE(), ADMIN);
         registry.grantRole(registry.APPROVER_ROLE(), ADMIN);
@@ -95,48 +110,75 @@ abstract contract GridTest is Test {
             Credit(token),
             registry,
             TREASURY,
+            address(forwarder),
             500,
             Timeouts(
                 CLAIM_TIMEOUT,
                 PENDING_TIMEOUT,
+                PENDING_EXPIRY,
                 RESPONSE_TIMEOUT,
                 RESPONSE_BLOCKS,
+                LOST_TIMEOUT,
                 REPORT_GRACE,
-                TOP_UP_NOTICE
+                TOP_UP_NOTICE,
+                COLLECT_INTERVAL
             )
         );
     }
 
     function register(address who, Prices memory prices_) internal {
+        register(who, prices_, Hardware(4, 16, 65_536, 2));
+    }
+
+    function register(address who, Prices memory prices_, Hardware memory hardware) internal {
         string[] memory labels = new string[](1);
         labels[0] = "region=eu";
         vm.prank(who);
-        uint32 version = registry.register(Hardware(4, 16, 65_536, 2), prices_, labels);
+        uint32 version = registry.register(hardware, prices_, labels);
         vm.prank(ADMIN);
         registry.approve(who, version);
     }
 
-    function customer(uint256 i) internal pure returns (address) {
-        return address(uint160(0xC0 + i));
+    function customer(uint256 i) internal view returns (address) {
+        return _accounts[i];
     }
 
     /// @dev Ids follow registration: provider(i) has id i + 1.
-    function provider(uint256 i) internal pure returns (address) {
-        return address(uint160(0xB0 + i));
+    function provider(uint256 i) internal view returns (address) {
+        return _accounts[CUSTOMERS + i];
+    }
+
+    /// @dev Key of an account that can sign: of a customer, or of a provider after them.
+    function _key(uint256 account) private pure returns (uint256) {
+        return 0xC0FFEE + account;
     }
 
     function prices(uint64 cpu) internal pure returns (Prices memory) {
         return Prices(cpu, cpu * 50, cpu / 1000);
     }
 
-    function terms(uint96 amount, uint24 limit, uint16 tasks, uint8 retries, bool untilSpent)
+    function terms(uint96 amount, uint24 limit, uint16 tasks, uint8 retries, uint8 flags)
         internal
         pure
         returns (JobTerms memory)
     {
         return JobTerms(
-            amount, limit, tasks, 2, 256, 0, retries, untilSpent, Objective.COST, "job", "region=eu"
+            amount, limit, tasks, 2, 256, 0, retries, flags, Objective.COST, "job", "region=eu"
         );
+    }
+
+    function spend(bool untilSpent) internal pure returns (uint8) {
+        return untilSpent ? UNTIL_SPENT : 0;
+    }
+
+    /// @dev At whatever prices the provider asks.
+    function assignment(uint16 providerId, uint256[] memory jobIds)
+        internal
+        pure
+        returns (Assignment memory)
+    {
+        uint64 any = type(uint64).max;
+        return Assignment(providerId, Prices(any, any, any), jobIds);
     }
 
     function submit(address who, JobTerms memory terms_) internal returns (uint256) {
@@ -149,7 +191,7 @@ abstract contract GridTest is Test {
 
     function assign(uint256 jobId, uint16 providerId) internal {
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(providerId, one(jobId));
+        assignments[0] = assignment(providerId, one(jobId));
         vm.prank(SCHEDULER);
         grid.metaSchedule(assignments);
     }
@@ -168,11 +210,11 @@ abstract contract GridTest is Test {
     }
 
     function plain() internal pure returns (JobTerms memory) {
-        return terms(AMOUNT, LIMIT, 2, 0, false);
+        return terms(AMOUNT, LIMIT, 2, 0, 0);
     }
 
     function retried(uint8 retries) internal pure returns (JobTerms memory) {
-        return terms(AMOUNT, LIMIT, 2, retries, false);
+        return terms(AMOUNT, LIMIT, 2, retries, 0);
     }
 
     function shaped(Shape memory s) internal pure returns (JobTerms memory) {
@@ -184,7 +226,7 @@ abstract contract GridTest is Test {
             s.memPerCpu,
             s.gpus,
             s.retries % 6,
-            s.untilSpent,
+            s.flags % 8,
             Objective(s.objective % 3),
             "name",
             "gpu.model=h100"
@@ -209,11 +251,20 @@ abstract contract GridTest is Test {
         }
     }
 
-    /// @dev Challenges the provider of a live job and lets its time pass.
+    /// @dev Challenges the provider of a live job and lets the time to answer pass.
     function silence(uint256 jobId) internal {
+        _unanswered(jobId, RESPONSE_TIMEOUT);
+    }
+
+    /// @dev Challenges the provider of a live job until its runs are lost.
+    function lose(uint256 jobId) internal {
+        _unanswered(jobId, LOST_TIMEOUT);
+    }
+
+    function _unanswered(uint256 jobId, uint256 timeout) private {
         vm.prank(STRANGER);
         grid.challenge(jobId);
-        skip(RESPONSE_TIMEOUT + 1);
+        skip(timeout + 1);
         vm.roll(vm.getBlockNumber() + RESPONSE_BLOCKS + 1);
     }
 
@@ -244,6 +295,68 @@ abstract contract GridTest is Test {
             keccak256(abi.encode(typehash, owner, address(grid), value, 0, permit.deadline));
         bytes32 digest = keccak256(abi.encodePacked("\x19\x01", credit.DOMAIN_SEPARATOR(), content));
         (permit.v, permit.r, permit.s) = vm.sign(key, digest);
+    }
+
+    /// @dev A call of the meta-scheduler that a customer signed for the forwarder.
+    function signedByCustomer(uint256 i, bytes memory data)
+        internal
+        view
+        returns (ERC2771Forwarder.ForwardRequestData memory)
+    {
+        return _signedRequest(i, data);
+    }
+
+    /// @dev A call of the meta-scheduler that a provider signed for the forwarder.
+    function signedByProvider(uint256 i, bytes memory data)
+        internal
+        view
+        returns (ERC2771Forwarder.ForwardRequestData memory)
+    {
+        return _signedRequest(CUSTOMERS + i, data);
+    }
+
+    function _signedRequest(uint256 account, bytes memory data)
+        private
+        view
+        returns (ERC2771Forwarder.ForwardRequestData memory request)
+    {
+        request.from = _accounts[account];
+        request.to = address(grid);
+        request.gas = 10_000_000;
+        request.deadline = uint48(vm.getBlockTimestamp());
+        request.data = data;
+        bytes32 content = keccak256(
+            abi.encode(
+                keccak256(
+                    "ForwardRequest(address from,address to,uint256 value,uint256 gas,uint256 nonce,uint48 deadline,bytes data)"
+                ),
+                request.from,
+                request.to,
+                0,
+                request.gas,
+                forwarder.nonces(request.from),
+                request.deadline,
+                keccak256(data)
+            )
+        );
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(
+            _key(account), keccak256(abi.encodePacked("\x19\x01", _forwarderDomain(), content))
+        );
+        request.signature = abi.encodePacked(r, s, v);
+    }
+
+    function _forwarderDomain() private view returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                keccak256(
+                    "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+                ),
+                keccak256("DeepSquare"),
+                keccak256("1"),
+                block.chainid,
+                address(forwarder)
+            )
+        );
     }
 
     function one(uint256 jobId) internal pure returns (uint256[] memory ids) {
@@ -277,7 +390,7 @@ abstract contract GridTest is Test {
 
     /// @dev A running job at provider(1), which asks twice as much as provider(0).
     function foreignRunOf(address owner) internal returns (uint256 jobId) {
-        jobId = submit(owner, terms(2 * AMOUNT, LIMIT, 2, 0, false));
+        jobId = submit(owner, terms(2 * AMOUNT, LIMIT, 2, 0, 0));
         assign(jobId, 2);
         vm.startPrank(provider(1));
         grid.claim(one(jobId));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {ERC2771Forwarder} from "@openzeppelin/contracts/metatx/ERC2771Forwarder.sol";
+
 import {Credit} from "../../contracts/Credit.sol";
-import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
 import {BlockingCredit} from "../../contracts/test/HostileCredits.sol";
 import {
     Assignment,
@@ -11,45 +12,64 @@ import {
     JobStatus,
     JobTerms,
     ProviderClock,
+    ProviderLoad,
     Report
 } from "../../contracts/types/JobTypes.sol";
-import {
-    Hardware,
-    Offer,
-    Prices,
-    Provider,
-    ProviderStatus
-} from "../../contracts/types/ProviderTypes.sol";
+import {Offer, Prices, Provider, ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
 import {Replay} from "./Replay.sol";
 
-/// @notice Drives the grid as customers, providers, scheduler, strangers, administrators and time.
+/// @notice Calls the grid as customers (directly and through the forwarder), providers, scheduler, strangers,
+/// administrators and time.
 /// @dev Before each call it says by rules of its own which items must move and to where; after it, every
-/// record is compared with that. No rule reads the contract's table, and none expects a revert by accident.
+/// record is compared with that. No rule reads the contract's table, loads or clocks, and none expects a
+/// revert by accident.
 contract Handler is Replay {
     uint256 internal constant MAX_JOBS = 48;
 
     struct Ghost {
         JobStatus status;
+        address customer;
+        uint16 providerId;
+        uint8 flags;
+        uint256 cpus;
+        uint256 mem;
+        uint256 gpus;
+        uint256 limit;
         uint256 funded;
         uint256 carriedIn;
         uint256 carriedOut;
+        uint256 collected;
         uint256 paid;
         uint256 fee;
         uint256 refunded;
         uint256 rate;
         uint256 feeBps;
         uint256 startedAt;
+        uint256 billedUntil;
         uint256 generation;
         bytes32 finalRecord;
     }
 
+    struct Clock {
+        uint256 challengedAt;
+        uint256 challengedBlock;
+        uint256 answeredAt;
+    }
+
     mapping(uint256 jobId => Ghost) internal ghosts;
+    mapping(uint16 providerId => Clock) internal clocks;
     mapping(address account => int256) internal moved;
     mapping(uint256 jobId => mapping(uint16 providerId => bool)) internal barred;
     /// @notice Transitions that happened, by the status they led to.
     mapping(JobStatus to => uint256) public reached;
-    // What the present call may do: items that must move, and where to.
+    /// @notice Interim payments, successors, answers by a move, and forwarded calls that happened.
+    uint256 public collections;
+    uint256 public successors;
+    uint256 public answersByMove;
+    uint256 public forwardedCalls;
+    // What the present call may do: items that must move, where to, and for an assignment to which provider.
     mapping(uint256 jobId => JobStatus) internal expected;
+    mapping(uint256 jobId => uint16) internal expectedProvider;
     address internal caller;
     uint256 internal time;
     uint256 internal height;
@@ -64,20 +84,21 @@ contract Handler is Replay {
             uint24(limit % 3 == 0 ? bound(limit, 1, 100_000) : bound(limit, 1, 1000)),
             uint16(1 + (shape >> 8) % ((shape >> 12) % 4 == 0 ? 40 : 6)),
             uint8((shape >> 16) % 6),
-            (shape >> 24) % 2 == 0
+            uint8((shape >> 24) % 8)
         );
+        terms_.gpus = uint16((shape >> 32) % 4);
         JobRequest[] memory requests = new JobRequest[](1);
         requests[0] = JobRequest(terms_, new bytes32[](count));
         for (uint256 i = 0; i < count; ++i) {
             requests[0].definitions[i] = keccak256(abi.encode(shape, i));
         }
+        uint256 first = grid.jobCount() + 1;
         _begin(customer(who % CUSTOMERS));
-        vm.prank(caller);
-        uint256 first = grid.submitJobs(requests);
+        assertTrue(
+            _byCustomer(who, abi.encodeCall(grid.submitJobs, (requests)), shape >> 40), "submission"
+        );
         for (uint256 i = 0; i < count; ++i) {
-            Ghost storage ghost = ghosts[first + i];
-            ghost.status = JobStatus.PENDING;
-            ghost.funded = terms_.amount;
+            _born(ghosts[first + i], terms_);
         }
         moved[caller] -= int256(count * terms_.amount);
         _end();
@@ -85,17 +106,21 @@ contract Handler is Replay {
 
     function metaSchedule(uint256 seed, uint256 who) external {
         uint256[] memory ids = _pick(seed, JobStatus.PENDING);
-        uint16 providerId = uint16(1 + who % PROVIDERS);
         _begin(SCHEDULER);
+        // Two groups of one provider or of two; sometimes the tariff has risen since it was read.
+        uint16[2] memory to = [uint16(1 + who % PROVIDERS), uint16(1 + (who >> 8) % PROVIDERS)];
+        Assignment[] memory assignments = new Assignment[](2);
         uint256 movable;
-        for (uint256 i = 0; i < ids.length; ++i) {
-            if (!_fresh(ids, i) || ghosts[ids[i]].status != JobStatus.PENDING) continue;
-            if (!_mayReceive(ids[i], providerId)) continue;
-            expected[ids[i]] = JobStatus.META_SCHEDULED;
-            ++movable;
+        for (uint256 group = 0; group < 2; ++group) {
+            uint256[] memory part = group == 0 ? ids : _pick(seed >> 32, JobStatus.PENDING);
+            Prices memory seen = registry.getProvider(provider(to[group] - 1)).prices;
+            uint256 lowered = (seed >> (64 + 8 * group)) % 24;
+            if (lowered == 0) --seen.cpu;
+            if (lowered == 1) --seen.gpu;
+            if (lowered == 2) --seen.mem;
+            assignments[group] = Assignment(to[group], seen, part);
+            if (lowered > 2) movable += _expectAssigned(part, to[group], false);
         }
-        Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(providerId, ids);
         vm.prank(SCHEDULER);
         try grid.metaSchedule(assignments) {
             assertGt(movable, 0, "metaSchedule applied nothing that it should");
@@ -109,17 +134,11 @@ contract Handler is Replay {
         uint256[] memory ids = _pick(seed, JobStatus.PENDING);
         uint16 providerId = uint16(1 + who % PROVIDERS);
         _begin(provider(who % PROVIDERS));
-        uint256 movable;
-        for (uint256 i = 0; i < ids.length; ++i) {
-            if (!_fresh(ids, i) || ghosts[ids[i]].status != JobStatus.PENDING) continue;
-            if (block.timestamp < grid.getJob(ids[i]).since + PENDING_TIMEOUT) continue;
-            if (barred[ids[i]][providerId] || !_mayReceive(ids[i], providerId)) continue;
-            expected[ids[i]] = JobStatus.META_SCHEDULED;
-            ++movable;
-        }
+        uint256 movable = _expectAssigned(ids, providerId, true);
         vm.prank(caller);
         try grid.selfSchedule(ids) {
             assertGt(movable, 0, "selfSchedule applied nothing that it should");
+            _answered(providerId);
         } catch {
             assertEq(movable, 0, "selfSchedule refused what it should do");
         }
@@ -134,6 +153,35 @@ contract Handler is Replay {
         _advance(seed, who, JobStatus.SCHEDULED, JobStatus.RUNNING);
     }
 
+    function claimAndStart(uint256 seed, uint256 who) external {
+        _advance(seed, who, JobStatus.META_SCHEDULED, JobStatus.RUNNING);
+    }
+
+    function collect(uint256 seed, uint256 who) external {
+        uint256[] memory ids = _pick(seed, JobStatus.RUNNING);
+        _begin(_actor(who, ids));
+        uint256 movable;
+        uint256[] memory ends = new uint256[](ids.length);
+        for (uint256 i = 0; i < ids.length; ++i) {
+            ends[i] = grid.deadline(ids[i]);
+            if (!_fresh(ids, i) || !_mayCollect(ids[i])) continue;
+            _collected(ids[i]);
+            ++movable;
+        }
+        vm.prank(caller);
+        try grid.collect(ids) {
+            assertGt(movable, 0, "collect applied nothing that it should");
+            _answered(registry.idOf(caller));
+            collections += movable;
+        } catch {
+            assertEq(movable, 0, "collect refused what it should do");
+        }
+        for (uint256 i = 0; i < ids.length; ++i) {
+            assertEq(grid.deadline(ids[i]), ends[i], "an interim payment moved the end");
+        }
+        _end();
+    }
+
     function finish(uint256 seed, uint256 who, uint256 used, int32 code) external {
         uint256[] memory ids = _pick(seed, JobStatus.RUNNING);
         _begin(_actor(who, ids));
@@ -146,7 +194,7 @@ contract Handler is Replay {
             if (!_fresh(ids, i) || ghost.status != JobStatus.RUNNING) continue;
             if (_providerOf(ids[i]) != caller) continue;
             uint256 allotted = _allotment(ids[i]);
-            uint256 billed = _min(_min(reported, block.timestamp - ghost.startedAt), allotted);
+            uint256 billed = _min(_min(reported, block.timestamp - ghost.billedUntil), allotted);
             expected[ids[i]] = billed == allotted
                 ? JobStatus.OUT_OF_CREDITS
                 : code == 0 ? JobStatus.FINISHED : JobStatus.FAILED;
@@ -156,6 +204,7 @@ contract Handler is Replay {
         vm.prank(caller);
         try grid.finish(reports) {
             assertGt(movable, 0, "finish applied nothing that it should");
+            _answered(registry.idOf(caller));
         } catch {
             assertEq(movable, 0, "finish refused what it should do");
         }
@@ -164,26 +213,38 @@ contract Handler is Replay {
 
     function cancel(uint256 seed, uint256 who) external {
         if (seed % 3 != 0) return;
-        uint256[] memory ids = _pick(seed, JobStatus.RUNNING);
-        _begin(customer(who % CUSTOMERS));
-        uint256 movable;
-        for (uint256 i = 0; i < ids.length; ++i) {
-            Ghost storage ghost = ghosts[ids[i]];
-            if (!_fresh(ids, i) || !isLive(ghost.status)) continue;
-            if (grid.getJob(ids[i]).customer != caller) continue;
-            expected[ids[i]] = JobStatus.CANCELLED;
-            uint256 billed;
-            if (ghost.status == JobStatus.RUNNING && !_lost(ids[i])) {
-                billed = _min(block.timestamp - ghost.startedAt, _allotment(ids[i]));
-            }
-            _settle(ids[i], billed, _providerOf(ids[i]));
-            ++movable;
+        uint256[] memory ids = _pick(seed, seed % 2 == 0 ? JobStatus.RUNNING : JobStatus.PENDING);
+        if (who % 4 == 0) {
+            _begin(_anyone(who));
+            uint256 movable = _expectCancelled(ids, caller);
+            vm.prank(caller);
+            (bool done,) = address(grid).call(abi.encodeCall(grid.cancel, (ids)));
+            assertEq(done, movable > 0, "cancel by anyone");
+        } else {
+            _begin(customer(who % CUSTOMERS));
+            uint256 movable = _expectCancelled(ids, caller);
+            bool done = _byCustomer(who, abi.encodeCall(grid.cancel, (ids)), seed >> 8);
+            assertEq(done, movable > 0, "cancel by a customer");
         }
-        vm.prank(caller);
-        try grid.cancel(ids) {
-            assertGt(movable, 0, "cancel applied nothing that it should");
-        } catch {
-            assertEq(movable, 0, "cancel refused what it should do");
+        _end();
+    }
+
+    /// @dev [17] All customers cancel through the forwarder in one transaction; who may not is left out.
+    function relayBatch(uint256 seed) external {
+        if (seed % 4 != 0) return;
+        _begin(STRANGER);
+        ERC2771Forwarder.ForwardRequestData[] memory requests =
+            new ERC2771Forwarder.ForwardRequestData[](CUSTOMERS);
+        for (uint256 i = 0; i < CUSTOMERS; ++i) {
+            uint256[] memory ids = _pick(seed >> (8 * (i + 1)), JobStatus.RUNNING);
+            requests[i] = signedByCustomer(i, abi.encodeCall(grid.cancel, (ids)));
+            _expectCancelled(ids, customer(i));
+        }
+        vm.prank(STRANGER);
+        forwarder.executeBatch(requests, payable(STRANGER));
+        forwardedCalls += CUSTOMERS;
+        for (uint256 i = 0; i < CUSTOMERS; ++i) {
+            _assertNotReplayed(requests[i]);
         }
         _end();
     }
@@ -192,17 +253,19 @@ contract Handler is Replay {
         uint256[] memory ids = _pick(seed, JobStatus.SCHEDULED);
         _begin(_anyone(who));
         uint256 movable;
+        bool own;
         for (uint256 i = 0; i < ids.length; ++i) {
             if (!_fresh(ids, i) || !_mayRequeue(ids[i])) continue;
+            Ghost storage ghost = ghosts[ids[i]];
             expected[ids[i]] = JobStatus.PENDING;
-            barred[ids[i]][grid.getJob(ids[i]).providerId] = true;
-            ghosts[ids[i]].rate = 0;
-            ghosts[ids[i]].feeBps = 0;
+            barred[ids[i]][ghost.providerId] = true;
+            own = own || caller == _providerOf(ids[i]);
             ++movable;
         }
         vm.prank(caller);
         try grid.requeue(ids, "full") {
             assertGt(movable, 0, "requeue applied nothing that it should");
+            if (own) _answered(registry.idOf(caller));
         } catch {
             assertEq(movable, 0, "requeue refused what it should do");
         }
@@ -210,33 +273,28 @@ contract Handler is Replay {
     }
 
     function panic(uint256 seed, uint256 who) external {
-        uint256[] memory ids = _pick(seed, JobStatus.RUNNING);
+        uint256[] memory ids = _pick(
+            seed,
+            seed % 4 == 0
+                ? JobStatus.SCHEDULED
+                : seed % 4 == 1 ? JobStatus.META_SCHEDULED : JobStatus.RUNNING
+        );
         _begin(_anyone(who));
         uint256 movable;
+        bool own;
         uint256 next = grid.jobCount();
         for (uint256 i = 0; i < ids.length; ++i) {
-            Ghost storage ghost = ghosts[ids[i]];
-            if (!_fresh(ids, i) || !isLive(ghost.status) || ghost.status == JobStatus.PENDING) {
-                continue;
-            }
-            bool running = ghost.status == JobStatus.RUNNING;
-            if (caller != _providerOf(ids[i]) && !(running && _lost(ids[i]))) continue;
+            if (!_fresh(ids, i) || !_mayPanic(ids[i])) continue;
             expected[ids[i]] = JobStatus.PANICKED;
-            Job memory job = grid.getJob(ids[i]);
-            if (running && job.retriesLeft > 0) {
-                Ghost storage successor = ghosts[++next];
-                successor.status = JobStatus.PENDING;
-                successor.carriedIn = job.escrow;
-                successor.generation = ghost.generation + 1;
-                ghost.carriedOut = job.escrow;
-            } else {
-                _settle(ids[i], 0, caller);
-            }
+            own = own || caller == _providerOf(ids[i]);
+            if (grid.getJob(ids[i]).retriesLeft > 0) _succeeded(ids[i], ++next);
+            else _settle(ids[i], 0, caller);
             ++movable;
         }
         vm.prank(caller);
         try grid.panic(ids, "gone") {
             assertGt(movable, 0, "panic applied nothing that it should");
+            if (own) _answered(registry.idOf(caller));
         } catch {
             assertEq(movable, 0, "panic refused what it should do");
         }
@@ -249,14 +307,16 @@ contract Handler is Replay {
         uint256 count = grid.jobCount();
         if (count == 0) return;
         uint256 jobId = 1 + seed % count;
-        JobStatus status = ghosts[jobId].status;
-        ProviderClock memory clock = grid.clockOf(grid.getJob(jobId).providerId);
-        bool allowed = isLive(status) && status != JobStatus.PENDING && clock.challengedAt == 0
+        Ghost storage ghost = ghosts[jobId];
+        Clock storage clock = clocks[ghost.providerId];
+        bool allowed = _isAssigned(ghost.status) && clock.challengedAt == 0
             && block.timestamp >= clock.answeredAt + RESPONSE_TIMEOUT;
         _begin(STRANGER);
         vm.prank(STRANGER);
         try grid.challenge(jobId) {
             assertTrue(allowed, "challenge accepted");
+            clock.challengedAt = block.timestamp;
+            clock.challengedBlock = block.number;
         } catch {
             assertFalse(allowed, "challenge refused");
         }
@@ -265,14 +325,16 @@ contract Handler is Replay {
 
     function answer(uint256 who) external {
         _begin(provider(who % PROVIDERS));
-        bool due = grid.clockOf(uint16(1 + who % PROVIDERS)).challengedAt != 0;
+        uint16 providerId = uint16(1 + who % PROVIDERS);
+        bool due = clocks[providerId].challengedAt != 0;
         vm.prank(caller);
         try grid.answer() {
             assertTrue(due, "answered nothing");
+            clocks[providerId] = Clock(0, 0, block.timestamp);
         } catch {
             assertFalse(due, "answer refused");
         }
-        assertFalse(grid.isSilent(uint16(1 + who % PROVIDERS)), "silent after an answer");
+        assertFalse(grid.isSilent(providerId), "silent after an answer");
         _end();
     }
 
@@ -282,30 +344,31 @@ contract Handler is Replay {
         if (count == 0) return;
         uint256 jobId = 1 + seed % count;
         uint96 paid = uint96(bound(amount, 1, 1e21));
-        Job memory job = grid.getJob(jobId);
-        bool allowed = isLive(job.status) && paid >= uint256(job.rate) * 60;
-        if (job.status == JobStatus.RUNNING) {
-            allowed = allowed && block.timestamp + TOP_UP_NOTICE < job.since + _allotment(jobId);
+        address owner = grid.getJob(jobId).customer;
+        address payer = who % 2 == 0 ? STRANGER : customer(who % CUSTOMERS);
+        (bool allowed, uint256 limit) = _mayTopUp(jobId, paid, payer == owner);
+        bytes memory data = abi.encodeCall(grid.topUp, (jobId, owner, paid));
+        _begin(payer);
+        bool done;
+        if (payer == STRANGER) {
+            vm.prank(STRANGER);
+            (done,) = address(grid).call(data);
+        } else {
+            done = _byCustomer(who, data, seed >> 8);
         }
-        uint256 limit = job.timeLimit;
-        if (job.rate > 0 && !job.untilSpent) limit += paid / job.rate;
-        allowed = allowed && limit <= type(uint24).max;
-        _begin(who % 2 == 0 ? STRANGER : customer(who % CUSTOMERS));
-        vm.prank(caller);
-        try grid.topUp(jobId, job.customer, paid) {
-            assertTrue(allowed, "top-up accepted");
+        assertEq(done, allowed, "top-up");
+        if (done) {
             ghosts[jobId].funded += paid;
-            moved[caller] -= int256(uint256(paid));
-            assertEq(grid.getJob(jobId).timeLimit, limit, "limit after a top-up");
-        } catch {
-            assertFalse(allowed, "top-up refused");
+            ghosts[jobId].limit = limit;
+            moved[payer] -= int256(uint256(paid));
         }
         _end();
     }
 
     function pass(uint256 seconds_, uint256 blocks) external {
-        // Once in a while an approval runs out.
+        // Once in a while an approval runs out, or what is PENDING expires.
         if (seconds_ % 40 == 1) return _pass(366 days, 20);
+        if (seconds_ % 40 == 2) return _pass(PENDING_EXPIRY, 20);
         _pass(
             seconds_ % 4 == 0 ? bound(seconds_, 1, 2 hours) : bound(seconds_, 1, 700),
             bound(blocks, 0, 20)
@@ -374,18 +437,23 @@ contract Handler is Replay {
         _end();
     }
 
-    function withdraw(uint256 who) external {
+    function withdraw(uint256 who, uint256 relayed) external {
         address account = _recipient(who);
         uint256 parked = grid.parkedOf(account);
         bool allowed = parked > 0 && !BlockingCredit(address(credit)).blocked(account);
+        bytes memory data = abi.encodeCall(grid.withdraw, (account));
         _begin(account);
-        vm.prank(account);
-        try grid.withdraw(account) returns (uint256 amount) {
-            assertTrue(allowed, "withdrawal accepted");
-            assertEq(amount, parked, "withdrawn");
+        bool done;
+        if (who % (2 * CUSTOMERS + 1) < CUSTOMERS) {
+            done = _byCustomer(who % (2 * CUSTOMERS + 1), data, relayed);
+        } else {
+            vm.prank(account);
+            (done,) = address(grid).call(data);
+        }
+        assertEq(done, allowed, "withdrawal");
+        if (done) {
             assertEq(grid.parkedOf(account), 0, "parked after a withdrawal");
-        } catch {
-            assertFalse(allowed, "withdrawal refused");
+        } else {
             // What a refused call said before it was undone is recorded too.
             vm.recordLogs();
         }
@@ -395,27 +463,57 @@ contract Handler is Replay {
     /// @dev Everything that a stranger may try on somebody else's jobs is refused.
     function intrude(uint256 seed) external {
         uint256[] memory ids = _pick(seed, JobStatus.RUNNING);
+        _begin(STRANGER);
+        for (uint256 i = 0; i < ids.length; ++i) {
+            // Anyone may cancel it.
+            if (_isExpired(ids[i])) ids[i] = grid.jobCount() + 1;
+        }
+        bytes memory attempt = _attempts(ids)[seed % 10];
+        vm.prank(STRANGER);
+        (bool done,) = address(grid).call(attempt);
+        assertFalse(done, "a stranger did something");
+        _end();
+    }
+
+    /// @dev [17] What a provider signs for the forwarder is not the provider's own call.
+    function forwardAsProvider(uint256 seed, uint256 who) external {
+        uint256[] memory ids = _pick(
+            seed,
+            seed % 3 == 0
+                ? JobStatus.META_SCHEDULED
+                : seed % 3 == 1 ? JobStatus.SCHEDULED : JobStatus.RUNNING
+        );
+        _begin(STRANGER);
+        // A provider's `cancel` through the forwarder is that of a customer without jobs; it is left out.
+        bytes memory attempt = _attempts(ids)[1 + seed % 9];
+        ERC2771Forwarder.ForwardRequestData memory request =
+            signedByProvider(who % PROVIDERS, attempt);
+        vm.prank(STRANGER);
+        try forwarder.execute(request) {
+            assertTrue(false, "a provider's call was forwarded");
+        } catch {}
+        _end();
+    }
+
+    function _attempts(uint256[] memory ids) private view returns (bytes[10] memory) {
         Report[] memory reports = new Report[](ids.length);
         for (uint256 i = 0; i < ids.length; ++i) {
             reports[i] = Report(ids[i], 1, 0, 0, "");
         }
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(1, ids);
-        _begin(STRANGER);
-        bytes[8] memory attempts = [
+        assignments[0] = assignment(1, ids);
+        return [
             abi.encodeCall(grid.cancel, (ids)),
             abi.encodeCall(grid.claim, (ids)),
             abi.encodeCall(grid.start, (ids)),
+            abi.encodeCall(grid.claimAndStart, (ids)),
+            abi.encodeCall(grid.collect, (ids)),
             abi.encodeCall(grid.finish, (reports)),
             abi.encodeCall(grid.selfSchedule, (ids)),
             abi.encodeCall(grid.metaSchedule, (assignments)),
             abi.encodeCall(grid.setFee, (0)),
-            abi.encodeCall(grid.withdraw, (STRANGER))
+            abi.encodeCall(grid.answer, ())
         ];
-        vm.prank(STRANGER);
-        (bool done,) = address(grid).call(attempts[seed % 8]);
-        assertFalse(done, "a stranger did something");
-        _end();
     }
 
     // -------------------------------------------------------------- invariants
@@ -425,23 +523,7 @@ contract Handler is Replay {
         uint256 escrows;
         uint256 count = grid.jobCount();
         for (uint256 id = 1; id <= count; ++id) {
-            Ghost storage ghost = ghosts[id];
-            Job memory job = grid.getJob(id);
-            assertEq(uint8(job.status), uint8(ghost.status), "[4] status");
-            uint256 funds = ghost.funded + ghost.carriedIn;
-            if (isLive(job.status)) {
-                escrows += job.escrow;
-                assertEq(job.escrow, funds, "[2] live escrow");
-            } else {
-                assertEq(job.escrow, ghost.paid + ghost.fee, "[2] consumed");
-                assertEq(
-                    ghost.paid + ghost.fee + ghost.refunded + ghost.carriedOut, funds, "[2] divided"
-                );
-                assertEq(keccak256(abi.encode(job)), ghost.finalRecord, "[4] final is frozen");
-            }
-            assertEq(job.rate, ghost.rate, "[7] rate");
-            assertEq(job.feeBps, ghost.feeBps, "[7] fee");
-            assertLe(ghost.generation, 5, "[13] retries");
+            escrows += _checkJob(id);
         }
         assertEq(grid.getJob(count + 1).customer, address(0), "[4] ids are dense");
         uint256 parked;
@@ -456,10 +538,51 @@ contract Handler is Replay {
         }
         _checkBalance(STRANGER, FUNDS);
         _checkBalance(TREASURY, 0);
+        for (uint16 id = 1; id <= PROVIDERS; ++id) {
+            _checkProvider(id);
+        }
         compareJobs();
     }
 
-    /// @notice [9] Customers alone end everything; nothing is left in escrow.
+    /// @return The escrow that the job holds.
+    function _checkJob(uint256 id) private view returns (uint256) {
+        Ghost storage ghost = ghosts[id];
+        Job memory job = grid.getJob(id);
+        assertEq(uint8(job.status), uint8(ghost.status), "[4] status");
+        assertEq(job.providerId, ghost.providerId, "[4] provider");
+        assertEq(job.rate, ghost.rate, "[7] rate");
+        assertEq(job.feeBps, ghost.feeBps, "[7] fee");
+        assertEq(job.timeLimit, ghost.limit, "[15] limit");
+        assertLe(ghost.generation, 5, "[13] retries");
+        uint256 funds = ghost.funded + ghost.carriedIn;
+        if (isLive(job.status)) {
+            assertEq(job.escrow, funds - ghost.collected, "[2] live escrow");
+            return job.escrow;
+        }
+        assertEq(job.escrow, ghost.paid + ghost.fee, "[2] consumed");
+        assertEq(
+            ghost.collected + ghost.paid + ghost.fee + ghost.refunded + ghost.carriedOut,
+            funds,
+            "[2] divided"
+        );
+        assertEq(keccak256(abi.encode(job)), ghost.finalRecord, "[4] final is frozen");
+        return 0;
+    }
+
+    /// @dev Loads and clocks are what the calls so far make of them.
+    function _checkProvider(uint16 id) private view {
+        ProviderLoad memory load = grid.loadOf(id);
+        (uint256 cpus, uint256 mem, uint256 gpus) = _loadOf(id);
+        assertEq(load.cpus, cpus, "[16] cpus");
+        assertEq(load.mem, mem, "[16] memory");
+        assertEq(load.gpus, gpus, "[16] gpus");
+        ProviderClock memory clock = grid.clockOf(id);
+        assertEq(clock.challengedAt, clocks[id].challengedAt, "clock: challenge");
+        assertEq(clock.challengedBlock, clocks[id].challengedBlock, "clock: block");
+        assertEq(clock.answeredAt, clocks[id].answeredAt, "clock: answer");
+    }
+
+    /// @notice [9] Customers alone end everything; nothing is left in escrow, and no load with a provider.
     function drain() external {
         _begin(address(0));
         uint256 count = grid.jobCount();
@@ -477,11 +600,89 @@ contract Handler is Replay {
             grid.withdraw(account);
         }
         assertEq(credit.balanceOf(address(grid)), 0, "[9] escrow after draining");
+        for (uint16 id = 1; id <= PROVIDERS; ++id) {
+            assertEq(
+                abi.encode(grid.loadOf(id)), abi.encode(ProviderLoad(0, 0, 0)), "[16] load at last"
+            );
+        }
         replay();
         compareJobs();
         for (uint256 i = 0; i < 2 * CUSTOMERS + 1; ++i) {
             compareAccount(_recipient(i));
         }
+    }
+
+    // ------------------------------------------------- what calls do to the ledger
+
+    function _born(Ghost storage ghost, JobTerms memory terms_) private {
+        ghost.status = JobStatus.PENDING;
+        ghost.customer = caller;
+        ghost.flags = terms_.flags;
+        ghost.cpus = uint256(terms_.tasks) * terms_.cpusPerTask;
+        ghost.mem = ghost.cpus * terms_.memPerCpu;
+        ghost.gpus = terms_.gpus;
+        ghost.limit = terms_.timeLimit;
+        ghost.funded = terms_.amount;
+    }
+
+    /// @dev [13] The successor of a job: its size, flags and limit, and the whole escrow.
+    function _succeeded(uint256 jobId, uint256 next) private {
+        Ghost storage ghost = ghosts[jobId];
+        Ghost storage successor = ghosts[next];
+        uint256 escrow = ghost.funded + ghost.carriedIn - ghost.collected;
+        successor.status = JobStatus.PENDING;
+        successor.customer = ghost.customer;
+        successor.flags = ghost.flags;
+        (successor.cpus, successor.mem, successor.gpus) = (ghost.cpus, ghost.mem, ghost.gpus);
+        successor.limit = ghost.limit;
+        successor.carriedIn = escrow;
+        successor.generation = ghost.generation + 1;
+        ghost.carriedOut = escrow;
+        ++successors;
+    }
+
+    /// @dev Any move of one of its jobs answers a provider's open challenge.
+    function _answered(uint16 providerId) private {
+        if (clocks[providerId].challengedAt == 0) return;
+        clocks[providerId] = Clock(0, 0, block.timestamp);
+        ++answersByMove;
+    }
+
+    /// @dev What a settlement of so many seconds must do to the ledger.
+    function _settle(uint256 jobId, uint256 billed, address payee) private {
+        Ghost storage ghost = ghosts[jobId];
+        uint256 escrow = ghost.funded + ghost.carriedIn - ghost.collected;
+        uint256 cost = ghost.rate * billed;
+        assertLe(cost, escrow, "[6] cost beyond the escrow");
+        ghost.fee = cost * ghost.feeBps / 10_000;
+        ghost.paid = cost - ghost.fee;
+        ghost.refunded = escrow - cost;
+        if (cost > 0) moved[payee] += int256(ghost.paid);
+        moved[TREASURY] += int256(ghost.fee);
+        moved[ghost.customer] += int256(ghost.refunded);
+        _assertWithinTime(ghost, ghost.collected + cost);
+    }
+
+    function _collected(uint256 jobId) private {
+        Ghost storage ghost = ghosts[jobId];
+        uint256 elapsed = block.timestamp - ghost.billedUntil;
+        uint256 cost = ghost.rate * elapsed;
+        uint256 fee = cost * ghost.feeBps / 10_000;
+        ghost.collected += cost;
+        ghost.billedUntil = block.timestamp;
+        ghost.limit = elapsed < ghost.limit ? ghost.limit - elapsed : 1;
+        moved[caller] += int256(cost - fee);
+        moved[TREASURY] += int256(fee);
+        _assertWithinTime(ghost, ghost.collected);
+    }
+
+    /// @dev Interim payments and the end together.
+    function _assertWithinTime(Ghost storage ghost, uint256 consumed) private view {
+        assertLe(consumed, ghost.funded + ghost.carriedIn, "[6] beyond what was funded");
+        if (consumed == 0) return;
+        assertLe(
+            consumed, ghost.rate * (block.timestamp - ghost.startedAt), "[6] beyond elapsed time"
+        );
     }
 
     // ------------------------------------------------------------ own judgement
@@ -498,30 +699,109 @@ contract Handler is Replay {
         }
         bytes memory data = from == JobStatus.SCHEDULED
             ? abi.encodeCall(grid.start, (ids))
-            : abi.encodeCall(grid.claim, (ids));
+            : to == JobStatus.SCHEDULED
+                ? abi.encodeCall(grid.claim, (ids))
+                : abi.encodeCall(grid.claimAndStart, (ids));
         vm.prank(caller);
         (bool done,) = address(grid).call(data);
         assertEq(done, movable > 0, "claim or start");
+        if (done) _answered(registry.idOf(caller));
         _end();
     }
 
-    /// @dev [10] and [11], by the text of the protocol.
+    /// @dev Items of an assignment, one after the other: each adds to the load that the next one meets.
+    function _expectAssigned(uint256[] memory ids, uint16 providerId, bool bySelf)
+        private
+        returns (uint256 movable)
+    {
+        for (uint256 i = 0; i < ids.length; ++i) {
+            Ghost storage ghost = ghosts[ids[i]];
+            if (expected[ids[i]] != JobStatus.NONE || ghost.status != JobStatus.PENDING) continue;
+            if (bySelf) {
+                if (ghost.flags & NO_SELF_SCHEDULING != 0 || barred[ids[i]][providerId]) continue;
+                if (block.timestamp < grid.getJob(ids[i]).since + PENDING_TIMEOUT) continue;
+            }
+            if (!_mayReceive(ids[i], providerId)) continue;
+            expected[ids[i]] = JobStatus.META_SCHEDULED;
+            expectedProvider[ids[i]] = providerId;
+            ++movable;
+        }
+    }
+
+    function _expectCancelled(uint256[] memory ids, address by) private returns (uint256 movable) {
+        for (uint256 i = 0; i < ids.length; ++i) {
+            Ghost storage ghost = ghosts[ids[i]];
+            if (expected[ids[i]] != JobStatus.NONE || !isLive(ghost.status)) continue;
+            if (ghost.customer != by && !_isExpired(ids[i])) continue;
+            expected[ids[i]] = JobStatus.CANCELLED;
+            uint256 billed;
+            if (ghost.status == JobStatus.RUNNING && !_lost(ids[i])) {
+                billed = _min(block.timestamp - ghost.billedUntil, _allotment(ids[i]));
+            }
+            _settle(ids[i], billed, _providerOf(ids[i]));
+            ++movable;
+        }
+    }
+
+    /// @dev [10], [11] and [16], by the text of the protocol.
     function _mayReceive(uint256 jobId, uint16 providerId) private view returns (bool) {
         Provider memory p = registry.getProvider(provider(providerId - 1));
         if (p.status != ProviderStatus.ACTIVE || p.approvedUntil < block.timestamp) return false;
-        if (_silent(providerId)) return false;
+        if (_unansweredFor(providerId, RESPONSE_TIMEOUT)) return false;
         Job memory job = grid.getJob(jobId);
         for (uint256 id = job.retryOf; id != 0; id = grid.getJob(id).retryOf) {
             if (grid.getJob(id).providerId == providerId) return false;
         }
-        uint256 cpus = uint256(job.tasks) * job.cpusPerTask;
-        uint256 mem = cpus * job.memPerCpu;
         uint256 byCpu = p.hardware.cpusPerNode / job.cpusPerTask;
         uint256 byMem = p.hardware.memPerNode / (uint256(job.cpusPerTask) * job.memPerCpu);
         if (job.tasks > p.hardware.nodes * _min(byCpu, byMem)) return false;
-        if (cpus > p.offer.cpus || mem > p.offer.mem || job.gpus > p.offer.gpus) return false;
-        uint256 rate = cpus * p.prices.cpu + job.gpus * p.prices.gpu + mem * p.prices.mem;
-        return rate > 0 && rate < 2 ** 72 && rate * job.timeLimit <= job.escrow;
+        if (!_fitsBesideTheLoad(ghosts[jobId], providerId, p.offer)) return false;
+        return _affordable(ghosts[jobId], job, p.prices);
+    }
+
+    function _fitsBesideTheLoad(Ghost storage ghost, uint16 providerId, Offer memory offer)
+        private
+        view
+        returns (bool)
+    {
+        (uint256 cpus, uint256 mem, uint256 gpus) = _loadOf(providerId);
+        return cpus + ghost.cpus <= offer.cpus && mem + ghost.mem <= offer.mem
+            && gpus + ghost.gpus <= offer.gpus;
+    }
+
+    function _affordable(Ghost storage ghost, Job memory job, Prices memory prices_)
+        private
+        view
+        returns (bool)
+    {
+        uint256 rate =
+            ghost.cpus * prices_.cpu + ghost.gpus * prices_.gpu + ghost.mem * prices_.mem;
+        return rate > 0 && rate < 2 ** 72 && rate * ghost.limit <= job.escrow;
+    }
+
+    /// @dev [16] The sum over a provider's live assigned jobs, with those that the present call assigns.
+    function _loadOf(uint16 providerId)
+        private
+        view
+        returns (uint256 cpus, uint256 mem, uint256 gpus)
+    {
+        uint256 count = grid.jobCount();
+        for (uint256 id = 1; id <= count; ++id) {
+            Ghost storage ghost = ghosts[id];
+            bool has = _isAssigned(ghost.status) && ghost.providerId == providerId;
+            if (!has && expectedProvider[id] != providerId) continue;
+            cpus += ghost.cpus;
+            mem += ghost.mem;
+            gpus += ghost.gpus;
+        }
+    }
+
+    function _mayCollect(uint256 jobId) private view returns (bool) {
+        Ghost storage ghost = ghosts[jobId];
+        if (ghost.status != JobStatus.RUNNING || _providerOf(jobId) != caller) return false;
+        if (ghost.flags & INTERIM_PAYMENTS == 0) return false;
+        uint256 elapsed = block.timestamp - ghost.billedUntil;
+        return elapsed >= COLLECT_INTERVAL && elapsed < _allotment(jobId) && !_lost(jobId);
     }
 
     function _mayRequeue(uint256 jobId) private view returns (bool) {
@@ -533,37 +813,59 @@ contract Handler is Replay {
         bool late = block.timestamp > job.since + CLAIM_TIMEOUT;
         if (status == JobStatus.META_SCHEDULED) return late;
         if (late && (caller == job.customer || caller == SCHEDULER)) return true;
-        return _silent(job.providerId) || registry.statusOf(assigned) == ProviderStatus.BANNED;
+        return _unansweredFor(job.providerId, RESPONSE_TIMEOUT)
+            || registry.statusOf(assigned) == ProviderStatus.BANNED;
     }
 
-    function _silent(uint16 providerId) private view returns (bool) {
-        ProviderClock memory clock = grid.clockOf(providerId);
-        return clock.challengedAt != 0 && block.timestamp > clock.challengedAt + RESPONSE_TIMEOUT
+    function _mayPanic(uint256 jobId) private view returns (bool) {
+        JobStatus status = ghosts[jobId].status;
+        if (!_isAssigned(status)) return false;
+        return caller == _providerOf(jobId) || (status == JobStatus.RUNNING && _lost(jobId));
+    }
+
+    /// @return allowed Whether the amount is accepted.
+    /// @return limit The limit afterwards: only the customer's own payment lengthens it.
+    function _mayTopUp(uint256 jobId, uint256 amount, bool own)
+        private
+        view
+        returns (bool allowed, uint256 limit)
+    {
+        Ghost storage ghost = ghosts[jobId];
+        allowed = isLive(ghost.status) && amount >= ghost.rate * 60;
+        if (ghost.status == JobStatus.RUNNING) {
+            allowed =
+                allowed && block.timestamp + TOP_UP_NOTICE < ghost.billedUntil + _allotment(jobId);
+        }
+        limit = ghost.limit;
+        if (own && ghost.rate > 0 && ghost.flags & UNTIL_SPENT == 0) limit += amount / ghost.rate;
+        allowed = allowed && limit <= type(uint24).max;
+    }
+
+    function _isExpired(uint256 jobId) private view returns (bool) {
+        return ghosts[jobId].status == JobStatus.PENDING
+            && block.timestamp >= grid.getJob(jobId).since + PENDING_EXPIRY;
+    }
+
+    function _isAssigned(JobStatus status) private pure returns (bool) {
+        return isLive(status) && status != JobStatus.PENDING;
+    }
+
+    function _unansweredFor(uint16 providerId, uint256 timeout) private view returns (bool) {
+        Clock storage clock = clocks[providerId];
+        return clock.challengedAt != 0 && block.timestamp > clock.challengedAt + timeout
             && block.number > clock.challengedBlock + RESPONSE_BLOCKS;
     }
 
     function _lost(uint256 jobId) private view returns (bool) {
-        return _silent(grid.getJob(jobId).providerId)
-            || block.timestamp > ghosts[jobId].startedAt + _allotment(jobId) + REPORT_GRACE;
+        Ghost storage ghost = ghosts[jobId];
+        return _unansweredFor(ghost.providerId, LOST_TIMEOUT)
+            || block.timestamp > ghost.billedUntil + _allotment(jobId) + REPORT_GRACE;
     }
 
     function _allotment(uint256 jobId) private view returns (uint256) {
-        Job memory job = grid.getJob(jobId);
-        return job.untilSpent ? job.escrow / job.rate : job.timeLimit;
-    }
-
-    /// @dev What a settlement of so many seconds must do to the ledger.
-    function _settle(uint256 jobId, uint256 billed, address payee) private {
         Ghost storage ghost = ghosts[jobId];
-        Job memory job = grid.getJob(jobId);
-        uint256 cost = ghost.rate * billed;
-        assertLe(cost, job.escrow, "[6] cost beyond the escrow");
-        ghost.fee = cost * ghost.feeBps / 10_000;
-        ghost.paid = cost - ghost.fee;
-        ghost.refunded = ghost.funded + ghost.carriedIn - cost;
-        if (cost > 0) moved[payee] += int256(ghost.paid);
-        moved[TREASURY] += int256(ghost.fee);
-        moved[job.customer] += int256(ghost.refunded);
+        uint256 escrow = ghost.funded + ghost.carriedIn - ghost.collected;
+        return ghost.flags & UNTIL_SPENT != 0 ? escrow / ghost.rate : ghost.limit;
     }
 
     // ------------------------------------------------------------------ helpers
@@ -600,11 +902,17 @@ contract Handler is Replay {
                 Job memory job = grid.getJob(id);
                 assertEq(job.since, block.timestamp, "time of the transition");
                 if (to == JobStatus.META_SCHEDULED) {
+                    ghost.providerId = expectedProvider[id];
                     ghost.rate = job.rate;
                     ghost.feeBps = job.feeBps;
                     assertEq(job.feeBps, grid.feeBps(), "fee at assignment");
+                } else if (to == JobStatus.PENDING) {
+                    (ghost.providerId, ghost.rate, ghost.feeBps) = (0, 0, 0);
+                } else if (to == JobStatus.RUNNING) {
+                    ghost.startedAt = block.timestamp;
+                    ghost.billedUntil = block.timestamp;
                 }
-                if (to == JobStatus.RUNNING) ghost.startedAt = block.timestamp;
+                delete expectedProvider[id];
             }
             if (!isLive(ghost.status) && ghost.finalRecord == 0) {
                 ghost.finalRecord = keccak256(abi.encode(grid.getJob(id)));
@@ -655,7 +963,33 @@ contract Handler is Replay {
         return assigned == address(0) || who % 5 == 0 ? provider(who % PROVIDERS) : assigned;
     }
 
-    function _anyone(uint256 who) private pure returns (address) {
+    /// @dev A customer's call, directly or through the forwarder, which must have the same effect, once ([17]).
+    function _byCustomer(uint256 who, bytes memory data, uint256 relayed)
+        private
+        returns (bool done)
+    {
+        if (relayed % 2 == 0) {
+            vm.prank(customer(who % CUSTOMERS));
+            (done,) = address(grid).call(data);
+            return done;
+        }
+        ERC2771Forwarder.ForwardRequestData memory request = signedByCustomer(who % CUSTOMERS, data);
+        vm.prank(STRANGER);
+        try forwarder.execute(request) {
+            done = true;
+            ++forwardedCalls;
+            _assertNotReplayed(request);
+        } catch {}
+    }
+
+    function _assertNotReplayed(ERC2771Forwarder.ForwardRequestData memory request) private {
+        vm.prank(STRANGER);
+        try forwarder.execute(request) {
+            assertTrue(false, "[17] a request was executed twice");
+        } catch {}
+    }
+
+    function _anyone(uint256 who) private view returns (address) {
         address[5] memory all = [
             provider(who % PROVIDERS),
             provider(who % PROVIDERS),
@@ -667,7 +1001,7 @@ contract Handler is Replay {
     }
 
     /// @dev Customers, providers, treasury: all that settlements pay.
-    function _recipient(uint256 who) private pure returns (address) {
+    function _recipient(uint256 who) private view returns (address) {
         uint256 i = who % (2 * CUSTOMERS + 1);
         if (i < CUSTOMERS) return customer(i);
         return i < 2 * CUSTOMERS ? provider(i - CUSTOMERS) : TREASURY;

@@ -18,6 +18,7 @@ import {
     Permit,
     Report
 } from "../../contracts/types/JobTypes.sol";
+import {Hardware} from "../../contracts/types/ProviderTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
 interface IBlocking {
@@ -277,10 +278,15 @@ contract LargestBatchTest is GridTest {
         grid.submitJobs{gas: GAS}(requests);
     }
 
+    function setUp() public override {
+        super.setUp();
+        register(provider(0), prices(1e12), Hardware(100, 16, 65_536, 0));
+    }
+
     function test_a_hundred_jobs_go_through_each_step_in_one_transaction() public {
         uint256[] memory jobIds = _many();
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(1, jobIds);
+        assignments[0] = assignment(1, jobIds);
         vm.prank(SCHEDULER);
         grid.metaSchedule{gas: GAS}(assignments);
         vm.prank(provider(0));

@@ -13,7 +13,7 @@ contract InvariantsTest is Test {
     function setUp() public {
         handler = new Handler();
         handler.setUp();
-        bytes4[] memory verbs = new bytes4[](25);
+        bytes4[] memory verbs = new bytes4[](30);
         verbs[0] = Handler.submitJobs.selector;
         verbs[1] = Handler.metaSchedule.selector;
         verbs[2] = Handler.metaSchedule.selector;
@@ -39,6 +39,11 @@ contract InvariantsTest is Test {
         verbs[22] = Handler.renew.selector;
         verbs[23] = Handler.changeBlock.selector;
         verbs[24] = Handler.withdraw.selector;
+        verbs[25] = Handler.claimAndStart.selector;
+        verbs[26] = Handler.claimAndStart.selector;
+        verbs[27] = Handler.collect.selector;
+        verbs[28] = Handler.relayBatch.selector;
+        verbs[29] = Handler.forwardAsProvider.selector;
         targetSelector(FuzzSelector({addr: address(handler), selectors: verbs}));
         targetContract(address(handler));
     }
@@ -53,5 +58,9 @@ contract InvariantsTest is Test {
         for (uint8 i = uint8(JobStatus.META_SCHEDULED); i <= uint8(JobStatus.PANICKED); ++i) {
             console.log(i, handler.reached(JobStatus(i)));
         }
+        console.log("interim payments", handler.collections());
+        console.log("successors", handler.successors());
+        console.log("answers by a move", handler.answersByMove());
+        console.log("forwarded calls", handler.forwardedCalls());
     }
 }

@@ -4,13 +4,13 @@ pragma solidity 0.8.37;
 import {Test} from "forge-std/Test.sol";
 
 import {Capacity, Tariff} from "../../contracts/libraries/Capacity.sol";
-import {JobRecord, Money, Moves} from "../../contracts/libraries/JobRecord.sol";
+import {JobRecord, TermsWord, StateWord} from "../../contracts/libraries/JobRecord.sol";
 import {JobStatus, JobTerms} from "../../contracts/types/JobTypes.sol";
 import {ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
 
 /// @notice The packed words of a record: each writer changes its own fields to any value, and no other bit.
 contract PackingTest is Test {
-    function _moves(Moves m) private pure returns (uint256[8] memory) {
+    function _moves(StateWord m) private pure returns (uint256[8] memory) {
         return [
             uint256(uint160(m.customer())),
             uint256(m.status()),
@@ -18,28 +18,28 @@ contract PackingTest is Test {
             m.providerId(),
             m.memPerCpu(),
             m.retriesLeft(),
-            m.untilSpent() ? 1 : 0,
+            m.flags() & 127,
             m.isSuccessor() ? 1 : 0
         ];
     }
 
-    function _money(Money m) private pure returns (uint256[7] memory) {
+    function _money(TermsWord m) private pure returns (uint256[7] memory) {
         return
             [m.escrow(), m.rate(), m.timeLimit(), m.tasks(), m.cpusPerTask(), m.gpus(), m.feeBps()];
     }
 
     /// @dev A word with a status of the enum, as every stored one has.
-    function _clean(uint256 word) private pure returns (Moves) {
+    function _clean(uint256 word) private pure returns (StateWord) {
         uint256 status = (word >> 160) % 10;
-        return Moves.wrap((word & ~(uint256(0xff) << 160)) | (status << 160));
+        return StateWord.wrap((word & ~(uint256(0xff) << 160)) | (status << 160));
     }
 
-    function newMoves(address owner, JobTerms calldata terms) external view returns (Moves) {
-        return JobRecord.newMoves(owner, terms);
+    function newState(address owner, JobTerms calldata terms) external view returns (StateWord) {
+        return JobRecord.newState(owner, terms);
     }
 
-    function newMoney(JobTerms calldata terms) external pure returns (Money) {
-        return JobRecord.newMoney(terms);
+    function newTerms(JobTerms calldata terms) external pure returns (TermsWord) {
+        return JobRecord.newTerms(terms);
     }
 
     function testFuzz_a_transition_changes_status_and_time(uint256 word, uint8 to, uint32 time)
@@ -47,16 +47,16 @@ contract PackingTest is Test {
     {
         to = to % 10;
         vm.warp(time);
-        Moves before = _clean(word);
+        StateWord before = _clean(word);
         uint256[8] memory expected = _moves(before);
         (expected[1], expected[2]) = (to, time);
-        Moves got = before.moved(JobStatus(to));
+        StateWord got = before.moved(JobStatus(to));
         assertEq(abi.encode(_moves(got)), abi.encode(expected));
-        assertEq(Moves.unwrap(got) >> 200, Moves.unwrap(before) >> 200);
+        assertEq(StateWord.unwrap(got) >> 200, StateWord.unwrap(before) >> 200);
     }
 
     function testFuzz_a_provider_changes_its_id_alone(uint256 word, uint16 id) public pure {
-        Moves before = _clean(word);
+        StateWord before = _clean(word);
         uint256[8] memory expected = _moves(before);
         expected[3] = id;
         assertEq(abi.encode(_moves(before.withProvider(id))), abi.encode(expected));
@@ -67,7 +67,7 @@ contract PackingTest is Test {
     {
         vm.assume(retries > 0);
         vm.warp(5);
-        Moves before = _clean((word & ~(uint256(0xff) << 240)) | (uint256(retries) << 240));
+        StateWord before = _clean((word & ~(uint256(0xff) << 240)) | (uint256(retries) << 240));
         uint256[8] memory expected = _moves(before);
         (expected[1], expected[2], expected[3]) = (1, 5, 0);
         (expected[5], expected[7]) = (retries - 1, 1);
@@ -75,24 +75,28 @@ contract PackingTest is Test {
     }
 
     function testFuzz_an_escrow_changes_itself_alone(uint256 word, uint96 amount) public pure {
-        uint256[7] memory expected = _money(Money.wrap(word));
+        uint256[7] memory expected = _money(TermsWord.wrap(word));
         expected[0] = amount;
-        assertEq(abi.encode(_money(Money.wrap(word).withEscrow(amount))), abi.encode(expected));
+        assertEq(abi.encode(_money(TermsWord.wrap(word).withEscrow(amount))), abi.encode(expected));
     }
 
     function testFuzz_a_limit_changes_itself_alone(uint256 word, uint24 limit) public pure {
-        uint256[7] memory expected = _money(Money.wrap(word));
+        uint256[7] memory expected = _money(TermsWord.wrap(word));
         expected[2] = limit;
-        assertEq(abi.encode(_money(Money.wrap(word).withTimeLimit(limit))), abi.encode(expected));
+        assertEq(
+            abi.encode(_money(TermsWord.wrap(word).withTimeLimit(limit))), abi.encode(expected)
+        );
     }
 
     function testFuzz_a_price_changes_rate_and_fee_alone(uint256 word, uint72 rate, uint16 fee)
         public
         pure
     {
-        uint256[7] memory expected = _money(Money.wrap(word));
+        uint256[7] memory expected = _money(TermsWord.wrap(word));
         (expected[1], expected[6]) = (rate, fee);
-        assertEq(abi.encode(_money(Money.wrap(word).withPrice(rate, fee))), abi.encode(expected));
+        assertEq(
+            abi.encode(_money(TermsWord.wrap(word).withPrice(rate, fee))), abi.encode(expected)
+        );
     }
 
     function test_every_field_at_its_bounds() public view {
@@ -128,13 +132,13 @@ contract PackingTest is Test {
         t.memPerCpu = uint24(bits);
         t.gpus = uint16(bits);
         t.retries = uint8(bits);
-        t.untilSpent = bits != 0;
+        t.flags = uint8(bits) & 7;
         address owner = address(uint160(bits));
         uint256[8] memory moves =
-            [uint160(bits), 1, block.timestamp, 0, uint24(bits), uint8(bits), bits != 0 ? 1 : 0, 0];
-        assertEq(abi.encode(_moves(this.newMoves(owner, t))), abi.encode(moves));
+            [uint160(bits), 1, block.timestamp, 0, uint24(bits), uint8(bits), uint8(bits) & 7, 0];
+        assertEq(abi.encode(_moves(this.newState(owner, t))), abi.encode(moves));
         uint256[7] memory money =
             [uint256(uint96(bits)), 0, uint24(bits), uint16(bits), uint16(bits), uint16(bits), 0];
-        assertEq(abi.encode(_money(this.newMoney(t))), abi.encode(money));
+        assertEq(abi.encode(_money(this.newTerms(t))), abi.encode(money));
     }
 }

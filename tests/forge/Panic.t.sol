@@ -21,7 +21,7 @@ contract PanicTest is GridTest {
 
     function test_before_the_run_the_provider_gives_up_and_all_is_refunded() public {
         for (uint8 i = uint8(JobStatus.META_SCHEDULED); i <= uint8(JobStatus.SCHEDULED); ++i) {
-            uint256 jobId = jobIn(JobStatus(i), retried(5));
+            uint256 jobId = jobIn(JobStatus(i), plain());
             uint256 count = grid.jobCount();
             _panic(provider(0), jobId);
             _assertRefundedWhole(jobId);
@@ -73,11 +73,11 @@ contract PanicTest is GridTest {
         _assertRefundedWhole(jobId);
     }
 
-    function test_a_run_of_a_silent_provider_is_ended_by_anyone_and_the_customer_may_speak()
+    function test_a_run_of_a_provider_that_is_gone_is_ended_by_anyone_and_the_customer_may_speak()
         public
     {
         uint256 jobId = jobIn(JobStatus.RUNNING, plain());
-        silence(jobId);
+        lose(jobId);
         vm.expectEmit(address(grid));
         emit IMetaScheduler.JobPanicked(jobId, customer(0), "disk broke");
         _panic(customer(0), jobId);
@@ -96,22 +96,24 @@ contract PanicTest is GridTest {
     }
 
     /// @dev Terms and escrow of any shape go over to the successor.
-    function testFuzz_a_run_with_retries_opens_its_successor(
+    function testFuzz_a_job_with_retries_opens_its_successor(
         uint8 retries,
         uint96 extra,
         uint96 added,
-        bool untilSpent,
+        uint8 flags,
+        uint8 status,
         bool lost
     ) public {
         retries = uint8(bound(retries, 1, 5));
         extra = uint96(bound(extra, 0, 1e24));
         added = uint96(bound(added, RATE * 60, RATE * 10_000));
+        lost = lost && status % 3 == 2;
         uint256 jobId =
-            jobIn(JobStatus.RUNNING, terms(AMOUNT + extra, LIMIT, 2, retries, untilSpent));
-        vm.prank(STRANGER);
+            jobIn(JobStatus(2 + status % 3), terms(AMOUNT + extra, LIMIT, 2, retries, flags % 8));
+        vm.prank(customer(0));
         grid.topUp(jobId, customer(0), added);
         Job memory before = grid.getJob(jobId);
-        if (lost) silence(jobId);
+        if (lost) lose(jobId);
         vm.expectEmit(address(grid));
         emit IMetaScheduler.JobRetried(jobId, jobId + 1, before.escrow);
         vm.expectEmit(address(grid));
@@ -128,6 +130,7 @@ contract PanicTest is GridTest {
         expected.retriesLeft = retries - 1;
         expected.rate = 0;
         expected.feeBps = 0;
+        expected.flags = flags % 8 | SUCCESSOR;
         expected.retryOf = jobId;
         assertEq(abi.encode(next), abi.encode(expected));
         assertEq(uint8(statusOf(jobId)), uint8(JobStatus.PANICKED));
@@ -141,7 +144,7 @@ contract PanicTest is GridTest {
         for (uint256 i = 3; i < 6; ++i) {
             register(provider(i), prices(1e12));
         }
-        uint256 jobId = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 5, false));
+        uint256 jobId = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 5, 0));
         for (uint16 i = 1; i <= 6; ++i) {
             assertEq(grid.getJob(jobId).retriesLeft, 6 - i);
             assign(jobId, i);

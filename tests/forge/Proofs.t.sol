@@ -9,9 +9,9 @@ import {IProviderRegistry} from "../../contracts/interfaces/IProviderRegistry.so
 import {Billing} from "../../contracts/libraries/Billing.sol";
 import {Capacity, Tariff} from "../../contracts/libraries/Capacity.sol";
 import {JobLifecycle} from "../../contracts/libraries/JobLifecycle.sol";
-import {JobRecord, Money, Moves} from "../../contracts/libraries/JobRecord.sol";
+import {JobRecord, TermsWord, StateWord} from "../../contracts/libraries/JobRecord.sol";
 import {Assignment, Job, JobStatus, Report, Timeouts} from "../../contracts/types/JobTypes.sol";
-import {ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
+import {Prices, ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
 
 /// @dev halmos's own cheat codes.
 interface Symbolic {
@@ -88,8 +88,9 @@ contract ProofsTest is Test {
             IERC20(address(token)),
             IProviderRegistry(address(registry)),
             TREASURY,
+            address(0),
             500,
-            Timeouts(300, 600, 120, 5, 1 hours, 60)
+            Timeouts(300, 600, 7 days, 120, 5, 900, 1 hours, 60, 30)
         );
     }
 
@@ -120,35 +121,35 @@ contract ProofsTest is Test {
 
     function check_a_transition_changes_status_and_time_alone(uint256 word, uint8 to) public view {
         vm.assume(to < 10);
-        uint256 got = Moves.unwrap(Moves.wrap(word).moved(JobStatus(to)));
+        uint256 got = StateWord.unwrap(StateWord.wrap(word).moved(JobStatus(to)));
         uint256 mask = uint256(type(uint40).max) << 160;
         assert(got & ~mask == word & ~mask);
         assert(uint8(got >> 160) == to && uint32(got >> 168) == uint32(block.timestamp));
     }
 
     function check_a_provider_changes_its_id_alone(uint256 word, uint16 id) public pure {
-        uint256 got = Moves.unwrap(Moves.wrap(word).withProvider(id));
+        uint256 got = StateWord.unwrap(StateWord.wrap(word).withProvider(id));
         uint256 mask = uint256(type(uint16).max) << 200;
         assert(got & ~mask == word & ~mask && uint16(got >> 200) == id);
     }
 
     function check_a_successor_is_PENDING_with_one_retry_less(uint256 word) public view {
-        Moves before = Moves.wrap(word);
+        StateWord before = StateWord.wrap(word);
         vm.assume(before.retriesLeft() > 0);
-        Moves got = before.succeeded();
+        StateWord got = before.succeeded();
         assert(got.status() == JobStatus.PENDING && got.providerId() == 0);
         assert(got.retriesLeft() == before.retriesLeft() - 1 && got.isSuccessor());
         assert(got.customer() == before.customer() && got.memPerCpu() == before.memPerCpu());
-        assert(got.untilSpent() == before.untilSpent() && got.since() == block.timestamp);
+        assert(got.flags() == before.flags() | 128 && got.since() == block.timestamp);
     }
 
     function check_an_escrow_changes_itself_alone(uint256 word, uint96 amount) public pure {
-        uint256 got = Money.unwrap(Money.wrap(word).withEscrow(amount));
+        uint256 got = TermsWord.unwrap(TermsWord.wrap(word).withEscrow(amount));
         assert(got >> 96 == word >> 96 && uint96(got) == amount);
     }
 
     function check_a_limit_changes_itself_alone(uint256 word, uint24 limit) public pure {
-        uint256 got = Money.unwrap(Money.wrap(word).withTimeLimit(limit));
+        uint256 got = TermsWord.unwrap(TermsWord.wrap(word).withTimeLimit(limit));
         uint256 mask = uint256(type(uint24).max) << 168;
         assert(got & ~mask == word & ~mask && uint24(got >> 168) == limit);
     }
@@ -157,7 +158,7 @@ contract ProofsTest is Test {
         public
         pure
     {
-        uint256 got = Money.unwrap(Money.wrap(word).withPrice(rate, fee));
+        uint256 got = TermsWord.unwrap(TermsWord.wrap(word).withPrice(rate, fee));
         uint256 mask = (uint256(type(uint72).max) << 96) | (uint256(type(uint16).max) << 240);
         assert(got & ~mask == word & ~mask);
         assert(uint72(got >> 96) == rate && uint16(got >> 240) == fee);
@@ -204,7 +205,7 @@ contract ProofsTest is Test {
         assert(a.customer == b.customer && a.definition == b.definition);
         assert(a.tasks == b.tasks && a.cpusPerTask == b.cpusPerTask && a.gpus == b.gpus);
         assert(a.memPerCpu == b.memPerCpu && a.timeLimit == b.timeLimit);
-        assert(a.untilSpent == b.untilSpent && a.retriesLeft == b.retriesLeft);
+        assert(a.flags == b.flags && a.retriesLeft == b.retriesLeft);
     }
 
     function _samePrice(Job memory a, Job memory b) private pure {
@@ -256,7 +257,8 @@ contract ProofsTest is Test {
 
     function check_metaSchedule_is_the_schedulers_and_within_the_budget(
         address caller,
-        uint16 providerId
+        uint16 providerId,
+        Prices memory prices
     ) public {
         Job memory a = _any();
         // The line of a successor is a loop; the fuzzer walks it.
@@ -266,7 +268,7 @@ contract ProofsTest is Test {
         bool silent = grid.isSilent(providerId);
         uint16 fee = grid.feeBps();
         Assignment[] memory assignments = new Assignment[](1);
-        assignments[0] = Assignment(providerId, _ids());
+        assignments[0] = Assignment(providerId, prices, _ids());
         vm.assume(_call(caller, abi.encodeCall(grid.metaSchedule, (assignments))));
         Job memory b = grid.getJob(JOB);
         assert(role && !silent && a.status == JobStatus.PENDING);

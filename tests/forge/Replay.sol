@@ -81,6 +81,11 @@ abstract contract Replay is GridTest {
         } else if (topic == IMetaScheduler.JobToppedUp.selector) {
             (, uint256 escrow, uint256 limit) = abi.decode(log.data, (uint256, uint256, uint256));
             (job.escrow, job.timeLimit) = (uint96(escrow), uint24(limit));
+        } else if (topic == IMetaScheduler.JobCollected.selector) {
+            (,,, uint256 escrow, uint256 limit) =
+                abi.decode(log.data, (uint256, uint256, uint256, uint256, uint256));
+            (job.escrow, job.timeLimit) = (uint96(escrow), uint24(limit));
+            job.since = uint32(block.timestamp);
         } else if (topic == IMetaScheduler.JobSettled.selector) {
             (, uint256 paid, uint256 fee,) =
                 abi.decode(log.data, (uint256, uint256, uint256, uint256));
@@ -93,7 +98,7 @@ abstract contract Replay is GridTest {
     function _submitted(Job storage job, JobTerms memory terms_) private {
         job.memPerCpu = terms_.memPerCpu;
         job.retriesLeft = terms_.retries;
-        job.untilSpent = terms_.untilSpent;
+        job.flags = terms_.flags;
         job.escrow = terms_.amount;
         job.timeLimit = terms_.timeLimit;
         job.tasks = terms_.tasks;
@@ -120,7 +125,7 @@ abstract contract Replay is GridTest {
         Job storage next = _jobs[uint256(log.topics[2])];
         next.memPerCpu = job.memPerCpu;
         next.retriesLeft = job.retriesLeft - 1;
-        next.untilSpent = job.untilSpent;
+        next.flags = job.flags | SUCCESSOR;
         next.timeLimit = job.timeLimit;
         next.tasks = job.tasks;
         next.cpusPerTask = job.cpusPerTask;

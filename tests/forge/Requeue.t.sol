@@ -121,7 +121,7 @@ contract RequeueTest is GridTest {
     function test_refused_items_are_skipped_and_the_others_applied() public {
         uint256 first = jobIn(JobStatus.SCHEDULED, plain());
         uint256 running = jobIn(JobStatus.RUNNING, plain());
-        uint256 foreign = submit(customer(1), terms(2 * AMOUNT, LIMIT, 2, 0, false));
+        uint256 foreign = submit(customer(1), terms(2 * AMOUNT, LIMIT, 2, 0, 0));
         assign(foreign, 2);
         skips(running, JobStatus.RUNNING, IMetaScheduler.InvalidTransition.selector);
         skips(foreign, JobStatus.META_SCHEDULED, IMetaScheduler.TooEarly.selector);

@@ -54,7 +54,7 @@ contract SubmitTest is GridTest {
                 providerId: 0,
                 memPerCpu: terms_.memPerCpu,
                 retriesLeft: terms_.retries,
-                untilSpent: terms_.untilSpent,
+                flags: terms_.flags,
                 escrow: terms_.amount,
                 rate: 0,
                 timeLimit: terms_.timeLimit,
@@ -144,7 +144,7 @@ contract SubmitTest is GridTest {
             type(uint24).max,
             type(uint16).max,
             5,
-            true,
+            7,
             Objective.ENERGY,
             string(new bytes(64)),
             string(new bytes(512))

@@ -8,6 +8,11 @@ import {GridTest} from "./GridTest.sol";
 /// @notice `topUp` and `topUpWithPermit`.
 contract TopUpTest is GridTest {
     function _topUp(uint256 jobId, uint96 amount) private {
+        vm.prank(customer(0));
+        grid.topUp(jobId, customer(0), amount);
+    }
+
+    function _gift(uint256 jobId, uint96 amount) private {
         vm.prank(STRANGER);
         grid.topUp(jobId, customer(0), amount);
     }
@@ -17,7 +22,7 @@ contract TopUpTest is GridTest {
         uint256 jobId = jobIn(JobStatus.PENDING, plain());
         vm.expectEmit(address(grid));
         emit IMetaScheduler.JobToppedUp(jobId, STRANGER, amount, AMOUNT + amount, LIMIT);
-        _topUp(jobId, amount);
+        _gift(jobId, amount);
         assertEq(grid.getJob(jobId).escrow, AMOUNT + amount);
         assertEq(grid.getJob(jobId).timeLimit, LIMIT);
         assertEq(credit.balanceOf(STRANGER), FUNDS - amount);
@@ -37,10 +42,25 @@ contract TopUpTest is GridTest {
         assertGe(job.escrow, RATE * job.timeLimit);
     }
 
+    function testFuzz_a_gift_of_a_stranger_buys_an_assigned_job_no_time(uint96 amount, uint8 status)
+        public
+    {
+        JobStatus assigned = JobStatus(bound(status, 2, 4));
+        amount = uint96(bound(amount, RATE * 60, type(uint96).max - AMOUNT));
+        uint256 jobId = jobIn(assigned, plain());
+        vm.expectEmit(address(grid));
+        emit IMetaScheduler.JobToppedUp(jobId, STRANGER, amount, AMOUNT + amount, LIMIT);
+        _gift(jobId, amount);
+        assertEq(grid.getJob(jobId).escrow, AMOUNT + amount);
+        assertEq(grid.getJob(jobId).timeLimit, LIMIT);
+        assertEq(grid.allotment(jobId), LIMIT);
+        assertEq(credit.balanceOf(STRANGER), FUNDS - amount);
+    }
+
     function testFuzz_until_spent_the_allotment_grows_by_itself(uint96 amount) public {
         amount = uint96(bound(amount, RATE * 60, type(uint96).max - AMOUNT));
-        uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, true));
-        _topUp(jobId, amount);
+        uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, UNTIL_SPENT));
+        _gift(jobId, amount);
         assertEq(grid.getJob(jobId).timeLimit, LIMIT);
         assertEq(grid.allotment(jobId), (uint256(AMOUNT) + amount) / RATE);
     }
@@ -65,7 +85,7 @@ contract TopUpTest is GridTest {
     function test_more_than_the_record_holds_is_refused() public {
         uint256 pending = jobIn(JobStatus.PENDING, plain());
         refuses(IMetaScheduler.TopUpTooLarge.selector, pending);
-        _topUp(pending, type(uint96).max - AMOUNT + 1);
+        _gift(pending, type(uint96).max - AMOUNT + 1);
         uint256 assigned = jobIn(JobStatus.META_SCHEDULED, plain());
         uint96 most = uint96(RATE * (type(uint24).max - LIMIT));
         refuses(IMetaScheduler.TopUpTooLarge.selector, assigned);
