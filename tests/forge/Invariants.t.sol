@@ -13,7 +13,7 @@ contract InvariantsTest is Test {
     function setUp() public {
         handler = new Handler();
         handler.setUp();
-        bytes4[] memory verbs = new bytes4[](30);
+        bytes4[] memory verbs = new bytes4[](34);
         verbs[0] = Handler.submitJobs.selector;
         verbs[1] = Handler.metaSchedule.selector;
         verbs[2] = Handler.metaSchedule.selector;
@@ -44,6 +44,10 @@ contract InvariantsTest is Test {
         verbs[27] = Handler.collect.selector;
         verbs[28] = Handler.relayBatch.selector;
         verbs[29] = Handler.forwardAsProvider.selector;
+        verbs[30] = Handler.metaSchedule.selector;
+        verbs[31] = Handler.collect.selector;
+        verbs[32] = Handler.tick.selector;
+        verbs[33] = Handler.submitJobs.selector;
         targetSelector(FuzzSelector({addr: address(handler), selectors: verbs}));
         targetContract(address(handler));
     }
