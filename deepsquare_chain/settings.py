@@ -165,11 +165,18 @@ class Settings(BaseSettings):
     )
 
 
-def user_config_path(environ: Mapping[str, str] | None = None) -> Path:
-    """Where the user's own configuration stands, whether it exists or not."""
+def user_config_path(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where the user's own configuration stands, whether it exists or not.
+
+    None for a user without a home: without HOME and an entry in the list of users, as in many
+    containers.
+    """
     env = os.environ if environ is None else environ
     base = env.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(base).expanduser() / "deepsquare" / "config.toml"
+    try:
+        return Path(base).expanduser() / "deepsquare" / "config.toml"
+    except RuntimeError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +245,8 @@ def find_sources(
     given = {key: value for key, value in (flags or {}).items() if value not in (None, [], ())}
     _refuse_unknown(given, "the command line")
     project = (project_dir or Path.cwd()) / PROJECT_FILE
-    files = [_read_file(path) for path in (project, user_config or user_config_path())]
+    paths = (project, user_config or user_config_path())
+    files = [_read_file(path) for path in paths if path is not None]
     layers = [Layer(str(file.path), file.values) for file in files]
     chosen, place, origin = _chosen_context(given, files)
     if chosen:
@@ -317,7 +325,8 @@ def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Laye
             f"There is no context {name[:60]!r}, which {origin} names",
             hint=f"Known are {', '.join(known)}."
             if known
-            else f"Write a table [contexts.{name[:60] if name.isprintable() else 'NAME'}] into {files[0].path} or {files[1].path}.",
+            else f"Write a table [contexts.{name[:60] if name.isprintable() else 'NAME'}] into "
+            f"{' or '.join(str(file.path) for file in files)}.",
         )
     return [Layer(f"context {name} of {file.path}", file.contexts[name]) for file in found]
 
@@ -330,11 +339,13 @@ def _read_file(path: Path) -> _File:
     except (FileNotFoundError, NotADirectoryError):
         return _File(path, {}, {})
     except OSError as error:
+        if not os.path.lexists(path):  # HOME is another user's, as in many containers
+            return _File(path, {}, {})
         raise UsageError(f"{path} can't be read: {error.strerror}", hint=_MEND) from None
     if len(raw) > MAX_FILE_BYTES:
         raise UsageError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes", hint=_MEND)
     try:
-        values = tomllib.loads(raw.decode())
+        values = tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", hint=_MEND) from None
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:

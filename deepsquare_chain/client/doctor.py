@@ -16,9 +16,8 @@ from typing import Final
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.runway import runway
 from deepsquare_chain.chain.verifying import verify_deployment
-from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.client.accounts import balances
-from deepsquare_chain.client.network import no_keystore, open_grid
+from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.settings import Settings, safe_url
@@ -95,7 +94,7 @@ async def _clock(settings: Settings) -> str:
 async def _wallet(settings: Settings) -> str:
     if settings.keystore is None:
         raise no_keystore()
-    address = address_of(settings.keystore)
+    address = await asyncio.to_thread(own_address, settings, None)
     _private(settings.keystore)
     return f"{address} in {settings.keystore}"
 
@@ -111,7 +110,7 @@ async def _password_file(settings: Settings) -> str:
     _private(settings.password_file)
     if settings.keystore is None or not await _is_wallet(settings):
         return str(settings.password_file)
-    await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+    await open_account(settings)
     return f"{settings.password_file} opens the wallet"
 
 
@@ -121,9 +120,7 @@ async def _is_wallet(settings: Settings) -> bool:
 
 
 async def _balance(settings: Settings) -> str:
-    if settings.keystore is None:
-        raise no_keystore()
-    address = address_of(settings.keystore)
+    address = await asyncio.to_thread(own_address, settings, None)
     async with open_grid(settings) as contracts:
         found = await balances(contracts, address)
         folder = settings.state_dir / FOLDER
