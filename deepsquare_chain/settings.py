@@ -131,6 +131,12 @@ class Settings(BaseSettings):
     max_lag_blocks: int = Field(
         5, ge=0, le=10_000, description="Blocks that an endpoint may be behind the best one"
     )
+    ca_file: FilePath | None = Field(
+        None, description="Certificates (PEM) that endpoints may have beside the system's"
+    )
+    headers_file: FilePath | None = Field(
+        None, description="File of headers for endpoints, such as keys, readable by you alone"
+    )
     chain_id: int | None = Field(None, ge=1, description="Chain id that the endpoint must have")
     deployment: FilePath = Field(
         Path(".deepsquare/deployment.json"), description="Record of the deployed contracts"
@@ -378,7 +384,16 @@ def _anchor(key: str, value: Any, folder: Path) -> Any:
 
 
 _PATHS: Final = frozenset(
-    {"deployment", "explorer_database", "keystore", "password_file", "state_dir", "store"}
+    {
+        "ca_file",
+        "deployment",
+        "explorer_database",
+        "headers_file",
+        "keystore",
+        "password_file",
+        "state_dir",
+        "store",
+    }
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.client.network import open_account
+from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
@@ -45,6 +45,7 @@ def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
         "max_fee_per_gas": int(settings.max_fee_gwei * _GWEI),
         "max_lag_blocks": settings.max_lag_blocks,
         "websocket": settings.websocket,
+        "transport": transport_of(settings),
         # Commands of the same wallet take their nonces from there too.
         "wallets_dir": settings.state_dir / FOLDER,
         "health_port": settings.health_port,

@@ -13,7 +13,7 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.chain.wallet import stated_address
-from deepsquare_chain.client.network import open_account
+from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.database import Store
@@ -38,7 +38,12 @@ async def deploy(settings: Settings, params: GridParams) -> Deployment:
         raise UsageError("No wallet is set", hint="Name one with --keystore.")
     stated_address(settings.keystore)
     progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
-    async with connected(settings.endpoint, chain_id=settings.chain_id, attempts=_ATTEMPTS) as w3:
+    async with connected(
+        settings.endpoint,
+        chain_id=settings.chain_id,
+        attempts=_ATTEMPTS,
+        transport=transport_of(settings),
+    ) as w3:
         account = await open_account(settings)
         deployment = await _deploy(w3, account, settings, params, progress)
     deployment.save(settings.deployment)

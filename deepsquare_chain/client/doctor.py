@@ -9,10 +9,11 @@ import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from deepsquare_chain.chain.fees import is_gas_free
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.runway import runway
 from deepsquare_chain.chain.verifying import verify_deployment
@@ -126,6 +127,8 @@ async def _balance(settings: Settings) -> str:
         folder = settings.state_dir / FOLDER
         with await open_wallet_store(contracts.w3, contracts.deployment, address, folder) as store:
             lasts = runway(found.gas, store.spent(), time.time())
+        if lasts.low and await is_gas_free(contracts.w3):
+            lasts = replace(lasts, free=True)
     if lasts.low:
         raise GridError(
             lasts.words(), hint="Send it some; `deepsquare credit faucet` does on a devnet."

@@ -15,6 +15,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.chain.transport import Transport
 from deepsquare_chain.chain.wallet import AddressBook, load_account, stated_address
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings
@@ -71,8 +72,14 @@ async def open_grid(settings: Settings) -> AsyncIterator[Contracts]:
         contracts=deployment.addresses,
         attempts=_ATTEMPTS,
         max_lag_blocks=settings.max_lag_blocks,
+        transport=transport_of(settings),
     ) as w3:
         yield Contracts(w3, deployment)
+
+
+def transport_of(settings: Settings) -> Transport:
+    """How the settings' endpoints are reached; errors as `Transport.read`."""
+    return Transport.read(settings.ca_file, settings.headers_file)
 
 
 @asynccontextmanager
