@@ -131,6 +131,12 @@ class Settings(BaseSettings):
     max_lag_blocks: int = Field(
         5, ge=0, le=10_000, description="Blocks that an endpoint may be behind the best one"
     )
+    ca_file: FilePath | None = Field(
+        None, description="Certificates (PEM) that endpoints may have beside the system's"
+    )
+    headers_file: FilePath | None = Field(
+        None, description="File of headers for endpoints, such as keys, readable by you alone"
+    )
     chain_id: int | None = Field(None, ge=1, description="Chain id that the endpoint must have")
     deployment: FilePath = Field(
         Path(".deepsquare/deployment.json"), description="Record of the deployed contracts"
@@ -165,11 +171,18 @@ class Settings(BaseSettings):
     )
 
 
-def user_config_path(environ: Mapping[str, str] | None = None) -> Path:
-    """Where the user's own configuration stands, whether it exists or not."""
+def user_config_path(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where the user's own configuration stands, whether it exists or not.
+
+    None for a user without a home: without HOME and an entry in the list of users, as in many
+    containers.
+    """
     env = os.environ if environ is None else environ
     base = env.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(base).expanduser() / "deepsquare" / "config.toml"
+    try:
+        return Path(base).expanduser() / "deepsquare" / "config.toml"
+    except RuntimeError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +251,8 @@ def find_sources(
     given = {key: value for key, value in (flags or {}).items() if value not in (None, [], ())}
     _refuse_unknown(given, "the command line")
     project = (project_dir or Path.cwd()) / PROJECT_FILE
-    files = [_read_file(path) for path in (project, user_config or user_config_path())]
+    paths = (project, user_config or user_config_path())
+    files = [_read_file(path) for path in paths if path is not None]
     layers = [Layer(str(file.path), file.values) for file in files]
     chosen, place, origin = _chosen_context(given, files)
     if chosen:
@@ -317,7 +331,8 @@ def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Laye
             f"There is no context {name[:60]!r}, which {origin} names",
             hint=f"Known are {', '.join(known)}."
             if known
-            else f"Write a table [contexts.{name[:60] if name.isprintable() else 'NAME'}] into {files[0].path} or {files[1].path}.",
+            else f"Write a table [contexts.{name[:60] if name.isprintable() else 'NAME'}] into "
+            f"{' or '.join(str(file.path) for file in files)}.",
         )
     return [Layer(f"context {name} of {file.path}", file.contexts[name]) for file in found]
 
@@ -330,11 +345,13 @@ def _read_file(path: Path) -> _File:
     except (FileNotFoundError, NotADirectoryError):
         return _File(path, {}, {})
     except OSError as error:
+        if not os.path.lexists(path):  # HOME is another user's, as in many containers
+            return _File(path, {}, {})
         raise UsageError(f"{path} can't be read: {error.strerror}", hint=_MEND) from None
     if len(raw) > MAX_FILE_BYTES:
         raise UsageError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes", hint=_MEND)
     try:
-        values = tomllib.loads(raw.decode())
+        values = tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", hint=_MEND) from None
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
@@ -367,7 +384,16 @@ def _anchor(key: str, value: Any, folder: Path) -> Any:
 
 
 _PATHS: Final = frozenset(
-    {"deployment", "explorer_database", "keystore", "password_file", "state_dir", "store"}
+    {
+        "ca_file",
+        "deployment",
+        "explorer_database",
+        "headers_file",
+        "keystore",
+        "password_file",
+        "state_dir",
+        "store",
+    }
 )
 
 

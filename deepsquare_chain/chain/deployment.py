@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -109,7 +110,7 @@ class Deployment:
             UsageError: It is no deployment record; the message names the source.
         """
         try:
-            return cls._from_body(from_json(text[: MAX_BYTES + 1], allow_inf_nan=False))
+            return cls._from_body(from_json(_unmarked(text[: MAX_BYTES + 1]), allow_inf_nan=False))
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"{source} is no deployment record: {_reason(error)}",
@@ -135,6 +136,13 @@ class Deployment:
         values = {name: value for name, value in body.items() if name in known}
         values |= {name: to_checksum_address(body[name]) for name in _ADDRESSES}
         return cls(**values)
+
+
+def _unmarked(text: bytes | str) -> bytes | str:
+    """The text without the byte order mark that some editors put first."""
+    if isinstance(text, str):
+        return text.removeprefix("\ufeff")
+    return text.removeprefix(codecs.BOM_UTF8)
 
 
 def _reason(error: Exception) -> str:

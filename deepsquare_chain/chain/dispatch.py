@@ -321,8 +321,11 @@ class Dispatcher:
             # A smaller step is refused by every pool: hold until the chain is cheaper.
             _log.warning("fee_ceiling_reached", label=entry.call.label, max_fee=last.max_fee)
             return Outcome.UNCLEAR, None
-        head = await self._w3.eth.block_number
         cancel = cancel or last.cancels
+        if fees == Fees(last.max_fee, last.priority_fee) and cancel is last.cancels:
+            # Where gas is free nothing is there to be raised: the same bytes again.
+            return await broadcast(self._w3, last)
+        head = await self._w3.eth.block_number
         own = Call(to=self._account.address, data=b"", label=f"cancel {entry.call.label}")
         call = own if cancel else entry.call
         signed = self._sign(call, entry.nonce, entry.gas, fees, head)

@@ -21,6 +21,12 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from deepsquare_chain.chain.answers import fits, is_error
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.transport import (
+    CERTIFICATE_HINT,
+    Transport,
+    proxy_for,
+    tls_problem,
+)
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.settings import safe_url
 
@@ -48,6 +54,7 @@ _ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
 #: Seconds for which the highest head counts: a chain may shrink.
 _HEAD_MEMORY: Final = 30.0
 _RATE_LIMIT_CODES: Final = frozenset({429, -32005})
+_PLAIN: Final = Transport()
 
 
 class TransientEndpointError(EndpointError):
@@ -65,12 +72,21 @@ class CheckedProvider(AsyncHTTPProvider):
     web3 as they are.
     """
 
-    def __init__(self, url: str, *, timeout: float = REQUEST_TIMEOUT) -> None:
+    def __init__(
+        self, url: str, *, timeout: float = REQUEST_TIMEOUT, transport: Transport = _PLAIN
+    ) -> None:
+        context, proxy = transport.context(), proxy_for(url)
         super().__init__(
             URI(url),
-            request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout)},
+            request_kwargs={
+                "timeout": aiohttp.ClientTimeout(total=timeout),
+                "proxy": proxy,
+                **({} if context is None else {"ssl": context}),
+            },
             exception_retry_configuration=None,
         )
+        self._own_headers = transport.headers_for(url)
+        self._proxy = None if proxy is None else safe_url(proxy)
         self.global_ccip_read_enabled = False
         self.place = safe_url(url)
         self._session: aiohttp.ClientSession | None = None
@@ -125,10 +141,16 @@ class CheckedProvider(AsyncHTTPProvider):
         session = self._session
         self._users[session] += 1
         try:
-            async with session.post(
-                str(self.endpoint_uri), data=body, **self.get_request_kwargs()
-            ) as answer:
+            options = self.get_request_kwargs()
+            options["headers"] = {**options.get("headers", {}), **self._own_headers}
+            async with session.post(str(self.endpoint_uri), data=body, **options) as answer:
                 raw = await answer.read()
+        except aiohttp.ClientHttpProxyError as error:
+            raise TransientEndpointError(
+                f"The proxy {self._proxy} does not lead to {self.place}: HTTP status "
+                f"{error.status}",
+                hint="Check HTTPS_PROXY; NO_PROXY names hosts to be asked without it.",
+            ) from None
         except aiohttp.ClientResponseError as error:
             kind = TransientEndpointError if _may_pass(error.status) else EndpointError
             raise kind(
@@ -136,10 +158,7 @@ class CheckedProvider(AsyncHTTPProvider):
                 hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TransientEndpointError(
-                f"The endpoint {self.place} can't be reached: {_plain(error)}",
-                hint="Start the node (`deepsquare devnet up` for a local one) or give --endpoint.",
-            ) from None
+            raise self._unreachable(error) from None
         finally:
             await self._leave(session)
         try:
@@ -147,6 +166,17 @@ class CheckedProvider(AsyncHTTPProvider):
             return pydantic_core.from_json(raw, allow_inf_nan=False)
         except ValueError:
             raise self._nonsense("no JSON (a web page?)") from None
+
+    def _unreachable(self, error: Exception) -> TransientEndpointError:
+        words = tls_problem(error)
+        hint = "Start the node (`deepsquare devnet up` for a local one) or give --endpoint."
+        if "certificate" in words:
+            hint = CERTIFICATE_HINT
+        elif self._proxy is not None:
+            hint = f"It was asked through the proxy {self._proxy}; NO_PROXY names exceptions."
+        return TransientEndpointError(
+            f"The endpoint {self.place} can't be reached: {words or _plain(error)}", hint=hint
+        )
 
     async def _leave(self, session: aiohttp.ClientSession) -> None:
         self._users[session] -= 1

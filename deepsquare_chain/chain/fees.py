@@ -56,14 +56,24 @@ class Market:
 
 
 async def market(w3: AsyncWeb3[Any]) -> Market:
-    """Ask the node for the base fee and the usual tip."""
+    """Ask the node for the base fee and the usual tip; both may be 0 on a private chain."""
     block, tip = await asyncio.gather(w3.eth.get_block("latest"), _tip(w3))
     base, holds = block.get("baseFeePerGas"), int(block["gasLimit"])
-    if base is None:
+    if not base:
+        # Without a base fee the node's price is the tip that it asks, on free chains 0.
         price = int(await w3.eth.gas_price)
         return Market(price, Fees(price, price), holds)
     # Twice the base fee outlives six full blocks in a row.
     return Market(int(base) + 1, Fees(max_fee=2 * int(base) + tip, priority_fee=tip), holds)
+
+
+async def is_gas_free(w3: AsyncWeb3[Any]) -> bool:
+    """Whether the chain takes transactions for nothing, from accounts without coin.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    return (await market(w3)).fees.max_fee == 0
 
 
 async def _tip(w3: AsyncWeb3[Any]) -> int:

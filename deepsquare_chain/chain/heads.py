@@ -18,6 +18,7 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidURI, WebSocketException
 
+from deepsquare_chain.chain.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import safe_url
 
@@ -43,6 +44,7 @@ class HeadWatch:
         chain_id: Chain that the node must serve.
         told: Called with whether it listens now.
         pauses: Shortest and longest pause before the next connection, in seconds.
+        transport: Certificates and headers for a remote address.
 
     Raises:
         UsageError: That is no address of a websocket.
@@ -56,6 +58,7 @@ class HeadWatch:
         chain_id: int,
         told: Callable[[bool], None] = lambda _listens: None,
         pauses: tuple[float, float] = _PAUSES,
+        transport: Transport | None = None,
     ) -> None:
         if not url.startswith(("ws://", "wss://")):
             raise UsageError(f"{safe_url(url)} is no ws:// or wss:// address")
@@ -65,6 +68,7 @@ class HeadWatch:
         self._told = told
         self._chain_id = chain_id
         self._pauses = pauses
+        self._transport = transport or Transport()
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -89,7 +93,9 @@ class HeadWatch:
                 self._failures += 1
                 low, high = self._pauses
                 pause = min(high, low * 2.0 ** min(self._failures - 1, 10))
-                words = "no such address" if isinstance(error, InvalidURI) else str(error)[:200]
+                words = tls_problem(error) or str(error)[:200]
+                if isinstance(error, InvalidURI):
+                    words = "no such address"
                 _log.warning(
                     "websocket_lost",
                     endpoint=self._place,
@@ -100,8 +106,15 @@ class HeadWatch:
 
     async def _listen(self) -> None:
         """One connection, to its end."""
+        secure = self._url.startswith("wss://")
         async with connect(
-            self._url, max_size=_MAX_MESSAGE, open_timeout=_TIMEOUT, close_timeout=1, proxy=None
+            self._url,
+            max_size=_MAX_MESSAGE,
+            open_timeout=_TIMEOUT,
+            close_timeout=1,
+            proxy=proxy_for(self._url),
+            ssl=self._transport.context() if secure else None,
+            additional_headers=self._transport.headers_for(self._url),
         ) as socket:
             numbers = itertools.count(1)
             found = await self._ask(socket, next(numbers), "eth_chainId")

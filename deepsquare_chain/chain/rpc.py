@@ -18,6 +18,7 @@ from deepsquare_chain.chain.endpoint import (
     WrongEndpointError,
 )
 from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS, Pool
+from deepsquare_chain.chain.transport import Transport
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.settings import safe_url, split_urls
 
@@ -43,6 +44,7 @@ async def connect(
     timeout: float = REQUEST_TIMEOUT,
     max_lag_blocks: int = MAX_LAG_BLOCKS,
     metrics: Metrics | None = None,
+    transport: Transport | None = None,
 ) -> AsyncWeb3[Any]:
     """Connect to a chain and look whether it is the right one.
 
@@ -55,8 +57,10 @@ async def connect(
         timeout: Seconds for one request.
         max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
         metrics: Where the figures of each endpoint go.
+        transport: Certificates and headers for remote endpoints.
 
     Raises:
+        UsageError: The environment names a proxy that can't be used.
         WrongEndpointError: One serves another chain or is no HTTP address, or a contract is not
             there.
         EndpointError: All are down, or no nodes.
@@ -68,7 +72,10 @@ async def connect(
                 f"The endpoint {safe_url(each)} is no http:// or https:// address"
             )
     pool = Pool(
-        [CheckedProvider(each, timeout=timeout) for each in urls],
+        [
+            CheckedProvider(each, timeout=timeout, transport=transport or Transport())
+            for each in urls
+        ],
         chain_id=chain_id,
         attempts=attempts,
         max_lag_blocks=max_lag_blocks,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
 
+from deepsquare_chain.chain.fees import is_gas_free
 from deepsquare_chain.chain.outbox import Outbox
 from deepsquare_chain.credits import format_credits
 
@@ -31,11 +32,15 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Runway:
-    """What is left, and what one transaction and one day cost; None where nothing is known."""
+    """What is left, and what one transaction and one day cost; None where nothing is known.
+
+    `free`: the chain asks nothing for gas.
+    """
 
     balance: int
     per_transaction: int | None = None
     per_day: int | None = None
+    free: bool = False
 
     @property
     def transactions(self) -> int | None:
@@ -50,12 +55,16 @@ class Runway:
     @property
     def low(self) -> bool:
         """Whether it is time to send coin."""
+        if self.free:
+            return False
         few = self.transactions is not None and self.transactions < LOW_TRANSACTIONS
         return few or (self.days is not None and self.days < LOW_DAYS) or self.balance == 0
 
     def words(self) -> str:
         """For people."""
         left = f"{format_credits(self.balance)} coin for gas"
+        if self.free:
+            return f"{left}, which is free on this chain"
         if self.transactions is None:
             return left
         lasts = f"{left}: enough for about {self.transactions:,} transactions"
@@ -112,6 +121,8 @@ class Purse:
         balance = int(await self._w3.eth.get_balance(address, "latest"))
         self._looked = now
         found = runway(balance, self._outbox.spent(), time.time())
+        if found.low and await is_gas_free(self._w3):
+            found = replace(found, free=True)
         if self._metrics is not None:
             for gauge, value in ((self._count, found.transactions), (self._days, found.days)):
                 gauge.set(float("nan") if value is None else value)

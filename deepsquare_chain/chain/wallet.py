@@ -6,7 +6,10 @@ inside an account.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import getpass
+import hashlib
 import json
 import os
 import stat
@@ -30,6 +33,8 @@ _STRONG: Final = 2**18
 _LIGHT: Final = 2**12
 _MAX_SCRYPT_BYTES: Final = 2**30
 _MAX_ROUNDS: Final = 10_000_000
+#: Wallets of which an address book keeps the address.
+_MAX_KNOWN: Final = 500
 _BACKUP: Final = "Name the right file with --keystore, or bring it back from a backup."
 
 Prompt = Callable[[str], str]
@@ -37,7 +42,7 @@ Prompt = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """A keystore file and whose it is."""
+    """A keystore file and the address that it states, which proves nothing; "" for none."""
 
     path: Path
     address: str
@@ -72,10 +77,13 @@ def import_key(
 
 
 def import_keystore(path: str | Path, source: str | Path, password: str) -> LocalAccount:
-    """Copy another program's keystore file to a new file, after opening it with its password."""
-    body = _read(Path(source))  # once: it may come through a pipe
-    account = _opened(source, body, password)
-    _store(Path(path), json.dumps(body))
+    """Copy another program's keystore file to a new file, after opening it with its password.
+
+    The copy states the address of the key, whatever the source stated.
+    """
+    body = _read(Path(source))[0]  # once: it may come through a pipe
+    account = _decrypted(source, body, password)
+    _store(Path(path), json.dumps(body | {"address": account.address[2:].lower()}))
     return account
 
 
@@ -85,23 +93,74 @@ def list_wallets(folder: str | Path) -> list[Wallet]:
     place = Path(folder)
     for path in sorted(place.glob("*.json")) if place.is_dir() else ():
         try:
-            found.append(Wallet(path, address_of(path)))
+            found.append(Wallet(path, stated_address(path)))
         except (UsageError, NotFoundError):
             continue
     return found
 
 
-def address_of(path: str | Path) -> str:
-    """Whose keystore this is, without opening it.
+def stated_address(path: str | Path) -> str:
+    """The address that a keystore file states, "" for none; only the key proves it.
 
     Raises:
         NotFoundError: There is no such file.
-        UsageError: It is no keystore, or does not say.
+        UsageError: It is no keystore (v3).
     """
-    address = _read(Path(path)).get("address", "")
-    if not is_address(address):
-        raise UsageError(f"The wallet {path} does not say whose it is", hint=_BACKUP)
-    return to_checksum_address(address)
+    body = _read(Path(path))[0]
+    _check_keystore(Path(path), body)
+    return _stated(body)
+
+
+class AddressBook:
+    """Addresses of keystore files that were opened before, so that the password is asked once.
+
+    A file is known by the SHA-256 of its content: a change of any value makes it unknown again.
+
+    Args:
+        path: File of the book; made when needed. One that can't be used changes nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def address_of(
+        self,
+        wallet: str | Path,
+        password_file: str | Path | None = None,
+        prompt: Prompt | None = None,
+    ) -> str:
+        """Address of a keystore's key. The wallet is opened the first time; errors as `load_account`."""
+        digest = _read(Path(wallet))[1]
+        known = self._known().get(digest)
+        if known is not None and is_address(known):
+            return to_checksum_address(known)
+        account = load_account(wallet, password_file, prompt)
+        self.remember(wallet, account)
+        return account.address
+
+    def knows(self, wallet: str | Path) -> bool:
+        """Whether the file was opened before, so that what it states is true."""
+        return _read(Path(wallet))[1] in self._known()
+
+    def remember(self, wallet: str | Path, account: LocalAccount) -> None:
+        """Enter a keystore file that was opened, or written, as this account's."""
+        digest, known = _read(Path(wallet))[1], self._known()
+        if known.get(digest) == account.address:
+            return
+        entries = list((known | {digest: account.address}).items())[-_MAX_KNOWN:]
+        fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh.write_text(json.dumps(dict(entries)))
+            fresh.replace(self._path)
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            with self._path.open("rb") as file:
+                known = from_json(file.read(MAX_BYTES))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
 
 def load_account(
@@ -119,16 +178,36 @@ def load_account(
         NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
         UsageError: A file is not what it should be, or its permissions are too wide.
     """
-    _check_keystore(Path(path), _read(Path(path)))
-    return unlock(path, read_password(path, password_file, prompt))
+    body = _read(Path(path))[0]
+    _check_keystore(Path(path), body)
+    return _opened(path, body, read_password(path, password_file, prompt))
 
 
 def unlock(path: str | Path, password: str) -> LocalAccount:
     """Open a wallet with a known password; errors as `load_account`."""
-    return _opened(path, _read(Path(path)), password)
+    return _opened(path, _read(Path(path))[0], password)
 
 
 def _opened(path: str | Path, body: dict[str, Any], password: str) -> LocalAccount:
+    """The account of a keystore; one that states another address than its key's is refused."""
+    account = _decrypted(path, body, password)
+    stated = _stated(body)
+    if stated and stated != account.address:
+        raise UsageError(
+            f"The wallet {path} states the address {stated}, but its key is that of "
+            f"{account.address}",
+            hint=f"`deepsquare wallet import NEW --from {path}` makes a wallet of the key's own "
+            "address.",
+        )
+    return account
+
+
+def _stated(body: dict[str, Any]) -> str:
+    address = body.get("address")
+    return to_checksum_address(address) if is_address(address) else ""
+
+
+def _decrypted(path: str | Path, body: dict[str, Any], password: str) -> LocalAccount:
     _check_keystore(Path(path), body)
     try:
         key = Account.decrypt(body, password)
@@ -190,7 +269,8 @@ def _secret_from(path: Path, what: str) -> str:
     if stat.S_ISREG(mode) and mode & 0o077:
         raise UsageError(f"The {what} {path} can be read by others", hint=f"chmod 600 {path}")
     try:
-        return raw.decode().removesuffix("\n").removesuffix("\r")
+        # Editors of some systems put a byte order mark first.
+        return raw.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(
             f"The {what} {path} is not UTF-8 text",
@@ -225,7 +305,8 @@ def _store(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """A keystore's body, and the SHA-256 of its content."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -239,12 +320,15 @@ def _read(path: Path) -> dict[str, Any]:
             f"The wallet {path} can't be read: {error.strerror}", hint="Check its permissions."
         ) from None
     try:
-        body = from_json(raw, allow_inf_nan=False) if len(raw) <= MAX_BYTES else None
+        text = raw.removeprefix(codecs.BOM_UTF8)
+        body = from_json(text, allow_inf_nan=False) if len(raw) <= MAX_BYTES else None
     except ValueError:
         body = None
     if not isinstance(body, dict):
         raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
-    return body
+    # The same for any layout of the same content.
+    canonical = json.dumps(body, sort_keys=True).encode()
+    return body, hashlib.sha256(canonical).hexdigest()
 
 
 def _check_keystore(path: Path, body: dict[str, Any]) -> None:

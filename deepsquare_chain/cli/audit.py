@@ -51,7 +51,7 @@ async def verify(
 ) -> int:
     """Rebuild every job and balance, compare with storage; exit 10 if it does not add up."""
     from deepsquare_chain.chain.rpc import connected
-    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError, UsageError
     from deepsquare_chain.explorer.auditing import Depth, audit_export, audit_grid
 
@@ -67,7 +67,11 @@ async def verify(
         other = None
         if compare_endpoint and contracts is not None:
             chain_id = contracts.deployment.chain_id
-            other = await stack.enter_async_context(connected(compare_endpoint, chain_id=chain_id))
+            other = await stack.enter_async_context(
+                connected(
+                    compare_endpoint, chain_id=chain_id, transport=transport_of(desk.settings)
+                )
+            )
         depth = Depth(not events_only, proofs, other, block_hash)
         if export is not None:
             found = await audit_export(contracts, export, depth=depth, bars=_bars)

@@ -55,7 +55,10 @@ async def show(desk: Desk) -> None:
         ),
     )
     for path in (Path.cwd() / PROJECT_FILE, user_config_path()):
-        desk.printer.note(f"{path}: {'read' if path.is_file() else 'not there'}")
+        if path is None:
+            desk.printer.note("This user has no home, so there is no user configuration.")
+        else:
+            desk.printer.note(f"{path}: {'read' if _is_there(path) else 'not there'}")
 
 
 @command(app)
@@ -73,10 +76,16 @@ async def use(
 ) -> None:
     """Use a context from now on: your own configuration file says so."""
     from deepsquare_chain.client.contexts import choose_context
+    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.settings import find_sources, user_config_path
 
     find_sources({"context": name})  # refuses one that no file knows
     path = user_config_path()
+    if path is None:
+        raise UsageError(
+            "This user has no home, so there is no user configuration to change",
+            hint="Set HOME or XDG_CONFIG_HOME, or choose with --context or DEEPSQUARE_CONTEXT.",
+        )
     choose_context(path, name)
     desk.printer.note(f'{path} says context = "{name}".')
     found = find_sources()
@@ -96,3 +105,11 @@ def _show_contexts(desk: Desk, sources: Sources) -> None:
         ),
         empty="No file has a table [contexts.NAME].",
     )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file that this user may see; its folder may be closed to them."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -41,6 +41,7 @@ async def index(
 
     from deepsquare_chain.chain.deployment import Deployment
     from deepsquare_chain.cli.progress import progress
+    from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.explorer.index.service import index_place, open_index
 
     settings = desk.settings
@@ -49,6 +50,7 @@ async def index(
             settings.endpoint,
             Deployment.load(settings.deployment),
             index_place(settings),
+            transport=transport_of(settings),
             max_lag_blocks=settings.max_lag_blocks,
             confirmations=settings.confirmations,
             rebuild=rebuild,

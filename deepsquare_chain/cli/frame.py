@@ -28,6 +28,8 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "context": (str, "Network to use, as configuration files name it.", True),
     "endpoint": (list[str], "JSON-RPC endpoint of the chain; again for more of them.", True),
     "websocket": (str, "ws:// address that wakes services at each new block.", False),
+    "ca_file": (Path, "Certificates (PEM) that endpoints may have.", False),
+    "headers_file": (Path, "File of headers for endpoints, such as keys.", False),
     "max_lag_blocks": (int, "Blocks that an endpoint may be behind the best one.", False),
     "deployment": (Path, "Record of the deployed contracts.", True),
     "keystore": (Path, "Encrypted wallet file.", True),

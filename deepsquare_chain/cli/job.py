@@ -72,6 +72,7 @@ _RESULTS: Final = (
     Column("size", "bytes", Kind.NUMBER),
     Column("sha256", "SHA-256"),
     Column("on_chain", "as on chain", Kind.FLAG),
+    Column("problem", "problem"),
 )
 
 
@@ -199,15 +200,28 @@ async def results(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FOLDER", help="Copy them into a new folder.")
     ] = None,
-) -> None:
-    """List the files that a job left, or fetch them; reads a provider's folder on this machine."""
+) -> int:
+    """List the files that a job left, or fetch them; reads a provider's folder on this machine.
+
+    Exit 1 if a file can't be read; the others are listed and fetched all the same.
+    """
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.sdk.results import job_results
 
     async with open_grid(desk.settings) as contracts:
         found = await job_results(contracts, desk.settings.state_dir, job, to)
-    rows = ((each.name, each.size, each.digest, each.on_chain) for each in found)
+    rows = (
+        (each.name, each.size, each.digest or None, each.on_chain, each.problem or None)
+        for each in found
+    )
     desk.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
+    problems = sum(1 for each in found if each.problem)
+    if problems:
+        done = "listed" if to is None else f"copied into {to}"
+        desk.printer.note(
+            f"{problems} of {len(found)} files or folders have a problem; the others are {done}."
+        )
+    return 1 if problems else 0
 
 
 @command(app)

@@ -22,16 +22,16 @@ async def stream(desk: Desk, contracts: Contracts, job_id: int, *, follow: bool)
     Raises:
         NotFoundError: There is no such job, or no provider on this machine has run it.
     """
-    offset = 0
+    position = 0
     while True:
         job = await contracts.scheduler.get_job(job_id)
         run = _run(desk, contracts, job)
         if run is None and (not follow or job.status.is_final):
             raise no_run(job, desk.settings.state_dir)
         ended = job.status.is_final or (run is not None and has_ended(run))
-        while run is not None and (part := read_output(run, offset, _CHUNK)):
-            desk.printer.raw(part)
-            offset += len(part)
+        while run is not None and (part := read_output(run, position, _CHUNK)).data:
+            desk.printer.raw(part.data)
+            position = part.position
         if ended or not follow:
             return
         await asyncio.sleep(_INTERVAL)

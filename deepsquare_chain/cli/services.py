@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.wallet import load_account
-from deepsquare_chain.client.network import own_address
+from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
@@ -25,7 +21,7 @@ async def provide(settings: Settings) -> None:
     from deepsquare_chain.provider.service import ProviderSettings
 
     deployment = Deployment.load(settings.deployment)
-    account = await _account(settings)
+    account = await open_account(settings)
     configure_logging(settings.log_level, settings.log_format, service="provider")
     await run_provider(
         settings.endpoint,
@@ -49,16 +45,11 @@ def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
         "max_fee_per_gas": int(settings.max_fee_gwei * _GWEI),
         "max_lag_blocks": settings.max_lag_blocks,
         "websocket": settings.websocket,
+        "transport": transport_of(settings),
         # Commands of the same wallet take their nonces from there too.
         "wallets_dir": settings.state_dir / FOLDER,
         "health_port": settings.health_port,
     }
-
-
-async def _account(settings: Settings) -> LocalAccount:
-    own_address(settings, None)
-    assert settings.keystore is not None  # noqa: S101 - own_address refuses it
-    return await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
 
 
 async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: bool) -> None:
@@ -68,7 +59,7 @@ async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: 
     from deepsquare_chain.metascheduler.service import SchedulerSettings
 
     deployment = Deployment.load(settings.deployment)
-    account = None if dry_run else await _account(settings)
+    account = None if dry_run else await open_account(settings)
     configure_logging(settings.log_level, settings.log_format, service="metascheduler")
     who = "dry-run" if account is None else account.address
     await run_scheduler(

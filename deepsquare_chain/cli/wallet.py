@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
-from deepsquare_chain.cli.output import Column
+from deepsquare_chain.cli.output import Column, Kind
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 app = typer.Typer(help="Make, import, list and show encrypted wallets.", no_args_is_help=True)
 
 _WALLET: Final = (Column("address", "address"), Column("path", "keystore"))
+_LIST: Final = (
+    Column("address", "stated address"),
+    Column("path", "keystore"),
+    Column("checked", "is the key's", Kind.FLAG),
+)
 NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="New keystore file.")]
 
 
@@ -21,8 +29,7 @@ async def new(desk: Desk, file: NewFile) -> None:
     """Make a new key and keep it, encrypted, in a new file."""
     from deepsquare_chain.chain.wallet import create_wallet
 
-    account = create_wallet(file, _new_password(desk, file))
-    desk.printer.record(_WALLET, (account.address, str(file)))
+    _show(desk, file, create_wallet(file, _new_password(desk, file)))
 
 
 @command(app, "import")
@@ -60,7 +67,7 @@ async def import_wallet(
     else:
         key = ask_key() if key_file is None else read_key(or_stdin(key_file))
         account = import_key(file, key, _new_password(desk, file))
-    desk.printer.record(_WALLET, (account.address, str(file)))
+    _show(desk, file, account)
 
 
 @command(app, "list")
@@ -70,24 +77,50 @@ async def list_wallets(
         Path | None, typer.Argument(help="Folder of keystores; the keystore's own by default.")
     ] = None,
 ) -> None:
-    """List the wallets of a folder."""
+    """List the wallets of a folder by the addresses that their files state.
+
+    Only the key proves an address: it is checked when a wallet is opened.
+    """
     from deepsquare_chain.chain import wallet
+    from deepsquare_chain.client.network import address_book
 
     own = desk.settings.keystore
     place = folder or (own.parent if own else desk.settings.state_dir / "wallets")
     found = wallet.list_wallets(place)
+    book = address_book(desk.settings)
     desk.printer.rows(
-        _WALLET, ((each.address, str(each.path)) for each in found), empty=f"No wallets in {place}."
+        _LIST,
+        ((each.address or None, str(each.path), book.knows(each.path)) for each in found),
+        empty=f"No wallets in {place}.",
     )
 
 
 @command(app)
 async def show(desk: Desk) -> None:
     """Show the address of the wallet that commands use; its key is never shown."""
+    from deepsquare_chain.chain.wallet import stated_address
     from deepsquare_chain.client.network import own_address
+    from deepsquare_chain.errors import NotAuthorisedError
 
-    address = own_address(desk.settings, None)
+    try:
+        address = own_address(desk.settings, None)
+    except NotAuthorisedError as error:
+        # Nothing is paid to it or by it here, so that a statement is better than nothing.
+        address = stated_address(desk.settings.keystore) if desk.settings.keystore else ""
+        if not address:
+            raise
+        desk.printer.note(
+            f"The file states this address; it was not compared with the key: {error.message}."
+        )
     desk.printer.record(_WALLET, (address, str(desk.settings.keystore)))
+
+
+def _show(desk: Desk, file: Path, account: LocalAccount) -> None:
+    """Show a wallet that was made here; later commands know its address without its password."""
+    from deepsquare_chain.client.network import address_book
+
+    address_book(desk.settings).remember(file, account)
+    desk.printer.record(_WALLET, (account.address, str(file)))
 
 
 def _new_password(desk: Desk, file: Path) -> str:

@@ -12,7 +12,8 @@ from deepsquare_chain.chain.calls import checked_address
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.sender import TxReceipt
-from deepsquare_chain.client.network import Wallet
+from deepsquare_chain.chain.transport import proxy_for, tls_problem
+from deepsquare_chain.client.network import Wallet, transport_of
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, NotFoundError
 from deepsquare_chain.settings import Settings, safe_url
@@ -87,12 +88,17 @@ async def ask_faucet(settings: Settings, account: str) -> None:
             "This deployment has no faucet", hint="Only a devnet gives credits away."
         )
     try:
-        async with httpx.AsyncClient(timeout=settings.timeout, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            timeout=settings.timeout,
+            trust_env=False,
+            proxy=proxy_for(url),
+            verify=transport_of(settings).context() or True,
+        ) as client:
             answer = await client.post(url, json={"address": checked_address(account)})
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = type(error).__name__
         if isinstance(error, httpx.ConnectError):
-            why = "no connection"
+            why = tls_problem(error) or "no connection"
         elif isinstance(error, httpx.TimeoutException):
             why = "no answer in time"
         raise EndpointError(

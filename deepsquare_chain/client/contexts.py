@@ -25,7 +25,7 @@ def choose_context(path: Path, name: str) -> None:
         UsageError: The file can't be read or written, or is too unusual to be changed safely.
     """
     try:
-        before = path.read_text() if path.exists() else ""
+        before = path.read_text("utf-8-sig") if path.exists() else ""
         after = _with_context(before, name)
         safe = tomllib.loads(after) == tomllib.loads(before) | {"context": name}
         reason = "its text is unusual"

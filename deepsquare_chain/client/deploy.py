@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +12,8 @@ from deepsquare_chain.chain.deploying import GridParams, deploy_grid
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.chain.wallet import address_of, load_account
+from deepsquare_chain.chain.wallet import stated_address
+from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.database import Store
@@ -36,10 +36,15 @@ async def deploy(settings: Settings, params: GridParams) -> Deployment:
         )
     if settings.keystore is None:
         raise UsageError("No wallet is set", hint="Name one with --keystore.")
-    address_of(settings.keystore)
+    stated_address(settings.keystore)
     progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
-    async with connected(settings.endpoint, chain_id=settings.chain_id, attempts=_ATTEMPTS) as w3:
-        account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+    async with connected(
+        settings.endpoint,
+        chain_id=settings.chain_id,
+        attempts=_ATTEMPTS,
+        transport=transport_of(settings),
+    ) as w3:
+        account = await open_account(settings)
         deployment = await _deploy(w3, account, settings, params, progress)
     deployment.save(settings.deployment)
     for leftover in progress.parent.glob(f"{progress.name}*"):

@@ -9,16 +9,16 @@ import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from deepsquare_chain.chain.fees import is_gas_free
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.runway import runway
 from deepsquare_chain.chain.verifying import verify_deployment
-from deepsquare_chain.chain.wallet import address_of, load_account
 from deepsquare_chain.client.accounts import balances
-from deepsquare_chain.client.network import no_keystore, open_grid
+from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.settings import Settings, safe_url
@@ -95,7 +95,7 @@ async def _clock(settings: Settings) -> str:
 async def _wallet(settings: Settings) -> str:
     if settings.keystore is None:
         raise no_keystore()
-    address = address_of(settings.keystore)
+    address = await asyncio.to_thread(own_address, settings, None)
     _private(settings.keystore)
     return f"{address} in {settings.keystore}"
 
@@ -111,7 +111,7 @@ async def _password_file(settings: Settings) -> str:
     _private(settings.password_file)
     if settings.keystore is None or not await _is_wallet(settings):
         return str(settings.password_file)
-    await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+    await open_account(settings)
     return f"{settings.password_file} opens the wallet"
 
 
@@ -121,14 +121,14 @@ async def _is_wallet(settings: Settings) -> bool:
 
 
 async def _balance(settings: Settings) -> str:
-    if settings.keystore is None:
-        raise no_keystore()
-    address = address_of(settings.keystore)
+    address = await asyncio.to_thread(own_address, settings, None)
     async with open_grid(settings) as contracts:
         found = await balances(contracts, address)
         folder = settings.state_dir / FOLDER
         with await open_wallet_store(contracts.w3, contracts.deployment, address, folder) as store:
             lasts = runway(found.gas, store.spent(), time.time())
+        if lasts.low and await is_gas_free(contracts.w3):
+            lasts = replace(lasts, free=True)
     if lasts.low:
         raise GridError(
             lasts.words(), hint="Send it some; `deepsquare credit faucet` does on a devnet."

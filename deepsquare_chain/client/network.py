@@ -15,7 +15,8 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import Sender, TxReceipt
-from deepsquare_chain.chain.wallet import address_of, load_account
+from deepsquare_chain.chain.transport import Transport
+from deepsquare_chain.chain.wallet import AddressBook, load_account, stated_address
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import Store
@@ -71,8 +72,14 @@ async def open_grid(settings: Settings) -> AsyncIterator[Contracts]:
         contracts=deployment.addresses,
         attempts=_ATTEMPTS,
         max_lag_blocks=settings.max_lag_blocks,
+        transport=transport_of(settings),
     ) as w3:
         yield Contracts(w3, deployment)
+
+
+def transport_of(settings: Settings) -> Transport:
+    """How the settings' endpoints are reached; errors as `Transport.read`."""
+    return Transport.read(settings.ca_file, settings.headers_file)
 
 
 @asynccontextmanager
@@ -87,9 +94,9 @@ async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
     if settings.keystore is None:
         raise no_keystore()
     # A wrong path is told before anybody is asked for a password.
-    address_of(settings.keystore)
+    stated_address(settings.keystore)
     async with open_grid(settings) as contracts:
-        account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+        account = await open_account(settings)
         deployment = contracts.deployment
         folder = settings.state_dir / FOLDER
         with await open_wallet_store(contracts.w3, deployment, account.address, folder) as store:
@@ -103,17 +110,40 @@ async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
             yield Wallet(contracts, account, sender, store, settings.timeout)
 
 
+async def open_account(settings: Settings) -> LocalAccount:
+    """The account of the settings' keystore; errors as `load_account`, and without a keystore.
+
+    Raises:
+        UsageError: There is no keystore, or it is not usable.
+        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
+    """
+    if settings.keystore is None:
+        raise no_keystore()
+    account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+    address_book(settings).remember(settings.keystore, account)
+    return account
+
+
 def own_address(settings: Settings, given: str | None) -> str:
-    """The given address, else the one of the settings' keystore, which is not opened.
+    """The given address, else the one of the settings' keystore.
+
+    The address is that of the key, never what the file states: a keystore that was not opened on
+    this machine before is opened for it.
 
     Raises:
         UsageError: It is no address, or there is neither.
+        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
     """
     if given is not None:
         return checked_address(given)
     if settings.keystore is None:
         raise no_keystore()
-    return address_of(settings.keystore)
+    return address_book(settings).address_of(settings.keystore, settings.password_file)
+
+
+def address_book(settings: Settings) -> AddressBook:
+    """Addresses of the keystores that were opened with these settings."""
+    return AddressBook(settings.state_dir / FOLDER / "addresses")
 
 
 def no_keystore() -> UsageError:

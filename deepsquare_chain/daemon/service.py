@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,7 @@ from deepsquare_chain.chain.heads import HeadWatch
 from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.rpc import WrongEndpointError, connected
 from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.transport import Transport
 from deepsquare_chain.daemon.loop import Daemon
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observe import get_logger
@@ -48,6 +49,7 @@ class ServiceSettings:
         max_fee_per_gas: Ceiling in wei; above it transactions wait.
         max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
         websocket: ws:// address of a node whose new blocks wake the service; None for none.
+        transport: Certificates and headers for remote endpoints.
         wallets_dir: Folder of what wallets sent, which a service and commands of the same wallet
             share; None keeps it in the service's own database.
         health_port: Port on 127.0.0.1 of health and figures, 0 for a free one, None for none.
@@ -61,6 +63,7 @@ class ServiceSettings:
     max_fee_per_gas: int = 500 * GWEI
     max_lag_blocks: int = MAX_LAG_BLOCKS
     websocket: str | None = None
+    transport: Transport = field(default_factory=Transport)
     wallets_dir: Path | None = None
     health_port: int | None = None
 
@@ -80,6 +83,7 @@ async def open_contracts(
             contracts=[deployment.registry, deployment.scheduler],
             max_lag_blocks=settings.max_lag_blocks,
             metrics=metrics,
+            transport=settings.transport,
         )
     )
     return Contracts(w3, deployment)
@@ -179,6 +183,7 @@ async def open_daemon(
             daemon.wake,
             chain_id=chain_id,
             told=listens.set,
+            transport=settings.transport,
         )
         watch.start()
         daemon.on_close("websocket", watch.stop)

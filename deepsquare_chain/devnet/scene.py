@@ -116,8 +116,9 @@ class Scene:
 
     def _print_output(self, job_id: int) -> None:
         run = self.run_folder(job_id)
-        data = read_output(run, self._read.get(job_id, 0)) if run is not None else b""
-        self._read[job_id] = self._read.get(job_id, 0) + len(data)
+        if run is None:
+            return
+        data, self._read[job_id] = read_output(run, self._read.get(job_id, 0))
         *whole, rest = (self._rest.get(job_id, b"") + data).split(b"\n")
         self._rest[job_id] = rest
         self.printed[job_id] = self.printed.get(job_id, 0) + len(whole)

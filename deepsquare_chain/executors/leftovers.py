@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors.outputlog import last_write
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import MARK, Claim, RunFolder, exit_record
 
@@ -109,11 +111,10 @@ def _lost(folder: RunFolder) -> dict[str, Any]:
     job = _job(folder)
     started = job[1] if job else time.time()
     signs = [started]
-    for path in (folder.output, folder.work):
-        try:
-            signs.append(path.stat().st_mtime)
-        except OSError:
-            continue
+    with contextlib.suppress(OSError):
+        signs.append(last_write(folder.output))
+    with contextlib.suppress(OSError):
+        signs.append(folder.work.stat().st_mtime)
     # A job can set times of its own files; the future is no sign of life.
     ended = min(max(signs), max(time.time(), started))
     seconds = math.ceil(ended - started)

@@ -128,7 +128,8 @@ class LocalExecutor(Executor):
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
         """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.
 
-        The file only grows; of an endless one the end appears once the run has ended.
+        Of a long output the middle is left out, in the place of a note. While the run goes on,
+        what is kept of it changes; afterwards it stays as it is.
 
         Raises:
             NotFoundError: No such run.

@@ -5,7 +5,8 @@
     control.json     walltime now, cancel request         executor
     supervisor.json  the one supervisor that took the run whoever links it first, once
     job.json         the script's process and its start   supervisor
-    output           what the run printed, bounded        supervisor
+    output           beginning of what the run printed    supervisor
+    output.POSITION  what it printed from there on        supervisor
     exit.json        how it ended                         supervisor, or who found it dead
     work/            working folder and HOME of the script
 

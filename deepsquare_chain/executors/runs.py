@@ -30,6 +30,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.launch import Launched
 from deepsquare_chain.executors.leftovers import Census, StubbornError
+from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes, unique
 from deepsquare_chain.faults import crash_point
@@ -167,17 +168,14 @@ class Runs:
         return self._status(folder).state is not RunState.ENDED
 
     def output(self, key: str, offset: int, limit: int) -> bytes:
-        """Part of what the run printed.
+        """Part of what the run printed, of a live run as far as it is kept now.
 
         Raises:
             NotFoundError: No such run.
         """
         folder = self.folder(key)
         self._require(folder)
-        try:
-            return read_bytes(folder.output, offset, limit)
-        except FileNotFoundError:
-            return b""
+        return read_kept(folder.output, offset, limit)
 
     def keys(self) -> list[str]:
         """Keys of all run folders."""

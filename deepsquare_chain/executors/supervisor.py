@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.executors import procfs
-from deepsquare_chain.executors.keeper import OutputKeeper
+from deepsquare_chain.executors.outputlog import OutputWriter
 from deepsquare_chain.executors.rundir import (
     GRACE,
     MARK,
@@ -61,7 +61,7 @@ class Supervisor:
         self._status: int | None = None
         self._failure = ""
         self._pipe, self._alarm = -1, -1
-        self._keeper: OutputKeeper | None = None
+        self._output = OutputWriter(folder.output, OUTPUT_LIMIT)
 
     def claim(self) -> bool:
         """Take the run; False when another supervisor, or a cancel, came first."""
@@ -76,15 +76,13 @@ class Supervisor:
         """Run the script to its end and record it."""
         self._alarm = self._listen()
         self._started_at, self._started = time.time(), time.monotonic()
-        self._open_output()
         reason = ""
         if self._spawn():
             reason = self._watch()
             self._end_tree()
         seconds = math.ceil(time.monotonic() - self._started)
         self._drain()
-        if self._keeper is not None:
-            self._keeper.close()
+        self._output.close()
         crash_point("supervisor.ended")
         self._record(*self._verdict(reason), seconds)
         crash_point("supervisor.recorded")
@@ -103,11 +101,6 @@ class Supervisor:
 
     def _on_term(self, *_: object) -> None:
         self._cancelled = True
-
-    def _open_output(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        with contextlib.suppress(OSError):
-            self._keeper = OutputKeeper(os.open(self._folder.output, flags, 0o600), OUTPUT_LIMIT)
 
     def _spawn(self) -> bool:
         """Start the script in a session, folder and environment of its own."""
@@ -215,8 +208,8 @@ class Supervisor:
         if not data:
             os.close(self._pipe)
             self._pipe = -1
-        elif self._keeper is not None:
-            self._keeper.take(data)
+        else:
+            self._output.take(data)
         return len(data)
 
     def _drain(self) -> None:
@@ -224,8 +217,8 @@ class Supervisor:
         for _ in range(64):
             if self._pipe < 0 or not self._pump():
                 break
-        if self._failure and self._keeper is not None:
-            self._keeper.take(self._failure.encode())
+        if self._failure:
+            self._output.take(self._failure.encode())
 
     def _reap(self) -> bool:
         """Collect ended children; True while any process of the run is left."""

@@ -17,6 +17,7 @@ from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.artifacts import CONTRACTS, load_artifact, standard_input
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.metadata import metadata_of, sources_of
+from deepsquare_chain.chain.transport import proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url
 
@@ -214,7 +215,7 @@ async def _is_verified(client: httpx.AsyncClient, url: str, path: str) -> bool:
 def _client(url: str) -> httpx.AsyncClient:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{safe_url(url)} is no http:// or https:// address")
-    return httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False)
+    return httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, proxy=proxy_for(url))
 
 
 async def _asked(
@@ -229,7 +230,9 @@ async def _asked(
     try:
         found = await client.request(method, f"{url.rstrip('/')}/{path}", **content)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise EndpointError(f"{place} can't be reached: {type(error).__name__}") from None
+        raise EndpointError(
+            f"{place} can't be reached: {tls_problem(error) or type(error).__name__}"
+        ) from None
     if found.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
         raise EndpointError(f"{place} answered with HTTP status {found.status_code}")
     try:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from deepsquare_chain.errors import NotFoundError, UsageError
-from deepsquare_chain.executors.rundir import RunFolder, read_bytes
+from deepsquare_chain.executors import outputlog
+from deepsquare_chain.executors.outputlog import OutputPart
+from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.provider.model import parse_key, run_key
 
 _MOST: Final = 1024 * 1024
+_ZEROS: Final = bytes(_MOST)
+#: Holes of a file beyond which it gets no SHA-256: a job can make one of exabytes in a moment.
+_MOST_HOLES: Final = 64 * 1024**3
 
 
 def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | None:
@@ -36,35 +43,42 @@ def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | No
     return max(found)[2] if found else None
 
 
-def read_output(run: Path, offset: int = 0, limit: int = _MOST) -> bytes:
-    """Up to `limit` bytes, from byte `offset`, of what a run printed.
+def read_output(run: Path, position: int = 0, limit: int = _MOST) -> OutputPart:
+    """A piece of what a run printed, from a position, and the position from which to read on.
 
     Raises:
         NotFoundError: The run left no output that can be read.
     """
     folder = RunFolder(run)
     try:
-        return read_bytes(folder.output, offset, limit)
-    except FileNotFoundError:
-        return b""
+        return outputlog.read_output(folder.output, position, limit)
     except OSError as error:
         raise NotFoundError(f"The output of {folder.key} can't be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """A file that a run left; `digest` is its SHA-256 in hexadecimal."""
+    """A file that a run left.
+
+    Attributes:
+        name: `output`, or `work/...` for a file or folder of the working folder.
+        size: Bytes; the length of a sparse file, not what it occupies.
+        digest: SHA-256 in hexadecimal; empty where it was not read to its end.
+        problem: Why it was not read or copied, in words; empty where it was.
+    """
 
     name: str
     size: int
     digest: str
+    problem: str = ""
 
 
 def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
     """What a run left: its output first, then the regular files of its working folder by name.
 
     The files are a stranger's: links are passed over, nothing is followed out of the folder, and
-    copies are plain files of this user.
+    copies are plain files of this user. Holes of sparse files stay holes. What can't be read or
+    copied is named with the problem and costs no other file.
 
     Args:
         run: The run's folder, of a run that has ended.
@@ -72,22 +86,14 @@ def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
 
     Raises:
         UsageError: The folder is there already, or can't be made.
-        NotFoundError: A file can't be read.
     """
     folder = RunFolder(run)
     if to is not None:
         _make(to)
-    found = []
-    for name, path in [("output", folder.output), *_regular(folder.work)]:
+    found = _output(folder, None if to is None else to / "output")
+    for name, path, problem in _regular(folder.work):
         copy = None if to is None else to / name
-        try:
-            found.append(_taken(name, path, copy))
-        except FileNotFoundError:
-            continue  # a run that printed nothing has no output
-        except OSError as error:
-            raise NotFoundError(
-                f"{name} of {folder.key} can't be copied: {error.strerror}"
-            ) from None
+        found.append(ResultFile(name, 0, "", problem) if problem else _taken(name, path, copy))
     return found
 
 
@@ -100,30 +106,129 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _regular(work: Path) -> list[tuple[str, Path]]:
-    found = []
-    for where, _, names in os.walk(work, followlinks=False):
+def _output(folder: RunFolder, copy: Path | None) -> list[ResultFile]:
+    """The output as one file; none for a run that left no log."""
+    if not os.path.lexists(folder.output):
+        return []
+    whole, size, position = hashlib.sha256(), 0, 0
+    try:
+        with ExitStack() as stack:
+            target = None if copy is None else stack.enter_context(copy.open("xb"))
+            while (part := outputlog.read_output(folder.output, position, _MOST)).data:
+                whole.update(part.data)
+                size += len(part.data)
+                position = part.position
+                if target is not None:
+                    target.write(part.data)
+    except OSError as error:
+        return [_failed("output", size, error, copy)]
+    return [ResultFile("output", size, whole.hexdigest())]
+
+
+def _regular(work: Path) -> list[tuple[str, Path, str]]:
+    """Name, path and problem of each regular file, and of each folder that can't be listed."""
+    found: list[tuple[str, Path, str]] = []
+
+    def unreadable(error: OSError) -> None:
+        place = Path(os.fsdecode(error.filename))
+        found.append((_name(place, work), place, f"can't be read: {_words(error)}"))
+
+    for where, _, names in os.walk(work, followlinks=False, onerror=unreadable):
         for name in names:
             path = Path(where) / name
-            if stat.S_ISREG(path.lstat().st_mode):
-                found.append((f"work/{path.relative_to(work)}", path))
+            try:
+                regular, problem = stat.S_ISREG(path.lstat().st_mode), ""
+            except OSError as error:  # a folder that may be listed and not be searched
+                regular, problem = True, f"can't be read: {_words(error)}"
+            if regular:
+                found.append((_name(path, work), path, problem))
     return sorted(found)
 
 
+def _name(path: Path, work: Path) -> str:
+    return str(Path("work", path.relative_to(work)))
+
+
 def _taken(name: str, path: Path, copy: Path | None) -> ResultFile:
-    whole, size = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "rb") as source, ExitStack() as stack:
-        target = None
-        if copy is not None:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            target = stack.enter_context(copy.open("xb"))
-        while part := source.read(_MOST):
-            whole.update(part)
-            size += len(part)
+    """Read a file, and copy it where a copy is wanted."""
+    size = 0
+    try:
+        size = path.lstat().st_size
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb", buffering=0) as source, ExitStack() as stack:
+            size = os.fstat(descriptor).st_size
+            target = None
+            if copy is not None:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                target = stack.enter_context(copy.open("xb"))
+            digest, problem = _copied(source, size, target)
+    except OSError as error:
+        return _failed(name, size, error, copy)
+    return ResultFile(name, size, digest, problem)
+
+
+def _copied(source: BinaryIO, size: int, target: BinaryIO | None) -> tuple[str, str]:
+    """Copy data, leave holes, and make the SHA-256 of all; that, or why there is none."""
+    whole, holes, at = hashlib.sha256(), 0, 0
+    for start, end in _data(source.fileno(), size):
+        holes += start - at
+        if holes <= _MOST_HOLES:
+            _add_zeros(whole, start - at)
+        source.seek(start)
+        if target is not None:
+            target.seek(start)
+        at = start
+        while at < end and (part := source.read(min(_MOST, end - at))):
+            at += len(part)
             if target is not None:
                 target.write(part)
-    return ResultFile(name, size, whole.hexdigest())
+            if holes <= _MOST_HOLES:
+                whole.update(part)
+    holes += size - at
+    if target is not None:
+        target.truncate(size)
+    if holes > _MOST_HOLES:
+        return "", f"has no SHA-256: {holes:,} of its bytes are holes"
+    _add_zeros(whole, size - at)
+    return whole.hexdigest(), ""
+
+
+def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Parts of a file that hold data; all of it where the file system does not tell."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                yield at, size
+            elif error.errno != errno.ENXIO:  # nothing but a hole up to the end
+                raise
+            return
+        yield start, end
+        at = end
+
+
+def _add_zeros(whole: hashlib._Hash, count: int) -> None:
+    while count > 0:
+        whole.update(_ZEROS[:count])
+        count -= len(_ZEROS)
+
+
+def _failed(name: str, size: int, error: OSError, copy: Path | None) -> ResultFile:
+    """A file that was not taken; half a copy of it is removed."""
+    written = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    if copy is not None:
+        written = written or error.filename in {str(copy), str(copy.parent)}
+        with suppress(OSError):
+            copy.unlink()
+    verb = "copied" if written else "read"
+    return ResultFile(name, size, "", f"can't be {verb}: {_words(error)}")
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def has_ended(run: Path) -> bool:

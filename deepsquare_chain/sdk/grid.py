@@ -211,10 +211,10 @@ class Grid:
                 hint="Output is read from a provider of this machine: give its state_dir.",
             )
         parts: list[bytes] = []
-        offset = 0
-        while part := await asyncio.to_thread(read_output, run, offset, _CHUNK):
-            parts.append(part)
-            offset += len(part)
+        position = 0
+        while (part := await asyncio.to_thread(read_output, run, position, _CHUNK)).data:
+            parts.append(part.data)
+            position = part.position
         return b"".join(parts)
 
     async def results(self, job_id: int, to: Path | None = None) -> list[Result]:

@@ -21,15 +21,17 @@ class Result:
     Attributes:
         name: `output`, or `work/...` for a file of its working folder.
         size: Bytes.
-        digest: SHA-256 in hexadecimal.
+        digest: SHA-256 in hexadecimal; empty where it was not read to its end.
         on_chain: Whether that is the digest its provider reported; None where it reported none
-            of this file.
+            of this file, or the file was not read.
+        problem: Why it was not read or copied, in words; empty where it was.
     """
 
     name: str
     size: int
     digest: str
     on_chain: bool | None
+    problem: str = ""
 
 
 async def job_results(
@@ -76,13 +78,21 @@ def no_run(job: Job, root: Path) -> NotFoundError:
 
 
 def _compared(files: Sequence[ResultFile], told: str, job_id: int, run: Path) -> list[Result]:
-    if told and (not files or files[0].digest != told):
+    output = files[0] if files and files[0].name == "output" else None
+    unreadable = output is not None and not output.digest
+    if told and not unreadable and (output is None or output.digest != told):
         raise AuditError(
             f"The output of job {job_id} below {run} is not the one that its provider reported",
             hint="It was changed since, or is another run's; ask the provider.",
         )
-    # The chain tells the digest of the output alone, which stands first.
+    # The chain tells the digest of the output alone.
     return [
-        Result(each.name, each.size, each.digest, (each.digest == told) if not i and told else None)
-        for i, each in enumerate(files)
+        Result(
+            each.name,
+            each.size,
+            each.digest,
+            True if told and each is output and each.digest else None,
+            each.problem,
+        )
+        for each in files
     ]

@@ -88,7 +88,7 @@ async def _whole_life(host: Bench) -> None:
     deployment = host.grid.deployment
     folder = find_run(host.folder, deployment.chain_id, deployment.scheduler, job_id)
     assert folder is not None
-    assert read_output(folder) == output
+    assert read_output(folder).data == output
     metrics = host.service.figures.metrics
     assert metrics.value("follower_lag_blocks") == 0
     age = metrics.value("head_age_seconds")

@@ -241,6 +241,10 @@ class _Eth:
     async def max_priority_fee(self) -> int:
         return self._up().tip
 
+    @property
+    async def gas_price(self) -> int:
+        return self._up().base_fee + self._up().tip
+
     async def get_block(self, which: Any, full: bool = False) -> dict[str, Any]:
         chain = self._up()
         if full:

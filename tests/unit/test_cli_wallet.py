@@ -110,3 +110,31 @@ def test_a_key_or_a_keystore_comes_through_a_pipe(folder: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert wallet.load_account(file, folder / "password").key == bytes.fromhex(KEY)
     assert pipe("{}", "c.json", "--from", "-").returncode == 2
+
+
+def show(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["wallet", *arguments])
+
+
+def test_show_without_the_password_says_that_the_address_is_a_statement(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = wallet.import_key(folder / "w.json", KEY, SECRET, light=True)
+    monkeypatch.delenv(wallet.PASSWORD_FILE_VARIABLE)
+    found = show("show", "--keystore", "w.json")
+    assert (found.exit_code, account.address in found.output) == (0, True), found.output
+    assert "not compared with the key" in found.output
+    assert show("list", "-o", "csv", ".").output.rstrip().endswith("w.json,False")
+    monkeypatch.setenv(wallet.PASSWORD_FILE_VARIABLE, "password")
+    assert "not compared" not in show("show", "--keystore", "w.json").output
+    assert show("list", "-o", "csv", ".").output.rstrip().endswith("w.json,True")
+
+
+def test_the_address_of_a_wallet_made_here_is_known_without_its_password(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "key", KEY)
+    assert take("--key-file", "key").exit_code == 0
+    monkeypatch.delenv(wallet.PASSWORD_FILE_VARIABLE)
+    found = show("show", "--keystore", "new.json")
+    assert (found.exit_code, "not compared" in found.output) == (0, False), found.output

@@ -28,6 +28,7 @@ TABLES = (
             'timeout = 5\ncontext = "main"\n' + TABLES,
         ),
         ("  context='test'\n", 'context = "main"\n'),
+        ("\ufefftimeout = 5\n", 'context = "main"\ntimeout = 5\n'),
     ],
 )
 def test_one_line_is_changed(tmp_path: Path, before: str, after: str) -> None:

@@ -40,6 +40,13 @@ def test_a_record_survives_the_file(tmp_path: Path) -> None:
     assert Deployment.load(path).addresses == (A, A, A)
 
 
+def test_a_record_that_an_editor_marked(tmp_path: Path) -> None:
+    path = tmp_path / "deployment.json"
+    path.write_text("\ufeff" + RECORD.to_json())
+    assert Deployment.load(path) == RECORD
+    assert Deployment.from_json(path.read_text()) == RECORD
+
+
 def test_a_failed_write_leaves_the_old_record(tmp_path: Path) -> None:
     path = tmp_path / "deployment.json"
     RECORD.save(path)

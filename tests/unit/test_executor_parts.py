@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from deepsquare_chain.executors.base import (
     check_key,
     check_spec,
 )
-from deepsquare_chain.executors.keeper import OutputKeeper
 from deepsquare_chain.executors.launch import make_run
 from deepsquare_chain.executors.local import LocalExecutor
+from deepsquare_chain.executors.outputlog import OutputWriter, read_kept, read_output
 from deepsquare_chain.executors.procfs import Identity, Process
 from deepsquare_chain.executors.rundir import RunFolder, exit_record
 from deepsquare_chain.job import Offer, Resources
@@ -90,13 +91,22 @@ def test_key_is_always_one_plain_name(key: str) -> None:
 
 
 def kept(tmp_path: Path, limit: int, pieces: list[bytes]) -> bytes:
-    path = tmp_path / "output"
-    path.unlink(missing_ok=True)
-    keeper = OutputKeeper(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), limit)
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    writer = OutputWriter(folder / "output", limit)
     for piece in pieces:
-        keeper.take(piece)
-    keeper.close()
-    return path.read_bytes()
+        writer.take(piece)
+        assert sum(file.stat().st_size for file in folder.iterdir()) <= limit
+    writer.close()
+    return read_kept(folder / "output", 0, 10**6)
+
+
+def follow(path: Path, position: int = 0) -> tuple[bytes, int]:
+    """Everything from a position on, as somebody who follows a run reads it."""
+    found = b""
+    while (part := read_output(path, position, 100)).data:
+        found += part.data
+        position = part.position
+    return found, position
 
 
 @given(pieces=st.lists(st.binary(max_size=400), max_size=20), limit=st.integers(200, 2000))
@@ -108,7 +118,7 @@ def test_output_is_whole_or_has_both_ends(
     assert len(result) <= limit
     if result == everything:
         return
-    assert len(everything) > limit - 80
+    assert len(everything) > limit - 80 - limit // 8
     assert result[: limit // 2] == everything[: limit // 2]
     head, _, rest = result[limit // 2 :].partition(b"[... ")
     note, _, tail = rest.partition(b" bytes left out ...]\n")
@@ -117,38 +127,74 @@ def test_output_is_whole_or_has_both_ends(
     assert int(note) + limit // 2 + len(tail) == len(everything)
 
 
-def test_memory_of_the_tail_is_bounded(tmp_path: Path) -> None:
-    keeper = OutputKeeper(os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT), 1000)
-    for _ in range(200):
-        keeper.take(b"x" * 10_000)
-        assert len(keeper._tail) < 100_000
-    keeper.close()
-    assert (tmp_path / "output").stat().st_size <= 1000
+def test_output_flows_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    writer, position, followed = OutputWriter(path, 1000), 0, b""
+    lines = [f"line {number}\n".encode() for number in range(1_000)]
+    for line in lines:
+        writer.take(line)
+        part, position = follow(path, position)
+        assert part == line  # at once, also long after the beginning is full
+        followed += part
+    assert followed == b"".join(lines)
+    assert len(list(tmp_path.iterdir())) <= 5
+
+
+def test_who_reads_too_slowly_is_told_what_was_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    writer = OutputWriter(path, 1000)
+    writer.take(b"a" * 300)
+    _, position = follow(path)
+    writer.take(b"b" * 5_000 + b"end\n")
+    text, position = follow(path, position)
+    assert text.startswith(b"b" * 200 + b"\n[... ")
+    assert text.endswith(b"bbend\n")
+    assert position == 5_304
+    assert follow(path, position) == (b"", position)
+
+
+def test_a_writer_that_is_killed_leaves_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    OutputWriter(path, 1000).take(b"a" * 10_000 + b"last words")  # and is never closed
+    assert read_kept(path, 0, 10_000).endswith(b"last words")
 
 
 def test_full_disk_loses_output_and_nothing_else() -> None:
-    keeper = OutputKeeper(os.open("/dev/full", os.O_WRONLY), 1000)
-    keeper.take(b"x" * 5000)
-    keeper.take(b"y")
-    keeper.close()
+    writer = OutputWriter(Path("/dev/full"), 1000)
+    writer.take(b"x" * 5000)
+    writer.take(b"y")
+    writer.close()
 
 
-def test_output_after_a_gap_is_never_put_into_the_head(
+def test_what_a_full_disk_lost_is_told_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "output"
-    keeper = OutputKeeper(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1000)
-    keeper.take(b"one ")
+    writer = OutputWriter(path, 1000)
+    writer.take(b"one ")
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        keeper.take(b"two ")
-    keeper.take(b"three")
-    keeper.close()
-    assert path.read_bytes() == b"one two three"
+        writer.take(b"two ")
+    writer.take(b"three")
+    writer.close()
+    assert read_kept(path, 0, 1000) == b"one \n[... 4 bytes left out ...]\nthree"
+
+
+def test_files_that_a_job_puts_beside_its_output_are_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    OutputWriter(path, 1000).take(b"text")
+    (tmp_path / "secret").write_text("private")
+    (tmp_path / "output.4").symlink_to(tmp_path / "secret")
+    for name in ("output.-1", "output.x", "output.1", "outputs"):
+        (tmp_path / name).write_text("no")
+    with pytest.raises(OSError, match="symbolic"):
+        read_kept(path, 0, 1000)
+    (tmp_path / "output.4").unlink()
+    assert read_kept(path, 0, 1000) == b"text"
 
 
 # -- records

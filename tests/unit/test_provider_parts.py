@@ -576,11 +576,11 @@ def test_output_of_the_latest_run_is_found_below_several_providers(tmp_path: Pat
     found = find_run(tmp_path, 31337, CONTRACT, 4)
     assert found == later
     assert find_run(tmp_path / "a", 31337, CONTRACT, 4) == first
-    assert read_output(found) == b""
+    assert read_output(found) == (b"", 0)
     assert not has_ended(found)
     (found / "output").write_bytes(b"0123456789")
     (found / "exit.json").write_text("{}")
-    assert read_output(found, 3, 4) == b"3456"
+    assert read_output(found, 3, 4) == (b"3456", 7)
     assert has_ended(found)
     (found / "output").unlink()
     (found / "output").symlink_to("/etc/hostname")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.provider import outputs
 from deepsquare_chain.provider.outputs import result_files
 
 pytestmark = pytest.mark.unit
@@ -57,12 +61,113 @@ def test_links_pipes_and_devices_are_passed_over(run: Path, tmp_path: Path) -> N
     assert not (to / "work" / "link").exists()
 
 
-def test_an_output_that_became_a_link_is_refused(run: Path, tmp_path: Path) -> None:
+def test_an_output_that_became_a_link_is_named_and_the_rest_copied(
+    run: Path, tmp_path: Path
+) -> None:
     (run / "output").unlink()
     (run / "output").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("private")
-    with pytest.raises(Exception, match="output of 1-abc-7 can't be copied"):
-        result_files(run)
+    output, *others = result_files(run, tmp_path / "copy")
+    assert (output.name, output.digest) == ("output", "")
+    assert output.problem.startswith("can't be read: ")
+    assert [each.problem for each in others] == ["", ""]
+    assert not (tmp_path / "copy" / "output").exists()
+
+
+def test_the_output_of_several_files_is_one(run: Path, tmp_path: Path) -> None:
+    (run / "output.20").write_bytes(b"end\n")
+    text = b"printed\n\n[... 12 bytes left out ...]\nend\n"
+    output = result_files(run, tmp_path / "copy")[0]
+    assert (output.size, output.digest) == (len(text), hashlib.sha256(text).hexdigest())
+    assert (tmp_path / "copy" / "output").read_bytes() == text
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names that the system refuses, as to an ordinary user: root may read everything."""
+    names: set[str] = set()
+
+    def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(path: Any, *arguments: Any, **options: Any) -> Any:
+            if Path(os.fsdecode(path)).name in names:
+                raise PermissionError(errno.EACCES, "Permission denied", os.fsdecode(path))
+            return function(path, *arguments, **options)
+
+        return guarded
+
+    monkeypatch.setattr(os, "open", guard(os.open))
+    monkeypatch.setattr(os, "scandir", guard(os.scandir))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("b.txt", ("work/b.txt", 1)),
+        ("deep", ("work/deep", 0)),
+        ("a.bin", ("work/deep/a.bin", 2560)),
+    ],
+)
+def test_what_can_not_be_read_is_named_and_costs_no_other(
+    run: Path, tmp_path: Path, closed: set[str], name: str, problem: tuple[str, int]
+) -> None:
+    whole = {each.name: each for each in result_files(run)}
+    closed.add(name)
+    found = {each.name: each for each in result_files(run, tmp_path / "copy")}
+    bad = found.pop(problem[0])
+    assert (bad.size, bad.digest) == (problem[1], "")
+    assert bad.problem == "can't be read: Permission denied"
+    assert found
+    assert found.items() <= whole.items()
+    for each in found:
+        assert (tmp_path / "copy" / each).is_file()
+
+
+def test_a_full_disk_is_the_copys_problem(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(outputs, "_copied", full)
+    output, *others = result_files(run, tmp_path / "copy")
+    assert output.problem == ""
+    assert {each.problem for each in others} == {"can't be copied: No space left on device"}
+    assert [path.name for path in (tmp_path / "copy").rglob("*") if path.is_file()] == ["output"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{0: b"x" * 5000}, {3 * 2**20: b"middle", 9 * 2**20: b"z" * 9000}, {}, {2**21 - 1: b"e"}],
+)
+def test_holes_stay_holes(run: Path, tmp_path: Path, data: dict[int, bytes]) -> None:
+    path, size = run / "work" / "sparse", 12 * 2**20
+    with path.open("wb") as file:
+        for at, part in data.items():
+            file.seek(at)
+            file.write(part)
+        file.truncate(size)
+    found = {each.name: each for each in result_files(run, tmp_path / "copy")}["work/sparse"]
+    copy = tmp_path / "copy" / "work" / "sparse"
+    assert copy.read_bytes() == path.read_bytes()
+    assert (found.size, found.digest) == (size, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert copy.stat().st_blocks <= path.stat().st_blocks + 16
+
+
+def test_a_file_of_nothing_but_holes_is_not_read_for_ever(run: Path, tmp_path: Path) -> None:
+    with (run / "work" / "vast").open("wb") as file:
+        file.truncate(2**40)
+    found = {each.name: each for each in result_files(run, tmp_path / "copy")}["work/vast"]
+    assert (found.size, found.digest) == (2**40, "")
+    assert "are holes" in found.problem
+    assert (tmp_path / "copy" / "work" / "vast").stat().st_size == 2**40
+
+
+def test_names_that_are_no_text_are_copied(run: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (run / "work" / name).write_text("x")
+    assert f"work/{name}" in [each.name for each in result_files(run, tmp_path / "copy")]
+    assert (tmp_path / "copy" / "work" / name).read_text() == "x"
 
 
 def test_a_run_that_printed_nothing_has_its_files(run: Path) -> None:

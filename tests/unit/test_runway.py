@@ -43,6 +43,8 @@ def test_older_than_a_day_says_nothing_of_a_day() -> None:
         (Runway(5_000, 10, 2_501), True),
         (Runway(5_000, 10, 2_500), False),
         (Runway(0), True),
+        (Runway(0, free=True), False),
+        (Runway(499, 10, 2_501, free=True), False),
     ],
 )
 def test_when_it_is_low(found: Runway, low: bool) -> None:

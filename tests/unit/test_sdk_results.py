@@ -107,3 +107,14 @@ async def test_a_folder_that_is_there_is_left_alone(chain: Any, run: Path, tmp_p
     with pytest.raises(UsageError, match="can't be made"):
         await fetch(chain, tmp_path, tmp_path / "got")
     assert list((tmp_path / "got").iterdir()) == []
+
+
+async def test_an_output_that_can_not_be_read_costs_no_other_file(
+    chain: Any, run: Path, tmp_path: Path
+) -> None:
+    (run / "output").unlink()
+    (run / "output").symlink_to("/dev/null")
+    output, other = await fetch(chain, tmp_path, tmp_path / "got")
+    assert (output.on_chain, output.problem != "") == (None, True)
+    assert (other.name, other.problem) == ("work/b.txt", "")
+    assert (tmp_path / "got" / "work" / "b.txt").read_bytes() == b"b"

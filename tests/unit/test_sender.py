@@ -13,6 +13,7 @@ from web3.exceptions import ContractCustomError
 
 from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.fees import Fees, is_gas_free, market
 from deepsquare_chain.chain.outbox import TxState
 from deepsquare_chain.chain.sender import (
     NonceTakenError,
@@ -751,3 +752,40 @@ async def test_gas_that_runs_out_is_told_once(
     said = capsys.readouterr().out
     assert said.count("gas_runs_out") == 1
     assert "enough for about 49 transactions" in said
+
+
+@pytest.mark.parametrize(("base_fee", "tip", "free"), [(0, 0, True), (0, 5, False), (7, 0, False)])
+async def test_what_gas_costs_on_private_chains(
+    chain: FakeChain, base_fee: int, tip: int, free: bool
+) -> None:
+    chain.base_fee, chain.tip = base_fee, tip
+    found = await market(chain)  # type: ignore[arg-type]
+    assert found.least >= base_fee
+    if not base_fee:
+        assert found.fees == Fees(tip, tip)
+    assert await is_gas_free(chain) is free  # type: ignore[arg-type]
+
+
+async def test_where_gas_is_free_an_account_without_coin_sends(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    chain.base_fee = chain.tip = chain.balance = 0
+    receipt = await sender.send(call())
+    assert (receipt.fee_wei, states(store)) == (0, [TxState.MINED])
+
+
+async def test_where_gas_is_free_a_stuck_transaction_is_sent_again_as_it_is(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    chain.base_fee = chain.tip = chain.balance = 0
+    chain.automine = False
+    task = asyncio.create_task(sender.send(call()))
+    for _ in range(5):  # blocks that leave it out
+        await until(lambda: chain.pool)
+        chain.pool.clear()
+        chain.mine()
+        await asyncio.sleep(0.01)
+    await until(lambda: chain.pool)
+    chain.mine()
+    assert (await task).fee_wei == 0
+    assert [len(entry.attempts) for entry in store.recent_entries()] == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -95,6 +96,29 @@ def test_settings_can_not_be_changed(project: Path, user: Path) -> None:
 def test_user_config_path_follows_the_base_directory() -> None:
     assert user_config_path({"XDG_CONFIG_HOME": "/x"}) == Path("/x/deepsquare/config.toml")
     assert user_config_path({}) == Path.home() / ".config/deepsquare/config.toml"
+
+
+@pytest.mark.parametrize("base", [None, "", "~nobody-of-this-name/config"])
+def test_without_a_home_there_is_no_user_configuration(
+    project: Path, base: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    if base is not None:
+        monkeypatch.setenv("XDG_CONFIG_HOME", base)
+    assert user_config_path() is None
+    assert load_settings(project_dir=project).endpoint == Settings().endpoint
+    with pytest.raises(UsageError, match="no context") as error:
+        load_settings({"context": "main"}, project_dir=project)
+    assert str(project) in error.value.hint
+
+
+def test_a_byte_order_mark_is_passed_over(project: Path, user: Path) -> None:
+    write(project / ".deepsquare.toml", "\ufeffchain_id = 5")
+    write(user, '\ufeffcontext = "far"\n[contexts.far]\nconfirmations = 3')
+    found = load(project, user)
+    assert (found.chain_id, found.confirmations) == (5, 3)
 
 
 @pytest.mark.parametrize(
@@ -324,3 +348,26 @@ def test_a_shown_value_hides_what_addresses_carry() -> None:
     assert shown("https://me:secret@node/key") == "https://node/..."
     assert shown("postgresql+psycopg://me:secret@host/name") == "postgresql+psycopg://host/..."
     assert (shown(None), shown(Path("a/b")), shown(3)) == (None, "a/b", "3")
+
+
+def test_a_home_of_another_user_is_passed_over(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the kernel answers, below a folder that may not be searched; root may search any.
+    def closed(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", closed)
+    assert load(project, tmp_path / "home" / "config.toml").confirmations == 1
+
+
+def test_a_user_configuration_that_may_not_be_read_is_named(
+    project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    write(user, "confirmations = 3")
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(UsageError, match="can't be read: Permission denied"):
+        load(project, user)

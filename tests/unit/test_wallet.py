@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import stat
@@ -14,13 +15,15 @@ from eth_account import Account
 
 from deepsquare_chain.chain.wallet import (
     PASSWORD_FILE_VARIABLE,
+    AddressBook,
     Wallet,
-    address_of,
     create_wallet,
     import_key,
     import_keystore,
     list_wallets,
     load_account,
+    read_key,
+    stated_address,
     unlock,
 )
 from deepsquare_chain.errors import GridError, NotAuthorisedError, NotFoundError, UsageError
@@ -52,7 +55,7 @@ def test_a_new_wallet_opens_with_its_password(tmp_path: Path) -> None:
     made = create_wallet(tmp_path / "deep" / "w.json", SECRET, light=True)
     path = tmp_path / "deep" / "w.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert unlock(path, SECRET).address == made.address == address_of(path)
+    assert unlock(path, SECRET).address == made.address == stated_address(path)
     assert json.loads(path.read_text())["crypto"]["kdfparams"]["n"] == 2**12
 
 
@@ -108,9 +111,9 @@ def test_a_wrong_password_names_the_file(wallet: Path) -> None:
 
 def test_the_password_comes_from_a_file(wallet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = password_file(wallet.parent)
-    assert load_account(wallet, path).address == address_of(wallet)
+    assert load_account(wallet, path).address == stated_address(wallet)
     monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(path))
-    assert load_account(wallet).address == address_of(wallet)
+    assert load_account(wallet).address == stated_address(wallet)
 
 
 def test_only_one_newline_is_dropped(tmp_path: Path) -> None:
@@ -151,15 +154,15 @@ def test_on_a_terminal_the_prompt_names_the_wallet(
         asked.append(text)
         return SECRET
 
-    assert load_account(wallet, prompt=prompt).address == address_of(wallet)
+    assert load_account(wallet, prompt=prompt).address == stated_address(wallet)
     monkeypatch.setattr("getpass.getpass", prompt)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    assert load_account(wallet).address == address_of(wallet)
+    assert load_account(wallet).address == stated_address(wallet)
     assert asked == [f"Password of {wallet}: "] * 2
 
 
 def test_a_missing_wallet() -> None:
-    for call in (address_of, load_account, lambda path: unlock(path, "x")):
+    for call in (stated_address, load_account, lambda path: unlock(path, "x")):
         with pytest.raises(NotFoundError, match="no wallet at /nowhere"):
             call("/nowhere/w.json")
 
@@ -168,7 +171,7 @@ def test_other_files_of_a_folder_are_passed_over(wallet: Path) -> None:
     (wallet.parent / "a.json").write_text("{}")
     (wallet.parent / "b.json").write_text("no json")
     (wallet.parent / "c.txt").write_text(wallet.read_text())
-    assert list_wallets(wallet.parent) == [Wallet(wallet, address_of(wallet))]
+    assert list_wallets(wallet.parent) == [Wallet(wallet, stated_address(wallet))]
     assert list_wallets(wallet.parent / "none") == []
 
 
@@ -177,7 +180,7 @@ def test_another_programs_keystore_is_taken_over(tmp_path: Path, wallet: Path) -
     body = Account.encrypt(KEY, SECRET, kdf="pbkdf2", iterations=1_000)
     (tmp_path / "theirs.json").write_text(json.dumps(body))
     import_keystore(tmp_path / "mine.json", tmp_path / "theirs.json", SECRET)
-    assert unlock(tmp_path / "mine.json", SECRET).address == address_of(wallet)
+    assert unlock(tmp_path / "mine.json", SECRET).address == stated_address(wallet)
     with pytest.raises(NotAuthorisedError):
         import_keystore(tmp_path / "x.json", tmp_path / "theirs.json", "wrong")
     assert not (tmp_path / "x.json").exists()
@@ -233,4 +236,82 @@ def test_what_is_no_keystore(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError):
         unlock(path, SECRET)
     with pytest.raises(UsageError):
-        address_of(path)
+        stated_address(path)
+
+
+OTHER = "0x90F79bf6EB2c4f870365E785982E1f101E93b906"
+
+
+def restated(wallet: Path, address: str | None) -> Path:
+    """The wallet with another stated address, or none."""
+    body = json.loads(wallet.read_text(encoding="utf-8-sig"))
+    del body["address"]
+    path = wallet.parent / "restated.json"
+    path.write_text(json.dumps(body if address is None else body | {"address": address}))
+    return path
+
+
+@pytest.mark.parametrize("stated", [None, "", 5])
+def test_a_keystore_without_an_address_opens_as_its_key(wallet: Path, stated: Any) -> None:
+    path = restated(wallet, stated)
+    assert stated_address(path) == ""
+    assert unlock(path, SECRET).address == stated_address(wallet)
+    book = AddressBook(wallet.parent / "book")
+    assert book.address_of(path, password_file(wallet.parent)) == stated_address(wallet)
+
+
+@pytest.mark.parametrize("stated", [OTHER, OTHER[2:].lower(), OTHER.upper().replace("0X", "0x")])
+def test_an_address_that_is_not_the_keys_is_never_used(wallet: Path, stated: str) -> None:
+    path, secret = restated(wallet, stated), password_file(wallet.parent)
+    book = AddressBook(wallet.parent / "book")
+    for call in (load_account, book.address_of):
+        with pytest.raises(UsageError, match="its key is that of") as error:
+            call(path, secret)
+        assert stated_address(wallet) in error.value.message
+    assert not book.knows(path)
+
+
+@pytest.mark.parametrize("stated", [None, OTHER, "nonsense"])
+def test_an_imported_keystore_states_the_address_of_its_key(
+    wallet: Path, stated: str | None
+) -> None:
+    path = wallet.parent / "mine.json"
+    import_keystore(path, restated(wallet, stated), SECRET)
+    assert stated_address(path) == stated_address(wallet) == unlock(path, SECRET).address
+
+
+def test_an_address_is_known_without_the_password_until_the_file_changes(wallet: Path) -> None:
+    book, secret = AddressBook(wallet.parent / "new" / "book"), password_file(wallet.parent)
+    with pytest.raises(NotAuthorisedError):
+        book.address_of(wallet)
+    address = book.address_of(wallet, secret)
+    assert book.address_of(wallet) == address
+    assert book.knows(wallet)
+    wallet.write_text("\ufeff" + json.dumps(json.loads(wallet.read_text()), indent=1))
+    assert book.address_of(wallet) == address
+    wallet.write_text(restated(wallet, OTHER).read_text())
+    assert not book.knows(wallet)
+    with pytest.raises(NotAuthorisedError):
+        book.address_of(wallet)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"%s": 5}', '{"%s": "0x12"}'])
+def test_a_spoilt_address_book_is_no_answer(wallet: Path, text: str) -> None:
+    path = wallet.parent / "book"
+    AddressBook(path).address_of(wallet, password_file(wallet.parent))
+    (digest,) = json.loads(path.read_text())
+    path.write_text(text.replace("%s", digest))
+    book = AddressBook(path)
+    assert book.address_of(wallet, password_file(wallet.parent)) == stated_address(wallet)
+    assert book.address_of(wallet) == stated_address(wallet)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_password_key_or_wallet(wallet: Path) -> None:
+    secret = password_file(wallet.parent, codecs.BOM_UTF8 + SECRET.encode() + b"\r\n")
+    wallet.write_bytes(codecs.BOM_UTF8 + wallet.read_bytes())
+    account = load_account(wallet, secret)
+    assert account.address == stated_address(wallet)
+    key_file = wallet.parent / "key"
+    key_file.write_bytes(codecs.BOM_UTF8 + KEY.encode())
+    key_file.chmod(0o600)
+    assert import_key(wallet.parent / "k.json", read_key(key_file), SECRET, light=True) == account

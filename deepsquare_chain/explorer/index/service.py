@@ -23,6 +23,7 @@ from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower
 from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.chain.transport import Transport
 from deepsquare_chain.explorer.index import schema
 from deepsquare_chain.explorer.index.database import IndexDatabase
 from deepsquare_chain.explorer.index.facts import Facts, read_facts
@@ -56,6 +57,7 @@ async def open_index(
     deployment: Deployment,
     where: str | Path | None,
     *,
+    transport: Transport | None = None,
     max_lag_blocks: int = MAX_LAG_BLOCKS,
     **options: Any,
 ) -> AsyncIterator[IndexService]:
@@ -65,6 +67,7 @@ async def open_index(
         endpoint: JSON-RPC endpoint, or several, parted by commas.
         deployment: The grid.
         where: As `IndexDatabase.open`.
+        transport: Certificates and headers for remote endpoints.
         max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
         options: As `index_service`.
 
@@ -78,6 +81,7 @@ async def open_index(
             chain_id=deployment.chain_id,
             contracts=deployment.addresses,
             max_lag_blocks=max_lag_blocks,
+            transport=transport,
         ) as w3,
         index_service(Contracts(w3, deployment), where, **options) as service,
     ):

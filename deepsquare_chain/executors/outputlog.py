@@ -1,0 +1,167 @@
+"""The log of what a run prints: written as it comes, bounded by rotation, readable meanwhile.
+
+The file `output` holds the beginning. What follows goes to segments `output.POSITION`, named by
+the position (bytes printed before) of their first byte; the oldest segments are removed. A reader
+works with positions and puts a note in place of what is not there any more. Nothing is left to be
+done at the end, so a supervisor that is killed loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from deepsquare_chain.executors.rundir import read_bytes
+
+#: Half of the bound is for the beginning; a segment is an eighth of the bound.
+_HEAD_SHARE: Final = 2
+_SEGMENT_SHARE: Final = 8
+#: Segments that are kept, however small they are: a full disk makes small ones.
+_MAX_SEGMENTS: Final = 32
+_NOTE_ROOM: Final = 80
+_TRIES: Final = 5
+_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class OutputWriter:
+    """Writes the log of one run. A full disk loses output, never the run.
+
+    Args:
+        path: The file of the beginning; segments stand beside it.
+        limit: Bytes that all files may hold together.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path = path
+        self._room = limit // _HEAD_SHARE
+        self._tail_limit = max(0, limit - self._room - _NOTE_ROOM)
+        self._segment_limit = max(1, limit // _SEGMENT_SHARE)
+        self._position = 0
+        self._segments: list[tuple[Path, int]] = []
+        self._handle = -1
+        with contextlib.suppress(OSError):
+            self._handle = os.open(path, _FLAGS | os.O_APPEND, 0o600)
+
+    def take(self, data: bytes) -> None:
+        """Write a piece of output."""
+        view = memoryview(data)
+        while view:
+            if self._room <= 0 or self._handle < 0:
+                self._rotate()
+            part = view[: self._room]
+            written = self._write(part)
+            self._position += len(part)
+            self._room -= len(part)
+            if written < len(part):
+                # Bytes are missing: what follows stands at another position.
+                self.close()
+            view = view[len(part) :]
+
+    def close(self) -> None:
+        """Close the file that is written to."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def _rotate(self) -> None:
+        """Begin a segment, and remove the oldest ones that are too much."""
+        self.close()
+        self._room = self._segment_limit
+        segment = self._path.with_name(f"{self._path.name}.{self._position}")
+        with contextlib.suppress(OSError):
+            self._handle = os.open(segment, _FLAGS | os.O_EXCL, 0o600)
+            self._segments.append((segment, self._segment_limit))
+        while self._segments and (
+            len(self._segments) > _MAX_SEGMENTS
+            or sum(size for _, size in self._segments) > self._tail_limit
+        ):
+            with contextlib.suppress(OSError):
+                self._segments[0][0].unlink()
+            del self._segments[0]
+
+    def _write(self, data: memoryview) -> int:
+        written = 0
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):
+                while written < len(data):
+                    written += os.write(self._handle, data[written:])
+        return written
+
+
+class OutputPart(NamedTuple):
+    """A piece of a log, and the position from which to read on; empty at the end."""
+
+    data: bytes
+    position: int
+
+
+def read_output(path: Path, position: int = 0, limit: int = 65536) -> OutputPart:
+    """A piece of a log from a position; what is not there any more is passed over with a note.
+
+    Raises:
+        OSError: The log can't be read, or is no regular file. A log that is missing is empty.
+    """
+    for _ in range(_TRIES):
+        for start, file in _files(path):
+            size = _size(file)
+            if position >= start + size:
+                continue
+            if position < start:
+                note = f"\n[... {start - position} bytes left out ...]\n"
+                return OutputPart(note.encode(), start)
+            data = read_bytes(file, position - start, limit) if size else b""
+            if not data:
+                break  # it was removed meanwhile: look again
+            return OutputPart(data, position + len(data))
+        else:
+            break
+    return OutputPart(b"", position)
+
+
+def read_kept(path: Path, offset: int, limit: int) -> bytes:
+    """Up to `limit` bytes of the log as one text, notes included, from byte `offset` of it.
+
+    Only the log of a run that has ended stays the same from call to call.
+
+    Raises:
+        OSError: As `read_output`.
+    """
+    found, position, passed = bytearray(), 0, 0
+    while len(found) < limit:
+        part = read_output(path, position, limit)
+        if not part.data:
+            break
+        skip = max(0, offset - passed)
+        found += part.data[skip:]
+        passed += len(part.data)
+        position = part.position
+    return bytes(found[:limit])
+
+
+def last_write(path: Path) -> float:
+    """When the log was written last, in seconds since the epoch.
+
+    Raises:
+        OSError: There is no log.
+    """
+    return max(file.stat().st_mtime for _, file in _files(path))
+
+
+def _files(path: Path) -> list[tuple[int, Path]]:
+    """The files of a log in order, each with the position of its first byte."""
+    found = [(0, path)]
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(path.parent):
+            start = entry.name.removeprefix(f"{path.name}.")
+            if start != entry.name and start.isascii() and start.isdigit() and len(start) <= 18:
+                found.append((int(start), Path(entry.path)))
+    return sorted(found)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0
