@@ -14,7 +14,9 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.eligibility import Refusal
 from deepsquare_chain.metascheduler.explain import (
+    chain_time,
     explain_assigned,
+    explain_challenge,
     explain_decision,
     explain_wait,
 )
@@ -123,12 +125,23 @@ class Onlooker:
         if world is not None and job.status is not JobStatus.PENDING:
             text = explain_assigned(job, world.moment.now)
             advice = _claim_advice(job, world.moment.times.claim_timeout)
-            return Situation(job, text, (), advice, (job.status, job.provider_id))
+            held = world.watched.get(job.provider_id)
+            challenge = explain_challenge(job, held.clock, world.moment) if held else ""
+            open_challenge = (challenge,) if challenge else ()
+            return Situation(
+                job, text, open_challenge, advice, (job.status, job.provider_id, bool(challenge))
+            )
         found = next((each for each in _reasons(service) if each.job_id == job.id), None)
         if found is None:
             return Situation(job, f"job {job.id} is {job.status.name}")
         cause = (found.provider_id, found.refusals)
-        return Situation(job, found.text, found.details, _advice(found), cause)
+        details = list(found.details)
+        if world is not None:
+            expiry = chain_time(job.since + world.moment.times.pending_expiry)
+            details.append(
+                f"if it is still PENDING at {expiry}, it is cancelled with a full refund"
+            )
+        return Situation(job, found.text, tuple(details), _advice(found), cause)
 
 
 class Teller:

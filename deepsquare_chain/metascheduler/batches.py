@@ -1,14 +1,21 @@
-"""Chain work of one cycle, sent as batches; without a key it is only told."""
+"""The transactions of one cycle, in batches; without a key they are only logged.
+
+A job that the contract refuses for a reason of its own is left alone for a while, longer each time.
+Where the provider is the reason (its prices or its load have changed, or its standing), the job is
+planned again at once, and the provider gets a cooldown: so the job may go elsewhere, and a provider
+that spoils every assignment costs the scheduler little.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.events import TransitionSkipped
+from deepsquare_chain.chain.reverts import ContractError
 from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
 from deepsquare_chain.faults import crash_point
@@ -17,16 +24,44 @@ from deepsquare_chain.observe import get_logger
 
 _FIRST_PAUSE: Final = 2
 _LONGEST_PAUSE: Final = 600
+#: Errors of an assignment that say something of the provider and nothing of the job.
+_OF_THE_PROVIDER: Final = frozenset(
+    {"DoesNotFit", "PriceRaised", "ProviderNotActive", "ProviderSilent", "RateOutOfRange"}
+)
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One transaction and the jobs in it."""
+    """One transaction and the jobs in it; `providers` has the provider id of each assignment."""
 
     kind: str
     job_ids: tuple[int, ...]
     call: Call
+    providers: Mapping[int, int] = field(default_factory=dict)
+
+
+class Cooldowns:
+    """Providers that refused an assignment: nothing is assigned to them for some seconds.
+
+    The first cooldown takes 2 s, each one after it twice as long, up to 600 s; an assignment that
+    succeeds ends the series.
+    """
+
+    def __init__(self) -> None:
+        self._by_provider: dict[int, tuple[int, int]] = {}
+
+    def until(self, provider_id: int) -> int:
+        """Chain time at which the cooldown ends, zero where there was none."""
+        return self._by_provider.get(provider_id, (0, 0))[0]
+
+    def refused(self, provider_id: int, now: int) -> None:
+        """Begin a cooldown at chain time `now`."""
+        self._by_provider[provider_id] = _longer(self._by_provider.get(provider_id), now)
+
+    def accepted(self, provider_id: int) -> None:
+        """An assignment to it has succeeded."""
+        self._by_provider.pop(provider_id, None)
 
 
 class Batches:
@@ -57,6 +92,8 @@ class Batches:
         self.mined_at = 0  # the highest block that holds a transaction of ours
         self._pauses: dict[tuple[str, int], tuple[int, int]] = {}
         self._told: set[tuple[str, tuple[int, ...]]] = set()
+        self.cooldowns = Cooldowns()
+        self.refusals = 0  # assignments that a provider was the reason against
 
     def due(self, kind: str, job_ids: Iterable[int], now: int) -> list[int]:
         """The jobs that were not refused a moment ago; `now` is chain time."""
@@ -68,7 +105,8 @@ class Batches:
         for part in _parts(groups, self._size):
             ids = tuple(job_id for some in part.values() for job_id in some)
             call = self._scheduler.meta_schedule(part)
-            moved += await self._send(Batch("assign", ids, call), now)
+            providers = {job_id: number for (number, _), some in part.items() for job_id in some}
+            moved += await self._send(Batch("assign", ids, call, providers), now)
         return moved
 
     async def requeue(self, job_ids: Sequence[int], now: int) -> int:
@@ -78,6 +116,11 @@ class Batches:
     async def panic(self, job_ids: Sequence[int], now: int) -> int:
         """Lost runs to PANICKED; how many moved."""
         return await self._each_part("panic", job_ids, self._scheduler.panic, now)
+
+    async def cancel(self, job_ids: Sequence[int], now: int) -> int:
+        """Expired PENDING jobs to CANCELLED, one transaction at most; how many moved."""
+        due = self.due("cancel", job_ids, now)[: self._size]
+        return await self._each_part("cancel", due, self._scheduler.cancel, now)
 
     async def challenge(self, job_id: int, now: int) -> int:
         """Start the clock of the provider of this job."""
@@ -105,7 +148,7 @@ class Batches:
         except RevertedError as error:
             # Nothing of it could be applied: the state has moved on, the next cycle sees how.
             _log.info("refused", what=batch.call.label, error=error.message)
-            self._refuse(batch.kind, batch.job_ids, now)
+            self._reverted(batch, error, now)
             self._counted(batch.kind, 0, len(batch.job_ids))
             return 0
         except InsufficientFundsError as error:
@@ -123,20 +166,37 @@ class Batches:
         skipped = [event for event in receipt.events if isinstance(event, TransitionSkipped)]
         for event in skipped:
             _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
-        left_out = {event.job_id for event in skipped}
-        self._refuse(batch.kind, left_out, now)
+        left_out = {event.job_id: event.reason_name for event in skipped}
         moved = [job_id for job_id in batch.job_ids if job_id not in left_out]
         for job_id in moved:
             self._pauses.pop((batch.kind, job_id), None)
+        for provider_id in {batch.providers[each] for each in moved if each in batch.providers}:
+            self.cooldowns.accepted(provider_id)
+        because = {each for each, reason in left_out.items() if reason in _OF_THE_PROVIDER}
+        self._cool_down(batch, because, now)
+        self._refuse(batch.kind, left_out.keys() - (because & batch.providers.keys()), now)
         self._counted(batch.kind, len(moved), len(left_out))
         _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
         return len(moved)
 
+    def _reverted(self, batch: Batch, error: RevertedError, now: int) -> None:
+        """Nothing could be applied; the error is that of the first job."""
+        first = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
+        if type(error).__name__ in _OF_THE_PROVIDER and first in batch.providers:
+            self._cool_down(batch, [first], now)
+        else:
+            self._refuse(batch.kind, batch.job_ids, now)
+
+    def _cool_down(self, batch: Batch, job_ids: Collection[int], now: int) -> None:
+        """Give the providers of refused assignments a cooldown, each once."""
+        refused = [each for each in job_ids if each in batch.providers]
+        self.refusals += len(refused)
+        for provider_id in {batch.providers[each] for each in refused}:
+            self.cooldowns.refused(provider_id, now)
+
     def _refuse(self, kind: str, job_ids: Iterable[int], now: int) -> None:
         for job_id in job_ids:
-            _, last = self._pauses.get((kind, job_id), (0, 0))
-            pause = min(max(2 * last, _FIRST_PAUSE), _LONGEST_PAUSE)
-            self._pauses[kind, job_id] = now + pause, pause
+            self._pauses[kind, job_id] = _longer(self._pauses.get((kind, job_id)), now)
 
     def _tell(self, batch: Batch) -> None:
         """A dry run says once what it would do."""
@@ -144,6 +204,12 @@ class Batches:
         if key not in self._told:
             self._told.add(key)
             _log.info("would send", what=batch.call.label, jobs=list(batch.job_ids))
+
+
+def _longer(last: tuple[int, int] | None, now: int) -> tuple[int, int]:
+    """End and length of the next pause: twice as long as the last one, within bounds."""
+    pause = min(max(2 * last[1], _FIRST_PAUSE), _LONGEST_PAUSE) if last else _FIRST_PAUSE
+    return now + pause, pause
 
 
 def _parts(

@@ -1,12 +1,12 @@
-"""What the scheduler owes to jobs that providers hold: give back, ask for a sign, give up. Pure.
+"""Liveness checks: when jobs are requeued, providers challenged, runs panicked, and queued jobs expire.
 
-All times are chain time in seconds. Each rule is at least as strict as the contract's own, so
-that no call is made which the contract would refuse.
+Pure. All times are chain time in seconds. Each rule is at least as strict as the contract's own,
+so that no call is made which the contract would refuse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -85,26 +85,48 @@ def rests_until(times: Sequence[int], now: int, watch: Watch) -> int:
 
 
 def is_silent(clock: Clock, moment: Moment) -> bool:
-    """Whether a challenge is unanswered for too long: the contract's rule."""
-    times = moment.times
+    """Whether a provider gets no new jobs until it answers: the contract's rule."""
+    return _unanswered(clock, moment, moment.times.response_timeout)
+
+
+def is_gone(clock: Clock, moment: Moment) -> bool:
+    """Whether all runs of a provider are lost: the contract's rule."""
+    return _unanswered(clock, moment, moment.times.lost_timeout)
+
+
+def _unanswered(clock: Clock, moment: Moment, timeout: int) -> bool:
+    """Whether a challenge is unanswered for `timeout` seconds, and for enough blocks."""
     return (
         clock.challenged_at != 0
-        and moment.now > clock.challenged_at + times.response_timeout
-        and moment.number > clock.challenged_block + times.response_blocks
+        and moment.now > clock.challenged_at + timeout
+        and moment.number > clock.challenged_block + moment.times.response_blocks
     )
 
 
 def lost(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
-    """RUNNING jobs that anyone may give up: the contract's rule."""
+    """RUNNING jobs that anyone may panic: overdue, or their provider is gone. The contract's rule."""
     return [
         job
         for job in jobs
         if job.status == JobStatus.RUNNING
         and (
             moment.now > job.since + run_time(job, job.rate) + moment.times.report_grace
-            or _silent_provider(job, watched, moment)
+            or ((held := watched.get(job.provider_id)) is not None and is_gone(held.clock, moment))
         )
     ]
+
+
+def expired(jobs: Iterable[Job], moment: Moment) -> list[Job]:
+    """PENDING jobs that anyone may cancel, oldest first: the contract's rule.
+
+    The refund goes to the customer, whoever cancels.
+    """
+    found = [
+        job
+        for job in jobs
+        if job.status == JobStatus.PENDING and moment.now >= job.since + moment.times.pending_expiry
+    ]
+    return sorted(found, key=lambda job: (job.since, job.id))
 
 
 def to_requeue(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
@@ -163,7 +185,7 @@ def _can_be_challenged(clock: Clock, moment: Moment) -> bool:
 
 
 def _last_sign(held: Watched, jobs: Sequence[Job]) -> int:
-    """Only the provider itself claims, starts and answers."""
+    """Only the provider itself claims, starts, collects and answers."""
     acts = [
         job.since
         for job in jobs

@@ -38,6 +38,7 @@ class Refusal(StrEnum):
     SILENT = "silent"
     CHALLENGED = "challenged"
     RESTING = "resting"
+    COOLDOWN = "cooldown"
     EXCLUDED = "excluded"
     TOO_LARGE = "too-large"
     LABELS = "labels"
@@ -58,7 +59,8 @@ class ProviderView:
 
     `silent`: it left a challenge unanswered for too long. `challenged`: a challenge awaits its
     answer; it gets nothing new until then. `rests_until`: chain time until which it gets nothing
-    new for its `strikes` of the last day; zero when it may work.
+    new for its `strikes` of the last day; zero when it may work. `cooldown_until`: chain time until
+    which nothing is assigned to it, because the contract has refused an assignment; zero for none.
     """
 
     provider: Provider
@@ -66,6 +68,7 @@ class ProviderView:
     challenged: bool = False
     rests_until: int = 0
     strikes: int = 0
+    cooldown_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,9 @@ def standing(view: ProviderView, now: int) -> Refusal | None:
         return Refusal.SILENT
     if view.challenged:
         return Refusal.CHALLENGED
-    return Refusal.RESTING if view.rests_until > now else None
+    if view.rests_until > now:
+        return Refusal.RESTING
+    return Refusal.COOLDOWN if view.cooldown_until > now else None
 
 
 def suits(provider: Provider, job: Job, uses: str) -> int | Refusal:
@@ -131,7 +136,7 @@ def affordable(job: Job, rate: int) -> bool:
 
 
 def refusal(waiting: Waiting, view: ProviderView, now: int) -> Refusal | None:
-    """Why a job can't be given to a provider at chain time `now`, free room left aside."""
+    """Why a job can't be given to a provider at chain time `now`, apart from the provider's load."""
     why = standing(view, now)
     if why is not None:
         return why

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from deepsquare_chain.chain.records import Clock
 from deepsquare_chain.credits import cost, format_credits, hourly, job_rate
 from deepsquare_chain.job import Job, JobStatus, Objective, Resources
+from deepsquare_chain.metascheduler.duties import Moment, is_gone, is_silent
 from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,
     Refusal,
@@ -26,7 +28,14 @@ from deepsquare_chain.metascheduler.policy import (
     Rules,
     Snapshot,
 )
-from deepsquare_chain.metascheduler.room import amounts, free_room, release, room_from, within
+from deepsquare_chain.metascheduler.room import (
+    Amounts,
+    amounts,
+    free_room,
+    release,
+    room_from,
+    within,
+)
 
 _FAVOURED: Final = {
     Objective.COST: "cheapest",
@@ -39,10 +48,11 @@ _AWAY: Final = {
     Refusal.DRAINING: "is in maintenance",
     Refusal.BANNED: "is banned",
     Refusal.EXPIRED: "has an approval that ran out",
-    Refusal.SILENT: "does not answer",
-    Refusal.CHALLENGED: "was asked whether it is there and has not answered yet",
+    Refusal.SILENT: "has left a challenge unanswered and gets no new jobs until it answers",
+    Refusal.CHALLENGED: "is challenged and has not answered yet",
     Refusal.EXCLUDED: "lost this job before",
     Refusal.RESTING: "rests",
+    Refusal.COOLDOWN: "refused an assignment a moment ago: its prices or its load had changed",
     Refusal.AVOIDED: "gave this job back a moment ago",
 }
 
@@ -81,10 +91,11 @@ def explain_decision(decision: Decision) -> str:
     job = decision.waiting.job
     price = f"{format_credits(cost(decision.rate, job.time_limit))} credits for {job.time_limit} s"
     if decision.choices == 1:
-        choice = "the only provider with room that suits it"
+        choice = "the only eligible provider with free capacity"
     else:
         choice = (
-            f"the {_FAVOURED[decision.waiting.objective]} of {decision.choices} providers with room"
+            f"the {_FAVOURED[decision.waiting.objective]} of {decision.choices} eligible providers "
+            "with free capacity"
         )
     turn = "it has waited longest" if decision.impatient else "it is the smallest that fits"
     return f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price}); {turn}"
@@ -94,13 +105,14 @@ def explain_wait(
     waiting: Waiting, snapshot: Snapshot, decided: Plan, rules: Rules | None = None
 ) -> Explanation:
     """Why a PENDING job that the plan does not assign has to wait, and for what."""
+    free = free_room(snapshot.providers, snapshot.assigned)
     verdicts = tuple(
-        _verdict(waiting, view, snapshot.now)
+        _verdict(waiting, view, free[view.provider.id], snapshot.now)
         for view in sorted(snapshot.providers, key=lambda view: view.provider.id)
     )
     possible = [verdict for verdict in verdicts if verdict.why is None]
     if possible:
-        text = _waits_for_room(waiting.job, possible, snapshot, decided, rules or Rules())
+        text = _waits_for_capacity(waiting.job, possible, snapshot, decided, rules or Rules())
     else:
         text = _fits_nowhere(waiting, verdicts)
     return Explanation(waiting.job.id, text, verdicts)
@@ -115,6 +127,21 @@ def explain_assigned(job: Job, now: int) -> str:
         return f"job {job.id} runs at provider {job.provider_id}; {tail}"
     held = f"for {max(now - job.since, 0)} s"
     return f"job {job.id} is {job.status.name} at provider {job.provider_id} {held}"
+
+
+def explain_challenge(job: Job, clock: Clock, moment: Moment) -> str:
+    """What the open challenge of an assigned job's provider means for the job; empty without one."""
+    if clock.challenged_at == 0:
+        return ""
+    times, provider = moment.times, f"provider {job.provider_id}"
+    head = f"{provider} has left a challenge unanswered for {moment.now - clock.challenged_at} s"
+    if job.status == JobStatus.RUNNING:
+        if is_gone(clock, moment):
+            return f"{head}: the run is lost, and anyone may panic it"
+        return f"{head}; after {times.lost_timeout} s the run is lost"
+    if is_silent(clock, moment):
+        return f"{head}: it is silent, and its queued jobs are requeued"
+    return f"{head}; after {times.response_timeout} s its queued jobs are requeued"
 
 
 def explain_rest(view: ProviderView) -> str:
@@ -132,17 +159,26 @@ def chain_time(at: int) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _verdict(waiting: Waiting, view: ProviderView, now: int) -> Verdict:
+def _verdict(waiting: Waiting, view: ProviderView, free: Amounts, now: int) -> Verdict:
     provider, job = view.provider, waiting.job
     rate = job_rate(provider.prices, job.resources)
     why = refusal(waiting, view, now)
+    if why is None:
+        words = f"is eligible at {hourly(rate)} credits per hour; {_free(view, free)}"
+        return Verdict(provider.id, None, rate, f"provider {provider.id} {words}")
     return Verdict(provider.id, why, rate, _reason(why, waiting, view, rate))
 
 
-def _reason(why: Refusal | None, waiting: Waiting, view: ProviderView, rate: int) -> str:
+def _free(view: ProviderView, free: Amounts) -> str:
+    """What the load of a provider leaves of its offer."""
+    offer = view.provider.offer
+    cpus, memory, gpus = (max(each, 0) for each in free)
+    gpu = f" and {gpus} of {offer.gpus} gpus" if offer.gpus else ""
+    return f"free are {cpus} of {offer.cpus} cpus, {memory} of {offer.memory} MB{gpu}"
+
+
+def _reason(why: Refusal, waiting: Waiting, view: ProviderView, rate: int) -> str:
     name, offer = f"provider {view.provider.id}", view.provider.offer
-    if why is None:
-        return f"{name} suits the job at {hourly(rate)} credits an hour"
     if why is Refusal.RESTING:
         return f"{name} {explain_rest(view)}"
     if why in _AWAY:
@@ -197,14 +233,14 @@ def _too_expensive(job: Job, verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def _waits_for_room(
+def _waits_for_capacity(
     job: Job, possible: Sequence[Verdict], snapshot: Snapshot, decided: Plan, rules: Rules
 ) -> str:
     kept = decided.reservation
     names = _names([verdict.provider_id for verdict in possible])
     if kept is not None and kept.job_id == job.id:
         return (
-            f"job {job.id} has waited longest: room is kept for it at provider "
+            f"job {job.id} has waited longest: capacity is reserved for it at provider "
             f"{kept.provider_id}, from {chain_time(kept.at)} at the latest"
         )
     room = free_room(snapshot.providers, snapshot.assigned)
@@ -215,9 +251,10 @@ def _waits_for_room(
     ]
     if free_now:
         older = f"job {kept.job_id}, which has waited longer" if kept else "smaller or older jobs"
-        return f"job {job.id} waits for {names}: the free room there goes to {older}"
+        return f"job {job.id} waits for {names}: the free capacity there goes to {older}"
     at = min(_room_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
-    return f"job {job.id} waits for room at {names}, until about {chain_time(at)} at the latest"
+    until = f"until about {chain_time(at)} at the latest"
+    return f"job {job.id} waits for free capacity at {names}, {until}"
 
 
 def _room_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> int:

@@ -8,7 +8,7 @@ from deepsquare_chain.chain.headfigures import HeadFigures
 from deepsquare_chain.metascheduler.observer import World
 from deepsquare_chain.observe.metrics import Metrics
 
-KINDS: Final = ("assign", "requeue", "panic", "challenge")
+KINDS: Final = ("assign", "requeue", "panic", "challenge", "cancel")
 
 
 class Figures:

@@ -22,7 +22,14 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import Batches
-from deepsquare_chain.metascheduler.duties import Watch, lost, stuck, suspicions, to_requeue
+from deepsquare_chain.metascheduler.duties import (
+    Watch,
+    expired,
+    lost,
+    stuck,
+    suspicions,
+    to_requeue,
+)
 from deepsquare_chain.metascheduler.eligibility import Waiting
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_rest, explain_wait
 from deepsquare_chain.metascheduler.figures import Figures
@@ -172,7 +179,7 @@ class SchedulerService:
         self._resting = frozenset(resting)
 
     async def _hold_to_account(self, world: World) -> int:
-        """Requeue, challenge and panic; what comes free is assigned in the next cycle."""
+        """Requeue, challenge and panic; capacity that this frees is assigned in the next cycle."""
         moment, now = world.moment, world.moment.now
         stranded = to_requeue(world.assigned, world.watched, moment)
         doubted = suspicions(world.assigned, world.watched, moment, self._settings.watch)
@@ -190,8 +197,7 @@ class SchedulerService:
 
     async def _assign(self, world: World) -> int:
         now = world.moment.now
-        waiting = self._due(world)
-        snapshot = dataclasses.replace(world.snapshot, waiting=waiting)
+        snapshot = self._snapshot(world)
         began = time.perf_counter()
         self.plan = plan(snapshot, self._settings.rules)
         self.figures.planning.observe(time.perf_counter() - began)
@@ -200,16 +206,41 @@ class SchedulerService:
         groups = self.plan.by_provider()
         prices = {view.provider.id: view.provider.prices for view in world.views}
         priced = {(provider, prices[provider]): ids for provider, ids in groups.items()}
+        refusals = self._batches.refusals
         moved = await self._batches.assign(priced, now)
+        if self._batches.refusals > refusals:
+            self.state.registry_changed = True  # prices, an offer or a standing have changed
         self.observer.doubt(job_id for ids in groups.values() for job_id in ids)
-        return moved + await self._free_stuck(world)
+        moved += await self._cancel_expired(world)
+        return moved + await self._free_stuck(world, snapshot)
 
-    def _due(self, world: World) -> Sequence[Waiting]:
-        ids = [waiting.job.id for waiting in world.waiting]
-        due = set(self._batches.due("assign", ids, world.moment.now))
-        return [waiting for waiting in world.waiting if waiting.job.id in due]
+    def _snapshot(self, world: World) -> Snapshot:
+        """The grid as the plan sees it: without jobs and providers that are left alone for now."""
+        now = world.moment.now
+        due = set(self._batches.due("assign", [each.job.id for each in world.waiting], now))
+        return dataclasses.replace(
+            world.snapshot,
+            waiting=[waiting for waiting in world.waiting if waiting.job.id in due],
+            providers=[
+                dataclasses.replace(
+                    view, cooldown_until=self._batches.cooldowns.until(view.provider.id)
+                )
+                for view in world.views
+            ],
+        )
 
-    async def _free_stuck(self, world: World) -> int:
+    async def _cancel_expired(self, world: World) -> int:
+        """Give customers the credits of jobs back that nobody took for the pending expiry."""
+        going = {decision.waiting.job.id for decision in self.plan.decisions}
+        queued = [each.job for each in world.waiting if each.job.id not in going]
+        ids = _ids(expired(queued, world.moment))
+        if ids:
+            _log.info("jobs expired", jobs=ids[:_EXPLAINED], count=len(ids))
+        moved = await self._batches.cancel(ids, world.moment.now)
+        self.observer.doubt(ids)
+        return moved
+
+    async def _free_stuck(self, world: World, snapshot: Snapshot) -> int:
         """Take back what a cluster queues too long, where another provider would start it now."""
         moment = world.moment
         jobs = {job.id: job for job in stuck(world.assigned, world.watched, moment)}
@@ -230,7 +261,7 @@ class SchedulerService:
         elsewhere = plan(
             Snapshot(
                 moment.now,
-                world.snapshot.providers,
+                snapshot.providers,
                 waiting,
                 [*world.assigned, *_as_assigned(self.plan, moment.now)],
             ),

@@ -1,6 +1,7 @@
 """A grid in memory that drives the real policy, to measure what a rule does before it is shipped.
 
-Time jumps from event to event; jobs start the moment they are assigned and run for a known time.
+Time jumps from event to event; jobs start the moment they are assigned (as by `claimAndStart`) and
+run for a known time. The load of a provider is the sum of its running jobs, as on chain.
 The defaults of `Rules` were chosen by it: four workloads of 1,500 jobs (`workload`, seeds 0 to 3),
 two providers of 32 cpus, demand of 0.8, 0.95 and 1.1 times the capacity:
 

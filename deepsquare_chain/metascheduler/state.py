@@ -92,6 +92,7 @@ _SELF_TOLD: Final = (
     ev.DrainingChanged,
     ev.HardwareProposed,
     ev.ProviderAnswered,
+    ev.JobCollected,
 )
 
 #: Rows asked for in one statement.
@@ -103,6 +104,7 @@ FOLLOWED: Final = (
     ev.JobTransition,
     ev.JobRetried,
     ev.JobToppedUp,
+    ev.JobCollected,
     ev.ProviderAnswered,
     *_REGISTRY,
     *STRIKE_EVENTS,

@@ -150,7 +150,7 @@ async def test_late_binding(one: Desk) -> None:
     ids = await one.grid.submit(3, resources=WHOLE)
     await one.cycle(2)
     assert await one.places(*ids) == [1, 2, 0]
-    assert "waits for room at provider 1 or 2" in one.waits(ids[2])
+    assert "waits for free capacity at provider 1 or 2" in one.waits(ids[2])
     # The second one is finished first, dear as it is.
     scheduler = one.grid.contracts.scheduler
     await one.grid.send(one.grid.customers[0], scheduler.cancel([ids[1]]))
@@ -300,7 +300,7 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         assert (metrics.value("strikes_in_a_day"), metrics.value("resting_providers")) == (3, 1)
         [large] = await grid.submit(1, resources=WHOLE)
         await one.cycle()
-        assert "waits for room at provider 2" in one.waits(large)
+        assert "waits for free capacity at provider 2" in one.waits(large)
     # Another scheduler, or the same with an empty database, reads the same from the chain.
     async with desk(grid, dry=True) as fresh:
         await fresh.cycle()
@@ -466,7 +466,7 @@ async def test_restart_goes_on(grid: LiveGrid, tmp_path: Path) -> None:
         async with desk(grid, path=place) as after:
             await after.cycle()
             assert await after.statuses(*first_ids) == [S.META_SCHEDULED] * 2
-            assert "waits for room at provider 2" in after.waits(more[0])
+            assert "waits for free capacity at provider 2" in after.waits(more[0])
 
 
 async def test_a_successor_inherits_wishes_and_age(one: Desk) -> None:

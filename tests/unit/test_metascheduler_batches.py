@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.events import TransitionSkipped
 from deepsquare_chain.chain.receipts import TxReceipt
@@ -17,23 +18,28 @@ from deepsquare_chain.errors import (
     InsufficientFundsError,
     RevertedError,
 )
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.job import JobStatus, Prices
 from deepsquare_chain.metascheduler.batches import Batches
 
 NOW = 1_000
+ONE, TWO = (1, Prices(1, 1, 1)), (2, Prices(2, 2, 2))
 
 
 class FakeContract:
     """Makes calls whose label tells what is in them."""
 
     def meta_schedule(self, groups: Any) -> Call:
-        return Call("", b"", f"assign {groups}")
+        shown = {number: ids for (number, _), ids in groups.items()}
+        return Call("", b"", f"assign {shown}")
 
     def requeue(self, ids: Any) -> Call:
         return Call("", b"", f"requeue {list(ids)}")
 
     def panic(self, ids: Any) -> Call:
         return Call("", b"", f"panic {list(ids)}")
+
+    def cancel(self, ids: Any) -> Call:
+        return Call("", b"", f"cancel {list(ids)}")
 
     def challenge(self, job_id: int) -> Call:
         return Call("", b"", f"challenge {job_id}")
@@ -44,6 +50,7 @@ class FakeSender:
     """Mines everything, leaves some jobs out, or fails."""
 
     skips: set[int] = field(default_factory=set)
+    reason: type[reverts.ContractError] = reverts.TooEarly
     error: GridError | None = None
     sent: list[str] = field(default_factory=list)
 
@@ -52,7 +59,8 @@ class FakeSender:
         if self.error is not None:
             raise self.error
         events = tuple(
-            TransitionSkipped(job_id, JobStatus.CANCELLED, b"\1\2\3\4") for job_id in self.skips
+            TransitionSkipped(job_id, JobStatus.PENDING, self.reason.selector)
+            for job_id in self.skips
         )
         return TxReceipt("0x1", 7, "0x2", 21_000, 1, events)
 
@@ -79,7 +87,7 @@ def bench(sender: FakeSender | None = None, size: int = 50) -> Bench:
 
 async def test_groups_are_cut_at_the_size() -> None:
     found = bench(size=2)
-    assert await found.batches.assign({1: [1, 2, 3], 2: [4, 5]}, NOW) == 5
+    assert await found.batches.assign({ONE: [1, 2, 3], TWO: [4, 5]}, NOW) == 5
     assert found.sender.sent == [
         "assign {1: [1, 2]}",
         "assign {1: [3], 2: [4]}",
@@ -95,6 +103,46 @@ async def test_other_kinds_are_cut_too() -> None:
     assert await found.batches.panic([4], NOW) == 1
     assert await found.batches.challenge(9, NOW) == 1
     assert found.sender.sent == ["requeue [1, 2]", "requeue [3]", "panic [4]", "challenge 9"]
+
+
+async def test_expired_jobs_are_cancelled_one_transaction_a_cycle() -> None:
+    found = bench(size=2)
+    assert await found.batches.cancel([1, 2, 3], NOW) == 2
+    assert found.sender.sent == ["cancel [1, 2]"]
+
+
+@pytest.mark.parametrize("reason", [reverts.PriceRaised, reverts.DoesNotFit])
+async def test_a_provider_that_refuses_cools_down_and_the_job_does_not(reason: Any) -> None:
+    found = bench(FakeSender(skips={2, 3}, reason=reason))
+    batches, sender = found.batches, found.sender
+    assert await batches.assign({ONE: [1], TWO: [2, 3]}, NOW) == 1
+    assert batches.due("assign", [2, 3], NOW) == [2, 3]
+    assert (batches.cooldowns.until(1), batches.cooldowns.until(2)) == (0, NOW + 2)
+    assert batches.refusals == 2
+    # The same again, as a call of which nothing could be applied: longer each time, with a bound.
+    sender.error = reason("refused", fields={"job_id": 2})
+    ends = []
+    for _ in range(9):
+        await batches.assign({TWO: [2, 3], ONE: [1]}, NOW)
+        ends.append(batches.cooldowns.until(2) - NOW)
+    assert ends == [4, 8, 16, 32, 64, 128, 256, 512, 600]
+    assert batches.due("assign", [1, 2, 3], NOW) == [1, 2, 3]
+    assert batches.cooldowns.until(1) == 0
+    # An assignment that succeeds ends the series.
+    sender.error, sender.skips = None, set()
+    await batches.assign({TWO: [2, 3]}, NOW + 600)
+    assert batches.cooldowns.until(2) == 0
+
+
+async def test_a_refusal_for_the_job_is_no_fault_of_the_provider() -> None:
+    found = bench(FakeSender(skips={2}, reason=reverts.ProviderExcluded))
+    await found.batches.assign({ONE: [1, 2]}, NOW)
+    assert found.batches.cooldowns.until(1) == 0
+    assert found.batches.due("assign", [1, 2], NOW) == [1]
+    found.sender.error = reverts.InvalidTransition("moved", fields={"job_id": 3})
+    await found.batches.assign({ONE: [3]}, NOW)
+    assert found.batches.due("assign", [3], NOW) == []
+    assert found.batches.refusals == 0
 
 
 async def test_nothing_to_do_sends_nothing() -> None:
@@ -153,5 +201,5 @@ async def test_a_dry_run_tells_once_what_it_would_do() -> None:
     )
     with capture_logs() as logs:
         for _ in range(3):
-            assert await batches.assign({1: [4, 5]}, NOW) == 0
+            assert await batches.assign({ONE: [4, 5]}, NOW) == 0
     assert [(entry["event"], entry["jobs"]) for entry in logs] == [("would send", [4, 5])]

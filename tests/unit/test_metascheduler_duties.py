@@ -12,6 +12,8 @@ from deepsquare_chain.metascheduler.duties import (
     Moment,
     Watch,
     Watched,
+    expired,
+    is_gone,
     is_silent,
     lost,
     stuck,
@@ -41,6 +43,7 @@ BLOCK = 5_000
 MOMENT = Moment(BLOCK, NOW, TIMES)
 IDLE = Clock("", 0, 0, 0)
 SILENT = Clock("", NOW - 51, BLOCK - 8, 0)
+GONE = Clock("", NOW - 151, BLOCK - 8, 0)
 
 
 def held(clock: Clock = IDLE, last_sign: int = NOW, **changes: Any) -> dict[int, Watched]:
@@ -73,10 +76,25 @@ def test_overdue_runs_are_lost(since: int, gone: bool) -> None:
     assert bool(lost([running(1, since=since, time_limit=60)], held(), MOMENT)) is gone
 
 
-def test_runs_of_a_silent_provider_are_lost_and_nothing_else() -> None:
+@pytest.mark.parametrize(
+    ("clock", "gone"),
+    [
+        (SILENT, False),
+        (Clock("", NOW - 150, BLOCK - 8, 0), False),
+        (GONE, True),
+        (Clock("", NOW - 151, BLOCK - 7, 0), False),
+    ],
+)
+def test_a_silent_provider_loses_no_run_before_the_lost_timeout(clock: Clock, gone: bool) -> None:
     run, other = running(1), running(2, 2)
     jobs = [run, other, claimed(NOW), job(4)]
-    assert lost(jobs, held(SILENT), MOMENT) == [run]
+    assert lost(jobs, held(clock), MOMENT) == ([run] if gone else [])
+    assert is_gone(clock, MOMENT) is gone
+
+
+def test_pending_jobs_expire_oldest_first() -> None:
+    queue = [job(1, since=NOW - 1_000), job(2, since=NOW - 999), job(3, since=NOW - 2_000)]
+    assert [each.id for each in expired([*queue, running(4, since=0)], MOMENT)] == [3, 1]
 
 
 @pytest.mark.parametrize(("since", "back"), [(NOW - 100, False), (NOW - 101, True)])

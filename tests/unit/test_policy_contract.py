@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 
 from deepsquare_chain.chain.records import read_job
 from deepsquare_chain.chain.registry import _provider
-from deepsquare_chain.job import Objective
+from deepsquare_chain.job import NO_LOAD, JobStatus, Load, Objective
 from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,
     Refusal,
@@ -16,6 +16,7 @@ from deepsquare_chain.metascheduler.eligibility import (
     refusal,
     suits,
 )
+from deepsquare_chain.metascheduler.policy import Snapshot, plan
 from tests.support.grid import APPROVAL_PERIOD, TERMS, Grid, Host
 
 NAMES = {
@@ -102,6 +103,48 @@ def test_they_agree(
             if theirs(grid, host, job_id) == "":
                 grid.assign(host, job_id)
                 assert grid.job(job_id).rate == rate
+    finally:
+        grid.chain.revert(before)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3_000), st.integers(0, 3)), max_size=9),
+    st.tuples(st.integers(1, 32), st.integers(1, 32_000), st.integers(0, 8)),
+)
+def test_the_load_is_the_contracts(
+    grid: Grid, host: Host, sizes: list[tuple[int, int, int]], offer: tuple[int, int, int]
+) -> None:
+    """Whatever is planned is accepted, and what is not planned would have been refused."""
+    before = grid.chain.snapshot()
+    try:
+        grid.registry.setOffer(offer, sender=host.account)
+        ids = [
+            grid.submit(amount=10**12, tasks=1, cpusPerTask=cpus, memPerCpu=memory, gpus=gpus)
+            for cpus, memory, gpus in sizes
+        ]
+        for number in ids[:3]:
+            if grid.scheduler.isEligible(number, host.id)[0]:
+                grid.assign(host, number)
+        view = ProviderView(_provider(tuple(grid.registry.getProvider(host.account))))
+        jobs = [read_job(number, tuple(grid.scheduler.getJob(number))) for number in ids]
+        assigned = [job for job in jobs if job.status.is_assigned]
+        queue = [
+            Waiting(job, Objective.COST, "", job.since)
+            for job in jobs
+            if job.status is JobStatus.PENDING
+        ]
+        planned = plan(Snapshot(grid.chain.now, [view], queue, assigned)).by_provider()
+        chosen = planned.get(host.id, [])
+        if chosen:
+            grid.assign(host, *chosen)
+        assert all(grid.job(number).status == JobStatus.META_SCHEDULED for number in chosen)
+        taken = {*chosen, *(job.id for job in assigned)}
+        load = sum((Load.of(job.resources) for job in jobs if job.id in taken), NO_LOAD)
+        assert Load(*grid.scheduler.loadOf(host.id)) == load
+        for waiting in queue:
+            if waiting.job.id not in chosen:
+                assert theirs(grid, host, waiting.job.id) == "DoesNotFit"
     finally:
         grid.chain.revert(before)
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from deepsquare_chain.chain.records import Clock
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import Job, JobStatus, Objective, Prices, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Refusal, Waiting
@@ -13,11 +14,13 @@ from deepsquare_chain.metascheduler.explain import (
     Explanation,
     chain_time,
     explain_assigned,
+    explain_challenge,
     explain_decision,
     explain_wait,
 )
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from tests.support.workloads import NOW, provider, running, waiting
+from tests.unit.test_metascheduler_duties import BLOCK, MOMENT
 
 RULES = Rules(patience=100, patience_factor=0, max_patience=100, start_margin=0)
 
@@ -83,7 +86,7 @@ def test_all_are_away() -> None:
     ]
     assert [v.text for v in why(waiting(), grid).verdicts] == [
         "provider 1 is in maintenance",
-        "provider 2 does not answer",
+        "provider 2 has left a challenge unanswered and gets no new jobs until it answers",
         "provider 3 is banned",
         "provider 4 has an approval that ran out",
         "provider 5 waits for approval",
@@ -106,9 +109,13 @@ def test_waits_for_room() -> None:
     held = [running(5, 1, cpus=8, time_limit=900), running(6, 2, cpus=8, time_limit=300)]
     explained = why(waiting(), [provider(1), provider(2)], held)
     assert explained.text == (
-        f"job 1 waits for room at provider 1 or 2, until about {chain_time(NOW + 300)} at the latest"
+        "job 1 waits for free capacity at provider 1 or 2, until about "
+        f"{chain_time(NOW + 300)} at the latest"
     )
-    assert explained.verdicts[0].text.startswith("provider 1 suits the job at ")
+    assert explained.verdicts[0].text == (
+        "provider 1 is eligible at 0.0000000000036 credits per hour; "
+        "free are 0 of 8 cpus, 7200 of 8000 MB and 2 of 2 gpus"
+    )
 
 
 def test_many_providers_are_cut() -> None:
@@ -122,18 +129,18 @@ def test_room_kept_for_it_and_for_another() -> None:
     small = waiting(2, time_limit=900)
     held = [running(9, cpus=4, time_limit=300)]
     assert why(big, [provider()], held, [small]).text == (
-        "job 1 has waited longest: room is kept for it at provider 1, from "
+        "job 1 has waited longest: capacity is reserved for it at provider 1, from "
         f"{chain_time(NOW + 300)} at the latest"
     )
     assert why(small, [provider()], held, [big]).text == (
-        "job 2 waits for provider 1: the free room there goes to job 1, which has waited longer"
+        "job 2 waits for provider 1: the free capacity there goes to job 1, which has waited longer"
     )
 
 
 def test_smaller_ones_go_first() -> None:
     small = waiting(2, cpus=8, time_limit=10)
     explained = why(waiting(1, cpus=8), [provider()], [], [small])
-    assert explained.text.endswith("the free room there goes to smaller or older jobs")
+    assert explained.text.endswith("the free capacity there goes to smaller or older jobs")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_decisions(objective: Objective, word: str) -> None:
     snapshot = Snapshot(NOW, [provider(1), provider(2)], [waiting(objective=objective)], [])
     text = explain_decision(plan(snapshot, RULES).decisions[0])
     assert text == (
-        f"job 1 goes to provider 1, {word} providers with room "
+        f"job 1 goes to provider 1, {word} eligible providers with free capacity "
         "(0.00000000000006 credits for 60 s); it is the smallest that fits"
     )
 
@@ -156,7 +163,7 @@ def test_decisions(objective: Objective, word: str) -> None:
 def test_a_decision_without_choice_for_who_waited_longest() -> None:
     snapshot = Snapshot(NOW, [provider(1)], [waiting(queued_at=NOW - 500)], [])
     text = explain_decision(plan(snapshot, RULES).decisions[0])
-    assert "the only provider with room that suits it" in text
+    assert "the only eligible provider with free capacity" in text
     assert text.endswith("it has waited longest")
 
 
@@ -166,6 +173,30 @@ def test_assigned_jobs() -> None:
     assert explain_assigned(job, NOW + 60) == "job 4 runs at provider 2; its time is over"
     claimed = dataclasses.replace(job, status=JobStatus.SCHEDULED)
     assert explain_assigned(claimed, NOW) == "job 4 is SCHEDULED at provider 2 for 10 s"
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "words"),
+    [
+        (JobStatus.RUNNING, 0, ""),
+        (JobStatus.RUNNING, 100, "for 100 s; after 150 s the run is lost"),
+        (JobStatus.RUNNING, 151, "for 151 s: the run is lost, and anyone may panic it"),
+        (JobStatus.SCHEDULED, 50, "for 50 s; after 50 s its queued jobs are requeued"),
+        (JobStatus.SCHEDULED, 51, "for 51 s: it is silent, and its queued jobs are requeued"),
+    ],
+)
+def test_an_open_challenge(status: JobStatus, seconds: int, words: str) -> None:
+    clock = Clock("", NOW - seconds if seconds else 0, BLOCK - 8, 0)
+    text = explain_challenge(running(4, 2, status=status), clock, MOMENT)
+    head = "provider 2 has left a challenge unanswered "
+    assert text == (head + words if words else "")
+
+
+def test_a_provider_that_refused_an_assignment() -> None:
+    view = dataclasses.replace(provider(), cooldown_until=NOW + 2)
+    [verdict] = why(waiting(), [view]).verdicts
+    assert verdict.why is Refusal.COOLDOWN
+    assert verdict.text.startswith("provider 1 refused an assignment a moment ago")
 
 
 def test_times_beyond_the_calendar() -> None:
