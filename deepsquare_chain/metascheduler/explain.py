@@ -59,11 +59,12 @@ _AWAY: Final = {
 #: The refusal that is nearest to a start explains the wait.
 _NEAREST: Final = (
     Refusal.AVOIDED,
+    Refusal.COOLDOWN,
     Refusal.BUDGET,
     Refusal.LABELS,
     Refusal.TOO_LARGE,
     Refusal.RATE,
-    *(why for why in _AWAY if why is not Refusal.AVOIDED),
+    *(why for why in _AWAY if why not in {Refusal.AVOIDED, Refusal.COOLDOWN}),
 )
 
 
@@ -181,6 +182,8 @@ def _reason(why: Refusal, waiting: Waiting, view: ProviderView, rate: int) -> st
     name, offer = f"provider {view.provider.id}", view.provider.offer
     if why is Refusal.RESTING:
         return f"{name} {explain_rest(view)}"
+    if why is Refusal.COOLDOWN:
+        return f"{name} {_AWAY[why]}; it is tried again from {chain_time(view.cooldown_until)}"
     if why in _AWAY:
         return f"{name} {_AWAY[why]}"
     asked = format_credits(cost(rate, waiting.job.time_limit))

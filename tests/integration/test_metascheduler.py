@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +16,24 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock
+from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock, Report
 from deepsquare_chain.chain.events import (
     JobPanicked,
     JobRetried,
+    JobSettled,
     JobTransition,
     TransitionSkipped,
 )
 from deepsquare_chain.cli.why import explain
-from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
 from deepsquare_chain.errors import NotAuthorisedError, UsageError
-from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources
+from deepsquare_chain.job import Job, JobStatus, Load, Objective, Offer, Prices, Resources
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from tests.support.anvil import start_anvil
-from tests.support.livegrid import BorrowedNode, LiveGrid, live_grid
+from tests.support.livegrid import CHEAP, DEAR, BorrowedNode, LiveGrid, live_grid
 from tests.support.provider import all_events
 from tests.support.rundaemon import until
 
@@ -215,7 +217,7 @@ async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: Desk) -
 
 
 async def test_a_dead_provider_loses_its_work(one: Desk) -> None:
-    """Silence, challenge, panic: the run goes on elsewhere, and never at the same provider."""
+    """Challenge, silence, then panic: the run goes on elsewhere, and never at the same provider."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     set_draining = grid.contracts.registry.set_draining
     await grid.send(grid.providers[1], set_draining(True))
@@ -235,6 +237,11 @@ async def test_a_dead_provider_loses_its_work(one: Desk) -> None:
     assert await one.statuses(running, queued) == [S.RUNNING, S.SCHEDULED]
     await grid.node.mine(3)
     assert await one.cycle() is True
+    # Silent: what is queued moves, and the run keeps its revenue until the lost timeout.
+    assert await one.statuses(running, queued) == [S.RUNNING, S.PENDING]
+    assert "after 20 s the run is lost" in (await explain(grid.contracts, running)).words
+    await grid.node.increase_time(14)
+    assert await one.cycle() is True
     assert await one.statuses(running, queued) == [S.PANICKED, S.PENDING]
     await grid.send(grid.providers[1], set_draining(False))
     successor = await scheduler.job_count()
@@ -249,6 +256,119 @@ async def test_a_dead_provider_loses_its_work(one: Desk) -> None:
     assert await one.places(fresh, successor) == [1, 0]
     assert "is in maintenance" in one.waits(successor)
     assert one.sent("panic") == 1
+
+
+async def test_an_unanswered_challenge_below_the_lost_timeout_voids_nothing(one: Desk) -> None:
+    """A provider that comes back late, and was silent, still bills its run."""
+    grid, scheduler, host = one.grid, one.grid.contracts.scheduler, one.grid.providers[0]
+    [job_id] = await grid.submit(time_limit=600)
+    await one.cycle()
+    await grid.send(host, scheduler.claim_and_start([job_id]))
+    await grid.send(grid.stranger, scheduler.challenge(job_id))
+    await grid.node.increase_time(12)  # the response timeout is 6 s
+    await grid.node.mine(3)
+    assert await scheduler.is_silent(1)
+    await one.cycle(2)
+    assert one.sent("panic") == 0
+    [fresh] = await grid.submit()
+    await one.cycle()
+    assert await one.places(fresh) == [2]
+    receipt = await grid.send(host, scheduler.finish([Report(job_id, 10, 0)]))
+    [settled] = [each for each in receipt.events if isinstance(each, JobSettled)]
+    assert settled.billed_seconds == 10
+    assert (await one.clock()).challenged_at == 0  # the report has answered the challenge
+
+
+async def test_the_expired_job_of_a_lost_key_is_cancelled(one: Desk) -> None:
+    """Nobody holds the customer's key any more, and no provider suits: the credits come back."""
+    grid = one.grid
+    before = await grid.contracts.credit.balance_of(grid.customers[0].address)
+    ids = await grid.submit(3, uses="place=nowhere")
+    [fitting] = await grid.submit()
+    await one.cycle()
+    assert "is cancelled with a full refund" in (await explain(grid.contracts, ids[0])).words
+    await grid.send(grid.providers[0], grid.contracts.scheduler.claim([fitting]))
+    await grid.node.increase_time(30 * 86_400 - 60)
+    await one.cycle()
+    assert await one.statuses(*ids) == [S.PENDING] * 3
+    await grid.node.increase_time(60)
+    await one.cycle()
+    assert await one.statuses(*ids) == [S.CANCELLED] * 3
+    assert one.sent("cancel") == 3
+    held = (await one.jobs(fitting))[0].escrow
+    assert await grid.contracts.credit.balance_of(grid.customers[0].address) == before - held
+
+
+@asynccontextmanager
+async def in_front(one: Desk, act: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
+    """Something happens after the scheduler has looked at the grid, and before it assigns."""
+    look = one.service.observer.look
+
+    async def looked(number: int, now: int) -> Any:
+        world = await look(number, now)
+        await act()
+        return world
+
+    one.service.observer.look = looked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        one.service.observer.look = look  # type: ignore[method-assign]
+
+
+async def test_a_price_raised_in_front_of_an_assignment(one: Desk) -> None:
+    """The contract refuses it, and the job goes elsewhere in the next cycle."""
+    grid = one.grid
+    raised = Prices(*(20 * getattr(CHEAP, name) for name in ("cpu", "gpu", "mem")))
+    call = grid.contracts.registry.set_prices(raised)
+    [job_id] = await grid.submit()
+    async with in_front(one, lambda: grid.send(grid.providers[0], call)):
+        await one.cycle()
+    assert await one.statuses(job_id) == [S.PENDING]
+    await one.cycle()
+    assert await one.places(job_id) == [2]
+    [job] = await one.jobs(job_id)
+    assert job.rate == job_rate(DEAR, job.resources)
+
+
+async def test_who_raises_each_time_is_asked_less_often(one: Desk) -> None:
+    """Where nobody else can run the job it waits a little longer each time, and is not lost."""
+    grid, registry = one.grid, one.grid.contracts.registry
+    await grid.send(grid.providers[1], registry.set_draining(True))
+    [job_id] = await grid.submit()
+    prices = itertools.count(2)
+
+    async def raise_again() -> None:
+        at = next(prices)
+        raised = Prices(CHEAP.cpu * at, CHEAP.gpu * at, CHEAP.mem * at)
+        await grid.send(grid.providers[0], registry.set_prices(raised))
+
+    refused = one.service.figures.metrics
+    async with in_front(one, raise_again):
+        await one.cycle()
+        assert refused.value("scheduler_refused_total", kind="assign") == 1
+        await grid.node.increase_time(2)
+        await one.cycle()
+        assert refused.value("scheduler_refused_total", kind="assign") == 2
+        await one.cycle()
+        assert refused.value("scheduler_refused_total", kind="assign") == 2
+        assert "refused an assignment a moment ago" in one.waits(job_id)
+    await grid.node.increase_time(4)
+    await one.cycle()
+    assert await one.places(job_id) == [1]
+
+
+async def test_capacity_taken_in_front_of_an_assignment(grid: LiveGrid) -> None:
+    """Two schedulers and one machine: the second one's job does not fit any more."""
+    async with desk(grid) as one:
+        [first, second] = await grid.submit(2, resources=WHOLE)
+        others = grid.assign({1: [second]})
+        async with in_front(one, lambda: others):
+            await one.cycle()
+        assert await one.places(first, second) == [0, 1]
+        assert await grid.contracts.scheduler.load_of(1) == Load.of(WHOLE)
+        await one.cycle()
+        assert await one.places(first, second) == [2, 1]
 
 
 async def test_a_living_provider_is_not_bothered_twice(one: Desk) -> None:

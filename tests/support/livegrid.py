@@ -148,7 +148,7 @@ async def deploy(node: Node, params: GridParams = DEMO_PARAMS) -> Deployment:
         schedulers=(accounts[1].address,),
     )
     w3 = await connect(node.url, chain_id=node.chain_id)
-    blank = Deployment(node.chain_id, *[accounts[0].address] * 4, block=0)
+    blank = Deployment(node.chain_id, *[accounts[0].address] * 5, block=0)
     grid = LiveGrid(node, w3, blank)
     try:
         grid.deployment = await deploy_grid(w3, grid.sender(grid.admin), params)

@@ -197,6 +197,7 @@ def test_a_provider_that_refused_an_assignment() -> None:
     [verdict] = why(waiting(), [view]).verdicts
     assert verdict.why is Refusal.COOLDOWN
     assert verdict.text.startswith("provider 1 refused an assignment a moment ago")
+    assert verdict.text.endswith(chain_time(NOW + 2))
 
 
 def test_times_beyond_the_calendar() -> None:
