@@ -81,6 +81,7 @@ async def open_contracts(
             url,
             chain_id=deployment.chain_id,
             contracts=[deployment.registry, deployment.scheduler],
+            landmark=deployment.block,
             max_lag_blocks=settings.max_lag_blocks,
             metrics=metrics,
             transport=settings.transport,

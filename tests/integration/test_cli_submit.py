@@ -80,7 +80,7 @@ def test_what_is_waited_for_in_vain_is_named_all_the_same(cli: Cli) -> None:
     found = cli(*waiting)
     second, first = jobs(cli)[:2]
     assert found.code == 9
-    assert f"Submitted jobs {first}, {second}." in found.err
+    assert f"Submitted and paid for: jobs {first}, {second}." in found.err
     assert f"Job {first} is still PENDING" in found.err
     assert (str(first) in found.out, str(second) in found.out) == (True, True)
     found = cli(*waiting, "-o", "json")
