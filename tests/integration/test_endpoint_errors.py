@@ -191,7 +191,7 @@ async def test_an_unknown_error_to_a_send_is_no_refusal(
 
 async def test_error_objects_at_a_third_of_all_answers(grid: LiveGrid, proxy: Proxy) -> None:
     credit, account = grid.contracts.credit, grid.customers[1]
-    target = f"0x{8:040x}"
+    target = "0x" + "a7" * 20
 
     async def once(sender: Sender, number: int) -> None:
         async with asyncio.timeout(100):
