@@ -290,7 +290,11 @@ class Dispatcher:
         lags = self._lags(head)
         if not lags:
             await self._notice_foreign(count)
-        for entry in self._outbox.entries_from(count):
+        recorded = self._outbox.entries_from(count)
+        if any(entry.state is not TxState.OPEN for entry in recorded) and not lags:
+            # On a chain that was begun anew the old bytes would be as valid.
+            await self._look_at_the_chain()
+        for entry in recorded:
             if entry.state is not TxState.OPEN:
                 if lags:
                     continue  # a node that has not seen its block yet
@@ -303,6 +307,17 @@ class Dispatcher:
                 self.settle(entry, receipt)
         self._tended = (head, count, looked)
         return head, count
+
+    async def _look_at_the_chain(self) -> None:
+        """Make sure that this is the chain on which the nonces were used.
+
+        Raises:
+            WrongEndpointError: It is another.
+        """
+        doubt = getattr(self._w3.provider, "doubt", None)
+        if doubt is not None:
+            doubt()
+            await self.stand()
 
     async def stand(self) -> tuple[int, int]:
         """Head and the account's next nonce on the chain, as one node sees them.

@@ -116,6 +116,11 @@ class Pool(AsyncBaseProvider):
         """Blocks of which the endpoint that answers now gives logs at once, as far as is known."""
         return self._current.provider.log_range.size
 
+    def doubt(self) -> None:
+        """Look again whether the endpoints serve this chain, with the next question to each."""
+        for member in self.members:
+            member.provider.doubtful = True
+
     async def open(self) -> None:
         """Look at all endpoints, until one is good.
 
@@ -313,12 +318,11 @@ class Pool(AsyncBaseProvider):
             raise member.wrong
         if member.known and not member.provider.doubtful:
             return  # another question has led there meanwhile
-        known, member.known = member.known, False
+        member.known = False
         provider = member.provider
         provider.doubtful = False
         try:
-            if not known:
-                await self._compare_ids(member)
+            await self._compare_ids(member)
             await self._compare_blocks(member)
         except (KeyError, TypeError, ValueError):
             raise EndpointError(f"The endpoint {provider.place} is no usable node") from None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -184,6 +186,39 @@ class Sender:
             gas = max(2 * entry.gas, await self._preflight.gas_limit(call))
             again = await self._dispatcher.submit(call, gas, key, deadline)
             return await self._confirm(again, deadline)
+
+    @asynccontextmanager
+    async def spending(self, timeout: float) -> AsyncIterator[None]:
+        """The wallet's lock around an allowance and what uses it.
+
+        What was sent before is mined first: an allowance that it sets or uses is not what the
+        chain shows.
+
+        Args:
+            timeout: Seconds to wait for those who have it, one after the other, and for what
+                they sent.
+
+        Raises:
+            WaitTimeoutError: Others are under way for longer; nothing was sent.
+            EndpointError: The node does not answer.
+        """
+        deadline = time.monotonic() + timeout
+        async with self._outbox.spending(timeout):
+            await self._dispatcher.tend()
+            for entry in self.pending():
+                try:
+                    await self._confirm(entry, deadline)
+                except WaitTimeoutError as error:
+                    raise WaitTimeoutError(
+                        f"An earlier transaction of this wallet is not mined yet, so that nothing "
+                        f"new was paid: {error.message}",
+                        hint=error.hint,
+                    ) from None
+                except WrongEndpointError:
+                    raise
+                except GridError as error:
+                    _log.warning("earlier_transaction", error=error.message)
+            yield
 
     async def simulate(self, call: Call) -> None:
         """Try a call on the latest block.

@@ -107,6 +107,7 @@ async def open_store(
         contract=contracts.deployment.scheduler,
         account=account.address if account is not None else _NOBODY,
         genesis="0x" + bytes(genesis["hash"]).hex(),
+        landmark=getattr(contracts.w3.provider, "landmark", None) or "",
         exclusive=True,
     )
 
