@@ -289,6 +289,8 @@ class Sender:
         for entry in found:
             try:
                 receipts.append(await self._confirm(entry, deadline))
+            except WrongEndpointError:
+                raise
             except GridError as error:
                 _log.warning("transaction_recovered", label=entry.call.label, error=error.message)
         return receipts

@@ -216,20 +216,21 @@ async def test_error_objects_at_a_third_of_all_answers(grid: LiveGrid, proxy: Pr
 async def test_a_chain_that_is_begun_anew_gets_nothing_of_the_old_one() -> None:
     """Same id, same address, same accounts: old bytes would be valid there."""
     account, call = dev_accounts()[7], Call(to=NOBODY, data=b"", label="a coin", value=1)
-    async with ChainProcess(block_time=0) as old, Proxy(old.url) as proxy:
-        async with connected(proxy.url) as w3:
-            genesis = w3.provider.genesis
-            with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
-                sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
-                for _ in range(2):
-                    await sender.send(call)
-                async with ChainProcess(block_time=0) as new:
-                    async with connected(new.url) as there:
-                        assert there.provider.genesis != genesis
-                        proxy.lead_to(new.url)
-                        for work in (sender.tend(), sender.send(call), sender.recover()):
-                            with pytest.raises(WrongEndpointError, match="another chain 1337"):
-                                await work
-                        assert await there.eth.get_transaction_count(account.address) == 0
-                assert proxy.methods[SEND] == 2
-                assert {each.state for each in store.recent_entries()} == {TxState.MINED}
+    async with (
+        ChainProcess(block_time=0) as old,
+        Proxy(old.url) as proxy,
+        connected(proxy.url) as w3,
+    ):
+        with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
+            sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
+            for _ in range(2):
+                await sender.send(call)
+            async with ChainProcess(block_time=0) as new, connected(new.url) as there:
+                assert there.provider.genesis != w3.provider.genesis
+                proxy.lead_to(new.url)
+                for work in (sender.tend(), sender.send(call), sender.recover()):
+                    with pytest.raises(WrongEndpointError, match="another chain 1337"):
+                        await work
+                assert await there.eth.get_transaction_count(account.address) == 0
+            assert proxy.methods[SEND] == 2
+            assert {each.state for each in store.recent_entries()} == {TxState.MINED}
