@@ -21,8 +21,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, Timeouts
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams
+from deepsquare_chain.chain.deployment import Deployment, Timeouts
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.verifying import verify_deployment
 from deepsquare_chain.client.deploy import deploy

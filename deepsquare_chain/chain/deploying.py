@@ -19,26 +19,9 @@ from deepsquare_chain.chain.contracts import (
     MINTER_ROLE,
     Contracts,
 )
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.deployment import DAY, Deployment, Timeouts
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.errors import UsageError
-
-DAY: Final = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Times of a grid in seconds, but for `response_blocks`; fixed for ever."""
-
-    claim_timeout: int = 300
-    pending_timeout: int = 600
-    pending_expiry: int = 30 * DAY
-    response_timeout: int = 300
-    response_blocks: int = 10
-    lost_timeout: int = 1_800
-    report_grace: int = 3_600
-    top_up_notice: int = 60
-    collect_interval: int = 21_600
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,27 @@ from deepsquare_chain.errors import NotFoundError, UsageError
 
 FORMAT: Final = 1
 MAX_BYTES: Final = 1_000_000
+DAY: Final = 86_400
 _ADDRESSES: Final = ("credit", "registry", "scheduler", "treasury", "forwarder")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Times of a grid in seconds, but for `response_blocks`; fixed for ever."""
+
+    claim_timeout: int = 300
+    pending_timeout: int = 600
+    pending_expiry: int = 30 * DAY
+    response_timeout: int = 300
+    response_blocks: int = 10
+    lost_timeout: int = 1_800
+    report_grace: int = 3_600
+    top_up_notice: int = 60
+    collect_interval: int = 21_600
+
+
+#: Names of the times that the constructor of MetaScheduler takes, in its order.
+TIMES: Final = tuple(each.name for each in dataclasses.fields(Timeouts))
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,19 @@ class Deployment:
             "MetaScheduler": self.scheduler,
             "ERC2771Forwarder": self.forwarder,
         }
+
+    @property
+    def timeouts(self) -> dict[str, int]:
+        """Times that the MetaScheduler was deployed with, by name; empty where not recorded.
+
+        Seconds, but for `response_blocks`.
+        """
+        recorded = self.constructor_args.get("MetaScheduler")
+        times = recorded.get("timeouts") if isinstance(recorded, Mapping) else None
+        if not isinstance(times, list | tuple):
+            return {}
+        pairs = zip(TIMES, times, strict=False)
+        return {name: value for name, value in pairs if isinstance(value, int)}
 
     @property
     def addresses(self) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,12 +11,13 @@ from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.artifacts import load_artifact
 from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.deployment import TIMES, Deployment
 from deepsquare_chain.chain.events import RoleGranted, RoleRevoked, decode_logs, event_topics
-from deepsquare_chain.chain.logreader import read_logs
 from deepsquare_chain.chain.metadata import ipfs_hash, metadata_hash
 from deepsquare_chain.chain.rpc import TransientEndpointError
 from deepsquare_chain.errors import GridError
+
+_LOG_RANGE: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,10 @@ async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]
     recorded = deployment.constructor_args
     times = _arguments(recorded, "MetaScheduler").get("timeouts")
     if isinstance(times, list):
-        actual = [getattr(found, name) for name in _TIMES]
+        actual = [getattr(found, name) for name in TIMES]
         findings.extend(
             _equal(name, each, wanted)
-            for name, each, wanted in zip(_TIMES, actual, times, strict=False)
+            for name, each, wanted in zip(TIMES, actual, times, strict=False)
         )
     period = _arguments(recorded, "ProviderRegistry").get("approvalPeriod")
     if period is not None:
@@ -102,19 +103,6 @@ async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]
         what = f"administrator of {contract.artifact} is {admin}"
         findings.append(Finding(what, int(admin, 16) != 0, detail))
     return findings
-
-
-_TIMES: Final = (
-    "claim_timeout",
-    "pending_timeout",
-    "pending_expiry",
-    "response_timeout",
-    "response_blocks",
-    "lost_timeout",
-    "report_grace",
-    "top_up_notice",
-    "collect_interval",
-)
 
 
 def _arguments(recorded: Mapping[str, Any], contract: str) -> Mapping[str, Any]:
@@ -132,13 +120,27 @@ async def role_holders(
 ) -> dict[str, dict[bytes, set[str]]]:
     """Who holds which role, by contract address, from the events since the deployment."""
     holders: dict[str, dict[bytes, set[str]]] = {}
-    addresses = [to_checksum_address(each) for each in deployment.addresses]
-    topics = [event_topics(RoleGranted, RoleRevoked)]
-    for event in decode_logs(await read_logs(w3, addresses, topics, deployment.block)):
-        if isinstance(event, RoleGranted | RoleRevoked):
-            of_role = holders.setdefault(event.address, {}).setdefault(event.role, set())
-            if isinstance(event, RoleGranted):
-                of_role.add(event.account)
-            else:
-                of_role.discard(event.account)
+    head = await w3.eth.block_number
+    topics: Any = [event_topics(RoleGranted, RoleRevoked)]
+    for first, last in _ranges(deployment.block, head):
+        logs = await w3.eth.get_logs(
+            {
+                "fromBlock": first,
+                "toBlock": last,
+                "address": [to_checksum_address(each) for each in deployment.addresses],
+                "topics": topics,
+            }
+        )
+        for event in decode_logs(logs):
+            if isinstance(event, RoleGranted | RoleRevoked):
+                of_role = holders.setdefault(event.address, {}).setdefault(event.role, set())
+                if isinstance(event, RoleGranted):
+                    of_role.add(event.account)
+                else:
+                    of_role.discard(event.account)
     return holders
+
+
+def _ranges(first: int, last: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, last + 1, _LOG_RANGE):
+        yield start, min(start + _LOG_RANGE - 1, last)

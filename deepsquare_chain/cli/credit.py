@@ -55,9 +55,7 @@ async def approve(desk: Desk, credits: CreditsArgument) -> None:
 
     async with open_wallet(desk.settings) as wallet:
         spender = wallet.contracts.scheduler.address
-        async with wallet.sender.spending(10 * wallet.timeout):
-            receipt = await wallet.send(wallet.contracts.credit.approve(spender, credits))
-        desk.receipt(receipt)
+        desk.receipt(await wallet.send(wallet.contracts.credit.approve(spender, credits)))
 
 
 @command(app)

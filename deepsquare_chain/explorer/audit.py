@@ -12,12 +12,15 @@ from typing import Any
 from deepsquare_chain.errors import AuditError
 from deepsquare_chain.explorer.books import Finding, Totals
 from deepsquare_chain.explorer.ledger import Ledger
-from deepsquare_chain.job import Job, Provider
+from deepsquare_chain.job import Job, Load, Provider
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the contracts hold at one block, as `reader.read_storage` fetches it."""
+    """What the contracts hold at one block, as `reader.read_storage` fetches it.
+
+    `loads` are those of providers, by account.
+    """
 
     block: int
     jobs: Sequence[Job]
@@ -25,6 +28,7 @@ class Storage:
     balances: Mapping[str, int]
     parked: Mapping[str, int]
     supply: int
+    loads: Mapping[str, Load]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +101,8 @@ def compare(ledger: Ledger, storage: Storage) -> list[Finding]:
         differ(f"balance of {account}", ledger.balances.get(account, 0), amount)
     for account, amount in sorted(storage.parked.items()):
         differ(f"parked credits of {account}", ledger.parked.get(account, 0), amount)
+    for account, load in sorted(storage.loads.items()):
+        if (known := ledger.providers.get(account)) is not None:
+            differ_by_field(f"the load of {account}", known.load, load)
     differ("supply of credits", ledger.totals.supply, storage.supply)
     return found

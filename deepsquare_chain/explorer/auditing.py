@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from deepsquare_chain.explorer.proving import LogDigests, compare_endpoints, pro
 from deepsquare_chain.explorer.reader import Progress, read_chronicle, read_storage
 from deepsquare_chain.explorer.statement import Statement, closing_check
 from deepsquare_chain.explorer.statement import statement as statement_of
+from deepsquare_chain.job import JobFlags
 
 #: Transactions that are asked for at once.
 _READS: Final = 50
@@ -109,7 +110,7 @@ async def audit_grid(
             )
     storage = await read_storage(contracts, ledger, last) if how.storage else None
     report = _report(ledger, storage, more, found.block_hash, proven=how.proofs)
-    return replace(report, exceptions=tuple(await _named(contracts, report.exceptions)))
+    return await _with_senders(contracts, report)
 
 
 async def audit_export(
@@ -151,7 +152,7 @@ async def audit_export(
     # A chain that tells something else need not know these transactions.
     if contracts is None or not block_hash or beside:
         return report
-    return replace(report, exceptions=tuple(await _named(contracts, report.exceptions)))
+    return await _with_senders(contracts, report)
 
 
 def _report(
@@ -173,16 +174,45 @@ def _report(
     return Report(audit, ledger, tuple(checks), exceptions, block_hash, proven)
 
 
-async def _named(contracts: Contracts, rows: tuple[ExceptionRow, ...]) -> list[ExceptionRow]:
-    """Say of late assignments whether the provider made them itself."""
-    hashes = sorted({row.tx_hash for row in rows if row.code is Code.LATE_ASSIGNMENT})
-    senders: dict[str, str] = {}
+async def _with_senders(contracts: Contracts, report: Report) -> Report:
+    """Say of late assignments whether providers made them themselves, and whether they might."""
+    late = [row for row in report.exceptions if row.code is Code.LATE_ASSIGNMENT]
+    hashes = sorted({row.tx_hash for row in late})
+    sent: dict[str, Any] = {}
     for at in range(0, len(hashes), _READS):
         some = hashes[at : at + _READS]
         asked = (contracts.w3.eth.get_transaction(HexBytes(each)) for each in some)
-        sent = await asyncio.gather(*asked)
-        senders |= {each: str(found["from"]) for each, found in zip(some, sent, strict=True)}
-    return name_self_scheduled(rows, senders)
+        sent |= zip(some, await asyncio.gather(*asked), strict=True)
+    named = name_self_scheduled(
+        report.exceptions, {each: str(found["from"]) for each, found in sent.items()}
+    )
+    own = interface("MetaScheduler").function("selfSchedule").selector
+    taken = [row for row in late if bytes(sent[row.tx_hash]["input"])[:4] == own]
+    audit = replace(
+        report.audit,
+        findings=(*report.audit.findings, *forbidden_self_scheduling(report.ledger, taken)),
+    )
+    return replace(report, audit=audit, exceptions=tuple(named))
+
+
+def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[ExceptionRow]) -> list[Finding]:
+    """Findings of jobs that providers assigned to themselves although their customers forbid it.
+
+    Args:
+        ledger: That knows the jobs.
+        taken: Late assignments that calls of `selfSchedule` made.
+    """
+    return [
+        Finding(
+            "flags",
+            f"{row.account} assigned job {row.job_id} to itself, which its customer forbids",
+            row.block,
+            row.tx_hash,
+            row.job_id,
+        )
+        for row in taken
+        if JobFlags.NO_SELF_SCHEDULING in ledger.jobs[row.job_id].terms.flags
+    ]
 
 
 async def account_statement(

@@ -1,14 +1,14 @@
 """The bill of a job computed again, beside what was paid. Pure.
 
 seconds x rate is the cost; the fee is floor(cost x basis points / 10000); the provider gets the
-rest of the cost, the customer the rest of the escrow.
+rest of the cost, the customer the rest of the escrow. What interim payments billed is not billed
+again: the settlement is computed from the last of them on, and the sums hold both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepsquare_chain.credits import allotment
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.explorer.books import JobEntry
 from deepsquare_chain.job import JobStatus
@@ -36,8 +36,11 @@ class Bill:
     """A bill with all that it was computed from; times are the chain's, in seconds.
 
     `reported` is what the provider's transaction says, None where nobody looked or nobody had to
-    report; `most` is the most that can be billed. `settled` is false as long as the job lives: its
-    lines then compare nothing. `why` names the rule that gave `seconds`.
+    report. `settled` is false as long as the job lives: its lines then compare nothing.
+    `allotment`, `most` (the most that can be billed), `reported`, `seconds`, `escrow` and `cost` are
+    those of the settlement alone, `collected_seconds` and `collected` (paid and fee, in credit-wei)
+    those of interim payments; `billed_seconds` and the lines are of both together. `why` names the
+    rule that gave `seconds`.
     """
 
     job_id: int
@@ -54,6 +57,8 @@ class Bill:
     fee_bps: int
     escrow: int
     cost: int
+    collected_seconds: int
+    collected: int
     why: str
     lines: tuple[Line, ...]
 
@@ -67,7 +72,8 @@ class Bill:
         """Whether seconds and every sum are as they must be."""
         if not self.settled:
             return True
-        return self.seconds == self.billed_seconds and not any(x.difference for x in self.lines)
+        total = self.collected_seconds + self.seconds
+        return total == self.billed_seconds and not any(line.difference for line in self.lines)
 
 
 def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | None = None) -> Bill:
@@ -81,10 +87,8 @@ def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | Non
     """
     final = job.status.is_final
     ended_at = job.ended_at if final else max(now or 0, job.since)
-    # What was held when it ended: afterwards the record keeps only what was consumed.
-    escrow = job.funded + job.carried_in
-    given = allotment(job.time_limit, job.terms.until_spent, escrow, job.rate)
-    most = min(ended_at - job.started_at, given) if job.started_at else 0
+    escrow = job.last_escrow
+    most = min(ended_at - job.billed_until, job.allotment) if job.started_at else 0
     if job.status not in _REPORTED:
         reported = None
     seconds, why = _seconds(job, most, reported)
@@ -92,9 +96,9 @@ def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | Non
     share = fee_of(cost, job.fee_bps)
     back = 0 if job.carried_out else escrow - cost
     lines = (
-        Line("paid", cost - share, job.paid if final else cost - share),
-        Line("fee", share, job.fee if final else share),
-        Line("refunded", back, job.refunded if final else back),
+        _sum("paid", job.collected_paid + cost - share, job.paid, final=final),
+        _sum("fee", job.collected_fee + share, job.fee, final=final),
+        _sum("refunded", back, job.refunded, final=final),
         Line("carried_out", escrow if job.carried_out else 0, job.carried_out),
     )
     return Bill(
@@ -104,7 +108,7 @@ def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | Non
         started_at=job.started_at,
         ended_at=ended_at,
         reported=reported,
-        allotment=given,
+        allotment=job.allotment,
         most=most,
         seconds=seconds,
         billed_seconds=job.billed_seconds,
@@ -112,24 +116,32 @@ def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | Non
         fee_bps=job.fee_bps,
         escrow=escrow,
         cost=cost,
+        collected_seconds=job.collected_seconds,
+        collected=job.collected_paid + job.collected_fee,
         why=why,
         lines=lines,
     )
 
 
+def _sum(name: str, expected: int, actual: int, *, final: bool) -> Line:
+    """A line; what is not settled yet has nothing to be compared with."""
+    return Line(name, expected, actual if final else expected)
+
+
 def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:
-    """Seconds that must have been billed, and the rule that says so."""
+    """Seconds that the settlement must have billed, and the rule that says so."""
+    last = job.billed_seconds - job.collected_seconds
     if not job.started_at:
         found = 0, "it never ran"
     elif job.status in _REPORTED and reported is not None:
         found = min(reported, most), "the least of reported, elapsed and allotted seconds"
     elif job.status in _REPORTED:
-        found = min(job.billed_seconds, most), "what was reported, at most elapsed and allotted"
+        found = min(last, most), "what was reported, at most elapsed and allotted"
     elif job.status is JobStatus.PANICKED:
         found = 0, "a panic costs nothing"
     elif job.status is not JobStatus.CANCELLED:
         found = most, "so far: elapsed seconds, at most the allotment"
-    elif job.billed_seconds == 0:
+    elif last == 0:
         # Whether the run was lost is judged by the replay, which knows the provider's clock.
         found = 0, "cancelled as a lost run, which costs nothing"
     else:

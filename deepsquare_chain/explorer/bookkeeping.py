@@ -16,8 +16,8 @@ class Bookkeeping:
     """The three books of a grid; addresses of the deployment are spelled as in events."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self.registry = RegistryBook()
-        self.jobs = JobBook(self.registry, deployment.scheduler, deployment.treasury)
+        self.registry = RegistryBook(deployment)
+        self.jobs = JobBook(self.registry, deployment)
         self.cash = CashBook(deployment.scheduler)
         self._deployment = deployment
 
@@ -36,6 +36,7 @@ class Bookkeeping:
                 self.registry.read(event, page)
                 self.jobs.read(event, page)
         self.jobs.close(page)
+        self.registry.close(page)
         self.cash.close(transfers, page)
 
     def _read_parked(self, event: ev.Event, page: Page) -> None:

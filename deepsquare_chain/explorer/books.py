@@ -9,10 +9,12 @@ from typing import Final
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.job import (
+    NO_LOAD,
     Hardware,
     Job,
     JobFlags,
     JobStatus,
+    Load,
     Offer,
     Prices,
     Provider,
@@ -48,6 +50,7 @@ class Kind(StrEnum):
     TOP_UP = "top-up"
     REFUND = "refund"
     PAYMENT = "payment"
+    INTERIM = "interim-payment"
     FEE = "fee"
     PARKED = "parked"
     WITHDRAWAL = "withdrawal"
@@ -91,8 +94,10 @@ class StatementRow:
 class JobEntry:
     """A job as its events tell it.
 
-    While the job is live, funded + carried_in = escrow; once it is final,
-    funded + carried_in = paid + fee + refunded + carried_out, and escrow is zero.
+    While the job is live, funded + carried_in = escrow + paid + fee; once it is final,
+    funded + carried_in = paid + fee + refunded + carried_out, and escrow is zero. `paid`, `fee` and
+    `billed_seconds` are sums over interim payments and the settlement; the `collected_` ones are
+    those of interim payments alone. `since` is the time of the last transition or interim payment.
     """
 
     id: int
@@ -114,6 +119,9 @@ class JobEntry:
     fee: int = 0
     refunded: int = 0
     billed_seconds: int = 0
+    collected_paid: int = 0
+    collected_fee: int = 0
+    collected_seconds: int = 0
     settled: bool = False
     submitted_at: int = 0
     started_at: int = 0
@@ -131,9 +139,19 @@ class JobEntry:
         return self.terms.name
 
     @property
+    def billed_until(self) -> int:
+        """Chain time up to which interim payments bill its run; its start where there is none."""
+        return self.started_at + self.collected_seconds
+
+    @property
     def allotment(self) -> int:
-        """Seconds that it may run; zero until it is assigned."""
-        return allotment(self.time_limit, self.terms.until_spent, self.escrow, self.rate)
+        """Seconds that it may run from `billed_until` on; zero until it is assigned."""
+        return allotment(self.time_limit, self.terms.until_spent, self.last_escrow, self.rate)
+
+    @property
+    def last_escrow(self) -> int:
+        """What its escrow was when it was last billed or ended, or is now, in credit-wei."""
+        return self.funded + self.carried_in - self.collected_paid - self.collected_fee
 
     @property
     def difference(self) -> int:
@@ -143,7 +161,7 @@ class JobEntry:
 
     def record(self, provider_ids: Mapping[str, int]) -> Job:
         """The record that the contract must hold, if the events are true."""
-        final = self.status.is_final
+        consumed = self.paid + self.fee - self.collected_paid - self.collected_fee
         return Job(
             id=self.id,
             customer=self.customer,
@@ -153,7 +171,7 @@ class JobEntry:
             resources=self.terms.resources,
             retries_left=self.retries_left,
             flags=self.terms.flags | (JobFlags.SUCCESSOR if self.retry_of else JobFlags.NONE),
-            escrow=self.paid + self.fee if final else self.escrow,
+            escrow=consumed if self.status.is_final else self.escrow,
             rate=self.rate,
             time_limit=self.time_limit,
             fee_bps=self.fee_bps,
@@ -164,7 +182,11 @@ class JobEntry:
 
 @dataclass(slots=True)
 class ProviderEntry:
-    """A provider as its events tell it; `answer_by` is zero while no challenge is open."""
+    """A provider as its events tell it.
+
+    `challenged_at` and `answer_by` are zero while no challenge is open; `load` is what its live
+    assigned jobs occupy.
+    """
 
     id: int
     account: str
@@ -177,7 +199,9 @@ class ProviderEntry:
     approved_until: int = 0
     draining: bool = False
     banned: bool = False
+    challenged_at: int = 0
     answer_by: int = 0
+    load: Load = NO_LOAD
 
     @property
     def status(self) -> ProviderStatus:
@@ -203,9 +227,17 @@ class ProviderEntry:
             labels=self.labels,
         )
 
-    def overdue_answer(self, now: int) -> bool:
-        """Whether it left a challenge unanswered for too long, as far as time alone tells."""
-        return self.answer_by != 0 and now > self.answer_by
+    def is_gone(self, now: int, lost_timeout: int) -> bool:
+        """Whether its runs count as lost, as far as time alone tells.
+
+        The contract also counts blocks, which on a rollup are not those of the events.
+
+        Args:
+            now: Chain time in seconds.
+            lost_timeout: Of the deployment, in seconds; zero where it is not known, and then the
+                response timeout decides, which is never longer.
+        """
+        return self.answer_by != 0 and now > max(self.answer_by, self.challenged_at + lost_timeout)
 
 
 @dataclass(frozen=True, slots=True)

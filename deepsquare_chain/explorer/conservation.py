@@ -204,8 +204,9 @@ def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Check
         went = Side("paid + fee + refunded + carried out", (*terms, ("escrow", job.escrow)))
         name = "once final: funded + carried in = paid + fee + refunded + carried out"
     else:
-        went = Side("escrow", (("escrow", job.escrow),))
-        name = "while live: funded + carried in = escrow"
+        held = (("escrow", job.escrow), ("paid", job.paid), ("fee", job.fee))
+        went = Side("escrow + paid + fee", held)
+        name = "while live: funded + carried in = escrow + paid + fee"
     record = call(deployment, "MetaScheduler", block, "getJob", job.id)
     return Check(name, came, went, (record, job_logs(deployment, block, job.id)), job.id)
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+#: What nobody but the sender of an assignment can tell.
+MAY_HAVE_TAKEN: Final = "its provider may have taken it itself"
+
 
 class Severity(StrEnum):
     """How soon somebody should look."""
@@ -27,6 +30,7 @@ class Code(StrEnum):
     PANIC = "panic"
     LATE_ASSIGNMENT = "late-assignment"
     SELF_SCHEDULED = "self-scheduled"
+    EXPIRED = "expired"
     IDLE_CLAIM = "idle-claim"
     UNANSWERED = "unanswered-challenge"
     LATE_ANSWER = "late-answer"
@@ -53,7 +57,7 @@ SUBJECTS: Final[Mapping[Code, Subject]] = {
     **dict.fromkeys(
         (
             *(Code.OVERRUN, Code.REQUEUE, Code.PANIC, Code.LATE_ASSIGNMENT),
-            *(Code.SELF_SCHEDULED, Code.IDLE_CLAIM),
+            *(Code.SELF_SCHEDULED, Code.IDLE_CLAIM, Code.EXPIRED),
         ),
         Subject.JOBS,
     ),
@@ -104,7 +108,7 @@ def name_self_scheduled(
         replace(
             row,
             code=Code.SELF_SCHEDULED,
-            message=row.message.replace("may have taken", "took"),
+            message=row.message.replace(MAY_HAVE_TAKEN, "its provider took it itself"),
         )
         if row.code is Code.LATE_ASSIGNMENT and senders.get(row.tx_hash) == row.account
         else row

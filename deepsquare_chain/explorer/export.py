@@ -20,9 +20,10 @@ import pydantic_core
 from deepsquare_chain import __version__
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.errors import AuditError, GridError
+from deepsquare_chain.explorer.books import JobEntry
 from deepsquare_chain.explorer.ledger import Ledger, normalised
 
-SCHEMA: Final = "deepsquare-audit/1"
+SCHEMA: Final = "deepsquare-audit/2"
 MANIFEST: Final = "manifest.json"
 LOGS: Final = "logs.jsonl"
 BLOCKS: Final = "blocks.jsonl"
@@ -31,7 +32,7 @@ MAX_MANIFEST: Final = 1_000_000
 _AMOUNTS: Final = frozenset(
     {
         *("debit", "credit", "balance", "rate", "funded", "carried_in", "escrow", "paid"),
-        *("fee", "refunded", "carried_out"),
+        *("fee", "refunded", "carried_out", "collected"),
     }
 )
 
@@ -84,7 +85,12 @@ def _jobs(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
         terms = (job.rate, job.fee_bps, job.time_limit)
         times = (job.submitted_at, job.started_at, job.ended_at, job.billed_seconds)
         line = (job.carried_out, job.retry_of, job.successor, job.definition.hex())
-        yield (*parties, *terms, *times, *money, *line)
+        interim = (int(job.terms.flags), job.collected_seconds)
+        yield (*parties, *terms, *times, *money, *line, *interim, _collected(job))
+
+
+def _collected(job: JobEntry) -> int:
+    return job.collected_paid + job.collected_fee
 
 
 def _statements(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
@@ -109,7 +115,7 @@ TABLES: Final = (
             *("job", "status", "customer", "provider", "rate", "fee_bps", "time_limit"),
             *("submitted_at", "started_at", "ended_at", "billed_seconds", "funded"),
             *("carried_in", "escrow", "paid", "fee", "refunded", "carried_out", "retry_of"),
-            *("successor", "definition"),
+            *("successor", "definition", "flags", "collected_seconds", "collected"),
         ),
         _jobs,
     ),
@@ -239,8 +245,7 @@ def file_names(style: TableFormat) -> tuple[str, ...]:
 
 def audited(deployment: Deployment) -> Deployment:
     """The part of a deployment record that an audit depends on."""
-    recorded = deployment.constructor_args.get("MetaScheduler")
-    times = recorded.get("timeouts") if isinstance(recorded, Mapping) else None
+    times = list(deployment.timeouts.values())
     spelled = normalised(deployment)
     return Deployment(
         spelled.chain_id,
@@ -250,7 +255,7 @@ def audited(deployment: Deployment) -> Deployment:
         spelled.treasury,
         spelled.forwarder,
         spelled.block,
-        constructor_args={"MetaScheduler": {"timeouts": list(times)}} if times else {},
+        constructor_args={"MetaScheduler": {"timeouts": times}} if times else {},
     )
 
 

@@ -390,7 +390,10 @@ async def compare_with_chain(
 def _other_grid(manifest: Manifest, deployment: Deployment) -> list[Finding]:
     """Findings where the export is of another grid than the deployment record."""
     theirs, ours = manifest.deployment, audited(deployment)
-    names = ("chain_id", "credit", "registry", "scheduler", "treasury", "block", "constructor_args")
+    names = (
+        *("chain_id", "credit", "registry", "scheduler", "treasury", "forwarder", "block"),
+        "constructor_args",
+    )
     return [
         Finding(
             "manifest",

@@ -6,21 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.explorer.books import ZERO_ADDRESS, JobEntry, Kind
 from deepsquare_chain.explorer.page import Page
 from deepsquare_chain.explorer.registrybook import RegistryBook
-from deepsquare_chain.explorer.settlement import check_settlement, is_lost
+from deepsquare_chain.explorer.settlement import check_collection, check_settlement, is_lost
 from deepsquare_chain.job import JobStatus, can_transition
 
 
 class JobBook:
-    """All jobs. `scheduler` and `treasury` are addresses."""
+    """All jobs; addresses of the deployment are spelled as in events."""
 
-    def __init__(self, registry: RegistryBook, scheduler: str, treasury: str) -> None:
+    def __init__(self, registry: RegistryBook, deployment: Deployment) -> None:
         self.jobs: dict[int, JobEntry] = {}
         self._registry = registry
-        self._scheduler = scheduler
-        self._treasury = treasury
+        self._scheduler = deployment.scheduler
+        self._treasury = deployment.treasury
+        self._forwarder = deployment.forwarder
+        self._interval = deployment.timeouts.get("collect_interval", MIN_COLLECT_INTERVAL)
 
     def read(self, event: ev.Event, page: Page) -> None:
         """Apply an event of the scheduler about a job."""
@@ -65,6 +68,7 @@ class JobBook:
         if job_id in self.jobs:
             page.find("ids", f"job {job_id} was submitted twice", job_id)
             return
+        self._check_signer(event.customer, job_id, page)
         job = JobEntry(job_id, event.customer, event.definition, terms)
         job.funded = job.escrow = terms.amount
         job.time_limit = terms.time_limit
@@ -72,6 +76,15 @@ class JobBook:
         self._open(job, page)
         page.owed_in[event.customer] += terms.amount
         page.enter(event.customer, Kind.ESCROW, -terms.amount, self._scheduler, job_id)
+
+    def _check_signer(self, account: str, job_id: int, page: Page) -> None:
+        """A call through the forwarder is its signer's, who also pays."""
+        page.check(
+            account != self._forwarder or account == ZERO_ADDRESS,
+            "forwarder",
+            f"job {job_id} was paid by the forwarder instead of who signed",
+            job_id,
+        )
 
     def _moved(self, job: JobEntry, event: ev.JobTransition, page: Page) -> None:
         arrow = f"{event.before.name} to {event.after.name}"
@@ -99,6 +112,11 @@ class JobBook:
         page.awaited.discard((job.id, ev.JobTransition.__name__))
         job.status, job.since = event.after, page.time
         job.transitions.append((page.time, event.after, page.tx_hash))
+        if event.provider != ZERO_ADDRESS:
+            size = job.terms.resources
+            self._registry.move(event.provider, event.before, event.after, size)
+            if event.after in _BY_PROVIDER:
+                self._registry.acted(event.provider, job.id, page)
         self._after_move(job, page)
 
     def _after_move(self, job: JobEntry, page: Page) -> None:
@@ -106,6 +124,7 @@ class JobBook:
             job.started_at = page.time
         elif job.status is JobStatus.PENDING:
             job.submitted_at = job.submitted_at or page.time
+            page.left[job.id] = job.provider
             job.provider, job.rate, job.fee_bps = ZERO_ADDRESS, 0, 0
         elif job.status.is_final:
             job.ended_at = page.time
@@ -139,8 +158,9 @@ class JobBook:
         page.check(
             job.status.is_live, "top-up", f"job {job.id} was topped up after its end", job.id
         )
+        self._check_signer(event.payer, job.id, page)
         limit = job.time_limit
-        if job.rate and not job.terms.until_spent:
+        if job.rate and event.payer == job.customer and not job.terms.until_spent:
             limit += event.amount // job.rate
         page.check(
             (event.escrow, event.time_limit) == (job.escrow + event.amount, limit),
@@ -157,25 +177,40 @@ class JobBook:
     def _settled(self, job: JobEntry, event: ev.JobSettled, page: Page) -> None:
         if page.ended.pop(job.id, None) is None:
             page.find("settlement", f"job {job.id} was settled without having ended", job.id)
-        silent = self._registry.silent(job.provider, page.time)
-        check_settlement(job, event, page, silent=silent)
-        job.settled, job.billed_seconds = True, event.billed_seconds
+        gone = self._registry.is_gone(job.provider, page.time)
+        check_settlement(job, event, page, gone=gone)
+        job.settled = True
+        job.billed_seconds += event.billed_seconds
         job.paid += event.paid
         job.fee += event.fee
         job.refunded += event.refunded
         job.escrow -= event.paid + event.fee + event.refunded
-        for account, kind, amount in (
-            (event.provider, Kind.PAYMENT, event.paid),
-            (self._treasury, Kind.FEE, event.fee),
-            (event.customer, Kind.REFUND, event.refunded),
-        ):
-            page.owed_out[account] += amount
-            page.enter(account, kind, amount, self._scheduler, job.id)
+        self._pay(event.provider, Kind.PAYMENT, event.paid, job, page)
+        self._pay(self._treasury, Kind.FEE, event.fee, job, page)
+        self._pay(event.customer, Kind.REFUND, event.refunded, job, page)
+
+    def _pay(self, account: str, kind: Kind, amount: int, job: JobEntry, page: Page) -> None:
+        page.owed_out[account] += amount
+        page.enter(account, kind, amount, self._scheduler, job.id)
+
+    def _collected(self, job: JobEntry, event: ev.JobCollected, page: Page) -> None:
+        check_collection(job, event, page, self._interval)
+        job.since = page.time
+        job.billed_seconds += event.billed_seconds
+        job.paid += event.paid
+        job.fee += event.fee
+        job.collected_seconds += event.billed_seconds
+        job.collected_paid += event.paid
+        job.collected_fee += event.fee
+        job.escrow, job.time_limit = event.escrow, event.time_limit
+        self._registry.acted(event.provider, job.id, page)
+        self._pay(event.provider, Kind.INTERIM, event.paid, job, page)
+        self._pay(self._treasury, Kind.FEE, event.fee, job, page)
 
     def _retried(self, job: JobEntry, event: ev.JobRetried, page: Page) -> None:
         ended = page.ended.pop(job.id, None) is not None
-        lawful = ended and job.status is JobStatus.PANICKED and job.started_at and job.retries_left
-        page.check(bool(lawful), "retry", f"job {job.id} can't have a successor", job.id)
+        lawful = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
+        page.check(lawful, "retry", f"job {job.id} can't have a successor", job.id)
         page.check(
             event.escrow == job.escrow,
             "retry",
@@ -204,12 +239,16 @@ class JobBook:
 
     def _requeued(self, job: JobEntry, event: ev.JobRequeued, page: Page) -> None:
         self._follow(job, event, page)
+        if event.by == page.left.get(job.id):
+            self._registry.acted(event.by, job.id, page)
 
     def _panicked(self, job: JobEntry, event: ev.JobPanicked, page: Page) -> None:
         self._follow(job, event, page)
-        if event.by != job.provider:
-            silent = self._registry.silent(job.provider, page.time)
-            lost = bool(job.started_at) and is_lost(job, page.time, silent=silent)
+        if event.by == job.provider:
+            self._registry.acted(event.by, job.id, page)
+        else:
+            gone = self._registry.is_gone(job.provider, page.time)
+            lost = bool(job.started_at) and is_lost(job, page.time, gone=gone)
             page.check(lost, "party", f"{event.by} gave up job {job.id}, not lost", job.id)
 
     def _skipped(self, job: JobEntry, event: ev.TransitionSkipped, page: Page) -> None:
@@ -231,6 +270,17 @@ _FOLLOWED_BY: Final[Mapping[JobStatus, type[ev.Event]]] = {
 }
 
 
+#: Statuses that nobody but the assigned provider leads to.
+_BY_PROVIDER: Final = frozenset(
+    {
+        *(JobStatus.SCHEDULED, JobStatus.RUNNING),
+        *(JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS),
+    }
+)
+#: Least seconds between two interim payments that any deployment can have.
+MIN_COLLECT_INTERVAL: Final = 5
+
+
 def _never(*_: Any) -> None:
     raise AssertionError("submissions are handled before any job is known")
 
@@ -241,6 +291,7 @@ _HANDLERS: Final[Mapping[type[ev.Event], Callable[[JobBook, JobEntry, Any, Page]
     ev.JobPriced: JobBook._priced,  # noqa: SLF001
     ev.JobToppedUp: JobBook._topped_up,  # noqa: SLF001
     ev.JobSettled: JobBook._settled,  # noqa: SLF001
+    ev.JobCollected: JobBook._collected,  # noqa: SLF001
     ev.JobRetried: JobBook._retried,  # noqa: SLF001
     ev.JobResult: JobBook._resulted,  # noqa: SLF001
     ev.JobRequeued: JobBook._requeued,  # noqa: SLF001

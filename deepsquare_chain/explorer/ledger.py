@@ -204,4 +204,5 @@ def normalised(deployment: Deployment) -> Deployment:
         registry=to_checksum_address(deployment.registry),
         scheduler=to_checksum_address(deployment.scheduler),
         treasury=to_checksum_address(deployment.treasury),
+        forwarder=to_checksum_address(deployment.forwarder),
     )

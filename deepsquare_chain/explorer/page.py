@@ -15,7 +15,9 @@ class Page:
     `owed_in` is what accounts must pay to the scheduler in it, `owed_out` what the scheduler must
     pay; both are matched with the token's transfers once the transaction is read. `ended` holds
     the jobs that became final and have not been settled or carried on yet, `awaited` the events
-    that must still follow a move, by job.
+    that must still follow a move, by job. `unanswered` are providers that moved a job while a
+    challenge was open, which answers it, with that job; `left` are the providers that jobs were
+    taken from, by job.
     """
 
     block: int
@@ -27,6 +29,8 @@ class Page:
     owed_out: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     ended: dict[int, int] = field(default_factory=dict)
     awaited: set[tuple[int, str]] = field(default_factory=set)
+    unanswered: dict[str, int] = field(default_factory=dict)
+    left: dict[int, str] = field(default_factory=dict)
     log_index: int = 0
 
     def find(self, code: str, message: str, job_id: int = 0) -> None:

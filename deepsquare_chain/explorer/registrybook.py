@@ -1,4 +1,4 @@
-"""Providers, fee and challenge clocks as events tell them. Pure."""
+"""Providers, their load, fee and challenge clocks as events tell them. Pure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.credits import fits, job_rate
 from deepsquare_chain.explorer.books import JobEntry, ProviderEntry
 from deepsquare_chain.explorer.page import Page
-from deepsquare_chain.job import ProviderStatus
+from deepsquare_chain.job import JobStatus, Load, ProviderStatus, Resources
 
 
 class RegistryBook:
     """What decided about assignments at each moment of the replay."""
 
-    def __init__(self) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self.providers: dict[str, ProviderEntry] = {}
         self.fee_bps: int | None = None
+        self._lost_timeout = deployment.timeouts.get("lost_timeout", 0)
 
     @property
     def ids(self) -> dict[str, int]:
@@ -34,10 +36,32 @@ class RegistryBook:
         """The entry of an account, opened on first sight."""
         return self.providers.setdefault(account, ProviderEntry(0, account))
 
-    def silent(self, account: str, now: int) -> bool:
-        """Whether a provider can count as silent, as far as time alone tells."""
+    def is_gone(self, account: str, now: int) -> bool:
+        """Whether a provider's runs can count as lost, as far as time alone tells."""
         entry = self.providers.get(account)
-        return entry is not None and entry.overdue_answer(now)
+        return entry is not None and entry.is_gone(now, self._lost_timeout)
+
+    def move(self, account: str, before: JobStatus, after: JobStatus, size: Resources) -> None:
+        """A provider gets, or no longer has, a job of this size."""
+        entry = self.of(account)
+        if after is JobStatus.META_SCHEDULED:
+            entry.load += Load.of(size)
+        elif before.is_assigned and not after.is_assigned:
+            entry.load -= Load.of(size)
+
+    def acted(self, account: str, job_id: int, page: Page) -> None:
+        """A provider moved a job of its own, which answers an open challenge."""
+        if self.of(account).answer_by:
+            page.unanswered[account] = job_id
+
+    def close(self, page: Page) -> None:
+        """What must not be left open at the end of a transaction."""
+        for account, job_id in page.unanswered.items():
+            page.find(
+                "challenge",
+                f"{account} moved job {job_id}, which did not answer its open challenge",
+                job_id,
+            )
 
     def check_assignment(self, job: JobEntry, page: Page) -> None:
         """Whether the contract could have given a job to its provider at this price."""
@@ -48,10 +72,11 @@ class RegistryBook:
             return
         lawful = provider.status is ProviderStatus.ACTIVE and provider.approved_until >= page.time
         page.check(lawful, "eligible", f"{where}, which was not active then", job.id)
+        size = job.terms.resources
         page.check(
-            fits(provider.hardware, provider.offer, job.terms.resources),
+            fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
             "eligible",
-            f"{where}, whose hardware or offer it does not fit",
+            f"{where}, whose hardware, or offer less its load, it does not fit",
             job.id,
         )
         expected = job_rate(provider.prices, job.terms.resources)
@@ -124,12 +149,13 @@ class RegistryBook:
             f"{event.provider} can't have been challenged",
             event.job_id,
         )
-        entry.answer_by = event.answer_by
+        entry.challenged_at, entry.answer_by = page.time, event.answer_by
 
     def _answered(self, event: ev.ProviderAnswered, page: Page) -> None:
         entry = self.of(event.provider)
         page.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
-        entry.answer_by = 0
+        entry.challenged_at = entry.answer_by = 0
+        page.unanswered.pop(event.provider, None)
 
     def _fee(self, event: ev.FeeChanged, page: Page) -> None:
         page.check(event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points")

@@ -14,7 +14,7 @@ import pydantic_core
 from eth_utils.address import to_checksum_address
 
 from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.artifacts import CONTRACTS, load_artifact, standard_input
+from deepsquare_chain.chain.artifacts import load_artifact, standard_input
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.metadata import metadata_of, sources_of
 from deepsquare_chain.chain.transport import proxy_for, tls_problem
@@ -55,9 +55,11 @@ class Submission:
 
 
 def sources(deployment: Deployment) -> list[Source]:
-    """The three contracts of a deployment."""
+    """The contracts of a deployment; there may be no forwarder."""
     found = []
-    for name, address in zip(CONTRACTS, deployment.addresses, strict=True):
+    for name, address in deployment.contracts.items():
+        if not int(address, 16):
+            continue
         metadata = metadata_of(name)
         ((path, contract),) = metadata["settings"]["compilationTarget"].items()
         found.append(

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Any
 
 from deepsquare_chain.chain import eventtypes as ev
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.deployment import Deployment, Timeouts
 from deepsquare_chain.chain.roles import role_name
-from deepsquare_chain.credits import allotment, format_credits
+from deepsquare_chain.credits import format_credits
 from deepsquare_chain.explorer.books import ZERO_ADDRESS, JobEntry
-from deepsquare_chain.explorer.exceptions import Code, ExceptionRow, Severity, Spot
+from deepsquare_chain.explorer.exceptions import (
+    MAY_HAVE_TAKEN,
+    Code,
+    ExceptionRow,
+    Severity,
+    Spot,
+)
 from deepsquare_chain.explorer.settlement import MIN_REPORT_GRACE
-from deepsquare_chain.job import JobStatus
-
-#: Where a deployment record does not tell them: what a deployment takes by default, in seconds.
-_CLAIM_TIMEOUT: Final = 300
-_PENDING_TIMEOUT: Final = 600
+from deepsquare_chain.job import JobFlags, JobStatus
 
 
 class Watch:
     """Reads events beside the books and notes exceptions.
 
     Args:
-        deployment: Its recorded timeouts say what is long; addresses spelled as in events.
+        deployment: Its recorded timeouts, or the usual ones, say what is long; addresses are
+            spelled as in events.
     """
 
     def __init__(self, deployment: Deployment) -> None:
@@ -31,8 +35,10 @@ class Watch:
         self._scheduler = deployment.scheduler
         names = ("Credit", "ProviderRegistry", "MetaScheduler")
         self._names = dict(zip(deployment.addresses, names, strict=True))
-        self._idle_after = _timeout(deployment, 0, _CLAIM_TIMEOUT)
-        self._pending_timeout = _timeout(deployment, 1, _PENDING_TIMEOUT)
+        times = asdict(Timeouts()) | deployment.timeouts
+        self._idle_after = times["claim_timeout"]
+        self._pending_timeout = times["pending_timeout"]
+        self._pending_expiry = times["pending_expiry"]
         self._pending: dict[int, int] = {}
         self._claims: dict[int, tuple[int, str]] = {}
         self._running: dict[int, str] = {}
@@ -138,7 +144,10 @@ class Watch:
         elif after is JobStatus.META_SCHEDULED:
             waited = spot.time - self._pending.pop(job_id, spot.time)
             if waited >= self._pending_timeout:
-                words = f"job {job_id} waited {waited} s: its provider may have taken it itself"
+                forbidden = job is not None and JobFlags.NO_SELF_SCHEDULING in job.terms.flags
+                words = f"job {job_id} waited {waited} s"
+                # Providers can't take such a job themselves; then the scheduler was late.
+                words += "" if forbidden else f": {MAY_HAVE_TAKEN}"
                 self._note(
                     Code.LATE_ASSIGNMENT,
                     Severity.NOTICE,
@@ -152,16 +161,19 @@ class Watch:
         elif after is JobStatus.RUNNING:
             self._running[job_id] = account
         if after.is_final:
-            self._pending.pop(job_id, None)
+            waited = spot.time - self._pending.pop(job_id, spot.time)
+            if waited >= self._pending_expiry:
+                words = f"job {job_id} was cancelled after {waited} s without a provider, when "
+                words += "anyone may; its credits went back to its customer"
+                self._note(Code.EXPIRED, Severity.NOTICE, words, spot, job_id=job_id)
             if self._running.pop(job_id, None) is not None and job is not None:
                 self._overrun(job, account, spot, "ran")
 
     def _overrun(self, job: JobEntry, account: str, spot: Spot, verb: str) -> None:
-        escrow = job.funded + job.carried_in
-        given = allotment(job.time_limit, job.terms.until_spent, escrow, job.rate)
-        over = spot.time - job.started_at - given
+        over = spot.time - job.billed_until - job.allotment
         if over > 0:
             severity = Severity.WARNING if over > MIN_REPORT_GRACE else Severity.NOTICE
+            given = job.collected_seconds + job.allotment
             words = f"job {job.id} {verb} {over} s past its {given} s, by the chain's clock"
             self._note(Code.OVERRUN, severity, words, spot, account=account, job_id=job.id)
 
@@ -242,13 +254,3 @@ def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
             words = f"version {event.version} of {event.provider} was approved"
             found = Code.APPROVAL, notice, event.provider, words
     return found
-
-
-def _timeout(deployment: Deployment, place: int, default: int) -> int:
-    """A time of the deployment record, in seconds."""
-    recorded = deployment.constructor_args.get("MetaScheduler")
-    times = recorded.get("timeouts") if isinstance(recorded, Mapping) else None
-    if not isinstance(times, list | tuple) or len(times) <= place:
-        return default
-    found = times[place]
-    return found if isinstance(found, int) else default

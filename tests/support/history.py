@@ -37,6 +37,8 @@ from deepsquare_chain.job import (
 START = 1_750_000_000
 FEE_BPS = 500
 LIMIT = 600
+#: Seconds between interim payments.
+INTERVAL = 20
 HARDWARE = Hardware(nodes=1_000, cpus_per_node=64, mem_per_node=256_000, gpus_per_node=4)
 OFFER = Offer(cpus=64_000, memory=256_000_000, gpus=4_000)
 #: How jobs end, and how often.
@@ -65,6 +67,7 @@ DEPLOYMENT = Deployment(
     registry=address(0, 2),
     scheduler=address(0, 3),
     treasury=address(0, 4),
+    forwarder=address(0, 7),
     block=1,
 )
 ADMIN, META = address(0, 5), address(0, 6)
@@ -93,6 +96,7 @@ class Live:
     provider: str = ZERO_ADDRESS
     rate: int = 0
     started: int = 0
+    billed: int = 0
 
 
 class History:
@@ -236,8 +240,9 @@ class History:
         total = 0
         for _ in range(size):
             self._count += 1
-            terms = self._terms(self._count)
             end = self._random.choices(list(ENDS), list(ENDS.values()))[0]
+            # What can be retried is not simply given up.
+            terms = self._terms(self._count, retries=0 if end == "panicked" else 1)
             job = Live(
                 self._count, customer, terms, end, terms.amount, terms.retries, terms.time_limit
             )
@@ -251,7 +256,7 @@ class History:
         events.append(self._transfer(customer, DEPLOYMENT.scheduler, total))
         self._send(customer, DEPLOYMENT.scheduler, events, 200 + 32 * size)
 
-    def _terms(self, number: int) -> Terms:
+    def _terms(self, number: int, retries: int) -> Terms:
         resources = Resources(
             tasks=self._random.choice((1, 1, 2, 4)),
             cpus_per_task=self._random.choice((1, 2, 8)),
@@ -263,8 +268,8 @@ class History:
             amount=rate * LIMIT + self._random.randrange(10**9),
             time_limit=LIMIT,
             resources=resources,
-            retries=1,
-            flags=JobFlags.NONE,
+            retries=retries,
+            flags=JobFlags.NONE if number % 10 else JobFlags.INTERIM_PAYMENTS,
             objective=Objective.COST,
             name=f"{self._random.choice(('train', 'render', 'fold', 'simulate'))} {number}",
             uses="region=r1" if number % 4 == 0 else "",
@@ -317,7 +322,7 @@ class History:
             moves = [self._move(job, JobStatus.SCHEDULED, JobStatus.RUNNING) for job in jobs]
             self._send(provider, DEPLOYMENT.scheduler, moves)
             for job in jobs:
-                job.started = self._now
+                job.started = job.billed = self._now
                 self._running.append(job)
                 if job.id % 50 == 0:
                     self._top_up(job)
@@ -336,10 +341,15 @@ class History:
         reports: dict[str, list[tuple[Live, JobStatus, int]]] = {}
         for _ in range(len(self._running)):
             job = self._running.popleft()
-            elapsed = self._now - job.started
-            wanted = job.time_limit + 2 if job.end == "spent" else 10 + job.id % 90
+            elapsed = self._now - job.billed
+            wanted = job.time_limit + 2
+            if job.end != "spent":
+                wanted = 10 + job.id % 90 - (job.billed - job.started)
             if elapsed < wanted:
                 self._running.append(job)
+                lasts = INTERVAL <= elapsed < job.time_limit
+                if lasts and JobFlags.INTERIM_PAYMENTS in job.terms.flags:
+                    self._collect(job, elapsed)
             elif job.end in {"finished", "failed", "spent"}:
                 status = {
                     "finished": JobStatus.FINISHED,
@@ -378,6 +388,19 @@ class History:
         values = (job.id, job.provider, job.customer, seconds, cost - fee, fee, refund)
         return self._event(ev.JobSettled, *values)
 
+    def _collect(self, job: Live, seconds: int) -> None:
+        """An interim payment."""
+        cost = job.rate * seconds
+        fee = fee_of(cost, FEE_BPS)
+        job.escrow -= cost
+        job.time_limit -= seconds
+        job.billed = self._now
+        for account, amount in ((job.provider, cost - fee), (DEPLOYMENT.treasury, fee)):
+            self._paid[account] = self._paid.get(account, 0) + amount
+        values = (job.id, job.provider, job.customer, seconds, cost - fee, fee)
+        told = self._event(ev.JobCollected, *values, job.escrow, job.time_limit)
+        self._send(job.provider, DEPLOYMENT.scheduler, [told, *self._payments()])
+
     def _payments(self) -> list[ev.Event]:
         """A batch pays everybody once."""
         paid, self._paid = self._paid, {}
@@ -400,7 +423,7 @@ class History:
             return
         self._count += 1
         heir = replace(job, id=self._count, end="finished", retries=job.retries - 1)
-        heir.provider, heir.rate, heir.started = ZERO_ADDRESS, 0, 0
+        heir.provider, heir.rate, heir.started, heir.billed = ZERO_ADDRESS, 0, 0, 0
         self._lost_by[heir.id] = self._lost_by.get(job.id, set()) | {job.provider}
         events.append(self._event(ev.JobRetried, job.id, heir.id, job.escrow))
         events.append(self._move(heir, JobStatus.NONE, JobStatus.PENDING))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eth_utils import keccak
+from eth_utils import keccak, to_checksum_address
 from sqlalchemy import select
 
 from deepsquare_chain.chain.deployment import Deployment
@@ -14,14 +14,20 @@ from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.explorer.index import schema
 from deepsquare_chain.explorer.index.database import IndexDatabase
 from deepsquare_chain.explorer.index.facts import Facts, Header, Transaction
+from deepsquare_chain.explorer.index.forwarded import outcomes, signed_calls
 from deepsquare_chain.explorer.index.queries import Index
 from deepsquare_chain.explorer.index.writer import IndexWriter
 
 SENDER = "0x" + "5e" * 20
 
 
-def facts_of(events: Iterable[Event], times: Mapping[int, int], sender: str = SENDER) -> Facts:
-    """Headers and transactions that could have made these events."""
+def facts_of(
+    events: Iterable[Event],
+    times: Mapping[int, int],
+    sender: str = SENDER,
+    sent: Mapping[str, tuple[str, str, bytes]] | None = None,
+) -> Facts:
+    """Headers and transactions that could have made these events, or did, as far as `sent` knows."""
     headers: dict[int, Header] = {}
     transactions: dict[str, Transaction] = {}
     for event in events:
@@ -38,18 +44,22 @@ def facts_of(events: Iterable[Event], times: Mapping[int, int], sender: str = SE
         )
         if event.tx_hash not in transactions:
             before = [each for each in transactions.values() if each.block == number]
+            guess = (sender, event.address, bytes.fromhex("2e340823") + bytes(3))
+            who, to, data = (sent or {}).get(event.tx_hash, guess)
+            calls = signed_calls(data)
             transactions[event.tx_hash] = Transaction(
                 hash=event.tx_hash,
                 block=number,
                 position=len(before),
-                sender=sender,
-                to=event.address,
+                sender=to_checksum_address(who),
+                to=to_checksum_address(to) if len(to) > 2 else None,
                 ok=True,
                 gas_used=21_000,
                 gas_price=10**30,
                 nonce=len(transactions),
                 value=0,
-                input=bytes.fromhex("2e340823") + bytes(3),
+                input=data,
+                forwarded=outcomes(calls, [(call.signer, True) for call in calls]),
             )
     return Facts(headers, transactions)
 
@@ -64,13 +74,14 @@ class Indexed:
         times: Mapping[int, int],
         where: Any = None,
         sender: str = SENDER,
+        sent: Mapping[str, tuple[str, str, bytes]] | None = None,
     ) -> None:
         self.events = list(events)
         self.times = times
         self.database = IndexDatabase.open(where, deployment)
         self.index = Index(self.database, deployment)
         self._writer = IndexWriter(deployment)
-        self._facts = facts_of(events, times, sender)
+        self._facts = facts_of(events, times, sender, sent)
         self.last = max((event.block_number for event in events), default=0)
 
     def read(self, first: int, last: int) -> None:

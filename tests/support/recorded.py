@@ -15,6 +15,7 @@ from deepsquare_chain.chain.records import read_job
 from deepsquare_chain.chain.registry import _provider
 from deepsquare_chain.explorer.audit import Storage
 from deepsquare_chain.explorer.ledger import Ledger
+from deepsquare_chain.job import Load
 from tests.support import grid as grids
 from tests.support.evm import Chain
 
@@ -24,6 +25,8 @@ class RecordingChain(Chain):
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
+        #: Sender, recipient and input of what was sent, by hash.
+        self.sent: dict[str, tuple[str, str, bytes]] = {}
         self.block_times: dict[int, int] = {}
         self._calls = 0
         super().__init__()
@@ -31,6 +34,8 @@ class RecordingChain(Chain):
     def _finish(self, apply: Any, message: Any, origin: bytes) -> Any:
         computation = super()._finish(apply, message, origin)
         self._calls += 1
+        tx_hash = "0x" + self._calls.to_bytes(32, "big").hex()
+        self.sent[tx_hash] = ("0x" + origin.hex(), "0x" + message.to.hex(), message.data)
         for address, topics, data in computation.get_log_entries():
             self.logs.append(
                 {
@@ -95,6 +100,10 @@ class RecordedGrid(grids.Grid):
             balances={account: self.balance(account) for account in ledger.accounts},
             parked={account: self.scheduler.parkedOf(account) for account in ledger.accounts},
             supply=self.credit.totalSupply(),
+            loads={
+                to_checksum_address(account): Load(*self.scheduler.loadOf(number))
+                for number, account in zip(ids, accounts, strict=True)
+            },
         )
 
 
@@ -167,4 +176,51 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     grid.credit.transfer(scheduler.address, 11, sender=grid.stranger)
     grid.registry.setDraining(True, sender=host.account)
     grid.registry.ban(other.account, "enough", sender=grid.admin)
+    return jobs
+
+
+def tell_of_payments(grid: RecordedGrid) -> Mapping[str, int]:
+    """Interim payments, load, signed requests and expiry; job ids by name.
+
+    Needs nothing of `tell_a_story`, and can follow it on the same grid.
+    """
+    chain, scheduler, alice, bob = grid.chain, grid.scheduler, grid.alice, grid.bob
+    third = grid.provider("third", labels=["gpu.model=h100"])
+    interim = grids.INTERIM_PAYMENTS
+    signed = grid.request(flags=interim | grids.NO_SELF_SCHEDULING)
+    grid.forward(bob, "submitJobs", [signed])
+    jobs = {
+        "signed": scheduler.jobCount(),
+        "until spent": grid.submit(flags=interim | grids.UNTIL_SPENT, amount=10**11),
+        "stopped": grid.submit(flags=interim),
+        "given up": grid.submit(),
+    }
+    grid.assign(third, *jobs.values())
+    running = [jobs["signed"], jobs["until spent"], jobs["stopped"]]
+    scheduler.claimAndStart(running, sender=third.account)
+    scheduler.claim([jobs["given up"]], sender=third.account)
+    scheduler.panic([jobs["given up"]], "full", sender=third.account)
+    jobs["heir"] = scheduler.jobCount()
+    chain.advance(grids.TIMES["collectInterval"])
+    scheduler.collect(running, sender=third.account)
+    # A customer's own credits lengthen its job, a stranger's do not.
+    grid.forward(bob, "topUp", jobs["signed"], bob, 10**9)
+    scheduler.topUp(jobs["signed"], bob, 10**9, sender=alice)
+    chain.advance(grids.TIMES["collectInterval"] + 3)
+    # The provider is silent, but not yet gone; its next payment answers.
+    grid.silence(third, jobs["signed"])
+    scheduler.collect(running[:2], sender=third.account)
+    chain.advance(7)
+    scheduler.finish([grid.report(jobs["signed"], 5)], sender=third.account)
+    grid.forward(alice, "cancel", [jobs["stopped"]])
+    scheduler.panic([jobs["until spent"]], "node lost", sender=third.account)
+    jobs["carried on"] = scheduler.jobCount()
+    jobs["paid on"] = grid.submit(flags=interim)
+    jobs["expired"] = grid.submit(bob)
+    grid.assign(third, jobs["paid on"])
+    scheduler.claimAndStart([jobs["paid on"]], sender=third.account)
+    chain.advance(grids.TIMES["collectInterval"])
+    scheduler.collect([jobs["paid on"]], sender=third.account)
+    chain.advance(grids.TIMES["pendingExpiry"] - grids.TIMES["collectInterval"])
+    scheduler.cancel([jobs["expired"]], sender=grid.stranger)
     return jobs

@@ -123,7 +123,7 @@ async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path:
 
 def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> None:
     body = json.loads((original / MANIFEST).read_text())
-    assert body["schema"] == "deepsquare-audit/1"
+    assert body["schema"] == "deepsquare-audit/2"
     assert body["last_block"] == node.last
     assert body["block_hash"] == "0x" + node.last.to_bytes(32, "big").hex()
     assert body["deployment"]["chain_id"] == node.deployment.chain_id

@@ -12,9 +12,14 @@ from deepsquare_chain.errors import AuditError
 from deepsquare_chain.explorer.audit import verify
 from deepsquare_chain.explorer.books import Kind
 from deepsquare_chain.explorer.ledger import Ledger
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.job import JobStatus, Load
 from tests.support.grid import RATE, TERMS, WEALTH, fee_of
-from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+from tests.support.recorded import (
+    RecordedGrid,
+    recorded_grid,
+    tell_a_story,
+    tell_of_payments,
+)
 
 ESCROW = TERMS["amount"]
 
@@ -76,6 +81,7 @@ def test_storage_that_says_otherwise_is_found(grid: RecordedGrid, ledger: Ledger
         dataclasses.replace(held, jobs=[dataclasses.replace(job, since=job.since - 1)]),
         dataclasses.replace(held, balances={**held.balances, ledger.accounts[1]: 5}),
         dataclasses.replace(held, parked={ledger.accounts[1]: 5}),
+        dataclasses.replace(held, loads={account: Load(1, 2, 3) for account in held.loads}),
     ):
         audit = verify(ledger, changed)
         assert {finding.code for finding in audit.findings} == {"storage"}
@@ -104,7 +110,8 @@ def test_a_finished_job(ledger: Ledger, jobs: Mapping[str, int]) -> None:
     assert job.billed_seconds == 30
     assert job.exit_code == 0
     assert job.ended_at - job.started_at == 37
-    assert job.time_limit == TERMS["timeLimit"] + 10**9 // RATE
+    # A stranger's top-up pays for nothing but what was agreed.
+    assert job.time_limit == TERMS["timeLimit"]
     assert [status for _, status, _ in job.transitions] == [
         JobStatus.PENDING,
         JobStatus.META_SCHEDULED,
@@ -148,7 +155,7 @@ def test_every_statement_ends_at_the_balance(grid: RecordedGrid, ledger: Ledger)
     for account in ledger.accounts:
         assert ledger.statement(account)[-1].balance == grid.balance(account)
     kinds = {row.kind for account in ledger.accounts for row in ledger.statement(account)}
-    assert kinds == set(Kind) - {Kind.PARKED, Kind.WITHDRAWAL}
+    assert kinds == set(Kind) - {Kind.PARKED, Kind.WITHDRAWAL, Kind.INTERIM}
     assert ledger.statement("0x" + "99" * 20) == []
     # However an address is spelled.
     assert ledger.statement(grid.alice.lower()) == ledger.statement(to_checksum_address(grid.alice))
@@ -198,3 +205,78 @@ def test_each_line_of_a_statement_names_the_log_that_caused_it(
         if row.job_id:
             assert event.job_id == row.job_id  # type: ignore[attr-defined]
     assert {row.kind for row in rows} == set(causes)
+
+
+@pytest.fixture(scope="module")
+def payments() -> tuple[RecordedGrid, Mapping[str, int], Ledger]:
+    grid = recorded_grid()
+    jobs = tell_of_payments(grid)
+    return grid, jobs, grid.ledger()
+
+
+class TestPayments:
+    """Interim payments, load and signed requests, against the contracts that emitted them."""
+
+    @pytest.fixture
+    def grid(self, payments: tuple[RecordedGrid, Mapping[str, int], Ledger]) -> RecordedGrid:
+        return payments[0]
+
+    @pytest.fixture
+    def jobs(self, payments: tuple[RecordedGrid, Mapping[str, int], Ledger]) -> Mapping[str, int]:
+        return payments[1]
+
+    @pytest.fixture
+    def ledger(self, payments: tuple[RecordedGrid, Mapping[str, int], Ledger]) -> Ledger:
+        return payments[2]
+
+    def test_replay_equals_storage(self, grid: RecordedGrid, ledger: Ledger) -> None:
+        storage = grid.storage(ledger)
+        assert verify(ledger, storage).findings == ()
+        # One run goes on; whatever ended or was given back occupies nothing.
+        size = ledger.jobs[1].terms.resources
+        assert list(storage.loads.values()) == [Load.of(size)]
+
+    def test_interim_payments_add_up(self, ledger: Ledger, jobs: Mapping[str, int]) -> None:
+        job = ledger.jobs[jobs["signed"]]
+        parts = [120, 174, 5]
+        fees = [fee_of(seconds * RATE) for seconds in parts]
+        assert (job.billed_seconds, job.collected_seconds) == (299, 294)
+        assert (job.paid, job.fee) == (299 * RATE - sum(fees), sum(fees))
+        assert job.collected_fee == sum(fees[:2])
+        assert job.refunded == ESCROW + 2 * 10**9 - 299 * RATE
+
+    def test_only_the_customers_credits_lengthen(
+        self, ledger: Ledger, jobs: Mapping[str, int]
+    ) -> None:
+        job = ledger.jobs[jobs["signed"]]
+        assert job.funded == ESCROW + 2 * 10**9
+        assert job.time_limit == TERMS["timeLimit"] + 10**9 // RATE - 294
+
+    def test_a_signed_request_is_its_signers(
+        self, grid: RecordedGrid, ledger: Ledger, jobs: Mapping[str, int]
+    ) -> None:
+        bob = to_checksum_address(grid.bob)
+        assert ledger.jobs[jobs["signed"]].customer == bob
+        kinds = [row.kind for row in ledger.statement(bob) if row.job_id == jobs["signed"]]
+        assert kinds == [Kind.ESCROW, Kind.TOP_UP, Kind.REFUND]
+        assert ledger.statement(grid.stranger) == []
+
+    def test_a_claimed_job_with_retries_goes_on(
+        self, ledger: Ledger, jobs: Mapping[str, int]
+    ) -> None:
+        given_up, heir = ledger.jobs[jobs["given up"]], ledger.jobs[jobs["heir"]]
+        assert (given_up.started_at, given_up.refunded, given_up.carried_out) == (0, 0, ESCROW)
+        assert (heir.carried_in, heir.retry_of) == (ESCROW, given_up.id)
+        # After interim payments the rest is carried, at the same price ceiling.
+        spent, rest = ledger.jobs[jobs["until spent"]], ledger.jobs[jobs["carried on"]]
+        assert rest.carried_in == spent.funded - spent.paid - spent.fee
+        assert rest.time_limit == 580 < TERMS["timeLimit"]
+        assert spent.refunded == 0
+
+    def test_statements_show_interim_payments(
+        self, grid: RecordedGrid, ledger: Ledger, jobs: Mapping[str, int]
+    ) -> None:
+        job = ledger.jobs[jobs["signed"]]
+        rows = [row for row in ledger.statement(job.provider) if row.job_id == job.id]
+        assert [row.kind for row in rows] == [Kind.INTERIM, Kind.INTERIM, Kind.PAYMENT]
+        assert sum(row.amount for row in rows) == job.paid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -14,8 +14,13 @@ from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.explorer.audit import Storage, verify
 from deepsquare_chain.explorer.books import Kind
 from deepsquare_chain.explorer.ledger import Ledger
-from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, Terms
-from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Prices, Terms
+from tests.support.recorded import (
+    RecordedGrid,
+    recorded_grid,
+    tell_a_story,
+    tell_of_payments,
+)
 
 STRANGER = "0x" + "42" * 20
 
@@ -41,11 +46,26 @@ class Story:
         ]
 
 
+def told_by(tell: Callable[[RecordedGrid], Mapping[str, int]]) -> Story:
+    grid = recorded_grid()
+    jobs = tell(grid)
+    return Story(grid, grid.events, grid.storage(grid.ledger()), jobs)
+
+
 @pytest.fixture(scope="module")
 def story() -> Story:
-    grid = recorded_grid()
-    jobs = tell_a_story(grid)
-    return Story(grid, grid.events, grid.storage(grid.ledger()), jobs)
+    return told_by(tell_a_story)
+
+
+@pytest.fixture(scope="module")
+def payments() -> Story:
+    return told_by(tell_of_payments)
+
+
+@pytest.fixture(params=["story", "payments"])
+def any_story(request: pytest.FixtureRequest) -> Story:
+    found: Story = request.getfixturevalue(request.param)
+    return found
 
 
 # What no balance, no record and no rule can contradict: words, digests of results, allowances,
@@ -77,6 +97,8 @@ def other(value: Any) -> Iterator[Any]:
         yield not value
     elif isinstance(value, IntEnum):
         yield from (each for each in type(value) if each is not value)
+    elif isinstance(value, JobFlags):
+        yield from (value ^ each for each in (1, 2, 4))
     elif isinstance(value, int):
         yield value + 1
         if value:
@@ -116,15 +138,15 @@ def tamperings(event: ev.Event) -> Iterator[tuple[str, Any]]:
             yield name, changed
 
 
-def test_every_changed_field_is_found(story: Story) -> None:
+def test_every_changed_field_is_found(any_story: Story) -> None:
     missed = []
     tried = 0
-    for at, event in enumerate(story.events):
+    for at, event in enumerate(any_story.events):
         if isinstance(event, SILENT):
             continue
         for name, changed in tamperings(event):
             tried += 1
-            if not story.is_found(story.changed(at, **{name: changed})):
+            if not any_story.is_found(any_story.changed(at, **{name: changed})):
                 missed.append((event, name, changed))
     assert tried > 400
     assert [miss for miss in missed if not is_the_providers_word(*miss)] == []
@@ -146,43 +168,48 @@ MONEY = {
         *("job_id", "provider", "customer", "billed_seconds", "paid", "fee", "refunded"),
     },
     ev.JobRetried: {"job_id", "successor", "escrow"},
+    ev.JobCollected: {
+        *("job_id", "provider", "customer", "billed_seconds", "paid", "fee", "escrow"),
+        "time_limit",
+    },
 }
 
 
-def test_money_needs_no_storage_to_be_found_out(story: Story) -> None:
+def test_money_needs_no_storage_to_be_found_out(story: Story, payments: Story) -> None:
     tried: Counter[str] = Counter()
-    for at, event in enumerate(story.events):
-        for name in MONEY.get(type(event), ()):
-            for changed in other(getattr(event, name)):
-                tried[type(event).__name__] += 1
-                codes = story.codes(story.changed(at, **{name: changed}))
-                assert codes, f"{event} with {name}={changed} was not noticed"
-        if isinstance(event, ev.JobSubmitted):
-            terms = dataclasses.replace(event.terms, amount=event.terms.amount - 1)
-            assert "escrow" in story.codes(story.changed(at, terms=terms))
+    for told in (story, payments):
+        for at, event in enumerate(told.events):
+            for name in MONEY.get(type(event), ()):
+                for changed in other(getattr(event, name)):
+                    tried[type(event).__name__] += 1
+                    codes = told.codes(told.changed(at, **{name: changed}))
+                    assert codes, f"{event} with {name}={changed} was not noticed"
+            if isinstance(event, ev.JobSubmitted):
+                terms = dataclasses.replace(event.terms, amount=event.terms.amount - 1)
+                assert "escrow" in told.codes(told.changed(at, terms=terms))
     assert set(tried) == {kind.__name__ for kind in MONEY}
 
 
-def test_transfers_of_the_scheduler_are_matched(story: Story) -> None:
-    scheduler = story.storage and story.grid.ledger().deployment.scheduler
+def test_transfers_of_the_scheduler_are_matched(any_story: Story) -> None:
+    scheduler = any_story.grid.ledger().deployment.scheduler
     tried = 0
-    for at, event in enumerate(story.events):
+    for at, event in enumerate(any_story.events):
         if isinstance(event, ev.Transfer) and scheduler in {event.sender, event.recipient}:
-            changed = story.changed(at, amount=event.amount + 1)
+            changed = any_story.changed(at, amount=event.amount + 1)
             gift = event.amount == 11
-            assert gift or story.codes(changed) & {"escrow", "payment"}
+            assert gift or any_story.codes(changed) & {"escrow", "payment"}
             tried += 1
     assert tried > 15
 
 
-def test_every_dropped_event_is_found(story: Story) -> None:
+def test_every_dropped_event_is_found(any_story: Story) -> None:
     # Left out without a trace: what no rule awaits.
     words = (*SILENT, ev.TransitionSkipped, ev.ProviderAnswered)
     missed = [
         event
-        for at, event in enumerate(story.events)
+        for at, event in enumerate(any_story.events)
         if not isinstance(event, words)
-        and not story.is_found([each for n, each in enumerate(story.events) if n != at])
+        and not any_story.is_found([each for n, each in enumerate(any_story.events) if n != at])
     ]
     assert missed == []
 
@@ -338,6 +365,107 @@ class TestParked:
             for event in parked
         ]
         assert "payment" in story.codes(more)
+
+
+class TestRulesOfPayments:
+    """What neither a wrong sum nor a wrong status tells."""
+
+    def replayed(self, payments: Story, **times: int) -> set[str]:
+        """Codes of the findings if the deployment had other times."""
+        told = payments.grid.deployment
+        changed = {**told.timeouts, **times}
+        arguments = {"MetaScheduler": {"timeouts": list(changed.values())}}
+        deployment = dataclasses.replace(told, constructor_args=arguments)
+        found = Ledger.replay(payments.events, deployment, payments.grid.chain.block_times)
+        return {finding.code for finding in found.findings}
+
+    def test_an_interim_payment_that_came_too_early(self, payments: Story) -> None:
+        interval = payments.grid.deployment.timeouts["collect_interval"]
+        assert self.replayed(payments, collect_interval=interval) == set()
+        assert self.replayed(payments, collect_interval=interval + 1) == {"interim"}
+
+    def test_an_interim_payment_that_the_customer_forbids(self, payments: Story) -> None:
+        at, told = next(
+            (at, each)
+            for at, each in enumerate(payments.events)
+            if isinstance(each, ev.JobSubmitted) and each.job_id == payments.jobs["signed"]
+        )
+        terms = dataclasses.replace(told.terms, flags=JobFlags.NO_SELF_SCHEDULING)
+        assert payments.codes(payments.changed(at, terms=terms)) == {"interim"}
+
+    def test_an_interim_payment_after_the_allotment(self, payments: Story) -> None:
+        """Nothing but the time limit at the submission is another, and all that follows from it."""
+        short = -400  # so that the second payment comes a few seconds too late
+
+        def forge(event: ev.Event) -> ev.Event:
+            if isinstance(event, ev.JobSubmitted):
+                limit = event.terms.time_limit + short
+                terms = dataclasses.replace(event.terms, time_limit=limit)
+                return dataclasses.replace(event, terms=terms)
+            if isinstance(event, ev.JobCollected | ev.JobToppedUp):
+                return dataclasses.replace(event, time_limit=event.time_limit + short)
+            return event
+
+        signed = payments.jobs["signed"]
+        found = payments.grid.ledger([forge(event) for event in payments.events]).findings
+        told = {finding.message for finding in found if finding.job_id == signed}
+        assert any("when its" in message and "were used up" in message for message in told)
+
+    def test_a_move_that_did_not_answer(self, payments: Story) -> None:
+        answers = [e for e in payments.events if isinstance(e, ev.ProviderAnswered)]
+        assert len(answers) == 1
+        rest = [each for each in payments.events if each not in answers]
+        found = payments.grid.ledger(rest).findings
+        assert {finding.code for finding in found} == {"challenge"}
+        assert "did not answer its open challenge" in found[0].message
+
+    def test_who_is_silent_is_not_yet_gone(self, story: Story) -> None:
+        times = story.grid.deployment.timeouts
+        assert self.replayed(story, lost_timeout=times["lost_timeout"]) == set()
+        # The stranger's panic and the customer's free cancellation came too early then.
+        codes = self.replayed(story, lost_timeout=times["lost_timeout"] + 10)
+        assert codes == {"party", "billing"}
+
+    def test_a_refund_where_retries_were_left(self, story: Story) -> None:
+        at, told = next(
+            (at, each)
+            for at, each in enumerate(story.events)
+            if isinstance(each, ev.JobSubmitted) and each.job_id == story.jobs["queued"]
+        )
+        terms = dataclasses.replace(told.terms, retries=1)
+        assert story.codes(story.changed(at, terms=terms)) == {"retry"}
+
+    def test_a_job_that_the_forwarder_pays(self, payments: Story) -> None:
+        ledger = payments.grid.ledger()
+        customer = ledger.jobs[payments.jobs["signed"]].customer
+        forwarder = ledger.deployment.forwarder
+
+        def forge(event: ev.Event) -> ev.Event:
+            names = [name for name in own_fields(event) if getattr(event, name) == customer]
+            return dataclasses.replace(event, **dict.fromkeys(names, forwarder))
+
+        assert payments.codes([forge(event) for event in payments.events]) == {"forwarder"}
+
+    def test_an_assignment_beyond_the_offer_less_the_load(self, payments: Story) -> None:
+        """Four jobs of six cpus in one call: the offer is lowered before the last of them."""
+        at, last = next(
+            (at, each)
+            for at, each in enumerate(payments.events)
+            if isinstance(each, ev.JobTransition)
+            and each.after is JobStatus.META_SCHEDULED
+            and each.job_id == payments.jobs["given up"]
+        )
+        wide = [dataclasses.replace(e, log_index=10 * e.log_index) for e in payments.events]
+        for cpus, codes in ((24, set()), (23, {"eligible"})):
+            lowered = ev.OfferChanged(
+                last.provider,
+                Offer(cpus, 10**6, 10),
+                block_number=last.block_number,
+                tx_hash="0xfeed",
+                log_index=wide[at].log_index - 5,
+                address=payments.grid.ledger().deployment.registry,
+            )
+            assert payments.codes([*wide[:at], lowered, *wide[at:]]) == codes
 
 
 class TestUnlawfulAssignments:

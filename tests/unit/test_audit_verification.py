@@ -32,7 +32,8 @@ from deepsquare_chain.explorer.verification import (
 CLIENT: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
 ADMIN, CREDIT, REGISTRY, SCHEDULER = ("0x" + digit * 40 for digit in "abcd")
 TREASURY = "0x" + "e" * 40
-TIMES = [300, 600, 300, 10, 3_600, 60]
+FORWARDER = "0x" + "f" * 40
+TIMES = [300, 600, 86_400, 300, 10, 1_800, 3_600, 60, 21_600]
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "Credit": {"admin": ADMIN, "adminDelay": 5},
     "ProviderRegistry": {"admin": ADMIN, "adminDelay": 5, "approvalPeriod": 9_000},
@@ -43,14 +44,22 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "credit": CREDIT,
         "registry": REGISTRY,
         "treasury": TREASURY,
+        "forwarder": FORWARDER,
         "feeBps": 500,
     },
+    "ERC2771Forwarder": {"name": "DeepSquare"},
 }
 GRID = Deployment(
-    *(31_337, CREDIT, REGISTRY, SCHEDULER, TREASURY, 1),
+    *(31_337, CREDIT, REGISTRY, SCHEDULER, TREASURY, FORWARDER, 1),
     transactions={name: "0x" + f"{at:064x}" for at, name in enumerate(CONTRACTS)},
     constructor_args=ARGUMENTS,
 )
+
+
+def source_of(name: str) -> str:
+    """The file that holds a contract."""
+    ours = f"contracts/{name}.sol"
+    return f"@openzeppelin/contracts/metatx/{name}.sol" if name == "ERC2771Forwarder" else ours
 
 
 class TestMetadata:
@@ -81,11 +90,12 @@ class TestMetadata:
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         found = sources_of(name)
-        assert f"contracts/{name}.sol" in found
+        source = source_of(name)
+        assert source in found
         changed = json.loads(json.dumps(standard_input()))
-        changed["sources"][f"contracts/{name}.sol"]["content"] += " "
+        changed["sources"][source]["content"] += " "
         monkeypatch.setattr("deepsquare_chain.chain.metadata.standard_input", lambda: changed)
-        with pytest.raises(ValueError, match=f"the source contracts/{name}.sol is not the one"):
+        with pytest.raises(ValueError, match=f"the source {source} is not the one"):
             sources_of(name)
 
     def test_the_input_is_the_one_that_artifacts_name(self) -> None:
@@ -97,7 +107,7 @@ class TestTree:
     def test_it_is_what_sourcify_reads(self, tmp_path: Path) -> None:
         files = write_tree(GRID, tmp_path)
         assert files == sorted(path for path in tmp_path.rglob("*") if path.is_file())
-        for name, address in zip(CONTRACTS, GRID.addresses, strict=True):
+        for name, address in GRID.contracts.items():
             root = tmp_path / "contracts/full_match/31337" / to_checksum_address(address)
             raw = (root / "metadata.json").read_bytes()
             assert ipfs_hash(raw) == metadata_hash(load_artifact(name).deployed_bytecode)
@@ -174,7 +184,7 @@ class Stub:
             *("stdJsonInput", "compilerVersion", "contractIdentifier", "creationTransactionHash"),
         }
         name = body["contractIdentifier"].partition(":")[2]
-        assert body["contractIdentifier"] == f"contracts/{name}.sol:{name}"
+        assert body["contractIdentifier"] == f"{source_of(name)}:{name}"
         assert body["compilerVersion"] == "0.8.37+commit.f401782d"
         assert body["stdJsonInput"]["language"] == "Solidity"
         assert all(set(each) == {"content"} for each in body["stdJsonInput"]["sources"].values())
@@ -248,8 +258,7 @@ async def test_what_becomes_of_a_submission(
 ) -> None:
     found = await submitted(Stub(fate), monkeypatch, kind)
     assert [(each.name, each.address, each.ok) for each in found] == [
-        (name, to_checksum_address(address), ok)
-        for name, address in zip(CONTRACTS, GRID.addresses, strict=True)
+        (name, to_checksum_address(address), ok) for name, address in GRID.contracts.items()
     ]
     for each in found:
         assert each.verifier == kind

@@ -27,9 +27,14 @@ from deepsquare_chain.explorer.conservation import (
 from deepsquare_chain.explorer.exceptions import Code, Severity, name_self_scheduled
 from deepsquare_chain.explorer.ledger import Ledger
 from deepsquare_chain.explorer.statement import closing_check, statement
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.job import JobFlags, JobStatus
 from tests.support.grid import RATE, TERMS, TIMES
-from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+from tests.support.recorded import (
+    RecordedGrid,
+    recorded_grid,
+    tell_a_story,
+    tell_of_payments,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,13 @@ class Told:
 def told() -> Told:
     grid = recorded_grid()
     jobs = tell_a_story(grid)
+    return Told(grid, grid.ledger(), jobs)
+
+
+@pytest.fixture(scope="module")
+def paid() -> Told:
+    grid = recorded_grid()
+    jobs = tell_of_payments(grid)
     return Told(grid, grid.ledger(), jobs)
 
 
@@ -134,8 +146,8 @@ def test_log_queries_find_the_numbers_by_hand(told: Told) -> None:
     assert "cast logs --address" in into.cast
 
 
-def test_every_job_keeps_the_second_invariant(told: Told) -> None:
-    for job in told.ledger.jobs.values():
+def test_every_job_keeps_the_second_invariant(told: Told, paid: Told) -> None:
+    for job in (*told.ledger.jobs.values(), *paid.ledger.jobs.values()):
         check = job_conservation(job, told.ledger.deployment, told.ledger.block)
         assert (check.difference, check.job_id) == (0, job.id)
         assert ("while live" in check.name) is job.status.is_live
@@ -150,19 +162,32 @@ def test_every_job_keeps_the_second_invariant(told: Told) -> None:
 
 
 class TestBill:
-    def test_every_bill_is_right(self, told: Told) -> None:
-        for job in told.ledger.jobs.values():
+    def test_every_bill_is_right(self, told: Told, paid: Told) -> None:
+        for job in (*told.ledger.jobs.values(), *paid.ledger.jobs.values()):
             bill = recompute_bill(job)
             assert bill.ok, bill
             assert bill.settled is job.status.is_final
-            assert sum(line.expected for line in bill.lines) in {0, bill.escrow, bill.cost} or (
-                not bill.settled
-            )
+            total = sum(line.expected for line in bill.lines) - bill.collected
+            assert total in {0, bill.escrow, bill.cost} or not bill.settled
+
+    def test_interim_payments_are_billed_once(self, paid: Told) -> None:
+        job = paid.job("signed")
+        bill = recompute_bill(job, reported=5)
+        assert (bill.seconds, bill.collected_seconds, bill.billed_seconds) == (5, 294, 299)
+        assert bill.collected == 294 * RATE
+        assert bill.escrow == TERMS["amount"] + 2 * 10**9 - 294 * RATE
+        assert bill.allotment == TERMS["timeLimit"] + 10**9 // RATE - 294
+        assert recompute_bill(paid.job("stopped")).seconds == 301 - 120
+        running = paid.job("paid on")
+        assert recompute_bill(running, now=running.billed_until + 9).seconds == 9
+        for field in ("paid", "fee", "refunded", "billed_seconds"):
+            wrong = dataclasses.replace(job, **{field: getattr(job, field) + 1})
+            assert not recompute_bill(wrong, reported=5).ok
 
     def test_its_inputs_are_shown(self, told: Told) -> None:
         bill = recompute_bill(told.job("finished"), reported=30)
         assert (bill.elapsed, bill.seconds, bill.reported, bill.rate) == (37, 30, 30, RATE)
-        assert bill.allotment == TERMS["timeLimit"] + 10**9 // RATE
+        assert bill.allotment == TERMS["timeLimit"]
         assert bill.cost == 30 * RATE
         assert {line.name for line in bill.lines} == {"paid", "fee", "refunded", "carried_out"}
 
@@ -202,7 +227,7 @@ class TestExceptions:
     def test_an_honest_story_has_exceptions_and_no_findings(self, told: Told) -> None:
         assert told.ledger.findings == []
         codes = {row.code for row in told.ledger.exceptions}
-        unseen = {Code.PARKED, Code.UNANSWERED, Code.SELF_SCHEDULED, Code.IDLE_CLAIM}
+        unseen = {Code.PARKED, Code.UNANSWERED, Code.SELF_SCHEDULED, Code.IDLE_CLAIM, Code.EXPIRED}
         assert codes == set(Code) - unseen
 
     def test_each_names_place_and_cause(self, told: Told) -> None:
@@ -265,16 +290,40 @@ class TestExceptions:
         row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
         asked: list[str] = []
 
-        async def get_transaction(tx_hash: bytes) -> dict[str, str]:
+        async def get_transaction(tx_hash: bytes) -> dict[str, Any]:
             asked.append("0x" + tx_hash.hex())
-            return {"from": row.account}
+            return {"from": row.account, "input": told.grid.chain.sent[asked[-1]][2]}
 
         node: Any = SimpleNamespace(w3=SimpleNamespace(eth=SimpleNamespace()))
         node.w3.eth.get_transaction = get_transaction
-        named = await auditing._named(node, tuple(told.ledger.exceptions))
+        honest = auditing._report(told.ledger, None, [], "", proven=False)
+        report = await auditing._with_senders(node, honest)
+        named = report.exceptions
         assert asked.count(row.tx_hash) == 1
         assert row.job_id in {e.job_id for e in named if e.code is Code.SELF_SCHEDULED}
         assert Code.LATE_ASSIGNMENT not in {e.code for e in named if e.account == row.account}
+        assert report.ok
+
+        # The same assignment of a job whose customer forbids it.
+        forbidden = told.grid.ledger(
+            [
+                dataclasses.replace(
+                    event,
+                    terms=dataclasses.replace(event.terms, flags=JobFlags.NO_SELF_SCHEDULING),
+                )
+                if isinstance(event, ev.JobSubmitted) and event.job_id == row.job_id
+                else event
+                for event in told.grid.events
+            ]
+        )
+        report = await auditing._with_senders(
+            node, auditing._report(forbidden, None, [], "", proven=False)
+        )
+        [finding] = report.audit.findings
+        assert (finding.code, finding.job_id) == ("flags", row.job_id)
+        assert "its customer forbids" in finding.message
+        [late] = [each for each in forbidden.exceptions if each.tx_hash == row.tx_hash]
+        assert late.message.endswith("s")
 
     def test_administrators_and_money(self, told: Told) -> None:
         said = {row.code: row.message for row in told.ledger.exceptions}
@@ -305,6 +354,18 @@ class TestExceptions:
         codes = {row.code for row in told.grid.ledger(patient).exceptions}
         assert not codes & {Code.LATE_ANSWER, Code.UNANSWERED}
         assert told.of(Code.LATE_ANSWER)
+
+    def test_jobs_that_anyone_could_cancel(self, paid: Told) -> None:
+        [row] = [each for each in paid.ledger.exceptions if each.code is Code.EXPIRED]
+        assert row.job_id == paid.jobs["expired"]
+        assert f"after {TIMES['pendingExpiry']} s without a provider" in row.message
+
+    def test_a_run_with_interim_payments_is_late_by_its_whole_time(self, paid: Told) -> None:
+        running = paid.job("paid on")
+        [row] = [each for each in paid.ledger.exceptions if each.code is Code.OVERRUN]
+        over = paid.ledger.time - running.started_at - TERMS["timeLimit"]
+        assert f"runs {over} s past its {TERMS['timeLimit']} s" in row.message
+        assert row.job_id == running.id
 
     def test_claims_that_lie_idle(self) -> None:
         grid = recorded_grid()

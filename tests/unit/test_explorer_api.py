@@ -23,19 +23,30 @@ from deepsquare_chain.explorer.api.routes import QUESTIONS
 from deepsquare_chain.explorer.index.queries import Index
 from deepsquare_chain.store.base import StoreError
 from tests.support.index import Indexed
-from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+from tests.support.recorded import (
+    RecordedGrid,
+    recorded_grid,
+    tell_a_story,
+    tell_of_payments,
+)
 
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
     found = recorded_grid()
     tell_a_story(found)
+    tell_of_payments(found)
     return found
+
+
+def open_index(grid: RecordedGrid) -> Indexed:
+    sent = grid.chain.sent
+    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=sent)
 
 
 @pytest.fixture(scope="module")
 def whole(grid: RecordedGrid) -> Iterator[Indexed]:
-    found = Indexed(grid.deployment, grid.events, grid.chain.block_times)
+    found = open_index(grid)
     found.read_all()
     yield found
     found.close()
@@ -44,7 +55,7 @@ def whole(grid: RecordedGrid) -> Iterator[Indexed]:
 @pytest.fixture
 def own(grid: RecordedGrid) -> Iterator[Indexed]:
     """An index that the test may change; the last blocks are not read yet."""
-    found = Indexed(grid.deployment, grid.events, grid.chain.block_times)
+    found = open_index(grid)
     blocks = sorted({event.block_number for event in grid.events})
     found.read(0, blocks[-8])
     yield found

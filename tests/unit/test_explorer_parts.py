@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import httpx
 import pytest
+from eth_utils import to_checksum_address
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -23,6 +24,7 @@ from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import JobFileError, UsageError
+from deepsquare_chain.explorer.index.forwarded import SignedCall, outcomes
 from deepsquare_chain.explorer.index.rows import (
     JobDetail,
     JobRow,
@@ -36,7 +38,12 @@ from deepsquare_chain.explorer.index.rows import (
 )
 from deepsquare_chain.explorer.web import charts, formats, views
 from deepsquare_chain.explorer.web.calls import Plan
-from deepsquare_chain.explorer.web.decoding import decode_call, find_view, read_argument
+from deepsquare_chain.explorer.web.decoding import (
+    decode_call,
+    find_view,
+    inner_calls,
+    read_argument,
+)
 from deepsquare_chain.explorer.web.explaining import judge
 from deepsquare_chain.explorer.web.jobform import read_form
 from deepsquare_chain.explorer.web.render import environment
@@ -45,7 +52,9 @@ from deepsquare_chain.explorer.web.server import Address
 from deepsquare_chain.explorer.web.site import Link, Site
 from deepsquare_chain.job import (
     Hardware,
+    JobFlags,
     JobStatus,
+    Load,
     Objective,
     Offer,
     Prices,
@@ -212,7 +221,7 @@ def detail(**changes: Any) -> JobDetail:
         "status": S.FINISHED,
         "resources": Resources(1, 1, 100, 0),
         "time_limit": 60,
-        "until_spent": False,
+        "flags": JobFlags.NONE,
         "objective": Objective.COST,
         "rate": 1_000,
         "funded": 100_000,
@@ -235,11 +244,15 @@ def detail(**changes: Any) -> JobDetail:
         "retries_left": 0,
         "carried_in": 0,
         "carried_out": 0,
+        "collected_paid": 0,
+        "collected_fee": 0,
+        "collected_seconds": 0,
         "allotment": 60,
         "exit_code": 0,
         "result": "",
         "reason": "",
         "transitions": (),
+        "payments": (),
         "movements": (),
         "events": (),
         "more_events": False,
@@ -287,9 +300,29 @@ def test_a_bill_comes_with_the_end_and_counts_what_was_carried_on() -> None:
 
 def test_a_running_job_is_billed_up_to_its_allotment() -> None:
     running = detail(status=S.RUNNING)
-    assert views.used_so_far(running, 120) == 10_000
-    assert views.used_so_far(running, 10_000) == 60_000
-    assert views.used_so_far(detail(), 120) == 0
+    assert views.accrued(running, 120) == 10_000
+    assert views.accrued(running, 10_000) == 60_000
+    assert views.accrued(detail(), 120) == 0
+
+
+def test_interim_payments_are_not_accrued_again() -> None:
+    sums = {"collected_seconds": 15, "collected_paid": 14_250, "collected_fee": 750}
+    running = detail(status=S.RUNNING, allotment=45, **sums)
+    assert (running.billed_until, running.deadline) == (125, 170)
+    assert views.accrued(running, 130) == 5_000
+    assert views.accrued(running, 10_000) == 45_000
+    found = views.bill(detail(time_limit=45, **sums))
+    assert found is not None
+    assert (found.seconds, found.collected_seconds, found.ok) == (25, 15, True)
+
+
+def test_flags_are_told_in_words() -> None:
+    assert views.flags_in_words(JobFlags.NONE) == ()
+    assert views.flags_in_words(JobFlags.SUCCESSOR | JobFlags.INTERIM_PAYMENTS) == (
+        "its provider may collect payments while it runs",
+    )
+    everything = JobFlags.UNTIL_SPENT | JobFlags.NO_SELF_SCHEDULING | JobFlags.INTERIM_PAYMENTS
+    assert len(views.flags_in_words(everything)) == 3
 
 
 def test_flows_end_at_what_is_held() -> None:
@@ -391,6 +424,33 @@ def test_typed_arguments_are_read(
     assert function.encode(*read)
 
 
+def test_signed_requests_are_read_back() -> None:
+    cancel = interface("MetaScheduler").function("cancel").encode([7])
+    request = (ALICE, HOST, 0, 90_000, 1_800_000_000, cancel, bytes(65))
+    forwarder = interface("ERC2771Forwarder")
+    one = "0x" + forwarder.function("execute").encode(request).hex()
+    two = forwarder.function("executeBatch").encode([request, (HOST, ALICE, *request[2:])], HOST)
+    names = {to_checksum_address(HOST): "MetaScheduler"}
+    [found] = inner_calls(one, names)
+    assert (found.signer, found.contract) == (to_checksum_address(ALICE), "MetaScheduler")
+    assert found.call is not None
+    assert (found.call.function, found.call.values["jobIds"]) == ("cancel", [7])
+    first, second = inner_calls("0x" + two.hex(), names)
+    assert first == found
+    assert (second.contract, second.call) == ("", None)
+    # Whoever writes nonsense into a transaction breaks no page.
+    for data in (one[:-70], "0x", "0xzz", "0x" + cancel.hex()):
+        assert inner_calls(data, names) == ()
+
+
+def test_outcomes_of_signed_requests() -> None:
+    calls = [SignedCall(who, HOST, 1, 1, b"") for who in (ALICE, HOST, ALICE)]
+    told = [ok for _, ok in outcomes(calls, [(ALICE, True), (ALICE, False)])]
+    assert told == [True, False, False]
+    assert [ok for _, ok in outcomes(calls, [(HOST, True), (ALICE, True)])] == [False, True, True]
+    assert [ok for _, ok in outcomes(calls, [])] == [False, False, False]
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
@@ -437,7 +497,15 @@ def test_a_form_is_a_job_file() -> None:
     assert (terms.amount, terms.time_limit, terms.retries) == (2 * CREDIT, 600, 1)
     assert terms.objective is Objective.TIME
     assert terms.uses == "gpu.model=h100,site=jura"
+    # The contract can't check labels, so that only the meta-scheduler may assign it.
+    assert terms.flags == JobFlags.NO_SELF_SCHEDULING
     assert read_form(FORM).definition.steps[0].command == "a\nb\n"
+
+
+def test_options_of_the_form_are_flags() -> None:
+    ticked = {**FORM, "uses": "", "until_spent": "on", "interim_payments": "on"}
+    assert read_form(ticked).terms().flags == JobFlags.UNTIL_SPENT | JobFlags.INTERIM_PAYMENTS
+    assert read_form({**FORM, "uses": ""}).terms().flags == JobFlags.NONE
 
 
 def test_a_whole_file_stands_for_the_form() -> None:
@@ -482,6 +550,7 @@ def provider(**labels: str) -> ProviderRow:
         active=True,
         hardware=Hardware(1, 4, 1_000, 0),
         offer=Offer(4, 1_000, 0),
+        load=Load(3, 500, 0),
         prices=Prices(1, 1, 1),
         labels=labels,
         version=1,
@@ -490,6 +559,11 @@ def provider(**labels: str) -> ProviderRow:
         answer_by=0,
         figures=ProviderFigures(*[0] * 15),
     )
+
+
+def test_load_stands_against_the_offer() -> None:
+    told = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
+    assert told == [("cpus", 0.75, "3 of 4"), ("memory", 0.5, "500\u00a0MB of 1\u2009000\u00a0MB")]
 
 
 def test_labels_are_judged_after_the_contract() -> None:

@@ -28,6 +28,7 @@ def test_the_audit_finds_nothing_wrong_in_it() -> None:
     assert set(ends) == {each for each in JobStatus if each.is_final}
     assert any(job.successor for job in ledger.jobs.values())
     assert any(job.time_limit > job.terms.time_limit for job in ledger.jobs.values())
+    assert any(job.collected_seconds > 0 for job in ledger.jobs.values())
 
 
 def test_series_add_up() -> None:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_utils import to_checksum_address
+from sqlalchemy import inspect
 
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.books import Kind
-from deepsquare_chain.explorer.exceptions import SUBJECTS, Code
+from deepsquare_chain.explorer.exceptions import SUBJECTS, Code, name_self_scheduled
 from deepsquare_chain.explorer.index.database import IndexDatabase
 from deepsquare_chain.explorer.index.queries import CURSOR, Index
 from deepsquare_chain.explorer.index.rows import ExceptionRow, MovementRow
+from deepsquare_chain.explorer.index.schema import metadata
 from deepsquare_chain.explorer.ledger import Ledger
 from deepsquare_chain.job import JobStatus
 from tests.support.index import Indexed, dump
-from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+from tests.support.recorded import (
+    RecordedGrid,
+    recorded_grid,
+    tell_a_story,
+    tell_of_payments,
+)
 
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
     found = recorded_grid()
     tell_a_story(found)
+    tell_of_payments(found)
     return found
 
 
@@ -36,7 +45,8 @@ def ledger(grid: RecordedGrid) -> Ledger:
 
 
 def open_index(grid: RecordedGrid) -> Indexed:
-    return Indexed(grid.deployment, grid.events, grid.chain.block_times)
+    sent = grid.chain.sent
+    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=sent)
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +107,20 @@ def test_jobs_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> None:
             *("time_limit", "billed_seconds", "submitted_at", "started_at", "ended_at"),
         ):
             assert getattr(row, name) == getattr(entry, name), name
-        for name in ("carried_in", "carried_out", "retries_left", "exit_code", "reason", "fee_bps"):
+        assert row.flags == entry.terms.flags
+        assert row.changed.time == entry.since
+        for name in (
+            *("carried_in", "carried_out", "retries_left", "exit_code", "reason", "fee_bps"),
+            *("collected_paid", "collected_fee", "collected_seconds", "allotment", "billed_until"),
+        ):
             assert getattr(detail, name) == getattr(entry, name), name
         told = [(each.at.time, each.after, each.at.tx_hash) for each in detail.transitions]
         assert told == entry.transitions
         assert (row.retry_of or 0, row.successor or 0) == (entry.retry_of, entry.successor)
+        interim = [each for each in detail.payments if each.interim]
+        assert sum(each.paid for each in interim) == entry.collected_paid
+        assert sum(each.billed_seconds for each in detail.payments) == entry.billed_seconds
+        assert len(detail.payments) - len(interim) == entry.settled
         if not (detail.carried_in or detail.carried_out):
             # What its customer and others put in and nobody got back is held, or was consumed.
             moved = sum(e.amount for e in detail.movements if e.kind in {"escrow", "top-up"})
@@ -153,6 +172,7 @@ def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> No
             *("approved_until", "answer_by"),
         ):
             assert getattr(row, name) == getattr(entry, name), name
+        assert row.load == entry.load
         own = [job for job in ledger.jobs.values() if job.provider == account]
         figures = row.figures
         assert figures.earned == sum(job.paid for job in own)
@@ -179,18 +199,21 @@ def told_by(index: Index) -> list[tuple[Any, ...]]:
     ]
 
 
-def told_of(ledger: Ledger) -> list[tuple[Any, ...]]:
+def told_of(
+    ledger: Ledger, sent: Mapping[str, tuple[str, str, bytes]] | None = None
+) -> list[tuple[Any, ...]]:
+    senders = {key: to_checksum_address(who) for key, (who, *_) in (sent or {}).items()}
     return [
         (
             *(row.code, row.severity, row.message),
             *(row.job_id or None, row.account or None, row.block, row.time),
         )
-        for row in ledger.exceptions
+        for row in name_self_scheduled(ledger.exceptions, senders)
     ]
 
 
-def test_exceptions_are_the_audits(whole: Indexed, ledger: Ledger) -> None:
-    assert told_by(whole.index) == told_of(ledger)
+def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: Ledger) -> None:
+    assert told_by(whole.index) == told_of(ledger, grid.chain.sent)
     assert {row.code for row in whole.index.exceptions(limit=200).items} >= {"panic", "requeue"}
     for row in whole.index.exceptions(limit=200).items:
         assert row.subject == SUBJECTS[Code(row.code)]
@@ -251,10 +274,46 @@ def test_who_took_a_job_itself_is_named(grid: RecordedGrid, whole: Indexed) -> N
     found.close()
 
 
+def test_migrations_make_the_tables_that_are_declared(whole: Indexed) -> None:
+    with whole.database.read() as connection:
+        found = inspect(connection)
+        for table in metadata.sorted_tables:
+            columns = {each["name"]: each["nullable"] for each in found.get_columns(table.name)}
+            assert columns == {each.name: each.nullable for each in table.columns}
+            indexes = {each["name"]: each["column_names"] for each in found.get_indexes(table.name)}
+            assert indexes == {
+                each.name: [column.name for column in each.columns] for each in table.indexes
+            }
+
+
+def test_signed_requests_are_found_by_their_signer(grid: RecordedGrid, whole: Indexed) -> None:
+    relayed = [row for row in whole.index.transactions(limit=200).items if row.method == "execute"]
+    assert {row.contract for row in relayed} == {"ERC2771Forwarder"}
+    assert {row.sender for row in relayed} == {to_checksum_address(grid.stranger)}
+    found = {
+        who: [
+            call.method
+            for row in whole.index.transactions(signer=account).items
+            for call in whole.index.transaction(row.at.tx_hash).forwarded
+        ]
+        for who, account in (("alice", grid.alice), ("bob", grid.bob), ("admin", grid.admin))
+    }
+    assert found == {"alice": ["cancel"], "bob": ["topUp", "submitJobs"], "admin": []}
+    assert len(relayed) == 3
+    for row in relayed:
+        for call in whole.index.transaction(row.at.tx_hash).forwarded:
+            assert (call.contract, call.to, call.ok) == (
+                "MetaScheduler",
+                to_checksum_address(grid.scheduler.address),
+                True,
+            )
+
+
 def test_kinds_are_the_ledgers(whole: Indexed) -> None:
     kinds = {row.kind for row in whole.index.movements(limit=200).items}
     assert kinds <= {kind.value for kind in Kind}
     assert {"escrow", "refund", "payment", "fee", "top-up", "transfer", "mint", "burn"} <= kinds
+    assert "interim-payment" in kinds
 
 
 def test_changes_only_grow(grid: RecordedGrid) -> None:
@@ -278,18 +337,26 @@ def test_an_older_index_is_brought_up_and_read_again(
     grid: RecordedGrid, whole: Indexed, tmp_path: Path
 ) -> None:
     where = tmp_path / "index.db"
-    old = Indexed(grid.deployment, grid.events, grid.chain.block_times, where)
+    told = (grid.deployment, grid.events, grid.chain.block_times, where)
+    old = Indexed(*told, sent=grid.chain.sent)
     old.read_all()
     built = old.index.status().built_since
     with old.database.begin() as connection:
         old.database.advance(connection, CURSOR, [Block(old.last, "0x12")], 1)
         connection.exec_driver_sql("DROP TABLE exceptions")
+        connection.exec_driver_sql("DROP TABLE forwarded")
+        connection.exec_driver_sql("DROP INDEX settlements_job")
+        connection.exec_driver_sql("ALTER TABLE jobs RENAME COLUMN flags TO until_spent")
+        for column in ("collected_seconds", "collected_paid", "collected_fee"):
+            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
+        for column in ("cpus_assigned", "memory_assigned", "gpus_assigned"):
+            connection.exec_driver_sql(f"ALTER TABLE provider_figures DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     old.close()
     with pytest.raises(UsageError, match="of version 0001"):
         IndexDatabase.open(where, grid.deployment)
     IndexDatabase.open(where, grid.deployment, writer=True).close()
-    found = Indexed(grid.deployment, grid.events, grid.chain.block_times, where)
+    found = Indexed(*told, sent=grid.chain.sent)
     assert not any(dump(found.database).values())
     assert found.database.recent_blocks(CURSOR) == []
     assert found.index.status().built_since > built

@@ -210,7 +210,7 @@ QUESTIONS: Final = (
     Question(
         "/settlements",
         "listSettlements",
-        "How escrows were divided, latest first.",
+        "How escrows were divided, interim payments included, latest first.",
         rows.Page[rows.SettlementRow],
         lambda index, given: index.settlements(**given),
         (*_PAGE, _filter("provider", "Account of who was paid.")),
@@ -276,7 +276,8 @@ QUESTIONS: Final = (
         lambda index, given: index.transactions(**given),
         (
             *_PAGE,
-            _filter("sender", "Address of who sent them."),
+            _filter("sender", "Address of who sent them and paid their gas."),
+            _filter("signer", "Address of who signed requests that relayers sent in them."),
             _filter("block", "Number of their block.", "integer"),
         ),
     ),

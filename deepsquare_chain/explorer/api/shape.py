@@ -2,7 +2,7 @@
 
 An amount of credits becomes two members, `paid` in credit-wei and `paid_credits` in credits, both
 texts: a JSON number can't hold them. A rate gets its price per hour in the same way. Enums stand
-as their names, statuses exactly as on chain.
+as their names, statuses exactly as on chain, flags as a list of the names of those that are set.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
@@ -52,6 +52,8 @@ def to_json(value: Any) -> Any:
         return found
     if isinstance(value, IntEnum):
         return value.name
+    if isinstance(value, IntFlag):
+        return [each.name for each in value]
     if isinstance(value, Mapping):
         return {_key(key): to_json(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
@@ -120,11 +122,16 @@ def schema_of(kind: Any, components: dict[str, Any]) -> dict[str, Any]:
         return _of_origin(origin, get_args(inner), components)
     if inner is types.NoneType:
         return {"type": "null"}
-    if isinstance(inner, type) and issubclass(inner, IntEnum):
-        return {"type": "string", "enum": [each.name for each in inner]}
+    if isinstance(inner, type) and issubclass(inner, IntEnum | IntFlag):
+        return _of_names(inner)
     if dataclasses.is_dataclass(inner):
         return _reference(inner, components)
     return dict(_PLAIN[inner])
+
+
+def _of_names(kind: type[IntEnum | IntFlag]) -> dict[str, Any]:
+    one = {"type": "string", "enum": [each.name for each in kind]}
+    return {"type": "array", "items": one} if issubclass(kind, IntFlag) else one
 
 
 def _of_origin(origin: Any, parts: tuple[Any, ...], components: dict[str, Any]) -> dict[str, Any]:

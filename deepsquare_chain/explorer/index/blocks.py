@@ -23,6 +23,7 @@ from deepsquare_chain.explorer.index.reading import (
 from deepsquare_chain.explorer.index.rows import (
     BlockDetail,
     BlockRow,
+    ForwardedRow,
     Hit,
     Page,
     TransactionDetail,
@@ -30,6 +31,7 @@ from deepsquare_chain.explorer.index.rows import (
 )
 from deepsquare_chain.explorer.index.schema import (
     events,
+    forwarded,
     headers,
     jobs,
     movements,
@@ -101,12 +103,28 @@ class BlockQueries(Reader):
         limit: int = DEFAULT_LIMIT,
         *,
         sender: str | None = None,
+        signer: str | None = None,
         block: int | None = None,
     ) -> Page[TransactionRow]:
-        """Transactions, latest first; of one sender, or in one block; errors as `blocks`."""
+        """Transactions, latest first; errors as `blocks`.
+
+        Args:
+            cursor: Where to go on.
+            limit: Rows of a page.
+            sender: Who sent them and paid their gas.
+            signer: Who signed requests that relayers sent in them.
+            block: Number of their block.
+        """
         query = _TRANSACTIONS
         if sender is not None:
             query = query.where(transactions.c.sender == address(sender))
+        if signer is not None:
+            own = select(forwarded.c.number).where(
+                forwarded.c.signer == address(signer),
+                forwarded.c.block == transactions.c.block,
+                forwarded.c.position == transactions.c.position,
+            )
+            query = query.where(own.exists())
         if block is not None:
             query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
         with self._read() as (connection, moment):
@@ -242,11 +260,20 @@ def _transaction_detail(connection: Connection, row: Row[Any], moment: Moment) -
         .order_by(movements.c.number)
         .limit(2 * SHOWN)
     )
+    signed = connection.execute(
+        select(forwarded)
+        .where(forwarded.c.block == row.block, forwarded.c.position == row.position)
+        .order_by(forwarded.c.number)
+    )
     return TransactionDetail(
         row=_transaction(row, moment),
         nonce=row.nonce,
         value=row.value,
         input="0x" + row.input.hex(),
+        forwarded=tuple(
+            ForwardedRow(each.signer, each.to, each.contract, each.method, each.ok)
+            for each in signed
+        ),
         events=tuple(event_row(each, moment) for each in told[:SHOWN]),
         more_events=len(told) > SHOWN,
         movements=tuple(movement_row(each, moment) for each in money),

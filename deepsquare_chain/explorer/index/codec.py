@@ -1,13 +1,14 @@
 """Events as the index keeps and shows them, and back. Pure.
 
-Enums stand as names, bytes as 0x-hexadecimal, structs as mappings, integers as integers.
+Enums stand as names, flags as lists of names, bytes as 0x-hexadecimal, structs as mappings,
+integers as integers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Any, Final, get_type_hints
 
@@ -37,6 +38,8 @@ def event_of(name: str, values: Mapping[str, Any], **place: Any) -> Event:
 def _plain(value: Any) -> Any:
     if isinstance(value, IntEnum):
         return value.name
+    if isinstance(value, IntFlag):
+        return [each.name for each in value]
     if isinstance(value, bytes):
         return "0x" + value.hex()
     if isinstance(value, Mapping):
@@ -76,6 +79,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         return lambda text: bytes.fromhex(text[2:])
     if isinstance(hint, type) and issubclass(hint, IntEnum):
         return lambda name: hint[name]
+    if isinstance(hint, type) and issubclass(hint, IntFlag):
+        return lambda names: hint(sum(hint[each] for each in names))
     if dataclasses.is_dataclass(hint):
         struct: Any = hint
         return lambda values: struct(*(read(values[each]) for each, read in _readers(struct)))

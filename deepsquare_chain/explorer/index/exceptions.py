@@ -136,7 +136,8 @@ def _candidates(moment: Moment) -> Select[Any]:
 
     No allotment is shorter than the limit: the contract assigns no job whose escrow lacks for it.
     """
-    past = jobs.c.started_at + jobs.c.time_limit < moment.number("time", 0)
+    # While a job runs, `since` is the time up to which it is billed.
+    past = jobs.c.since + jobs.c.time_limit < moment.number("time", 0)
     runs = and_(jobs.c.status == int(JobStatus.RUNNING), past)
     return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), runs))
 

@@ -16,6 +16,7 @@ from deepsquare_chain.chain.eventtypes import Event
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.explorer.index.forwarded import SignedCall, executed, outcomes, signed_calls
 
 #: Questions in one request: small enough for hosted endpoints.
 BATCH: Final = 100
@@ -37,7 +38,11 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A mined transaction; `to` is None where it created a contract, prices are in wei."""
+    """A mined transaction; `to` is None where it created a contract, prices are in wei.
+
+    `forwarded` are the signed requests that it handed to a forwarder, and whether each was carried
+    out with success.
+    """
 
     hash: str
     block: int
@@ -50,6 +55,7 @@ class Transaction:
     nonce: int
     value: int
     input: bytes
+    forwarded: tuple[tuple[SignedCall, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,8 @@ def _transaction(tx_hash: str, sent: Mapping[str, Any], receipt: Mapping[str, An
     price = receipt.get("effectiveGasPrice") or sent.get("gasPrice") or "0x0"
     data = sent.get("input") or sent.get("data") or "0x"
     to = sent.get("to")
+    body = bytes.fromhex(data.removeprefix("0x"))
+    calls = signed_calls(body)
     return Transaction(
         hash=tx_hash,
         block=int(receipt["blockNumber"], 16),
@@ -152,7 +160,8 @@ def _transaction(tx_hash: str, sent: Mapping[str, Any], receipt: Mapping[str, An
         gas_price=int(price, 16),
         nonce=int(sent["nonce"], 16),
         value=int(sent.get("value") or "0x0", 16),
-        input=bytes.fromhex(data.removeprefix("0x")),
+        input=body,
+        forwarded=outcomes(calls, executed(to, receipt["logs"])) if to and calls else (),
     )
 
 

@@ -14,7 +14,10 @@ _ENDS: Final = {each: each.name.lower() for each in JobStatus if each.is_final}
 
 @dataclass(slots=True)
 class Figures:
-    """What a provider did up to `time`; `cpu_seconds` are used, `offered_seconds` offered."""
+    """What a provider did up to `time`; `cpu_seconds` are used, `offered_seconds` offered.
+
+    What is `assigned` is its load on chain (memory in MB), what is `busy` the part that runs.
+    """
 
     time: int = 0
     assigned: int = 0
@@ -30,6 +33,9 @@ class Figures:
     cpus_busy: int = 0
     gpus_busy: int = 0
     cpus_offered: int = 0
+    cpus_assigned: int = 0
+    memory_assigned: int = 0
+    gpus_assigned: int = 0
     busy_seconds: int = 0
     earned: int = 0
     cpu_seconds: int = 0
@@ -54,9 +60,9 @@ class Figures:
         """One of its jobs changed its status."""
         if after is JobStatus.META_SCHEDULED:
             self.assigned += 1
-            self.live += 1
+            self._load(1, resources)
         elif before.is_assigned and not after.is_assigned:
-            self.live -= 1
+            self._load(-1, resources)
         if JobStatus.RUNNING in {before, after}:
             sign = 1 if after is JobStatus.RUNNING else -1
             self.running += sign
@@ -69,6 +75,12 @@ class Figures:
         elif after.is_final:
             name = _ENDS[after]
             setattr(self, name, getattr(self, name) + 1)
+
+    def _load(self, sign: int, resources: Resources) -> None:
+        self.live += sign
+        self.cpus_assigned += sign * resources.cpus
+        self.memory_assigned += sign * resources.memory
+        self.gpus_assigned += sign * resources.gpus
 
     def settle(self, seconds: int, paid: int) -> None:
         """One of its jobs was paid."""

@@ -25,6 +25,7 @@ from deepsquare_chain.explorer.index.codec import plain
 from deepsquare_chain.explorer.index.exceptions import exception_values
 from deepsquare_chain.explorer.index.facts import Facts, Transaction, methods
 from deepsquare_chain.explorer.index.figures import Figures
+from deepsquare_chain.explorer.index.forwarded import FORWARDER
 from deepsquare_chain.explorer.index.records import Spot, known
 from deepsquare_chain.explorer.index.registry import KINDS
 from deepsquare_chain.explorer.page import Page
@@ -89,11 +90,7 @@ class Folding:
     def __init__(self, deployment: Deployment, held: Held, facts: Facts) -> None:
         self._held = held
         self._facts = facts
-        self._names = {
-            deployment.credit: "Credit",
-            deployment.registry: "ProviderRegistry",
-            deployment.scheduler: "MetaScheduler",
-        }
+        self._names = {address: name for name, address in deployment.contracts.items()}
         self._books = Bookkeeping(deployment)
         self._books.jobs.jobs.update(held.jobs)
         self._books.registry.providers.update(held.providers)
@@ -184,6 +181,24 @@ class Folding:
                 "events": events,
             }
         )
+        # Whoever is called besides the forwarder can look like it: it must be ours.
+        if contract != FORWARDER:
+            return
+        for number, (call, ok) in enumerate(sent.forwarded):
+            target = self._names.get(call.to, "")
+            selector = "0x" + call.data[:4].hex()
+            self._out.rows[schema.forwarded].append(
+                {
+                    "block": sent.block,
+                    "position": sent.position,
+                    "number": number,
+                    "signer": call.signer,
+                    "to": call.to,
+                    "contract": target,
+                    "method": methods()[target].get(selector, "") if target else "",
+                    "ok": ok and sent.ok,
+                }
+            )
 
     # -- events
 
@@ -211,7 +226,10 @@ class Folding:
             case ev.JobTransition():
                 self._transition(event, {**place, "time": time}, active)
             case ev.JobSettled():
-                self._settlement(event, {**place, "time": time}, active)
+                self._settlement(event, {**place, "time": time}, active, event.refunded)
+            case ev.JobCollected():
+                self._settlement(event, {**place, "time": time}, active, 0)
+                self._out.spots[event.job_id] = event.block_number, position, event.log_index
             case ev.PaymentParked():
                 self._parking(event.recipient, event.amount, place)
             case ev.PaymentWithdrawn():
@@ -255,7 +273,13 @@ class Folding:
             figures = self._work(account, place["time"], active)
             figures.move(event.before, event.after, job.terms.resources)
 
-    def _settlement(self, event: ev.JobSettled, place: dict[str, int], active: set[str]) -> None:
+    def _settlement(
+        self,
+        event: ev.JobSettled | ev.JobCollected,
+        place: dict[str, int],
+        active: set[str],
+        refunded: int,
+    ) -> None:
         job = self._books.jobs.jobs.get(event.job_id)
         status = job.status if job is not None else JobStatus.NONE
         provider = known(event.provider)
@@ -269,7 +293,7 @@ class Folding:
                 "billed_seconds": event.billed_seconds,
                 "paid": event.paid,
                 "fee": event.fee,
-                "refunded": event.refunded,
+                "refunded": refunded,
             }
         )
         if provider is not None:

@@ -38,12 +38,13 @@ from deepsquare_chain.explorer.index.schema import (
     transactions,
     transitions,
 )
-from deepsquare_chain.job import JobStatus, Objective, Resources
+from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources
 
 _JOBS: Final = select(jobs, transactions.c.hash).join(
     transactions,
     and_(transactions.c.block == jobs.c.block, transactions.c.position == jobs.c.position),
 )
+_SETTLEMENTS: Final = placed(settlements, jobs.c.name).join(jobs, jobs.c.id == settlements.c.job_id)
 _MAX_NAME: Final = 64
 _MAX_ID: Final = 2**63 - 1
 #: A job has at most five retries, so that a longer line is a forged one.
@@ -164,8 +165,8 @@ class JobQueries(Reader):
     def settlements(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT, *, provider: str | None = None
     ) -> Page[SettlementRow]:
-        """Settlements, latest first; arguments and errors as `jobs`."""
-        query = placed(settlements, jobs.c.name).join(jobs, jobs.c.id == settlements.c.job_id)
+        """Settlements and interim payments, latest first; arguments and errors as `jobs`."""
+        query = _SETTLEMENTS
         if provider is not None:
             query = query.where(settlements.c.provider == address(provider))
         with self._read() as (connection, moment):
@@ -180,7 +181,7 @@ class JobQueries(Reader):
             )
 
     def latest_settlements(self, count: int = 10) -> tuple[SettlementRow, ...]:
-        """The last few settlements, latest first."""
+        """The last few settlements and interim payments, latest first."""
         return self.settlements(limit=count).items
 
     def _detail(self, connection: Connection, row: Row[Any], moment: Moment) -> JobDetail:
@@ -202,7 +203,12 @@ class JobQueries(Reader):
             .order_by(movements.c.block, movements.c.number)
             .limit(SHOWN)
         )
-        until_spent = bool(row.until_spent)
+        payments = connection.execute(
+            _SETTLEMENTS.where(settlements.c.job_id == row.id)
+            .order_by(settlements.c.block, settlements.c.log_index)
+            .limit(SHOWN)
+        )
+        until_spent = JobFlags.UNTIL_SPENT in JobFlags(row.flags)
         return JobDetail(
             row=job_row(row, moment),
             definition=row.definition,
@@ -211,11 +217,15 @@ class JobQueries(Reader):
             retries_left=row.retries_left,
             carried_in=row.carried_in,
             carried_out=row.carried_out,
-            allotment=allotment(row.time_limit, until_spent, _ceiling(row), row.rate),
+            collected_paid=row.collected_paid,
+            collected_fee=row.collected_fee,
+            collected_seconds=row.collected_seconds,
+            allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
             exit_code=row.exit_code,
             result=row.result,
             reason=row.reason,
             transitions=tuple(transition_row(each, moment) for each in moves),
+            payments=tuple(_settlement_row(each, moment) for each in payments),
             movements=tuple(movement_row(each, moment) for each in money),
             events=tuple(event_row(each, moment) for each in told[:SHOWN]),
             more_events=len(told) > SHOWN,
@@ -224,9 +234,9 @@ class JobQueries(Reader):
         )
 
 
-def _ceiling(row: Row[Any]) -> int:
-    """What the escrow was while it bought time, also after it was divided."""
-    return int(row.escrow + row.paid + row.fee + row.refunded + row.carried_out)
+def _last_escrow(row: Row[Any]) -> int:
+    """What the escrow is after the last interim payment, also once it was divided."""
+    return int(row.funded + row.carried_in - row.collected_paid - row.collected_fee)
 
 
 def _challenge(connection: Connection, row: Row[Any], moment: Moment) -> Any:
@@ -258,7 +268,7 @@ def job_row(row: Row[Any], moment: Moment) -> JobRow:
         status=JobStatus(row.status),
         resources=Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus),
         time_limit=row.time_limit,
-        until_spent=bool(row.until_spent),
+        flags=JobFlags(row.flags),
         objective=Objective(row.objective),
         rate=row.rate,
         funded=row.funded,

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Table, select, tu
 from deepsquare_chain.chain.calls import checked_address
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.explorer.books import ZERO_ADDRESS
 from deepsquare_chain.explorer.index.rows import EventRow, MovementRow, Page, Place
 from deepsquare_chain.explorer.index.schema import headers, state, transactions
 from deepsquare_chain.store.base import Database
@@ -62,12 +63,10 @@ class Reader:
         self.deployment = deployment
         self._aliases: dict[str, str] = {
             str(to_checksum_address(address)): name
-            for address, name in (
-                (deployment.treasury, "treasury"),
-                (deployment.credit, "Credit"),
-                (deployment.registry, "ProviderRegistry"),
-                (deployment.scheduler, "MetaScheduler"),
-                ("0x" + "00" * 20, "nobody"),
+            for name, address in (
+                ("treasury", deployment.treasury),
+                *deployment.contracts.items(),
+                ("nobody", ZERO_ADDRESS),
             )
         }
 

@@ -23,6 +23,7 @@ from deepsquare_chain.job import (
 _SAME: Final = (
     *("since", "rate", "fee_bps", "escrow", "time_limit", "retries_left", "funded"),
     *("carried_in", "carried_out", "paid", "fee", "refunded", "billed_seconds"),
+    *("collected_seconds", "collected_paid", "collected_fee"),
     *("submitted_at", "started_at", "ended_at", "exit_code", "reason"),
 )
 _OF_PROVIDER: Final = ("version", "pending_version", "approved_until", "answer_by")
@@ -32,7 +33,7 @@ Spot = tuple[int, int, int]
 
 
 def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
-    """A row of `jobs`; `spot` is the place of its last transition."""
+    """A row of `jobs`; `spot` is the place of its last transition or interim payment."""
     terms, resources = job.terms, job.terms.resources
     return {
         "id": job.id,
@@ -48,7 +49,7 @@ def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
         "cpus_per_task": resources.cpus_per_task,
         "mem_per_cpu": resources.mem_per_cpu,
         "gpus": resources.gpus,
-        "until_spent": int(terms.until_spent),
+        "flags": int(terms.flags),
         "retries": terms.retries,
         "amount": terms.amount,
         "first_limit": terms.time_limit,
@@ -71,7 +72,7 @@ def job_entry(row: Row[Any]) -> JobEntry:
         time_limit=row.first_limit,
         resources=resources,
         retries=row.retries,
-        flags=JobFlags.UNTIL_SPENT if row.until_spent else JobFlags.NONE,
+        flags=JobFlags(row.flags),
         objective=Objective(row.objective),
         name=row.name,
         uses=row.uses,

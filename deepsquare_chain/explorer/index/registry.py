@@ -40,7 +40,7 @@ from deepsquare_chain.explorer.index.schema import (
     providers,
     roles,
 )
-from deepsquare_chain.job import Hardware, Offer, Prices, ProviderStatus
+from deepsquare_chain.job import NO_LOAD, Hardware, Load, Offer, Prices, ProviderStatus
 
 #: What a change of a provider is called, by the event that tells it.
 KINDS: Final[Mapping[str, str]] = {
@@ -251,6 +251,10 @@ def _figures(row: Row[Any], now: int) -> ProviderFigures:
     )
 
 
+def _load(row: Row[Any]) -> Load:
+    return Load(row.cpus_assigned, row.memory_assigned, row.gpus_assigned)
+
+
 def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: Moment) -> ProviderRow:
     now = moment.number("time", 0)
     return ProviderRow(
@@ -260,6 +264,7 @@ def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: Moment) -> Pr
         active=is_active(row, now),
         hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
         offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
+        load=NO_LOAD if figures is None else _load(figures),
         prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
         labels=pydantic_core.from_json(row.labels),
         version=row.version,

@@ -13,7 +13,9 @@ from typing import Generic, TypeVar
 from deepsquare_chain.explorer.index.units import Coin, Credits, Gas, Rate, Values
 from deepsquare_chain.job import (
     Hardware,
+    JobFlags,
     JobStatus,
+    Load,
     Objective,
     Offer,
     Prices,
@@ -112,7 +114,8 @@ class JobRow:
     """A job in a list.
 
     `escrow` is what is held now, zero once it is final; `provider` is None while nobody has it;
-    `changed` is the place of its last transition.
+    `paid`, `fee` and `billed_seconds` are sums over interim payments and the settlement; `changed`
+    is the place of its last transition or interim payment.
     """
 
     id: int
@@ -122,7 +125,7 @@ class JobRow:
     status: JobStatus
     resources: Resources
     time_limit: int
-    until_spent: bool
+    flags: JobFlags
     objective: Objective
     rate: Rate
     funded: Credits
@@ -215,7 +218,9 @@ class JobDetail:
 
     `events` are the first ones only where `more_events`; `Index.events` pages through all.
     `line` is its line of retries from the first to the last, itself included. `challenge` is the
-    open one of its provider. `allotment` is in seconds, zero until the job is assigned.
+    open one of its provider. `payments` are its interim payments and its settlement, oldest first,
+    the first ones where there are many; the `collected_` sums are those of all interim payments.
+    `allotment` is in seconds from `billed_until` on, zero until the job is assigned.
     """
 
     row: JobRow
@@ -225,11 +230,15 @@ class JobDetail:
     retries_left: int
     carried_in: Credits
     carried_out: Credits
+    collected_paid: Credits
+    collected_fee: Credits
+    collected_seconds: int
     allotment: int
     exit_code: int | None
     result: str
     reason: str
     transitions: tuple[TransitionRow, ...]
+    payments: tuple[SettlementRow, ...]
     movements: tuple[MovementRow, ...]
     events: tuple[EventRow, ...]
     more_events: bool
@@ -237,10 +246,15 @@ class JobDetail:
     challenge: ChallengeRow | None
 
     @property
+    def billed_until(self) -> int:
+        """Chain time up to which interim payments bill it; its start where there is none."""
+        return self.row.started_at + self.collected_seconds
+
+    @property
     def deadline(self) -> int:
         """Chain time at which a running job has used its allotment, else zero."""
         running = self.row.status is JobStatus.RUNNING
-        return self.row.started_at + self.allotment if running else 0
+        return self.billed_until + self.allotment if running else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +334,10 @@ class ProviderFigures:
 
 @dataclass(frozen=True, slots=True)
 class ProviderRow:
-    """A provider now; `id` is None before its first approval; `answer_by` zero unchallenged."""
+    """A provider now; `id` is None before its first approval; `answer_by` zero unchallenged.
+
+    `load` is what its live assigned jobs occupy of its offer.
+    """
 
     account: str
     id: int | None
@@ -328,6 +345,7 @@ class ProviderRow:
     active: bool
     hardware: Hardware
     offer: Offer
+    load: Load
     prices: Prices
     labels: Mapping[str, str]
     version: int
@@ -379,13 +397,32 @@ class TransactionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardedRow:
+    """A customer's signed request that a relayer handed to the forwarder.
+
+    `contract` is the name of ours that it calls, or empty; `ok` is false where it was refused or
+    left out.
+    """
+
+    signer: str
+    to: str
+    contract: str
+    method: str
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TransactionDetail:
-    """The same with its input (0x-hexadecimal), events, and the movements that they made."""
+    """The same with its input (0x-hexadecimal), events, and the movements that they made.
+
+    `forwarded` are the signed requests in it, where it is one to the forwarder.
+    """
 
     row: TransactionRow
     nonce: int
     value: Coin
     input: str
+    forwarded: tuple[ForwardedRow, ...]
     events: tuple[EventRow, ...]
     more_events: bool
     movements: tuple[MovementRow, ...]
@@ -418,7 +455,10 @@ class BlockDetail:
 
 @dataclass(frozen=True, slots=True)
 class SettlementRow:
-    """How a job's escrow was divided."""
+    """How a job's escrow was divided: at its end, or in part by an interim payment.
+
+    `status` is the one that the job then had, so RUNNING for an interim payment.
+    """
 
     at: Place
     job_id: int
@@ -430,6 +470,11 @@ class SettlementRow:
     paid: Credits
     fee: Credits
     refunded: Credits
+
+    @property
+    def interim(self) -> bool:
+        """Whether the job went on afterwards."""
+        return self.status is JobStatus.RUNNING
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,21 @@ transactions: Final = Table(
 )
 Index("transactions_sender", transactions.c.sender, transactions.c.block, transactions.c.position)
 
+# Customers' signed requests in transactions to the forwarder; `number` counts those of one.
+forwarded: Final = Table(
+    "forwarded",
+    metadata,
+    _int("block", primary_key=True),
+    _int("position", primary_key=True),
+    _int("number", primary_key=True),
+    _text("signer"),
+    _text("to"),
+    _text("contract"),
+    _text("method"),
+    Column("ok", Boolean, nullable=False),
+)
+Index("forwarded_signer", forwarded.c.signer, forwarded.c.block, forwarded.c.position)
+
 # `account` is the provider that an event of the registry, or a challenge, is about.
 events: Final = Table(
     "events",
@@ -156,6 +171,7 @@ Index("movements_account", movements.c.account, movements.c.line, unique=True)
 Index("movements_job", movements.c.job_id, movements.c.block, movements.c.number)
 Index("movements_transaction", movements.c.block, movements.c.position)
 
+# Interim payments too: those of a job that is RUNNING.
 settlements: Final = Table(
     "settlements",
     metadata,
@@ -172,6 +188,7 @@ settlements: Final = Table(
     _amount("fee"),
     _amount("refunded"),
 )
+Index("settlements_job", settlements.c.job_id, settlements.c.block, settlements.c.log_index)
 Index("settlements_provider", settlements.c.provider, settlements.c.block, settlements.c.log_index)
 
 jobs: Final = Table(
@@ -193,7 +210,7 @@ jobs: Final = Table(
     _int("mem_per_cpu"),
     _int("gpus"),
     _int("time_limit"),
-    _int("until_spent"),
+    _int("flags"),
     _int("retries"),
     _int("retries_left"),
     _amount("amount"),
@@ -208,6 +225,10 @@ jobs: Final = Table(
     _amount("fee"),
     _amount("refunded"),
     _int("billed_seconds"),
+    # The part of paid, fee and billed seconds that interim payments made.
+    _int("collected_seconds"),
+    _amount("collected_paid"),
+    _amount("collected_fee"),
     _int("settled"),
     _int("submitted_at"),
     _int("started_at"),
@@ -217,7 +238,7 @@ jobs: Final = Table(
     Column("reason", Words, nullable=False),
     Column("retry_of", Int),
     Column("successor", Int),
-    # Place of the last transition.
+    # Place of the last transition or interim payment.
     _int("block"),
     _int("position"),
     _int("log_index"),
@@ -265,7 +286,8 @@ provider_figures: Final = Table(
         for name in (
             *("assigned", "started", "returned", "finished", "failed", "out_of_credits"),
             *("cancelled", "panicked", "live", "running", "cpus_busy", "gpus_busy"),
-            *("cpus_offered", "busy_seconds"),
+            *("cpus_offered", "cpus_assigned", "memory_assigned", "gpus_assigned"),
+            "busy_seconds",
         )
     ),
     _amount("earned"),

@@ -18,7 +18,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.deployment import TIMES, Deployment
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower
 from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.questions import ask_all
@@ -37,8 +37,8 @@ from deepsquare_chain.settings import Settings
 MAX_RANGE: Final = 2_000
 DATABASE: Final = "explorer.db"
 _CONSTANTS: Final = (
-    *("claim_timeout", "pending_timeout", "response_timeout", "response_blocks"),
-    *("report_grace", "top_up_notice", "credit", "registry", "treasury"),
+    *TIMES,
+    *("credit", "registry", "treasury", "forwarder"),
 )
 _log = get_logger(__name__)
 
@@ -80,7 +80,6 @@ async def open_index(
             endpoint,
             chain_id=deployment.chain_id,
             contracts=deployment.addresses,
-            landmark=deployment.block,
             max_lag_blocks=max_lag_blocks,
             transport=transport,
         ) as w3,

@@ -11,7 +11,7 @@ import pydantic_core
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.eventtypes import Event, JobTransition
+from deepsquare_chain.chain.eventtypes import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.explorer.bookkeeping import Bookkeeping
 from deepsquare_chain.explorer.books import JobEntry
@@ -40,6 +40,7 @@ _SLICE: Final = 5_000
 #: Tables whose rows belong to one block and are never changed.
 _BY_BLOCK: Final = (
     schema.transactions,
+    schema.forwarded,
     schema.events,
     schema.transitions,
     schema.movements,
@@ -142,7 +143,7 @@ class IndexWriter:
             events = [self._event(row) for row in own]
             books.read(page, events)
             for row, event in zip(own, events, strict=True):
-                if isinstance(event, JobTransition):
+                if isinstance(event, JobTransition | JobCollected):
                     restored.spots[event.job_id] = row.block, row.position, row.log_index
         restored.jobs = {each: job for each, job in books.jobs.jobs.items() if each in job_ids}
         restored.providers = {

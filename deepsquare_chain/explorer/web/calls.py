@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from deepsquare_chain.credits import cost, fits, format_credits, job_rate, parse
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, UsageError
 from deepsquare_chain.explorer.index.rows import ProviderRow
 from deepsquare_chain.explorer.web.formats import count, duration, size_of
-from deepsquare_chain.job import Job, JobStatus, Terms, matches, parse_uses
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms, matches, parse_uses
 
 #: Seconds for which a permit is good: what a person needs to read and sign.
 PERMIT_SECONDS: Final = 900
@@ -112,6 +112,7 @@ class Planner:
             *_escrow_effects(payer, terms.amount),
             f"One job, {size_of(terms.resources)}, for at most {duration(terms.time_limit)}"
             + (", or until its credits are spent." if terms.until_spent else "."),
+            *_flag_effects(terms),
             _offers(terms, providers),
             "What it does not use comes back in the transaction that ends it.",
         )
@@ -134,7 +135,7 @@ class Planner:
         effects = (
             *_escrow_effects(payer, amount),
             f"The escrow of job {job_id} grows to {format_credits(job.escrow + amount)} credits.",
-            _longer(job, amount),
+            _longer(job, amount, own=payer.account == job.customer),
             "What the job does not use goes back to its customer, whoever paid.",
         )
         permit = _signed(given, amount)
@@ -241,7 +242,7 @@ def _offers(terms: Terms, providers: Sequence[ProviderRow]) -> str:
         cost(job_rate(each.prices, terms.resources), terms.time_limit)
         for each in providers
         if each.active
-        and fits(each.hardware, each.offer, terms.resources)
+        and fits(each.hardware, each.offer, terms.resources, each.load)
         and matches(uses, each.labels)
     )
     affordable = [each for each in costs if 0 < each <= terms.amount]
@@ -260,18 +261,30 @@ def _offers(terms: Terms, providers: Sequence[ProviderRow]) -> str:
     )
 
 
-def _longer(job: Job, amount: int) -> str:
-    if job.rate and job.until_spent:
+def _flag_effects(terms: Terms) -> Iterator[str]:
+    if JobFlags.INTERIM_PAYMENTS in terms.flags:
+        yield "Its provider may collect payments for the time that it has run while it runs."
+    if JobFlags.NO_SELF_SCHEDULING in terms.flags:
+        yield "Only the meta-scheduler assigns it, which looks at the labels that it uses."
+
+
+def _longer(job: Job, amount: int, *, own: bool) -> str:
+    if not job.rate:
+        return "Its rate is fixed when it is assigned."
+    if job.until_spent:
         return f"It may run {duration(amount // job.rate)} longer."
-    if job.rate:
+    if own:
         return f"At its rate that buys {duration(amount // job.rate)} more."
-    return "Its rate is fixed when it is assigned."
+    return "Its time limit stays: only its customer's own credits lengthen it."
 
 
 def _back(job: Job) -> str:
     held = format_credits(job.escrow)
     if job.status is JobStatus.RUNNING:
-        return f"The seconds that it ran are billed; the rest of {held} credits comes back."
+        return (
+            f"The seconds that it ran and that are not billed yet are billed; the rest of {held} "
+            "credits comes back."
+        )
     return f"All {held} credits come back."
 
 

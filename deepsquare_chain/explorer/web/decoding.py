@@ -18,7 +18,9 @@ from deepsquare_chain.chain.abi import (
     type_of,
 )
 from deepsquare_chain.chain.calls import checked_address
+from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.explorer.index.forwarded import signed_calls
 
 MAX_TEXT: Final = 4_000
 
@@ -47,6 +49,44 @@ def decode_call(contract: str, data: str) -> DecodedCall | None:
                 return None
             return DecodedCall(function.name, signature_of(entry), named(function.inputs, values))
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class InnerCall:
+    """A customer's signed request: what it calls, and what that says if it is one of ours.
+
+    `contract` is the name of ours or empty; `deadline` is the last second at which it is good.
+    """
+
+    signer: str
+    to: str
+    contract: str
+    deadline: int
+    call: DecodedCall | None
+
+
+def inner_calls(data: str, contracts: Mapping[str, str]) -> tuple[InnerCall, ...]:
+    """The signed requests in a call of the forwarder; empty where there are none.
+
+    Args:
+        data: Its input, 0x-hexadecimal.
+        contracts: Names of our contracts by address.
+    """
+    try:
+        raw = bytes.fromhex(data.removeprefix("0x"))
+    except ValueError:
+        return ()
+    found = []
+    for each in signed_calls(raw):
+        name = contracts.get(each.to, "")
+        call = decode_call(name, "0x" + each.data.hex()) if name else None
+        found.append(InnerCall(each.signer, each.to, name, each.deadline, call))
+    return tuple(found)
+
+
+def names_of(deployment: Deployment) -> dict[str, str]:
+    """Names of a deployment's contracts by address, with its checksum."""
+    return {str(checked_address(address)): name for name, address in deployment.contracts.items()}
 
 
 def named(parameters: Sequence[Abi], values: Sequence[Any]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def _document(given: Mapping[str, Any]) -> dict[str, Any]:
         "timeLimit": text("time_limit"),
         "objective": text("objective").upper() or "COST",
         "retries": _number(text("retries") or "0"),
-        "untilSpent": given.get("until_spent") in {True, "on", "true"},
+        "untilSpent": _ticked(given.get("until_spent")),
+        "interimPayments": _ticked(given.get("interim_payments")),
         "uses": [each for each in re.split(r"[\s,]+", text("uses")) if each],
         "resources": {key: _number(text(name)) for name, key in _NUMBERS.items()},
         # A browser's text field ends lines as the web does; a shell does not.
@@ -69,6 +70,10 @@ def _document(given: Mapping[str, Any]) -> dict[str, Any]:
             {"name": "", "run": {"command": str(given.get("script") or "").replace("\r\n", "\n")}}
         ],
     }
+
+
+def _ticked(value: Any) -> bool:
+    return value in {True, "on", "true"}
 
 
 def _number(text: str) -> int | str:

@@ -15,7 +15,14 @@ from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.chain.reverts import decode_revert
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.explorer.index.facts import Header, read_header
-from deepsquare_chain.explorer.web.decoding import DecodedCall, decode_call
+from deepsquare_chain.explorer.index.forwarded import FORWARDER
+from deepsquare_chain.explorer.web.decoding import (
+    DecodedCall,
+    InnerCall,
+    decode_call,
+    inner_calls,
+    names_of,
+)
 
 _HASH: Final = re.compile(r"0x[0-9a-f]{64}")
 
@@ -40,6 +47,7 @@ class LookedUp:
     reason: str
     hint: str
     call: DecodedCall | None
+    inner: tuple[InnerCall, ...]
     input: str
 
 
@@ -84,8 +92,8 @@ def _found(
     contracts: Contracts, tx_hash: str, sent: Any, receipt: Any, *, reason: str, hint: str
 ) -> LookedUp:
     to = str(to_checksum_address(sent["to"])) if sent.get("to") else None
-    parts = (contracts.credit, contracts.registry, contracts.scheduler)
-    name = next((part.artifact for part in parts if part.address == to), "")
+    ours = names_of(contracts.deployment)
+    name = ours.get(to or "", "")
     data = "0x" + bytes(sent["input"]).hex()
     return LookedUp(
         hash=tx_hash,
@@ -101,6 +109,7 @@ def _found(
         reason=reason,
         hint=hint,
         call=decode_call(name, data) if name else None,
+        inner=inner_calls(data, ours) if name == FORWARDER else (),
         input=data[:20_000],
     )
 

@@ -130,9 +130,7 @@ class Site:
             )
         for name, account in (
             ("treasury", deployment.treasury),
-            ("Credit", deployment.credit),
-            ("ProviderRegistry", deployment.registry),
-            ("MetaScheduler", deployment.scheduler),
+            *deployment.contracts.items(),
         ):
             key = str(to_checksum_address(account))
             kind = "role" if name == "treasury" else "contract"

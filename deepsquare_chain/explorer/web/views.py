@@ -15,13 +15,14 @@ from deepsquare_chain.explorer.index.rows import (
     EscrowPoint,
     JobDetail,
     ProviderChange,
+    ProviderRow,
     StatusPoint,
     TransitionRow,
     UsePoint,
     Utilisation,
 )
 from deepsquare_chain.explorer.web import charts
-from deepsquare_chain.explorer.web.formats import count, duration, plain_amount
+from deepsquare_chain.explorer.web.formats import count, duration, grouped, memory, plain_amount
 from deepsquare_chain.job import JobFlags, JobStatus, Terms
 
 LIVE: Final = tuple(each for each in JobStatus if each.is_live)
@@ -114,7 +115,7 @@ def _entry(detail: JobDetail) -> JobEntry:
         time_limit=row.time_limit,
         resources=row.resources,
         retries=0,
-        flags=JobFlags.UNTIL_SPENT if row.until_spent else JobFlags.NONE,
+        flags=row.flags,
         objective=row.objective,
         name=row.name,
         uses=detail.uses,
@@ -135,17 +136,54 @@ def _entry(detail: JobDetail) -> JobEntry:
         fee=row.fee,
         refunded=row.refunded,
         billed_seconds=row.billed_seconds,
+        collected_paid=detail.collected_paid,
+        collected_fee=detail.collected_fee,
+        collected_seconds=detail.collected_seconds,
         started_at=row.started_at,
         ended_at=row.ended_at,
     )
 
 
-def used_so_far(detail: JobDetail, now: int) -> int:
-    """Credit-wei that a RUNNING job would be billed if it ended now, else zero."""
+def accrued(detail: JobDetail, now: int) -> int:
+    """Credit-wei that a RUNNING job would be billed if it ended now, else zero.
+
+    What interim payments have billed already is not part of it.
+    """
     row = detail.row
     if row.status is not JobStatus.RUNNING:
         return 0
-    return cost(row.rate, min(max(0, now - row.started_at), detail.allotment))
+    return cost(row.rate, min(max(0, now - detail.billed_until), detail.allotment))
+
+
+_FLAGS: Final[Mapping[JobFlags, str]] = {
+    JobFlags.UNTIL_SPENT: "runs until its credits are spent",
+    JobFlags.INTERIM_PAYMENTS: "its provider may collect payments while it runs",
+    JobFlags.NO_SELF_SCHEDULING: "providers may not assign it to themselves",
+}
+
+
+def flags_in_words(flags: JobFlags) -> tuple[str, ...]:
+    """What the options of a job mean."""
+    return tuple(words for flag, words in _FLAGS.items() if flag in flags)
+
+
+def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
+    """What of a provider's offer its live assigned jobs occupy."""
+    load, offer = row.load, row.offer
+    return tuple(
+        charts.Bar(
+            name,
+            min(1.0, assigned / offered) if offered else 0.0,
+            f"{write(assigned)} of {write(offered)}",
+            "",
+        )
+        for name, assigned, offered, write in (
+            ("cpus", load.cpus, offer.cpus, grouped),
+            ("memory", load.memory, offer.memory, memory),
+            ("gpus", load.gpus, offer.gpus, grouped),
+        )
+        if offered or assigned
+    )
 
 
 # -- charts of the whole grid
@@ -318,6 +356,8 @@ def _collect(value: Any, path: str, name: str, found: list[Field], most: int) ->
     elif isinstance(value, list | tuple) and value:
         for at, each in enumerate(value):
             _collect(each, f"{path}[{at}]", name, found, most)
+    elif isinstance(value, list | tuple):
+        found.append(Field(path, "text", "none"))
     elif name == "role" and value in ROLE_NAMES:
         found.append(Field(path, "text", ROLE_NAMES[value]))
     else:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.explorer.index.rows import BlockDetail, BlockRow, Status, TransactionDetail
 from deepsquare_chain.explorer.web import views
-from deepsquare_chain.explorer.web.decoding import decode_call
+from deepsquare_chain.explorer.web.decoding import decode_call, inner_calls, names_of
 from deepsquare_chain.explorer.web.lookup import look_up, look_up_block
 from deepsquare_chain.explorer.web.pages.common import ask, cursor_of, number_of, show, site_of
 from deepsquare_chain.explorer.web.site import Site
@@ -32,12 +32,15 @@ async def transaction(request: Request) -> Response:
             raise error from None
         return await show(request, "unindexed.html", found=found, fields=views.fields)
     row = detail.row
+    names = names_of(site.contracts.deployment)
     return await show(
         request,
         "transaction.html",
         detail=detail,
         row=row,
         call=decode_call(row.contract, detail.input) if row.contract else None,
+        # The index knows the same requests, and what became of them.
+        inner=list(zip(inner_calls(detail.input, names), detail.forwarded, strict=False)),
         fields=views.fields,
     )
 

@@ -13,8 +13,7 @@ from starlette.responses import JSONResponse, Response
 from web3.exceptions import ContractLogicError, Web3RPCError
 
 from deepsquare_chain.chain.abi import AbiError, Function, interface, signature_of
-from deepsquare_chain.chain.artifacts import CONTRACTS, load_artifact
-from deepsquare_chain.chain.calls import ContractBase
+from deepsquare_chain.chain.artifacts import load_artifact
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.nodeerrors import node_message
 from deepsquare_chain.chain.reverts import decode_revert
@@ -33,6 +32,7 @@ PURPOSES: Final[Mapping[str, str]] = {
     "Credit": "The token that jobs are paid in: balances, allowances, permits.",
     "ProviderRegistry": "Providers: hardware and its approval, offers, prices, labels.",
     "MetaScheduler": "Jobs: their status machine, their escrow and its settlement.",
+    "ERC2771Forwarder": "Carries out calls that customers signed and relayers pay the gas of.",
 }
 
 
@@ -45,11 +45,11 @@ class Verified:
 
 
 async def contracts(request: Request) -> Response:
-    """All three, the parameters and the roles."""
+    """All of them, the parameters and the roles."""
     site = site_of(request)
     found = [
-        (name, part.address, PURPOSES[name], await verified(site.contracts, part))
-        for name, part in _parts(site.contracts).items()
+        (name, address, PURPOSES[name], await verified(site.contracts, name, address))
+        for name, address in _addresses(site.contracts).items()
     ]
     return await show(
         request,
@@ -64,21 +64,21 @@ async def contracts(request: Request) -> Response:
 async def contract(request: Request) -> Response:
     """One contract; with a function of it and arguments also what that answers."""
     site = site_of(request)
-    name, part = _part(site.contracts, request.path_params["contract"])
+    name, address = _found(site.contracts, request.path_params["contract"])
     asked = request.query_params.get("call", "")
     answer, problem = None, None
     if asked:
         try:
-            answer = await _answer(part, asked, request.query_params)
+            answer = await _answer(site.contracts, name, asked, request.query_params)
         except GridError as error:
             problem = error
     return await show(
         request,
         "contract.html",
         name=name,
-        address=part.address,
+        address=address,
         purpose=PURPOSES[name],
-        verified=await verified(site.contracts, part),
+        verified=await verified(site.contracts, name, address),
         views=view_functions(name),
         changes=changes(name),
         events=interface(name).entries("event"),
@@ -96,56 +96,63 @@ async def contract(request: Request) -> Response:
 
 async def abi(request: Request) -> Response:
     """The ABI as JSON."""
-    name, _ = _part(site_of(request).contracts, request.path_params["contract"])
+    name, _ = _found(site_of(request).contracts, request.path_params["contract"])
     return JSONResponse(load_artifact(name).abi)
 
 
-async def verified(grid: Contracts, part: ContractBase) -> Verified:
+async def verified(grid: Contracts, name: str, address: str) -> Verified:
     """Compare the code on chain with the one that this package was built with."""
     try:
-        code = bytes(await grid.w3.eth.get_code(to_checksum_address(part.address)))
+        code = bytes(await grid.w3.eth.get_code(to_checksum_address(address)))
     except (GridError, Web3RPCError):
         return Verified(None, "the node does not answer")
     if not code:
         return Verified(ok=False, text="no contract stands here")
-    if load_artifact(part.artifact).matches(code):
+    if load_artifact(name).matches(code):
         return Verified(ok=True, text="same code as this package's build")
     return Verified(ok=False, text="other code than this package's build")
 
 
-def _parts(grid: Contracts) -> dict[str, ContractBase]:
-    by_name = {p.artifact: p for p in (grid.credit, grid.registry, grid.scheduler)}
-    return {name: by_name[name] for name in CONTRACTS if name in by_name}
+def _addresses(grid: Contracts) -> dict[str, str]:
+    """Contracts of the deployment by name; a forwarder may be missing."""
+    return {
+        name: str(to_checksum_address(address))
+        for name, address in grid.deployment.contracts.items()
+        if int(address, 16)
+    }
 
 
-def _part(grid: Contracts, name: str) -> tuple[str, ContractBase]:
-    found = _parts(grid).get(name)
-    if found is None:
+def _found(grid: Contracts, name: str) -> tuple[str, str]:
+    addresses = _addresses(grid)
+    if name not in addresses:
         raise NotFoundError(
-            f"There is no contract {name[:60]!r}", hint=f"There are {', '.join(_parts(grid))}."
+            f"There is no contract {name[:60]!r}", hint=f"There are {', '.join(addresses)}."
         )
-    return name, found
+    return name, addresses[name]
 
 
 async def _answer(
-    part: ContractBase, asked: str, given: Mapping[str, str]
+    grid: Contracts, name: str, asked: str, given: Mapping[str, str]
 ) -> tuple[views.Field, ...]:
-    found = find_view(part.artifact, asked)
+    found = find_view(name, asked)
     if found is None:
-        raise NotFoundError(f"{part.artifact} has no function {asked[:60]!r} that only reads")
+        raise NotFoundError(f"{name} has no function {asked[:60]!r} that only reads")
     entry, function = found
     arguments = [
         read_argument(parameter, given.get(f"a{at}", ""))
         for at, parameter in enumerate(entry["inputs"])
     ]
-    values = await _call(part, function, arguments)
+    values = await _call(grid, grid.deployment.contracts[name], function, arguments)
     return views.fields(named(function.outputs, values))
 
 
-async def _call(part: ContractBase, function: Function, arguments: list[Any]) -> tuple[Any, ...]:
-    body: Any = {"to": part.address, "data": HexBytes(function.encode(*arguments))}
+async def _call(
+    grid: Contracts, address: str, function: Function, arguments: list[Any]
+) -> tuple[Any, ...]:
+    data = HexBytes(function.encode(*arguments))
+    body: Any = {"to": to_checksum_address(address), "data": data}
     try:
-        return function.decode(bytes(await part.w3.eth.call(body)))
+        return function.decode(bytes(await grid.w3.eth.call(body)))
     except ContractLogicError as error:
         raise decode_revert(error) from None
     except (Web3RPCError, AbiError) as error:

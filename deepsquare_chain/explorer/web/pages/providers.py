@@ -45,6 +45,7 @@ async def provider(request: Request) -> Response:
         detail=detail,
         row=row,
         figures=row.figures,
+        load_bars=views.load_bars(row),
         use_chart=views.use_chart(used[0]) if used else None,
         price_chart=views.price_chart(detail.history, status.time),
         jobs=jobs,
