@@ -1,7 +1,7 @@
-"""Whether a node's result has the shape that its method promises; pure.
+"""Response validation: whether a node's result holds what is read of it; pure.
 
 A library below reads results by their names and fails with whatever error comes first. What is
-looked at here is turned down as an endpoint's nonsense instead.
+needed and wrong is turned down here; what is odd and not needed is left out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,21 @@ _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 
 
-def fits(method: str, result: Any) -> bool:
-    """Whether this can be an answer to that method; unknown methods may say anything."""
+class UnfitError(ValueError):
+    """A result lacks what is read of it, or holds something else there."""
+
+
+def checked(method: str, result: Any) -> Any:
+    """The result of a method with what is read of it checked; unknown methods may say anything.
+
+    Known fields that nobody needs and that are not what they should be are left out, because a
+    library below would fail over them; logs that come twice, or were removed, count once or never.
+
+    Raises:
+        UnfitError: It can't be the answer to that method.
+    """
     check = _CHECKS.get(method)
-    return check is None or bool(check(result))
+    return result if check is None else check(result)
 
 
 def is_error(error: Any) -> bool:
@@ -48,7 +59,21 @@ def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(check(each) for each in value)
 
 
-#: What stands under these names wherever they stand; null is left to those who read them.
+def _access(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _address(value.get("address"))
+        and _all(_hash)(value.get("storageKeys"))
+    )
+
+
+def _withdrawal(value: Any) -> bool:
+    names = ("index", "validatorIndex", "amount")
+    return isinstance(value, dict) and all(_quantity(value.get(name)) for name in names)
+
+
+#: What stands under these names wherever they stand; null is left to those who read them. Fields
+#: that are not listed are passed on, unless a library reads them (`_DROPPED`).
 _FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
     {
         **dict.fromkeys(
@@ -74,84 +99,126 @@ _FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
         **dict.fromkeys(("from", "to", "miner", "address", "contractAddress"), _address),
         "nonce": _text(re.compile(r"0x[0-9a-fA-F]{1,16}")),
         "topics": _all(_hash),
-        "logs": lambda value: isinstance(value, list) and all(map(_log, value)),
-        "transactions": _all(lambda each: _hash(each) or _record("hash")(each)),
+        "transactions": _all(lambda each: _hash(each) or isinstance(each, dict)),
         "uncles": _all(_hash),
         "removed": lambda value: isinstance(value, bool),
         "gasUsedRatio": _all(lambda value: isinstance(value, int | float)),
         "reward": _all(_all(_quantity)),
-        "accessList": lambda value: isinstance(value, list) and all(map(_access, value)),
-        "withdrawals": lambda value: isinstance(value, list) and all(map(_withdrawal, value)),
+        "accessList": _all(_access),
+        "withdrawals": _all(_withdrawal),
         "blobVersionedHashes": _all(_hash),
-        "authorizationList": lambda value: value == [],
     }
 )  # fmt: skip
 
 
-def _access(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and _address(value.get("address"))
-        and _all(_hash)(value.get("storageKeys"))
-    )
+#: Known fields that may be null: of what is in no block, or of what has no such part.
+_NULL: Final = frozenset({"to", "blockNumber", "blockHash", "transactionIndex", "contractAddress"})
+#: A library below formats these, and nobody here reads them: they change with every fork.
+_DROPPED: Final = frozenset({"authorizationList", "publicKey", "raw", "standardV"})
 
 
-def _withdrawal(value: Any) -> bool:
-    names = ("index", "validatorIndex", "amount")
-    return isinstance(value, dict) and all(_quantity(value.get(name)) for name in names)
+def _record(*needed: str) -> Callable[[Any], dict[str, Any]]:
+    """An object that has these; of the others, known ones that are odd are left out."""
 
-
-def _record(*needed: str) -> Callable[[Any], bool]:
-    """An object that has these, and whose other known fields are what they should be."""
-
-    def check(value: Any) -> bool:
-        if not isinstance(value, dict) or any(value.get(name) is None for name in needed):
-            return False
-        if any(type(value[name]) is int for name in needed):
-            return False
-        known = ((_FIELDS.get(name), found) for name, found in value.items() if found is not None)
-        return all(field is None or field(found) for field, found in known)
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise UnfitError("no object")
+        for name in needed:
+            found = value.get(name)
+            if found is None or type(found) is int or not _fits(name, found):
+                raise UnfitError(f"no proper {name}")
+        return {
+            name: found
+            for name, found in value.items()
+            if name not in _DROPPED
+            and (_fits(name, found) if found is not None else name in _NULL or name not in _FIELDS)
+        }
 
     return check
 
 
-def _log(value: Any) -> bool:
-    return _record("address", "topics", "data")(value)
+def _fits(name: str, value: Any) -> bool:
+    field = _FIELDS.get(name)
+    return field is None or field(value)
 
 
-def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or check(value)
+_log = _record("address", "topics", "data")
+_placed_log = _record(
+    "address", "topics", "data", "blockNumber", "blockHash", "transactionHash", "logIndex"
+)
 
 
-def _fee_history(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
+def _logs(value: Any, check: Callable[[Any], dict[str, Any]] = _placed_log) -> list[Any]:
+    """Logs, each once: a place is the hash of its block and its index there."""
+    if not isinstance(value, list):
+        raise UnfitError("no list of logs")
+    found: dict[Any, dict[str, Any]] = {}
+    for each in map(check, value):
+        if each.get("removed") is True:
+            continue
+        place = (each.get("blockHash"), each.get("logIndex"))
+        key = len(found) if None in place else place
+        same = found.setdefault(key, each)
+        if any(same.get(name) != each.get(name) for name in ("address", "topics", "data")):
+            raise UnfitError("two logs of one place")
+    return list(found.values())
+
+
+def _receipt(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, dict) and "logs" in value and value.get("blockHash") is None:
+        return None  # of a transaction that waits for its block, as some nodes show it
+    found = _RECEIPT(value)
+    return found | {"logs": _logs(value.get("logs"), _log)}
+
+
+def _block(value: Any) -> dict[str, Any]:
+    found = _BLOCK(value)
+    some = found.get("transactions")
+    if some and isinstance(some[0], dict):
+        found["transactions"] = [_record("hash")(each) for each in some]
+    return found
+
+
+def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _plain(check: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    def checked_value(value: Any) -> Any:
+        if not check(value):
+            raise UnfitError("no proper value")
+        return value
+
+    return checked_value
+
+
+def _fee_history(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not _all(_quantity)(value.get("baseFeePerGas")):
+        raise UnfitError("no base fees")
     rest = {name: found for name, found in value.items() if name != "baseFeePerGas"}
-    return _all(_quantity)(value.get("baseFeePerGas")) and _record()(rest)
+    return _record()(rest) | {"baseFeePerGas": value["baseFeePerGas"]}
 
 
-_BLOCK: Final = _or_none(_record("number", "hash", "timestamp"))
-_CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
+_BLOCK: Final = _record("number", "hash", "timestamp")
+_RECEIPT: Final = _record(
+    "transactionHash", "blockHash", "blockNumber", "gasUsed", "status", "logs"
+)
+_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
     {
         **dict.fromkeys(
             (
                 "eth_blockNumber", "eth_chainId", "eth_getTransactionCount", "eth_getBalance",
                 "eth_gasPrice", "eth_estimateGas", "eth_maxPriorityFeePerGas",
             ),
-            _quantity,
+            _plain(_quantity),
         ),
-        **dict.fromkeys(("eth_call", "eth_getCode", "eth_getStorageAt"), _bytes),
-        "eth_sendRawTransaction": _hash,
-        "eth_getBlockByNumber": _BLOCK,
-        "eth_getBlockByHash": _BLOCK,
-        "eth_getTransactionReceipt": _or_none(
-            _record("transactionHash", "blockHash", "blockNumber", "gasUsed", "status", "logs")
-        ),
+        **dict.fromkeys(("eth_call", "eth_getCode", "eth_getStorageAt"), _plain(_bytes)),
+        "eth_sendRawTransaction": _plain(_hash),
+        "eth_getBlockByNumber": _or_none(_block),
+        "eth_getBlockByHash": _or_none(_block),
+        "eth_getTransactionReceipt": _or_none(_receipt),
         "eth_getTransactionByHash": _or_none(_record("hash", "nonce")),
-        "eth_getLogs": _all(
-            _record("address", "topics", "data", "blockNumber", "blockHash", "transactionHash",
-                    "logIndex")
-        ),
+        "eth_getLogs": _logs,
         "eth_feeHistory": _fee_history,
     }
 )  # fmt: skip

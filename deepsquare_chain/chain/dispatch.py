@@ -18,8 +18,9 @@ from web3.exceptions import TransactionNotFound, Web3RPCError
 
 from deepsquare_chain.chain.broadcast import Outcome, broadcast, look, refusal
 from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.endpoint import WrongEndpointError
 from deepsquare_chain.chain.fees import GWEI, Fees, market
-from deepsquare_chain.chain.foreign import who_used
+from deepsquare_chain.chain.foreign import Spender, find_spender, used_by
 from deepsquare_chain.chain.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.preflight import Preflight
 from deepsquare_chain.chain.questions import ask_all
@@ -66,6 +67,10 @@ class Dispatcher:
         self._count: int | None = None  # the account's nonce on the chain when it was seen last
         self._head = (-1, 0.0)  # highest head that was seen, and when
         self._tended: tuple[int, int, float] | None = None  # head and nonce at the last look
+        #: The node's words where it refused a recorded transaction for a reason that nobody knows.
+        self.refusals: dict[int, str] = {}
+        #: What used nonces of this account that nobody here gave out; the latest of each look.
+        self.foreign: list[Spender] = []
         self._metrics = metrics
         if metrics is not None:
             words = "Nonces of the wallet that somebody else used."
@@ -112,7 +117,7 @@ class Dispatcher:
 
     async def _hand_over(self, entry: Entry) -> tuple[Outcome, Web3RPCError | None]:
         """Broadcast what was recorded; what its nonce came to."""
-        outcome, error = await broadcast(self._w3, entry.latest)
+        outcome, error = await self._broadcast(entry.id, entry.latest)
         crash_point("sender.broadcast")
         if outcome is Outcome.UNDERPRICED:
             outcome, error = await self._replace(entry)
@@ -131,7 +136,19 @@ class Dispatcher:
                 if found is not Outcome.REFUSED:
                     return found
             await asyncio.sleep(self._poll)
-        return Outcome.NONCE_USED
+        if await self._nonce() <= entry.nonce:
+            return Outcome.NONCE_USED  # another transaction waits at the node with this nonce
+        # A node may not show a transaction for a while: it is given up for one that is known.
+        spender = await find_spender(self._w3, self._account.address, entry.nonce)
+        if spender is None:
+            return Outcome.UNCLEAR
+        own = {attempt.tx_hash for attempt in self._outbox.entry(entry.id).attempts}
+        return Outcome.TAKEN if spender.tx_hash in own else Outcome.NONCE_USED
+
+    async def _nonce(self) -> int:
+        """The account's next nonce by the latest block."""
+        address = to_checksum_address(self._account.address)
+        return int(await self._w3.eth.get_transaction_count(address, "latest"))
 
     async def _next_nonce(self) -> int:
         """The nonce after those that wait at the node, where somebody else's are among them.
@@ -189,6 +206,15 @@ class Dispatcher:
             if outcome not in {Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP}:
                 raise EndpointError(f"The node turned the replacement down: {refusal(error)}")
 
+    async def give_up(self, entry: Entry) -> None:
+        """Spend the nonce of a transaction that no node takes, by one that does nothing."""
+        async with self._lock:
+            now = self._outbox.entry(entry.id)
+            if now.state is TxState.OPEN and not now.latest.cancels:
+                words = self.refusals.get(entry.id, "")
+                _log.error("transaction_refused", label=entry.call.label, error=words)
+                await self._replace(now, cancel=True)
+
     async def fill(self, nonce: int) -> None:
         """Use up a nonce that nobody has and later transactions wait for: pay oneself nothing."""
         async with self._lock:
@@ -204,11 +230,26 @@ class Dispatcher:
             await broadcast(self._w3, entry.latest)
 
     async def resend(self, entry: Entry) -> None:
-        """Broadcast the stored bytes again where the node does not know them."""
+        """Broadcast the stored bytes again where the node does not know them, or can't say."""
         try:
             await self._w3.eth.get_transaction(HexBytes(entry.latest.tx_hash))
-        except TransactionNotFound:
-            await broadcast(self._w3, entry.latest)
+        except WrongEndpointError:
+            raise
+        except (TransactionNotFound, Web3RPCError, EndpointError):
+            await self._broadcast(entry.id, entry.latest)
+        else:
+            self.refusals.pop(entry.id, None)
+
+    async def _broadcast(
+        self, entry_id: int, attempt: Attempt
+    ) -> tuple[Outcome, Web3RPCError | None]:
+        """Hand the bytes to the node, and keep what it said where that is no known refusal."""
+        outcome, error = await broadcast(self._w3, attempt)
+        if outcome is Outcome.UNCLEAR and error is not None:
+            self.refusals[entry_id] = refusal(error)
+        elif outcome is Outcome.TAKEN:
+            self.refusals.pop(entry_id, None)
+        return outcome, error
 
     async def tend(self) -> None:
         """Resend what the chain lost, settle what it mined."""
@@ -231,6 +272,7 @@ class Dispatcher:
         if any(each.cancels for each in entry.attempts if each.tx_hash == tx_hash):
             state = TxState.CANCELLED
         self._outbox.set_state(entry.id, state, mined_hash=tx_hash, fee=fee_of(receipt))
+        self.refusals.pop(entry.id, None)
 
     # -- with the lock held
 
@@ -248,7 +290,11 @@ class Dispatcher:
         lags = self._lags(head)
         if not lags:
             await self._notice_foreign(count)
-        for entry in self._outbox.entries_from(count):
+        recorded = self._outbox.entries_from(count)
+        if any(entry.state is not TxState.OPEN for entry in recorded) and not lags:
+            # On a chain that was begun anew the old bytes would be as valid.
+            await self._look_at_the_chain()
+        for entry in recorded:
             if entry.state is not TxState.OPEN:
                 if lags:
                     continue  # a node that has not seen its block yet
@@ -261,6 +307,17 @@ class Dispatcher:
                 self.settle(entry, receipt)
         self._tended = (head, count, looked)
         return head, count
+
+    async def _look_at_the_chain(self) -> None:
+        """Make sure that this is the chain on which the nonces were used.
+
+        Raises:
+            WrongEndpointError: It is another.
+        """
+        doubt = getattr(self._w3.provider, "doubt", None)
+        if doubt is not None:
+            doubt()
+            await self.stand()
 
     async def stand(self) -> tuple[int, int]:
         """Head and the account's next nonce on the chain, as one node sees them.
@@ -296,11 +353,14 @@ class Dispatcher:
         ours = {entry.nonce for entry in self._outbox.entries_from(before)}
         foreign = [nonce for nonce in range(before, count) if nonce not in ours]
         if foreign:
+            spender = await find_spender(self._w3, self._account.address, foreign[0])
+            if spender is not None:
+                self.foreign.append(spender)
             _log.warning(
                 "foreign_nonce",
                 account=self._account.address,
                 nonces=foreign[:10],
-                used=await who_used(self._w3, self._account.address, foreign[0]),
+                used=used_by(spender),
                 hint="Another program uses this wallet: give each its own, or one --state-dir.",
             )
             if self._metrics is not None:
@@ -333,7 +393,7 @@ class Dispatcher:
         self._outbox.add_attempt(entry.id, attempt)
         crash_point("sender.replaced")
         _log.info("fee_raised", label=entry.call.label, nonce=entry.nonce, max_fee=fees.max_fee)
-        return await broadcast(self._w3, attempt)
+        return await self._broadcast(entry.id, attempt)
 
     def _sign(self, call: Call, nonce: int, gas: int, fees: Fees, head: int) -> Attempt:
         signed = self._account.sign_transaction(

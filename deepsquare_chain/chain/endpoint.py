@@ -10,17 +10,24 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 import aiohttp
 import pydantic_core
 from eth_typing import URI
 from web3 import AsyncHTTPProvider
-from web3.exceptions import Web3RPCError
-from web3.types import RPCEndpoint, RPCResponse
+from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
-from deepsquare_chain.chain.answers import fits, is_error
-from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.answers import UnfitError, checked, is_error
+from deepsquare_chain.chain.ceiling import Ceiling
+from deepsquare_chain.chain.nodeerrors import (
+    NodeError,
+    is_busy,
+    is_unsupported,
+    is_verdict,
+    kind_of,
+)
 from deepsquare_chain.chain.transport import (
     CERTIFICATE_HINT,
     Transport,
@@ -53,8 +60,14 @@ _NEVER_NULL: Final = frozenset(
 _ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
 #: Seconds for which the highest head counts: a chain may shrink.
 _HEAD_MEMORY: Final = 30.0
-_RATE_LIMIT_CODES: Final = frozenset({429, -32005})
 _PLAIN: Final = Transport()
+#: Calls of one batch, and blocks of one question for logs: to begin with, and at most.
+_BATCH: Final = (128, 1_024)
+_LOG_RANGE: Final = (1_000, 50_000)
+#: Statuses of 400 to 499 that say nothing about the size of what was asked for.
+_NO_SIZE: Final = frozenset({401, 402, 404, 407, 408, 425, 429})
+#: A new connection may lead to another chain; nobody restarts one within these seconds unseen.
+_KNOWN_SECONDS: Final = 60.0
 
 
 class TransientEndpointError(EndpointError):
@@ -65,11 +78,23 @@ class WrongEndpointError(EndpointError):
     """It serves another chain, lacks our contracts, or is no such address: waiting won't help."""
 
 
+class _StatusError(EndpointError):
+    """An HTTP status without a JSON-RPC answer that may be about the size of the request."""
+
+
 class CheckedProvider(AsyncHTTPProvider):
     """HTTP provider that believes nothing: status, JSON, id and result of each answer are checked.
 
-    Failures of the endpoint raise `EndpointError`; errors that the node reports are passed on to
-    web3 as they are.
+    Failures of the endpoint raise `EndpointError`. So does an error object instead of an answer
+    to a read, as it may be different a moment later; those that are an answer are passed on to
+    web3: what the EVM made of a call, a refused range of logs, an unknown method, and whatever is
+    said to a transaction.
+
+    Attributes:
+        batch_size: Calls that it takes in one request.
+        log_range: Blocks of which it gives logs in one answer.
+        doubtful: Whether it may serve another chain than before: its head fell, or connections
+            were opened anew after a while. Who has looked sets it to false.
     """
 
     def __init__(
@@ -89,6 +114,10 @@ class CheckedProvider(AsyncHTTPProvider):
         self._proxy = None if proxy is None else safe_url(proxy)
         self.global_ccip_read_enabled = False
         self.place = safe_url(url)
+        self.batch_size = Ceiling(*_BATCH)
+        self.log_range = Ceiling(*_LOG_RANGE)
+        self.doubtful = False
+        self._looked = time.monotonic()  # when its chain was known last, or a connection opened
         self._session: aiohttp.ClientSession | None = None
         self._users: Counter[aiohttp.ClientSession] = Counter()  # questions on their way
         self._highest = (-1, 0.0)  # head that was told, and when
@@ -96,30 +125,48 @@ class CheckedProvider(AsyncHTTPProvider):
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Ask once."""
         request = self.form_request(method, params)
-        answer = await self._post(self.encode_rpc_dict(request))
-        checked = self._checked(request, answer)
-        if self._is_behind([request], [checked]):
+        answer = await self._ask_alone(request)
+        if self._is_behind([request], [answer]):
             await self._renew()
         if method not in SEND_METHODS:
-            self._raise_if_behind(checked)
-        return checked
+            self._raise_if_behind(answer)
+        return answer
 
     async def make_batch_request(
         self, batch_requests: list[tuple[RPCEndpoint, Any]]
     ) -> list[RPCResponse] | RPCResponse:
-        """Ask several things at once; answers come in the order of the questions."""
+        """Ask several things, in as few requests as the endpoint takes.
+
+        Answers come in the order of the questions. A batch that is refused is split, down to
+        single questions; the size that was taken is remembered.
+        """
         requests = [self.form_request(method, params) for method, params in batch_requests]
-        answers = await self._post(self.encode_batch_request_dicts(requests))
-        if isinstance(answers, dict) and "error" in answers:
-            return answers  # type: ignore[return-value]
-        if not isinstance(answers, list) or len(answers) != len(requests):
-            raise self._nonsense("a batch answer of the wrong size")
-        # An id may be anything, also what no dictionary takes as a key.
-        by_id = {repr(each.get("id")): each for each in answers if isinstance(each, dict)}
-        checked = [self._checked(request, by_id.get(repr(request["id"]))) for request in requests]
-        if self._is_behind(requests, checked):
+        answers: list[RPCResponse] = []
+        alone = False
+        while len(answers) < len(requests):
+            some = requests[len(answers) :][: self.batch_size.size]
+            if len(some) > 1:
+                found = await self._ask_together(some)
+                if found is None:
+                    self.batch_size.refused(len(some))
+                    continue
+                self.batch_size.worked(len(some))
+                answers += found
+                continue
+            alone = True
+            try:
+                answers.append(await self._ask_alone(some[0]))
+            except EndpointError:
+                self.batch_size.refused(1)  # the size was not what it minded
+                raise
+        if alone and len(requests) > 1:
+            if any("error" in each for each in answers):
+                self.batch_size.refused(1)
+            else:
+                self.batch_size.worked(1)
+        if self._is_behind(requests, answers):
             await self._renew()
-        return checked
+        return answers
 
     async def disconnect(self) -> None:
         """Close its connections; harmless when closed, and the next question opens them again."""
@@ -133,29 +180,116 @@ class CheckedProvider(AsyncHTTPProvider):
         if old is not None and not self._users[old]:
             await old.close()
 
+    # -- one request
+
+    async def _ask_alone(self, request: Mapping[str, Any]) -> RPCResponse:
+        """One question, not as a batch."""
+        blocks = _blocks_of(request)
+        try:
+            answer = await self._post(self.encode_rpc_dict(request))  # type: ignore[arg-type]
+        except _StatusError as error:
+            if blocks <= 1:
+                raise
+            answer = _refusal(request, error.message)
+        except TransientEndpointError:
+            self.log_range.failed(blocks)
+            raise
+        odd = answer.get("error") if isinstance(answer, dict) else None
+        if blocks > 1 and odd is not None and not is_error(odd):
+            # Whatever stands there in place of an error, it refused such a range.
+            answer = _refusal(request, str(odd)[:200])
+        return self._judged(request, self._checked(request, answer))
+
+    async def _ask_together(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
+        """Some questions in one request; None where that was refused, for whatever reason.
+
+        Raises:
+            TransientEndpointError: It failed in a way that has nothing to do with batches.
+        """
+        try:
+            answers = await self._post(self.encode_batch_request_dicts(requests))
+        except _StatusError:
+            return None
+        except TransientEndpointError:
+            self.batch_size.failed(len(requests))
+            raise
+        if not isinstance(answers, list) or len(answers) != len(requests):
+            error = answers.get("error") if isinstance(answers, dict) else None
+            if isinstance(error, dict):
+                self._raise_if_busy(error)
+            return None
+        # An id may be anything, also what no dictionary takes as a key.
+        by_id = {repr(each.get("id")): each for each in answers if isinstance(each, dict)}
+        if not any(repr(request["id"]) in by_id for request in requests) and all(
+            isinstance(each, dict) and "error" in each for each in answers
+        ):
+            return None  # errors that name no question are about the batch
+        found = [self._checked(request, by_id.get(repr(request["id"]))) for request in requests]
+        if all("error" in each for each in found) and not all(
+            is_verdict(request["method"], _error_of(each))
+            for request, each in zip(requests, found, strict=True)
+        ):
+            return None
+        if any(
+            self._is_unknown(request, each) for request, each in zip(requests, found, strict=True)
+        ):
+            return None
+        for request, each in zip(requests, found, strict=True):
+            self._note_range(request, each)
+        return found
+
+    def _judged(self, request: Mapping[str, Any], answer: RPCResponse) -> RPCResponse:
+        """The answer, unless it is an error that may be gone when it is asked again.
+
+        Raises:
+            TransientEndpointError: It is.
+        """
+        self._note_range(request, answer)
+        if self._is_unknown(request, answer):
+            words = str(_error_of(answer).get("message", ""))[:200]
+            raise TransientEndpointError(
+                f"The endpoint {self.place} answered {request['method']} with an error: {words}"
+            )
+        return answer
+
+    @staticmethod
+    def _is_unknown(request: Mapping[str, Any], answer: RPCResponse) -> bool:
+        """Whether it is an error to a read that says nothing about what was asked for."""
+        method = request["method"]
+        if "error" not in answer or method in SEND_METHODS or _blocks_of(request) > 1:
+            return False
+        error = _error_of(answer)
+        return not (is_verdict(method, error) or is_unsupported(error) or _lacks_block(answer))
+
+    def _note_range(self, request: Mapping[str, Any], answer: RPCResponse) -> None:
+        """Remember of how many blocks it gives logs, or does not."""
+        blocks = _blocks_of(request)
+        if not blocks or _lacks_block(answer):
+            return
+        if "error" in answer:
+            self.log_range.refused(blocks)
+        else:
+            self.log_range.worked(blocks)
+
     async def _post(self, body: bytes) -> Any:
         # Connections stay open for the next question. web3 opens a new one for each, which costs
         # a way to the node and back, and with TLS more.
         if self._session is None:
-            self._session = aiohttp.ClientSession(raise_for_status=True)
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_create_end.append(self._connected)
+            self._session = aiohttp.ClientSession(trace_configs=[trace])
         session = self._session
         self._users[session] += 1
         try:
             options = self.get_request_kwargs()
             options["headers"] = {**options.get("headers", {}), **self._own_headers}
             async with session.post(str(self.endpoint_uri), data=body, **options) as answer:
-                raw = await answer.read()
+                status, raw = answer.status, await answer.read()
         except aiohttp.ClientHttpProxyError as error:
             raise TransientEndpointError(
                 f"The proxy {self._proxy} does not lead to {self.place}: HTTP status "
                 f"{error.status}",
                 hint="Check HTTPS_PROXY; NO_PROXY names hosts to be asked without it.",
-            ) from None
-        except aiohttp.ClientResponseError as error:
-            kind = TransientEndpointError if _may_pass(error.status) else EndpointError
-            raise kind(
-                f"The endpoint {self.place} answered with HTTP status {error.status}",
-                hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from None
@@ -163,9 +297,33 @@ class CheckedProvider(AsyncHTTPProvider):
             await self._leave(session)
         try:
             # Its depth is bounded; json's is not where a library has raised the recursion limit.
-            return pydantic_core.from_json(raw, allow_inf_nan=False)
+            found = pydantic_core.from_json(raw, allow_inf_nan=False)
         except ValueError:
+            self._raise_for(status)
             raise self._nonsense("no JSON (a web page?)") from None
+        if not _is_rpc(found) or status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._raise_for(status)
+        return found
+
+    def _raise_for(self, status: int) -> None:
+        """An error for a status with which no JSON-RPC answer came."""
+        if status < HTTPStatus.BAD_REQUEST:
+            return
+        kind: type[EndpointError] = EndpointError
+        if _may_pass(status):
+            kind = TransientEndpointError
+        elif status not in _NO_SIZE:
+            kind = _StatusError
+        raise kind(
+            f"The endpoint {self.place} answered with HTTP status {status}",
+            hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
+        )
+
+    async def _connected(self, *_: object) -> None:
+        now = time.monotonic()
+        if now - self._looked >= _KNOWN_SECONDS:
+            self.doubtful = True
+        self._looked = now
 
     def _unreachable(self, error: Exception) -> TransientEndpointError:
         words = tls_problem(error)
@@ -199,6 +357,8 @@ class CheckedProvider(AsyncHTTPProvider):
             if head is None:
                 continue
             highest, told = self._highest
+            if head < highest:
+                self.doubtful = True
             if head < highest and now - told < _HEAD_MEMORY:
                 behind = True
             else:
@@ -212,8 +372,7 @@ class CheckedProvider(AsyncHTTPProvider):
         if error is not None and not is_error(error):
             raise self._nonsense("an error that is none")
         if error is not None:
-            if isinstance(error, dict) and error.get("code") in _RATE_LIMIT_CODES:
-                self._raise_if_busy(error)
+            self._raise_if_busy(error)
             # A node that could not read the id answers with null.
             if answer.get("id") in (None, request["id"]):
                 return answer  # type: ignore[return-value]
@@ -221,25 +380,22 @@ class CheckedProvider(AsyncHTTPProvider):
             raise self._nonsense("the answer to another question")
         if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
             raise self._nonsense(f"an empty answer to {request['method']}")
-        if error is None and not fits(request["method"], answer["result"]):
-            raise self._nonsense(f"no proper answer to {request['method']}")
+        try:
+            answer["result"] = checked(request["method"], answer["result"])
+        except UnfitError:
+            raise self._nonsense(f"no proper answer to {request['method']}") from None
         return answer  # type: ignore[return-value]
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
-        # -32005 is also what some nodes say to a too wide range of logs; that is no busy signal.
-        words = str(error.get("message", "")).lower()
-        if error.get("code") == 429 or "rate" in words or "too many requests" in words:
-            raise TransientEndpointError(
-                f"The endpoint {self.place} limits its requests: {words[:200]}"
-            )
+        if is_busy(error):
+            words = str(error.get("message", ""))[:200]
+            raise TransientEndpointError(f"The endpoint {self.place} limits its requests: {words}")
 
     def _raise_if_behind(self, answer: RPCResponse) -> None:
         # Behind one address may stand nodes of different heights: the next may have the block.
         if _lacks_block(answer):
-            error = Web3RPCError("", rpc_response=answer)
-            raise TransientEndpointError(
-                f"The endpoint {self.place} lags behind: {node_message(error)}"
-            )
+            words = str(_error_of(answer).get("message", ""))[:200]
+            raise TransientEndpointError(f"The endpoint {self.place} lags behind: {words}")
 
     def _nonsense(self, what: str) -> TransientEndpointError:
         return TransientEndpointError(
@@ -248,11 +404,44 @@ class CheckedProvider(AsyncHTTPProvider):
         )
 
 
+def _is_rpc(found: Any) -> bool:
+    """Whether it looks like JSON-RPC, so that it counts more than the HTTP status."""
+    if isinstance(found, list):
+        return bool(found) and all(map(_is_rpc, found))
+    return isinstance(found, dict) and ("jsonrpc" in found or is_error(found.get("error")))
+
+
+def _refusal(request: Mapping[str, Any], words: str) -> dict[str, Any]:
+    """A refusal that did not come as JSON-RPC has it, as if it did."""
+    return {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32000, "message": words}}
+
+
+def _error_of(answer: RPCResponse) -> Mapping[str, Any]:
+    error: Any = answer.get("error")
+    return error if isinstance(error, Mapping) else {}
+
+
+def _blocks_of(request: Mapping[str, Any]) -> int:
+    """Blocks whose logs are asked for; 0 where something else is, or a range without numbers."""
+    if request["method"] != "eth_getLogs":
+        return 0
+    try:
+        (query,) = request["params"]
+        return int(query["toBlock"], 16) - int(query["fromBlock"], 16) + 1
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def lacks_method(answer: RPCResponse) -> bool:
+    """Whether this endpoint does not serve such a question, so that another may."""
+    return "error" in answer and is_unsupported(_error_of(answer))
+
+
 def _lacks_block(answer: RPCResponse) -> bool:
     """Whether it refused because it has not seen the block that was asked for."""
     if "error" not in answer:
         return False
-    return classify(Web3RPCError("", rpc_response=answer)) is NodeError.UNKNOWN_BLOCK
+    return kind_of(str(_error_of(answer).get("message", ""))) is NodeError.UNKNOWN_BLOCK
 
 
 def _head_of(request: Mapping[str, Any], answer: RPCResponse) -> int | None:

@@ -17,6 +17,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.events import Event, decode_logs
+from deepsquare_chain.chain.logreader import Question, read_range
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError, GridError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from deepsquare_chain.observe.metrics import Metrics
 
 MAX_RANGE: Final = 10_000
-FIRST_RANGE: Final = 1_000
 #: Hashes kept to find the common ancestor of two branches.
 KEPT_BLOCKS: Final = 256
 _log = structlog.get_logger(__name__)
@@ -129,7 +129,6 @@ class Follower(Generic[T]):
         self._threaded = threaded
         self._settled = None if settled is None else max(0, settled - confirmations)
         self._ground = f"{name}.settled"  # cursor of the highest settled block
-        self._range = min(FIRST_RANGE, max_range)
         words = "Believed blocks whose events were not taken in yet."
         self._lag = None if metrics is None else metrics.gauge("follower_lag_blocks", words)
 
@@ -162,7 +161,7 @@ class Follower(Generic[T]):
             known = self._store.recent_blocks(self.name)
             first = known[0].number + 1 if known else self._start
             self._show_lag(head - self._confirmations - first + 1)
-            last = min(head - self._confirmations, first + self._range - 1)
+            last = min(head - self._confirmations, first + self._max_range - 1)
             if last < first:
                 # Nothing new; a branch of the same height shows itself in the cursor's hash.
                 if known and not await self._holds(known[0]):
@@ -194,33 +193,34 @@ class Follower(Generic[T]):
 
     async def _read(self, cursor: Block | None, first: int, last: int) -> _Read | _Moved | None:
         """One range; None where the answers do not fit together, which the next poll repeats."""
-        query = {"fromBlock": hex(first), "toBlock": hex(last), "address": self._addresses}
-        boundary: tuple[str, list[Any]] = ("eth_getBlockByNumber", [hex(last), False])
-        asked = [boundary, boundary]
-        asked[1:1] = [("eth_getLogs", [{**query, "topics": each}]) for each in self._filters]
-        if cursor is not None:
-            asked.append(("eth_getBlockByNumber", [hex(cursor.number), False]))
-        ground = last - (self._settled or 0)
-        if self._settled and ground >= self._start:
-            asked.append(("eth_getBlockByNumber", [hex(ground), False]))
-        try:
-            before, *rest = await ask_all(self.w3, asked)
-        except Web3RPCError as error:
-            if not self._narrow(error, last - first + 1):
-                return None
-            return await self._read(cursor, first, min(last, first + self._range - 1))
-        found, (after, *rest) = rest[: len(self._filters)], rest[len(self._filters) :]
+        found = await read_range(
+            self.w3,
+            self._addresses,
+            self._filters,
+            first,
+            last,
+            more=lambda until: self._landmarks(cursor, until),
+        )
+        if found is None:
+            return None
+        before, after, rest, last = found.before, found.after, found.more, found.last
         if before is None or after is None or before["hash"] != after["hash"]:
             return None  # it lags behind the head that another node told, or is being replaced
         if cursor is not None and (rest[0] is None or rest[0]["hash"] != cursor.hash):
             return None if rest[0] is None else _Moved()
-        self._widen(last - first + 1)
-        logs = [log for some in found for log in some]
-        blocks = self._blocks(logs, first, Block(last, after["hash"]))
+        blocks = self._blocks(found.logs, first, Block(last, after["hash"]))
         if blocks is None:
             return None
-        batch = Batch(tuple(decode_logs(logs)), first, last, time=int(after["timestamp"], 16))
+        batch = Batch(tuple(decode_logs(found.logs)), first, last, time=int(after["timestamp"], 16))
+        ground = last - (self._settled or 0)
         return _Read(batch, blocks, self._below(ground, after, rest[cursor is not None :]))
+
+    def _landmarks(self, cursor: Block | None, last: int) -> list[Question]:
+        """Headers that are read with a range: of the cursor, and of what is settled by it."""
+        ground = last - (self._settled or 0)
+        asked = [] if cursor is None else [cursor.number]
+        asked += [ground] if self._settled and ground >= self._start else []
+        return [("eth_getBlockByNumber", [hex(number), False]) for number in asked]
 
     def _below(self, number: int, last: Any, rest: Sequence[Any]) -> Block | None:
         """The block that is settled once a range is read, where somebody cares."""
@@ -250,29 +250,15 @@ class Follower(Generic[T]):
                 return None
         return [Block(number, seen[number]) for number in sorted(seen)]
 
-    def _narrow(self, error: Web3RPCError, asked: int) -> bool:
-        """Halve the range if that is what the node wants; false if it only lags.
-
-        Raises:
-            EndpointError: It is neither.
-        """
-        kind = classify(error)
-        if kind is NodeError.UNKNOWN_BLOCK:
-            return False
-        if kind is not NodeError.RANGE_TOO_LARGE or asked <= 1:
-            raise EndpointError(f"The node refuses to give events: {node_message(error)}") from None
-        self._range = max(1, asked // 2)
-        _log.debug("range_halved", blocks=self._range)
-        return True
-
-    def _widen(self, asked: int) -> None:
-        if asked >= self._range:
-            self._range = min(self._max_range, self._range * 2)
-
     async def _holds(self, block: Block) -> bool:
         """Whether a block is still on the chain; true where the node can't tell."""
         asked = [("eth_getBlockByNumber", [hex(block.number), False])]
-        (found,) = await ask_all(self.w3, asked)
+        try:
+            (found,) = await ask_all(self.w3, asked)
+        except Web3RPCError as error:
+            if classify(error) is NodeError.UNKNOWN_BLOCK:
+                return True
+            raise EndpointError(f"The node refuses to show blocks: {node_message(error)}") from None
         return found is None or found["hash"] == block.hash
 
     # -- committing

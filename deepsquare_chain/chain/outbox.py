@@ -6,6 +6,7 @@ The store keeps it; this module says what that means.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -68,6 +69,13 @@ class Entry:
 
 class Outbox(Protocol):
     """Durable memory of one account's transactions; each method is one database transaction."""
+
+    def spending(self, timeout: float) -> AbstractAsyncContextManager[None]:
+        """The wallet's lock around an allowance and what uses it, across processes.
+
+        Raises:
+            WaitTimeoutError: Somebody else has it for longer than `timeout` seconds.
+        """
 
     def append(
         self, call: Call, gas: int, floor: int, sign: Callable[[int], Attempt], key: str | None

@@ -11,8 +11,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import stamina
 import structlog
@@ -24,6 +24,7 @@ from deepsquare_chain.chain.endpoint import (
     CheckedProvider,
     TransientEndpointError,
     WrongEndpointError,
+    lacks_method,
 )
 from deepsquare_chain.chain.poolfigures import PoolFigures
 from deepsquare_chain.errors import EndpointError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from deepsquare_chain.observe.metrics import Metrics
 
 MAX_LAG_BLOCKS: Final = 5
+#: Blocks on top of a landmark: it is not replaced any more.
+LANDMARK_DEPTH: Final = 64
 #: Seconds between two comparisons of all heads, and for one of them.
 PROBE_SECONDS: Final = 10.0
 _PROBE_TIMEOUT: Final = 5.0
@@ -39,6 +42,10 @@ _PROBE_TIMEOUT: Final = 5.0
 _HEAD_MEMORY: Final = 60.0
 #: Seconds of rest after a failure, doubled with each in a row.
 _REST: Final = (1.0, 60.0)
+_ANOTHER_CHAIN: Final = (
+    "Give endpoints of one chain only. After a restart of a development chain use its own "
+    "deployment record, and an empty --state-dir; nothing was sent to the new chain."
+)
 _log = structlog.get_logger(__name__)
 # Its own lines would hold whole tracebacks' worth of detail; `_may_pass_later` says what matters.
 stamina.instrumentation.set_on_retry_hooks(())
@@ -58,6 +65,7 @@ class Member:
     rests_until: float = 0.0
     known: bool = False  # serves the right chain, as far as was seen since it was away
     wrong: WrongEndpointError | None = None  # it serves another one, and is never asked again
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one look at its chain at a time
 
 
 class Pool(AsyncBaseProvider):
@@ -66,6 +74,8 @@ class Pool(AsyncBaseProvider):
     Args:
         providers: In the order of preference.
         chain_id: Chain that each must serve; that of the first to answer if unknown.
+        landmark: Number of a block by which the chain is known again, besides its first one, once
+            it is `LANDMARK_DEPTH` blocks deep: chains of one genesis file begin with one block.
         attempts: How often a read is tried.
         max_lag_blocks: Blocks that an endpoint may be behind the best and still be believed.
         metrics: Where the figures of each endpoint go.
@@ -76,6 +86,7 @@ class Pool(AsyncBaseProvider):
         providers: Sequence[CheckedProvider],
         *,
         chain_id: int | None = None,
+        landmark: int | None = None,
         attempts: int = 4,
         max_lag_blocks: int = MAX_LAG_BLOCKS,
         metrics: Metrics | None = None,
@@ -85,7 +96,9 @@ class Pool(AsyncBaseProvider):
         self.members = [Member(each) for each in providers]
         self._current = self.members[0]
         self._chain_id = chain_id
-        self._genesis: str | None = None
+        self.genesis: str | None = None
+        self.landmark: str | None = None  # hash of the block by which the chain is known again
+        self._landmark = landmark
         self._attempts = attempts
         self._max_lag = max_lag_blocks
         self._best = (-1, 0.0)  # highest head, and when it was told
@@ -97,6 +110,16 @@ class Pool(AsyncBaseProvider):
     def providers(self) -> list[CheckedProvider]:
         """Its endpoints, in the order of preference."""
         return [each.provider for each in self.members]
+
+    @property
+    def log_range(self) -> int:
+        """Blocks of which the endpoint that answers now gives logs at once, as far as is known."""
+        return self._current.provider.log_range.size
+
+    def doubt(self) -> None:
+        """Look again whether the endpoints serve this chain, with the next question to each."""
+        for member in self.members:
+            member.provider.doubtful = True
 
     async def open(self) -> None:
         """Look at all endpoints, until one is good.
@@ -168,12 +191,21 @@ class Pool(AsyncBaseProvider):
         return ready or believed
 
     async def _ask_around(self, ask: Ask[T]) -> T:
+        """Ask until somebody answers; who does not serve such a question is no reason to end."""
         errors: list[EndpointError] = []
+        fallback: T | None = None
         for member in self._candidates():
             try:
-                return await self._ask(member, ask)
+                answer = await self._ask(member, ask)
             except EndpointError as error:
                 errors.append(error)
+                continue
+            if not _lacks(answer):
+                self._answered(member)
+                return answer
+            fallback = answer if fallback is None else fallback
+        if fallback is not None:
+            return fallback
         raise _together(errors)
 
     async def _send(self, ask: Ask[T]) -> T:
@@ -186,34 +218,43 @@ class Pool(AsyncBaseProvider):
                 self._failed(member, error)
                 errors.append(error)
                 continue
-            return await self._ask(member, ask)
+            answer = await self._ask(member, ask)
+            self._answered(member)
+            return answer
         raise _together(errors)
 
     async def _ask(self, member: Member, ask: Ask[T]) -> T:
+        """Its answer, once it is sure to be of our chain."""
         try:
-            await self._know(member)
+            # Where there is no other, one question tells whether it is back.
+            if len(self.members) > 1:
+                await self._know(member)
             answer = await ask(member.provider)
+            await self._know(member)
         except EndpointError as error:
             self._failed(member, error)
             raise
-        if member is not self._current:
-            _log.warning("endpoint_changed", endpoint=member.provider.place)
-            self._current = member
-            self._figures.changed()
         member.failures, member.rests_until = 0, 0.0
         self._figures.answered(member.provider.place)
         return answer
 
+    def _answered(self, member: Member) -> None:
+        """It is asked first from now on."""
+        if member is not self._current:
+            _log.warning("endpoint_changed", endpoint=member.provider.place)
+            self._current = member
+            self._figures.changed()
+
     def _failed(self, member: Member, error: EndpointError) -> None:
         member.failures += 1
         self._figures.failed(member.provider.place)
+        # It may be another node, or a restarted chain, when it is back.
+        member.known = False
         if len(self.members) == 1:
             return  # there is no other to go to meanwhile
         low, high = _REST
         rest = min(high, low * 2.0 ** min(member.failures - 1, 10))
         member.rests_until = time.monotonic() + rest
-        # It may be another node, or a restarted chain, when it is back.
-        member.known = False
         _log.warning("endpoint_rests", seconds=rest, failures=member.failures, error=error.message)
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -261,43 +302,88 @@ class Pool(AsyncBaseProvider):
             raise
 
     async def _know(self, member: Member) -> None:
-        """Make sure that it serves our chain.
+        """Make sure that it serves our chain: after a failure, and after its head fell.
 
         Raises:
             WrongEndpointError: It serves another.
             EndpointError: It does not say.
         """
-        if member.known:
+        if member.known and not member.provider.doubtful:
             return
+        async with member.looking:
+            await self._look_at(member)
+
+    async def _look_at(self, member: Member) -> None:
+        if member.wrong is not None:
+            raise member.wrong
+        if member.known and not member.provider.doubtful:
+            return  # another question has led there meanwhile
+        member.known = False
         provider = member.provider
+        provider.doubtful = False
         try:
-            chain_id = int(await _result(provider, "eth_chainId"), 16)
-            genesis = None
-            if len(self.members) > 1:
-                genesis = str(
-                    (await _result(provider, "eth_getBlockByNumber", "0x0", False))["hash"]
-                )
+            await self._compare_ids(member)
+            await self._compare_blocks(member)
         except (KeyError, TypeError, ValueError):
             raise EndpointError(f"The endpoint {provider.place} is no usable node") from None
+        except EndpointError:
+            provider.doubtful = True
+            raise
+        member.known = True
+        provider.doubtful = False
+
+    async def _compare_ids(self, member: Member) -> None:
+        chain_id = int(await _result(member.provider, "eth_chainId"), 16)
         # Whoever answers first says what the others are held against.
         self._chain_id = chain_id if self._chain_id is None else self._chain_id
-        self._genesis = self._genesis or genesis
         if chain_id != self._chain_id:
-            member.wrong = WrongEndpointError(
-                f"The endpoint {provider.place} serves chain {chain_id}, not chain "
-                f"{self._chain_id}",
-                hint="Give the endpoint of the chain that the deployment record was made on.",
+            self._turn_away(
+                member,
+                f"serves chain {chain_id}, not chain {self._chain_id}",
+                "Give the endpoint of the chain that the deployment record was made on.",
             )
-        elif genesis != self._genesis:
-            member.wrong = WrongEndpointError(
-                f"The endpoint {provider.place} serves another chain {chain_id} than the other "
-                f"endpoints: its first block is {genesis}, not {self._genesis}",
-                hint="Give endpoints of one chain only.",
+
+    async def _compare_blocks(self, member: Member) -> None:
+        """Hold its first block, and the landmark where there is one, against what is known."""
+        provider = member.provider
+        genesis = str((await _result(provider, "eth_getBlockByNumber", "0x0", False))["hash"])
+        self.genesis = self.genesis or genesis
+        if genesis != self.genesis:
+            self._turn_away(
+                member,
+                f"serves another chain {self._chain_id} than "
+                f"{'before' if len(self.members) == 1 else 'the other endpoints, or than before'}: "
+                f"its first block is {genesis}, not {self.genesis}",
+                _ANOTHER_CHAIN,
             )
-        if member.wrong is not None:
-            _log.error("endpoint_is_wrong", error=member.wrong.message)
-            raise member.wrong
-        member.known = True
+        if self._landmark is None:
+            return
+        if self.landmark is None:
+            head = int(await _result(provider, "eth_blockNumber"), 16)
+            if head - self._landmark < LANDMARK_DEPTH:
+                return
+        block = await _result(provider, "eth_getBlockByNumber", hex(self._landmark), False)
+        if block is None:
+            raise TransientEndpointError(
+                f"The endpoint {provider.place} does not know block {self._landmark} of this chain",
+                hint="Wait until it has caught up. A chain that was begun anew lacks it as well: "
+                f"then {_ANOTHER_CHAIN[0].lower()}{_ANOTHER_CHAIN[1:]}",
+            )
+        found = str(block["hash"])
+        self.landmark = self.landmark or found
+        if found != self.landmark:
+            self._turn_away(
+                member,
+                f"serves another chain {self._chain_id} than before: its block {self._landmark} is "
+                f"{found}, not {self.landmark}",
+                _ANOTHER_CHAIN,
+            )
+
+    def _turn_away(self, member: Member, words: str, hint: str) -> NoReturn:
+        place = member.provider.place
+        member.wrong = WrongEndpointError(f"The endpoint {place} {words}", hint=hint)
+        _log.error("endpoint_is_wrong", error=member.wrong.message)
+        raise member.wrong
 
     # -- whether they agree on the head
 
@@ -350,9 +436,14 @@ async def _result(provider: CheckedProvider, method: str, *params: Any) -> Any:
     return answer["result"]
 
 
+def _lacks(answer: Any) -> bool:
+    """Whether the endpoint does not serve this question, or one of a batch."""
+    return any(map(lacks_method, answer if isinstance(answer, list) else [answer]))
+
+
 def _together(errors: Sequence[EndpointError]) -> EndpointError:
     """One error for all of them; it may pass if one of theirs may."""
-    if len(errors) == 1:
+    if len(errors) == 1 or all(isinstance(each, WrongEndpointError) for each in errors):
         return errors[0]
     passing = any(isinstance(each, TransientEndpointError) for each in errors)
     kind = TransientEndpointError if passing else EndpointError

@@ -1,4 +1,7 @@
-"""Several questions to a node in one request, so that one node answers all of them."""
+"""RPC batches: several questions to a node, in one request where the endpoint takes that.
+
+One node then answers all of them; where a batch is split, block hashes tell.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,13 @@ async def ask_all(w3: AsyncWeb3[Any], asked: Sequence[tuple[str, list[Any]]]) ->
         EndpointError: The node does not answer.
         Web3RPCError: It refused one of them.
     """
+    if not asked:
+        return []
     batch = [(RPCEndpoint(method), params) for method, params in asked]
     provider: Any = w3.provider
     answers = await provider.make_batch_request(batch)
     if not isinstance(answers, list):
-        # An endpoint without batches; what depends on one node is told by block hashes.
+        # A connection that does not split batches itself.
         answers = [await provider.make_request(method, params) for method, params in batch]
     for answer in answers:
         if "error" in answer:

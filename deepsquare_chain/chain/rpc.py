@@ -40,6 +40,7 @@ async def connect(
     *,
     chain_id: int | None = None,
     contracts: Iterable[str] = (),
+    landmark: int | None = None,
     attempts: int = 4,
     timeout: float = REQUEST_TIMEOUT,
     max_lag_blocks: int = MAX_LAG_BLOCKS,
@@ -53,6 +54,7 @@ async def connect(
             sequence or parted by commas.
         chain_id: Chain that each must serve, if known.
         contracts: Addresses that must hold code.
+        landmark: Number of a block by which the chain is known again, such as the deployment's.
         attempts: How often a read is tried, each time at every endpoint that may answer.
         timeout: Seconds for one request.
         max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
@@ -77,6 +79,7 @@ async def connect(
             for each in urls
         ],
         chain_id=chain_id,
+        landmark=landmark,
         attempts=attempts,
         max_lag_blocks=max_lag_blocks,
         metrics=metrics,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,11 +17,13 @@ import structlog
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
+from web3.exceptions import Web3Exception
 
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.dispatch import Dispatcher
+from deepsquare_chain.chain.endpoint import WrongEndpointError
 from deepsquare_chain.chain.fees import GWEI
-from deepsquare_chain.chain.foreign import who_used
+from deepsquare_chain.chain.foreign import Spender, find_spender, used_by
 from deepsquare_chain.chain.outbox import Entry, Outbox, TxState
 from deepsquare_chain.chain.preflight import Preflight
 from deepsquare_chain.chain.receipts import (
@@ -45,6 +49,12 @@ __all__ = [
 #: and seconds after which this is said on a chain that stands still.
 _MISSES: Final = 6
 _MISSED_SECONDS: Final = 30.0
+#: Seconds after which a used nonce whose transaction no node can show counts as somebody else's.
+_UNSHOWN_SECONDS: Final = 600.0
+#: Blocks of refusals in unknown words after which a nonce is spent by a transaction that does nothing.
+_DOOMED_BLOCKS: Final = 16
+#: Seconds between two looks while the endpoint fails: at first, and at most.
+_FAILING: Final = (0.25, 5.0)
 #: Looks at an unchanged head after which everything is looked at again.
 _IDLE_LOOKS: Final = 8
 if TYPE_CHECKING:
@@ -130,6 +140,7 @@ class Sender:
             metrics=metrics,
         )
         self._purse = Purse(w3, self.address, outbox, metrics)
+        self._watches: dict[int, _Watch] = {}  # by entry, for as long as it is open
         self._pulse: _Pulse | None = None
         self._pulse_lock = asyncio.Lock()
 
@@ -176,6 +187,39 @@ class Sender:
             again = await self._dispatcher.submit(call, gas, key, deadline)
             return await self._confirm(again, deadline)
 
+    @asynccontextmanager
+    async def spending(self, timeout: float) -> AsyncIterator[None]:
+        """The wallet's lock around an allowance and what uses it.
+
+        What was sent before is mined first: an allowance that it sets or uses is not what the
+        chain shows.
+
+        Args:
+            timeout: Seconds to wait for those who have it, one after the other, and for what
+                they sent.
+
+        Raises:
+            WaitTimeoutError: Others are under way for longer; nothing was sent.
+            EndpointError: The node does not answer.
+        """
+        deadline = time.monotonic() + timeout
+        async with self._outbox.spending(timeout):
+            await self._dispatcher.tend()
+            for entry in self.pending():
+                try:
+                    await self._confirm(entry, deadline)
+                except WaitTimeoutError as error:
+                    raise WaitTimeoutError(
+                        f"An earlier transaction of this wallet is not mined yet, so that nothing "
+                        f"new was paid: {error.message}",
+                        hint=error.hint,
+                    ) from None
+                except WrongEndpointError:
+                    raise
+                except GridError as error:
+                    _log.warning("earlier_transaction", error=error.message)
+            yield
+
     async def simulate(self, call: Call) -> None:
         """Try a call on the latest block.
 
@@ -196,6 +240,10 @@ class Sender:
         """Those of them that no `send` or `wait` of this sender waits for."""
         attended = self._dispatcher.attended
         return [entry for entry in self.pending() if entry.id not in attended]
+
+    def foreign(self) -> list[Spender]:
+        """Transactions of this account that used nonces while this sender looked, and not by it."""
+        return list(self._dispatcher.foreign)
 
     async def speed_up(self, entry: Entry) -> None:
         """Raise both fees of a pending transaction by at least 12.5 %, now.
@@ -241,6 +289,8 @@ class Sender:
         for entry in found:
             try:
                 receipts.append(await self._confirm(entry, deadline))
+            except WrongEndpointError:
+                raise
             except GridError as error:
                 _log.warning("transaction_recovered", label=entry.call.label, error=error.message)
         return receipts
@@ -255,29 +305,43 @@ class Sender:
             self._dispatcher.attended.discard(entry.id)
 
     async def _attend(self, entry: Entry, deadline: float) -> TxReceipt:
-        watch = _Watch()
+        # What a shorter wait has seen counts for the next one.
+        watch = self._watches.setdefault(entry.id, _Watch())
+        watch.head, pause = -1, max(self._poll, _FAILING[0])
         while True:
             try:
                 receipt = await self._look(entry, watch)
-            except EndpointError as error:
+                pause = max(self._poll, _FAILING[0])
+            except WrongEndpointError:
+                raise
+            except (EndpointError, Web3Exception) as error:
                 # Unknown is not gone: it is on its way, whether the node answers or not.
-                _log.warning("endpoint_failed", label=entry.call.label, error=error.message)
+                _log.warning("endpoint_failed", label=entry.call.label, error=str(error)[:300])
                 receipt = None
-                await asyncio.sleep(self._poll)
+                await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                pause = min(_FAILING[1], 2 * pause)
             if receipt is not None:
                 return await self._settle(entry, receipt)
             if time.monotonic() > deadline:
-                latest = self._outbox.entry(entry.id).latest
-                raise WaitTimeoutError(
-                    f"{entry.call.label!r} was not mined in time ({latest.tx_hash})",
-                    hint="It stays recorded and may still be mined: see `deepsquare tx list`.",
-                )
+                raise self._too_late(entry)
             await self._pulse_due()
+
+    def _too_late(self, entry: Entry) -> WaitTimeoutError:
+        latest = self._outbox.entry(entry.id).latest
+        words = self._dispatcher.refusals.get(entry.id)
+        said = f"; the node says of it: {words}" if words else ""
+        return WaitTimeoutError(
+            f"{entry.call.label!r} was sent and was not mined in time ({latest.tx_hash}){said}",
+            hint="It stays recorded and may still be mined, so that sending the same again may pay "
+            f"twice: see `deepsquare tx show {entry.id}`, and `deepsquare tx cancel {entry.id}` "
+            "to end it.",
+        )
 
     async def _settle(self, entry: Entry, receipt: Any) -> TxReceipt:
         crash_point("sender.receipt")
         entry = self._outbox.entry(entry.id)
         self._dispatcher.settle(entry, receipt)
+        self._watches.pop(entry.id, None)
         crash_point("sender.settled")
         if self._outbox.entry(entry.id).state is TxState.CANCELLED:
             raise TransactionCancelledError(
@@ -296,32 +360,51 @@ class Sender:
             return None
         moved, watch.head = pulse.head != watch.head, pulse.head
         entry = self._outbox.entry(entry.id)  # it may have been outbid
-        receipt = await self._dispatcher.receipt(entry.attempts)
+        try:
+            receipt = await self._dispatcher.receipt(entry.attempts)
+        except WrongEndpointError:
+            raise
+        except (EndpointError, Web3Exception) as error:
+            if pulse.count > entry.nonce:
+                raise
+            # By its nonce it is in no block: what can be done for it needs no receipt.
+            _log.debug("no_receipt", label=entry.call.label, error=str(error)[:300])
+            receipt = None
         if receipt is not None:
             deep = pulse.head >= receipt["blockNumber"] + self._confirmations
             return receipt if deep or not self._confirmations else None
         if pulse.count > entry.nonce:
             await self._missed(entry, watch, pulse)
-        elif moved:
+        elif moved or not watch.looks % _IDLE_LOOKS:
+            # A chain that mines only on demand stands still until it has this transaction.
             await self._nudge(entry, watch, pulse)
         return None
 
     async def _missed(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
-        """The nonce is used, and not by us: believed only after a while, for nodes may lag."""
+        """The nonce is used, and no receipt of ours is there: believed only of a known transaction.
+
+        Nodes may lag, or take a while until they show what they have mined.
+        """
         if watch.misses == 0:
             watch.missed_at = (pulse.head, pulse.at)
         watch.misses += 1
         head, at = watch.missed_at
         late = pulse.head - head >= self._stuck_blocks or pulse.at - at >= _MISSED_SECONDS
-        if watch.misses >= _MISSES and late:
-            used = await who_used(self.w3, self.address, entry.nonce)
-            note = f"nonce used by another, {used}"
-            self._outbox.set_state(entry.id, TxState.ABANDONED, note=note)
-            raise NonceTakenError(
-                f"{entry.call.label!r} was not carried out: another program used nonce "
-                f"{entry.nonce} of {self.address}, {used}",
-                hint="Let only one program (or one --state-dir) use a wallet, then try again.",
-            )
+        if watch.misses % _MISSES or not late:
+            return
+        spender = await find_spender(self.w3, self.address, entry.nonce)
+        if spender is None and pulse.at - at < _UNSHOWN_SECONDS:
+            return
+        if spender is not None and spender.tx_hash in {each.tx_hash for each in entry.attempts}:
+            return  # it is ours, and its receipt will be shown
+        used = used_by(spender)
+        self._outbox.set_state(entry.id, TxState.ABANDONED, note=f"nonce used by another, {used}")
+        self._watches.pop(entry.id, None)
+        raise NonceTakenError(
+            f"{entry.call.label!r} was not carried out: another program used nonce "
+            f"{entry.nonce} of {self.address}, {used}",
+            hint="Let only one program (or one --state-dir) use a wallet, then try again.",
+        )
 
     async def _nudge(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
         """Resend; raise fees when it is our turn; close a gap before it."""
@@ -329,7 +412,10 @@ class Sender:
         await self._dispatcher.resend(entry)
         if entry.nonce == pulse.count:
             watch.gap_since = None
-            if pulse.head - entry.latest.sent_block >= self._stuck_blocks:
+            refused = entry.id in self._dispatcher.refusals
+            if refused and pulse.head - entry.attempts[0].sent_block >= _DOOMED_BLOCKS:
+                await self._dispatcher.give_up(entry)
+            elif pulse.head - entry.latest.sent_block >= self._stuck_blocks:
                 await self._dispatcher.replace(entry)
             return
         first = self._outbox.entries_from(pulse.count)[0]

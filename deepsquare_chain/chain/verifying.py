@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,11 +13,10 @@ from deepsquare_chain.chain.artifacts import load_artifact
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import TIMES, Deployment
 from deepsquare_chain.chain.events import RoleGranted, RoleRevoked, decode_logs, event_topics
+from deepsquare_chain.chain.logreader import read_logs
 from deepsquare_chain.chain.metadata import ipfs_hash, metadata_hash
 from deepsquare_chain.chain.rpc import TransientEndpointError
 from deepsquare_chain.errors import GridError
-
-_LOG_RANGE: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +119,13 @@ async def role_holders(
 ) -> dict[str, dict[bytes, set[str]]]:
     """Who holds which role, by contract address, from the events since the deployment."""
     holders: dict[str, dict[bytes, set[str]]] = {}
-    head = await w3.eth.block_number
-    topics: Any = [event_topics(RoleGranted, RoleRevoked)]
-    for first, last in _ranges(deployment.block, head):
-        logs = await w3.eth.get_logs(
-            {
-                "fromBlock": first,
-                "toBlock": last,
-                "address": [to_checksum_address(each) for each in deployment.addresses],
-                "topics": topics,
-            }
-        )
-        for event in decode_logs(logs):
-            if isinstance(event, RoleGranted | RoleRevoked):
-                of_role = holders.setdefault(event.address, {}).setdefault(event.role, set())
-                if isinstance(event, RoleGranted):
-                    of_role.add(event.account)
-                else:
-                    of_role.discard(event.account)
+    addresses = [to_checksum_address(each) for each in deployment.addresses]
+    topics = [event_topics(RoleGranted, RoleRevoked)]
+    for event in decode_logs(await read_logs(w3, addresses, topics, deployment.block)):
+        if isinstance(event, RoleGranted | RoleRevoked):
+            of_role = holders.setdefault(event.address, {}).setdefault(event.role, set())
+            if isinstance(event, RoleGranted):
+                of_role.add(event.account)
+            else:
+                of_role.discard(event.account)
     return holders
-
-
-def _ranges(first: int, last: int) -> Iterator[tuple[int, int]]:
-    for start in range(first, last + 1, _LOG_RANGE):
-        yield start, min(start + _LOG_RANGE - 1, last)

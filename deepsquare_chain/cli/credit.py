@@ -55,7 +55,9 @@ async def approve(desk: Desk, credits: CreditsArgument) -> None:
 
     async with open_wallet(desk.settings) as wallet:
         spender = wallet.contracts.scheduler.address
-        desk.receipt(await wallet.send(wallet.contracts.credit.approve(spender, credits)))
+        async with wallet.sender.spending(10 * wallet.timeout):
+            receipt = await wallet.send(wallet.contracts.credit.approve(spender, credits))
+        desk.receipt(receipt)
 
 
 @command(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.chain.contracts import Contracts
     from deepsquare_chain.client.history import History
     from deepsquare_chain.client.watching import Ended
+    from deepsquare_chain.errors import EndpointError
 
 app = typer.Typer(
     help="List, look at, watch, read, fetch, cancel, top up, retry.", no_args_is_help=True
@@ -141,7 +143,7 @@ async def watch(
 
     async with open_grid(desk.settings) as contracts:
         ended = await follow_to_end(desk, contracts, job, wait_timeout)
-        await _print_job(desk, contracts, ended.job)
+    desk.printer.record(_JOB, _job_row(ended.job, ended.history))
     return ended.exit_code
 
 
@@ -158,6 +160,7 @@ async def follow_to_end(
         desk.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
 
     interval = desk.settings.poll_interval
+    trouble = partial(tell_trouble, desk, f"waiting for job {job_id} goes on")
     async with Teller(contracts, desk.printer.note) as teller:
         return await watch(
             contracts,
@@ -166,7 +169,15 @@ async def follow_to_end(
             timeout=timeout,
             on_change=tell,
             on_rest=teller.look,
+            on_trouble=trouble,
         )
+
+
+def tell_trouble(desk: Desk, goes_on: str, error: EndpointError | None) -> None:
+    """Say on stderr that the endpoint fails and what goes on all the same, or that it is back."""
+    desk.printer.note(
+        "The endpoint answers again." if error is None else f"{error.message}; {goes_on}."
+    )
 
 
 async def print_ended(desk: Desk, found: Sequence[Ended]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.cli.frame import Desk
+from deepsquare_chain.cli.job import tell_trouble
+from deepsquare_chain.client.watching import until_answered
 from deepsquare_chain.job import Job
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
 from deepsquare_chain.sdk.results import no_run
@@ -19,12 +22,16 @@ _INTERVAL: Final = 0.5
 async def stream(desk: Desk, contracts: Contracts, job_id: int, *, follow: bool) -> None:
     """Print the output from its beginning; with `follow` until the run has ended.
 
+    An endpoint that fails meanwhile does not end the following.
+
     Raises:
         NotFoundError: There is no such job, or no provider on this machine has run it.
     """
     position = 0
+    trouble = partial(tell_trouble, desk, f"following job {job_id} goes on")
     while True:
-        job = await contracts.scheduler.get_job(job_id)
+        ask = partial(contracts.scheduler.get_job, job_id)
+        job = await (until_answered(ask, on_trouble=trouble) if follow else ask())
         run = _run(desk, contracts, job)
         if run is None and (not follow or job.status.is_final):
             raise no_run(job, desk.settings.state_dir)

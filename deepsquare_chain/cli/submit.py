@@ -12,7 +12,6 @@ from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import some
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.errors import WaitTimeoutError
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.contracts import Contracts
@@ -198,15 +197,17 @@ async def submit(
             )
         digest, sent = job_file.definition.digest.hex(), done.receipts[-1].hash
         submitted = [(i, terms.name, terms.amount, digest, sent) for i in done.job_ids]
-        if wait:
-            try:
-                return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
-            except WaitTimeoutError:
-                # They are paid for: whoever waited must know which they are.
-                desk.printer.rows(_SUBMITTED, submitted)
-                raise
-        desk.printer.rows(_SUBMITTED, submitted)
-        return None
+        if not wait:
+            desk.printer.rows(_SUBMITTED, submitted)
+            return None
+        ids = ", ".join(map(str, done.job_ids))
+        desk.printer.note(f"Submitted and paid for: job{'s' * (array > 1)} {ids}.")
+        try:
+            return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
+        except BaseException:
+            # They are paid for: whoever waited must know which they are, whatever comes after.
+            desk.printer.rows(_SUBMITTED, submitted)
+            raise
 
 
 def _announce(desk: Desk, due: Bill, *, permit: bool) -> None:
@@ -227,8 +228,6 @@ async def _wait(
     """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins."""
     from deepsquare_chain.cli.job import follow_to_end, print_ended
 
-    if len(job_ids) > 1:
-        desk.printer.note(f"Submitted jobs {', '.join(map(str, job_ids))}.")
     deadline = None if timeout is None else time.monotonic() + timeout
     found = []
     for job_id in job_ids:

@@ -57,6 +57,12 @@ async def top_up(wallet: Wallet, job_id: int, amount: int) -> TxReceipt:
         NotFoundError: There is no such job.
         InsufficientFundsError: The wallet has fewer credits.
     """
+    async with wallet.sender.spending(10 * wallet.timeout):
+        return await _top_up(wallet, job_id, amount)
+
+
+async def _top_up(wallet: Wallet, job_id: int, amount: int) -> TxReceipt:
+    """See `top_up`, with the wallet's lock."""
     contracts = wallet.contracts
     job = await contracts.scheduler.get_job(job_id)
     call = contracts.scheduler.top_up(job_id, job.customer, amount)

@@ -17,7 +17,7 @@ from deepsquare_chain.chain.eventtypes import (
     JobToppedUp,
     JobTransition,
 )
-from deepsquare_chain.client.logreader import read_logs
+from deepsquare_chain.chain.logreader import read_logs
 from deepsquare_chain.job import Objective
 
 _KINDS = (JobSubmitted, JobToppedUp, JobSettled, JobRetried, JobResult, JobPanicked, JobTransition)
@@ -125,10 +125,10 @@ async def _events(contracts: Contracts, job_ids: list[int]) -> list[Event]:
     numbers = [f"0x{number:064x}" for number in job_ids]
     address = contracts.scheduler.address
     start = contracts.deployment.block
-    own = await read_logs(contracts.w3, address, [kinds, numbers], start)
+    own = await read_logs(contracts.w3, [address], [kinds, numbers], start)
     # A carry is told by the predecessor's event, whose second topic is the successor.
     carried = await read_logs(
-        contracts.w3, address, [event_topics(JobRetried), None, numbers], start
+        contracts.w3, [address], [event_topics(JobRetried), None, numbers], start
     )
     # Where predecessor and successor are both asked for, the same event comes twice.
     return list({event.place: event for event in decode_logs([*own, *carried])}.values())

@@ -24,7 +24,7 @@ from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _GWEI: Final = 10**9
 #: A person waits: an endpoint that is down is told after seconds, not minutes.
-_ATTEMPTS: Final = 2
+_ATTEMPTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ async def open_grid(settings: Settings) -> AsyncIterator[Contracts]:
         settings.endpoint,
         chain_id=deployment.chain_id,
         contracts=deployment.addresses,
+        landmark=deployment.block,
         attempts=_ATTEMPTS,
         max_lag_blocks=settings.max_lag_blocks,
         transport=transport_of(settings),

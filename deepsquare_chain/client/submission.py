@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
+from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.calls import checked_address
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.eventtypes import JobSubmitted
@@ -28,6 +30,12 @@ _GAS_CALL: Final = 120_000
 _GAS_JOB: Final = 90_000
 _GAS_APPROVE: Final = 60_000
 _PERMIT_SECONDS: Final = 900
+#: How many receipts' worth of time a submission waits for others of its wallet.
+_TURN_TIMEOUTS: Final = 10
+#: Seconds in which submissions count as made at the same time.
+_GATHER_SECONDS: Final = 0.02
+#: Tries, and the seconds between them, until every node knows of an approval that was mined.
+_ALLOWED: Final = (20, 0.25)
 #: Characters of a submission's key.
 MAX_KEY: Final = 120
 _PREFIX: Final = "submit:"
@@ -148,15 +156,20 @@ async def submit(
     Raises:
         InsufficientFundsError: Too few credits, or no gas; nothing was paid.
         UsageError: The key stands for another submission, or is no key.
+        WaitTimeoutError: Others of this wallet are under way for long, and nothing was paid; or
+            this one was sent and is in no block yet, as the message says.
         GridError: The store, the endpoint or a contract refused; nothing was paid.
     """
     found = await repeated(contracts, sender, requests, key, timeout)
     if found is not None:
         return found
     try:
-        return await _pay(
-            contracts, sender, store, requests, permit=permit, timeout=timeout, key=key
-        )
+        async with sender.spending(_TURN_TIMEOUTS * timeout):
+            # Whoever had the lock may have been the same command.
+            found = await repeated(contracts, sender, requests, key, timeout)
+            return found or await _pay(
+                contracts, sender, store, requests, permit=permit, timeout=timeout, key=key
+            )
     except (StoreError, InsufficientFundsError, RevertedError):
         # The same command beside this one may have been quicker with its key, credits or permit.
         found = await repeated(contracts, sender, requests, key, timeout)
@@ -192,8 +205,122 @@ async def _pay(
         approval = contracts.credit.approve(scheduler.address, due.total)
         receipts.append(await sender.send(approval, timeout=timeout))
     outbox_key = None if key is None else _PREFIX + key
-    receipts.append(await sender.send(call, timeout=timeout, key=outbox_key))
+    tries, pause = _ALLOWED if receipts else (1, 0.0)
+    for left in range(tries - 1, -1, -1):
+        try:
+            receipts.append(await sender.send(call, timeout=timeout, key=outbox_key))
+            break
+        except reverts.ERC20InsufficientAllowance:
+            # Behind one address may stand a node that has not seen the approval yet.
+            if not left:
+                raise
+            await asyncio.sleep(pause)
     return _born(receipts)
+
+
+class SubmissionQueue:
+    """Submissions of one wallet: those that are made at the same time go out as one transaction.
+
+    Args:
+        contracts: The deployment.
+        sender: Of the customer's wallet.
+        store: Where the definitions are kept.
+        permit: The customer's account, for submissions that sign a permit.
+        timeout: Seconds to wait for each transaction.
+    """
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        sender: Sender,
+        store: DefinitionStore,
+        *,
+        permit: LocalAccount,
+        timeout: float,
+    ) -> None:
+        self._contracts = contracts
+        self._sender = sender
+        self._store = store
+        self._permit = permit
+        self._timeout = timeout
+        self._waiting: list[_Queued] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def submit(self, request: Request, *, permit: bool = False) -> Submitted:
+        """Submit, with others that are made at the same time; errors as the function `submit`."""
+        queued = _Queued(request, permit, asyncio.get_running_loop().create_future())
+        self._waiting.append(queued)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work(), name="submissions")
+        return await queued.result
+
+    async def close(self) -> None:
+        """Wait for what is under way; what nobody waits for any more and was not sent is dropped."""
+        if self._worker is not None:
+            await asyncio.wait([self._worker])
+
+    async def _work(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(_GATHER_SECONDS)
+            some = self._take()
+            if some:
+                await self._pay(some)
+
+    def _take(self) -> list[_Queued]:
+        """The first in the queue and all that can go with it."""
+        waiting = [each for each in self._waiting if not each.result.done()]
+        some: list[_Queued] = []
+        for each in waiting:
+            jobs = sum(len(one.request.definitions) for one in [*some, each])
+            if not some or (each.permit == some[0].permit and jobs <= MAX_JOBS):
+                some.append(each)
+        self._waiting = [each for each in waiting if each not in some]
+        return some
+
+    async def _pay(self, some: Sequence[_Queued]) -> None:
+        try:
+            done = await submit(
+                self._contracts,
+                self._sender,
+                self._store,
+                [each.request for each in some],
+                permit=self._permit if some[0].permit else None,
+                timeout=self._timeout,
+            )
+        except (StoreError, InsufficientFundsError, RevertedError, UsageError) as error:
+            # Nothing was paid. One of them may be at fault, and the others are not.
+            if len(some) == 1:
+                some[0].fail(error)
+            for each in some if len(some) > 1 else ():
+                await self._pay([each])
+        except BaseException as error:
+            for each in some:
+                each.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            ids = iter(done.job_ids)
+            for each in some:
+                own = tuple(itertools.islice(ids, len(each.request.definitions)))
+                if not each.result.done():
+                    each.result.set_result(Submitted(own, done.receipts))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Queued:
+    """A submission that waits for its turn."""
+
+    request: Request
+    permit: bool
+    result: asyncio.Future[Submitted]
+
+    def fail(self, error: BaseException) -> None:
+        if self.result.done():
+            return
+        if isinstance(error, Exception):
+            self.result.set_exception(error)
+        else:
+            self.result.cancel()
 
 
 def _born(receipts: Sequence[TxReceipt]) -> Submitted:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from web3.exceptions import TransactionNotFound
 
 from deepsquare_chain.chain.outbox import Entry, TxState
+from deepsquare_chain.chain.receipts import fee_of
 from deepsquare_chain.client.network import Wallet
 from deepsquare_chain.errors import UsageError
 
@@ -53,13 +54,12 @@ async def inclusion(wallet: Wallet, entry: Entry) -> Inclusion | None:
             receipt = await w3.eth.get_transaction_receipt(attempt.tx_hash)  # type: ignore[arg-type]
         except TransactionNotFound:
             continue
-        fee = int(receipt["gasUsed"]) * int(receipt["effectiveGasPrice"])
         return Inclusion(
             attempt.tx_hash,
             int(receipt["blockNumber"]),
             receipt["status"] == 1,
             int(receipt["gasUsed"]),
-            fee,
+            fee_of(receipt),
         )
     return None
 

@@ -81,6 +81,7 @@ async def open_contracts(
             url,
             chain_id=deployment.chain_id,
             contracts=[deployment.registry, deployment.scheduler],
+            landmark=deployment.block,
             max_lag_blocks=settings.max_lag_blocks,
             metrics=metrics,
             transport=settings.transport,
@@ -106,6 +107,7 @@ async def open_store(
         contract=contracts.deployment.scheduler,
         account=account.address if account is not None else _NOBODY,
         genesis="0x" + bytes(genesis["hash"]).hex(),
+        landmark=getattr(contracts.w3.provider, "landmark", None) or "",
         exclusive=True,
     )
 

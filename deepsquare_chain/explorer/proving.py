@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
-from web3.types import RPCEndpoint
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.nodeerrors import node_message
+from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.explorer.books import Finding
 from deepsquare_chain.explorer.export import log_line
@@ -144,17 +144,10 @@ class _Proof:
         return found
 
     async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-        if not asked:
-            return []
-        batch = [(RPCEndpoint(method), params) for method, params in asked]
-        answers: Any = await self._w3.provider.make_batch_request(batch)
-        found = []
-        for answer in answers if isinstance(answers, list) else [answers]:
-            if "error" in answer:
-                error = Web3RPCError(str(answer["error"])[:300], rpc_response=answer)
-                raise EndpointError(f"The node refuses a proof: {node_message(error)}")
-            found.append(answer["result"])
-        return found
+        try:
+            return await ask_all(self._w3, asked)
+        except Web3RPCError as error:
+            raise EndpointError(f"The node refuses a proof: {node_message(error)}") from None
 
 
 async def compare_endpoints(

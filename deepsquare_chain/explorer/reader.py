@@ -9,20 +9,19 @@ from typing import Any, Final, Protocol
 
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
-from web3.types import RPCEndpoint
 
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import decode_logs
 from deepsquare_chain.chain.eventtypes import Event
-from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.logreader import read_range
+from deepsquare_chain.chain.nodeerrors import node_message
+from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.explorer.audit import Audit, Storage, verify
 from deepsquare_chain.explorer.ledger import Ledger
 from deepsquare_chain.job import Load
 
-FIRST_RANGE: Final = 2_000
-MAX_RANGE: Final = 50_000
 _HEADERS: Final = 100
 _READS: Final = 50
 _ATTEMPTS: Final = 3
@@ -174,7 +173,6 @@ class _Reading:
         self._deployment = deployment
         self._last = last
         self._progress = progress
-        self._range = FIRST_RANGE
 
     async def read(self) -> Chronicle | None:
         """None where the chain was replaced on the way."""
@@ -184,14 +182,16 @@ class _Reading:
         if self._sink is not None:
             self._sink.begin()
         while first <= self._last:
-            until = min(self._last, first + self._range - 1)
-            some = await self._logs(first, until)
-            if some is None:
-                continue
-            self._take(some, events)
-            first = until + 1
+            found = await read_range(self._w3, self._deployment.addresses, [()], first, self._last)
+            if found is None or found.after is None:
+                # It lags behind: what it does not know yet is not empty.
+                raise EndpointError(
+                    f"The node does not know all blocks up to {self._last} yet", hint="Try again."
+                )
+            self._take(found.logs, events)
+            first = found.last + 1
             if self._progress is not None:
-                self._progress(until, self._last)
+                self._progress(found.last, self._last)
         times = await self._times(events)
         if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
             return None
@@ -203,30 +203,6 @@ class _Reading:
         if self._sink is not None:
             self._sink.take(sorted(logs, key=_place))
 
-    async def _logs(self, first: int, until: int) -> list[Mapping[str, Any]] | None:
-        """Logs of a range; None where it was too wide and has been halved."""
-        query = {
-            "fromBlock": hex(first),
-            "toBlock": hex(until),
-            "address": list(self._deployment.addresses),
-        }
-        asked: list[tuple[str, list[Any]]] = [
-            ("eth_getLogs", [query]),
-            ("eth_getBlockByNumber", [hex(until), False]),
-        ]
-        try:
-            logs, header = await self._ask(asked)
-        except Web3RPCError as error:
-            if classify(error) is not NodeError.RANGE_TOO_LARGE or first == until:
-                raise self._refusal(error) from None
-            self._range = max(1, (until - first + 1) // 2)
-            return None
-        if header is None:
-            # It lags behind: what it does not know yet is not empty.
-            raise EndpointError(f"The node does not know block {until} yet", hint="Try again.")
-        self._range = min(MAX_RANGE, self._range * 2)
-        return list(logs)
-
     async def _times(self, events: Iterable[Event]) -> dict[int, int] | None:
         """Time of each block with events; None where one was replaced."""
         hashes = {event.block_number: event.block_hash for event in events}
@@ -234,7 +210,7 @@ class _Reading:
         for some in _slices(sorted(hashes), _HEADERS):
             asked = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
             try:
-                headers = await self._ask(asked)
+                headers = await ask_all(self._w3, asked)
             except Web3RPCError as error:
                 raise self._refusal(error) from None
             for number, header in zip(some, headers, strict=True):
@@ -245,26 +221,13 @@ class _Reading:
 
     async def _header(self, number: int) -> Mapping[str, Any]:
         try:
-            (header,) = await self._ask([("eth_getBlockByNumber", [hex(number), False])])
+            (header,) = await ask_all(self._w3, [("eth_getBlockByNumber", [hex(number), False])])
         except Web3RPCError as error:
             raise self._refusal(error) from None
         if header is None:
             raise EndpointError(f"The node does not know block {number}")
         found: Mapping[str, Any] = header
         return found
-
-    async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-        """Raw results of one batch, which one node answers.
-
-        Raises:
-            Web3RPCError: The node refused one of them.
-        """
-        batch = [(RPCEndpoint(method), params) for method, params in asked]
-        answers: Any = await self._w3.provider.make_batch_request(batch)
-        for answer in answers if isinstance(answers, list) else [answers]:
-            if "error" in answer:
-                raise Web3RPCError(str(answer["error"])[:300], rpc_response=answer)
-        return [answer["result"] for answer in answers]
 
     @staticmethod
     def _refusal(error: Web3RPCError) -> EndpointError:

@@ -15,7 +15,7 @@ from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.history import History
 from deepsquare_chain.client.network import Wallet, open_grid, open_wallet
-from deepsquare_chain.client.submission import Request, submit
+from deepsquare_chain.client.submission import Request, SubmissionQueue, submit
 from deepsquare_chain.client.watching import watch
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.explorer.books import StatementRow
@@ -71,6 +71,7 @@ class Grid:
         self.settings = settings
         self.contracts = contracts
         self._wallet = wallet
+        self._queue: SubmissionQueue | None = None
 
     @classmethod
     @asynccontextmanager
@@ -96,7 +97,12 @@ class Grid:
                 yield cls(found, contracts, None)
                 return
             wallet = await stack.enter_async_context(open_wallet(found))
-            yield cls(found, wallet.contracts, wallet)
+            grid = cls(found, wallet.contracts, wallet)
+            try:
+                yield grid
+            finally:
+                if grid._queue is not None:
+                    await grid._queue.close()
 
     @property
     def wallet(self) -> Wallet:
@@ -110,6 +116,18 @@ class Grid:
                 "This grid was opened without a wallet", hint="Give Grid.open(keystore=...)."
             )
         return self._wallet
+
+    @property
+    def _submissions(self) -> SubmissionQueue:
+        if self._queue is None:
+            self._queue = SubmissionQueue(
+                self.contracts,
+                self.wallet.sender,
+                FolderDefinitionStore(self.settings.store),
+                permit=self.wallet.account,
+                timeout=self.settings.timeout,
+            )
+        return self._queue
 
     async def quote(self, job: str | Path | bytes, **terms: int | None) -> list[Offer]:
         """What a job would cost at each provider; those that suit first, the cheapest first.
@@ -136,6 +154,9 @@ class Grid:
     ) -> Submission:
         """Pay for a job and put it into the grid's queue; returns once that is in a block.
 
+        Submissions that are made at the same time, as by `asyncio.gather`, go out as one
+        transaction where they can; other programs that submit from the wallet are waited for.
+
         Args:
             job: Path of a job file, or its YAML as bytes.
             credits: Escrow of each job in credit-wei; wins over the file.
@@ -154,15 +175,19 @@ class Grid:
         """
         wallet, file = self.wallet, await _read(job)
         terms: Terms = file.terms(credits=credits, time_limit=time_limit)
-        done = await submit(
-            self.contracts,
-            wallet.sender,
-            FolderDefinitionStore(self.settings.store),
-            [Request(terms, (file.definition.to_bytes(),) * count)],
-            permit=wallet.account if permit else None,
-            timeout=self.settings.timeout,
-            key=key,
-        )
+        request = Request(terms, (file.definition.to_bytes(),) * count)
+        if key is None:
+            done = await self._submissions.submit(request, permit=permit)
+        else:
+            done = await submit(
+                self.contracts,
+                wallet.sender,
+                FolderDefinitionStore(self.settings.store),
+                [request],
+                permit=wallet.account if permit else None,
+                timeout=self.settings.timeout,
+                key=key,
+            )
         return Submission(done.job_ids, done.receipts[-1].hash)
 
     async def job(self, job_id: int) -> Job:

@@ -11,15 +11,17 @@ which creates them); amounts are `Amount` columns. Example:
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
 from sqlalchemy import Connection, insert, inspect, select
 
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import UsageError, WaitTimeoutError
 from deepsquare_chain.store.base import Database, StoreError
 from deepsquare_chain.store.cursors import CursorTables
 from deepsquare_chain.store.outbox import OutboxTables
@@ -28,6 +30,8 @@ from deepsquare_chain.store.schema import GROWN, Amount, identity, metadata
 __all__ = ["Amount", "Database", "Store", "StoreError", "metadata"]
 
 SCHEMA: Final = "1"
+#: Seconds between two tries to get a wallet's lock.
+_LOCK_PAUSE: Final = 0.05
 
 
 class Store(OutboxTables, CursorTables):
@@ -36,6 +40,7 @@ class Store(OutboxTables, CursorTables):
     def __init__(self, path: Path | None) -> None:
         super().__init__(path)
         self._guard: IO[bytes] | None = None
+        self._spending = asyncio.Lock()
 
     @classmethod
     def open(
@@ -46,6 +51,7 @@ class Store(OutboxTables, CursorTables):
         contract: str,
         account: str,
         genesis: str = "",
+        landmark: str = "",
         exclusive: bool = False,
     ) -> Self:
         """Open the database, made if need be; None or ":memory:" keeps it in memory.
@@ -57,6 +63,8 @@ class Store(OutboxTables, CursorTables):
             account: Address of the wallet that it belongs to.
             genesis: Hash of the chain's first block, which tells a restarted local chain from the
                 one before; not checked when empty.
+            landmark: Hash of the block by which the chain is known again once it is deep, see
+                `deepsquare_chain.chain.pool`; not checked when empty.
             exclusive: Refuse to share it with another process, for services.
 
         Raises:
@@ -81,6 +89,7 @@ class Store(OutboxTables, CursorTables):
                     "contract": contract.lower(),
                     "account": account.lower(),
                     **({"genesis": genesis.lower()} if genesis else {}),
+                    **({"landmark": landmark.lower()} if landmark else {}),
                 }
             )
         except BaseException:
@@ -94,6 +103,25 @@ class Store(OutboxTables, CursorTables):
         if self._guard is not None:
             self._guard.close()
             self._guard = None
+
+    @asynccontextmanager
+    async def spending(self, timeout: float) -> AsyncIterator[None]:
+        """The wallet's lock around an allowance and what uses it; see `Outbox.spending`."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(timeout):
+                    await held.enter_async_context(self._spending)
+                    if self.path is not None:
+                        held.enter_context(
+                            await _locked(self.path.with_name(f"{self.path.name}.spending"))
+                        )
+            except TimeoutError:
+                raise WaitTimeoutError(
+                    f"Another submission or top-up of this wallet has been under way for "
+                    f"{timeout:.3g} s; nothing was paid for this one",
+                    hint="Wait until it has ended; `deepsquare tx list` shows what it sent.",
+                ) from None
+            yield
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +150,7 @@ _NAMES: Final = {
     "contract": "contract",
     "account": "account",
     "genesis": "chain (same id, other first block)",
+    "landmark": "chain (same id, other block of the deployment)",
 }
 
 
@@ -143,6 +172,25 @@ def _make(file: Path) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreError(f"The database {file} can't be opened: {error.strerror}") from None
+
+
+async def _locked(file: Path) -> IO[bytes]:
+    """A lock that ends with the process at the latest; waits for whoever has it."""
+    try:
+        lock = file.open("ab")
+    except OSError as error:
+        raise StoreError(f"The lock {file} can't be opened: {error.strerror}") from None
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_PAUSE)
+            else:
+                return lock
+    except BaseException:
+        lock.close()
+        raise
 
 
 def _guard(file: Path) -> IO[bytes]:

@@ -39,4 +39,5 @@ async def open_wallet_store(
         contract=deployment.scheduler,
         account=address,
         genesis=bytes(genesis["hash"]).hex(),
+        landmark=getattr(w3.provider, "landmark", None) or "",
     )

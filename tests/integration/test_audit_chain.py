@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.ceiling import Ceiling
 from deepsquare_chain.chain.contracts import Report
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.explorer import reader
@@ -75,8 +76,8 @@ async def test_a_past_block(grid: LiveGrid) -> None:
 
 async def test_small_ranges_tell_the_same(grid: LiveGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = await read_chronicle(grid.w3, grid.deployment)
-    monkeypatch.setattr(reader, "FIRST_RANGE", 3)
-    monkeypatch.setattr(reader, "MAX_RANGE", 7)
+    (member,) = grid.w3.provider.members
+    monkeypatch.setattr(member.provider, "log_range", Ceiling(3, 7))
     monkeypatch.setattr(reader, "_HEADERS", 2)
     assert await read_chronicle(grid.w3, grid.deployment, to_block=whole.to_block) == whole
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from deepsquare_chain import Grid
 from deepsquare_chain.chain.outbox import Entry
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.faults import VARIABLE
@@ -74,13 +76,48 @@ def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
 
+@pytest.mark.parametrize("more", [(), ("--permit",), ("--array", "2")])
+def test_submissions_at_once_succeed_all(cli: Cli, place: Place, more: tuple[str, ...]) -> None:
+    """From one wallet, each a process of its own: an allowance is used by the one that set it."""
+    before, known = credits(cli), set(jobs(cli))
+    with ThreadPoolExecutor(3) as pool:
+        arguments = ("submit", HELLO, *more, "-o", "json")
+        found = list(pool.map(lambda _: run(arguments, place.folder), range(3)))
+    ids = [each["id"] for done in found for each in data(done)]
+    each = 2 if "--array" in more else 1
+    assert len(set(ids) - known) == len(ids) == 3 * each
+    assert credits(cli) == before - 3 * each * 10**18
+
+
+def test_submissions_and_a_top_up_at_once(cli: Cli, place: Place) -> None:
+    [first] = [each["id"] for each in data(cli("submit", HELLO, "-o", "json"))]
+    lines = [("submit", HELLO), ("job", "topup", str(first), "2"), ("submit", HELLO, "--permit")]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda line: run(line, place.folder), lines))
+    assert [each.code for each in found] == [0, 0, 0], found
+    assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
+
+
+def test_gathered_submissions_are_one_transaction(cli: Cli, sent: Any) -> None:
+    async def gather() -> list[int]:
+        async with Grid.open() as grid:
+            made = await asyncio.gather(*(grid.submit(HELLO) for _ in range(5)))
+        return [job_id for each in made for job_id in each.job_ids]
+
+    before = credits(cli)
+    ids = asyncio.run(gather())
+    assert len(set(ids)) == 5
+    assert credits(cli) == before - 5 * 10**18
+    assert sent() == 2, "an approval and one submission"
+
+
 def test_what_is_waited_for_in_vain_is_named_all_the_same(cli: Cli) -> None:
     """It is paid for: people and programs must know which jobs they are."""
     waiting = ("submit", HELLO, "--array", "2", "--permit", "--wait", "--wait-timeout", "0")
     found = cli(*waiting)
     second, first = jobs(cli)[:2]
     assert found.code == 9
-    assert f"Submitted jobs {first}, {second}." in found.err
+    assert f"Submitted and paid for: jobs {first}, {second}." in found.err
     assert f"Job {first} is still PENDING" in found.err
     assert (str(first) in found.out, str(second) in found.out) == (True, True)
     found = cli(*waiting, "-o", "json")

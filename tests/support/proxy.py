@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Self
 
@@ -33,6 +33,11 @@ MIXED: Mapping[str, float] = {
     "hang": 0.5,  # silence, then the end
     "lost": 1,  # forwarded, and then no answer
     "stale": 1.5,  # a node of the pool that is 1 to 20 blocks behind
+    "internal": 1,  # 200 with an error object of the node
+    "indexing": 1,  # 200 with the words of a node that indexes
+    "unavailable": 1,  # 503 with an error object
+    "denied": 1,  # 400 with an error object of another question
+    "disowned": 1,  # forwarded, and an error object in place of the answer
 }
 MOST_BEHIND = 20
 _SEND = "eth_sendRawTransaction"
@@ -63,6 +68,102 @@ def refusal(code: int, message: str) -> Spoil:
     return lambda question, _answer: ("200 OK", json.dumps(_errors(question, error)).encode())
 
 
+#: Answers a request in place of the node: HTTP status and body; None leaves it to the node.
+Profile = Callable[[Any], tuple[str, Any] | None]
+
+
+def calls(question: Any) -> list[dict[str, Any]]:
+    """The single questions of a request."""
+    return question if isinstance(question, list) else [question]
+
+
+def error_object(question: Any, code: int, message: str, *, named: bool = True) -> dict[str, Any]:
+    """One error object in place of the whole answer, with the id of the first question or none."""
+    number = calls(question)[0]["id"] if named else None
+    return {"jsonrpc": "2.0", "id": number, "error": {"code": code, "message": message}}
+
+
+def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
+    """A node that gives logs of so many blocks at once."""
+
+    def profile(question: Any) -> tuple[str, Any] | None:
+        for each in calls(question):
+            if each["method"] == "eth_getLogs":
+                query = each["params"][0]
+                if int(query["toBlock"], 16) - int(query["fromBlock"], 16) >= most:
+                    return line, error_object(question, code, message)
+        return None
+
+    return profile
+
+
+def few_calls(most: int, line: str, code: int, message: str, *, shape: str = "object") -> Profile:
+    """A node that takes so many questions in one request.
+
+    Its refusal is an `object`, a `list` of one, or as many errors as there were questions (`each`).
+    """
+
+    def profile(question: Any) -> tuple[str, Any] | None:
+        if not isinstance(question, list) or len(question) <= most:
+            return None
+        error = {"code": code, "message": message}
+        if shape == "each":
+            return line, _errors(question, error)
+        found = error_object(question, code, message, named=False)
+        return line, [found] if shape == "list" else found
+
+    return profile
+
+
+def failing(methods: Collection[str], line: str, code: int, message: str, *, times: int) -> Profile:
+    """A node that answers so many questions of these methods with an error object."""
+    left = times
+
+    def profile(question: Any) -> tuple[str, Any] | None:
+        nonlocal left
+        if left <= 0 or not methods & {each["method"] for each in calls(question)}:  # type: ignore[operator]
+            return None
+        left -= 1
+        return line, _errors(question, {"code": code, "message": message})
+
+    return profile
+
+
+#: How nodes and hosted endpoints refuse a range of logs: HTTP status, code, words.
+RANGE_REFUSALS: Mapping[str, tuple[str, int, str]] = {
+    "besu": ("200 OK", -32005, "Requested range exceeds maximum RPC range limit"),
+    "alchemy": (
+        "400 Bad Request",
+        -32600,
+        "You can make eth_getLogs requests with up to a 500 block range.",
+    ),
+    "quicknode": ("413 Payload Too Large", -32614, "eth_getLogs is limited to a 500 range"),
+    "infura": ("200 OK", -32005, "query returned more than 10000 results"),
+    "drpc": ("400 Bad Request", 35, "ranges over 10000 blocks are not supported on freetier"),
+    "reth": ("200 OK", -32602, "query exceeds max block range 100000"),
+    "unheard of": ("500 Internal Server Error", -32000, "no"),
+}
+#: How they refuse a batch: most questions, HTTP status, code, words, shape.
+BATCH_REFUSALS: Mapping[str, tuple[int, str, int, str, str]] = {
+    "drpc": (3, "500 Internal Server Error", 31, "Batch of more than 3 requests", "object"),
+    "400": (3, "400 Bad Request", 31, "Batch of more than 3 requests", "object"),
+    "list of one": (3, "200 OK", 31, "Batch of more than 3 requests", "list"),
+    "each": (2, "200 OK", -32000, "batch too large", "each"),
+    "none": (0, "200 OK", -32600, "batch requests are not supported", "object"),
+    "none, 403": (0, "403 Forbidden", -32600, "batch requests are not supported", "object"),
+}
+#: What nodes say to a read instead of an answer, although the next time they may have one.
+READ_ERRORS: Mapping[str, tuple[str, int, str]] = {
+    "indexing": ("200 OK", -32000, "transaction indexing is in progress"),
+    "internal": ("200 OK", -32603, "Internal error"),
+    "timed out": ("200 OK", -32000, "upstream request timed out"),
+    "not found": ("200 OK", -32000, "not found"),
+    "503": ("503 Service Unavailable", -32000, "no backends available"),
+    "400": ("400 Bad Request", -32600, "something is wrong with this"),
+    "unheard of": ("200 OK", 19, "temporary trouble, retry"),
+}
+
+
 def mixed(rate: float) -> dict[str, float]:
     """All faults together at a rate: of 100 requests, 100 * `rate` go wrong somehow."""
     total = sum(MIXED.values())
@@ -83,6 +184,7 @@ class Proxy:
         orders: Faults for the next answers, used up one by one before any dice are thrown: names
             of `MIXED`, or functions. The node gets such a request all the same.
         only: Methods that orders wait for; any where it is empty.
+        profile: Answers in place of the node what it does not take, before any dice are thrown.
     """
 
     def __init__(
@@ -99,6 +201,7 @@ class Proxy:
         assert sum(self.rates.values()) <= 1.0 + 1e-9
         self.orders: list[str | Spoil] = []
         self.only: frozenset[str] = frozenset()
+        self.profile: Profile | None = None
         self.counts: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
         self.connections = 0
@@ -132,6 +235,10 @@ class Proxy:
         assert self._server is not None
         await _cut(self._server, self._tasks)
 
+    def lead_to(self, upstream: str) -> None:
+        """Stand before another node from now on, as if this one had been begun anew."""
+        self._upstream = upstream
+
     def calm(self) -> None:
         """Behave from now on."""
         self.rates = {}
@@ -162,6 +269,11 @@ class Proxy:
         """The bytes of an answer, and whether the connection goes on after them."""
         asked = question if isinstance(question, list) else [question]
         self.methods.update(each["method"] for each in asked)
+        self.counts["requests"] += 1
+        told = None if self.profile is None else self.profile(question)
+        if told is not None:
+            self.counts["refused"] += 1
+            return _http(json.dumps(told[1]).encode(), told[0]), True
         if self.orders and (not self.only or self.only & {each["method"] for each in asked}):
             return await self._spoilt(question, asked, self.orders.pop(0))
         fault = self._draw()
@@ -192,6 +304,10 @@ class Proxy:
         if fault == "limited":
             error = {"code": -32005, "message": "daily request rate limit reached"}
             return _http(json.dumps(_errors(question, error)).encode()), True
+        if fault in _ERRORS:
+            line, code, words = _ERRORS[fault]
+            error = {"code": code, "message": words}
+            return _http(json.dumps(_errors(question, error)).encode(), line), True
         return (_PLAIN[fault], True) if fault in _PLAIN else None
 
     @staticmethod
@@ -199,6 +315,9 @@ class Proxy:
         """Answers of the node, spoilt on their way."""
         if fault == "lost":
             return b"", False
+        if fault == "disowned":
+            error = {"code": -32603, "message": "Internal error"}
+            found = [{"jsonrpc": "2.0", "id": each["id"], "error": error} for each in found]
         if fault == "wrong_id":
             found[0]["id"] = (found[0].get("id") or 0) + 1
         if fault == "null":
@@ -360,6 +479,12 @@ def _errors(question: Any, error: Mapping[str, Any]) -> Any:
     return {"jsonrpc": "2.0", "id": question["id"], "error": error}
 
 
+_ERRORS = {
+    "internal": READ_ERRORS["internal"],
+    "indexing": READ_ERRORS["indexing"],
+    "unavailable": READ_ERRORS["503"],
+    "denied": READ_ERRORS["400"],
+}
 _HTML = b"<!doctype html><title>One moment, please</title><h1>Checking your browser</h1>"
 _PLAIN = {
     "busy": _http(b"slow down", "429 Too Many Requests", "text/plain"),

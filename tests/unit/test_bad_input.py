@@ -21,7 +21,7 @@ from web3.exceptions import BlockNotFound, TransactionNotFound, Web3RPCError
 from web3.middleware import AttributeDictMiddleware, ExtraDataToPOAMiddleware
 
 from deepsquare_chain.chain import wallet
-from deepsquare_chain.chain.answers import fits
+from deepsquare_chain.chain.answers import UnfitError, checked
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.endpoint import CheckedProvider
 from deepsquare_chain.chain.events import Event, decode_log, decode_logs
@@ -356,8 +356,10 @@ class Gossip(FakeChain):
         bent = []
         for (method, _), each in zip(asked, answers, strict=True):
             result = bent_tree(each.get("result"), self.dice)
-            if not fits(method, result):  # which the connection looks at
-                raise EndpointError(f"no proper answer to {method}")
+            try:
+                result = checked(method, result)  # as the connection does
+            except UnfitError:
+                raise EndpointError(f"no proper answer to {method}") from None
             bent.append({**each, "result": result} if "result" in each else each)
         return bent
 

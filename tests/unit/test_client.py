@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from deepsquare_chain.chain.eventtypes import (
     JobToppedUp,
     JobTransition,
 )
+from deepsquare_chain.chain.rpc import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.client import watching
 from deepsquare_chain.client.history import History, inherit, replay
 from deepsquare_chain.client.joblist import newest, parse_statuses
@@ -24,7 +26,12 @@ from deepsquare_chain.client.quotes import cheapest, quote
 from deepsquare_chain.client.submission import Bill
 from deepsquare_chain.client.watching import Ended, watch
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.errors import InsufficientFundsError, UsageError, WaitTimeoutError
+from deepsquare_chain.errors import (
+    EndpointError,
+    InsufficientFundsError,
+    UsageError,
+    WaitTimeoutError,
+)
 from deepsquare_chain.job import (
     Hardware,
     Job,
@@ -279,6 +286,61 @@ async def test_watch_tells_of_a_job_that_stands_still(monkeypatch: pytest.Monkey
         on_rest=lambda job: rested.append(job.status),
     )
     assert rested == [JobStatus.PENDING, JobStatus.PENDING, JobStatus.META_SCHEDULED]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransientEndpointError("HTTP status 502"),
+        TransientEndpointError("transaction indexing is in progress"),
+        EndpointError("HTTP status 403"),
+    ],
+)
+async def test_watch_goes_on_while_the_endpoint_fails(
+    monkeypatch: pytest.MonkeyPatch, error: EndpointError
+) -> None:
+    """Records and events alike; it is told once of each outage."""
+    answers: list[Any] = [error, error, JOB, error, replace(JOB, status=JobStatus.FINISHED)]
+    told: list[str] = []
+
+    async def get_job(_job_id: int) -> Job:
+        found = answers.pop(0)
+        if isinstance(found, EndpointError):
+            raise found
+        return found  # type: ignore[no-any-return]
+
+    async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
+        if failures:
+            raise failures.pop()
+        return {number: History(number, exit_code=0) for number in ids}
+
+    failures = [error, error]
+    monkeypatch.setattr(watching, "histories", histories)
+    monkeypatch.setattr(watching, "_PAUSES", (0.001, 0.002))
+    contracts: Any = SimpleNamespace(scheduler=SimpleNamespace(get_job=get_job))
+    found = await watch(
+        contracts,
+        1,
+        interval=0,
+        on_trouble=lambda each: told.append("back" if each is None else each.message),
+    )
+    assert found.exit_code == 0
+    assert told == [error.message, "back"] * 3
+
+
+async def test_watch_ends_where_waiting_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_PAUSES", (0.001, 0.002))
+    errors: list[EndpointError] = [TransientEndpointError("away"), WrongEndpointError("another")]
+
+    async def get_job(_job_id: int) -> Job:
+        raise errors[0] if len(errors) == 1 else errors.pop(0)
+
+    contracts: Any = SimpleNamespace(scheduler=SimpleNamespace(get_job=get_job))
+    with pytest.raises(WrongEndpointError):
+        await watch(contracts, 1, interval=0)
+    errors[:] = [TransientEndpointError("away")]
+    with pytest.raises(TransientEndpointError):
+        await watch(contracts, 1, interval=0, timeout=0.02)
 
 
 async def test_watch_gives_up_in_time() -> None:

@@ -260,15 +260,25 @@ async def test_ranges_are_halved_and_grow_again(chain: FakeChain, store: Store, 
     assert max(batch.to_block - batch.from_block + 1 for batch in book.batches) > 10
 
 
-async def test_other_errors_do_not_halve(chain: FakeChain, store: Store, book: Book) -> None:
-    chain.mine([log(1)])
-    chain.mine([log(1)])
-    chain.log_limit, chain.log_words = 1, "internal error"
-    with pytest.raises(EndpointError, match="internal error"):
-        await follower(chain, store).poll(book.apply)
-    assert len(chain.batches) == 1
-    chain.log_limit, chain.log_words = 0, "block range too large"
-    with pytest.raises(EndpointError, match="block range"):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "internal error",
+        "Requested range exceeds maximum RPC range limit",
+        "eth_getLogs is limited to a 500 range",
+        "something that no node has said before",
+    ],
+)
+async def test_any_refusal_halves_down_to_one_block(
+    chain: FakeChain, store: Store, book: Book, words: str
+) -> None:
+    for number in range(40):
+        chain.mine([log(number)])
+    chain.log_limit, chain.log_words = 3, words
+    assert await follower(chain, store).poll(book.apply) == 40
+    chain.mine([log(40)])
+    chain.log_limit = 0
+    with pytest.raises(EndpointError, match=words):
         await follower(chain, store).poll(book.apply)
 
 

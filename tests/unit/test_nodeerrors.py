@@ -44,8 +44,8 @@ SAYINGS = [
     ("limit exceeded", NodeError.RANGE_TOO_LARGE),
     ("header not found", NodeError.UNKNOWN_BLOCK),
     ("unknown block", NodeError.UNKNOWN_BLOCK),
-    ("exceeds block gas limit", NodeError.OTHER),
-    ("intrinsic gas too low", NodeError.OTHER),
+    ("exceeds block gas limit", NodeError.INVALID),
+    ("intrinsic gas too low", NodeError.INVALID),
     ("internal error", NodeError.OTHER),
     ("", NodeError.OTHER),
 ]

@@ -26,7 +26,9 @@ class Node:
         self.head, self.chain, self.genesis = head, chain, genesis
         self.down: EndpointError | None = None
         self.asked: list[str] = []
+        self.blocks: dict[str, str | None] = {}  # hashes of blocks but the first
         self.closed = 0
+        self.doubtful = False
 
     async def make_request(self, method: str, params: Any) -> Any:
         self.asked.append(method)
@@ -35,9 +37,11 @@ class Node:
             raise self.down
         answers = {
             "eth_chainId": hex(self.chain),
-            "eth_getBlockByNumber": {"hash": self.genesis},
             "eth_blockNumber": hex(self.head),
         }
+        if method == "eth_getBlockByNumber":
+            found = self.genesis if params[0] == "0x0" else self.blocks.get(params[0], "0xdd")
+            return {"result": None if found is None else {"hash": found}}
         return {"result": answers.get(method, self.place)}
 
     async def make_batch_request(self, batch: list[tuple[str, Any]]) -> Any:
@@ -251,6 +255,77 @@ async def test_who_comes_back_as_another_chain_is_left_alone(
         await ask(pool)
 
 
+@pytest.mark.parametrize("sign", ["a failure", "its head fell", "a doubt of the sender"])
+@pytest.mark.parametrize("change", ["genesis", "a known block", "chain id"])
+async def test_a_chain_that_is_begun_anew_is_noticed_and_gets_nothing(
+    clock: Clock, nodes: list[Node], sign: str, change: str
+) -> None:
+    (node,) = nodes = nodes[:1]
+    pool = await opened(nodes, landmark=10)
+    assert (pool.genesis, pool.landmark) == ("0xaa", "0xdd")
+    if sign == "a failure":
+        node.fail()
+        with pytest.raises(TransientEndpointError):
+            await ask(pool)
+        node.down = None
+    elif sign == "its head fell":
+        node.doubtful = True
+    else:
+        pool.doubt()
+    if change == "genesis":
+        node.genesis = "0xbb"
+    elif change == "chain id":
+        node.chain = 8
+    else:
+        node.blocks["0xa"] = "0xee"
+    with pytest.raises(WrongEndpointError, match="serves") as caught:
+        await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
+    assert SEND not in node.asked
+    assert caught.value.hint
+    with pytest.raises(WrongEndpointError):
+        await ask(pool)
+    assert SEND not in node.asked
+
+
+@pytest.mark.parametrize("sign", ["a failure", "its head fell"])
+async def test_the_same_chain_goes_on(clock: Clock, nodes: list[Node], sign: str) -> None:
+    (node,) = nodes = nodes[:1]
+    pool = await opened(nodes, landmark=10)
+    if sign == "a failure":
+        node.fail()
+        with pytest.raises(TransientEndpointError):
+            await ask(pool)
+        node.down = None
+    else:
+        node.doubtful = True
+    assert await ask(pool) == "a"
+    node.asked.clear()
+    assert await ask(pool) == "a"
+    assert node.asked == ["eth_getLogs"], "it is looked at once"
+
+
+async def test_a_young_chain_is_known_by_its_first_block_alone(
+    clock: Clock, nodes: list[Node]
+) -> None:
+    """What is not deep may be replaced, and is no other chain then."""
+    (node,) = nodes = nodes[:1]
+    pool = await opened(nodes, landmark=60)
+    assert pool.landmark is None
+    node.blocks["0x3c"] = "0xee"
+    pool.doubt()
+    assert await ask(pool) == "a"
+    # One that lacks a block that was known is behind, or begun anew: nothing is sent to it.
+    node.head = 200
+    pool.doubt()
+    assert await ask(pool) == "a"
+    assert pool.landmark == "0xee"
+    node.blocks["0x3c"] = None
+    pool.doubt()
+    with pytest.raises(TransientEndpointError, match="does not know block 60"):
+        await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
+    assert SEND not in node.asked
+
+
 async def test_who_was_down_at_first_is_looked_at_before_it_is_used(
     clock: Clock, nodes: list[Node]
 ) -> None:
@@ -261,7 +336,7 @@ async def test_who_was_down_at_first_is_looked_at_before_it_is_used(
     clock.now += 5
     with pytest.raises(EndpointError, match="is busy"):
         await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
-    assert (nodes[0].asked, nodes[1].asked) == (["eth_chainId", "eth_getBlockByNumber"], [SEND])
+    assert (nodes[0].asked, nodes[1].asked) == (["eth_chainId"], [SEND])
 
 
 async def test_nobody_there_at_first(clock: Clock, nodes: list[Node]) -> None:

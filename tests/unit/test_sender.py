@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from eth_account import Account
-from web3.exceptions import ContractCustomError
+from web3.exceptions import ContractCustomError, TransactionNotFound
 
 from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.calls import Call
@@ -271,6 +271,89 @@ async def test_an_error_for_what_was_taken_all_the_same(chain: FakeChain, sender
     await sender.send(call())
     task.cancel()
     assert len(chain.sent) == len(chain.mined()) == 1
+
+
+async def test_what_no_node_takes_is_ended_by_a_known_transaction(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    """Words that nobody knows are no refusal; in the end the nonce is spent all the same."""
+    chain.automine = False
+    chain.faults = [refusal("the moon is full")] * 10_000
+    task = asyncio.create_task(sender.send(call(), timeout=5))
+    await until(lambda: len(chain.sent) > 3)
+    assert states(store) == [TxState.OPEN]
+    while not any(tx.data == b"" for tx in chain.sent):
+        chain.mine()
+        await asyncio.sleep(0.002)
+    chain.faults.clear()
+    blocks = asyncio.create_task(mining(chain))
+    with pytest.raises(TransactionCancelledError):
+        await task
+    blocks.cancel()
+    assert [tx.data for tx in chain.mined()] == [b""]
+    assert states(store) == [TxState.CANCELLED]
+
+
+async def test_what_is_refused_in_unknown_words_is_told_in_time(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    chain.faults = [refusal("the moon is full")] * 10_000
+    with pytest.raises(WaitTimeoutError, match=r"was sent .* the moon is full") as caught:
+        await sender.send(call(), timeout=0.05)
+    assert "tx cancel 1" in caught.value.hint
+    assert states(store) == [TxState.OPEN]
+
+
+@pytest.mark.parametrize("error", [LOST, refusal("transaction indexing is in progress")])
+async def test_a_node_that_shows_no_transactions_gives_nothing_up(
+    chain: FakeChain, store: Store, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nonce is used, and neither receipt nor transaction is shown: it may be ours."""
+    sender = make(chain, store)
+
+    async def hidden(*_: Any, **__: Any) -> Any:
+        raise error
+
+    async def unknown(*_: Any, **__: Any) -> Any:
+        raise TransactionNotFound("not found")
+
+    real = chain.eth.get_transaction_receipt, chain.eth.get_block
+    monkeypatch.setattr(chain.eth, "get_transaction_receipt", unknown)
+    task = asyncio.create_task(sender.send(call(), timeout=5))
+    await until(store.recent_entries)
+    monkeypatch.setattr(chain.eth, "get_block", hidden)
+    for _ in range(30):
+        chain.mine()
+        await asyncio.sleep(0.002)
+    assert states(store) == [TxState.OPEN]
+    monkeypatch.setattr(chain.eth, "get_transaction_receipt", hidden)
+    await asyncio.sleep(0.02)
+    monkeypatch.setattr(chain.eth, "get_transaction_receipt", real[0])
+    monkeypatch.setattr(chain.eth, "get_block", real[1])
+    assert (await task).block_number == 1
+    assert len(chain.mined()) == 1
+
+
+async def test_what_a_short_wait_has_seen_counts_for_the_next(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
+    """A service waits two seconds in each cycle: another's transaction is believed all the same."""
+    chain.automine = False
+    with pytest.raises(WaitTimeoutError):
+        await sender.send(call(), timeout=0)
+    chain.pool.clear()
+    raw = ACCOUNT.sign_transaction(
+        {
+            "type": 2, "chainId": 1, "nonce": 0, "to": TARGET, "value": 0, "data": b"other",
+            "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
+        }
+    ).raw_transaction  # fmt: skip
+    chain._pool(Tx.read(bytes(raw)))
+    blocks = asyncio.create_task(mining(chain, 0.005))
+    while sender.pending():
+        await sender.recover(timeout=0.002)
+    blocks.cancel()
+    assert states(store) == [TxState.ABANDONED]
 
 
 async def test_underpriced_at_once_is_bid_higher(chain: FakeChain, sender: Sender) -> None:

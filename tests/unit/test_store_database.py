@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from sqlalchemy import Column, Integer, Table, delete, insert, select, update
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.chain.outbox import Attempt, TxState
-from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.errors import NotFoundError, UsageError, WaitTimeoutError
 from deepsquare_chain.store import outbox as outbox_module
 from deepsquare_chain.store.database import Amount, Store, StoreError, metadata
 
@@ -259,3 +260,31 @@ def test_a_full_disk_is_told(path: Path) -> None:
         with pytest.raises(StoreError, match="full") as error:
             fill(store)
         assert "disk full" in error.value.hint
+
+
+@pytest.mark.parametrize("where", ["two files", "one store", "memory"])
+async def test_a_wallets_lock_is_had_by_one_at_a_time(tmp_path: Path, where: str) -> None:
+    """Two programs, two tasks of one program, and a store without a file."""
+    path = None if where == "memory" else tmp_path / "wallet.db"
+    first = Store.open(path, chain_id=1, contract="0x1", account="0x2")
+    second = first
+    if where == "two files":
+        second = Store.open(path, chain_id=1, contract="0x1", account="0x2")
+    order: list[str] = []
+
+    async def use(store: Store, name: str) -> None:
+        async with store.spending(5):
+            order.append(f"{name} begins")
+            await asyncio.sleep(0.02)
+            order.append(f"{name} ends")
+
+    await asyncio.gather(use(first, "a"), use(second, "b"))
+    assert order == ["a begins", "a ends", "b begins", "b ends"]
+    async with first.spending(5):
+        with pytest.raises(WaitTimeoutError, match="nothing was paid"):
+            async with second.spending(0.01):
+                pass
+    async with second.spending(0.1):
+        pass
+    first.close()
+    second.close()

@@ -80,6 +80,7 @@ async def open_index(
             endpoint,
             chain_id=deployment.chain_id,
             contracts=deployment.addresses,
+            landmark=deployment.block,
             max_lag_blocks=max_lag_blocks,
             transport=transport,
         ) as w3,

@@ -1,0 +1,236 @@
+"""Endpoints that answer with error objects, as nodes and hosted services do.
+
+A refused range of logs is read in smaller ones, a refused batch in smaller ones, and an error to a
+read is no verdict: it is asked again, then elsewhere. What was sent is waited for through all that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain import reverts
+from deepsquare_chain.chain import sender as sender_module
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.logreader import read_logs
+from deepsquare_chain.chain.outbox import TxState
+from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.rpc import TransientEndpointError, WrongEndpointError, connected
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.devnet.node import dev_accounts
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.store.database import Store
+from tests.support.livegrid import LiveGrid
+from tests.support.proxy import (
+    BATCH_REFUSALS,
+    RANGE_REFUSALS,
+    READ_ERRORS,
+    Proxy,
+    failing,
+    few_blocks,
+    few_calls,
+    refusal,
+)
+
+NOBODY = "0x" + "51" * 20
+SEND = "eth_sendRawTransaction"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_module, "_FAILING", (0.01, 0.1))
+
+
+@pytest.fixture
+async def proxy(grid: LiveGrid) -> AsyncIterator[Proxy]:
+    async with Proxy(grid.node.url) as found:
+        yield found
+
+
+async def logs(w3: Any, grid: LiveGrid) -> list[Any]:
+    found = await read_logs(w3, grid.deployment.addresses, [], grid.deployment.block)
+    return [(each["blockHash"], each["logIndex"]) for each in found]
+
+
+@pytest.mark.parametrize("kind", RANGE_REFUSALS)
+async def test_any_refused_range_is_read_in_smaller_ones(
+    grid: LiveGrid, proxy: Proxy, kind: str
+) -> None:
+    truth = await logs(grid.w3, grid)
+    assert len(truth) > 5
+    async with connected(proxy.url) as w3:
+        proxy.profile = few_blocks(2, *RANGE_REFUSALS[kind])
+        assert await logs(w3, grid) == truth
+        refused = proxy.counts["refused"]
+        assert refused > 0
+        assert await logs(w3, grid) == truth
+        assert proxy.counts["refused"] == refused, "what it takes is remembered"
+
+
+async def test_a_range_that_is_refused_down_to_one_block_is_told(
+    grid: LiveGrid, proxy: Proxy
+) -> None:
+    async with connected(proxy.url) as w3:
+        before = w3.provider.log_range
+        proxy.profile = few_blocks(0, "200 OK", -32000, "no logs here")
+        with pytest.raises(EndpointError, match="no logs here"):
+            await logs(w3, grid)
+        assert w3.provider.log_range == before, "it told nothing about ranges"
+
+
+@pytest.mark.parametrize("kind", BATCH_REFUSALS)
+async def test_any_refused_batch_is_split(grid: LiveGrid, proxy: Proxy, kind: str) -> None:
+    asked: list[tuple[str, list[Any]]] = [
+        ("eth_getBlockByNumber", [hex(number), False]) for number in range(10)
+    ]
+    truth = await ask_all(grid.w3, asked)
+    async with connected(proxy.url) as w3:
+        most, line, code, words, shape = BATCH_REFUSALS[kind]
+        proxy.profile = few_calls(most, line, code, words, shape=shape)
+        assert await ask_all(w3, asked) == truth
+        proxy.counts.clear()
+        assert await ask_all(w3, asked) == truth
+        assert proxy.counts["refused"] == 0, "what it takes is remembered"
+        assert proxy.counts["requests"] <= 10
+
+
+async def test_an_outage_teaches_nothing_about_batches(grid: LiveGrid, proxy: Proxy) -> None:
+    asked: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 10
+    async with connected(proxy.url, attempts=1) as w3:
+        proxy.profile = failing({"eth_getBlockByNumber"}, *READ_ERRORS["503"], times=100)
+        with pytest.raises(TransientEndpointError):
+            await ask_all(w3, asked)
+        proxy.profile = None
+        await ask_all(w3, asked)
+        proxy.counts.clear()
+        await ask_all(w3, asked)
+        assert proxy.counts["requests"] == 1
+
+
+@pytest.mark.parametrize("kind", READ_ERRORS)
+async def test_an_error_to_a_read_is_asked_again_and_then_elsewhere(
+    grid: LiveGrid, proxy: Proxy, kind: str
+) -> None:
+    async with connected(proxy.url) as w3:
+        proxy.profile = failing({"eth_getBalance"}, *READ_ERRORS[kind], times=2)
+        assert await w3.eth.get_balance(NOBODY) == 0
+    async with connected(f"{proxy.url},{grid.node.url}", attempts=1) as w3:
+        proxy.profile = failing({"eth_getBalance"}, *READ_ERRORS[kind], times=99)
+        assert await w3.eth.get_balance(NOBODY) == 0
+        answers = await ask_all(w3, [("eth_getBalance", [NOBODY, "latest"])] * 3)
+        assert answers == ["0x0"] * 3
+    async with connected(proxy.url, attempts=2) as w3:
+        with pytest.raises(TransientEndpointError, match=READ_ERRORS[kind][2][:5]):
+            await w3.eth.get_balance(NOBODY)
+
+
+async def test_a_method_that_one_lacks_is_asked_of_the_other(grid: LiveGrid, proxy: Proxy) -> None:
+    lacking = ("200 OK", -32601, "the method eth_gasPrice does not exist/is not available")
+    async with connected(f"{proxy.url},{grid.node.url}", attempts=1) as w3:
+        proxy.profile = failing({"eth_gasPrice"}, *lacking, times=9)
+        assert await w3.eth.gas_price > 0
+        # It is no failure: whoever lacks one method serves the others.
+        assert w3.provider.members[0].failures == 0
+
+
+async def test_what_the_evm_says_is_an_answer(grid: LiveGrid, proxy: Proxy) -> None:
+    async with connected(proxy.url) as w3:
+        sender = Sender(w3, grid.stranger, Store.open(None, chain_id=1, contract="", account=""),
+                        chain_id=grid.node.chain_id)  # fmt: skip
+        with pytest.raises(reverts.ERC20InsufficientBalance):
+            await sender.simulate(grid.contracts.credit.transfer(NOBODY, 10**30))
+        assert proxy.methods["eth_call"] == 1
+
+
+@pytest.mark.parametrize("kind", READ_ERRORS)
+@pytest.mark.parametrize("method", ["eth_getTransactionReceipt", "eth_blockNumber"])
+async def test_what_was_sent_is_waited_for_through_errors(
+    grid: LiveGrid, proxy: Proxy, kind: str, method: str
+) -> None:
+    credit, account = grid.contracts.credit, grid.customers[0]
+    target = f"0x{len(kind):040x}"
+    before = await credit.balance_of(target)
+
+    def after_the_send(question: Any) -> Any:
+        return fails(question) if proxy.methods[SEND] else None
+
+    async with connected(proxy.url, attempts=1) as w3:
+        with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
+            sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
+            fails = failing({method}, *READ_ERRORS[kind], times=3)
+            proxy.profile = after_the_send
+            receipt = await sender.send(credit.transfer(target, 1))
+            assert receipt.events
+            assert [each.state for each in store.recent_entries()] == [TxState.MINED]
+    assert proxy.counts["refused"] == 3
+    assert await credit.balance_of(target) == before + 1
+
+
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("words", ["Internal error", "upstream request timed out", "try later"])
+async def test_an_unknown_error_to_a_send_is_no_refusal(
+    grid: LiveGrid, proxy: Proxy, words: str, taken: bool
+) -> None:
+    """Whether the node took it or not: it is sent until it is mined, and mined once."""
+    credit, account = grid.contracts.credit, grid.customers[0]
+    target = f"0x{len(words):039x}{taken:x}"
+    before = await credit.balance_of(target)
+    async with connected(proxy.url) as w3:
+        with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
+            if taken:
+                proxy.only, proxy.orders = frozenset({SEND}), [refusal(-32603, words)]
+            else:
+                proxy.profile = failing({SEND}, "200 OK", -32603, words, times=1)
+            sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
+            await sender.send(credit.transfer(target, 1))
+            assert len(store.recent_entries()) == 1
+    assert await credit.balance_of(target) == before + 1
+
+
+async def test_error_objects_at_a_third_of_all_answers(grid: LiveGrid, proxy: Proxy) -> None:
+    credit, account = grid.contracts.credit, grid.customers[1]
+    target = "0x" + "a7" * 20
+
+    async def once(sender: Sender, number: int) -> None:
+        async with asyncio.timeout(100):
+            while True:
+                with suppress(EndpointError):
+                    await sender.send(credit.transfer(target, 1), key=f"errors {number}")
+                    return
+
+    async with connected(proxy.url) as w3:
+        with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
+            sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.05)
+            kinds = ("internal", "indexing", "unavailable", "denied", "disowned")
+            proxy.rates = dict.fromkeys(kinds, 0.3 / len(kinds))
+            await asyncio.gather(*(once(sender, number) for number in range(6)))
+            assert sender.pending() == []
+    assert await credit.balance_of(target) == 6
+
+
+async def test_a_chain_that_is_begun_anew_gets_nothing_of_the_old_one() -> None:
+    """Same id, same address, same accounts: old bytes would be valid there."""
+    account, call = dev_accounts()[7], Call(to=NOBODY, data=b"", label="a coin", value=1)
+    async with (
+        ChainProcess(block_time=0) as old,
+        Proxy(old.url) as proxy,
+        connected(proxy.url) as w3,
+    ):
+        with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
+            sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
+            for _ in range(2):
+                await sender.send(call)
+            async with ChainProcess(block_time=0) as new, connected(new.url) as there:
+                assert there.provider.genesis != w3.provider.genesis
+                proxy.lead_to(new.url)
+                for work in (sender.tend(), sender.send(call), sender.recover()):
+                    with pytest.raises(WrongEndpointError, match="another chain 1337"):
+                        await work
+                assert await there.eth.get_transaction_count(account.address) == 0
+            assert proxy.methods[SEND] == 2
+            assert {each.state for each in store.recent_entries()} == {TxState.MINED}

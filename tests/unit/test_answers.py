@@ -1,0 +1,108 @@
+"""Response validation: what is read must be right, and what nobody reads changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.answers import UnfitError, checked
+
+HASH = "0x" + "11" * 32
+OTHER = "0x" + "22" * 32
+ADDRESS = "0x" + "33" * 20
+LOG = {
+    "address": ADDRESS,
+    "topics": [HASH],
+    "data": "0x01",
+    "blockNumber": "0x5",
+    "blockHash": HASH,
+    "transactionHash": OTHER,
+    "logIndex": "0x0",
+    "removed": False,
+}
+TRANSACTION = {"hash": HASH, "nonce": "0x1", "from": ADDRESS, "to": ADDRESS, "input": "0x"}
+RECEIPT = {
+    "transactionHash": HASH,
+    "blockHash": OTHER,
+    "blockNumber": "0x5",
+    "gasUsed": "0x5208",
+    "status": "0x1",
+    "logs": [LOG],
+    "from": ADDRESS,
+}
+BLOCK = {"number": "0x5", "hash": HASH, "timestamp": "0x6", "transactions": [HASH]}
+
+#: Fields that nobody here reads, as real chains have them.
+UNUSED: dict[str, dict[str, Any]] = {
+    "EIP-7702": {"type": "0x4", "authorizationList": [{"chainId": "0x1", "address": ADDRESS}]},
+    "a deposit of a rollup": {"type": "0x7e", "sourceHash": HASH, "mint": "0x0", "r": "0x"},
+    "a type of a chain of its own": {"type": "0x68", "chainId": None, "v": "none"},
+    "odd signatures": {"v": {}, "r": 5.5, "s": None, "yParity": "yes"},
+    "odd lists": {"accessList": 7, "withdrawals": "none", "blobVersionedHashes": [1]},
+    "null where there is nothing": {"extraData": None, "logsBloom": None, "type": None},
+    "extra": {"l1BlockNumber": "0x1", "timeboosted": False, "anything": {"a": [None]}},
+}
+
+
+@pytest.mark.parametrize("kind", UNUSED)
+@pytest.mark.parametrize(
+    ("method", "result"),
+    [
+        ("eth_getTransactionByHash", TRANSACTION),
+        ("eth_getTransactionReceipt", RECEIPT),
+        ("eth_getBlockByNumber", BLOCK),
+        ("eth_getLogs", LOG),
+    ],
+)
+def test_what_nobody_reads_changes_nothing(method: str, result: dict[str, Any], kind: str) -> None:
+    bent = result | UNUSED[kind]
+    many = method == "eth_getLogs"
+    found = checked(method, [bent] if many else bent)
+    found = found[0] if many else found
+    assert {name: found[name] for name in result} == result
+    # What is left can't trip the library that formats it.
+    assert all(found.get(name) is None or name in result for name in ("v", "r", "accessList"))
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "name"),
+    [
+        ("eth_getTransactionByHash", TRANSACTION, "nonce"),
+        ("eth_getTransactionReceipt", RECEIPT, "status"),
+        ("eth_getTransactionReceipt", RECEIPT, "gasUsed"),
+        ("eth_getBlockByNumber", BLOCK, "hash"),
+        ("eth_getBlockByNumber", BLOCK, "timestamp"),
+    ],
+)
+@pytest.mark.parametrize("value", [None, "odd", 5, [], "0x"])
+def test_what_is_read_must_be_right(
+    method: str, result: dict[str, Any], name: str, value: Any
+) -> None:
+    with pytest.raises(UnfitError):
+        checked(method, result | {name: value})
+
+
+def test_a_log_of_one_place_counts_once() -> None:
+    second = LOG | {"logIndex": "0x1"}
+    assert checked("eth_getLogs", [LOG, second, LOG, second | {"extra": 1}]) == [LOG, second]
+    assert checked("eth_getLogs", [LOG | {"removed": True}, second]) == [second]
+    # The same index of another block, as a reorganisation leaves it, is another log.
+    elsewhere = LOG | {"blockHash": OTHER}
+    assert checked("eth_getLogs", [LOG, elsewhere]) == [LOG, elsewhere]
+    found = checked("eth_getTransactionReceipt", RECEIPT | {"logs": [LOG, LOG, second]})
+    assert found["logs"] == [LOG, second]
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": "0x02"}, {"topics": [OTHER]}, {"address": "0x" + "44" * 20}]
+)
+def test_two_stories_of_one_place_are_nonsense(change: dict[str, Any]) -> None:
+    with pytest.raises(UnfitError, match="one place"):
+        checked("eth_getLogs", [LOG, LOG | change])
+
+
+def test_a_receipt_without_a_block_is_none() -> None:
+    """Some nodes show one of a transaction that waits."""
+    waiting = RECEIPT | {"blockHash": None, "blockNumber": None, "logs": []}
+    assert checked("eth_getTransactionReceipt", waiting) is None

@@ -1,0 +1,66 @@
+"""How much an endpoint takes at once: found by refusals, remembered, probed rarely."""
+
+from __future__ import annotations
+
+from deepsquare_chain.chain.ceiling import Ceiling
+
+
+def ask(ceiling: Ceiling, takes: int, times: int = 1) -> int:
+    """Ask as much as the ceiling allows, so often; how much of that was refused."""
+    refused = 0
+    for _ in range(times):
+        while ceiling.size > takes:
+            ceiling.refused(ceiling.size)
+            refused += 1
+        ceiling.worked(ceiling.size)
+    return refused
+
+
+def test_it_grows_until_it_is_refused() -> None:
+    ceiling = Ceiling(100, 1_000)
+    assert ask(ceiling, 10_000, times=8) == 0
+    assert ceiling.size == 1_000
+
+
+def test_what_is_taken_is_remembered_and_probed_rarely() -> None:
+    ceiling = Ceiling(1_000, 50_000)
+    assert ask(ceiling, 500) == 1
+    assert ceiling.size == 500
+    assert ask(ceiling, 500, times=60) == 0
+    assert ask(ceiling, 500, times=10) == 1, "one probe in 64 answers"
+    assert ask(ceiling, 500, times=100) == 0, "and fewer after each that failed"
+    assert ask(ceiling, 500, times=100) == 1
+    # An endpoint that takes more again is found out.
+    ask(ceiling, 10_000, times=2_000)
+    assert ceiling.size > 5_000
+
+
+def test_less_than_the_ceiling_proves_nothing() -> None:
+    ceiling = Ceiling(8, 64)
+    ask(ceiling, 4)
+    for _ in range(1_000):
+        ceiling.worked(2)
+    assert ceiling.size == 4
+
+
+def test_one_that_refuses_everything_teaches_nothing() -> None:
+    ceiling = Ceiling(100, 1_000)
+    while ceiling.size > 1:
+        ceiling.refused(ceiling.size)
+    ceiling.refused(1)
+    assert ceiling.size == 100
+
+
+def test_failures_count_once_there_are_several() -> None:
+    ceiling = Ceiling(100, 1_000)
+    ceiling.failed(100)
+    ceiling.failed(100)
+    ceiling.worked(50)
+    ceiling.failed(100)
+    ceiling.failed(100)
+    assert ceiling.size == 100
+    ceiling.failed(100)
+    assert ceiling.size == 50
+    for _ in range(9):
+        ceiling.failed(1)
+    assert ceiling.size == 50
