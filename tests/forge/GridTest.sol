@@ -286,6 +286,19 @@ abstract contract GridTest is Test {
         (owner, key) = makeAddrAndKey("signer");
         vm.prank(customer(2));
         credit.transfer(owner, FUNDS);
+        permit = _permit(owner, key, value);
+    }
+
+    /// @dev A customer's permit for the grid.
+    function permitOf(uint256 i, uint256 value) internal view returns (Permit memory) {
+        return _permit(customer(i), _key(i), value);
+    }
+
+    function _permit(address owner, uint256 key, uint256 value)
+        private
+        view
+        returns (Permit memory permit)
+    {
         permit.value = value;
         permit.deadline = block.timestamp;
         bytes32 typehash = keccak256(
