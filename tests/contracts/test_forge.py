@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FORGE = ROOT / "node_modules" / "@foundry-rs" / "forge-linux-amd64" / "bin" / "forge"
 TREES = ROOT / "tests" / "forge" / "trees"
 # Fewer tests than this were forgotten or not found, which forge itself calls a success.
-LEAST_TESTS = 175
+LEAST_TESTS = 245
 LEAF = re.compile(r"\[(\w+)\]\s*$")
 
 Results = dict[str, dict[str, Any]]

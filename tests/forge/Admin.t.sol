@@ -136,6 +136,21 @@ contract AdminTest is GridTest {
         this.make(address(0), credit, registry, TREASURY, address(0), 0, times);
     }
 
+    function test_a_forwarder_is_a_contract_or_none() public {
+        Timeouts memory times = _times();
+        vm.expectRevert(
+            abi.encodeWithSelector(IMetaScheduler.InvalidAddress.selector, bytes32("forwarder"))
+        );
+        this.make(ADMIN, credit, registry, TREASURY, STRANGER, 0, times);
+        MetaScheduler made =
+            this.make(ADMIN, credit, registry, TREASURY, address(forwarder), 0, times);
+        assertEq(made.trustedForwarder(), address(forwarder));
+        assertTrue(made.isTrustedForwarder(address(forwarder)));
+        made = _deploy(times, 0);
+        assertEq(made.trustedForwarder(), address(0));
+        assertFalse(made.isTrustedForwarder(address(forwarder)));
+    }
+
     // ---------------------------------------------------------------------- fee
 
     function testFuzz_the_fee_stays_within_its_bound(uint16 fee) public {

@@ -2,10 +2,10 @@
 pragma solidity 0.8.37;
 
 import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
-import {JobStatus} from "../../contracts/types/JobTypes.sol";
+import {Job, JobStatus} from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
-/// @notice `claim` and `start`.
+/// @notice `claim`, `start` and `claimAndStart`.
 contract AdvanceTest is GridTest {
     function test_claim_moves_META_SCHEDULED_to_SCHEDULED() public {
         uint256 jobId = jobIn(JobStatus.META_SCHEDULED, plain());
@@ -27,6 +27,41 @@ contract AdvanceTest is GridTest {
         assertEq(uint8(statusOf(jobId)), uint8(JobStatus.RUNNING));
         assertEq(grid.getJob(jobId).since, vm.getBlockTimestamp());
         assertEq(grid.deadline(jobId), vm.getBlockTimestamp() + LIMIT);
+    }
+
+    function test_claimAndStart_moves_META_SCHEDULED_to_RUNNING_with_both_events() public {
+        uint256 first = jobIn(JobStatus.META_SCHEDULED, plain());
+        uint256 second = jobIn(JobStatus.META_SCHEDULED, plain());
+        skip(50);
+        uint256[] memory jobIds = pair(first, second);
+        for (uint256 i = 0; i < 2; ++i) {
+            vm.expectEmit(address(grid));
+            emit IMetaScheduler.JobTransition(
+                jobIds[i], customer(0), provider(0), JobStatus.META_SCHEDULED, JobStatus.SCHEDULED
+            );
+            vm.expectEmit(address(grid));
+            emit IMetaScheduler.JobTransition(
+                jobIds[i], customer(0), provider(0), JobStatus.SCHEDULED, JobStatus.RUNNING
+            );
+        }
+        Job memory expected = grid.getJob(first);
+        expected.status = JobStatus.RUNNING;
+        expected.since = uint32(vm.getBlockTimestamp());
+        vm.prank(provider(0));
+        grid.claimAndStart(jobIds);
+        assertEq(abi.encode(grid.getJob(first)), abi.encode(expected));
+        assertEq(grid.deadline(first), vm.getBlockTimestamp() + LIMIT);
+        assertEq(uint8(statusOf(second)), uint8(JobStatus.RUNNING));
+    }
+
+    function test_claimAndStart_refuses_other_statuses() public {
+        refusedByTable(
+            provider(0), _claimAndStart, JobStatus.SCHEDULED, bit(JobStatus.META_SCHEDULED)
+        );
+    }
+
+    function test_claimAndStart_refuses_somebody_else() public {
+        _refusesOthers(jobIn(JobStatus.META_SCHEDULED, plain()), _claimAndStart);
     }
 
     function test_late_claims_and_starts_are_valid_until_somebody_requeues() public {
@@ -60,6 +95,8 @@ contract AdvanceTest is GridTest {
         grid.claim(new uint256[](0));
         vm.expectRevert(IMetaScheduler.EmptyBatch.selector);
         grid.start(new uint256[](0));
+        vm.expectRevert(IMetaScheduler.EmptyBatch.selector);
+        grid.claimAndStart(new uint256[](0));
     }
 
     function test_refused_items_are_skipped_and_the_others_applied() public {
@@ -94,6 +131,10 @@ contract AdvanceTest is GridTest {
 
     function _claim(uint256 jobId) private view returns (bytes memory) {
         return abi.encodeCall(grid.claim, (one(jobId)));
+    }
+
+    function _claimAndStart(uint256 jobId) private view returns (bytes memory) {
+        return abi.encodeCall(grid.claimAndStart, (one(jobId)));
     }
 
     function _start(uint256 jobId) private view returns (bytes memory) {

@@ -242,11 +242,31 @@ contract AssignTest is GridTest {
         _accepted(jobId, 1);
     }
 
-    function test_a_price_raised_in_front_of_an_assignment_is_bounded_by_the_escrow() public {
+    /// @dev The tariff is a group's own: one that has risen refuses its group alone.
+    function test_a_tariff_that_has_risen_refuses_its_group_alone() public {
+        uint256 jobId = submit(customer(0), terms(4 * AMOUNT, LIMIT, 2, 0, 0));
+        uint256 second = submit(customer(0), plain());
+        Assignment[] memory assignments = new Assignment[](3);
+        assignments[0] = Assignment(2, prices(2e12 - 1000), one(jobId));
+        assignments[1] = Assignment(3, prices(3e12), one(jobId));
+        assignments[2] = Assignment(1, prices(1e12), one(second));
+        skips(jobId, JobStatus.PENDING, IMetaScheduler.PriceRaised.selector);
+        vm.prank(SCHEDULER);
+        grid.metaSchedule(assignments);
+        assertEq(grid.getJob(jobId).providerId, 3);
+        assertEq(grid.getJob(jobId).rate, 3 * RATE);
+        assertEq(grid.getJob(second).rate, RATE);
+    }
+
+    function test_a_missing_standing_is_told_before_a_risen_tariff() public {
         uint256 jobId = submit(customer(0), plain());
         vm.prank(provider(0));
-        registry.setPrices(prices(1e16));
-        _refused(jobId, 1, IMetaScheduler.OverBudget.selector);
+        registry.setDraining(true);
+        Assignment[] memory assignments = new Assignment[](1);
+        assignments[0] = Assignment(1, prices(0), one(jobId));
+        vm.prank(SCHEDULER);
+        refuses(IMetaScheduler.ProviderNotActive.selector, jobId);
+        grid.metaSchedule(assignments);
     }
 
     function test_an_offer_cut_in_front_of_an_assignment_refuses_it() public {
@@ -354,6 +374,18 @@ contract AssignTest is GridTest {
         vm.prank(provider(0));
         grid.selfSchedule(one(later));
         assertEq(grid.getJob(later).providerId, 1);
+    }
+
+    function test_selfSchedule_is_refused_where_the_customer_forbids_it() public {
+        for (uint8 flags = 0; flags < 8; ++flags) {
+            uint256 jobId = submit(customer(0), terms(AMOUNT, LIMIT, 2, 0, flags));
+            skip(PENDING_TIMEOUT);
+            vm.prank(provider(0));
+            if (flags & NO_SELF_SCHEDULING != 0) {
+                refuses(IMetaScheduler.SelfSchedulingForbidden.selector, jobId);
+            }
+            grid.selfSchedule(one(jobId));
+        }
     }
 
     function test_selfSchedule_refuses_an_ineligible_provider() public {

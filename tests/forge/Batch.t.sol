@@ -14,8 +14,7 @@ contract BatchTest is GridTest {
         super.setUp();
         for (uint256 i = 0; i < JOBS; ++i) {
             uint256 jobId = submit(
-                customer(i % CUSTOMERS),
-                terms(AMOUNT * 4, LIMIT, 2, uint8(i % 3), spend(i % 2 == 0))
+                customer(i % CUSTOMERS), terms(AMOUNT * 4, LIMIT, 2, uint8(i % 3), uint8(i * 5) % 8)
             );
             uint256 stage = i % 6;
             if (stage == 0) continue;
@@ -36,14 +35,16 @@ contract BatchTest is GridTest {
         for (uint256 i = 0; i < count; ++i) {
             jobs[i] = grid.getJob(i + 1);
         }
+        bytes[PROVIDERS] memory loads;
         uint256[8] memory balances;
         for (uint256 i = 0; i < 3; ++i) {
             balances[i] = credit.balanceOf(customer(i));
             balances[3 + i] = credit.balanceOf(provider(i));
+            loads[i] = abi.encode(grid.loadOf(uint16(i + 1)), grid.clockOf(uint16(i + 1)));
         }
         balances[6] = credit.balanceOf(TREASURY);
         balances[7] = credit.balanceOf(address(grid));
-        return keccak256(abi.encode(jobs, balances));
+        return keccak256(abi.encode(jobs, balances, loads));
     }
 
     function _list(uint256 seed) private pure returns (uint256[] memory list) {
@@ -69,6 +70,8 @@ contract BatchTest is GridTest {
             assignments[0] = assignment(uint16(1 + (seed >> 9) % PROVIDERS), list);
             return abi.encodeCall(grid.metaSchedule, (assignments));
         }
+        if (verb == 7) return abi.encodeCall(grid.claimAndStart, (list));
+        if (verb == 8) return abi.encodeCall(grid.collect, (list));
         Report[] memory reports = new Report[](list.length);
         for (uint256 i = 0; i < list.length; ++i) {
             // By the job, so that alone and together it says the same.
@@ -84,7 +87,7 @@ contract BatchTest is GridTest {
         uint16 later,
         bool silent
     ) public {
-        verb = verb % 8;
+        verb = verb % 10;
         address caller = [
             customer(0),
             customer(1),

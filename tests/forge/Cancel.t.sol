@@ -84,6 +84,48 @@ contract CancelTest is GridTest {
         }
     }
 
+    /// @dev Only PENDING expires, and a requeue begins its time anew.
+    function test_before_the_expiry_or_in_another_status_a_stranger_is_refused() public {
+        uint256[] memory jobIds = new uint256[](4);
+        for (uint8 i = 0; i < 4; ++i) {
+            jobIds[i] = jobIn(JobStatus(1 + i), plain());
+        }
+        skip(PENDING_EXPIRY);
+        vm.prank(provider(0));
+        grid.requeue(one(jobIds[1]), "");
+        for (uint256 i = 1; i < 4; ++i) {
+            vm.prank(STRANGER);
+            refuses(IMetaScheduler.NotCustomer.selector, jobIds[i]);
+            grid.cancel(one(jobIds[i]));
+        }
+        skip(PENDING_EXPIRY);
+        vm.prank(STRANGER);
+        grid.cancel(jobIds);
+        assertEq(uint8(statusOf(jobIds[0])), uint8(JobStatus.CANCELLED));
+        assertEq(uint8(statusOf(jobIds[1])), uint8(JobStatus.CANCELLED));
+        assertEq(uint8(statusOf(jobIds[2])), uint8(JobStatus.SCHEDULED));
+        assertEq(uint8(statusOf(jobIds[3])), uint8(JobStatus.RUNNING));
+    }
+
+    function test_expired_jobs_of_several_customers_are_each_refunded_once() public {
+        uint256[] memory jobIds = new uint256[](6);
+        for (uint256 i = 0; i < 6; ++i) {
+            jobIds[i] = submit(customer(i % 3), plain());
+        }
+        skip(PENDING_EXPIRY);
+        for (uint256 i = 0; i < 3; ++i) {
+            vm.expectCall(
+                address(credit), abi.encodeCall(credit.transfer, (customer(i), 2 * AMOUNT)), 1
+            );
+        }
+        // One of the customers calls: its own refund and the others'.
+        vm.prank(customer(1));
+        grid.cancel(jobIds);
+        for (uint256 i = 0; i < 3; ++i) {
+            assertEq(credit.balanceOf(customer(i)), FUNDS);
+        }
+    }
+
     function test_an_empty_batch_is_refused() public {
         vm.expectRevert(IMetaScheduler.EmptyBatch.selector);
         _cancel(new uint256[](0));

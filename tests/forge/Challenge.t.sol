@@ -2,7 +2,7 @@
 pragma solidity 0.8.37;
 
 import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
-import {JobStatus, ProviderClock} from "../../contracts/types/JobTypes.sol";
+import {JobStatus, ProviderClock, Report} from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
 /// @notice `challenge`, `answer` and the clock behind them.
@@ -121,6 +121,109 @@ contract ChallengeTest is GridTest {
         skip(halt);
         vm.roll(vm.getBlockNumber() + blocks);
         assertEq(grid.isSilent(1), halt > RESPONSE_TIMEOUT && blocks > RESPONSE_BLOCKS);
+    }
+
+    function test_runs_are_lost_after_more_than_the_lost_timeout_and_blocks() public {
+        uint256 jobId = jobIn(JobStatus.RUNNING, terms(1e18, 100_000, 2, 0, 0));
+        uint256 time = vm.getBlockTimestamp();
+        uint256 height = vm.getBlockNumber();
+        _challenge(jobId);
+        vm.warp(time + LOST_TIMEOUT);
+        vm.roll(height + 1_000_000);
+        assertTrue(grid.isSilent(1));
+        assertFalse(grid.isLost(jobId));
+        vm.warp(time + LOST_TIMEOUT + 1);
+        vm.roll(height + RESPONSE_BLOCKS);
+        assertFalse(grid.isLost(jobId));
+        vm.roll(height + RESPONSE_BLOCKS + 1);
+        assertTrue(grid.isLost(jobId));
+    }
+
+    /// @dev Each verb, from the provider's own jobs; the challenge was for another of them.
+    function test_any_move_by_the_provider_answers() public {
+        uint256 running = jobIn(JobStatus.RUNNING, terms(1e18, 100_000, 2, 0, INTERIM_PAYMENTS));
+        uint256 scheduled = jobIn(JobStatus.SCHEDULED, plain());
+        uint256 assigned = jobIn(JobStatus.META_SCHEDULED, plain());
+        uint256 pending = jobIn(JobStatus.PENDING, plain());
+        skip(PENDING_TIMEOUT);
+        _challenge(running);
+        Report[] memory reports = new Report[](1);
+        reports[0] = Report(running, 1, 0, 0, "");
+        bytes[11] memory moves = [
+            abi.encodeCall(grid.claim, (one(assigned))),
+            abi.encodeCall(grid.claimAndStart, (one(assigned))),
+            abi.encodeCall(grid.start, (one(scheduled))),
+            abi.encodeCall(grid.collect, (one(running))),
+            abi.encodeCall(grid.finish, (reports)),
+            abi.encodeCall(grid.requeue, (one(scheduled), "")),
+            abi.encodeCall(grid.requeue, (one(assigned), "")),
+            abi.encodeCall(grid.panic, (one(assigned), "")),
+            abi.encodeCall(grid.panic, (one(running), "")),
+            abi.encodeCall(grid.selfSchedule, (one(pending))),
+            // A refused item beside an applied one.
+            abi.encodeCall(grid.claim, (pair(running, assigned)))
+        ];
+        uint256 snapshot = vm.snapshotState();
+        for (uint256 i = 0; i < moves.length; ++i) {
+            // Silent providers answer by a move as well; they only get nothing new.
+            if (i != 9) {
+                skip(RESPONSE_TIMEOUT + 1);
+                vm.roll(vm.getBlockNumber() + RESPONSE_BLOCKS + 1);
+                assertTrue(grid.isSilent(1));
+            }
+            vm.expectEmit(address(grid));
+            emit IMetaScheduler.ProviderAnswered(provider(0));
+            vm.prank(provider(0));
+            (bool done,) = address(grid).call(moves[i]);
+            assertTrue(done);
+            ProviderClock memory clock = grid.clockOf(1);
+            assertEq(clock.challengedAt, 0);
+            assertEq(clock.challengedBlock, 0);
+            assertEq(clock.answeredAt, vm.getBlockTimestamp());
+            vm.revertToState(snapshot);
+        }
+    }
+
+    function test_what_others_do_to_its_jobs_answers_for_nobody() public {
+        uint256 assigned = jobIn(JobStatus.META_SCHEDULED, plain());
+        uint256 running = jobIn(JobStatus.RUNNING, plain());
+        uint256 foreign = foreignRun();
+        uint256 fresh = submit(customer(0), plain());
+        _challenge(running);
+        _challenge(foreign);
+        assign(fresh, 1);
+        vm.prank(customer(0));
+        grid.cancel(one(fresh));
+        skip(CLAIM_TIMEOUT + 1);
+        vm.prank(provider(1));
+        grid.requeue(one(assigned), "");
+        skip(LOST_TIMEOUT);
+        vm.roll(vm.getBlockNumber() + RESPONSE_BLOCKS + 1);
+        // A provider ends another's lost run as anyone may, which is no move of its own.
+        vm.prank(provider(1));
+        grid.panic(one(running), "");
+        assertTrue(grid.isSilent(1));
+        assertTrue(grid.isSilent(2));
+    }
+
+    function test_a_refused_move_answers_nothing() public {
+        uint256 jobId = jobIn(JobStatus.RUNNING, plain());
+        silence(jobId);
+        uint256 lost = foreignRun();
+        silence(lost);
+        skip(LOST_TIMEOUT);
+        // Its own job is refused, and the other's is nobody's in particular.
+        skips(99, JobStatus.NONE, IMetaScheduler.InvalidTransition.selector);
+        vm.prank(provider(0));
+        grid.panic(pair(99, lost), "");
+        assertTrue(grid.isSilent(1));
+    }
+
+    function test_without_a_challenge_a_move_says_nothing_of_an_answer() public {
+        uint256 jobId = jobIn(JobStatus.META_SCHEDULED, plain());
+        vm.prank(provider(0));
+        grid.claim(one(jobId));
+        assertEq(grid.clockOf(1).answeredAt, 0);
     }
 
     function test_a_late_answer_makes_good_what_nobody_acted_on() public {

@@ -55,6 +55,63 @@ abstract contract ParkingTest is GridTest {
         assertFalse(isLive(statusOf(jobId)));
     }
 
+    /// @dev An interim payment that can't be made is parked like any other; the run goes on.
+    function testFuzz_a_blocked_interim_payment_is_parked(uint8 who, uint8 elapsed) public {
+        uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, INTERIM_PAYMENTS));
+        elapsed = uint8(bound(elapsed, COLLECT_INTERVAL, LIMIT - 1));
+        skip(elapsed);
+        address[2] memory all = [provider(0), TREASURY];
+        uint256 cost = RATE * elapsed;
+        uint256[2] memory due = [cost - cost / 20, cost / 20];
+        for (uint256 i = 0; i < 2; ++i) {
+            _block(all[i], (who >> i) & 1 == 1);
+        }
+        vm.prank(provider(0));
+        grid.collect(one(jobId));
+        uint256 parked;
+        for (uint256 i = 0; i < 2; ++i) {
+            bool blocked = (who >> i) & 1 == 1;
+            assertEq(grid.parkedOf(all[i]), blocked ? due[i] : 0);
+            assertEq(credit.balanceOf(all[i]), blocked ? 0 : due[i]);
+            parked += grid.parkedOf(all[i]);
+        }
+        assertEq(grid.getJob(jobId).escrow, AMOUNT - cost);
+        assertEq(credit.balanceOf(address(grid)), AMOUNT - cost + parked);
+        assertEq(uint8(statusOf(jobId)), uint8(JobStatus.RUNNING));
+    }
+
+    /// @dev The whole test is one transaction: positions of recipients must not outlast their batch.
+    function testFuzz_batches_of_one_transaction_pay_each_recipient_its_own(
+        uint256 order,
+        uint8 blocked
+    ) public {
+        uint256[3] memory due;
+        for (uint256 i = 0; i < 3; ++i) {
+            _block(provider(i), (blocked >> i) & 1 == 1);
+        }
+        for (uint256 batch = 0; batch < 3; ++batch) {
+            uint256[] memory jobIds = new uint256[](5);
+            for (uint256 i = 0; i < 5; ++i) {
+                uint256 who = uint256(keccak256(abi.encode(order, batch, i))) % 3;
+                jobIds[i] = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 0, 0));
+                assign(jobIds[i], uint16(who + 1));
+                vm.prank(provider(who));
+                grid.claimAndStart(one(jobIds[i]));
+                due[who] += _paid((who + 1) * 10 * RATE);
+            }
+            skip(10);
+            vm.prank(customer(0));
+            grid.cancel(jobIds);
+        }
+        for (uint256 i = 0; i < 3; ++i) {
+            assertEq(credit.balanceOf(provider(i)) + grid.parkedOf(provider(i)), due[i]);
+        }
+    }
+
+    function _paid(uint256 cost) private pure returns (uint256) {
+        return cost - cost / 20;
+    }
+
     function test_parked_credits_add_up_and_are_withdrawn_once() public {
         uint256 first = jobIn(JobStatus.RUNNING, plain());
         uint256 second = jobIn(JobStatus.RUNNING, plain());
@@ -213,7 +270,7 @@ contract ReentranceTest is GridTest {
         requests[0] = JobRequest(plain(), new bytes32[](1));
         requests[0].definitions[0] = "y";
         Permit memory none;
-        bytes[8] memory calls = [
+        bytes[9] memory calls = [
             abi.encodeCall(grid.submitJobs, (requests)),
             abi.encodeCall(grid.submitJobsWithPermit, (requests, none)),
             abi.encodeCall(grid.cancel, (one(jobId))),
@@ -221,6 +278,7 @@ contract ReentranceTest is GridTest {
             abi.encodeCall(grid.topUpWithPermit, (jobId, address(actor), AMOUNT, none)),
             abi.encodeCall(grid.withdraw, (address(actor))),
             abi.encodeCall(grid.finish, (new Report[](0))),
+            abi.encodeCall(grid.collect, (one(jobId))),
             abi.encodeCall(grid.panic, (one(jobId), ""))
         ];
         for (uint256 i = 0; i < calls.length; ++i) {
@@ -229,8 +287,8 @@ contract ReentranceTest is GridTest {
     }
 
     function _assertAllRefused() private view {
-        assertEq(actor.count(), 8);
-        for (uint256 i = 0; i < 8; ++i) {
+        assertEq(actor.count(), 9);
+        for (uint256 i = 0; i < 9; ++i) {
             assertFalse(actor.successes(i));
             assertEq(bytes4(actor.answers(i)), bytes4(keccak256("ReentrancyGuardReentrantCall()")));
         }
@@ -253,6 +311,29 @@ contract ReentranceTest is GridTest {
         assertEq(credit.balanceOf(address(grid)), 0);
     }
 
+    function test_while_an_interim_payment_goes_out_nothing_that_moves_money_can_be_called()
+        public
+    {
+        actor.act(
+            address(registry),
+            abi.encodeCall(
+                registry.register, (Hardware(1, 16, 65_536, 0), prices(1e12), new string[](0))
+            )
+        );
+        vm.prank(ADMIN);
+        registry.approve(address(actor), 1);
+        uint256 jobId = submit(customer(0), terms(AMOUNT, LIMIT, 2, 0, INTERIM_PAYMENTS));
+        assign(jobId, 4);
+        actor.act(address(grid), abi.encodeCall(grid.claimAndStart, (one(jobId))));
+        skip(40);
+        uint256 before = credit.balanceOf(address(actor));
+        _everyGuardedCall(jobId);
+        actor.act(address(grid), abi.encodeCall(grid.collect, (one(jobId))));
+        _assertAllRefused();
+        assertEq(credit.balanceOf(address(actor)), before + 40 * RATE - 40 * RATE / 20);
+        assertEq(credit.balanceOf(address(grid)), AMOUNT - 40 * RATE);
+    }
+
     function test_while_a_refund_goes_out_the_job_has_already_ended() public {
         uint256 jobId = _submitted();
         actor.plan(address(grid), abi.encodeCall(grid.getJob, (jobId)));
@@ -268,7 +349,7 @@ contract LargestBatchTest is GridTest {
 
     function _many() private returns (uint256[] memory jobIds) {
         JobRequest[] memory requests = new JobRequest[](1);
-        requests[0] = JobRequest(retried(5), new bytes32[](COUNT));
+        requests[0] = JobRequest(terms(AMOUNT, LIMIT, 2, 5, INTERIM_PAYMENTS), new bytes32[](COUNT));
         jobIds = new uint256[](COUNT);
         for (uint256 i = 0; i < COUNT; ++i) {
             requests[0].definitions[i] = bytes32(i + 1);
@@ -295,10 +376,20 @@ contract LargestBatchTest is GridTest {
         grid.metaSchedule(assignments);
         vm.startPrank(provider(0));
         grid.claim{gas: GAS}(jobIds);
-        grid.start{gas: GAS}(jobIds);
-        vm.stopPrank();
-        skip(10);
         uint256 snapshot = vm.snapshotState();
+        grid.start{gas: GAS}(jobIds);
+        vm.revertToState(snapshot);
+        grid.requeue(jobIds, "full");
+        vm.stopPrank();
+        vm.prank(SCHEDULER);
+        grid.metaSchedule(assignments);
+        vm.prank(provider(0));
+        grid.claimAndStart{gas: GAS}(jobIds);
+        skip(COLLECT_INTERVAL);
+        vm.prank(provider(0));
+        grid.collect{gas: GAS}(jobIds);
+        assertEq(grid.getJob(COUNT).timeLimit, LIMIT - COLLECT_INTERVAL);
+        snapshot = vm.snapshotState();
         Report[] memory reports = new Report[](COUNT);
         for (uint256 i = 0; i < COUNT; ++i) {
             reports[i] = Report(jobIds[i], 10, 0, "result", "exited");

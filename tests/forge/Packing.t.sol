@@ -5,6 +5,7 @@ import {Test} from "forge-std/Test.sol";
 
 import {Capacity, Tariff} from "../../contracts/libraries/Capacity.sol";
 import {JobRecord, TermsWord, StateWord} from "../../contracts/libraries/JobRecord.sol";
+import {Load, LoadWord} from "../../contracts/libraries/Load.sol";
 import {JobStatus, JobTerms} from "../../contracts/types/JobTypes.sol";
 import {ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
 
@@ -72,6 +73,51 @@ contract PackingTest is Test {
         (expected[1], expected[2], expected[3]) = (1, 5, 0);
         (expected[5], expected[7]) = (retries - 1, 1);
         assertEq(abi.encode(_moves(before.succeeded())), abi.encode(expected));
+    }
+
+    function testFuzz_an_interim_payment_changes_the_time_alone(uint256 word, uint32 time) public {
+        vm.warp(time);
+        StateWord before = _clean(word);
+        uint256[8] memory expected = _moves(before);
+        expected[2] = time;
+        assertEq(abi.encode(_moves(before.billedUntilNow())), abi.encode(expected));
+    }
+
+    function testFuzz_flags_are_told_apart(uint256 word) public pure {
+        StateWord s = StateWord.wrap(word);
+        uint256 flags = word >> 248;
+        assertEq(s.flags(), flags);
+        assertEq(s.untilSpent(), flags & 1 == 1);
+        assertEq(s.forbidsSelfScheduling(), flags & 2 == 2);
+        assertEq(s.allowsInterimPayments(), flags & 4 == 4);
+        assertEq(s.isSuccessor(), flags & 128 == 128);
+    }
+
+    function testFuzz_loads_add_and_subtract_field_by_field(
+        uint32[2] memory cpus,
+        uint48[2] memory mem,
+        uint32[2] memory gpus
+    ) public pure {
+        // As the sum of all that was assigned: it fits an offer.
+        (cpus[0], cpus[1]) = (cpus[0] / 2, cpus[1] / 2);
+        (mem[0], mem[1]) = (mem[0] / 2, mem[1] / 2);
+        (gpus[0], gpus[1]) = (gpus[0] / 2, gpus[1] / 2);
+        Load a = LoadWord.pack(cpus[0], mem[0], gpus[0]);
+        Load b = LoadWord.pack(cpus[1], mem[1], gpus[1]);
+        assertEq(a.plus(b).cpus(), uint256(cpus[0]) + cpus[1]);
+        assertEq(a.plus(b).mem(), uint256(mem[0]) + mem[1]);
+        assertEq(a.plus(b).gpus(), uint256(gpus[0]) + gpus[1]);
+        assertEq(Load.unwrap(a.plus(b).minus(b)), Load.unwrap(a));
+    }
+
+    function testFuzz_the_load_of_a_record_is_its_size(uint256 state, uint256 terms) public pure {
+        Load l = TermsWord.wrap(terms).load(StateWord.wrap(state));
+        uint256 cpus = TermsWord.wrap(terms).tasks() * TermsWord.wrap(terms).cpusPerTask();
+        assertEq(l.cpus(), cpus);
+        // An assigned job was within an offer of 48 bits.
+        vm.assume(cpus * StateWord.wrap(state).memPerCpu() < 2 ** 48);
+        assertEq(l.mem(), cpus * StateWord.wrap(state).memPerCpu());
+        assertEq(l.gpus(), TermsWord.wrap(terms).gpus());
     }
 
     function testFuzz_an_escrow_changes_itself_alone(uint256 word, uint96 amount) public pure {

@@ -127,6 +127,13 @@ contract SubmitTest is GridTest {
         bad = plain();
         bad.retries = 6;
         _refused(bad, "retries");
+        for (uint256 flag = 8; flag < 256; flag *= 2) {
+            bad = plain();
+            bad.flags = uint8(flag);
+            _refused(bad, "flags");
+            bad.flags = uint8(flag) | 7;
+            _refused(bad, "flags");
+        }
         bad = plain();
         bad.name = string(new bytes(65));
         _refused(bad, "name");
