@@ -25,6 +25,9 @@ abstract contract Assignments is Liveness {
         Load load;
     }
 
+    // Counters, refusals and the outcome of a batch begin at zero, which is what an unwritten local is.
+    // slither-disable-start uninitialized-local
+
     // --------------------------------------------------------------- scheduler
 
     /// @inheritdoc IMetaScheduler
@@ -220,9 +223,11 @@ abstract contract Assignments is Liveness {
         if (rate * terms.timeLimit() > terms.escrow()) return (0, OverBudget.selector);
     }
 
-    /// @dev Records of predecessors are final, so the providers that lost the line stand in them.
+    /// @dev Records of predecessors are final, so the providers that lost the line stand in them. Ids are compared:
+    /// nobody can choose theirs.
     function _isExcluded(uint256 jobId, uint16 providerId) private view returns (bool) {
         for (uint256 id = _retryOf[jobId]; id != 0; id = _retryOf[id]) {
+            // slither-disable-next-line incorrect-equality
             if (_records[id].state.providerId() == providerId) return true;
         }
         return false;
@@ -275,4 +280,6 @@ abstract contract Assignments is Liveness {
         ProviderClock storage clock = _clocks[state.providerId()];
         return _isSilent(clock) || registry.statusOf(clock.account) == ProviderStatus.BANNED;
     }
+
+    // slither-disable-end uninitialized-local
 }

@@ -13,6 +13,8 @@ abstract contract Liveness is SchedulerBase {
     function challenge(uint256 jobId) external {
         StateWord state = _records[jobId].state;
         JobStatus status = state.status();
+        // A status of the record, which only the table changes.
+        // slither-disable-next-line incorrect-equality
         if (!JobLifecycle.isLive(status) || status == JobStatus.PENDING) {
             revert WrongStatus(jobId, status);
         }

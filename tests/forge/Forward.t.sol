@@ -6,6 +6,7 @@ import {IAccessControl} from "@openzeppelin/contracts/access/IAccessControl.sol"
 import {Errors} from "@openzeppelin/contracts/utils/Errors.sol";
 
 import {Credit} from "../../contracts/Credit.sol";
+import {MetaScheduler} from "../../contracts/MetaScheduler.sol";
 import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
 import {BlockingCredit} from "../../contracts/test/HostileCredits.sol";
 import {
@@ -16,6 +17,26 @@ import {
     Report
 } from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
+
+/// @dev Shows what the scheduler's contracts take for the data of a call.
+contract DataOfCall is MetaScheduler {
+    constructor(MetaScheduler grid, address forwarder)
+        MetaScheduler(
+            address(0xA0),
+            0,
+            grid.credit(),
+            grid.registry(),
+            grid.treasury(),
+            forwarder,
+            0,
+            grid.timeouts()
+        )
+    {}
+
+    function dataOfCall() external view returns (address, bytes memory, address) {
+        return (_msgSender(), _msgData(), _customerSender());
+    }
+}
 
 /// @notice [17] Customers' calls through the trusted forwarder: as if the signer had called, once.
 contract ForwardTest is GridTest {
@@ -167,6 +188,18 @@ contract ForwardTest is GridTest {
         }
         assertTrue(grid.isTrustedForwarder(address(forwarder)));
         assertEq(grid.trustedForwarder(), address(forwarder));
+    }
+
+    function test_only_customers_functions_read_the_signer() public {
+        DataOfCall shown = new DataOfCall(grid, address(forwarder));
+        bytes memory data = abi.encodePacked(abi.encodeCall(shown.dataOfCall, ()), customer(0));
+        vm.prank(address(forwarder));
+        (bool done, bytes memory answer) = address(shown).call(data);
+        assertTrue(done);
+        assertEq(answer, abi.encode(address(forwarder), data, customer(0)));
+        vm.prank(STRANGER);
+        (done, answer) = address(shown).call(data);
+        assertEq(answer, abi.encode(STRANGER, data, STRANGER));
     }
 
     function test_providers_functions_take_the_plain_sender() public {

@@ -10,7 +10,14 @@ import {Billing} from "../../contracts/libraries/Billing.sol";
 import {Capacity, Tariff} from "../../contracts/libraries/Capacity.sol";
 import {JobLifecycle} from "../../contracts/libraries/JobLifecycle.sol";
 import {JobRecord, TermsWord, StateWord} from "../../contracts/libraries/JobRecord.sol";
-import {Assignment, Job, JobStatus, Report, Timeouts} from "../../contracts/types/JobTypes.sol";
+import {
+    Assignment,
+    Job,
+    JobStatus,
+    ProviderLoad,
+    Report,
+    Timeouts
+} from "../../contracts/types/JobTypes.sol";
 import {Prices, ProviderStatus} from "../../contracts/types/ProviderTypes.sol";
 
 /// @dev halmos's own cheat codes.
@@ -63,6 +70,9 @@ contract RegistryStub {
     }
 }
 
+/// @dev Has code, as a forwarder must; the proofs call in its name.
+contract ForwarderStub {}
+
 /// @notice What halmos proves for every value (`make prove`): one function each, from a storage of any content.
 /// @dev forge compiles these and runs none of them. Reverting paths prove nothing and are left out; halmos calls
 /// it an error where no other path is left.
@@ -72,23 +82,28 @@ contract ProofsTest is Test {
     address internal constant TREASURY = address(0xA2);
     uint256 internal constant JOB = 7;
     uint256 internal constant CLAIM_TIMEOUT = 300;
+    uint256 internal constant PENDING_TIMEOUT = 600;
+    uint256 internal constant PENDING_EXPIRY = 7 days;
+    uint256 internal constant COLLECT_INTERVAL = 30;
 
     MetaScheduler internal grid;
     TokenStub internal token;
     RegistryStub internal registry;
+    address internal forwarder;
 
     function setUp() public {
         vm.warp(1_767_225_600);
         vm.roll(1000);
         token = new TokenStub();
         registry = new RegistryStub();
+        forwarder = address(new ForwarderStub());
         grid = new MetaScheduler(
             ADMIN,
             0,
             IERC20(address(token)),
             IProviderRegistry(address(registry)),
             TREASURY,
-            address(0),
+            forwarder,
             500,
             Timeouts(300, 600, 7 days, 120, 5, 900, 1 hours, 60, 30)
         );
@@ -195,7 +210,9 @@ contract ProofsTest is Test {
         ids[0] = JOB;
     }
 
+    /// @dev By anyone but the forwarder, whose calls name their signer.
     function _call(address caller, bytes memory data) private returns (bool done) {
+        vm.assume(caller != forwarder);
         vm.prank(caller);
         (done,) = address(grid).call(data);
     }
@@ -212,15 +229,62 @@ contract ProofsTest is Test {
         assert(a.rate == b.rate && a.feeBps == b.feeBps && a.providerId == b.providerId);
     }
 
+    function _forward(address signer, bytes memory data) private returns (bool done) {
+        vm.prank(forwarder);
+        (done,) = address(grid).call(abi.encodePacked(data, signer));
+    }
+
+    /// @dev What a job occupies, and that it is within the load of its provider: invariant 16.
+    function _withinLoad(Job memory job) private view returns (uint256 cpus, uint256 mem) {
+        cpus = uint256(job.tasks) * job.cpusPerTask;
+        mem = cpus * job.memPerCpu;
+        ProviderLoad memory load = grid.loadOf(job.providerId);
+        vm.assume(cpus <= load.cpus && mem <= load.mem && job.gpus <= load.gpus);
+    }
+
     function check_claim_is_the_providers_step_from_META_SCHEDULED(address caller) public {
         Job memory a = _any();
         vm.assume(_call(caller, abi.encodeCall(grid.claim, (_ids()))));
         Job memory b = grid.getJob(JOB);
         assert(a.status == JobStatus.META_SCHEDULED && b.status == JobStatus.SCHEDULED);
         assert(grid.clockOf(a.providerId).account == caller);
+        assert(grid.clockOf(a.providerId).challengedAt == 0);
         _sameTerms(a, b);
         _samePrice(a, b);
         assert(a.escrow == b.escrow && token.sent() == 0);
+    }
+
+    function check_claimAndStart_is_both_steps_from_META_SCHEDULED(address caller) public {
+        Job memory a = _any();
+        vm.assume(_call(caller, abi.encodeCall(grid.claimAndStart, (_ids()))));
+        Job memory b = grid.getJob(JOB);
+        assert(a.status == JobStatus.META_SCHEDULED && b.status == JobStatus.RUNNING);
+        assert(grid.clockOf(a.providerId).account == caller && b.since == block.timestamp);
+        assert(grid.clockOf(a.providerId).challengedAt == 0);
+        _sameTerms(a, b);
+        _samePrice(a, b);
+        assert(a.escrow == b.escrow && token.sent() == 0);
+    }
+
+    function check_collect_bills_the_elapsed_time_of_a_run_that_allows_it(address caller) public {
+        Job memory a = _any();
+        bool lost = grid.isLost(JOB);
+        ProviderLoad memory load = grid.loadOf(a.providerId);
+        vm.assume(_call(caller, abi.encodeCall(grid.collect, (_ids()))));
+        Job memory b = grid.getJob(JOB);
+        assert(a.status == JobStatus.RUNNING && b.status == JobStatus.RUNNING && !lost);
+        assert(grid.clockOf(a.providerId).account == caller && a.flags & 4 != 0);
+        uint256 elapsed = block.timestamp - a.since;
+        assert(elapsed >= COLLECT_INTERVAL && b.since == block.timestamp);
+        assert(token.sent() == uint256(a.rate) * elapsed);
+        assert(a.escrow == token.sent() + b.escrow);
+        assert(token.received(caller) + token.received(TREASURY) >= token.sent());
+        if (a.flags & 1 == 0) assert(b.timeLimit > 0 && a.timeLimit == elapsed + b.timeLimit);
+        a.timeLimit = b.timeLimit;
+        _sameTerms(a, b);
+        _samePrice(a, b);
+        ProviderLoad memory same = grid.loadOf(a.providerId);
+        assert(same.cpus == load.cpus && same.mem == load.mem && same.gpus == load.gpus);
     }
 
     function check_start_is_the_providers_step_from_SCHEDULED(address caller) public {
@@ -278,7 +342,72 @@ contract ProofsTest is Test {
         Capacity capacity = registry.capacity();
         assert(capacity.statusOf(tariff) == ProviderStatus.ACTIVE);
         assert(capacity.approvedUntil() >= block.timestamp);
+        assert(tariff.cpuPrice() <= prices.cpu && tariff.gpuPrice() <= prices.gpu);
+        assert(tariff.memPrice() <= prices.mem);
         _sameTerms(a, b);
+    }
+
+    function check_selfSchedule_is_not_of_a_job_that_forbids_it(address caller) public {
+        Job memory a = _any();
+        vm.assume(a.retryOf == 0 && a.tasks > 0 && a.cpusPerTask > 0 && a.memPerCpu > 0);
+        vm.assume(_call(caller, abi.encodeCall(grid.selfSchedule, (_ids()))));
+        Job memory b = grid.getJob(JOB);
+        assert(a.status == JobStatus.PENDING && b.status == JobStatus.META_SCHEDULED);
+        assert(a.flags & 2 == 0 && block.timestamp >= uint256(a.since) + PENDING_TIMEOUT);
+        assert(b.providerId == registry.id() && !grid.isBarred(JOB, b.providerId));
+        _sameTerms(a, b);
+    }
+
+    // ------------------------------------------------------- load conservation
+
+    function check_an_assignment_adds_its_size_within_the_offer(uint16 providerId) public {
+        Job memory a = _any();
+        vm.assume(a.retryOf == 0 && a.tasks > 0 && a.cpusPerTask > 0 && a.memPerCpu > 0);
+        ProviderLoad memory load = grid.loadOf(providerId);
+        Assignment[] memory assignments = new Assignment[](1);
+        uint64 any = type(uint64).max;
+        assignments[0] = Assignment(providerId, Prices(any, any, any), _ids());
+        vm.assume(_call(address(0xA1), abi.encodeCall(grid.metaSchedule, (assignments))));
+        ProviderLoad memory got = grid.loadOf(providerId);
+        Capacity capacity = registry.capacity();
+        uint256 cpus = uint256(a.tasks) * a.cpusPerTask;
+        assert(got.cpus == load.cpus + cpus && got.cpus <= capacity.offeredCpus());
+        assert(got.mem == load.mem + cpus * a.memPerCpu && got.mem <= capacity.offeredMem());
+        assert(got.gpus == uint256(load.gpus) + a.gpus && got.gpus <= capacity.offeredGpus());
+    }
+
+    function _frees(address caller, bytes memory data) private {
+        Job memory a = _any();
+        vm.assume(a.providerId != 0);
+        (uint256 cpus, uint256 mem) = _withinLoad(a);
+        ProviderLoad memory load = grid.loadOf(a.providerId);
+        bool assigned = a.status != JobStatus.PENDING;
+        vm.assume(_call(caller, data));
+        ProviderLoad memory got = grid.loadOf(a.providerId);
+        if (assigned) {
+            assert(got.cpus == load.cpus - cpus && got.mem == load.mem - mem);
+            assert(got.gpus == load.gpus - a.gpus);
+        } else {
+            assert(got.cpus == load.cpus && got.mem == load.mem && got.gpus == load.gpus);
+        }
+    }
+
+    function check_a_requeue_frees_what_the_job_held(address caller) public {
+        _frees(caller, abi.encodeCall(grid.requeue, (_ids(), "")));
+    }
+
+    function check_a_panic_frees_what_the_job_held(address caller) public {
+        _frees(caller, abi.encodeCall(grid.panic, (_ids(), "")));
+    }
+
+    function check_a_cancel_frees_what_the_job_held(address caller) public {
+        _frees(caller, abi.encodeCall(grid.cancel, (_ids())));
+    }
+
+    function check_a_finish_frees_what_the_job_held(address caller, uint32 used) public {
+        Report[] memory reports = new Report[](1);
+        reports[0] = Report(JOB, used, 0, 0, 0);
+        _frees(caller, abi.encodeCall(grid.finish, (reports)));
     }
 
     function check_panic_is_the_providers_or_of_a_lost_run(address caller) public {
@@ -295,7 +424,7 @@ contract ProofsTest is Test {
         assert(caller == grid.clockOf(a.providerId).account || lost);
         _sameTerms(a, b);
         _samePrice(a, b);
-        if (a.status == JobStatus.RUNNING && a.retriesLeft > 0) {
+        if (a.retriesLeft > 0) {
             Job memory next = grid.getJob(count + 1);
             assert(next.escrow == a.escrow && next.status == JobStatus.PENDING);
             assert(next.retriesLeft == a.retriesLeft - 1 && next.customer == a.customer);
@@ -334,12 +463,42 @@ contract ProofsTest is Test {
         bool lost = grid.isLost(JOB);
         vm.assume(_call(caller, abi.encodeCall(grid.cancel, (_ids()))));
         Job memory b = grid.getJob(JOB);
-        assert(caller == a.customer && b.status == JobStatus.CANCELLED);
+        bool expired =
+            a.status == JobStatus.PENDING && block.timestamp >= uint256(a.since) + PENDING_EXPIRY;
+        assert((caller == a.customer || expired) && b.status == JobStatus.CANCELLED);
         assert(JobLifecycle.isLive(a.status));
         assert(token.sent() == a.escrow && b.escrow <= a.escrow);
-        if (a.status != JobStatus.RUNNING || lost) assert(token.received(caller) == a.escrow);
+        if (a.status != JobStatus.RUNNING || lost) assert(token.received(a.customer) == a.escrow);
         _sameTerms(a, b);
         _samePrice(a, b);
+    }
+
+    function check_a_forwarded_cancel_is_the_signers(address signer) public {
+        Job memory a = _any();
+        vm.assume(_forward(signer, abi.encodeCall(grid.cancel, (_ids()))));
+        bool expired =
+            a.status == JobStatus.PENDING && block.timestamp >= uint256(a.since) + PENDING_EXPIRY;
+        assert(signer == a.customer || expired);
+        assert(grid.getJob(JOB).status == JobStatus.CANCELLED && token.sent() == a.escrow);
+    }
+
+    /// @dev The forwarder's own address is the caller then, which has neither provider nor role.
+    function check_a_forwarded_providers_call_is_not_the_signers(address signer, uint8 verb)
+        public
+    {
+        Job memory a = _any();
+        vm.assume(verb < 6 && grid.clockOf(a.providerId).account != forwarder);
+        bytes memory data;
+        Report[] memory reports = new Report[](1);
+        reports[0] = Report(JOB, 1, 0, 0, 0);
+        if (verb == 0) data = abi.encodeCall(grid.claim, (_ids()));
+        else if (verb == 1) data = abi.encodeCall(grid.start, (_ids()));
+        else if (verb == 2) data = abi.encodeCall(grid.claimAndStart, (_ids()));
+        else if (verb == 3) data = abi.encodeCall(grid.collect, (_ids()));
+        else if (verb == 4) data = abi.encodeCall(grid.finish, (reports));
+        else data = abi.encodeCall(grid.setFee, (1));
+        vm.assume(!grid.hasRole(0, forwarder));
+        assert(!_forward(signer, data));
     }
 
     function check_topUp_raises_the_escrow_by_the_amount(address caller, uint96 amount) public {
@@ -348,20 +507,26 @@ contract ProofsTest is Test {
         Job memory b = grid.getJob(JOB);
         assert(JobLifecycle.isLive(a.status) && b.status == a.status && b.since == a.since);
         assert(b.escrow == uint256(a.escrow) + amount && b.timeLimit >= a.timeLimit);
+        if (caller != a.customer || a.flags & 1 != 0) assert(b.timeLimit == a.timeLimit);
         assert(a.customer == b.customer && token.sent() == 0);
         _samePrice(a, b);
     }
 
     function check_a_final_record_stands_whatever_is_called(address caller, uint8 verb) public {
         Job memory a = _any();
-        vm.assume(a.status > JobStatus.RUNNING && verb < 6);
+        vm.assume(a.status > JobStatus.RUNNING && verb < 9);
+        Report[] memory reports = new Report[](1);
+        reports[0] = Report(JOB, 1, 0, 0, 0);
         bytes memory data;
         if (verb == 0) data = abi.encodeCall(grid.claim, (_ids()));
         else if (verb == 1) data = abi.encodeCall(grid.start, (_ids()));
         else if (verb == 2) data = abi.encodeCall(grid.cancel, (_ids()));
         else if (verb == 3) data = abi.encodeCall(grid.requeue, (_ids(), ""));
         else if (verb == 4) data = abi.encodeCall(grid.panic, (_ids(), ""));
-        else data = abi.encodeCall(grid.selfSchedule, (_ids()));
+        else if (verb == 5) data = abi.encodeCall(grid.selfSchedule, (_ids()));
+        else if (verb == 6) data = abi.encodeCall(grid.claimAndStart, (_ids()));
+        else if (verb == 7) data = abi.encodeCall(grid.collect, (_ids()));
+        else data = abi.encodeCall(grid.finish, (reports));
         assert(!_call(caller, data));
     }
 }
