@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -95,6 +95,7 @@ class CheckedProvider(AsyncHTTPProvider):
         log_range: Blocks of which it gives logs in one answer.
         doubtful: Whether it may serve another chain than before: its head fell, or connections
             were opened anew after a while. Who has looked sets it to false.
+        on_head: Told of each head, and of its header where that came with it.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class CheckedProvider(AsyncHTTPProvider):
         self.batch_size = Ceiling(*_BATCH)
         self.log_range = Ceiling(*_LOG_RANGE)
         self.doubtful = False
+        self.on_head: Callable[[int, Mapping[str, Any] | None], None] | None = None
         self._looked = time.monotonic()  # when its chain was known last, or a connection opened
         self._session: aiohttp.ClientSession | None = None
         self._users: Counter[aiohttp.ClientSession] = Counter()  # questions on their way
@@ -356,6 +358,9 @@ class CheckedProvider(AsyncHTTPProvider):
             head, now = _head_of(request, answer), time.monotonic()
             if head is None:
                 continue
+            if self.on_head is not None:
+                block: Any = answer.get("result")
+                self.on_head(head, block if isinstance(block, dict) else None)
             highest, told = self._highest
             if head < highest:
                 self.doubtful = True

@@ -20,6 +20,7 @@ from deepsquare_chain.chain.events import Event, decode_logs
 from deepsquare_chain.chain.logreader import Question, read_range
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.stillness import stands_still
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.faults import crash_point
 
@@ -90,7 +91,8 @@ class Follower(Generic[T]):
         addresses: Contracts whose events are wanted.
         store: Where the cursor is kept; effects go into the same transaction.
         start_block: First block that can hold events, such as the deployment's.
-        confirmations: Blocks on top of a block before it is believed.
+        confirmations: Blocks on top of a block before it is believed; none on a chain that mines
+            only on demand and stands still.
         name: Of the cursor, where one store has several followers.
         filters: Topics of the wanted logs, as eth_getLogs takes them (see `event_filter`); logs of
             any of them are read, so that no log may fit two. All logs by default.
@@ -156,12 +158,14 @@ class Follower(Generic[T]):
         if head is None:
             head = int(await self.w3.eth.block_number)
         self.head = max(self.head, head)
+        # Where the next block comes with the next transaction only, nobody confirms the last one.
+        depth = 0 if self._confirmations and await stands_still(self.w3) else self._confirmations
         count = 0
         while True:
             known = self._store.recent_blocks(self.name)
             first = known[0].number + 1 if known else self._start
-            self._show_lag(head - self._confirmations - first + 1)
-            last = min(head - self._confirmations, first + self._max_range - 1)
+            self._show_lag(head - depth - first + 1)
+            last = min(head - depth, first + self._max_range - 1)
             if last < first:
                 # Nothing new; a branch of the same height shows itself in the cursor's hash.
                 if known and not await self._holds(known[0]):
@@ -181,7 +185,7 @@ class Follower(Generic[T]):
             else:
                 self._commit(read, apply)
             count += len(read.batch.events)
-            if read.batch.to_block == head - self._confirmations:
+            if read.batch.to_block == head - depth:
                 self._show_lag(0)
                 return count
 

@@ -27,6 +27,7 @@ from deepsquare_chain.chain.endpoint import (
     lacks_method,
 )
 from deepsquare_chain.chain.poolfigures import PoolFigures
+from deepsquare_chain.chain.stillness import Stillness
 from deepsquare_chain.errors import EndpointError
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ class Pool(AsyncBaseProvider):
         self.global_ccip_read_enabled = False
         self.members = [Member(each) for each in providers]
         self._current = self.members[0]
+        self.stillness = Stillness()
+        for each in providers:
+            each.on_head = self.stillness.saw
         self._chain_id = chain_id
         self.genesis: str | None = None
         self.landmark: str | None = None  # hash of the block by which the chain is known again

@@ -16,11 +16,13 @@ from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
+from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.fees import Fees, Market, market
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.reverts import decode_revert, revert_data
+from deepsquare_chain.chain.stillness import stands_still
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import (
     EndpointError,
@@ -64,24 +66,29 @@ class Preflight:
         self._looking = asyncio.Lock()
 
     async def simulate(self, call: Call) -> None:
-        """Try a call on the latest block.
+        """Try a call on the latest block, or on the next of a chain that mines only on demand.
 
         Raises:
             RevertedError: It would be refused.
             EndpointError: The node turned it down for another reason.
         """
         try:
-            await self._w3.eth.call(request(self._address, call), "latest")
+            await self._w3.eth.call(request(self._address, call), await self._block())
         except ContractLogicError as error:
             raise decode_revert(error) from None
         except Web3RPCError as error:
             raise self.turned_down(call, error) from None
 
+    async def _block(self) -> BlockIdentifier:
+        """The block to simulate on: the next, with its time, where this call brings it about."""
+        return "pending" if await stands_still(self._w3) else "latest"
+
     async def gas_limit(self, call: Call) -> int:
         """Gas for a call; errors as `simulate`."""
+        block = await self._block()
         try:
             estimate, ground = await asyncio.gather(
-                self._w3.eth.estimate_gas(request(self._address, call), "latest"),
+                self._w3.eth.estimate_gas(request(self._address, call), block),
                 self._look(),
             )
         except (ContractLogicError, Web3RPCError) as error:

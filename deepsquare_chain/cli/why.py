@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.stillness import mines_on_demand
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import Job, JobStatus
@@ -84,6 +85,7 @@ class Onlooker:
 
     def __init__(self, contracts: Contracts) -> None:
         deployment = contracts.deployment
+        self._contracts = contracts
         self._store = Store.open(
             None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
         )
@@ -122,26 +124,37 @@ class Onlooker:
         """
         service = await self.look()
         world = service.world
+        still = await _on_demand(self._contracts)
         if world is not None and job.status is not JobStatus.PENDING:
             text = explain_assigned(job, world.moment.now)
             advice = _claim_advice(job, world.moment.times.claim_timeout)
             held = world.watched.get(job.provider_id)
             challenge = explain_challenge(job, held.clock, world.moment) if held else ""
             open_challenge = (challenge,) if challenge else ()
+            details = (*open_challenge, *still)
             return Situation(
-                job, text, open_challenge, advice, (job.status, job.provider_id, bool(challenge))
+                job, text, details, advice, (job.status, job.provider_id, bool(challenge))
             )
         found = next((each for each in _reasons(service) if each.job_id == job.id), None)
         if found is None:
             return Situation(job, f"job {job.id} is {job.status.name}")
         cause = (found.provider_id, found.refusals)
-        details = list(found.details)
+        details = [*found.details, *still]
         if world is not None:
             expiry = chain_time(job.since + world.moment.times.pending_expiry)
             details.append(
                 f"if it is still PENDING at {expiry}, it is cancelled with a full refund"
             )
         return Situation(job, found.text, tuple(details), _advice(found), cause)
+
+
+async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
+    """That the chain mines only on demand, where it does."""
+    age = await mines_on_demand(contracts.w3)
+    if age is None:
+        return ()
+    words = f"this chain makes a block only when somebody sends: its latest is {age} s old"
+    return (f"{words}, and services act on it after some seconds without another",)
 
 
 class Teller:

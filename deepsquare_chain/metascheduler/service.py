@@ -17,6 +17,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.events import event_topics
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.stillness import stands_still
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
@@ -151,13 +152,15 @@ class SchedulerService:
     async def _look(self) -> World | None:
         """The grid at the latest block; None from an endpoint that lags behind what was seen."""
         block = await self._w3.eth.get_block("latest")
-        number, now = int(block["number"]), int(block["timestamp"])
+        # Where only transactions make blocks, time goes on without them; the next has it.
+        now = int(block["timestamp"]) + int(await stands_still(self._w3))
+        number = int(block["number"])
         seen = max(self._head, self._batches.mined_at)
         if number < seen:
             _log.warning("endpoint lags", head=number, seen=seen)
             return None
         self._head = number
-        self.figures.head.saw(now)
+        self.figures.head.saw(int(block["timestamp"]))
         return await self.observer.look(number, now)
 
     async def _look_slowly(self) -> None:

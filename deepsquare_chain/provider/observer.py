@@ -36,11 +36,15 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The block that a cycle looks at; `time` is chain time."""
+    """The block that a cycle looks at; `time` is chain time.
+
+    `final` says that no block will confirm it before a transaction of somebody makes one.
+    """
 
     number: int
     time: int
     hash: bytes
+    final: bool = False
 
 
 class Observer:
@@ -73,7 +77,10 @@ class Observer:
         self._misses: dict[int, int] = {}
         self._strays: set[int] = set()
         self._swept: set[str] = set()
-        self._known: tuple[bytes, dict[int, tuple[Job, Job]]] = (b"", {})
+        self._known: tuple[tuple[bytes, bool], dict[int, tuple[Job, Job]]] = (
+            (b"", False),
+            {},
+        )
 
     async def sweep(self, chain_id: int, contract: str) -> None:
         """Make rows for runs that the executor knows and the database does not."""
@@ -128,16 +135,17 @@ class Observer:
     async def _records(self, ids: Sequence[int], head: Head) -> Mapping[int, tuple[Job, Job]]:
         """Records now, and as confirmed blocks have them; of one block each is asked for once."""
         block, known = self._known
-        known = {job_id: known[job_id] for job_id in ids if block == head.hash and job_id in known}
+        now = (head.hash, head.final)
+        known = {job_id: known[job_id] for job_id in ids if block == now and job_id in known}
         missing = [job_id for job_id in ids if job_id not in known]
         if missing:
             known |= await self._ask(missing, head)
-        self._known = (head.hash, known)
+        self._known = (now, known)
         return known
 
     async def _ask(self, ids: Sequence[int], head: Head) -> dict[int, tuple[Job, Job]]:
         depth = max(self._first_block, head.number - self._confirmations)
-        if depth >= head.number:
+        if depth >= head.number or head.final:
             jobs = await self._scheduler.get_jobs(ids, block_identifier=head.number)
             return {job.id: (job, job) for job in jobs}
         jobs, confirmed = await asyncio.gather(

@@ -16,6 +16,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.events import JobSettled, JobTransition, event_filter
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.stillness import stands_still
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
@@ -220,12 +221,15 @@ class ProviderService:
         """The latest block; None from an endpoint that lags behind what was seen before."""
         seen = max(self._head.number, self._batches.mined_at)
         block = await self._w3.eth.get_block("latest")
-        head = Head(int(block["number"]), int(block["timestamp"]), bytes(block["hash"]))
+        # Where only transactions make blocks, time goes on without them; the next has it.
+        still = await stands_still(self._w3)
+        now = int(block["timestamp"]) + int(still)
+        head = Head(int(block["number"]), now, bytes(block["hash"]), final=still > 0)
         if head.number < seen:
             _log.warning("endpoint lags", head=head.number, seen=seen)
             return None
         self._head = head
-        self.figures.head.saw(head.time)
+        self.figures.head.saw(int(block["timestamp"]))
         return head
 
     async def _follow(self, head: Head) -> None:

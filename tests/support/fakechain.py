@@ -12,6 +12,7 @@ from eth_utils import keccak
 from hexbytes import HexBytes
 from web3.exceptions import TransactionNotFound, Web3RPCError
 
+from deepsquare_chain.chain.stillness import Stillness
 from deepsquare_chain.errors import EndpointError
 
 GWEI = 10**9
@@ -88,6 +89,8 @@ class FakeChain:
         self.branch = 0
         self.eth = _Eth(self)
         self.provider = self  # for batches
+        self.stillness: Stillness | None = None
+        self.simulated: list[Any] = []  # blocks on which calls were simulated
         self.before_batch: Callable[[list[Any]], None] | None = None
         self.batches: list[list[Any]] = []
 
@@ -270,12 +273,14 @@ class _Eth:
             count += 1
         return count
 
-    async def call(self, _request: Any, _block: Any) -> bytes:
+    async def call(self, _request: Any, block: Any) -> bytes:
+        self._chain.simulated.append(block)
         if self._up().call_error is not None:
             raise self._chain.call_error  # type: ignore[misc]
         return b""
 
-    async def estimate_gas(self, _request: Any, _block: Any) -> int:
+    async def estimate_gas(self, _request: Any, block: Any) -> int:
+        self._chain.simulated.append(block)
         if self._up().estimate_error is not None:
             raise self._chain.estimate_error  # type: ignore[misc]
         return self._chain.estimate

@@ -638,7 +638,7 @@ async def test_what_is_mined_during_the_look_is_no_lag():
         return {"number": 5, "timestamp": 1_000, "hash": b"five"}
 
     service: Any = SimpleNamespace(
-        _w3=SimpleNamespace(eth=SimpleNamespace(get_block=get_block)),
+        _w3=SimpleNamespace(eth=SimpleNamespace(get_block=get_block), provider=None),
         _batches=batches,
         _head=Head(4, 999, b"four"),
         figures=SimpleNamespace(head=SimpleNamespace(saw=lambda _time: None)),

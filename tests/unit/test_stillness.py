@@ -1,0 +1,152 @@
+"""Chains that make a block only when somebody sends, told from those that make them by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain import stillness as stillness_module
+from deepsquare_chain.chain.follower import Batch, Follower
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.stillness import Stillness, mines_on_demand, stands_still
+from deepsquare_chain.store.database import Store
+from tests.support.fakechain import FakeChain
+from tests.unit.test_follower import CREDIT, IDENTITY, log
+from tests.unit.test_sender import ACCOUNT, call
+
+
+class Clock:
+    """This machine's clocks as a test wants them."""
+
+    now = 10_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(stillness_module, "time", found)
+    return found
+
+
+def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """Blocks made at these times, from block 1 on; those of these places hold nothing."""
+    return [
+        {
+            "number": hex(number),
+            "timestamp": hex(at),
+            "transactions": [] if number in empty else [1],
+        }
+        for number, at in enumerate(times, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "seconds", "on_demand"),
+    [
+        # A development node: some transactions at once, then nothing.
+        (headers(0, 0, 1, 1, 30, 30, 300), 5, True),
+        (headers(0, 0, 1, 1, 30, 30, 300), 3, False),
+        # Its transactions never came close together.
+        (headers(0, 100, 220, 500), 50, False),
+        (headers(0, 100, 220, 500), 61, True),
+        # A chain that makes blocks by the clock, and is full.
+        (headers(*range(0, 120, 12)), 36, False),
+        (headers(*range(0, 120, 12)), 47, False),
+        # The same, and nobody sends: its blocks are empty.
+        (headers(*range(0, 120, 12), empty=(4, 5)), 500, False),
+        (headers(*range(10), empty=(10,)), 500, False),
+        # Too young to tell.
+        (headers(5), 500, False),
+        ([], 500, False),
+        # The first block is empty on every chain.
+        ([{"number": "0x0", "timestamp": "0x0", "transactions": []}, *headers(1, 2, 3)], 5, True),
+    ],
+)
+def test_kinds_of_chains(blocks: list[dict[str, Any]], seconds: float, on_demand: bool) -> None:
+    found = Stillness()
+    found.note(blocks)
+    assert found.lasts(seconds) is on_demand
+
+
+@pytest.fixture
+def quiet(clock: Clock) -> FakeChain:
+    """A chain of a development node, just before it stands still for long enough."""
+    chain = FakeChain()
+    for number in range(5):
+        chain.mine([log(number)])
+    chain.stillness = Stillness()
+    chain.stillness.note(headers(0, 0, 1, 2, 2))
+    chain.stillness.loaded = True
+    chain.stillness.saw(5)
+    clock.now += 3
+    return chain
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with Store.open(None, **IDENTITY) as found:
+        yield found
+
+
+async def test_it_stands_still_only_after_a_while(quiet: FakeChain, clock: Clock) -> None:
+    assert await stands_still(quiet) == 0.0  # type: ignore[arg-type]
+    clock.now += 2
+    assert await stands_still(quiet) == 5.0  # type: ignore[arg-type]
+    assert quiet.stillness is not None
+    quiet.stillness.saw(6)
+    assert await stands_still(quiet) == 0.0  # type: ignore[arg-type]
+
+
+async def test_blocks_from_before_are_read_once(clock: Clock) -> None:
+    chain = FakeChain()
+    for _ in range(5):
+        chain.mine()  # a node that shows no transactions of its blocks counts as empty
+    chain.stillness = Stillness()
+    chain.stillness.saw(5)
+    clock.now += 500
+    for _ in range(3):
+        assert await stands_still(chain) == 0.0  # type: ignore[arg-type]
+    assert len(chain.batches) == 1
+
+
+async def test_the_last_block_is_followed_where_no_other_comes(
+    quiet: FakeChain, clock: Clock, store: Store
+) -> None:
+    seen: list[int] = []
+
+    def apply(batch: Batch, _: Any) -> None:
+        seen.extend(event.amount for event in batch.events)  # type: ignore[attr-defined]
+
+    follower = Follower(quiet, [CREDIT], store, start_block=1, confirmations=1)  # type: ignore[arg-type]
+    await follower.poll(apply)
+    assert seen == [0, 1, 2, 3]
+    clock.now += 2
+    await follower.poll(apply)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+async def test_calls_are_simulated_on_the_block_that_they_bring_about(
+    quiet: FakeChain, clock: Clock, store: Store
+) -> None:
+    sender = Sender(quiet, ACCOUNT, store, chain_id=1, poll_interval=0.001)  # type: ignore[arg-type]
+    await sender.simulate(call())
+    clock.now += 2
+    await sender.simulate(call())
+    await sender.send(call())
+    assert quiet.simulated == ["latest", "pending", "pending"]
+
+
+async def test_people_are_told_at_once(quiet: FakeChain, clock: Clock) -> None:
+    """A command has not seen it stand still: the age of the latest block tells."""
+    clock.now = 1_005 + 3.0
+    assert await mines_on_demand(quiet) is None  # type: ignore[arg-type]
+    clock.now = 1_005 + 40.0
+    assert await mines_on_demand(quiet) == 40  # type: ignore[arg-type]
