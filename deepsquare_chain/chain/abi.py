@@ -150,6 +150,17 @@ class Interface:
         """A function by its name; none of ours is overloaded."""
         return self._functions[name]
 
+    def read_call(self, data: bytes) -> tuple[Function, tuple[Any, ...]]:
+        """The function that calldata names, and its arguments.
+
+        Raises:
+            AbiError: It is no call of this contract.
+        """
+        for function in self._functions.values():
+            if data[:4] == function.selector:
+                return function, decode_values(function.inputs, data[4:])
+        raise AbiError(f"no function of {self.name} has the selector 0x{data[:4].hex()}")
+
     def creation_code(self, *arguments: Any) -> bytes:
         """Code that deploys the contract with these constructor arguments."""
         inputs = self.entries("constructor")[0]["inputs"]

@@ -9,6 +9,7 @@ from web3 import AsyncWeb3
 from deepsquare_chain.chain.calls import Call, ContractBase
 from deepsquare_chain.chain.credit import UNLIMITED, CreditContract, Permit
 from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.forwarder import ForwarderContract
 from deepsquare_chain.chain.records import Clock, Parameters, Report
 from deepsquare_chain.chain.registry import RegistryContract
 from deepsquare_chain.chain.roles import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
@@ -24,6 +25,7 @@ __all__ = [
     "ContractBase",
     "Contracts",
     "CreditContract",
+    "ForwarderContract",
     "MetaSchedulerContract",
     "Parameters",
     "Permit",
@@ -33,7 +35,7 @@ __all__ = [
 
 
 class Contracts:
-    """The three contracts of a deployment."""
+    """The contracts of a deployment."""
 
     def __init__(self, w3: AsyncWeb3[Any], deployment: Deployment) -> None:
         self.w3 = w3
@@ -41,6 +43,7 @@ class Contracts:
         self.credit = CreditContract(w3, deployment.credit)
         self.registry = RegistryContract(w3, deployment.registry)
         self.scheduler = MetaSchedulerContract(w3, deployment.scheduler)
+        self.forwarder = ForwarderContract(w3, deployment.forwarder)
 
     @property
     def addresses(self) -> tuple[str, str, str]:

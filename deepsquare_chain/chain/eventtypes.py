@@ -203,6 +203,21 @@ class SubmissionsChanged(Event):
     open: bool
 
 
+# -- ERC2771Forwarder
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedForwardRequest(Event):
+    """A signed request was carried out; `success` says whether the inner call was accepted.
+
+    Logged after the events of the inner call.
+    """
+
+    signer: str
+    nonce: int
+    success: bool
+
+
 # -- ProviderRegistry
 
 

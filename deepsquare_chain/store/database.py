@@ -25,6 +25,7 @@ from deepsquare_chain.errors import UsageError, WaitTimeoutError
 from deepsquare_chain.store.base import Database, StoreError
 from deepsquare_chain.store.cursors import CursorTables
 from deepsquare_chain.store.outbox import OutboxTables
+from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.store.schema import GROWN, Amount, identity, metadata
 
 __all__ = ["Amount", "Database", "Store", "StoreError", "metadata"]
@@ -34,8 +35,8 @@ SCHEMA: Final = "1"
 _LOCK_PAUSE: Final = 0.05
 
 
-class Store(OutboxTables, CursorTables):
-    """Outbox, cursors and a service's own tables in one file; made by `Store.open`."""
+class Store(OutboxTables, RequestTables, CursorTables):
+    """Outbox, signed requests, cursors and a service's own tables; made by `Store.open`."""
 
     def __init__(self, path: Path | None) -> None:
         super().__init__(path)

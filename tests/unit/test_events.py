@@ -79,6 +79,7 @@ CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
     "ProviderAnswered": ((A,), events.ProviderAnswered(A)),
     "PaymentParked": ((A, 5), events.PaymentParked(A, 5)),
     "PaymentWithdrawn": ((A, B, 5), events.PaymentWithdrawn(A, B, 5)),
+    "ExecutedForwardRequest": ((A, 4, True), events.ExecutedForwardRequest(A, 4, True)),
     "FeeChanged": ((500,), events.FeeChanged(500)),
     "SubmissionsChanged": ((False,), events.SubmissionsChanged(False)),
     "ProviderRegistered": ((3, A), events.ProviderRegistered(3, A)),
@@ -110,7 +111,6 @@ UNREAD = {
     "DefaultAdminTransferCanceled",
     "DefaultAdminTransferScheduled",
     "EIP712DomainChanged",
-    "ExecutedForwardRequest",
     "RoleAdminChanged",
 }
 

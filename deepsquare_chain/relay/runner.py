@@ -1,0 +1,94 @@
+"""The relay's daemon: everything it needs, opened in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.daemon import Daemon
+from deepsquare_chain.daemon.opening import serve
+from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observe.serving import LoopbackServer
+from deepsquare_chain.relay.app import relay_app
+from deepsquare_chain.relay.service import RelayService, RelaySettings
+
+NAME: Final = "relay"
+
+
+async def run_relay(
+    url: str,
+    deployment: Deployment,
+    account: LocalAccount,
+    settings: RelaySettings,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[str], None] = lambda _: None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a relay until SIGINT, SIGTERM or `stop`.
+
+    Args:
+        url: JSON-RPC endpoint, or several, separated by commas.
+        deployment: The grid.
+        account: The relay's own wallet, which pays the gas.
+        settings: How it runs.
+        host: Address on which requests are taken.
+        port: Port on which they are taken; 0 takes a free one.
+        ready: Gets the relay's URL once it takes requests.
+        stop: Ends it when set.
+
+    Raises:
+        UsageError: The deployment has no forwarder, the address can't be used, or the database is
+            in use or belongs to somebody else.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
+            down is waited for.
+    """
+
+    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
+        metrics = Metrics(NAME)
+        contracts = await open_contracts(parts, url, deployment, settings, metrics)
+        trusted = (await contracts.scheduler.parameters()).forwarder
+        if int(trusted, 16) == 0 or trusted != contracts.forwarder.address:
+            raise UsageError(
+                f"The MetaScheduler at {contracts.scheduler.address} accepts no calls through the "
+                f"forwarder {contracts.forwarder.address} of the deployment record",
+                hint="Give the record of a deployment with a forwarder.",
+            )
+        store = parts.enter_context(await open_store(NAME, contracts, account, settings))
+        sender = await open_sender(
+            parts, contracts, account, store=store, settings=settings, metrics=metrics
+        )
+        service = RelayService(
+            contracts,
+            sender,
+            store,
+            domain=await contracts.forwarder.domain(),
+            settings=settings,
+            metrics=metrics,
+        )
+        parts.push_async_callback(service.close)
+        daemon = await open_daemon(
+            NAME,
+            service.cycle,
+            settings,
+            chain_id=deployment.chain_id,
+            metrics=metrics,
+            stop=stop,
+        )
+        service.wake = daemon.wake
+        await service.look_at_wallet()
+        server = LoopbackServer(relay_app(service, daemon.health), port, host)
+        await server.start()
+        parts.push_async_callback(server.stop)
+        ready(server.url)
+        return daemon
+
+    await serve(NAME, open_once, stop)

@@ -1,0 +1,208 @@
+"""Requests that a wallet signed for a relay: recorded before they leave, so that none is lost.
+
+A nonce is given out once among the requests that may still be carried out, whichever process of
+this state folder asks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import (
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+)
+from sqlalchemy import update as update_rows
+
+from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
+from deepsquare_chain.store.base import Database
+from deepsquare_chain.store.schema import Amount, metadata
+
+
+class RequestState(StrEnum):
+    """What is known of a signed request."""
+
+    OPEN = "open"  # signed; it may still be carried out
+    EXECUTED = "executed"  # carried out, with its effect
+    FAILED = "failed"  # its nonce is used, but the contract refused the call
+    REFUSED = "refused"  # the relay did not take it; its nonce is free for another request
+    EXPIRED = "expired"  # its deadline passed before anybody carried it out
+    REPLACED = "replaced"  # another request of this wallet used its nonce
+
+
+_LIVE: Final = (RequestState.OPEN.value, RequestState.EXECUTED.value)
+
+signed_requests: Final = Table(
+    "signed_requests",
+    metadata,
+    Column("digest", String, primary_key=True),
+    Column("sender", String, nullable=False),
+    Column("nonce", Integer, nullable=False),
+    Column("to", String, nullable=False),
+    Column("value", Amount, nullable=False),
+    Column("gas", Integer, nullable=False),
+    Column("deadline", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("key", String, nullable=True),
+    Column("state", String, nullable=False),
+    Column("block", Integer, nullable=False),
+    Column("tx_hash", String, nullable=False, default=""),
+    Column("note", Text, nullable=False, default=""),
+    Column("created", Integer, nullable=False),
+)
+# A request without effect gives its key and its nonce to the next one.
+Index(
+    "signed_requests_key",
+    signed_requests.c.key,
+    unique=True,
+    sqlite_where=signed_requests.c.state.in_(_LIVE),
+)
+Index(
+    "signed_requests_nonce",
+    signed_requests.c.nonce,
+    unique=True,
+    sqlite_where=signed_requests.c.state == RequestState.OPEN.value,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """A signed request of this wallet.
+
+    `digest` is 0x-hexadecimal; `block` is the block after which it can be carried out; `created`
+    is this machine's clock in seconds; `key` is the caller's own name of the effect.
+    """
+
+    digest: str
+    signed: SignedRequest
+    label: str
+    key: str | None
+    state: RequestState
+    block: int
+    tx_hash: str
+    note: str
+    created: int
+
+
+class RequestTables(Database):
+    """The signed requests of one wallet."""
+
+    def append_request(
+        self,
+        floor: int,
+        sign: Callable[[int], tuple[str, SignedRequest]],
+        *,
+        label: str,
+        block: int,
+        key: str | None,
+    ) -> RecordedRequest:
+        """Take the lowest free nonce from `floor` on, sign and record, all or nothing.
+
+        Args:
+            floor: Nonce of the wallet's next request on the chain.
+            sign: Makes digest and signed request for a nonce.
+            label: What it does, for people.
+            block: Head of the chain now.
+            key: The caller's own name of the effect; unique among requests with effect.
+        """
+        table = signed_requests
+        with self.begin() as connection:
+            taken = set(
+                connection.execute(
+                    select(table.c.nonce).where(
+                        table.c.state == RequestState.OPEN.value, table.c.nonce >= floor
+                    )
+                ).scalars()
+            )
+            nonce = next(each for each in range(floor, floor + len(taken) + 1) if each not in taken)
+            digest, signed = sign(nonce)
+            request, created = signed.request, int(time.time())
+            # A refused request that is signed again within the same second is the same bytes.
+            connection.execute(delete(table).where(table.c.digest == digest))
+            connection.execute(
+                insert(table).values(
+                    digest=digest,
+                    sender=request.sender,
+                    nonce=nonce,
+                    to=request.to,
+                    value=request.value,
+                    gas=request.gas,
+                    deadline=request.deadline,
+                    data=request.data,
+                    signature=signed.signature,
+                    label=label,
+                    key=key,
+                    state=RequestState.OPEN.value,
+                    block=block,
+                    created=created,
+                )
+            )
+        return RecordedRequest(
+            digest, signed, label, key, RequestState.OPEN, block, "", "", created
+        )
+
+    def settle_request(
+        self, digest: str, state: RequestState, *, tx_hash: str = "", note: str = ""
+    ) -> None:
+        """Record what became of a request."""
+        # The chain tells it again if it is lost.
+        with self.begin(durable=False) as connection:
+            connection.execute(
+                update_rows(signed_requests)
+                .where(signed_requests.c.digest == digest)
+                .values(state=state.value, tx_hash=tx_hash, note=note[:1_000])
+            )
+
+    def request_by_key(self, key: str) -> RecordedRequest | None:
+        """The request of that key which is OPEN or EXECUTED."""
+        table = signed_requests
+        found = self._requests(table.c.key == key, table.c.state.in_(_LIVE))
+        return found[0] if found else None
+
+    def open_requests(self) -> Sequence[RecordedRequest]:
+        """All OPEN requests by nonce."""
+        return self._requests(signed_requests.c.state == RequestState.OPEN.value)
+
+    def recent_requests(self, limit: int = 50) -> Sequence[RecordedRequest]:
+        """The latest requests of every state, newest first."""
+        table = signed_requests
+        return self._requests(order=(table.c.created.desc(), table.c.nonce.desc()), limit=limit)
+
+    def _requests(
+        self, *conditions: Any, order: Sequence[Any] = (), limit: int | None = None
+    ) -> list[RecordedRequest]:
+        query = select(signed_requests).where(*conditions)
+        query = query.order_by(*(order or (signed_requests.c.nonce,))).limit(limit)
+        with self.read() as connection:
+            return [_recorded(row) for row in connection.execute(query)]
+
+
+def _recorded(row: Any) -> RecordedRequest:
+    request = ForwardRequest(
+        row.sender, row.to, row.value, row.gas, row.nonce, row.deadline, row.data
+    )
+    return RecordedRequest(
+        row.digest,
+        SignedRequest(request, row.signature),
+        row.label,
+        row.key,
+        RequestState(row.state),
+        row.block,
+        row.tx_hash,
+        row.note,
+        row.created,
+    )
