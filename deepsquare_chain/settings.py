@@ -92,6 +92,12 @@ def _check_socket(url: str) -> str:
     return _check_url(url)
 
 
+def _check_web(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must be a URL such as https://relay.example.org")
+    return _check_url(url).rstrip("/")
+
+
 def _joined(value: Any) -> Any:
     """A list, as files and repeated flags give it, as the text that a variable would hold."""
     if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
@@ -110,6 +116,7 @@ def _expand(path: Path) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_expand)]
 Urls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_urls)]
+WebUrl = Annotated[str, AfterValidator(_check_web)]
 SocketUrl = Annotated[str, AfterValidator(_check_socket)]
 
 
@@ -127,6 +134,9 @@ class Settings(BaseSettings):
     )
     websocket: SocketUrl | None = Field(
         None, description="ws:// address of a node that wakes services at each new block"
+    )
+    relay: WebUrl | None = Field(
+        None, description="Relay that pays the gas of --gasless; a devnet records its own"
     )
     max_lag_blocks: int = Field(
         5, ge=0, le=10_000, description="Blocks that an endpoint may be behind the best one"

@@ -46,6 +46,9 @@ GROUPS: Final = {
     "metascheduler": _Part(
         "metascheduler", "Run the meta-scheduler, and see what it would decide."
     ),
+    "relay": _Part(
+        "relay", "Run a relay that pays customers' gas, and look at what was signed for one."
+    ),
     "admin": _Part("admin", "Approve and ban providers, open and close."),
     "audit": _Part("audit", "Check the books from events alone."),
     "explorer": _Part("explorer", "Look at jobs and credits in a browser."),

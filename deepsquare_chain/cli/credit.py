@@ -8,7 +8,13 @@ import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import AccountArgument, CreditsArgument, some
+from deepsquare_chain.cli.types import (
+    AccountArgument,
+    CreditsArgument,
+    GaslessOption,
+    YesOption,
+    some,
+)
 
 app = typer.Typer(help="Balances, transfers, allowances, statements.", no_args_is_help=True)
 
@@ -58,6 +64,23 @@ async def approve(desk: Desk, credits: CreditsArgument) -> None:
         async with wallet.sender.spending(10 * wallet.timeout):
             receipt = await wallet.send(wallet.contracts.credit.approve(spender, credits))
         desk.receipt(receipt)
+
+
+@command(app)
+async def withdraw(
+    desk: Desk,
+    to: Annotated[
+        str | None, typer.Argument(metavar="TO", help="Recipient; the wallet itself by default.")
+    ] = None,
+    gasless: GaslessOption = False,
+    yes: YesOption = False,
+) -> None:
+    """Take out the credits that the scheduler could not pay to this wallet and parked for it."""
+    from deepsquare_chain.cli.signing import open_sending
+
+    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
+        call = wallet.contracts.scheduler.withdraw(to or wallet.address)
+        desk.receipt(await wallet.send(call))
 
 
 @command(app)

@@ -30,6 +30,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "websocket": (str, "ws:// address that wakes services at each new block.", False),
     "ca_file": (Path, "Certificates (PEM) that endpoints may have.", False),
     "headers_file": (Path, "File of headers for endpoints, such as keys.", False),
+    "relay": (str, "URL of the relay that pays the gas of --gasless.", False),
     "max_lag_blocks": (int, "Blocks that an endpoint may be behind the best one.", False),
     "deployment": (Path, "Record of the deployed contracts.", True),
     "keystore": (Path, "Encrypted wallet file.", True),

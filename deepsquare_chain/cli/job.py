@@ -11,7 +11,14 @@ import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import CreditsArgument, JobArgument, JobArguments, some
+from deepsquare_chain.cli.types import (
+    CreditsArgument,
+    GaslessOption,
+    JobArgument,
+    JobArguments,
+    YesOption,
+    some,
+)
 from deepsquare_chain.job import Job
 
 if TYPE_CHECKING:
@@ -236,13 +243,15 @@ async def results(
 
 
 @command(app)
-async def cancel(desk: Desk, jobs: JobArguments) -> int:
+async def cancel(
+    desk: Desk, jobs: JobArguments, gasless: GaslessOption = False, yes: YesOption = False
+) -> int:
     """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
     from deepsquare_chain.chain.events import TransitionSkipped
-    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.errors import RevertedError
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
         for job_id in jobs:
             await wallet.contracts.scheduler.get_job(job_id)
         receipt = await wallet.send(wallet.contracts.scheduler.cancel(jobs))
@@ -257,12 +266,18 @@ async def cancel(desk: Desk, jobs: JobArguments) -> int:
 
 
 @command(app)
-async def topup(desk: Desk, job: JobArgument, credits: CreditsArgument) -> None:
+async def topup(
+    desk: Desk,
+    job: JobArgument,
+    credits: CreditsArgument,
+    gasless: GaslessOption = False,
+    yes: YesOption = False,
+) -> None:
     """Add credits to a live job, and time if it has a provider and a limit."""
+    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.accounts import top_up
-    from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
         desk.receipt(await top_up(wallet, job, credits))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.client.network import open_account, transport_of
@@ -11,6 +11,9 @@ from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.wallets import FOLDER
+
+if TYPE_CHECKING:
+    from deepsquare_chain.relay.rules import Rules
 
 _GWEI: Final = 10**9
 
@@ -70,6 +73,39 @@ async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: 
             watch=Watch(challenge_after=challenge_after),
             **_common(settings, "metascheduler", who),
         ),
+    )
+
+
+async def relay(
+    settings: Settings,
+    *,
+    rules: Rules,
+    collect_seconds: float,
+    min_balance: int,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+) -> None:
+    """Run a relay until a signal; `ready` gets its URL. Errors as `run_relay`."""
+    from deepsquare_chain.relay.runner import run_relay
+    from deepsquare_chain.relay.service import RelaySettings
+
+    deployment = Deployment.load(settings.deployment)
+    account = await open_account(settings)
+    configure_logging(settings.log_level, settings.log_format, service="relay")
+    await run_relay(
+        settings.endpoint,
+        deployment,
+        account,
+        RelaySettings(
+            rules=rules,
+            collect_seconds=collect_seconds,
+            min_balance=min_balance,
+            **_common(settings, "relay", account.address),
+        ),
+        host=host,
+        port=port,
+        ready=ready,
     )
 
 

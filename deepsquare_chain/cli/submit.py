@@ -10,7 +10,7 @@ import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import some
+from deepsquare_chain.cli.types import GaslessOption, YesOption, some
 from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ async def submit(
             "--key", metavar="KEY", help="Your name of this submission; repeated, it pays once."
         ),
     ] = None,
+    gasless: GaslessOption = False,
+    yes: YesOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, pay nothing.")
     ] = False,
@@ -160,26 +162,34 @@ async def submit(
     ] = None,
 ) -> int | None:
     """Pay for a job and put it into the grid's queue."""
-    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.quotes import cheapest, quotes
-    from deepsquare_chain.client.submission import Request, bill, repeated, submit
+    from deepsquare_chain.client.submission import (
+        Request,
+        bill,
+        refuse_relayed_key,
+        repeated,
+        submit,
+    )
     from deepsquare_chain.store.definitions import FolderDefinitionStore
 
     job_file, terms = _read(file, credits, time_limit)
-    async with open_wallet(desk.settings) as wallet:
+    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
+        if not gasless:
+            refuse_relayed_key(wallet.store, key)
         requests = [Request(terms, (job_file.definition.to_bytes(),) * array)]
         done = await repeated(wallet.contracts, wallet.sender, requests, key, desk.settings.timeout)
         if done is not None:
             desk.printer.note(f"The key {key!r} was used before: nothing more is paid.")
         else:
-            due = await bill(wallet.contracts, wallet.address, requests)
+            due = await bill(wallet.contracts, wallet.address, requests, gasless=gasless)
             due.check()
             if cheapest(await quotes(wallet.contracts, terms)) is None:
                 desk.printer.note(
                     "Warning: no provider could run this now; see `deepsquare quote`. The job "
                     "would wait, and can be cancelled for a full refund."
                 )
-            _announce(desk, due, permit=permit)
+            _announce(desk, due, permit=permit or gasless, gasless=gasless)
             if dry_run:
                 desk.printer.note("Dry run: nothing was sent.")
                 if desk.printer.style is not Format.TABLE:
@@ -210,15 +220,17 @@ async def submit(
             raise
 
 
-def _announce(desk: Desk, due: Bill, *, permit: bool) -> None:
+def _announce(desk: Desk, due: Bill, *, permit: bool, gasless: bool) -> None:
     jobs = "1 job" if due.jobs == 1 else f"{due.jobs} jobs"
     way = "within its allowance"
     if due.approval:
         way = "with a permit for just that" if permit else "after an approval of just that"
+    gas = "a relay pays the gas"
+    if not gasless:
+        gas = f"gas for at most {format_credits(due.gas_wei)} coin"
     desk.printer.note(
         f"Into escrow for {jobs}: {format_credits(due.total)} of the wallet's "
-        f"{format_credits(due.balance)} credits, {way}; gas for at most "
-        f"{format_credits(due.gas_wei)} coin."
+        f"{format_credits(due.balance)} credits, {way}; {gas}."
     )
 
 

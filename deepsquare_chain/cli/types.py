@@ -52,6 +52,16 @@ AccountArgument = Annotated[
     str | None, typer.Argument(help="Address; the keystore's own by default.")
 ]
 
+GaslessOption = Annotated[
+    bool,
+    typer.Option(
+        "--gasless", help="Sign a request and let a relay pay the gas; the wallet needs no coin."
+    ),
+]
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Sign a --gasless request without asking.")
+]
+
 
 class ChainKind(StrEnum):
     """Chains that a local grid can stand on."""

@@ -13,6 +13,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.chain.transport import proxy_for, tls_problem
+from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan
 from deepsquare_chain.client.network import Wallet, transport_of
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, NotFoundError
@@ -50,8 +51,10 @@ async def balances(contracts: Contracts, account: str) -> Balances:
     return Balances(address, *found)
 
 
-async def top_up(wallet: Wallet, job_id: int, amount: int) -> TxReceipt:
+async def top_up(wallet: Wallet | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
     """Add credit-wei to a live job, allowing exactly as much where the allowance is too small.
+
+    A wallet that sends through a relay allows it by a permit in the same request.
 
     Raises:
         NotFoundError: There is no such job.
@@ -73,6 +76,14 @@ async def _top_up(wallet: Wallet, job_id: int, amount: int) -> TxReceipt:
             f"takes {format_credits(amount)}",
             hint="Get some: `deepsquare credit faucet` on a devnet.",
         )
+    if isinstance(wallet, GaslessWallet):
+        scheduler, plan = contracts.scheduler, None
+        if await contracts.credit.allowance(wallet.address, scheduler.address) < amount:
+            plan = PermitPlan(
+                amount,
+                lambda signed: scheduler.top_up_with_permit(job_id, job.customer, amount, signed),
+            )
+        return await wallet.send(call, permit=plan)
     try:
         await wallet.sender.simulate(call)
     except reverts.ERC20InsufficientAllowance:

@@ -16,11 +16,13 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.eventtypes import JobSubmitted
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.client.gasless import PermitPlan, RelayedSender
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, UsageError
 from deepsquare_chain.job import Terms
 from deepsquare_chain.store.base import StoreError
 from deepsquare_chain.store.definitions import DefinitionStore
+from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.workflow import digest
 
 #: Most jobs of one submission: what a block of 30 million gas holds with room to spare.
@@ -91,8 +93,16 @@ class Bill:
             )
 
 
-async def bill(contracts: Contracts, customer: str, requests: Sequence[Request]) -> Bill:
+async def bill(
+    contracts: Contracts, customer: str, requests: Sequence[Request], *, gasless: bool = False
+) -> Bill:
     """Look at the wallet, the gas price and the deployment; nothing is sent.
+
+    Args:
+        contracts: The deployment.
+        customer: Whose wallet pays.
+        requests: What it submits.
+        gasless: Whether a relay pays the gas.
 
     Raises:
         UsageError: The number of jobs is out of bounds.
@@ -120,7 +130,8 @@ async def bill(contracts: Contracts, customer: str, requests: Sequence[Request])
         )
     total = sum(request.total for request in requests)
     gas = _GAS_CALL + _GAS_JOB * jobs + (_GAS_APPROVE if allowance < total else 0)
-    return Bill(address, jobs, total, balance, allowance, gas * gas_price, gas_balance)
+    gas_wei = 0 if gasless else gas * gas_price
+    return Bill(address, jobs, total, balance, allowance, gas_wei, gas_balance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +144,7 @@ class Submitted:
 
 async def submit(
     contracts: Contracts,
-    sender: Sender,
+    sender: Sender | RelayedSender,
     store: DefinitionStore,
     requests: Sequence[Request],
     *,
@@ -145,10 +156,11 @@ async def submit(
 
     Args:
         contracts: The deployment.
-        sender: Of the customer's wallet.
+        sender: Of the customer's wallet, or the one that sends through a relay.
         store: Where the definitions are kept; providers read them there.
         requests: What to submit.
-        permit: The customer's account, to sign a permit instead of sending an approval.
+        permit: The customer's account, to sign a permit instead of sending an approval; through
+            a relay, an allowance that is too small always comes by permit.
         timeout: Seconds to wait for each transaction.
         key: The caller's own name of this submission, kept in the wallet's outbox: a second one
             of that name waits for the first and gives its jobs.
@@ -180,7 +192,7 @@ async def submit(
 
 async def _pay(
     contracts: Contracts,
-    sender: Sender,
+    sender: Sender | RelayedSender,
     store: DefinitionStore,
     requests: Sequence[Request],
     *,
@@ -189,7 +201,8 @@ async def _pay(
     key: str | None,
 ) -> Submitted:
     """See `submit`, for what was not submitted before."""
-    due = await bill(contracts, sender.address, requests)
+    relayed = isinstance(sender, RelayedSender)
+    due = await bill(contracts, sender.address, requests, gasless=relayed)
     due.check()
     rows = [
         (request.terms, [await store.put(data) for data in request.definitions])
@@ -197,6 +210,15 @@ async def _pay(
     ]
     scheduler, receipts = contracts.scheduler, []
     call = scheduler.submit_jobs(rows)
+    outbox_key = None if key is None else _PREFIX + key
+    if isinstance(sender, RelayedSender):
+        plan = None
+        if due.approval:
+            plan = PermitPlan(
+                due.total, lambda signed: scheduler.submit_jobs_with_permit(rows, signed)
+            )
+        receipt = await sender.send(call, timeout=timeout, key=outbox_key, permit=plan)
+        return _born([receipt])
     if due.approval and permit is not None:
         deadline = await chain_time(contracts.w3) + _PERMIT_SECONDS
         signed = await contracts.credit.sign_permit(permit, scheduler.address, due.total, deadline)
@@ -204,7 +226,6 @@ async def _pay(
     elif due.approval:
         approval = contracts.credit.approve(scheduler.address, due.total)
         receipts.append(await sender.send(approval, timeout=timeout))
-    outbox_key = None if key is None else _PREFIX + key
     tries, pause = _ALLOWED if receipts else (1, 0.0)
     for left in range(tries - 1, -1, -1):
         try:
@@ -330,7 +351,7 @@ def _born(receipts: Sequence[TxReceipt]) -> Submitted:
 
 async def repeated(
     contracts: Contracts,
-    sender: Sender,
+    sender: Sender | RelayedSender,
     requests: Sequence[Request],
     key: str | None,
     timeout: float,
@@ -356,6 +377,19 @@ async def repeated(
             hint="Give each submission a key of its own; the same key means the same jobs.",
         )
     return _born([await sender.send(entry.call, timeout=timeout, key=_PREFIX + key)])
+
+
+def refuse_relayed_key(store: RequestTables, key: str | None) -> None:
+    """Refuse to send without a relay what was signed for one under the same key.
+
+    Raises:
+        UsageError: It was, so that it would be paid twice.
+    """
+    if key is not None and store.request_by_key(_PREFIX + key) is not None:
+        raise UsageError(
+            f"The key {key!r} was used for a submission through a relay",
+            hint="Repeat it with --gasless: it is paid once.",
+        )
 
 
 def _checked(key: str) -> str:

@@ -20,6 +20,8 @@ FUNCTIONS: Final = (
     "cancel",
     "withdraw",
 )
+#: Least escrow of a job and least top-up unless told otherwise, in credit-wei.
+MIN_AMOUNT: Final = CREDIT // 100
 #: Gas that the forwarder spends on one request around its inner call, calldata apart.
 REQUEST_GAS: Final = 60_000
 
@@ -68,7 +70,7 @@ class Rules:
         pending: Requests of one customer that are not carried out yet.
     """
 
-    min_amount: int = CREDIT // 100
+    min_amount: int = MIN_AMOUNT
     max_gas: int = 3_000_000
     max_bytes: int = 131_072
     min_lead: int = 15

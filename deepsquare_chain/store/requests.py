@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import update as update_rows
 
+from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.store.base import Database
 from deepsquare_chain.store.schema import Amount, metadata
@@ -96,6 +97,12 @@ class RecordedRequest:
     tx_hash: str
     note: str
     created: int
+
+    @property
+    def call(self) -> Call:
+        """The inner call."""
+        request = self.signed.request
+        return Call(request.to, request.data, self.label, request.value)
 
 
 class RequestTables(Database):
@@ -172,6 +179,10 @@ class RequestTables(Database):
         table = signed_requests
         found = self._requests(table.c.key == key, table.c.state.in_(_LIVE))
         return found[0] if found else None
+
+    def requests_with_nonce(self, nonce: int) -> Sequence[RecordedRequest]:
+        """All requests that were signed with a nonce, whatever became of them."""
+        return self._requests(signed_requests.c.nonce == nonce)
 
     def open_requests(self) -> Sequence[RecordedRequest]:
         """All OPEN requests by nonce."""

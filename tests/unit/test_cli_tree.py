@@ -31,6 +31,7 @@ NO_COMMANDS = {
     "progress",
     "secrets",
     "services",
+    "signing",
     "types",
     "why",
 }
@@ -69,7 +70,8 @@ def test_a_command_is_told_as_its_function_tells_it(name: str) -> None:
 def test_the_documented_commands_are_there() -> None:
     groups = {
         "job": "list get why watch logs cancel topup retry",
-        "credit": "balance transfer approve statement faucet",
+        "credit": "balance transfer approve withdraw statement faucet",
+        "relay": "serve show requests",
         "wallet": "new import list show",
         "provider": "register offer price labels status run drain resume jobs",
         "metascheduler": "run",

@@ -1,0 +1,178 @@
+"""Relays: run one, look at one, and see what was signed for one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.types import amount
+
+if TYPE_CHECKING:
+    from deepsquare_chain.store.requests import RecordedRequest
+
+app = typer.Typer(
+    help="Run a relay that pays customers' gas, and look at what was signed for one.",
+    no_args_is_help=True,
+)
+
+_TERMS: Final = (
+    Column("url", "relay"),
+    Column("wallet", "wallet that pays the gas"),
+    Column("open", "takes requests", Kind.FLAG),
+    Column("functions", "functions"),
+    Column("min_amount", "least credits per job or top-up", Kind.CREDITS),
+    Column("max_gas", "gas per request at most", Kind.NUMBER),
+    Column("per_customer", "requests per customer and hour", Kind.NUMBER),
+    Column("per_hour", "requests per hour", Kind.NUMBER),
+)
+_REQUESTS: Final = (
+    Column("digest", "request", detail=True),
+    Column("nonce", "nonce", Kind.NUMBER),
+    Column("state", "state"),
+    Column("label", "does"),
+    Column("created", "signed (UTC)", Kind.TIME),
+    Column("deadline", "good until (UTC)", Kind.TIME),
+    Column("key", "key", detail=True),
+    Column("transaction", "transaction"),
+    Column("note", "note"),
+)
+
+
+@app.callback()
+def group() -> None:
+    """Run a relay that pays customers' gas, and look at what was signed for one."""
+
+
+@command(app)
+async def serve(
+    desk: Desk,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")
+    ] = 8548,
+    min_credits: Annotated[
+        int | None,
+        typer.Option(
+            "--min-credits",
+            parser=amount,
+            metavar="CREDITS",
+            help="Least escrow of a submitted job, and least top-up; 0.01 by default.",
+        ),
+    ] = None,
+    max_gas: Annotated[
+        int, typer.Option("--max-gas", min=100_000, help="Most gas of one request.")
+    ] = 3_000_000,
+    per_customer: Annotated[
+        int, typer.Option("--per-customer", min=1, help="Requests of one customer per hour.")
+    ] = 60,
+    per_hour: Annotated[
+        int, typer.Option("--per-hour", min=1, help="Requests of all customers per hour.")
+    ] = 2_000,
+    collect: Annotated[
+        float,
+        typer.Option(
+            "--collect",
+            min=0,
+            max=5,
+            metavar="SECONDS",
+            help="How long a request waits for others to share its transaction.",
+        ),
+    ] = 0.3,
+    min_coin: Annotated[
+        int | None,
+        typer.Option(
+            "--min-coin",
+            parser=amount,
+            metavar="COIN",
+            help="Take no requests while the wallet holds less; by default what one request costs.",
+        ),
+    ] = None,
+) -> None:
+    """Relay customers' signed requests from this wallet, which pays the gas; until Ctrl-C."""
+    from deepsquare_chain.cli.services import relay
+    from deepsquare_chain.relay.rules import MIN_AMOUNT, Rules
+
+    rules = Rules(
+        min_amount=min_credits if min_credits is not None else MIN_AMOUNT,
+        max_gas=max_gas,
+        per_customer=per_customer,
+        per_hour=per_hour,
+    )
+
+    def ready(url: str) -> None:
+        if desk.printer.style is Format.JSON:
+            desk.printer.text(json.dumps({"url": url}))
+        else:
+            desk.printer.note(f"relay       {url}")
+
+    await relay(
+        desk.settings,
+        rules=rules,
+        collect_seconds=collect,
+        min_balance=min_coin or 0,
+        host=host,
+        port=port,
+        ready=ready,
+    )
+
+
+@command(app)
+async def show(desk: Desk) -> None:
+    """Show what the relay of the settings takes, and whether it takes requests now."""
+    from deepsquare_chain.chain.deployment import Deployment
+    from deepsquare_chain.client.relayclient import RelayClient, relay_url
+
+    url = relay_url(desk.settings, Deployment.load(desk.settings.deployment))
+    async with RelayClient(url) as relay:
+        found = await relay.terms()
+    desk.printer.record(
+        _TERMS,
+        (
+            relay.place,
+            found.wallet,
+            found.is_open,
+            ", ".join(found.functions),
+            found.min_amount,
+            found.max_gas,
+            found.per_customer,
+            found.per_hour,
+        ),
+    )
+
+
+@command(app)
+async def requests(
+    desk: Desk,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
+) -> None:
+    """List what this wallet has signed for relays from this state folder, newest first.
+
+    Requests that are still open are looked up on the chain, and handed to the relay again.
+    """
+    from deepsquare_chain.client.gasless import open_gasless
+
+    async with open_gasless(desk.settings, lambda _: False) as wallet:
+        await wallet.sender.tend()
+        found = wallet.store.recent_requests(limit)
+    desk.printer.rows(
+        _REQUESTS, map(_row, found), empty="This wallet has signed no request from here."
+    )
+
+
+def _row(request: RecordedRequest) -> tuple[Any, ...]:
+    inner = request.signed.request
+    return (
+        request.digest,
+        inner.nonce,
+        request.state.value,
+        request.label,
+        request.created,
+        inner.deadline,
+        request.key,
+        request.tx_hash or None,
+        request.note or None,
+    )

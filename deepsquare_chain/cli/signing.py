@@ -1,0 +1,63 @@
+"""Asking before a wallet signs a request for a relay."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import typer
+
+from deepsquare_chain.cli.frame import Desk
+from deepsquare_chain.client.gasless import Confirm, GaslessWallet, open_gasless
+from deepsquare_chain.client.network import Wallet, open_wallet
+from deepsquare_chain.client.preview import Preview
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.observe.plain import plain
+
+
+@asynccontextmanager
+async def open_sending(
+    desk: Desk, *, gasless: bool, yes: bool
+) -> AsyncIterator[Wallet | GaslessWallet]:
+    """The wallet of a command, which sends by itself or through a relay.
+
+    Args:
+        desk: Of the command.
+        gasless: Whether a relay pays the gas.
+        yes: Whether the person has agreed to sign already.
+
+    Raises:
+        GridError: As `open_wallet` and `open_gasless`.
+    """
+    if gasless:
+        async with open_gasless(desk.settings, asker(desk, yes=yes)) as relayed:
+            yield relayed
+        return
+    async with open_wallet(desk.settings) as wallet:
+        yield wallet
+
+
+def asker(desk: Desk, *, yes: bool) -> Confirm:
+    """Shows what is about to be signed on stderr, and asks unless the answer was given before.
+
+    Raises (when called):
+        UsageError: There is no terminal to ask on, and --yes was not given.
+    """
+
+    def ask(preview: Preview) -> bool:
+        printer = desk.printer
+        printer.note("To be signed:")
+        width = max(len(name) for name, _ in preview.rows)
+        for name, value in preview.rows:
+            printer.note(f"  {name:<{width}}  {plain(value)}")
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "There is no terminal to ask on, and nothing is signed unasked",
+                hint="Give --yes to sign what is shown.",
+            )
+        return typer.confirm("Sign it?", err=True)
+
+    return ask

@@ -1,0 +1,548 @@
+"""Sending without coin: the wallet signs a request, a relay pays the gas, the chain is the proof.
+
+A relay is not trusted. It can leave a request alone or carry it out late, but only as it was
+signed, once, and before its deadline. Whether it did is read from the customer's own endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
+from hexbytes import HexBytes
+from web3.exceptions import TransactionNotFound
+
+from deepsquare_chain.chain import reverts
+from deepsquare_chain.chain.abi import AbiError
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.credit import Permit
+from deepsquare_chain.chain.events import decode_logs, event_filter
+from deepsquare_chain.chain.eventtypes import Event, ExecutedForwardRequest, JobSubmitted
+from deepsquare_chain.chain.forwarder import ForwarderDomain, ForwardRequest, forwarded_calls
+from deepsquare_chain.chain.outbox import Entry
+from deepsquare_chain.chain.receipts import TxReceipt, hash_of, to_hex
+from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.client.network import Wallet, open_wallet
+from deepsquare_chain.client.preview import Preview, describe_call
+from deepsquare_chain.client.relayclient import (
+    RelayClient,
+    RelayRefusedError,
+    RelayTerms,
+    relay_url,
+)
+from deepsquare_chain.credits import format_credits
+from deepsquare_chain.errors import (
+    EndpointError,
+    GridError,
+    RevertedError,
+    UsageError,
+    WaitTimeoutError,
+)
+from deepsquare_chain.faults import crash_point
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.requests import RecordedRequest, RequestState, RequestTables
+
+#: Seconds of chain time for which a request and its permit are good.
+DEADLINE_SECONDS: Final = 600
+#: Seconds between two questions to the relay about a request that is on its way.
+_ASK_EVERY: Final = 2.0
+#: How far ahead of the chain a relay's word about the next nonce is believed.
+_MAX_AHEAD: Final = 32
+#: Signatures of one call, where nonces or allowances moved in between.
+_MAX_SIGNATURES: Final = 5
+
+#: Is shown what is about to be signed; False signs nothing.
+Confirm = Callable[[Preview], bool]
+
+
+class NotConfirmedError(GridError):
+    """The person in front of it said no; nothing was signed."""
+
+
+class RequestReplacedError(GridError):
+    """Another request of the same wallet used the nonce; this one has no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class PermitPlan:
+    """A first allowance inside the same request.
+
+    `value` is in credit-wei; `call` makes the call once the permit is signed.
+    """
+
+    value: int
+    call: Callable[[Permit], Call]
+
+
+class RelayedSender:
+    """Sends an account's calls through a relay, in the manner of `chain.sender.Sender`.
+
+    Args:
+        contracts: The deployment, through the customer's own endpoint.
+        account: Who signs.
+        store: The wallet's database, which records each request before it leaves.
+        relay: Who pays the gas.
+        direct: Sender of the same wallet, for what was sent under a key without a relay.
+        confirm: Is shown each call before it is signed.
+        poll_interval: Seconds between two looks at the chain.
+    """
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        account: LocalAccount,
+        store: RequestTables,
+        relay: RelayClient,
+        *,
+        direct: Sender,
+        confirm: Confirm,
+        poll_interval: float = 0.5,
+    ) -> None:
+        self.address = to_checksum_address(account.address)
+        self._contracts = contracts
+        self._account = account
+        self._store = store
+        self._relay = relay
+        self._direct = direct
+        self._confirm = confirm
+        self._poll = poll_interval
+        self._domain: ForwarderDomain | None = None
+
+    def sent(self, key: str) -> RecordedRequest | Entry | None:
+        """What was sent under a caller's key, through a relay or not, and has or may have effect."""
+        return self._store.request_by_key(key) or self._direct.sent(key)
+
+    async def send(
+        self,
+        call: Call,
+        *,
+        timeout: float = 120.0,
+        key: str | None = None,
+        permit: PermitPlan | None = None,
+    ) -> TxReceipt:
+        """Show, sign, hand over, and wait until the chain has it.
+
+        Args:
+            call: What to do; with a permit, the same call without it.
+            timeout: Seconds to wait; the request stays recorded afterwards.
+            key: The caller's own name of this effect: a second send of it only waits.
+            permit: How to allow the credits that the call takes.
+
+        Returns:
+            The transaction, with the events of this call alone, which cost this wallet nothing.
+
+        Raises:
+            RevertedError: The contract refuses it, as its own typed error.
+            NotConfirmedError: The person said no.
+            RelayRefusedError: The relay does not take it.
+            EndpointError: The relay or the chain does not answer; nothing was signed.
+            WaitTimeoutError: It was handed over and is not carried out yet.
+            RequestReplacedError: Another request used the nonce.
+        """
+        until = time.monotonic() + timeout
+        if key is not None:
+            recorded = self._store.request_by_key(key)
+            if recorded is not None:
+                return await self._finish(recorded, until)
+            if (entry := self._direct.sent(key)) is not None:
+                return await self._direct.wait(entry, timeout=timeout)
+        terms = await self._checked_terms()
+        await self.tend()
+        return await self._sign_and_finish(call, permit, terms, key, until)
+
+    async def tend(self) -> None:
+        """Look after requests that an earlier process left open: settle them or hand them over.
+
+        Raises:
+            EndpointError: The chain does not answer.
+        """
+        for recorded in self._store.open_requests():
+            try:
+                if await self._look(recorded) is None:
+                    await self._hand_over(recorded)
+            except RelayRefusedError as error:
+                if error.code != "expired" and not error.temporary:
+                    self._store.settle_request(
+                        recorded.digest, RequestState.REFUSED, note=error.message
+                    )
+            except GridError:
+                continue  # settled, or the relay is away: the caller's own request tells
+
+    # -- signing
+
+    async def _sign_and_finish(
+        self,
+        call: Call,
+        permit: PermitPlan | None,
+        terms: RelayTerms,
+        key: str | None,
+        until: float,
+    ) -> TxReceipt:
+        """Confirm once; sign again where a nonce or an allowance was used up meanwhile."""
+        if permit is None:
+            await self._contracts.forwarder.simulate(self.address, call)
+        lead = min(DEADLINE_SECONDS, terms.max_lead)
+        deadline = await chain_time(self._contracts.w3) + lead
+        await self._ask_person(call, permit, terms, deadline)
+        floor = 0
+        for attempt in range(1, _MAX_SIGNATURES + 1):
+            deadline = await chain_time(self._contracts.w3) + lead
+            ready = call
+            if permit is not None:
+                scheduler, credit = self._contracts.scheduler.address, self._contracts.credit
+                ready = permit.call(
+                    await credit.sign_permit(self._account, scheduler, permit.value, deadline)
+                )
+            recorded = await self._sign(ready, deadline, terms, key, floor)
+            try:
+                return await self._finish(recorded, until)
+            except RelayRefusedError as error:
+                if error.code != "nonce" or attempt == _MAX_SIGNATURES:
+                    raise
+                floor = await self._floor(error.next_nonce)
+            except reverts.ERC20InsufficientAllowance:
+                # Another request of this wallet used the permit's nonce or the allowance.
+                if permit is None or attempt == _MAX_SIGNATURES:
+                    raise
+            await asyncio.sleep(self._poll)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _sign(
+        self, call: Call, deadline: int, terms: RelayTerms, key: str | None, floor: int
+    ) -> RecordedRequest:
+        forwarder, w3 = self._contracts.forwarder, self._contracts.w3
+        gas, nonce, block, domain = await asyncio.gather(
+            forwarder.estimate_gas(self.address, call),
+            forwarder.nonce_of(self.address),
+            w3.eth.block_number,
+            self._own_domain(),
+        )
+        if gas > terms.max_gas:
+            raise UsageError(
+                f"{call.label!r} may take {gas:,} gas, this relay pays {terms.max_gas:,} at most",
+                hint="Submit fewer jobs at once: a smaller --array.",
+            )
+
+        def sign(free: int) -> tuple[str, Any]:
+            request = ForwardRequest(self.address, call.to, 0, gas, free, deadline, call.data)
+            return to_hex(request.digest(domain)), request.sign(self._account, domain)
+
+        recorded = self._store.append_request(
+            max(nonce, floor), sign, label=call.label, block=int(block), key=key
+        )
+        crash_point("gasless.recorded")
+        return recorded
+
+    async def _own_domain(self) -> ForwarderDomain:
+        if self._domain is None:
+            # Read once; the address is the record's, whatever the contract says of itself.
+            found = await self._contracts.forwarder.domain()
+            self._domain = dataclasses.replace(
+                found,
+                chain_id=self._contracts.deployment.chain_id,
+                contract=self._contracts.forwarder.address,
+            )
+        return self._domain
+
+    async def _floor(self, wanted: int | None) -> int:
+        """The nonce that a relay wants, as far as it can be believed."""
+        nonce = await self._contracts.forwarder.nonce_of(self.address)
+        return wanted if wanted is not None and nonce <= wanted <= nonce + _MAX_AHEAD else nonce
+
+    async def _checked_terms(self) -> RelayTerms:
+        terms = await self._relay.terms()
+        deployment = self._contracts.deployment
+        here = (deployment.chain_id, deployment.forwarder.lower(), deployment.scheduler.lower())
+        if (terms.chain_id, terms.forwarder.lower(), terms.scheduler.lower()) != here:
+            raise EndpointError(
+                f"The relay at {self._relay.place} serves another grid: chain {terms.chain_id}",
+                hint="Name a relay of this deployment with --relay.",
+            )
+        if not terms.is_open:
+            raise RelayRefusedError(
+                f"The relay at {self._relay.place} takes no requests now: it has too little coin",
+                hint="Try again later, or name another relay with --relay.",
+                code="relay-out-of-coin",
+                temporary=True,
+            )
+        return terms
+
+    async def _ask_person(
+        self, call: Call, permit: PermitPlan | None, terms: RelayTerms, deadline: int
+    ) -> None:
+        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
+        rows: list[tuple[str, str]] = [("signed by", self.address)]
+        if permit is not None:
+            allowed = f"a permit for {format_credits(permit.value)} credits to the MetaScheduler"
+            rows.append(("allowance", f"{allowed}, which this call uses up"))
+        rows += [
+            ("good until", f"{moment} (chain time)"),
+            ("gas", f"paid by the relay at {self._relay.place}, wallet {terms.wallet}"),
+        ]
+        preview = Preview(describe_call(call), tuple(rows))
+        if not await asyncio.to_thread(self._confirm, preview):
+            raise NotConfirmedError("Nothing was signed and nothing was sent")
+
+    # -- until the chain has it
+
+    async def _finish(self, recorded: RecordedRequest, until: float) -> TxReceipt:
+        """Hand a request over, again and again until it is taken, and wait for its effect."""
+        handed, asked, last = False, 0.0, ""
+        while True:
+            try:
+                receipt = await self._look(recorded)
+                if receipt is not None:
+                    return receipt
+                if not handed:
+                    await self._hand_over(recorded)
+                    crash_point("gasless.handed")
+                    handed = True
+                elif time.monotonic() - asked >= _ASK_EVERY:
+                    last = await self._ask_relay(recorded)
+                    asked = time.monotonic()
+            except RelayRefusedError as error:
+                # It may have been carried out already, by an earlier hand-over.
+                if (receipt := await self._look(recorded)) is not None:
+                    return receipt
+                self._store.settle_request(
+                    recorded.digest, RequestState.REFUSED, note=error.message
+                )
+                raise
+            except EndpointError as error:
+                last = error.message  # unknown is not gone: the relay or the node may come back
+            if time.monotonic() > until:
+                raise self._late(recorded, last)
+            await asyncio.sleep(self._poll)
+
+    def _late(self, recorded: RecordedRequest, last: str) -> WaitTimeoutError:
+        request = recorded.signed.request
+        moment = time.strftime("%H:%M:%S UTC", time.gmtime(request.deadline))
+        again = "the same command with its --key" if recorded.key else "`deepsquare relay requests`"
+        return WaitTimeoutError(
+            f"{recorded.label!r} was not carried out in time"
+            + (f"; {last}" if last else f"; the relay at {self._relay.place} has it"),
+            hint=f"It is signed and may still be carried out until {moment} (chain time): look "
+            f"again with {again} before you sign another.",
+        )
+
+    async def _hand_over(self, recorded: RecordedRequest) -> None:
+        answer = await self._relay.hand_over(recorded.signed, recorded.digest)
+        self._refuse_dropped(answer.state, answer.detail)
+
+    async def _ask_relay(self, recorded: RecordedRequest) -> str:
+        answer = await self._relay.state(recorded.digest)
+        self._refuse_dropped(answer.state, answer.detail)
+        if answer.state in {"executed", "failed"}:
+            return (
+                f"the relay says that {answer.transaction} carried it out, but this endpoint "
+                "does not know it"
+            )
+        return f"the relay says that it is {answer.state} {answer.transaction}".strip()
+
+    def _refuse_dropped(self, state: str, detail: str) -> None:
+        if state == "dropped":
+            raise RelayRefusedError(
+                f"The relay at {self._relay.place} does not carry the request out: {detail}",
+                hint="Try again.",
+                code="dropped",
+            )
+
+    async def _look(self, recorded: RecordedRequest) -> TxReceipt | None:
+        """What the chain says of a request; None while it says nothing.
+
+        Raises:
+            RevertedError: It was carried out, and the contract refused its call.
+            RequestReplacedError: Another request used its nonce.
+            RelayRefusedError: Its deadline has passed.
+            EndpointError: The chain does not answer.
+        """
+        w3, request = self._contracts.w3, recorded.signed.request
+        latest = await w3.eth.get_block("latest")
+        executed = await self._executed(recorded)
+        if executed is not None:
+            return await self._settle(recorded, executed)
+        if int(latest["timestamp"]) > request.deadline:
+            note = "its deadline passed before anybody carried it out"
+            self._store.settle_request(recorded.digest, RequestState.EXPIRED, note=note)
+            raise RelayRefusedError(
+                f"{recorded.label!r} has no effect: {note}",
+                hint="Nothing was paid. Try again, with another relay if this one is slow.",
+                code="expired",
+            )
+        return None
+
+    async def _executed(self, recorded: RecordedRequest) -> ExecutedForwardRequest | None:
+        """The event of the transaction that used a request's nonce."""
+        w3, nonce = self._contracts.w3, recorded.signed.request.nonce
+        if recorded.tx_hash:
+            with suppress(TransactionNotFound):
+                receipt = await w3.eth.get_transaction_receipt(HexBytes(recorded.tx_hash))
+                return self._own_event(receipt["logs"], nonce)
+        topics = event_filter(ExecutedForwardRequest, signer=self.address)
+        logs = await w3.eth.get_logs(
+            {
+                "address": self._contracts.forwarder.address,
+                "fromBlock": recorded.block,
+                "toBlock": "latest",
+                "topics": topics,
+            }
+        )
+        return self._own_event(logs, nonce)
+
+    def _own_event(self, logs: Any, nonce: int) -> ExecutedForwardRequest | None:
+        found = (each for each in decode_logs(logs) if isinstance(each, ExecutedForwardRequest))
+        own = (self._contracts.forwarder.address, self.address, nonce)
+        return next(
+            (each for each in found if (each.address, each.signer, each.nonce) == own), None
+        )
+
+    async def _settle(self, recorded: RecordedRequest, event: ExecutedForwardRequest) -> TxReceipt:
+        w3, store = self._contracts.w3, self._store
+        try:
+            receipt = await w3.eth.get_transaction_receipt(HexBytes(event.tx_hash))
+            transaction = await w3.eth.get_transaction(HexBytes(event.tx_hash))
+        except TransactionNotFound:
+            raise EndpointError(f"The endpoint does not know {event.tx_hash} any more") from None
+        actual = self._actual(recorded, transaction)
+        state = RequestState.EXECUTED if event.success else RequestState.FAILED
+        if actual is None or actual.digest != recorded.digest:
+            store.settle_request(recorded.digest, RequestState.REPLACED, tx_hash=event.tx_hash)
+        if actual is not None:
+            store.settle_request(actual.digest, state, tx_hash=event.tx_hash)
+        if actual is None or actual.call.data != recorded.call.data:
+            raise RequestReplacedError(
+                f"{recorded.label!r} has no effect: another request of {self.address} used its "
+                f"nonce {event.nonce} ({event.tx_hash})",
+                hint="See what it did: `deepsquare relay requests`, `deepsquare job list`.",
+            )
+        if not event.success:
+            raise await self._why(recorded, event)
+        return TxReceipt(
+            hash=hash_of(receipt),
+            block_number=int(receipt["blockNumber"]),
+            block_hash=to_hex(receipt["blockHash"]),
+            gas_used=int(receipt["gasUsed"]),
+            fee_wei=0,
+            events=self._own_events(decode_logs(receipt["logs"]), event),
+            label=recorded.label,
+        )
+
+    def _actual(self, recorded: RecordedRequest, transaction: Any) -> RecordedRequest | None:
+        """Which of this wallet's recorded requests a transaction carried; None for another one."""
+        candidates = [
+            recorded,
+            *(
+                each
+                for each in self._store.requests_with_nonce(recorded.signed.request.nonce)
+                if each.digest != recorded.digest
+            ),
+        ]
+        try:
+            calls = forwarded_calls(bytes(transaction["input"]))
+        except AbiError:
+            # Through some other contract: nobody but this wallet signs for this nonce.
+            return recorded if len({each.call.data for each in candidates}) == 1 else None
+        ours = {
+            (each.to, each.gas, each.deadline, each.data)
+            for each in calls
+            if each.sender == self.address
+        }
+        for each in candidates:
+            request = each.signed.request
+            if (request.to, request.gas, request.deadline, request.data) in ours:
+                return each
+        return None
+
+    def _own_events(self, events: list[Event], own: ExecutedForwardRequest) -> tuple[Event, ...]:
+        """Events of the inner call: those since the batch's request before it."""
+        found: list[Event] = []
+        known = self._contracts.addresses
+        for event in events:
+            if event.log_index == own.log_index:
+                break
+            if isinstance(event, ExecutedForwardRequest) and event.address == own.address:
+                found = []
+            elif event.address in known:
+                found.append(event)
+        return tuple(
+            event
+            for event in found
+            if not isinstance(event, JobSubmitted) or event.customer == self.address
+        )
+
+    async def _why(self, recorded: RecordedRequest, event: ExecutedForwardRequest) -> RevertedError:
+        """The reason of a refused call: the same call on the state that its block left behind."""
+        try:
+            await self._contracts.forwarder.simulate(
+                self.address, recorded.call, block_identifier=event.block_number
+            )
+        except RevertedError as error:
+            return error
+        except EndpointError:
+            pass
+        return RevertedError(
+            f"{recorded.label!r} was refused by the contract ({event.tx_hash})",
+            hint="The state has moved on since; look at it and try again.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GaslessWallet:
+    """A wallet whose calls a relay pays for; fields as in `client.network.Wallet`."""
+
+    contracts: Contracts
+    account: LocalAccount
+    sender: RelayedSender
+    store: RequestTables
+    timeout: float
+
+    @property
+    def address(self) -> str:
+        """Whose it is."""
+        return self.account.address
+
+    async def send(self, call: Call, *, permit: PermitPlan | None = None) -> TxReceipt:
+        """Send and wait until the chain has it; errors as `RelayedSender.send`."""
+        return await self.sender.send(call, timeout=self.timeout, permit=permit)
+
+
+@asynccontextmanager
+async def open_gasless(settings: Settings, confirm: Confirm) -> AsyncIterator[GaslessWallet]:
+    """The settings' wallet, with the relay of the settings or of the deployment record.
+
+    Args:
+        settings: Settings in force.
+        confirm: Is shown each call before it is signed.
+
+    Raises:
+        NotFoundError: No relay is set; else as `open_wallet`.
+    """
+    async with open_wallet(settings) as wallet:
+        url = relay_url(settings, wallet.contracts.deployment)
+        async with RelayClient(url) as relay:
+            yield gasless(wallet, relay, confirm, poll_interval=min(0.5, settings.poll_interval))
+
+
+def gasless(
+    wallet: Wallet, relay: RelayClient, confirm: Confirm, *, poll_interval: float = 0.5
+) -> GaslessWallet:
+    """The same wallet, sending through a relay."""
+    sender = RelayedSender(
+        wallet.contracts,
+        wallet.account,
+        wallet.store,
+        relay,
+        direct=wallet.sender,
+        confirm=confirm,
+        poll_interval=poll_interval,
+    )
+    return GaslessWallet(wallet.contracts, wallet.account, sender, wallet.store, wallet.timeout)

@@ -1,0 +1,205 @@
+"""A relay as its customers see it; what it says is checked on the chain by those who ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+from pydantic_core import from_json
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.forwarder import SignedRequest
+from deepsquare_chain.errors import EndpointError, NotFoundError
+from deepsquare_chain.observe.plain import plain
+from deepsquare_chain.settings import Settings, safe_url
+
+_TIMEOUT: Final = 15.0
+_MAX_ANSWER: Final = 65_536
+_ELSEWHERE: Final = "Name another relay with --relay, or pay the gas yourself: without --gasless."
+
+
+class RelayRefusedError(EndpointError):
+    """The relay did not take a request.
+
+    `code` is the relay's short name of the reason; `next_nonce` is the nonce that it would take,
+    where that is the reason. `temporary` says whether the same request may be taken later.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        code: str = "",
+        next_nonce: int | None = None,
+        temporary: bool = False,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.next_nonce = next_nonce
+        self.temporary = temporary
+
+
+@dataclass(frozen=True, slots=True)
+class RelayTerms:
+    """What a relay says of itself; amounts in credit-wei, times in seconds."""
+
+    chain_id: int
+    forwarder: str
+    scheduler: str
+    wallet: str
+    is_open: bool
+    functions: tuple[str, ...]
+    min_amount: int
+    max_gas: int
+    max_lead: int
+    per_hour: int
+    per_customer: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAnswer:
+    """What a relay says of a request: `state` as the relay names it, `transaction` may be empty."""
+
+    state: str
+    transaction: str
+    detail: str
+
+
+def relay_url(settings: Settings, deployment: Deployment) -> str:
+    """The relay of the settings, else the one that a devnet recorded.
+
+    Raises:
+        NotFoundError: There is neither.
+    """
+    url = settings.relay or deployment.extra.get("relay")
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise NotFoundError(
+            "No relay is set, and the deployment record names none",
+            hint="Name one with --relay or DEEPSQUARE_RELAY; `deepsquare relay serve` runs one.",
+        )
+    return url.rstrip("/")
+
+
+class RelayClient:
+    """Speaks to one relay; used as an async context manager."""
+
+    def __init__(self, url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.place = safe_url(url)
+        self._client = httpx.AsyncClient(
+            base_url=url, timeout=_TIMEOUT, trust_env=False, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._client.aclose()
+
+    async def terms(self) -> RelayTerms:
+        """What it takes.
+
+        Raises:
+            EndpointError: It does not answer, or not as a relay does.
+        """
+        body = await self._ask("GET", "/v1/relay")
+        try:
+            return RelayTerms(
+                chain_id=int(body["chain_id"]),
+                forwarder=str(body["forwarder"]),
+                scheduler=str(body["scheduler"]),
+                wallet=plain(str(body["wallet"]))[:60],
+                is_open=body["open"] is True,
+                functions=tuple(plain(str(each))[:60] for each in body["functions"]),
+                min_amount=int(body["min_amount"]),
+                max_gas=int(body["max_gas"]),
+                max_lead=int(body["max_lead_seconds"]),
+                per_hour=int(body["requests_per_hour"]),
+                per_customer=int(body["requests_per_customer_per_hour"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise self._nonsense() from None
+
+    async def hand_over(self, signed: SignedRequest, digest: str) -> RelayAnswer:
+        """Hand a request over; doing so again gives the same answer and has no further effect.
+
+        Raises:
+            RelayRefusedError: It does not take the request.
+            EndpointError: It does not answer, or not as a relay does: it may have the request.
+        """
+        return self._answer(await self._ask("POST", "/v1/requests", signed.to_wire()), digest)
+
+    async def state(self, digest: str) -> RelayAnswer:
+        """What it says of a request; errors as `hand_over`."""
+        return self._answer(await self._ask("GET", f"/v1/requests/{digest}"), digest)
+
+    def _answer(self, body: Mapping[str, Any], digest: str) -> RelayAnswer:
+        if body.get("digest") != digest or not isinstance(body.get("state"), str):
+            raise self._nonsense()
+        return RelayAnswer(
+            plain(body["state"])[:20],
+            plain(str(body.get("transaction") or ""))[:66],
+            plain(str(body.get("detail") or ""))[:500],
+        )
+
+    async def _ask(self, method: str, path: str, body: Any = None) -> Mapping[str, Any]:
+        try:
+            async with self._client.stream(method, path, json=body) as response:
+                data = b""
+                async for part in response.aiter_bytes():
+                    data += part
+                    if len(data) > _MAX_ANSWER:
+                        raise self._nonsense()
+                found = _tree(data)
+                if response.is_success and found is not None:
+                    return found
+                raise self._refused(response.status_code, found)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise EndpointError(
+                f"The relay at {self.place} can't be reached: {_why(error)}", hint=_ELSEWHERE
+            ) from None
+
+    def _refused(self, status: int, body: Mapping[str, Any] | None) -> EndpointError:
+        detail = body.get("detail") if body is not None else None
+        if body is None or not isinstance(detail, str):
+            return self._nonsense(f"status {status}")
+        nonce, hint = body.get("next_nonce"), body.get("hint")
+        code = body.get("code")
+        return RelayRefusedError(
+            f"The relay at {self.place} refused: {plain(detail)[:500]}",
+            hint=plain(hint)[:300] if isinstance(hint, str) else _ELSEWHERE,
+            code=code[:40] if isinstance(code, str) else "",
+            next_nonce=nonce if type(nonce) is int and nonce >= 0 else None,
+            temporary=status in {429, 503},
+        )
+
+    def _nonsense(self, what: str = "") -> EndpointError:
+        detail = f" ({what})" if what else ""
+        return EndpointError(
+            f"What answers at {self.place} is no relay that works{detail}",
+            hint=f"Check the URL. {_ELSEWHERE}",
+        )
+
+
+def _tree(data: bytes) -> Mapping[str, Any] | None:
+    try:
+        found = from_json(data, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, httpx.ConnectError):
+        return "no connection"
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    return type(error).__name__
