@@ -25,9 +25,9 @@ from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.abi import AbiError, interface
 from deepsquare_chain.chain.calls import LATEST, Call, ContractBase, checked_address, plural
-from deepsquare_chain.chain.nodeerrors import node_message
+from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.reverts import decode_revert
-from deepsquare_chain.errors import EndpointError, NotAuthorisedError, UsageError
+from deepsquare_chain.errors import EndpointError, NotAuthorisedError, RevertedError, UsageError
 
 #: Gas of a transaction without calldata, and the most that a byte of calldata costs.
 TRANSACTION_GAS: Final = 21_000
@@ -47,6 +47,7 @@ _REQUEST_TYPE: Final = (
     ("deadline", "uint48"),
     ("data", "bytes"),
 )
+_TOO_LITTLE_GAS: Final = (NodeError.OUT_OF_GAS, NodeError.INVALID)
 _SIGNATURE_BYTES: Final = 65
 _HEX: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 _MAX_DIGITS: Final = 78  # of 256 bits
@@ -313,6 +314,10 @@ class ForwarderContract(ContractBase):
         except ContractLogicError as error:
             raise decode_revert(error) from None
         except Web3RPCError as error:
+            if gas is not None and classify(error) in _TOO_LITTLE_GAS:
+                raise RevertedError(
+                    f"{gas:,} gas are too little for {call.label!r}", hint="Sign more gas."
+                ) from None
             raise EndpointError(
                 f"The node could not try {call.label!r}: {node_message(error)}"
             ) from None

@@ -28,6 +28,7 @@ class NodeError(StrEnum):
     UNKNOWN_BLOCK = "unknown block"
     POOL_FULL = "pool full"
     INVALID = "invalid transaction"
+    OUT_OF_GAS = "out of gas"
     OTHER = "other"
 
 
@@ -96,6 +97,9 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("too many logs", NodeError.RANGE_TOO_LARGE),
     ("exceed max", NodeError.RANGE_TOO_LARGE),
     ("limit exceeded", NodeError.RANGE_TOO_LARGE),
+    ("out of gas", NodeError.OUT_OF_GAS),
+    ("outofgas", NodeError.OUT_OF_GAS),
+    ("gas required exceeds", NodeError.OUT_OF_GAS),
     ("header not found", NodeError.UNKNOWN_BLOCK),
     ("unknown block", NodeError.UNKNOWN_BLOCK),
     ("block not found", NodeError.UNKNOWN_BLOCK),

@@ -64,7 +64,7 @@ async def top_up(wallet: Wallet | GaslessWallet, job_id: int, amount: int) -> Tx
         return await _top_up(wallet, job_id, amount)
 
 
-async def _top_up(wallet: Wallet, job_id: int, amount: int) -> TxReceipt:
+async def _top_up(wallet: Wallet | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
     """See `top_up`, with the wallet's lock."""
     contracts = wallet.contracts
     job = await contracts.scheduler.get_job(job_id)

@@ -159,6 +159,12 @@ class RelayedSender:
         await self.tend()
         return await self._sign_and_finish(call, permit, terms, key, until)
 
+    @asynccontextmanager
+    async def spending(self, timeout: float) -> AsyncIterator[None]:
+        """The wallet's lock around an allowance and what uses it; see `Sender.spending`."""
+        async with self._direct.spending(timeout):
+            yield
+
     async def tend(self) -> None:
         """Look after requests that an earlier process left open: settle them or hand them over.
 

@@ -314,7 +314,9 @@ class RelayService:
         wallet = self._wallet
         if wallet is None:
             return []
-        most = min(self._settings.batch_gas, wallet.balance // max(1, wallet.max_fee))
+        most = self._settings.batch_gas
+        if wallet.max_fee:
+            most = min(most, wallet.balance // wallet.max_fee)
         chosen: list[RelayedRequest] = []
         gas = _BATCH_GAS
         for each in queued[: self._settings.batch_size]:

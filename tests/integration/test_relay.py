@@ -1,0 +1,523 @@
+"""Wallets that hold credits and no coin, and the relay that pays their gas, on real nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.chain import reverts
+from deepsquare_chain.chain.events import JobSubmitted, JobToppedUp
+from deepsquare_chain.client.accounts import top_up
+from deepsquare_chain.client.gasless import (
+    GaslessWallet,
+    NotConfirmedError,
+    PermitPlan,
+)
+from deepsquare_chain.client.relayclient import RelayClient, RelayRefusedError
+from deepsquare_chain.client.submission import Request, submit
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.errors import EndpointError, WaitTimeoutError
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.relay.rules import Rules
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.store.requests import RecordedRequest, RequestState
+from tests.support.livegrid import LiveGrid, digest, terms
+from tests.support.relay import Shown, coinless, relay_on, relayed, sign
+
+
+@pytest.fixture
+async def relay(grid: LiveGrid, tmp_path: Path) -> AsyncIterator[str]:
+    async with relay_on(grid, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+async def web(relay: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=relay, trust_env=False, timeout=20) as client:
+        yield client
+
+
+async def settled(web: httpx.AsyncClient, path: str) -> dict[str, Any]:
+    """What the relay says of a request once it has ended."""
+    while (found := (await web.get(path)).json())["state"] in {"queued", "sent"}:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    return dict(found)
+
+
+async def signed_by(store: Store) -> RecordedRequest:
+    """A wallet's open request, as soon as it is signed."""
+    while not (found := store.open_requests()):  # noqa: ASYNC110 - nobody sets an event
+        await asyncio.sleep(0.02)
+    return found[0]
+
+
+async def submit_hello(
+    wallet: GaslessWallet, folder: Path, count: int = 1, key: str | None = None
+) -> tuple[int, ...]:
+    store = FolderDefinitionStore(folder / "definitions")
+    request = Request(terms(), (b"{}",) * count)
+    done = await submit(
+        wallet.contracts, wallet.sender, store, [request], timeout=wallet.timeout, key=key
+    )
+    return done.job_ids
+
+
+async def test_wallets_without_coin_do_what_customers_do(
+    grid: LiveGrid, relay: str, tmp_path: Path
+) -> None:
+    accounts = [await coinless(grid), await coinless(grid)]
+    scheduler, credit = grid.contracts.scheduler, grid.contracts.credit
+    shown = Shown()
+
+    async def life(account: LocalAccount) -> tuple[int, ...]:
+        async with relayed(grid, relay, account, confirm=shown) as wallet:
+            ids = await submit_hello(wallet, tmp_path, 2)
+            receipt = await top_up(wallet, ids[0], CREDIT)
+            topped = [e for e in receipt.events if isinstance(e, JobToppedUp)]
+            assert [(e.job_id, e.payer, e.escrow) for e in topped] == [
+                (ids[0], account.address, 2 * CREDIT)
+            ]
+            await wallet.send(scheduler.cancel(ids))
+            with pytest.raises(reverts.NothingParked):
+                await wallet.send(scheduler.withdraw(account.address))
+            return ids
+
+    ids = await asyncio.gather(*(life(account) for account in accounts))
+    for account, own in zip(accounts, ids, strict=True):
+        jobs = await scheduler.get_jobs(own)
+        assert {job.customer for job in jobs} == {account.address}
+        assert {job.status for job in jobs} == {JobStatus.CANCELLED}
+        assert await credit.balance_of(account.address) == 100 * CREDIT
+        assert await credit.allowance(account.address, scheduler.address) == 0
+        assert await grid.w3.eth.get_balance(account.address) == 0
+        assert await grid.w3.eth.get_transaction_count(account.address) == 0
+    told = dict(shown.previews[0].rows)
+    assert told["function"] == "submitJobs"
+    assert told["amount"] == "2 credits into escrow"
+    assert "permit for 2 credits" in told["allowance"]
+    assert grid.stranger.address in told["gas"]
+    assert "UTC" in told["good until"]
+
+
+async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
+    """Nonces and permits are given out once, whatever the order in which they reach the chain."""
+    account = await coinless(grid)
+    store = grid.store(account)
+    async with relayed(grid, relay, account, store=store) as wallet:
+        ids = await asyncio.gather(*(submit_hello(wallet, tmp_path) for _ in range(4)))
+    assert len({job_id for (job_id,) in ids}) == 4
+    assert await grid.contracts.credit.balance_of(account.address) == 96 * CREDIT
+    assert store.open_requests() == []
+
+
+async def test_requests_of_one_moment_share_a_transaction(grid: LiveGrid, tmp_path: Path) -> None:
+    accounts = [await coinless(grid) for _ in range(3)]
+    calls = []
+    async with relay_on(grid, tmp_path / "relay", collect_seconds=0.6) as url:
+
+        async def one(account: LocalAccount) -> None:
+            async with relayed(grid, url, account) as wallet:
+                rows = [(terms(), [digest(account.address)])]
+                plan = PermitPlan(
+                    CREDIT,
+                    lambda p: grid.contracts.scheduler.submit_jobs_with_permit(rows, p),
+                )
+                calls.append(
+                    await wallet.send(grid.contracts.scheduler.submit_jobs(rows), permit=plan)
+                )
+
+        await asyncio.gather(*(one(account) for account in accounts))
+    assert len({receipt.hash for receipt in calls}) == 1
+    for receipt in calls:
+        # Each customer sees its own events, and not those of the others in the batch.
+        assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
+
+
+async def test_a_key_pays_once(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
+    account = await coinless(grid)
+    async with relayed(grid, relay, account, store=grid.store(account)) as wallet:
+        first = await submit_hello(wallet, tmp_path, key="night")
+        assert await submit_hello(wallet, tmp_path, key="night") == first
+    assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
+
+
+async def test_nothing_is_signed_after_a_no(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
+    account = await coinless(grid)
+    store = grid.store(account)
+    async with relayed(grid, relay, account, store=store, confirm=lambda _: False) as wallet:
+        with pytest.raises(NotConfirmedError):
+            await submit_hello(wallet, tmp_path)
+    assert store.recent_requests() == []
+
+
+# -- what the relay refuses
+
+
+async def refused(web: httpx.AsyncClient, signed: Any, status: int, code: str) -> dict[str, Any]:
+    answer = await web.post("/v1/requests", json=signed.to_wire())
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    body: dict[str, Any] = answer.json()
+    assert (answer.status_code, body["status"], body["code"]) == (status, status, code), body
+    assert body["detail"]
+    return body
+
+
+async def test_what_is_not_in_order_is_refused_by_name(
+    grid: LiveGrid, web: httpx.AsyncClient
+) -> None:
+    account, other = await coinless(grid), await coinless(grid)
+    scheduler, credit = grid.contracts.scheduler, grid.contracts.credit
+    await grid.node.fund(account.address, 10**18)
+    await grid.send(account, credit.approve(scheduler.address, 50 * CREDIT))
+    call = scheduler.submit_jobs([(terms(), [digest("x")])])
+    before = await grid.w3.eth.get_transaction_count(grid.stranger.address)
+
+    await refused(web, await sign(grid, account, call, signer=other), 403, "wrong-signer")
+    wrong_chain = await sign(
+        grid, account, call, domain=lambda d: dataclasses.replace(d, chain_id=1)
+    )
+    await refused(web, wrong_chain, 403, "wrong-signer")
+    elsewhere = await sign(grid, account, credit.transfer(other.address, 1))
+    await refused(web, elsewhere, 403, "wrong-contract")
+    await refused(web, await sign(grid, account, scheduler.claim([1])), 403, "function-not-allowed")
+    await refused(web, await sign(grid, account, call, data=b"\1\2\3\4"), 400, "not-a-call")
+    await refused(web, await sign(grid, account, call, value=1), 403, "value")
+    await refused(web, await sign(grid, account, call, gas=10**8), 403, "too-much-gas")
+    await refused(web, await sign(grid, account, call, lead=-1), 400, "expired")
+    await refused(web, await sign(grid, account, call, lead=5), 400, "expired")
+    await refused(web, await sign(grid, account, call, lead=90_000), 400, "deadline-too-far")
+    dust = scheduler.submit_jobs([(terms(), [digest("a")]), (terms(amount=1), [digest("b")])])
+    await refused(web, await sign(grid, account, dust), 403, "amount-too-small")
+    body = await refused(web, await sign(grid, account, call, nonce=3), 409, "nonce")
+    assert body["next_nonce"] == 0
+    poor = await refused(web, await sign(grid, other, call), 422, "reverted")
+    assert "credits" in poor["detail"]
+    starved = await refused(web, await sign(grid, account, call, gas=50_000), 422, "reverted")
+    assert "gas" in starved["detail"]
+    # Nothing of all that cost the relay anything.
+    assert await grid.w3.eth.get_transaction_count(grid.stranger.address) == before
+
+
+async def test_what_is_no_request_is_refused_by_name(web: httpx.AsyncClient) -> None:
+    async def status(**given: Any) -> int:
+        answer = await web.post("/v1/requests", **given)
+        assert answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code
+
+    assert await status(content=b"{}", headers={"content-type": "text/plain"}) == 400
+    assert await status(content=b"{", headers={"content-type": "application/json"}) == 400
+    assert await status(json={"from": "0x"}) == 400
+    assert await status(json=[]) == 400
+    assert await status(json={"data": "0x" + "00" * 200_000}) == 413
+    assert (await web.get("/v1/requests/0x00")).status_code == 404
+    assert (await web.get("/nothing")).json()["status"] == 404
+    assert (await web.get("/ready")).json() == {"ok": True}
+
+
+async def test_a_repeated_request_is_answered_and_a_replayed_one_refused(
+    grid: LiveGrid, web: httpx.AsyncClient
+) -> None:
+    account = grid.customers[0]
+    forwarder = grid.contracts.forwarder
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("once")])])
+    signed = await sign(grid, account, call)
+    answers = await asyncio.gather(
+        *(web.post("/v1/requests", json=signed.to_wire()) for _ in range(3))
+    )
+    assert {answer.status_code for answer in answers} <= {200, 202}
+    assert len({answer.json()["digest"] for answer in answers}) == 1
+    path = answers[0].headers["location"]
+    found = await settled(web, path)
+    assert found["state"] == "executed"
+    again = await web.post("/v1/requests", json=signed.to_wire())
+    assert (again.status_code, again.json()) == (200, found)
+    assert await forwarder.nonce_of(account.address) == signed.request.nonce + 1
+    # The same call with the used nonce, signed anew, is a replay.
+    replay = await sign(grid, account, call, nonce=signed.request.nonce, lead=200)
+    await refused(web, replay, 409, "nonce")
+
+
+async def test_limits_per_customer_and_per_hour(grid: LiveGrid, tmp_path: Path) -> None:
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("limit")])])
+    first, second = grid.customers
+    async with (
+        relay_on(grid, tmp_path, rules=Rules(per_customer=1, per_hour=2)) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False) as web,
+    ):
+        for account in (first, second):
+            signed = await sign(grid, account, call)
+            assert (await web.post("/v1/requests", json=signed.to_wire())).is_success
+            later = await sign(grid, account, call, nonce=signed.request.nonce + 1)
+            body = await refused(web, later, 429, "too-many-requests")
+            assert "of this wallet" in body["detail"]
+        third = await sign(grid, grid.providers[0], call)
+        body = await refused(web, third, 429, "too-many-requests")
+        assert "all customers" in body["detail"]
+
+
+async def test_a_poor_relay_says_so_and_goes_on_when_it_is_paid(
+    grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepsquare_chain.relay.service._LOOK_EVERY", 0.0)
+    wallet = await coinless(grid)
+    await grid.node.fund(wallet.address, 10**12)
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("poor relay")])])
+    signed = await sign(grid, grid.customers[0], call)
+    async with (
+        relay_on(grid, tmp_path, account=wallet) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False) as web,
+    ):
+        await refused(web, signed, 503, "relay-out-of-coin")
+        async with RelayClient(url) as client:
+            assert not (await client.terms()).is_open
+        async with relayed(grid, url, grid.customers[0]) as customer:
+            with pytest.raises(RelayRefusedError, match="too little coin"):
+                await customer.send(call)
+        await grid.node.fund(wallet.address, 10**18)
+        async with RelayClient(url) as client:
+            while not (await client.terms()).is_open:  # noqa: ASYNC110 - over the network
+                await asyncio.sleep(0.05)
+        assert (await web.post("/v1/requests", json=signed.to_wire())).is_success
+
+
+# -- batches
+
+
+async def test_a_bad_request_in_a_batch_harms_nobody_else(grid: LiveGrid, tmp_path: Path) -> None:
+    """One customer's credits are gone when its request is carried out; the other is served."""
+    good, bad = await coinless(grid), await coinless(grid)
+    credit = grid.contracts.credit
+    await grid.node.fund(bad.address, 10**18)
+    bad_store = grid.store(bad)
+    async with (
+        relay_on(grid, tmp_path / "relay", collect_seconds=1.5) as url,
+        relayed(grid, url, good) as first,
+        relayed(grid, url, bad, store=bad_store) as second,
+    ):
+        failing = asyncio.create_task(submit_hello(second, tmp_path))
+        serving = asyncio.create_task(submit_hello(first, tmp_path))
+        await signed_by(bad_store)
+        await asyncio.sleep(0.3)  # taken by the relay, which collects for longer
+        await grid.send(bad, credit.transfer(good.address, 100 * CREDIT))
+        with pytest.raises(reverts.ERC20InsufficientBalance):
+            await failing
+        assert len(await serving) == 1
+    (failed,) = bad_store.recent_requests()
+    assert failed.state is RequestState.FAILED
+    assert await credit.balance_of(good.address) == 199 * CREDIT
+
+
+async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> None:
+    """The effect counts, whoever carried the request out; the batch passes it over."""
+    account = grid.customers[1]
+    store = grid.store(account)
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("front")])])
+    async with relay_on(grid, tmp_path, collect_seconds=1.0) as url:
+        async with relayed(grid, url, account, store=store) as wallet:
+            sending = asyncio.create_task(wallet.send(call))
+            recorded = await signed_by(store)
+            first = await grid.send(grid.admin, grid.contracts.forwarder.execute(recorded.signed))
+            receipt = await sending
+        assert receipt.hash == first.hash
+        assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
+            path = f"/v1/requests/{recorded.digest}"
+            found = await settled(web, path)
+            assert found["state"] == "dropped"
+            assert "nonce" in found["detail"]
+
+
+# -- relays that fail their customers
+
+
+class Between(httpx.AsyncBaseTransport):
+    """Stands between a client and the relay; `spoil` decides about each request first."""
+
+    def __init__(self, spoil: Any) -> None:
+        self._real = httpx.AsyncHTTPTransport()
+        self._spoil = spoil
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        found = await self._spoil(request, self._real)
+        return found or await self._real.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._real.aclose()
+
+
+async def test_a_lost_answer_is_asked_for_again(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
+    account = await coinless(grid)
+    posts = []
+
+    async def lose(request: httpx.Request, real: httpx.AsyncHTTPTransport) -> None:
+        if request.method == "POST":
+            posts.append(request.content)
+            if len(posts) == 1:
+                await (await real.handle_async_request(request)).aread()
+                raise httpx.ReadError("the answer is lost")
+
+    async with relayed(grid, relay, account, transport=Between(lose)) as wallet:
+        await submit_hello(wallet, tmp_path)
+    assert len(set(posts)) == 1
+    assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
+
+
+async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
+    grid: LiveGrid, relay: str, tmp_path: Path
+) -> None:
+    account = await coinless(grid)
+    store = grid.store(account)
+
+    async def down(request: httpx.Request, _: Any) -> None:
+        if request.method == "POST":
+            raise httpx.ConnectError("gone")
+
+    transport = Between(down)
+    async with relayed(
+        grid, relay, account, store=store, transport=transport, timeout=0.5
+    ) as wallet:
+        with pytest.raises(WaitTimeoutError, match="no connection") as told:
+            await submit_hello(wallet, tmp_path, key="the one")
+        assert "may still be carried out until" in told.value.hint
+    (recorded,) = store.open_requests()
+    async with relayed(grid, relay, account, store=store) as wallet:
+        first = await submit_hello(wallet, tmp_path, key="the one")
+        assert await submit_hello(wallet, tmp_path, key="the one") == first
+    assert [each.digest for each in store.recent_requests()] == [recorded.digest]
+    assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
+
+
+async def test_what_was_left_open_is_handed_over_before_the_next(
+    grid: LiveGrid, relay: str
+) -> None:
+    """A process that died after signing left a nonce behind, without which nothing goes on."""
+    account = grid.customers[0]
+    store = grid.store(account)
+    scheduler, forwarder = grid.contracts.scheduler, grid.contracts.forwarder
+    domain = await forwarder.domain()
+    left = await sign(grid, account, scheduler.submit_jobs([(terms(), [digest("left")])]))
+    name = "0x" + left.request.digest(domain).hex()
+    block = await grid.w3.eth.block_number
+    store.append_request(
+        left.request.nonce, lambda _: (name, left), label="submit 1 job", block=block, key=None
+    )
+    async with relayed(grid, relay, account, store=store) as wallet:
+        await wallet.send(scheduler.submit_jobs([(terms(), [digest("next")])]))
+        await wallet.sender.tend()
+    assert {each.state for each in store.recent_requests()} == {RequestState.EXECUTED}
+    assert await forwarder.nonce_of(account.address) == left.request.nonce + 2
+
+
+async def test_a_relay_that_lies_is_not_believed(grid: LiveGrid, relay: str) -> None:
+    account = grid.customers[0]
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("lie")])])
+    store = grid.store(account)
+
+    async def lie(request: httpx.Request, _: Any) -> httpx.Response | None:
+        if request.url.path == "/v1/relay":
+            return None
+        name = store.open_requests()[0].digest
+        body = {"digest": name, "state": "executed", "transaction": "0x" + "11" * 32}
+        return httpx.Response(200, json=body)
+
+    async with relayed(
+        grid, relay, account, store=store, transport=Between(lie), timeout=2.5
+    ) as wallet:
+        with pytest.raises(WaitTimeoutError, match="this endpoint does not know it"):
+            await wallet.send(call)
+
+    # Another request takes the nonce before the first is carried out: only one has an effect.
+    (recorded,) = store.open_requests()
+    rival = await sign(grid, account, call, lead=1_000)
+    await grid.send(grid.admin, grid.contracts.forwarder.execute(rival))
+    other = grid.contracts.scheduler.submit_jobs([(terms(), [digest("other")])])
+    async with relayed(grid, relay, account, store=store) as wallet:
+        await wallet.sender.tend()
+        assert store.recent_requests()[0].state is RequestState.REPLACED
+        assert store.recent_requests()[0].tx_hash
+        await wallet.send(other)
+    assert (
+        recorded.digest
+        != "0x" + rival.request.digest(await grid.contracts.forwarder.domain()).hex()
+    )
+
+
+async def test_a_refused_request_gives_its_nonce_back(grid: LiveGrid, relay: str) -> None:
+    account = grid.customers[0]
+    store = grid.store(account)
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("again")])])
+
+    async def no(request: httpx.Request, _: Any) -> httpx.Response | None:
+        if request.method != "POST":
+            return None
+        problem = {"detail": "no \x1b[31mtoday", "code": "whim", "status": 403}
+        return httpx.Response(403, json=problem)
+
+    async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
+        with pytest.raises(RelayRefusedError, match=r"no .*today") as told:
+            await wallet.send(call)
+        assert "\x1b" not in told.value.message
+        assert "--relay" in told.value.hint
+    async with relayed(grid, relay, account, store=store) as wallet:
+        await wallet.send(call)
+    # Signed within the same second it is the same request, recorded once.
+    last, *earlier = store.recent_requests()
+    states = {each.state for each in (last, *earlier)}
+    assert RequestState.EXECUTED in states <= {RequestState.EXECUTED, RequestState.REFUSED}
+    assert len({each.signed.request.nonce for each in (last, *earlier)}) == 1
+
+
+async def test_an_expired_request_is_said_to_have_no_effect(grid: LiveGrid, relay: str) -> None:
+    account = grid.customers[1]
+    store = grid.store(account)
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("late")])])
+    old = await sign(grid, account, call, lead=-1)
+    domain = await grid.contracts.forwarder.domain()
+    name = "0x" + old.request.digest(domain).hex()
+    store.append_request(
+        old.request.nonce, lambda _: (name, old), label="late", block=0, key="submit:late"
+    )
+    async with relayed(grid, relay, account, store=store) as wallet:
+        with pytest.raises(RelayRefusedError, match="deadline passed"):
+            await wallet.sender.send(call, key="submit:late")
+    assert store.recent_requests()[0].state is RequestState.EXPIRED
+
+
+async def test_what_is_no_relay_is_told(grid: LiveGrid) -> None:
+    async def page(_: httpx.Request, __: Any) -> httpx.Response:
+        return httpx.Response(200, text="<html>" + "x" * 100_000)
+
+    async def other_grid(_: httpx.Request, __: Any) -> httpx.Response:
+        terms_of = {
+            "chain_id": 1,
+            "forwarder": "0x" + "11" * 20,
+            "scheduler": "0x" + "11" * 20,
+            "wallet": "0x" + "11" * 20,
+            "open": True,
+            "functions": [],
+            "min_amount": "0",
+            "max_gas": 1,
+            "max_lead_seconds": 600,
+            "requests_per_hour": 1,
+            "requests_per_customer_per_hour": 1,
+        }
+        return httpx.Response(200, json=terms_of)
+
+    call = grid.contracts.scheduler.cancel([1])
+    for spoil, words in ((page, "is no relay"), (other_grid, "serves another grid")):
+        async with relayed(
+            grid, "http://127.0.0.1:1", grid.customers[0], transport=Between(spoil)
+        ) as wallet:
+            with pytest.raises(EndpointError, match=words):
+                await wallet.send(call)
+    async with relayed(grid, "http://127.0.0.1:1", grid.customers[0]) as wallet:
+        with pytest.raises(EndpointError, match="can't be reached: no connection"):
+            await wallet.send(call)

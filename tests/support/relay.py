@@ -1,0 +1,132 @@
+"""A relay on a test's grid, and wallets that hold credits and no coin."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
+from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless
+from deepsquare_chain.client.network import Wallet
+from deepsquare_chain.client.preview import Preview
+from deepsquare_chain.client.relayclient import RelayClient
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.relay.rules import Rules
+from deepsquare_chain.relay.runner import run_relay
+from deepsquare_chain.relay.service import RelaySettings
+from deepsquare_chain.store.database import Store
+from tests.support.livegrid import LiveGrid
+
+
+@dataclass
+class Shown:
+    """Agrees to everything, and remembers what it was shown."""
+
+    previews: list[Preview] = field(default_factory=list)
+
+    def __call__(self, preview: Preview) -> bool:
+        self.previews.append(preview)
+        return True
+
+
+async def coinless(grid: LiveGrid, amount: int = 100 * CREDIT) -> LocalAccount:
+    """A new account with credits, which has never had any coin."""
+    account: LocalAccount = Account.from_key(secrets.token_bytes(32))
+    await grid.send(grid.admin, grid.contracts.credit.mint(account.address, amount))
+    return account
+
+
+@asynccontextmanager
+async def relayed(
+    grid: LiveGrid,
+    url: str,
+    account: LocalAccount,
+    *,
+    confirm: Confirm | None = None,
+    store: Store | None = None,
+    timeout: float = 20.0,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncIterator[GaslessWallet]:
+    """The account's wallet, sending through the relay at a URL."""
+    store = store or grid.store(account)
+    wallet = Wallet(grid.contracts, account, grid.sender(account, store=store), store, timeout)
+    async with RelayClient(url, transport=transport) as client:
+        yield gasless(wallet, client, confirm or Shown(), poll_interval=0.05)
+
+
+@asynccontextmanager
+async def relay_on(
+    grid: LiveGrid,
+    folder: Path,
+    *,
+    account: LocalAccount | None = None,
+    rules: Rules | None = None,
+    collect_seconds: float = 0.05,
+    **more: Any,
+) -> AsyncIterator[str]:
+    """A relay in this process, paid for by the grid's stranger; its URL."""
+    settings = RelaySettings(
+        state_dir=folder,
+        poll_interval=0.1,
+        rules=rules or Rules(),
+        collect_seconds=collect_seconds,
+        **more,
+    )
+    stop = asyncio.Event()
+    url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(
+        run_relay(
+            grid.node.url,
+            grid.deployment,
+            account or grid.stranger,
+            settings,
+            host="127.0.0.1",
+            port=0,
+            ready=url.set_result,
+            stop=stop,
+        )
+    )
+    await asyncio.wait({task, url}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if task.done():
+            task.result()
+        yield url.result()
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 30)
+
+
+async def sign(
+    grid: LiveGrid,
+    account: LocalAccount,
+    call: Call,
+    *,
+    signer: LocalAccount | None = None,
+    domain: Callable[[Any], Any] = lambda found: found,
+    lead: int = 300,
+    **changes: Any,
+) -> SignedRequest:
+    """A request for a call; `changes` replace fields before the signature."""
+    forwarder = grid.contracts.forwarder
+    values: dict[str, Any] = {
+        "sender": account.address,
+        "to": call.to,
+        "value": 0,
+        "gas": 500_000,
+        "nonce": await forwarder.nonce_of(account.address),
+        "deadline": await chain_time(grid.w3) + lead,
+        "data": call.data,
+    }
+    request = ForwardRequest(**(values | changes))
+    return request.sign(signer or account, domain(await forwarder.domain()))
