@@ -52,11 +52,13 @@ async def settled(web: httpx.AsyncClient, path: str) -> dict[str, Any]:
     return dict(found)
 
 
-async def signed_by(store: Store) -> RecordedRequest:
-    """A wallet's open request, as soon as it is signed."""
-    while not (found := store.open_requests()):  # noqa: ASYNC110 - nobody sets an event
+async def taken(store: Store, web: httpx.AsyncClient) -> RecordedRequest:
+    """A wallet's open request, as soon as the relay has taken it."""
+    while True:
+        for found in store.open_requests():
+            if (await web.get(f"/v1/requests/{found.digest}")).is_success:
+                return found
         await asyncio.sleep(0.02)
-    return found[0]
 
 
 async def submit_hello(
@@ -301,11 +303,11 @@ async def test_a_bad_request_in_a_batch_harms_nobody_else(grid: LiveGrid, tmp_pa
         relay_on(grid, tmp_path / "relay", collect_seconds=1.5) as url,
         relayed(grid, url, good) as first,
         relayed(grid, url, bad, store=bad_store) as second,
+        httpx.AsyncClient(base_url=url, trust_env=False) as web,
     ):
         failing = asyncio.create_task(submit_hello(second, tmp_path))
         serving = asyncio.create_task(submit_hello(first, tmp_path))
-        await signed_by(bad_store)
-        await asyncio.sleep(0.3)  # taken by the relay, which collects for longer
+        await taken(bad_store, web)
         await grid.send(bad, credit.transfer(good.address, 100 * CREDIT))
         with pytest.raises(reverts.ERC20InsufficientBalance):
             await failing
@@ -320,19 +322,20 @@ async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> Non
     account = grid.customers[1]
     store = grid.store(account)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("front")])])
-    async with relay_on(grid, tmp_path, collect_seconds=1.0) as url:
-        async with relayed(grid, url, account, store=store) as wallet:
-            sending = asyncio.create_task(wallet.send(call))
-            recorded = await signed_by(store)
-            first = await grid.send(grid.admin, grid.contracts.forwarder.execute(recorded.signed))
-            receipt = await sending
+    async with (
+        relay_on(grid, tmp_path, collect_seconds=1.5) as url,
+        relayed(grid, url, account, store=store) as wallet,
+        httpx.AsyncClient(base_url=url, trust_env=False) as web,
+    ):
+        sending = asyncio.create_task(wallet.send(call))
+        recorded = await taken(store, web)
+        first = await grid.send(grid.admin, grid.contracts.forwarder.execute(recorded.signed))
+        receipt = await sending
         assert receipt.hash == first.hash
         assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
-            path = f"/v1/requests/{recorded.digest}"
-            found = await settled(web, path)
-            assert found["state"] == "dropped"
-            assert "nonce" in found["detail"]
+        found = await settled(web, f"/v1/requests/{recorded.digest}")
+        assert found["state"] == "dropped"
+        assert "nonce" in found["detail"]
 
 
 # -- relays that fail their customers
