@@ -33,10 +33,14 @@ async def up(
     explorer_port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Of the explorer; 0 takes a free one.")
     ] = 8547,
+    relay_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of the relay; 0 takes a free one.")
+    ] = 8548,
+    relay: Annotated[bool, typer.Option(help="Run a relay that pays the gas of --gasless.")] = True,
     explorer: Annotated[bool, typer.Option(help="Serve pages of its jobs and credits.")] = True,
     folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
 ) -> None:
-    """Start chain, contracts, wallets, faucet and explorer; stay until Ctrl-C."""
+    """Start chain, contracts, wallets, faucet, relay and explorer; stay until Ctrl-C."""
     from deepsquare_chain.devnet.up import run_devnet
 
     desk.hush()
@@ -46,5 +50,6 @@ async def up(
         port=port,
         faucet_port=faucet_port,
         explorer_port=explorer_port if explorer else None,
+        relay_port=relay_port if relay else None,
         tell=desk.printer.note,
     )

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.devnet.blocks import Gas
-from deepsquare_chain.devnet.grid import Grid
+from deepsquare_chain.devnet.grid import COINLESS, Grid
 from deepsquare_chain.devnet.scene import Scene
 from deepsquare_chain.explorer.audit import Audit
 from deepsquare_chain.explorer.books import Kind, StatementRow
@@ -27,7 +27,10 @@ _SHOWN: Final = (Kind.MINT, Kind.ESCROW, Kind.REFUND, Kind.PAYMENT, Kind.FEE)
 
 @dataclass(slots=True)
 class Closing:
-    """The books at the end; `gas` is by role, `statements` by role and kind in credit-wei."""
+    """The books at the end; `gas` is by role, `statements` by role and kind in credit-wei.
+
+    `signed` counts the requests of the customer without coin.
+    """
 
     document: dict[str, Any]
     audit: Audit
@@ -35,6 +38,7 @@ class Closing:
     balances: dict[str, int]
     gas: dict[str, Gas]
     folder: Path
+    signed: int
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -56,6 +60,13 @@ class Closing:
         for finding in self.audit.findings:
             console.print(f"AUDIT: {plain(str(finding))}", style="bold red", markup=False)
         console.print(self._gas_table())
+        relay = self.gas["relay"]
+        console.print(
+            f"{COINLESS} never held coin and sent no transaction: the relay carried out "
+            f"{COINLESS}'s {self.signed} signed requests and paid {relay.wei // _GWEI:,} gwei for "
+            f"their gas.",
+            markup=False,
+        )
         console.print(f"Deployment record: {self.folder / 'deployment.json'}", markup=False)
         console.print(f"Logs:              {self.folder / 'logs'}", markup=False)
 
@@ -84,18 +95,29 @@ class Closing:
         return table
 
 
-async def close_books(grid: Grid, scene: Scene, problems: list[str]) -> Closing:
+async def close_books(grid: Grid, scene: Scene, problems: list[str], signed: int) -> Closing:
     """Rebuild the books from events alone, and compare them with the contracts' storage.
+
+    Args:
+        grid: The demo's grid.
+        scene: What was seen.
+        problems: What went otherwise than expected so far.
+        signed: Requests of the customer without coin.
 
     Raises:
         AuditError: The events can't be read as books at all.
     """
     ledger, audit = await audit_chain(grid.contracts)
     jobs = [_job(scene, number) for number in sorted(scene.jobs)]
-    document = {
+    document: dict[str, Any] = {
         "jobs": jobs,
         "audit": {"difference": str(audit.difference), "ok": audit.ok},
     }
+    poor = grid.accounts[COINLESS].address
+    coin = await grid.contracts.w3.eth.get_balance(poor)
+    document["gasless"] = {"customer": poor, "requests": signed, "coin_wei": str(coin)}
+    if coin or poor in scene.reader.by_account or not signed:
+        problems = [*problems, f"{COINLESS} paid gas, or signed no request"]
     names = {account: grid.name_of(account) for account in ledger.accounts}
     names = {account: name for account, name in names.items() if name != account}
     return Closing(
@@ -105,6 +127,7 @@ async def close_books(grid: Grid, scene: Scene, problems: list[str]) -> Closing:
         balances={name: ledger.balances.get(account, 0) for account, name in names.items()},
         gas={grid.name_of(who): gas for who, gas in scene.reader.by_account.items()},
         folder=grid.folder,
+        signed=signed,
         problems=problems,
     )
 

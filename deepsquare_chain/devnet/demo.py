@@ -92,12 +92,14 @@ async def _play(
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         with Board(console, "DeepSquare grid") as board:
-            grid = await stack.enter_async_context(Grid(place, chain=chain, tell=board.step))
+            grid = await stack.enter_async_context(
+                Grid(place, chain=chain, relay_port=0, tell=board.step)
+            )
             board.step(f"watch it in a browser: {await grid.start_explorer(port)}")
             play = Play(grid, board, examples)
             await play.perform()
             board.step("closing the books")
-            closing = await close_books(grid, play.scene, play.problems)
+            closing = await close_books(grid, play.scene, play.problems, play.signed)
             if not serve:
                 await stack.aclose()
         console.print(board.table())

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
@@ -23,6 +24,8 @@ from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_gri
 from deepsquare_chain.chain.rpc import close, connect
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
+from deepsquare_chain.client.gasless import Confirm, RelayedSender
+from deepsquare_chain.client.relayclient import RelayClient
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.anvil import Anvil
 from deepsquare_chain.devnet.chain import ChainProcess
@@ -34,8 +37,8 @@ from deepsquare_chain.job import Hardware, Prices
 from deepsquare_chain.observe.serving import LoopbackServer, open_listener
 from deepsquare_chain.store.database import Store
 
-#: Seconds that the explorer has to begin.
-_EXPLORER_START: Final = 60.0
+#: Seconds that a program which serves a URL has to begin.
+_START: Final = 60.0
 #: What a program that needs no wallet is not told.
 _SECRETS: Final = frozenset({"DEEPSQUARE_KEYSTORE", "DEEPSQUARE_PASSWORD_FILE"})
 #: Seconds without a sign after which a provider that holds work is asked; a demo has no patience.
@@ -44,8 +47,11 @@ ChainKind = Literal["embedded", "anvil"]
 #: Credit-wei that each example customer begins with.
 PURSE: Final = 1_000 * CREDIT
 #: The node's funded accounts by what they are here, in this order.
-ROLES: Final = ("admin", "treasury", "scheduler", "alpine", "jura", "alice", "bob", "faucet")
-CUSTOMERS: Final = ("alice", "bob")
+FUNDED: Final = ("admin", "treasury", "scheduler", "alpine", "jura", "alice", "relay", "faucet")
+#: A customer of a new account, which holds credits and never any coin.
+COINLESS: Final = "bob"
+ROLES: Final = (*FUNDED, COINLESS)
+CUSTOMERS: Final = ("alice", COINLESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class Grid:
         chain: The embedded chain, or anvil.
         port: Of the chain on 127.0.0.1; 0 takes a free one.
         faucet_port: Of the faucet; None for no faucet.
+        relay_port: Of the relay; None for no relay.
         tell: Told of each step.
     """
 
@@ -90,6 +97,7 @@ class Grid:
         chain: ChainKind = "embedded",
         port: int = 0,
         faucet_port: int | None = None,
+        relay_port: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder = folder
@@ -100,8 +108,10 @@ class Grid:
         self.providers: dict[int, str] = {}
         self.faucet_url = ""
         self.explorer_url = ""
+        self.relay_url = ""
         self._port = port
         self._faucet_port = faucet_port
+        self._relay_port = relay_port
         self._tell = tell
         self._stack = contextlib.AsyncExitStack()
         self._contracts: Contracts | None = None
@@ -196,18 +206,53 @@ class Grid:
         """
         open_listener(port).close()
         env = {key: text for key, text in self.environment("").items() if key not in _SECRETS}
-        words = ["explorer", "serve", "--port", str(port), "-o", "json"]
-        child = await self._spawn("explorer", words, env, stdout=asyncio.subprocess.PIPE)
+        words = ["explorer", "serve", "--port", str(port)]
+        self.explorer_url = await self._start_serving("explorer", words, env)
+        return self.explorer_url
+
+    async def relayed(self, role: str, confirm: Confirm) -> RelayedSender:
+        """A sender of a role's wallet whose gas the grid's relay pays.
+
+        Args:
+            role: Whose wallet.
+            confirm: Is shown each call before it is signed.
+        """
+        relay = await self._stack.enter_async_context(RelayClient(self.relay_url))
+        return RelayedSender(
+            self.contracts,
+            self.accounts[role],
+            self._store(role),
+            relay,
+            direct=self.senders[role],
+            confirm=confirm,
+            poll_interval=0.2,
+        )
+
+    async def _start_relay(self, port: int) -> str:
+        """Run the relay as a process of its own; its URL."""
+        words = ["relay", "serve", "--port", str(port)]
+        return await self._start_serving("relay", words, self.environment("relay"))
+
+    async def _start_serving(
+        self, role: str, words: list[str], environment: Mapping[str, str]
+    ) -> str:
+        """Run a program that says its URL once it serves.
+
+        Raises:
+            GridError: It did not begin.
+        """
+        child = await self._spawn(
+            role, [*words, "-o", "json"], environment, stdout=asyncio.subprocess.PIPE
+        )
         assert child.stdout is not None  # noqa: S101 - it was asked for
         line = b""
         with contextlib.suppress(TimeoutError):
-            line = await asyncio.wait_for(child.stdout.readline(), _EXPLORER_START)
+            line = await asyncio.wait_for(child.stdout.readline(), _START)
         if not line:
             raise GridError(
-                "The explorer did not begin", hint=f"Look into its log: {self.log('explorer')}"
+                f"The {role} did not begin", hint=f"Look into its log: {self.log(role)}"
             )
-        self.explorer_url = str(json.loads(line)["url"])
-        return self.explorer_url
+        return str(json.loads(line)["url"])
 
     async def _spawn(
         self,
@@ -243,7 +288,7 @@ class Grid:
     # -- start
 
     async def _start(self) -> None:
-        for port in (self._port, self._faucet_port or 0):
+        for port in (self._port, self._faucet_port or 0, self._relay_port or 0):
             # A port in use is told at once, not after the chain has been set up.
             if port:
                 open_listener(port).close()
@@ -274,24 +319,35 @@ class Grid:
             self.providers[number] = role
         # Written last: whoever finds the record finds a grid that works.
         deployment.save(self.deployment_file)
+        if self._relay_port is not None:
+            self._tell("starting the relay")
+            self.relay_url = await self._start_relay(self._relay_port)
+            extra = {**deployment.extra, "relay": self.relay_url}
+            dataclasses.replace(deployment, extra=extra).save(self.deployment_file)
 
     def _make_wallets(self) -> None:
-        """Encrypted keystores of the node's funded accounts, under one random password."""
+        """Encrypted keystores of all accounts, under one random password."""
         self.password_file.parent.mkdir(parents=True, mode=0o700)
         password = secrets.token_urlsafe(24)
         handle = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(password + "\n")
-        self.accounts = dict(zip(ROLES, self.node.accounts, strict=False))
+        self.accounts = dict(zip(FUNDED, self.node.accounts, strict=False))
+        self.accounts[COINLESS] = Account.from_key(secrets.token_bytes(32))
         for role, account in self.accounts.items():
             import_key(self.keystore(role), bytes(account.key), password, light=True)
 
     def _sender(self, w3: AsyncWeb3[Any], role: str) -> Sender:
         """A sender that forgets with this process: its wallet is used by nobody else meanwhile."""
-        account = self.accounts[role]
-        store = Store.open(None, chain_id=self.node.chain_id, contract="", account=account.address)
-        self._stack.callback(store.close)
+        account, store = self.accounts[role], self._store(role)
         return Sender(w3, account, store, chain_id=self.node.chain_id, poll_interval=0.1)
+
+    def _store(self, role: str) -> Store:
+        """A database in memory for a role's wallet."""
+        address = self.accounts[role].address
+        store = Store.open(None, chain_id=self.node.chain_id, contract="", account=address)
+        self._stack.callback(store.close)
+        return store
 
     def _params(self) -> GridParams:
         addresses = {role: account.address for role, account in self.accounts.items()}

@@ -14,9 +14,12 @@ from typing import Any, Final
 import psutil
 
 from deepsquare_chain.chain.eventtypes import ProviderAnswered
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.client.gasless import RelayedSender
+from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.devnet.board import Board
-from deepsquare_chain.devnet.grid import PROVIDERS, Grid
+from deepsquare_chain.devnet.grid import COINLESS, PROVIDERS, Grid
 from deepsquare_chain.devnet.leftovers import is_alive, processes_of
 from deepsquare_chain.devnet.scene import Scene
 from deepsquare_chain.devnet.story import STORY, Deed, Part, problems
@@ -39,6 +42,9 @@ class Play:
         self._grid = grid
         self._board = board
         self._examples = examples
+        #: Requests that the customer without coin has signed.
+        self.signed = 0
+        self._relayed: RelayedSender | None = None
         self._problems: list[str] = []
         self._cancelled = False
         self._killed = ""
@@ -95,15 +101,34 @@ class Play:
     async def _submit_for(self, customer: str, parts: Sequence[Part]) -> None:
         permit = self._grid.accounts[customer] if len(parts) == 1 else None
         way = "with a signed permit" if permit else "in one transaction"
+        if customer == COINLESS:
+            way = "in one signed request: it holds credits and no coin, a relay pays the gas"
         self._board.step(f"{customer} submits {', '.join(part.name for part in parts)} {way}")
         done = await submit(
             self._grid.contracts,
-            self._grid.senders[customer],
+            await self._sender_of(customer),
             FolderDefinitionStore(self._grid.definitions),
             [self._request(part) for part in parts],
             permit=permit,
         )
         await self.scene.enter(dict(zip(done.job_ids, parts, strict=True)))
+
+    async def _sender_of(self, customer: str) -> Sender | RelayedSender:
+        """Who sends for a customer: itself, or the relay for the one without coin."""
+        if customer != COINLESS:
+            return self._grid.senders[customer]
+        if self._relayed is None:
+            self._relayed = await self._grid.relayed(customer, self._show)
+        return self._relayed
+
+    def _show(self, preview: Preview) -> bool:
+        """Tell what is signed; the demo's customers agree."""
+        self.signed += 1
+        told = dict(preview.rows)
+        for name in ("function", "amount", "allowance", "good until", "gas"):
+            if name in told:
+                self._board.say(f"  {COINLESS} signs: {name} {told[name]}")
+        return True
 
     def _request(self, part: Part) -> Request:
         job_file = load_job_file(self._examples / part.file)
@@ -115,7 +140,8 @@ class Play:
     async def _cancel(self, job_id: int, part: Part) -> None:
         self._board.step(f"{part.customer} cancels {part.name} while it is RUNNING")
         call = self._grid.contracts.scheduler.cancel([job_id])
-        await self._grid.senders[part.customer].send(call, timeout=30)
+        sender = await self._sender_of(part.customer)
+        await sender.send(call, timeout=30)
 
     # -- deeds
 

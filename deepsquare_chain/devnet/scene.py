@@ -56,10 +56,11 @@ class Scene:
 
     async def enter(self, parts: dict[int, Part]) -> None:
         """Know of newly submitted jobs."""
-        self.parts |= parts
         for job_id in parts:
             self.histories.setdefault(job_id, History(job_id))
         await self._update(tuple(parts))
+        # Last: whoever goes through the parts finds their jobs.
+        self.parts |= parts
 
     async def look(self) -> None:
         """Take in what happened, and show it."""

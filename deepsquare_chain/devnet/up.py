@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.devnet.grid import CUSTOMERS, PROVIDERS, ROLES, ChainKind, Grid
+from deepsquare_chain.devnet.grid import COINLESS, CUSTOMERS, PROVIDERS, ROLES, ChainKind, Grid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.observe.serving import open_listener
@@ -32,6 +32,7 @@ async def run_devnet(
     port: int,
     faucet_port: int,
     explorer_port: int | None,
+    relay_port: int | None,
     tell: Callable[[str], None],
 ) -> None:
     """Run a grid in a folder until SIGINT or SIGTERM.
@@ -42,6 +43,7 @@ async def run_devnet(
         port: Of the chain; 0 takes a free one.
         faucet_port: Of the faucet; 0 takes a free one.
         explorer_port: Of the explorer's pages; 0 takes a free one, None starts none.
+        relay_port: Of the relay; 0 takes a free one, None starts none.
         tell: Told what happens, in lines for people.
 
     Raises:
@@ -51,7 +53,14 @@ async def run_devnet(
     place = _absolute(folder)
     with _alone(place), stopped_by_signals() as stop:
         _put_aside(place)
-        grid = Grid(place, chain=chain, port=port, faucet_port=faucet_port, tell=tell)
+        grid = Grid(
+            place,
+            chain=chain,
+            port=port,
+            faucet_port=faucet_port,
+            relay_port=relay_port,
+            tell=tell,
+        )
         if await until_stopped(stop, asyncio.create_task(_serve(grid, explorer_port, tell))):
             tell("Ended: the chain is gone with all that was on it.")
 
@@ -142,6 +151,7 @@ def _directory(grid: Grid, settings: Path | None) -> list[str]:
         f"chain       {grid.node.url} (chain {grid.node.chain_id}, process {grid.node.pid})",
         f"faucet      {grid.faucet_url}",
         *([f"explorer    {grid.explorer_url}"] if grid.explorer_url else []),
+        *([f"relay       {grid.relay_url}"] if grid.relay_url else []),
         f"deployment  {os.path.relpath(grid.deployment_file)}",
         f"wallets     {wallets}/, password in {wallets}/password",
     ]
@@ -160,14 +170,23 @@ def _directory(grid: Grid, settings: Path | None) -> list[str]:
     lines += ["", "In other terminals, from this folder:"]
     lines += [f"  deepsquare metascheduler run --keystore {wallets}/scheduler.json"]
     lines += [f"  deepsquare provider run --keystore {wallets}/{role}.json" for role in PROVIDERS]
-    lines += ["  deepsquare submit examples/hello.yaml --wait", "", "Ctrl-C ends it."]
+    lines += ["  deepsquare submit examples/hello.yaml --wait"]
+    if grid.relay_url:
+        wallet = f"--keystore {wallets}/{COINLESS}.json"
+        lines += [f"  deepsquare submit examples/hello.yaml --gasless {wallet}"]
+    lines += ["", "Ctrl-C ends it."]
     return lines
 
 
 def _role_note(role: str) -> str:
     if role in CUSTOMERS:
-        return "customer"
+        return "customer without coin" if role == COINLESS else "customer"
     if role in PROVIDERS:
         hardware = PROVIDERS[role].hardware
         return f"provider of {hardware.nodes * hardware.cpus_per_node} cpus"
-    return {"admin": "administrator, approver, minter", "scheduler": "meta-scheduler"}.get(role, "")
+    notes = {
+        "admin": "administrator, approver, minter",
+        "scheduler": "meta-scheduler",
+        "relay": "pays the gas of --gasless",
+    }
+    return notes.get(role, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -108,6 +109,7 @@ class RelayService:
         self._domain = domain
         self._settings = settings
         self._wallet: _Wallet | None = None
+        self._tended = -math.inf
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
@@ -284,7 +286,7 @@ class RelayService:
 
         True when more requests wait.
         """
-        await self._sender.tend()
+        await self._tend()
         await self.look_at_wallet()
         for batch in self._requests.batches():
             self._follow(batch)
@@ -308,6 +310,13 @@ class RelayService:
         for task in self._batches.values():
             await cancelled(task)
         self._batches.clear()
+
+    async def _tend(self) -> None:
+        """Look after the outbox: each cycle while something is on its way, else now and then."""
+        now = time.monotonic()
+        if self._sender.pending() or now - self._tended >= _LOOK_EVERY:
+            await self._sender.tend()
+            self._tended = now
 
     def _choose(self, queued: Sequence[RelayedRequest]) -> list[RelayedRequest]:
         """The first requests that a transaction holds and the wallet can pay for."""

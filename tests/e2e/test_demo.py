@@ -142,6 +142,14 @@ def test_every_wei_is_accounted_for(played: tuple[Outcome, Path]) -> None:
             assert consumed > 0
 
 
+def test_the_second_customer_holds_no_coin(played: tuple[Outcome, Path]) -> None:
+    found = document(played)
+    gasless = found["gasless"]
+    assert (gasless["coin_wei"], gasless["requests"]) == ("0", 2)
+    theirs = [job for job in found["jobs"] if job["customer"] == gasless["customer"]]
+    assert {job["name"] for job in theirs} == {"hello", "exits-3", "outlives", "cancelled", "pi"}
+
+
 def test_the_story_is_told_beside_the_document(played: tuple[Outcome, Path]) -> None:
     outcome, folder = played
     for words in (
@@ -149,6 +157,9 @@ def test_the_story_is_told_beside_the_document(played: tuple[Outcome, Path]) -> 
         "alpine is challenged",
         "daemon has ended the orphaned processes",
         "bob cancels cancelled while it is RUNNING",
+        "bob signs: function submitJobs",
+        "bob signs: function cancel",
+        "bob never held coin and sent no transaction",
         "| Hello from the grid, reader",
         "| work complete",
         "difference 0",
@@ -168,6 +179,7 @@ def test_logs_and_record_are_kept_and_secrets_are_private(played: tuple[Outcome,
         "alpine.log",
         "explorer.log",
         "jura.log",
+        "relay.log",
         "scheduler.log",
     }
     password = folder / "wallets" / "password"

@@ -97,7 +97,8 @@ def running(arguments: Sequence[str], folder: Path, name: str) -> Iterator[Runni
 @contextmanager
 def devnet(folder: Path, *more: str) -> Iterator[Running]:
     """`deepsquare devnet up` in a folder, on free ports; without an explorer unless asked for."""
-    arguments = ["devnet", "up", "--port", "0", "--faucet-port", "0", *(more or ["--no-explorer"])]
+    ports = ("--port", "0", "--faucet-port", "0", "--relay-port", "0")
+    arguments = ["devnet", "up", *ports, *(more or ["--no-explorer"])]
     with running(arguments, folder, "devnet") as up:
         up.wait_for("Ctrl-C ends it.")
         yield up

@@ -1,0 +1,76 @@
+"""A relay killed at each of its steps: after its return the same request has the same transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deepsquare_chain.chain.events import JobSubmitted
+from deepsquare_chain.chain.wallet import import_key
+from tests.support.anvil import start_anvil
+from tests.support.livegrid import LiveGrid, digest, live_grid, terms
+from tests.support.relay import relayed
+from tests.support.relayprocess import RelayProcess
+
+LABELS = (
+    "relay.taken",
+    "relay.assigned",
+    "sender.recorded",
+    "sender.broadcast",
+    "sender.receipt",
+    "relay.mined",
+)
+
+
+@pytest.fixture
+async def grid(anvil_binary: Path) -> AsyncIterator[LiveGrid]:
+    async with start_anvil() as node, live_grid(node) as found:
+        yield found
+
+
+def wallet_of(grid: LiveGrid, folder: Path) -> None:
+    (folder / "password").write_text("a relay's password\n")
+    (folder / "password").chmod(0o600)
+    key = bytes(grid.stranger.key)
+    import_key(folder / "wallet.json", key, "a relay's password", light=True)
+
+
+async def test_killed_anywhere_it_carries_each_request_out_once(
+    grid: LiveGrid, tmp_path: Path
+) -> None:
+    relay = RelayProcess(grid, tmp_path / "relay")
+    wallet_of(grid, tmp_path / "relay")
+    account = grid.customers[0]
+    scheduler, forwarder = grid.contracts.scheduler, grid.contracts.forwarder
+    sent_before = await grid.w3.eth.get_transaction_count(grid.stranger.address)
+    for done, label in enumerate(LABELS, 1):
+        await relay.start(label)
+        call = scheduler.submit_jobs([(terms(), [digest(label)])])
+        nonce = await forwarder.nonce_of(account.address)
+        async with relayed(grid, relay.url, account, timeout=90) as wallet:
+            sending = asyncio.create_task(wallet.send(call))
+            await relay.killed()
+            assert not sending.done() or label in {"sender.receipt", "relay.mined"}
+            await relay.start()
+            receipt = await sending
+        assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
+        # Handed over once more, it is answered with the transaction that the chain has.
+        (recorded,) = (
+            each for each in wallet.store.recent_requests() if each.call.data == call.data
+        )
+        async with httpx.AsyncClient(base_url=relay.url, trust_env=False, timeout=30) as web:
+            while True:
+                answer = await web.post("/v1/requests", json=recorded.signed.to_wire())
+                if answer.json()["state"] == "executed":
+                    break
+                await asyncio.sleep(0.1)
+        assert answer.json()["transaction"] == receipt.hash, label
+        assert await forwarder.nonce_of(account.address) == nonce + 1, label
+        count = await grid.w3.eth.get_transaction_count(grid.stranger.address)
+        assert count - sent_before == done, label
+        await relay.stop()
+    assert await scheduler.job_count() == len(LABELS)

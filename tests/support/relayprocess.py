@@ -1,0 +1,73 @@
+"""`deepsquare relay serve` as a process, killed at a labelled step and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+from deepsquare_chain.faults import VARIABLE
+from deepsquare_chain.observe.serving import open_listener
+from tests.support.cli import PROGRAM, clean_environment
+from tests.support.livegrid import LiveGrid
+
+
+class RelayProcess:
+    """One relay's program; it keeps its port and its state from one start to the next.
+
+    Args:
+        grid: What it serves.
+        folder: Of its wallet, state and log.
+    """
+
+    def __init__(self, grid: LiveGrid, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        with open_listener(0) as listener:
+            self._port = listener.getsockname()[1]
+        grid.deployment.save(folder / "deployment.json")
+        self._environment = {
+            **clean_environment(folder),
+            "DEEPSQUARE_ENDPOINT": grid.node.url,
+            "DEEPSQUARE_DEPLOYMENT": str(folder / "deployment.json"),
+            "DEEPSQUARE_STATE_DIR": str(folder / "state"),
+            "DEEPSQUARE_KEYSTORE": str(folder / "wallet.json"),
+            "DEEPSQUARE_PASSWORD_FILE": str(folder / "password"),
+            "DEEPSQUARE_POLL_INTERVAL": "0.2",
+        }
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    async def start(self, crash_at: str = "") -> None:
+        """Start it, to be killed at a label if one is given; returns once it serves."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *PROGRAM,
+                *("relay", "serve", "--port", str(self._port), "-o", "json"),
+                cwd=self._folder,
+                env={**self._environment, VARIABLE: crash_at},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), 60)
+        assert line, (self._folder / "log").read_text()
+        assert json.loads(line)["url"] == self.url
+
+    async def killed(self) -> None:
+        """Wait until the label has killed it."""
+        assert self._process is not None
+        assert await asyncio.wait_for(self._process.wait(), 60) == -signal.SIGKILL
+
+    async def stop(self) -> None:
+        """End it with SIGTERM."""
+        if self._process is not None and self._process.returncode is None:
+            os.kill(self._process.pid, signal.SIGTERM)
+            await asyncio.wait_for(self._process.wait(), 30)
