@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import launch, leftovers, procfs
+from deepsquare_chain.executors import launch, leftovers, procfs, startprobe
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -298,7 +298,8 @@ class Runs:
         """Remove folders that were never finished or only half removed."""
         for entry in os.scandir(self.path):
             stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
-            if entry.name.startswith(".gone-") or (entry.name.startswith(".new-") and stale):
+            left = entry.name.startswith((".gone-", startprobe.PREFIX))
+            if left or (entry.name.startswith(".new-") and stale):
                 launch.remove_tree(Path(entry.path))
 
     # -- small things

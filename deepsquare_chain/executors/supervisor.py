@@ -41,6 +41,16 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PIPE_BYTES: Final = 256 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAKEN: Final = 3
+#: Where a shell may be; the first that is there is taken.
+_SHELLS: Final = (
+    "/bin/bash",
+    "/usr/bin/bash",
+    "/usr/local/bin/bash",
+    "/run/current-system/sw/bin/bash",
+)
+#: A script that fails within so many seconds may not have been executed at all.
+_SUSPECT: Final = 5.0
+_ALIVE: Final = 42
 
 
 class Supervisor:
@@ -80,6 +90,7 @@ class Supervisor:
         if self._spawn():
             reason = self._watch()
             self._end_tree()
+            reason = reason or self._doubt()
         seconds = math.ceil(time.monotonic() - self._started)
         self._drain()
         self._output.close()
@@ -127,11 +138,12 @@ class Supervisor:
 
         `subprocess` would do the same, but takes longer to load than a short job runs.
         """
+        shell = _shell()
         os.chdir(self._folder.work)
         try:
             return os.posix_spawn(
-                "/bin/bash",
-                ["/bin/bash", str(self._folder.script)],
+                shell,
+                [shell, str(self._folder.script)],
                 self._environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -246,9 +258,30 @@ class Supervisor:
                 procfs.signal_trees(procfs.descendants(os.getpid()), signal.SIGKILL)
             self._wait(_SWEEP)
 
+    def _doubt(self) -> str:
+        """Whether a script that failed at once was executed: the shell is asked for a number.
+
+        A program that the script lacks is the script's own failure, a shell that does nothing is
+        not.
+        """
+        quick = time.monotonic() - self._started < _SUSPECT
+        if not quick or not self._status or os.WIFSIGNALED(self._status):
+            return ""
+        try:
+            shell = _shell()
+            pid = os.posix_spawn(shell, [shell, "-c", f"exit {_ALIVE}"], self._environment())
+            _, status = os.waitpid(pid, 0)
+        except OSError as error:
+            self._failure = f"The shell can't be executed: {error.strerror}\n"
+            return "unstarted"
+        if os.waitstatus_to_exitcode(status) == _ALIVE:
+            return ""
+        self._failure = f"The shell {shell} does not execute scripts\n"
+        return "unstarted"
+
     def _verdict(self, reason: str) -> tuple[int, str]:
         if self._status is None:
-            return 126, reason or "exited"
+            return 126, reason or "unstarted"
         code = os.waitstatus_to_exitcode(self._status)
         if code < 0:
             return 128 - code, reason or "signalled"
@@ -256,6 +289,8 @@ class Supervisor:
         return (code or 128 + signal.SIGTERM if reason else code), reason or "exited"
 
     def _record(self, code: int, reason: str, seconds: int) -> None:
+        if reason == "unstarted":
+            seconds = 0
         record = exit_record(code, reason, seconds, self._started_at, time.time())
         place: Path | None = self._reserved
         pause = 0.1
@@ -269,6 +304,10 @@ class Supervisor:
                 pause = min(pause * 2, 10.0)
             else:
                 return
+
+
+def _shell() -> str:
+    return next((path for path in _SHELLS if os.path.exists(path)), _SHELLS[0])
 
 
 def _say_taken() -> None:
