@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.executors import leftovers, procfs
 from deepsquare_chain.executors.base import RunSpec
+from deepsquare_chain.executors.gpus import device_environment
 from deepsquare_chain.executors.rundir import RunFolder, unique
 from deepsquare_chain.faults import VARIABLE, crash_point
 
@@ -20,8 +22,13 @@ _NICE: Final = 5
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
 
-def make_run(runs: Path, spec: RunSpec) -> RunFolder:
+def make_run(runs: Path, spec: RunSpec, devices: Sequence[str] = ()) -> RunFolder:
     """Make the folder of a run below `runs`, whole or not at all; one that is there stays.
+
+    Args:
+        runs: Folder of all runs.
+        spec: What to run.
+        devices: Names of the GPUs that are its own.
 
     Raises:
         OSError: It could not be made.
@@ -31,11 +38,12 @@ def make_run(runs: Path, spec: RunSpec) -> RunFolder:
     wanted = spec.resources
     record = {
         "key": spec.key,
-        "env": dict(spec.env),
+        "env": dict(spec.env) | device_environment(devices),
         "walltime": spec.walltime,
         "cpus": wanted.cpus,
         "memory": wanted.memory,
         "gpus": wanted.gpus,
+        "devices": list(devices),
     }
     try:
         fresh.fill(record, spec.script, spec.walltime)

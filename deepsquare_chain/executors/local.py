@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -26,6 +27,7 @@ from deepsquare_chain.executors.base import (
     check_key,
     check_spec,
 )
+from deepsquare_chain.executors.gpus import device_names
 from deepsquare_chain.executors.leftovers import StubbornError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
@@ -77,7 +79,7 @@ class LocalExecutor(Executor):
             raise
 
     async def _start(self, spec: RunSpec) -> str:
-        taken = await self._call(self._runs.begin, spec)
+        taken = await self._call(self._runs.begin, spec, device_names(self.offer.gpus))
         deadline = time.monotonic() + _START_PATIENCE
         while not taken:
             if time.monotonic() > deadline:
@@ -137,7 +139,8 @@ class LocalExecutor(Executor):
 
         Nothing is free while the disk is nearly full or a run's needs can't be read.
         """
-        return await self._call(self._runs.free, self.offer, self._min_free)
+        offer = replace(self.offer, gpus=len(device_names(self.offer.gpus)))
+        return await self._call(self._runs.free, offer, self._min_free)
 
     async def fault(self) -> str:
         """Why no run can be started here now, in words; empty when nothing speaks against it."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors.memory import MemoryMeter
 from deepsquare_chain.executors.outputlog import OutputWriter
 from deepsquare_chain.executors.rundir import (
     GRACE,
@@ -34,6 +35,8 @@ from deepsquare_chain.executors.rundir import (
 from deepsquare_chain.faults import crash_point
 
 TICK: Final = 0.25
+_LONGEST_TICK: Final = 2.0
+_LOOK_SHARE: Final = 20
 _SWEEP: Final = 0.05
 _BREATH: Final = 0.01
 _MEGABYTE: Final = 1024 * 1024
@@ -71,6 +74,7 @@ class Supervisor:
         self._status: int | None = None
         self._failure = ""
         self._pipe, self._alarm = -1, -1
+        self._meter: MemoryMeter | None = None
         self._output = OutputWriter(folder.output, OUTPUT_LIMIT)
 
     def claim(self) -> bool:
@@ -86,11 +90,14 @@ class Supervisor:
         """Run the script to its end and record it."""
         self._alarm = self._listen()
         self._started_at, self._started = time.time(), time.monotonic()
+        self._meter = MemoryMeter(self._started_at)
         reason = ""
         if self._spawn():
             reason = self._watch()
             self._end_tree()
             reason = reason or self._doubt()
+        self._meter.clear()
+        self._meter = None
         seconds = math.ceil(time.monotonic() - self._started)
         self._drain()
         self._output.close()
@@ -182,10 +189,11 @@ class Supervisor:
             return "cancelled"
         if now - self._started >= self._walltime:
             return "walltime"
-        self._next_look = now + min(TICK, self._started + self._walltime - now)
-        if procfs.resident(procfs.descendants(os.getpid())) > self._memory:
-            return "memory"
-        return ""
+        exceeded = self._meter is not None and self._meter.exceeds(self._memory)
+        # A look at very many processes takes its time, of which a run gets a twentieth.
+        pause = max(TICK, min(_LONGEST_TICK, _LOOK_SHARE * (time.monotonic() - now)))
+        self._next_look = now + min(pause, self._started + self._walltime - now)
+        return "memory" if exceeded else ""
 
     def _read_control(self) -> None:
         # A control file that a job removed or spoiled changes nothing.
@@ -200,11 +208,15 @@ class Supervisor:
 
     def _wait(self, seconds: float) -> None:
         """Sleep until a signal, output, or the time is over; output is taken in."""
-        watched = [self._alarm] if self._pipe < 0 else [self._alarm, self._pipe]
+        shared = -1 if self._meter is None else self._meter.events
+        watched = [each for each in (self._alarm, self._pipe, shared) if each >= 0]
         ready, _, _ = select.select(watched, (), (), seconds)
         if self._alarm in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._alarm, 4096)
+        if shared in ready and self._meter is not None:
+            self._meter.notice()
+            time.sleep(_BREATH)  # a job may open files without end
         if self._pipe in ready and self._pump() >= _PIPE_BYTES:
             # A flood is slowed to some 25 MB a second, or it would cost the provider a core.
             time.sleep(_BREATH)
