@@ -39,9 +39,10 @@ async def provide(settings: Settings) -> None:
 
 def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
     """What every service is told, as `ServiceSettings` has it."""
+    from deepsquare_chain.daemon.status import service_folder
+
     return {
-        # One folder for each service and wallet, so that several share a machine and a setting.
-        "state_dir": settings.state_dir / f"{service}-{address[:10].lower()}",
+        "state_dir": service_folder(settings.state_dir, service, address),
         "confirmations": settings.confirmations,
         "poll_interval": settings.poll_interval,
         "send_timeout": settings.timeout,

@@ -21,11 +21,17 @@ from deepsquare_chain.chain.verifying import verify_deployment
 from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.credits import format_credits
+from deepsquare_chain.daemon.status import running_services
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _MAX_SKEW: Final = 30  # seconds between this clock and the chain's
+#: What to do where a provider's daemon can't start jobs.
+FAULT_HINT: Final = (
+    "It claims nothing until a test script runs, and tries again by itself. Look at the machine: "
+    "is there a bash, a free process, free memory and disk?"
+)
 _MIN_FREE: Final = 256 * 1024 * 1024
 
 
@@ -51,6 +57,7 @@ async def examine(settings: Settings) -> list[Check]:
         ("balance", _balance),
         ("definition store", _store),
         ("disk", _disk),
+        ("providers here", _providers),
     ]
     return [await _run(name, check, settings) for name, check in checks]
 
@@ -153,6 +160,20 @@ async def _disk(settings: Settings) -> str:
     if free < _MIN_FREE:
         raise GridError(f"{free // 1024**2} MB are free in {place}", hint="Make room.")
     return f"{free // 1024**2} MB free in {place}; {_writable(settings.state_dir)}"
+
+
+async def _providers(settings: Settings) -> str:
+    """Whether the provider daemons of this machine can start jobs."""
+    running = list(running_services(settings.state_dir, "provider"))
+    faulty = [(folder, status["fault"]) for folder, status in running if status.get("fault")]
+    if faulty:
+        raise GridError(
+            "; ".join(
+                f"{folder.name} can't start jobs: {str(fault)[:300]}" for folder, fault in faulty
+            ),
+            hint=FAULT_HINT,
+        )
+    return f"{len(running)} running, each can start jobs" if running else "none is running"
 
 
 def _private(path: Path) -> None:

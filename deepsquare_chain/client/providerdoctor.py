@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import psutil
 
 from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.client.doctor import Check, examine
+from deepsquare_chain.client.doctor import FAULT_HINT, Check, examine
 from deepsquare_chain.client.network import open_grid
+from deepsquare_chain.daemon.status import read_status, service_folder
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Provider, ProviderStatus
 from deepsquare_chain.settings import Settings
@@ -21,7 +22,7 @@ _MB = 1_000_000
 
 async def examine_provider(settings: Settings, account: str) -> list[Check]:
     """The checks of every command, and then the provider's own; nothing is changed."""
-    found = await examine(settings)
+    found = [*await examine(settings), _starts(settings, account)]
     try:
         async with open_grid(settings) as contracts:
             provider = await contracts.registry.provider_of(account)
@@ -53,6 +54,16 @@ def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
         else "Set them with `deepsquare provider price`: no job goes for nothing.",
     )
     yield _offer(provider)
+
+
+def _starts(settings: Settings, account: str) -> Check:
+    """Whether this provider's daemon runs on this machine, and can start jobs."""
+    status = read_status(service_folder(settings.state_dir, "provider", account), "provider")
+    if status is None:
+        return Check("starting jobs", ok=True, text="not known: its daemon does not run here")
+    if status.get("fault"):
+        return Check("starting jobs", ok=False, text=str(status["fault"])[:300], hint=FAULT_HINT)
+    return Check("starting jobs", ok=True, text="a test script ran")
 
 
 def _status(provider: Provider) -> Check:

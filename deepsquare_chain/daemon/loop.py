@@ -15,7 +15,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,6 +74,8 @@ class Daemon:
         self.last_error = ""
         self.state = "starting"
         self.metrics = metrics or Metrics(name)
+        #: What the service adds to the status; JSON values.
+        self.details: Callable[[], Mapping[str, Any]] = dict
         self._cycle = cycle
         self._interval = interval
         self._backoff = (min_backoff, max_backoff)
@@ -127,6 +129,7 @@ class Daemon:
             "failures_in_row": self.failures_in_row,
             "last_error": self.last_error,
             "updated_at": round(time.time(), 3),
+            **self.details(),
         }
 
     async def run(self) -> None:

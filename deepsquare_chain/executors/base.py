@@ -72,7 +72,8 @@ class Exit:
     Attributes:
         code: Exit code of the script, 128 + signal when a signal ended it; never 0 for a run
             that the executor stopped.
-        reason: exited, signalled, walltime, memory, cancelled or lost.
+        reason: exited, signalled, walltime, memory, cancelled, lost or unstarted. Unstarted: the
+            machine could not execute the script, which is no fault of the job.
         seconds: Time it ran, rounded up; 0 when it never started.
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch.
@@ -128,6 +129,10 @@ class Executor(Protocol):
 
     async def capacity(self) -> Offer:
         """Cpus, memory (MB) and gpus that are free now."""
+        ...
+
+    async def fault(self) -> str:
+        """Why no run can be started here now, in words; empty when nothing speaks against it."""
         ...
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:

@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.executors import leftovers
+from deepsquare_chain.executors import leftovers, procfs
 from deepsquare_chain.executors.base import RunSpec
+from deepsquare_chain.executors.gpus import device_environment
 from deepsquare_chain.executors.rundir import RunFolder, unique
 from deepsquare_chain.faults import VARIABLE, crash_point
 
@@ -20,8 +22,13 @@ _NICE: Final = 5
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
 
-def make_run(runs: Path, spec: RunSpec) -> RunFolder:
+def make_run(runs: Path, spec: RunSpec, devices: Sequence[str] = ()) -> RunFolder:
     """Make the folder of a run below `runs`, whole or not at all; one that is there stays.
+
+    Args:
+        runs: Folder of all runs.
+        spec: What to run.
+        devices: Names of the GPUs that are its own.
 
     Raises:
         OSError: It could not be made.
@@ -31,11 +38,12 @@ def make_run(runs: Path, spec: RunSpec) -> RunFolder:
     wanted = spec.resources
     record = {
         "key": spec.key,
-        "env": dict(spec.env),
+        "env": dict(spec.env) | device_environment(devices),
         "walltime": spec.walltime,
         "cpus": wanted.cpus,
         "memory": wanted.memory,
         "gpus": wanted.gpus,
+        "devices": list(devices),
     }
     try:
         fresh.fill(record, spec.script, spec.walltime)
@@ -81,6 +89,12 @@ class Launched:
             self._took = bool(word)
         return self._took
 
+    def kill(self) -> None:
+        """End the supervisor and the processes that it started in its own group."""
+        procfs.signal_trees([*procfs.descendants(self._process.pid), self._process.pid], 9)
+        self._process.wait()
+        self.release()
+
     def release(self) -> None:
         """Listen no longer: it is known to have the run."""
         self._took = True
@@ -88,15 +102,20 @@ class Launched:
             self._process.stdout.close()
 
 
-def start_supervisor(folder: RunFolder) -> Launched:
+def start_supervisor(folder: RunFolder, *, crashes: bool = True) -> Launched:
     """Start a supervisor, which takes the run or ends at once.
+
+    Args:
+        folder: Of the run.
+        crashes: Whether it heeds the crash points that a test asks for.
 
     Raises:
         OSError: No process could be started.
     """
     env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
     # Some Pythons need the first to start at all; the second is for tests.
-    env |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", VARIABLE) if name in os.environ}
+    names = ("LD_LIBRARY_PATH", VARIABLE) if crashes else ("LD_LIBRARY_PATH",)
+    env |= {name: os.environ[name] for name in names if name in os.environ}
     # Without site packages and working folder: quick to start, and nobody else's modules.
     command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE, str(folder.path)]
     with folder.log.open("ab") as log:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -26,9 +27,11 @@ from deepsquare_chain.executors.base import (
     check_key,
     check_spec,
 )
+from deepsquare_chain.executors.gpus import device_names
 from deepsquare_chain.executors.leftovers import StubbornError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
+from deepsquare_chain.executors.startprobe import StartProbe
 from deepsquare_chain.job import Offer
 
 _START_PATIENCE: Final = 60.0  # seconds for a supervisor to take its run on a busy machine
@@ -58,6 +61,7 @@ class LocalExecutor(Executor):
         self._path = Path(os.path.abspath(state_dir)) / "runs"
         with _typed(self._path):
             self._runs = Runs(self._path)
+        self._probe = StartProbe(self._path)
 
     async def submit(self, spec: RunSpec) -> str:
         """Start the run and return its handle; a known key is adopted, never run twice.
@@ -68,7 +72,14 @@ class LocalExecutor(Executor):
                 or the next submit of the same key takes it up.
         """
         check_spec(spec)
-        taken = await self._call(self._runs.begin, spec)
+        try:
+            return await self._start(spec)
+        except ExecutorUnavailableError:
+            self._probe.doubt()
+            raise
+
+    async def _start(self, spec: RunSpec) -> str:
+        taken = await self._call(self._runs.begin, spec, device_names(self.offer.gpus))
         deadline = time.monotonic() + _START_PATIENCE
         while not taken:
             if time.monotonic() > deadline:
@@ -90,7 +101,12 @@ class LocalExecutor(Executor):
         QUEUED is a run that no supervisor took: submit it again. UNKNOWN is one whose folder is
         missing or can't be read.
         """
-        return await self._call(self._runs.poll_all, list(handles))
+        found = await self._call(self._runs.poll_all, list(handles))
+        if any(
+            each.exit is not None and each.exit.reason == "unstarted" for each in found.values()
+        ):
+            self._probe.doubt()
+        return found
 
     async def cancel(self, handle: str) -> None:
         """End the run; returns when its processes are gone. An ended or unknown run is no error.
@@ -123,7 +139,12 @@ class LocalExecutor(Executor):
 
         Nothing is free while the disk is nearly full or a run's needs can't be read.
         """
-        return await self._call(self._runs.free, self.offer, self._min_free)
+        offer = replace(self.offer, gpus=len(device_names(self.offer.gpus)))
+        return await self._call(self._runs.free, offer, self._min_free)
+
+    async def fault(self) -> str:
+        """Why no run can be started here now, in words; empty when nothing speaks against it."""
+        return await self._call(self._probe.fault)
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
         """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.

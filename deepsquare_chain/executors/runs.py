@@ -12,12 +12,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import launch, leftovers, procfs
+from deepsquare_chain.executors import launch, leftovers, procfs, startprobe
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -28,6 +28,7 @@ from deepsquare_chain.executors.base import (
     RunStatus,
     check_key,
 )
+from deepsquare_chain.executors.gpus import free_devices
 from deepsquare_chain.executors.launch import Launched
 from deepsquare_chain.executors.leftovers import Census, StubbornError
 from deepsquare_chain.executors.outputlog import read_kept
@@ -53,6 +54,7 @@ class Runs:
         self._ended: dict[str, Exit] = {}
         self._warned: set[str] = set()
         self._control = threading.Lock()
+        self._handing_out = threading.Lock()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sweep()
 
@@ -66,18 +68,53 @@ class Runs:
 
     # -- starting
 
-    def begin(self, spec: RunSpec) -> bool:
-        """Make the run unless it is there, and start its supervisor; True once it is taken."""
+    def begin(self, spec: RunSpec, gpus: Sequence[str] = ()) -> bool:
+        """Make the run unless it is there, and start its supervisor; True once it is taken.
+
+        `gpus` are the names of all GPUs that may be handed out.
+
+        Raises:
+            ExecutorUnavailableError: Not enough GPUs are free now.
+        """
         folder = self.folder(spec.key)
         if self._took(spec.key):
             return True
-        if not self._exists(folder):
-            launch.make_run(self.path, spec)
+        with self._handing_out:
+            if not self._exists(folder):
+                launch.make_run(self.path, spec, self._devices(spec, gpus))
         if folder.taken() is not None:
             return True
         self._starting[spec.key] = launch.start_supervisor(folder)
         crash_point("executor.launched")
         return False
+
+    def _devices(self, spec: RunSpec, gpus: Sequence[str]) -> list[str]:
+        """GPUs for a new run, which no live run holds; the folders say what each holds."""
+        wanted = spec.resources.gpus
+        if not wanted:
+            return []
+        held = [self._held(key) for key in self._live_keys()]
+        found = free_devices(gpus, held, wanted)
+        if found is None:
+            raise ExecutorUnavailableError(
+                f"Run {spec.key} asks for {wanted} GPUs, which are not free now",
+                hint="Check the offer against CUDA_VISIBLE_DEVICES of the daemon.",
+            )
+        return found
+
+    def _held(self, key: str) -> Sequence[str] | int:
+        spec = self.folder(key).spec()
+        try:
+            devices = spec.get("devices")
+            return [str(each) for each in devices] if devices else int(spec["gpus"])
+        except (KeyError, TypeError, ValueError):
+            raise OSError(f"run {key} does not say which GPUs it holds") from None
+
+    def _live_keys(self) -> list[str]:
+        """Runs that have not ended, as far as is known; ended ones stay for long."""
+        left = [key for key in self.keys() if key not in self._ended]
+        statuses = self.poll_all(left)
+        return [key for key in left if statuses[key].state is not RunState.ENDED]
 
     def taken(self, key: str) -> bool:
         """Whether a supervisor took the run.
@@ -194,11 +231,7 @@ class Runs:
             return nothing
         self._warned.discard("disk")
         cpus, memory, gpus = offer.cpus, offer.memory, offer.gpus
-        # Ended runs stay for long, and hold nothing.
-        left = [key for key in self.keys() if key not in self._ended]
-        for key, status in self.poll_all(left).items():
-            if status.state is RunState.ENDED:
-                continue
+        for key in self._live_keys():
             try:
                 spec = self.folder(key).spec()
                 used = int(spec["cpus"]), int(spec["memory"]), int(spec["gpus"])
@@ -298,7 +331,8 @@ class Runs:
         """Remove folders that were never finished or only half removed."""
         for entry in os.scandir(self.path):
             stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
-            if entry.name.startswith(".gone-") or (entry.name.startswith(".new-") and stale):
+            left = entry.name.startswith((".gone-", startprobe.PREFIX))
+            if left or (entry.name.startswith(".new-") and stale):
                 launch.remove_tree(Path(entry.path))
 
     # -- small things

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors.memory import MemoryMeter
 from deepsquare_chain.executors.outputlog import OutputWriter
 from deepsquare_chain.executors.rundir import (
     GRACE,
@@ -34,6 +35,8 @@ from deepsquare_chain.executors.rundir import (
 from deepsquare_chain.faults import crash_point
 
 TICK: Final = 0.25
+_LONGEST_TICK: Final = 2.0
+_LOOK_SHARE: Final = 20
 _SWEEP: Final = 0.05
 _BREATH: Final = 0.01
 _MEGABYTE: Final = 1024 * 1024
@@ -41,6 +44,16 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PIPE_BYTES: Final = 256 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAKEN: Final = 3
+#: Where a shell may be; the first that is there is taken.
+_SHELLS: Final = (
+    "/bin/bash",
+    "/usr/bin/bash",
+    "/usr/local/bin/bash",
+    "/run/current-system/sw/bin/bash",
+)
+#: A script that fails within so many seconds may not have been executed at all.
+_SUSPECT: Final = 5.0
+_ALIVE: Final = 42
 
 
 class Supervisor:
@@ -61,6 +74,7 @@ class Supervisor:
         self._status: int | None = None
         self._failure = ""
         self._pipe, self._alarm = -1, -1
+        self._meter: MemoryMeter | None = None
         self._output = OutputWriter(folder.output, OUTPUT_LIMIT)
 
     def claim(self) -> bool:
@@ -76,10 +90,14 @@ class Supervisor:
         """Run the script to its end and record it."""
         self._alarm = self._listen()
         self._started_at, self._started = time.time(), time.monotonic()
+        self._meter = MemoryMeter(self._started_at)
         reason = ""
         if self._spawn():
             reason = self._watch()
             self._end_tree()
+            reason = reason or self._doubt()
+        self._meter.clear()
+        self._meter = None
         seconds = math.ceil(time.monotonic() - self._started)
         self._drain()
         self._output.close()
@@ -127,11 +145,12 @@ class Supervisor:
 
         `subprocess` would do the same, but takes longer to load than a short job runs.
         """
+        shell = _shell()
         os.chdir(self._folder.work)
         try:
             return os.posix_spawn(
-                "/bin/bash",
-                ["/bin/bash", str(self._folder.script)],
+                shell,
+                [shell, str(self._folder.script)],
                 self._environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -170,10 +189,11 @@ class Supervisor:
             return "cancelled"
         if now - self._started >= self._walltime:
             return "walltime"
-        self._next_look = now + min(TICK, self._started + self._walltime - now)
-        if procfs.resident(procfs.descendants(os.getpid())) > self._memory:
-            return "memory"
-        return ""
+        exceeded = self._meter is not None and self._meter.exceeds(self._memory)
+        # A look at very many processes takes its time, of which a run gets a twentieth.
+        pause = max(TICK, min(_LONGEST_TICK, _LOOK_SHARE * (time.monotonic() - now)))
+        self._next_look = now + min(pause, self._started + self._walltime - now)
+        return "memory" if exceeded else ""
 
     def _read_control(self) -> None:
         # A control file that a job removed or spoiled changes nothing.
@@ -188,11 +208,15 @@ class Supervisor:
 
     def _wait(self, seconds: float) -> None:
         """Sleep until a signal, output, or the time is over; output is taken in."""
-        watched = [self._alarm] if self._pipe < 0 else [self._alarm, self._pipe]
+        shared = -1 if self._meter is None else self._meter.events
+        watched = [each for each in (self._alarm, self._pipe, shared) if each >= 0]
         ready, _, _ = select.select(watched, (), (), seconds)
         if self._alarm in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._alarm, 4096)
+        if shared in ready and self._meter is not None:
+            self._meter.notice()
+            time.sleep(_BREATH)  # a job may open files without end
         if self._pipe in ready and self._pump() >= _PIPE_BYTES:
             # A flood is slowed to some 25 MB a second, or it would cost the provider a core.
             time.sleep(_BREATH)
@@ -246,9 +270,30 @@ class Supervisor:
                 procfs.signal_trees(procfs.descendants(os.getpid()), signal.SIGKILL)
             self._wait(_SWEEP)
 
+    def _doubt(self) -> str:
+        """Whether a script that failed at once was executed: the shell is asked for a number.
+
+        A program that the script lacks is the script's own failure, a shell that does nothing is
+        not.
+        """
+        quick = time.monotonic() - self._started < _SUSPECT
+        if not quick or not self._status or os.WIFSIGNALED(self._status):
+            return ""
+        try:
+            shell = _shell()
+            pid = os.posix_spawn(shell, [shell, "-c", f"exit {_ALIVE}"], self._environment())
+            _, status = os.waitpid(pid, 0)
+        except OSError as error:
+            self._failure = f"The shell can't be executed: {error.strerror}\n"
+            return "unstarted"
+        if os.waitstatus_to_exitcode(status) == _ALIVE:
+            return ""
+        self._failure = f"The shell {shell} does not execute scripts\n"
+        return "unstarted"
+
     def _verdict(self, reason: str) -> tuple[int, str]:
         if self._status is None:
-            return 126, reason or "exited"
+            return 126, reason or "unstarted"
         code = os.waitstatus_to_exitcode(self._status)
         if code < 0:
             return 128 - code, reason or "signalled"
@@ -256,6 +301,8 @@ class Supervisor:
         return (code or 128 + signal.SIGTERM if reason else code), reason or "exited"
 
     def _record(self, code: int, reason: str, seconds: int) -> None:
+        if reason == "unstarted":
+            seconds = 0
         record = exit_record(code, reason, seconds, self._started_at, time.time())
         place: Path | None = self._reserved
         pause = 0.1
@@ -269,6 +316,10 @@ class Supervisor:
                 pause = min(pause * 2, 10.0)
             else:
                 return
+
+
+def _shell() -> str:
+    return next((path for path in _SHELLS if os.path.exists(path)), _SHELLS[0])
 
 
 def _say_taken() -> None:

@@ -48,6 +48,9 @@ def admit(view: View, action: Action, situation: Situation, room: Room) -> Actio
         room.take(wanted)
     if not isinstance(action, Claim | Start) or view.run.began:
         return action
+    if situation.fault:
+        # Nobody knows how long it lasts: another provider may take it at once.
+        return Requeue(f"the provider can't start jobs: {situation.fault}")
     if isinstance(action, Claim) and not situation.room_to_write:
         return _shortage(view, situation, "the provider is short of disk space")
     if not room.known:

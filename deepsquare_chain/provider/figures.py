@@ -26,6 +26,9 @@ class Figures:
         self._cpus = metrics.gauge("free_cpus", "Cpus that are free.")
         self._memory = metrics.gauge("free_memory_megabytes", "Memory that is free, in MB.")
         self._gpus = metrics.gauge("free_gpus", "Gpus that are free.")
+        self.can_start = metrics.gauge(
+            "executor_can_start", "Whether a test script could be started; 0 claims no job."
+        )
         self._sent = metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS)
 
     def sent(self, kind: str, jobs: int) -> None:

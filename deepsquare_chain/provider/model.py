@@ -132,6 +132,7 @@ class Situation:
         now: Time of the block that the jobs were read at.
         queues: The executor has a queue of its own.
         free: What is free now, None when the executor has not answered.
+        fault: Why the executor can't start anything, in words; empty when it can.
         room_to_write: There is enough free disk for new work.
         patience: Seconds that an assigned job may wait for its definition or for room.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
@@ -141,6 +142,7 @@ class Situation:
     now: int
     queues: bool
     free: Offer | None
+    fault: str = ""
     room_to_write: bool = True
     patience: int = 150
     start_grace: int = 60

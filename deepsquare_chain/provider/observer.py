@@ -130,6 +130,14 @@ class Observer:
             _log.warning("executor unavailable", error=error.message)
             return None
 
+    async def fault(self) -> str:
+        """Why the executor can't start anything, in words; empty when nothing is known of it."""
+        try:
+            return await self._executor.fault()
+        except ExecutorUnavailableError as error:
+            _log.warning("executor unavailable", error=error.message)
+            return error.message
+
     # -- the chain
 
     async def _records(self, ids: Sequence[int], head: Head) -> Mapping[int, tuple[Job, Job]]:

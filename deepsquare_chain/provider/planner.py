@@ -222,12 +222,14 @@ def _given(view: View, ended: Exit, allotted: int) -> int:
     return allotted if ended.seconds * 2 >= allotted else 0
 
 
-_GIVEN_UP = frozenset({"lost", "cancelled"})
+_GIVEN_UP = frozenset({"lost", "cancelled", "unstarted"})
 
 
 def _lost_reason(ended: Exit) -> str:
     if ended.reason == "lost":
         return "the run was lost before its end was known"
+    if ended.reason == "unstarted":
+        return "the provider's machine could not execute the script"
     return "the provider ended the run"
 
 

@@ -83,6 +83,7 @@ async def run_provider(
             metrics=metrics,
             stop=stop,
         )
+        daemon.details = service.details
         daemon.on_close("starts", service.close)
         return daemon
 

@@ -178,6 +178,7 @@ class ProviderService:
         self._followed = b""  # the block up to which events are taken in, and a challenge seen
         self._looked_slowly: float | None = None
         self._told: dict[int, Action] = {}
+        self._fault = ""
 
     async def cycle(self) -> bool:
         """Look once and act; True when something moved, so that the next look should follow.
@@ -199,6 +200,10 @@ class ProviderService:
             await self._follow(head)
         crash_point("provider.followed")
         return await self._act(head, busy) > 0
+
+    def details(self) -> dict[str, str]:
+        """What the status file says beside the daemon's own state."""
+        return {"fault": self._fault}
 
     async def close(self) -> None:
         """Wait for what goes on beside the cycles."""
@@ -272,13 +277,16 @@ class ProviderService:
     async def _act(self, head: Head, busy: frozenset[int]) -> int:
         views = await self._observer.views(head)
         free = await self._observer.free()
+        self._fault = await self._observer.fault()
         self.figures.show(views, free)
+        self.figures.can_start.set(not self._fault)
         if not views:
             return 0
         situation = Situation(
             now=head.time,
             queues=self._executor.queues,
             free=free,
+            fault=self._fault,
             room_to_write=free_megabytes(self._settings.state_dir) >= self._settings.min_free,
             patience=self._patience,
             start_grace=self._settings.start_grace,

@@ -31,6 +31,7 @@ from deepsquare_chain.executors.base import (
     RunSpec,
     RunState,
 )
+from deepsquare_chain.executors.gpus import device_environment
 from deepsquare_chain.executors.launch import make_run
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.executors.rundir import OUTPUT_LIMIT, RunFolder
@@ -192,6 +193,21 @@ async def test_memory_of_the_whole_tree_is_limited(executor: LocalExecutor, stat
     assert (end.reason, end.code) == ("memory", 143)
     assert (await ended(executor, "fits")).reason == "exited"
     assert alive_in(state) == []
+
+
+async def test_runs_of_one_gpu_each_are_told_another_one(state: Path) -> None:
+    for key in ("one", "two", "none"):
+        # A new executor each time, as after a restart of the daemon.
+        executor = LocalExecutor(state, Offer(4, 4096, 2))
+        resources = Resources(1, 1, 64, 0 if key == "none" else 1)
+        script = "echo $CUDA_VISIBLE_DEVICES $ROCR_VISIBLE_DEVICES; sleep 60"
+        await executor.submit(make(state, key, script, resources=resources))
+    told = [await printed(executor, key, b"\n") for key in ("one", "two", "none")]
+    assert told == [b"0 0\n", b"1 1\n", b"-1 -1\n"]
+    assert (await executor.capacity()).gpus == 0
+    for key in ("one", "two", "none"):
+        await executor.cancel(key)
+    assert (await executor.capacity()).gpus == 2
 
 
 # -- output
@@ -521,7 +537,8 @@ async def test_environment_of_the_daemon_does_not_leak(
     assert "secret" not in output.lower()
     assert "DEEPSQUARE_" not in output
     pairs = dict(line.split("=", 1) for line in output.split("\0")[:-1])
-    assert set(pairs) == {MARK, "MINE", "LANG", "PATH", "HOME", "PWD", "SHLVL", "_", "GRID_RUN"}
+    own = {MARK, "MINE", "LANG", "PATH", "HOME", "PWD", "SHLVL", "_", "GRID_RUN"}
+    assert set(pairs) == own | set(device_environment([]))
     assert (pairs["MINE"], pairs["LANG"]) == ("a b\nc", "de")
     assert pairs["HOME"] == pairs["PWD"] == str(state / "runs/run/work")
 

@@ -418,7 +418,7 @@ async def test_a_start_is_heard_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     read, write = os.pipe()
 
     class Slow:
-        def begin(self, _spec: RunSpec) -> bool:
+        def begin(self, _spec: RunSpec, _gpus: object) -> bool:
             return False
 
         def voice(self, _key: str) -> int:

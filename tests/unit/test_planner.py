@@ -320,7 +320,7 @@ class TestEnd:
     def test_waits_for_the_clock_of_the_chain(self):
         assert isinstance(self.end(ended(), elapsed=4), Wait)
 
-    @pytest.mark.parametrize("reason", ["lost", "cancelled"])
+    @pytest.mark.parametrize("reason", ["lost", "cancelled", "unstarted"])
     def test_gives_up_what_the_customer_must_not_pay_for(self, reason):
         assert isinstance(self.end(ended(reason, 137), elapsed=9), Panic)
 
@@ -393,6 +393,17 @@ class TestAdmission:
         short = dataclasses.replace(LOCAL, room_to_write=False)
         assert isinstance(act(S.META_SCHEDULED, row(), short), Wait)
         assert act(S.SCHEDULED, row(), short) == Start()
+
+    @pytest.mark.parametrize("status", [S.META_SCHEDULED, S.SCHEDULED])
+    def test_what_can_not_be_started_here_goes_back_at_once(self, status):
+        faulty = dataclasses.replace(LOCAL, fault="no process left")
+        action = act(status, row(), faulty)
+        assert action == Requeue("the provider can't start jobs: no process left")
+
+    def test_what_runs_is_not_touched_by_a_machine_that_starts_nothing_more(self):
+        faulty = dataclasses.replace(LOCAL, fault="no process left")
+        began = row(Phase.SUBMITTED, handle="h1", allotment=60)
+        assert isinstance(act(S.RUNNING, began, faulty, status=LIVE), Wait)
 
     def test_executor_that_does_not_answer(self):
         silent = dataclasses.replace(LOCAL, free=None)

@@ -347,6 +347,10 @@ class FakeExecutor:
         self.note("capacity")
         return Offer(1, 2, 3)
 
+    async def fault(self) -> str:
+        self.note("fault")
+        return ""
+
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
         self.note("output", offset)
         return self.printed[offset : offset + limit]

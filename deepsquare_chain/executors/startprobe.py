@@ -1,0 +1,98 @@
+"""Whether this machine can run a script at all, found out by running one.
+
+A machine on which nothing starts (no shell, no process left, a full disk) answers every job at
+once, and would draw all work. The probe runs an empty job through the supervisor; a daemon whose
+probe fails claims nothing until a later one succeeds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from deepsquare_chain.executors.launch import Launched, remove_tree, start_supervisor
+from deepsquare_chain.executors.outputlog import read_kept
+from deepsquare_chain.executors.rundir import RunFolder, read_bytes, unique
+from deepsquare_chain.observe import get_logger
+
+PREFIX: Final = ".probe-"
+#: Seconds for which a good probe counts, and between two after a bad one: at first and at most.
+_GOOD_FOR: Final = 600.0
+_RETRY: Final = (15.0, 300.0)
+#: Seconds for one probe on a busy machine.
+_PATIENCE: Final = 20.0
+_PAUSE: Final = 0.02
+_WORD: Final = b"started\n"
+_SCRIPT: Final = b"echo started\n"
+_log = get_logger(__name__)
+
+
+class StartProbe:
+    """Probes one machine now and then; safe to be asked from several threads.
+
+    Args:
+        runs: Folder of the runs, where the probe has a folder of its own for a moment.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        self._lock = threading.Lock()
+        self._fault = ""
+        self._due = 0.0
+        self._retry = _RETRY[0]
+
+    def doubt(self) -> None:
+        """Something could not be started: look again before the next claim."""
+        if not self._fault:
+            self._due = 0.0
+
+    def fault(self) -> str:
+        """Why nothing can be started here, in words; empty when it can. Blocks while it probes."""
+        with self._lock:
+            if time.monotonic() >= self._due:
+                self._look()
+            return self._fault
+
+    def _look(self) -> None:
+        before, self._fault = self._fault, self._probe()
+        if self._fault:
+            self._due = time.monotonic() + self._retry
+            _log.error("jobs can't be started", reason=self._fault, retry_in=self._retry)
+            self._retry = min(self._retry * 2, _RETRY[1])
+            return
+        self._due = time.monotonic() + _GOOD_FOR
+        self._retry = _RETRY[0]
+        if before:
+            _log.info("jobs can be started again")
+
+    def _probe(self) -> str:
+        folder = RunFolder(self._runs / f"{PREFIX}{unique()}")
+        record = {"key": "probe", "env": {}, "walltime": 30, "cpus": 1, "memory": 512, "gpus": 0}
+        try:
+            folder.fill(record, _SCRIPT, 30)
+            return _outcome(folder, start_supervisor(folder, crashes=False))
+        except OSError as error:
+            return f"a test script could not be started: {error.strerror or error}"
+        finally:
+            remove_tree(folder.path)
+
+
+def _outcome(folder: RunFolder, supervisor: Launched) -> str:
+    deadline = time.monotonic() + _PATIENCE
+    while not supervisor.ended:
+        if time.monotonic() > deadline:
+            supervisor.kill()
+            return f"a test script did not end in {_PATIENCE:.0f} seconds"
+        time.sleep(_PAUSE)
+    supervisor.release()
+    ended, printed = folder.exit(), read_kept(folder.output, 0, 200)
+    if ended is None:
+        log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
+        words = log.splitlines()[-1][:200] if log else "it left no record"
+        return f"the supervisor of a test script failed: {words}"
+    if ended["code"] == 0 and printed == _WORD:
+        return ""
+    words = " ".join(printed.decode(errors="replace").split())[:200]
+    return f"a test script ended with code {ended['code']}: {words or 'it printed nothing'}"

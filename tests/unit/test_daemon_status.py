@@ -1,0 +1,58 @@
+"""What a daemon's status says to other processes, such as `doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.client.doctor import _providers
+from deepsquare_chain.client.providerdoctor import _starts
+from deepsquare_chain.daemon.status import read_status, running_services, service_folder
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.settings import Settings
+
+pytestmark = pytest.mark.unit
+
+ACCOUNT = "0x90F79bf6EB2c4f870365E785982E1f101E93b906"
+
+
+def write(root: Path, **changes: Any) -> Path:
+    folder = service_folder(root, "provider", ACCOUNT)
+    folder.mkdir(parents=True, exist_ok=True)
+    status = {"pid": os.getpid(), "state": "running", "fault": ""} | changes
+    (folder / "provider.json").write_text(json.dumps(status))
+    return folder
+
+
+async def test_doctors_say_what_a_daemon_can_not_start(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    folder = write(tmp_path, fault="no shell")
+    with pytest.raises(GridError, match=f"{folder.name} can't start jobs: no shell") as error:
+        await _providers(settings)
+    assert "tries again by itself" in error.value.hint
+    check = _starts(settings, ACCOUNT)
+    assert (check.ok, check.text) == (False, "no shell")
+    write(tmp_path)
+    assert await _providers(settings) == "1 running, each can start jobs"
+    assert _starts(settings, ACCOUNT).ok
+
+
+@pytest.mark.parametrize(
+    "changes", [{"state": "stopped"}, {"pid": 2**22 + 1}, {"pid": "x"}, {"pid": None}]
+)
+async def test_a_daemon_that_ended_says_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write(tmp_path, fault="no shell", **changes)
+    assert list(running_services(tmp_path, "provider")) == []
+    assert await _providers(Settings(state_dir=tmp_path)) == "none is running"
+    assert "does not run here" in _starts(Settings(state_dir=tmp_path), ACCOUNT).text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "5", "{"])
+def test_a_spoilt_status_is_none(tmp_path: Path, text: str) -> None:
+    folder = write(tmp_path)
+    (folder / "provider.json").write_text(text)
+    assert read_status(folder, "provider") is None
