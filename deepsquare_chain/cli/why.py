@@ -139,13 +139,12 @@ class Onlooker:
         if found is None:
             return Situation(job, f"job {job.id} is {job.status.name}")
         cause = (found.provider_id, found.refusals)
-        details = [*found.details, *still]
+        at_expiry: tuple[str, ...] = ()
         if world is not None:
             expiry = chain_time(job.since + world.moment.times.pending_expiry)
-            details.append(
-                f"if it is still PENDING at {expiry}, it is cancelled with a full refund"
-            )
-        return Situation(job, found.text, tuple(details), _advice(found), cause)
+            at_expiry = (f"if it is still PENDING at {expiry}, it is cancelled with a full refund",)
+        details = (*found.details, *at_expiry, *still)
+        return Situation(job, found.text, details, _advice(found), cause)
 
 
 async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
