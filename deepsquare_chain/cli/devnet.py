@@ -36,7 +36,7 @@ async def up(
     relay_port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Of the relay; 0 takes a free one.")
     ] = 8548,
-    relay: Annotated[bool, typer.Option(help="Run a relay that pays the gas of --gasless.")] = True,
+    no_relay: Annotated[bool, typer.Option("--no-relay", help="Run no relay.")] = False,
     explorer: Annotated[bool, typer.Option(help="Serve pages of its jobs and credits.")] = True,
     folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
 ) -> None:
@@ -50,6 +50,6 @@ async def up(
         port=port,
         faucet_port=faucet_port,
         explorer_port=explorer_port if explorer else None,
-        relay_port=relay_port if relay else None,
+        relay_port=None if no_relay else relay_port,
         tell=desk.printer.note,
     )

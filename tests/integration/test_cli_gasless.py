@@ -1,0 +1,105 @@
+"""`--gasless` from the command line, on a devnet with the relay that it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain.rpc import connected
+from tests.support.cli import EXAMPLES, Outcome
+from tests.support.place import Cli, Place
+
+HELLO = str(EXAMPLES / "hello.yaml")
+
+
+def data(found: Outcome) -> Any:
+    assert found.code == 0, found
+    return json.loads(found.out)
+
+
+@pytest.fixture
+def bob(place: Place) -> tuple[str, ...]:
+    """Flags of the customer that holds credits and no coin."""
+    return ("--keystore", str(place.wallets / "bob.json"))
+
+
+def balance(cli: Cli, bob: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = data(cli("credit", "balance", "-o", "json", *bob))
+    return found
+
+
+def test_a_wallet_without_coin_does_what_a_customer_does(
+    cli: Cli, place: Place, bob: tuple[str, ...]
+) -> None:
+    before = balance(cli, bob)
+    assert before["gas"] == "0"
+    made = cli("submit", HELLO, "--array", "2", "--gasless", "--yes", "-o", "json", *bob)
+    first, second = (str(each["id"]) for each in data(made))
+    for words in (
+        "function    submitJobs",
+        "2 jobs named 'hello'",
+        "2 credits into escrow",
+        "a permit for 2 credits",
+        "paid by the relay at http://127.0.0.1:",
+        "a relay pays the gas",
+    ):
+        assert words in made.err
+    topped = cli("job", "topup", first, "1", "--gasless", "--yes", "-o", "json", *bob)
+    assert data(topped)["gas_fee"] == "0"
+    assert "1 credits into its escrow" in topped.err
+    assert cli("job", "cancel", first, second, "--gasless", "--yes", *bob).code == 0
+    parked = cli("credit", "withdraw", "--gasless", "--yes", *bob)
+    assert parked.code == 6
+    assert "Nothing is parked" in parked.err
+    assert balance(cli, bob) == before
+    listed = data(cli("relay", "requests", "-o", "json", *bob))
+    assert [each["state"] for each in listed] == ["executed"] * 3
+    assert len({each["transaction"] for each in listed}) == 3
+
+    async def sent() -> int:
+        account = json.loads((place.wallets / "bob.json").read_text())["address"]
+        async with connected(place.endpoint) as w3:
+            return int(await w3.eth.get_transaction_count(w3.to_checksum_address(account)))
+
+    assert asyncio.run(sent()) == 0
+
+
+def test_nothing_is_signed_without_a_yes(cli: Cli, bob: tuple[str, ...]) -> None:
+    before = balance(cli, bob)
+    found = cli("submit", HELLO, "--gasless", *bob)
+    assert (found.code, found.out) == (2, "")
+    assert "To be signed:" in found.err
+    assert "--yes" in found.err
+    dry = cli("submit", HELLO, "--gasless", "--dry-run", "-o", "json", *bob)
+    assert data(dry)["gas"] == "0"
+    assert balance(cli, bob) == before
+
+
+def test_a_key_is_one_submission_with_and_without_a_relay(cli: Cli, bob: tuple[str, ...]) -> None:
+    made = ("submit", HELLO, "--gasless", "--yes", "-o", "json", *bob)
+    first = data(cli(*made, "--key", "once"))
+    assert data(cli(*made, "--key", "once")) == first
+    direct = cli("submit", HELLO, "--key", "once", *bob)
+    assert direct.code == 2
+    assert "Repeat it with --gasless" in direct.err
+    # The other way round: what was sent without a relay is not signed for one.
+    own = data(cli("submit", HELLO, "--key", "own", "-o", "json"))
+    assert data(cli("submit", HELLO, "--key", "own", "--gasless", "--yes", "-o", "json")) == own
+
+
+def test_a_relay_tells_its_terms_and_one_that_is_away_is_named(
+    cli: Cli, place: Place, bob: tuple[str, ...]
+) -> None:
+    shown = data(cli("relay", "show", "-o", "json"))
+    assert shown["open"] is True
+    assert shown["url"] == place.record["extra"]["relay"]
+    assert "submitJobs" in shown["functions"]
+    away = ("--relay", "http://127.0.0.1:1")
+    found = cli("submit", HELLO, "--gasless", "--yes", *away, *bob)
+    assert found.code == 7
+    assert "The relay at http://127.0.0.1:1 can't be reached" in found.err
+    assert "without --gasless" in found.err
+    assert cli("relay", "show", "--relay", "ftp://x").code == 2
