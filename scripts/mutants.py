@@ -18,11 +18,17 @@ from slither.tools.mutator.mutators.abstract_mutator import AbstractMutator
 
 CONTRACTS = (
     "MetaScheduler",
+    "SchedulerBase",
+    "Liveness",
+    "Assignments",
+    "Settlement",
+    "Submission",
     "ProviderRegistry",
     "Billing",
     "CapacityReader",
     "JobLifecycle",
     "JobRecord",
+    "LoadWord",
     "Credit",
 )
 

@@ -61,7 +61,12 @@ QUICK = {
     "FOUNDRY_INVARIANT_DEPTH": "60",
 }
 #: What moves status or money comes first, so that a run that is ended early has judged it.
-FIRST = {"Billing": 0, "JobLifecycle": 1, "JobRecord": 2, "MetaScheduler": 3}
+FIRST = (
+    *("Billing", "Load", "JobLifecycle", "JobRecord", "Settlement", "SchedulerBase"),
+    *("Liveness", "Assignments", "Submission", "MetaScheduler"),
+)
+#: The parts of MetaScheduler by concern, which nothing else carries.
+PARTS = "contracts/scheduler/"
 #: What is listed one by one, with the reason why it may be so.
 LEFT = ("survived", "timeout", "suspect", "unsure")
 OUTCOMES = ("caught", "survived", "timeout", "same", "invalid", "suspect", "unsure")
@@ -234,13 +239,16 @@ def thorough(tree: Tree, mutant: Mutant, seconds: int) -> str:
 
 def needs_ordinary_build(mutant: Mutant) -> bool:
     """Whether tests that deploy from artifacts may pass wrongly."""
-    if mutant["file"] not in (DEPLOYED["MetaScheduler"], DEPLOYED["ProviderRegistry"]):
+    deployed = mutant["file"] in (DEPLOYED["MetaScheduler"], DEPLOYED["ProviderRegistry"])
+    if not deployed and not mutant["file"].startswith(PARTS):
         return True
     text = (ROOT / mutant["file"]).read_text(encoding="utf-8")
     # Sources are ASCII, so that bytes and characters count alike.
     bodies = {match[1]: _body(text, match.start()) for match in _FUNCTION.finditer(text)}
-    begun = _body(text, text.index("constructor("))
-    called = set(_CALLED.findall(text[begun[0] : begun[1]]))
+    called: set[str] = set()
+    if "constructor(" in text:
+        begun = _body(text, text.index("constructor("))
+        called = set(_CALLED.findall(text[begun[0] : begun[1]]))
     ordinary = [span for name, span in bodies.items() if name not in called]
     return not any(first <= mutant["start"] < last for first, last in ordinary)
 
@@ -274,6 +282,8 @@ def _touched(mutant: Mutant) -> list[str]:
     """Deployed contracts that hold a source's code."""
     if mutant["file"] in DEPLOYED.values():
         return [mutant["file"]]
+    if mutant["file"].startswith(PARTS):
+        return [DEPLOYED["MetaScheduler"]]
     return [DEPLOYED["MetaScheduler"], DEPLOYED["ProviderRegistry"]]
 
 
@@ -450,6 +460,12 @@ def _reasons() -> dict[str, tuple[str, bool]]:
     return {each["id"]: (each["reason"], each.get("equivalent", False)) for each in record["left"]}
 
 
+def _place(mutant: Mutant) -> int:
+    """Order of a change's file among all of a whole run."""
+    stem = Path(mutant["file"]).stem
+    return FIRST.index(stem) if stem in FIRST else len(FIRST)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sample", type=int, help="only so many, drawn by --seed")
@@ -469,7 +485,7 @@ def main() -> None:
         order = [name for name in mutants if options.only in mutants[name]["file"]]
         random.Random(options.seed).shuffle(order)  # noqa: S311 - no secret
         if options.sample is None:
-            order.sort(key=lambda name: FIRST.get(Path(mutants[name]["file"]).stem, len(FIRST)))
+            order.sort(key=lambda name: _place(mutants[name]))
         run(mutants, order[: options.sample], verdicts, options.workers, options.timeout)
     found = summary(mutants, verdicts)
     if options.write:
