@@ -39,7 +39,8 @@ def settings(*, via_ir: bool = True) -> dict[str, Any]:
     """Compiler settings of the project; without via-IR only for tools that need it."""
     return {
         "evmVersion": "cancun",
-        "optimizer": {"enabled": True, "runs": 200},
+        # More runs make calls cheaper and code longer; without via-IR it would be too long at 800.
+        "optimizer": {"enabled": True, "runs": 800 if via_ir else 200},
         "viaIR": via_ir,
         "outputSelection": {
             "*": {

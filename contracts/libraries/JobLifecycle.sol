@@ -42,12 +42,20 @@ library JobLifecycle {
     function canTransition(JobStatus from, JobStatus to) internal pure returns (bool) {
         // Statuses are at most nine, so the offset is at most 99.
         unchecked {
-            return (TABLE >> (ROW * uint8(from) + uint8(to))) & 1 == 1;
+            return (TABLE >> (ROW * number(from) + number(to))) & 1 == 1;
         }
     }
 
     /// @notice Whether a job of this status holds escrow and can still move.
     function isLive(JobStatus status) internal pure returns (bool) {
-        return (LIVE >> uint8(status)) & 1 == 1;
+        return (LIVE >> number(status)) & 1 == 1;
+    }
+
+    /// @notice Number of a status.
+    /// @dev Without the range check of a conversion: a variable of the enum holds one of its members.
+    function number(JobStatus status) internal pure returns (uint256 value) {
+        assembly ("memory-safe") {
+            value := status
+        }
     }
 }

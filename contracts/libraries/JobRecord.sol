@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {JobStatus, JobTerms} from "../types/JobTypes.sol";
+import {JobLifecycle} from "./JobLifecycle.sol";
 import {Load, LoadWord} from "./Load.sol";
 
 /// @notice First word of a record, the state: whose job it is, its status, and what changes with the status.
@@ -121,7 +122,7 @@ library JobRecord {
     /// @dev The word after a transition at this block's time.
     function moved(StateWord s, JobStatus to) internal view returns (StateWord) {
         return StateWord.wrap(
-            (StateWord.unwrap(s) & ~STATUS_AND_SINCE) | (uint256(to) << STATUS_AT)
+            (StateWord.unwrap(s) & ~STATUS_AND_SINCE) | (JobLifecycle.number(to) << STATUS_AT)
                 | (uint256(uint32(block.timestamp)) << SINCE_AT)
         );
     }

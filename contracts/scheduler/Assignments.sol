@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {IMetaScheduler} from "../interfaces/IMetaScheduler.sol";
 import {Billing} from "../libraries/Billing.sol";
+import {CalldataArray} from "../libraries/CalldataArray.sol";
 import {Capacity, Tariff} from "../libraries/Capacity.sol";
 import {StateWord, TermsWord} from "../libraries/JobRecord.sol";
 import {Load} from "../libraries/Load.sol";
@@ -12,6 +13,8 @@ import {Liveness} from "./Liveness.sol";
 
 /// @title Assigning jobs to providers, and their way to RUNNING or back to PENDING
 abstract contract Assignments is Liveness {
+    using CalldataArray for uint256[];
+
     /// @notice May assign jobs, and requeue what was not started in time.
     bytes32 public constant METASCHEDULER_ROLE = keccak256("METASCHEDULER_ROLE");
 
@@ -43,7 +46,7 @@ abstract contract Assignments is Liveness {
             uint256[] calldata jobIds = assignments[i].jobIds;
             items += jobIds.length;
             for (uint256 k = 0; k < jobIds.length; ++k) {
-                _assign(jobIds[k], candidate, fee, false, batch);
+                _assign(jobIds.itemAt(k), candidate, fee, false, batch);
             }
             _loads[candidate.id] = candidate.load;
         }
@@ -58,7 +61,7 @@ abstract contract Assignments is Liveness {
         uint256 fee = feeBps;
         Candidate memory candidate = _candidate(registry.idOf(msg.sender));
         for (uint256 i = 0; i < jobIds.length; ++i) {
-            _assign(jobIds[i], candidate, fee, true, batch);
+            _assign(jobIds.itemAt(i), candidate, fee, true, batch);
         }
         _loads[candidate.id] = candidate.load;
         batch.mover = candidate.id;
@@ -86,7 +89,7 @@ abstract contract Assignments is Liveness {
     function requeue(uint256[] calldata jobIds, string calldata reason) external {
         Batch memory batch;
         for (uint256 i = 0; i < jobIds.length; ++i) {
-            _requeue(jobIds[i], reason, batch);
+            _requeue(jobIds.itemAt(i), reason, batch);
         }
         _close(batch, jobIds.length);
     }
@@ -154,7 +157,7 @@ abstract contract Assignments is Liveness {
     function _advance(uint256[] calldata jobIds, JobStatus to, bool alsoStart) private {
         Batch memory batch;
         for (uint256 i = 0; i < jobIds.length; ++i) {
-            uint256 jobId = jobIds[i];
+            uint256 jobId = jobIds.itemAt(i);
             Record storage record = _records[jobId];
             StateWord state = record.state;
             if (!_canMove(jobId, state, to, batch)) continue;
@@ -220,7 +223,10 @@ abstract contract Assignments is Liveness {
         }
         rate = Billing.rateOf(candidate.tariff, tasks, cpusPerTask, memPerCpu, gpus);
         if (rate == 0 || rate > type(uint72).max) return (0, RateOutOfRange.selector);
-        if (rate * terms.timeLimit() > terms.escrow()) return (0, OverBudget.selector);
+        unchecked {
+            // A rate of 72 bits times a limit of 24.
+            if (rate * terms.timeLimit() > terms.escrow()) return (0, OverBudget.selector);
+        }
     }
 
     /// @dev Records of predecessors are final, so the providers that lost the line stand in them. Ids are compared:

@@ -9,20 +9,24 @@ import {TransientSlot} from "@openzeppelin/contracts/utils/TransientSlot.sol";
 
 import {IMetaScheduler} from "../interfaces/IMetaScheduler.sol";
 import {Billing} from "../libraries/Billing.sol";
+import {CalldataArray} from "../libraries/CalldataArray.sol";
 import {StateWord, TermsWord} from "../libraries/JobRecord.sol";
 import {JobStatus, Report} from "../types/JobTypes.sol";
 import {Liveness} from "./Liveness.sol";
 
 /// @title Ends of jobs, interim payments, and all payments out of the escrow
 abstract contract Settlement is Liveness, ReentrancyGuardTransient {
+    using CalldataArray for uint256[];
     using SafeERC20 for IERC20;
     using TransientSlot for *;
 
     /// @dev What a batch owes: one sum to the caller, one to the treasury, and one to each other recipient.
+    /// No sum overflows: each is made of escrows of 96 bits.
     struct Payments {
         address payee;
         uint256 toPayee;
         uint256 toTreasury;
+        address latest;
         uint256 count;
         address[] others;
         uint256[] amounts;
@@ -38,7 +42,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         Batch memory batch;
         Payments memory due = _newPayments(_customerSender(), jobIds.length);
         for (uint256 i = 0; i < jobIds.length; ++i) {
-            _cancel(jobIds[i], batch, due);
+            _cancel(jobIds.itemAt(i), batch, due);
         }
         _close(batch, jobIds.length);
         _pay(due);
@@ -72,7 +76,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         Batch memory batch;
         Payments memory due = _newPayments(msg.sender, 0);
         for (uint256 i = 0; i < jobIds.length; ++i) {
-            _collect(jobIds[i], batch, due);
+            _collect(jobIds.itemAt(i), batch, due);
         }
         _close(batch, jobIds.length);
         _pay(due);
@@ -85,7 +89,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         Batch memory batch;
         Payments memory due = _newPayments(msg.sender, jobIds.length);
         for (uint256 i = 0; i < jobIds.length; ++i) {
-            _panic(jobIds[i], reason, batch, due);
+            _panic(jobIds.itemAt(i), reason, batch, due);
         }
         _close(batch, jobIds.length);
         _pay(due);
@@ -116,7 +120,9 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         emit JobResult(jobId, report.exitCode, report.result, report.reason);
         (uint256 paid, uint256 refund) =
             _settle(jobId, record, state, terms, msg.sender, billed, due);
-        due.toPayee += paid;
+        unchecked {
+            due.toPayee += paid;
+        }
         _owe(due, state.customer(), refund);
     }
 
@@ -260,7 +266,10 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         view
         returns (uint256 billed, bool usedUp)
     {
-        billed = block.timestamp - state.since();
+        unchecked {
+            // A start is never later than now.
+            billed = block.timestamp - state.since();
+        }
         if (reported < billed) billed = reported;
         uint256 allotted = _allotment(state, terms);
         usedUp = billed >= allotted;
@@ -268,7 +277,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
     }
 
     /// @dev Divides the escrow of an ended job: cost to provider and treasury, the rest back. Billed seconds are
-    /// within the allotment, so the cost is within the escrow.
+    /// within the allotment, so the cost is within the escrow, and the fee is a part of the cost.
     function _settle(
         uint256 jobId,
         Record storage record,
@@ -278,11 +287,15 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         uint256 billed,
         Payments memory due
     ) private returns (uint256 paid, uint256 refund) {
-        uint256 cost = terms.rate() * billed;
-        uint256 fee = Billing.feeOf(cost, terms.feeBps());
-        paid = cost - fee;
-        refund = terms.escrow() - cost;
-        due.toTreasury += fee;
+        uint256 cost;
+        uint256 fee;
+        unchecked {
+            cost = terms.rate() * billed;
+            fee = Billing.feeOf(cost, terms.feeBps());
+            paid = cost - fee;
+            refund = terms.escrow() - cost;
+            due.toTreasury += fee;
+        }
         record.terms = terms.withEscrow(cost);
         emit JobSettled(jobId, provider, state.customer(), billed, paid, fee, refund);
     }
@@ -300,29 +313,26 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
     }
 
     /// @dev Adds to what a recipient is owed. There is one entry per recipient, so never more than items. The
-    /// latest entry is compared first. Positions (from one) of earlier entries are in transient storage, at the
-    /// recipient's address as slot: so the cost of a batch grows linearly with its recipients.
+    /// latest entry is compared first; positions (from one) of the others are in transient storage, at the
+    /// recipient's address as slot. So the cost of a batch grows linearly with its recipients.
     function _owe(Payments memory due, address to, uint256 amount) private {
         // Computed from the record, never from a balance that somebody can raise.
         // slither-disable-next-line incorrect-equality
         if (amount == 0) return;
-        uint256 count = due.count;
-        if (count > 0) {
-            address latest = due.others[count - 1];
-            if (latest == to) {
-                due.amounts[count - 1] += amount;
-                return;
-            }
-            uint256 position = _positionOf(to).tload();
-            if (position > 0) {
+        unchecked {
+            uint256 count = due.count;
+            uint256 position = to == due.latest ? count : _positionOf(to).tload();
+            // A position of an earlier batch in the same transaction is still there: only an entry proves it.
+            if (position != 0 && position <= count && due.others[position - 1] == to) {
                 due.amounts[position - 1] += amount;
                 return;
             }
-            _positionOf(latest).tstore(count);
+            due.others[count] = to;
+            due.amounts[count] = amount;
+            due.latest = to;
+            due.count = ++count;
+            _positionOf(to).tstore(count);
         }
-        due.others[count] = to;
-        due.amounts[count] = amount;
-        due.count = count + 1;
     }
 
     /// @dev Addresses are below 2^160, far from the hashed slots of other libraries.
@@ -330,14 +340,14 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         return bytes32(uint256(uint160(to))).asUint256();
     }
 
-    /// @dev Transient storage lasts for the whole transaction, so positions are cleared for the next batch in it.
     function _pay(Payments memory due) private {
         _transfer(due.payee, due.toPayee);
         _transfer(treasury, due.toTreasury);
-        for (uint256 i = 0; i < due.count; ++i) {
-            address to = due.others[i];
-            if (i + 1 < due.count) _positionOf(to).tstore(0);
-            _transfer(to, due.amounts[i]);
+        address[] memory others = due.others;
+        uint256[] memory amounts = due.amounts;
+        uint256 count = due.count;
+        for (uint256 i = 0; i < count; ++i) {
+            _transfer(others[i], amounts[i]);
         }
     }
 

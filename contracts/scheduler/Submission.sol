@@ -7,6 +7,7 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
 import {IMetaScheduler} from "../interfaces/IMetaScheduler.sol";
+import {CalldataArray} from "../libraries/CalldataArray.sol";
 import {JobLifecycle} from "../libraries/JobLifecycle.sol";
 import {JobRecord, StateWord, TermsWord} from "../libraries/JobRecord.sol";
 import {JobRequest, JobStatus, JobTerms, Permit} from "../types/JobTypes.sol";
@@ -14,6 +15,7 @@ import {SchedulerBase} from "./SchedulerBase.sol";
 
 /// @title Birth of jobs and top-ups: all payments into the escrow
 abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
+    using CalldataArray for bytes32[];
     using SafeERC20 for IERC20;
 
     /// @notice Most successors of one submitted job.
@@ -71,9 +73,14 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         // slither-disable-next-line uninitialized-local
         uint256 total;
         for (uint256 i = 0; i < requests.length; ++i) {
-            bytes32[] calldata definitions = requests[i].definitions;
-            total += _open(customer, jobId, requests[i].terms, definitions) * definitions.length;
-            jobId += definitions.length;
+            JobRequest calldata request = requests[i];
+            uint256 count = request.definitions.length;
+            uint256 amount = _open(customer, jobId, request.terms, request.definitions);
+            // Amounts have 96 bits, and 2^64 jobs don't fit into a transaction.
+            unchecked {
+                total += amount * count;
+                jobId += count;
+            }
         }
         if (jobId < firstJobId) revert EmptyBatch();
         // 2^64 jobs can't be paid for.
@@ -93,9 +100,9 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         amount = terms.amount;
         StateWord stateWord = JobRecord.newState(customer, terms);
         TermsWord termsWord = JobRecord.newTerms(terms);
-        bytes memory data = abi.encode(terms);
+        bytes memory data = _encode(terms);
         for (uint256 i = 0; i < definitions.length; ++i) {
-            bytes32 definition = definitions[i];
+            bytes32 definition = definitions.itemAt(i);
             if (definition == 0) revert InvalidTerms("definition");
             Record storage record = _records[++jobId];
             record.state = stateWord;
@@ -139,6 +146,34 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         if (terms.flags > JobRecord.CUSTOMER_FLAGS) revert InvalidTerms("flags");
         if (bytes(terms.name).length > MAX_NAME_LENGTH) revert InvalidTerms("name");
         if (bytes(terms.uses).length > MAX_USES_LENGTH) revert InvalidTerms("uses");
+    }
+
+    /// @dev What `abi.encode(terms)` returns, for a third of its gas. A struct in memory is a row of words: nine
+    /// numbers, which are copied at once, and pointers to two strings, which are replaced by their offsets.
+    function _encode(JobTerms memory terms) private pure returns (bytes memory data) {
+        string memory name = terms.name;
+        string memory uses = terms.uses;
+        assembly ("memory-safe") {
+            data := mload(64)
+            // The offset of the struct, then its eleven words, then the strings: length and padded text.
+            let head := add(data, 64)
+            mstore(add(data, 32), 32)
+            mcopy(head, terms, 288)
+            let nameSize := and(add(mload(name), 63), not(31))
+            let usesSize := and(add(mload(uses), 63), not(31))
+            mstore(add(head, 288), 352)
+            mstore(add(head, 320), add(352, nameSize))
+            // Zeros behind the end of a string pad it; they are written before the next part overwrites the rest.
+            let tail := add(head, 352)
+            mcopy(tail, name, add(mload(name), 32))
+            mstore(add(tail, add(mload(name), 32)), 0)
+            tail := add(tail, nameSize)
+            mcopy(tail, uses, add(mload(uses), 32))
+            mstore(add(tail, add(mload(uses), 32)), 0)
+            let end := add(tail, usesSize)
+            mstore(data, sub(end, add(data, 32)))
+            mstore(64, end)
+        }
     }
 
     /// @dev `JobSubmitted`. Solidity would encode the terms again for each job of a request; here they are encoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from eth_abi import encode
 
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import ZERO, Reverted, reverts
@@ -97,6 +98,21 @@ def test_events_carry_terms_and_birth(grid: Grid) -> None:
         "from": JobStatus.NONE,
         "to": JobStatus.PENDING,
     }
+
+
+@pytest.mark.parametrize("name", [0, 1, 31, 32, 33, 63, 64])
+@pytest.mark.parametrize("uses", [0, 1, 32, 511, 512])
+def test_terms_are_encoded_as_the_abi_has_it(grid: Grid, name: int, uses: int) -> None:
+    """Lengths around a word, beside jobs with longer texts: nothing of one is left in another."""
+    texts = {"name": "n" * name, "uses": "u" * uses}
+    changes = {**texts, "retries": 5, "flags": ALL_FLAGS, "objective": 2, "gpus": 2**16 - 1}
+    longest = grid.request(name="x" * 64, uses="y" * 512)
+    call = grid.scheduler.submitJobs.encode([longest, grid.request(**changes), longest])
+    logs = grid.chain.run(grid.scheduler.address, call, grid.alice).get_log_entries()
+    terms = tuple((TERMS | changes).values())
+    kinds = "(uint96,uint24,uint16,uint16,uint24,uint16,uint8,uint8,uint8,string,string)"
+    # Each job is submitted and born: two logs.
+    assert logs[2][2] == encode([kinds], [terms])
 
 
 @pytest.mark.parametrize(
