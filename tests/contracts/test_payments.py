@@ -157,6 +157,24 @@ def test_a_token_that_says_nothing_works(hostile: dict[str, Any]) -> None:
     assert grid.balance(grid.alice) == WEALTH - COST
 
 
+def test_two_batches_of_one_transaction_pay_each_their_own(
+    grid: Grid, host: Host, other: Host
+) -> None:
+    """Where the first batch met its recipients must not lead the second one to another recipient."""
+    batches = (
+        (grid.alice, [grid.running(host), grid.running(other, timeLimit=500)]),
+        # The same providers in the other order, with other sums.
+        (grid.bob, [grid.running(p, customer=grid.bob, tasks=1) for p in (other, host, other)]),
+    )
+    grid.chain.advance(10)
+    requests = [grid.signed_request(who, "cancel", ids) for who, ids in batches]
+    receipt = grid.forwarder.executeBatch(requests, ZERO, sender=grid.stranger)
+    settled = receipt.named("JobSettled")
+    assert len(settled) == 5
+    for account in (host.account, other.account):
+        assert grid.balance(account) == sum(e.paid for e in settled if e.provider == account)
+
+
 # ---------------------------------------------------------------- re-entrance
 
 

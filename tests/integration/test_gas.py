@@ -1,4 +1,4 @@
-"""The committed gas table is what a real node charges, and the four promised figures hold."""
+"""The committed gas table is what a real node charges, and the figures that must hold do."""
 
 from __future__ import annotations
 
