@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from deepsquare_chain.job import NO_LOAD, Hardware, Load, Offer, Prices, Resources
+from deepsquare_chain.job import NO_LOAD, Hardware, Job, Load, Offer, Prices, Resources
 
 DECIMALS: Final = 18
 CREDIT: Final = 10**DECIMALS
@@ -87,6 +87,17 @@ def allotment(time_limit: int, until_spent: bool, escrow: int, rate: int) -> int
 def billed_seconds(reported: int, elapsed: int, allotment: int) -> int:
     """Seconds that are billed: never more than passed on chain, never more than allotted."""
     return min(reported, elapsed, allotment)
+
+
+def unbilled_revenue(job: Job, now: int) -> int:
+    """What a RUNNING job has earned for its provider at chain time `now` and nobody has billed yet.
+
+    Credit-wei, without the fee; by chain time since the start or the last interim payment, and never
+    more than the allotment. A run that is lost forfeits it.
+    """
+    allotted = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
+    consumed = cost(job.rate, billed_seconds(allotted, max(0, now - job.since), allotted))
+    return consumed - fee(consumed, job.fee_bps)
 
 
 def settle(

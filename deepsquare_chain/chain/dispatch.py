@@ -49,7 +49,6 @@ class Dispatcher:
         preflight: Preflight,
         *,
         chain_id: int,
-        ceiling: int,
         poll: float,
         metrics: Metrics | None = None,
     ) -> None:
@@ -60,7 +59,6 @@ class Dispatcher:
         self.attended: set[int] = set()
         self._preflight = preflight
         self._chain_id = chain_id
-        self._ceiling = ceiling
         self._poll = poll
         self._lock = asyncio.Lock()
         self._floor = 0  # least nonce of the next transaction, after one that was taken
@@ -194,10 +192,10 @@ class Dispatcher:
                     hint=f"See `deepsquare tx show {now.id}`.",
                 )
             needed = await self._raised(now)
-            if needed.max_fee > self._ceiling:
+            if needed.max_fee > self._preflight.ceiling:
                 raise UsageError(
                     f"A replacement of {now.call.label!r} must offer {needed.max_fee / GWEI:.3f} "
-                    f"gwei, the ceiling is {self._ceiling / GWEI:.3f} gwei",
+                    f"gwei, the ceiling is {self._preflight.ceiling / GWEI:.3f} gwei",
                     hint="Raise the ceiling with --max-fee-gwei, or wait until it is mined.",
                 )
             outcome, error = await self._replace(now, cancel=cancel or now.latest.cancels)
@@ -377,7 +375,7 @@ class Dispatcher:
         """Broadcast the same nonce with higher fees: the same call, or once cancelled, nothing."""
         last = entry.latest
         fees = await self._raised(entry)
-        if fees.max_fee > self._ceiling:
+        if fees.max_fee > self._preflight.ceiling:
             # A smaller step is refused by every pool: hold until the chain is cheaper.
             _log.warning("fee_ceiling_reached", label=entry.call.label, max_fee=last.max_fee)
             return Outcome.UNCLEAR, None

@@ -55,12 +55,15 @@ def request(sender: str, call: Call) -> Any:
 
 
 class Preflight:
-    """Looks before the jump, for one account. `ceiling` is the highest fee in wei per gas."""
+    """Looks before the jump, for one account.
+
+    `ceiling` is the highest fee in wei per gas; it may be changed any time.
+    """
 
     def __init__(self, w3: AsyncWeb3[Any], address: str, *, ceiling: int, poll: float) -> None:
         self._w3 = w3
         self._address = address
-        self._ceiling = ceiling
+        self.ceiling = ceiling
         self._poll = poll
         self._ground: _Ground | None = None
         self._looking = asyncio.Lock()
@@ -111,17 +114,17 @@ class Preflight:
         while True:
             ground = await self._look()
             least = ground.market.least
-            if least <= self._ceiling:
+            if least <= self.ceiling:
                 break
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(
                     f"{call.label!r} was not sent: gas costs {least} wei, the ceiling is "
-                    f"{self._ceiling} wei",
+                    f"{self.ceiling} wei",
                     hint="Raise the ceiling (max_fee_gwei) or wait for a cheaper hour.",
                 )
-            _log.warning("gas_too_dear", label=call.label, wei=least, ceiling=self._ceiling)
+            _log.warning("gas_too_dear", label=call.label, wei=least, ceiling=self.ceiling)
             await asyncio.sleep(self._poll)
-        fees = ground.market.fees.within(self._ceiling)
+        fees = ground.market.fees.within(self.ceiling)
         needed = gas * fees.max_fee + call.value
         if ground.balance < needed:
             self._ground = None  # somebody may fill it up at once

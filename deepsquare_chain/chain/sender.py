@@ -99,7 +99,7 @@ class Sender:
         account: Who signs.
         outbox: Its durable memory, of this account and chain.
         chain_id: Goes into every signature.
-        max_fee_per_gas: Ceiling in wei; above it transactions wait.
+        max_fee_per_gas: Ceiling in wei; above it transactions wait. It may be changed later.
         poll_interval: Seconds between two looks for a receipt.
         stuck_blocks: Blocks after which fees are raised.
         confirmations: Blocks on top of a receipt's before it is believed.
@@ -135,7 +135,6 @@ class Sender:
             outbox,
             self._preflight,
             chain_id=chain_id,
-            ceiling=max_fee_per_gas,
             poll=poll_interval,
             metrics=metrics,
         )
@@ -143,6 +142,15 @@ class Sender:
         self._watches: dict[int, _Watch] = {}  # by entry, for as long as it is open
         self._pulse: _Pulse | None = None
         self._pulse_lock = asyncio.Lock()
+
+    @property
+    def max_fee_per_gas(self) -> int:
+        """Ceiling in wei; a change applies to transactions that wait for it or are stuck too."""
+        return self._preflight.ceiling
+
+    @max_fee_per_gas.setter
+    def max_fee_per_gas(self, ceiling: int) -> None:
+        self._preflight.ceiling = ceiling
 
     async def send(
         self,

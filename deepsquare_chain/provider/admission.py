@@ -6,6 +6,7 @@ from deepsquare_chain.job import JobStatus, Offer, Resources
 from deepsquare_chain.provider.model import (
     Action,
     Claim,
+    ClaimAndStart,
     Phase,
     Requeue,
     Situation,
@@ -46,12 +47,12 @@ def admit(view: View, action: Action, situation: Situation, room: Room) -> Actio
     fits = room.holds(wanted)
     if fits or view.chain is not JobStatus.META_SCHEDULED:
         room.take(wanted)
-    if not isinstance(action, Claim | Start) or view.run.began:
+    if not isinstance(action, Claim | ClaimAndStart | Start) or view.run.began:
         return action
     if situation.fault:
         # Nobody knows how long it lasts: another provider may take it at once.
         return Requeue(f"the provider can't start jobs: {situation.fault}")
-    if isinstance(action, Claim) and not situation.room_to_write:
+    if not isinstance(action, Start) and not situation.room_to_write:
         return _shortage(view, situation, "the provider is short of disk space")
     if not room.known:
         return _shortage(view, situation, "the provider's executor does not answer")

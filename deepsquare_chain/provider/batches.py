@@ -17,7 +17,17 @@ from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedE
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.provider.beside import Beside
-from deepsquare_chain.provider.model import Action, Claim, Panic, Report, Requeue, Start, View
+from deepsquare_chain.provider.model import (
+    Action,
+    Claim,
+    ClaimAndStart,
+    Collect,
+    Panic,
+    Report,
+    Requeue,
+    Start,
+    View,
+)
 
 #: Seconds within which what was mined in the same block is heard of.
 _TICK: Final = 0.05
@@ -31,7 +41,7 @@ Planned = tuple[View, Action]
 
 @dataclass
 class _Pause:
-    """A job that the contract refused: left alone until `until`, longer each time."""
+    """One kind of move that the contract refused for a job: not tried until `until`."""
 
     seconds: float = _FIRST_PAUSE
     until: float = field(default=0.0)
@@ -75,7 +85,7 @@ class Batches:
         self._timeout = timeout
         self._counted = counted
         self.mined_at = 0  # the highest block that holds a transaction of ours
-        self._pauses: dict[int, _Pause] = {}
+        self._pauses: dict[tuple[str, int], _Pause] = {}
         self._beside = Beside()
 
     @property
@@ -93,14 +103,17 @@ class Batches:
         Returns how many jobs moved, by earlier transactions too.
         """
         moved = self._beside.collect()
-        due = [each for each in planned if not self._paused(each[0].job.id)]
-        batches = list(self._batches(due))
+        batches = self._due(planned)
         for batch in batches:
             self._beside.begin(self._send(batch), batch.job_ids)
         if batches:
             await self._beside.wait(first=True)
             await self._beside.wait(_TICK)
         return moved + self._beside.collect()
+
+    def moves(self, planned: Iterable[Planned]) -> bool:
+        """Whether `send` would send something now: any move of a job answers a challenge as well."""
+        return bool(self._due(planned))
 
     async def close(self) -> None:
         """Wait for what is on its way; what that cuts off is found in the outbox again."""
@@ -111,10 +124,20 @@ class Batches:
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """These jobs are over; nothing about them is remembered."""
-        for job_id in job_ids:
-            self._pauses.pop(job_id, None)
+        gone = set(job_ids)
+        for key in [key for key in self._pauses if key[1] in gone]:
+            del self._pauses[key]
 
     # -- making
+
+    def _due(self, planned: Iterable[Planned]) -> list[Batch]:
+        """Transactions of what was not refused a moment ago."""
+        due = [
+            (view, action)
+            for view, action in planned
+            if (kind := _kind(action)) and not self._paused(kind, view.job.id)
+        ]
+        return list(self._batches(due))
 
     def _batches(self, planned: Sequence[Planned]) -> Iterable[Batch]:
         # Claims first: somebody waits for them, and what is sent late may miss a block.
@@ -133,12 +156,13 @@ class Batches:
     ) -> Iterable[tuple[str, list[int], Callable[[Sequence[int]], Call]]]:
         contract = self._scheduler
         yield "claim", _ids(planned, Claim()), contract.claim
+        yield "claim_and_start", _ids(planned, ClaimAndStart()), contract.claim_and_start
         yield "start", _ids(planned, Start()), contract.start
+        yield "collect", _ids(planned, Collect()), contract.collect
         # One reason a transaction.
         for action in dict.fromkeys(a for _, a in planned if isinstance(a, Requeue | Panic)):
-            give_back = isinstance(action, Requeue)
-            make = contract.requeue if give_back else contract.panic
-            kind = "requeue" if give_back else "panic"
+            kind = _kind(action)
+            make = contract.requeue if kind == "requeue" else contract.panic
             yield kind, _ids(planned, action), partial(make, reason=action.reason)
 
     # -- sending
@@ -150,11 +174,11 @@ class Batches:
         except RevertedError as error:
             # Nothing of it could be applied: the state has moved on, the next cycle sees how.
             _log.info("refused", what=batch.call.label, error=error.message)
-            self._hold(batch.job_ids)
+            self._hold(batch.kind, batch.job_ids)
             return 0
         except InsufficientFundsError as error:
             _log.error("no gas", what=batch.call.label, error=error.message, hint=error.hint)
-            self._hold(batch.job_ids)
+            self._hold(batch.kind, batch.job_ids)
             return 0
         except GridError as error:
             _log.warning("not sent", what=batch.call.label, error=error.message)
@@ -168,7 +192,7 @@ class Batches:
         skipped = {each.job_id: each for each in left_out if each.job_id in batch.job_ids}
         for event in skipped.values():
             _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
-        self._hold(skipped)
+        self._hold(batch.kind, skipped)
         moved = [job_id for job_id in batch.job_ids if job_id not in skipped]
         self.forget(moved)
         count = 1 if batch.kind == "answer" else len(moved)
@@ -176,15 +200,31 @@ class Batches:
         _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
         return count
 
-    def _paused(self, job_id: int) -> bool:
-        pause = self._pauses.get(job_id)
+    def _paused(self, kind: str, job_id: int) -> bool:
+        pause = self._pauses.get((kind, job_id))
         return pause is not None and time.monotonic() < pause.until
 
-    def _hold(self, job_ids: Iterable[int]) -> None:
+    def _hold(self, kind: str, job_ids: Iterable[int]) -> None:
         for job_id in job_ids:
-            pause = self._pauses.setdefault(job_id, _Pause())
+            pause = self._pauses.setdefault((kind, job_id), _Pause())
             pause.until = time.monotonic() + pause.seconds
             pause.seconds = min(_LONGEST_PAUSE, pause.seconds * 2)
+
+
+_KINDS: Final[dict[type[Action], str]] = {
+    Claim: "claim",
+    ClaimAndStart: "claim_and_start",
+    Start: "start",
+    Collect: "collect",
+    Report: "finish",
+    Requeue: "requeue",
+    Panic: "panic",
+}
+
+
+def _kind(action: Action) -> str:
+    """Name of the move that an action is; empty for what is no transaction."""
+    return _KINDS.get(type(action), "")
 
 
 def _ids(planned: Iterable[Planned], wanted: Action) -> list[int]:

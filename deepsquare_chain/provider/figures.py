@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from deepsquare_chain.chain.headfigures import HeadFigures
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.executors.base import RunState
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider.model import View
 
-KINDS: Final = ("claim", "start", "finish", "requeue", "panic", "answer")
+KINDS: Final = (
+    *("claim", "claim_and_start", "start", "collect", "finish", "requeue", "panic", "answer"),
+)
 
 
 class Figures:
@@ -29,11 +32,22 @@ class Figures:
         self.can_start = metrics.gauge(
             "executor_can_start", "Whether a test script could be started; 0 claims no job."
         )
+        self._accrued = metrics.gauge(
+            "revenue_accrued_credits", "Revenue of runs that is not billed yet, without the fee."
+        )
+        self._at_risk = metrics.gauge(
+            "revenue_at_risk_credits", "Largest part of it that one lost run would forfeit now."
+        )
         self._sent = metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS)
 
     def sent(self, kind: str, jobs: int) -> None:
         """Count what a transaction moved."""
         self.metrics.add(self._sent, kind, amount=jobs)
+
+    def revenue(self, unbilled: Collection[int]) -> None:
+        """Show what each run has earned and is not billed, in credit-wei."""
+        self._accrued.set(sum(unbilled) / CREDIT)
+        self._at_risk.set(max(unbilled, default=0) / CREDIT)
 
     def show(self, views: Iterable[View], free: Offer | None) -> None:
         """Show the state of a cycle; capacity keeps its value while the executor is silent."""

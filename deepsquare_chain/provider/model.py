@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from deepsquare_chain.credits import allotment as allotment_of
 from deepsquare_chain.executors.base import Exit, RunStatus
 from deepsquare_chain.job import Job, JobStatus, Offer
 
@@ -43,7 +44,8 @@ class Run:
     Attributes:
         attempt: How often the job came back after a run of an earlier assignment was given up;
             part of the run's key, because a key runs at most once.
-        allotment: Seconds of allotment that the run was last told of; 0 when not known.
+        allotment: Seconds of allotment, from the start, that the run was last told of; 0 when not
+            known.
         lead: Seconds of the allotment that had passed when the run was submitted.
         exit: How it ended, once ENDED.
         result: SHA-256 of the output that was kept, once ENDED.
@@ -106,6 +108,8 @@ class View:
         lookup: Its answer about the key, None when it was not asked or has not answered.
         misses: How many answers in a row did not know a run that was submitted.
         placed: The executor counts it in what is not free, whether its start has ended or not.
+        collected: Seconds of the run that interim payments have billed, so those between its start
+            and the record's `since`; None when the events that say so are not read yet.
     """
 
     job: Job
@@ -117,11 +121,32 @@ class View:
     material: Material = Material(MaterialState.PENDING)
     misses: int = 0
     placed: bool = False
+    collected: int | None = 0
+
+    @property
+    def allotment(self) -> int:
+        """Seconds that the run may last in all, from its start; what was billed counts as well."""
+        job = self.job
+        left = allotment_of(job.time_limit, job.until_spent, job.escrow, job.rate)
+        return left + (self.collected or 0)
 
     @property
     def chain(self) -> JobStatus:
         """Status on chain."""
         return self.job.status
+
+
+@dataclass(frozen=True, slots=True)
+class Collecting:
+    """When an interim payment is worth its transaction.
+
+    Attributes:
+        interval: Least seconds since the start or the last interim payment.
+        least: Least payment to the provider, in credit-wei.
+    """
+
+    interval: int
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +162,7 @@ class Situation:
         patience: Seconds that an assigned job may wait for its definition or for room.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
         max_misses: Unknown answers in a row that make a submitted run vanished.
+        collecting: When interim payments are collected; None for never.
     """
 
     now: int
@@ -147,6 +173,7 @@ class Situation:
     patience: int = 150
     start_grace: int = 60
     max_misses: int = 3
+    collecting: Collecting | None = None
 
 
 # ------------------------------------------------------------------ what may be done next
@@ -165,8 +192,18 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimAndStart:
+    """Take the job and start the meter in one transaction: the executor has no queue."""
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Start the meter on chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Have a run billed up to now while it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +280,9 @@ class Close:
 Action = (
     Wait
     | Claim
+    | ClaimAndStart
     | Start
+    | Collect
     | Requeue
     | Panic
     | Report

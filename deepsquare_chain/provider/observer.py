@@ -36,7 +36,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The block that a cycle looks at; `time` is chain time.
+    """The block that a cycle looks at; `time` is chain time, `base_fee` in wei per gas.
 
     `final` says that no block will confirm it before a transaction of somebody makes one.
     """
@@ -45,6 +45,7 @@ class Head:
     time: int
     hash: bytes
     final: bool = False
+    base_fee: int = 0
 
 
 class Observer:
@@ -101,8 +102,13 @@ class Observer:
         """Ask for the records of jobs that are known already, while events of others are read."""
         await self._records([row.job_id for row in self._table.open()], head)
 
-    async def views(self, head: Head) -> list[View]:
-        """One view for each job that may need something."""
+    async def views(self, head: Head, *, followed: bool = True) -> list[View]:
+        """One view for each job that may need something.
+
+        Args:
+            head: The block to look at.
+            followed: The table has taken in all events up to that block.
+        """
         rows = self._table.open()
         if not rows:
             return []
@@ -113,10 +119,17 @@ class Observer:
         finally:
             statuses = await polling
         placed = await self._placed(rows)
+        collected = self._table.collected()
         return list(
             await asyncio.gather(
                 *(
-                    self._view(row, *records[row.job_id], statuses, placed=row.key in placed)
+                    self._view(
+                        row,
+                        *records[row.job_id],
+                        statuses,
+                        placed=row.key in placed,
+                        collected=collected.get(row.job_id, 0) if followed else None,
+                    )
                     for row in rows
                 )
             )
@@ -192,6 +205,7 @@ class Observer:
         statuses: Mapping[str, RunStatus],
         *,
         placed: bool,
+        collected: int | None,
     ) -> View:
         mine = job.status.is_assigned and job.provider_id == self._provider_id
         status = statuses.get(run.handle) if run.handle else None
@@ -206,6 +220,7 @@ class Observer:
             material=await self._material(run, job, mine),
             misses=self._count(run, lookup),
             placed=placed,
+            collected=collected if job.allows_interim_payments else 0,
         )
 
     async def _lookup(

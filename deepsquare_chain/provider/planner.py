@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from deepsquare_chain.credits import allotment as allotment_of
+from deepsquare_chain.credits import cost, fee
 from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.provider.admission import Room, admit
@@ -24,7 +24,9 @@ from deepsquare_chain.provider.model import (
     Adopt,
     Cancel,
     Claim,
+    ClaimAndStart,
     Close,
+    Collect,
     Extend,
     MaterialState,
     Panic,
@@ -97,7 +99,8 @@ def _meta_scheduled(view: View, situation: Situation) -> Action:
     if view.run.began:
         # Only this provider claims: a run before the claim belongs to an earlier assignment.
         return _not_mine(view, situation)
-    return _material_problem(view, situation) or Claim()
+    problem = _material_problem(view, situation)
+    return problem or (Claim() if situation.queues else ClaimAndStart())
 
 
 def _scheduled(view: View, situation: Situation) -> Action:
@@ -147,10 +150,29 @@ def _watch(view: View, situation: Situation) -> Action:
         return Wait("the executor can't tell")
     if view.status is not None and view.status.exit is not None:
         return RecordEnd(view.status.exit)
-    allotted = _allotment(view.job)
-    if allotted != view.run.allotment:
-        return Extend(_walltime(allotted, view.run.lead), allotted)
-    return Wait("runs")
+    if view.collected is None:
+        return Wait("the events of its interim payments are not read yet")
+    if view.allotment != view.run.allotment:
+        return Extend(_walltime(view.allotment, view.run.lead), view.allotment)
+    return Collect() if _worth_collecting(view, situation) else Wait("runs")
+
+
+#: Seconds before the end of an allotment from which the end itself is waited for: it bills the rest.
+_NEAR_END = 15
+
+
+def _worth_collecting(view: View, situation: Situation) -> bool:
+    """Whether an interim payment is allowed, due, and worth its gas; only while the run is alive."""
+    job, when = view.job, situation.collecting
+    alive = view.status is not None and view.status.state is RunState.RUNNING
+    if when is None or not alive or not job.allows_interim_payments or not view.settled:
+        return False
+    elapsed = situation.now - job.since
+    near_end = job.since + view.allotment - (view.collected or 0) - _NEAR_END
+    if elapsed < when.interval or situation.now >= near_end:
+        return False
+    due = cost(job.rate, elapsed)
+    return due - fee(due, job.fee_bps) >= when.least
 
 
 # ------------------------------------------------------------------------- its parts
@@ -188,7 +210,7 @@ def _submit(view: View, situation: Situation) -> Action:
     problem = _material_problem(view, situation)
     if problem is not None:
         return problem
-    allotted = _allotment(view.job)
+    allotted = view.allotment
     late = situation.now - view.job.since if view.chain is JobStatus.RUNNING else 0
     if late > situation.start_grace and late * 2 > allotted:
         return Panic(f"the run could not begin for {late} seconds after its start")
@@ -201,7 +223,9 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
     """Report the end, once the chain's clock lets the contract bill what is due."""
     if ended.reason in _GIVEN_UP:
         return Panic(_lost_reason(ended))
-    allotted = _allotment(view.job)
+    if view.collected is None:
+        return Wait("the events of its interim payments are not read yet")
+    allotted = view.allotment
     due = min(ended.seconds, allotted)
     reason = _reason(view.job, ended)
     if ended.reason == "walltime":
@@ -209,6 +233,8 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
             due = allotted
         else:
             reason = "time limit reached; a top-up came too late for this run"
+    # Interim payments have billed everything before `since`, the seconds around the run included.
+    due = max(0, due - view.collected)
     elapsed = situation.now - view.job.since
     if elapsed < due:
         return Wait(f"reports in {due - elapsed} seconds, when the chain's clock is there")
@@ -253,10 +279,6 @@ def _run_state(view: View, situation: Situation) -> RunState | None:
     if view.status is not None and view.status.state is not RunState.UNKNOWN:
         return view.status.state
     return None if absent and view.misses >= situation.max_misses else RunState.UNKNOWN
-
-
-def _allotment(job: Job) -> int:
-    return allotment_of(job.time_limit, job.until_spent, job.escrow, job.rate)
 
 
 def _walltime(allotted: int, lead: int) -> int:

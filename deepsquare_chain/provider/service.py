@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
 from typing import Final
 
+from web3.types import BlockIdentifier
+
 from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.events import JobSettled, JobTransition, event_filter
+from deepsquare_chain.chain.events import JobCollected, JobSettled, JobTransition, event_filter
+from deepsquare_chain.chain.fees import GWEI
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.chain.stillness import stands_still
-from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.credits import CREDIT, format_credits, unbilled_revenue
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import Hardware, Offer
+from deepsquare_chain.job import Hardware, JobStatus, Offer
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import rows
@@ -29,7 +34,16 @@ from deepsquare_chain.provider.batches import Batches
 from deepsquare_chain.provider.figures import Figures
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
-from deepsquare_chain.provider.model import Action, Close, Phase, Situation, Start, View
+from deepsquare_chain.provider.model import (
+    Action,
+    ClaimAndStart,
+    Close,
+    Collecting,
+    Phase,
+    Situation,
+    Start,
+    View,
+)
 from deepsquare_chain.provider.observer import Head, Observer, free_megabytes
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.state import RunTable
@@ -41,6 +55,8 @@ _log = get_logger(__name__)
 #: Seconds to wait in a cycle for transactions of an earlier process or cycle.
 _RECOVER_SECONDS: Final = 2.0
 _SLOW_LOOKS: Final = 30.0
+#: Gas of an interim payment that is collected alone; in a batch of 50 it takes a quarter.
+COLLECT_GAS: Final = 70_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,14 @@ class ProviderSettings(ServiceSettings):
         patience: Seconds that an assigned job may wait for its definition or for room; None is
             half of the grid's claim timeout.
         env: Variables that every job gets.
+        collect_interval: Seconds after which an interim payment is collected from a run whose
+            customer allows it, at least the grid's interval; None is the grid's, 0 is never.
+        collect_gas_share: Largest share of an interim payment that its gas may cost.
+        coin_value: Credits that one coin of the chain is worth, to compare gas with payments.
+        max_answer_fee: Ceiling in wei per gas while a challenge is open, in place of
+            `max_fee_per_gas`: an answer protects the revenue of all runs.
+        unbilled_warning: Credit-wei that one run may earn without being billed before the
+            operator is warned; 0 never warns.
     """
 
     capacity: Offer | None = None
@@ -61,14 +85,21 @@ class ProviderSettings(ServiceSettings):
     start_grace: int = 60
     patience: int | None = None
     env: dict[str, str] = field(default_factory=dict)
+    collect_interval: int | None = None
+    collect_gas_share: float = 0.05
+    coin_value: float = 1.0
+    max_answer_fee: int = 5_000 * GWEI
+    unbilled_warning: int = 100 * CREDIT
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Who an account is on a grid; `claim_timeout` is in seconds."""
+    """Who an account is on a grid; times in seconds."""
 
     provider_id: int
     claim_timeout: int
+    response_timeout: int
+    collect_interval: int
     hardware: Offer
 
 
@@ -82,7 +113,13 @@ async def look_up(contracts: Contracts, account: str) -> Standing:
     provider = await contracts.registry.provider_of(account)
     parameters = await contracts.scheduler.parameters()
     _log.info("provider", id=provider.id, account=provider.account, status=provider.status.name)
-    return Standing(provider.id, parameters.claim_timeout, in_all(provider.hardware))
+    return Standing(
+        provider.id,
+        parameters.claim_timeout,
+        parameters.response_timeout,
+        parameters.collect_interval,
+        in_all(provider.hardware),
+    )
 
 
 def in_all(hardware: Hardware) -> Offer:
@@ -138,6 +175,7 @@ class ProviderService:
         self._sender = sender
         self._executor = executor
         self._settings = settings
+        self._standing = standing
         self._patience = settings.patience or max(1, standing.claim_timeout // 2)
         self._on_hardware = on_hardware
         materials = Materials(definitions)
@@ -169,13 +207,16 @@ class ProviderService:
             confirmations=0,
             # Only its own: what all the others do would be most of its work.
             filters=[
-                event_filter(kind, provider=sender.address) for kind in (JobTransition, JobSettled)
+                event_filter(kind, provider=sender.address)
+                for kind in (JobTransition, JobCollected, JobSettled)
             ],
             settled=settings.confirmations,
             metrics=metrics,
         )
         self._head = Head(0, 0, b"")
-        self._followed = b""  # the block up to which events are taken in, and a challenge seen
+        self._followed = b""  # a block up to which events are taken in and no challenge is open
+        self._challenged_at = 0  # chain time of an open challenge, zero without one
+        self._warned: set[int] = set()
         self._looked_slowly: float | None = None
         self._told: dict[int, Action] = {}
         self._fault = ""
@@ -218,6 +259,8 @@ class ProviderService:
         """
         if not self._sender.unattended():
             return True
+        # An answer would have a later nonce, so what stands in its way may cost as much.
+        await self._look_for_challenge("latest")
         for receipt in await self._sender.recover(timeout=_RECOVER_SECONDS):
             self._batches.mined_at = max(self._batches.mined_at, receipt.block_number)
         return not self._sender.unattended()
@@ -228,8 +271,13 @@ class ProviderService:
         block = await self._w3.eth.get_block("latest")
         # Where only transactions make blocks, time goes on without them; the next has it.
         still = await stands_still(self._w3)
-        now = int(block["timestamp"]) + int(still)
-        head = Head(int(block["number"]), now, bytes(block["hash"]), final=still > 0)
+        head = Head(
+            int(block["number"]),
+            int(block["timestamp"]) + int(still),
+            bytes(block["hash"]),
+            final=still > 0,
+            base_fee=int(block.get("baseFeePerGas") or 0),
+        )
         if head.number < seen:
             _log.warning("endpoint lags", head=head.number, seen=seen)
             return None
@@ -238,23 +286,43 @@ class ProviderService:
         return head
 
     async def _follow(self, head: Head) -> None:
-        """Take in events and answer a challenge; a block with which that is done is left alone."""
+        """Take in events and see whether a challenge is open; once a block if there is none."""
         self._followed = b""
         following = self._follower.poll(self.table.apply, head=head.number)
         preparing = self._observer.prepare(head)
-        answered, _, _ = await together(self._answer(head), following, preparing)
-        if answered and self._follower.position == head.number:
+        await together(self._look_for_challenge(head.number), following, preparing)
+        if not self._challenged_at and self._follower.position == head.number:
             self._followed = head.hash
 
-    async def _answer(self, head: Head) -> bool:
-        """Whether no challenge is left to answer."""
-        clock = await self._contracts.scheduler.clock_of(
-            self.provider_id, block_identifier=head.number
+    async def _look_for_challenge(self, block: BlockIdentifier) -> None:
+        """Read the provider's clock; an open challenge raises the ceiling of the fee."""
+        clock = await self._contracts.scheduler.clock_of(self.provider_id, block_identifier=block)
+        if clock.challenged_at and not self._challenged_at:
+            _log.info("challenged", at=clock.challenged_at)
+        self._challenged_at = clock.challenged_at
+        settings = self._settings
+        self._sender.max_fee_per_gas = (
+            max(settings.max_fee_per_gas, settings.max_answer_fee)
+            if clock.challenged_at
+            else settings.max_fee_per_gas
         )
-        if not clock.challenged_at:
+
+    def _must_answer(self, head: Head, planned: Collection[tuple[View, Action]]) -> bool:
+        """Whether a challenge needs a transaction of its own.
+
+        Any move of a job answers it, so nothing is sent while a move is on its way; but no longer
+        than half of the response timeout, for a move may be refused or not be mined.
+        """
+        if not self._challenged_at:
+            return False
+        waited = head.time - self._challenged_at
+        if waited * 2 >= self._standing.response_timeout or self._too_dear(head):
             return True
-        _log.info("challenged", at=clock.challenged_at)
-        return await self._batches.answer()
+        return not self._batches.jobs and not self._batches.moves(planned)
+
+    def _too_dear(self, head: Head) -> bool:
+        """Whether blocks cost more than moves of jobs may pay."""
+        return head.base_fee > self._settings.max_fee_per_gas
 
     async def _look_slowly(self) -> None:
         """What changes rarely: forgotten runs, gas, registered hardware."""
@@ -275,13 +343,13 @@ class ProviderService:
         self._looked_slowly = now
 
     async def _act(self, head: Head, busy: frozenset[int]) -> int:
-        views = await self._observer.views(head)
+        followed = self._follower.position == head.number
+        views = await self._observer.views(head, followed=followed)
         free = await self._observer.free()
         self._fault = await self._observer.fault()
         self.figures.show(views, free)
         self.figures.can_start.set(not self._fault)
-        if not views:
-            return 0
+        self._watch_revenue(views, head)
         situation = Situation(
             now=head.time,
             queues=self._executor.queues,
@@ -290,15 +358,56 @@ class ProviderService:
             room_to_write=free_megabytes(self._settings.state_dir) >= self._settings.min_free,
             patience=self._patience,
             start_grace=self._settings.start_grace,
+            collecting=self._collecting(head),
         )
         planned = [each for each in plan(views, situation) if each[0].job.id not in busy]
         self._tell(planned)
         crash_point("provider.planned")
         self._intend(planned)
-        sending = asyncio.ensure_future(self._batches.send(planned))
+        sending = asyncio.ensure_future(self._send(head, planned))
         done, moved = await together(self._handlers.carry_out(planned, sending.done), sending)
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return done + moved
+
+    async def _send(self, head: Head, planned: Collection[tuple[View, Action]]) -> int:
+        """Send moves of jobs and an answer; how many jobs moved."""
+        answering = self._must_answer(head, planned)
+        if answering and self._too_dear(head):
+            # The raised ceiling is for the answer: moves of jobs wait for a cheaper block.
+            return int(await self._batches.answer())
+        if answering:
+            _, moved = await together(self._batches.answer(), self._batches.send(planned))
+            return int(moved)
+        return await self._batches.send(planned)
+
+    def _collecting(self, head: Head) -> Collecting | None:
+        """When interim payments are worth their gas at this block's fee; None for never."""
+        settings, grid = self._settings, self._standing.collect_interval
+        interval = grid if settings.collect_interval is None else settings.collect_interval
+        if interval == 0:
+            return None
+        gas = head.base_fee * COLLECT_GAS * Fraction(settings.coin_value)
+        return Collecting(max(interval, grid), ceil(gas / Fraction(settings.collect_gas_share)))
+
+    def _watch_revenue(self, views: Sequence[View], head: Head) -> None:
+        """Show what runs have earned and is not billed, and warn once of each that exceeds a limit."""
+        unbilled = {
+            view.job.id: unbilled_revenue(view.job, head.time)
+            for view in views
+            if view.mine and view.chain is JobStatus.RUNNING
+        }
+        self.figures.revenue(unbilled.values())
+        limit = self._settings.unbilled_warning
+        exceeding = {job_id for job_id, amount in unbilled.items() if limit and amount > limit}
+        for job_id in sorted(exceeding - self._warned):
+            _log.warning(
+                "unbilled revenue exceeds the limit",
+                job=job_id,
+                credits=format_credits(unbilled[job_id]),
+                limit=format_credits(limit),
+                hint="A lost run forfeits it. Ask for interimPayments in long jobs' files.",
+            )
+        self._warned = exceeding
 
     def _intend(self, planned: Sequence[tuple[View, Action]]) -> None:
         """Write down which jobs are about to be started, before it is done."""
@@ -306,7 +415,7 @@ class ProviderService:
             *(
                 rows.starting(view.run)
                 for view, action in planned
-                if isinstance(action, Start) and view.run.phase is Phase.WATCHED
+                if isinstance(action, Start | ClaimAndStart) and view.run.phase is Phase.WATCHED
             )
         )
         crash_point("provider.intended")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Connection,
     Float,
@@ -23,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from deepsquare_chain.chain.events import Event, JobSettled, JobTransition
+from deepsquare_chain.chain.events import Event, JobCollected, JobSettled, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.provider.model import Phase, Run, run_key
@@ -52,17 +54,19 @@ runs: Final = Table(
 earnings: Final = Table(
     "earnings",
     metadata,
-    Column("job_id", Integer, primary_key=True),
+    Column("block", Integer, primary_key=True),
+    Column("log_index", Integer, primary_key=True),
+    Column("job_id", Integer, nullable=False, index=True),
+    Column("interim", Boolean, nullable=False),
     Column("billed_seconds", Amount, nullable=False),
     Column("paid", Amount, nullable=False),
     Column("fee", Amount, nullable=False),
-    Column("block", Integer, nullable=False, index=True),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Earning:
-    """What a settled job brought: `paid` to the provider, `fee` to the treasury, credit-wei."""
+    """What a job has paid, interim payments included, in credit-wei; `fee` is the treasury's."""
 
     job_id: int
     billed_seconds: int
@@ -106,13 +110,26 @@ class RunTable:
         return self._select(select(runs).order_by(runs.c.job_id))
 
     def earned(self) -> list[Earning]:
-        """Every settled job of this provider, by job id."""
-        query = select(earnings).order_by(earnings.c.job_id)
+        """Every job of this provider that paid something or has ended, by job id."""
+        found: dict[int, Earning] = {}
         with self._store.read() as connection:
-            return [
-                Earning(row.job_id, row.billed_seconds, row.paid, row.fee)
-                for row in connection.execute(query)
-            ]
+            for row in connection.execute(select(earnings).order_by(earnings.c.job_id)):
+                last = found.get(row.job_id, Earning(row.job_id, 0, 0, 0))
+                found[row.job_id] = Earning(
+                    row.job_id,
+                    last.billed_seconds + row.billed_seconds,
+                    last.paid + row.paid,
+                    last.fee + row.fee,
+                )
+        return list(found.values())
+
+    def collected(self) -> dict[int, int]:
+        """Seconds that interim payments have billed, by id of each job that is not closed."""
+        found: defaultdict[int, int] = defaultdict(int)
+        with self._store.read() as connection:
+            for row in connection.execute(_COLLECTED, {"phase": Phase.CLOSED.value}):
+                found[row.job_id] += row.billed_seconds
+        return dict(found)
 
     # -- writing
 
@@ -138,15 +155,24 @@ class RunTable:
     def _apply(self, event: Event, connection: Connection) -> None:
         if isinstance(event, JobTransition) and event.provider.lower() == self._account:
             self._watch(connection, event.job_id, 0, reopen=event.after.is_live)
-        elif isinstance(event, JobSettled) and event.provider.lower() == self._account:
-            values = {
-                "billed_seconds": event.billed_seconds,
-                "paid": event.paid,
-                "fee": event.fee,
-                "block": event.block_number,
-            }
-            connection.execute(delete(earnings).where(earnings.c.job_id == event.job_id))
-            connection.execute(insert(earnings).values(job_id=event.job_id, **values))
+        elif (
+            isinstance(event, JobSettled | JobCollected) and event.provider.lower() == self._account
+        ):
+            place = (earnings.c.block == event.block_number) & (
+                earnings.c.log_index == event.log_index
+            )
+            connection.execute(delete(earnings).where(place))
+            connection.execute(
+                insert(earnings).values(
+                    block=event.block_number,
+                    log_index=event.log_index,
+                    job_id=event.job_id,
+                    interim=isinstance(event, JobCollected),
+                    billed_seconds=event.billed_seconds,
+                    paid=event.paid,
+                    fee=event.fee,
+                )
+            )
 
     def _watch(
         self, connection: Connection, job_id: int, attempt: int, *, reopen: bool = False
@@ -164,6 +190,11 @@ class RunTable:
 
 # Made once: SQLAlchemy takes longer to make such a statement than SQLite to carry it out.
 _OPEN: Final = select(runs).where(runs.c.phase != bindparam("phase")).order_by(runs.c.job_id)
+_COLLECTED: Final = (
+    select(earnings.c.job_id, earnings.c.billed_seconds)
+    .join(runs, runs.c.job_id == earnings.c.job_id)
+    .where(earnings.c.interim, runs.c.phase != bindparam("phase"))
+)
 _ONE: Final = select(runs).where(runs.c.job_id == bindparam("number"))
 _CHANGE: Final = (
     update(runs)

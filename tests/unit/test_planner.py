@@ -12,7 +12,10 @@ from deepsquare_chain.provider.model import (
     Adopt,
     Cancel,
     Claim,
+    ClaimAndStart,
     Close,
+    Collect,
+    Collecting,
     Extend,
     Lookup,
     Material,
@@ -153,8 +156,10 @@ class TestNotMine:
 
 
 class TestMetaScheduled:
-    def test_claims(self):
-        assert act(S.META_SCHEDULED, row()) == Claim()
+    def test_claims_and_starts_at_once_unless_the_executor_has_a_queue(self):
+        assert act(S.META_SCHEDULED, row()) == ClaimAndStart()
+        assert act(S.META_SCHEDULED, row(Phase.STARTING)) == ClaimAndStart()
+        assert act(S.META_SCHEDULED, row(), QUEUE) == Claim()
 
     @pytest.mark.parametrize(
         ("state", "early", "late"),
@@ -298,6 +303,64 @@ class TestRunning:
         assert act(S.RUNNING, row(Phase.REFUSED, note="too large")) == Panic("too large")
 
 
+class TestCollect:
+    """Of a run of 1,000 s whose customer allows interim payments, 600 s after the last bill."""
+
+    WHEN = dataclasses.replace(
+        LOCAL, now=T0 + 600, collecting=Collecting(interval=600, least=570 * RATE)
+    )
+
+    def act(self, situation: Situation = WHEN, /, word: RunStatus | None = LIVE, **changes):
+        fields = {"flags": JobFlags.INTERIM_PAYMENTS, "time_limit": 1_000} | changes
+        collected = fields.pop("collected", 0)
+        settled = fields.pop("settled", True)
+        run = row(Phase.SUBMITTED, allotment=1_000 + (collected or 0))
+        return act(
+            S.RUNNING,
+            run,
+            situation,
+            status=word,
+            job=job(**fields),
+            collected=collected,
+            settled=settled,
+        )
+
+    def test_when_it_is_due(self):
+        assert self.act() == Collect()
+        # A later interval: what was billed is out of the limit, and the end has not moved.
+        assert self.act(collected=600, time_limit=1_000) == Collect()
+
+    def test_only_with_the_flag_and_the_setting(self):
+        assert self.act(flags=JobFlags.NONE) == Wait("runs")
+        assert self.act(dataclasses.replace(self.WHEN, collecting=None)) == Wait("runs")
+
+    def test_not_too_early_and_not_for_less_than_its_gas(self):
+        assert self.act(dataclasses.replace(self.WHEN, now=T0 + 599)) == Wait("runs")
+        # The provider gets 95 % of 600 s.
+        dear = dataclasses.replace(self.WHEN, collecting=Collecting(600, 570 * RATE + 1))
+        assert self.act(dear) == Wait("runs")
+
+    def test_the_end_bills_what_is_left_of_a_run_that_is_nearly_over(self):
+        assert self.act(dataclasses.replace(self.WHEN, now=T0 + 984)) == Collect()
+        assert self.act(dataclasses.replace(self.WHEN, now=T0 + 985)) == Wait("runs")
+
+    @pytest.mark.parametrize("word", [over(ended()), QUEUED, UNKNOWN, None])
+    def test_never_for_a_run_that_is_not_known_to_be_alive(self, word):
+        assert not isinstance(self.act(word=word), Collect)
+
+    def test_not_before_what_it_follows_from_is_confirmed(self):
+        assert self.act(settled=False) == Wait("runs")
+        assert isinstance(self.act(collected=None), Wait)
+
+    def test_it_is_no_change_of_the_allotment(self):
+        """A run of 1,000 s keeps its walltime, whatever was billed; a top-up extends it."""
+        assert self.act(LOCAL, collected=400, time_limit=1_000) == Wait("runs")
+        run = row(Phase.SUBMITTED, allotment=1_000, lead=2)
+        record = job(time_limit=700)
+        assert act(S.RUNNING, run, status=LIVE, job=record, collected=300) == Wait("runs")
+        assert act(S.RUNNING, run, status=LIVE, job=record, collected=400) == Extend(1_098, 1_100)
+
+
 class TestEnd:
     def end(self, exit_: Exit, elapsed: int, run: Run | None = None, **changes):
         situation = dataclasses.replace(LOCAL, now=T0 + elapsed)
@@ -344,6 +407,30 @@ class TestEnd:
         assert isinstance(part, Report)
         assert part.seconds == 29
 
+    @pytest.mark.parametrize(
+        ("seconds", "collected", "reported"), [(25, 20, 5), (20, 20, 0), (18, 20, 0), (25, 0, 25)]
+    )
+    def test_what_interim_payments_billed_is_not_reported_again(self, seconds, collected, reported):
+        """A run of 80 s in all; `since` is the last interim payment."""
+        run = row(Phase.ENDED, exit=ended(seconds=seconds), allotment=80)
+        record = job(time_limit=80 - collected)
+        situation = dataclasses.replace(LOCAL, now=T0 + 30)
+        action = act(S.RUNNING, run, situation, job=record, collected=collected)
+        assert action == Report(reported, 0, "")
+        early = dataclasses.replace(LOCAL, now=T0 + max(0, reported - 1))
+        sooner = act(S.RUNNING, run, early, job=record, collected=collected)
+        assert isinstance(sooner, Wait if reported else Report)
+
+    def test_the_whole_rest_is_billed_where_the_time_is_used_up(self):
+        run = row(Phase.ENDED, exit=ended("walltime", 143, seconds=79), allotment=80)
+        situation = dataclasses.replace(LOCAL, now=T0 + 50)
+        action = act(S.RUNNING, run, situation, job=job(time_limit=50), collected=30)
+        assert action == Report(50, 143, "time limit reached")
+
+    def test_nothing_is_reported_before_the_interim_payments_are_known(self):
+        run = row(Phase.ENDED, exit=ended())
+        assert isinstance(act(S.RUNNING, run, job=job(), collected=None), Wait)
+
     def test_never_reports_more_than_the_allotment(self):
         assert self.end(ended(seconds=70), elapsed=61) == Report(60, 0, "")
 
@@ -362,11 +449,11 @@ class TestAdmission:
     def test_claims_only_what_fits_beside_what_was_claimed(self):
         situation = dataclasses.replace(LOCAL, free=Offer(4, 4096, 0))
         views = self.views(S.META_SCHEDULED, S.META_SCHEDULED, S.META_SCHEDULED)
-        assert self.kinds(views, situation) == {1: Claim, 2: Claim, 3: Wait}
+        assert self.kinds(views, situation) == {1: ClaimAndStart, 2: ClaimAndStart, 3: Wait}
         views = self.views(S.META_SCHEDULED, S.SCHEDULED, S.RUNNING, run=row(Phase.STARTING))
         assert self.kinds(views, situation) == {1: Wait, 2: Start, 3: Submit}
 
-    @pytest.mark.parametrize(("placed", "expected"), [(False, Wait), (True, Claim)])
+    @pytest.mark.parametrize(("placed", "expected"), [(False, Wait), (True, ClaimAndStart)])
     def test_a_start_on_its_way_takes_room_once(self, placed, expected):
         going = view(S.RUNNING, row(Phase.SUBMITTING), lookup=NOWHERE, placed=placed)
         new = self.views(S.META_SCHEDULED)
@@ -380,7 +467,7 @@ class TestAdmission:
         )
         small = self.views(S.META_SCHEDULED, since=T0 + 1)[0]
         situation = dataclasses.replace(LOCAL, free=Offer(4, 4096, 0))
-        assert self.kinds([large, small], situation) == {7: Wait, 1: Claim}
+        assert self.kinds([large, small], situation) == {7: Wait, 1: ClaimAndStart}
 
     @pytest.mark.parametrize("status", [S.META_SCHEDULED, S.SCHEDULED])
     def test_goes_back_when_there_is_no_room_for_long(self, status):

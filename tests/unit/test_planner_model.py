@@ -18,7 +18,15 @@ from deepsquare_chain.credits import allotment
 from deepsquare_chain.executors.base import Exit, RunState, RunStatus
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources, can_transition
 from deepsquare_chain.provider import model
-from deepsquare_chain.provider.model import Lookup, Material, MaterialState, Phase, Run, View
+from deepsquare_chain.provider.model import (
+    Collecting,
+    Lookup,
+    Material,
+    MaterialState,
+    Phase,
+    Run,
+    View,
+)
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.rows import ended, released, starting, submitting
 
@@ -58,6 +66,7 @@ class World:
     runs: dict[str, Process] = field(default_factory=dict)
     assignment: int = 0
     submits: dict[int, int] = field(default_factory=dict)
+    collected: int = 0
 
     def move(self, to: JobStatus, provider: int | None = None) -> None:
         assert can_transition(self.job.status, to)
@@ -109,7 +118,10 @@ class World:
 
         view = self.view()
         situation = model.Situation(
-            now=self.now, queues=self.queues, free=Offer(8, 800, 0) if self.online else None
+            now=self.now,
+            queues=self.queues,
+            free=Offer(8, 800, 0) if self.online else None,
+            collecting=Collecting(3),
         )
         [(_, action)] = plan([view], situation)
         try:
@@ -131,6 +143,7 @@ class World:
             status=status,
             lookup=lookup,
             material=Material(MaterialState.READY),
+            collected=self.collected,
         )
 
     def apply(self, action: model.Action, effect) -> None:
@@ -143,6 +156,29 @@ class World:
         assert self.mine
         effect()
         self.move(S.SCHEDULED)
+
+    def do_claimandstart(self, action, effect) -> None:
+        assert self.mine
+        assert not self.queues
+        effect()
+        self.run = starting(self.run)
+        effect()
+        self.move(S.SCHEDULED)
+        self.move(S.RUNNING)
+
+    def do_collect(self, action, effect) -> None:
+        """As the contract does, which refuses what is too early or has used up its allotment."""
+        job, elapsed = self.job, self.now - self.job.since
+        left = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
+        assert self.mine
+        assert self.runs[self.run.key].exit is None, "a run that has ended is reported"
+        assert 3 <= elapsed < left
+        effect()
+        escrow = job.escrow - job.rate * elapsed
+        limit = max(1, job.time_limit * escrow // job.escrow) if job.until_spent else left - elapsed
+        self.job = dataclasses.replace(job, escrow=escrow, time_limit=limit, since=self.now)
+        self.collected += elapsed
+        self.settled = False
 
     def do_start(self, action, effect) -> None:
         assert self.mine
@@ -221,7 +257,8 @@ class World:
         assert action.seconds <= self.now - self.job.since
         assert action.seconds <= allotted
         if done.reason != "walltime":
-            assert action.seconds == min(done.seconds, allotted)
+            ran = min(done.seconds, allotted + self.collected)
+            assert action.seconds == max(0, ran - self.collected)
         effect()
         spent = action.seconds >= allotted
         named = S.OUT_OF_CREDITS if spent else S.FAILED if action.exit_code else S.FINISHED
@@ -231,8 +268,8 @@ class World:
 class Provider(RuleBasedStateMachine):
     """One job, everybody's moves in any order."""
 
-    @initialize(queues=st.booleans(), until_spent=st.booleans())
-    def begin(self, queues: bool, until_spent: bool) -> None:
+    @initialize(queues=st.booleans(), until_spent=st.booleans(), interim=st.booleans())
+    def begin(self, queues: bool, until_spent: bool, interim: bool) -> None:
         record = Job(
             id=1,
             customer="0x" + "11" * 20,
@@ -241,10 +278,12 @@ class Provider(RuleBasedStateMachine):
             provider_id=0,
             resources=Resources(1, 1, 1, 0),
             retries_left=0,
-            flags=JobFlags.UNTIL_SPENT if until_spent else JobFlags.NONE,
-            escrow=40,
+            flags=JobFlags(
+                until_spent * JobFlags.UNTIL_SPENT | interim * JobFlags.INTERIM_PAYMENTS
+            ),
+            escrow=80,
             rate=1,
-            time_limit=20,
+            time_limit=40,
             fee_bps=0,
             definition=b"\x01" * 32,
             retry_of=0,

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.events import TransitionSkipped
 from deepsquare_chain.chain.reverts import ERRORS, decode_revert
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, GridError, InsufficientFundsError, NotFoundError
 from deepsquare_chain.executors.base import (
     ExecutorUnavailableError,
@@ -24,15 +26,17 @@ from deepsquare_chain.executors.base import (
     RunStatus,
 )
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
+from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import batches as batches_module
 from deepsquare_chain.provider import model, rows
 from deepsquare_chain.provider.batches import Batches
+from deepsquare_chain.provider.figures import Figures
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import Lookup, MaterialState, Phase, Run, View
 from deepsquare_chain.provider.observer import Head, Observer
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
-from deepsquare_chain.provider.service import ProviderService
+from deepsquare_chain.provider.service import ProviderService, ProviderSettings
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
 from deepsquare_chain.store.database import Store
@@ -197,6 +201,9 @@ class TestBatches:
             (view(1), model.Claim()),
             (view(2), model.Claim()),
             (view(3), model.Start()),
+            (view(11), model.ClaimAndStart()),
+            (view(12), model.Collect()),
+            (view(13), model.Collect()),
             (view(4), model.Report(5, 0, "")),
             (view(5), model.Report(6, 2**40, "x")),
             (view(6), model.Requeue("a")),
@@ -205,14 +212,23 @@ class TestBatches:
             (view(9), model.Panic("a")),
             (view(10), model.Wait("")),
         ]
-        assert await work.send(planned) == 9
+        assert await work.send(planned) == 12
         assert sorted(sender.labels) == sorted(
             [
-                *("claim 2 jobs", "start job 3", "finish 2 jobs"),
+                *("claim 2 jobs", "claimAndStart job 11", "start job 3", "collect 2 jobs"),
+                "finish 2 jobs",
                 *("requeue 2 jobs", "requeue job 7", "panic job 9"),
             ]
         )
-        assert counted == {"claim": 2, "start": 1, "finish": 2, "requeue": 3, "panic": 1}
+        assert counted == {
+            "claim": 2,
+            "claim_and_start": 1,
+            "start": 1,
+            "collect": 2,
+            "finish": 2,
+            "requeue": 3,
+            "panic": 1,
+        }
         assert work.mined_at == 42
 
     async def test_what_misses_the_block_goes_on_beside(self, counted):
@@ -276,6 +292,15 @@ class TestBatches:
         work.forget([2])
         await work.send(planned)
         assert sender.labels[-1] == "claim 2 jobs"
+
+    async def test_a_refused_interim_payment_does_not_hold_up_the_report(self, counted):
+        sender = FakeSender(skipped={1: next(iter(ERRORS))})
+        work = self.make(sender, counted)
+        assert await work.send([(view(1), model.Collect())]) == 0
+        assert not work.moves([(view(1), model.Collect()), (view(1), model.Wait(""))])
+        sender.skipped.clear()
+        assert work.moves([(view(1), model.Report(5, 0, ""))])
+        assert await work.send([(view(1), model.Report(5, 0, ""))]) == 1
 
     @pytest.mark.parametrize(
         ("error", "again"),
@@ -629,9 +654,120 @@ class Recovering:
 async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined: bool):
     """No older head is believed than the block that holds them."""
     batches = SimpleNamespace(mined_at=3)
-    service: Any = SimpleNamespace(_sender=Recovering(mined=mined), _batches=batches)
+    looked: list[str] = []
+
+    async def look(block: str) -> None:
+        looked.append(block)
+
+    service: Any = SimpleNamespace(
+        _sender=Recovering(mined=mined), _batches=batches, _look_for_challenge=look
+    )
     assert await ProviderService._settle_old(service) is mined
     assert batches.mined_at == (9 if mined else 3)
+    assert looked == ["latest"]  # a transaction in front of an answer may cost what an answer may
+
+
+@dataclass
+class Challenged:
+    """As much of a service as decides how a challenge is answered."""
+
+    planned: list[tuple[View, model.Action]]
+    on_its_way: frozenset[int] = frozenset()
+    challenged_at: int = 1_000
+    now: int = 1_005
+    base_fee: int = 1
+    sent: list[str] = field(default_factory=list)
+
+    async def run(self) -> list[str]:
+        async def answer() -> bool:
+            self.sent.append("answer")
+            return True
+
+        async def send(planned: Any) -> int:
+            self.sent.append("moves")
+            return len(planned)
+
+        batches = SimpleNamespace(jobs=self.on_its_way, moves=bool, answer=answer, send=send)
+        service: Any = object.__new__(ProviderService)
+        service._batches = batches
+        service._challenged_at = self.challenged_at
+        service._settings = SimpleNamespace(max_fee_per_gas=100)
+        service._standing = SimpleNamespace(response_timeout=60)
+        await service._send(Head(1, self.now, b"", self.base_fee), self.planned)
+        return self.sent
+
+
+CLAIM = [(view(1), model.Claim())]
+
+
+@pytest.mark.parametrize(
+    ("case", "sent"),
+    [
+        (Challenged([], challenged_at=0), ["moves"]),
+        (Challenged([]), ["answer", "moves"]),
+        (Challenged(CLAIM), ["moves"]),
+        (Challenged([], on_its_way=frozenset({3})), ["moves"]),
+        (Challenged(CLAIM, now=1_029), ["moves"]),
+        (Challenged(CLAIM, now=1_030), ["answer", "moves"]),
+        (Challenged(CLAIM, base_fee=101), ["answer"]),
+        (Challenged(CLAIM, challenged_at=0, base_fee=101), ["moves"]),
+    ],
+)
+async def test_a_challenge_costs_a_transaction_only_where_no_move_answers_it(case, sent):
+    assert await case.run() == sent
+
+
+@pytest.mark.parametrize(("challenged_at", "ceiling"), [(0, 100), (7, 5_000)])
+async def test_an_open_challenge_raises_the_ceiling(challenged_at: int, ceiling: int):
+    async def clock_of(_number: int, *, block_identifier: Any) -> Any:
+        return SimpleNamespace(challenged_at=challenged_at)
+
+    service: Any = object.__new__(ProviderService)
+    service.provider_id, service._challenged_at = 1, 0
+    service._contracts = SimpleNamespace(scheduler=SimpleNamespace(clock_of=clock_of))
+    service._settings = SimpleNamespace(max_fee_per_gas=100, max_answer_fee=5_000)
+    service._sender = SimpleNamespace(max_fee_per_gas=0)
+    await service._look_for_challenge("latest")
+    assert service._sender.max_fee_per_gas == ceiling
+    assert service._challenged_at == challenged_at
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, model.Collecting(600, 70_000 * 10 * 20)),
+        ({"coin_value": 2_000.0}, model.Collecting(600, 70_000 * 10 * 20 * 2_000)),
+        ({"collect_gas_share": 0.5}, model.Collecting(600, 70_000 * 10 * 2)),
+        ({"collect_interval": 900}, model.Collecting(900, 70_000 * 10 * 20)),
+        ({"collect_interval": 60}, model.Collecting(600, 70_000 * 10 * 20)),
+        ({"collect_interval": 0}, None),
+    ],
+)
+def test_when_interim_payments_are_collected(tmp_path: Path, changes, expected):
+    """The gas of one alone, at 10 wei, may cost a twentieth of it."""
+    service: Any = object.__new__(ProviderService)
+    service._settings = ProviderSettings(state_dir=tmp_path, **changes)
+    service._standing = SimpleNamespace(collect_interval=600)
+    assert service._collecting(Head(1, 1, b"", 10)) == expected
+
+
+def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
+    rate = 10**16
+    long = replace(view(1), job=job(1, rate=rate, escrow=10**20, time_limit=5_000, fee_bps=1_000))
+    short = replace(view(2), job=job(2, rate=rate, escrow=10**20, time_limit=500))
+    service: Any = object.__new__(ProviderService)
+    service._settings = ProviderSettings(state_dir=tmp_path, unbilled_warning=8 * CREDIT)
+    service._warned = set()
+    service.figures = Figures(Metrics("provider"))
+    with capture_logs() as logs:
+        for now in (900, 1_000, 1_000):
+            service._watch_revenue([long, short], Head(1, now, b""))
+    # 900 s of the first less its fee, and all of the second.
+    assert service.figures.metrics.value("revenue_accrued_credits") == pytest.approx(8.1 + 5)
+    assert service.figures.metrics.value("revenue_at_risk_credits") == pytest.approx(8.1)
+    assert [(each["job"], each["credits"]) for each in logs] == [(1, "8.1")]
+    service._watch_revenue([], Head(1, 1_000, b""))
+    assert service.figures.metrics.value("revenue_accrued_credits") == 0
 
 
 async def test_what_is_mined_during_the_look_is_no_lag():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.events import JobSettled, JobTransition
+from deepsquare_chain.chain.events import JobCollected, JobSettled, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.job import JobStatus
@@ -42,7 +42,13 @@ def moved(job_id: int, after: JobStatus, provider: str = ME, block: int = 5) -> 
 
 
 def settled(job_id: int, block: int, provider: str = ME, paid: int = 10**30) -> JobSettled:
-    return JobSettled(job_id, provider, CUSTOMER, 7, paid, 5, 0, block_number=block)
+    place = {"block_number": block, "log_index": job_id}
+    return JobSettled(job_id, provider, CUSTOMER, 7, paid, 5, 0, **place)
+
+
+def collected(job_id: int, block: int, provider: str = ME, seconds: int = 60) -> JobCollected:
+    place = {"block_number": block, "log_index": job_id}
+    return JobCollected(job_id, provider, CUSTOMER, seconds, 100, 1, 10**18, 500, **place)
 
 
 def apply(store: Store, table: RunTable, *events, back_to: int | None = None) -> None:
@@ -84,6 +90,21 @@ def test_earnings_follow_the_chain_back(store: Store, table: RunTable):
     assert table.earned()[1].paid == 1
     apply(store, table, settled(2, block=9, paid=1))
     assert len(table.earned()) == 2
+
+
+def test_interim_payments_count_as_earned_and_are_known_as_such(store: Store, table: RunTable):
+    table.watch(1)
+    paid = [collected(1, block=5, seconds=60), collected(1, block=6, seconds=40)]
+    apply(store, table, *paid, collected(2, 6, OTHER), collected(3, block=6))
+    assert table.collected() == {1: 100}  # job 3 has no row here
+    apply(store, table, *paid)
+    assert table.collected() == {1: 100}
+    apply(store, table, settled(1, block=8))
+    assert table.earned()[0] == Earning(1, 107, 10**30 + 200, 7)
+    apply(store, table, back_to=5)
+    assert (table.collected(), table.earned()) == ({1: 60}, [Earning(1, 60, 100, 1)])
+    table.put(replace(Run(1, table.key(1)), phase=Phase.CLOSED))
+    assert table.collected() == {}
 
 
 def test_survives_a_restart(tmp_path: Path):

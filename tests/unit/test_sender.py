@@ -220,6 +220,29 @@ async def test_the_first_attempt_may_still_be_the_one(chain: FakeChain, sender: 
     assert receipt.hash == "0x" + first.hash.hex()
 
 
+async def test_a_raised_ceiling_lets_waiting_and_stuck_transactions_through(
+    chain: FakeChain, store: Store
+) -> None:
+    sender = make(chain, store, max_fee_per_gas=5 * GWEI)
+    chain.automine, chain.base_fee = False, 4 * GWEI
+    stuck = asyncio.create_task(sender.send(call(1), timeout=5))
+    await until(lambda: chain.pool)
+    chain.base_fee = 8 * GWEI
+    waiting = asyncio.create_task(sender.send(call(2), timeout=5))
+    for _ in range(6):
+        chain.mine()
+        await asyncio.sleep(0.004)
+    assert len(chain.sent) == 1
+    sender.max_fee_per_gas = 50 * GWEI
+    blocks = asyncio.create_task(mining(chain))
+    try:
+        await asyncio.gather(stuck, waiting)
+    finally:
+        blocks.cancel()
+    assert max(tx.max_fee for tx in chain.sent) <= 50 * GWEI
+    assert sender.max_fee_per_gas == 50 * GWEI
+
+
 async def test_a_ceiling_holds(chain: FakeChain, store: Store) -> None:
     sender = make(chain, store, max_fee_per_gas=5 * GWEI)
     chain.base_fee = 6 * GWEI
