@@ -4,7 +4,8 @@ It sees what the chain says, what the database remembers and what the executor a
 no history beside: a daemon that was killed anywhere plans the same next step as one that was not.
 
 A definition that the store surely does not have, or that no provider could ever run, ends in a
-panic before the meter starts: the customer is refunded at once instead of watching the job wander.
+panic before the meter starts: the customer is refunded at once, or the job goes on elsewhere as a
+successor where its customer asked for retries.
 A store that does not answer says nothing about the job, so the job goes back to the queue.
 """
 

@@ -73,7 +73,8 @@ class ProviderSettings(ServiceSettings):
         collect_interval: Seconds after which an interim payment is collected from a run whose
             customer allows it, at least the grid's interval; None is the grid's, 0 is never.
         collect_gas_share: Largest share of an interim payment that its gas may cost.
-        coin_value: Credits that one coin of the chain is worth, to compare gas with payments.
+        coin_value: Credits that one coin of the chain is worth, to compare gas with payments; 0
+            where gas is free.
         max_answer_fee: Ceiling in wei per gas while a challenge is open, in place of
             `max_fee_per_gas`: an answer protects the revenue of all runs.
         unbilled_warning: Credit-wei that one run may earn without being billed before the

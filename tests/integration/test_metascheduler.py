@@ -16,6 +16,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock, Report
 from deepsquare_chain.chain.events import (
     JobPanicked,
@@ -369,6 +370,23 @@ async def test_capacity_taken_in_front_of_an_assignment(grid: LiveGrid) -> None:
         assert await grid.contracts.scheduler.load_of(1) == Load.of(WHOLE)
         await one.cycle()
         assert await one.places(first, second) == [2, 1]
+
+
+async def test_a_provider_of_one_cpu_holds_one_job(one: Desk) -> None:
+    """However many wait, and whoever assigns them."""
+    grid, scheduler = one.grid, one.grid.contracts.scheduler
+    await grid.send(grid.providers[1], grid.contracts.registry.set_draining(True))
+    await grid.send(grid.providers[0], grid.contracts.registry.set_offer(Offer(1, 1_000, 0)))
+    ids = await grid.submit(50)
+    await one.cycle(3)
+    [held] = [job for job in await one.jobs(*ids) if job.status is not S.PENDING]
+    assert held.status is S.META_SCHEDULED
+    assert await scheduler.load_of(1) == Load(1, 100, 0)
+    with pytest.raises(reverts.DoesNotFit):
+        await grid.assign({1: [job_id for job_id in ids if job_id != held.id]})
+    await grid.node.increase_time(31)  # PENDING for the pending timeout
+    with pytest.raises(reverts.DoesNotFit):
+        await grid.send(grid.providers[0], scheduler.self_schedule([ids[-1]]))
 
 
 async def test_a_living_provider_is_not_bothered_twice(one: Desk) -> None:

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.events import JobPanicked, JobRequeued, JobRetried
+from deepsquare_chain.chain.events import JobCollected, JobPanicked, JobRequeued, JobRetried
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
 from deepsquare_chain.executors.rundir import RunFolder
-from deepsquare_chain.job import JobStatus, Resources
+from deepsquare_chain.job import JobFlags, JobStatus, Resources
 from deepsquare_chain.provider.figures import KINDS
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
@@ -68,8 +69,9 @@ async def _whole_life(host: Bench) -> None:
     scheduler = host.grid.contracts.scheduler
     [job_id] = await host.submit("echo hello $DEEPSQUARE_JOB_ID; sleep 1")
     await host.grid.send(host.grid.stranger, scheduler.challenge(job_id))
-    await _a_failed_answer_is_tried_again_with_the_same_block(host)
-    await host.service.cycle()
+    await _a_challenge_is_seen_with_every_look_at_a_block(host)
+    # The claim and start in one transaction answers it as well.
+    await host.until([job_id], S.RUNNING)
     clock = await scheduler.clock_of(host.service.provider_id)
     assert clock.challenged_at == 0
     assert clock.answered_at > 0
@@ -95,24 +97,16 @@ async def _whole_life(host: Bench) -> None:
     assert age is not None
     assert abs(age) < 3600
     sent = {kind: metrics.value("provider_jobs_total", kind=kind) for kind in KINDS}
-    assert sent == {"claim": 1, "start": 1, "finish": 1, "answer": 1, "requeue": 0, "panic": 0}
+    assert sent == dict.fromkeys(KINDS, 0) | {"claim_and_start": 1, "finish": 1}
 
 
-async def _a_failed_answer_is_tried_again_with_the_same_block(host: Bench) -> None:
-    service, tries = host.service, 0
-
-    async def fails() -> bool:
-        nonlocal tries
-        tries += 1
-        return False
-
+async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
+    service = host.service
     head = await service._look_at_head()
     assert head is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service._batches, "answer", fails)
+    for _ in range(2):
         await service._follow(head)
-        await service._follow(head)
-    assert (tries, service._followed) == (2, b"")
+        assert (service._followed, service._challenged_at > 0) == (b"", True)
 
 
 async def test_every_way_to_end_side_by_side(host: Bench):
@@ -170,7 +164,7 @@ async def test_one_slow_transaction_holds_up_nobody_else(
         async def send(call: Call, **options: object) -> TxReceipt:
             assert call.label not in sent
             sent.append(call.label)
-            if call.label == f"claim job {slow}":
+            if call.label == f"claimAndStart job {slow}":
                 await late.wait()
             return await plain(call, **options)  # type: ignore[arg-type]
 
@@ -182,7 +176,7 @@ async def test_one_slow_transaction_holds_up_nobody_else(
             late.set()
         await host.until([slow])
         assert sorted(sent) == sorted(
-            f"{what} job {each}" for what in ("claim", "start", "finish") for each in (slow, quick)
+            f"{what} job {each}" for what in ("claimAndStart", "finish") for each in (slow, quick)
         )
 
 
@@ -195,7 +189,7 @@ async def test_definitions_that_can_not_run(host: Bench):
     file = host.definitions.path / f"{swapped.hex()}.json"
     file.write_bytes(definition("echo something else").to_bytes())
     missing, tardy = definition("echo never kept").digest, definition("echo tardy")
-    *ids, late = await host.submit_digests([wrong, junk, swapped, missing, tardy.digest])
+    *ids, late = await host.submit_digests([wrong, junk, swapped, missing, tardy.digest], retries=0)
     began = time.monotonic()
     await host.until(ids[:2])
     assert time.monotonic() - began < 4
@@ -220,7 +214,7 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         [first] = await host.submit("sleep 30", resources=large, time_limit=20)
         await host.drive(lambda: host.phase(first) is Phase.SUBMITTED)
         job = await host.job(first)
-        await grid.send(grid.customers[1], scheduler.top_up(first, job.customer, job.rate * 60))
+        await grid.send(grid.customers[0], scheduler.top_up(first, job.customer, job.rate * 60))
         await host.drive(lambda: host.row(first).allotment == 80)
         control = RunFolder(host.folder / "runs" / host.row(first).key).control()
         assert 76 <= control["walltime"] <= 80
@@ -231,6 +225,72 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         assert "no room" in back.reason
         await grid.send(grid.customers[0], scheduler.cancel([first, second]))
         await host.until([small, first])
+
+
+async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(
+    grid: LiveGrid, tmp_path: Path
+):
+    """One provider can't read the definition; a job with retries goes on at another one."""
+    async with (
+        bench(grid, tmp_path / "p0", patience=1) as poor,
+        bench(grid, tmp_path / "p1", 1) as rich,
+    ):
+        await rich.definitions.put(definition("echo elsewhere").to_bytes())
+        [job_id] = await poor.submit("echo elsewhere", keep=False, retries=1)
+        await poor.until([job_id], S.PANICKED)
+        [retried] = await poor.events(JobRetried, job_id)
+        assert retried.escrow == CREDIT
+        scheduler = grid.contracts.scheduler
+        assert await scheduler.is_eligible(retried.successor, 1) == (False, "ProviderExcluded")
+        await grid.assign({2: [retried.successor]})
+        await rich.until([retried.successor], S.FINISHED)
+        assert (await rich.settled(retried.successor)).paid > 0
+
+
+async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path: Path):
+    """What was collected is not reported again; a payment answers a challenge by the way."""
+    scheduler = grid.contracts.scheduler
+    async with bench(grid, tmp_path, coin_value=0) as host:  # gas is not weighed
+        [job_id] = await host.submit(
+            "sleep 7", time_limit=600, flags=JobFlags.INTERIM_PAYMENTS, retries=0
+        )
+        await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
+        sent = host.service.figures.metrics.value
+        # There is nothing else to send: an answer of its own.
+        await grid.send(grid.stranger, scheduler.challenge(job_id))
+        await host.drive(lambda: sent("provider_jobs_total", kind="answer") == 1)
+        await grid.node.increase_time(20)
+        await grid.send(grid.stranger, scheduler.challenge(job_id))
+        await host.drive(lambda: sent("provider_jobs_total", kind="collect") == 1)
+        assert (await scheduler.clock_of(1)).challenged_at == 0
+        [collected] = await host.events(JobCollected, job_id)
+        assert collected.billed_seconds >= 20
+        assert sent("revenue_accrued_credits") == 0
+        await host.until([job_id], S.FINISHED)
+        settled = await host.settled(job_id)
+        # The chain's clock went ahead of the run, all of which is paid for already.
+        assert settled.billed_seconds == 0
+        assert sent("provider_jobs_total", kind="answer") == 1
+        await host.drive(lambda: host.phase(job_id) is Phase.CLOSED)
+        earned = {each.job_id: each for each in host.service.table.earned()}[job_id]
+        assert (earned.paid, earned.billed_seconds) == (collected.paid, collected.billed_seconds)
+        assert collected.paid + collected.fee + settled.refunded == CREDIT
+
+
+async def test_a_late_answer_voids_nothing(grid: LiveGrid, tmp_path: Path):
+    """A provider that was away for longer than the response timeout bills its run all the same."""
+    scheduler = grid.contracts.scheduler
+    async with bench(grid, tmp_path) as host:
+        [job_id] = await host.submit("sleep 1", time_limit=600)
+        await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
+        await grid.node.increase_time(7)  # since the last answer
+        await grid.send(grid.stranger, scheduler.challenge(job_id))
+        await grid.node.increase_time(10)
+        await until(lambda: scheduler.is_silent(1))
+        with pytest.raises(reverts.NotLost):
+            await grid.send(grid.stranger, scheduler.panic([job_id]))
+        await host.until([job_id], S.FINISHED)
+        assert (await host.settled(job_id)).billed_seconds >= 1
 
 
 async def test_an_orphan_without_a_row_is_ended(grid: LiveGrid, tmp_path: Path):
