@@ -265,7 +265,8 @@ async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path
         assert (await scheduler.clock_of(1)).challenged_at == 0
         [collected] = await host.events(JobCollected, job_id)
         assert collected.billed_seconds >= 20
-        assert sent("revenue_accrued_credits") == 0
+        await host.service.cycle()
+        assert (sent("revenue_accrued_credits") or 0) * CREDIT < collected.paid
         await host.until([job_id], S.FINISHED)
         settled = await host.settled(job_id)
         # The chain's clock went ahead of the run, all of which is paid for already.
