@@ -37,6 +37,7 @@ from tests.support.killing import (
     life,
     points,
     rough,
+    shared,
 )
 
 #: At least so many kills in each life make the figure that is claimed.
@@ -62,13 +63,17 @@ async def one_life(kind: str, seed: int) -> dict[str, Any]:
         # Its successors need a provider that lives.
         orders["p0"] = passages(mine, count)
     else:
-        every = passages(mine, count)
-        orders |= {"p0": every[::2], "p1": every[1::2]}
+        orders |= shared(passages(mine, count))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="deepsquare-kills-") as place:
         async with (
             Anvil(block_time=1) as node,
-            life(node, Path(place), ROUGH_PARAMS if is_rough else PARAMS) as found,
+            life(
+                node,
+                Path(place),
+                ROUGH_PARAMS if is_rough else PARAMS,
+                queueing=[] if is_rough else ["p0"],
+            ) as found,
         ):
             kills = await (rough if is_rough else calm)(found, orders)
             jobs = len(await found.customers.jobs())

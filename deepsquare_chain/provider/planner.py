@@ -97,9 +97,13 @@ def _leave(view: View, situation: Situation) -> Action:
 def _meta_scheduled(view: View, situation: Situation) -> Action:
     if view.run.phase is Phase.REFUSED:
         return Panic(view.run.note)
-    if view.run.began:
+    if view.run.began and situation.queues:
         # Only this provider claims: a run before the claim belongs to an earlier assignment.
         return _not_mine(view, situation)
+    if view.run.began:
+        # Without a queue runs begin when they are RUNNING, which never goes back: the block that
+        # started this one was replaced, and the meter is started again.
+        return ClaimAndStart()
     problem = _material_problem(view, situation)
     return problem or (Claim() if situation.queues else ClaimAndStart())
 

@@ -31,6 +31,7 @@ PARAMS = GridParams(
         pending_timeout=36_000,
         response_timeout=3_600,
         response_blocks=1_000,
+        lost_timeout=3_600,
         report_grace=36_000,
         top_up_notice=10,
     ),

@@ -16,7 +16,7 @@ from deepsquare_chain.chain.deploying import GridParams
 from deepsquare_chain.chain.deployment import Timeouts
 from deepsquare_chain.chain.events import Event, JobSubmitted, JobTransition
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.job import Job, JobStatus, Resources
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
@@ -37,6 +37,7 @@ PARAMS = GridParams(
         response_blocks=10,
         report_grace=3_600,
         top_up_notice=10,
+        collect_interval=5,
     ),
 )
 
@@ -50,11 +51,13 @@ class Wish:
     limit: int = 60
     resources: Resources = SMALL
     asked: Resources | None = None  # what the definition says, where it differs
+    flags: JobFlags = JobFlags.NONE
 
 
 FINISHES = Wish("true", JobStatus.FINISHED)
 FAILS = Wish("exit 3", JobStatus.FAILED)
 RUNS_OUT = Wish("sleep 600", JobStatus.OUT_OF_CREDITS, limit=3)
+IS_COLLECTED = Wish("sleep 17", JobStatus.FINISHED, flags=JobFlags.INTERIM_PAYMENTS)
 IS_CANCELLED = Wish("sleep 500", JobStatus.CANCELLED, limit=600)
 
 
@@ -85,7 +88,11 @@ class Customers:
             asked = wish.asked or wish.resources
             made = Definition(resources=asked, env={}, steps=(Step("only", command),))
             digests.append(await self.store.put(made.to_bytes()))
-            usual = {"time_limit": wish.limit, "uses": f"place={place}" if place else ""}
+            usual = {
+                "time_limit": wish.limit,
+                "uses": f"place={place}" if place else "",
+                "flags": wish.flags,
+            }
             asked_for = terms(resources=wish.resources, **(usual | changes))
             orders.append((asked_for, [digests[-1]]))
         assert self.expected.keys().isdisjoint(digests), "two wishes share a definition"
@@ -162,7 +169,7 @@ async def in_turn(
     number, doomed = 0, []
     while busy():
         if len(await customers.live_jobs()) < most:
-            wishes = [FINISHES, FINISHES, FAILS, IS_CANCELLED] + [RUNS_OUT] * (number % 4 < 2)
+            wishes = [FINISHES, IS_COLLECTED, FAILS, IS_CANCELLED] + [RUNS_OUT] * (number % 4 < 2)
             digests = await customers.submit(*wishes, place=f"p{number % 2}")
             doomed.append(digests[3])
             number += 1

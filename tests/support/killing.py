@@ -11,7 +11,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.support.gridlife import (
     FAILS,
     FINISHES,
     IS_CANCELLED,
+    IS_COLLECTED,
     PARAMS,
     RUNS_OUT,
     SMALL,
@@ -44,8 +45,11 @@ from tests.support.rundaemon import DaemonProcess, until
 PACKAGE = Path(__file__).resolve().parents[2] / "deepsquare_chain"
 #: Transactions of each service; a label may stand for each of them.
 KINDS = {
-    "provider": ("claim", "start", "finish", "answer", "requeue", "panic"),
-    "metascheduler": ("assign", "requeue", "challenge", "panic"),
+    "provider": (
+        *("claim", "claim_and_start", "start", "collect"),
+        *("finish", "answer", "requeue", "panic"),
+    ),
+    "metascheduler": ("assign", "requeue", "challenge", "panic", "cancel"),
 }
 ROOMS = {
     "provider": ("provider", "executors", "chain"),
@@ -54,8 +58,10 @@ ROOMS = {
 #: Steps that a calm life has no need of.
 ROUGH = re.compile(
     r"supervisor\.|sender\.replaced|follower\.rolled_back|provider\.extend\."
-    r"|(provider|scheduler)\.(answer|requeue|panic|challenge)\."
+    r"|(provider|scheduler)\.(answer|requeue|panic|challenge|cancel)\."
 )
+#: Steps of a provider whose executor has a queue of its own: p0 of a calm life.
+QUEUED = re.compile(r"provider\.(claim|start)\.")
 #: A scheduler reads confirmed blocks only, and halts where those are replaced.
 NEVER = {"metascheduler": {"follower.rolled_back"}, "provider": set()}
 # Short enough to see every timeout, long enough for a daemon that is killed again and again.
@@ -63,11 +69,14 @@ ROUGH_PARAMS = GridParams(
     admin_delay=0,
     timeouts=Timeouts(
         claim_timeout=14,
-        pending_timeout=600,
+        pending_timeout=90,
+        pending_expiry=90,
         response_timeout=12,
         response_blocks=5,
+        lost_timeout=20,
         report_grace=3_600,
         top_up_notice=10,
+        collect_interval=5,
     ),
 )
 #: Far more than it takes: a label is waited for by what brings it on, not by the clock.
@@ -91,7 +100,21 @@ def points(service: str, *, rough: bool) -> list[str]:
         for file in (PACKAGE / room).rglob("*.py"):
             for label in re.findall(r'crash_point\(f?"([^"]+)"\)', file.read_text()):
                 found |= {label.replace("{batch.kind}", kind) for kind in KINDS[service]}
-    return sorted(each for each in found - NEVER[service] if rough or not ROUGH.match(each))
+    unlikely = QUEUED if rough else ROUGH
+    return sorted(each for each in found - NEVER[service] if not unlikely.match(each))
+
+
+def shared(labels: Sequence[str]) -> dict[str, list[str]]:
+    """Labels of a calm life for its two providers, of which p0 has an executor with a queue."""
+    parts: dict[str, list[str]] = {"p0": [], "p1": []}
+    for label in labels:
+        if QUEUED.match(label):
+            parts["p0"].append(label)
+        elif label.startswith("provider.claim_and_start."):
+            parts["p1"].append(label)
+        else:
+            min(parts.values(), key=len).append(label)
+    return parts
 
 
 def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
@@ -180,21 +203,27 @@ async def life(
     params: GridParams = PARAMS,
     *,
     clocks: Mapping[str, float] | None = None,
+    queueing: Collection[str] = (),
     **options: Any,
 ) -> AsyncIterator[Life]:
     """A grid on a running node; nothing of it is left afterwards.
 
-    `clocks` holds the seconds by which a daemon's wall clock is wrong; `options` go to providers,
+    Providers of `queueing` have an executor with a queue of its own. `clocks` holds the seconds by which a daemon's wall clock is wrong; `options` go to providers,
     addresses of the node to the scheduler too.
     """
     wrong = clocks or {}
     confirmations = options.setdefault("confirmations", 1)
     async with live_grid(node, await deploy(node, params)) as grid:
         customers = Customers(grid, folder)
-        shared = {"definitions": str(customers.place), **options}
+        given = {"definitions": str(customers.place), **options}
         daemons = {
             name: DaemonProcess(
-                grid, folder / name, account=account, clock=wrong.get(name, 0.0), **shared
+                grid,
+                folder / name,
+                account=account,
+                clock=wrong.get(name, 0.0),
+                queues=name in queueing,
+                **given,
             )
             for name, account in (("p0", 4), ("p1", 5))
         }
@@ -240,6 +269,7 @@ async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
                 (trouble.spike, 15.0, "sender.replaced"),
                 (trouble.replace_head, 11.0, "follower.rolled_back"),
                 (trouble.ghost, 1.0, "scheduler."),
+                (trouble.forgotten, 15.0, "scheduler.cancel."),
             )
         ],
         redated=True,
@@ -311,7 +341,7 @@ class Trouble:
 
     async def ordinary(self) -> None:
         """Jobs of every end; the last of them is cancelled once it runs."""
-        wishes = [FINISHES, FAILS, RUNS_OUT, IS_CANCELLED]
+        wishes = [FINISHES, FAILS, RUNS_OUT, IS_COLLECTED, IS_CANCELLED]
         place = "p0" if self.life.who_awaits("provider.cancel.") else ""
         *_, doomed = await self.customers.submit(*wishes, place=place, retries=3)
         await _soon(lambda: self._runs(doomed), patience=15)
@@ -383,6 +413,10 @@ class Trouble:
             await asyncio.sleep(0.5)
         await self.customers.cancel(digests)
         await self._try(self.silent, self.contract.answer())
+
+    async def forgotten(self) -> None:
+        """A job that suits nobody, and that its customer never cancels: it expires."""
+        await self.customers.submit(Wish("true", JobStatus.CANCELLED), place="elsewhere")
 
     async def spike(self) -> None:
         """A base fee that what is under way can't pay for some blocks."""

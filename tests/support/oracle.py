@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deepsquare_chain.chain.events import (
     Event,
+    JobCollected,
     JobPriced,
     JobRetried,
     JobSettled,
@@ -22,7 +23,10 @@ from deepsquare_chain.provider.state import Earning
 
 @dataclass
 class Line:
-    """What the events say of one job; credit-wei."""
+    """What the events say of one job; credit-wei.
+
+    `collected` is the part of paid and fee that interim payments brought.
+    """
 
     status: JobStatus = JobStatus.NONE
     customer: str = ""
@@ -34,6 +38,8 @@ class Line:
     paid: int = 0
     fee: int = 0
     refunded: int = 0
+    collected_seconds: int = 0
+    collected: int = 0
     ends: int = 0
     starts: int = 0
 
@@ -60,10 +66,17 @@ def replay(events: Iterable[Event]) -> dict[int, Line]:
         elif isinstance(event, JobSettled):
             entry = line(event.job_id)
             entry.ends += 1
-            entry.billed_seconds = event.billed_seconds
+            entry.billed_seconds += event.billed_seconds
             entry.paid += event.paid
             entry.fee += event.fee
             entry.refunded += event.refunded
+        elif isinstance(event, JobCollected):
+            entry = line(event.job_id)
+            entry.collected_seconds += event.billed_seconds
+            entry.collected += event.paid + event.fee
+            entry.billed_seconds += event.billed_seconds
+            entry.paid += event.paid
+            entry.fee += event.fee
         elif isinstance(event, JobRetried):
             line(event.job_id).ends += 1
             line(event.job_id).carried_out += event.escrow
@@ -80,12 +93,12 @@ def check_ledger(ledger: Mapping[int, Line], jobs: Iterable[Job]) -> None:
         assert line.status is job.status
         assert line.starts <= 1
         if not job.status.is_final:
-            assert line.funded + line.carried_in == job.escrow
+            assert line.funded + line.carried_in == job.escrow + line.collected
             continue
         assert line.ends == 1, f"job {job.id} ended {line.ends} times"
         out = line.paid + line.fee + line.refunded + line.carried_out
         assert line.funded + line.carried_in == out
-        assert job.escrow == line.paid + line.fee
+        assert job.escrow == line.paid + line.fee - line.collected
     assert seen == set(ledger)
 
 
@@ -121,10 +134,12 @@ def check_provider(
             due = row.exit.seconds
             if elapsed is not None:
                 due = min(due, elapsed[job.id])
+            # An interim payment bills chain time, the seconds around the run included.
+            due = max(due, ledger[job.id].collected_seconds)
             assert ledger[job.id].billed_seconds == due, f"job {job.id}"
         if job.status is JobStatus.OUT_OF_CREDITS and row.job_id in own:
             allotted = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
-            assert ledger[job.id].billed_seconds == allotted
+            assert ledger[job.id].billed_seconds == allotted + ledger[job.id].collected_seconds
 
 
 def check_executions(ledger: Mapping[int, Line], executions: Mapping[int, int]) -> None:

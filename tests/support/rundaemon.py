@@ -19,6 +19,7 @@ from typing import Any, Self
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.devnet.node import dev_accounts
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.duties import Watch
@@ -152,13 +153,15 @@ async def _provider(
     min_free: int = 64,
     health_port: int | None = None,
     websocket: str | None = None,
+    queues: bool = False,
 ) -> None:
     await run_provider(
         url,
         Deployment.from_json(deployment),
         dev_accounts()[account],
         FolderDefinitionStore(definitions),
-        ProviderSettings(
+        executor=QueueingExecutor(Path(folder), CAPACITY) if queues else None,
+        settings=ProviderSettings(
             state_dir=Path(folder),
             capacity=CAPACITY,
             poll_interval=0.2,
@@ -166,8 +169,15 @@ async def _provider(
             min_free=min_free,
             health_port=health_port,
             websocket=websocket,
+            coin_value=0,  # gas is not weighed against interim payments
         ),
     )
+
+
+class QueueingExecutor(LocalExecutor):
+    """The local executor as one with a queue of its own, in which nobody waits."""
+
+    queues = True
 
 
 async def _scheduler(

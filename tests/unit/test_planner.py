@@ -189,6 +189,10 @@ class TestMetaScheduled:
         finished = over(ended("cancelled", 143))
         assert act(S.META_SCHEDULED, run, QUEUE, status=finished) == Release()
 
+    def test_starts_again_after_a_replaced_block(self):
+        assert act(S.META_SCHEDULED, row(Phase.SUBMITTED), status=LIVE) == ClaimAndStart()
+        assert act(S.META_SCHEDULED, row(Phase.SUBMITTING), lookup=NOWHERE) == ClaimAndStart()
+
 
 class TestScheduledLocal:
     def test_starts(self):

@@ -228,7 +228,7 @@ class World:
         self.run = ended(self.run, action.exit, b"\x01" * 32)
 
     def do_cancel(self, action, effect) -> None:
-        assert not self.mine or self.job.status is S.META_SCHEDULED
+        assert not self.mine or (self.queues and self.job.status is S.META_SCHEDULED)
         effect()
         process = self.runs[self.run.handle]
         if process.exit is None:
@@ -360,7 +360,9 @@ class Provider(RuleBasedStateMachine):
         elif who == "queue":
             self.queue_moves()
         elif who == "replaced" and status is S.RUNNING and not world.settled:
-            world.job = dataclasses.replace(world.job, status=S.SCHEDULED)
+            # Of a job that was claimed and started at once, both are undone.
+            before = S.SCHEDULED if world.queues else S.META_SCHEDULED
+            world.job = dataclasses.replace(world.job, status=before)
         elif who == "database":
             self.database_is_lost()
         elif who == "customer" and status.is_live:
