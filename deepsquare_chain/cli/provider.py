@@ -42,6 +42,8 @@ _EARNINGS: Final = (
     Column("seconds", "billed (s)", Kind.NUMBER),
     Column("paid", "earned", Kind.CREDITS),
     Column("sum", "in all", Kind.CREDITS),
+    Column("accrued", "accrued, not billed", Kind.CREDITS),
+    Column("at_risk", "at risk in one run", Kind.CREDITS),
 )
 _JOBS: Final = (
     Column("id", "job", Kind.NUMBER),
@@ -208,19 +210,26 @@ async def jobs(
 
 @command(app)
 async def earnings(desk: Desk, account: AccountArgument = None) -> None:
-    """Show what a provider earned, by day (UTC), rebuilt from events alone."""
+    """Show what a provider earned by day (UTC), and what its runs accrued and have not billed.
+
+    The last row is of jobs that are RUNNING: what they earned since their start or their last
+    interim payment, and the largest part of it that one lost run would forfeit now.
+    """
     from deepsquare_chain.client.network import open_grid, own_address
-    from deepsquare_chain.sdk.earnings import earnings_by_day
+    from deepsquare_chain.sdk.earnings import accrued_now, earnings_by_day
 
     address = own_address(desk.settings, account)
     async with open_grid(desk.settings) as contracts:
-        await contracts.registry.provider_of(address)
-        found = await earnings_by_day(contracts, address)
-    desk.printer.rows(
-        _EARNINGS,
-        ((each.day, each.jobs, each.seconds, each.paid, each.sum) for each in found),
-        empty=f"{address} has earned nothing yet.",
-    )
+        provider = await contracts.registry.provider_of(address)
+        days = await earnings_by_day(contracts, address)
+        now = await accrued_now(contracts, provider.id)
+    rows: list[tuple[object, ...]] = [
+        (each.day, each.jobs, each.seconds, each.paid, each.sum, None, None) for each in days
+    ]
+    if now.runs:
+        earned = days[-1].sum if days else 0
+        rows.append(("running", now.runs, None, None, earned, now.amount, now.at_risk))
+    desk.printer.rows(_EARNINGS, rows, empty=f"{address} has earned nothing yet.")
 
 
 @command(app)

@@ -9,6 +9,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.events import decode_logs, event_topics
 from deepsquare_chain.chain.eventtypes import (
     Event,
+    JobCollected,
     JobPanicked,
     JobResult,
     JobRetried,
@@ -20,15 +21,19 @@ from deepsquare_chain.chain.eventtypes import (
 from deepsquare_chain.chain.logreader import read_logs
 from deepsquare_chain.job import Objective
 
-_KINDS = (JobSubmitted, JobToppedUp, JobSettled, JobRetried, JobResult, JobPanicked, JobTransition)
+_KINDS = (
+    *(JobSubmitted, JobToppedUp, JobCollected, JobSettled, JobRetried),
+    *(JobResult, JobPanicked, JobTransition),
+)
 
 
 @dataclass(slots=True)
 class History:
     """A job as its events tell it; amounts are credit-wei.
 
-    `funded` was paid in for this job, `carried_in` came from its predecessor. `billed_seconds` is
-    None until it is settled, `exit_code` None until its provider reported.
+    `funded` was paid in for this job, `carried_in` came from its predecessor. `paid`, `fee` and
+    `billed_seconds` count interim payments as well; `billed_seconds` is None until something is
+    billed, `exit_code` None until its provider reported.
     """
 
     job_id: int
@@ -94,9 +99,12 @@ def _apply(history: History, event: Event) -> None:
             history.funded += event.terms.amount
         case JobToppedUp():
             history.funded += event.amount
-        case JobSettled():
-            history.paid, history.fee, history.refunded = event.paid, event.fee, event.refunded
-            history.billed_seconds = event.billed_seconds
+        case JobCollected() | JobSettled():
+            history.paid += event.paid
+            history.fee += event.fee
+            history.billed_seconds = (history.billed_seconds or 0) + event.billed_seconds
+            if isinstance(event, JobSettled):
+                history.refunded = event.refunded
         case JobRetried():
             history.successor = event.successor
         case JobResult():

@@ -1,20 +1,36 @@
-"""What a provider earned, by day."""
+"""What a provider has earned by day, and what its runs have earned and not billed yet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
+from typing import Final
 
 from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.explorer.books import JobEntry
-from deepsquare_chain.explorer.reader import read_ledger
+from deepsquare_chain.chain.events import (
+    JobCollected,
+    JobSettled,
+    decode_logs,
+    event_filter,
+)
+from deepsquare_chain.chain.logreader import read_logs
+from deepsquare_chain.client.joblist import newest
+from deepsquare_chain.credits import unbilled_revenue
+from deepsquare_chain.job import Job, JobStatus
+
+#: Block headers asked for at once.
+_AT_ONCE: Final = 50
+_MOST_RUNS: Final = 10_000
+
+Payment = JobCollected | JobSettled
 
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One day with settlements: jobs, billed seconds, and credit-wei paid without the fee.
+    """One day with payments: jobs that paid, billed seconds, and credit-wei without the fee.
 
     `sum` is all that was earned up to its end.
     """
@@ -26,28 +42,88 @@ class Day:
     sum: int
 
 
+@dataclass(frozen=True, slots=True)
+class Accrued:
+    """Revenue of RUNNING jobs that nobody has billed yet, in credit-wei without the fee.
+
+    `at_risk` is the largest part of it that one lost run would forfeit now, `job_id` that run
+    (zero without any).
+    """
+
+    runs: int = 0
+    amount: int = 0
+    at_risk: int = 0
+    job_id: int = 0
+
+
 async def earnings_by_day(contracts: Contracts, account: str) -> list[Day]:
-    """Days on which a provider's jobs were settled, oldest first.
+    """Days on which jobs paid a provider, interim payments included, oldest first.
 
     Raises:
         EndpointError: The node does not answer.
     """
-    ledger, _ = await read_ledger(contracts)
-    return by_day(job for job in ledger.jobs.values() if job.provider == account)
+    topics = (
+        event_filter(JobSettled, provider=account),
+        event_filter(JobCollected, provider=account),
+    )
+    found = await asyncio.gather(
+        *(
+            read_logs(contracts.w3, [contracts.scheduler.address], each, contracts.deployment.block)
+            for each in topics
+        )
+    )
+    events = decode_logs([log for logs in found for log in logs])
+    payments = [event for event in events if isinstance(event, Payment)]
+    return by_day(payments, await _times(contracts, {each.block_number for each in payments}))
 
 
-def by_day(jobs: Iterable[JobEntry]) -> list[Day]:
-    """The same from a provider's jobs; those that were not settled are left out."""
-    settled = sorted((job for job in jobs if job.settled), key=lambda job: job.ended_at)
+def by_day(payments: Iterable[Payment], times: Mapping[int, int]) -> list[Day]:
+    """The same from the events of a provider and the chain times of their blocks."""
+    paid = [each for each in payments if each.billed_seconds]
+    paid.sort(key=lambda each: each.place)
     found, total = [], 0
-    for day, some in groupby(settled, key=_day):
+    for day, some in groupby(paid, key=lambda each: _day(times[each.block_number])):
         of_day = list(some)
-        paid = sum(job.paid for job in of_day)
-        total += paid
-        seconds = sum(job.billed_seconds for job in of_day)
-        found.append(Day(day, len(of_day), seconds, paid, total))
+        amount = sum(each.paid for each in of_day)
+        total += amount
+        seconds = sum(each.billed_seconds for each in of_day)
+        found.append(Day(day, len({each.job_id for each in of_day}), seconds, amount, total))
     return found
 
 
-def _day(job: JobEntry) -> str:
-    return datetime.fromtimestamp(job.ended_at, UTC).strftime("%Y-%m-%d")
+async def accrued_now(contracts: Contracts, provider_id: int) -> Accrued:
+    """What the RUNNING jobs of a provider have earned by the latest block's time.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    block = await contracts.w3.eth.get_block("latest")
+    running = await newest(
+        contracts, limit=_MOST_RUNS, provider_id=provider_id, statuses={JobStatus.RUNNING}
+    )
+    return accrued([job for job, _ in running], int(block["timestamp"]))
+
+
+def accrued(jobs: Iterable[Job], now: int) -> Accrued:
+    """The same from the records, at chain time `now`."""
+    amounts = {job.id: unbilled_revenue(job, now) for job in jobs}
+    if not amounts:
+        return Accrued()
+    worst = max(amounts, key=lambda job_id: amounts[job_id])
+    return Accrued(len(amounts), sum(amounts.values()), amounts[worst], worst)
+
+
+async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
+    wanted = sorted(blocks)
+    times: dict[int, int] = {}
+    for at in range(0, len(wanted), _AT_ONCE):
+        part = wanted[at : at + _AT_ONCE]
+        headers = await asyncio.gather(*(contracts.w3.eth.get_block(number) for number in part))
+        times |= {
+            number: int(each["timestamp"]) for number, each in zip(part, headers, strict=True)
+        }
+    return times
+
+
+def _day(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d")

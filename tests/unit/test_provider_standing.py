@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.events import JobCollected, JobSettled
 from deepsquare_chain.client.providerdoctor import standing
 from deepsquare_chain.job import Offer, Prices, Provider, ProviderStatus
-from deepsquare_chain.sdk.earnings import by_day
+from deepsquare_chain.sdk.earnings import Accrued, accrued, by_day
+from tests.support.workloads import NOW, running
 from tests.unit.test_client import PROVIDER
 
 pytestmark = pytest.mark.unit
@@ -49,16 +49,32 @@ def test_silence_free_prices_and_too_large_offers_are_told() -> None:
     assert wrong(replace(GOOD, hardware=many, offer=Offer(100_000, 1, 0))) == []
 
 
-def settled(ended_at: int, paid: int, seconds: int = 1, *, done: bool = True) -> Any:
-    return SimpleNamespace(ended_at=ended_at, paid=paid, billed_seconds=seconds, settled=done)
+def settled(job_id: int, block: int, paid: int, seconds: int = 1) -> JobSettled:
+    return JobSettled(job_id, GOOD.account, "", seconds, paid, 0, 0, block_number=block)
 
 
-def test_earnings_are_summed_by_day_of_the_end() -> None:
+def collected(job_id: int, block: int, paid: int, seconds: int = 1) -> JobCollected:
+    return JobCollected(job_id, GOOD.account, "", seconds, paid, 0, 0, 0, block_number=block)
+
+
+def test_earnings_are_summed_by_day_of_the_payment() -> None:
     day = 86_400
-    jobs = [settled(day + 5, 10, 3), settled(5, 7), settled(day, 1), settled(9, 100, done=False)]
-    found = by_day(jobs)
-    assert [(each.day, each.jobs, each.seconds, each.paid, each.sum) for each in found] == [
-        ("1970-01-01", 1, 1, 7, 7),
-        ("1970-01-02", 2, 4, 11, 18),
+    times = {1: 5, 2: 9, 3: day, 4: day + 5, 5: day + 6}
+    payments = [
+        *(settled(1, 4, 10, 3), collected(1, 1, 7), settled(2, 3, 1), collected(2, 2, 4, 2)),
+        settled(3, 5, 0, 0),  # cancelled before its start
     ]
-    assert by_day([]) == []
+    found = by_day(payments, times)
+    assert [(each.day, each.jobs, each.seconds, each.paid, each.sum) for each in found] == [
+        ("1970-01-01", 2, 3, 11, 11),
+        ("1970-01-02", 2, 4, 11, 22),
+    ]
+    assert by_day([], {}) == []
+
+
+def test_what_runs_have_earned_and_not_billed() -> None:
+    short = running(1, since=NOW - 500, time_limit=60, rate=100, fee_bps=1_000)
+    long = running(2, since=NOW - 500, time_limit=900, rate=10)
+    found = accrued([short, long], NOW)
+    assert found == Accrued(runs=2, amount=60 * 90 + 5_000, at_risk=60 * 90, job_id=1)
+    assert accrued([], NOW) == Accrued()
