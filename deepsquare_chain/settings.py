@@ -163,6 +163,33 @@ class Settings(BaseSettings):
     max_fee_gwei: float = Field(
         500.0, gt=0, le=1_000_000_000, description="Ceiling of the fee per gas, in gwei"
     )
+    max_answer_fee_gwei: float = Field(
+        5_000.0,
+        gt=0,
+        le=1_000_000_000,
+        description="Ceiling of the fee per gas while a provider has a challenge to answer, in gwei",
+    )
+    collect_interval: int | None = Field(
+        None,
+        ge=0,
+        le=31_536_000,
+        description="Seconds between a run's interim payments; the grid's by default, 0 for none",
+    )
+    collect_gas_share: float = Field(
+        0.05, gt=0, le=1, description="Largest share of an interim payment that its gas may cost"
+    )
+    coin_value: float = Field(
+        1.0,
+        ge=0,
+        le=1_000_000_000,
+        description="Credits that one coin of the chain is worth, to compare gas with payments",
+    )
+    unbilled_warning: float = Field(
+        100.0,
+        ge=0,
+        le=1_000_000_000,
+        description="Credits that one run may earn unbilled before its provider is warned; 0 never",
+    )
     health_port: int | None = Field(
         None, ge=0, le=65_535, description="Port on 127.0.0.1 of a service's health and figures"
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.client.network import open_account, transport_of
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
@@ -32,6 +33,11 @@ async def provide(settings: Settings) -> None:
         account,
         FolderDefinitionStore(settings.store),
         ProviderSettings(
+            collect_interval=settings.collect_interval,
+            collect_gas_share=settings.collect_gas_share,
+            coin_value=settings.coin_value,
+            max_answer_fee=int(settings.max_answer_fee_gwei * _GWEI),
+            unbilled_warning=int(settings.unbilled_warning * CREDIT),
             **_common(settings, "provider", account.address),
         ),
     )
