@@ -22,7 +22,10 @@ from deepsquare_chain.observe.plain import plain
 
 _GWEI: Final = 10**9
 #: What a statement adds up, in this order; the rest of the kinds stand under "other".
-_SHOWN: Final = (Kind.MINT, Kind.ESCROW, Kind.REFUND, Kind.PAYMENT, Kind.FEE)
+_SHOWN: Final = (
+    *(Kind.MINT, Kind.ESCROW, Kind.REFUND),
+    *(Kind.INTERIM, Kind.PAYMENT, Kind.FEE),
+)
 
 
 @dataclass(slots=True)

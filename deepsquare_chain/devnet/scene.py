@@ -7,12 +7,14 @@ from pathlib import Path
 
 from deepsquare_chain.chain.eventtypes import (
     Event,
+    JobCollected,
     JobRetried,
     JobSubmitted,
     ProviderAnswered,
     ProviderChallenged,
 )
 from deepsquare_chain.client.history import History, inherit, replay
+from deepsquare_chain.credits import format_credits
 from deepsquare_chain.devnet.blocks import BlockReader
 from deepsquare_chain.devnet.board import Board, Row
 from deepsquare_chain.devnet.grid import Grid
@@ -96,7 +98,7 @@ class Scene:
             status=job.status,
             provider=self._grid.providers.get(job.provider_id, ""),
             escrow=history.funded + history.carried_in,
-            used=job.escrow if job.status.is_final else None,
+            used=history.paid + history.fee if job.status.is_final else None,
             gas_wei=self.reader.by_job[job.id],
             retry_of=history.retry_of,
         )
@@ -108,6 +110,12 @@ class Scene:
                 self._board.step(f"{who} is challenged to show that it is there")
             case ProviderAnswered():
                 self._board.step(f"{self._grid.name_of(event.provider)} answers the challenge")
+            case JobCollected():
+                who, paid = self._grid.name_of(event.provider), format_credits(event.paid)
+                self._board.step(
+                    f"{who} collects {paid} credits for {event.billed_seconds} s of job "
+                    f"{event.job_id}, which goes on"
+                )
             case JobRetried():
                 self._board.step(
                     f"job {event.job_id} is given up; job {event.successor} carries its escrow on"
