@@ -375,7 +375,10 @@ class Trouble:
         """One whose definition asks for something else, one that has no room anywhere."""
         other = Resources(tasks=2, cpus_per_task=1, mem_per_cpu=64, gpus=0)
         large = Resources(tasks=12, cpus_per_task=1, mem_per_cpu=64, gpus=0)
-        await self.customers.submit(Wish("true", JobStatus.PANICKED, asked=other), place="p0")
+        misfit = Wish("true", JobStatus.PANICKED, asked=other)
+        await self.customers.submit(
+            misfit, place="p0", retries=0
+        )  # a successor would wait for ever
         big = Wish("true", JobStatus.CANCELLED, resources=large)
         digests = await self.customers.submit(big, place="p0")
         deadline, given = time.monotonic() + 60, False
