@@ -693,7 +693,7 @@ class Challenged:
         service._challenged_at = self.challenged_at
         service._settings = SimpleNamespace(max_fee_per_gas=100)
         service._standing = SimpleNamespace(response_timeout=60)
-        await service._send(Head(1, self.now, b"", self.base_fee), self.planned)
+        await service._send(Head(1, self.now, b"", base_fee=self.base_fee), self.planned)
         return self.sent
 
 
@@ -748,7 +748,7 @@ def test_when_interim_payments_are_collected(tmp_path: Path, changes, expected):
     service: Any = object.__new__(ProviderService)
     service._settings = ProviderSettings(state_dir=tmp_path, **changes)
     service._standing = SimpleNamespace(collect_interval=600)
-    assert service._collecting(Head(1, 1, b"", 10)) == expected
+    assert service._collecting(Head(1, 1, b"", base_fee=10)) == expected
 
 
 def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
