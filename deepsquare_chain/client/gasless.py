@@ -535,10 +535,12 @@ async def open_gasless(settings: Settings, confirm: Confirm) -> AsyncIterator[Ga
     async with open_wallet(settings) as wallet:
         url = relay_url(settings, wallet.contracts.deployment)
         async with RelayClient(url) as relay:
-            yield gasless(wallet, relay, confirm, poll_interval=min(0.5, settings.poll_interval))
+            yield gasless_wallet(
+                wallet, relay, confirm, poll_interval=min(0.5, settings.poll_interval)
+            )
 
 
-def gasless(
+def gasless_wallet(
     wallet: Wallet, relay: RelayClient, confirm: Confirm, *, poll_interval: float = 0.5
 ) -> GaslessWallet:
     """The same wallet, sending through a relay."""

@@ -13,9 +13,16 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
+from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
 from deepsquare_chain.client.history import History
 from deepsquare_chain.client.network import Wallet, open_grid, open_wallet
-from deepsquare_chain.client.submission import Request, SubmissionQueue, submit
+from deepsquare_chain.client.relayclient import RelayClient, relay_url
+from deepsquare_chain.client.submission import (
+    Request,
+    SubmissionQueue,
+    refuse_relayed_key,
+    submit,
+)
 from deepsquare_chain.client.watching import watch
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.explorer.books import StatementRow
@@ -129,6 +136,12 @@ class Grid:
             )
         return self._queue
 
+    @asynccontextmanager
+    async def _relayed(self) -> AsyncIterator[GaslessWallet]:
+        """The wallet behind the relay of the settings; the calling program agreed to sign."""
+        async with RelayClient(relay_url(self.settings, self.contracts.deployment)) as relay:
+            yield gasless_wallet(self.wallet, relay, lambda _: True)
+
     async def quote(self, job: str | Path | bytes, **terms: int | None) -> list[Offer]:
         """What a job would cost at each provider; those that suit first, the cheapest first.
 
@@ -151,6 +164,7 @@ class Grid:
         count: int = 1,
         permit: bool = False,
         key: str | None = None,
+        gasless: bool = False,
     ) -> Submission:
         """Pay for a job and put it into the grid's queue; returns once that is in a block.
 
@@ -165,6 +179,7 @@ class Grid:
             permit: Sign a permit instead of sending an approval: one transaction.
             key: The caller's own name of this submission: whoever repeats it, after a crash or
                 by mistake, gets the same jobs and pays nothing more.
+            gasless: Sign a request and let the relay of the settings pay the gas.
 
         Raises:
             JobFileError: The job file is not valid.
@@ -176,9 +191,20 @@ class Grid:
         wallet, file = self.wallet, await _read(job)
         terms: Terms = file.terms(credits=credits, time_limit=time_limit)
         request = Request(terms, (file.definition.to_bytes(),) * count)
-        if key is None:
+        if gasless:
+            async with self._relayed() as relayed:
+                done = await submit(
+                    self.contracts,
+                    relayed.sender,
+                    FolderDefinitionStore(self.settings.store),
+                    [request],
+                    timeout=self.settings.timeout,
+                    key=key,
+                )
+        elif key is None:
             done = await self._submissions.submit(request, permit=permit)
         else:
+            refuse_relayed_key(wallet.store, key)
             done = await submit(
                 self.contracts,
                 wallet.sender,
@@ -254,16 +280,29 @@ class Grid:
         """
         return await job_results(self.contracts, self.settings.state_dir, job_id, to)
 
-    async def cancel(self, *job_ids: int) -> TxReceipt:
+    async def cancel(self, *job_ids: int, gasless: bool = False) -> TxReceipt:
         """End jobs of this wallet: time used is paid, the rest refunded.
+
+        Args:
+            *job_ids: The jobs.
+            gasless: Sign a request and let the relay of the settings pay the gas.
 
         Raises:
             RevertedError: None of them can be cancelled.
         """
+        if gasless:
+            async with self._relayed() as relayed:
+                return await relayed.send(self.contracts.scheduler.cancel(job_ids))
         return await self.wallet.send(self.contracts.scheduler.cancel(job_ids))
 
-    async def top_up(self, job_id: int, credits: int) -> TxReceipt:
-        """Add credit-wei to a live job; errors as `client.accounts.top_up`."""
+    async def top_up(self, job_id: int, credits: int, *, gasless: bool = False) -> TxReceipt:
+        """Add credit-wei to a live job, through the relay where `gasless`.
+
+        Errors as `client.accounts.top_up`.
+        """
+        if gasless:
+            async with self._relayed() as relayed:
+                return await accounts.top_up(relayed, job_id, credits)
         return await accounts.top_up(self.wallet, job_id, credits)
 
     async def balances(self, account: str | None = None) -> Balances:

@@ -17,7 +17,7 @@ from eth_account.signers.local import LocalAccount
 from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless
+from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless_wallet
 from deepsquare_chain.client.network import Wallet
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.relayclient import RelayClient
@@ -62,7 +62,7 @@ async def relayed(
     store = store or grid.store(account)
     wallet = Wallet(grid.contracts, account, grid.sender(account, store=store), store, timeout)
     async with RelayClient(url, transport=transport) as client:
-        yield gasless(wallet, client, confirm or Shown(), poll_interval=0.05)
+        yield gasless_wallet(wallet, client, confirm or Shown(), poll_interval=0.05)
 
 
 @asynccontextmanager
