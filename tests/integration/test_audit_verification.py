@@ -83,7 +83,7 @@ async def test_the_deployed_code_names_the_metadata(grid: LiveGrid, tmp_path: Pa
         arguments = (folder / "constructor-args.txt").read_text().removeprefix("0x")
         assert bytes(sent["input"]).hex().endswith(arguments)
         found.add(folder.name)
-    assert found == set(grid.deployment.addresses)
+    assert found == set(grid.deployment.contracts.values())
     looked_at = await verify_deployment(grid.w3, grid.deployment)
     assert [each for each in looked_at if each.what.startswith("metadata of") and each.ok] != []
     assert all(each.ok for each in looked_at)
