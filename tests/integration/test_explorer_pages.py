@@ -206,9 +206,63 @@ def test_a_job_of_every_status_has_its_page(
     assert f'<span class="status s-{status.name}">' in text
     assert "Where the credits went" in text
     ended = status.is_final
-    assert ("agrees with the chain" in text) == (ended and "carried out" not in text)
+    assert ("agrees with the chain" in text) == ended
     assert "differs from the chain" not in text
     assert ("data-act=" in text) == status.is_live
+
+
+def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:
+    """The jobs with interim payments, by status."""
+
+    async def find() -> dict[JobStatus, int]:
+        scheduler = explorer.grid.contracts.scheduler
+        ids = list(range(1, await scheduler.job_count() + 1))
+        jobs = await scheduler.get_jobs(ids)
+        return {each.status: each.id for each in jobs if each.allows_interim_payments}
+
+    return explorer.run(find())
+
+
+def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx.Client) -> None:
+    found = paid_while_running(explorer)
+    ended, running = found[JobStatus.FINISHED], found[JobStatus.RUNNING]
+    for number in (ended, running):
+        text = web.get(f"/jobs/{number}").text
+        assert "Interim payments" in text
+        assert "its provider may collect payments while it runs" in text
+        assert "providers may not assign it to themselves" in text
+        assert text.count('data-row="i') == 2
+    assert "have accrued" in text
+    text = web.get(f"/jobs/{ended}").text
+    assert "agrees with the chain" in text
+    assert "interim payments included" in text
+    host = explorer.grid.providers[0].address
+    text = web.get(f"/providers/{host}").text
+    assert "interim payment</span>" in text
+    statement = web.get(f"/accounts/{host}/statement.csv").text
+    assert statement.count(",interim-payment,") == 4
+    body = web.get(f"/api/v1/jobs/{ended}").json()
+    assert body["row"]["flags"] == ["NO_SELF_SCHEDULING", "INTERIM_PAYMENTS"]
+    assert [each["interim"] for each in body["payments"]] == [True, True, False]
+    total = sum(int(each["paid"]) for each in body["payments"])
+    assert str(total) == body["row"]["paid"]
+
+
+def test_load_is_what_the_contract_counts(explorer: BusyExplorer, web: httpx.Client) -> None:
+    for number, account in enumerate(explorer.grid.providers, start=1):
+        load = explorer.run(explorer.grid.contracts.scheduler.load_of(number))
+        body = web.get(f"/api/v1/providers/{number}").json()["row"]
+        assert body["load"] == {"cpus": load.cpus, "memory": load.memory, "gpus": load.gpus}
+        offer = body["offer"]["cpus"]
+        assert f"{load.cpus} of {offer}" in web.get(f"/providers/{account.address}").text
+
+
+def test_the_forwarder_is_one_of_the_contracts(web: httpx.Client) -> None:
+    assert "ERC2771Forwarder" in web.get("/contracts").text
+    text = web.get("/contracts/ERC2771Forwarder").text
+    assert "same code as this package" in text
+    answer = web.get("/contracts/ERC2771Forwarder?call=eip712Domain").text
+    assert "DeepSquare" in answer
 
 
 def test_a_waiting_job_says_why(explorer: BusyExplorer, web: httpx.Client) -> None:

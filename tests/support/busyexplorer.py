@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import httpx
 
+from deepsquare_chain.chain.contracts import Report
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.explorer.web.server import Address, run_explorer
 from deepsquare_chain.explorer.web.site import Link
-from deepsquare_chain.job import Resources
+from deepsquare_chain.job import JobFlags, Resources
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.workflow import Definition, Step
 from tests.support.anvil import start_anvil
@@ -80,6 +81,7 @@ async def _opened(
         busy = BusyGrid(grid)
         store = FolderDefinitionStore(folder / "definitions")
         await busy.play(4, jobs)
+        await _pay_while_they_run(busy)
         await _be_hostile(busy, store)
         known = zip((*grid.customers, *grid.providers), NAMES, strict=True)
         names = {who.address: name for who, name in known}
@@ -108,6 +110,28 @@ async def _opened(
         await following
 
 
+async def _pay_while_they_run(busy: BusyGrid) -> None:
+    """Two runs with interim payments: one ends, one goes on."""
+    grid, host = busy.grid, busy.grid.providers[0]
+    scheduler = grid.contracts.scheduler
+    flags = JobFlags.INTERIM_PAYMENTS | JobFlags.NO_SELF_SCHEDULING
+    small = {"resources": Resources(2, 1, 500, 0), "amount": 4 * CREDIT, "time_limit": 7_200}
+    ids = await busy.submit(2, 1, name="long simulation", flags=flags, retries=1, **small)
+    await grid.assign({1: ids})
+    await grid.send(host, scheduler.claim_and_start(ids))
+    for seconds in (1_800, 2_400):
+        await _pass(grid, seconds)
+        await grid.send(host, scheduler.collect(ids))
+    await _pass(grid, 600)
+    await grid.send(host, scheduler.finish([Report(ids[0], 500, 0)]))
+    busy.waiting = [each for each in busy.waiting if each not in ids]
+
+
+async def _pass(grid: LiveGrid, seconds: int) -> None:
+    await grid.node.rpc("evm_increaseTime", seconds)
+    await grid.node.rpc("evm_mine")
+
+
 async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:
     """Strangers' texts wherever a stranger can put one."""
     grid = busy.grid
@@ -118,7 +142,7 @@ async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:
     cheap = {"resources": Resources(1, 1, 500, 0), "amount": 4 * CREDIT, "time_limit": 300}
     ids = [(await busy.submit(1, name=text, definition=digest, **cheap))[0] for text in HOSTILE]
     await grid.send(grid.providers[1], registry.set_labels({"site": HOSTILE[1][:60], "x": "y"}))
-    await grid.send(grid.scheduler, scheduler.meta_schedule({2: ids[:2]}))
+    await grid.assign({2: ids[:2]})
     await grid.send(grid.providers[1], scheduler.requeue(ids[:1], HOSTILE[0]))
     await grid.send(grid.providers[1], scheduler.panic(ids[1:2], HOSTILE[1]))
     await busy.submit(1, uses=f"site={HOSTILE[0][:20].replace('<', '').replace('>', '')}")
