@@ -67,6 +67,8 @@ BILL: Final = (
     Column("fee_bps", "fee (basis points)", Kind.NUMBER),
     Column("cost", "seconds x rate", Kind.CREDITS),
     Column("why", "rule"),
+    Column("collected_seconds", "interim payments billed (s)", Kind.NUMBER),
+    Column("collected", "interim payments, fees included", Kind.CREDITS),
 )
 LINES: Final = (
     Column("name", "sum"),
@@ -106,6 +108,7 @@ JOB: Final = (
     Column("status", "status"),
     Column("customer", "customer"),
     Column("provider", "provider"),
+    Column("options", "options"),
     Column("rate", "rate", Kind.RATE),
     Column("billed_seconds", "billed (s)", Kind.NUMBER),
     Column("funded", "funded", Kind.CREDITS),
@@ -209,6 +212,7 @@ def _job_row(entry: JobEntry) -> tuple[Any, ...]:
         entry.status.name,
         entry.customer,
         entry.provider,
+        ", ".join(str(flag.name) for flag in entry.terms.flags),
         entry.rate,
         entry.billed_seconds,
         entry.funded,
