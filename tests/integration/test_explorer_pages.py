@@ -248,6 +248,29 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx.C
     assert str(total) == body["row"]["paid"]
 
 
+def test_a_signed_request_shows_its_signer_and_its_call(
+    explorer: BusyExplorer, web: httpx.Client
+) -> None:
+    found = web.get("/api/v1/transactions", params={"signer": explorer.bob}).json()["items"]
+    [row] = found
+    assert (row["contract"], row["method"]) == ("ERC2771Forwarder", "executeBatch")
+    assert row["sender"] == explorer.grid.stranger.address
+    detail = web.get(f"/api/v1/transactions/{row['at']['tx_hash']}").json()
+    # The same request twice: its nonce is used up with the first.
+    assert [(each["method"], each["ok"]) for each in detail["forwarded"]] == [
+        ("submitJobs", True),
+        ("submitJobs", False),
+    ]
+    assert {each["signer"] for each in detail["forwarded"]} == {explorer.bob}
+    text = web.get(f"/transactions/{row['at']['tx_hash']}").text
+    assert text.count("signed by") == 2
+    assert text.count("not carried out") == 1
+    assert "requests[0].terms.name" in text
+    [job] = {event["job_id"] for event in detail["events"] if event["job_id"]}
+    body = web.get(f"/api/v1/jobs/{job}").json()["row"]
+    assert (body["customer"], body["name"]) == (explorer.bob, "signed request")
+
+
 def test_load_is_what_the_contract_counts(explorer: BusyExplorer, web: httpx.Client) -> None:
     for number, account in enumerate(explorer.grid.providers, start=1):
         load = explorer.run(explorer.grid.contracts.scheduler.load_of(number))

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from eth_account.signers.local import LocalAccount
 
+from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.contracts import Report
+from deepsquare_chain.chain.events import JobSubmitted
+from deepsquare_chain.chain.forwarder import ForwardRequest
+from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.explorer.web.server import Address, run_explorer
@@ -22,8 +27,8 @@ from deepsquare_chain.job import JobFlags, Resources
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.workflow import Definition, Step
 from tests.support.anvil import start_anvil
-from tests.support.busygrid import HOSTILE, BusyGrid
-from tests.support.livegrid import LiveGrid, live_grid
+from tests.support.busygrid import HOSTILE, BusyGrid, some_terms
+from tests.support.livegrid import LiveGrid, digest, live_grid
 
 T = TypeVar("T")
 NAMES = ("alice", "bob", "alpine", "jura")
@@ -116,7 +121,10 @@ async def _pay_while_they_run(busy: BusyGrid) -> None:
     scheduler = grid.contracts.scheduler
     flags = JobFlags.INTERIM_PAYMENTS | JobFlags.NO_SELF_SCHEDULING
     small = {"resources": Resources(2, 1, 500, 0), "amount": 4 * CREDIT, "time_limit": 7_200}
-    ids = await busy.submit(2, 1, name="long simulation", flags=flags, retries=1, **small)
+    ids = await busy.submit(1, 1, name="long simulation", flags=flags, retries=1, **small)
+    terms = some_terms(busy.chance, "signed request", flags=flags, retries=1, **small)
+    call = scheduler.submit_jobs([(terms, [digest("signed request")])])
+    ids += await _relay(grid, grid.customers[1], call)
     await grid.assign({1: ids})
     await grid.send(host, scheduler.claim_and_start(ids))
     for seconds in (1_800, 2_400):
@@ -125,6 +133,25 @@ async def _pay_while_they_run(busy: BusyGrid) -> None:
     await _pass(grid, 600)
     await grid.send(host, scheduler.finish([Report(ids[0], 500, 0)]))
     busy.waiting = [each for each in busy.waiting if each not in ids]
+
+
+async def _relay(grid: LiveGrid, customer: LocalAccount, call: Call) -> list[int]:
+    """A customer signs a call, and a stranger sends it: ids of the jobs that it submits."""
+    forwarder = grid.contracts.forwarder
+    request = ForwardRequest(
+        sender=customer.address,
+        to=call.to,
+        value=0,
+        gas=1_000_000,
+        nonce=await forwarder.nonce_of(customer.address),
+        deadline=await chain_time(grid.w3) + 600,
+        data=call.data,
+    )
+    signed = request.sign(customer, await forwarder.domain())
+    receipt = await grid.send(
+        grid.stranger, forwarder.execute_batch([signed, signed], grid.stranger.address)
+    )
+    return [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
 
 
 async def _pass(grid: LiveGrid, seconds: int) -> None:

@@ -59,7 +59,7 @@ def facts_of(
                 nonce=len(transactions),
                 value=0,
                 input=data,
-                forwarded=outcomes(calls, [(call.signer, True) for call in calls]),
+                forwarded=outcomes(calls, [(call.sender, True) for call in calls]),
             )
     return Facts(headers, transactions)
 

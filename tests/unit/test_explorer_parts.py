@@ -22,9 +22,10 @@ from starlette.routing import Route
 
 from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.forwarder import ForwardedCall
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import JobFileError, UsageError
-from deepsquare_chain.explorer.index.forwarded import SignedCall, outcomes
+from deepsquare_chain.explorer.index.forwarded import outcomes
 from deepsquare_chain.explorer.index.rows import (
     JobDetail,
     JobRow,
@@ -444,7 +445,7 @@ def test_signed_requests_are_read_back() -> None:
 
 
 def test_outcomes_of_signed_requests() -> None:
-    calls = [SignedCall(who, HOST, 1, 1, b"") for who in (ALICE, HOST, ALICE)]
+    calls = [ForwardedCall(who, HOST, 0, 1, 1, b"") for who in (ALICE, HOST, ALICE)]
     told = [ok for _, ok in outcomes(calls, [(ALICE, True), (ALICE, False)])]
     assert told == [True, False, False]
     assert [ok for _, ok in outcomes(calls, [(HOST, True), (ALICE, True)])] == [False, True, True]

@@ -13,10 +13,11 @@ from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.abi import interfaces
 from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.chain.forwarder import ForwardedCall
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.explorer.index.forwarded import SignedCall, executed, outcomes, signed_calls
+from deepsquare_chain.explorer.index.forwarded import executed, outcomes, signed_calls
 
 #: Questions in one request: small enough for hosted endpoints.
 BATCH: Final = 100
@@ -55,7 +56,7 @@ class Transaction:
     nonce: int
     value: int
     input: bytes
-    forwarded: tuple[tuple[SignedCall, bool], ...] = ()
+    forwarded: tuple[tuple[ForwardedCall, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,9 @@ def _transaction(tx_hash: str, sent: Mapping[str, Any], receipt: Mapping[str, An
         nonce=int(sent["nonce"], 16),
         value=int(sent.get("value") or "0x0", 16),
         input=body,
-        forwarded=outcomes(calls, executed(to, receipt["logs"])) if to and calls else (),
+        forwarded=outcomes(calls, executed(str(to_checksum_address(to)), receipt["logs"]))
+        if to and calls
+        else (),
     )
 
 

@@ -192,7 +192,7 @@ class Folding:
                     "block": sent.block,
                     "position": sent.position,
                     "number": number,
-                    "signer": call.signer,
+                    "signer": call.sender,
                     "to": call.to,
                     "contract": target,
                     "method": methods()[target].get(selector, "") if target else "",

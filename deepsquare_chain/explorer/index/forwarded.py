@@ -1,68 +1,43 @@
-"""Customers' calls that came through the forwarder: who signed them, and what they call. Pure."""
+"""Customers' calls that came through the forwarder, and what became of them. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from eth_utils.address import to_checksum_address
-from eth_utils.crypto import keccak
+from deepsquare_chain.chain.abi import AbiError
+from deepsquare_chain.chain.events import ExecutedForwardRequest, decode_logs
+from deepsquare_chain.chain.forwarder import ForwardedCall, forwarded_calls
 
-from deepsquare_chain.chain.abi import AbiError, decode_values, interface, signature_of
-
+#: Artifact of the forwarder.
 FORWARDER: Final = "ERC2771Forwarder"
 
 
-@dataclass(frozen=True, slots=True)
-class SignedCall:
-    """A request of a transaction: its signer calls `to` with `data`, for at most `gas`."""
-
-    signer: str
-    to: str
-    gas: int
-    deadline: int
-    data: bytes
-
-
-def signed_calls(calldata: bytes) -> tuple[SignedCall, ...]:
-    """The requests of a call of `execute` or `executeBatch`; empty where it is neither."""
-    for name in ("execute", "executeBatch"):
-        function = interface(FORWARDER).function(name)
-        if calldata[:4] != function.selector:
-            continue
-        try:
-            given = decode_values(function.inputs, calldata[4:])[0]
-        except AbiError:
-            return ()
-        requests = (given,) if name == "execute" else given
-        return tuple(
-            SignedCall(signer, to, gas, deadline, data)
-            for signer, to, _, gas, deadline, data, _ in requests
-        )
-    return ()
+def signed_calls(calldata: bytes) -> tuple[ForwardedCall, ...]:
+    """The requests of a call of the forwarder; empty where it is none, or carries none."""
+    try:
+        return tuple(forwarded_calls(calldata))
+    except AbiError:
+        return ()
 
 
 def executed(forwarder: str, logs: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, bool], ...]:
     """Signer and success of the requests that a transaction carried out, in their order.
 
     Args:
-        forwarder: Its address.
+        forwarder: Its address, with its checksum.
         logs: Of the transaction's receipt, as JSON-RPC gives them.
-
-    Raises:
-        KeyError, TypeError, ValueError: A log is none.
     """
     return tuple(
-        (str(to_checksum_address("0x" + log["topics"][1][-40:])), int(log["data"][-64:], 16) == 1)
-        for log in logs
-        if log["address"].lower() == forwarder.lower() and log["topics"][0] == _EXECUTED
+        (event.signer, event.success)
+        for event in decode_logs(logs)
+        if isinstance(event, ExecutedForwardRequest) and event.address == forwarder
     )
 
 
 def outcomes(
-    calls: Sequence[SignedCall], done: Sequence[tuple[str, bool]]
-) -> tuple[tuple[SignedCall, bool], ...]:
+    calls: Sequence[ForwardedCall], done: Sequence[tuple[str, bool]]
+) -> tuple[tuple[ForwardedCall, bool], ...]:
     """Whether each request was carried out with success.
 
     A batch may leave out requests that are expired, used or signed by somebody else; those leave
@@ -70,15 +45,7 @@ def outcomes(
     """
     found, at = [], 0
     for call in calls:
-        own = at < len(done) and done[at][0] == call.signer
+        own = at < len(done) and done[at][0] == call.sender
         found.append((call, own and done[at][1]))
         at += own
     return tuple(found)
-
-
-(_EVENT,) = (
-    entry
-    for entry in interface(FORWARDER).entries("event")
-    if entry["name"] == "ExecutedForwardRequest"
-)
-_EXECUTED: Final = "0x" + keccak(text=signature_of(_EVENT)).hex()

@@ -80,7 +80,7 @@ def inner_calls(data: str, contracts: Mapping[str, str]) -> tuple[InnerCall, ...
     for each in signed_calls(raw):
         name = contracts.get(each.to, "")
         call = decode_call(name, "0x" + each.data.hex()) if name else None
-        found.append(InnerCall(each.signer, each.to, name, each.deadline, call))
+        found.append(InnerCall(each.sender, each.to, name, each.deadline, call))
     return tuple(found)
 
 
