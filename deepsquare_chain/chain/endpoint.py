@@ -74,6 +74,10 @@ class TransientEndpointError(EndpointError):
     """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal."""
 
 
+class AwayEndpointError(TransientEndpointError):
+    """Nobody answered, or a gateway in place of the node: it may be another one when it is back."""
+
+
 class WrongEndpointError(EndpointError):
     """It serves another chain, lacks our contracts, or is no such address: waiting won't help."""
 
@@ -312,7 +316,9 @@ class CheckedProvider(AsyncHTTPProvider):
         if status < HTTPStatus.BAD_REQUEST:
             return
         kind: type[EndpointError] = EndpointError
-        if _may_pass(status):
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            kind = AwayEndpointError
+        elif _may_pass(status):
             kind = TransientEndpointError
         elif status not in _NO_SIZE:
             kind = _StatusError
@@ -327,14 +333,14 @@ class CheckedProvider(AsyncHTTPProvider):
             self.doubtful = True
         self._looked = now
 
-    def _unreachable(self, error: Exception) -> TransientEndpointError:
+    def _unreachable(self, error: Exception) -> AwayEndpointError:
         words = tls_problem(error)
         hint = "Start the node (`deepsquare devnet up` for a local one) or give --endpoint."
         if "certificate" in words:
             hint = CERTIFICATE_HINT
         elif self._proxy is not None:
             hint = f"It was asked through the proxy {self._proxy}; NO_PROXY names exceptions."
-        return TransientEndpointError(
+        return AwayEndpointError(
             f"The endpoint {self.place} can't be reached: {words or _plain(error)}", hint=hint
         )
 
@@ -470,7 +476,7 @@ def _may_be_null(request: Mapping[str, Any]) -> bool:
 
 
 def _may_pass(status: int) -> bool:
-    return status >= 500 or status in {408, 425, 429}
+    return status in {408, 425, 429}
 
 
 def _plain(error: BaseException) -> str:
