@@ -1,4 +1,8 @@
-"""The largest request that an endpoint takes: found by refusals, remembered, and probed rarely."""
+"""The largest request that an endpoint takes: found by refusals, remembered, and probed rarely.
+
+An endpoint that fails now and then refuses nothing: a size counts as refused once less was taken
+twice in a row.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ class Ceiling:
         self._limited = False  # something was refused and less of it was not
         self._descending = False
         self._before = first  # size at the start of a descent
+        self._suspected = False  # less was taken once; it may have been chance
         self._streak = 0
         self._wait = _PROBE_AFTER
         self._probing = False
@@ -53,11 +58,18 @@ class Ceiling:
         """The endpoint answered so much."""
         self._failures = 0
         if self._descending:
-            self._descending, self._limited, self._streak = False, True, 0
+            self._descending, self._streak = False, 0
+            if not self._limited and not self._suspected:
+                # Errors come at any size: only a second refusal is remembered.
+                self._suspected, self.size = True, self._before
+                return
+            self._limited = True
             if self._probing:
                 self._wait = min(_LONGEST_WAIT, 2 * self._wait)
         elif self._probing and size >= self.size:
             self._wait = _PROBE_AFTER  # the endpoint takes more than it did
+        elif size >= self._before:
+            self._suspected = False
         self._probing = self._probing and size < self.size
         if size < self.size:
             return

@@ -6,6 +6,7 @@ web3's own retries are off: they would resend transactions. Here everything is a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import Counter
@@ -61,6 +62,9 @@ _ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
 #: Seconds for which the highest head counts: a chain may shrink.
 _HEAD_MEMORY: Final = 30.0
 _PLAIN: Final = Transport()
+#: Failures of the parts of a batch that was split until all of it fails, and the pause after each.
+_TRIES: Final = 5
+_TRY_PAUSE: Final = 0.1
 #: Calls of one batch, and blocks of one question for logs: to begin with, and at most.
 _BATCH: Final = (128, 1_024)
 _LOG_RANGE: Final = (1_000, 50_000)
@@ -148,23 +152,26 @@ class CheckedProvider(AsyncHTTPProvider):
         """
         requests = [self.form_request(method, params) for method, params in batch_requests]
         answers: list[RPCResponse] = []
-        alone = False
+        alone = split = False
+        most, tries = self.batch_size.size, _TRIES
         while len(answers) < len(requests):
-            some = requests[len(answers) :][: self.batch_size.size]
-            if len(some) > 1:
-                found = await self._ask_together(some)
-                if found is None:
-                    self.batch_size.refused(len(some))
-                    continue
-                self.batch_size.worked(len(some))
-                answers += found
-                continue
-            alone = True
+            some = requests[len(answers) :][:most]
+            alone = alone or len(some) == 1
             try:
-                answers.append(await self._ask_alone(some[0]))
-            except EndpointError:
-                self.batch_size.refused(1)  # the size was not what it minded
-                raise
+                found = await self._ask_some(some)
+            except TransientEndpointError:
+                tries -= 1
+                if not split or tries <= 0:
+                    self.batch_size.refused(1)  # the size was not what it minded
+                    raise
+                # Half of a batch is answered: that is not thrown away for the other half.
+                await asyncio.sleep(_TRY_PAUSE)
+                continue
+            if found is None:
+                self.batch_size.refused(len(some))
+                most, split = max(1, len(some) // 2), True
+            else:
+                answers += found
         if alone and len(requests) > 1:
             if any("error" in each for each in answers):
                 self.batch_size.refused(1)
@@ -205,6 +212,15 @@ class CheckedProvider(AsyncHTTPProvider):
             # Whatever stands there in place of an error, it refused such a range.
             answer = _refusal(request, str(odd)[:200])
         return self._judged(request, self._checked(request, answer))
+
+    async def _ask_some(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
+        """Answers to as many questions as one request may hold; None where it was too many."""
+        if len(requests) == 1:
+            return [await self._ask_alone(requests[0])]
+        found = await self._ask_together(requests)
+        if found is not None:
+            self.batch_size.worked(len(requests))
+        return found
 
     async def _ask_together(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
         """Some questions in one request; None where that was refused, for whatever reason.
