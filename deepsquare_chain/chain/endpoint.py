@@ -62,8 +62,8 @@ _ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
 #: Seconds for which the highest head counts: a chain may shrink.
 _HEAD_MEMORY: Final = 30.0
 _PLAIN: Final = Transport()
-#: Failures of the parts of a batch that was split until all of it fails, and the pause after each.
-_TRIES: Final = 5
+#: Failures in a row of one part of a batch until all of it fails, and seconds after each.
+_TRIES: Final = 4
 _TRY_PAUSE: Final = 0.1
 #: Calls of one batch, and blocks of one question for logs: to begin with, and at most.
 _BATCH: Final = (128, 1_024)
@@ -152,7 +152,7 @@ class CheckedProvider(AsyncHTTPProvider):
         """
         requests = [self.form_request(method, params) for method, params in batch_requests]
         answers: list[RPCResponse] = []
-        alone = split = False
+        alone = False
         most, tries = self.batch_size.size, _TRIES
         while len(answers) < len(requests):
             some = requests[len(answers) :][:most]
@@ -161,15 +161,16 @@ class CheckedProvider(AsyncHTTPProvider):
                 found = await self._ask_some(some)
             except TransientEndpointError:
                 tries -= 1
-                if not split or tries <= 0:
+                if len(some) == len(requests) or tries <= 0:
                     self.batch_size.refused(1)  # the size was not what it minded
                     raise
-                # Half of a batch is answered: that is not thrown away for the other half.
+                # Part of the batch is answered: that is not thrown away for the rest.
                 await asyncio.sleep(_TRY_PAUSE)
                 continue
+            tries = _TRIES
             if found is None:
                 self.batch_size.refused(len(some))
-                most, split = max(1, len(some) // 2), True
+                most = max(1, len(some) // 2)
             else:
                 answers += found
         if alone and len(requests) > 1:

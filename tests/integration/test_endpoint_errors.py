@@ -114,6 +114,19 @@ async def test_an_outage_teaches_nothing_about_batches(grid: LiveGrid, proxy: Pr
         assert proxy.counts["requests"] == 1
 
 
+async def test_a_split_batch_survives_failures_of_its_parts(grid: LiveGrid, proxy: Proxy) -> None:
+    """One question after the other, each of which fails now and then."""
+    asked: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 30
+    async with connected(proxy.url, attempts=1) as w3:
+        most, line, code, words, shape = BATCH_REFUSALS["none"]
+        proxy.profile = few_calls(most, line, code, words, shape=shape)
+        await ask_all(w3, asked)
+        await ask_all(w3, asked)
+        proxy.rates = {"internal": 0.1, "broken": 0.1, "wrong_id": 0.05}
+        assert len(await ask_all(w3, asked)) == 30
+        assert proxy.faults > 2
+
+
 @pytest.mark.parametrize("kind", READ_ERRORS)
 async def test_an_error_to_a_read_is_asked_again_and_then_elsewhere(
     grid: LiveGrid, proxy: Proxy, kind: str

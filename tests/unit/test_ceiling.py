@@ -55,11 +55,11 @@ def test_one_that_refuses_everything_teaches_nothing() -> None:
 
 def test_errors_now_and_then_are_no_refusals() -> None:
     ceiling = Ceiling(64, 64)
-    for _ in range(20):
-        ceiling.refused(64)
-        ceiling.worked(32)
+    for asked in (6, 64, 6, 12) * 5:
+        ceiling.refused(asked)
+        ceiling.worked(asked // 2)
         assert ceiling.size == 64
-        ceiling.worked(64)
+        ceiling.worked(asked)
 
 
 def test_failures_count_once_there_are_several() -> None:
