@@ -1,4 +1,8 @@
-"""The largest request that an endpoint takes: found by refusals, remembered, and probed rarely."""
+"""The largest request that an endpoint takes: found by refusals, remembered, and probed rarely.
+
+An endpoint that fails now and then refuses nothing: a size counts as refused once less was taken
+twice in a row.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,8 @@ class Ceiling:
         self._limited = False  # something was refused and less of it was not
         self._descending = False
         self._before = first  # size at the start of a descent
+        self._suspected = 0  # size that was refused once where less was not: maybe by chance
+        self._refused_at = 0  # size at which the descent began
         self._streak = 0
         self._wait = _PROBE_AFTER
         self._probing = False
@@ -35,7 +41,7 @@ class Ceiling:
         """The endpoint refused so much; one that refuses even 1 tells nothing about sizes."""
         self._failures = 0
         if not self._descending:
-            self._before, self._descending = self.size, True
+            self._before, self._refused_at, self._descending = self.size, size, True
         if size <= 1:
             self.size, self._descending = self._before, False
             return
@@ -53,11 +59,18 @@ class Ceiling:
         """The endpoint answered so much."""
         self._failures = 0
         if self._descending:
-            self._descending, self._limited, self._streak = False, True, 0
+            self._descending, self._streak = False, 0
+            if not self._limited and not self._suspected:
+                # Errors come at any size: only a second refusal is remembered.
+                self._suspected, self.size = self._refused_at, self._before
+                return
+            self._limited = True
             if self._probing:
                 self._wait = min(_LONGEST_WAIT, 2 * self._wait)
         elif self._probing and size >= self.size:
             self._wait = _PROBE_AFTER  # the endpoint takes more than it did
+        elif size >= self._suspected:
+            self._suspected = 0
         self._probing = self._probing and size < self.size
         if size < self.size:
             return

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 #: Looks for an own transaction before a nonce counts as used by somebody else.
 _OWN_LOOKS: Final = 5
+#: Foreign nonces whose transactions are looked for, and blocks in which those from before the
+#: start of this program are mined.
+_SHOWN: Final = 4
+_OLD_BLOCKS: Final = 8
 #: Seconds for which an older head means a node that is behind, and no shorter chain.
 _LAG_SECONDS: Final = 30.0
 _log = structlog.get_logger(__name__)
@@ -64,10 +68,12 @@ class Dispatcher:
         self._floor = 0  # least nonce of the next transaction, after one that was taken
         self._count: int | None = None  # the account's nonce on the chain when it was seen last
         self._head = (-1, 0.0)  # highest head that was seen, and when
+        self._began = -1  # head at the first look
         self._tended: tuple[int, int, float] | None = None  # head and nonce at the last look
         #: The node's words where it refused a recorded transaction for a reason that nobody knows.
         self.refusals: dict[int, str] = {}
-        #: What used nonces of this account that nobody here gave out; the latest of each look.
+        #: The latest transactions of this account that nobody here sent, and that were not under
+        #: way when this began.
         self.foreign: list[Spender] = []
         self._metrics = metrics
         if metrics is not None:
@@ -141,7 +147,10 @@ class Dispatcher:
         if spender is None:
             return Outcome.UNCLEAR
         own = {attempt.tx_hash for attempt in self._outbox.entry(entry.id).attempts}
-        return Outcome.TAKEN if spender.tx_hash in own else Outcome.NONCE_USED
+        if spender.tx_hash in own:
+            return Outcome.TAKEN
+        self.note_foreign(spender)
+        return Outcome.NONCE_USED
 
     async def _nonce(self) -> int:
         """The account's next nonce by the latest block."""
@@ -287,7 +296,7 @@ class Dispatcher:
         looked = time.monotonic()
         lags = self._lags(head)
         if not lags:
-            await self._notice_foreign(count)
+            await self._notice_foreign(head, count)
         recorded = self._outbox.entries_from(count)
         if any(entry.state is not TxState.OPEN for entry in recorded) and not lags:
             # On a chain that was begun anew the old bytes would be as valid.
@@ -343,17 +352,22 @@ class Dispatcher:
         self._head = (head, now)
         return False
 
-    async def _notice_foreign(self, count: int) -> None:
+    async def _notice_foreign(self, head: int, count: int) -> None:
         """Name the nonces that were used since the last look, and not by us."""
+        if self._began < 0:
+            self._began = head
         before, self._count = self._count, count
         if before is None or before >= count:
             return
         ours = {entry.nonce for entry in self._outbox.entries_from(before)}
         foreign = [nonce for nonce in range(before, count) if nonce not in ours]
         if foreign:
-            spender = await find_spender(self._w3, self._account.address, foreign[0])
-            if spender is not None:
-                self.foreign.append(spender)
+            spender = None
+            for nonce in foreign[:_SHOWN]:
+                found = await find_spender(self._w3, self._account.address, nonce)
+                spender = spender or found
+                if found is not None:
+                    self.note_foreign(found)
             _log.warning(
                 "foreign_nonce",
                 account=self._account.address,
@@ -363,6 +377,11 @@ class Dispatcher:
             )
             if self._metrics is not None:
                 self._metrics.add(self._foreign, amount=len(foreign))
+
+    def note_foreign(self, spender: Spender) -> None:
+        """Remember what somebody else sent, unless it may be from before the start of this."""
+        if spender not in self.foreign and 0 <= self._began < spender.block - _OLD_BLOCKS:
+            self.foreign = [*self.foreign, spender][-_SHOWN:]
 
     async def _raised(self, entry: Entry) -> Fees:
         """Fees of the next attempt: both at least 12.5 % higher."""

@@ -6,6 +6,7 @@ web3's own retries are off: they would resend transactions. Here everything is a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import Counter
@@ -61,6 +62,9 @@ _ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
 #: Seconds for which the highest head counts: a chain may shrink.
 _HEAD_MEMORY: Final = 30.0
 _PLAIN: Final = Transport()
+#: Failures in a row of one part of a batch until all of it fails, and seconds after each.
+_TRIES: Final = 4
+_TRY_PAUSE: Final = 0.1
 #: Calls of one batch, and blocks of one question for logs: to begin with, and at most.
 _BATCH: Final = (128, 1_024)
 _LOG_RANGE: Final = (1_000, 50_000)
@@ -72,6 +76,10 @@ _KNOWN_SECONDS: Final = 60.0
 
 class TransientEndpointError(EndpointError):
     """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal."""
+
+
+class AwayEndpointError(TransientEndpointError):
+    """Nobody answered, or a gateway in place of the node: it may be another one when it is back."""
 
 
 class WrongEndpointError(EndpointError):
@@ -145,22 +153,26 @@ class CheckedProvider(AsyncHTTPProvider):
         requests = [self.form_request(method, params) for method, params in batch_requests]
         answers: list[RPCResponse] = []
         alone = False
+        most, tries = self.batch_size.size, _TRIES
         while len(answers) < len(requests):
-            some = requests[len(answers) :][: self.batch_size.size]
-            if len(some) > 1:
-                found = await self._ask_together(some)
-                if found is None:
-                    self.batch_size.refused(len(some))
-                    continue
-                self.batch_size.worked(len(some))
-                answers += found
-                continue
-            alone = True
+            some = requests[len(answers) :][:most]
+            alone = alone or len(some) == 1
             try:
-                answers.append(await self._ask_alone(some[0]))
-            except EndpointError:
-                self.batch_size.refused(1)  # the size was not what it minded
-                raise
+                found = await self._ask_some(some)
+            except TransientEndpointError:
+                tries -= 1
+                if len(some) == len(requests) or tries <= 0:
+                    self.batch_size.refused(1)  # the size was not what it minded
+                    raise
+                # Part of the batch is answered: that is not thrown away for the rest.
+                await asyncio.sleep(_TRY_PAUSE)
+                continue
+            tries = _TRIES
+            if found is None:
+                self.batch_size.refused(len(some))
+                most = max(1, len(some) // 2)
+            else:
+                answers += found
         if alone and len(requests) > 1:
             if any("error" in each for each in answers):
                 self.batch_size.refused(1)
@@ -201,6 +213,15 @@ class CheckedProvider(AsyncHTTPProvider):
             # Whatever stands there in place of an error, it refused such a range.
             answer = _refusal(request, str(odd)[:200])
         return self._judged(request, self._checked(request, answer))
+
+    async def _ask_some(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
+        """Answers to as many questions as one request may hold; None where it was too many."""
+        if len(requests) == 1:
+            return [await self._ask_alone(requests[0])]
+        found = await self._ask_together(requests)
+        if found is not None:
+            self.batch_size.worked(len(requests))
+        return found
 
     async def _ask_together(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
         """Some questions in one request; None where that was refused, for whatever reason.
@@ -312,7 +333,9 @@ class CheckedProvider(AsyncHTTPProvider):
         if status < HTTPStatus.BAD_REQUEST:
             return
         kind: type[EndpointError] = EndpointError
-        if _may_pass(status):
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            kind = AwayEndpointError
+        elif _may_pass(status):
             kind = TransientEndpointError
         elif status not in _NO_SIZE:
             kind = _StatusError
@@ -327,14 +350,14 @@ class CheckedProvider(AsyncHTTPProvider):
             self.doubtful = True
         self._looked = now
 
-    def _unreachable(self, error: Exception) -> TransientEndpointError:
+    def _unreachable(self, error: Exception) -> AwayEndpointError:
         words = tls_problem(error)
         hint = "Start the node (`deepsquare devnet up` for a local one) or give --endpoint."
         if "certificate" in words:
             hint = CERTIFICATE_HINT
         elif self._proxy is not None:
             hint = f"It was asked through the proxy {self._proxy}; NO_PROXY names exceptions."
-        return TransientEndpointError(
+        return AwayEndpointError(
             f"The endpoint {self.place} can't be reached: {words or _plain(error)}", hint=hint
         )
 
@@ -470,7 +493,7 @@ def _may_be_null(request: Mapping[str, Any]) -> bool:
 
 
 def _may_pass(status: int) -> bool:
-    return status >= 500 or status in {408, 425, 429}
+    return status in {408, 425, 429}
 
 
 def _plain(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from deepsquare_chain.chain.endpoint import (
     SEND_METHODS,
+    AwayEndpointError,
     CheckedProvider,
     TransientEndpointError,
     WrongEndpointError,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 MAX_LAG_BLOCKS: Final = 5
 #: Blocks on top of a landmark: it is not replaced any more.
 LANDMARK_DEPTH: Final = 64
+#: Looks at the chain of an endpoint, and seconds between them.
+_LOOKS: Final = 4
+_LOOK_PAUSE: Final = 0.1
 #: Seconds between two comparisons of all heads, and for one of them.
 PROBE_SECONDS: Final = 10.0
 _PROBE_TIMEOUT: Final = 5.0
@@ -234,7 +238,7 @@ class Pool(AsyncBaseProvider):
             if len(self.members) > 1:
                 await self._know(member)
             answer = await ask(member.provider)
-            await self._know(member)
+            await self._know(member, answered=True)
         except EndpointError as error:
             self._failed(member, error)
             raise
@@ -252,10 +256,11 @@ class Pool(AsyncBaseProvider):
     def _failed(self, member: Member, error: EndpointError) -> None:
         member.failures += 1
         self._figures.failed(member.provider.place)
-        # It may be another node, or a restarted chain, when it is back.
-        member.known = False
         if len(self.members) == 1:
-            return  # there is no other to go to meanwhile
+            # There is no other to go to meanwhile. One that was away may be a restarted chain.
+            member.known = member.known and not isinstance(error, AwayEndpointError)
+            return
+        member.known = False
         low, high = _REST
         rest = min(high, low * 2.0 ** min(member.failures - 1, 10))
         member.rests_until = time.monotonic() + rest
@@ -305,8 +310,10 @@ class Pool(AsyncBaseProvider):
             self._failed(member, error)
             raise
 
-    async def _know(self, member: Member) -> None:
+    async def _know(self, member: Member, *, answered: bool = False) -> None:
         """Make sure that it serves our chain: after a failure, and after its head fell.
+
+        One that has just `answered` is asked a few times: no answer is thrown away for this.
 
         Raises:
             WrongEndpointError: It serves another.
@@ -315,9 +322,9 @@ class Pool(AsyncBaseProvider):
         if member.known and not member.provider.doubtful:
             return
         async with member.looking:
-            await self._look_at(member)
+            await self._look_at(member, _LOOKS if answered else 1)
 
-    async def _look_at(self, member: Member) -> None:
+    async def _look_at(self, member: Member, looks: int) -> None:
         if member.wrong is not None:
             raise member.wrong
         if member.known and not member.provider.doubtful:
@@ -326,8 +333,7 @@ class Pool(AsyncBaseProvider):
         provider = member.provider
         provider.doubtful = False
         try:
-            await self._compare_ids(member)
-            await self._compare_blocks(member)
+            await self._compare_chains_in(looks, member)
         except (KeyError, TypeError, ValueError):
             raise EndpointError(f"The endpoint {provider.place} is no usable node") from None
         except EndpointError:
@@ -336,21 +342,29 @@ class Pool(AsyncBaseProvider):
         member.known = True
         provider.doubtful = False
 
-    async def _compare_ids(self, member: Member) -> None:
-        chain_id = int(await _result(member.provider, "eth_chainId"), 16)
-        # Whoever answers first says what the others are held against.
-        self._chain_id = chain_id if self._chain_id is None else self._chain_id
-        if chain_id != self._chain_id:
-            self._turn_away(
-                member,
-                f"serves chain {chain_id}, not chain {self._chain_id}",
-                "Give the endpoint of the chain that the deployment record was made on.",
-            )
+    async def _compare_chains_in(self, looks: int, member: Member) -> None:
+        for left in range(looks - 1, -1, -1):
+            try:
+                return await self._compare_chains(member)
+            except TransientEndpointError:
+                if not left:
+                    raise
+                await asyncio.sleep(_LOOK_PAUSE)
+        raise AssertionError("unreachable")
 
-    async def _compare_blocks(self, member: Member) -> None:
-        """Hold its first block, and the landmark where there is one, against what is known."""
-        provider = member.provider
-        genesis = str((await _result(provider, "eth_getBlockByNumber", "0x0", False))["hash"])
+    async def _compare_chains(self, member: Member) -> None:
+        """Hold its chain id, its first block and the landmark against what is known."""
+        provider, landmark = member.provider, self._landmark
+        asked: list[tuple[str, list[Any]]] = [
+            ("eth_chainId", []),
+            ("eth_getBlockByNumber", ["0x0", False]),
+        ]
+        if landmark is not None:
+            by_number = ("eth_getBlockByNumber", [hex(landmark), False])
+            asked.append(("eth_blockNumber", []) if self.landmark is None else by_number)
+        chain_id, first, *more = await _results(provider, asked)
+        self._compare_ids(member, int(chain_id, 16))
+        genesis = str(first["hash"])
         self.genesis = self.genesis or genesis
         if genesis != self.genesis:
             self._turn_away(
@@ -360,27 +374,36 @@ class Pool(AsyncBaseProvider):
                 f"its first block is {genesis}, not {self.genesis}",
                 _ANOTHER_CHAIN,
             )
-        if self._landmark is None:
+        if landmark is None:
             return
         if self.landmark is None:
-            head = int(await _result(provider, "eth_blockNumber"), 16)
-            if head - self._landmark < LANDMARK_DEPTH:
+            if int(more[0], 16) - landmark < LANDMARK_DEPTH:
                 return
-        block = await _result(provider, "eth_getBlockByNumber", hex(self._landmark), False)
-        if block is None:
+            more = await _results(provider, [by_number])
+        if more[0] is None:
             raise TransientEndpointError(
-                f"The endpoint {provider.place} does not know block {self._landmark} of this chain",
+                f"The endpoint {provider.place} does not know block {landmark} of this chain",
                 hint="Wait until it has caught up. A chain that was begun anew lacks it as well: "
                 f"then {_ANOTHER_CHAIN[0].lower()}{_ANOTHER_CHAIN[1:]}",
             )
-        found = str(block["hash"])
+        found = str(more[0]["hash"])
         self.landmark = self.landmark or found
         if found != self.landmark:
             self._turn_away(
                 member,
-                f"serves another chain {self._chain_id} than before: its block {self._landmark} is "
+                f"serves another chain {self._chain_id} than before: its block {landmark} is "
                 f"{found}, not {self.landmark}",
                 _ANOTHER_CHAIN,
+            )
+
+    def _compare_ids(self, member: Member, chain_id: int) -> None:
+        # Whoever answers first says what the others are held against.
+        self._chain_id = chain_id if self._chain_id is None else self._chain_id
+        if chain_id != self._chain_id:
+            self._turn_away(
+                member,
+                f"serves chain {chain_id}, not chain {self._chain_id}",
+                "Give the endpoint of the chain that the deployment record was made on.",
             )
 
     def _turn_away(self, member: Member, words: str, hint: str) -> NoReturn:
@@ -430,6 +453,18 @@ class Pool(AsyncBaseProvider):
             if member is not self._current:
                 self._failed(member, EndpointError(str(error) or "no answer in time"))
             return -1
+
+
+async def _results(provider: CheckedProvider, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+    """Results of one batch."""
+    answers: Any = await provider.make_batch_request(
+        [(RPCEndpoint(method), params) for method, params in asked]
+    )
+    for answer in answers:
+        if "error" in answer:
+            words = str(answer["error"])[:200]
+            raise EndpointError(f"The endpoint {provider.place} is no usable node: {words}")
+    return [answer["result"] for answer in answers]
 
 
 async def _result(provider: CheckedProvider, method: str, *params: Any) -> Any:

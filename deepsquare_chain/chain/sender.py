@@ -250,7 +250,7 @@ class Sender:
         return [entry for entry in self.pending() if entry.id not in attended]
 
     def foreign(self) -> list[Spender]:
-        """Transactions of this account that used nonces while this sender looked, and not by it."""
+        """The latest transactions of this account that others sent while this sender was there."""
         return list(self._dispatcher.foreign)
 
     async def speed_up(self, entry: Entry) -> None:
@@ -405,6 +405,8 @@ class Sender:
             return
         if spender is not None and spender.tx_hash in {each.tx_hash for each in entry.attempts}:
             return  # it is ours, and its receipt will be shown
+        if spender is not None:
+            self._dispatcher.note_foreign(spender)
         used = used_by(spender)
         self._outbox.set_state(entry.id, TxState.ABANDONED, note=f"nonce used by another, {used}")
         self._watches.pop(entry.id, None)

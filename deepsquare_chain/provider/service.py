@@ -16,6 +16,7 @@ from typing import Final
 
 from web3.types import BlockIdentifier
 
+from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.events import JobCollected, JobSettled, JobTransition, event_filter
 from deepsquare_chain.chain.fees import GWEI
@@ -24,6 +25,7 @@ from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.chain.stillness import stands_still
 from deepsquare_chain.credits import CREDIT, format_credits, unbilled_revenue
 from deepsquare_chain.daemon.service import ServiceSettings
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Hardware, JobStatus, Offer
@@ -57,6 +59,12 @@ _RECOVER_SECONDS: Final = 2.0
 _SLOW_LOOKS: Final = 30.0
 #: Gas of an interim payment that is collected alone; in a batch of 50 it takes a quarter.
 COLLECT_GAS: Final = 70_000
+#: Calls that nothing but a provider's daemon sends, by their selectors.
+_DAEMON_CALLS: Final = {
+    interface("MetaScheduler").function(entry["name"]).selector: entry["name"]
+    for entry in interface("MetaScheduler").entries("function")
+    if entry["name"] in {"claim", "start", "claimAndStart", "collect", "finish"}
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +237,14 @@ class ProviderService:
             EndpointError: The chain does not answer.
             StoreError: The database can't be written.
             ReorgTooDeepError: The chain replaced what was believed long ago.
+            UsageError: Another daemon serves this account.
         """
         if not await self._settle_old():
             return False
         # Whatever ends from here on may be missing in what this cycle sees.
         busy = self._handlers.starting | self._batches.jobs
         head, _ = await together(self._look_at_head(), self._sender.tend())
+        self._refuse_second_daemon()
         if head is None or self._sender.unattended():  # the chain may have taken one back
             return False
         await self._look_slowly()
@@ -265,6 +275,22 @@ class ProviderService:
         for receipt in await self._sender.recover(timeout=_RECOVER_SECONDS):
             self._batches.mined_at = max(self._batches.mined_at, receipt.block_number)
         return not self._sender.unattended()
+
+    def _refuse_second_daemon(self) -> None:
+        """End where another daemon serves this account: it would run the same jobs once more.
+
+        Raises:
+            UsageError: A nonce was used by a call that only such a daemon sends.
+        """
+        scheduler = self._contracts.scheduler.address.lower()
+        for each in self._sender.foreign():
+            name = _DAEMON_CALLS.get(each.data[:4])
+            if name is not None and each.to.lower() == scheduler:
+                raise UsageError(
+                    f"Another provider daemon serves {self._sender.address}: it sent {name} {each}",
+                    hint="Stop one of them and start the other again. Runs go on meanwhile; two "
+                    "daemons with a --state-dir each would run every job twice.",
+                )
 
     async def _look_at_head(self) -> Head | None:
         """The latest block; None from an endpoint that lags behind what was seen before."""

@@ -401,11 +401,11 @@ def test_words_that_are_no_address_or_label(cli: Cli) -> None:
 
 def test_port_in_use_and_folder_in_use(place: Place, tmp_path: Path) -> None:
     port = place.record["extra"]["endpoint"].rpartition(":")[2]
-    ports = ("--faucet-port", "0", "--relay-port", "0")
-    found = run(["devnet", "up", "--port", port, *ports], tmp_path)
+    others = ["--faucet-port", "0", "--relay-port", "0", "--no-explorer"]
+    found = run(["devnet", "up", "--port", port, *others], tmp_path)
     assert f"Error: Port {port} on 127.0.0.1 is in use." in found.err
     assert (found.code, "Traceback" in found.err) == (2, False)
-    found = run(["devnet", "up", "--port", "0", "--relay-port", "0"], place.folder)
+    found = run(["devnet", "up", "--port", "0", *others], place.folder)
     refused(found, 2, "A devnet runs in")
 
 

@@ -66,6 +66,7 @@ async def test_any_refused_range_is_read_in_smaller_ones(
     async with connected(proxy.url) as w3:
         proxy.profile = few_blocks(2, *RANGE_REFUSALS[kind])
         assert await logs(w3, grid) == truth
+        assert await logs(w3, grid) == truth
         refused = proxy.counts["refused"]
         assert refused > 0
         assert await logs(w3, grid) == truth
@@ -93,6 +94,7 @@ async def test_any_refused_batch_is_split(grid: LiveGrid, proxy: Proxy, kind: st
         most, line, code, words, shape = BATCH_REFUSALS[kind]
         proxy.profile = few_calls(most, line, code, words, shape=shape)
         assert await ask_all(w3, asked) == truth
+        assert await ask_all(w3, asked) == truth, "once may have been chance"
         proxy.counts.clear()
         assert await ask_all(w3, asked) == truth
         assert proxy.counts["refused"] == 0, "what it takes is remembered"
@@ -110,6 +112,19 @@ async def test_an_outage_teaches_nothing_about_batches(grid: LiveGrid, proxy: Pr
         proxy.counts.clear()
         await ask_all(w3, asked)
         assert proxy.counts["requests"] == 1
+
+
+async def test_a_split_batch_survives_failures_of_its_parts(grid: LiveGrid, proxy: Proxy) -> None:
+    """One question after the other, each of which fails now and then."""
+    asked: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 30
+    async with connected(proxy.url, attempts=1) as w3:
+        most, line, code, words, shape = BATCH_REFUSALS["none"]
+        proxy.profile = few_calls(most, line, code, words, shape=shape)
+        await ask_all(w3, asked)
+        await ask_all(w3, asked)
+        proxy.rates = {"internal": 0.1, "broken": 0.1, "wrong_id": 0.05}
+        assert len(await ask_all(w3, asked)) == 30
+        assert proxy.faults > 2
 
 
 @pytest.mark.parametrize("kind", READ_ERRORS)

@@ -252,7 +252,7 @@ class _Eth:
         chain = self._up()
         if full:
             found = [
-                {"from": tx.sender, "nonce": tx.nonce, "hash": tx.hash}
+                {"from": tx.sender, "nonce": tx.nonce, "hash": tx.hash, "input": tx.data}
                 for tx in chain.blocks[which].txs
             ]
             return {"number": which, "transactions": found}

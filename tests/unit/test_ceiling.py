@@ -25,6 +25,8 @@ def test_it_grows_until_it_is_refused() -> None:
 def test_what_is_taken_is_remembered_and_probed_rarely() -> None:
     ceiling = Ceiling(1_000, 50_000)
     assert ask(ceiling, 500) == 1
+    assert ceiling.size == 1_000, "that may have been chance"
+    assert ask(ceiling, 500) == 1
     assert ceiling.size == 500
     assert ask(ceiling, 500, times=60) == 0
     assert ask(ceiling, 500, times=10) == 1, "one probe in 64 answers"
@@ -37,7 +39,7 @@ def test_what_is_taken_is_remembered_and_probed_rarely() -> None:
 
 def test_less_than_the_ceiling_proves_nothing() -> None:
     ceiling = Ceiling(8, 64)
-    ask(ceiling, 4)
+    ask(ceiling, 4, times=2)
     for _ in range(1_000):
         ceiling.worked(2)
     assert ceiling.size == 4
@@ -49,6 +51,15 @@ def test_one_that_refuses_everything_teaches_nothing() -> None:
         ceiling.refused(ceiling.size)
     ceiling.refused(1)
     assert ceiling.size == 100
+
+
+def test_errors_now_and_then_are_no_refusals() -> None:
+    ceiling = Ceiling(64, 64)
+    for asked in (6, 64, 6, 12) * 5:
+        ceiling.refused(asked)
+        ceiling.worked(asked // 2)
+        assert ceiling.size == 64
+        ceiling.worked(asked)
 
 
 def test_failures_count_once_there_are_several() -> None:

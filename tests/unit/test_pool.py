@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.chain import pool as pool_module
-from deepsquare_chain.chain.endpoint import TransientEndpointError, WrongEndpointError
+from deepsquare_chain.chain.endpoint import (
+    AwayEndpointError,
+    TransientEndpointError,
+    WrongEndpointError,
+)
 from deepsquare_chain.chain.pool import Pool
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.observe.metrics import Metrics
@@ -264,7 +268,7 @@ async def test_a_chain_that_is_begun_anew_is_noticed_and_gets_nothing(
     pool = await opened(nodes, landmark=10)
     assert (pool.genesis, pool.landmark) == ("0xaa", "0xdd")
     if sign == "a failure":
-        node.fail()
+        node.down = AwayEndpointError("can't be reached")
         with pytest.raises(TransientEndpointError):
             await ask(pool)
         node.down = None
@@ -292,7 +296,7 @@ async def test_the_same_chain_goes_on(clock: Clock, nodes: list[Node], sign: str
     (node,) = nodes = nodes[:1]
     pool = await opened(nodes, landmark=10)
     if sign == "a failure":
-        node.fail()
+        node.down = AwayEndpointError("can't be reached")
         with pytest.raises(TransientEndpointError):
             await ask(pool)
         node.down = None
@@ -336,7 +340,7 @@ async def test_who_was_down_at_first_is_looked_at_before_it_is_used(
     clock.now += 5
     with pytest.raises(EndpointError, match="is busy"):
         await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
-    assert (nodes[0].asked, nodes[1].asked) == (["eth_chainId"], [SEND])
+    assert (nodes[0].asked, nodes[1].asked) == (["eth_chainId", "eth_getBlockByNumber"], [SEND])
 
 
 async def test_nobody_there_at_first(clock: Clock, nodes: list[Node]) -> None:

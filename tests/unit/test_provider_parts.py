@@ -13,11 +13,20 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.events import TransitionSkipped
+from deepsquare_chain.chain.foreign import Spender
 from deepsquare_chain.chain.reverts import ERRORS, decode_revert
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.errors import EndpointError, GridError, InsufficientFundsError, NotFoundError
+from deepsquare_chain.daemon.service import FATAL
+from deepsquare_chain.errors import (
+    EndpointError,
+    GridError,
+    InsufficientFundsError,
+    NotFoundError,
+    UsageError,
+)
 from deepsquare_chain.executors.base import (
     ExecutorUnavailableError,
     Exit,
@@ -617,6 +626,9 @@ def test_output_of_the_latest_run_is_found_below_several_providers(tmp_path: Pat
         read_output(found)
 
 
+SCHEDULER = "0x" + "Ab" * 20
+
+
 async def test_together_waits_for_everything_before_it_raises():
     done = []
 
@@ -785,3 +797,30 @@ async def test_what_is_mined_during_the_look_is_no_lag():
     )
     assert await ProviderService._look_at_head(service) == Head(5, 1_000, b"five")
     assert await ProviderService._look_at_head(service) is None  # now it is one
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "ends"),
+    [
+        ("claim", SCHEDULER, True),
+        ("start", SCHEDULER, True),
+        ("finish", SCHEDULER.lower(), True),
+        # What a person does with the same wallet from another folder is no daemon.
+        ("answer", SCHEDULER, False),
+        ("requeue", SCHEDULER, False),
+        ("claim", "0x" + "66" * 20, False),
+    ],
+)
+def test_another_daemon_of_the_account_ends_this_one(name: str, to: str, ends: bool) -> None:
+    selector = interface("MetaScheduler").function(name).selector
+    spender = Spender("0xab", 77, to, selector + bytes(32))
+    service: Any = SimpleNamespace(
+        _contracts=SimpleNamespace(scheduler=SimpleNamespace(address=SCHEDULER)),
+        _sender=SimpleNamespace(foreign=lambda: [spender], address="0x" + "55" * 20),
+    )
+    if not ends:
+        ProviderService._refuse_second_daemon(service)
+        return
+    with pytest.raises(UsageError, match=f"it sent {name} in transaction 0xab of block 77"):
+        ProviderService._refuse_second_daemon(service)
+    assert UsageError in FATAL

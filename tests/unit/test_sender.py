@@ -742,6 +742,59 @@ async def test_a_foreign_nonce_is_named(
     assert metrics.value("foreign_nonces_total") == 1
 
 
+@pytest.mark.parametrize("moment", ["idle", "while one waits", "before its first broadcast"])
+async def test_what_another_program_called_is_kept(
+    chain: FakeChain, store: Store, moment: str
+) -> None:
+    """Whoever shares a wallet by mistake can be told by what it sends."""
+    sender = make(chain, store)
+    await sender.tend()
+    for _ in range(10):
+        chain.mine()
+    await sender.tend()
+    chain.automine = False
+    blocks = None
+    if moment == "idle":
+        foreign(chain, 0)
+        chain.mine()
+        await sender.tend()
+    elif moment == "while one waits":
+        task = asyncio.create_task(sender.send(call()))
+        await until(lambda: chain.pool)
+        chain.pool.clear()
+        foreign(chain, 0)
+        blocks = asyncio.create_task(mining(chain, 0.005))
+        with pytest.raises(NonceTakenError):
+            await task
+    else:
+
+        def first(_tx: Tx) -> None:
+            foreign(chain, 0)
+            chain.mine()
+
+        chain.faults = [first]
+        task = asyncio.create_task(sender.send(call()))
+        blocks = asyncio.create_task(mining(chain, 0.005))
+        await task
+    if blocks is not None:
+        blocks.cancel()
+    (found,) = sender.foreign()
+    assert found.data == chain.mined()[0].data
+
+
+async def test_what_was_under_way_before_is_no_other_program(
+    chain: FakeChain, store: Store
+) -> None:
+    """A restart with an empty folder: the transactions of the process before are mined now."""
+    sender = make(chain, store)
+    chain.automine = False
+    await sender.tend()
+    foreign(chain, 0)
+    chain.mine()
+    await sender.tend()
+    assert sender.foreign() == []
+
+
 async def test_a_nonce_taken_while_waiting_names_the_transaction(
     chain: FakeChain, store: Store
 ) -> None:
