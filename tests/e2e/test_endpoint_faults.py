@@ -167,7 +167,7 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
         proxy.rates, proxy.counts = mixed(RATE), Counter()
         await live(found.customers, ROUNDS)
         await found.end(patience=90 + 10 * ROUNDS)
-        print(f"{12 * ROUNDS} jobs, {proxy.counts.total()} requests, {proxy.counts}")
+        print(f"{12 * ROUNDS} jobs, {proxy.counts['requests']} requests, {proxy.counts}")
         assert proxy.faults > RATE * 0.8 * (proxy.faults + proxy.counts["fair"])
         assert all(proxy.counts[fault] for fault in MIXED), proxy.counts
 
