@@ -59,7 +59,7 @@ class RelaySettings(ServiceSettings):
 
     Attributes:
         rules: What it takes.
-        collect_seconds: How long the first request of a batch waits for others.
+        collect_seconds: How long requests wait for others to share their transaction.
         batch_gas: Most gas of one transaction.
         min_balance: Wei of coin below which the wallet counts as empty.
     """
@@ -293,8 +293,7 @@ class RelayService:
         queued = self._requests.queued()
         if not queued:
             return False
-        waited = time.time() - queued[0].received
-        await asyncio.sleep(min(max(0.0, self._settings.collect_seconds - waited), 5.0))
+        await asyncio.sleep(self._settings.collect_seconds)
         queued = self._requests.queued()
         chosen = self._choose(queued)
         if not chosen:

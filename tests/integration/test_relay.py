@@ -14,11 +14,11 @@ from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.events import JobSubmitted, JobToppedUp
+from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
     GaslessWallet,
     NotConfirmedError,
-    PermitPlan,
 )
 from deepsquare_chain.client.relayclient import RelayClient, RelayRefusedError
 from deepsquare_chain.client.submission import Request, submit
@@ -121,26 +121,40 @@ async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_p
 
 
 async def test_requests_of_one_moment_share_a_transaction(grid: LiveGrid, tmp_path: Path) -> None:
-    accounts = [await coinless(grid) for _ in range(3)]
-    calls = []
-    async with relay_on(grid, tmp_path / "relay", collect_seconds=0.6) as url:
+    """Three requests, signed beforehand, arrive while the relay collects."""
+    accounts = [*grid.customers, await coinless(grid)]
+    forwarder, scheduler = grid.contracts.forwarder, grid.contracts.scheduler
+    await grid.node.fund(accounts[2].address, 10**18)
+    await grid.send(accounts[2], grid.contracts.credit.approve(scheduler.address, CREDIT))
+    domain, block = await forwarder.domain(), await grid.w3.eth.block_number
+    stores = []
+    for account in accounts:
+        call = scheduler.submit_jobs([(terms(), [digest(account.address)])])
+        signed = await sign(grid, account, call)
+        name = "0x" + signed.request.digest(domain).hex()
+        store = grid.store(account)
+        store.append_request(
+            signed.request.nonce,
+            lambda _, name=name, signed=signed: (name, signed),
+            label="submit",
+            block=block,
+            key="one",
+        )
+        stores.append(store)
 
-        async def one(account: LocalAccount) -> None:
-            async with relayed(grid, url, account) as wallet:
-                rows = [(terms(), [digest(account.address)])]
-                plan = PermitPlan(
-                    CREDIT,
-                    lambda p: grid.contracts.scheduler.submit_jobs_with_permit(rows, p),
-                )
-                calls.append(
-                    await wallet.send(grid.contracts.scheduler.submit_jobs(rows), permit=plan)
-                )
+    async def one(url: str, account: LocalAccount, store: Store) -> TxReceipt:
+        async with relayed(grid, url, account, store=store) as wallet:
+            return await wallet.sender.send(store.open_requests()[0].call, key="one")
 
-        await asyncio.gather(*(one(account) for account in accounts))
-    assert len({receipt.hash for receipt in calls}) == 1
-    for receipt in calls:
+    async with relay_on(grid, tmp_path / "relay", collect_seconds=3.0) as url:
+        receipts = await asyncio.gather(
+            *(one(url, *each) for each in zip(accounts, stores, strict=True))
+        )
+    assert len({receipt.hash for receipt in receipts}) == 1
+    for account, receipt in zip(accounts, receipts, strict=True):
         # Each customer sees its own events, and not those of the others in the batch.
-        assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
+        made = [e for e in receipt.events if isinstance(e, JobSubmitted)]
+        assert [each.customer for each in made] == [account.address]
 
 
 async def test_a_key_pays_once(grid: LiveGrid, relay: str, tmp_path: Path) -> None:

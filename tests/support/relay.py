@@ -55,7 +55,7 @@ async def relayed(
     *,
     confirm: Confirm | None = None,
     store: Store | None = None,
-    timeout: float = 20.0,
+    timeout: float = 60.0,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[GaslessWallet]:
     """The account's wallet, sending through the relay at a URL."""
