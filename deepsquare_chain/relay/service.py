@@ -178,8 +178,14 @@ class RelayService:
         allowed = check(signed, self.contracts.scheduler.address, self.rules)
         self._check_open()
         self._check_limits(signed.request.sender)
-        async with self._lookups:
-            await self._look_up(signed, allowed.function)
+        try:
+            async with self._lookups:
+                await self._look_up(signed, allowed.function)
+        except RefusedError:
+            # The same request, sent twice at once, may have been taken and carried out meanwhile.
+            if (known := self._known(digest)) is not None:
+                return known
+            raise
         async with self._accepting:
             if (known := self._known(digest)) is not None:
                 return known

@@ -13,12 +13,13 @@ import pytest
 from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.events import JobSubmitted, JobToppedUp
+from deepsquare_chain.chain.events import JobSubmitted, JobToppedUp, JobTransition
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
     GaslessWallet,
     NotConfirmedError,
+    RequestReplacedError,
 )
 from deepsquare_chain.client.relayclient import RelayClient, RelayRefusedError
 from deepsquare_chain.client.submission import Request, submit
@@ -153,8 +154,9 @@ async def test_requests_of_one_moment_share_a_transaction(grid: LiveGrid, tmp_pa
     assert len({receipt.hash for receipt in receipts}) == 1
     for account, receipt in zip(accounts, receipts, strict=True):
         # Each customer sees its own events, and not those of the others in the batch.
-        made = [e for e in receipt.events if isinstance(e, JobSubmitted)]
-        assert [each.customer for each in made] == [account.address]
+        for kind in (JobSubmitted, JobTransition):
+            own = [each.customer for each in receipt.events if isinstance(each, kind)]
+            assert own == [account.address]
 
 
 async def test_a_key_pays_once(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
@@ -243,7 +245,8 @@ async def test_a_repeated_request_is_answered_and_a_replayed_one_refused(
 ) -> None:
     account = grid.customers[0]
     forwarder = grid.contracts.forwarder
-    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("once")])])
+    # A second time the contract would refuse this call.
+    call = grid.contracts.scheduler.cancel(await grid.submit())
     signed = await sign(grid, account, call)
     answers = await asyncio.gather(
         *(web.post("/v1/requests", json=signed.to_wire()) for _ in range(3))
@@ -256,8 +259,9 @@ async def test_a_repeated_request_is_answered_and_a_replayed_one_refused(
     again = await web.post("/v1/requests", json=signed.to_wire())
     assert (again.status_code, again.json()) == (200, found)
     assert await forwarder.nonce_of(account.address) == signed.request.nonce + 1
-    # The same call with the used nonce, signed anew, is a replay.
-    replay = await sign(grid, account, call, nonce=signed.request.nonce, lead=200)
+    # Whatever is signed for the used nonce comes too late.
+    other = grid.contracts.scheduler.submit_jobs([(terms(), [digest("once more")])])
+    replay = await sign(grid, account, other, nonce=signed.request.nonce)
     await refused(web, replay, 409, "nonce")
 
 
@@ -445,11 +449,9 @@ async def test_a_relay_that_lies_is_not_believed(grid: LiveGrid, relay: str) -> 
         body = {"digest": name, "state": "executed", "transaction": "0x" + "11" * 32}
         return httpx.Response(200, json=body)
 
-    async with relayed(
-        grid, relay, account, store=store, transport=Between(lie), timeout=2.5
-    ) as wallet:
+    async with relayed(grid, relay, account, store=store, transport=Between(lie)) as wallet:
         with pytest.raises(WaitTimeoutError, match="this endpoint does not know it"):
-            await wallet.send(call)
+            await wallet.sender.send(call, key="lie", timeout=2.5)
 
     # Another request takes the nonce before the first is carried out: only one has an effect.
     (recorded,) = store.open_requests()
@@ -457,7 +459,8 @@ async def test_a_relay_that_lies_is_not_believed(grid: LiveGrid, relay: str) -> 
     await grid.send(grid.admin, grid.contracts.forwarder.execute(rival))
     other = grid.contracts.scheduler.submit_jobs([(terms(), [digest("other")])])
     async with relayed(grid, relay, account, store=store) as wallet:
-        await wallet.sender.tend()
+        with pytest.raises(RequestReplacedError, match="another request"):
+            await wallet.sender.send(call, key="lie")
         assert store.recent_requests()[0].state is RequestState.REPLACED
         assert store.recent_requests()[0].tx_hash
         await wallet.send(other)
