@@ -73,7 +73,9 @@ class RecordedGrid(grids.Grid):
 
     @property
     def events(self) -> list[Event]:
-        found = [decode_log(log) for log in self.chain.logs]
+        """Those of the contracts that tell the story, as a reader of the chain asks for them."""
+        ours = {each.lower() for each in self.deployment.addresses}
+        found = [decode_log(log) for log in self.chain.logs if log["address"] in ours]
         return [event for event in found if event is not None]
 
     def ledger(self, events: list[Event] | None = None) -> Ledger:
