@@ -32,8 +32,8 @@ class History:
     """A job as its events tell it; amounts are credit-wei.
 
     `funded` was paid in for this job, `carried_in` came from its predecessor. `paid`, `fee` and
-    `billed_seconds` count interim payments as well; `billed_seconds` is None until something is
-    billed, `exit_code` None until its provider reported.
+    `billed_seconds` count interim payments as well, `collected` those alone (with their fees).
+    `billed_seconds` is None until something is billed, `exit_code` until its provider reported.
     """
 
     job_id: int
@@ -45,6 +45,7 @@ class History:
     paid: int = 0
     fee: int = 0
     refunded: int = 0
+    collected: int = 0
     billed_seconds: int | None = None
     exit_code: int | None = None
     reason: str = ""
@@ -105,6 +106,8 @@ def _apply(history: History, event: Event) -> None:
             history.billed_seconds = (history.billed_seconds or 0) + event.billed_seconds
             if isinstance(event, JobSettled):
                 history.refunded = event.refunded
+            else:
+                history.collected += event.paid + event.fee
         case JobRetried():
             history.successor = event.successor
         case JobResult():

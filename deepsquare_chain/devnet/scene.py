@@ -98,7 +98,7 @@ class Scene:
             status=job.status,
             provider=self._grid.providers.get(job.provider_id, ""),
             escrow=history.funded + history.carried_in,
-            used=history.paid + history.fee if job.status.is_final else None,
+            used=job.escrow + history.collected if job.status.is_final else None,
             gas_wei=self.reader.by_job[job.id],
             retry_of=history.retry_of,
         )

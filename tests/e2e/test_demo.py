@@ -142,6 +142,16 @@ def test_every_wei_is_accounted_for(played: tuple[Outcome, Path]) -> None:
             assert consumed > 0
 
 
+def test_a_long_run_is_paid_while_it_goes_on(played: tuple[Outcome, Path]) -> None:
+    """Providers of the demo have no queue: they claim and start in one transaction."""
+    outcome, folder = played
+    lost, found = (job for job in document(played)["jobs"] if job["name"] == "survives")
+    assert re.search(rf"collects 0\.\d+ credits for \d+ s of job {found['id']}, ", outcome.err)
+    logs = "".join(log.read_text() for log in (folder / "logs").iterdir())
+    for job in (lost, found):
+        assert re.search(rf"claimAndStart job {job['id']}\b|claimAndStart \d+ jobs", logs)
+
+
 def test_the_second_customer_holds_no_coin(played: tuple[Outcome, Path]) -> None:
     found = document(played)
     gasless = found["gasless"]

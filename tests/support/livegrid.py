@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
@@ -27,6 +27,8 @@ HARDWARE = Hardware(nodes=4, cpus_per_node=16, mem_per_node=64_000, gpus_per_nod
 CHEAP = Prices(cpu=10**12, gpu=10**13, mem=10**8)
 DEAR = Prices(cpu=3 * 10**12, gpu=3 * 10**13, mem=3 * 10**8)
 WEALTH = 10_000 * CREDIT
+#: Times of the demo, but that a silent provider keeps its runs for a while.
+PARAMS = replace(DEMO_PARAMS, timeouts=replace(DEMO_PARAMS.timeouts, lost_timeout=20))
 
 
 def terms(**changes: Any) -> Terms:
@@ -136,7 +138,7 @@ class LiveGrid:
         await close(self.w3)
 
 
-async def deploy(node: Node, params: GridParams = DEMO_PARAMS) -> Deployment:
+async def deploy(node: Node, params: GridParams = PARAMS) -> Deployment:
     """Deploy a grid: two approved providers, two customers with credits and an allowance."""
     accounts = dev_accounts()
     params = GridParams(
