@@ -10,6 +10,7 @@ import pytest
 
 from deepsquare_chain.chain.eventtypes import (
     Event,
+    JobCollected,
     JobPanicked,
     JobResult,
     JobRetried,
@@ -166,7 +167,8 @@ def lost_and_continued() -> list[Event]:
         JobRetried(1, 2, CREDIT + 5),
         moved(2, JobStatus.META_SCHEDULED, JURA),
         JobResult(2, 0, bytes(32), "exited"),
-        JobSettled(2, JURA, ALICE, 7, 70, 3, CREDIT - 68),
+        JobCollected(2, JURA, ALICE, 5, 50, 2, CREDIT - 47, 95),
+        JobSettled(2, JURA, ALICE, 2, 20, 1, CREDIT - 68),
     ]
 
 
@@ -179,6 +181,7 @@ def test_history_of_a_line_is_told_by_its_events() -> None:
     assert (first.provider, first.reason, first.exit_code) == (ALPINE, "gone", None)
     assert (second.funded, second.carried_in, second.retry_of) == (0, CREDIT + 5, 1)
     assert (second.paid, second.fee, second.refunded) == (70, 3, CREDIT - 68)
+    assert second.collected == 52
     assert (second.billed_seconds, second.exit_code, second.provider) == (7, 0, JURA)
     assert (second.name, second.uses, second.objective) == ("work", TERMS.uses, Objective.TIME)
     assert second.carried_in == second.paid + second.fee + second.refunded
