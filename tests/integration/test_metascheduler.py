@@ -22,6 +22,7 @@ from deepsquare_chain.chain.events import (
     JobPanicked,
     JobRetried,
     JobSettled,
+    JobSubmitted,
     JobTransition,
     TransitionSkipped,
 )
@@ -33,6 +34,7 @@ from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Load, Objective, Offer, Prices, Resources
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
+from deepsquare_chain.workflow import parse_job_file
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import CHEAP, DEAR, BorrowedNode, LiveGrid, live_grid
 from tests.support.provider import all_events
@@ -387,6 +389,30 @@ async def test_a_provider_of_one_cpu_holds_one_job(one: Desk) -> None:
     await grid.node.increase_time(31)  # PENDING for the pending timeout
     with pytest.raises(reverts.DoesNotFit):
         await grid.send(grid.providers[0], scheduler.self_schedule([ids[-1]]))
+
+
+async def test_a_job_with_requirements_is_never_self_scheduled(grid: LiveGrid) -> None:
+    """The contract can't check labels, so clients forbid it for such jobs; others may be taken."""
+    scheduler, host = grid.contracts.scheduler, grid.providers[0]
+    small = "resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64, gpus: 0}\ntimeLimit: 60s\n"
+    rest = "credits: '1'\nsteps:\n  - name: only\n    run: {command: echo}\n"
+    picky = parse_job_file(f"{small}uses: [gpu.model=h100]\n{rest}".encode(), "picky.yaml")
+    plain = parse_job_file(f"{small}{rest}".encode(), "plain.yaml")
+    requests = [(each.terms(), [each.definition.digest]) for each in (picky, plain)]
+    receipt = await grid.send(grid.customers[0], scheduler.submit_jobs(requests))
+    first, second = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+    with pytest.raises(reverts.TooEarly):
+        await grid.send(host, scheduler.self_schedule([second]))
+    await grid.node.increase_time(31)  # PENDING for the pending timeout
+    with pytest.raises(reverts.SelfSchedulingForbidden):
+        await grid.send(host, scheduler.self_schedule([first]))
+    await grid.send(host, scheduler.self_schedule([first, second]))
+    assert await scheduler.load_of(1) == Load(1, 64, 0)
+    async with desk(grid) as one:  # a scheduler that comes late counts it as well
+        await one.cycle()
+        assert await one.places(first, second) == [0, 1]
+        assert one.service.world is not None
+        assert [job.id for job in one.service.world.assigned] == [second]
 
 
 async def test_a_living_provider_is_not_bothered_twice(one: Desk) -> None:
