@@ -118,7 +118,10 @@ def shared(labels: Sequence[str]) -> dict[str, list[str]]:
 
 
 def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
-    """Shuffled, but what one silent provider sets going stands first, in the order of its steps."""
+    """Shuffled, but for what one silent provider sets going and what takes its time.
+
+    The former stands first, in the order of its steps; jobs expire last.
+    """
     chain = [f"scheduler.{kind}." for kind in ("challenge", "requeue", "panic")]
     first = [
         f"{start}{step}"
@@ -126,9 +129,10 @@ def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
         for step in ("planned", "confirmed")
         if f"{start}{step}" in labels
     ]
-    rest = [each for each in labels if each not in first]
+    last = [each for each in labels if each.startswith("scheduler.cancel.")]
+    rest = [each for each in labels if each not in {*first, *last}]
     dice.shuffle(rest)
-    return first + rest
+    return first + rest + last
 
 
 async def torment(
