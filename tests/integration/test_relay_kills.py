@@ -47,7 +47,8 @@ async def test_killed_anywhere_it_carries_each_request_out_once(
         async with relayed(grid, relay.url, account, timeout=90) as wallet:
             sending = asyncio.create_task(wallet.send(call))
             await relay.killed()
-            assert not sending.done() or label == "relay.mined"
+            # From the broadcast on the chain may have it, whatever becomes of the relay.
+            assert not sending.done() or label in {"sender.broadcast", "relay.mined"}
             await relay.start()
             receipt = await sending
         assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
