@@ -29,6 +29,8 @@ async def provide(settings: Settings) -> None:
         account,
         FolderDefinitionStore(settings.store),
         ProviderSettings(
+            executor=settings.executor,
+            executor_options=settings.executor_options,
             **_common(settings, "provider", account.address),
         ),
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.contracts import Contracts
@@ -62,6 +62,8 @@ class ProviderSettings(ServiceSettings):
         patience: Seconds that an assigned job may wait for its definition or for room; None is
             half of the grid's claim timeout.
         env: Variables that every job gets.
+        executor: Name of the executor; see `executors.registry`.
+        executor_options: Options of it, which it checks itself.
     """
 
     capacity: Offer | None = None
@@ -69,6 +71,8 @@ class ProviderSettings(ServiceSettings):
     start_grace: int = 60
     patience: int | None = None
     env: dict[str, str] = field(default_factory=dict)
+    executor: str = "local"
+    executor_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
