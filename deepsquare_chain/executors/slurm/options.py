@@ -106,6 +106,13 @@ def _extra(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError("must be an absolute path")
+    return value
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_names)]
 Line = Annotated[str, AfterValidator(_line)]
@@ -150,9 +157,9 @@ class SlurmOptions(BaseModel):
     gpus: Literal["gpus", "gres"] = "gpus"
     gpu_type: Name = ""
     extra: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_extra)] = ()
-    run_dir: Path | None = None
-    bin_dir: Path | None = None
-    conf: Path | None = None
+    run_dir: AbsolutePath | None = None
+    bin_dir: AbsolutePath | None = None
+    conf: AbsolutePath | None = None
     limit_headroom: int | None = Field(None, ge=0, le=30 * 86_400)
     query_interval: float = Field(2.0, ge=0, le=600)
     command_timeout: float = Field(30.0, gt=0, le=600)
