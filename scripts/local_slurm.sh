@@ -213,7 +213,12 @@ down() {
             sleep 0.1
         done
     fi
-    while read -r name; do stop "$dir" "$name"; done < <(tac "$dir/daemons")
+    # All at once, and munged last, which the others need to the end.
+    while read -r name; do
+        if [[ $name != munged ]]; then stop "$dir" "$name" & fi
+    done <"$dir/daemons"
+    wait
+    stop "$dir" munged
     rm -f "$dir/daemons"
 }
 

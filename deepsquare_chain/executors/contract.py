@@ -149,7 +149,9 @@ class ExecutorContract:
     async def test_cancel_returns_when_nothing_of_the_run_is_left(self, harness: Harness) -> None:
         executor = harness.make()
         alive = harness.scratch / "alive"
-        script = f"trap '' TERM; setsid bash -c 'while :; do echo >> {alive}; sleep 0.2; done' & wait"
+        script = (
+            f"trap '' TERM; setsid bash -c 'while :; do echo >> {alive}; sleep 0.2; done' & wait"
+        )
         await executor.submit(harness.spec("stop", f"echo up; {script}"))
         await harness.running(executor, "stop")
         began = time.monotonic()

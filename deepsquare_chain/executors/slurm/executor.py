@@ -327,7 +327,7 @@ class SlurmExecutor(Executor):
                 return await self._conclude(folder, job)
             if verdict.never_starts(job):
                 await self._give_up(folder, job)
-            if state is RunState.RUNNING:
+            if job.state == "RUNNING":
                 await self._enforce(folder, job)
         except (ExecutorUnavailableError, RunRefusedError) as error:
             self._warn(key, error)
@@ -339,7 +339,7 @@ class SlurmExecutor(Executor):
     async def _give_up(self, folder: SlurmFolder, job: SlurmJob) -> None:
         """End a job that would wait for ever; the next look finds it cancelled."""
         _log.warning("Slurm never starts this job", run=folder.key, reason=job.reason)
-        await self._client.run(commands.cancel(job.id))
+        await self._signal(job.id)
         self._forget_queue()
 
     async def _enforce(self, folder: SlurmFolder, job: SlurmJob) -> None:
@@ -358,7 +358,7 @@ class SlurmExecutor(Executor):
             return
         _log.warning("run does not keep its walltime, ending it", run=folder.key)
         await self._call(lambda: folder.set_control(overdue=True))
-        await self._client.run(commands.cancel(job.id, "KILL"))
+        await self._signal(job.id, "KILL")
         self._forget_queue()
 
     @staticmethod
