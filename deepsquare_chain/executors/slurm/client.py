@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from deepsquare_chain.executors.base import ExecutorUnavailableError, RunRefusedError
+from deepsquare_chain.executors.slurm import commands, parsing
 from deepsquare_chain.executors.slurm.options import SlurmOptions
+from deepsquare_chain.executors.slurm.parsing import SlurmNode
 from deepsquare_chain.observe.plain import plain
 
 _OUTPUT_LIMIT: Final = 64 * 1024 * 1024
@@ -43,6 +45,7 @@ _REFUSALS: Final = (
     "pathname of a file, directory or other parameter too long",
     "cpu count per node can not be satisfied",
     "invalid numeric value",
+    "invalid --",
 )
 _UNKNOWN_JOB: Final = ("invalid job id", "job/step already completing or completed", "not found")
 
@@ -149,3 +152,14 @@ def failure(command: str, text: str) -> Exception:
     if any(words in lower for words in _REFUSALS):
         return CommandRefusedError(message)
     return ExecutorUnavailableError(message, hint="Is slurmctld running? It is tried again.")
+
+
+async def read_nodes(options: SlurmOptions) -> list[SlurmNode]:
+    """Nodes of the partitions that jobs go to, whatever their state.
+
+    Raises:
+        ExecutorUnavailableError: Slurm does not answer.
+        RunRefusedError: There is no such partition.
+    """
+    client = SlurmClient(options)
+    return parsing.nodes(await client.run(commands.nodes(options.all_partitions)))

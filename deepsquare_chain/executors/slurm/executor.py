@@ -41,9 +41,10 @@ from deepsquare_chain.executors.slurm.client import (
     CommandRefusedError,
     SlurmClient,
     UnknownJobError,
+    read_nodes,
 )
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
-from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
+from deepsquare_chain.executors.slurm.parsing import SlurmJob
 from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
@@ -623,20 +624,12 @@ class SlurmExecutor(Executor):
 
     async def capacity(self) -> Offer:
         """CPUs, memory (MB) and GPUs that are free on nodes which are up."""
-        free = [node for node in await self.nodes() if node.is_up]
+        free = [node for node in await read_nodes(self._options) if node.is_up]
         return Offer(
             cpus=sum(node.idle_cpus for node in free),
             memory=sum(max(0, node.memory - node.allocated_memory) for node in free),
             gpus=sum(max(0, node.gpus - node.allocated_gpus) for node in free),
         )
-
-    async def nodes(self) -> list[SlurmNode]:
-        """Nodes of the partitions that jobs go to, whatever their state.
-
-        Raises:
-            ExecutorUnavailableError: Slurm does not answer.
-        """
-        return parsing.nodes(await self._client.run(commands.nodes(self._options.all_partitions)))
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
         """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.

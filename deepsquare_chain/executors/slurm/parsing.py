@@ -80,7 +80,7 @@ class SlurmNode:
         return bool(self.states & _UP) and not self.states & _OUT_OF_SERVICE
 
 
-_UP: Final = frozenset({"idle", "mixed", "allocated", "completing"})
+_UP: Final = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
 _OUT_OF_SERVICE: Final = frozenset(
     [
         "down",
