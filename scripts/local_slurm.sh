@@ -3,9 +3,9 @@
 #
 #   scripts/local_slurm.sh up DIR [OPTION ...]    start munged, slurmctld and the nodes' slurmd
 #   scripts/local_slurm.sh down DIR               end them by their process ids
-#   scripts/local_slurm.sh start|stop DIR NAME    one daemon: munged, slurmctld, or a node such as n1
+#   scripts/local_slurm.sh start|stop DIR NAME    one daemon of DIR/daemons: munged, slurmctld, a node
 #
-#   --nodes N         number of nodes, n1 to nN (2)
+#   --nodes N         number of nodes (2)
 #   --cpus N          CPUs that each node claims to have (4)
 #   --memory MB       memory that each node claims to have (2048)
 #   --gpus N          GPUs of each node, which are empty files (1)
@@ -16,7 +16,8 @@
 # `up` prints the configuration to use: export SLURM_CONF=DIR/slurm.conf. Everything is in DIR, which
 # is made with mode 0711: ports are free ones of the loopback interface, and key and socket of munge
 # are its own. There is no slurmdbd. It runs as the user who starts it; DIR must have a short path,
-# because a socket's path is limited to 107 bytes.
+# because a socket's path is limited to 107 bytes. Nodes are named nPORT-1, nPORT-2, ... by the port of
+# slurmctld: cgroups go by the names of nodes, and clusters on one machine must not share them.
 set -euo pipefail
 
 die() { echo "local_slurm: $*" >&2; exit 1; }
@@ -59,6 +60,7 @@ write_config() {
     user=$(id -un)
     host=$(hostname -s)
     read -ra ports <<<"$(free_ports $((nodes + 1)))"
+    local prefix=n${ports[0]}-
     local tracking=proctrack/linuxproc task=task/none gather=jobacct_gather/linux over=OverMemoryKill
     if ((cgroup)) && has_cgroup_v1; then
         tracking=proctrack/cgroup task=task/cgroup over=""
@@ -79,7 +81,7 @@ END
         for ((node = 0; node < gpus; node++)); do : >"$dir/gpu$node"; done
         local files="$dir/gpu0"
         if ((gpus > 1)); then files="$dir/gpu[0-$((gpus - 1))]"; fi
-        echo "NodeName=n[1-$nodes] Name=gpu File=$files" >"$dir/gres.conf"
+        echo "NodeName=${prefix}[1-$nodes] Name=gpu File=$files" >"$dir/gres.conf"
     fi
     {
         cat <<END
@@ -110,7 +112,7 @@ SelectTypeParameters=CR_CPU_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=sched_min_interval=50000,batch_sched_delay=0
 EnforcePartLimits=NO
-ReturnToService=2
+ReturnToService=1
 SlurmctldTimeout=30
 SlurmdTimeout=$slurmd_timeout
 KillWait=3
@@ -126,15 +128,18 @@ END
         fi
         if ((gpus)); then echo "GresTypes=gpu"; fi
         for ((node = 1; node <= nodes; node++)); do
-            echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[node]}" \
+            echo "NodeName=$prefix$node NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[node]}" \
                 "CPUs=$cpus RealMemory=$memory $gres"
         done
         echo "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP"
-        echo "PartitionName=short Nodes=n1 MaxTime=10 State=UP"
+        echo "PartitionName=short Nodes=${prefix}1 MaxTime=10 State=UP"
     } >"$dir/slurm.conf"
     if ((jobcomp)); then : >>"$dir/completed"; fi
     printf '%s\n' munged slurmctld >"$dir/daemons"
-    for ((node = 1; node <= nodes; node++)); do echo "n$node"; done >>"$dir/daemons"
+    for ((node = 1; node <= nodes; node++)); do
+        echo "$prefix$node"
+        mkdir -p "$dir/spool-$prefix$node"
+    done >>"$dir/daemons"
 }
 
 # The process of a daemon, if its pid file names one that is still that daemon of this folder.
@@ -183,7 +188,6 @@ up() {
     if [[ -e $dir/daemons ]]; then die "$dir holds a cluster already; end it first"; fi
     mkdir -p "$dir/state"
     chmod 0711 "$dir"
-    for ((node = 1; node <= nodes; node++)); do mkdir -p "$dir/spool-n$node"; done
     (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
     write_config "$dir"
     while read -r name; do start "$dir" "$name"; done <"$dir/daemons"

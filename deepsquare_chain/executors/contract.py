@@ -228,6 +228,7 @@ class ExecutorContract:
     async def test_capacity_follows_live_runs(self, harness: Harness) -> None:
         executor = harness.make()
         before = await executor.capacity()
+        assert await executor.fault() == ""
         await executor.submit(harness.spec("busy", "echo up; sleep 60", memory=200))
         await harness.running(executor, "busy")
         during = await executor.capacity()

@@ -84,7 +84,7 @@ async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
 
     await host.until([job_id])
     assert (await host.job(job_id)).status is S.FINISHED
-    output = f"hello {job_id}\nn1\nn2\n".encode()
+    output = "\n".join([f"hello {job_id}", *cluster.nodes, ""]).encode()
     result = await host.result(job_id)
     assert (result.exit_code, result.reason) == (0, "")
     assert result.result == hashlib.sha256(output).digest()

@@ -377,9 +377,7 @@ async def test_node_failure_is_lost_and_not_repeated(
         assert free.cpus == 4
         end = await ended(executor, "node")
     finally:
-        # It may be back by itself: then there is nothing to resume.
-        with contextlib.suppress(AssertionError):
-            cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert end.reason == "lost"
     assert (tmp_path / "tally").read_text() == "ran\n"
 
@@ -421,7 +419,9 @@ def mpi_program(tmp_path: Path) -> Path:
     return tmp_path / "sum"
 
 
-async def test_mpi_program_on_two_nodes(executor: SlurmExecutor, mpi_program: Path) -> None:
+async def test_mpi_program_on_two_nodes(
+    cluster: LocalSlurm, executor: SlurmExecutor, mpi_program: Path
+) -> None:
     script = (
         f"export MINE=shared; srun --mpi=pmi2 {mpi_program}; srun printenv MINE SLURMD_NODENAME"
     )
@@ -431,5 +431,30 @@ async def test_mpi_program_on_two_nodes(executor: SlurmExecutor, mpi_program: Pa
     lines = (await executor.output("mpi")).decode().splitlines()
     assert end.code == 0, lines
     assert sorted(lines[:8]) == [f"rank {rank} of 8: 28" for rank in range(8)]
-    assert {line for line in lines[8:] if line != "shared"} == {"n1", "n2"}
+    assert {line for line in lines[8:] if line != "shared"} == set(cluster.nodes)
     assert lines.count("shared") == 8
+
+
+async def test_nodes_that_do_not_see_the_folder_stop_attracting_jobs(
+    executor: SlurmExecutor, state: Path
+) -> None:
+    await executor.submit(make("gone", "true"))
+    (state / "runs/gone/work").rename(state / "elsewhere")
+    end = await ended(executor, "gone")
+    assert (end.reason, end.seconds) == ("unstarted", 0)
+    assert "could not start the last job" in await executor.fault()
+
+
+async def test_cluster_without_a_node_in_service_attracts_no_jobs(
+    cluster: LocalSlurm, state: Path
+) -> None:
+    executor = cluster.executor(state, partitions="short")
+    assert await executor.fault() == ""
+    node = f"NodeName={cluster.nodes[0]}"
+    cluster.run("scontrol", "update", node, "State=DRAIN", "Reason=test")
+    try:
+        await asyncio.sleep(0.2)
+        assert await executor.fault() == "no node of partition short is in service"
+        assert (await executor.capacity()).cpus == 0
+    finally:
+        cluster.run("scontrol", "update", node, "State=RESUME")

@@ -45,6 +45,8 @@ class LocalSlurm:
         self.conf = self.folder / "slurm.conf"
         try:
             self.said = self.script("up", *options)
+            daemons = (self.folder / "daemons").read_text().split()
+            self.nodes = [name for name in daemons if name.startswith("n")]
         except BaseException:
             self.close()
             raise

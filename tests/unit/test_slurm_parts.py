@@ -445,8 +445,16 @@ def test_every_end_state_without_a_record_of_the_wrapper(
     assert state == "" or verdict.run_state(state) is RunState.ENDED
     # What never began is nobody's failure but the provider's.
     never = conclude(state, job=code, started_at=None)
-    own = {"CANCELLED": "cancelled", "OUT_OF_MEMORY": "memory", "TIMEOUT": "walltime"}
-    assert never[1] == own.get("TIMEOUT" if state == "DEADLINE" else state, "lost")
+    own = {
+        "CANCELLED": "cancelled",
+        "OUT_OF_MEMORY": "memory",
+        "TIMEOUT": "walltime",
+        "DEADLINE": "walltime",
+        "COMPLETED": "unstarted",
+        "FAILED": "unstarted",
+        "LAUNCH_FAILED": "unstarted",
+    }
+    assert never[1] == own.get(state, "lost")
 
 
 @pytest.mark.parametrize(

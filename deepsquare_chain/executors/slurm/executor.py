@@ -44,7 +44,7 @@ from deepsquare_chain.executors.slurm.client import (
     read_nodes,
 )
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
-from deepsquare_chain.executors.slurm.parsing import SlurmJob
+from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
 from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
@@ -59,6 +59,10 @@ _CANCEL_LOOK: Final = 0.3
 #: Least seconds between two looks at accounting, and job names in one command.
 _ACCOUNTING_INTERVAL: Final = 5.0
 _NAMES_AT_ONCE: Final = 200
+#: Seconds for which a job that could not be started keeps others away.
+_UNSTARTED_COUNTS: Final = 300.0
+#: Seconds for which the state of partitions counts.
+_PARTITIONS_COUNT: Final = 15.0
 #: Looks at the queue in a row that a job must be missing from.
 _MIN_MISSES: Final = 3
 T = TypeVar("T")
@@ -119,7 +123,9 @@ class SlurmExecutor(Executor):
         self._asking = asyncio.Lock()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._config: dict[str, str] | None = None
-        self._accounted_at = float("-inf")
+        self._accounted_at = self._unstarted_at = float("-inf")
+        self._nodes: tuple[float, list[SlurmNode]] = float("-inf"), []
+        self._partitions = float("-inf"), False
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -478,6 +484,8 @@ class SlurmExecutor(Executor):
     def _remember(self, key: str, found: Exit) -> RunStatus:
         memory = self._memory
         memory.ended[key] = found
+        if found.reason == "unstarted":
+            self._unstarted_at = time.monotonic()
         for place in (memory.starts, memory.walltimes, memory.absent, memory.warnings, self._locks):
             place.pop(key, None)
         return RunStatus(RunState.ENDED, found)
@@ -624,12 +632,36 @@ class SlurmExecutor(Executor):
 
     async def capacity(self) -> Offer:
         """CPUs, memory (MB) and GPUs that are free on nodes which are up."""
-        free = [node for node in await read_nodes(self._options) if node.is_up]
+        free = [node for node in await self._cluster_nodes() if node.is_up]
         return Offer(
             cpus=sum(node.idle_cpus for node in free),
             memory=sum(max(0, node.memory - node.allocated_memory) for node in free),
             gpus=sum(max(0, node.gpus - node.allocated_gpus) for node in free),
         )
+
+    async def fault(self) -> str:
+        """Why no run can be started here now, in words; empty when nothing speaks against it.
+
+        A job that failed before its wrapper began speaks against it for a while: every other one
+        would fail in the same way, and at once.
+        """
+        if time.monotonic() - self._unstarted_at < _UNSTARTED_COUNTS:
+            return f"Slurm could not start the last job; do the nodes see {self._path}?"
+        names = self._options.all_partitions
+        where = f"partition {','.join(names)}" if names else "Slurm"
+        if not any(node.is_up for node in await self._cluster_nodes()):
+            return f"no node of {where} is in service"
+        if time.monotonic() - self._partitions[0] > _PARTITIONS_COUNT:
+            text = await self._client.run(commands.partitions(names))
+            is_up = any(up for up, _ in parsing.partition_limits(text).values())
+            self._partitions = time.monotonic(), is_up
+        return "" if self._partitions[1] else f"{where} takes no jobs now"
+
+    async def _cluster_nodes(self) -> list[SlurmNode]:
+        """Nodes as they were a moment ago."""
+        if time.monotonic() - self._nodes[0] > self._options.query_interval:
+            self._nodes = time.monotonic(), await read_nodes(self._options)
+        return self._nodes[1]
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
         """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.

@@ -2,7 +2,7 @@
 
 | Slurm's state | the run |
 |---|---|
-| COMPLETED, FAILED | as the wrapper recorded it, else by Slurm's exit code |
+| COMPLETED, FAILED | as the wrapper recorded it, else by Slurm's exit code; unstarted if it never began |
 | TIMEOUT, DEADLINE | walltime |
 | OUT_OF_MEMORY | memory |
 | CANCELLED | cancelled; by the run's own user without an order: signalled |
@@ -70,6 +70,13 @@ _NEVER: Final = frozenset(
 )
 _TERM: Final = 128 + signal.SIGTERM
 _KILL: Final = 128 + signal.SIGKILL
+#: Ends of jobs whose wrapper never began: the nodes could not execute it, or do not see its folder.
+_NEVER_BEGAN: Final = {
+    "CANCELLED": (_TERM, "cancelled"),
+    "COMPLETED": (126, "unstarted"),
+    "FAILED": (126, "unstarted"),
+    "LAUNCH_FAILED": (126, "unstarted"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +171,10 @@ def _by_slurm(
     job: SlurmJob | None, end: EndRecord | None, *, began: bool, user_id: int
 ) -> tuple[int, str]:
     """The end as Slurm tells it, where neither the script nor the daemon caused it."""
-    if job is None or not began:
-        cancelled = job is not None and job.state == "CANCELLED"
-        return (_TERM, "cancelled") if cancelled else (_KILL, "lost")
+    if job is None:
+        return _KILL, "lost"
+    if not began:
+        return _NEVER_BEGAN.get(job.state, (_KILL, "lost"))
     if job.state in {"COMPLETED", "FAILED"}:
         return _by_exit_code(job, end)
     if job.state == "CANCELLED":
