@@ -215,19 +215,12 @@ async def test_controller_restarted_mid_job(
     assert (tmp_path / "tally").read_text() == "ran\n"
 
 
-SLOW_SBATCH = """#!/bin/bash
-case $0 in */sbatch) ;; *) exec /usr/bin/"${{0##*/}}" "$@" ;; esac
-{before}
-/usr/bin/sbatch "$@"
-sleep 30
-"""
-
-
-def slurm_with(folder: Path, before: str) -> Path:
-    """Slurm's commands with an sbatch that answers too late, and does something before."""
+def slurm_with(folder: Path, sbatch: str, **others: str) -> Path:
+    """Slurm's commands, of which some do something else before, or instead."""
     folder.mkdir()
     for name in ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "sacct"):
-        (folder / name).write_text(SLOW_SBATCH.format(before=before))
+        before = others.get(name, sbatch if name == "sbatch" else "")
+        (folder / name).write_text(f'#!/bin/bash\n{before}\nexec /usr/bin/{name} "$@"\n')
         (folder / name).chmod(0o755)
     return folder
 
@@ -236,7 +229,7 @@ async def test_unclear_sbatch_is_adopted_and_never_repeated(
     cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
 ) -> None:
     script = f"echo ran >> {tmp_path}/tally"
-    slow = slurm_with(tmp_path / "slow", "")
+    slow = slurm_with(tmp_path / "slow", '/usr/bin/sbatch "$@"; sleep 30')
     hasty = cluster.executor(state, bin_dir=str(slow), command_timeout=1)
     assert await hasty.submit(make("late", script)) == "late"  # it timed out, and had run
     assert (await ended(executor, "late")).code == 0
@@ -393,6 +386,55 @@ async def test_run_that_stops_its_wrapper_gains_no_time(
     killer, stopper = await asyncio.gather(ended(executor, "killer"), ended(executor, "stopper"))
     assert stopper.reason == "walltime"
     assert (killer.code, killer.reason) == (137, "signalled")
+
+
+async def test_top_up_where_the_daemon_may_not_raise_limits(
+    cluster: LocalSlurm, state: Path, tmp_path: Path
+) -> None:
+    denied = """
+    if [[ $1 == update ]]; then
+        echo "slurm_update error: Access/permission denied" >&2
+        exit 1
+    fi
+    """
+    ordinary = str(slurm_with(tmp_path / "ordinary", "", scontrol=denied))
+    modest = cluster.executor(state, bin_dir=ordinary, limit_headroom=600)
+    await modest.submit(make("longer", "echo up; sleep 5; echo done", walltime=3))
+    strict = cluster.executor(state, bin_dir=ordinary, limit_headroom=0)
+    await strict.submit(make("tight", "echo up; sleep 60", walltime=3))
+    await running(modest, "longer")
+    limits = cluster.run("squeue", "-h", "--states=running", "-o", "%j %l").split()
+    assert limits[limits.index("deepsquare-longer") + 1] == "13:00"
+    await modest.extend("longer", 400)
+    with pytest.raises(RunRefusedError, match="does not raise the limit"):
+        await strict.extend("tight", 400)
+    assert (await ended(modest, "longer")).reason == "exited"
+    assert (await ended(strict, "tight")).reason == "walltime"
+    # A partition's own limit is not exceeded for the sake of headroom.
+    short = cluster.executor(state, partitions="short", limit_headroom=86_400)
+    await short.submit(make("short", "echo up"))
+    assert cluster.run("squeue", "-h", "--states=all", "-o", "%l", "--name=deepsquare-short") == (
+        "10:00\n"
+    )
+    await ended(short, "short")
+
+
+async def test_cluster_without_cgroups(tmp_path: Path) -> None:
+    cluster = LocalSlurm("--no-cgroup", "--nodes", "1", "--gpus", "0")
+    try:
+        executor = cluster.executor(tmp_path / "state")
+        left = tmp_path / "left"
+        loop = f"while :; do echo >> {left}; sleep 0.2; done"
+        await executor.submit(make("left", f"setsid bash -c '{loop}' & sleep 1"))
+        hold = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(20)'"
+        await executor.submit(make("big", hold))
+        assert (await ended(executor, "left")).reason == "exited"
+        size = left.stat().st_size
+        # Slurm calls it a failed launch, and does not say that memory was the cause.
+        assert (await ended(executor, "big")).reason == "signalled"
+        assert left.stat().st_size == size > 0
+    finally:
+        cluster.close()
 
 
 MPI = """

@@ -6,6 +6,7 @@ versions, 20.11 to 25.05, are written after the manual pages and release notes o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -266,15 +267,15 @@ def test_accounting() -> None:
 
 
 def test_recorded_nodes_partitions_and_configuration() -> None:
-    nodes = parsing.nodes(recorded("sinfo_nodes"))
+    nodes = parsing.nodes(recorded("sinfo_nodes"), default_only=False)
     assert [(node.name, node.is_up, node.cpus, node.gpus) for node in nodes] == [
         ("n1", True, 4, 1),
         ("n2", True, 4, 1),
     ]
-    assert parsing.partition_limits(recorded("sinfo_partitions")) == {
-        "main": (True, 86_400),
-        "short": (True, 600),
-    }
+    partitions = recorded("sinfo_partitions")
+    main, short = {"main": (True, 86_400)}, {"short": (True, 600)}
+    assert parsing.partition_limits(partitions, default_only=False) == main | short
+    assert parsing.partition_limits(partitions, default_only=True) == main
     config = parsing.config(recorded("scontrol_config"))
     assert config["SlurmUser"] == "root(0)"
     assert config["AccountingStorageType"] == "accounting_storage/none"
@@ -313,7 +314,8 @@ def test_recorded_nodes_partitions_and_configuration() -> None:
 )
 def test_states_of_nodes(state: str, is_up: bool) -> None:
     line = f"n1 main* {state or '?'} 1/2/1/4 2048 512 gpu:a100:2(S:0-1),shard:8 gpu:a100:1(IDX:0)"
-    [node] = parsing.nodes(line)
+    [node] = parsing.nodes(line, default_only=True)
+    assert parsing.nodes(line.replace("main*", "main"), default_only=True) == []
     assert node.is_up is is_up
     assert (node.idle_cpus, node.allocated_memory, node.gpus, node.allocated_gpus) == (2, 512, 2, 1)
 
@@ -343,8 +345,8 @@ def test_gpus_of_a_node(text: str, count: int) -> None:
         parsing.job,
         parsing.accounting,
         parsing.completions,
-        parsing.nodes,
-        parsing.partition_limits,
+        functools.partial(parsing.nodes, default_only=False),
+        functools.partial(parsing.partition_limits, default_only=False),
         parsing.config,
         parsing.gpus,
         parsing.time_limit,
@@ -541,12 +543,12 @@ def test_hardware_to_register() -> None:
         "n3 main* idle 0/2/0/2 500 0 (null) gpu:0",
         "n4 main* down* 0/0/64/64 9000 0 gpu:8 gpu:0",
     ]
-    nodes = parsing.nodes("\n".join(lines))
+    nodes = parsing.nodes("\n".join(lines), default_only=False)
     found = registered_hardware(nodes)
     assert found.hardware == Hardware(2, 8, 1000, 2)
     assert found.left_out == ("n3", "n4")
     with pytest.raises(UsageError, match="No node"):
-        registered_hardware(parsing.nodes(lines[3]))
+        registered_hardware(parsing.nodes(lines[3], default_only=False))
 
 
 def test_partitions_of_options() -> None:

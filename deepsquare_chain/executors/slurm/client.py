@@ -162,4 +162,5 @@ async def read_nodes(options: SlurmOptions) -> list[SlurmNode]:
         RunRefusedError: There is no such partition.
     """
     client = SlurmClient(options)
-    return parsing.nodes(await client.run(commands.nodes(options.all_partitions)))
+    names = options.all_partitions
+    return parsing.nodes(await client.run(commands.nodes(names)), default_only=not names)

@@ -13,7 +13,7 @@ from deepsquare_chain.executors.slurm.options import SlurmOptions
 #: What `--format` of squeue prints; the last two may hold a separator.
 QUEUE_FORMAT: Final = "%i|%T|%r|%S|%e|%l|%j|%k"
 NODE_FORMAT: Final = "NodeList:255,Partition:127,StateLong:63,CPUsState:63,Memory:31,AllocMem:31,Gres:511,GresUsed:511"
-PARTITION_FORMAT: Final = "%R|%a|%l"
+PARTITION_FORMAT: Final = "%P|%a|%l"
 ACCOUNT_FORMAT: Final = "JobID,State,ExitCode,Start,End,JobName"
 COMPLETION_FORMAT: Final = "JobID,State,Start,End,JobName"
 #: Whole minutes above the seconds that are paid: Slurm rounds, and ends jobs late or early.

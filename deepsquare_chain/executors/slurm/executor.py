@@ -242,7 +242,8 @@ class SlurmExecutor(Executor):
         if not headroom:
             return minutes
         names = self._options.partitions_for(spec.resources.gpus)
-        limits = parsing.partition_limits(await self._client.run(commands.partitions(names)))
+        text = await self._client.run(commands.partitions(names))
+        limits = parsing.partition_limits(text, default_only=not names)
         longest = [limit for _, limit in limits.values() if limit is not None]
         longer = minutes + headroom // 60
         return max(minutes, min([longer, *(limit // 60 for limit in longest)]))
@@ -653,7 +654,8 @@ class SlurmExecutor(Executor):
             return f"no node of {where} is in service"
         if time.monotonic() - self._partitions[0] > _PARTITIONS_COUNT:
             text = await self._client.run(commands.partitions(names))
-            is_up = any(up for up, _ in parsing.partition_limits(text).values())
+            limits = parsing.partition_limits(text, default_only=not names)
+            is_up = any(up for up, _ in limits.values())
             self._partitions = time.monotonic(), is_up
         return "" if self._partitions[1] else f"{where} takes no jobs now"
 

@@ -216,14 +216,21 @@ def completions(text: str) -> list[SlurmJob]:
     return found
 
 
-def nodes(text: str) -> list[SlurmNode]:
-    """Nodes that sinfo printed, each once however many partitions it is in."""
+def nodes(text: str, *, default_only: bool) -> list[SlurmNode]:
+    """Nodes that sinfo printed, each once however many partitions it is in.
+
+    Args:
+        text: A line for each node and partition.
+        default_only: Take those of the default partition, which sinfo marks.
+    """
     found: dict[str, SlurmNode] = {}
     for line in text.splitlines():
         parts = line.split()
         if len(parts) != 8:
             continue
-        name, _, state, cpus, memory, allocated, gres, used = parts
+        name, partition, state, cpus, memory, allocated, gres, used = parts
+        if default_only and not partition.endswith("*"):
+            continue
         counts = _CPUS.fullmatch(cpus)
         if counts is None or name in found:
             continue
@@ -240,12 +247,17 @@ def nodes(text: str) -> list[SlurmNode]:
     return list(found.values())
 
 
-def partition_limits(text: str) -> dict[str, tuple[bool, int | None]]:
-    """Of each partition whether it is up, and its longest limit in seconds (None: unlimited)."""
+def partition_limits(text: str, *, default_only: bool) -> dict[str, tuple[bool, int | None]]:
+    """Of each partition whether it is up, and its longest limit in seconds (None: unlimited).
+
+    Args:
+        text: A line for each partition, or for each of its groups of nodes.
+        default_only: Take the default partition alone.
+    """
     found = {}
     for line in text.splitlines():
         parts = line.split("|")
-        if len(parts) == 3:
+        if len(parts) == 3 and (parts[0].endswith("*") or not default_only):
             found[parts[0].rstrip("*")] = (parts[1] == "up", time_limit(parts[2]))
     return found
 

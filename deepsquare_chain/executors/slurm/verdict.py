@@ -56,6 +56,7 @@ _ENDED: Final = _TIME | _LOST | {"COMPLETED", "FAILED", "OUT_OF_MEMORY", "CANCEL
 _NEVER: Final = frozenset(
     [
         "BadConstraints",
+        "PartitionConfig",
         "PartitionTimeLimit",
         "PartitionNodeLimit",
         "InvalidAccount",

@@ -118,6 +118,22 @@ end_script() {
     [[ -n $code ]] || code=137
 }
 
+# Ends what the script left behind on this node, also where Slurm tracks no processes that detach.
+end_leftovers() {
+    local file other parent found tries
+    for ((tries = 0; tries < 40; tries++)); do
+        found=0
+        while IFS= read -r file; do
+            other=${file#/proc/} other=${other%/environ}
+            parent=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$other/status" 2>/dev/null)
+            case " $$ $PPID $keeper $BASHPID " in *" $other "* | *" ${parent:-none} "*) continue ;; esac
+            kill -KILL "$other" 2>/dev/null && found=1
+        done < <(grep -lsz "^SLURM_JOB_ID=$JOB\$" /proc/[0-9]*/environ)
+        ((found)) || return
+        sleep 0.05
+    done
+}
+
 reason="" walltime=8640000000
 while [[ -z $code ]]; do
     clock
@@ -133,8 +149,8 @@ while [[ -z $code ]]; do
 done
 clock
 ended_at=$(date +%s.%N)
-# What the script left behind in its session ends with it; Slurm ends everything else.
 kill -KILL -- "-$pid" 2>/dev/null
+end_leftovers
 if [[ -z $reason ]]; then
     reason=exited
     # bash gives 128 + N for signal N; a script that exits with such a code looks the same.
