@@ -176,6 +176,9 @@ class Settings(BaseSettings):
     health_port: int | None = Field(
         None, ge=0, le=65_535, description="Port on 127.0.0.1 of a service's health and figures"
     )
+    follow_offer: bool = Field(
+        False, description="Keep a provider's offer at what its cluster's own users leave free"
+    )
     executor: str = Field(
         "local", description="Where a provider runs jobs: local, slurm, or another installed one"
     )

@@ -42,6 +42,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "timeout": (float, "Seconds to wait for a receipt.", False),
     "max_fee_gwei": (float, "Ceiling of the fee per gas, in gwei.", False),
     "health_port": (int, "Port on 127.0.0.1 of a service's health and figures.", False),
+    "follow_offer": (bool, "Keep a provider's offer at what is free in its cluster.", False),
     "executor": (str, "Where a provider runs jobs: local, slurm or another one.", False),
     "executor_options": (list[str], "KEY=VALUE for the executor; again for more.", False),
     "explorer_database": (str, "File or URL of the explorer's index.", False),

@@ -29,6 +29,7 @@ async def provide(settings: Settings) -> None:
         account,
         FolderDefinitionStore(settings.store),
         ProviderSettings(
+            follow_offer=settings.follow_offer,
             executor=settings.executor,
             executor_options=settings.executor_options,
             **_common(settings, "provider", account.address),

@@ -23,7 +23,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import Hardware, Offer
+from deepsquare_chain.job import Offer
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import rows
@@ -33,6 +33,7 @@ from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import Action, Close, Phase, Situation, Start, View
 from deepsquare_chain.provider.observer import Head, Observer, free_megabytes
+from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
@@ -62,6 +63,7 @@ class ProviderSettings(ServiceSettings):
         patience: Seconds that an assigned job may wait for its definition or for room; None is
             half of the grid's claim timeout.
         env: Variables that every job gets.
+        follow_offer: Keep the offer at what the cluster's own users leave free.
         executor: Name of the executor; see `executors.registry`.
         executor_options: Options of it, which it checks itself.
     """
@@ -71,6 +73,7 @@ class ProviderSettings(ServiceSettings):
     start_grace: int = 60
     patience: int | None = None
     env: dict[str, str] = field(default_factory=dict)
+    follow_offer: bool = False
     executor: str = "local"
     executor_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,16 +98,6 @@ async def look_up(contracts: Contracts, account: str) -> Standing:
     parameters = await contracts.scheduler.parameters()
     _log.info("provider", id=provider.id, account=provider.account, status=provider.status.name)
     return Standing(provider.id, parameters.claim_timeout, in_all(provider.hardware))
-
-
-def in_all(hardware: Hardware) -> Offer:
-    """Everything that a cluster has; memory in MB."""
-    nodes = hardware.nodes
-    return Offer(
-        cpus=nodes * hardware.cpus_per_node,
-        memory=nodes * hardware.mem_per_node,
-        gpus=nodes * hardware.gpus_per_node,
-    )
 
 
 class ProviderService:
@@ -190,6 +183,7 @@ class ProviderService:
         self._followed = b""  # the block up to which events are taken in, and a challenge seen
         self._looked_slowly: float | None = None
         self._told: dict[int, Action] = {}
+        self._offer = OfferFollower(contracts, sender, timeout=settings.send_timeout)
         self._fault = ""
 
     async def cycle(self) -> bool:
@@ -221,7 +215,7 @@ class ProviderService:
 
     async def close(self) -> None:
         """Wait for what goes on beside the cycles."""
-        await together(self._handlers.close(), self._batches.close())
+        await together(self._handlers.close(), self._batches.close(), self._offer.close())
 
     # -- the steps of a cycle
 
@@ -310,6 +304,8 @@ class ProviderService:
         self._fault = await self._observer.fault()
         self.figures.show(views, free)
         self.figures.can_start.set(not self._fault)
+        if self._settings.follow_offer:
+            self._offer.follow(free, held_by(views))
         if not views:
             return 0
         situation = Situation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -142,3 +142,34 @@ async def test_every_way_to_end_side_by_side(host: Bench, cluster: LocalSlurm):
     successor = await host.job(retried.successor)
     assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
     await host.grid.send(host.grid.customers[0], scheduler.cancel([retried.successor]))
+
+
+async def test_offer_follows_what_the_clusters_own_users_leave_free(
+    grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path
+):
+    account = grid.providers[0]
+    executor = cluster.executor(tmp_path, owner=account.address)
+    registry = grid.contracts.registry
+    before = (await registry.provider_of(account.address)).offer
+    async with bench(grid, tmp_path, executor=executor, follow_offer=True) as host:
+        host.service._offer._interval = 0.5
+
+        def offers(cpus: int) -> Callable[[], Awaitable[bool]]:
+            async def look() -> bool:
+                return (await registry.provider_of(account.address)).offer.cpus == cpus
+
+            return look
+
+        await host.drive(offers(8))
+        local = cluster.run(
+            "sbatch", "--parsable", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 60"
+        ).strip()
+        await host.drive(offers(4))
+        # What the grid's own jobs occupy still belongs to the grid.
+        [job_id] = await host.submit("sleep 60", resources=Resources(2, 1, 64, 0))
+        await host.until([job_id], S.RUNNING)
+        cluster.run("scancel", local)
+        await host.drive(offers(8))
+        await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([job_id]))
+        await host.until([job_id])
+    await grid.send(account, registry.set_offer(before))
