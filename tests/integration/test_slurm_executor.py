@@ -285,7 +285,7 @@ LABELS = sorted(set(re.findall(r'crash_point\("(executor\.slurm\.\w+)"\)', SOURC
 
 
 async def test_daemon_killed_at_every_label_of_a_submission(
-    cluster: LocalSlurm, state: Path, tmp_path: Path
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
 ) -> None:
     script = f"echo ran >> {tmp_path}/$DEEPSQUARE_KEY"
 
@@ -298,12 +298,20 @@ async def test_daemon_killed_at_every_label_of_a_submission(
         assert await process.wait() == -signal.SIGKILL
         again = cluster.executor(state, settle=0)
         await again.submit(make(key, text))
-        assert (await ended(again, key)).code == 0
-        assert (tmp_path / key).read_text() == "ran\n"
-        assert len(ids(cluster, key)) <= 1
+        # Nothing has started: the queue alone tells what was submitted.
+        assert len(ids(cluster, key)) == 1
+        assert await state_of(again, key) is RunState.QUEUED
 
     assert len(LABELS) >= 4
+    # The whole cluster is taken, so that what is submitted waits.
+    wide = ("--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
+    blocker = cluster.run("sbatch", "--parsable", *wide).strip()
     await asyncio.gather(*(killed(label) for label in LABELS))
+    cluster.run("scancel", blocker)
+    for label in LABELS:
+        key = label.replace(".", "-")
+        assert (await ended(executor, key)).code == 0
+        assert (tmp_path / key).read_text() == "ran\n"
 
 
 async def test_two_jobs_of_one_name_are_an_alarm(
