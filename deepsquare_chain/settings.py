@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -114,7 +116,25 @@ def _expand(path: Path) -> Path:
         raise ValueError("must be a path; whose home that is, is not known") from None
 
 
+def _options(value: Any) -> Any:
+    """A table as files have it; a list or a text of KEY=VALUE as flags and variables give it."""
+    if isinstance(value, str):
+        try:
+            value = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"must be KEY=VALUE by spaces: {error}") from None
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(each).partition("=") for each in value]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ValueError("must be KEY=VALUE by spaces")
+    return {name: text for name, _, text in pairs}
+
+
 FilePath = Annotated[Path, AfterValidator(_expand)]
+ExecutorOptions = Annotated[
+    dict[str, str | bool | int | float | list[str]], NoDecode, BeforeValidator(_options)
+]
 Urls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_urls)]
 WebUrl = Annotated[str, AfterValidator(_check_web)]
 SocketUrl = Annotated[str, AfterValidator(_check_socket)]
@@ -192,6 +212,16 @@ class Settings(BaseSettings):
     )
     health_port: int | None = Field(
         None, ge=0, le=65_535, description="Port on 127.0.0.1 of a service's health and figures"
+    )
+    follow_offer: bool = Field(
+        False, description="Keep a provider's offer at what its cluster's own users leave free"
+    )
+    executor: str = Field(
+        "local", description="Where a provider runs jobs: local, slurm, or another installed one"
+    )
+    executor_options: ExecutorOptions = Field(
+        default_factory=dict,
+        description="Options of the executor: a table in a file, else KEY=VALUE by spaces",
     )
     explorer_database: str = Field(
         "", description="File or postgresql+psycopg:// URL of the explorer's index"

@@ -12,7 +12,7 @@ from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import AccountArgument, label, price
 
 if TYPE_CHECKING:
-    from deepsquare_chain.job import Provider
+    from deepsquare_chain.job import Hardware, Provider
 
 app = typer.Typer(help="Register, offer, price, label, run, drain, earn.", no_args_is_help=True)
 
@@ -78,10 +78,25 @@ async def register(
     desk: Desk,
     cpu_price: CpuPrice,
     mem_price: MemPrice,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes, all alike.")] = 1,
-    cpus_per_node: Annotated[int, typer.Option(min=1, help="Cpus of a node.")] = 1,
-    mem_per_node: Annotated[int, typer.Option(min=1, help="Memory of a node in MB.")] = 1024,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="Gpus of a node.")] = 0,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Nodes, all alike; 1 by default.")
+    ] = None,
+    cpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Cpus of a node; 1 by default.")
+    ] = None,
+    mem_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Memory of a node in MB; 1024 by default.")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="Gpus of a node; 0 by default.")
+    ] = None,
+    from_slurm: Annotated[
+        bool,
+        typer.Option(
+            "--from-slurm",
+            help="Read nodes, cpus, memory and gpus from Slurm; executor_options name partitions.",
+        ),
+    ] = False,
     gpu_price: GpuPrice = None,
     labels: Labels = None,
 ) -> None:
@@ -89,7 +104,13 @@ async def register(
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.job import Hardware, Prices
 
-    hardware = Hardware(nodes, cpus_per_node, mem_per_node, gpus_per_node)
+    given = (nodes, cpus_per_node, mem_per_node, gpus_per_node)
+    if from_slurm:
+        hardware = await _slurm_hardware(desk, given)
+    else:
+        hardware = Hardware(
+            nodes or 1, cpus_per_node or 1, mem_per_node or 1024, gpus_per_node or 0
+        )
     prices = Prices(cpu_price, gpu_price or 0, mem_price)
     pairs = dict(label(each) for each in labels or [])
     async with open_wallet(desk.settings) as wallet:
@@ -241,6 +262,31 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
     found = await examine_provider(desk.settings, own_address(desk.settings, account))
     desk.printer.rows(CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
     return 0 if all(each.ok for each in found) else 1
+
+
+async def _slurm_hardware(desk: Desk, given: tuple[int | None, ...]) -> Hardware:
+    """The hardware of the Slurm cluster that this machine submits to."""
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.executors.slurm.client import read_nodes
+    from deepsquare_chain.executors.slurm.hardware import registered_hardware
+    from deepsquare_chain.executors.slurm.options import parse_options
+
+    if any(number is not None for number in given):
+        raise UsageError(
+            "--from-slurm reads nodes, cpus, memory and gpus from Slurm",
+            hint="Leave out --nodes, --cpus-per-node, --mem-per-node and --gpus-per-node.",
+        )
+    options = parse_options(desk.settings.executor_options)
+    found = registered_hardware(await read_nodes(options))
+    hardware = found.hardware
+    desk.printer.note(
+        f"Slurm has {hardware.nodes} nodes with {hardware.cpus_per_node} cpus, "
+        f"{hardware.mem_per_node} MB and {hardware.gpus_per_node} gpus each."
+    )
+    if found.left_out:
+        names = ", ".join(found.left_out[:10]) + (" ..." if len(found.left_out) > 10 else "")
+        desk.printer.note(f"Left out, because they are down or smaller: {names}.")
+    return hardware
 
 
 async def _set_draining(desk: Desk, *, draining: bool) -> None:

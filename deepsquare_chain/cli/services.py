@@ -38,6 +38,9 @@ async def provide(settings: Settings) -> None:
             coin_value=settings.coin_value,
             max_answer_fee=int(settings.max_answer_fee_gwei * _GWEI),
             unbilled_warning=int(settings.unbilled_warning * CREDIT),
+            follow_offer=settings.follow_offer,
+            executor=settings.executor,
+            executor_options=settings.executor_options,
             **_common(settings, "provider", account.address),
         ),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Offer, Resources
@@ -18,6 +19,7 @@ MAX_WALLTIME: Final = 2**31  # seconds; far above the 24 bits of a time limit on
 _MAX_ENV_STRING: Final = 128 * 1024 - 1
 # A key names a folder and a queue entry, so it can be neither hidden nor a path.
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_MAX_COMMENT: Final = 256
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -56,6 +58,8 @@ class RunSpec:
         resources: What the run occupies; its memory (MB) is enforced.
         walltime: Seconds it may take.
         env: Environment of the script, beyond PATH, HOME and LANG.
+        comment: One line for people who look at the executor's queue, such as the chain id, the
+            contract and the job id.
     """
 
     key: str
@@ -63,6 +67,7 @@ class RunSpec:
     resources: Resources
     walltime: int
     env: Mapping[str, str]
+    comment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,34 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutorContext:
+    """What an executor is made from; see `registry.create_executor`.
+
+    Attributes:
+        state_dir: Folder of the daemon.
+        capacity: CPUs, memory (MB) and GPUs that a single machine may use; a cluster knows its own.
+        min_free: MB of disk below which nothing is called free.
+        owner: Account of the provider.
+        options: `executor_options` of the settings, not checked yet.
+    """
+
+    state_dir: Path
+    capacity: Offer
+    min_free: int = 64
+    owner: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def unavailable(executor: str, path: Path, error: Exception) -> ExecutorUnavailableError:
+    """The error for a folder that can't be used now."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return ExecutorUnavailableError(
+        f"The {executor} executor can't work in {path}: {reason}",
+        hint="Check the disk, its permissions and limits; it is tried again.",
+    )
+
+
 def check_key(key: str) -> str:
     """The key itself, once it is sure to be a plain folder name.
 
@@ -179,6 +212,8 @@ def _problem(spec: RunSpec) -> str:
         return f"its walltime of {spec.walltime} seconds is out of range"
     if len(spec.script) > MAX_SCRIPT_BYTES:
         return f"its script is larger than {MAX_SCRIPT_BYTES:,} bytes"
+    if not spec.comment.isprintable() or "|" in spec.comment or len(spec.comment) > _MAX_COMMENT:
+        return "its comment is not one plain line"
     return _env_problem(spec.env)
 
 

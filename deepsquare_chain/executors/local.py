@@ -17,15 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import (
     MAX_WALLTIME,
     Executor,
+    ExecutorContext,
     ExecutorUnavailableError,
     RunRefusedError,
     RunSpec,
     RunStatus,
     check_key,
     check_spec,
+    unavailable,
 )
 from deepsquare_chain.executors.gpus import device_names
 from deepsquare_chain.executors.leftovers import StubbornError
@@ -197,8 +200,19 @@ def _typed(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, StubbornError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ExecutorUnavailableError(
-            f"The local executor can't work in {path}: {reason}",
-            hint="Check the disk, its permissions and limits; it is tried again.",
-        ) from error
+        raise unavailable("local", path, error) from error
+
+
+def create(context: ExecutorContext) -> LocalExecutor:
+    """The executor as settings describe it: entry point `local` of `deepsquare.executors`.
+
+    Raises:
+        UsageError: It was given options, and it has none.
+        ExecutorUnavailableError: Its folder can't be made.
+    """
+    if context.options:
+        raise UsageError(
+            f"The local executor has no option {next(iter(context.options))}",
+            hint="Remove executor_options, or choose another executor.",
+        )
+    return LocalExecutor(context.state_dir, context.capacity, min_free=context.min_free)

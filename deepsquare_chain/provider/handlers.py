@@ -159,6 +159,7 @@ class Handlers:
                 resources=view.job.resources,
                 walltime=action.walltime,
                 env={},
+                comment=self._table.comment(view.job.id),
             )
             handle = await self._executor.submit(spec)
         except (RunRefusedError, ValueError) as error:

@@ -13,8 +13,9 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
-from deepsquare_chain.executors.base import Executor
+from deepsquare_chain.executors.base import Executor, ExecutorContext
 from deepsquare_chain.executors.local import LocalExecutor
+from deepsquare_chain.executors.registry import create_executor
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings, look_up
@@ -41,12 +42,13 @@ async def run_provider(
         account: Registered provider, who signs.
         definitions: Where definitions stand.
         settings: How it runs.
-        executor: Where jobs run; processes of this machine by default.
+        executor: Where jobs run; by default the one that the settings name.
         stop: Ends it when set.
 
     Raises:
         NotFoundError: The account is not registered as a provider.
-        UsageError: The database belongs to somebody else, or is in use.
+        UsageError: The database belongs to somebody else, or is in use; or there is no such
+            executor, or one of its options is wrong.
         WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
             down is waited for.
         ReorgTooDeepError: The chain replaced what was believed long ago.
@@ -57,10 +59,15 @@ async def run_provider(
         contracts = await open_contracts(parts, url, deployment, settings, metrics)
         standing = await look_up(contracts, account.address)
         store = parts.enter_context(await open_store(NAME, contracts, account, settings))
-        local = LocalExecutor(
-            settings.state_dir,
-            settings.capacity or standing.hardware,
-            min_free=settings.min_free,
+        runs_on = executor or create_executor(
+            settings.executor,
+            ExecutorContext(
+                state_dir=settings.state_dir,
+                capacity=settings.capacity or standing.hardware,
+                min_free=settings.min_free,
+                owner=account.address,
+                options=settings.executor_options,
+            ),
         )
         service = ProviderService(
             contracts,
@@ -68,12 +75,12 @@ async def run_provider(
                 parts, contracts, account, store=store, settings=settings, metrics=metrics
             ),
             store,
-            executor=executor or local,
+            executor=runs_on,
             definitions=definitions,
             settings=settings,
             standing=standing,
             metrics=metrics,
-            on_hardware=None if settings.capacity else _follow_hardware(local),
+            on_hardware=None if settings.capacity else _follow_hardware(runs_on),
         )
         daemon = await open_daemon(
             NAME,
@@ -90,8 +97,10 @@ async def run_provider(
     await serve(NAME, open_once, stop)
 
 
-def _follow_hardware(executor: LocalExecutor) -> Callable[[Offer], None]:
-    """Keep a local executor at the hardware that the registry has."""
+def _follow_hardware(executor: Executor) -> Callable[[Offer], None] | None:
+    """Keep a local executor at the hardware that the registry has; a cluster knows its own."""
+    if not isinstance(executor, LocalExecutor):
+        return None
 
     def follow(offer: Offer) -> None:
         executor.offer = offer

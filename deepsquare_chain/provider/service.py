@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from typing import Final
+from typing import Any, Final
 
 from web3.types import BlockIdentifier
 
@@ -28,7 +28,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import Hardware, JobStatus, Offer
+from deepsquare_chain.job import JobStatus, Offer
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import rows
@@ -47,6 +47,7 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.observer import Head, Observer, free_megabytes
+from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
@@ -87,6 +88,9 @@ class ProviderSettings(ServiceSettings):
             `max_fee_per_gas`: an answer protects the revenue of all runs.
         unbilled_warning: Credit-wei that one run may earn without being billed before the
             operator is warned; 0 never warns.
+        follow_offer: Keep the offer at what the cluster's own users leave free.
+        executor: Name of the executor; see `executors.registry`.
+        executor_options: Options of it, which it checks itself.
     """
 
     capacity: Offer | None = None
@@ -99,6 +103,9 @@ class ProviderSettings(ServiceSettings):
     coin_value: float = 1.0
     max_answer_fee: int = 5_000 * GWEI
     unbilled_warning: int = 100 * CREDIT
+    follow_offer: bool = False
+    executor: str = "local"
+    executor_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +135,6 @@ async def look_up(contracts: Contracts, account: str) -> Standing:
         parameters.response_timeout,
         parameters.collect_interval,
         in_all(provider.hardware),
-    )
-
-
-def in_all(hardware: Hardware) -> Offer:
-    """Everything that a cluster has; memory in MB."""
-    nodes = hardware.nodes
-    return Offer(
-        cpus=nodes * hardware.cpus_per_node,
-        memory=nodes * hardware.mem_per_node,
-        gpus=nodes * hardware.gpus_per_node,
     )
 
 
@@ -228,6 +225,7 @@ class ProviderService:
         self._warned: set[int] = set()
         self._looked_slowly: float | None = None
         self._told: dict[int, Action] = {}
+        self._offer = OfferFollower(contracts, sender, timeout=settings.send_timeout)
         self._fault = ""
 
     async def cycle(self) -> bool:
@@ -259,7 +257,7 @@ class ProviderService:
 
     async def close(self) -> None:
         """Wait for what goes on beside the cycles."""
-        await together(self._handlers.close(), self._batches.close())
+        await together(self._handlers.close(), self._batches.close(), self._offer.close())
 
     # -- the steps of a cycle
 
@@ -377,6 +375,10 @@ class ProviderService:
         self.figures.show(views, free)
         self.figures.can_start.set(not self._fault)
         self._watch_revenue(views, head)
+        if self._settings.follow_offer:
+            self._offer.follow(free, held_by(views))
+        if not views:
+            return 0
         situation = Situation(
             now=head.time,
             queues=self._executor.queues,

@@ -94,6 +94,10 @@ class RunTable:
         """Name of a job's run for ever."""
         return run_key(self._chain_id, self._contract, job_id, attempt)
 
+    def comment(self, job_id: int) -> str:
+        """Whose run it is, for people who look at the executor's queue."""
+        return f"deepsquare chain={self._chain_id} contract={self._contract} job={job_id}"
+
     # -- reading
 
     def get(self, job_id: int) -> Run | None:

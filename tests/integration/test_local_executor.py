@@ -1,4 +1,4 @@
-"""The local executor with real processes."""
+"""The local executor with real processes, beyond what test_local_contract.py shows."""
 
 from __future__ import annotations
 
@@ -126,31 +126,6 @@ def owner_pid(state: Path, key: str) -> int:
 # -- how runs end
 
 
-async def test_exit_codes_reasons_and_seconds(executor: LocalExecutor, state: Path) -> None:
-    scripts = {
-        "good": ("echo out; echo err >&2", 0, "exited"),
-        "three": ("exit 3", 3, "exited"),
-        "high": ("exit 255", 255, "exited"),
-        "missing": ("no-such-command-anywhere", 127, "exited"),
-        "killed": ("kill -KILL $$", 137, "signalled"),
-        "term": ("kill -TERM $$", 143, "signalled"),
-        "slow": ("sleep 1.2", 0, "exited"),
-    }
-    before = time.time()
-    await asyncio.gather(*(executor.submit(make(state, k, s[0])) for k, s in scripts.items()))
-    for key, (_, code, reason) in scripts.items():
-        end = await ended(executor, key)
-        assert (key, end.code, end.reason) == (key, code, reason)
-        assert before - 1 <= end.started_at <= end.ended_at <= time.time() + 1
-        assert end.seconds >= end.ended_at - end.started_at - 0.1
-    assert (await ended(executor, "good")).seconds >= 1
-    assert (await ended(executor, "slow")).seconds >= 2
-    assert await executor.output("good") == b"out\nerr\n"
-    assert await executor.output("good", offset=4) == b"err\n"
-    assert await executor.output("good", offset=1, limit=2) == b"ut"
-    assert await executor.output("good", offset=99) == b""
-
-
 async def test_walltime_ends_even_a_run_that_ignores_term(
     executor: LocalExecutor, state: Path
 ) -> None:
@@ -166,21 +141,6 @@ async def test_walltime_ends_even_a_run_that_ignores_term(
     assert 1 <= plain.ended_at - plain.started_at < 2.5
     assert 3 <= deaf.ended_at - deaf.started_at < 6
     assert alive_in(state) == []
-
-
-async def test_extension_is_honoured(executor: LocalExecutor, state: Path) -> None:
-    await executor.submit(make(state, "more", "sleep 2.2; echo done", walltime=1))
-    await executor.submit(make(state, "less", "sleep 60", walltime=60))
-    await executor.extend("more", 30)
-    await executor.extend("less", 1)
-    assert (await ended(executor, "more")).reason == "exited"
-    assert await executor.output("more") == b"done\n"
-    assert (await ended(executor, "less")).reason == "walltime"
-    await executor.extend("more", 99)  # too late, and no harm
-    with pytest.raises(NotFoundError):
-        await executor.extend("other", 10)
-    with pytest.raises(RunRefusedError):
-        await executor.extend("more", 0)
 
 
 async def test_memory_of_the_whole_tree_is_limited(executor: LocalExecutor, state: Path) -> None:

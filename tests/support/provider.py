@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deepsquare_chain.chain.events import Event, JobResult, JobSettled, JobSubmitted, decode_logs
+from deepsquare_chain.executors.base import Executor
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Job, JobStatus, Offer, Resources
 from deepsquare_chain.provider.model import Phase, Run
@@ -36,7 +37,7 @@ class Bench:
     folder: Path
     number: int
     service: ProviderService
-    executor: LocalExecutor
+    executor: Executor
     definitions: FolderDefinitionStore
 
     @property
@@ -138,13 +139,18 @@ async def all_events(grid: LiveGrid) -> list[Event]:
 
 @asynccontextmanager
 async def bench(
-    grid: LiveGrid, folder: Path, number: int = 0, definitions: Path | None = None, **settings: Any
+    grid: LiveGrid,
+    folder: Path,
+    number: int = 0,
+    definitions: Path | None = None,
+    executor: Executor | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Bench]:
-    """A provider's service in this process."""
+    """A provider's service in this process, with the local executor unless another is given."""
     options = {"capacity": OFFER, "poll_interval": 0.1, "confirmations": 0, **settings}
     account = grid.providers[number]
     store = grid.store(account, folder / "provider.db")
-    executor = LocalExecutor(folder, options["capacity"])
+    executor = executor or LocalExecutor(folder, options["capacity"])
     definition_store = FolderDefinitionStore(definitions or folder / "definitions")
     service = ProviderService(
         grid.contracts,

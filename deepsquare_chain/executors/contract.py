@@ -1,0 +1,280 @@
+"""What every executor must do, as tests that any executor can run.
+
+Derive a class whose name begins with `Test` and give it a pytest fixture `harness`; docs/executors.md
+has an example. The tests use only the interface in `executors.base` and what jobs print or write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import unittest
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.executors.base import (
+    Executor,
+    Exit,
+    RunRefusedError,
+    RunSpec,
+    RunState,
+)
+from deepsquare_chain.executors.rundir import OUTPUT_LIMIT
+from deepsquare_chain.job import Resources
+
+_LOOK: Final = 0.1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Harness:
+    """What the tests need to know about an executor.
+
+    Attributes:
+        make: Makes an executor over the same state, as a daemon does that was started again.
+        scratch: Empty folder that jobs can write to under the same path.
+        patience: Seconds after which something that did not happen counts as failed.
+        enforces_memory: Whether memory limits hold here.
+    """
+
+    make: Callable[[], Executor]
+    scratch: Path
+    patience: float = 30.0
+    enforces_memory: bool = True
+
+    def spec(self, key: str, script: str, **changes: Any) -> RunSpec:
+        """A small run."""
+        memory = changes.pop("memory", 128)
+        values: dict[str, Any] = {
+            "resources": Resources(1, 1, memory, 0),
+            "walltime": 60,
+            "env": {},
+            **changes,
+        }
+        return RunSpec(key=key, script=script.encode(), **values)
+
+    async def until(self, look: Callable[[], Awaitable[T]]) -> T:
+        """Wait for something true."""
+        deadline = time.monotonic() + self.patience
+        while not (found := await look()):
+            assert time.monotonic() < deadline, "it did not happen in time"
+            await asyncio.sleep(_LOOK)
+        return found
+
+    async def end(self, executor: Executor, key: str) -> Exit:
+        """Wait for the end of a run."""
+
+        async def look() -> Exit | None:
+            return (await executor.poll([key]))[key].exit
+
+        found = await self.until(look)
+        assert found is not None
+        return found
+
+    async def running(self, executor: Executor, *keys: str) -> None:
+        """Wait until runs have printed something while they run."""
+
+        async def look() -> bool:
+            statuses = await executor.poll(list(keys))
+            outputs = [await executor.output(key) for key in keys]
+            return all(outputs) and all(s.state is RunState.RUNNING for s in statuses.values())
+
+        await self.until(look)
+
+
+class ExecutorContract:
+    """The tests; `harness` is a fixture of the class that derives from this one."""
+
+    async def test_code_reason_seconds_and_output_of_every_end(self, harness: Harness) -> None:
+        executor = harness.make()
+        runs = {
+            "good": ("echo out; echo err >&2", 0, "exited"),
+            "three": ("exit 3", 3, "exited"),
+            "high": ("exit 255", 255, "exited"),
+            "missing": ("no-such-command-anywhere", 127, "exited"),
+            "killed": ("kill -KILL $$", 137, "signalled"),
+            "slow": ("sleep 1.2", 0, "exited"),
+            "late": ("echo late; sleep 60", 143, "walltime"),
+            "trap": ("trap 'echo trapped; exit 0' TERM; sleep 60 & wait", 143, "walltime"),
+            "deaf": ("trap '' TERM; while :; do sleep 1; done", 137, "walltime"),
+        }
+        before = time.time()
+        for key, (script, _, reason) in runs.items():
+            walltime = 2 if reason == "walltime" else 60
+            assert await executor.submit(harness.spec(key, script, walltime=walltime)) == key
+        for key, (_, code, reason) in runs.items():
+            end = await harness.end(executor, key)
+            assert (key, end.code, end.reason) == (key, code, reason)
+            assert before - 1 <= end.started_at <= end.ended_at <= time.time() + 1
+            assert end.ended_at - end.started_at - 0.1 <= end.seconds <= harness.patience
+        assert (await harness.end(executor, "slow")).seconds >= 2
+        assert 2 <= (await harness.end(executor, "late")).seconds <= 4
+        assert await executor.output("good") == b"out\nerr\n"
+        assert await executor.output("good", 1, 2) == b"ut"
+        assert await executor.output("good", 99) == b""
+        assert b"trapped" in await executor.output("trap")
+        assert set(runs) <= set(await executor.keys())
+
+    async def test_a_key_runs_once_whoever_submits_it(self, harness: Harness) -> None:
+        spec = harness.spec("once", f"echo ran >> {harness.scratch}/once; sleep 1")
+        first, second = harness.make(), harness.make()
+        await asyncio.gather(first.submit(spec), first.submit(spec))
+        assert await second.find("once") == await second.submit(spec)
+        end = await harness.end(first, "once")
+        assert await second.submit(spec) == "once"
+        assert await harness.end(harness.make(), "once") == end
+        assert (harness.scratch / "once").read_text() == "ran\n"
+
+    async def test_what_ends_while_the_daemon_is_away_is_told_with_its_seconds(
+        self, harness: Harness
+    ) -> None:
+        done = harness.scratch / "done"
+        spec = harness.spec("away", f"sleep 1.2; echo said; echo > {done}; exit 7")
+        handle = await harness.make().submit(spec)
+
+        async def is_done() -> bool:
+            return done.exists()
+
+        await harness.until(is_done)
+        later = harness.make()
+        assert await later.find("away") == handle
+        end = await harness.end(later, handle)
+        assert (end.code, end.reason) == (7, "exited")
+        assert 2 <= end.seconds <= 5
+        assert await later.output(handle) == b"said\n"
+
+    async def test_cancel_returns_when_nothing_of_the_run_is_left(self, harness: Harness) -> None:
+        executor = harness.make()
+        alive = harness.scratch / "alive"
+        script = (
+            f"trap '' TERM; setsid bash -c 'while :; do echo >> {alive}; sleep 0.2; done' & wait"
+        )
+        await executor.submit(harness.spec("stop", f"echo up; {script}"))
+        await harness.running(executor, "stop")
+        began = time.monotonic()
+        await executor.cancel("stop")
+        assert time.monotonic() - began < harness.patience / 2
+        size = alive.stat().st_size
+        end = await harness.end(executor, "stop")
+        assert (end.reason, end.code) in {("cancelled", 137), ("cancelled", 143)}
+        await asyncio.sleep(0.5)
+        assert alive.stat().st_size == size
+        await executor.cancel("stop")
+        assert await harness.end(executor, "stop") == end
+
+    async def test_nothing_outlives_the_script(self, harness: Harness) -> None:
+        executor = harness.make()
+        alive = harness.scratch / "left"
+        loop = f"while :; do echo >> {alive}; sleep 0.2; done"
+        script = (
+            f"setsid bash -c '{loop}' & (setsid bash -c '{loop}' &); sleep 1; echo over; exit 4"
+        )
+        await executor.submit(harness.spec("left", script))
+        end = await harness.end(executor, "left")
+        assert (end.code, end.reason) == (4, "exited")
+        assert await executor.output("left") == b"over\n"
+        size = alive.stat().st_size
+        await asyncio.sleep(0.5)
+        assert alive.stat().st_size == size > 0
+
+    async def test_walltime_of_a_live_run_can_be_changed(self, harness: Harness) -> None:
+        executor = harness.make()
+        await executor.submit(harness.spec("more", "echo up; sleep 4; echo done", walltime=3))
+        await executor.submit(harness.spec("less", "echo up; sleep 60"))
+        await executor.extend("more", 300)
+        await executor.extend("less", 1)
+        assert (await harness.end(executor, "more")).reason == "exited"
+        assert await executor.output("more") == b"up\ndone\n"
+        assert (await harness.end(executor, "less")).reason == "walltime"
+        await executor.extend("more", 400)  # too late, and no harm
+        for walltime in (0, 2**31 + 1):
+            try:
+                await executor.extend("more", walltime)
+            except RunRefusedError:
+                continue
+            raise AssertionError(f"a walltime of {walltime} seconds was accepted")
+
+    async def test_memory_limit_ends_a_run(self, harness: Harness) -> None:
+        if not harness.enforces_memory:
+            raise unittest.SkipTest("this executor enforces no memory limit here")
+        executor = harness.make()
+        hold = "python3 -c 'b = bytearray({} << 20); import time; time.sleep(2)'"
+        await executor.submit(harness.spec("big", hold.format(300)))
+        await executor.submit(harness.spec("fits", hold.format(10)))
+        end = await harness.end(executor, "big")
+        assert end.reason == "memory"
+        assert end.code != 0
+        assert (await harness.end(executor, "fits")).reason == "exited"
+
+    async def test_environment_is_the_runs_own(self, harness: Harness) -> None:
+        executor = harness.make()
+        nasty = "$(touch pwned) `touch pwned` '; touch pwned; \" %s \\ ../ \n second line"
+        env = {"NASTY": nasty, "PLAIN": "x"}
+        script = 'printf "%s|" "$PLAIN" "$NASTY" "$HOME" "$PWD"; cat; ls'
+        await executor.submit(harness.spec("env", script, env=env))
+        assert (await harness.end(executor, "env")).code == 0
+        plain, said, home, folder, rest = (await executor.output("env")).decode().split("|")
+        assert (plain, said, home, rest) == ("x", nasty, folder, "")
+
+    async def test_directives_of_batch_systems_are_not_obeyed(self, harness: Harness) -> None:
+        executor = harness.make()
+        script = "#!/bin/bash\n#SBATCH --array=0-3\n#SBATCH --output=/dev/null\n#PBS -t 0-3\n"
+        script += f"echo ran >> {harness.scratch}/array; echo said"
+        await executor.submit(harness.spec("array", script))
+        assert (await harness.end(executor, "array")).code == 0
+        assert await executor.output("array") == b"said\n"
+        assert (harness.scratch / "array").read_text() == "ran\n"
+
+    async def test_output_is_bounded_and_keeps_both_ends(self, harness: Harness) -> None:
+        executor = harness.make()
+        script = "echo first; yes middle | head -c 3000000; echo last"
+        await executor.submit(harness.spec("long", script))
+        assert (await harness.end(executor, "long")).code == 0
+        output = await executor.output("long", 0, OUTPUT_LIMIT)
+        assert output.startswith(b"first\nmiddle\n")
+        assert output.endswith(b"last\n")
+        note = re.search(rb"\n\[\.\.\. (\d+) bytes left out \.\.\.\]\n", output)
+        assert note is not None
+        assert len(output) - len(note[0]) + int(note[1]) == 3_000_000 + len("first\nlast\n")
+
+    async def test_capacity_follows_live_runs(self, harness: Harness) -> None:
+        executor = harness.make()
+        before = await executor.capacity()
+        assert await executor.fault() == ""
+        await executor.submit(harness.spec("busy", "echo up; sleep 60", memory=200))
+        await harness.running(executor, "busy")
+        during = await executor.capacity()
+        assert (before.cpus - during.cpus, before.memory - during.memory) == (1, 200)
+        await executor.cancel("busy")
+
+        async def is_free() -> bool:
+            return await executor.capacity() == before
+
+        await harness.until(is_free)
+
+    async def test_unknown_keys_and_bad_specifications(self, harness: Harness) -> None:
+        executor = harness.make()
+        assert await executor.find("nobody") is None
+        assert (await executor.poll(["nobody"]))["nobody"].state is RunState.UNKNOWN
+        await executor.cancel("nobody")
+        for what in (executor.output("nobody"), executor.extend("nobody", 10)):
+            try:
+                await what
+            except NotFoundError:
+                continue
+            raise AssertionError("an unknown run was found")
+        wrong = [harness.spec(key, "true") for key in ("", "..", "../up", "a/b", "-x", "k" * 121)]
+        wrong += [harness.spec("bad", "true", env=env) for env in ({"A=B": "x"}, {"A": "x\0y"})]
+        wrong += [harness.spec("bad", "true", comment="two\nlines")]
+        wrong += [harness.spec("bad", "true", walltime=0)]
+        for spec in wrong:
+            try:
+                await executor.submit(spec)
+            except RunRefusedError:
+                continue
+            raise AssertionError(f"{spec} was accepted")
+        assert await executor.find("bad") is None

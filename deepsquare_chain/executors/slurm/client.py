@@ -1,0 +1,166 @@
+"""Runs Slurm's commands: argument lists, a clean environment, a time limit, typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import signal
+from collections.abc import Sequence
+from typing import Final
+
+from deepsquare_chain.executors.base import ExecutorUnavailableError, RunRefusedError
+from deepsquare_chain.executors.slurm import commands, parsing
+from deepsquare_chain.executors.slurm.options import SlurmOptions
+from deepsquare_chain.executors.slurm.parsing import SlurmNode
+from deepsquare_chain.observe.plain import plain
+
+_OUTPUT_LIMIT: Final = 64 * 1024 * 1024
+_ERROR_BYTES: Final = 400
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Beginnings of Slurm's words for a request that it refuses however often it is repeated.
+_REFUSALS: Final = (
+    "requested node configuration is not available",
+    "requested partition configuration not available",
+    "node count specification invalid",
+    "more processors requested than permitted",
+    "memory specification can not be satisfied",
+    "invalid generic resource",
+    "invalid feature specification",
+    "invalid partition name",
+    "invalid account",
+    "invalid qos",
+    "invalid trackable resource",
+    "invalid wckey",
+    "invalid job array",
+    "requested time limit is invalid",
+    "requested reservation is invalid",
+    "unrecognized option",
+    "unable to open file",
+    "user's group not permitted to use this partition",
+    "user not found on host",
+    "access/permission denied",
+    "job violates accounting/qos policy",
+    "pathname of a file, directory or other parameter too long",
+    "cpu count per node can not be satisfied",
+    "invalid numeric value",
+    "invalid --",
+)
+_UNKNOWN_JOB: Final = ("invalid job id", "job/step already completing or completed", "not found")
+
+
+class CommandRefusedError(RunRefusedError):
+    """Slurm refused the request itself; repeating it changes nothing."""
+
+
+class UnknownJobError(ExecutorUnavailableError):
+    """Slurm does not know the job, or not any more."""
+
+
+class SlurmClient:
+    """Slurm's commands on this machine.
+
+    Args:
+        options: Where the commands and their configuration are, and how long one may take.
+    """
+
+    def __init__(self, options: SlurmOptions) -> None:
+        self._options = options
+        self.user_id = os.geteuid()
+        try:
+            self.user = pwd.getpwuid(self.user_id).pw_name
+        except KeyError:
+            self.user = str(self.user_id)
+
+    async def run(self, arguments: Sequence[str]) -> str:
+        """What a command printed.
+
+        Raises:
+            CommandRefusedError: Slurm refused the request.
+            UnknownJobError: Slurm does not know the job.
+            ExecutorUnavailableError: It did not answer, or not within the time; whether the
+                request was carried out is not known.
+        """
+        name = arguments[0]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self._environment(),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ExecutorUnavailableError(
+                f"{name} can't be run: {error.strerror}",
+                hint="Install Slurm's commands, or name their folder in the option bin_dir.",
+            ) from error
+        try:
+            async with asyncio.timeout(self._options.command_timeout):
+                output, errors = await process.communicate()
+        except TimeoutError:
+            raise ExecutorUnavailableError(
+                f"{name} did not answer within {self._options.command_timeout:g} seconds",
+                hint="Is slurmctld running? It is tried again.",
+            ) from None
+        finally:
+            await _end(process)
+        text = output[:_OUTPUT_LIMIT].decode(errors="replace")
+        if process.returncode:
+            raise failure(name, errors.decode(errors="replace") or text)
+        return text
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        folder = self._options.bin_dir
+        return [str(folder / arguments[0]) if folder else arguments[0], *arguments[1:]]
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the daemon's: SBATCH_* and SQUEUE_* variables would change commands."""
+        env = {
+            "PATH": os.environ.get("PATH", _PATH),
+            "LC_ALL": "C",
+            "TZ": "UTC",
+            "SLURM_TIME_FORMAT": "%s",
+        }
+        for name in ("SLURM_CONF", "LD_LIBRARY_PATH", "HOME", "KRB5CCNAME"):
+            if name in os.environ:
+                env[name] = os.environ[name]
+        if self._options.conf is not None:
+            env["SLURM_CONF"] = str(self._options.conf)
+        return env
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Leave no process behind, whatever stopped the wait."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def failure(command: str, text: str) -> Exception:
+    """The error that a command's words on stderr stand for."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = plain(" ".join(lines)[:_ERROR_BYTES]) or "no reason given"
+    lower = text.lower()
+    message = f"{command} failed: {said}"
+    if any(words in lower for words in _UNKNOWN_JOB):
+        return UnknownJobError(message)
+    if any(words in lower for words in _REFUSALS):
+        return CommandRefusedError(message)
+    return ExecutorUnavailableError(message, hint="Is slurmctld running? It is tried again.")
+
+
+async def read_nodes(options: SlurmOptions) -> list[SlurmNode]:
+    """Nodes of the partitions that jobs go to, whatever their state.
+
+    Raises:
+        ExecutorUnavailableError: Slurm does not answer.
+        RunRefusedError: There is no such partition.
+    """
+    client = SlurmClient(options)
+    names = options.all_partitions
+    return parsing.nodes(await client.run(commands.nodes(names)), default_only=not names)

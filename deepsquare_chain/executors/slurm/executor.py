@@ -1,0 +1,744 @@
+"""Runs jobs as jobs of a Slurm cluster.
+
+A run has a folder that the nodes share with the daemon, and at most one Slurm job, found by its
+name. What a job does is told by the queue, then by accounting where there is any, then by the
+records that the wrapper leaves in the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.executors import launch
+from deepsquare_chain.executors.base import (
+    MAX_WALLTIME,
+    Executor,
+    ExecutorContext,
+    ExecutorError,
+    ExecutorUnavailableError,
+    Exit,
+    RunRefusedError,
+    RunSpec,
+    RunState,
+    RunStatus,
+    check_key,
+    check_spec,
+    unavailable,
+)
+from deepsquare_chain.executors.outputlog import read_kept
+from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT, unique
+from deepsquare_chain.executors.slurm import commands, parsing, verdict
+from deepsquare_chain.executors.slurm.client import (
+    CommandRefusedError,
+    SlurmClient,
+    UnknownJobError,
+    read_nodes,
+)
+from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
+from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
+from deepsquare_chain.executors.slurm.records import SlurmFolder
+from deepsquare_chain.faults import crash_point
+from deepsquare_chain.job import Offer
+from deepsquare_chain.observe import get_logger
+
+WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
+_DAY: Final = 86_400
+#: Seconds past its walltime after which a run is ended from outside: its wrapper does not react.
+_OVERDUE: Final = 30.0
+_CANCEL_PATIENCE: Final = 30.0
+_CANCEL_LOOK: Final = 0.3
+#: Least seconds between two looks at accounting, and job names in one command.
+_ACCOUNTING_INTERVAL: Final = 5.0
+_NAMES_AT_ONCE: Final = 200
+#: Seconds for which a job that could not be started keeps others away.
+_UNSTARTED_COUNTS: Final = 300.0
+#: Seconds for which the state of partitions counts.
+_PARTITIONS_COUNT: Final = 15.0
+#: Looks at the queue in a row that a job must be missing from.
+_MIN_MISSES: Final = 3
+T = TypeVar("T")
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """What squeue printed, by the keys of runs, and when it was asked (monotonic seconds)."""
+
+    asked_at: float
+    number: int
+    jobs: Mapping[str, list[SlurmJob]]
+
+
+@dataclass(slots=True)
+class _Absence:
+    """A run whose job is in no answer of Slurm: since when, and in how many answers."""
+
+    since: float
+    last_queue: int
+    misses: int = 1
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What need not be read from disk again."""
+
+    job_ids: dict[str, str] = field(default_factory=dict)
+    starts: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, Exit] = field(default_factory=dict)
+    absent: dict[str, _Absence] = field(default_factory=dict)
+    walltimes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
+
+
+class SlurmExecutor(Executor):
+    """Executor of a Slurm cluster.
+
+    Args:
+        state_dir: Folder of the daemon; runs are in `runs/` below it, or in the option `run_dir`.
+        options: How jobs are submitted.
+        owner: Account of the provider; jobs of another one in the same cluster are left alone.
+
+    Raises:
+        ExecutorUnavailableError: The folder can't be made or read.
+    """
+
+    queues = True
+
+    def __init__(self, state_dir: Path, options: SlurmOptions, *, owner: str = "") -> None:
+        self._options = options
+        self._owner = owner.lower()
+        self._client = SlurmClient(options)
+        self._path = Path(os.path.abspath(options.run_dir or state_dir / "runs"))
+        self._memory = _Memory()
+        self._queue = _Queue(float("-inf"), 0, {})
+        self._asking = asyncio.Lock()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._config: dict[str, str] | None = None
+        self._accounted_at = self._unstarted_at = float("-inf")
+        self._nodes: tuple[float, list[SlurmNode]] = float("-inf"), []
+        self._partitions = float("-inf"), False
+        try:
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise unavailable("Slurm", self._path, error) from error
+
+    # -- starting
+
+    async def submit(self, spec: RunSpec) -> str:
+        """Submit the run to Slurm and return its handle; a known key is adopted, never run twice.
+
+        Raises:
+            RunRefusedError: The specification can't be run, or Slurm refuses it.
+            ExecutorUnavailableError: Slurm does not answer, or it is not clear whether it took
+                the job: submit again later.
+        """
+        check_spec(spec)
+        async with self._locks[spec.key]:
+            folder = self._folder(spec.key)
+            await self._call(self._prepare, folder, spec)
+            if not await self._is_submitted(folder):
+                await self._submit(folder, spec)
+            return spec.key
+
+    def _prepare(self, folder: SlurmFolder, spec: RunSpec) -> None:
+        if not folder.exists():
+            launch.make_run(self._path, spec)
+        if folder.intent() is None:
+            folder.set_environment(spec.env)
+
+    async def _is_submitted(self, folder: SlurmFolder) -> bool:
+        """Whether Slurm has, or had, a job of this run; a job that is found is adopted.
+
+        Raises:
+            ExecutorUnavailableError: That is not clear yet.
+        """
+        if await self._call(self._known_job, folder):
+            return True
+        intended = await self._call(folder.intent)
+        if intended is None:
+            return False
+        job = await self._look_up(folder.key, int(intended))
+        if job is not None:
+            await self._adopt(folder, job)
+            return True
+        if abs(time.time() - intended) < self._options.settle:
+            raise ExecutorUnavailableError(
+                f"It is not clear yet whether Slurm took run {folder.key}",
+                hint=f"That is settled {self._options.settle:g} seconds after sbatch failed.",
+            )
+        return False
+
+    def _known_job(self, folder: SlurmFolder) -> bool:
+        if folder.key in self._memory.job_ids:
+            return True
+        job_id = folder.job_id()
+        if job_id is None:
+            start = folder.start()
+            job_id = None if start is None else start[0]
+        if job_id:
+            self._memory.job_ids[folder.key] = job_id
+        return bool(job_id)
+
+    async def _submit(self, folder: SlurmFolder, spec: RunSpec) -> None:
+        arguments = await self._arguments(folder, spec)
+        crash_point("executor.slurm.prepared")
+        await self._call(folder.set_intent)
+        crash_point("executor.slurm.intended")
+        try:
+            printed = await self._client.run(arguments)
+        except CommandRefusedError as error:
+            await self._call(folder.drop_intent)
+            raise RunRefusedError(f"Slurm refuses run {spec.key}: {error.message}") from error
+        except ExecutorUnavailableError as error:
+            await self._clear_up(folder, error)
+            return
+        crash_point("executor.slurm.submitted")
+        job_id = parsing.job_id(printed)
+        if job_id is None:
+            await self._clear_up(folder, ExecutorUnavailableError("sbatch printed no job number"))
+            return
+        await self._call(folder.set_job_id, job_id)
+        crash_point("executor.slurm.recorded")
+        self._memory.job_ids[spec.key] = job_id
+        self._forget_queue()
+        _log.info("Slurm job submitted", run=spec.key, slurm_job=job_id)
+
+    async def _clear_up(self, folder: SlurmFolder, error: ExecutorUnavailableError) -> None:
+        """Adopt the job of an sbatch that failed, if Slurm took it all the same; else raise."""
+        _log.warning("sbatch unclear", run=folder.key, error=error.message)
+        job = await self._look_up(folder.key, int(time.time()))
+        if job is None:
+            raise error
+        await self._adopt(folder, job)
+
+    async def _arguments(self, folder: SlurmFolder, spec: RunSpec) -> list[str]:
+        minutes = commands.minutes(spec.walltime)
+        if self._options.limit_headroom != 0:
+            minutes = await self._longer(minutes, spec)
+        comment = " ".join(part for part in (spec.comment, self._owner_mark()) if part)
+        return commands.submit(
+            spec,
+            self._options,
+            folder=str(folder.path),
+            wrapper=str(WRAPPER),
+            limit_minutes=minutes,
+            comment=comment,
+        )
+
+    async def _longer(self, minutes: int, spec: RunSpec) -> int:
+        """The limit with room for top-ups, as far as the partitions allow."""
+        headroom = self._options.limit_headroom
+        if headroom is None:
+            headroom = 0 if await self._may_raise_limits() else _DAY
+        if not headroom:
+            return minutes
+        names = self._options.partitions_for(spec.resources.gpus)
+        text = await self._client.run(commands.partitions(names))
+        limits = parsing.partition_limits(text, default_only=not names)
+        longest = [limit for _, limit in limits.values() if limit is not None]
+        longer = minutes + headroom // 60
+        return max(minutes, min([longer, *(limit // 60 for limit in longest)]))
+
+    async def _may_raise_limits(self) -> bool:
+        """Whether Slurm lets this user raise the limit of a running job."""
+        if self._client.user_id == 0:
+            return True
+        config = await self._configuration()
+        return config.get("SlurmUser", "").partition("(")[0] == self._client.user
+
+    async def _configuration(self) -> dict[str, str]:
+        if self._config is None:
+            self._config = parsing.config(await self._client.run(commands.show_config()))
+        return self._config
+
+    # -- finding
+
+    async def find(self, key: str) -> str | None:
+        """Handle of the run with this key, None when it surely never began here.
+
+        Raises:
+            ExecutorUnavailableError: Slurm does not answer, an sbatch is not settled, or two jobs
+                have the name of this run.
+        """
+        folder = self._folder(key)
+        async with self._locks[key]:
+            if await self._call(folder.exists):
+                return key if await self._is_submitted(folder) else None
+            # The daemon's folder was lost; the name tells whose job it is.
+            return None if await self._look_up(key, int(time.time()) - _DAY) is None else key
+
+    async def _look_up(self, key: str, since: int) -> SlurmJob | None:
+        """The one Slurm job of a run by its name, in the queue or in accounting."""
+        queue = await self._look(max_age=0.0)
+        jobs = queue.jobs.get(key) or (await self._accounted([key], since)).get(key, [])
+        if len(jobs) > 1:
+            raise self._alarm(key, jobs)
+        return jobs[0] if jobs else None
+
+    def _alarm(self, key: str, jobs: list[SlurmJob]) -> ExecutorUnavailableError:
+        ids = ", ".join(sorted(job.id for job in jobs))
+        if self._memory.warnings.get(key) != ids:
+            self._memory.warnings[key] = ids
+            _log.error("several Slurm jobs have the name of one run", run=key, slurm_jobs=ids)
+        return ExecutorUnavailableError(
+            f"Slurm jobs {ids} have the name of one run, {key}",
+            hint="Find out who submitted them, and end the one that is not the provider's.",
+        )
+
+    async def _adopt(self, folder: SlurmFolder, job: SlurmJob) -> None:
+        await self._call(folder.set_job_id, job.id)
+        self._memory.job_ids[folder.key] = job.id
+        _log.info("Slurm job adopted", run=folder.key, slurm_job=job.id)
+
+    # -- looking
+
+    async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
+        """Status of each handle; one look at the queue for all of them."""
+        wanted = list(handles)
+        known = self._memory.ended
+        left = [key for key in wanted if key not in known]
+        statuses = {key: RunStatus(RunState.ENDED, known[key]) for key in wanted if key in known}
+        if not left:
+            return statuses
+        queue = await self._look(max_age=self._options.query_interval)
+        missing = []
+        for key in left:
+            jobs = queue.jobs.get(key, [])
+            if jobs:
+                statuses[key] = await self._status(key, jobs)
+            else:
+                missing.append(key)
+        return statuses | await self._missing(missing, queue)
+
+    async def _status(self, key: str, jobs: list[SlurmJob]) -> RunStatus:
+        """Status of a run that is in the queue."""
+        self._memory.absent.pop(key, None)
+        try:
+            folder = self._folder(key)
+            if len(jobs) > 1:
+                raise self._alarm(key, jobs)
+            job = jobs[0]
+            recorded = self._memory.job_ids.get(key) or await self._call(folder.job_id)
+            if recorded is not None and recorded != job.id:
+                raise self._alarm(key, [job, SlurmJob(recorded, "")])
+            state = verdict.run_state(job.state)
+            if state is RunState.ENDED:
+                return await self._conclude(folder, job)
+            if verdict.never_starts(job):
+                await self._give_up(folder, job)
+            if job.state == "RUNNING":
+                await self._enforce(folder, job)
+        except (ExecutorUnavailableError, RunRefusedError) as error:
+            self._warn(key, error)
+            return RunStatus(RunState.UNKNOWN)
+        if state is RunState.UNKNOWN:
+            self._warn(key, ExecutorError(f"unknown state {job.state!r}"))
+        return RunStatus(state)
+
+    async def _give_up(self, folder: SlurmFolder, job: SlurmJob) -> None:
+        """End a job that would wait for ever; the next look finds it cancelled."""
+        _log.warning("Slurm never starts this job", run=folder.key, reason=job.reason)
+        await self._signal(job.id)
+        self._forget_queue()
+
+    async def _enforce(self, folder: SlurmFolder, job: SlurmJob) -> None:
+        """End a run whose wrapper does not keep its walltime."""
+        start = self._memory.starts.get(folder.key)
+        if start is None:
+            record = await self._call(self._started, folder)
+            if record is None:
+                return
+            start = self._memory.starts[folder.key] = record
+        elapsed = time.time() - start - _OVERDUE
+        if elapsed < self._memory.walltimes.get(folder.key, 0):
+            return
+        walltime = self._memory.walltimes[folder.key] = await self._call(folder.walltime)
+        if elapsed < walltime:
+            return
+        _log.warning("run does not keep its walltime, ending it", run=folder.key)
+        await self._call(lambda: folder.set_control(overdue=True))
+        await self._signal(job.id, "KILL")
+        self._forget_queue()
+
+    @staticmethod
+    def _started(folder: SlurmFolder) -> float | None:
+        start = folder.start() if folder.exists() else None
+        return None if start is None else start[1]
+
+    async def _missing(self, keys: list[str], queue: _Queue) -> dict[str, RunStatus]:
+        """Status of runs that are not in the queue: by their records, then by accounting."""
+        statuses: dict[str, RunStatus] = {}
+        unclear = []
+        for key in keys:
+            try:
+                folder = self._folder(key)
+                settled = await self._call(self._recorded, folder)
+                if settled is not None:
+                    statuses[key] = self._remember(key, settled)
+                elif await self._call(folder.exists) and await self._call(self._known_job, folder):
+                    unclear.append(key)
+                else:
+                    statuses[key] = RunStatus(RunState.UNKNOWN)
+            except (ExecutorUnavailableError, RunRefusedError) as error:
+                self._warn(key, error)
+                statuses[key] = RunStatus(RunState.UNKNOWN)
+        if unclear:
+            statuses |= await self._unclear(unclear, queue)
+        return statuses
+
+    def _recorded(self, folder: SlurmFolder) -> Exit | None:
+        """The end of a run that Slurm has forgotten, as its records have it."""
+        if not folder.exists():
+            return None
+        found = folder.verdict()
+        if found is not None:
+            return found
+        end, start = folder.end(), folder.start()
+        withdrawn = start is not None and start[1] is None
+        # Why Slurm terminated a script, only Slurm knows.
+        if not withdrawn and (end is None or end.reason == "terminated"):
+            return None
+        return self._judge(folder, None)
+
+    async def _unclear(self, keys: list[str], queue: _Queue) -> dict[str, RunStatus]:
+        accounted: Mapping[str, list[SlurmJob]] = {}
+        if time.monotonic() - self._accounted_at >= _ACCOUNTING_INTERVAL:
+            try:
+                accounted = await self._accounted(keys, int(time.time()) - 30 * _DAY)
+                self._accounted_at = time.monotonic()
+            except ExecutorUnavailableError as error:
+                self._warn("accounting", error)
+                return dict.fromkeys(keys, RunStatus(RunState.UNKNOWN))
+        statuses = {}
+        for key in keys:
+            mine = [job for job in accounted.get(key, []) if job.id == self._memory.job_ids[key]]
+            ended = [job for job in mine if verdict.run_state(job.state) is RunState.ENDED]
+            if ended:
+                statuses[key] = await self._conclude(self._folder(key), ended[-1])
+            elif not mine and self._is_gone(key, queue):
+                _log.warning("Slurm job vanished", run=key, slurm_job=self._memory.job_ids[key])
+                statuses[key] = await self._conclude(self._folder(key), None)
+            else:
+                statuses[key] = RunStatus(RunState.UNKNOWN)
+        return statuses
+
+    def _is_gone(self, key: str, queue: _Queue) -> bool:
+        """Whether the job was missing for long enough, in enough answers."""
+        absence = self._memory.absent.setdefault(key, _Absence(queue.asked_at, queue.number))
+        if absence.last_queue != queue.number:
+            absence.last_queue = queue.number
+            absence.misses += 1
+        missing = queue.asked_at - absence.since
+        return absence.misses >= _MIN_MISSES and missing >= self._options.missing
+
+    async def _conclude(self, folder: SlurmFolder, job: SlurmJob | None) -> RunStatus:
+        """Find out how a run ended, and record it."""
+        if job is not None and job.exit_code is None and job.state in {"COMPLETED", "FAILED"}:
+            end = await self._call(folder.end) if await self._call(folder.exists) else None
+            if end is None:
+                job = await self._detailed(job)
+        return self._remember(folder.key, await self._call(self._judge, folder, job))
+
+    async def _detailed(self, job: SlurmJob) -> SlurmJob:
+        with contextlib.suppress(UnknownJobError, CommandRefusedError):
+            found = parsing.job(await self._client.run(commands.show_job(job.id)))
+            if found is not None and found.id == job.id:
+                return found
+        return job
+
+    def _judge(self, folder: SlurmFolder, job: SlurmJob | None) -> Exit:
+        if not folder.exists():
+            started = job.started_at if job is not None else None
+            return verdict.conclude(
+                job,
+                None if started is None else float(started),
+                None,
+                verdict.Orders(),
+                user_id=self._client.user_id,
+                now=time.time(),
+            )
+        start = folder.start()
+        if start is not None and start[1] is None:  # withdrawn before anything ran
+            orders = verdict.Orders(cancel=True)
+        else:
+            orders = folder.orders()
+        found = verdict.conclude(
+            job,
+            start[1] if start else None,
+            folder.end(),
+            orders,
+            user_id=self._client.user_id,
+            now=time.time(),
+        )
+        folder.set_verdict(found)
+        return found
+
+    def _remember(self, key: str, found: Exit) -> RunStatus:
+        memory = self._memory
+        memory.ended[key] = found
+        if found.reason == "unstarted":
+            self._unstarted_at = time.monotonic()
+        for place in (memory.starts, memory.walltimes, memory.absent, memory.warnings, self._locks):
+            place.pop(key, None)
+        return RunStatus(RunState.ENDED, found)
+
+    # -- Slurm's answers
+
+    async def _look(self, max_age: float) -> _Queue:
+        """The queue as it was at most `max_age` seconds ago."""
+        asked = time.monotonic()
+        async with self._asking:
+            # Somebody may have asked while this waited for its turn.
+            if self._queue.asked_at >= asked - max_age:
+                return self._queue
+            now = time.monotonic()
+            text = await self._client.run(commands.queue(self._client.user))
+            jobs: dict[str, list[SlurmJob]] = {}
+            for job in parsing.queue(text):
+                key = commands.key_of(job.name)
+                if key is not None and self._is_own(job):
+                    jobs.setdefault(key, []).append(job)
+            self._queue = _Queue(now, self._queue.number + 1, jobs)
+            return self._queue
+
+    def _forget_queue(self) -> None:
+        self._queue = _Queue(float("-inf"), self._queue.number, self._queue.jobs)
+
+    def _owner_mark(self) -> str:
+        return f"provider={self._owner}" if self._owner else ""
+
+    def _is_own(self, job: SlurmJob) -> bool:
+        """Whether a job is this provider's; a cluster may strip or replace comments."""
+        mark = next((part for part in job.comment.split() if part.startswith("provider=")), "")
+        return not mark or not self._owner or mark == self._owner_mark()
+
+    async def _accounted(self, keys: list[str], since: int) -> dict[str, list[SlurmJob]]:
+        """Jobs that accounting knows, by key; none where the cluster has no accounting."""
+        kind = await self._accounting_kind()
+        found: list[SlurmJob] = []
+        if kind == "completion":
+            found = parsing.completions(await self._client.run(commands.completions()))
+        elif kind == "sacct":
+            names = [commands.job_name(key) for key in keys]
+            for at in range(0, len(names), _NAMES_AT_ONCE):
+                part = names[at : at + _NAMES_AT_ONCE]
+                text = await self._client.run(commands.accounting(part, since - 60))
+                found += parsing.accounting(text)
+        wanted, jobs = set(keys), dict[str, list[SlurmJob]]()
+        for job in found:
+            key = commands.key_of(job.name)
+            if key in wanted:
+                jobs.setdefault(str(key), []).append(job)
+        return jobs
+
+    async def _accounting_kind(self) -> str:
+        kind = self._options.accounting
+        if kind != "auto":
+            return kind
+        config = await self._configuration()
+        if config.get("AccountingStorageType") == "accounting_storage/slurmdbd":
+            return "sacct"
+        return "completion" if config.get("JobCompType") == "jobcomp/filetxt" else "none"
+
+    # -- changing
+
+    async def cancel(self, handle: str) -> None:
+        """End the run; returns when its job has ended. An ended or unknown run is no error.
+
+        Raises:
+            ExecutorUnavailableError: Slurm does not answer, or the job does not go away.
+        """
+        folder = self._folder(handle)
+        if handle in self._memory.ended:
+            return
+        async with self._locks[handle]:
+            there = await self._call(folder.exists)
+            jobs = await self._live(handle, max_age=0.0)
+            if there and (jobs or await self._call(folder.verdict) is None):
+                # A job that sbatch took without our knowledge must not run the script later.
+                await self._call(folder.call_off)
+            await self._end_jobs(handle, jobs)
+
+    async def _end_jobs(self, key: str, jobs: list[SlurmJob]) -> None:
+        began, killed = time.monotonic(), False
+        for job in jobs:
+            await self._signal(job.id)
+        while jobs:
+            if time.monotonic() - began > _CANCEL_PATIENCE:
+                raise ExecutorUnavailableError(
+                    f"Slurm job {jobs[0].id} of run {key} does not end",
+                    hint="Look at its node; it is tried again.",
+                )
+            await asyncio.sleep(_CANCEL_LOOK)
+            jobs = await self._live(key, max_age=_CANCEL_LOOK / 2)
+            if not killed and time.monotonic() - began > GRACE:
+                killed = True
+                for job in jobs:
+                    await self._signal(job.id, "KILL")
+
+    async def _signal(self, job_id: str, signal: str = "") -> None:
+        with contextlib.suppress(UnknownJobError):
+            await self._client.run(commands.cancel(job_id, signal))
+
+    async def _live(self, key: str, max_age: float) -> list[SlurmJob]:
+        """Jobs of a run that have not ended."""
+        queue = await self._look(max_age)
+        jobs = queue.jobs.get(key, [])
+        return [job for job in jobs if verdict.run_state(job.state) is not RunState.ENDED]
+
+    async def extend(self, handle: str, walltime: int) -> None:
+        """Give the run `walltime` seconds in all, counted from its start.
+
+        Raises:
+            NotFoundError: No such run.
+            RunRefusedError: The walltime is out of range, or Slurm does not let this user raise
+                the limit of the job, which is shorter.
+            ExecutorUnavailableError: Slurm does not answer.
+        """
+        if not 1 <= walltime <= MAX_WALLTIME:
+            raise RunRefusedError(f"Run {handle}: a walltime of {walltime} seconds is out of range")
+        folder = self._folder(handle)
+        await self._call(self._require, folder)
+        jobs = await self._live(handle, max_age=self._options.query_interval)
+        if jobs:
+            await self._raise_limit(handle, jobs[0], walltime)
+        await self._call(lambda: folder.set_control(walltime=walltime))
+
+    async def _raise_limit(self, key: str, job: SlurmJob, walltime: int) -> None:
+        minutes = commands.minutes(walltime)
+        if job.limit is None or job.limit >= minutes * 60:
+            return
+        try:
+            await self._client.run(commands.set_limit(job.id, minutes))
+            self._forget_queue()
+        except UnknownJobError:
+            pass  # it has just ended
+        except CommandRefusedError as error:
+            if job.limit < walltime:
+                raise RunRefusedError(
+                    f"Slurm does not raise the limit of run {key}: {error.message}",
+                    hint="Give the daemon's user that right, or set the option limit_headroom.",
+                ) from error
+
+    # -- the rest
+
+    async def capacity(self) -> Offer:
+        """CPUs, memory (MB) and GPUs that are free on nodes which are up."""
+        free = [node for node in await self._cluster_nodes() if node.is_up]
+        return Offer(
+            cpus=sum(node.idle_cpus for node in free),
+            memory=sum(max(0, node.memory - node.allocated_memory) for node in free),
+            gpus=sum(max(0, node.gpus - node.allocated_gpus) for node in free),
+        )
+
+    async def fault(self) -> str:
+        """Why no run can be started here now, in words; empty when nothing speaks against it.
+
+        A job that failed before its wrapper began speaks against it for a while: every other one
+        would fail in the same way, and at once.
+        """
+        if time.monotonic() - self._unstarted_at < _UNSTARTED_COUNTS:
+            return f"Slurm could not start the last job; do the nodes see {self._path}?"
+        names = self._options.all_partitions
+        where = f"partition {','.join(names)}" if names else "Slurm"
+        if not any(node.is_up for node in await self._cluster_nodes()):
+            return f"no node of {where} is in service"
+        if time.monotonic() - self._partitions[0] > _PARTITIONS_COUNT:
+            text = await self._client.run(commands.partitions(names))
+            limits = parsing.partition_limits(text, default_only=not names)
+            is_up = any(up for up, _ in limits.values())
+            self._partitions = time.monotonic(), is_up
+        return "" if self._partitions[1] else f"{where} takes no jobs now"
+
+    async def _cluster_nodes(self) -> list[SlurmNode]:
+        """Nodes as they were a moment ago."""
+        if time.monotonic() - self._nodes[0] > self._options.query_interval:
+            self._nodes = time.monotonic(), await read_nodes(self._options)
+        return self._nodes[1]
+
+    async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
+        """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.
+
+        Raises:
+            NotFoundError: No such run.
+        """
+        folder = self._folder(handle)
+
+        def read() -> bytes:
+            self._require(folder)
+            return read_kept(folder.output, max(0, offset), max(0, min(limit, OUTPUT_LIMIT)))
+
+        return await self._call(read)
+
+    async def keys(self) -> list[str]:
+        """Every run that has a folder, live or ended."""
+
+        def scan() -> list[str]:
+            found = []
+            for entry in os.scandir(self._path):
+                with contextlib.suppress(RunRefusedError):
+                    if entry.is_dir(follow_symlinks=False):
+                        found.append(check_key(entry.name))
+            return sorted(found)
+
+        return await self._call(scan)
+
+    async def forget(self, handle: str) -> None:
+        """Remove an ended run with all that it left; nothing remembers its key any more.
+
+        Raises:
+            ExecutorError: The run has not ended.
+        """
+        folder = self._folder(handle)
+        if not await self._call(folder.exists):
+            return
+        if (await self.poll([handle]))[handle].state is not RunState.ENDED:
+            raise ExecutorError(f"Run {handle} has not ended", hint="Cancel it first.")
+
+        def remove() -> None:
+            gone = self._path / f".gone-{unique()}"
+            folder.path.rename(gone)
+            launch.remove_tree(gone)
+
+        await self._call(remove)
+        self._memory.ended.pop(handle, None)
+
+    def _require(self, folder: SlurmFolder) -> None:
+        if not folder.exists():
+            raise NotFoundError(f"There is no run {folder.key} in {self._path}")
+
+    def _folder(self, key: str) -> SlurmFolder:
+        return SlurmFolder(self._path / check_key(key))
+
+    def _warn(self, name: str, error: Exception) -> None:
+        if name not in self._memory.warnings:
+            self._memory.warnings[name] = str(error)
+            _log.warning("Slurm executor can't tell", run=name, error=str(error))
+
+    async def _call(self, work: Callable[..., T], *arguments: object) -> T:
+        def typed() -> T:
+            try:
+                return work(*arguments)
+            except OSError as error:
+                raise unavailable("Slurm", self._path, error) from error
+
+        return await asyncio.to_thread(typed)
+
+
+def create(context: ExecutorContext) -> SlurmExecutor:
+    """The executor as settings describe it: entry point `slurm` of `deepsquare.executors`.
+
+    Raises:
+        UsageError: An option is wrong.
+        ExecutorUnavailableError: Its folder can't be made.
+    """
+    return SlurmExecutor(context.state_dir, parse_options(context.options), owner=context.owner)

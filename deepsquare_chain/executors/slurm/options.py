@@ -1,0 +1,195 @@
+"""What a provider configures for the Slurm executor: `executor_options` of the settings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from deepsquare_chain.errors import UsageError
+
+#: Options of sbatch that the executor sets itself, or that would change what a job is.
+RESERVED: Final = frozenset(
+    [
+        "array",
+        "begin",
+        "chdir",
+        "clusters",
+        "cluster-constraint",
+        "comment",
+        "cpus-per-task",
+        "delay-boot",
+        "dependency",
+        "error",
+        "export",
+        "export-file",
+        "get-user-env",
+        "gpus",
+        "gres",
+        "help",
+        "hold",
+        "input",
+        "job-name",
+        "kill-on-invalid-dep",
+        "mem",
+        "mem-per-cpu",
+        "mem-per-gpu",
+        "no-requeue",
+        "ntasks",
+        "open-mode",
+        "output",
+        "parsable",
+        "partition",
+        "requeue",
+        "test-only",
+        "time",
+        "time-min",
+        "uid",
+        "gid",
+        "usage",
+        "version",
+        "wait",
+        "wrap",
+        "account",
+        "qos",
+        "constraint",
+        "quiet",
+        "verbose",
+    ]
+)
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,127}")
+_LONG_OPTION: Final = re.compile(r"--([a-z][a-z0-9-]*)(=[^\0\n]*)?")
+
+
+def _split(value: Any) -> Any:
+    """A list as files give it, or text as a variable or flag holds it."""
+    if isinstance(value, str):
+        return tuple(shlex.split(value.replace(",", " ")))
+    return value
+
+
+def _words(value: Any) -> Any:
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+def _names(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        _name(value)
+    return values
+
+
+def _name(value: str) -> str:
+    if value and not _NAME.fullmatch(value):
+        raise ValueError(f"{value[:60]!r} is no name that Slurm takes")
+    return value
+
+
+def _line(value: str) -> str:
+    if not value.isprintable() or value.startswith("-"):
+        raise ValueError("must be one line that does not begin with a dash")
+    return value
+
+
+def _extra(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        match = _LONG_OPTION.fullmatch(value)
+        if match is None:
+            raise ValueError(f"{value[:60]!r} is no long option of sbatch such as --nice=10")
+        # sbatch takes any unambiguous beginning of a name.
+        taken = next((name for name in sorted(RESERVED) if name.startswith(match[1])), None)
+        if taken is not None:
+            raise ValueError(f"--{match[1]} is set by the executor (as --{taken})")
+    return values
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError("must be an absolute path")
+    return value
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_names)]
+Line = Annotated[str, AfterValidator(_line)]
+
+
+class SlurmOptions(BaseModel):
+    """Options of the Slurm executor, strict in their names; times are seconds.
+
+    Attributes:
+        partitions: Partitions that jobs are submitted to; Slurm takes the one that starts first.
+            None given: the cluster's default partition.
+        gpu_partitions: Partitions of jobs with GPUs, where they are others.
+        account: Account that Slurm charges.
+        qos: Quality of service.
+        constraint: Features that nodes must have.
+        gpus: How GPUs are asked for: `gpus` is --gpus of the whole job; `gres` is --gres on one
+            node, for clusters whose select plugin does not know --gpus.
+        gpu_type: Type of the GPUs, as the cluster's gres names it.
+        extra: More long options for sbatch, such as `--nice=100` or `--reservation=grid`.
+        run_dir: Folder of runs, which every node must see under the same path; `runs` in the
+            provider's state folder by default.
+        bin_dir: Folder of Slurm's commands; those of PATH by default.
+        conf: Slurm's configuration file, where it is not in the usual place.
+        limit_headroom: Seconds that Slurm's limit is longer than the time that is paid, so that
+            a top-up can extend a running job where the daemon may not raise its limit. None: 0
+            for root and Slurm's own user, who may raise it, a day for others.
+        query_interval: Least seconds between two looks at the queue.
+        command_timeout: Seconds after which a command of Slurm counts as failed.
+        settle: Seconds after a failed sbatch within which its job may still appear.
+        missing: Seconds for which a job must be missing everywhere before it counts as lost.
+        accounting: Where ended jobs are looked up that the queue has forgotten: `auto` takes what
+            the cluster has, `sacct` slurmdbd, `completion` its file of completed jobs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    partitions: Names = ()
+    gpu_partitions: Names = ()
+    account: Name = ""
+    qos: Name = ""
+    constraint: Line = ""
+    gpus: Literal["gpus", "gres"] = "gpus"
+    gpu_type: Name = ""
+    extra: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_extra)] = ()
+    run_dir: AbsolutePath | None = None
+    bin_dir: AbsolutePath | None = None
+    conf: AbsolutePath | None = None
+    limit_headroom: int | None = Field(None, ge=0, le=30 * 86_400)
+    query_interval: float = Field(2.0, ge=0, le=600)
+    command_timeout: float = Field(30.0, gt=0, le=600)
+    settle: float = Field(60.0, ge=0, le=3_600)
+    missing: float = Field(60.0, ge=0, le=86_400)
+    accounting: Literal["auto", "sacct", "completion", "none"] = "auto"
+
+    def partitions_for(self, gpus: int) -> tuple[str, ...]:
+        """Partitions of a job with so many GPUs."""
+        return self.gpu_partitions if gpus and self.gpu_partitions else self.partitions
+
+    @property
+    def all_partitions(self) -> tuple[str, ...]:
+        """Every partition that jobs may go to, each once."""
+        return tuple(dict.fromkeys((*self.partitions, *self.gpu_partitions)))
+
+
+def parse_options(options: Mapping[str, Any]) -> SlurmOptions:
+    """Check the options of the settings.
+
+    Raises:
+        UsageError: An option is unknown or has a wrong value; the message names it.
+    """
+    try:
+        return SlurmOptions.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "executor_options"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"Option {name} of the Slurm executor: {reason}",
+            hint="Correct it in executor_options; docs/executors.md lists the options.",
+        ) from None

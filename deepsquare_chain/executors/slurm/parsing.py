@@ -1,0 +1,316 @@
+"""What Slurm's commands print, as records; pure.
+
+The text is data from elsewhere: a line that is not as expected is left out or gives an unknown
+value, and never an error that stops a daemon. Times were asked for as seconds since the epoch
+(`SLURM_TIME_FORMAT=%s`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_JOB_ID: Final = re.compile(r"[1-9][0-9]{0,17}")
+_SUBMITTED: Final = re.compile(r"([1-9][0-9]{0,17})(;[^\s;]{1,128})?")
+_STATE: Final = re.compile(r"[A-Z_]{2,40}")
+_CANCELLED_BY: Final = re.compile(r"CANCELLED by ([0-9]{1,10})")
+_EXIT_CODE: Final = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
+_LIMIT: Final = re.compile(r"(?:([0-9]{1,6})-)?(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,2})")
+_FIELD: Final = re.compile(r"(?:^|\s)(JobState|Reason|ExitCode|StartTime|EndTime|TimeLimit)=(\S*)")
+_CPUS: Final = re.compile(r"([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
+_GPU: Final = re.compile(r"gpu(?::[A-Za-z0-9_.-]+)?:([0-9]{1,6})")
+#: A number above this is no time and no size, but nonsense.
+_MAX_DIGITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmJob:
+    """One job as Slurm tells of it; what is not known is None or empty.
+
+    Attributes:
+        id: Slurm's number of it.
+        state: In capitals, such as RUNNING, without what may follow it.
+        name: Name of the job.
+        comment: Comment of the job.
+        reason: Why it waits, or why it failed.
+        exit_code: Exit code of the batch script.
+        exit_signal: Signal that ended the batch script, 0 for none; 125 for lack of memory.
+        started_at: Seconds since the epoch.
+        ended_at: Seconds since the epoch; of a running job when its limit is over.
+        limit: Time limit in seconds.
+        cancelled_by: Number of the user who cancelled it.
+    """
+
+    id: str
+    state: str
+    name: str = ""
+    comment: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    exit_signal: int = 0
+    started_at: int | None = None
+    ended_at: int | None = None
+    limit: int | None = None
+    cancelled_by: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmNode:
+    """One node; memory in MB.
+
+    Attributes:
+        states: Its state and the flags of it, such as {"mixed", "drain"}.
+        cpus: CPUs in all.
+        idle_cpus: CPUs that are up and not allocated.
+    """
+
+    name: str
+    states: frozenset[str]
+    cpus: int
+    idle_cpus: int
+    memory: int
+    allocated_memory: int
+    gpus: int
+    allocated_gpus: int
+
+    @property
+    def is_up(self) -> bool:
+        """Whether jobs can start on it now or after those that it has."""
+        return bool(self.states & _UP) and not self.states & _OUT_OF_SERVICE
+
+
+_UP: Final = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
+_OUT_OF_SERVICE: Final = frozenset(
+    [
+        "down",
+        "drain",
+        "drained",
+        "draining",
+        "fail",
+        "failing",
+        "error",
+        "future",
+        "inval",
+        "invalid",
+        "maint",
+        "no_respond",
+        "powered_down",
+        "powering_down",
+        "power_down",
+        "reboot",
+        "reserved",
+        "planned_down",
+        "unknown",
+        "not_responding",
+        "blocked",
+    ]
+)
+#: Marks that sinfo appends to a state: does not respond, is powered down, is rebooted, ...
+_MARKS: Final = {
+    "*": "not_responding",
+    "$": "maint",
+    "@": "reboot",
+    "^": "reboot",
+    "!": "powering_down",
+    "%": "powering_down",
+}
+
+
+def job_id(text: str) -> str | None:
+    """Number of the job that `sbatch --parsable` submitted; other lines may stand before it."""
+    for line in reversed(text.splitlines()):
+        match = _SUBMITTED.fullmatch(line.strip())
+        if match:
+            return match[1]
+    return None
+
+
+def queue(text: str) -> list[SlurmJob]:
+    """Jobs that squeue printed."""
+    found = []
+    for line in text.splitlines():
+        parts = line.split("|", 7)
+        if len(parts) < 8 or not _JOB_ID.fullmatch(parts[0]):
+            continue  # a task of an array, which is none of ours, or no line of squeue
+        number, state, reason, start, end, limit, name, comment = parts
+        found.append(
+            SlurmJob(
+                id=number,
+                state=_state(state),
+                name=name,
+                comment="" if comment == "(null)" else comment,
+                reason=reason,
+                started_at=_number(start),
+                ended_at=_number(end),
+                limit=time_limit(limit),
+            )
+        )
+    return found
+
+
+def job(text: str) -> SlurmJob | None:
+    """The job that `scontrol --oneliner show job` printed.
+
+    Only the part before the first field that a user fills in is read: a comment or a path can
+    hold anything, also text that looks like a state.
+    """
+    number = re.match(r"JobId=([1-9][0-9]{0,17}) ", text)
+    if number is None:
+        return None
+    known = text.partition(" Command=")[0]
+    # The name is the user's too; the fields that count stand after it.
+    known = known.partition(" UserId=")[2]
+    fields: dict[str, str] = {}
+    for name, value in _FIELD.findall(known):
+        fields.setdefault(name, value)
+    code, signal = _exit(fields.get("ExitCode", ""))
+    return SlurmJob(
+        id=number[1],
+        state=_state(fields.get("JobState", "")),
+        reason=fields.get("Reason", ""),
+        exit_code=code,
+        exit_signal=signal,
+        started_at=_number(fields.get("StartTime", "")),
+        ended_at=_number(fields.get("EndTime", "")),
+        limit=time_limit(fields.get("TimeLimit", "")),
+    )
+
+
+def accounting(text: str) -> list[SlurmJob]:
+    """Jobs that sacct printed from slurmdbd."""
+    found = []
+    for line in text.splitlines():
+        parts = line.split("|", 5)
+        if len(parts) < 6 or not _JOB_ID.fullmatch(parts[0]):
+            continue
+        number, state, exit_code, start, end, name = parts
+        code, signal = _exit(exit_code)
+        who = _CANCELLED_BY.match(state)
+        found.append(
+            SlurmJob(
+                id=number,
+                state=_state(state),
+                name=name,
+                exit_code=code,
+                exit_signal=signal,
+                started_at=_number(start),
+                ended_at=_number(end),
+                cancelled_by=int(who[1]) if who else None,
+            )
+        )
+    return found
+
+
+def completions(text: str) -> list[SlurmJob]:
+    """Jobs that sacct printed from the file of completed jobs."""
+    found = []
+    for line in text.splitlines():
+        parts = line.split("|", 4)
+        if len(parts) == 5 and _JOB_ID.fullmatch(parts[0]):
+            number, state, start, end, name = parts
+            times = _number(start), _number(end)
+            found.append(
+                SlurmJob(number, _state(state), name, started_at=times[0], ended_at=times[1])
+            )
+    return found
+
+
+def nodes(text: str, *, default_only: bool) -> list[SlurmNode]:
+    """Nodes that sinfo printed, each once however many partitions it is in.
+
+    Args:
+        text: A line for each node and partition.
+        default_only: Take those of the default partition, which sinfo marks.
+    """
+    found: dict[str, SlurmNode] = {}
+    for line in text.splitlines():
+        parts = line.split()
+        if len(parts) != 8:
+            continue
+        name, partition, state, cpus, memory, allocated, gres, used = parts
+        if default_only and not partition.endswith("*"):
+            continue
+        counts = _CPUS.fullmatch(cpus)
+        if counts is None or name in found:
+            continue
+        found[name] = SlurmNode(
+            name=name,
+            states=node_states(state),
+            cpus=int(counts[4]),
+            idle_cpus=int(counts[2]),
+            memory=_number(memory) or 0,
+            allocated_memory=_number(allocated) or 0,
+            gpus=gpus(gres),
+            allocated_gpus=gpus(used),
+        )
+    return list(found.values())
+
+
+def partition_limits(text: str, *, default_only: bool) -> dict[str, tuple[bool, int | None]]:
+    """Of each partition whether it is up, and its longest limit in seconds (None: unlimited).
+
+    Args:
+        text: A line for each partition, or for each of its groups of nodes.
+        default_only: Take the default partition alone.
+    """
+    found = {}
+    for line in text.splitlines():
+        parts = line.split("|")
+        if len(parts) == 3 and (parts[0].endswith("*") or not default_only):
+            found[parts[0].rstrip("*")] = (parts[1] == "up", time_limit(parts[2]))
+    return found
+
+
+def config(text: str) -> dict[str, str]:
+    """What `scontrol show config` printed, by the names of slurm.conf."""
+    found = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def node_states(text: str) -> frozenset[str]:
+    """Parts of a node's state: `mixed*+drain` is mixed, not responding and drained."""
+    found = set()
+    for part in re.split(r"[+\s]+", text.lower()):
+        word = part.rstrip("*$@^!%#~-")
+        found |= {_MARKS[mark] for mark in part[len(word) :] if mark in _MARKS}
+        if word:
+            found.add(word)
+    return frozenset(found)
+
+
+def gpus(text: str) -> int:
+    """GPUs in a list of generic resources such as `gpu:h100:4(S:0-1),shard:8`."""
+    # What stands in brackets lists sockets or devices, with commas of its own.
+    plain = re.sub(r"\([^()]*\)", "", text)
+    counts = (_GPU.fullmatch(part) for part in plain.split(","))
+    return sum(int(count[1]) for count in counts if count)
+
+
+def time_limit(text: str) -> int | None:
+    """A limit such as `1-00:00:00` or `10:00` in seconds; None when there is none."""
+    match = _LIMIT.fullmatch(text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _state(text: str) -> str:
+    match = _STATE.match(text.strip())
+    return match[0] if match else ""
+
+
+def _exit(text: str) -> tuple[int | None, int]:
+    match = _EXIT_CODE.fullmatch(text.strip())
+    return (int(match[1]), int(match[2])) if match else (None, 0)
+
+
+def _number(text: str) -> int | None:
+    """A whole number; None for N/A, Unknown, None and whatever else stands there."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None

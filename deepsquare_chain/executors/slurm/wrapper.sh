@@ -1,0 +1,174 @@
+#!/bin/bash
+# Runs one job inside its Slurm allocation: `wrapper.sh RUN_FOLDER`.
+#
+# This file is what sbatch reads. The customer's script is only a file that it executes, so that
+# directives in that script are never obeyed. It needs bash 4.2, coreutils and util-linux's setsid
+# on the nodes, and a run folder that the nodes share with the daemon.
+#
+#   start.json     written first, once for ever: a second Slurm job of this run ends at once
+#   control.json   read about once a second: walltime in seconds, and whether to cancel
+#   output, output.POSITION    what the job prints, bounded by rotation
+#   end.json       exit code, reason and duration; written when the job's processes were ended
+
+folder=$1
+umask 077
+readonly TAKEN=75 GRACE=200        # GRACE between TERM and KILL, in hundredths of a second
+readonly HEAD=524288 SEGMENT=131072 SEGMENTS=3
+readonly JOB=${SLURM_JOB_ID:?this runs inside a Slurm job}
+
+cd "$folder/work" || exit 78
+unbuffered=()
+if command -v stdbuf >/dev/null; then unbuffered=(stdbuf -o0); fi
+
+# Hundredths of a second since the node's boot: no change of the wall clock moves it.
+clock() { local up; read -r up _ </proc/uptime; now=$((10#${up/./})); }
+
+# Appears whole or not at all; what is under the name already stays.
+printf '{"job":"%s","node":"%s","at":%s,"boot":"%s"}\n' "$JOB" "${SLURMD_NODENAME-}" \
+    "$(date +%s.%N)" "$(cat /proc/sys/kernel/random/boot_id)" >"$folder/.start.$JOB" || exit 78
+ln "$folder/.start.$JOB" "$folder/start.json" 2>/dev/null
+# A network file system may report failure for a link that it made.
+if ! cmp -s "$folder/.start.$JOB" "$folder/start.json"; then
+    rm -f "$folder/.start.$JOB"
+    exit "$TAKEN"
+fi
+rm -f "$folder/.start.$JOB"
+started_at=$(date +%s.%N)
+clock
+started=$now
+# The blocks of the end record are laid aside, so that a full disk can't keep it out.
+printf '%512s' '' >"$folder/.end"
+
+terminated=0
+trap 'terminated=1' TERM
+# A handler and not '': what a shell ignores, the script would ignore too.
+trap : HUP INT XCPU USR1 USR2
+
+# Keeps the beginning of what the job prints in `output`, and the last segments of the rest.
+keep_output() {
+    trap '' TERM
+    cd "$folder" || exit
+    "${unbuffered[@]}" head -c "$HEAD" >output
+    local position=$HEAD size kept=()
+    while :; do
+        "${unbuffered[@]}" head -c "$SEGMENT" >"output.$position" 2>/dev/null
+        size=$(stat -c %s "output.$position" 2>/dev/null || echo 0)
+        if ((size == 0)); then
+            rm -f "output.$position"
+            # The end, or a full disk: what can't be written must not stop the job.
+            cat >/dev/null
+            return
+        fi
+        kept+=("$position")
+        position=$((position + size))
+        if ((${#kept[@]} > SEGMENTS)); then
+            rm -f "output.${kept[0]}"
+            kept=("${kept[@]:1}")
+        fi
+    done
+}
+
+# Prints the process id of the customer's shell, and its exit code when it has ended.
+run_script() {
+    trap : TERM
+    # Slurm would pass --export=NONE on to every srun of the job.
+    unset SLURM_EXPORT_ENV
+    export HOME=$folder/work LANG=C.UTF-8
+    while IFS= read -r -d '' entry; do export "${entry?}"; done <"$folder/environment"
+    exec 4>&1 1>&3 2>&3
+    setsid /bin/bash "$folder/script" </dev/null 3>&- 4>&- &
+    local pid=$! code
+    echo "$pid" >&4
+    while :; do
+        wait "$pid"
+        code=$?
+        # A signal to this shell interrupts the wait.
+        kill -0 "$pid" 2>/dev/null || break
+    done
+    echo "$code" >&4
+}
+
+exec 3> >(keep_output)
+keeper=$!
+exec 5< <(run_script)
+exec 3>&-
+read -r pid <&5
+code=""
+
+# Waits for the script's end, for so many hundredths of a second at most.
+wait_for_end() {
+    local seconds
+    printf -v seconds '%d.%02d' $(($1 / 100)) $(($1 % 100))
+    [[ -z $code ]] && read -r -t "$seconds" code <&5
+}
+
+read_control() {
+    local record
+    record=$(<"$folder/control.json") 2>/dev/null || return
+    [[ $record =~ \"walltime\":([0-9]{1,10})[,}] ]] && walltime=$((10#${BASH_REMATCH[1]} * 100))
+    [[ $record =~ \"cancel\":true ]] && reason=cancelled
+}
+
+end_script() {
+    kill -TERM -- "-$pid" 2>/dev/null
+    kill -CONT -- "-$pid" 2>/dev/null
+    wait_for_end "$GRACE"
+    kill -KILL -- "-$pid" 2>/dev/null
+    wait_for_end 1000
+    [[ -n $code ]] || code=137
+}
+
+# Ends what the script left behind on this node, also where Slurm tracks no processes that detach.
+end_leftovers() {
+    local file other parent found tries
+    for ((tries = 0; tries < 40; tries++)); do
+        found=0
+        while IFS= read -r file; do
+            other=${file#/proc/} other=${other%/environ}
+            parent=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$other/status" 2>/dev/null)
+            case " $$ $PPID $keeper $BASHPID " in *" $other "* | *" ${parent:-none} "*) continue ;; esac
+            kill -KILL "$other" 2>/dev/null && found=1
+        done < <(grep -lsz "^SLURM_JOB_ID=$JOB\$" /proc/[0-9]*/environ)
+        ((found)) || return
+        sleep 0.05
+    done
+}
+
+reason="" walltime=8640000000
+while [[ -z $code ]]; do
+    clock
+    read_control
+    if ((terminated)); then reason=terminated; fi
+    if ((now - started >= walltime)); then reason=walltime; fi
+    if [[ -n $reason ]]; then
+        end_script
+        break
+    fi
+    left=$((started + walltime - now))
+    wait_for_end $((left < 100 ? left : 100))
+done
+clock
+ended_at=$(date +%s.%N)
+kill -KILL -- "-$pid" 2>/dev/null
+end_leftovers
+if [[ -z $reason ]]; then
+    reason=exited
+    # bash gives 128 + N for signal N; a script that exits with such a code looks the same.
+    if ((code > 128 && code <= 192)); then reason=signalled; fi
+    # Slurm's state tells why it was terminated.
+    if ((terminated)); then reason=terminated; fi
+elif ((code == 0)); then
+    code=143 # a script that traps TERM and exits 0 was still stopped
+fi
+
+# The output is complete once its keeper has gone; a process that fled may hold it open.
+for ((tries = 0; tries < 20; tries++)); do
+    kill -0 "$keeper" 2>/dev/null || break
+    sleep 0.05
+done
+
+printf '{"job":"%s","code":%d,"reason":"%s","centiseconds":%d,"started_at":%s,"ended_at":%s}' \
+    "$JOB" "$code" "$reason" $((now - started)) "$started_at" "$ended_at" 1<>"$folder/.end"
+sync "$folder/.end" 2>/dev/null
+mv "$folder/.end" "$folder/end.json"
+exit "$code"

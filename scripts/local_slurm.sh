@@ -1,0 +1,261 @@
+#!/usr/bin/env bash
+# A real Slurm cluster on this machine, for tests and for trying out a provider.
+#
+#   scripts/local_slurm.sh up DIR [OPTION ...]    start munged, slurmctld and the nodes' slurmd
+#   scripts/local_slurm.sh down DIR               end them by their process ids
+#   scripts/local_slurm.sh start|stop DIR NAME    one daemon of DIR/daemons: munged, slurmctld, a node
+#
+#   --nodes N         number of nodes (2)
+#   --cpus N          CPUs that each node claims to have (4)
+#   --memory MB       memory that each node claims to have (2048)
+#   --gpus N          GPUs of each node, which are empty files (1)
+#   --min-job-age S   seconds after which slurmctld forgets an ended job (300)
+#   --jobcomp         keep ended jobs in DIR/completed, so that `sacct --completion` knows them
+#   --no-cgroup       do not use cgroups even where they are usable
+#
+# `up` prints the configuration to use: export SLURM_CONF=DIR/slurm.conf. Everything is in DIR, which
+# is made with mode 0711: ports are free ones of the loopback interface, and key and socket of munge
+# are its own. There is no slurmdbd. It runs as the user who starts it; DIR must have a short path,
+# because a socket's path is limited to 107 bytes. Nodes are named nPORT-1, nPORT-2, ... by the port of
+# slurmctld: cgroups go by the names of nodes, and clusters on one machine must not share them.
+set -euo pipefail
+
+die() { echo "local_slurm: $*" >&2; exit 1; }
+
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 2; }
+
+need() {
+    for tool in munged slurmctld slurmd sinfo scontrol; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "$tool" >/dev/null ||
+            die "$tool is missing; on Debian or Ubuntu: apt-get install slurm-wlm munge"
+    done
+    PATH="$PATH:/usr/sbin:/sbin"
+}
+
+# N ports that are free now, below the range from which the kernel takes ephemeral ones.
+free_ports() {
+    local low ports=() port tries=0
+    read -r low _ </proc/sys/net/ipv4/ip_local_port_range
+    ((low > 20000)) || low=32000
+    while ((${#ports[@]} < $1)); do
+        ((tries++ < 1000)) || die "found no free ports"
+        port=$((20000 + (RANDOM * 32768 + RANDOM) % (low - 20000)))
+        if [[ " ${ports[*]-} " == *" $port "* ]]; then continue; fi
+        # Something listens there when a connection is accepted.
+        if (exec 9<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then continue; fi
+        ports+=("$port")
+    done
+    echo "${ports[@]}"
+}
+
+# Whether the memory controller of cgroup v1 can be used by this user.
+has_cgroup_v1() {
+    local probe=/sys/fs/cgroup/memory/deepsquare-probe-$$
+    ((EUID == 0)) && [[ -d /sys/fs/cgroup/memory && -d /sys/fs/cgroup/freezer ]] &&
+        mkdir "$probe" 2>/dev/null && rmdir "$probe"
+}
+
+write_config() {
+    local dir=$1 user host ports gres="" node
+    user=$(id -un)
+    host=$(hostname -s)
+    read -ra ports <<<"$(free_ports $((nodes + 1)))"
+    local prefix=n${ports[0]}-
+    local tracking=proctrack/linuxproc task=task/none gather=jobacct_gather/linux over=OverMemoryKill
+    if ((cgroup)) && has_cgroup_v1; then
+        tracking=proctrack/cgroup task=task/cgroup over=""
+        cat >"$dir/cgroup.conf" <<END
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+CgroupAutomount=yes
+ConstrainRAMSpace=yes
+ConstrainSwapSpace=no
+END
+        echo "memory limits: cgroup v1 ($tracking, $task)" >&2
+    else
+        echo "memory limits: by sampling, without cgroups ($tracking, $task, $over)" >&2
+    fi
+    if ((gpus)); then
+        gres="Gres=gpu:$gpus"
+        # Ordinary files stand for devices: Slurm counts and assigns them like real ones.
+        for ((node = 0; node < gpus; node++)); do : >"$dir/gpu$node"; done
+        local files="$dir/gpu0"
+        if ((gpus > 1)); then files="$dir/gpu[0-$((gpus - 1))]"; fi
+        echo "NodeName=${prefix}[1-$nodes] Name=gpu File=$files" >"$dir/gres.conf"
+    fi
+    {
+        cat <<END
+ClusterName=local
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=${ports[0]}
+SlurmUser=$user
+SlurmdUser=$user
+AuthType=auth/munge
+AuthInfo=socket=$dir/munge.socket
+CredType=cred/munge
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation=$dir/state
+SlurmctldPidFile=$dir/slurmctld.pid
+SlurmctldLogFile=$dir/slurmctld.log
+SlurmdPidFile=$dir/%n.pid
+SlurmdLogFile=$dir/%n.log
+SlurmdSpoolDir=$dir/spool-%n
+SlurmdParameters=config_overrides
+SwitchType=switch/none
+MpiDefault=none
+ProctrackType=$tracking
+TaskPlugin=$task
+JobAcctGatherType=$gather
+JobAcctGatherFrequency=1
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=sched_min_interval=50000,batch_sched_delay=0
+EnforcePartLimits=NO
+ReturnToService=1
+SlurmctldTimeout=30
+SlurmdTimeout=$slurmd_timeout
+KillWait=3
+MinJobAge=$min_job_age
+MessageTimeout=10
+PropagateResourceLimits=NONE
+AccountingStorageType=accounting_storage/none
+END
+        if [[ -n $over ]]; then echo "JobAcctGatherParams=$over"; fi
+        if ((jobcomp)); then
+            echo "JobCompType=jobcomp/filetxt"
+            echo "JobCompLoc=$dir/completed"
+        fi
+        if ((gpus)); then echo "GresTypes=gpu"; fi
+        for ((node = 1; node <= nodes; node++)); do
+            echo "NodeName=$prefix$node NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[node]}" \
+                "CPUs=$cpus RealMemory=$memory $gres"
+        done
+        echo "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP"
+        echo "PartitionName=short Nodes=${prefix}1 MaxTime=10 State=UP"
+    } >"$dir/slurm.conf"
+    if ((jobcomp)); then : >>"$dir/completed"; fi
+    printf '%s\n' munged slurmctld >"$dir/daemons"
+    for ((node = 1; node <= nodes; node++)); do
+        echo "$prefix$node"
+        mkdir -p "$dir/spool-$prefix$node"
+    done >>"$dir/daemons"
+}
+
+# The process of a daemon, if its pid file names one that is still that daemon of this folder.
+pid_of() {
+    local pid
+    pid=$(cat "$1/$2.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] && [[ -d /proc/$pid ]] &&
+        tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "LOCAL_SLURM=$1" && echo "$pid"
+}
+
+start() {
+    local dir=$1 name=$2
+    if pid_of "$dir" "$name" >/dev/null; then return; fi
+    rm -f "$dir/$name.pid"
+    local environment=(env "LOCAL_SLURM=$dir" "SLURM_CONF=$dir/slurm.conf")
+    case $name in
+    munged)
+        "${environment[@]}" munged --num-threads=2 --key-file="$dir/munge.key" \
+            --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
+            --log-file="$dir/munged.log" --seed-file="$dir/munge.seed"
+        ;;
+    slurmctld) "${environment[@]}" slurmctld -f "$dir/slurm.conf" ;;
+    n*) "${environment[@]}" slurmd -N "$name" -f "$dir/slurm.conf" ;;
+    *) die "there is no daemon $name" ;;
+    esac </dev/null >>"$dir/start.log" 2>&1 || die "$name did not start; see $dir/start.log"
+    for ((tries = 0; tries < 100; tries++)); do
+        if pid_of "$dir" "$name" >/dev/null; then return; fi
+        sleep 0.05
+    done
+    die "$name did not start; see its log in $dir"
+}
+
+stop() {
+    local dir=$1 name=$2 pid
+    pid=$(pid_of "$dir" "$name") || return 0
+    kill -TERM "$pid" 2>/dev/null || true
+    for ((tries = 0; tries < 200; tries++)); do
+        if [[ ! -d /proc/$pid ]]; then break; fi
+        if ((tries == 160)); then kill -KILL "$pid" 2>/dev/null || true; fi
+        sleep 0.05
+    done
+    rm -f "$dir/$name.pid"
+}
+
+up() {
+    local dir=$1 name
+    if [[ -e $dir/daemons ]]; then die "$dir holds a cluster already; end it first"; fi
+    mkdir -p "$dir/state"
+    chmod 0711 "$dir"
+    (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
+    write_config "$dir"
+    while read -r name; do start "$dir" "$name"; done <"$dir/daemons"
+    wait_idle "$dir"
+    echo "export SLURM_CONF=$dir/slurm.conf"
+}
+
+wait_idle() {
+    local states
+    for ((tries = 0; tries < 300; tries++)); do
+        states=$(SLURM_CONF=$1/slurm.conf sinfo --noheader --Node --partition=main --format=%T 2>/dev/null || true)
+        if [[ $(grep -cx idle <<<"$states") == "$(grep -c '^n' "$1/daemons")" ]]; then return; fi
+        sleep 0.1
+    done
+    SLURM_CONF=$1/slurm.conf sinfo --Node --long >&2 || true
+    die "the nodes did not become idle; see the logs in $1"
+}
+
+# Jobs first, so that no process of theirs is left behind.
+down() {
+    local dir=$1 name
+    [[ -e $dir/daemons ]] || return 0
+    if pid_of "$dir" slurmctld >/dev/null; then
+        SLURM_CONF=$dir/slurm.conf timeout 20 scancel --quiet --user="$(id -un)" 2>/dev/null || true
+        for ((tries = 0; tries < 100; tries++)); do
+            if [[ -z $(SLURM_CONF=$dir/slurm.conf timeout 5 squeue --noheader 2>/dev/null) ]]; then break; fi
+            sleep 0.1
+        done
+    fi
+    # All at once, and munged last, which the others need to the end.
+    while read -r name; do
+        if [[ $name != munged ]]; then stop "$dir" "$name" & fi
+    done <"$dir/daemons"
+    wait
+    stop "$dir" munged
+    rm -f "$dir/daemons"
+}
+
+(($# >= 2)) || usage
+command=$1
+mkdir -p "$2"
+dir=$(cd "$2" && pwd -P)
+shift 2
+need
+case $command in
+up)
+    nodes=2 cpus=4 memory=2048 gpus=1 min_job_age=300 slurmd_timeout=60 jobcomp=0 cgroup=1
+    while (($#)); do
+        case $1 in
+        --nodes | --cpus | --memory | --gpus | --min-job-age | --slurmd-timeout)
+            [[ ${2-} =~ ^[0-9]+$ ]] || die "$1 wants a number"
+            name=${1#--}
+            declare "${name//-/_}=$2"
+            shift 2
+            ;;
+        --jobcomp) jobcomp=1 && shift ;;
+        --no-cgroup) cgroup=0 && shift ;;
+        *) usage ;;
+        esac
+    done
+    ((${#dir} <= 90)) || die "the path $dir is too long for a socket"
+    up "$dir"
+    ;;
+down) down "$dir" ;;
+start | stop)
+    (($# == 1)) || usage
+    grep -qx "$1" "$dir/daemons" 2>/dev/null || die "there is no daemon $1 in $dir"
+    "$command" "$dir" "$1"
+    ;;
+*) usage ;;
+esac

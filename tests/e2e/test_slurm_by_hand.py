@@ -1,0 +1,78 @@
+"""The way of docs/provider.md by hand: from a running Slurm cluster to the first credit earned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Outcome, devnet, run, running
+from tests.support.slurm import LocalSlurm
+
+JOB = """\
+name: hello
+resources:
+  tasks: 8
+  cpusPerTask: 1
+  memPerCpu: 100
+credits: 1
+timeLimit: 5m
+uses:
+  - site=here
+env: {}
+steps:
+  - name: hello
+    run:
+      command: echo "hello from $SLURM_JOB_NUM_NODES nodes"; sleep 1
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalSlurm]:
+    found = LocalSlurm()
+    yield found
+    found.close()
+
+
+def data(outcome: Outcome) -> Any:
+    assert outcome.code == 0, outcome
+    return json.loads(outcome.out)
+
+
+def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path) -> None:
+    scheduler = ["metascheduler", "run", "--keystore", ".deepsquare/wallets/scheduler.json"]
+    with devnet(tmp_path), ExitStack() as stack:
+        stack.enter_context(running(scheduler, tmp_path, "scheduler"))
+        settings = tmp_path / ".deepsquare.toml"
+        grid = settings.read_text()
+        own = tmp_path / "provider"
+        own.mkdir()
+        options = f'executor = "slurm"\n[executor_options]\nconf = "{cluster.conf}"\n'
+        (own / ".deepsquare.toml").write_text(
+            grid.replace("alice.json", "../../provider/provider.json") + options
+        )
+        shutil.copy(next(tmp_path.glob(".deepsquare/**/password*")), own / "password")
+
+        wallet = ["wallet", "new", "provider.json", "--password-file", "password", "-o", "json"]
+        address = data(run(wallet, own))["address"]
+        assert run(["credit", "faucet", address], own).code == 0
+        prices = ["--cpu-price", "0.05", "--mem-price", "0.00001", "--label", "site=here"]
+        assert run(["provider", "register", "--from-slurm", "--nodes", "3", *prices], own).code == 2
+        registered = run(["provider", "register", "--from-slurm", *prices], own)
+        assert registered.code == 0, registered
+        assert "Slurm has 2 nodes with 4 cpus, 2048 MB and 1 gpus each." in registered.err
+        admin = ["admin", "approve", address, "--keystore", ".deepsquare/wallets/admin.json"]
+        assert run(admin, tmp_path).code == 0
+        stack.enter_context(running(["provider", "run"], own, "provider"))
+
+        (tmp_path / "job.yaml").write_text(JOB)
+        (job,) = data(run(["submit", "job.yaml", "--wait", "-o", "json"], tmp_path, 120))
+        assert (job["status"], job["exit_code"]) == ("FINISHED", 0)
+        assert run(["job", "logs", "1"], tmp_path).out == "hello from 2 nodes\n"
+        (earned,) = data(run(["provider", "earnings", "-o", "json"], own))
+        assert (earned["jobs"], earned["paid"]) == (1, job["paid"])

@@ -1,0 +1,175 @@
+"""Jobs through the chain to a real Slurm cluster and back: assignment, queue, run, settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import JobRetried
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.job import JobStatus, Resources
+from deepsquare_chain.provider.model import Phase
+from deepsquare_chain.provider.outputs import find_run, read_output
+from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
+from tests.support.provider import Bench, bench
+from tests.support.slurm import LocalSlurm
+
+S = JobStatus
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalSlurm]:
+    found = LocalSlurm()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def ticking(cluster: LocalSlurm, background) -> Iterator[Node]:
+    """A chain whose time is the wall clock's."""
+    found = ChainProcess(block_time=1)
+    background.run(found.__aenter__())
+    yield found
+    background.run(found.close())
+
+
+@pytest.fixture(scope="module")
+def grid_record(ticking: Node, background) -> Deployment:
+    return background.run(deploy(BorrowedNode(ticking.url, ticking.chain_id)))
+
+
+@pytest.fixture
+async def grid(ticking: Node, grid_record: Deployment) -> AsyncIterator[LiveGrid]:
+    node = BorrowedNode(ticking.url, ticking.chain_id)
+    async with node, live_grid(node, grid_record) as found:
+        yield found
+
+
+@pytest.fixture
+async def host(grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path) -> AsyncIterator[Bench]:
+    executor = cluster.executor(tmp_path, owner=grid.providers[0].address)
+    async with bench(grid, tmp_path, executor=executor) as found:
+        yield found
+
+
+async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
+    """Queued first, so that the meter starts with the run; then FINISHED, and paid by the second."""
+    blocker = cluster.run(
+        "sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60"
+    ).strip()
+    wide = Resources(tasks=8, cpus_per_task=1, mem_per_cpu=64, gpus=0)
+    command = "echo hello $DEEPSQUARE_JOB_ID; srun printenv SLURMD_NODENAME | sort -u; sleep 1"
+    [job_id] = await host.submit(command, resources=wide)
+    await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
+    await asyncio.sleep(1)
+    await host.service.cycle()
+    assert (await host.job(job_id)).status is S.SCHEDULED
+    deployment = host.grid.deployment
+    comment = cluster.run("squeue", "-h", "-o", "%k", f"--name=deepsquare-{host.row(job_id).key}")
+    assert comment.split() == [
+        "deepsquare",
+        f"chain={deployment.chain_id}",
+        f"contract={deployment.scheduler}",
+        f"job={job_id}",
+        f"provider={host.account.address.lower()}",
+    ]
+    cluster.run("scancel", blocker)
+
+    await host.until([job_id])
+    assert (await host.job(job_id)).status is S.FINISHED
+    output = "\n".join([f"hello {job_id}", *cluster.nodes, ""]).encode()
+    result = await host.result(job_id)
+    assert (result.exit_code, result.reason) == (0, "")
+    assert result.result == hashlib.sha256(output).digest()
+    assert 1 <= (await host.settled(job_id)).billed_seconds <= 5
+    folder = find_run(host.folder, deployment.chain_id, deployment.scheduler, job_id)
+    assert folder is not None
+    assert read_output(folder).data == output
+
+
+async def test_every_way_to_end_side_by_side(host: Bench, cluster: LocalSlurm):
+    """Slurm's ends become the ends of the contract, each with its reason and its bill."""
+    hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(9)'"
+    three, hungry = await host.submit("sleep 1; exit 3", hog)
+    [late] = await host.submit("sleep 60", time_limit=5)
+    [longer] = await host.submit("sleep 63", time_limit=20)
+    [stopped] = await host.submit("sleep 61", customer=1)
+    [lost] = await host.submit("sleep 62", retries=1)
+    ids = [three, hungry, late, longer, stopped, lost]
+    scheduler = host.grid.contracts.scheduler
+
+    async def are_running() -> bool:
+        jobs = await scheduler.get_jobs([longer, stopped, lost])
+        return all(job.status is S.RUNNING for job in jobs)
+
+    await host.drive(are_running)
+    job = await host.job(longer)
+    paid = scheduler.top_up(longer, job.customer, job.rate * 60)
+    await host.grid.send(host.grid.customers[0], paid)
+    await host.drive(lambda: host.row(longer).allotment == 80)
+    limit = ["squeue", "-h", "-o", "%l", f"--name=deepsquare-{host.row(longer).key}"]
+    assert cluster.run(*limit).strip() == "4:00"  # 80 seconds, and the slack of the safety net
+    await host.grid.send(host.grid.customers[0], scheduler.cancel([longer]))
+    await host.grid.send(host.grid.customers[1], scheduler.cancel([stopped]))
+    # An administrator ends a job: the provider's loss.
+    name = f"--name=deepsquare-{host.row(lost).key}"
+    cluster.run("scancel", *cluster.run("squeue", "-h", "-o", "%i", name).split())
+    await host.drive(lambda: all(host.phase(each) is Phase.CLOSED for each in ids), timeout=60)
+
+    statuses = {each: (await host.job(each)).status for each in ids}
+    assert statuses == {
+        three: S.FAILED,
+        hungry: S.FAILED,
+        late: S.OUT_OF_CREDITS,
+        longer: S.CANCELLED,
+        stopped: S.CANCELLED,
+        lost: S.PANICKED,
+    }
+    results = {each: await host.result(each) for each in (three, hungry, late)}
+    assert (results[three].exit_code, results[three].reason) == (3, "exited with code 3")
+    if cluster.has_cgroups:
+        assert results[hungry].reason == "memory limit of 64 MB exceeded"
+    assert results[late].reason == "time limit reached"
+    assert (await host.settled(late)).billed_seconds == 5
+    [retried] = await host.events(JobRetried, lost)
+    successor = await host.job(retried.successor)
+    assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
+    await host.grid.send(host.grid.customers[0], scheduler.cancel([retried.successor]))
+
+
+async def test_offer_follows_what_the_clusters_own_users_leave_free(
+    grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path
+):
+    account = grid.providers[0]
+    executor = cluster.executor(tmp_path, owner=account.address)
+    registry = grid.contracts.registry
+    before = (await registry.provider_of(account.address)).offer
+    async with bench(grid, tmp_path, executor=executor, follow_offer=True) as host:
+        host.service._offer._interval = 0.5
+
+        def offers(cpus: int) -> Callable[[], Awaitable[bool]]:
+            async def look() -> bool:
+                return (await registry.provider_of(account.address)).offer.cpus == cpus
+
+            return look
+
+        await host.drive(offers(8))
+        local = cluster.run(
+            "sbatch", "--parsable", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 60"
+        ).strip()
+        await host.drive(offers(4))
+        # What the grid's own jobs occupy still belongs to the grid.
+        [job_id] = await host.submit("sleep 60", resources=Resources(2, 1, 64, 0))
+        await host.until([job_id], S.RUNNING)
+        cluster.run("scancel", local)
+        await host.drive(offers(8))
+        await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([job_id]))
+        await host.until([job_id])
+    await grid.send(account, registry.set_offer(before))

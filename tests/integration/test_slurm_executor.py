@@ -1,0 +1,510 @@
+"""The Slurm executor with a real cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from structlog.testing import capture_logs
+
+from deepsquare_chain.executors.base import (
+    ExecutorUnavailableError,
+    Exit,
+    RunRefusedError,
+    RunSpec,
+    RunState,
+)
+from deepsquare_chain.executors.slurm import SlurmExecutor
+from deepsquare_chain.executors.slurm import executor as module
+from deepsquare_chain.executors.slurm.executor import WRAPPER
+from deepsquare_chain.job import Offer, Resources
+from tests.support.slurm import LocalSlurm, require_slurm
+
+ONE = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=50, gpus=0)
+SOURCE = Path(module.__file__)
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalSlurm]:
+    """A cluster that forgets ended jobs after two seconds."""
+    found = LocalSlurm("--min-job-age", "2", "--jobcomp")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def state(cluster: LocalSlurm, tmp_path: Path) -> AsyncIterator[Path]:
+    """A state folder; runs that a failed test leaves are ended, and the cluster is free after."""
+    yield tmp_path / "state"
+    for job in cluster.run("squeue", "-h", "-o", "%i").split():
+        cluster.run("scancel", "--signal=KILL", "--full", job)
+
+    async def is_empty() -> bool:
+        return not cluster.run("squeue", "-h", "-o", "%i")
+
+    await until(is_empty)
+
+
+@pytest.fixture
+def executor(cluster: LocalSlurm, state: Path) -> SlurmExecutor:
+    return cluster.executor(state)
+
+
+def make(key: str, script: str, **changes: Any) -> RunSpec:
+    values = {"resources": ONE, "walltime": 60, "env": {}, **changes}
+    return RunSpec(key=key, script=script.encode(), **values)
+
+
+async def until(look: Callable[[], Awaitable[T]], seconds: float = 30.0) -> T:
+    deadline = time.monotonic() + seconds
+    while not (found := await look()):
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.1)
+    return found
+
+
+async def state_of(executor: SlurmExecutor, key: str) -> RunState:
+    return (await executor.poll([key]))[key].state
+
+
+async def reached(executor: SlurmExecutor, key: str, wanted: RunState) -> None:
+    async def look() -> bool:
+        return await state_of(executor, key) is wanted
+
+    await until(look)
+
+
+async def running(executor: SlurmExecutor, key: str) -> None:
+    """Wait until the script itself runs, and has said so."""
+
+    async def look() -> bool:
+        return await state_of(executor, key) is RunState.RUNNING and bool(
+            await executor.output(key)
+        )
+
+    await until(look)
+
+
+async def ended(executor: SlurmExecutor, key: str) -> Exit:
+    async def look() -> Exit | None:
+        return (await executor.poll([key]))[key].exit
+
+    found = await until(look)
+    assert found is not None
+    return found
+
+
+def ids(cluster: LocalSlurm, key: str) -> list[str]:
+    """Slurm jobs of a run that the controller remembers."""
+    name = f"--name=deepsquare-{key}"
+    return cluster.run("squeue", "-h", "--states=all", name, "-o", "%i").split()
+
+
+async def forgotten(cluster: LocalSlurm, key: str) -> None:
+    async def look() -> bool:
+        return not ids(cluster, key)
+
+    await until(look)
+
+
+# -- the queue
+
+
+async def test_queued_runs_wait_and_can_be_cancelled(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
+) -> None:
+    everything = Resources(tasks=2, cpus_per_task=4, mem_per_cpu=100, gpus=2)
+    comment = "deepsquare chain=31337 contract=0x5fbd job=1"
+    gpus = 'echo "$SLURM_GPUS $SLURM_JOB_NUM_NODES"; sleep 60'
+    await executor.submit(make("all", gpus, resources=everything, comment=comment))
+    await running(executor, "all")
+    assert await executor.output("all") == b"2 2\n"
+    assert await executor.capacity() == Offer(cpus=0, memory=2 * 2048 - 800, gpus=0)
+    shown = cluster.run("scontrol", "-o", "show", "job", *ids(cluster, "all"))
+    assert "JobName=deepsquare-all " in shown
+    assert f"Comment={comment} " in shown
+    assert "Requeue=0" in shown
+
+    await executor.submit(make("next", f"touch {tmp_path}/ran"))
+    assert await state_of(executor, "next") is RunState.QUEUED
+    began = time.monotonic()
+    await executor.cancel("next")
+    assert time.monotonic() - began < 5
+    end = await ended(executor, "next")
+    assert (end.reason, end.seconds) == ("cancelled", 0)
+    await executor.cancel("all")
+    assert (await ended(executor, "all")).reason == "cancelled"
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_what_slurm_can_not_run_is_refused_or_given_back(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path
+) -> None:
+    for key, resources in {
+        "cpus": Resources(1, 5, 10, 0),
+        "memory": Resources(1, 1, 4096, 0),
+        "gpus": Resources(1, 1, 10, 9),
+    }.items():
+        with pytest.raises(RunRefusedError, match="Slurm refuses run"):
+            await executor.submit(make(key, "true", resources=resources))
+        assert await executor.find(key) is None
+    with pytest.raises(RunRefusedError, match="nvalid partition"):
+        await cluster.executor(state, partitions="none").submit(make("where", "true"))
+    short = cluster.executor(state, partitions="short", extra="--nice=5")
+    await short.submit(make("long", "true", walltime=3600))
+    end = await ended(short, "long")
+    assert (end.reason, end.seconds) == ("cancelled", 0)
+
+
+async def test_providers_of_one_cluster_do_not_meet(
+    cluster: LocalSlurm, state: Path, tmp_path: Path
+) -> None:
+    first = cluster.executor(tmp_path / "first", owner="0xAA")
+    second = cluster.executor(tmp_path / "second", owner="0xBB")
+    await first.submit(make("same", "echo first; sleep 60"))
+    assert await second.find("same") is None
+    await second.submit(make("same", "echo second; sleep 60"))
+    await running(first, "same")
+    await running(second, "same")
+    await first.cancel("same")
+    assert await state_of(second, "same") is RunState.RUNNING
+    assert await second.output("same") == b"second\n"
+    # Its folder was lost, and the name tells whose job it is.
+    (tmp_path / "second").rename(tmp_path / "lost")
+    again = cluster.executor(tmp_path / "second", owner="0xbb")
+    assert await again.find("same") == "same"
+    await again.cancel("same")
+    assert (await ended(again, "same")).reason == "cancelled"
+
+
+# -- one run, whatever fails
+
+
+async def test_controller_restarted_mid_job(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
+) -> None:
+    await executor.submit(make("steady", f"echo up; sleep 6; echo ran >> {tmp_path}/tally; exit 5"))
+    await running(executor, "steady")
+    cluster.script("stop", "slurmctld")
+    try:
+        impatient = cluster.executor(state, command_timeout=1)
+        for call in (
+            impatient.poll(["steady"]),
+            impatient.submit(make("later", "true")),
+            impatient.cancel("steady"),
+            impatient.capacity(),
+        ):
+            with pytest.raises(ExecutorUnavailableError):
+                await call
+    finally:
+        cluster.script("start", "slurmctld")
+    end = await ended(executor, "steady")
+    assert (end.code, end.reason) == (5, "exited")
+    assert 6 <= end.seconds <= 9
+    assert (tmp_path / "tally").read_text() == "ran\n"
+
+
+def slurm_with(folder: Path, sbatch: str, **others: str) -> Path:
+    """Slurm's commands, of which some do something else before, or instead."""
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "sacct"):
+        before = others.get(name, sbatch if name == "sbatch" else "")
+        (folder / name).write_text(f'#!/bin/bash\n{before}\nexec /usr/bin/{name} "$@"\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+async def test_unclear_sbatch_is_adopted_and_never_repeated(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
+) -> None:
+    script = f"echo ran >> {tmp_path}/tally"
+    slow = slurm_with(tmp_path / "slow", '/usr/bin/sbatch "$@"; sleep 30')
+    hasty = cluster.executor(state, bin_dir=str(slow), command_timeout=1)
+    assert await hasty.submit(make("late", script)) == "late"  # it timed out, and had run
+    assert (await ended(executor, "late")).code == 0
+
+    # sbatch dies, but its request arrives a moment later.
+    request = (
+        """setsid bash -c 'sleep 2; exec /usr/bin/sbatch "$@"' _ "$@" >/dev/null 2>&1 & exit 1"""
+    )
+    lost = slurm_with(tmp_path / "lost", request)
+    unlucky = cluster.executor(state, bin_dir=str(lost))
+    spec = make("lost", script)
+    with pytest.raises(ExecutorUnavailableError):
+        await unlucky.submit(spec)
+    with pytest.raises(ExecutorUnavailableError, match="not clear yet"):
+        await executor.submit(spec)
+
+    async def is_found() -> bool:
+        with contextlib.suppress(ExecutorUnavailableError):
+            return await executor.find("lost") == "lost"
+        return False
+
+    await until(is_found)
+    assert await executor.submit(spec) == "lost"
+    assert (await ended(executor, "lost")).code == 0
+
+    # Nothing arrived: when that is settled, it is submitted again.
+    vain = slurm_with(
+        tmp_path / "vain", "echo 'Socket timed out on send/recv operation' >&2; exit 1"
+    )
+    spec = make("vain", script)
+    with pytest.raises(ExecutorUnavailableError, match="Socket timed out"):
+        await cluster.executor(state, bin_dir=str(vain)).submit(spec)
+    patient = cluster.executor(state, settle=0)
+    assert await patient.find("vain") is None
+    await patient.submit(spec)
+    assert (await ended(executor, "vain")).code == 0
+    assert (tmp_path / "tally").read_text() == "ran\n" * 3
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from deepsquare_chain.executors.base import RunSpec
+from deepsquare_chain.executors.slurm import SlurmExecutor
+from deepsquare_chain.executors.slurm.options import parse_options
+from deepsquare_chain.job import Resources
+state, conf, key, script = sys.argv[1:]
+executor = SlurmExecutor(Path(state), parse_options({"conf": conf}))
+spec = RunSpec(key, script.encode(), Resources(1, 1, 50, 0), 60, {})
+asyncio.run(executor.submit(spec))
+"""
+LABELS = sorted(set(re.findall(r'crash_point\("(executor\.slurm\.\w+)"\)', SOURCE.read_text())))
+
+
+async def test_daemon_killed_at_every_label_of_a_submission(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
+) -> None:
+    script = f"echo ran >> {tmp_path}/$DEEPSQUARE_KEY"
+
+    async def killed(label: str) -> None:
+        key = label.replace(".", "-")
+        env = {**os.environ, "DEEPSQUARE_CRASH_AT": label}
+        text = f"DEEPSQUARE_KEY={key}\n{script}"
+        arguments = [sys.executable, "-c", KILLED, str(state), str(cluster.conf), key, text]
+        process = await asyncio.create_subprocess_exec(*arguments, env=env)
+        assert await process.wait() == -signal.SIGKILL
+        again = cluster.executor(state, settle=0)
+        await again.submit(make(key, text))
+        # Nothing has started: the queue alone tells what was submitted.
+        assert len(ids(cluster, key)) == 1
+        assert await state_of(again, key) is RunState.QUEUED
+
+    assert len(LABELS) >= 4
+    # The whole cluster is taken, so that what is submitted waits.
+    wide = ("--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
+    blocker = cluster.run("sbatch", "--parsable", *wide).strip()
+    await asyncio.gather(*(killed(label) for label in LABELS))
+    cluster.run("scancel", blocker)
+    for label in LABELS:
+        key = label.replace(".", "-")
+        assert (await ended(executor, key)).code == 0
+        assert (tmp_path / key).read_text() == "ran\n"
+
+
+async def test_two_jobs_of_one_name_are_an_alarm(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
+) -> None:
+    await executor.submit(make("twin", f"echo ran >> {tmp_path}/tally; echo up; sleep 60"))
+    await running(executor, "twin")
+    wrapper, folder = str(WRAPPER), str(state / "runs/twin")
+    name = "--job-name=deepsquare-twin"
+    twin = cluster.run("sbatch", "--parsable", name, "--output=/dev/null", wrapper, folder).strip()
+    await asyncio.sleep(0.2)
+    with capture_logs() as logs:
+        assert await state_of(executor, "twin") is RunState.UNKNOWN
+        assert await state_of(executor, "twin") is RunState.UNKNOWN
+    alarms = [line for line in logs if line["log_level"] == "error"]
+    assert [(line["run"], twin in line["slurm_jobs"]) for line in alarms] == [("twin", True)]
+    fresh = cluster.executor(state)
+    with capture_logs() as logs:
+        assert await state_of(fresh, "twin") is RunState.UNKNOWN
+    # The wrapper itself let only the first one run the script; Slurm soon forgets the other.
+    await reached(executor, "twin", RunState.RUNNING)
+    assert (tmp_path / "tally").read_text() == "ran\n"
+    await executor.cancel("twin")
+    assert (await ended(executor, "twin")).reason == "cancelled"
+
+
+# -- how runs end
+
+
+async def test_ends_that_slurm_has_forgotten(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path
+) -> None:
+    await executor.submit(make("done", "echo said; sleep 1.2; exit 6"))
+    for key in ("taken", "known"):
+        await executor.submit(make(key, "echo up; sleep 60"))
+    for key in ("taken", "known"):
+        await running(executor, key)
+        cluster.run("scancel", "--signal=KILL", "--full", *ids(cluster, key))
+    for key in ("done", "taken", "known"):
+        await forgotten(cluster, key)
+    later = cluster.executor(state)
+    [done] = (await later.poll(["done"])).values()
+    assert done.exit is not None
+    assert (done.exit.code, done.exit.reason, done.exit.seconds) == (6, "exited", 2)
+    # No record of its end, and unknown is not gone: only after a while it counts as lost.
+    assert await state_of(later, "taken") is RunState.UNKNOWN
+    assert (await ended(later, "taken")).reason == "lost"
+    assert (await ended(cluster.executor(state), "taken")).reason == "lost"
+    # Where there is a file of completed jobs, it knows better.
+    known = await ended(cluster.executor(state, accounting="auto", missing=600), "known")
+    assert known.reason == "cancelled"
+    assert known.seconds >= 1
+
+
+async def test_node_failure_is_lost_and_not_repeated(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
+) -> None:
+    await executor.submit(make("node", f"echo up; echo ran >> {tmp_path}/tally; sleep 60"))
+    await running(executor, "node")
+    node = cluster.run("squeue", "-h", "-o", "%N", "--name=deepsquare-node").strip()
+    cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        free = await executor.capacity()
+        assert free.cpus == 4
+        end = await ended(executor, "node")
+    finally:
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert end.reason == "lost"
+    assert (tmp_path / "tally").read_text() == "ran\n"
+
+
+async def test_run_that_stops_its_wrapper_gains_no_time(
+    cluster: LocalSlurm, executor: SlurmExecutor, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OVERDUE", 2.0)
+    stop = "kill -STOP $(ps -o ppid= $PPID); echo up; sleep 60"
+    await executor.submit(make("stopper", stop, walltime=1))
+    kill = "kill -KILL $(ps -o ppid= $PPID); echo up; sleep 60"
+    await executor.submit(make("killer", kill))
+    killer, stopper = await asyncio.gather(ended(executor, "killer"), ended(executor, "stopper"))
+    assert stopper.reason == "walltime"
+    assert (killer.code, killer.reason) == (137, "signalled")
+
+
+async def test_top_up_where_the_daemon_may_not_raise_limits(
+    cluster: LocalSlurm, state: Path, tmp_path: Path
+) -> None:
+    denied = """
+    if [[ $1 == update ]]; then
+        echo "slurm_update error: Access/permission denied" >&2
+        exit 1
+    fi
+    """
+    ordinary = str(slurm_with(tmp_path / "ordinary", "", scontrol=denied))
+    modest = cluster.executor(state, bin_dir=ordinary, limit_headroom=600)
+    await modest.submit(make("longer", "echo up; sleep 5; echo done", walltime=3))
+    strict = cluster.executor(state, bin_dir=ordinary, limit_headroom=0)
+    await strict.submit(make("tight", "echo up; sleep 60", walltime=3))
+    await running(modest, "longer")
+    limits = cluster.run("squeue", "-h", "--states=running", "-o", "%j %l").split()
+    assert limits[limits.index("deepsquare-longer") + 1] == "13:00"
+    await modest.extend("longer", 400)
+    with pytest.raises(RunRefusedError, match="does not raise the limit"):
+        await strict.extend("tight", 400)
+    assert (await ended(modest, "longer")).reason == "exited"
+    assert (await ended(strict, "tight")).reason == "walltime"
+    # A partition's own limit is not exceeded for the sake of headroom.
+    short = cluster.executor(state, partitions="short", limit_headroom=86_400)
+    await short.submit(make("short", "echo up"))
+    assert cluster.run("squeue", "-h", "--states=all", "-o", "%l", "--name=deepsquare-short") == (
+        "10:00\n"
+    )
+    await ended(short, "short")
+
+
+async def test_cluster_without_cgroups(tmp_path: Path) -> None:
+    cluster = LocalSlurm("--no-cgroup", "--nodes", "1", "--gpus", "0")
+    try:
+        executor = cluster.executor(tmp_path / "state")
+        left = tmp_path / "left"
+        loop = f"while :; do echo >> {left}; sleep 0.2; done"
+        await executor.submit(make("left", f"setsid bash -c '{loop}' & sleep 1"))
+        hold = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(20)'"
+        await executor.submit(make("big", hold))
+        assert (await ended(executor, "left")).reason == "exited"
+        size = left.stat().st_size
+        # Slurm calls it a failed launch, and does not say that memory was the cause.
+        assert (await ended(executor, "big")).reason == "signalled"
+        assert left.stat().st_size == size > 0
+    finally:
+        cluster.close()
+
+
+MPI = """
+#include <mpi.h>
+#include <stdio.h>
+int main(int count, char **words) {
+    int rank, size, sum;
+    MPI_Init(&count, &words);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+    printf("rank %d of %d: %d\\n", rank, size, sum);
+    return MPI_Finalize();
+}
+"""
+
+
+@pytest.fixture
+def mpi_program(tmp_path: Path) -> Path:
+    require_slurm("mpicc.mpich")
+    (tmp_path / "sum.c").write_text(MPI)
+    build = ["mpicc.mpich", "-o", str(tmp_path / "sum"), str(tmp_path / "sum.c")]
+    subprocess.run(build, check=True, timeout=60)
+    return tmp_path / "sum"
+
+
+async def test_mpi_program_on_two_nodes(
+    cluster: LocalSlurm, executor: SlurmExecutor, mpi_program: Path
+) -> None:
+    script = (
+        f"export MINE=shared; srun --mpi=pmi2 {mpi_program}; srun printenv MINE SLURMD_NODENAME"
+    )
+    wide = Resources(tasks=8, cpus_per_task=1, mem_per_cpu=100, gpus=0)
+    await executor.submit(make("mpi", script, resources=wide))
+    end = await ended(executor, "mpi")
+    lines = (await executor.output("mpi")).decode().splitlines()
+    assert end.code == 0, lines
+    assert sorted(lines[:8]) == [f"rank {rank} of 8: 28" for rank in range(8)]
+    assert {line for line in lines[8:] if line != "shared"} == set(cluster.nodes)
+    assert lines.count("shared") == 8
+
+
+async def test_nodes_that_do_not_see_the_folder_stop_attracting_jobs(
+    executor: SlurmExecutor, state: Path
+) -> None:
+    await executor.submit(make("gone", "true"))
+    (state / "runs/gone/work").rename(state / "elsewhere")
+    end = await ended(executor, "gone")
+    assert (end.reason, end.seconds) == ("unstarted", 0)
+    assert "could not start the last job" in await executor.fault()
+
+
+async def test_cluster_without_a_node_in_service_attracts_no_jobs(
+    cluster: LocalSlurm, state: Path
+) -> None:
+    executor = cluster.executor(state, partitions="short")
+    assert await executor.fault() == ""
+    node = f"NodeName={cluster.nodes[0]}"
+    cluster.run("scontrol", "update", node, "State=DRAIN", "Reason=test")
+    try:
+        await asyncio.sleep(0.2)
+        assert await executor.fault() == "no node of partition short is in service"
+        assert (await executor.capacity()).cpus == 0
+    finally:
+        cluster.run("scontrol", "update", node, "State=RESUME")

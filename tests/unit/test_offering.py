@@ -1,0 +1,42 @@
+"""When a provider's offer follows its cluster, and when a change is not worth its gas."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepsquare_chain.job import Offer
+from deepsquare_chain.provider.offering import is_worth_a_change, wanted_offer
+
+HARDWARE = Offer(cpus=64, memory=6400, gpus=2)
+
+
+def test_what_is_free_and_what_the_grids_jobs_hold() -> None:
+    free, held = Offer(10, 1000, 1), Offer(6, 600, 0)
+    assert wanted_offer(HARDWARE, free, held) == Offer(16, 1600, 1)
+    # Never more than is registered, whatever the cluster has.
+    assert wanted_offer(HARDWARE, Offer(100, 9000, 9), held) == HARDWARE
+    assert wanted_offer(HARDWARE, Offer(0, 0, 0), Offer(0, 0, 0)) == Offer(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "worth"),
+    [
+        (Offer(64, 6400, 2), False),
+        (Offer(57, 6400, 2), False),  # 7 of 64 CPUs
+        (Offer(56, 6400, 2), True),  # an eighth
+        (Offer(64, 5600, 2), True),
+        (Offer(64, 5601, 2), False),
+        (Offer(64, 6400, 1), True),
+        (Offer(0, 0, 0), True),
+    ],
+)
+def test_changes_that_are_worth_their_gas(wanted: Offer, worth: bool) -> None:
+    assert is_worth_a_change(HARDWARE, wanted) is worth
+    assert is_worth_a_change(wanted, HARDWARE) is worth
+
+
+def test_the_first_and_the_last_of_something_count_however_small() -> None:
+    nothing, little = Offer(0, 0, 0), Offer(1, 1, 0)
+    assert is_worth_a_change(nothing, little)
+    assert is_worth_a_change(little, nothing)
+    assert not is_worth_a_change(little, little)
