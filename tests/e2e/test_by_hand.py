@@ -155,7 +155,7 @@ def test_the_devnet_tells_where_its_explorer_is(place: Path) -> None:
 def test_sources_are_written_for_other_explorers(place: Path) -> None:
     done = run(["contracts", "verify", "--write", "tree"], place)
     assert done.code == 0
-    assert len(list((place / "tree").rglob("metadata.json"))) == 3
+    assert len(list((place / "tree").rglob("metadata.json"))) == 4
     refused = run(["contracts", "verify", "--sourcify", "http://127.0.0.1:1"], place)
     assert refused.code == 7
     assert "can't be reached" in refused.err
