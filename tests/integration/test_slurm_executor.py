@@ -184,6 +184,8 @@ async def test_providers_of_one_cluster_do_not_meet(
     (tmp_path / "second").rename(tmp_path / "lost")
     again = cluster.executor(tmp_path / "second", owner="0xbb")
     assert await again.find("same") == "same"
+    assert await again.submit(make("same", "echo third")) == "same"
+    assert len(ids(cluster, "same")) == 2
     await again.cancel("same")
     assert (await ended(again, "same")).reason == "cancelled"
 
