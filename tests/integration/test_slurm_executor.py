@@ -442,6 +442,7 @@ async def test_cluster_without_cgroups(tmp_path: Path) -> None:
         size = left.stat().st_size
         # Slurm calls it a failed launch, and does not say that memory was the cause.
         assert (await ended(executor, "big")).reason == "signalled"
+        await asyncio.sleep(0.6)
         assert left.stat().st_size == size > 0
     finally:
         cluster.close()
