@@ -184,6 +184,8 @@ async def test_providers_of_one_cluster_do_not_meet(
     (tmp_path / "second").rename(tmp_path / "lost")
     again = cluster.executor(tmp_path / "second", owner="0xbb")
     assert await again.find("same") == "same"
+    assert await again.submit(make("same", "echo third")) == "same"
+    assert len(ids(cluster, "same")) == 2
     await again.cancel("same")
     assert (await ended(again, "same")).reason == "cancelled"
 
@@ -440,6 +442,7 @@ async def test_cluster_without_cgroups(tmp_path: Path) -> None:
         size = left.stat().st_size
         # Slurm calls it a failed launch, and does not say that memory was the cause.
         assert (await ended(executor, "big")).reason == "signalled"
+        await asyncio.sleep(0.6)
         assert left.stat().st_size == size > 0
     finally:
         cluster.close()

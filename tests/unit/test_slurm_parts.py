@@ -372,6 +372,8 @@ def test_recorded_errors() -> None:
     partition, memory = lines[:2], lines[2:4]
     for said in (partition, memory, lines[4:5], lines[5:]):
         assert isinstance(failure("sbatch", "\n".join(said)), CommandRefusedError), said
+    user = "sbatch: error: Batch job submission failed: User not found on host"
+    assert isinstance(failure("sbatch", user), CommandRefusedError)
     for line in recorded("scontrol_errors").splitlines():
         assert isinstance(failure("scontrol", line), UnknownJobError), line
     for line in recorded("unreachable").splitlines():

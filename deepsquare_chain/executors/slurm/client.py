@@ -47,7 +47,7 @@ _REFUSALS: Final = (
     "invalid numeric value",
     "invalid --",
 )
-_UNKNOWN_JOB: Final = ("invalid job id", "job/step already completing or completed", "not found")
+_UNKNOWN_JOB: Final = ("invalid job id", "job/step already completing or completed")
 
 
 class CommandRefusedError(RunRefusedError):

@@ -144,19 +144,26 @@ class SlurmExecutor(Executor):
         check_spec(spec)
         async with self._locks[spec.key]:
             folder = self._folder(spec.key)
-            await self._call(self._prepare, folder, spec)
-            if not await self._is_submitted(folder):
+            is_new = await self._call(self._prepare, folder, spec)
+            if not await self._is_submitted(folder, is_new=is_new):
                 await self._submit(folder, spec)
             return spec.key
 
-    def _prepare(self, folder: SlurmFolder, spec: RunSpec) -> None:
-        if not folder.exists():
+    def _prepare(self, folder: SlurmFolder, spec: RunSpec) -> bool:
+        """Make the folder of a run, and tell whether there was none."""
+        is_new = not folder.exists()
+        if is_new:
             launch.make_run(self._path, spec)
         if folder.intent() is None:
             folder.set_environment(spec.env)
+        return is_new
 
-    async def _is_submitted(self, folder: SlurmFolder) -> bool:
+    async def _is_submitted(self, folder: SlurmFolder, *, is_new: bool = False) -> bool:
         """Whether Slurm has, or had, a job of this run; a job that is found is adopted.
+
+        Args:
+            folder: Of the run.
+            is_new: It was made just now: an earlier one may have been lost, and its job not.
 
         Raises:
             ExecutorUnavailableError: That is not clear yet.
@@ -165,7 +172,14 @@ class SlurmExecutor(Executor):
             return True
         intended = await self._call(folder.intent)
         if intended is None:
-            return False
+            # A job whose folder was lost is older than the last look at the queue.
+            age = self._options.query_interval
+            jobs = (await self._look(age)).jobs.get(folder.key, []) if is_new else []
+            if len(jobs) > 1:
+                raise self._alarm(folder.key, jobs)
+            if jobs:
+                await self._adopt(folder, jobs[0])
+            return bool(jobs)
         job = await self._look_up(folder.key, int(intended))
         if job is not None:
             await self._adopt(folder, job)
