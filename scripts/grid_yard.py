@@ -26,7 +26,7 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.anvil import Anvil
 from deepsquare_chain.devnet.process import ChildProcess
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.job import Hardware, Objective, Prices, Resources, Terms
+from deepsquare_chain.job import Hardware, JobFlags, Objective, Prices, Resources, Terms
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.workflow import Definition, Step
@@ -134,7 +134,7 @@ class Yard:
             "time_limit": 600,
             "resources": SMALL,
             "retries": 0,
-            "until_spent": False,
+            "flags": JobFlags.NONE,
             "objective": Objective.COST,
             "name": "",
             "uses": "",

@@ -217,10 +217,18 @@ def event_topics(*kinds: type[Event]) -> list[str]:
     ]
 
 
-def event_filter(kind: type[Event], **wanted: str) -> list[Any]:
-    """Topics of the events of one class whose indexed address fields are these, as eth_getLogs takes
-    them: `event_filter(JobSettled, provider=account)`.
+def event_filter(kind: type[Event], *others: type[Event], **wanted: str) -> list[Any]:
+    """Topics of events whose indexed address fields are these, as eth_getLogs takes them:
+    `event_filter(JobSettled, provider=account)`. Classes that have the fields at the same places
+    share a filter, so that they are one question.
     """
+    if others:
+        first, *rest = (event_filter(each, **wanted) for each in (kind, *others))
+        if any(each[1:] != first[1:] for each in rest):
+            raise AssertionError(
+                f"{kind.__name__} and others have these fields at different places"
+            )
+        return [event_topics(kind, *others), *first[1:]]
     [topic] = (topic for topic, each in EVENT_CLASSES.items() if each is kind)
     names: tuple[str, ...] = kind.__match_args__
     fields = zip(names, _SHAPES[topic].order, strict=False)

@@ -213,8 +213,8 @@ class ProviderService:
             confirmations=0,
             # Only its own: what all the others do would be most of its work.
             filters=[
-                event_filter(kind, provider=sender.address)
-                for kind in (JobTransition, JobCollected, JobSettled)
+                event_filter(JobTransition, provider=sender.address),
+                event_filter(JobSettled, JobCollected, provider=sender.address),
             ],
             settled=settings.confirmations,
             metrics=metrics,

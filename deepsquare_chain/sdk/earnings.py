@@ -62,18 +62,10 @@ async def earnings_by_day(contracts: Contracts, account: str) -> list[Day]:
     Raises:
         EndpointError: The node does not answer.
     """
-    topics = (
-        event_filter(JobSettled, provider=account),
-        event_filter(JobCollected, provider=account),
-    )
-    found = await asyncio.gather(
-        *(
-            read_logs(contracts.w3, [contracts.scheduler.address], each, contracts.deployment.block)
-            for each in topics
-        )
-    )
-    events = decode_logs([log for logs in found for log in logs])
-    payments = [event for event in events if isinstance(event, Payment)]
+    topics = event_filter(JobSettled, JobCollected, provider=account)
+    start = contracts.deployment.block
+    logs = await read_logs(contracts.w3, [contracts.scheduler.address], topics, start)
+    payments = [event for event in decode_logs(logs) if isinstance(event, Payment)]
     return by_day(payments, await _times(contracts, {each.block_number for each in payments}))
 
 

@@ -256,5 +256,9 @@ def test_a_filter_names_the_class_and_its_indexed_fields() -> None:
     assert event_filter(events.JobTransition, provider=account) == [transition, None, None, word]
     assert event_filter(events.JobSettled, provider=account) == [settled, None, word]
     assert event_filter(events.JobSettled) == [settled]
+    both = event_filter(events.JobSettled, events.JobCollected, provider=account)
+    assert both == [event_topics(events.JobSettled, events.JobCollected), None, word]
+    with pytest.raises(AssertionError, match="at different places"):
+        event_filter(events.JobSettled, events.JobTransition, provider=account)
     with pytest.raises(AssertionError, match="no indexed paid"):
         event_filter(events.JobSettled, paid=account)
