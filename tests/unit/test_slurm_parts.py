@@ -1,7 +1,7 @@
 """The pure parts of the Slurm executor: arguments, outputs of many versions, verdicts, options.
 
 Outputs of Slurm 22.05 are recorded from a real cluster in `slurm_outputs/`. Those of the other
-versions, 20.11 to 25.05, are written after the manual pages and release notes of each.
+versions, 20.11 to 25.05, are written in the text formats that all of them share; they were not recorded.
 """
 
 from __future__ import annotations
