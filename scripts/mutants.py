@@ -25,6 +25,7 @@ CONTRACTS = (
     "Submission",
     "ProviderRegistry",
     "Billing",
+    "CalldataArray",
     "CapacityReader",
     "JobLifecycle",
     "JobRecord",

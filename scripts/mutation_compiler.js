@@ -31,7 +31,7 @@ function compile({ file, content, targets, optimize, viaIR }) {
   const settings = {
     remappings: ["@openzeppelin/=node_modules/@openzeppelin/"],
     evmVersion: "cancun",
-    optimizer: { enabled: Boolean(optimize), runs: 1000 },
+    optimizer: { enabled: Boolean(optimize), runs: 800 },
     viaIR: Boolean(viaIR),
     metadata: { bytecodeHash: "none", appendCBOR: false },
     outputSelection,

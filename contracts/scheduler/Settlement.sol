@@ -321,17 +321,19 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         if (amount == 0) return;
         unchecked {
             uint256 count = due.count;
-            uint256 position = to == due.latest ? count : _positionOf(to).tload();
-            // A position of an earlier batch in the same transaction is still there: only an entry proves it.
-            if (position != 0 && position <= count && due.others[position - 1] == to) {
-                due.amounts[position - 1] += amount;
-                return;
+            if (count != 0) {
+                uint256 position = to == due.latest ? count : _positionOf(to).tload();
+                // A position of an earlier batch in the same transaction is still there: only an entry proves it.
+                if (position != 0 && position <= count && due.others[position - 1] == to) {
+                    due.amounts[position - 1] += amount;
+                    return;
+                }
+                _positionOf(due.latest).tstore(count);
             }
             due.others[count] = to;
             due.amounts[count] = amount;
             due.latest = to;
-            due.count = ++count;
-            _positionOf(to).tstore(count);
+            due.count = count + 1;
         }
     }
 

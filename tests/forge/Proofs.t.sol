@@ -203,6 +203,8 @@ contract ProofsTest is Test {
         job = grid.getJob(JOB);
         vm.assume(job.since <= block.timestamp);
         vm.assume(job.retriesLeft <= 5 && job.feeBps <= 2000);
+        // Ids begin at one, and an assigned job has a provider.
+        vm.assume(job.providerId != 0 || job.status < JobStatus.META_SCHEDULED);
     }
 
     /// @dev Arithmetic that is left to the fuzzer: the cost of an allotment is within the escrow, because the limit
