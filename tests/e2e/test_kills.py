@@ -29,7 +29,7 @@ from tests.support.killing import (
 
 SEED = 20_261
 #: Parts that these daemons do not use; they die in integration tests of their own.
-ELSEWHERE = {"relay", "slurm"}
+ELSEWHERE = {"client", "relay", "slurm"}
 
 
 def test_every_label_in_the_source_has_a_life_that_passes_it():
