@@ -28,7 +28,7 @@ from tests.support.killing import (
 )
 
 SEED = 20_261
-#: Parts that these daemons do not use; they die in integration tests of their own.
+#: Parts that these daemons do not use: relay, Slurm and gasless commands are killed by integration tests of their own.
 ELSEWHERE = {"client", "relay", "slurm"}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from typing import Any
 
 import pytest
 
 from deepsquare_chain.chain.rpc import connected
-from tests.support.cli import EXAMPLES, Outcome
+from deepsquare_chain.faults import VARIABLE
+from tests.support.cli import EXAMPLES, Outcome, run
 from tests.support.place import Cli, Place
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -75,6 +77,23 @@ def test_nothing_is_signed_without_a_yes(cli: Cli, bob: tuple[str, ...]) -> None
     assert "--yes" in found.err
     dry = cli("submit", HELLO, "--gasless", "--dry-run", "-o", "json", *bob)
     assert data(dry)["gas"] == "0"
+    assert balance(cli, bob) == before
+
+
+@pytest.mark.parametrize("crash_at", ["gasless.recorded", "gasless.handed"])
+def test_a_gasless_submission_killed_anywhere_pays_once_when_repeated(
+    cli: Cli, place: Place, bob: tuple[str, ...], crash_at: str
+) -> None:
+    """What was signed before the kill is handed over again, and nothing is signed twice."""
+    before = balance(cli, bob)
+    signed = len(data(cli("relay", "requests", "-o", "json", *bob)))
+    words = ("submit", HELLO, "--gasless", "--yes", "--key", f"killed at {crash_at}", "-o", "json")
+    killed = run([*words, *bob], place.folder, 120, **{VARIABLE: crash_at})
+    assert killed.code == -signal.SIGKILL, killed
+    (made,) = data(cli(*words, *bob))
+    assert data(cli(*words, *bob)) == [made]
+    assert len(data(cli("relay", "requests", "-o", "json", *bob))) == signed + 1
+    assert cli("job", "cancel", str(made["id"]), "--gasless", "--yes", *bob).code == 0
     assert balance(cli, bob) == before
 
 
