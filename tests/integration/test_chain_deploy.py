@@ -121,8 +121,8 @@ async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
             assert await shell.killed(label) == -signal.SIGKILL
         code, document, _ = await shell.deploy()
         assert code == 0
-        # Three contracts and three roles, whatever was killed in between.
-        assert await w3.eth.get_transaction_count(DEPLOYER.address) == before + 6
+        # Four contracts and three roles, whatever was killed in between.
+        assert await w3.eth.get_transaction_count(DEPLOYER.address) == before + 7
     assert len(document["deployment"]["transactions"]) == 6
     folder = shell.folder / ".deepsquare"
     assert [each.name for each in folder.iterdir()] == ["deployment.json"]

@@ -111,13 +111,14 @@ async def test_another_contract_there(grid: LiveGrid) -> None:
         grid.deployment.chain_id,
         *reversed(grid.deployment.addresses),
         treasury=grid.deployment.treasury,
+        forwarder=grid.deployment.forwarder,
         block=0,
     )
     contracts = Contracts(grid.w3, mixed)
     with pytest.raises(Exception) as error:  # noqa: PT011 - refused by it, or not understood
         await contracts.scheduler.job_count()
     assert type(error.value).__module__.startswith("deepsquare_chain")
-    empty = Contracts(grid.w3, Deployment(1, *["0x" + "51" * 20] * 4, block=0))
+    empty = Contracts(grid.w3, Deployment(1, *["0x" + "51" * 20] * 5, block=0))
     with pytest.raises(EndpointError, match="no MetaScheduler at"):
         await empty.scheduler.job_count()
 

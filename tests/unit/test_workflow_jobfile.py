@@ -10,7 +10,7 @@ import yaml
 
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import JobFileError
-from deepsquare_chain.job import Objective, Resources, Terms
+from deepsquare_chain.job import JobFlags, Objective, Resources, Terms
 from deepsquare_chain.workflow import (
     Definition,
     JobFile,
@@ -62,7 +62,7 @@ def test_a_full_file() -> None:
         time_limit=5_400,
         resources=Resources(tasks=2, cpus_per_task=3, mem_per_cpu=128, gpus=4),
         retries=2,
-        until_spent=True,
+        flags=JobFlags.UNTIL_SPENT | JobFlags.NO_SELF_SCHEDULING,
         objective=Objective.TIME,
         name="hello",
         uses="gpu.model=h100,compute.gflops>=1000",
