@@ -123,7 +123,7 @@ async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
         assert code == 0
         # Four contracts and three roles, whatever was killed in between.
         assert await w3.eth.get_transaction_count(DEPLOYER.address) == before + 7
-    assert len(document["deployment"]["transactions"]) == 6
+    assert len(document["deployment"]["transactions"]) == 7
     folder = shell.folder / ".deepsquare"
     assert [each.name for each in folder.iterdir()] == ["deployment.json"]
     code, _, errors = await shell.deploy()
