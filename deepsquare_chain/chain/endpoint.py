@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -64,6 +64,8 @@ _HEAD_MEMORY: Final = 30.0
 _PLAIN: Final = Transport()
 #: Failures in a row of one part of a batch until all of it fails, and seconds after each.
 _TRIES: Final = 4
+#: How often logs that a split batch found empty are asked for again.
+_EMPTY_TRIES: Final = 2
 _TRY_PAUSE: Final = 0.1
 #: Calls of one batch, and blocks of one question for logs: to begin with, and at most.
 _BATCH: Final = (128, 1_024)
@@ -178,9 +180,25 @@ class CheckedProvider(AsyncHTTPProvider):
                 self.batch_size.refused(1)
             else:
                 self.batch_size.worked(1)
+        if most < len(requests):
+            await self._ask_empty_logs_again(requests, answers)
         if self._is_behind(requests, answers):
             await self._renew()
         return answers
+
+    async def _ask_empty_logs_again(
+        self, requests: Sequence[Mapping[str, Any]], answers: list[RPCResponse]
+    ) -> None:
+        """Ask for logs again that a split batch found empty.
+
+        Each part of a split batch may reach another node of this address, and one that lags says
+        that there are no logs.
+        """
+        for place, request in enumerate(requests):
+            for _ in range(_EMPTY_TRIES):
+                if request["method"] != "eth_getLogs" or answers[place].get("result") != []:
+                    break
+                answers[place] = await self._ask_alone(request)
 
     async def disconnect(self) -> None:
         """Close its connections; harmless when closed, and the next question opens them again."""
