@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import statistics
 import time
@@ -94,15 +95,19 @@ async def loads(yard: Yard, work: Callable[[], Any]) -> tuple[Any, dict[str, Any
 def cpu_seconds(yard: Yard) -> dict[str, float]:
     """CPU seconds of everybody on this machine so far.
 
-    Jobs are the children of providers that have ended: supervisors, shells, commands. `others` is
-    what the machine spent on none of these, `idle` what nobody wanted.
+    Jobs are the providers' fork servers with all their children that have ended: supervisors,
+    shells, commands. `others` is what the machine spent on none of these, `idle` what nobody wanted.
     """
     spent = dict.fromkeys(("scheduler", "providers", "jobs"), 0.0)
     for role, child in yard.services.items():
-        times = psutil.Process(child.pid).cpu_times()
+        process = psutil.Process(child.pid)
+        times = process.cpu_times()
         who = "scheduler" if role.startswith("scheduler") else "providers"
         spent[who] += times.user + times.system
         spent["jobs"] += times.children_user + times.children_system
+        for server in process.children():
+            with contextlib.suppress(psutil.Error):
+                spent["jobs"] += sum(server.cpu_times()[:4])
     for who, pid in (("node", yard.node.pid), ("bench", os.getpid())):
         times = psutil.Process(pid).cpu_times()
         spent[who] = times.user + times.system

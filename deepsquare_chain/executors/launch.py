@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from deepsquare_chain.executors import leftovers, procfs
 from deepsquare_chain.executors.base import RunSpec
@@ -17,8 +21,10 @@ from deepsquare_chain.executors.gpus import device_environment
 from deepsquare_chain.executors.rundir import RunFolder, unique
 from deepsquare_chain.faults import VARIABLE, crash_point
 
-#: Jobs stand a little behind their daemon: a crowd of them must not keep claims and reports waiting.
-_NICE: Final = 5
+#: Seconds within which the fork server answers, on a busy machine too.
+_REPLY_TIMEOUT: Final = 30.0
+#: Bytes of the longest name that a folder may have, and some more.
+_LONGEST_NAME: Final = 300
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
 
@@ -60,78 +66,181 @@ def make_run(runs: Path, spec: RunSpec, devices: Sequence[str] = ()) -> RunFolde
 
 
 class Launched:
-    """A supervisor that was started here; it says when it has taken the run."""
+    """A supervisor that was started here; it says when it has taken the run.
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    Args:
+        voice: Read end of the pipe on which it says so.
+        process: Its pidfd and its pid; None when the fork server ended before it forked.
+    """
+
+    def __init__(self, voice: int, process: tuple[int, int] | None) -> None:
+        self._voice: int | None = voice
+        self._handle: int | None = None
+        self._pid = 0
+        if process is not None:
+            self._handle, self._pid = process
         self._took = False
-        if process.stdout is not None:
-            os.set_blocking(process.stdout.fileno(), False)
+        os.set_blocking(voice, False)
 
     @property
     def voice(self) -> int | None:
         """Descriptor that can be read when it has said something or is gone; None from then on."""
-        said = self._process.stdout
-        return None if said is None or said.closed else said.fileno()
+        return self._voice
 
     @property
     def ended(self) -> bool:
         """Whether it is gone; what it said before can still be heard."""
-        return self._process.poll() is not None
+        if self._handle is not None and _is_readable(self._handle, 0.0):
+            os.close(self._handle)
+            self._handle = None
+        return self._handle is None
 
     def took(self) -> bool:
         """Whether it took the run, by its own word: the run may have removed its folder since."""
-        said = self._process.stdout
-        if not self._took and said is not None and not said.closed:
-            word = said.read(1)  # None as long as it says nothing
-            if word is not None:
-                said.close()
-            self._took = bool(word)
+        if self._voice is not None and not self._took:
+            with contextlib.suppress(BlockingIOError):  # it says nothing yet
+                self._took = bool(os.read(self._voice, 1))
+                self._close_voice()
         return self._took
 
     def kill(self) -> None:
         """End the supervisor and the processes that it started in its own group."""
-        procfs.signal_trees([*procfs.descendants(self._process.pid), self._process.pid], 9)
-        self._process.wait()
+        if not self.ended:
+            procfs.signal_trees([*procfs.descendants(self._pid), self._pid], signal.SIGKILL)
+            if self._handle is not None:
+                _is_readable(self._handle, _REPLY_TIMEOUT)
         self.release()
 
     def release(self) -> None:
         """Listen no longer: it is known to have the run."""
         self._took = True
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._close_voice()
+
+    def _close_voice(self) -> None:
+        if self._voice is not None:
+            os.close(self._voice)
+            self._voice = None
 
 
-def start_supervisor(folder: RunFolder, *, crashes: bool = True) -> Launched:
-    """Start a supervisor, which takes the run or ends at once.
+class ForkServer:
+    """Starts supervisors as forks of one process that has loaded their modules.
+
+    A fork takes a tenth of the CPU time that a new interpreter takes. The server is started when it
+    is needed and ends by itself when this process ends, or when nothing was asked of it for a
+    while. Supervisors do not depend on it. Safe to be used from several threads.
 
     Args:
-        folder: Of the run.
-        crashes: Whether it heeds the crash points that a test asks for.
-
-    Raises:
-        OSError: No process could be started.
+        runs: Folder of all runs.
     """
-    env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
-    # Some Pythons need the first to start at all; the second is for tests.
-    names = ("LD_LIBRARY_PATH", VARIABLE) if crashes else ("LD_LIBRARY_PATH",)
-    env |= {name: os.environ[name] for name in names if name in os.environ}
-    # Without site packages and working folder: quick to start, and nobody else's modules.
-    command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE, str(folder.path)]
-    with folder.log.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            bufsize=0,
-            cwd="/",
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-        )
-    with contextlib.suppress(OSError):  # it may be gone already
-        os.setpriority(os.PRIO_PROCESS, process.pid, min(19, os.nice(0) + _NICE))
-    return Launched(process)
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def start(self, folder: RunFolder, *, crashes: bool = True) -> Launched:
+        """Start a supervisor, which takes the run or ends at once.
+
+        Args:
+            folder: Of the run.
+            crashes: Whether it heeds the crash points that a test asks for.
+
+        Raises:
+            OSError: No process could be started.
+        """
+        crash = os.environ.get(VARIABLE, "") if crashes else ""
+        request = os.fsencode(folder.path) + b"\0" + crash.encode()
+        voice, sink = os.pipe()
+        try:
+            with folder.log.open("ab") as log, self._lock:
+                process = None
+                if self._socket is not None:
+                    process = self._ask(request, sink, log.fileno())
+                if process is None:
+                    # There was none, or it ended. Where it forked before it ended, two supervisors
+                    # race for the run: one takes it, and both speak into the same pipe.
+                    self._start_server(log)
+                    process = self._ask(request, sink, log.fileno())
+        except BaseException:
+            os.close(voice)
+            raise
+        finally:
+            os.close(sink)
+        return Launched(voice, process)
+
+    def close(self) -> None:
+        """End the server. Supervisors go on."""
+        with self._lock:
+            self._end_server()
+
+    def _start_server(self, log: IO[bytes]) -> None:
+        self._end_server()
+        env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
+        # Some Pythons need it to start at all.
+        if "LD_LIBRARY_PATH" in os.environ:
+            env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+        # Without site packages and working folder: quick to start, and nobody else's modules.
+        # A supervisor writes its folder over the last argument, so that it can be told apart.
+        room = "." * (len(os.fsencode(self._runs)) + _LONGEST_NAME)
+        command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE, room]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    cwd="/",
+                    env=env,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError:
+            ours.close()
+            raise
+        self._socket = ours
+
+    def _ask(self, request: bytes, sink: int, log: int) -> tuple[int, int] | None:
+        """Pidfd and pid of a new supervisor; None when the server is gone or hangs.
+
+        Raises:
+            OSError: The server could not fork.
+        """
+        server = self._socket
+        if server is None:
+            return None
+        try:
+            socket.send_fds(server, [request], [sink, log])
+            if not _is_readable(server.fileno(), _REPLY_TIMEOUT):
+                self._end_server()
+                return None
+            answer, handles, _, _ = socket.recv_fds(server, 64, 1, socket.MSG_CMSG_CLOEXEC)
+        except (BrokenPipeError, ConnectionError):
+            answer = b""
+        if not answer:
+            self._end_server()
+            return None
+        number = int(answer)
+        if not handles:
+            raise OSError(number, os.strerror(number))
+        return handles[0], number
+
+    def _end_server(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _is_readable(handle: int, seconds: float) -> bool:
+    """Whether a descriptor can be read within so many seconds; a pidfd when its process ended."""
+    poller = select.poll()
+    poller.register(handle, select.POLLIN)
+    return bool(poller.poll(1000 * seconds))
 
 
 def remove_tree(path: Path) -> None:

@@ -64,7 +64,7 @@ class LocalExecutor(Executor):
         self._path = Path(os.path.abspath(state_dir)) / "runs"
         with _typed(self._path):
             self._runs = Runs(self._path)
-        self._probe = StartProbe(self._path)
+        self._probe = StartProbe(self._path, self._runs.fork_server)
 
     async def submit(self, spec: RunSpec) -> str:
         """Start the run and return its handle; a known key is adopted, never run twice.
@@ -90,9 +90,26 @@ class LocalExecutor(Executor):
                     f"Run {spec.key} did not start in {_START_PATIENCE:.0f} seconds",
                     hint="The machine is overloaded; submit it again later.",
                 )
-            await _heard(self._runs.voice(spec.key))
+            await self._heard(spec.key)
             taken = await self._call(self._runs.taken, spec.key)
         return spec.key
+
+    async def _heard(self, key: str) -> None:
+        """Wait until a supervisor that is starting says something; not for long."""
+        await asyncio.sleep(_MOMENT)
+        voice = self._runs.voice(key)
+        if voice is None:
+            return
+        loop, heard = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            loop.add_reader(voice, heard.set)
+        except OSError:
+            return  # another submission of this key has heard it and closed the descriptor
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(heard.wait(), _LISTEN)
+        finally:
+            loop.remove_reader(voice)
 
     async def find(self, key: str) -> str | None:
         """Handle of the run with this key, None when it surely never began here."""
@@ -179,20 +196,6 @@ class LocalExecutor(Executor):
                 return work(*arguments)
 
         return await asyncio.to_thread(typed)
-
-
-async def _heard(voice: int | None) -> None:
-    """Wait until a descriptor can be read; a moment at least, and not for long."""
-    await asyncio.sleep(_MOMENT)
-    if voice is None:
-        return
-    loop, heard = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(voice, heard.set)
-    try:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(heard.wait(), _LISTEN)
-    finally:
-        loop.remove_reader(voice)
 
 
 @contextlib.contextmanager

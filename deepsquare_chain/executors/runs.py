@@ -55,6 +55,7 @@ class Runs:
         self._warned: set[str] = set()
         self._control = threading.Lock()
         self._handing_out = threading.Lock()
+        self.fork_server = launch.ForkServer(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sweep()
 
@@ -84,7 +85,7 @@ class Runs:
                 launch.make_run(self.path, spec, self._devices(spec, gpus))
         if folder.taken() is not None:
             return True
-        self._starting[spec.key] = launch.start_supervisor(folder)
+        self._starting[spec.key] = self.fork_server.start(folder)
         crash_point("executor.launched")
         return False
 

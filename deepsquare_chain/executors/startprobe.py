@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.executors.launch import Launched, remove_tree, start_supervisor
+from deepsquare_chain.executors.launch import ForkServer, Launched, remove_tree
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.rundir import RunFolder, read_bytes, unique
 from deepsquare_chain.observe import get_logger
@@ -34,10 +34,12 @@ class StartProbe:
 
     Args:
         runs: Folder of the runs, where the probe has a folder of its own for a moment.
+        fork_server: Starts the supervisor.
     """
 
-    def __init__(self, runs: Path) -> None:
+    def __init__(self, runs: Path, fork_server: ForkServer) -> None:
         self._runs = runs
+        self._fork_server = fork_server
         self._lock = threading.Lock()
         self._fault = ""
         self._due = 0.0
@@ -72,7 +74,7 @@ class StartProbe:
         record = {"key": "probe", "env": {}, "walltime": 30, "cpus": 1, "memory": 512, "gpus": 0}
         try:
             folder.fill(record, _SCRIPT, 30)
-            return _outcome(folder, start_supervisor(folder, crashes=False))
+            return _outcome(folder, self._fork_server.start(folder, crashes=False))
         except OSError as error:
             return f"a test script could not be started: {error.strerror or error}"
         finally:

@@ -1,6 +1,7 @@
-"""Runs one batch script to its end and leaves an exit record: `supervisor.py FOLDER`.
+"""Supervisors: each runs one batch script to its end and leaves an exit record.
 
-It lives in a session of its own and outlives the daemon that started it. It is the subreaper of
+The module runs as a fork server. It loads what a supervisor needs and forks one for each request
+of the daemon on the socket that is its stdin (`launch.ForkServer`). A supervisor lives in a session of its own and outlives the daemon that started it. It is the subreaper of
 everything the script starts, so no descendant can leave it: when the kernel says that it has no
 child left, the run's processes are gone.
 """
@@ -11,17 +12,21 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import math
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors.leftovers import SUPERVISOR_MODULE
 from deepsquare_chain.executors.memory import MemoryMeter
 from deepsquare_chain.executors.outputlog import OutputWriter
 from deepsquare_chain.executors.rundir import (
@@ -32,7 +37,7 @@ from deepsquare_chain.executors.rundir import (
     exit_record,
     unique,
 )
-from deepsquare_chain.faults import crash_point
+from deepsquare_chain.faults import VARIABLE, crash_point
 
 TICK: Final = 0.25
 _LONGEST_TICK: Final = 2.0
@@ -54,6 +59,13 @@ _SHELLS: Final = (
 #: A script that fails within so many seconds may not have been executed at all.
 _SUSPECT: Final = 5.0
 _ALIVE: Final = 42
+#: Jobs stand a little behind their daemon: a crowd of them must not keep claims and reports waiting.
+_NICE: Final = 5
+#: Seconds without a request after which the fork server ends.
+_SERVER_IDLE: Final = 60.0
+_REQUEST_BYTES: Final = 8192
+#: Place of arg_start in /proc/PID/stat, counted from the state; arg_end is the next.
+_ARG_START: Final = 45
 
 
 class Supervisor:
@@ -337,6 +349,20 @@ def _become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "can't become the subreaper of the run")
 
 
+def _show_in_command_line(folder: str) -> None:
+    """Make `SUPERVISOR_MODULE FOLDER` the command line that /proc and `ps` show of this process.
+
+    The kernel reads it from the process's memory, between two addresses that /proc gives; the fork
+    server was started with arguments that are long enough.
+    """
+    raw = (procfs.PROC / "self/stat").read_bytes()
+    fields = raw[raw.rindex(b")") + 2 :].split()
+    start, end = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
+    line = b"\0".join((SUPERVISOR_MODULE.encode(), os.fsencode(folder), b""))
+    if len(line) <= end - start:
+        ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+
+
 def main(arguments: list[str]) -> int:
     """Run the folder named by the only argument; 3 when the run was taken before."""
     os.umask(0o077)
@@ -350,5 +376,76 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def serve(server: socket.socket) -> None:
+    """Fork a supervisor for each request, until the daemon is gone or asks for none for a while.
+
+    A request is the folder and the crash point that a test ordered, between them a NUL, with two
+    descriptors: where to say that the run was taken, and the supervisor's log. The answer is the
+    pid, with its pidfd; or the number of an error.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nowhere, 2)  # it is the log of the run for which this was started
+    wakeup, sink = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    gc.collect()
+    gc.freeze()  # forks share what is there until they write to it
+    while True:
+        ready, _, _ = select.select([server.fileno(), wakeup], (), (), _SERVER_IDLE)
+        if wakeup in ready:
+            os.read(wakeup, 4096)
+            _reap_ended()
+        elif not ready:
+            return
+        if server.fileno() not in ready:
+            continue
+        request, handles, _, _ = socket.recv_fds(server, _REQUEST_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        if not request:
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:
+            server.send(str(error.errno).encode())
+        else:
+            if pid == 0:
+                _become_supervisor(server, request, nowhere, handles, (wakeup, sink))
+            handle = os.pidfd_open(pid)  # nobody else reaps it, so that the pid is still its own
+            socket.send_fds(server, [str(pid).encode()], [handle])
+            os.close(handle)
+        for handle in handles:
+            os.close(handle)
+
+
+def _reap_ended() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _become_supervisor(
+    server: socket.socket, request: bytes, nowhere: int, handles: list[int], unused: Iterable[int]
+) -> NoReturn:
+    """What the fork does: leave everything of the fork server behind, and run."""
+    code = 1
+    try:
+        os.setsid()
+        for target, handle in enumerate((nowhere, *handles)):
+            os.dup2(handle, target)
+        signal.set_wakeup_fd(-1)
+        for handle in (nowhere, *handles, *unused, server.detach()):
+            if handle > 2:
+                os.close(handle)
+        folder, _, crash = request.partition(b"\0")
+        if crash:
+            os.environ[VARIABLE] = crash.decode()
+        os.nice(_NICE)
+        _show_in_command_line(os.fsdecode(folder))
+        code = main([os.fsdecode(folder)])
+    except BaseException:  # noqa: BLE001 - nothing of the fork server's own may go on in the fork
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    serve(socket.socket(fileno=0))

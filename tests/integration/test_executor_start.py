@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from deepsquare_chain.executors import launch, startprobe
-from deepsquare_chain.executors.base import ExecutorUnavailableError, RunSpec
+from deepsquare_chain.executors.base import ExecutorUnavailableError, Exit, RunSpec, RunState
+from deepsquare_chain.executors.launch import ForkServer
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.rundir import RunFolder
@@ -90,7 +94,7 @@ def test_what_the_job_itself_lacks_is_its_failure(tmp_path: Path, script: bytes,
 
 
 def test_a_good_machine_passes_and_keeps_nothing(tmp_path: Path) -> None:
-    assert StartProbe(tmp_path).fault() == ""
+    assert StartProbe(tmp_path, ForkServer(tmp_path)).fault() == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,11 +148,112 @@ async def test_a_run_that_could_not_be_started_makes_the_executor_look_again(
 ) -> None:
     executor = LocalExecutor(tmp_path, Offer(1, 512, 0))
     assert await executor.fault() == ""
+    executor._runs.fork_server.close()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert await executor.fault() == ""  # a good answer counts for a while
     spec = RunSpec("run", b"true", Resources(1, 1, 64, 0), 10, {})
     with pytest.raises(ExecutorUnavailableError):
         await executor.submit(spec)
     assert "failed" in await executor.fault()
-    monkeypatch.setattr(launch, "start_supervisor", None)  # not asked again before its time
+    monkeypatch.setattr(ForkServer, "start", None)  # not asked again before its time
     assert "failed" in await executor.fault()
+
+
+# -- the fork server
+
+
+async def ended(executor: LocalExecutor, key: str) -> Exit:
+    async with asyncio.timeout(20):
+        while (found := (await executor.poll([key]))[key].exit) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return found
+
+
+def counting(key: str, tally: Path, more: str = "") -> RunSpec:
+    script = f"echo {key} >> {tally}; {more}".encode()
+    return RunSpec(key, script, Resources(1, 1, 64, 0), 60, {})
+
+
+def server_of(executor: LocalExecutor) -> psutil.Process:
+    process = executor._runs.fork_server._process
+    assert process is not None
+    return psutil.Process(process.pid)
+
+
+async def test_runs_do_not_depend_on_the_fork_server(tmp_path: Path) -> None:
+    executor, tally = LocalExecutor(tmp_path / "state", Offer(4, 512, 0)), tmp_path / "tally"
+    await executor.submit(
+        counting("long", tally, f"until [ -e {tmp_path}/go ]; do sleep 0.1; done")
+    )
+    first = server_of(executor)
+    [supervisor] = first.children()
+    # `ps` tells the runs apart.
+    assert supervisor.cmdline()[:2] == [
+        "deepsquare_chain.executors.supervisor",
+        str(tmp_path / "state/runs/long"),
+    ]
+    first.kill()
+    first.wait(5)
+    await executor.submit(counting("next", tally))
+    assert server_of(executor) != first
+    assert (await ended(executor, "next")).code == 0
+    assert (await executor.poll(["long"]))["long"].state is RunState.RUNNING
+    (tmp_path / "go").touch()
+    end = await ended(executor, "long")
+    assert (end.code, end.reason) == (0, "exited")
+    assert tally.read_text().split() == ["long", "next"]
+
+
+async def test_hanging_fork_server_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, tally = LocalExecutor(tmp_path / "state", Offer(4, 512, 0)), tmp_path / "tally"
+    await executor.submit(counting("first", tally))
+    monkeypatch.setattr(launch, "_REPLY_TIMEOUT", 2.0)
+    stopped = server_of(executor)
+    stopped.suspend()
+    await executor.submit(counting("second", tally))
+    assert not stopped.is_running()
+    for key in ("first", "second"):
+        assert (await ended(executor, key)).code == 0
+    assert tally.read_text().split() == ["first", "second"]
+
+
+async def test_lost_answer_of_the_fork_server_starts_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, tally = LocalExecutor(tmp_path / "state", Offer(4, 512, 0)), tmp_path / "tally"
+    assert await executor.fault() == ""
+    ask, lost = ForkServer._ask, []
+
+    def asked(server: ForkServer, *arguments: Any) -> tuple[int, int] | None:
+        answer = ask(server, *arguments)
+        if lost or answer is None:
+            return answer
+        lost.append(answer)
+        os.close(answer[0])
+        server._end_server()
+        return None
+
+    monkeypatch.setattr(ForkServer, "_ask", asked)
+    await executor.submit(counting("once", tally, "sleep 0.3"))
+    assert len(lost) == 1
+    assert (await ended(executor, "once")).code == 0
+    assert tally.read_text() == "once\n"
+
+
+@pytest.mark.parametrize("cause", ["idle", "daemon gone"])
+def test_fork_server_ends_when_it_is_not_needed(cause: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    idle = 0.1 if cause == "idle" else 60.0
+    code = f"""if True:
+        import socket
+        from deepsquare_chain.executors import supervisor
+        supervisor._SERVER_IDLE = {idle}
+        supervisor.serve(socket.socket(fileno=0))
+    """
+    with ours, subprocess.Popen([sys.executable, "-c", code], stdin=theirs.fileno()) as server:
+        theirs.close()
+        if cause != "idle":
+            ours.close()
+        assert server.wait(20) == 0
