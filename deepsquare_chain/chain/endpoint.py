@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -64,8 +64,6 @@ _HEAD_MEMORY: Final = 30.0
 _PLAIN: Final = Transport()
 #: Failures in a row of one part of a batch until all of it fails, and seconds after each.
 _TRIES: Final = 4
-#: How often logs that a split batch found empty are asked for again.
-_EMPTY_TRIES: Final = 2
 _TRY_PAUSE: Final = 0.1
 #: Calls of one batch, and blocks of one question for logs: to begin with, and at most.
 _BATCH: Final = (128, 1_024)
@@ -86,6 +84,10 @@ class AwayEndpointError(TransientEndpointError):
 
 class WrongEndpointError(EndpointError):
     """It serves another chain, lacks our contracts, or is no such address: waiting won't help."""
+
+
+class SplitAnswers(list[RPCResponse]):
+    """Answers to a batch that went out in parts, of which each may have reached another node."""
 
 
 class _StatusError(EndpointError):
@@ -150,7 +152,7 @@ class CheckedProvider(AsyncHTTPProvider):
         """Ask several things, in as few requests as the endpoint takes.
 
         Answers come in the order of the questions. A batch that is refused is split, down to
-        single questions; the size that was taken is remembered.
+        single questions, and its answers are `SplitAnswers`; the size that was taken is remembered.
         """
         requests = [self.form_request(method, params) for method, params in batch_requests]
         answers: list[RPCResponse] = []
@@ -180,25 +182,9 @@ class CheckedProvider(AsyncHTTPProvider):
                 self.batch_size.refused(1)
             else:
                 self.batch_size.worked(1)
-        if most < len(requests):
-            await self._ask_empty_logs_again(requests, answers)
         if self._is_behind(requests, answers):
             await self._renew()
-        return answers
-
-    async def _ask_empty_logs_again(
-        self, requests: Sequence[Mapping[str, Any]], answers: list[RPCResponse]
-    ) -> None:
-        """Ask for logs again that a split batch found empty.
-
-        Each part of a split batch may reach another node of this address, and one that lags says
-        that there are no logs.
-        """
-        for place, request in enumerate(requests):
-            for _ in range(_EMPTY_TRIES):
-                if request["method"] != "eth_getLogs" or answers[place].get("result") != []:
-                    break
-                answers[place] = await self._ask_alone(request)
+        return SplitAnswers(answers) if most < len(requests) else answers
 
     async def disconnect(self) -> None:
         """Close its connections; harmless when closed, and the next question opens them again."""

@@ -2,6 +2,10 @@
 
 An endpoint refuses a range in many words and with many codes, for its blocks or for what is in
 them. Whatever it says, the range is halved, down to one block; `endpoint` remembers what it took.
+
+Logs and headers of one request come from one node. Where the endpoint takes no such batch, a node
+that lags may say that a range holds no logs beside headers of another node that has seen it all.
+Logs of the latest blocks are then asked for by block hash: a node knows the block or says so.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
-from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.questions import ask_all, ask_together
 from deepsquare_chain.errors import EndpointError
 
 #: Blocks of one question where the connection knows nothing of its endpoints.
 DEFAULT_RANGE: Final = 10_000
+#: Blocks on top of a block that every node behind an address has seen.
+COMMON_DEPTH: Final = 64
 _log = structlog.get_logger(__name__)
 
 Question = tuple[str, list[Any]]
@@ -66,12 +72,19 @@ async def read_range(
     Raises:
         EndpointError: The node does not answer, or refuses even one block.
     """
+    split = False
     while True:
-        step = min(last - first + 1, _step(w3))
+        questions = 2 + len(filters) + len(more(last))
+        split = split or _batch(w3) < questions
+        if split and last - first < COMMON_DEPTH:
+            return await _read_block(w3, addresses, filters, first, more(first))
+        common = last - COMMON_DEPTH if split else last
+        step = min(common - first + 1, _step(w3))
         while True:
             until = first + step - 1
             try:
-                return await _read(w3, addresses, filters, range(first, until + 1), more(until))
+                blocks = range(first, until + 1)
+                found, together = await _read(w3, addresses, filters, blocks, more(until))
             except Web3RPCError as error:
                 if classify(error) is NodeError.UNKNOWN_BLOCK:
                     return None
@@ -83,6 +96,11 @@ async def read_range(
                 if _step(w3) >= step:
                     raise
                 break  # it failed so often that a smaller range is tried
+            else:
+                if together or until <= last - COMMON_DEPTH:
+                    return found
+                split = True
+                break
 
 
 async def _read(
@@ -91,15 +109,41 @@ async def _read(
     filters: Sequence[Sequence[Any]],
     blocks: range,
     more: Sequence[Question],
-) -> LogRange:
+) -> tuple[LogRange, bool]:
+    """A range in one batch, and whether one request held it."""
     first, last = blocks[0], blocks[-1]
     query = {"fromBlock": hex(first), "toBlock": hex(last), "address": list(addresses)}
     header: Question = ("eth_getBlockByNumber", [hex(last), False])
     logs: list[Question] = [("eth_getLogs", [{**query, "topics": list(each)}]) for each in filters]
-    before, *rest = await ask_all(w3, [header, *logs, header, *more])
+    answers, together = await ask_together(w3, [header, *logs, header, *more])
+    before, *rest = answers
     found, (after, *further) = rest[: len(logs)], rest[len(logs) :]
-    together = [log for some in found for log in some]
-    return LogRange(first, last, together, before, after, tuple(further))
+    flat = [log for some in found for log in some]
+    return LogRange(first, last, flat, before, after, tuple(further)), together
+
+
+async def _read_block(
+    w3: AsyncWeb3[Any],
+    addresses: Sequence[str],
+    filters: Sequence[Sequence[Any]],
+    number: int,
+    more: Sequence[Question],
+) -> LogRange | None:
+    """One block, its logs by its hash (EIP-234); None where a node does not know it yet."""
+    header, *further = await ask_all(w3, [("eth_getBlockByNumber", [hex(number), False]), *more])
+    if header is None:
+        return None
+    query = {"blockHash": header["hash"], "address": list(addresses)}
+    try:
+        found = await ask_all(
+            w3, [("eth_getLogs", [{**query, "topics": list(each)}]) for each in filters]
+        )
+    except Web3RPCError as error:
+        if classify(error) is NodeError.UNKNOWN_BLOCK:
+            return None
+        raise _refusal(error) from None
+    flat = [log for some in found for log in some]
+    return LogRange(number, number, flat, header, header, tuple(further))
 
 
 async def read_logs(
@@ -130,6 +174,11 @@ async def read_logs(
 def _step(w3: AsyncWeb3[Any]) -> int:
     """Blocks that the endpoint takes, as far as is known."""
     return int(getattr(w3.provider, "log_range", DEFAULT_RANGE))
+
+
+def _batch(w3: AsyncWeb3[Any]) -> int:
+    """Questions that the endpoint takes in one request, as far as is known."""
+    return int(getattr(w3.provider, "batch_size", DEFAULT_RANGE))
 
 
 def _refusal(error: Web3RPCError) -> EndpointError:

@@ -124,6 +124,11 @@ class Pool(AsyncBaseProvider):
         """Blocks of which the endpoint that answers now gives logs at once, as far as is known."""
         return self._current.provider.log_range.size
 
+    @property
+    def batch_size(self) -> int:
+        """Calls that the endpoint that answers now takes in one request, as far as is known."""
+        return self._current.provider.batch_size.size
+
     def doubt(self) -> None:
         """Look again whether the endpoints serve this chain, with the next question to each."""
         for member in self.members:

@@ -205,7 +205,13 @@ class FakeChain:
             }
             return {"result": shown}
         assert method == "eth_getLogs"
-        first, last = (int(params[0][key], 16) for key in ("fromBlock", "toBlock"))
+        if "blockHash" in params[0]:
+            at = [each.number for each in self.blocks if each.hash == params[0]["blockHash"]]
+            if not at:
+                return {"error": {"code": -32000, "message": "unknown block"}}
+            first = last = at[0]
+        else:
+            first, last = (int(params[0][key], 16) for key in ("fromBlock", "toBlock"))
         limit = getattr(self, "log_limit", None)
         if limit is not None and last - first + 1 > limit:
             return {"error": {"code": -32005, "message": self.log_words}}

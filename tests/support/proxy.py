@@ -90,7 +90,10 @@ def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
         for each in calls(question):
             if each["method"] == "eth_getLogs":
                 query = each["params"][0]
-                if int(query["toBlock"], 16) - int(query["fromBlock"], 16) >= most:
+                if (
+                    "blockHash" not in query
+                    and int(query["toBlock"], 16) - int(query["fromBlock"], 16) >= most
+                ):
                     return line, error_object(question, code, message)
         return None
 
@@ -374,7 +377,11 @@ class Proxy:
                 if method == "eth_getBlockByNumber":
                     return answer | {"result": None}
                 return answer | {"error": {"code": -32000, "message": "header not found"}}
-        if method == "eth_getLogs":
+        if method == "eth_getLogs" and "blockHash" in params[0]:
+            block = await self._result("eth_getBlockByHash", params[0]["blockHash"], False)
+            if block is None or int(block["number"], 16) > head:
+                return answer | {"error": {"code": -32000, "message": "unknown block"}}
+        elif method == "eth_getLogs":
             # Some say nothing at all about blocks that they do not have.
             last = min(int(params[0]["toBlock"], 16), head)
             if last < int(params[0]["fromBlock"], 16):

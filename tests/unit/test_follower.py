@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Connection, Integer, Table, delete, insert, select
 
+from deepsquare_chain.chain.endpoint import SplitAnswers
 from deepsquare_chain.chain.events import Transfer, event_filter
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower, ReorgTooDeepError
+from deepsquare_chain.chain.logreader import COMMON_DEPTH
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.store.database import Amount, Store, metadata
@@ -419,6 +421,43 @@ async def test_an_endpoint_without_batches(chain: FakeChain, store: Store, book:
     chain.make_batch_request = refuse  # type: ignore[method-assign]
     chain.make_request = single  # type: ignore[attr-defined]
     assert await follower(chain, store).poll(book.apply) == 1
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+async def test_a_node_that_lags_behind_a_split_batch_is_not_believed(
+    chain: FakeChain, store: Store, book: Book, remembered: bool
+) -> None:
+    """Headers come from one node of an address, logs from another that has not seen the blocks."""
+    for number in range(COMMON_DEPTH + 10):
+        chain.mine([log(number)])
+    answer, behind, asked = chain._answer, 5, []
+
+    async def split(batch: Any) -> Any:
+        return SplitAnswers([lagging(method, params) for method, params in batch])
+
+    def lagging(method: str, params: list[Any]) -> Any:
+        asked.append(params[0])
+        if method != "eth_getLogs":
+            return answer(method, params)
+        hidden = chain.blocks[len(chain.blocks) - behind :]
+        del chain.blocks[len(chain.blocks) - behind :]
+        try:
+            return answer(method, params)
+        finally:
+            chain.blocks.extend(hidden)
+
+    chain.make_batch_request = split  # type: ignore[method-assign]
+    if remembered:
+        chain.batch_size = 1  # type: ignore[attr-defined]
+    found = follower(chain, store)
+    assert await found.poll(book.apply) == len(chain.blocks) - 1 - behind
+    assert await found.poll(book.apply) == 0
+    behind = 0
+    assert await found.poll(book.apply) == 5
+    assert book.amounts() == truth(chain)
+    ranges = [each for each in asked if isinstance(each, dict) and "fromBlock" in each]
+    if remembered:
+        assert len(ranges) == 1, "deep blocks are read as one range all the same"
 
 
 steps = st.lists(
