@@ -7,6 +7,7 @@ block a second passes, and with it a payment may begin or a timeout of a batch's
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,6 +35,9 @@ from deepsquare_chain.errors import (
 #: An estimate is raised by a half and by two transfers to new accounts.
 _MARGIN: Final = (3, 2)
 _EXTRA: Final = 100_000
+#: Gas by which equal calls differ: two folders that pay the same with one wallet at the same nonce
+#: would sign the same bytes, and each would take the one transaction for its own.
+_SPREAD: Final = 1_000
 #: The most that chains since Fusaka take in one transaction.
 _MAX_GAS: Final = 2**24
 _log = structlog.get_logger(__name__)
@@ -102,7 +106,8 @@ class Preflight:
             raise self.turned_down(call, error) from None
         over, under = _MARGIN
         most = min(ground.market.block_gas, _MAX_GAS)
-        return max(int(estimate), min(int(estimate) * over // under + _EXTRA, most))
+        limit = min(int(estimate) * over // under + _EXTRA, most) - secrets.randbelow(_SPREAD)
+        return max(int(estimate), limit)
 
     async def fees(self, call: Call, gas: int, deadline: float) -> Fees:
         """Fees under the ceiling that the account can pay; waits while the chain is too dear.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,6 +11,9 @@ from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.types import ChainKind
 
 app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
+
+_PORT: Final = 8545
+_RELAY_PORT: Final = 8548
 
 
 @app.callback()
@@ -26,7 +29,7 @@ async def up(
     ] = ChainKind.EMBEDDED,
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Of the chain; 0 takes a free one.")
-    ] = 8545,
+    ] = _PORT,
     faucet_port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Of the faucet; 0 takes a free one.")
     ] = 8546,
@@ -34,8 +37,13 @@ async def up(
         int, typer.Option(min=0, max=65_535, help="Of the explorer; 0 takes a free one.")
     ] = 8547,
     relay_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Of the relay; 0 takes a free one.")
-    ] = 8548,
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            help="Of the relay; 8548 by default, a free one where --port is given or it is 0.",
+        ),
+    ] = None,
     no_relay: Annotated[bool, typer.Option("--no-relay", help="Run no relay.")] = False,
     explorer: Annotated[bool, typer.Option(help="Serve pages of its jobs and credits.")] = True,
     folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
@@ -44,6 +52,9 @@ async def up(
     from deepsquare_chain.devnet.up import run_devnet
 
     desk.hush()
+    if relay_port is None:
+        # A second devnet is started by --port, and must not fail for what it did not name.
+        relay_port = _RELAY_PORT if port == _PORT else 0
     await run_devnet(
         folder,
         chain=chain.value,

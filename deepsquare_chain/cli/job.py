@@ -233,7 +233,12 @@ async def results(
         for each in found
     )
     desk.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
-    problems = sum(1 for each in found if each.problem)
+    problems = sum(1 for each in found if each.problem and not each.special)
+    special = sum(1 for each in found if each.special)
+    if special:
+        desk.printer.note(
+            f"{special} of {len(found)} are links, pipes, sockets or devices, which are not copied."
+        )
     if problems:
         done = "listed" if to is None else f"copied into {to}"
         desk.printer.note(
@@ -291,12 +296,14 @@ async def retry(
             "--credits", parser=some, metavar="CREDITS", help="Escrow; as before by default."
         ),
     ] = None,
+    gasless: GaslessOption = False,
+    yes: YesOption = False,
 ) -> None:
     """Submit a job again, with the definition and terms that it had."""
-    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.resubmission import resubmit
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
         done = await resubmit(wallet, desk.settings, job, credits)
         for job_id in done.job_ids:
             await _print_job(

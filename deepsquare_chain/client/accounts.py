@@ -15,6 +15,7 @@ from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.chain.transport import proxy_for, tls_problem
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan
 from deepsquare_chain.client.network import Wallet, transport_of
+from deepsquare_chain.client.submission import allowed
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, NotFoundError
 from deepsquare_chain.settings import Settings, safe_url
@@ -84,12 +85,13 @@ async def _top_up(wallet: Wallet | GaslessWallet, job_id: int, amount: int) -> T
                 lambda signed: scheduler.top_up_with_permit(job_id, job.customer, amount, signed),
             )
         return await wallet.send(call, permit=plan)
+    approve = contracts.credit.approve(contracts.scheduler.address, amount)
     try:
         await wallet.sender.simulate(call)
     except reverts.ERC20InsufficientAllowance:
         # Everything but the allowance is in order, so that nothing is approved in vain.
-        await wallet.send(contracts.credit.approve(contracts.scheduler.address, amount))
-    return await wallet.send(call)
+        await wallet.send(approve)
+    return await allowed(lambda: wallet.send(call), lambda: wallet.send(approve))
 
 
 async def ask_faucet(settings: Settings, account: str) -> None:

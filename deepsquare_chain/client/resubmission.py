@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deepsquare_chain.client.gasless import GaslessWallet
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.client.network import Wallet
 from deepsquare_chain.client.submission import Request, Submitted, submit
@@ -12,12 +13,12 @@ from deepsquare_chain.store.definitions import FolderDefinitionStore
 
 
 async def resubmit(
-    wallet: Wallet, settings: Settings, job_id: int, amount: int | None
+    wallet: Wallet | GaslessWallet, settings: Settings, job_id: int, amount: int | None
 ) -> Submitted:
     """Pay for an ended job again.
 
     Args:
-        wallet: Who pays; not necessarily who paid before.
+        wallet: The customer that pays, not necessarily the one that paid before.
         settings: Name the store that holds the definition.
         job_id: The ended job.
         amount: Escrow in credit-wei; what its line was funded with if None.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,9 @@ _TURN_TIMEOUTS: Final = 10
 #: Seconds in which submissions count as made at the same time.
 _GATHER_SECONDS: Final = 0.02
 #: Tries, and the seconds between them, until every node knows of an approval that was mined.
-_ALLOWED: Final = (20, 0.25)
+_ALLOWED: Final = (12, 0.25)
+#: How often an allowance is given that another folder or machine may use up or replace.
+_ALLOWANCES: Final = 8
 #: Characters of a submission's key.
 MAX_KEY: Final = 120
 _PREFIX: Final = "submit:"
@@ -208,8 +210,7 @@ async def _pay(
         (request.terms, [await store.put(data) for data in request.definitions])
         for request in requests
     ]
-    scheduler, receipts = contracts.scheduler, []
-    call = scheduler.submit_jobs(rows)
+    scheduler = contracts.scheduler
     outbox_key = None if key is None else _PREFIX + key
     if isinstance(sender, RelayedSender):
         plan = None
@@ -217,26 +218,56 @@ async def _pay(
             plan = PermitPlan(
                 due.total, lambda signed: scheduler.submit_jobs_with_permit(rows, signed)
             )
-        receipt = await sender.send(call, timeout=timeout, key=outbox_key, permit=plan)
+        receipt = await sender.send(
+            scheduler.submit_jobs(rows), timeout=timeout, key=outbox_key, permit=plan
+        )
         return _born([receipt])
-    if due.approval and permit is not None:
+    credit = contracts.credit
+    receipts: list[TxReceipt] = []
+    call = scheduler.submit_jobs(rows)
+
+    async def allow() -> None:
+        nonlocal call
+        if permit is None:
+            approval = credit.approve(scheduler.address, due.total)
+            receipts.append(await sender.send(approval, timeout=timeout))
+            return
         deadline = await chain_time(contracts.w3) + _PERMIT_SECONDS
-        signed = await contracts.credit.sign_permit(permit, scheduler.address, due.total, deadline)
+        signed = await credit.sign_permit(permit, scheduler.address, due.total, deadline)
         call = scheduler.submit_jobs_with_permit(rows, signed)
-    elif due.approval:
-        approval = contracts.credit.approve(scheduler.address, due.total)
-        receipts.append(await sender.send(approval, timeout=timeout))
-    tries, pause = _ALLOWED if receipts else (1, 0.0)
-    for left in range(tries - 1, -1, -1):
+
+    if due.approval:
+        await allow()
+    done = await allowed(lambda: sender.send(call, timeout=timeout, key=outbox_key), allow)
+    return _born([*receipts, done])
+
+
+async def allowed(
+    pay: Callable[[], Awaitable[TxReceipt]], allow: Callable[[], Awaitable[object]]
+) -> TxReceipt:
+    """Pay with the allowance that is there, and give it again where it is gone.
+
+    Behind one address may stand a node that has not seen the approval yet. Another folder or
+    machine may spend from the same wallet, where nobody sees the other's lock.
+
+    Args:
+        pay: Sends what uses the allowance.
+        allow: Gives the allowance again.
+
+    Raises:
+        ERC20InsufficientAllowance: It is gone each time; nothing was paid.
+    """
+    tries, pause = _ALLOWED
+    for left in range(_ALLOWANCES * tries - 1, -1, -1):
         try:
-            receipts.append(await sender.send(call, timeout=timeout, key=outbox_key))
-            break
+            return await pay()
         except reverts.ERC20InsufficientAllowance:
-            # Behind one address may stand a node that has not seen the approval yet.
             if not left:
                 raise
-            await asyncio.sleep(pause)
-    return _born(receipts)
+        await asyncio.sleep(pause)
+        if left % tries == 0:
+            await allow()
+    raise AssertionError("unreachable")
 
 
 class SubmissionQueue:

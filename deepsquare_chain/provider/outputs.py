@@ -19,6 +19,12 @@ from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.provider.model import parse_key, run_key
 
 _MOST: Final = 1024 * 1024
+#: Kinds of file that are never read: their content is not theirs, or has no end.
+_SPECIAL: Final = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
 _ZEROS: Final = bytes(_MOST)
 #: Holes of a file beyond which it gets no SHA-256: a job can make one of exabytes in a moment.
 _MOST_HOLES: Final = 64 * 1024**3
@@ -65,20 +71,22 @@ class ResultFile:
         size: Bytes; the length of a sparse file, not what it occupies.
         digest: SHA-256 in hexadecimal; empty where it was not read to its end.
         problem: Why it was not read or copied, in words; empty where it was.
+        special: Whether it is a link, a pipe, a socket or a device, which is never read.
     """
 
     name: str
     size: int
     digest: str
     problem: str = ""
+    special: bool = False
 
 
 def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
-    """What a run left: its output first, then the regular files of its working folder by name.
+    """What a run left: its output first, then the files of its working folder by name.
 
-    The files are a stranger's: links are passed over, nothing is followed out of the folder, and
-    copies are plain files of this user. Holes of sparse files stay holes. What can't be read or
-    copied is named with the problem and costs no other file.
+    The files are a stranger's: nothing is followed out of the folder, and copies are plain files
+    of this user. Links, pipes, sockets and devices are named and not read. Holes of sparse files
+    stay holes. What can't be read or copied is named with the problem and costs no other file.
 
     Args:
         run: The run's folder, of a run that has ended.
@@ -91,9 +99,11 @@ def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
     if to is not None:
         _make(to)
     found = _output(folder, None if to is None else to / "output")
-    for name, path, problem in _regular(folder.work):
+    for name, path, problem, special in _entries(folder.work):
         copy = None if to is None else to / name
-        found.append(ResultFile(name, 0, "", problem) if problem else _taken(name, path, copy))
+        found.append(
+            ResultFile(name, 0, "", problem, special) if problem else _taken(name, path, copy)
+        )
     return found
 
 
@@ -125,23 +135,27 @@ def _output(folder: RunFolder, copy: Path | None) -> list[ResultFile]:
     return [ResultFile("output", size, whole.hexdigest())]
 
 
-def _regular(work: Path) -> list[tuple[str, Path, str]]:
-    """Name, path and problem of each regular file, and of each folder that can't be listed."""
-    found: list[tuple[str, Path, str]] = []
+def _entries(work: Path) -> list[tuple[str, Path, str, bool]]:
+    """Name, path, problem and whether it is special: of all but folders that can be listed."""
+    found: list[tuple[str, Path, str, bool]] = []
 
     def unreadable(error: OSError) -> None:
         place = Path(os.fsdecode(error.filename))
-        found.append((_name(place, work), place, f"can't be read: {_words(error)}"))
+        found.append((_name(place, work), place, f"can't be read: {_words(error)}", False))
 
-    for where, _, names in os.walk(work, followlinks=False, onerror=unreadable):
-        for name in names:
-            path = Path(where) / name
+    for where, folders, names in os.walk(work, followlinks=False, onerror=unreadable):
+        for name in (*names, *folders):
+            path, problem, special = Path(where) / name, "", False
             try:
-                regular, problem = stat.S_ISREG(path.lstat().st_mode), ""
+                kind = stat.S_IFMT(path.lstat().st_mode)
             except OSError as error:  # a folder that may be listed and not be searched
-                regular, problem = True, f"can't be read: {_words(error)}"
-            if regular:
-                found.append((_name(path, work), path, problem))
+                problem = f"can't be read: {_words(error)}"
+            else:
+                if kind == stat.S_IFDIR:
+                    continue
+                if kind != stat.S_IFREG:
+                    problem, special = f"{_SPECIAL.get(kind, 'a device')}, not copied", True
+            found.append((_name(path, work), path, problem, special))
     return sorted(found)
 
 

@@ -25,6 +25,7 @@ class Result:
         on_chain: Whether that is the digest its provider reported; None where it reported none
             of this file, or the file was not read.
         problem: Why it was not read or copied, in words; empty where it was.
+        special: Whether it is a link, a pipe, a socket or a device, which is never read.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Result:
     digest: str
     on_chain: bool | None
     problem: str = ""
+    special: bool = False
 
 
 async def job_results(
@@ -93,6 +95,7 @@ def _compared(files: Sequence[ResultFile], told: str, job_id: int, run: Path) ->
             each.digest,
             True if told and each is output and each.digest else None,
             each.problem,
+            each.special,
         )
         for each in files
     ]

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -42,6 +45,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
         super().__init__(path)
         self._guard: IO[bytes] | None = None
         self._spending = asyncio.Lock()
+        self._wallet = ""  # what this machine knows the wallet by; empty without a first block
 
     @classmethod
     def open(
@@ -96,6 +100,8 @@ class Store(OutboxTables, RequestTables, CursorTables):
         except BaseException:
             store.close()
             raise
+        if genesis:
+            store._wallet = f"{chain_id} {genesis} {contract} {account}".lower()
         return store
 
     def close(self) -> None:
@@ -116,6 +122,8 @@ class Store(OutboxTables, RequestTables, CursorTables):
                         held.enter_context(
                             await _locked(self.path.with_name(f"{self.path.name}.spending"))
                         )
+                    if self._wallet and (folder := _lock_folder()) is not None:
+                        held.enter_context(await _locked(folder / _lock_name(self._wallet)))
             except TimeoutError:
                 raise WaitTimeoutError(
                     f"Another submission or top-up of this wallet has been under way for "
@@ -192,6 +200,23 @@ async def _locked(file: Path) -> IO[bytes]:
     except BaseException:
         lock.close()
         raise
+
+
+def _lock_folder() -> Path | None:
+    """Where this user's locks are, whatever the state folder; None where there is no such place."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"deepsquare-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return folder if own and os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def _lock_name(wallet: str) -> str:
+    """One of 256 files: two wallets that share one wait for each other, which harms nobody."""
+    return f"spending-{hashlib.sha256(wallet.encode()).hexdigest()[:2]}"
 
 
 def _guard(file: Path) -> IO[bytes]:

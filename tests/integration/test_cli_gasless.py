@@ -53,13 +53,16 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
     assert data(topped)["gas_fee"] == "0"
     assert "1 credits into its escrow" in topped.err
     assert cli("job", "cancel", first, second, "--gasless", "--yes", *bob).code == 0
+    again = data(cli("job", "retry", second, "--gasless", "--yes", "-o", "json", *bob))
+    assert (again["name"], again["status"]) == ("hello", "PENDING")
+    assert cli("job", "cancel", str(again["id"]), "--gasless", "--yes", *bob).code == 0
     parked = cli("credit", "withdraw", "--gasless", "--yes", *bob)
     assert parked.code == 6
     assert "Nothing is parked" in parked.err
     assert balance(cli, bob) == before
     listed = data(cli("relay", "requests", "-o", "json", *bob))
-    assert [each["state"] for each in listed] == ["executed"] * 3
-    assert len({each["transaction"] for each in listed}) == 3
+    assert [each["state"] for each in listed] == ["executed"] * 5
+    assert len({each["transaction"] for each in listed}) == 5
 
     async def sent() -> int:
         account = json.loads((place.wallets / "bob.json").read_text())["address"]

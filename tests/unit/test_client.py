@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain import reverts
 from deepsquare_chain.chain.eventtypes import (
     Event,
     JobCollected,
@@ -20,7 +21,7 @@ from deepsquare_chain.chain.eventtypes import (
     JobTransition,
 )
 from deepsquare_chain.chain.rpc import TransientEndpointError, WrongEndpointError
-from deepsquare_chain.client import watching
+from deepsquare_chain.client import submission, watching
 from deepsquare_chain.client.history import History, inherit, replay
 from deepsquare_chain.client.joblist import newest, parse_statuses
 from deepsquare_chain.client.quotes import cheapest, quote
@@ -378,3 +379,38 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
     found = await newest(contracts, limit=3, customer=ALICE, statuses=everything)
     assert [(job.id, name) for job, name in found] == [(7, "job 7"), (5, "job 5"), (3, "job 3")]
     assert await newest(contracts, limit=3, provider_id=4, statuses=everything) == []
+
+
+@pytest.mark.parametrize(("lost", "given"), [(0, 0), (1, 0), (3, 1), (7, 3)])
+async def test_an_allowance_that_another_folder_uses_up_is_given_again(
+    monkeypatch: pytest.MonkeyPatch, lost: int, given: int
+) -> None:
+    """Two tries an allowance: `lost` of them find it gone."""
+    monkeypatch.setattr(submission, "_ALLOWED", (2, 0.0))
+    done: list[str] = []
+
+    async def pay() -> Any:
+        done.append("pay")
+        if done.count("pay") <= lost:
+            raise reverts.ERC20InsufficientAllowance
+        return "a receipt"
+
+    async def allow() -> None:
+        done.append("allow")
+
+    assert await submission.allowed(pay, allow) == "a receipt"
+    assert done.count("allow") == given
+    assert done.count("pay") == lost + 1
+
+
+async def test_an_allowance_that_is_always_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "_ALLOWED", (2, 0.0))
+
+    async def pay() -> Any:
+        raise reverts.ERC20InsufficientAllowance
+
+    async def allow() -> None:
+        pass
+
+    with pytest.raises(reverts.ERC20InsufficientAllowance):
+        await submission.allowed(pay, allow)

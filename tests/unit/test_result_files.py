@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,28 @@ def test_copies_are_the_same_bytes_in_a_new_folder(run: Path, tmp_path: Path) ->
         result_files(run, to)
 
 
-def test_links_pipes_and_devices_are_passed_over(run: Path, tmp_path: Path) -> None:
+def test_links_pipes_and_sockets_are_named_and_not_copied(run: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "key").write_text("private")
-    (run / "work" / "link").symlink_to(secret / "key")
-    (run / "work" / "linked").symlink_to(secret)
-    os.mkfifo(run / "work" / "pipe")
-    to = tmp_path / "copy"
-    names = [each.name for each in result_files(run, to)]
-    assert names == ["output", "work/b.txt", "work/deep/a.bin"]
-    assert not list(to.rglob("key"))
-    assert not (to / "work" / "link").exists()
+    work, to = run / "work", tmp_path / "copy"
+    (work / "outside").symlink_to(secret / "key")
+    (work / "folder").symlink_to(secret)
+    (work / "dangling").symlink_to("nowhere")
+    (work / "loop").symlink_to("loop")
+    (work / "round").symlink_to(".")
+    os.mkfifo(work / "pipe")
+    os.mknod(work / "socket", stat.S_IFSOCK | 0o600)
+    found = result_files(run, to)
+    links = ["work/dangling", "work/folder", "work/loop", "work/outside", "work/round"]
+    assert {each.name: each.problem for each in found if each.special} == {
+        **dict.fromkeys(links, "a symbolic link, not copied"),
+        "work/pipe": "a named pipe, not copied",
+        "work/socket": "a socket, not copied",
+    }
+    taken = [each.name for each in found if not each.special]
+    assert taken == ["output", "work/b.txt", "work/deep/a.bin"]
+    assert sorted(each.name for each in (to / "work").iterdir()) == ["b.txt", "deep"]
 
 
 def test_an_output_that_became_a_link_is_named_and_the_rest_copied(

@@ -85,7 +85,8 @@ async def test_a_call_is_mined(chain: FakeChain, store: Store, sender: Sender) -
     assert receipt.fee_wei == 21_000 * (chain.base_fee + GWEI)
     assert (receipt.label, receipt.events) == ("call 1", ())
     (tx,) = chain.mined()
-    assert (tx.gas, tx.nonce) == (50_000 * 3 // 2 + 100_000, 0)
+    assert 0 <= 50_000 * 3 // 2 + 100_000 - tx.gas < 1_000
+    assert tx.nonce == 0
     assert states(store) == [TxState.MINED]
     assert store.recent_entries()[0].mined_hash == receipt.hash
     assert sender.pending() == []
@@ -416,7 +417,9 @@ async def test_a_mined_failure_is_typed(chain: FakeChain, store: Store, sender: 
 async def test_out_of_gas_is_tried_once_more(chain: FakeChain, sender: Sender) -> None:
     chain.out_of_gas_below = 300_000
     receipt = await sender.send(call())
-    assert [tx.gas for tx in chain.sent] == [175_000, 350_000]
+    first, second = (tx.gas for tx in chain.sent)
+    assert 0 <= 175_000 - first < 1_000
+    assert second == 2 * first
     assert receipt.hash == "0x" + chain.sent[1].hash.hex()
     chain.out_of_gas_below = 10**9
     with pytest.raises(OutOfGasError, match="ran out of gas"):

@@ -288,3 +288,24 @@ async def test_a_wallets_lock_is_had_by_one_at_a_time(tmp_path: Path, where: str
         pass
     first.close()
     second.close()
+
+
+async def test_two_state_folders_of_one_wallet_spend_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    wallet = {"chain_id": 1, "contract": "0x" + "11" * 20, "account": "0x" + "22" * 20}
+    first, second, elsewhere = (
+        Store.open(tmp_path / name / "wallet.db", **wallet, genesis=genesis)
+        for name, genesis in (("a", "0x01"), ("b", "0x01"), ("c", "0x02"))
+    )
+    async with first.spending(5), elsewhere.spending(5):
+        with pytest.raises(WaitTimeoutError, match="nothing was paid"):
+            async with second.spending(0.05):
+                pass
+    # Without a folder of its own for locks each state folder has its own lock, as before.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a" / "wallet.db"))
+    async with first.spending(5), second.spending(5):
+        pass
+    for each in (first, second, elsewhere):
+        each.close()

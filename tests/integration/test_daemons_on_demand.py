@@ -1,0 +1,80 @@
+"""Daemons in processes of their own, on a chain that makes a block only when somebody sends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.chain.events import JobSubmitted
+from deepsquare_chain.cli.why import explain
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.store.definitions import FolderDefinitionStore
+from tests.support.anvil import start_anvil
+from tests.support.livegrid import LiveGrid, live_grid, terms
+from tests.support.provider import SMALL, bench, definition
+from tests.support.rundaemon import DaemonProcess, until
+
+ON_DEMAND = "this chain makes a block only when somebody sends"
+
+
+@pytest.fixture
+async def grid() -> AsyncIterator[LiveGrid]:
+    async with start_anvil() as node, live_grid(node) as found:
+        yield found
+
+
+async def test_a_job_ends_where_nobody_else_makes_a_block(grid: LiveGrid, tmp_path: Path) -> None:
+    """With the usual confirmation, which only an own transaction could bring."""
+    store = FolderDefinitionStore(tmp_path / "definitions")
+    digest = await store.put(definition("echo hi").to_bytes())
+    call = grid.contracts.scheduler.submit_jobs([(terms(resources=SMALL), [digest])])
+    receipt = await grid.send(grid.customers[0], call)
+    [job_id] = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+
+    async def status() -> JobStatus:
+        return (await grid.contracts.scheduler.get_job(job_id)).status
+
+    async def explained() -> bool:
+        return any(ON_DEMAND in each for each in (await explain(grid.contracts, job_id)).details)
+
+    async def ended() -> bool:
+        return (await status()).is_final
+
+    await until(explained)
+    scheduler = DaemonProcess(grid, tmp_path / "s", kind="scheduler", account=1)
+    provider = DaemonProcess(grid, tmp_path / "p", definitions=str(store.path))
+    async with scheduler, provider:
+        await until(ended)
+    assert await status() is JobStatus.FINISHED
+    for each in (scheduler, provider):
+        assert "chain mines on demand" in each.log.read_text()
+
+
+async def test_a_second_daemon_of_the_account_is_noticed_on_chain(
+    grid: LiveGrid, tmp_path: Path
+) -> None:
+    """Each has a state folder of its own, so that no lock tells: the nonce does."""
+    async with bench(grid, tmp_path / "second") as second:
+        options = {"definitions": str(second.definitions.path), "confirmations": 0}
+        async with DaemonProcess(grid, tmp_path / "first", **options) as first:
+            [job_id] = await second.submit("true")
+
+            async def first_ended_it() -> bool:
+                return (await second.job(job_id)).status is JobStatus.FINISHED
+
+            await until(first_ended_it)
+            await grid.node.mine(10)  # what follows is no transaction from before its start
+            os.kill(first.pid, signal.SIGSTOP)
+            [job_id] = await second.submit("sleep 30")
+            await second.until([job_id], JobStatus.RUNNING)
+            os.kill(first.pid, signal.SIGCONT)
+            await until(lambda: not first.alive)
+            assert await first.stop() == UsageError.exit_code
+    log = first.log.read_text()
+    assert f"Another provider daemon serves {second.account.address}: it sent" in log
+    assert "Stop one of them" in log
