@@ -216,6 +216,24 @@ class Settings(BaseSettings):
     follow_offer: bool = Field(
         False, description="Keep a provider's offer at what its cluster's own users leave free"
     )
+    disk_floor: int = Field(
+        256,
+        ge=1,
+        le=1_000_000_000,
+        description="MB of free disk below which a provider claims no job",
+    )
+    keep_runs_days: float = Field(
+        14.0,
+        gt=0,
+        le=36_500,
+        description="Days for which a provider keeps the folders of ended jobs; an hour at least",
+    )
+    keep_runs_mb: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000_000,
+        description="MB of disk that these folders may take, the oldest are removed; 0 for no limit",
+    )
     executor: str = Field(
         "local", description="Where a provider runs jobs: local, slurm, or another installed one"
     )

@@ -106,7 +106,10 @@ class Purse:
             self._count = metrics.gauge(
                 "gas_runway_transactions", "Transactions that the coin for gas still pays."
             )
-            self._days = metrics.gauge("gas_runway_days", "Days that the coin for gas lasts.")
+            self._seconds = metrics.gauge(
+                "gas_runway_seconds",
+                "Seconds that the coin for gas lasts at the latest day's rate.",
+            )
 
     async def look(self) -> None:
         """Look at the balance if it is time, and warn where it is low.
@@ -124,7 +127,8 @@ class Purse:
         if found.low and await is_gas_free(self._w3):
             found = replace(found, free=True)
         if self._metrics is not None:
-            for gauge, value in ((self._count, found.transactions), (self._days, found.days)):
+            seconds = None if found.days is None else found.days * DAY
+            for gauge, value in ((self._count, found.transactions), (self._seconds, seconds)):
                 gauge.set(float("nan") if value is None else value)
         if found.low and (self._warned is None or now - self._warned >= _WARN_EVERY):
             self._warned = now

@@ -69,7 +69,7 @@ async def index(
     )
 
 
-@command(app)
+@command(app, service=True)
 async def serve(
     desk: Desk,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

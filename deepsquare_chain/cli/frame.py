@@ -49,6 +49,9 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "unbilled_warning": (float, "Credits unbilled in one run that give a warning.", False),
     "health_port": (int, "Port on 127.0.0.1 of a service's health and figures.", False),
     "follow_offer": (bool, "Keep a provider's offer at what is free in its cluster.", False),
+    "disk_floor": (int, "MB of free disk below which a provider claims no job.", False),
+    "keep_runs_days": (float, "Days for which folders of ended jobs are kept.", False),
+    "keep_runs_mb": (int, "MB of disk that these folders may take; 0 for no limit.", False),
     "executor": (str, "Where a provider runs jobs: local, slurm or another one.", False),
     "executor_options": (list[str], "KEY=VALUE for the executor; again for more.", False),
     "explorer_database": (str, "File or URL of the explorer's index.", False),
@@ -111,7 +114,7 @@ class Desk:
 
 
 def command(
-    app: typer.Typer, name: str | None = None, **options: Any
+    app: typer.Typer, name: str | None = None, *, service: bool = False, **options: Any
 ) -> Callable[
     [Callable[Concatenate[Desk, P], Awaitable[int | None]]],
     Callable[Concatenate[Desk, P], Awaitable[int | None]],
@@ -119,6 +122,7 @@ def command(
     """Register a coroutine as a command; its result is the exit code, None being 0.
 
     The function gets a `Desk` first and then its own parameters; the common options are added.
+    The help of a `service` lists every setting, that of other commands the usual ones.
     """
 
     def register(
@@ -134,32 +138,32 @@ def command(
                 raise typer.Exit(code)
 
         call = cast("Callable[..., Awaitable[int | None]]", func)
-        _describe(run, func)
+        _describe(run, func, service=service)
         app.command(name, **options)(run)
         return func
 
     return register
 
 
-def _describe(run: Callable[..., None], func: Callable[..., Any]) -> None:
+def _describe(run: Callable[..., None], func: Callable[..., Any], *, service: bool) -> None:
     """Give the wrapper the function's parameters without the desk, and the common options."""
     signature = inspect.signature(func, eval_str=True)
     own = list(signature.parameters.values())[1:]
     shown = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
-    parameters = [*shown, *_common()]
+    parameters = [*shown, *_common(service=service)]
     del run.__dict__["__wrapped__"]
     run.__dict__["__signature__"] = inspect.Signature(parameters)
     run.__annotations__ = {item.name: item.annotation for item in parameters}
 
 
-def _common() -> list[inspect.Parameter]:
+def _common(*, service: bool) -> list[inspect.Parameter]:
     found = [
         _option("output", Format, Format.TABLE, "How data is printed.", "--output", "-o"),
         _option("debug", bool, False, "Show the traceback of an unexpected error.", "--debug"),
     ]
     for name, (kind, text, listed) in SETTING_FLAGS.items():
         flag = f"--{name.replace('_', '-')}"
-        found.append(_option(name, kind | None, None, text, flag, hidden=not listed))
+        found.append(_option(name, kind | None, None, text, flag, hidden=not (listed or service)))
     return found
 
 

@@ -25,7 +25,7 @@ def group() -> None:
     """Run the meta-scheduler."""
 
 
-@command(app)
+@command(app, service=True)
 async def run(
     desk: Desk,
     challenge_after: Annotated[

@@ -183,7 +183,7 @@ async def status(
         desk.printer.record(_PROVIDER, rows[0])
 
 
-@command(app)
+@command(app, service=True)
 async def run(desk: Desk) -> None:
     """Run the provider's daemon until Ctrl-C: claim, start, watch and report jobs."""
     from deepsquare_chain.cli.services import provide

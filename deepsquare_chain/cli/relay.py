@@ -47,7 +47,7 @@ def group() -> None:
     """Run a relay that pays customers' gas, and look at what was signed for one."""
 
 
-@command(app)
+@command(app, service=True)
 async def serve(
     desk: Desk,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -76,6 +76,8 @@ class Daemon:
         self.metrics = metrics or Metrics(name)
         #: What the service adds to the status; JSON values.
         self.details: Callable[[], Mapping[str, Any]] = dict
+        #: Why the service is not ready although its cycles succeed, in words; empty when it is.
+        self.unready: Callable[[], str] = str
         self._cycle = cycle
         self._interval = interval
         self._backoff = (min_backoff, max_backoff)
@@ -91,7 +93,9 @@ class Daemon:
         self._ended = self.metrics.counter("cycles", "Cycles by their end.", end=("ok", "failed"))
         self._seconds = self.metrics.histogram("cycle_seconds", "Duration of cycles.")
         self._row = self.metrics.gauge("failures_in_row", "Failed cycles since the last good one.")
-        self._good_at = self.metrics.gauge("last_good_cycle", "End of it, seconds since the epoch.")
+        self._good_at = self.metrics.gauge(
+            "last_good_cycle_timestamp_seconds", "End of the last good cycle, since the epoch."
+        )
 
     def wake(self) -> None:
         """Run the next cycle at once, for a hint from outside; after a failure, after its pause."""
@@ -114,8 +118,7 @@ class Daemon:
         began = self._cycle_began
         limit = max(_LIVE_AFTER, self._timeout or 0.0)
         turning = self.state != "stopped" and (began is None or time.monotonic() - began < limit)
-        ready = self.ready.is_set() and self.state == "running"
-        return Health(live=turning, ready=ready, details=self.status())
+        return Health(live=turning, ready=self._is_ready(), details=self.status())
 
     def status(self) -> dict[str, Any]:
         """What the status file holds."""
@@ -123,7 +126,8 @@ class Daemon:
             "name": self.name,
             "pid": os.getpid(),
             "state": self.state,
-            "ready": self.ready.is_set(),
+            "ready": self._is_ready(),
+            "unready": self.unready(),
             "cycles": self.cycles,
             "failures": self.failures,
             "failures_in_row": self.failures_in_row,
@@ -131,6 +135,9 @@ class Daemon:
             "updated_at": round(time.time(), 3),
             **self.details(),
         }
+
+    def _is_ready(self) -> bool:
+        return self.ready.is_set() and self.state == "running" and not self.unready()
 
     async def run(self) -> None:
         """Run until the stop, then close everything in order.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +16,8 @@ from deepsquare_chain.job import Offer, Resources
 
 MAX_SCRIPT_BYTES: Final = 4 * 1024 * 1024
 MAX_ENV_BYTES: Final = 1024 * 1024
+#: Bytes of a block as the system counts what a file takes.
+_BLOCK: Final = 512
 MAX_WALLTIME: Final = 2**31  # seconds; far above the 24 bits of a time limit on chain
 # The kernel refuses one `NAME=value` of 32 pages or more, NUL included.
 _MAX_ENV_STRING: Final = 128 * 1024 - 1
@@ -99,6 +103,32 @@ class RunStatus:
     exit: Exit | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a run's folder takes: bytes of disk, and seconds since the epoch of its last change."""
+
+    size: int
+    changed_at: float
+
+
+def stored_in(folder: Path) -> Stored | None:
+    """What a folder takes with all below it; nothing is followed out of it. None without one.
+
+    Raises:
+        OSError: The folder itself can't be read; what vanishes meanwhile is passed over.
+    """
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return None
+    size = found.st_blocks * _BLOCK
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                size += os.lstat(os.path.join(place, name)).st_blocks * _BLOCK
+    return Stored(size, found.st_mtime)
+
+
 class Executor(Protocol):
     """A machine or a cluster that runs batch scripts.
 
@@ -150,6 +180,21 @@ class Executor(Protocol):
 
     async def keys(self) -> list[str]:
         """Every run it still knows, live or ended."""
+        ...
+
+    async def stored(self, handle: str) -> Stored | None:
+        """The disk that a run's folder takes; None where it has none.
+
+        An executor that leaves nothing on the daemon's disk answers None.
+        """
+        ...
+
+    async def forget(self, handle: str) -> None:
+        """Remove an ended run with all that it left; its key is not known any more.
+
+        Raises:
+            ExecutorError: The run has not ended.
+        """
         ...
 
 

@@ -26,8 +26,10 @@ from deepsquare_chain.executors.base import (
     RunRefusedError,
     RunSpec,
     RunStatus,
+    Stored,
     check_key,
     check_spec,
+    stored_in,
     unavailable,
 )
 from deepsquare_chain.executors.gpus import device_names
@@ -181,6 +183,10 @@ class LocalExecutor(Executor):
     async def keys(self) -> list[str]:
         """Every run that has a folder, live or ended."""
         return await self._call(self._runs.keys)
+
+    async def stored(self, handle: str) -> Stored | None:
+        """The disk that a run's folder takes; None where it has none."""
+        return await self._call(stored_in, self._runs.folder(check_key(handle)).path)
 
     async def forget(self, handle: str) -> None:
         """Remove an ended run with all that it left; nothing remembers its key any more.

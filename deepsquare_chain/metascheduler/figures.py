@@ -16,7 +16,7 @@ class Figures:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.gas = metrics.gauge("gas_balance", "Coins of the chain for gas.")
+        self.gas = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
         self.head = HeadFigures(metrics)
         self.planning = metrics.histogram("plan_seconds", "Time to plan the queue.")
         self._queue = metrics.gauge("queue_jobs", "Jobs that are PENDING.")

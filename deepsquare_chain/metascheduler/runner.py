@@ -58,7 +58,7 @@ async def run_scheduler(
                 parts, contracts, account, store=store, settings=settings, metrics=metrics
             )
         service = SchedulerService(contracts, sender, store, settings=settings, metrics=metrics)
-        return await open_daemon(
+        daemon = await open_daemon(
             NAME,
             service.cycle,
             settings,
@@ -66,6 +66,8 @@ async def run_scheduler(
             metrics=metrics,
             stop=stop,
         )
+        daemon.unready = service.figures.head.problem
+        return daemon
 
     await serve(NAME, open_once, stop)
 

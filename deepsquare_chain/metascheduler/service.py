@@ -153,14 +153,16 @@ class SchedulerService:
         """The grid at the latest block; None from an endpoint that lags behind what was seen."""
         block = await self._w3.eth.get_block("latest")
         # Where only transactions make blocks, time goes on without them; the next has it.
-        now = int(block["timestamp"]) + int(await stands_still(self._w3))
+        still = await stands_still(self._w3)
+        now = int(block["timestamp"]) + int(still)
         number = int(block["number"])
         seen = max(self._head, self._batches.mined_at)
         if number < seen:
             _log.warning("endpoint lags", head=number, seen=seen)
+            self.figures.head.fell_behind(seen - number)
             return None
         self._head = number
-        self.figures.head.saw(int(block["timestamp"]))
+        self.figures.head.saw(int(block["timestamp"]), on_demand=still > 0)
         return await self.observer.look(number, now)
 
     async def _look_slowly(self) -> None:

@@ -11,6 +11,7 @@ from deepsquare_chain.provider.model import (
     Requeue,
     Situation,
     Start,
+    Submit,
     View,
     Wait,
 )
@@ -37,6 +38,15 @@ class Room:
         self._free = Offer(
             left.cpus - wanted.cpus, left.memory - wanted.memory, left.gpus - wanted.gpus
         )
+
+
+def drain(view: View, action: Action, situation: Situation) -> Action:
+    """In maintenance a job without a run goes back to the queue; what runs goes on."""
+    waiting = view.chain in {JobStatus.META_SCHEDULED, JobStatus.SCHEDULED}
+    begins = isinstance(action, Claim | ClaimAndStart | Start | Submit)
+    if situation.draining and waiting and begins and not view.run.began:
+        return Requeue("the provider is draining for maintenance")
+    return action
 
 
 def admit(view: View, action: Action, situation: Situation, room: Room) -> Action:

@@ -12,6 +12,8 @@ from deepsquare_chain.job import Offer
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider.model import View
 
+#: Bytes of a MB of memory, as jobs and offers count it.
+_MB: Final = 1_000_000
 KINDS: Final = (
     *("claim", "claim_and_start", "start", "collect", "finish", "requeue", "panic", "answer"),
 )
@@ -22,16 +24,28 @@ class Figures:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.gas = metrics.gauge("gas_balance", "Coins of the chain for gas.")
+        self.gas = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
         self.head = HeadFigures(metrics)
         self._jobs = metrics.gauge("jobs_open", "Jobs that may still need something.")
         self._live = metrics.gauge("runs_live", "Runs that the executor has now.")
         self._cpus = metrics.gauge("free_cpus", "Cpus that are free.")
-        self._memory = metrics.gauge("free_memory_megabytes", "Memory that is free, in MB.")
+        self._memory = metrics.gauge("free_memory_bytes", "Memory that is free.")
         self._gpus = metrics.gauge("free_gpus", "Gpus that are free.")
         self.can_start = metrics.gauge(
             "executor_can_start", "Whether a test script could be started; 0 claims no job."
         )
+        self.draining = metrics.gauge(
+            "provider_draining", "Whether the provider is in maintenance; 1 accepts no job."
+        )
+        self.disk = metrics.gauge(
+            "disk_free_bytes",
+            "Free disk of the state folder; below disk_floor_bytes none is claimed.",
+        )
+        self.disk_floor = metrics.gauge(
+            "disk_floor_bytes", "Free disk below which no job is claimed."
+        )
+        self.kept = metrics.gauge("kept_runs", "Folders of ended runs that are kept.")
+        self.kept_bytes = metrics.gauge("kept_runs_bytes", "Disk that these folders take.")
         self._accrued = metrics.gauge(
             "revenue_accrued_credits", "Revenue of runs that is not billed yet, without the fee."
         )
@@ -43,6 +57,11 @@ class Figures:
     def sent(self, kind: str, jobs: int) -> None:
         """Count what a transaction moved."""
         self.metrics.add(self._sent, kind, amount=jobs)
+
+    def keeps(self, runs: int, size: int) -> None:
+        """Show how many folders of ended runs are kept, and their bytes."""
+        self.kept.set(runs)
+        self.kept_bytes.set(size)
 
     def revenue(self, unbilled: Collection[int]) -> None:
         """Show what each run has earned and is not billed, in credit-wei."""
@@ -57,5 +76,5 @@ class Figures:
         self._live.set(sum(state in {RunState.RUNNING, RunState.QUEUED} for state in states))
         if free is not None:
             self._cpus.set(free.cpus)
-            self._memory.set(free.memory)
+            self._memory.set(free.memory * _MB)
             self._gpus.set(free.gpus)

@@ -158,6 +158,7 @@ class Situation:
         queues: The executor has a queue of its own.
         free: What is free now, None when the executor has not answered.
         fault: Why the executor can't start anything, in words; empty when it can.
+        draining: The provider is in maintenance: what has not begun goes back to the queue.
         room_to_write: There is enough free disk for new work.
         patience: Seconds that an assigned job may wait for its definition or for room.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
@@ -169,6 +170,7 @@ class Situation:
     queues: bool
     free: Offer | None
     fault: str = ""
+    draining: bool = False
     room_to_write: bool = True
     patience: int = 150
     start_grace: int = 60

@@ -30,7 +30,8 @@ from deepsquare_chain.provider.model import (
 )
 from deepsquare_chain.provider.state import RunTable
 
-_MEGABYTE: Final = 1024 * 1024
+#: Bytes of a MB of disk.
+MEGABYTE: Final = 1024 * 1024
 _log = get_logger(__name__)
 
 
@@ -268,6 +269,6 @@ def _same(job: Job, confirmed: Job) -> bool:
 def free_megabytes(folder: Path) -> int:
     """Free disk below a folder, in MB; none where it can't be told."""
     try:
-        return shutil.disk_usage(folder).free // _MEGABYTE
+        return shutil.disk_usage(folder).free // MEGABYTE
     except OSError:
         return 0

@@ -17,7 +17,7 @@ from dataclasses import replace
 from deepsquare_chain.credits import cost, fee
 from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState
 from deepsquare_chain.job import Job, JobStatus
-from deepsquare_chain.provider.admission import Room, admit
+from deepsquare_chain.provider.admission import Room, admit, drain
 from deepsquare_chain.provider.model import (
     MAX_REASON_BYTES,
     MAX_SECONDS,
@@ -52,7 +52,7 @@ def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action
     for view in ordered:
         action = plan_job(view, situation)
         if view.mine:
-            action = admit(view, action, situation, room)
+            action = admit(view, drain(view, action, situation), situation, room)
         planned.append((view, _spoken(action)))
     return planned
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 from eth_account.signers.local import LocalAccount
@@ -91,6 +92,13 @@ async def run_provider(
             stop=stop,
         )
         daemon.details = service.details
+        daemon.unready = service.figures.head.problem
+        # A drain asked for by signal is a transaction, as by command: the chain remembers it.
+        loop = asyncio.get_running_loop()
+        for number, draining in ((signal.SIGUSR1, True), (signal.SIGUSR2, False)):
+            with suppress(RuntimeError, ValueError):  # only the main thread takes signals
+                loop.add_signal_handler(number, service.drain, draining)
+                parts.callback(loop.remove_signal_handler, number)
         daemon.on_close("starts", service.close)
         return daemon
 

@@ -35,6 +35,7 @@ from deepsquare_chain.provider import rows
 from deepsquare_chain.provider.batches import Batches
 from deepsquare_chain.provider.figures import Figures
 from deepsquare_chain.provider.handlers import Handlers
+from deepsquare_chain.provider.maintenance import Maintenance
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import (
     Action,
@@ -46,9 +47,10 @@ from deepsquare_chain.provider.model import (
     Start,
     View,
 )
-from deepsquare_chain.provider.observer import Head, Observer, free_megabytes
+from deepsquare_chain.provider.observer import MEGABYTE, Head, Observer, free_megabytes
 from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
 from deepsquare_chain.provider.planner import plan
+from deepsquare_chain.provider.retention import Limits, Retention
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
 from deepsquare_chain.store.database import Store
@@ -75,6 +77,9 @@ class ProviderSettings(ServiceSettings):
     Attributes:
         capacity: Cpus, memory (MB) and gpus of this machine; None takes the registered hardware.
         min_free: MB of disk below which nothing new is claimed.
+        keep_seconds: Seconds for which the folder of an ended run is kept.
+        keep_megabytes: MB that the folders of ended runs may take together before the oldest are
+            removed; 0 for no limit.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
         patience: Seconds that an assigned job may wait for its definition or for room; None is
             half of the grid's claim timeout.
@@ -95,6 +100,8 @@ class ProviderSettings(ServiceSettings):
 
     capacity: Offer | None = None
     min_free: int = 64
+    keep_seconds: float = 14 * 86_400.0
+    keep_megabytes: int = 0
     start_grace: int = 60
     patience: int | None = None
     env: dict[str, str] = field(default_factory=dict)
@@ -176,6 +183,7 @@ class ProviderService:
         )
         metrics = metrics or Metrics("provider")
         self.figures = Figures(metrics)
+        self.figures.disk_floor.set(settings.min_free * MEGABYTE)
         self._w3 = contracts.w3
         self._contracts = contracts
         self._sender = sender
@@ -226,6 +234,16 @@ class ProviderService:
         self._looked_slowly: float | None = None
         self._told: dict[int, Action] = {}
         self._offer = OfferFollower(contracts, sender, timeout=settings.send_timeout)
+        self._maintenance = Maintenance(contracts, sender, timeout=settings.send_timeout)
+        self._retention = Retention(
+            executor,
+            self.table,
+            chain_id=deployment.chain_id,
+            contract=contracts.scheduler.address,
+            limits=Limits(settings.keep_seconds, settings.keep_megabytes * MEGABYTE),
+            shown=self.figures.keeps,
+        )
+        self._jobs = 0
         self._fault = ""
 
     async def cycle(self) -> bool:
@@ -251,13 +269,23 @@ class ProviderService:
         crash_point("provider.followed")
         return await self._act(head, busy) > 0
 
-    def details(self) -> dict[str, str]:
+    def details(self) -> dict[str, Any]:
         """What the status file says beside the daemon's own state."""
-        return {"fault": self._fault}
+        return {
+            "fault": self._fault,
+            "draining": self._maintenance.draining,
+            "jobs": self._jobs,
+            "shortage": self._shortage(),
+        }
+
+    def drain(self, draining: bool) -> None:
+        """Begin or end the maintenance of this provider on chain; running jobs go on."""
+        self._maintenance.ask(draining=draining)
 
     async def close(self) -> None:
         """Wait for what goes on beside the cycles."""
         await together(self._handlers.close(), self._batches.close(), self._offer.close())
+        await together(self._maintenance.close(), self._retention.close())
 
     # -- the steps of a cycle
 
@@ -305,9 +333,10 @@ class ProviderService:
         )
         if head.number < seen:
             _log.warning("endpoint lags", head=head.number, seen=seen)
+            self.figures.head.fell_behind(seen - head.number)
             return None
         self._head = head
-        self.figures.head.saw(int(block["timestamp"]))
+        self.figures.head.saw(int(block["timestamp"]), on_demand=head.final)
         return head
 
     async def _follow(self, head: Head) -> None:
@@ -350,7 +379,7 @@ class ProviderService:
         return head.base_fee > self._settings.max_fee_per_gas
 
     async def _look_slowly(self) -> None:
-        """What changes rarely: forgotten runs, gas, registered hardware."""
+        """What changes rarely: forgotten runs, gas, maintenance, registered hardware."""
         last, now = self._looked_slowly, time.monotonic()
         if last is not None and now - last < _SLOW_LOOKS:
             return
@@ -360,11 +389,13 @@ class ProviderService:
         except ExecutorUnavailableError as error:
             _log.warning("executor unavailable", error=error.message)
             return
+        provider = await self._contracts.registry.provider_of(self._sender.address)
+        self._maintenance.saw(provider.status)
         if self._on_hardware is not None:
-            provider = await self._contracts.registry.provider_of(self._sender.address)
             self._on_hardware(in_all(provider.hardware))
         balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
         self.figures.gas.set(balance / CREDIT)
+        self._retention.look()
         self._looked_slowly = now
 
     async def _act(self, head: Head, busy: frozenset[int]) -> int:
@@ -374,6 +405,9 @@ class ProviderService:
         self._fault = await self._observer.fault()
         self.figures.show(views, free)
         self.figures.can_start.set(not self._fault)
+        self.figures.draining.set(self._maintenance.draining)
+        self.figures.disk.set(free_megabytes(self._settings.state_dir) * MEGABYTE)
+        self._jobs = len(views)
         self._watch_revenue(views, head)
         if self._settings.follow_offer:
             self._offer.follow(free, held_by(views))
@@ -384,7 +418,8 @@ class ProviderService:
             queues=self._executor.queues,
             free=free,
             fault=self._fault,
-            room_to_write=free_megabytes(self._settings.state_dir) >= self._settings.min_free,
+            draining=self._maintenance.draining,
+            room_to_write=not self._shortage(),
             patience=self._patience,
             start_grace=self._settings.start_grace,
             collecting=self._collecting(head),
@@ -397,6 +432,14 @@ class ProviderService:
         done, moved = await together(self._handlers.carry_out(planned, sending.done), sending)
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return done + moved
+
+    def _shortage(self) -> str:
+        """Why nothing is claimed for lack of disk, in words; empty when there is enough."""
+        folder, floor = self._settings.state_dir, self._settings.min_free
+        free = free_megabytes(folder)
+        if free >= floor:
+            return ""
+        return f"{free} MB of disk are free in {folder}, less than the {floor} MB of disk_floor"
 
     async def _send(self, head: Head, planned: Collection[tuple[View, Action]]) -> int:
         """Send moves of jobs and an answer; how many jobs moved."""

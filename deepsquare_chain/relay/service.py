@@ -133,7 +133,7 @@ class RelayService:
         )
         self._waiting = metrics.gauge("relay_pending_requests", "Requests not carried out yet.")
         self._open = metrics.gauge("relay_open", "Whether the wallet can pay for requests.")
-        self._balance = metrics.gauge("gas_balance", "Coins of the chain for gas.")
+        self._balance = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
 
     def terms(self) -> dict[str, Any]:
         """What this relay takes, as `GET /v1/relay` answers it; amounts as text."""

@@ -21,7 +21,7 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.node import Node
 from deepsquare_chain.executors.rundir import RunFolder
-from deepsquare_chain.job import JobFlags, JobStatus, Resources
+from deepsquare_chain.job import JobFlags, JobStatus, ProviderStatus, Resources
 from deepsquare_chain.provider.figures import KINDS
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
@@ -225,6 +225,40 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         assert "no room" in back.reason
         await grid.send(grid.customers[0], scheduler.cancel([first, second]))
         await host.until([small, first])
+
+
+async def test_maintenance_ends_what_runs_and_gives_back_the_rest(grid: LiveGrid, tmp_path: Path):
+    """Asked for by signal, remembered by the chain, and seen there by a daemon that starts."""
+    registry = grid.contracts.registry
+    async with bench(grid, tmp_path) as host:
+        [running] = await host.submit("sleep 1.5")
+        await host.drive(lambda: host.phase(running) is Phase.SUBMITTED)
+        [late] = await host.submit("echo")
+        host.service.drain(True)
+        assert host.service.details()["draining"]
+        await host.until([late], S.PENDING)
+        [back] = await host.events(JobRequeued, late)
+        assert "draining" in back.reason
+        await host.until([running])
+        assert (await host.job(running)).status is S.FINISHED
+        await host.drive(
+            lambda: not host.service.table.open() or host.service.details()["jobs"] < 2
+        )
+        assert host.service.figures.metrics.value("provider_draining") == 1
+        provider = await registry.provider_of(host.account.address)
+        assert provider.status is ProviderStatus.DRAINING
+    async with bench(grid, tmp_path) as host:
+        await host.service.cycle()
+        assert host.service.details()["draining"]
+        host.service.drain(False)
+
+        async def active() -> bool:
+            provider = await registry.provider_of(host.account.address)
+            return provider.status is ProviderStatus.ACTIVE
+
+        await host.drive(active)
+        assert not host.service.details()["draining"]
+    await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([late]))
 
 
 async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(

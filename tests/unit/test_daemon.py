@@ -310,7 +310,7 @@ async def test_status_file_is_whole_at_every_moment(tmp_path: Path) -> None:
     daemon = make(service, status_file=path)
     service.steps[2] = lambda: seen.append(json.loads(path.read_text()))
     await run(daemon)
-    assert (seen[0]["state"], seen[0]["failures"], seen[0]["ready"]) == ("failing", 1, True)
+    assert (seen[0]["state"], seen[0]["failures"], seen[0]["ready"]) == ("failing", 1, False)
     assert "EndpointError" in seen[0]["last_error"]
     assert "hunter2" not in path.read_text() + str(seen)
     last = json.loads(path.read_text())
@@ -334,3 +334,21 @@ async def test_health_notices_a_cycle_that_hangs(monkeypatch: pytest.MonkeyPatch
     await run(daemon)
     assert seen == [(False, True)]
     assert daemon.health().details["name"] == "test"
+
+
+async def test_a_service_says_why_it_is_not_ready() -> None:
+    reason = ""
+    seen: list[tuple[bool, bool, str]] = []
+    service = Service(None, None, None)
+
+    def look() -> None:
+        nonlocal reason
+        health = daemon.health()
+        seen.append((health.ready, health.details["ready"], health.details["unready"]))
+        reason = "the node lags"
+
+    daemon = make(service)
+    daemon.unready = lambda: reason
+    service.steps[1] = service.steps[2] = look
+    await run(daemon)
+    assert seen == [(True, True, ""), (False, False, "the node lags")]

@@ -28,3 +28,22 @@ def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     assert b'deepsquare_head_age_seconds{service="test"} 602.0' in metrics.render()
     figures.saw(1_599)
     assert metrics.value("head_age_seconds") == 1
+
+
+def test_a_node_that_lags_or_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr(headfigures, "time", SimpleNamespace(time=lambda: clock.now))
+    figures = HeadFigures(Metrics("test"))
+    assert figures.problem() == ""  # no block yet: the first cycle is not over
+    figures.saw(1_000)
+    assert figures.problem() == ""
+    figures.fell_behind(3)
+    assert figures.problem() == "the endpoint is 3 blocks behind what was seen before"
+    figures.saw(1_000)
+    clock.now += headfigures.STALE_HEAD
+    assert figures.problem() == ""
+    clock.now += 1
+    assert "the latest block is 121 s old" in figures.problem()
+    # A chain that makes blocks only when somebody sends may be silent for days.
+    figures.saw(1_000, on_demand=True)
+    assert figures.problem() == ""

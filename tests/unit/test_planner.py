@@ -547,3 +547,28 @@ def test_every_combination_has_an_answer():
                                 assert mine
                                 assert lookup == NOWHERE
                                 assert phase not in {Phase.SUBMITTED, Phase.ENDED, Phase.REFUSED}
+
+
+@pytest.mark.parametrize(
+    ("situation", "status", "phase", "given_back"),
+    [
+        (LOCAL, JobStatus.META_SCHEDULED, Phase.WATCHED, True),
+        (LOCAL, JobStatus.SCHEDULED, Phase.WATCHED, True),
+        (QUEUE, JobStatus.META_SCHEDULED, Phase.WATCHED, True),
+        (QUEUE, JobStatus.SCHEDULED, Phase.WATCHED, True),
+        # The meter runs, or the executor has it: it goes on to its end.
+        (LOCAL, JobStatus.RUNNING, Phase.WATCHED, False),
+        (LOCAL, JobStatus.RUNNING, Phase.SUBMITTED, False),
+        (QUEUE, JobStatus.SCHEDULED, Phase.SUBMITTED, False),
+        (QUEUE, JobStatus.SCHEDULED, Phase.SUBMITTING, False),
+    ],
+)
+def test_maintenance_gives_back_what_has_not_begun(situation, status, phase, given_back):
+    seen = {"status": QUEUED, "lookup": NOWHERE}
+    before = act(status, row(phase), situation, **seen)
+    after = act(status, row(phase), dataclasses.replace(situation, draining=True), **seen)
+    assert not isinstance(before, Requeue)
+    if given_back:
+        assert after == Requeue("the provider is draining for maintenance")
+    else:
+        assert after == before

@@ -17,6 +17,7 @@ from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.events import TransitionSkipped
 from deepsquare_chain.chain.foreign import Spender
+from deepsquare_chain.chain.headfigures import HeadFigures
 from deepsquare_chain.chain.reverts import ERRORS, decode_revert
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import FATAL
@@ -793,7 +794,7 @@ async def test_what_is_mined_during_the_look_is_no_lag():
         _w3=SimpleNamespace(eth=SimpleNamespace(get_block=get_block), provider=None),
         _batches=batches,
         _head=Head(4, 999, b"four"),
-        figures=SimpleNamespace(head=SimpleNamespace(saw=lambda _time: None)),
+        figures=SimpleNamespace(head=HeadFigures(Metrics("provider"))),
     )
     assert await ProviderService._look_at_head(service) == Head(5, 1_000, b"five")
     assert await ProviderService._look_at_head(service) is None  # now it is one

@@ -30,8 +30,10 @@ from deepsquare_chain.executors.base import (
     RunSpec,
     RunState,
     RunStatus,
+    Stored,
     check_key,
     check_spec,
+    stored_in,
     unavailable,
 )
 from deepsquare_chain.executors.outputlog import read_kept
@@ -705,6 +707,10 @@ class SlurmExecutor(Executor):
             return sorted(found)
 
         return await self._call(scan)
+
+    async def stored(self, handle: str) -> Stored | None:
+        """The disk that a run's folder takes; None where it has none."""
+        return await self._call(stored_in, self._folder(handle).path)
 
     async def forget(self, handle: str) -> None:
         """Remove an ended run with all that it left; nothing remembers its key any more.

@@ -1,0 +1,77 @@
+"""Maintenance of a provider: the chain says whether it drains, and a signal can ask for it."""
+
+from __future__ import annotations
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import ProviderStatus
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.provider.beside import Beside
+
+_log = get_logger(__name__)
+
+
+class Maintenance:
+    """Whether the provider drains: it ends what runs, gives back what has not begun, gets nothing.
+
+    Args:
+        contracts: Of the grid.
+        sender: The one sender of this account.
+        timeout: Seconds to wait for a receipt.
+    """
+
+    def __init__(self, contracts: Contracts, sender: Sender, *, timeout: float) -> None:
+        self._contracts = contracts
+        self._sender = sender
+        self._timeout = timeout
+        self._on_chain = False
+        self._asked: bool | None = None
+        self._tasks = Beside()
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is begun; what was asked for counts before the chain says it."""
+        return self._on_chain if self._asked is None else self._asked
+
+    def saw(self, status: ProviderStatus) -> None:
+        """Take in the status that the registry has."""
+        self._tasks.collect()
+        draining = status is ProviderStatus.DRAINING
+        if draining != self._on_chain:
+            self._on_chain = draining
+            _log.info("maintenance began" if draining else "maintenance ended")
+        if not self._tasks:
+            self._asked = None
+
+    def ask(self, *, draining: bool) -> None:
+        """Send the change, as `provider drain` and `provider resume` do; one at a time."""
+        self._tasks.collect()
+        if self._tasks:
+            _log.warning("a change of maintenance is under way", draining=self.draining)
+            return
+        _log.info("maintenance asked for", draining=draining)
+        self._asked = draining
+        self._tasks.begin(self._send(draining), [])
+
+    async def close(self) -> None:
+        """Wait for the change that is on its way."""
+        await self._tasks.wait()
+        self._tasks.cut_off()
+
+    async def _send(self, draining: bool) -> int:
+        call = self._contracts.registry.set_draining(draining)
+        try:
+            receipt = await self._sender.send(call, timeout=self._timeout)
+        except GridError as error:
+            self._asked = None
+            _log.error(
+                "maintenance not changed",
+                draining=draining,
+                error=error.message,
+                hint=error.hint or "Send the signal again, or use `deepsquare provider drain`.",
+            )
+            return 0
+        _log.info("maintenance changed", draining=draining, block=receipt.block_number)
+        self._on_chain, self._asked = draining, None
+        return 1

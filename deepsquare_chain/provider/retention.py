@@ -1,0 +1,146 @@
+"""Folders of ended runs: how long they are kept, and how much disk they may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.base import Executor, Stored
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.provider.beside import Beside
+from deepsquare_chain.provider.model import Phase, parse_key
+from deepsquare_chain.provider.state import RunTable
+
+#: Seconds between two looks.
+_INTERVAL: Final = 600.0
+#: Seconds for which a folder is kept in any case, so that its results can be fetched.
+LEAST_AGE: Final = 3_600.0
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds for which folders are kept, and bytes that they may take together; 0 for any."""
+
+    age: float
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """The folder of a run whose job is settled; `ended_at` in seconds since the epoch."""
+
+    key: str
+    ended_at: float
+    size: int
+
+
+def expired(kept: Collection[KeptRun], limits: Limits, now: float) -> list[KeptRun]:
+    """Folders to remove, oldest first: those above the age, then as many as the size asks for.
+
+    Nothing younger than `LEAST_AGE` is removed.
+    """
+    found = []
+    left = sum(run.size for run in kept)
+    for run in sorted(kept, key=lambda run: (run.ended_at, run.key)):
+        age = now - run.ended_at
+        too_much = limits.size and left > limits.size
+        if age > LEAST_AGE and (age > limits.age or too_much):
+            found.append(run)
+            left -= run.size
+    return found
+
+
+class Retention:
+    """Removes folders of runs that nothing is left to do for, in the background.
+
+    Only runs of this grid whose job is settled or assigned anew are touched: runs of another
+    chain or contract stay until somebody removes them.
+
+    Args:
+        executor: Whose folders they are.
+        table: Runs of this provider.
+        chain_id: Of the grid.
+        contract: Address of the MetaScheduler.
+        limits: What is kept.
+        shown: Told the number of kept folders and their bytes.
+        interval: Least seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        table: RunTable,
+        *,
+        chain_id: int,
+        contract: str,
+        limits: Limits,
+        shown: Callable[[int, int], None],
+        interval: float = _INTERVAL,
+    ) -> None:
+        self._executor = executor
+        self._table = table
+        self._grid = (chain_id, contract)
+        self._limits = limits
+        self._shown = shown
+        self._interval = interval
+        self._looked_at = float("-inf")
+        # A settled run's folder does not change any more: it is measured once.
+        self._measured: dict[str, Stored] = {}
+        self._tasks = Beside()
+
+    def look(self) -> None:
+        """Begin to remove what is too old or too much, if it is time."""
+        self._tasks.collect()
+        now = time.monotonic()
+        if self._tasks or now - self._looked_at < self._interval:
+            return
+        self._looked_at = now
+        self._tasks.begin(self.clean(), [])
+
+    async def close(self) -> None:
+        """End what is under way; a folder that is half removed is removed at the next start."""
+        self._tasks.cut_off()
+
+    async def clean(self) -> int:
+        """Remove what is too old or too much; how many folders were removed."""
+        try:
+            kept = await self._kept()
+        except GridError as error:
+            _log.warning("kept runs not measured", error=error.message)
+            return 0
+        removed: list[KeptRun] = []
+        for run in expired(kept, self._limits, time.time()):
+            try:
+                await self._executor.forget(run.key)
+            except GridError as error:
+                _log.warning("run not removed", run=run.key, error=error.message, hint=error.hint)
+                continue
+            self._measured.pop(run.key, None)
+            removed.append(run)
+        if removed:
+            freed = sum(run.size for run in removed)
+            _log.info("ended runs removed", runs=len(removed), bytes=freed)
+        left = set(kept) - set(removed)
+        self._shown(len(left), sum(run.size for run in left))
+        return len(removed)
+
+    async def _kept(self) -> list[KeptRun]:
+        found = []
+        for key in await self._executor.keys():
+            parsed = parse_key(*self._grid, key)
+            run = None if parsed is None else self._table.get(parsed[0])
+            if parsed is None or run is None:
+                continue
+            if run.attempt == parsed[1] and run.phase is not Phase.CLOSED:
+                continue
+            stored = self._measured.get(key) or await self._executor.stored(key)
+            if stored is None:
+                continue
+            self._measured[key] = stored
+            ended = run.exit.ended_at if run.exit and run.attempt == parsed[1] else None
+            found.append(KeptRun(key, ended or stored.changed_at, stored.size))
+        return found
