@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
 
@@ -111,6 +112,32 @@ class Desk:
                 receipt.fee_wei,
             ),
         )
+
+    def agrees(self, doubts: Sequence[str], *, yes: bool) -> bool:
+        """Whether a change is wanted although it undoes something or looks odd; asked on stderr.
+
+        Args:
+            doubts: What it undoes, or what is odd about it; nothing is asked without any.
+            yes: Whether the person has agreed already.
+
+        Raises:
+            UsageError: There is no terminal to ask on, and --yes was not given.
+        """
+        from deepsquare_chain.errors import UsageError
+
+        for words in doubts:
+            self.printer.note(plain(words))
+        if yes or not doubts:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "Nothing was changed: there is no terminal to ask on",
+                hint="Give --yes if all of it is meant.",
+            )
+        if typer.confirm("Go on?", err=True):
+            return True
+        self.printer.note("Nothing was changed.")
+        return False
 
 
 def command(

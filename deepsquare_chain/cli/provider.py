@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -12,10 +13,11 @@ from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import AccountArgument, label, price
 
 if TYPE_CHECKING:
-    from deepsquare_chain.job import Hardware, Provider
+    from deepsquare_chain.job import Hardware, Prices, Provider
 
 app = typer.Typer(help="Register, offer, price, label, run, drain, earn.", no_args_is_help=True)
 
+_WRITTEN: Final = (Column("path", "written"),)
 _PROVIDER: Final = (
     Column("id", "provider", Kind.NUMBER),
     Column("account", "account"),
@@ -56,65 +58,120 @@ _JOBS: Final = (
 )
 
 CpuPrice = Annotated[
-    int, typer.Option("--cpu-price", parser=price, metavar="CREDITS", help="A cpu, per hour.")
+    int | None,
+    typer.Option("--cpu-price", parser=price, metavar="CREDITS", help="Per CPU and hour."),
 ]
 GpuPrice = Annotated[
     int | None,
-    typer.Option(
-        "--gpu-price", parser=price, metavar="CREDITS", help="A gpu, per hour; 0 by default."
-    ),
+    typer.Option("--gpu-price", parser=price, metavar="CREDITS", help="Per GPU and hour."),
 ]
 MemPrice = Annotated[
-    int, typer.Option("--mem-price", parser=price, metavar="CREDITS", help="A MB, per hour.")
+    int | None,
+    typer.Option("--mem-price", parser=price, metavar="CREDITS", help="Per MB and hour."),
 ]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="May be repeated; replaces all labels."),
 ]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask before something is erased or looks odd.")
+]
+
+
+@command(app)
+async def init(
+    desk: Desk,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="From which the daemon is started.")
+    ] = Path(),
+    kind: Annotated[
+        str, typer.Option("--for", metavar="EXECUTOR", help="Where jobs run: local or slurm.")
+    ] = "local",
+) -> None:
+    """Write a commented configuration file, a systemd unit, alert rules and a dashboard."""
+    from deepsquare_chain.client.providerfiles import write_provider_files
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.executors.registry import executor_names
+
+    if kind not in executor_names():
+        raise UsageError(
+            f"There is no executor {kind[:60]!r}",
+            hint=f"Installed are: {', '.join(executor_names())}.",
+        )
+    written = write_provider_files(folder, kind)
+    desk.printer.rows(_WRITTEN, ((str(path),) for path in written))
+    desk.printer.note(
+        f"Next: put the grid's record into {folder / 'deployment.json'}, make the wallet with "
+        f"`deepsquare wallet new {folder / 'provider.json'}` and the file {folder / 'password'} with "
+        "its password (chmod 600), read the settings, then `deepsquare provider register`."
+    )
 
 
 @command(app)
 async def register(
     desk: Desk,
-    cpu_price: CpuPrice,
-    mem_price: MemPrice,
+    cpu_price: CpuPrice = None,
+    mem_price: MemPrice = None,
     nodes: Annotated[
         int | None, typer.Option(min=1, help="Nodes, all alike; 1 by default.")
     ] = None,
     cpus_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Cpus of a node; 1 by default.")
+        int | None, typer.Option(min=1, help="CPUs of a node; 1 by default.")
     ] = None,
     mem_per_node: Annotated[
         int | None, typer.Option(min=1, help="Memory of a node in MB; 1024 by default.")
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=0, help="Gpus of a node; 0 by default.")
+        int | None, typer.Option(min=0, help="GPUs of a node; 0 by default.")
     ] = None,
     from_slurm: Annotated[
         bool,
         typer.Option(
             "--from-slurm",
-            help="Read nodes, cpus, memory and gpus from Slurm; executor_options name partitions.",
+            help="Read nodes, CPUs, memory and GPUs from Slurm; executor_options name partitions.",
         ),
     ] = False,
     gpu_price: GpuPrice = None,
     labels: Labels = None,
+    yes: Yes = False,
 ) -> None:
-    """Register this wallet as a provider, or propose new hardware; then it awaits approval."""
+    """Register this wallet as a provider, or propose new hardware; then it awaits approval.
+
+    Prices and labels that are not given stay as they are. The first time, --cpu-price and
+    --mem-price are needed.
+    """
+    from deepsquare_chain.client import registration as words
     from deepsquare_chain.client.network import open_wallet
-    from deepsquare_chain.job import Hardware, Prices
+    from deepsquare_chain.errors import NotFoundError
+    from deepsquare_chain.job import Hardware
 
     given = (nodes, cpus_per_node, mem_per_node, gpus_per_node)
+    doubts: list[str] = []
     if from_slurm:
         hardware = await _slurm_hardware(desk, given)
     else:
         hardware = Hardware(
             nodes or 1, cpus_per_node or 1, mem_per_node or 1024, gpus_per_node or 0
         )
-    prices = Prices(cpu_price, gpu_price or 0, mem_price)
-    pairs = dict(label(each) for each in labels or [])
+        doubts += await _missing_hardware(desk, hardware)
     async with open_wallet(desk.settings) as wallet:
         registry = wallet.contracts.registry
+        try:
+            now = await registry.provider_of(wallet.address)
+        except NotFoundError:
+            now = None
+        prices = _prices(now, cpu_price, gpu_price, mem_price)
+        pairs = dict(now.labels) if now and labels is None else _label_pairs(labels)
+        if now is not None:
+            doubts += [
+                *words.hardware_changes(now, hardware),
+                *words.price_changes(now.prices, prices),
+                *words.label_changes(now.labels, pairs),
+            ]
+        doubts += words.price_doubts(prices)
+        desk.printer.note(words.price_example(prices))
+        if not desk.agrees(doubts, yes=yes):
+            return
         receipt = await wallet.send(registry.register(hardware, prices, pairs))
         provider = await registry.provider_of(wallet.address)
     desk.receipt(receipt)
@@ -142,25 +199,41 @@ async def offer(
 
 @command(app, "price")
 async def set_price(
-    desk: Desk, cpu_price: CpuPrice, mem_price: MemPrice, gpu_price: GpuPrice = None
+    desk: Desk,
+    cpu_price: CpuPrice = None,
+    mem_price: MemPrice = None,
+    gpu_price: GpuPrice = None,
+    yes: Yes = False,
 ) -> None:
-    """Change the prices for jobs assigned from now on."""
+    """Change the prices for jobs assigned from now on; one that is not given stays as it is."""
+    from deepsquare_chain.client import registration as words
     from deepsquare_chain.client.network import open_wallet
-    from deepsquare_chain.job import Prices
+    from deepsquare_chain.errors import UsageError
 
+    if cpu_price is mem_price is gpu_price is None:
+        raise UsageError("No price was given", hint="Give --cpu-price, --gpu-price or --mem-price.")
     async with open_wallet(desk.settings) as wallet:
-        call = wallet.contracts.registry.set_prices(Prices(cpu_price, gpu_price or 0, mem_price))
-        desk.receipt(await wallet.send(call))
+        registry = wallet.contracts.registry
+        now = await registry.provider_of(wallet.address)
+        prices = _prices(now, cpu_price, gpu_price, mem_price)
+        desk.printer.note(words.price_example(prices))
+        doubts = [*words.price_changes(now.prices, prices), *words.price_doubts(prices)]
+        if desk.agrees(doubts, yes=yes):
+            desk.receipt(await wallet.send(registry.set_prices(prices)))
 
 
 @command(app, "labels")
-async def set_labels(desk: Desk, labels: Labels = None) -> None:
-    """Replace all labels."""
+async def set_labels(desk: Desk, labels: Labels = None, yes: Yes = False) -> None:
+    """Replace all labels by those that are given; without any, remove all."""
     from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.client.registration import label_changes
 
-    pairs = dict(label(each) for each in labels or [])
+    pairs = _label_pairs(labels)
     async with open_wallet(desk.settings) as wallet:
-        desk.receipt(await wallet.send(wallet.contracts.registry.set_labels(pairs)))
+        registry = wallet.contracts.registry
+        now = await registry.provider_of(wallet.address)
+        if desk.agrees(list(label_changes(now.labels, pairs)), yes=yes):
+            desk.receipt(await wallet.send(registry.set_labels(pairs)))
 
 
 @command(app)
@@ -262,6 +335,51 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
     found = await examine_provider(desk.settings, own_address(desk.settings, account))
     desk.printer.rows(CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
     return 0 if all(each.ok for each in found) else 1
+
+
+def _prices(now: Provider | None, cpu: int | None, gpu: int | None, mem: int | None) -> Prices:
+    """The prices that are wanted, completed by those that stand."""
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.job import Prices
+
+    if now is None and (cpu is None or mem is None):
+        raise UsageError(
+            "The first registration needs a price per CPU and one per MB",
+            hint="Give --cpu-price and --mem-price, in credits per hour.",
+        )
+    before = Prices(0, 0, 0) if now is None else now.prices
+    return Prices(
+        before.cpu if cpu is None else cpu,
+        before.gpu if gpu is None else gpu,
+        before.mem if mem is None else mem,
+    )
+
+
+def _label_pairs(labels: list[str] | None) -> dict[str, str]:
+    from deepsquare_chain.client.registration import check_labels
+
+    return check_labels([label(each) for each in labels or []])
+
+
+async def _missing_hardware(desk: Desk, wanted: Hardware) -> list[str]:
+    """What would be registered and is not there, by what the executor runs jobs on."""
+    from deepsquare_chain.client.registration import hardware_doubts, machine
+
+    if desk.settings.executor == "local":
+        return list(hardware_doubts(wanted, machine(), "this machine"))
+    if desk.settings.executor == "slurm":
+        from deepsquare_chain.executors.base import ExecutorError
+        from deepsquare_chain.executors.slurm.client import read_nodes
+        from deepsquare_chain.executors.slurm.hardware import registered_hardware
+        from deepsquare_chain.executors.slurm.options import parse_options
+
+        options = parse_options(desk.settings.executor_options)
+        try:
+            found = registered_hardware(await read_nodes(options)).hardware
+        except ExecutorError as error:
+            return [f"The hardware could not be compared with the cluster: {error.message}."]
+        return list(hardware_doubts(wanted, found, "the cluster"))
+    return []
 
 
 async def _slurm_hardware(desk: Desk, given: tuple[int | None, ...]) -> Hardware:

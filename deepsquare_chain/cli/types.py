@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.credits import SECONDS_PER_HOUR, parse_credits
+from deepsquare_chain.credits import parse_credits
 from deepsquare_chain.errors import UsageError
 
 #: Ids are dense and counted in 64 bits.
@@ -31,8 +31,14 @@ def some(text: str) -> int:
 
 
 def price(text: str) -> int:
-    """Credit-wei a second of a price in credits an hour, rounded down to the wei."""
-    return amount(text) // SECONDS_PER_HOUR
+    """Credit-wei per second of a price in credits per hour, rounded down to the wei."""
+    from deepsquare_chain.client.registration import price_per_second
+
+    wanted = amount(text)
+    try:
+        return price_per_second(wanted, text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def label(text: str) -> tuple[str, str]:

@@ -37,6 +37,12 @@ class Figures:
         self.draining = metrics.gauge(
             "provider_draining", "Whether the provider is in maintenance; 1 accepts no job."
         )
+        self.active = metrics.gauge(
+            "provider_active", "Whether the registry has the provider as ACTIVE; 0 gets no job."
+        )
+        self.approved_until = metrics.gauge(
+            "provider_approved_until_timestamp_seconds", "End of the approval, since the epoch."
+        )
         self.disk = metrics.gauge(
             "disk_free_bytes",
             "Free disk of the state folder; below disk_floor_bytes none is claimed.",

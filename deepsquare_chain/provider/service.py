@@ -28,7 +28,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import JobStatus, Offer
+from deepsquare_chain.job import JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import rows
@@ -391,6 +391,8 @@ class ProviderService:
             return
         provider = await self._contracts.registry.provider_of(self._sender.address)
         self._maintenance.saw(provider.status)
+        self.figures.active.set(provider.status is ProviderStatus.ACTIVE)
+        self.figures.approved_until.set(provider.approved_until)
         if self._on_hardware is not None:
             self._on_hardware(in_all(provider.hardware))
         balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")

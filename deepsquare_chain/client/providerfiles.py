@@ -1,0 +1,160 @@
+"""The files that a provider begins with: its configuration, a systemd unit, alerts, a dashboard."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic_core import PydanticUndefined
+
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.settings import PROJECT_FILE, Settings
+
+#: Settings by what they are about, in the order of the file.
+_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "The chain": (
+        *("endpoint", "chain_id", "deployment", "websocket", "max_lag_blocks", "confirmations"),
+        *("poll_interval", "ca_file", "headers_file"),
+    ),
+    "The provider's wallet": ("keystore", "password_file"),
+    "Files": ("state_dir", "store", "disk_floor", "keep_runs_days", "keep_runs_mb"),
+    "Gas": ("max_fee_gwei", "max_answer_fee_gwei", "timeout"),
+    "Interim payments of long jobs": (
+        *("collect_interval", "collect_gas_share", "coin_value", "unbilled_warning"),
+    ),
+    "What watches the daemon": ("health_port", "log_level", "log_format"),
+    "Where jobs run": ("executor", "follow_offer"),
+}
+#: What a provider never needs.
+_OTHERS: Final = frozenset({"context", "relay", "explorer_database", "explorer_links"})
+#: A table: it stands last.
+_TABLE: Final = "executor_options"
+#: Written without a comment sign, because a provider always has them.
+_SET: Final[Mapping[str, Any]] = {
+    "endpoint": "http://127.0.0.1:8545",
+    "deployment": "deployment.json",
+    "keystore": "provider.json",
+    "password_file": "password",
+    "state_dir": "state",
+    "health_port": 9464,
+}
+#: Shown where there is no default.
+_EXAMPLES: Final[Mapping[str, Any]] = {
+    "chain_id": 31337,
+    "websocket": "ws://127.0.0.1:8546",
+    "ca_file": "ca.pem",
+    "headers_file": "headers.toml",
+    "collect_interval": 3600,
+}
+_HEAD: Final = """\
+# Settings of a DeepSquare provider. The daemon reads this file when it is started in this folder.
+# What stands behind a comment sign is the default, or an example where there is none.
+# A flag (--state-dir) goes before a variable (DEEPSQUARE_STATE_DIR), and that before this file.
+# `deepsquare config show` prints what is in force, `deepsquare provider doctor` checks it.
+"""
+_TAIL: Final = """
+# Options of the executor; docs/provider.md has all of them. For Slurm:
+[executor_options]
+# partitions = ["batch"]
+# account = "grid"
+"""
+
+
+def write_provider_files(folder: Path, executor: str) -> list[Path]:
+    """Write the files of a new provider; none of them is written where one is there already.
+
+    Args:
+        folder: From which the daemon will be started; made if need be.
+        executor: Name of the executor.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UsageError: One of the files exists, or can't be written.
+    """
+    texts = provider_files(folder.absolute(), executor)
+    paths = [folder / name for name in texts]
+    there = [path for path in paths if os.path.lexists(path)]
+    if there:
+        raise UsageError(
+            f"{there[0]} is there already, so nothing was written",
+            hint="Choose another folder, or move that file away first.",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, texts.values(), strict=True):
+            with path.open("x", encoding="utf-8") as stream:
+                stream.write(text)
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or folder} can't be written: {error.strerror}",
+            hint="Choose a folder that you may write to.",
+        ) from None
+    return paths
+
+
+def provider_files(folder: Path, executor: str) -> dict[str, str]:
+    """Texts by file name, for a daemon of this user and Python that is started in a folder."""
+    shipped = files("deepsquare_chain.client") / "operations"
+    values = {
+        "@USER@": _user(),
+        "@FOLDER@": str(folder),
+        "@PROGRAM@": str(Path(sys.executable).with_name("deepsquare")),
+        "@PREFIX@": sys.prefix,
+    }
+    found = {PROJECT_FILE: configuration(executor)}
+    for name in ("deepsquare-provider.service", "hardened.conf", "alerts.yml", "dashboard.json"):
+        text = (shipped / name).read_text("utf-8")
+        for mark, value in values.items():
+            # A space or a per cent sign means something in a unit file.
+            text = text.replace(mark, value.replace("%", "%%").replace(" ", "\\x20"))
+        found[name] = text
+    return found
+
+
+def configuration(executor: str) -> str:
+    """The text of a configuration file that explains every setting of a provider."""
+    lines = [_HEAD]
+    listed = {name for names in _SECTIONS.values() for name in names}
+    sections = dict(_SECTIONS)
+    # A setting that nobody has sorted in yet is still one that people must find.
+    rest = [name for name in Settings.model_fields if name not in listed | _OTHERS | {_TABLE}]
+    if rest:
+        sections["Other settings"] = tuple(rest)
+    values = {**_SET, "executor": executor}
+    for title, names in sections.items():
+        lines.append(f"\n# ---- {title}\n")
+        for name in names:
+            lines.extend(_lines(name, values))
+    return "\n".join(lines) + _TAIL
+
+
+def _lines(name: str, values: Mapping[str, Any]) -> list[str]:
+    field = Settings.model_fields[name]
+    default = None if field.default is PydanticUndefined else field.default
+    comment = textwrap.wrap(f"{field.description}.", 96)
+    lines = [f"# {line}" for line in comment]
+    if name in values:
+        return [*lines, f"{name} = {_toml(values[name])}", ""]
+    shown = _EXAMPLES.get(name) if default is None else default
+    return [*lines, f"# {name} = {_toml('' if shown is None else shown)}", ""]
+
+
+def _toml(value: Any) -> str:
+    """A plain value; JSON's way to write numbers, booleans and text is TOML's too."""
+    return json.dumps(value if isinstance(value, bool | int | float) else str(value))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in many containers
+        return str(os.getuid())

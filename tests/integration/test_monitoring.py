@@ -1,0 +1,104 @@
+"""Metrics by Prometheus' conventions, and alert rules and a dashboard that use only what exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import deepsquare_chain
+from deepsquare_chain.observe.metrics import Metrics
+from tests.support.promtool import promtool
+
+PACKAGE = Path(deepsquare_chain.__file__).parent
+SHIPPED = files("deepsquare_chain.client") / "operations"
+RULE_TESTS = Path(__file__).with_name("alerts_test.yml")
+KINDS = {"counter", "gauge", "gauges", "histogram"}
+#: Suffixes of the samples that each kind of metric has.
+SAMPLES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "gauges": ("",),
+    "histogram": ("_bucket", "_sum", "_count"),
+}
+
+
+def defined() -> Iterator[tuple[str, str, str]]:
+    """Kind, name and help of every metric that any service defines, as the source has it."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = ast.unparse(node.func.value)
+            if node.func.attr not in KINDS or not owner.endswith("metrics"):
+                continue
+            name = ast.literal_eval(node.args[0])
+            text = node.args[1]
+            words = text.value if isinstance(text, ast.Constant) else "Given by a variable."
+            yield node.func.attr, name, str(words)
+
+
+def samples() -> set[str]:
+    """Names under which Prometheus knows them."""
+    found = {f"deepsquare_{name}{end}" for kind, name, _ in defined() for end in SAMPLES[kind]}
+    assert len(found) > 40, "the metrics were not found in the source"
+    return found
+
+
+def used(expression: str) -> set[str]:
+    """Metrics of ours in an expression."""
+    return set(re.findall(r"\bdeepsquare_[a-z0-9_]+", expression))
+
+
+def rules() -> list[dict[str, Any]]:
+    found = yaml.safe_load((SHIPPED / "alerts.yml").read_text())
+    return [rule for group in found["groups"] for rule in group["rules"]]
+
+
+def test_all_metrics_follow_the_naming_conventions() -> None:
+    metrics = Metrics("service")
+    for name, (kind, text) in {name: (kind, text) for kind, name, text in defined()}.items():
+        getattr(metrics, kind)(name, text)
+    done = promtool("check", "metrics", text=metrics.render())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert promtool("check", "metrics", text=b"deepsquare_free_megabytes 1\n").returncode != 0
+
+
+def test_alert_rules_are_valid_and_fire_when_they_should() -> None:
+    with_rules = SHIPPED / "alerts.yml"
+    checked = promtool("check", "rules", str(with_rules))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    tested = promtool("test", "rules", RULE_TESTS)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    # Every rule has a test in which it fires, and one in which it does not.
+    cases = yaml.safe_load(RULE_TESTS.read_text())["tests"]
+    outcomes: dict[str, set[bool]] = {}
+    for case in cases:
+        for each in case["alert_rule_test"]:
+            outcomes.setdefault(each["alertname"], set()).add(bool(each.get("exp_alerts")))
+    assert outcomes == {rule["alert"]: {True, False} for rule in rules()}
+
+
+def test_alerts_and_dashboard_use_only_metrics_that_exist() -> None:
+    known = samples()
+    dashboard = json.loads((SHIPPED / "dashboard.json").read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    variables = [str(each["query"]) for each in dashboard["templating"]["list"]]
+    for expression in (*panels, *variables, *(rule["expr"] for rule in rules())):
+        assert used(expression) <= known, expression
+    assert len(panels) > 20
+    assert all(used(each) or "up{" in each for each in panels)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    assert rule["annotations"]["summary"]
+    assert rule["annotations"]["description"].endswith(".")

@@ -1,0 +1,28 @@
+"""Prometheus' own checker, where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.anvil import REQUIRE_REAL
+
+PROMTOOL = shutil.which("promtool")
+
+
+def promtool(*arguments: str | Path, text: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Run it to its end; without it the test is skipped, or fails where all parts are required."""
+    if PROMTOOL is None:
+        if os.environ.get(REQUIRE_REAL) == "1":
+            pytest.fail("promtool is missing: install the Debian package prometheus")
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    done = subprocess.run(
+        [PROMTOOL, *map(str, arguments)], input=text, capture_output=True, timeout=60, check=False
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
