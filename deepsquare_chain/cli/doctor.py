@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Kind
+
+if TYPE_CHECKING:
+    from deepsquare_chain.observe.probe import Check
 
 app = typer.Typer()
 
@@ -16,6 +20,7 @@ CHECKS: Final = (
     Column("ok", "in order", Kind.FLAG),
     Column("text", "found"),
     Column("hint", "what to do"),
+    Column("setting", "setting"),
 )
 
 
@@ -25,5 +30,10 @@ async def doctor(desk: Desk) -> int:
     from deepsquare_chain.client.doctor import examine
 
     found = await examine(desk.settings)
-    desk.printer.rows(CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
+    return print_checks(desk, found)
+
+
+def print_checks(desk: Desk, found: Sequence[Check]) -> int:
+    """Print what was examined; exit code 1 where something is wrong."""
+    desk.printer.rows(CHECKS, ((e.name, e.ok, e.text, e.hint, e.setting) for e in found))
     return 0 if all(each.ok for each in found) else 1

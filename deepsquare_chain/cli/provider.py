@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.doctor import CHECKS
+from deepsquare_chain.cli.doctor import print_checks
 from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import AccountArgument, label, price
@@ -265,15 +265,42 @@ async def run(desk: Desk) -> None:
 
 
 @command(app)
-async def drain(desk: Desk) -> None:
-    """Start maintenance: end what there is, get nothing new."""
-    await _set_draining(desk, draining=True)
+async def drain(
+    desk: Desk,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until no job is left with this provider.")
+    ] = False,
+    wait_timeout: Annotated[
+        float | None,
+        typer.Option("--wait-timeout", min=0, metavar="SECONDS", help="Longest wait (exit 9)."),
+    ] = None,
+) -> None:
+    """Start maintenance: running jobs go on to their end, nothing new is accepted.
+
+    Jobs that have not begun go back to the grid's queue. The daemon must run meanwhile; SIGUSR1
+    does the same to it, SIGUSR2 what `resume` does.
+    """
+    from deepsquare_chain.client.maintenance import wait_until_empty
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        registry = wallet.contracts.registry
+        provider = await registry.provider_of(wallet.address)
+        receipt = await wallet.send(registry.set_draining(True))
+        if wait:
+            await wait_until_empty(
+                wallet.contracts, provider.id, timeout=wait_timeout, told=desk.printer.note
+            )
+    desk.receipt(receipt)
 
 
 @command(app)
 async def resume(desk: Desk) -> None:
     """End maintenance."""
-    await _set_draining(desk, draining=False)
+    from deepsquare_chain.client.network import open_wallet
+
+    async with open_wallet(desk.settings) as wallet:
+        desk.receipt(await wallet.send(wallet.contracts.registry.set_draining(False)))
 
 
 @command(app)
@@ -331,10 +358,23 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
     """Look at all that a provider needs to get jobs; exit 1 if something is wrong."""
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.client.providerdoctor import examine_provider
+    from deepsquare_chain.daemon.status import service_folder
+    from deepsquare_chain.executors.base import ExecutorContext
+    from deepsquare_chain.executors.registry import examine_executor
+    from deepsquare_chain.job import Offer
 
-    found = await examine_provider(desk.settings, own_address(desk.settings, account))
-    desk.printer.rows(CHECKS, ((each.name, each.ok, each.text, each.hint) for each in found))
-    return 0 if all(each.ok for each in found) else 1
+    settings = desk.settings
+    address = own_address(settings, account)
+    found = await examine_provider(settings, address)
+    context = ExecutorContext(
+        state_dir=service_folder(settings.state_dir, "provider", address),
+        capacity=Offer(0, 0, 0),
+        min_free=settings.disk_floor,
+        owner=address,
+        options=settings.executor_options,
+    )
+    found += await examine_executor(settings.executor, context)
+    return print_checks(desk, found)
 
 
 def _prices(now: Provider | None, cpu: int | None, gpu: int | None, mem: int | None) -> Prices:
@@ -405,13 +445,6 @@ async def _slurm_hardware(desk: Desk, given: tuple[int | None, ...]) -> Hardware
         names = ", ".join(found.left_out[:10]) + (" ..." if len(found.left_out) > 10 else "")
         desk.printer.note(f"Left out, because they are down or smaller: {names}.")
     return hardware
-
-
-async def _set_draining(desk: Desk, *, draining: bool) -> None:
-    from deepsquare_chain.client.network import open_wallet
-
-    async with open_wallet(desk.settings) as wallet:
-        desk.receipt(await wallet.send(wallet.contracts.registry.set_draining(draining)))
 
 
 def _row(provider: Provider, *, silent: bool) -> tuple[object, ...]:

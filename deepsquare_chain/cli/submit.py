@@ -189,6 +189,12 @@ async def submit(
                     "Warning: no provider could run this now; see `deepsquare quote`. The job "
                     "would wait, and can be cancelled for a full refund."
                 )
+            store = FolderDefinitionStore(desk.settings.store)
+            if not store.readers():
+                desk.printer.note(
+                    f"Warning: no provider is known to read definitions from {store.path} (setting "
+                    "store). Where none does, the job waits and can be cancelled for a full refund."
+                )
             _announce(desk, due, permit=permit or gasless, gasless=gasless)
             if dry_run:
                 desk.printer.note("Dry run: nothing was sent.")
@@ -199,7 +205,7 @@ async def submit(
             done = await submit(
                 wallet.contracts,
                 wallet.sender,
-                FolderDefinitionStore(desk.settings.store),
+                store,
                 requests,
                 permit=wallet.account if permit else None,
                 timeout=desk.settings.timeout,

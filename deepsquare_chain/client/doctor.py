@@ -9,7 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -23,50 +23,52 @@ from deepsquare_chain.client.network import no_keystore, open_account, open_grid
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.daemon.status import running_services
 from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.observe.probe import Check
 from deepsquare_chain.settings import Settings, safe_url
+from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _MAX_SKEW: Final = 30  # seconds between this clock and the chain's
+#: What to do where nobody can read what is submitted.
+NO_READER_HINT: Final = (
+    "A provider reads definitions in its own setting store. Share the folder with providers, and "
+    "have their daemons running."
+)
 #: What to do where a provider's daemon can't start jobs.
 FAULT_HINT: Final = (
     "It claims nothing until a test script runs, and tries again by itself. Look at the machine: "
     "is there a bash, a free process, free memory and disk?"
 )
-_MIN_FREE: Final = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing looked at; `hint` says what to do where `ok` is false."""
-
-    name: str
-    ok: bool
-    text: str
-    hint: str = ""
 
 
 async def examine(settings: Settings) -> list[Check]:
     """All checks, the failed ones included; nothing is changed."""
-    checks: list[tuple[str, Callable[[Settings], Awaitable[str]]]] = [
-        ("python", _python),
-        ("deployment and endpoint", _endpoint),
-        ("contracts", _contracts),
-        ("clock", _clock),
-        ("wallet", _wallet),
-        ("password file", _password_file),
-        ("balance", _balance),
-        ("definition store", _store),
-        ("disk", _disk),
-        ("providers here", _providers),
+    checks: list[tuple[str, _Examine, str]] = [
+        ("python", _python, ""),
+        ("deployment and endpoint", _endpoint, "endpoint, chain_id, deployment"),
+        ("contracts", _contracts, "deployment"),
+        ("clock", _clock, ""),
+        ("wallet", _wallet, "keystore"),
+        ("password file", _password_file, "password_file"),
+        ("balance", _balance, "keystore"),
+        ("definition store", _store, "store"),
+        ("disk", _disk, "state_dir, disk_floor"),
+        ("providers here", _providers, "state_dir"),
     ]
-    return [await _run(name, check, settings) for name, check in checks]
+    return [await run_check(name, check, settings, setting) for name, check, setting in checks]
 
 
-async def _run(name: str, check: Callable[[Settings], Awaitable[str]], settings: Settings) -> Check:
+_Examine = Callable[[Settings], Awaitable["str | tuple[str, str]"]]
+
+
+async def run_check(name: str, check: _Examine, settings: Settings, setting: str = "") -> Check:
+    """What a check found: words, or words and a hint; an error of the grid is a finding too."""
     try:
-        return Check(name, ok=True, text=await check(settings))
+        found = await check(settings)
     except GridError as error:
-        return Check(name, ok=False, text=error.message, hint=error.hint)
+        return Check(name, ok=False, text=error.message, hint=error.hint, setting=setting)
+    text, hint = found if isinstance(found, tuple) else (found, "")
+    return Check(name, ok=True, text=text, hint=hint, setting=setting)
 
 
 async def _python(_: Settings) -> str:
@@ -131,7 +133,7 @@ async def _password_file(settings: Settings) -> str:
 
 async def _is_wallet(settings: Settings) -> bool:
     """Whether the check of the wallet finds nothing: what it finds is told once."""
-    return (await _run("wallet", _wallet, settings)).ok
+    return (await run_check("wallet", _wallet, settings)).ok
 
 
 async def _balance(settings: Settings) -> str:
@@ -150,15 +152,23 @@ async def _balance(settings: Settings) -> str:
     return f"{format_credits(found.credits)} credits, {lasts.words()}"
 
 
-async def _store(settings: Settings) -> str:
-    return _writable(settings.store)
+async def _store(settings: Settings) -> tuple[str, str]:
+    writable = _writable(settings.store)
+    readers = await asyncio.to_thread(FolderDefinitionStore(settings.store).readers)
+    if not readers:
+        return f"{writable}; no provider is known to read it", NO_READER_HINT
+    return f"{writable}; providers that read it: {len(readers)}", ""
 
 
 async def _disk(settings: Settings) -> str:
     place = _existing(settings.state_dir)
     free = shutil.disk_usage(place).free
-    if free < _MIN_FREE:
-        raise GridError(f"{free // 1024**2} MB are free in {place}", hint="Make room.")
+    if free < settings.disk_floor * 1024**2:
+        raise GridError(
+            f"{free // 1024**2} MB are free in {place}, less than the {settings.disk_floor} MB of "
+            "disk_floor",
+            hint="A provider claims no job there. Free some, or lower disk_floor or keep_runs_mb.",
+        )
     return f"{free // 1024**2} MB free in {place}; {_writable(settings.state_dir)}"
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
-import psutil
-
+from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.client.doctor import FAULT_HINT, Check, examine
+from deepsquare_chain.client.doctor import FAULT_HINT, examine
+from deepsquare_chain.client.joblist import newest
 from deepsquare_chain.client.network import open_grid
+from deepsquare_chain.client.registration import machine
 from deepsquare_chain.daemon.status import read_status, service_folder
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.job import Provider, ProviderStatus
+from deepsquare_chain.job import JobStatus, Provider, ProviderStatus
+from deepsquare_chain.observe.probe import Check
 from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.definitions import FolderDefinitionStore
 
 #: An approval that ends within this many seconds is told.
 _SOON = 7 * 86_400
-_MB = 1_000_000
+#: Jobs whose definitions are looked for.
+_LOOKED_AT = 20
 
 
 async def examine_provider(settings: Settings, account: str) -> list[Check]:
@@ -25,17 +28,24 @@ async def examine_provider(settings: Settings, account: str) -> list[Check]:
     found = [*await examine(settings), _starts(settings, account)]
     try:
         async with open_grid(settings) as contracts:
+            found.append(await _definitions(settings, contracts))
             provider = await contracts.registry.provider_of(account)
             silent = await contracts.scheduler.is_silent(provider.id)
             now = await chain_time(contracts.w3)
     except GridError as error:
-        return [*found, Check("registration", ok=False, text=error.message, hint=error.hint)]
+        failed = Check("registration", False, error.message, error.hint, "keystore")
+        return [*found, failed]
     return [*found, *standing(provider, silent=silent, now=now)]
 
 
 def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
     """What the chain says of a provider at chain time `now`, and whether this machine holds it."""
-    yield Check("registration", ok=True, text=f"provider {provider.id}, {provider.account}")
+    yield Check(
+        "registration",
+        ok=True,
+        text=f"provider {provider.id}, {provider.account}",
+        setting="keystore",
+    )
     yield _status(provider)
     yield _approval(provider, now)
     yield Check(
@@ -56,14 +66,46 @@ def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
     yield _offer(provider)
 
 
+async def _definitions(settings: Settings, contracts: Contracts) -> Check:
+    """Whether this machine reads the definitions of the grid's newest jobs, waiting ones first."""
+    setting, store = "store", FolderDefinitionStore(settings.store)
+    live = {each for each in JobStatus if each.is_live}
+    jobs = await newest(contracts, limit=_LOOKED_AT, statuses=live)
+    jobs = jobs or await newest(contracts, limit=_LOOKED_AT, statuses=set(JobStatus))
+    name = "definitions"
+    if not jobs:
+        return Check(name, True, "there is no job yet by which it could be told", "", setting)
+    missing = 0
+    for job, _ in jobs:
+        try:
+            await store.get(job.definition)
+        except GridError:
+            missing += 1
+    text = f"{len(jobs) - missing} of the newest {len(jobs)} jobs' definitions are in {store.path}"
+    if not missing:
+        return Check(name, True, text, "", setting)
+    hint = (
+        "Jobs without a definition are given back. Point store at the folder that the grid's "
+        "customers write to."
+    )
+    return Check(name, missing < len(jobs), text, hint, setting)
+
+
 def _starts(settings: Settings, account: str) -> Check:
     """Whether this provider's daemon runs on this machine, and can start jobs."""
     status = read_status(service_folder(settings.state_dir, "provider", account), "provider")
+    name, setting = "starting jobs", "state_dir, executor"
     if status is None:
-        return Check("starting jobs", ok=True, text="not known: its daemon does not run here")
+        text = "not known: its daemon does not run here"
+        return Check(name, True, text, "Start it with `deepsquare provider run`.", setting)
     if status.get("fault"):
-        return Check("starting jobs", ok=False, text=str(status["fault"])[:300], hint=FAULT_HINT)
-    return Check("starting jobs", ok=True, text="a test script ran")
+        return Check(name, False, str(status["fault"])[:300], FAULT_HINT, setting)
+    if status.get("shortage"):
+        return Check(name, False, str(status["shortage"])[:300], "Free some disk.", "disk_floor")
+    if status.get("unready"):
+        hint = "Look at the endpoint, or at this machine's clock."
+        return Check(name, False, str(status["unready"])[:300], hint, "endpoint")
+    return Check(name, True, "a test script ran", "", setting)
 
 
 def _status(provider: Provider) -> Check:
@@ -88,7 +130,8 @@ def _offer(provider: Provider) -> Check:
     """Only a provider of one node runs jobs on this machine itself."""
     offer = provider.offer
     text = f"{offer.cpus} cpus, {offer.memory} MB, {offer.gpus} gpus"
-    cpus, memory = os.cpu_count() or 1, psutil.virtual_memory().total // _MB
+    here = machine()
+    cpus, memory = here.cpus_per_node, here.mem_per_node
     if provider.hardware.nodes == 1 and (offer.cpus > cpus or offer.memory > memory):
         return Check(
             "offer",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorContext
+from deepsquare_chain.observe.probe import Check
 
 GROUP: Final = "deepsquare.executors"
 
@@ -24,6 +26,26 @@ def create_executor(name: str, context: ExecutorContext) -> Executor:
         UsageError: No such executor is installed, it can't be loaded, or an option is wrong.
         ExecutorUnavailableError: It can't be used now.
     """
+    return cast("Callable[[ExecutorContext], Executor]", _load(name))(context)
+
+
+async def examine_executor(name: str, context: ExecutorContext) -> list[Check]:
+    """What an executor finds about the machine or cluster; nothing is changed.
+
+    A module that provides an executor may have a coroutine function `examine` of the context, which
+    returns the checks.
+    """
+    try:
+        module = sys.modules[_load(name).__module__]
+        examine = getattr(module, "examine", None)
+        found = [] if examine is None else list(await examine(context))
+    except GridError as error:
+        setting = "executor, executor_options"
+        return [Check("executor", False, error.message, error.hint, setting)]
+    return found or [Check("executor", True, f"{name} is installed", "", "executor")]
+
+
+def _load(name: str) -> Any:
     points = list(entry_points(group=GROUP, name=name))
     if not points:
         known = ", ".join(executor_names()) or "none"
@@ -32,10 +54,9 @@ def create_executor(name: str, context: ExecutorContext) -> Executor:
             hint=f"Installed are: {known}. After an upgrade, install the package again.",
         )
     try:
-        create = cast("Callable[[ExecutorContext], Executor]", points[0].load())
+        return points[0].load()
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"The executor {name} can't be loaded from {points[0].value}: {error}",
             hint="Install the package that provides it again.",
         ) from error
-    return create(context)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
@@ -54,7 +55,7 @@ from deepsquare_chain.provider.retention import Limits, Retention
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
 from deepsquare_chain.store.database import Store
-from deepsquare_chain.store.definitions import DefinitionStore
+from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 
 _log = get_logger(__name__)
 #: Seconds to wait in a cycle for transactions of an earlier process or cycle.
@@ -188,6 +189,7 @@ class ProviderService:
         self._contracts = contracts
         self._sender = sender
         self._executor = executor
+        self._definitions = definitions
         self._settings = settings
         self._standing = standing
         self._patience = settings.patience or max(1, standing.claim_timeout // 2)
@@ -398,7 +400,14 @@ class ProviderService:
         balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
         self.figures.gas.set(balance / CREDIT)
         self._retention.look()
+        await self._mark_store()
         self._looked_slowly = now
+
+    async def _mark_store(self) -> None:
+        """Tell customers who share the folder of definitions that it is read."""
+        if isinstance(self._definitions, FolderDefinitionStore):
+            with suppress(OSError):  # whoever may only read it still can
+                await asyncio.to_thread(self._definitions.mark_reader, self._sender.address)
 
     async def _act(self, head: Head, busy: frozenset[int]) -> int:
         followed = self._follower.position == head.number

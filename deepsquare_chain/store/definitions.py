@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -12,6 +13,9 @@ from deepsquare_chain.errors import GridError, JobFileError, NotFoundError
 from deepsquare_chain.workflow import digest
 
 MAX_BYTES: Final = 1_000_000
+#: Folder of the marks that providers leave, and seconds for which one of them counts.
+_READERS: Final = ".readers"
+_READER_SECONDS: Final = 300.0
 
 
 class DefinitionMismatch(GridError):  # noqa: N818 - the name that callers know
@@ -72,6 +76,25 @@ class FolderDefinitionStore:
             raise GridError(
                 f"Definition {digest.hex()} can't be read in {self.path}: {error.strerror}"
             ) from None
+
+    def mark_reader(self, account: str) -> None:
+        """Tell those who share the folder that a provider reads it now.
+
+        Raises:
+            OSError: The folder can't be written to, which keeps nobody from reading.
+        """
+        folder = self.path / _READERS
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / account.lower()).touch()
+
+    def readers(self) -> list[str]:
+        """Accounts of providers that have read the folder within some minutes, as they say."""
+        try:
+            marks = list((self.path / _READERS).iterdir())
+            fresh = [abs(time.time() - mark.stat().st_mtime) < _READER_SECONDS for mark in marks]
+        except OSError:
+            return []
+        return sorted(mark.name for mark, reads in zip(marks, fresh, strict=True) if reads)
 
     def _file(self, key: bytes) -> Path:
         if len(key) != 32:

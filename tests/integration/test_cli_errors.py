@@ -301,14 +301,19 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
     assert cli("credit", "faucet", account).code == 0
     hardware = ["--nodes", "2", "--cpus-per-node", "8", "--mem-per-node", "16000"]
     prices = ["--cpu-price", "3.6", "--mem-price", "0.0036"]
-    refused(cli("provider", "register", *prices, "--cpus-per-node", "70000", *own), 2)
+    too_many = ["--cpus-per-node", "70000", "--yes"]
+    refused(cli("provider", "register", *prices, *too_many, *own), 2)
+    refused(cli("provider", "register", *own), 2, "needs a price", "--cpu-price and --mem-price")
+    unasked = cli("provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *own)
+    refused(unasked, 2, "no terminal to ask on", "--yes")
+    assert "9999 CPUs per node would be registered, and this machine has" in unasked.err
 
     def shown() -> Any:
         return json.loads(cli("provider", "status", account, "-o", "json").out)
 
     steps: list[tuple[list[str], dict[str, Any]]] = [
         (
-            ["provider", "register", *hardware, *prices, "--label", "site=here", *own],
+            ["provider", "register", *hardware, *prices, "--label", "site=here", "--yes", *own],
             {"status": "WAITING_APPROVAL", "labels": "site=here", "price_gpu": "0"},
         ),
         (["admin", "approve", account, *admin], {"status": "ACTIVE", "offer_cpus": 16}),
@@ -317,11 +322,19 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
             {"offer_cpus": 4, "offer_memory": 99},
         ),
         (
-            ["provider", "price", *prices[:2], "--mem-price", "0", "--gpu-price", "36", *own],
+            ["provider", "price", "--mem-price", "0", "--gpu-price", "36", "--yes", *own],
             {"price_cpu": str(10**15), "price_mem": "0", "price_gpu": str(10**16)},
         ),
-        (["provider", "labels", "--label", "a=b", "--label", "c=d", *own], {"labels": "a=b c=d"}),
-        (["provider", "drain", *own], {"status": "DRAINING"}),
+        (
+            ["provider", "labels", "--label", "a=b", "--label", "c=d", "--yes", *own],
+            {"labels": "a=b c=d"},
+        ),
+        # What is not given again stays; what is the same needs no question.
+        (
+            ["provider", "register", "--cpus-per-node", "1", "--nodes", "2", "--yes", *own],
+            {"labels": "a=b c=d", "price_cpu": str(10**15), "price_gpu": str(10**16)},
+        ),
+        (["provider", "drain", "--wait", *own], {"status": "DRAINING"}),
         (["provider", "resume", *own], {"status": "ACTIVE"}),
         (["admin", "ban", account, "--reason", "late", *admin], {"status": "BANNED"}),
         (["admin", "unban", account, *admin], {"status": "ACTIVE"}),

@@ -224,6 +224,9 @@ def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
     # The example's offer may be larger than the machine of the tests.
     assert {name for name, each in checks.items() if not each["ok"]} <= {"offer"}
     assert checks["registration"]["text"].startswith("provider 1, 0x")
+    assert (checks["executor"]["ok"], checks["executor"]["setting"]) == (True, "executor")
+    assert checks["deployment and endpoint"]["setting"] == "endpoint, chain_id, deployment"
+    assert "definitions" in checks
     assert checks["status"]["text"] == "ACTIVE"
     assert checks["approval"]["text"].endswith("more days")
     assert data(cli("provider", "earnings", *own)) == []
@@ -236,7 +239,8 @@ def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
     assert cli("provider", "resume", *own).code == 0
     stranger = cli("provider", "doctor", "-o", "json")
     assert stranger.code == 1
-    assert [each["ok"] for each in json.loads(stranger.out)][-1] is False
+    checks = {each["check"]: each for each in json.loads(stranger.out)}
+    assert (checks["registration"]["ok"], checks["registration"]["setting"]) == (False, "keystore")
 
 
 def test_of_two_commands_of_one_key_at_once_one_pays(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,14 @@ async def test_many_at_once(store: FolderDefinitionStore) -> None:
     keys = await asyncio.gather(*map(store.put, texts))
     assert await asyncio.gather(*map(store.get, keys)) == texts
     assert len(list(store.path.iterdir())) == 10
+
+
+def test_providers_that_read_a_folder_leave_a_mark_that_grows_old(tmp_path: Path) -> None:
+    store = FolderDefinitionStore(tmp_path / "store")
+    assert store.readers() == []
+    store.mark_reader("0xAB")
+    store.mark_reader("0xCD")
+    assert store.readers() == ["0xab", "0xcd"]
+    long_ago = time.time() - 301
+    os.utime(tmp_path / "store" / ".readers" / "0xab", (long_ago, long_ago))
+    assert store.readers() == ["0xcd"]

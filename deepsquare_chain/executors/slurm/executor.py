@@ -51,6 +51,7 @@ from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.probe import Check
 
 WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
 _DAY: Final = 86_400
@@ -752,6 +753,20 @@ class SlurmExecutor(Executor):
                 raise unavailable("Slurm", self._path, error) from error
 
         return await asyncio.to_thread(typed)
+
+
+async def examine(context: ExecutorContext) -> list[Check]:
+    """Whether Slurm answers here, and has nodes for the jobs.
+
+    Raises:
+        GridError: An option is wrong, or Slurm does not answer.
+    """
+    nodes = await read_nodes(parse_options(context.options))
+    usable = [node for node in nodes if node.is_up]
+    setting = "executor_options.partitions"
+    text = f"Slurm answers; nodes in service: {len(usable)} of {len(nodes)}"
+    hint = "" if usable else "`sinfo` says why they are out of service."
+    return [Check("executor", bool(usable), text, hint, setting)]
 
 
 def create(context: ExecutorContext) -> SlurmExecutor:
