@@ -100,6 +100,7 @@ SlurmctldLogFile=$dir/slurmctld.log
 SlurmdPidFile=$dir/%n.pid
 SlurmdLogFile=$dir/%n.log
 SlurmdSpoolDir=$dir/spool-%n
+TmpFS=$dir/tmp-%n
 SlurmdParameters=config_overrides
 SwitchType=switch/none
 MpiDefault=none
@@ -138,7 +139,9 @@ END
     printf '%s\n' munged slurmctld >"$dir/daemons"
     for ((node = 1; node <= nodes; node++)); do
         echo "$prefix$node"
-        mkdir -p "$dir/spool-$prefix$node"
+        mkdir -p "$dir/spool-$prefix$node" "$dir/tmp-$prefix$node"
+        # PMIx makes folders there with the same names on every node: each needs a place of its own.
+        chmod 1777 "$dir/tmp-$prefix$node"
     done >>"$dir/daemons"
 }
 

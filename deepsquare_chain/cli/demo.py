@@ -31,7 +31,10 @@ async def demo(
         int, typer.Option(min=0, max=65_535, help="Of the explorer; 0 takes a free one.")
     ] = 0,
 ) -> int:
-    """Run a whole grid on this machine, from submission to audit; under 90 seconds."""
+    """Run a whole grid on this machine, from submission to audit; under 90 seconds.
+
+    `--executor slurm` runs the jobs on a Slurm cluster that the demo starts and ends.
+    """
     from deepsquare_chain.devnet.demo import run_demo
 
     desk.hush()
@@ -39,6 +42,7 @@ async def demo(
     result = await run_demo(
         chain=chain.value,
         folder=folder,
+        executor=desk.settings.executor,
         stream=desk.printer.err if as_json else desk.printer.out,
         serve=serve,
         explorer_port=explorer_port,

@@ -17,6 +17,7 @@ from deepsquare_chain.devnet.grid import ChainKind, Grid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.devnet.leftovers import end_processes_of
 from deepsquare_chain.devnet.play import Play
+from deepsquare_chain.devnet.slurm import slurm_cluster
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 
 _WIDTH: Final = 150  # of lines that go to no terminal
@@ -35,6 +36,7 @@ async def run_demo(
     chain: ChainKind,
     folder: Path | None,
     stream: IO[str],
+    executor: str = "local",
     serve: bool = False,
     explorer_port: int = 0,
 ) -> DemoResult:
@@ -44,14 +46,19 @@ async def run_demo(
         chain: The embedded chain, or anvil.
         folder: New folder for state and logs; `.deepsquare/demo-<time>` if None.
         stream: Where the story is told.
+        executor: `slurm` runs the jobs on a Slurm cluster that the demo starts and ends.
         serve: Keep the finished grid and its explorer until a signal.
         explorer_port: Of the explorer's pages; 0 takes a free one.
 
     Raises:
         KeyboardInterrupt: A signal ended it.
-        NotFoundError: The example job files, or anvil, are not there.
-        UsageError: The folder exists.
+        NotFoundError: The example job files, anvil, or Slurm, are not there.
+        UsageError: The folder exists, or the demo does not know the executor.
     """
+    if executor not in {"local", "slurm"}:
+        raise UsageError(
+            f"The demo can't run jobs with executor {executor}", hint="Use local or slurm."
+        )
     began = time.monotonic()
     place = _new_folder(folder)
     examples = _examples()
@@ -59,7 +66,16 @@ async def run_demo(
     found: list[Closing] = []
     with stopped_by_signals() as stop:
         work = asyncio.create_task(
-            _play(place, chain, examples, console, found, serve=serve, port=explorer_port)
+            _play(
+                place,
+                chain,
+                examples,
+                console,
+                found,
+                executor=executor,
+                serve=serve,
+                port=explorer_port,
+            )
         )
         try:
             stopped = await until_stopped(stop, work)
@@ -87,13 +103,18 @@ async def _play(
     console: Console,
     found: list[Closing],
     *,
+    executor: str,
     serve: bool,
     port: int,
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         with Board(console, "DeepSquare grid") as board:
+            settings: dict[str, str] = {}
+            if executor == "slurm":
+                cluster = await stack.enter_async_context(slurm_cluster(board.step))
+                settings = cluster.environment
             grid = await stack.enter_async_context(
-                Grid(place, chain=chain, relay_port=0, tell=board.step)
+                Grid(place, chain=chain, relay_port=0, provider_settings=settings, tell=board.step)
             )
             board.step(f"watch it in a browser: {await grid.start_explorer(port)}")
             play = Play(grid, board, examples)

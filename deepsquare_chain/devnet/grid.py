@@ -87,6 +87,7 @@ class Grid:
         port: Of the chain on 127.0.0.1; 0 takes a free one.
         faucet_port: Of the faucet; None for no faucet.
         relay_port: Of the relay; None for no relay.
+        provider_settings: More environment variables of the providers' daemons.
         tell: Told of each step.
     """
 
@@ -98,6 +99,7 @@ class Grid:
         port: int = 0,
         faucet_port: int | None = None,
         relay_port: int | None = None,
+        provider_settings: Mapping[str, str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder = folder
@@ -112,6 +114,7 @@ class Grid:
         self._port = port
         self._faucet_port = faucet_port
         self._relay_port = relay_port
+        self._provider_settings = dict(provider_settings or {})
         self._tell = tell
         self._stack = contextlib.AsyncExitStack()
         self._contracts: Contracts | None = None
@@ -192,10 +195,10 @@ class Grid:
 
     async def start_service(self, role: str) -> ChildProcess:
         """Run the meta-scheduler's or a provider's daemon as a process of its own."""
-        words = ["provider", "run"]
+        words, more = ["provider", "run"], self._provider_settings
         if role == "scheduler":
-            words = ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)]
-        return await self._spawn(role, words, self.environment(role))
+            words, more = ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)], {}
+        return await self._spawn(role, words, {**self.environment(role), **more})
 
     async def start_explorer(self, port: int) -> str:
         """Run the explorer as a process of its own, without any wallet; its URL.
