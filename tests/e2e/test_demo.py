@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
+import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from deepsquare_chain.devnet import slurm
+from deepsquare_chain.devnet.demo import run_demo
 from deepsquare_chain.devnet.leftovers import processes_of
+from deepsquare_chain.errors import NotFoundError
 from tests.support.anvil import require_anvil
 from tests.support.cli import PROGRAM, Outcome, clean_environment, run
+from tests.support.slurm import require_slurm
 
 #: Status of every job, in the order of their names' first submission.
 ENDS = {
@@ -218,13 +229,35 @@ def test_nothing_is_left_running(played: tuple[Outcome, Path]) -> None:
     assert processes_of(folder) == []
 
 
-def test_interrupted_it_ends_everything(tmp_path: Path) -> None:
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path, as sockets need it, that every user may pass."""
+    folder = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def slurm_daemons(folder: Path) -> list[psutil.Process]:
+    """Daemons of Slurm clusters below a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LOCAL_SLURM", "").startswith(str(folder)):
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_interrupted_it_ends_everything(tmp_path: Path, short_folder: Path, executor: str) -> None:
     """Ctrl-C while jobs run, twice, since people do that."""
+    if executor == "slurm":
+        require_slurm()
     folder = tmp_path / "here"
     process = subprocess.Popen(
-        [*PROGRAM, "demo", "--folder", str(folder)],
+        [*PROGRAM, "demo", "--folder", str(folder), "--executor", executor],
         cwd=tmp_path,
-        env=clean_environment(tmp_path),
+        env={**clean_environment(tmp_path), "TMPDIR": str(short_folder)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -237,6 +270,7 @@ def test_interrupted_it_ends_everything(tmp_path: Path) -> None:
         words += line
         if "outlives#" in line:
             assert processes_of(folder)
+            assert bool(slurm_daemons(short_folder)) == (executor == "slurm")
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGINT)
             break
@@ -245,6 +279,22 @@ def test_interrupted_it_ends_everything(tmp_path: Path) -> None:
     assert "Interrupted: everything is ended." in words
     assert "Traceback" not in words
     assert processes_of(folder) == []
+    assert slurm_daemons(short_folder) == list(short_folder.iterdir()) == []
+
+
+def test_unknown_executor_is_refused(tmp_path: Path) -> None:
+    found = run(["demo", "--executor", "pbs", "--folder", "x"], tmp_path)
+    assert (found.code, "can't run jobs with executor pbs" in found.err) == (2, True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_slurm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_SYSTEM_PATH", "/nowhere")
+    with pytest.raises(NotFoundError, match="slurmctld") as caught:
+        asyncio.run(
+            run_demo(chain="embedded", folder=tmp_path / "x", stream=StringIO(), executor="slurm")
+        )
+    assert "apt-get install slurm-wlm" in str(caught.value.hint)
 
 
 def test_without_anvil_it_says_what_to_do(tmp_path: Path) -> None:
