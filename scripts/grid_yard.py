@@ -23,8 +23,8 @@ from deepsquare_chain.chain.rpc import close, connect
 from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.devnet.anvil import Anvil
-from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Hardware, JobFlags, Objective, Prices, Resources, Terms
 from deepsquare_chain.store.database import Store

@@ -224,7 +224,7 @@ async def results(
     Exit 1 if a file can't be read; the others are listed and fetched all the same.
     """
     from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.sdk.results import job_results
+    from deepsquare_chain.client.results import job_results
 
     async with open_grid(desk.settings) as contracts:
         found = await job_results(contracts, desk.settings.state_dir, job, to)

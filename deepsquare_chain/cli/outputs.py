@@ -10,10 +10,10 @@ from typing import Final
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.cli.frame import Desk
 from deepsquare_chain.cli.job import tell_trouble
+from deepsquare_chain.client.results import no_run
 from deepsquare_chain.client.watching import until_answered
 from deepsquare_chain.job import Job
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
-from deepsquare_chain.sdk.results import no_run
 
 _CHUNK: Final = 65_536
 _INTERVAL: Final = 0.5

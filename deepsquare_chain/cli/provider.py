@@ -336,8 +336,8 @@ async def earnings(desk: Desk, account: AccountArgument = None) -> None:
     The last row is of jobs that are RUNNING: what they earned since their start or their last
     interim payment, and the largest part of it that one lost run would forfeit now.
     """
+    from deepsquare_chain.client.earnings import accrued_now, earnings_by_day
     from deepsquare_chain.client.network import open_grid, own_address
-    from deepsquare_chain.sdk.earnings import accrued_now, earnings_by_day
 
     address = own_address(desk.settings, account)
     async with open_grid(desk.settings) as contracts:

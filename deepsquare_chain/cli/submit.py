@@ -112,7 +112,7 @@ async def quote(
 ) -> None:
     """Show what a job would cost at each provider, how long it could run, and when it may start."""
     from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.sdk.quoting import offers
+    from deepsquare_chain.client.offers import offers
 
     _, terms = _read(file, credits, time_limit)
     async with open_grid(desk.settings) as contracts:

@@ -27,11 +27,11 @@ from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.client.gasless import Confirm, RelayedSender
 from deepsquare_chain.client.relayclient import RelayClient
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.devnet.anvil import Anvil
-from deepsquare_chain.devnet.chain import ChainProcess
 from deepsquare_chain.devnet.faucet import Faucet, faucet_app
-from deepsquare_chain.devnet.node import Node
-from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.devnet.node.base import Node
+from deepsquare_chain.devnet.node.embedded import ChainProcess
+from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Hardware, Prices
 from deepsquare_chain.observe.serving import LoopbackServer, open_listener

@@ -19,9 +19,9 @@ import pytest
 from web3.exceptions import BlockNotFound, TransactionNotFound
 
 from deepsquare_chain.chain.rpc import TransientEndpointError, connect, connected
-from deepsquare_chain.devnet.anvil import Anvil, find_anvil
-from deepsquare_chain.devnet.chain import ChainProcess
-from deepsquare_chain.devnet.node import Node, dev_accounts
+from deepsquare_chain.devnet.node.anvil import Anvil, find_anvil
+from deepsquare_chain.devnet.node.base import Node, dev_accounts
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import start_anvil

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from tests.support.anvil import start_anvil
 from tests.support.gridlife import PARAMS
 from tests.support.killing import (

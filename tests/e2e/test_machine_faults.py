@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from deepsquare_chain.devnet.chain import ChainProcess
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.job import JobStatus
 from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Wish
 from tests.support.killing import Life, life

@@ -16,7 +16,7 @@ import pytest
 
 from deepsquare_chain.chain.deploying import GridParams
 from deepsquare_chain.chain.deployment import Timeouts
-from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import start_anvil
 from tests.support.gridlife import Wish, open_table

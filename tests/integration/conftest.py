@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import pytest
 
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.devnet.chain import ChainProcess
-from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.node.base import Node
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
 from tests.support.place import cli, place  # noqa: F401 - fixtures

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.devnet import anvil as anvil_module
-from deepsquare_chain.devnet.anvil import VARIABLE, Anvil, find_anvil
-from deepsquare_chain.devnet.chain import EmbeddedChain
-from deepsquare_chain.devnet.node import DEV_BALANCE, Node, dev_accounts
+from deepsquare_chain.devnet.node.anvil import VARIABLE, Anvil, find_anvil
+from deepsquare_chain.devnet.node.base import DEV_BALANCE, Node, dev_accounts
+from deepsquare_chain.devnet.node.base import anvil as anvil_module
+from deepsquare_chain.devnet.node.embedded import EmbeddedChain
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 
 GWEI = 10**9

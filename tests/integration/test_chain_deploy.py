@@ -18,7 +18,7 @@ from deepsquare_chain.chain.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.wallet import PASSWORD_FILE_VARIABLE, import_key
-from deepsquare_chain.devnet.node import Node, dev_accounts
+from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.faults import VARIABLE
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "deploy.py"

@@ -20,7 +20,7 @@ from deepsquare_chain.chain.rpc import (
     connected,
 )
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.observe.serving import open_listener
 from deepsquare_chain.store.database import Store

@@ -13,7 +13,7 @@ import pytest
 
 from deepsquare_chain.chain.outbox import TxState
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import InsufficientFundsError
 from deepsquare_chain.store.database import Store
 from tests.support.anvil import start_anvil

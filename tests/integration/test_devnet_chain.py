@@ -19,13 +19,13 @@ from eth_utils.address import to_checksum_address
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import ContractCustomError, TransactionNotFound, Web3RPCError
 
-from deepsquare_chain.devnet.chain import ChainProcess, EmbeddedChain
-from deepsquare_chain.devnet.core import Core
-from deepsquare_chain.devnet.engine import CallRequest
-from deepsquare_chain.devnet.node import DEV_BALANCE, dev_accounts
-from deepsquare_chain.devnet.pool import Pool, PooledTransaction
-from deepsquare_chain.devnet.rpcerrors import reverted
-from deepsquare_chain.devnet.rpcserver import MAX_BODY
+from deepsquare_chain.devnet.node.base import DEV_BALANCE, dev_accounts
+from deepsquare_chain.devnet.node.core import Core
+from deepsquare_chain.devnet.node.embedded import ChainProcess, EmbeddedChain
+from deepsquare_chain.devnet.node.engine import CallRequest
+from deepsquare_chain.devnet.node.pool import Pool, PooledTransaction
+from deepsquare_chain.devnet.node.rpcerrors import reverted
+from deepsquare_chain.devnet.node.rpcserver import MAX_BODY
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observe.serving import open_listener
 
@@ -907,7 +907,14 @@ class TestProcess:
 
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
     async def test_by_hand(self, signum: signal.Signals) -> None:
-        command = ["-m", "deepsquare_chain.devnet.chain", "--port", "0", "--block-time", "1"]
+        command = [
+            "-m",
+            "deepsquare_chain.devnet.node.embedded",
+            "--port",
+            "0",
+            "--block-time",
+            "1",
+        ]
         process = await asyncio.create_subprocess_exec(
             sys.executable, *command, stdout=asyncio.subprocess.PIPE
         )
@@ -928,8 +935,8 @@ class TestProcess:
     async def test_ends_with_its_parent(self, start: str) -> None:
         program = (
             "import asyncio\n"
-            "from deepsquare_chain.devnet.chain import ChainProcess\n"
-            "from deepsquare_chain.devnet.process import ChildProcess\n"
+            "from deepsquare_chain.devnet.node.embedded import ChainProcess\n"
+            "from deepsquare_chain.devnet.node.process import ChildProcess\n"
             "async def main():\n"
             f"    {start}\n"
             "        print(child.pid, flush=True)\n"

@@ -21,8 +21,8 @@ from deepsquare_chain.chain.outbox import TxState
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.chain.rpc import TransientEndpointError, WrongEndpointError, connected
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.devnet.chain import ChainProcess
-from deepsquare_chain.devnet.node import dev_accounts
+from deepsquare_chain.devnet.node.base import dev_accounts
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.store.database import Store
 from tests.support.livegrid import LiveGrid

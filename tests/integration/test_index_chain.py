@@ -13,7 +13,7 @@ import pytest
 from deepsquare_chain.chain.contracts import Report
 from deepsquare_chain.daemon import opening
 from deepsquare_chain.daemon.service import ServiceSettings
-from deepsquare_chain.devnet.anvil import Anvil
+from deepsquare_chain.devnet.node.anvil import Anvil
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.explorer.index.service import IndexService, open_index
 from deepsquare_chain.explorer.reader import read_ledger

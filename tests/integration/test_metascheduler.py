@@ -28,8 +28,8 @@ from deepsquare_chain.chain.events import (
 )
 from deepsquare_chain.cli.why import explain
 from deepsquare_chain.credits import CREDIT, job_rate
-from deepsquare_chain.devnet.chain import ChainProcess
-from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.node.base import Node
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Load, Objective, Offer, Prices, Resources
 from deepsquare_chain.metascheduler.runner import run_scheduler

@@ -18,8 +18,8 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import JobCollected, JobPanicked, JobRequeued, JobRetried
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.devnet.chain import ChainProcess
-from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.node.base import Node
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.job import JobFlags, JobStatus, ProviderStatus, Resources
 from deepsquare_chain.provider.figures import KINDS

@@ -12,8 +12,8 @@ import pytest
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import JobRetried
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.devnet.chain import ChainProcess
-from deepsquare_chain.devnet.node import Node
+from deepsquare_chain.devnet.node.base import Node
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.job import JobStatus, Resources
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output

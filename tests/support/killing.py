@@ -20,7 +20,7 @@ from typing import Any
 from deepsquare_chain.chain.deploying import GridParams
 from deepsquare_chain.chain.deployment import Timeouts
 from deepsquare_chain.credits import job_rate
-from deepsquare_chain.devnet.node import Node, dev_accounts
+from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobFlags, JobStatus, Resources
 from tests.support.gridlife import (

@@ -19,7 +19,7 @@ from deepsquare_chain.chain.events import JobSubmitted
 from deepsquare_chain.chain.rpc import close, connect
 from deepsquare_chain.chain.sender import Sender, TxReceipt
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.devnet.node import Node, dev_accounts
+from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.job import Hardware, JobFlags, Objective, Prices, Resources, Terms
 from deepsquare_chain.store.database import Store
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.devnet.node import dev_accounts
+from deepsquare_chain.devnet.node.base import dev_accounts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.faults import VARIABLE

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from deepsquare_chain.chain.events import JobCollected, JobSettled
+from deepsquare_chain.client.earnings import Accrued, accrued, by_day
 from deepsquare_chain.client.providerdoctor import standing
 from deepsquare_chain.job import Offer, Prices, Provider, ProviderStatus
-from deepsquare_chain.sdk.earnings import Accrued, accrued, by_day
 from tests.support.workloads import NOW, running
 from tests.unit.test_client import PROVIDER
 

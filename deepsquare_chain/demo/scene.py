@@ -15,10 +15,10 @@ from deepsquare_chain.chain.eventtypes import (
 )
 from deepsquare_chain.client.history import History, inherit, replay
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.devnet.blocks import BlockReader
-from deepsquare_chain.devnet.board import Board, Row
+from deepsquare_chain.demo.blocks import BlockReader
+from deepsquare_chain.demo.board import Board, Row
+from deepsquare_chain.demo.story import Line, Part, lines
 from deepsquare_chain.devnet.grid import Grid
-from deepsquare_chain.devnet.story import Line, Part, lines
 from deepsquare_chain.job import Job
 from deepsquare_chain.provider.outputs import find_run, read_output
 

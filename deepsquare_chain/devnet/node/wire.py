@@ -7,8 +7,8 @@ from typing import Any
 import rlp  # type: ignore[import-untyped]
 from eth_tester.utils.address import generate_contract_address
 
-from deepsquare_chain.devnet.engine import CallRequest
-from deepsquare_chain.devnet.rpcerrors import bad_params
+from deepsquare_chain.devnet.node.engine import CallRequest
+from deepsquare_chain.devnet.node.rpcerrors import bad_params
 
 Wire = dict[str, Any]
 

@@ -20,7 +20,7 @@ from eth_bloom.bloom import BloomFilter
 from eth_tester.backends.pyevm.main import PyEVMBackend
 from eth_utils.exceptions import ValidationError
 
-from deepsquare_chain.devnet.rpcerrors import RpcError, refused, reverted
+from deepsquare_chain.devnet.node.rpcerrors import RpcError, refused, reverted
 
 ZERO_ADDRESS = bytes(20)
 BASE_GAS = 21_000

@@ -12,14 +12,14 @@ from typing import IO
 
 import httpx
 
-from deepsquare_chain.devnet.node import (
+from deepsquare_chain.devnet.node.base import (
     DEFAULT_CHAIN_ID,
     DEV_ACCOUNTS,
     DEV_BALANCE,
     DEV_MNEMONIC,
     Node,
 )
-from deepsquare_chain.devnet.process import ChildProcess
+from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 from deepsquare_chain.observe.serving import HOST, open_listener
 

@@ -11,8 +11,10 @@ from typing import IO, Any, Final
 
 from rich.console import Console
 
-from deepsquare_chain.devnet.board import Board
-from deepsquare_chain.devnet.closing import Closing, close_books
+from deepsquare_chain.demo.board import Board
+from deepsquare_chain.demo.closing import Closing, close_books
+from deepsquare_chain.demo.leftovers import end_processes_of
+from deepsquare_chain.demo.play import Play
 from deepsquare_chain.devnet.grid import ChainKind, Grid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.devnet.leftovers import end_processes_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepsquare_chain.devnet.index import BlockRecord, ChainIndex
-from deepsquare_chain.devnet.rpcerrors import bad_params
-from deepsquare_chain.devnet.wire import Wire, quantity
+from deepsquare_chain.devnet.node.index import BlockRecord, ChainIndex
+from deepsquare_chain.devnet.node.rpcerrors import bad_params
+from deepsquare_chain.devnet.node.wire import Wire, quantity
 
 SUGGESTED_TIP = 10**9  # wei a gas, what anvil suggests as well
 _MAX_BLOCKS = 1_024

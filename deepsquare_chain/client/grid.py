@@ -16,7 +16,9 @@ from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
 from deepsquare_chain.client.history import History
 from deepsquare_chain.client.network import Wallet, open_grid, open_wallet
+from deepsquare_chain.client.offers import Offer, offers
 from deepsquare_chain.client.relayclient import RelayClient, relay_url
+from deepsquare_chain.client.results import Result, job_results
 from deepsquare_chain.client.submission import (
     Request,
     SubmissionQueue,
@@ -29,8 +31,6 @@ from deepsquare_chain.explorer.books import StatementRow
 from deepsquare_chain.explorer.reader import read_ledger
 from deepsquare_chain.job import Job, JobStatus, Terms
 from deepsquare_chain.provider.outputs import find_run, read_output
-from deepsquare_chain.sdk.quoting import Offer, offers
-from deepsquare_chain.sdk.results import Result, job_results
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.workflow import JobFile, load_job_file, parse_job_file

@@ -6,11 +6,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from deepsquare_chain.devnet.engine import CallRequest, Engine
-from deepsquare_chain.devnet.index import ChainIndex
-from deepsquare_chain.devnet.pool import Pool, PooledTransaction, check_bump, decode_transaction
-from deepsquare_chain.devnet.rpcerrors import RpcError, bad_params, refused
-from deepsquare_chain.devnet.wire import Wire, block_fields, data, transaction_fields
+from deepsquare_chain.devnet.node.engine import CallRequest, Engine
+from deepsquare_chain.devnet.node.index import ChainIndex
+from deepsquare_chain.devnet.node.pool import (
+    Pool,
+    PooledTransaction,
+    check_bump,
+    decode_transaction,
+)
+from deepsquare_chain.devnet.node.rpcerrors import RpcError, bad_params, refused
+from deepsquare_chain.devnet.node.wire import Wire, block_fields, data, transaction_fields
 
 GAS_LIMIT = 60_000_000
 _CATCH_UP = 50  # transactions, a tenth of a second

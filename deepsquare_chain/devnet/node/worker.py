@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from deepsquare_chain.devnet.core import Core
-from deepsquare_chain.devnet.rpcerrors import INTERNAL_ERROR, RpcError
+from deepsquare_chain.devnet.node.core import Core
+from deepsquare_chain.devnet.node.rpcerrors import INTERNAL_ERROR, RpcError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deepsquare_chain.devnet.engine import SealedBlock
-from deepsquare_chain.devnet.wire import (
+from deepsquare_chain.devnet.node.engine import SealedBlock
+from deepsquare_chain.devnet.node.wire import (
     Wire,
     block_fields,
     block_size,

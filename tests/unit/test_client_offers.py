@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepsquare_chain.client.offers import _offer
 from deepsquare_chain.client.quotes import quote
 from deepsquare_chain.job import Job, JobStatus, Offer, Resources
-from deepsquare_chain.sdk.quoting import _offer
 from tests.unit.test_client import JOB, PROVIDER, TERMS
 
 pytestmark = pytest.mark.unit

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.client import results
+from deepsquare_chain.client.results import Result, job_results
 from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.provider.model import run_key
-from deepsquare_chain.sdk import results
-from deepsquare_chain.sdk.results import Result, job_results
 
 pytestmark = pytest.mark.unit
 

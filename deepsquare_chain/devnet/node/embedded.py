@@ -1,6 +1,6 @@
 """The embedded chain: a node of one process, in this one or as a child.
 
-``python -m deepsquare_chain.devnet.chain --port 8545`` prints one JSON line when it is ready.
+``python -m deepsquare_chain.devnet.node.embedded --port 8545`` prints one JSON line when it is ready.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from contextlib import suppress
 if importlib.util.find_spec("sha3") is not None:
     os.environ.setdefault("ETH_HASH_BACKEND", "pysha3")
 
-from deepsquare_chain.devnet.core import Core
-from deepsquare_chain.devnet.methods import Methods
-from deepsquare_chain.devnet.node import DEFAULT_CHAIN_ID, DEV_BALANCE, Node, dev_accounts
-from deepsquare_chain.devnet.process import ChildProcess
-from deepsquare_chain.devnet.rpcserver import rpc_app
-from deepsquare_chain.devnet.worker import Worker
+from deepsquare_chain.devnet.node.base import DEFAULT_CHAIN_ID, DEV_BALANCE, Node, dev_accounts
+from deepsquare_chain.devnet.node.core import Core
+from deepsquare_chain.devnet.node.methods import Methods
+from deepsquare_chain.devnet.node.process import ChildProcess
+from deepsquare_chain.devnet.node.rpcserver import rpc_app
+from deepsquare_chain.devnet.node.worker import Worker
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 from deepsquare_chain.observe.serving import LoopbackServer
 
@@ -93,7 +93,7 @@ class ChainProcess(Node):
         block_time = "manual" if self._block_time is None else str(self._block_time)
         self._child = await ChildProcess.spawn(
             [
-                *(sys.executable, "-m", "deepsquare_chain.devnet.chain"),
+                *(sys.executable, "-m", "deepsquare_chain.devnet.node.embedded"),
                 *("--port", str(self._port), "--chain-id", str(self.chain_id)),
                 *("--block-time", block_time, "--parent-pid", str(os.getpid())),
             ],
@@ -179,7 +179,7 @@ def _block_time(text: str) -> int | None:
 
 def main() -> int:
     """Run the chain until SIGINT or SIGTERM; 0 for an orderly end."""
-    parser = argparse.ArgumentParser(prog="python -m deepsquare_chain.devnet.chain")
+    parser = argparse.ArgumentParser(prog="python -m deepsquare_chain.devnet.node.embedded")
     parser.add_argument("--port", type=int, default=8545, help="on 127.0.0.1; 0: a free one")
     parser.add_argument("--chain-id", type=int, default=DEFAULT_CHAIN_ID)
     parser.add_argument(

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from deepsquare_chain.devnet.methods import Methods
-from deepsquare_chain.devnet.rpcerrors import (
+from deepsquare_chain.devnet.node.methods import Methods
+from deepsquare_chain.devnet.node.rpcerrors import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,

@@ -13,8 +13,8 @@ from eth.exceptions import UnrecognizedTransactionType
 from eth_utils.exceptions import ValidationError
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
-from deepsquare_chain.devnet.rpcerrors import refused
-from deepsquare_chain.devnet.wire import transaction_type
+from deepsquare_chain.devnet.node.rpcerrors import refused
+from deepsquare_chain.devnet.node.wire import transaction_type
 
 MAX_RAW = 128 * 1024
 MAX_INITCODE = 2 * 24_576

@@ -18,11 +18,11 @@ from deepsquare_chain.chain.sender import Sender
 from deepsquare_chain.client.gasless import RelayedSender
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.submission import Request, submit
-from deepsquare_chain.devnet.board import Board
+from deepsquare_chain.demo.board import Board
+from deepsquare_chain.demo.leftovers import is_alive, processes_of
+from deepsquare_chain.demo.scene import Scene
+from deepsquare_chain.demo.story import STORY, Deed, Part, problems
 from deepsquare_chain.devnet.grid import COINLESS, PROVIDERS, Grid
-from deepsquare_chain.devnet.leftovers import is_alive, processes_of
-from deepsquare_chain.devnet.scene import Scene
-from deepsquare_chain.devnet.story import STORY, Deed, Part, problems
 from deepsquare_chain.errors import WaitTimeoutError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.store.definitions import FolderDefinitionStore

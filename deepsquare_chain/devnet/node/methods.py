@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from deepsquare_chain import __version__
-from deepsquare_chain.devnet.fees import SUGGESTED_TIP, fee_history
-from deepsquare_chain.devnet.index import BlockRecord, LogFilter
-from deepsquare_chain.devnet.rpcerrors import METHOD_NOT_FOUND, RpcError, bad_params, refused
-from deepsquare_chain.devnet.wire import (
+from deepsquare_chain.devnet.node.fees import SUGGESTED_TIP, fee_history
+from deepsquare_chain.devnet.node.index import BlockRecord, LogFilter
+from deepsquare_chain.devnet.node.rpcerrors import METHOD_NOT_FOUND, RpcError, bad_params, refused
+from deepsquare_chain.devnet.node.wire import (
     data,
     quantity,
     read_call,
@@ -22,7 +22,7 @@ from deepsquare_chain.devnet.wire import (
     read_quantity,
     read_tag,
 )
-from deepsquare_chain.devnet.worker import Worker
+from deepsquare_chain.devnet.node.worker import Worker
 
 T = TypeVar("T")
 Handler = Callable[..., Any]

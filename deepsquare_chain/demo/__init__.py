@@ -1,0 +1,1 @@
+"""The scripted story of `deepsquare demo`: one grid, from submission to audit."""

@@ -1,0 +1,1 @@
+"""The embedded node, and anvil: JSON-RPC nodes for one machine."""
