@@ -35,7 +35,7 @@ async def demo(
 
     `--executor slurm` runs the jobs on a Slurm cluster that the demo starts and ends.
     """
-    from deepsquare_chain.devnet.demo import run_demo
+    from deepsquare_chain.demo.main import run_demo
 
     desk.hush()
     as_json = desk.printer.style is Format.JSON

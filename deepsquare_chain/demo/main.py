@@ -17,8 +17,6 @@ from deepsquare_chain.demo.leftovers import end_processes_of
 from deepsquare_chain.demo.play import Play
 from deepsquare_chain.devnet.grid import ChainKind, Grid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
-from deepsquare_chain.devnet.leftovers import end_processes_of
-from deepsquare_chain.devnet.play import Play
 from deepsquare_chain.devnet.slurm import slurm_cluster
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 
