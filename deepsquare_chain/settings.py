@@ -241,6 +241,10 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Options of the executor: a table in a file, else KEY=VALUE by spaces",
     )
+    allow_unisolated: bool = Field(
+        False, description="Run jobs that nothing keeps apart from the provider's daemon"
+    )
+    allow_root: bool = Field(False, description="Run a provider's daemon and its jobs as root")
     explorer_database: str = Field(
         "", description="File or postgresql+psycopg:// URL of the explorer's index"
     )
@@ -254,6 +258,12 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="json, console, or auto: console on a terminal"
     )
+
+    @property
+    def private_paths(self) -> tuple[Path, ...]:
+        """Files and folders that no job may see: keys, passwords, state, other jobs' definitions."""
+        paths = (self.keystore, self.password_file, self.headers_file, self.state_dir, self.store)
+        return tuple(Path(os.path.abspath(path)) for path in paths if path is not None)
 
 
 def user_config_path(environ: Mapping[str, str] | None = None) -> Path | None:

@@ -55,6 +55,8 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "keep_runs_mb": (int, "MB of disk that these folders may take; 0 for no limit.", False),
     "executor": (str, "Where a provider runs jobs: local, slurm or another one.", False),
     "executor_options": (list[str], "KEY=VALUE for the executor; again for more.", False),
+    "allow_unisolated": (bool, "Run jobs that can read what the daemon can read.", False),
+    "allow_root": (bool, "Run a provider's daemon and its jobs as root.", False),
     "explorer_database": (str, "File or URL of the explorer's index.", False),
     "explorer_links": (str, "Other explorers to link to: NAME.tx=https://.../{} ...", False),
     "log_level": (str, "debug, info, warning or error.", False),

@@ -372,6 +372,9 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
         min_free=settings.disk_floor,
         owner=address,
         options=settings.executor_options,
+        allow_unisolated=settings.allow_unisolated,
+        allow_root=settings.allow_root,
+        private=settings.private_paths,
     )
     found += await examine_executor(settings.executor, context)
     return print_checks(desk, found)

@@ -44,6 +44,9 @@ async def provide(settings: Settings) -> None:
             keep_megabytes=settings.keep_runs_mb,
             executor=settings.executor,
             executor_options=settings.executor_options,
+            allow_unisolated=settings.allow_unisolated,
+            allow_root=settings.allow_root,
+            private_paths=settings.private_paths,
             **_common(settings, "provider", account.address),
         ),
     )

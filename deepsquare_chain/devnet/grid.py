@@ -33,8 +33,10 @@ from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.isolation import MachineIsolation, machine_isolation
 from deepsquare_chain.job import Hardware, Prices
 from deepsquare_chain.observe.serving import LoopbackServer, open_listener
+from deepsquare_chain.settings import ENV_PREFIX
 from deepsquare_chain.store.database import Store
 
 #: Seconds that a program which serves a URL has to begin.
@@ -108,6 +110,8 @@ class Grid:
         self.senders: dict[str, Sender] = {}
         self.services: dict[str, ChildProcess] = {}
         self.providers: dict[int, str] = {}
+        #: What this machine has to isolate jobs, once started.
+        self.isolation = MachineIsolation("not known yet", {})
         self.faucet_url = ""
         self.explorer_url = ""
         self.relay_url = ""
@@ -189,6 +193,7 @@ class Grid:
             "DEEPSQUARE_STATE_DIR": str(self.state),
             "DEEPSQUARE_CONFIRMATIONS": "0",
             "DEEPSQUARE_POLL_INTERVAL": "0.4",
+            **{f"{ENV_PREFIX}{name.upper()}": "1" for name in self.isolation.allowances},
         }
 
     # -- services
@@ -295,6 +300,8 @@ class Grid:
             # A port in use is told at once, not after the chain has been set up.
             if port:
                 open_listener(port).close()
+        self.isolation = await asyncio.to_thread(machine_isolation)
+        self._tell(f"isolation of jobs: {self.isolation.words}")
         self._tell("starting the chain")
         _, _ = await asyncio.gather(self.node.start(), asyncio.to_thread(self._make_wallets))
         w3 = await connect(self.node.url, chain_id=self.node.chain_id)

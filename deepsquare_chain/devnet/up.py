@@ -131,6 +131,8 @@ def _write_settings(grid: Grid) -> Path | None:
         "state_dir": str(grid.state),
     }
     lines = [f"{key} = {_quoted(value)}" for key, value in values.items()]
+    # For the providers, which take what this machine has.
+    lines += [f"{key} = true" for key in grid.isolation.allowances]
     text = "\n".join([_MARK, *lines, "confirmations = 0", "poll_interval = 0.5", ""])
     try:
         path.write_text(text)
@@ -153,6 +155,7 @@ def _directory(grid: Grid, settings: Path | None) -> list[str]:
         *([f"explorer    {grid.explorer_url}"] if grid.explorer_url else []),
         *([f"relay       {grid.relay_url}"] if grid.relay_url else []),
         f"deployment  {os.path.relpath(grid.deployment_file)}",
+        f"isolation   {grid.isolation.words}",
         f"wallets     {wallets}/, password in {wallets}/password",
     ]
     lines += [

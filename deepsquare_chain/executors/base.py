@@ -81,8 +81,8 @@ class Exit:
     Attributes:
         code: Exit code of the script, 128 + signal when a signal ended it; never 0 for a run
             that the executor stopped.
-        reason: exited, signalled, walltime, memory, cancelled, lost or unstarted. Unstarted: the
-            machine could not execute the script, which is no fault of the job.
+        reason: exited, signalled, walltime, memory, disk, processes, cancelled, lost or unstarted.
+            Unstarted: the machine could not execute the script, which is no fault of the job.
         seconds: Time it ran, rounded up; 0 when it never started.
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch.
@@ -208,6 +208,10 @@ class ExecutorContext:
         min_free: MB of disk below which nothing is called free.
         owner: Account of the provider.
         options: `executor_options` of the settings, not checked yet.
+        allow_unisolated: Run jobs that nothing keeps apart from the daemon; without it, an executor
+            that can't isolate jobs refuses to be made.
+        allow_root: Run jobs as root.
+        private: Folders and files of the daemon that no job may see: keystore, password, state.
     """
 
     state_dir: Path
@@ -215,6 +219,9 @@ class ExecutorContext:
     min_free: int = 64
     owner: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    allow_unisolated: bool = False
+    allow_root: bool = False
+    private: tuple[Path, ...] = ()
 
 
 def unavailable(executor: str, path: Path, error: Exception) -> ExecutorUnavailableError:

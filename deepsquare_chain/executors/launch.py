@@ -19,6 +19,7 @@ from deepsquare_chain.executors import leftovers, procfs
 from deepsquare_chain.executors.base import RunSpec
 from deepsquare_chain.executors.gpus import device_environment
 from deepsquare_chain.executors.rundir import RunFolder, unique
+from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import VARIABLE, crash_point
 
 #: Seconds within which the fork server answers, on a busy machine too.
@@ -28,13 +29,16 @@ _LONGEST_NAME: Final = 300
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
 
-def make_run(runs: Path, spec: RunSpec, devices: Sequence[str] = ()) -> RunFolder:
+def make_run(
+    runs: Path, spec: RunSpec, devices: Sequence[str] = (), isolation: Isolation | None = None
+) -> RunFolder:
     """Make the folder of a run below `runs`, whole or not at all; one that is there stays.
 
     Args:
         runs: Folder of all runs.
         spec: What to run.
         devices: Names of the GPUs that are its own.
+        isolation: How it is kept apart from the machine; None for a plain process.
 
     Raises:
         OSError: It could not be made.
@@ -51,6 +55,8 @@ def make_run(runs: Path, spec: RunSpec, devices: Sequence[str] = ()) -> RunFolde
         "gpus": wanted.gpus,
         "devices": list(devices),
     }
+    if isolation is not None:
+        record["isolation"] = isolation.record(folder.path, devices)
     try:
         fresh.fill(record, spec.script, spec.walltime)
         crash_point("executor.filled")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors.cgroups import JobCgroup
 from deepsquare_chain.executors.outputlog import last_write
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import MARK, Claim, RunFolder, exit_record
@@ -59,6 +60,7 @@ def conclude(folder: RunFolder, claim: Claim, census: Census | None = None) -> d
         if census is None or census.knows(claim.token, job[0] if job else None):
             end_marked(folder, claim)
         record = _lost(folder)
+        _end_groups(folder)
     known = folder.exit()
     if known is not None:
         return known
@@ -91,6 +93,21 @@ def end_marked(folder: RunFolder, claim: Claim) -> None:
     """
     job = _job(folder)
     _kill_until_gone(lambda: _marked(claim.token, job[0] if job else None))
+    _end_groups(folder)
+
+
+def _end_groups(folder: RunFolder) -> None:
+    """End what is in the control groups of a run, and remove them."""
+    try:
+        isolation = folder.spec().get("isolation")
+    except OSError:
+        return  # the mark found the processes; empty groups hold nothing
+    group = JobCgroup.from_record(isolation.get("cgroup", {})) if isolation else None
+    if group is not None:
+        try:
+            group.end()
+        except OSError as error:
+            raise StubbornError(f"a control group can't be removed: {error}") from error
 
 
 def supervisor_of(folder: RunFolder) -> Identity | None:

@@ -1,9 +1,9 @@
 """Runs jobs as processes of this machine, each in a folder, group and session of its own.
 
 A run belongs to a small supervisor process, not to the daemon: the daemon may be killed and come
-back, and finds everything in `<state_dir>/runs/<key>/`. Runs are kept apart from each other and
-from the daemon's environment, but they are this user's processes and can read what it can read:
-give the daemon a user of its own.
+back, and finds everything in `<state_dir>/runs/<key>/`. Where bubblewrap is installed, runs are in a
+sandbox and see neither each other nor the daemon; without it they are plain processes of this user
+and can read what it can read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import (
     MAX_WALLTIME,
     Executor,
@@ -33,11 +32,14 @@ from deepsquare_chain.executors.base import (
     unavailable,
 )
 from deepsquare_chain.executors.gpus import device_names
+from deepsquare_chain.executors.isolation import isolate, local_checks
 from deepsquare_chain.executors.leftovers import StubbornError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
+from deepsquare_chain.executors.sandbox import Isolation, SandboxOptions, parse_options
 from deepsquare_chain.executors.startprobe import StartProbe
 from deepsquare_chain.job import Offer
+from deepsquare_chain.observe.probe import Check
 
 _START_PATIENCE: Final = 60.0  # seconds for a supervisor to take its run on a busy machine
 #: Seconds between two looks whether a supervisor took its run: at least, and at most.
@@ -53,6 +55,7 @@ class LocalExecutor(Executor):
         state_dir: Folder of the daemon; runs stand in `runs/` below it.
         offer: Cpus, memory (MB) and gpus that runs may take together; may be changed any time.
         min_free: MB that must be free on the disk before anything is called free.
+        isolation: How runs are kept apart from the machine; None for plain processes.
 
     Raises:
         ExecutorUnavailableError: The folder can't be made or read.
@@ -60,13 +63,20 @@ class LocalExecutor(Executor):
 
     queues = False
 
-    def __init__(self, state_dir: Path, offer: Offer, *, min_free: int = 64) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        offer: Offer,
+        *,
+        min_free: int = 64,
+        isolation: Isolation | None = None,
+    ) -> None:
         self.offer = offer
         self._min_free = min_free
         self._path = Path(os.path.abspath(state_dir)) / "runs"
         with _typed(self._path):
-            self._runs = Runs(self._path)
-        self._probe = StartProbe(self._path, self._runs.fork_server)
+            self._runs = Runs(self._path, isolation)
+        self._probe = StartProbe(self._path, self._runs.fork_server, isolation)
 
     async def submit(self, spec: RunSpec) -> str:
         """Start the run and return its handle; a known key is adopted, never run twice.
@@ -212,16 +222,25 @@ def _typed(path: Path) -> Iterator[None]:
         raise unavailable("local", path, error) from error
 
 
+async def examine(context: ExecutorContext) -> list[Check]:
+    """How jobs of this machine would be isolated; nothing is changed.
+
+    Raises:
+        UsageError: An option is wrong.
+    """
+    options = parse_options("local", SandboxOptions, context.options)
+    return await asyncio.to_thread(local_checks, options, context)
+
+
 def create(context: ExecutorContext) -> LocalExecutor:
     """The executor as settings describe it: entry point `local` of `deepsquare.executors`.
 
     Raises:
-        UsageError: It was given options, and it has none.
+        UsageError: An option is wrong, or jobs would not be isolated and that is not allowed.
         ExecutorUnavailableError: Its folder can't be made.
     """
-    if context.options:
-        raise UsageError(
-            f"The local executor has no option {next(iter(context.options))}",
-            hint="Remove executor_options, or choose another executor.",
-        )
-    return LocalExecutor(context.state_dir, context.capacity, min_free=context.min_free)
+    options = parse_options("local", SandboxOptions, context.options)
+    isolation = isolate(options, context)
+    return LocalExecutor(
+        context.state_dir, context.capacity, min_free=context.min_free, isolation=isolation
+    )

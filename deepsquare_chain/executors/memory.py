@@ -46,10 +46,15 @@ class MemoryMeter:
         self._files: dict[tuple[int, int], str] = {}
         self.events = _watch(SHARED)
 
-    def exceeds(self, limit: int) -> bool:
-        """Whether the run holds more than so many bytes."""
+    def exceeds(self, limit: int, shared_memory: int = 0) -> bool:
+        """Whether the run holds more than so many bytes.
+
+        Args:
+            limit: Bytes.
+            shared_memory: Bytes in a /dev/shm of its own, which can't be looked at from here.
+        """
         pids = procfs.descendants(os.getpid())
-        files = self._look_at_files(pids)
+        files = max(self._look_at_files(pids), shared_memory)
         # Cheap to tell, and never too little: pages that are shared count once a process.
         if procfs.resident(pids) + files <= limit:
             return False

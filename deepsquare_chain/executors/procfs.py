@@ -200,6 +200,11 @@ def signal_trees(pids: Iterable[int], number: int) -> None:
     for group in groups - {own, 0, 1}:
         with contextlib.suppress(OSError):
             os.killpg(group, number)
+    signal_each(pids, number)
+
+
+def signal_each(pids: Iterable[int], number: int) -> None:
+    """Send a signal to these processes alone; those that are gone are no error."""
     for pid in pids:
         with contextlib.suppress(OSError):
             os.kill(pid, number)

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorContext
+from deepsquare_chain.executors.isolation import refuse_root, user_check
 from deepsquare_chain.observe.probe import Check
 
 GROUP: Final = "deepsquare.executors"
@@ -23,9 +24,11 @@ def create_executor(name: str, context: ExecutorContext) -> Executor:
     """Make the executor of a name; its entry point is a function of the context.
 
     Raises:
-        UsageError: No such executor is installed, it can't be loaded, or an option is wrong.
+        UsageError: No such executor is installed, it can't be loaded, or an option is wrong; jobs
+            would run as root, or not be isolated, and the context does not allow it.
         ExecutorUnavailableError: It can't be used now.
     """
+    refuse_root(context)
     return cast("Callable[[ExecutorContext], Executor]", _load(name))(context)
 
 
@@ -42,7 +45,8 @@ async def examine_executor(name: str, context: ExecutorContext) -> list[Check]:
     except GridError as error:
         setting = "executor, executor_options"
         return [Check("executor", False, error.message, error.hint, setting)]
-    return found or [Check("executor", True, f"{name} is installed", "", "executor")]
+    found = found or [Check("executor", True, f"{name} is installed", "", "executor")]
+    return [*found, user_check()]
 
 
 def _load(name: str) -> Any:

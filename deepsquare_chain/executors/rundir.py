@@ -9,6 +9,7 @@
     output.POSITION  what it printed from there on        supervisor
     exit.json        how it ended                         supervisor, or who found it dead
     work/            working folder and HOME of the script
+    tmp/             /tmp of a script in a sandbox
 
 The supervisor imports this, so nothing heavy is imported here.
 """
@@ -33,6 +34,9 @@ OUTPUT_LIMIT: Final = 1024 * 1024
 MARK: Final = "GRID_RUN"
 # Time between TERM and KILL, in seconds.
 GRACE: Final = 2.0
+#: Home and working folder of a job in a sandbox, and the place of its script there.
+SANDBOX_HOME: Final = "/home/job"
+SANDBOX_SCRIPT: Final = "/run/job/script"
 _RECORD_LIMIT: Final = 8 * 1024 * 1024
 _EXIT_BYTES: Final = 512
 _NESTING: Final = 8
@@ -55,6 +59,7 @@ class RunFolder:
         self.key = path.name
         self.script = path / "script"
         self.work = path / "work"
+        self.temporary = path / "tmp"
         self.output = path / "output"
         self.log = path / "supervisor.log"
 
@@ -62,6 +67,8 @@ class RunFolder:
         """Write everything a supervisor needs into a new folder."""
         self.path.mkdir(mode=0o700)
         self.work.mkdir(mode=0o700)
+        if spec.get("isolation"):
+            self.temporary.mkdir(mode=0o700)
         write_new(self.script, script)
         write_new(self.path / "spec.json", dump(spec))
         write_new(self.path / "control.json", dump({"walltime": walltime, "cancel": False}))

@@ -34,6 +34,7 @@ from deepsquare_chain.executors.leftovers import Census, StubbornError
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes, unique
+from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observe import get_logger
@@ -45,10 +46,16 @@ _log = get_logger(__name__)
 
 
 class Runs:
-    """The runs below one folder, which is made if it is not there."""
+    """The runs below one folder, which is made if it is not there.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The folder.
+        isolation: How new runs are kept apart from the machine; None for plain processes.
+    """
+
+    def __init__(self, path: Path, isolation: Isolation | None = None) -> None:
         self.path = path
+        self._isolation = isolation
         self._starting: dict[str, Launched] = {}
         self._children: dict[str, Launched] = {}
         self._ended: dict[str, Exit] = {}
@@ -82,7 +89,8 @@ class Runs:
             return True
         with self._handing_out:
             if not self._exists(folder):
-                launch.make_run(self.path, spec, self._devices(spec, gpus))
+                devices = self._devices(spec, gpus)
+                launch.make_run(self.path, spec, devices, self._isolation)
         if folder.taken() is not None:
             return True
         self._starting[spec.key] = self.fork_server.start(folder)
@@ -254,6 +262,7 @@ class Runs:
         if ended.reason == "lost":
             _log.warning("run ended without its supervisor", run=folder.key)
         self._ended[folder.key] = ended
+        launch.remove_tree(folder.temporary)
         self._warned.discard(folder.key)
         return RunStatus(RunState.ENDED, ended)
 

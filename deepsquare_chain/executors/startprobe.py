@@ -10,11 +10,12 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from deepsquare_chain.executors.launch import ForkServer, Launched, remove_tree
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.rundir import RunFolder, read_bytes, unique
+from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.observe import get_logger
 
 PREFIX: Final = ".probe-"
@@ -35,11 +36,15 @@ class StartProbe:
     Args:
         runs: Folder of the runs, where the probe has a folder of its own for a moment.
         fork_server: Starts the supervisor.
+        isolation: How runs are kept apart from the machine; the probe is one of them.
     """
 
-    def __init__(self, runs: Path, fork_server: ForkServer) -> None:
+    def __init__(
+        self, runs: Path, fork_server: ForkServer, isolation: Isolation | None = None
+    ) -> None:
         self._runs = runs
         self._fork_server = fork_server
+        self._isolation = isolation
         self._lock = threading.Lock()
         self._fault = ""
         self._due = 0.0
@@ -71,7 +76,10 @@ class StartProbe:
 
     def _probe(self) -> str:
         folder = RunFolder(self._runs / f"{PREFIX}{unique()}")
-        record = {"key": "probe", "env": {}, "walltime": 30, "cpus": 1, "memory": 512, "gpus": 0}
+        record: dict[str, Any] = {"key": "probe", "env": {}, "walltime": 30}
+        record |= {"cpus": 1, "memory": 512, "gpus": 0}
+        if self._isolation is not None:
+            record["isolation"] = self._isolation.record(folder.path)
         try:
             folder.fill(record, _SCRIPT, 30)
             return _outcome(folder, self._fork_server.start(folder, crashes=False))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors.confinement import Confinement
 from deepsquare_chain.executors.leftovers import SUPERVISOR_MODULE
 from deepsquare_chain.executors.memory import MemoryMeter
 from deepsquare_chain.executors.outputlog import OutputWriter
@@ -66,6 +67,8 @@ _SERVER_IDLE: Final = 60.0
 _REQUEST_BYTES: Final = 8192
 #: Place of arg_start in /proc/PID/stat, counted from the state; arg_end is the next.
 _ARG_START: Final = 45
+_SIGNALLED: Final = 128
+_MAX_SIGNAL: Final = 64
 
 
 class Supervisor:
@@ -76,6 +79,7 @@ class Supervisor:
         self._folder = folder
         self._env: dict[str, str] = spec["env"]
         self._memory = int(spec["memory"]) * _MEGABYTE
+        self._confinement = Confinement(folder, spec)
         self._token = unique(16)
         self._reserved = folder.reserve_exit()
         self._walltime = int(spec["walltime"])
@@ -102,14 +106,15 @@ class Supervisor:
         """Run the script to its end and record it."""
         self._alarm = self._listen()
         self._started_at, self._started = time.time(), time.monotonic()
-        self._meter = MemoryMeter(self._started_at)
         reason = ""
         if self._spawn():
             reason = self._watch()
             self._end_tree()
-            reason = reason or self._doubt()
-        self._meter.clear()
-        self._meter = None
+            reason = reason or self._confinement.verdict(self._status) or self._doubt()
+        self._confinement.end()
+        if self._meter is not None:
+            self._meter.clear()
+            self._meter = None
         seconds = math.ceil(time.monotonic() - self._started)
         self._drain()
         self._output.close()
@@ -140,6 +145,9 @@ class Supervisor:
             # Fewer, larger reads for a job that prints without end.
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
+            self._confinement.begin()
+            if not self._confinement.limits_memory:
+                self._meter = MemoryMeter(self._started_at)
             self._pid = self._execute(sink)
         except OSError as error:
             self._failure = f"The script could not be started: {error.strerror}\n"
@@ -157,12 +165,12 @@ class Supervisor:
 
         `subprocess` would do the same, but takes longer to load than a short job runs.
         """
-        shell = _shell()
+        command = self._confinement.command([_shell(), self._confinement.script])
         os.chdir(self._folder.work)
         try:
             return os.posix_spawn(
-                shell,
-                [shell, str(self._folder.script)],
+                command[0],
+                command,
                 self._environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -177,7 +185,7 @@ class Supervisor:
             os.chdir("/")
 
     def _environment(self) -> dict[str, str]:
-        base = {"PATH": _PATH, "HOME": str(self._folder.work), "LANG": "C.UTF-8"}
+        base = {"PATH": _PATH, "HOME": self._confinement.home, "LANG": "C.UTF-8"}
         return base | self._env | {MARK: self._token}
 
     def _watch(self) -> str:
@@ -201,11 +209,15 @@ class Supervisor:
             return "cancelled"
         if now - self._started >= self._walltime:
             return "walltime"
-        exceeded = self._meter is not None and self._meter.exceeds(self._memory)
+        cause = self._confinement.cause(now)
+        if not cause and self._meter is not None:
+            shared_memory = self._confinement.shared_memory(self._pid)
+            if self._meter.exceeds(self._memory, shared_memory):
+                cause = "memory"
         # A look at very many processes takes its time, of which a run gets a twentieth.
         pause = max(TICK, min(_LONGEST_TICK, _LOOK_SHARE * (time.monotonic() - now)))
         self._next_look = now + min(pause, self._started + self._walltime - now)
-        return "memory" if exceeded else ""
+        return cause
 
     def _read_control(self) -> None:
         # A control file that a job removed or spoiled changes nothing.
@@ -273,9 +285,15 @@ class Supervisor:
         if not self._reap():
             return
         left = procfs.descendants(os.getpid())
-        procfs.signal_trees(left, signal.SIGTERM)
-        # A stopped process takes its TERM only when it goes on.
-        procfs.signal_trees(left, signal.SIGCONT)
+        if self._confinement.is_sandboxed:
+            # Bubblewrap itself would end at once, and take the script's exit code with it.
+            left = [pid for pid in left if pid != self._pid]
+            procfs.signal_each(left, signal.SIGTERM)
+            procfs.signal_each(left, signal.SIGCONT)
+        else:
+            procfs.signal_trees(left, signal.SIGTERM)
+            # A stopped process takes its TERM only when it goes on.
+            procfs.signal_trees(left, signal.SIGCONT)
         patience = time.monotonic() + GRACE
         while self._reap():
             if time.monotonic() >= patience:
@@ -293,7 +311,8 @@ class Supervisor:
             return ""
         try:
             shell = _shell()
-            pid = os.posix_spawn(shell, [shell, "-c", f"exit {_ALIVE}"], self._environment())
+            command = self._confinement.command([shell, "-c", f"exit {_ALIVE}"])
+            pid = os.posix_spawn(command[0], command, self._environment())
             _, status = os.waitpid(pid, 0)
         except OSError as error:
             self._failure = f"The shell can't be executed: {error.strerror}\n"
@@ -307,8 +326,11 @@ class Supervisor:
         if self._status is None:
             return 126, reason or "unstarted"
         code = os.waitstatus_to_exitcode(self._status)
+        if self._confinement.is_sandboxed and _SIGNALLED < code <= _SIGNALLED + _MAX_SIGNAL:
+            # Bubblewrap ends like that when a signal ended the script.
+            code = _SIGNALLED - code
         if code < 0:
-            return 128 - code, reason or "signalled"
+            return _SIGNALLED - code, reason or "signalled"
         # A script that traps TERM and exits 0 was still stopped.
         return (code or 128 + signal.SIGTERM if reason else code), reason or "exited"
 

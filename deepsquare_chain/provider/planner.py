@@ -267,6 +267,10 @@ def _lost_reason(ended: Exit) -> str:
 def _reason(job: Job, ended: Exit) -> str:
     if ended.reason == "memory":
         return f"memory limit of {job.resources.memory} MB exceeded"
+    if ended.reason == "disk":
+        return "the provider's disk quota exceeded"
+    if ended.reason == "processes":
+        return "the provider's limit of processes exceeded"
     if ended.reason == "walltime":
         return "time limit reached"
     if ended.reason == "signalled":

@@ -49,7 +49,8 @@ async def run_provider(
     Raises:
         NotFoundError: The account is not registered as a provider.
         UsageError: The database belongs to somebody else, or is in use; or there is no such
-            executor, or one of its options is wrong.
+            executor, or one of its options is wrong; or jobs would run as root or not be isolated,
+            and the settings do not allow that.
         WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
             down is waited for.
         ReorgTooDeepError: The chain replaced what was believed long ago.
@@ -68,6 +69,9 @@ async def run_provider(
                 min_free=settings.min_free,
                 owner=account.address,
                 options=settings.executor_options,
+                allow_unisolated=settings.allow_unisolated,
+                allow_root=settings.allow_root,
+                private=settings.private_paths,
             ),
         )
         service = ProviderService(

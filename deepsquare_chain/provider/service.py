@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
+from pathlib import Path
 from typing import Any, Final
 
 from web3.types import BlockIdentifier
@@ -97,6 +98,9 @@ class ProviderSettings(ServiceSettings):
         follow_offer: Keep the offer at what the cluster's own users leave free.
         executor: Name of the executor; see `executors.registry`.
         executor_options: Options of it, which it checks itself.
+        allow_unisolated: Run jobs that nothing keeps apart from the daemon.
+        allow_root: Run jobs as root.
+        private_paths: Folders and files of the daemon, beside its state, that no job may see.
     """
 
     capacity: Offer | None = None
@@ -114,6 +118,9 @@ class ProviderSettings(ServiceSettings):
     follow_offer: bool = False
     executor: str = "local"
     executor_options: Mapping[str, Any] = field(default_factory=dict)
+    allow_unisolated: bool = False
+    allow_root: bool = False
+    private_paths: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

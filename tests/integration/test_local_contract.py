@@ -1,4 +1,4 @@
-"""The local executor keeps the contract of executors."""
+"""The local executor keeps the contract of executors, with jobs in the sandbox."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import pytest
 from deepsquare_chain.executors.contract import ExecutorContract, Harness
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Offer
+from tests.support.isolation import require_sandbox
 
 
 class TestLocalExecutor(ExecutorContract):
     @pytest.fixture
     async def harness(self, tmp_path: Path) -> AsyncIterator[Harness]:
-        offer = Offer(cpus=8, memory=8192, gpus=0)
         (tmp_path / "scratch").mkdir()
-        yield Harness(lambda: LocalExecutor(tmp_path / "state", offer), tmp_path / "scratch")
-        executor = LocalExecutor(tmp_path / "state", offer)
+        isolation = require_sandbox(writable=(tmp_path / "scratch",))
+
+        def make() -> LocalExecutor:
+            offer = Offer(cpus=8, memory=8192, gpus=0)
+            return LocalExecutor(tmp_path / "state", offer, isolation=isolation)
+
+        yield Harness(make, tmp_path / "scratch")
+        executor = make()
         for key in await executor.keys():
             await executor.cancel(key)

@@ -345,7 +345,8 @@ async def test_an_orphan_without_a_row_is_ended(grid: LiveGrid, tmp_path: Path):
 
 async def test_killed_daemon_comes_back_to_its_run(grid: LiveGrid, tmp_path: Path):
     """SIGKILL while a job is RUNNING: adopted, run once, billed for its own seconds."""
-    tally = tmp_path / "tally"
+    tally = tmp_path / "tally" / "ran"
+    tally.parent.mkdir()
     async with bench(grid, tmp_path / "p") as host:
         [job_id] = await host.submit(f"echo ran >> {tally}; sleep 6")
     daemon = DaemonProcess(grid, tmp_path / "p", definitions=str(host.definitions.path))

@@ -19,7 +19,10 @@ from typing import Any, Self
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.devnet.node.base import dev_accounts
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.base import ExecutorContext
+from deepsquare_chain.executors.isolation import isolate
 from deepsquare_chain.executors.local import LocalExecutor
+from deepsquare_chain.executors.sandbox import SandboxOptions
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.duties import Watch
@@ -29,6 +32,7 @@ from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.provider.runner import run_provider
 from deepsquare_chain.provider.service import ProviderSettings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
+from tests.support.isolation import ALLOWED
 from tests.support.livegrid import LiveGrid
 
 CAPACITY = Offer(cpus=8, memory=4096, gpus=0)
@@ -160,7 +164,7 @@ async def _provider(
         Deployment.from_json(deployment),
         dev_accounts()[account],
         FolderDefinitionStore(definitions),
-        executor=QueueingExecutor(Path(folder), CAPACITY) if queues else None,
+        executor=_queueing_executor(Path(folder)) if queues else None,
         settings=ProviderSettings(
             state_dir=Path(folder),
             capacity=CAPACITY,
@@ -170,8 +174,21 @@ async def _provider(
             health_port=health_port,
             websocket=websocket,
             coin_value=0,  # gas is not weighed against interim payments
+            executor_options={"writable": _writable(Path(folder))},
+            **ALLOWED,
         ),
     )
+
+
+def _writable(folder: Path) -> list[str]:
+    """Where jobs of customers count how often they run."""
+    return [str(folder.parent / "tally")]
+
+
+def _queueing_executor(folder: Path) -> QueueingExecutor:
+    options = SandboxOptions.model_validate({"writable": _writable(folder)})
+    isolation = isolate(options, ExecutorContext(folder, CAPACITY, **ALLOWED))
+    return QueueingExecutor(folder, CAPACITY, isolation=isolation)
 
 
 class QueueingExecutor(LocalExecutor):

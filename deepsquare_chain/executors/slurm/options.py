@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.executors import sandbox
+from deepsquare_chain.executors.sandbox import SandboxOptions
 
 #: Options of sbatch that the executor sets itself, or that would change what a job is.
 RESERVED: Final = frozenset(
@@ -118,7 +119,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_name
 Line = Annotated[str, AfterValidator(_line)]
 
 
-class SlurmOptions(BaseModel):
+class SlurmOptions(SandboxOptions):
     """Options of the Slurm executor, strict in their names; times are seconds.
 
     Attributes:
@@ -145,6 +146,10 @@ class SlurmOptions(BaseModel):
         missing: Seconds for which a job must be missing everywhere before it counts as lost.
         accounting: Where ended jobs are looked up that the queue has forgotten: `auto` takes what
             the cluster has, `sacct` slurmdbd, `completion` its file of completed jobs.
+        isolation: `sandbox` runs each job under bubblewrap, which the nodes must have; such a job
+            has one task. With `none`, jobs can read what the daemon's user can read.
+
+    The options of `SandboxOptions` apply to jobs in a sandbox.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -166,6 +171,7 @@ class SlurmOptions(BaseModel):
     settle: float = Field(60.0, ge=0, le=3_600)
     missing: float = Field(60.0, ge=0, le=86_400)
     accounting: Literal["auto", "sacct", "completion", "none"] = "auto"
+    isolation: Literal["sandbox", "none"] = "sandbox"
 
     def partitions_for(self, gpus: int) -> tuple[str, ...]:
         """Partitions of a job with so many GPUs."""
@@ -178,18 +184,5 @@ class SlurmOptions(BaseModel):
 
 
 def parse_options(options: Mapping[str, Any]) -> SlurmOptions:
-    """Check the options of the settings.
-
-    Raises:
-        UsageError: An option is unknown or has a wrong value; the message names it.
-    """
-    try:
-        return SlurmOptions.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "executor_options"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UsageError(
-            f"Option {name} of the Slurm executor: {reason}",
-            hint="Correct it in executor_options; docs/executors.md lists the options.",
-        ) from None
+    """Check the options of the settings; errors as those of every executor."""
+    return sandbox.parse_options("Slurm", SlurmOptions, options)

@@ -1,0 +1,292 @@
+"""Control groups of jobs: limits of memory, CPUs and processes that the kernel enforces.
+
+Version 2 needs a delegated subtree (systemd: `Delegate=yes` with `DelegateSubgroup=`), version 1 a
+hierarchy that this user may write to. Each controller may be missing; a job then has no such limit,
+or one that its supervisor measures. A job's groups are named in its run folder, so that whoever
+finds the run can end and remove them.
+
+The supervisor imports this, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+CONTROLLERS: Final = ("memory", "cpu", "pids")
+_MOUNT_INFO: Final = Path("/proc/self/mountinfo")
+_OWN: Final = Path("/proc/self/cgroup")
+#: Microseconds of a period of CPU time; a job gets `cpus` times as much in each.
+_PERIOD: Final = 100_000
+_PATIENCE: Final = 5.0
+_PAUSE: Final = 0.01
+
+
+class JobCgroup:
+    """The groups of one job.
+
+    Args:
+        version: 1 or 2.
+        folders: Folder of the job's group by controller; in version 2 all have the same one.
+    """
+
+    def __init__(self, version: int, folders: Mapping[str, str]) -> None:
+        self._version = version
+        self._folders = dict(folders)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> JobCgroup | None:
+        """The groups that a run's specification names; None where it names none."""
+        folders = record.get("folders")
+        if not isinstance(folders, dict) or not folders:
+            return None
+        known = {name: str(folders[name]) for name in CONTROLLERS if name in folders}
+        return cls(2 if record.get("version") == 2 else 1, known) if known else None
+
+    def record(self) -> dict[str, Any]:
+        """What a run's specification holds."""
+        return {"version": self._version, "folders": self._folders}
+
+    def limits(self, controller: str) -> bool:
+        """Whether the kernel enforces this limit."""
+        return controller in self._folders
+
+    @property
+    def _distinct(self) -> list[str]:
+        return list(dict.fromkeys(self._folders.values()))
+
+    @property
+    def entrances(self) -> list[str]:
+        """Files to which a process writes 0 to enter the groups."""
+        return [f"{folder}/cgroup.procs" for folder in self._distinct]
+
+    def make(self, *, memory: int, cpus: int, processes: int) -> None:
+        """Make the groups with their limits.
+
+        Args:
+            memory: Bytes, with everything that the job has in memory file systems.
+            cpus: CPUs' worth of time.
+            processes: Processes and threads; 0 for no limit.
+
+        Raises:
+            OSError: A group can't be made, or a limit can't be set.
+        """
+        for folder in self._distinct:
+            os.makedirs(folder, exist_ok=True)
+        for controller, folder in self._folders.items():
+            for name, value, must in self._values(controller, memory, cpus, processes):
+                try:
+                    _write(f"{folder}/{name}", value)
+                except FileNotFoundError:
+                    if must:
+                        raise
+
+    def _values(
+        self, controller: str, memory: int, cpus: int, processes: int
+    ) -> list[tuple[str, str, bool]]:
+        """Files, values, and whether the kernel must have the file."""
+        if controller == "pids":
+            return [("pids.max", str(processes or "max"), True)]
+        if controller == "cpu":
+            if self._version == 1:
+                return [
+                    ("cpu.cfs_period_us", str(_PERIOD), True),
+                    ("cpu.cfs_quota_us", str(cpus * _PERIOD), True),
+                ]
+            return [("cpu.max", f"{cpus * _PERIOD} {_PERIOD}", True)]
+        if self._version == 1:
+            return [
+                ("memory.limit_in_bytes", str(memory), True),
+                # Counts memory and swap together, where the kernel counts swap.
+                ("memory.memsw.limit_in_bytes", str(memory), False),
+            ]
+        return [
+            ("memory.max", str(memory), True),
+            ("memory.swap.max", "0", False),
+            ("memory.oom.group", "1", False),
+        ]
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed a process of the job because of its memory limit."""
+        if "memory" not in self._folders:
+            return False
+        name = "memory.oom_control" if self._version == 1 else "memory.events"
+        return _counter(f"{self._folders['memory']}/{name}", "oom_kill") > 0
+
+    def end(self) -> None:
+        """Kill every process in the groups and remove them. Groups that are gone are no error.
+
+        Raises:
+            OSError: A process can't be ended, or a group can't be removed.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        for folder in self._distinct:
+            while True:
+                for pid in _members(folder):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                try:
+                    os.rmdir(folder)
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    # Busy: a killed process takes a moment to leave.
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_PAUSE)
+                else:
+                    break
+
+
+class CgroupParent:
+    """Where the groups of jobs are made.
+
+    Args:
+        version: 1 or 2.
+        folders: Folder by controller in which jobs get groups of their own.
+    """
+
+    def __init__(self, version: int, folders: Mapping[str, Path]) -> None:
+        self._version = version
+        self._folders = dict(folders)
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Limits that the kernel enforces here."""
+        return tuple(name for name in CONTROLLERS if name in self._folders)
+
+    def job(self, name: str) -> JobCgroup | None:
+        """Groups for a job, which are not made yet; None where there is no controller."""
+        folders = {key: str(path / f"deepsquare-{name}") for key, path in self._folders.items()}
+        return JobCgroup(self._version, folders) if folders else None
+
+
+def find_cgroups(
+    mount_info: Path = _MOUNT_INFO, own: Path = _OWN, *, enable: bool = True
+) -> CgroupParent:
+    """The place in which this process may make groups, with what controllers it has there.
+
+    Args:
+        mount_info: Mounts, as the kernel lists them.
+        own: Groups of this process, as the kernel lists them.
+        enable: Enable the controllers of version 2 for jobs. This process then moves into a group
+            `daemon` of its own, because the kernel wants no process in a group that has groups with
+            controllers below.
+    """
+    mounts = _mounts(mount_info)
+    paths = _own_paths(own)
+    first: dict[str, Path] = {}
+    for controller in CONTROLLERS:
+        mount = mounts.get(controller)
+        if mount is not None and controller in paths:
+            found = _usable_v1(Path(mount + paths[controller]), controller)
+            if found is not None:
+                first[controller] = found
+    if first or "" not in mounts or "" not in paths:
+        return CgroupParent(1, first)
+    return CgroupParent(2, _delegated(Path(mounts[""] + paths[""]), enable=enable))
+
+
+def _usable_v1(group: Path, controller: str) -> Path | None:
+    """The group itself, where groups with a limit can be made in it."""
+    files = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
+    probe = group / f"deepsquare-probe-{os.getpid()}"
+    try:
+        probe.mkdir()
+    except OSError:
+        return None
+    try:
+        return group if os.access(probe / files[controller], os.W_OK) else None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.rmdir()
+
+
+def _delegated(group: Path, *, enable: bool) -> dict[str, Path]:
+    """Controllers of a delegated group of version 2, enabled for groups below it."""
+    if group.name == "daemon":  # as DelegateSubgroup= made it, or an earlier start
+        group = group.parent
+    try:
+        offered = (group / "cgroup.controllers").read_text().split()
+        wanted = [name for name in CONTROLLERS if name in offered]
+        if not wanted:
+            return {}
+        if not enable:
+            usable = os.access(group / "cgroup.subtree_control", os.W_OK)
+            return dict.fromkeys(wanted, group) if usable else {}
+        enabled = (group / "cgroup.subtree_control").read_text().split()
+        if not set(wanted) <= set(enabled):
+            _leave(group)
+            _write(str(group / "cgroup.subtree_control"), " ".join(f"+{name}" for name in wanted))
+    except OSError:
+        return {}
+    return dict.fromkeys(wanted, group)
+
+
+def _leave(group: Path) -> None:
+    """Move every process of a group into a group `daemon` below it."""
+    inner = group / "daemon"
+    inner.mkdir(exist_ok=True)
+    for pid in _members(str(group)):
+        with contextlib.suppress(ProcessLookupError):
+            _write(str(inner / "cgroup.procs"), str(pid))
+
+
+def _mounts(mount_info: Path) -> dict[str, str]:
+    """Mount points by controller of version 1; version 2 has the empty name."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in mount_info.read_text().splitlines():
+            fields, _, rest = line.partition(" - ")
+            kind, _, options = rest.split(" ", 2)
+            root, place = fields.split()[3:5]
+            if kind == "cgroup2":
+                found.setdefault("", place if root == "/" else "")
+            elif kind == "cgroup" and root == "/":
+                for option in options.split(","):
+                    if option in CONTROLLERS:
+                        found.setdefault(option, place)
+    return {name: place for name, place in found.items() if place}
+
+
+def _own_paths(own: Path) -> dict[str, str]:
+    """Path of this process's group by controller; version 2 has the empty name."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            for name in names.split(","):
+                found[name] = "" if path == "/" else path
+    return found
+
+
+def _members(folder: str) -> list[int]:
+    try:
+        with open(f"{folder}/cgroup.procs", "rb") as file:
+            return [int(line) for line in file.read().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def _counter(path: str, name: str) -> int:
+    """A number of a file of lines `name number`; 0 where it can't be read."""
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+        for line in file:
+            key, _, value = line.partition(b" ")
+            if key == name.encode():
+                return int(value)
+    return 0
+
+
+def _write(path: str, value: str) -> None:
+    # Not `open`: it would create and truncate.
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(handle, value.encode())
+    finally:
+        os.close(handle)
