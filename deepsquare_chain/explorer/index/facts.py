@@ -79,8 +79,9 @@ async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> Facts | Non
         hashes[event.block_number] = event.block_hash
         blocks[event.tx_hash] = event.block_hash
     try:
-        headers = await _headers(w3, hashes)
-        transactions = None if headers is None else await _transactions(w3, blocks)
+        positions: dict[str, int] = {}
+        headers = await _headers(w3, hashes, positions)
+        transactions = None if headers is None else await _transactions(w3, blocks, positions)
     except Web3RPCError as error:
         if classify(error) is NodeError.UNKNOWN_BLOCK:
             return None
@@ -96,7 +97,10 @@ async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> Facts | Non
     return Facts(headers, transactions)
 
 
-async def _headers(w3: AsyncWeb3[Any], hashes: Mapping[int, str]) -> dict[int, Header] | None:
+async def _headers(
+    w3: AsyncWeb3[Any], hashes: Mapping[int, str], positions: dict[str, int]
+) -> dict[int, Header] | None:
+    """Headers by number; `positions` gets the place of each transaction in its block."""
     found: dict[int, Header] = {}
     for some in _slices(sorted(hashes), BATCH):
         asked = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
@@ -104,11 +108,12 @@ async def _headers(w3: AsyncWeb3[Any], hashes: Mapping[int, str]) -> dict[int, H
             if answer is None or answer["hash"] != hashes[number]:
                 return None
             found[number] = read_header(answer)
+            positions.update({str(each): at for at, each in enumerate(answer["transactions"])})
     return found
 
 
 async def _transactions(
-    w3: AsyncWeb3[Any], blocks: Mapping[str, str]
+    w3: AsyncWeb3[Any], blocks: Mapping[str, str], positions: Mapping[str, int]
 ) -> dict[str, Transaction] | None:
     found: dict[str, Transaction] = {}
     for some in _slices(list(blocks), BATCH // 2):
@@ -121,7 +126,7 @@ async def _transactions(
         for each, sent, receipt in zip(some, answers, answers, strict=True):
             if sent is None or receipt is None or receipt["blockHash"] != blocks[each]:
                 return None
-            found[each] = _transaction(each, sent, receipt)
+            found[each] = _transaction(each, sent, receipt, positions[each])
     return found
 
 
@@ -143,7 +148,9 @@ def read_header(answer: Mapping[str, Any]) -> Header:
     )
 
 
-def _transaction(tx_hash: str, sent: Mapping[str, Any], receipt: Mapping[str, Any]) -> Transaction:
+def _transaction(
+    tx_hash: str, sent: Mapping[str, Any], receipt: Mapping[str, Any], position: int
+) -> Transaction:
     price = receipt.get("effectiveGasPrice") or sent.get("gasPrice") or "0x0"
     data = sent.get("input") or sent.get("data") or "0x"
     to = sent.get("to")
@@ -152,7 +159,7 @@ def _transaction(tx_hash: str, sent: Mapping[str, Any], receipt: Mapping[str, An
     return Transaction(
         hash=tx_hash,
         block=int(receipt["blockNumber"], 16),
-        position=int(receipt["transactionIndex"], 16),
+        position=position,
         sender=str(to_checksum_address(sent["from"])),
         to=str(to_checksum_address(to)) if to else None,
         # Chains older than receipts with a status still tell by the events that it went well.
