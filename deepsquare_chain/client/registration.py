@@ -47,9 +47,7 @@ def price_changes(now: Prices, wanted: Prices) -> Iterator[str]:
         before, after = getattr(now, name), getattr(wanted, name)
         if before == after or not before:
             continue
-        words = (
-            f"The price per {word} goes from {hourly(before)} to {hourly(after)} credits per hour"
-        )
+        words = f"The price per {word} goes from {_rounded(before)} to {_rounded(after)} credits per hour"
         if not after:
             yield f"{words}: it would be free."
         elif max(before, after) >= _FACTOR * min(before, after):
@@ -60,8 +58,8 @@ def price_doubts(wanted: Prices) -> Iterator[str]:
     """Prices that look like a wrong unit."""
     if wanted.mem and wanted.mem >= wanted.cpu:
         yield (
-            f"A MB of memory would cost {hourly(wanted.mem)} credits per hour, and a CPU "
-            f"{hourly(wanted.cpu)}: is the price of a GB meant?"
+            f"A MB of memory would cost {_rounded(wanted.mem)} credits per hour, and a CPU "
+            f"{_rounded(wanted.cpu)}: is the price of a GB meant?"
         )
     if not (wanted.cpu or wanted.gpu or wanted.mem):
         yield "All prices would be zero, and no job goes to a provider for nothing."
