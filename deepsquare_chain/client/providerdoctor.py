@@ -135,9 +135,11 @@ def _offer(provider: Provider) -> Check:
     if provider.hardware.nodes == 1 and (offer.cpus > cpus or offer.memory > memory):
         return Check(
             "offer",
+            setting="follow_offer",
             ok=False,
             text=f"{text}; this machine has {cpus} cpus and {memory} MB",
             hint="Offer less with `deepsquare provider offer`, or run the daemon where they are.",
         )
     empty = not offer.cpus
-    return Check("offer", not empty, text, "Offer something: `provider offer`." if empty else "")
+    hint = "Offer something: `provider offer`." if empty else ""
+    return Check("offer", not empty, text, hint, "follow_offer")

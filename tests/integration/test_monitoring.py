@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +18,9 @@ import pytest
 import yaml
 
 import deepsquare_chain
+from deepsquare_chain.client.providerfiles import provider_files
 from deepsquare_chain.observe.metrics import Metrics
+from tests.support.anvil import REQUIRE_REAL
 from tests.support.promtool import promtool
 
 PACKAGE = Path(deepsquare_chain.__file__).parent
@@ -30,7 +36,13 @@ SAMPLES = {
 }
 
 
-def defined() -> Iterator[tuple[str, str, str]]:
+@functools.cache
+def defined() -> tuple[tuple[str, str, str], ...]:
+    """See `_definitions`; the source is read once."""
+    return tuple(_definitions())
+
+
+def _definitions() -> Iterator[tuple[str, str, str]]:
     """Kind, name and help of every metric that any service defines, as the source has it."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -95,6 +107,33 @@ def test_alerts_and_dashboard_use_only_metrics_that_exist() -> None:
         assert used(expression) <= known, expression
     assert len(panels) > 20
     assert all(used(each) or "up{" in each for each in panels)
+
+
+def test_systemd_takes_the_unit_and_the_restrictions(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        if os.environ.get(REQUIRE_REAL) == "1":
+            pytest.fail("systemd-analyze is missing: install the Debian package systemd")
+        pytest.skip("systemd-analyze is not installed (Debian: systemd)")
+    unit = tmp_path / "deepsquare-provider.service"
+    drop_in = tmp_path / "deepsquare-provider.service.d" / "hardened.conf"
+    drop_in.parent.mkdir()
+    texts = provider_files(tmp_path, "slurm")
+    drop_in.write_text(texts["hardened.conf"])
+
+    def verify(text: str) -> str:
+        unit.write_text(text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", unit],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        # What it says of the machine's own units is not ours.
+        return "\n".join(line for line in done.stderr.splitlines() if "deepsquare" in line)
+
+    assert verify(texts[unit.name]) == ""
+    assert "Unknown key" in verify(texts[unit.name].replace("KillMode=", "KillMod="))
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])

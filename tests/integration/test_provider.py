@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import signal
+import tarfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -225,6 +227,34 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         assert "no room" in back.reason
         await grid.send(grid.customers[0], scheduler.cancel([first, second]))
         await host.until([small, first])
+
+
+async def test_a_backup_goes_on_in_another_folder(grid: LiveGrid, tmp_path: Path):
+    """As docs/operations.md has it: stop, `tar`, and start from the copy; the original is gone."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    async with bench(grid, first) as host:
+        [before] = await host.submit("echo before")
+        await host.until([before])
+        await host.drive(lambda: host.row(before).phase is Phase.CLOSED)
+        earned = host.service.table.earned()
+    archive = tmp_path / "backup.tar"
+    with tarfile.open(archive, "w") as packed:
+        packed.add(first, arcname=".")
+    shutil.rmtree(first)
+    with tarfile.open(archive) as packed:
+        packed.extractall(second, filter="data")
+    async with bench(grid, second) as host:
+        assert host.service.table.earned() == earned
+        assert host.row(before).phase is Phase.CLOSED
+        deployment = host.grid.deployment
+        folder = find_run(second, deployment.chain_id, deployment.scheduler, before)
+        assert folder is not None
+        assert read_output(folder).data == b"before\n"
+        [after] = await host.submit("echo after")
+        await host.until([after])
+        await host.drive(lambda: host.row(after).phase is Phase.CLOSED)
+        [first_bill, second_bill] = [each.paid for each in host.service.table.earned()]
+        assert first_bill > 0 < second_bill
 
 
 async def test_maintenance_ends_what_runs_and_gives_back_the_rest(grid: LiveGrid, tmp_path: Path):
