@@ -37,15 +37,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from deepsquare_chain.chain.contracts import Contracts, Report
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.explorer.api.app import api_routes
-from deepsquare_chain.explorer.index.database import IndexDatabase
-from deepsquare_chain.explorer.index.facts import Facts
-from deepsquare_chain.explorer.index.queries import Index
-from deepsquare_chain.explorer.index.service import open_index
-from deepsquare_chain.explorer.index.writer import IndexWriter
-from deepsquare_chain.explorer.web.app import explorer_app
-from deepsquare_chain.explorer.web.site import Site
+from deepsquare_chain.indexer.block_data import Facts
+from deepsquare_chain.indexer.database import IndexDatabase
+from deepsquare_chain.indexer.queries import Index
+from deepsquare_chain.indexer.service import open_index
+from deepsquare_chain.indexer.writer import IndexWriter
 from deepsquare_chain.job import JobStatus
+from deepsquare_chain.web.api.app import api_routes
+from deepsquare_chain.web.app import explorer_app
+from deepsquare_chain.web.site import Site
 from tests.support.anvil import start_anvil
 from tests.support.history import DEPLOYMENT, History, address
 from tests.support.livegrid import deploy, live_grid

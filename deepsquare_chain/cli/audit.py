@@ -50,10 +50,10 @@ async def verify(
     ] = False,
 ) -> int:
     """Rebuild every job and balance, compare with storage; exit 10 if it does not add up."""
+    from deepsquare_chain.audit.runner import Depth, audit_export, audit_grid
     from deepsquare_chain.chain.rpc import connected
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError, UsageError
-    from deepsquare_chain.explorer.auditing import Depth, audit_export, audit_grid
 
     if export is None and offline:
         raise UsageError("Only an export can be verified offline", hint="Name its folder.")
@@ -90,8 +90,8 @@ def _bars(title: str) -> Any:
 @command(app)
 async def exceptions(desk: Desk, block: BlockOption = None) -> None:
     """Show what is lawful but worth a look: overruns, panics, role changes and the like."""
+    from deepsquare_chain.audit.runner import Depth, audit_grid
     from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.explorer.auditing import Depth, audit_grid
 
     async with open_grid(desk.settings) as contracts:
         found = await audit_grid(contracts, to_block=block, depth=Depth(storage=False), bars=_bars)
@@ -116,10 +116,10 @@ async def print_statement(
     desk: Desk, account: str | None, first: int = 0, last: int | None = None
 ) -> int:
     """All movements of an account in a range of blocks, oldest first; the exit code."""
+    from deepsquare_chain.audit.runner import account_statement
     from deepsquare_chain.client.network import open_grid, own_address
     from deepsquare_chain.credits import format_credits
     from deepsquare_chain.errors import AuditError, UsageError
-    from deepsquare_chain.explorer.auditing import account_statement
 
     if last is not None and last < first:
         raise UsageError(f"No block is from {first} on and up to {last}")
@@ -164,10 +164,10 @@ async def export(
     ] = TableKind.CSV,
 ) -> int:
     """Write raw logs, tables and a manifest of their hashes, for others to verify."""
+    from deepsquare_chain.audit.export import LOGS, MANIFEST, TableFormat
+    from deepsquare_chain.audit.export_io import export as write
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.errors import AuditError
-    from deepsquare_chain.explorer.export import LOGS, MANIFEST, TableFormat
-    from deepsquare_chain.explorer.exporting import export as write
 
     style = TableFormat(tables.value)
     async with open_grid(desk.settings) as contracts:
@@ -186,11 +186,11 @@ async def export(
 @command(app)
 async def job(desk: Desk, job: JobArgument, block: BlockOption = None) -> int:
     """Show a job's way, money and recomputed bill; exit 10 if it does not add up."""
+    from deepsquare_chain.audit.conservation import job_conservation
+    from deepsquare_chain.audit.reader import read_ledger
+    from deepsquare_chain.audit.runner import job_bill
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.errors import AuditError, NotFoundError
-    from deepsquare_chain.explorer.auditing import job_bill
-    from deepsquare_chain.explorer.conservation import job_conservation
-    from deepsquare_chain.explorer.reader import read_ledger
 
     async with open_grid(desk.settings) as contracts:
         with _bars("Reading events") as progress:

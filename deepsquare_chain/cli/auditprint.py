@@ -9,11 +9,11 @@ from deepsquare_chain.cli.frame import Desk
 from deepsquare_chain.cli.output import Column, Format, Kind
 
 if TYPE_CHECKING:
-    from deepsquare_chain.explorer.auditing import Report
-    from deepsquare_chain.explorer.bill import Bill
-    from deepsquare_chain.explorer.books import JobEntry
-    from deepsquare_chain.explorer.conservation import Check
-    from deepsquare_chain.explorer.exceptions import ExceptionRow
+    from deepsquare_chain.audit.anomalies import ExceptionRow
+    from deepsquare_chain.audit.bill import Bill
+    from deepsquare_chain.audit.conservation import Check
+    from deepsquare_chain.audit.entries import JobEntry
+    from deepsquare_chain.audit.runner import Report
 
 AUDIT: Final = (
     Column("ok", "in order", Kind.FLAG),

@@ -59,14 +59,14 @@ async def verify(
     ] = "",
 ) -> int:
     """Compare code and parameters on chain with this program's build; exit 10 if they differ."""
-    from deepsquare_chain.chain.verifying import verify_deployment
-    from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.errors import AuditError
-    from deepsquare_chain.explorer.verification import (
+    from deepsquare_chain.audit.verification import (
         submit_blockscout,
         submit_sourcify,
         write_tree,
     )
+    from deepsquare_chain.chain.verifying import verify_deployment
+    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.errors import AuditError
 
     async with open_grid(desk.settings) as contracts:
         found = await verify_deployment(contracts.w3, contracts.deployment)

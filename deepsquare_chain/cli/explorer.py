@@ -42,7 +42,7 @@ async def index(
     from deepsquare_chain.chain.deployment import Deployment
     from deepsquare_chain.cli.progress import progress
     from deepsquare_chain.client.network import transport_of
-    from deepsquare_chain.explorer.index.service import index_place, open_index
+    from deepsquare_chain.indexer.service import index_place, open_index
 
     settings = desk.settings
     with progress("reading blocks") as tell:

@@ -136,9 +136,9 @@ async def explore(
 ) -> None:
     """Serve the explorer until a signal; `ready` gets its URL. Errors as `run_explorer`."""
     from deepsquare_chain.daemon.service import ServiceSettings
-    from deepsquare_chain.explorer.index.service import index_place
-    from deepsquare_chain.explorer.web.server import Address, run_explorer
-    from deepsquare_chain.explorer.web.site import Link
+    from deepsquare_chain.indexer.service import index_place
+    from deepsquare_chain.web.server import Address, run_explorer
+    from deepsquare_chain.web.site import Link
 
     deployment = Deployment.load(settings.deployment)
     configure_logging(settings.log_level, settings.log_format, service="explorer")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepsquare_chain.audit.entries import StatementRow
+from deepsquare_chain.audit.reader import read_ledger
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.client import accounts
@@ -27,8 +29,6 @@ from deepsquare_chain.client.submission import (
 )
 from deepsquare_chain.client.watching import watch
 from deepsquare_chain.errors import NotFoundError, UsageError
-from deepsquare_chain.explorer.books import StatementRow
-from deepsquare_chain.explorer.reader import read_ledger
 from deepsquare_chain.job import Job, JobStatus, Terms
 from deepsquare_chain.provider.outputs import find_run, read_output
 from deepsquare_chain.settings import Settings, load_settings

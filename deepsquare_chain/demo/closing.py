@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepsquare_chain.audit.checks import Audit
+from deepsquare_chain.audit.entries import Kind, StatementRow
+from deepsquare_chain.audit.reader import audit_chain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.demo.blocks import Gas
 from deepsquare_chain.demo.scene import Scene
 from deepsquare_chain.devnet.grid import COINLESS, Grid
-from deepsquare_chain.explorer.audit import Audit
-from deepsquare_chain.explorer.books import Kind, StatementRow
-from deepsquare_chain.explorer.reader import audit_chain
 from deepsquare_chain.observe.plain import plain
 
 _GWEI: Final = 10**9

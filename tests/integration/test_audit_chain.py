@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.audit import reader
+from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.reader import audit_chain, read_chronicle, read_ledger
 from deepsquare_chain.chain.ceiling import Ceiling
 from deepsquare_chain.chain.contracts import Report
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.explorer import reader
-from deepsquare_chain.explorer.books import Kind
-from deepsquare_chain.explorer.reader import audit_chain, read_chronicle, read_ledger
 from deepsquare_chain.job import JobStatus
 from tests.support.livegrid import LiveGrid
 

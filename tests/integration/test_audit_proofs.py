@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.audit.anomalies import Code
+from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, prove
+from deepsquare_chain.audit.proofs import ProofError, check_header, header_hash
+from deepsquare_chain.audit.reader import read_chronicle
+from deepsquare_chain.audit.runner import Depth, audit_grid, job_bill
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.explorer.auditing import Depth, audit_grid, job_bill
-from deepsquare_chain.explorer.exceptions import Code
-from deepsquare_chain.explorer.proofs import ProofError, check_header, header_hash
-from deepsquare_chain.explorer.proving import LogDigests, compare_endpoints, prove
-from deepsquare_chain.explorer.reader import read_chronicle
 from tests.integration.test_audit_chain import live_a_little
 from tests.support.livegrid import LiveGrid
 from tests.support.lyingnode import LIES, Lie, other_block

@@ -21,10 +21,10 @@ from deepsquare_chain.chain.forwarder import ForwardRequest
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
-from deepsquare_chain.explorer.web.server import Address, run_explorer
-from deepsquare_chain.explorer.web.site import Link
 from deepsquare_chain.job import JobFlags, Resources
 from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.web.server import Address, run_explorer
+from deepsquare_chain.web.site import Link
 from deepsquare_chain.workflow import Definition, Step
 from tests.support.anvil import start_anvil
 from tests.support.busygrid import HOSTILE, BusyGrid, some_terms

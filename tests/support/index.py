@@ -11,12 +11,12 @@ from sqlalchemy import select
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.eventtypes import Event
 from deepsquare_chain.chain.follower import Batch
-from deepsquare_chain.explorer.index import schema
-from deepsquare_chain.explorer.index.database import IndexDatabase
-from deepsquare_chain.explorer.index.facts import Facts, Header, Transaction
-from deepsquare_chain.explorer.index.forwarded import outcomes, signed_calls
-from deepsquare_chain.explorer.index.queries import Index
-from deepsquare_chain.explorer.index.writer import IndexWriter
+from deepsquare_chain.indexer import schema
+from deepsquare_chain.indexer.block_data import Facts, Header, Transaction
+from deepsquare_chain.indexer.database import IndexDatabase
+from deepsquare_chain.indexer.forwarded import outcomes, signed_calls
+from deepsquare_chain.indexer.queries import Index
+from deepsquare_chain.indexer.writer import IndexWriter
 
 SENDER = "0x" + "5e" * 20
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from eth_utils import to_checksum_address
 
+from deepsquare_chain.audit.checks import Storage
+from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import Event, decode_log
 from deepsquare_chain.chain.records import read_job
 from deepsquare_chain.chain.registry import _provider
-from deepsquare_chain.explorer.audit import Storage
-from deepsquare_chain.explorer.ledger import Ledger
 from deepsquare_chain.job import Load
 from tests.support import grid as grids
 from tests.support.evm import Chain

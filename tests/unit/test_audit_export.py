@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError
-from deepsquare_chain.explorer.auditing import audit_export
-from deepsquare_chain.explorer.books import Finding
-from deepsquare_chain.explorer.export import (
+from deepsquare_chain.audit.entries import Finding
+from deepsquare_chain.audit.export import (
     BLOCKS,
     LOGS,
     MANIFEST,
@@ -25,13 +23,15 @@ from deepsquare_chain.explorer.export import (
     TableFormat,
     digest_of,
 )
-from deepsquare_chain.explorer.exporting import (
+from deepsquare_chain.audit.export_io import (
     compare_with_chain,
     export,
     export_files,
     read_manifest,
     replay_export,
 )
+from deepsquare_chain.audit.runner import audit_export
+from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError
 from tests.support.lyingnode import LIES, Lie, RecordedNode
 from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
 

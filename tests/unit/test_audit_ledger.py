@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import pytest
 from eth_utils import to_checksum_address
 
+from deepsquare_chain.audit.checks import verify
+from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.errors import AuditError
-from deepsquare_chain.explorer.audit import verify
-from deepsquare_chain.explorer.books import Kind
-from deepsquare_chain.explorer.ledger import Ledger
 from deepsquare_chain.job import JobStatus, Load
 from tests.support.grid import RATE, TERMS, WEALTH, fee_of
 from tests.support.recorded import (

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.audit.checks import Storage, verify
+from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain import eventtypes as ev
-from deepsquare_chain.explorer.audit import Storage, verify
-from deepsquare_chain.explorer.books import Kind
-from deepsquare_chain.explorer.ledger import Ledger
 from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Prices, Terms
 from tests.support.recorded import (
     RecordedGrid,

@@ -15,19 +15,19 @@ import httpx
 import pytest
 from eth_utils import keccak, to_checksum_address
 
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.artifacts import CONTRACTS, load_artifact, standard_input
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.metadata import base58, ipfs_hash, metadata_hash, sources_of
-from deepsquare_chain.errors import EndpointError, UsageError
-from deepsquare_chain.explorer import verification
-from deepsquare_chain.explorer.verification import (
+from deepsquare_chain.audit import verification
+from deepsquare_chain.audit.verification import (
     Submission,
     sources,
     submit_blockscout,
     submit_sourcify,
     write_tree,
 )
+from deepsquare_chain.chain.abi import interface
+from deepsquare_chain.chain.artifacts import CONTRACTS, load_artifact, standard_input
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.metadata import base58, ipfs_hash, metadata_hash, sources_of
+from deepsquare_chain.errors import EndpointError, UsageError
 
 CLIENT: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
 ADMIN, CREDIT, REGISTRY, SCHEDULER = ("0x" + digit * 40 for digit in "abcd")

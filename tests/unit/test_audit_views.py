@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 from eth_utils import to_checksum_address
 
-from deepsquare_chain.chain import eventtypes as ev
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.events import event_topics
-from deepsquare_chain.explorer import auditing
-from deepsquare_chain.explorer.bill import recompute_bill
-from deepsquare_chain.explorer.books import JobEntry
-from deepsquare_chain.explorer.conservation import (
+from deepsquare_chain.audit import runner as auditing
+from deepsquare_chain.audit.anomalies import Code, Severity, name_self_scheduled
+from deepsquare_chain.audit.bill import recompute_bill
+from deepsquare_chain.audit.conservation import (
     Check,
     Repeat,
     conservation,
     job_conservation,
 )
-from deepsquare_chain.explorer.exceptions import Code, Severity, name_self_scheduled
-from deepsquare_chain.explorer.ledger import Ledger
-from deepsquare_chain.explorer.statement import closing_check, statement
+from deepsquare_chain.audit.entries import JobEntry
+from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.audit.statement import closing_check, statement
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.abi import interface
+from deepsquare_chain.chain.events import event_topics
 from deepsquare_chain.job import JobFlags, JobStatus
 from tests.support.grid import RATE, TERMS, TIMES
 from tests.support.recorded import (

@@ -1,0 +1,1 @@
+"""Audit of a grid: a ledger rebuilt from events alone, and what it proves. It trusts no index and no page."""

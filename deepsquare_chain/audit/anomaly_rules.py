@@ -1,0 +1,256 @@
+"""The rules that say what is worth a look, applied to events beside the books. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from deepsquare_chain.audit.anomalies import (
+    MAY_HAVE_TAKEN,
+    Code,
+    ExceptionRow,
+    Severity,
+    Spot,
+)
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
+from deepsquare_chain.audit.settlement import MIN_REPORT_GRACE
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.deployment import Deployment, Timeouts
+from deepsquare_chain.chain.roles import role_name
+from deepsquare_chain.credits import format_credits
+from deepsquare_chain.job import JobFlags, JobStatus
+
+
+class Watch:
+    """Reads events beside the books and notes exceptions.
+
+    Args:
+        deployment: Its recorded timeouts, or the usual ones, say what is long; addresses are
+            spelled as in events.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.rows: list[ExceptionRow] = []
+        self._scheduler = deployment.scheduler
+        names = ("Credit", "ProviderRegistry", "MetaScheduler")
+        self._names = dict(zip(deployment.addresses, names, strict=True))
+        times = asdict(Timeouts()) | deployment.timeouts
+        self._idle_after = times["claim_timeout"]
+        self._pending_timeout = times["pending_timeout"]
+        self._pending_expiry = times["pending_expiry"]
+        self._pending: dict[int, int] = {}
+        self._claims: dict[int, tuple[int, str]] = {}
+        self._running: dict[int, str] = {}
+        self._holders: dict[int, str] = {}
+        self._challenges: dict[str, ev.ProviderChallenged] = {}
+
+    def resume(
+        self, jobs: Iterable[JobEntry], challenges: Iterable[ev.ProviderChallenged] = ()
+    ) -> None:
+        """Go on where a reader of everything before would stand.
+
+        Args:
+            jobs: All that further events may be about, as the books hold them.
+            challenges: Those that stand open.
+        """
+        for job in jobs:
+            if job.status is JobStatus.PENDING:
+                self._pending[job.id] = job.since
+            elif job.status is JobStatus.SCHEDULED:
+                self._claims[job.id] = job.since, job.provider
+            elif job.status is JobStatus.RUNNING:
+                self._running[job.id] = job.provider
+        self._challenges.update({each.provider: each for each in challenges})
+
+    def take(self) -> list[ExceptionRow]:
+        """What was noted since the last time, oldest first."""
+        found, self.rows = self.rows, []
+        return found
+
+    def read(self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], spot: Spot) -> None:
+        """Look at one transaction, once the books hold it."""
+        owed: set[str] = set()
+        run = list(events)
+        for event in run:
+            if isinstance(event, ev.JobSubmitted):
+                owed.add(event.customer)
+            elif isinstance(event, ev.JobToppedUp):
+                owed.add(event.payer)
+        for event in run:
+            if isinstance(event, ev.JobTransition):
+                self._moved(event, jobs.get(event.job_id), spot)
+            elif isinstance(event, ev.Transfer):
+                self._transferred(event, owed, spot)
+            elif isinstance(event, ev.JobRequeued | ev.JobPanicked):
+                self._gave_up(event, jobs.get(event.job_id), spot)
+            elif isinstance(event, ev.ProviderChallenged | ev.ProviderAnswered):
+                self._asked(event, spot)
+            else:
+                self._acted(event, spot)
+
+    def so_far(self, jobs: Mapping[int, JobEntry], spot: Spot) -> list[ExceptionRow]:
+        """All exceptions, with those that stand open at a spot; oldest first."""
+        kept, self.rows = self.rows, list(self.rows)
+        for job_id, account in sorted(self._running.items()):
+            if (job := jobs.get(job_id)) is not None:
+                self._overrun(job, account, spot, "runs")
+        for job_id, (since, account) in sorted(self._claims.items()):
+            if (idle := spot.time - since) > self._idle_after:
+                words = f"job {job_id} was claimed {idle} s ago and does not run"
+                self._note(
+                    Code.IDLE_CLAIM, Severity.WARNING, words, spot, account=account, job_id=job_id
+                )
+        for account, event in sorted(self._challenges.items()):
+            if (late := spot.time - event.answer_by) > 0:
+                words = f"{account} has not answered a challenge over job {event.job_id}, "
+                words += f"{late} s after it had to"
+                self._note(
+                    Code.UNANSWERED,
+                    Severity.WARNING,
+                    words,
+                    spot,
+                    account=account,
+                    job_id=event.job_id,
+                )
+        found, self.rows = self.rows, kept
+        return found
+
+    def _note(
+        self,
+        code: Code,
+        severity: Severity,
+        message: str,
+        spot: Spot,
+        *,
+        account: str = "",
+        job_id: int = 0,
+    ) -> None:
+        place = (spot.block, spot.time, spot.tx_hash)
+        self.rows.append(ExceptionRow(code, severity, message, job_id, account, *place))
+
+    def _moved(self, event: ev.JobTransition, job: JobEntry | None, spot: Spot) -> None:
+        job_id, account, after = event.job_id, event.provider, event.after
+        self._holders[job_id] = account
+        if (claim := self._claims.pop(job_id, None)) and spot.time - claim[0] > self._idle_after:
+            words = (
+                f"job {job_id} was claimed and became {after.name} {spot.time - claim[0]} s later"
+            )
+            self._note(
+                Code.IDLE_CLAIM, Severity.NOTICE, words, spot, account=account, job_id=job_id
+            )
+        if after is JobStatus.PENDING:
+            self._pending[job_id] = spot.time
+        elif after is JobStatus.META_SCHEDULED:
+            waited = spot.time - self._pending.pop(job_id, spot.time)
+            if waited >= self._pending_timeout:
+                forbidden = job is not None and JobFlags.NO_SELF_SCHEDULING in job.terms.flags
+                words = f"job {job_id} waited {waited} s"
+                # Providers can't take such a job themselves; then the scheduler was late.
+                words += "" if forbidden else f": {MAY_HAVE_TAKEN}"
+                self._note(
+                    Code.LATE_ASSIGNMENT,
+                    Severity.NOTICE,
+                    words,
+                    spot,
+                    account=account,
+                    job_id=job_id,
+                )
+        elif after is JobStatus.SCHEDULED:
+            self._claims[job_id] = spot.time, account
+        elif after is JobStatus.RUNNING:
+            self._running[job_id] = account
+        if after.is_final:
+            waited = spot.time - self._pending.pop(job_id, spot.time)
+            if waited >= self._pending_expiry:
+                words = f"job {job_id} was cancelled after {waited} s without a provider, when "
+                words += "anyone may; its credits went back to its customer"
+                self._note(Code.EXPIRED, Severity.NOTICE, words, spot, job_id=job_id)
+            if self._running.pop(job_id, None) is not None and job is not None:
+                self._overrun(job, account, spot, "ran")
+
+    def _overrun(self, job: JobEntry, account: str, spot: Spot, verb: str) -> None:
+        over = spot.time - job.billed_until - job.allotment
+        if over > 0:
+            severity = Severity.WARNING if over > MIN_REPORT_GRACE else Severity.NOTICE
+            given = job.collected_seconds + job.allotment
+            words = f"job {job.id} {verb} {over} s past its {given} s, by the chain's clock"
+            self._note(Code.OVERRUN, severity, words, spot, account=account, job_id=job.id)
+
+    def _gave_up(
+        self, event: ev.JobRequeued | ev.JobPanicked, job: JobEntry | None, spot: Spot
+    ) -> None:
+        holder = self._holders.get(event.job_id, ZERO_ADDRESS)
+        why = f": {event.reason}" if event.reason else ""
+        if isinstance(event, ev.JobRequeued):
+            own = event.by == holder
+            verb = "refused by" if own else f"taken by {event.by} from"
+            words = f"job {event.job_id} was {verb} {holder}{why}"
+            severity = Severity.NOTICE if own else Severity.WARNING
+            self._note(Code.REQUEUE, severity, words, spot, account=holder, job_id=event.job_id)
+            return
+        heir = f", job {job.successor} goes on" if job is not None and job.successor else ""
+        words = f"job {event.job_id} was given up by {event.by}{heir}{why}"
+        self._note(Code.PANIC, Severity.WARNING, words, spot, account=holder, job_id=event.job_id)
+
+    def _asked(self, event: ev.ProviderChallenged | ev.ProviderAnswered, spot: Spot) -> None:
+        account = event.provider
+        if isinstance(event, ev.ProviderChallenged):
+            self._challenges[account] = event
+            return
+        asked = self._challenges.pop(account, None)
+        if asked is not None and spot.time > asked.answer_by:
+            late = spot.time - asked.answer_by
+            words = f"{account} answered a challenge over job {asked.job_id} {late} s too late"
+            self._note(
+                Code.LATE_ANSWER,
+                Severity.WARNING,
+                words,
+                spot,
+                account=account,
+                job_id=asked.job_id,
+            )
+
+    def _transferred(self, event: ev.Transfer, owed: set[str], spot: Spot) -> None:
+        amount = format_credits(event.amount)
+        if event.sender == ZERO_ADDRESS:
+            words = f"{amount} credits were minted for {event.recipient}"
+            self._note(Code.MINT, Severity.NOTICE, words, spot, account=event.recipient)
+        if event.recipient == self._scheduler and event.sender not in owed:
+            words = f"{amount} credits went to the scheduler for no job; nobody gets them back"
+            self._note(Code.GIFT, Severity.WARNING, words, spot, account=event.sender)
+
+    def _acted(self, event: ev.Event, spot: Spot) -> None:
+        found = _acts(event, self._names.get(event.address, event.address))
+        if found is not None:
+            code, severity, account, words = found
+            self._note(code, severity, words, spot, account=account)
+
+
+def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
+    """What an administrator, an approver or a blocked token did: code, severity, account, words."""
+    notice, warning = Severity.NOTICE, Severity.WARNING
+    found: tuple[Code, Severity, str, str] | None = None
+    match event:
+        case ev.PaymentParked():
+            words = f"{format_credits(event.amount)} credits for {event.recipient} had to be parked"
+            found = Code.PARKED, warning, event.recipient, words
+        case ev.FeeChanged():
+            words = f"the fee became {event.fee_bps} basis points"
+            found = Code.FEE, notice, "", words
+        case ev.SubmissionsChanged():
+            words = f"new submissions were {'opened' if event.open else 'closed'}"
+            found = Code.SUBMISSIONS, notice, "", words
+        case ev.RoleGranted() | ev.RoleRevoked():
+            verb = "granted to" if isinstance(event, ev.RoleGranted) else "taken from"
+            role = "administrator" if event.role == bytes(32) else role_name(event.role)
+            words = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
+            found = Code.ROLE, notice, event.account, words
+        case ev.BanChanged():
+            verb = "banned" if event.banned else "let in again"
+            why = f": {event.reason}" if event.reason else ""
+            found = Code.BAN, warning, event.provider, f"{event.provider} was {verb}{why}"
+        case ev.ProviderApproved():
+            words = f"version {event.version} of {event.provider} was approved"
+            found = Code.APPROVAL, notice, event.provider, words
+    return found

@@ -1,0 +1,108 @@
+"""Do the books add up, and does the chain's storage say the same? Pure.
+
+`verify` judges a ledger; with what storage holds it also proves that the events tell everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from deepsquare_chain.audit.entries import Finding, Totals
+from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.errors import AuditError
+from deepsquare_chain.job import Job, Load, Provider
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What the contracts hold at one block, as `reader.read_storage` fetches it.
+
+    `loads` are those of providers, by account.
+    """
+
+    block: int
+    jobs: Sequence[Job]
+    providers: Sequence[Provider]
+    balances: Mapping[str, int]
+    parked: Mapping[str, int]
+    supply: int
+    loads: Mapping[str, Load]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The outcome; `difference` is in credit-wei and must be zero."""
+
+    block: int
+    totals: Totals
+    findings: tuple[Finding, ...]
+    compared: bool
+
+    @property
+    def difference(self) -> int:
+        """What the scheduler holds without an owner."""
+        return self.totals.difference
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything adds up."""
+        return not self.findings and self.difference == 0
+
+    def raise_if_wrong(self) -> None:
+        """Refuse books that do not add up.
+
+        Raises:
+            AuditError: The first findings, in words.
+        """
+        if self.ok:
+            return
+        shown = "; ".join(str(finding) for finding in self.findings[:3])
+        count = len(self.findings)
+        raise AuditError(
+            f"The audit found {count} fault{'' if count == 1 else 's'}: {shown}",
+            hint="See all of them with `deepsquare audit verify -o json`.",
+        )
+
+
+def verify(ledger: Ledger, storage: Storage | None = None) -> Audit:
+    """Judge a ledger, and compare it with the contracts' storage where that is given."""
+    findings = list(ledger.findings)
+    if storage is not None:
+        findings += compare(ledger, storage)
+    return Audit(ledger.block, ledger.totals, tuple(findings), storage is not None)
+
+
+def compare(ledger: Ledger, storage: Storage) -> list[Finding]:
+    """Findings where replayed events and storage differ; both must be of the same block."""
+    found: list[Finding] = []
+
+    def differ(what: str, told: object, held: object, job_id: int = 0) -> None:
+        if told != held:
+            message = f"{what}: events say {told}, storage says {held}"
+            found.append(Finding("storage", message, storage.block, "", job_id))
+
+    def differ_by_field(what: str, told: Any, held: Any, job_id: int = 0) -> None:
+        for each in fields(held):
+            values = getattr(told, each.name), getattr(held, each.name)
+            differ(f"{each.name} of {what}", *values, job_id)
+
+    ids = ledger.provider_ids
+    differ("number of jobs", len(ledger.jobs), len(storage.jobs))
+    for job in storage.jobs:
+        if (entry := ledger.jobs.get(job.id)) is not None:
+            differ_by_field(f"job {job.id}", entry.record(ids), job, job.id)
+    differ("number of providers", len(ids), len(storage.providers))
+    for provider in storage.providers:
+        if (known := ledger.providers.get(provider.account)) is not None:
+            differ_by_field(f"provider {provider.account}", known.record(), provider)
+    for account, amount in sorted(storage.balances.items()):
+        differ(f"balance of {account}", ledger.balances.get(account, 0), amount)
+    for account, amount in sorted(storage.parked.items()):
+        differ(f"parked credits of {account}", ledger.parked.get(account, 0), amount)
+    for account, load in sorted(storage.loads.items()):
+        if (known := ledger.providers.get(account)) is not None:
+            differ_by_field(f"the load of {account}", known.load, load)
+    differ("supply of credits", ledger.totals.supply, storage.supply)
+    return found

@@ -1,0 +1,412 @@
+"""Writing a grid's history into a folder, and holding such a folder against itself and a chain."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import pydantic_core
+
+from deepsquare_chain.audit.entries import Finding
+from deepsquare_chain.audit.export import (
+    BLOCKS,
+    LOGS,
+    MANIFEST,
+    MAX_MANIFEST,
+    TABLES,
+    FileEntry,
+    Manifest,
+    TableFormat,
+    audited,
+    block_line,
+    file_names,
+    first_difference,
+    log_line,
+    place_of,
+)
+from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.audit.reader import Chronicle, Progress, read_chronicle
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import decode_log
+from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.errors import NotFoundError, UsageError
+
+#: More than any log of a block can hold; a longer line is no log.
+_MAX_LINE: Final = 4_000_000
+#: After this many faults of one file its rest says nothing new.
+_ENOUGH: Final = 100
+
+
+class _Writer:
+    """A file of an export that counts its lines and hashes its bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._rows = 0
+
+    def write(self, line: bytes) -> None:
+        self._file.write(line)
+        self._hash.update(line)
+        self._rows += 1
+
+    def clear(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash, self._rows = hashlib.sha256(), 0
+
+    def close(self) -> FileEntry:
+        self._file.close()
+        return FileEntry(self._rows, self._hash.hexdigest())
+
+
+class _LogFile:
+    """A sink that writes `logs.jsonl` and remembers the hashes of its blocks."""
+
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+        self.hashes: dict[int, str] = {}
+
+    def begin(self) -> None:
+        self._writer.clear()
+        self.hashes.clear()
+
+    def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        for log in logs:
+            self._writer.write(log_line(log))
+            self.hashes[int(log["blockNumber"], 16)] = log["blockHash"]
+
+
+async def export(
+    contracts: Contracts,
+    folder: Path,
+    *,
+    to_block: int | None = None,
+    style: TableFormat = TableFormat.CSV,
+    progress: Progress | None = None,
+) -> tuple[Manifest, Ledger]:
+    """Write all logs up to a block, and the tables that follow from them.
+
+    The manifest is written last: without one a folder is no export.
+
+    Raises:
+        UsageError: The folder holds something already, or can't be written.
+        EndpointError: The node does not answer.
+    """
+    _prepare(folder)
+    deployment = audited(contracts.deployment)
+    logs = _Writer(folder / LOGS)
+    sink = _LogFile(logs)
+    found = await read_chronicle(
+        contracts.w3, deployment, to_block=to_block, progress=progress, sink=sink
+    )
+    ledger = found.ledger(deployment)
+    files = {LOGS: logs.close(), BLOCKS: _write(folder / BLOCKS, _block_lines(found, sink.hashes))}
+    for table in TABLES:
+        name = f"{table.name}.{style.value}"
+        files[name] = _write(folder / name, table.lines(ledger, style))
+    manifest = Manifest(deployment, found.to_block, found.block_hash, found.time, style, files)
+    (folder / MANIFEST).write_bytes(manifest.to_json())
+    return manifest, ledger
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(
+                f"{folder} is not empty", hint="Give a new folder: an export replaces nothing."
+            )
+    except OSError as error:
+        raise UsageError(f"{folder} can't be written: {error.strerror}") from None
+
+
+def _write(path: Path, lines: Iterable[bytes]) -> FileEntry:
+    writer = _Writer(path)
+    for line in lines:
+        writer.write(line)
+    return writer.close()
+
+
+def _block_lines(found: Chronicle, hashes: Mapping[int, str]) -> Iterator[bytes]:
+    for number, time in sorted(found.block_times.items()):
+        yield block_line(number, hashes[number], time)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """An export that was read back; without a ledger its logs could not be read at all."""
+
+    manifest: Manifest
+    ledger: Ledger | None
+    findings: tuple[Finding, ...]
+
+
+def replay_export(path: Path) -> Replayed:
+    """Read an export back and hold it against itself: hashes, order, books, tables.
+
+    Args:
+        path: Its folder, or its manifest.
+
+    Raises:
+        NotFoundError: There is no manifest.
+        AuditError: The manifest can't be trusted.
+        UsageError: A file can't be read.
+    """
+    folder, manifest = read_manifest(path)
+    check = _Check(folder, manifest)
+    for name, entry in sorted(manifest.files.items()):
+        check.file(name, entry)
+    times = check.blocks()
+    events = list(check.events(times))
+    if check.broken:
+        return Replayed(manifest, None, tuple(check.findings))
+    ledger = Ledger.replay(
+        events,
+        manifest.deployment,
+        {number: time for number, (_, time) in times.items()},
+        to_block=manifest.last_block,
+        now=manifest.block_time,
+    )
+    check.tables(ledger)
+    return Replayed(manifest, ledger, (*check.findings, *ledger.findings))
+
+
+def read_manifest(path: Path) -> tuple[Path, Manifest]:
+    """The folder of an export and its manifest; errors as `replay_export`."""
+    file = path / MANIFEST if path.is_dir() else path
+    try:
+        with file.open("rb") as handle:
+            raw = handle.read(MAX_MANIFEST + 1)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"There is no export at {path}", hint="Make one with `deepsquare audit export FOLDER`."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{file} can't be read: {error.strerror}") from None
+    return file.parent, Manifest.from_json(raw)
+
+
+class _Check:
+    """One export held against itself."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.findings: list[Finding] = []
+        #: Whether logs or blocks can't be read, so that no books can be made of them.
+        self.broken = False
+        self._folder = folder
+        self._manifest = manifest
+
+    def find(self, code: str, message: str, block: int = 0) -> None:
+        if len(self.findings) < _ENOUGH:
+            self.findings.append(Finding(code, message, block, ""))
+
+    def file(self, name: str, entry: FileEntry) -> None:
+        """Lines and bytes are those that the manifest names."""
+        rows, digest = 0, hashlib.sha256()
+        try:
+            with (self._folder / name).open("rb") as file:
+                while line := file.readline(_MAX_LINE):
+                    rows += 1
+                    digest.update(line)
+        except FileNotFoundError:
+            self.broken = self.broken or name in {LOGS, BLOCKS}
+            self.find("file", f"{name} is missing")
+            return
+        except OSError as error:
+            raise UsageError(f"{name} can't be read: {error.strerror}") from None
+        if rows != entry.rows:
+            self.find("file", f"{name} has {rows} rows, the manifest says {entry.rows}")
+        if digest.hexdigest() != entry.sha256:
+            self.find("file", f"{name} has another SHA-256 than the manifest says")
+
+    def _parsed(self, name: str) -> Iterator[tuple[int, bytes, Any]]:
+        if not (self._folder / name).exists():
+            return
+        with (self._folder / name).open("rb") as file:
+            number = 0
+            while line := file.readline(_MAX_LINE):
+                number += 1
+                try:
+                    yield number, line, pydantic_core.from_json(line)
+                except ValueError:
+                    self.broken = True
+                    self.find("file", f"line {number} of {name} is no JSON")
+
+    def blocks(self) -> dict[int, tuple[str, int]]:
+        """Hash and chain time of each block with events."""
+        found: dict[int, tuple[str, int]] = {}
+        last = -1
+        for number, line, body in self._parsed(BLOCKS):
+            try:
+                block, block_hash, time = int(body["number"]), str(body["hash"]), int(body["time"])
+            except (KeyError, TypeError, ValueError):
+                self.broken = True
+                self.find("file", f"line {number} of {BLOCKS} is no block")
+                continue
+            if block <= last or line != block_line(block, block_hash, time):
+                self.find("order", f"line {number} of {BLOCKS} is out of order or shape", block)
+            found[block], last = (block_hash, time), block
+        return found
+
+    def events(self, times: Mapping[int, tuple[str, int]]) -> Iterator[Event]:
+        """Events of the logs, in the order of the file."""
+        before, seen = (-1, -1), set()
+        manifest = self._manifest
+        ours = {each.lower() for each in manifest.deployment.addresses}
+        for number, line, body in self._parsed(LOGS):
+            try:
+                place = place_of(body)
+                same = line == log_line(body)
+                address, block_hash = body["address"], body["blockHash"]
+            except (KeyError, TypeError, ValueError, AttributeError):
+                self.broken = True
+                self.find("file", f"line {number} of {LOGS} is no log")
+                continue
+            block = place[0]
+            if place <= before or not same:
+                self.find("order", f"line {number} of {LOGS} is out of order or shape", block)
+            before = place
+            seen.add(block)
+            if address not in ours:
+                self.find("address", f"line {number} of {LOGS} is of another contract", block)
+            if not manifest.deployment.block <= block <= manifest.last_block:
+                self.find("range", f"line {number} of {LOGS} is outside of the range", block)
+            if times.get(block, ("", 0))[0] != block_hash:
+                self.broken = self.broken or block not in times
+                self.find("block", f"line {number} of {LOGS} is of another block", block)
+            event = decode_log(body)
+            if event is not None:
+                yield event
+        self._spare(times, seen)
+
+    def _spare(self, times: Mapping[int, tuple[str, int]], seen: set[int]) -> None:
+        for block in sorted({*times} - seen):
+            self.find("block", f"block {block} stands in {BLOCKS} without a log", block)
+        manifest = self._manifest
+        last = times.get(manifest.last_block)
+        if last is not None and last != (manifest.block_hash, manifest.block_time):
+            self.find("block", "the last block is another than the manifest says")
+
+    def tables(self, ledger: Ledger) -> None:
+        """Every table is what the logs make."""
+        style = self._manifest.style
+        for table in TABLES:
+            name = f"{table.name}.{style.value}"
+            if not (self._folder / name).exists():
+                continue
+            with (self._folder / name).open("rb") as file:
+                line = first_difference(table.lines(ledger, style), iter(file.readline, b""))
+            if line:
+                self.find("table", f"line {line} of {name} is not what the logs say")
+
+
+class _Comparer:
+    """A sink that holds a chain's logs against those of an export, both in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.findings: list[Finding] = []
+
+    def begin(self) -> None:
+        self.findings.clear()
+        self._theirs = self._lines()
+        self._next = next(self._theirs, None)
+
+    def _lines(self) -> Iterator[tuple[tuple[int, int], bytes]]:
+        with self._path.open("rb") as file:
+            while line := file.readline(_MAX_LINE):
+                yield place_of(pydantic_core.from_json(line)), line
+
+    def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        for log in logs:
+            line = log_line(log)
+            place = place_of(pydantic_core.from_json(line))
+            while self._next is not None and self._next[0] < place:
+                self._skip("is not on the chain")
+            if self._next is None or self._next[0] > place:
+                self._find(place, "is missing from the export")
+                continue
+            if self._next[1] != line:
+                self._find(place, "is another on the chain")
+            self._next = next(self._theirs, None)
+
+    def _skip(self, what: str) -> None:
+        if self._next is not None:
+            self._find(self._next[0], what)
+            self._next = next(self._theirs, None)
+
+    def _find(self, place: tuple[int, int], what: str) -> None:
+        if len(self.findings) < _ENOUGH:
+            block, index = place
+            self.findings.append(
+                Finding("chain", f"log {index} of block {block} {what}", block, "")
+            )
+
+    def finish(self) -> None:
+        """What the export holds beyond the chain."""
+        while self._next is not None:
+            self._skip("is not on the chain")
+
+
+async def compare_with_chain(
+    contracts: Contracts, path: Path, *, progress: Progress | None = None
+) -> list[Finding]:
+    """Hold an export's logs, times and last block against a chain.
+
+    Raises:
+        EndpointError: The node does not answer, or does not know the export's last block.
+    """
+    folder, manifest = read_manifest(path)
+    found = _other_grid(manifest, contracts.deployment)
+    if found:
+        return found
+    comparer = _Comparer(folder / LOGS)
+    chronicle = await read_chronicle(
+        contracts.w3,
+        contracts.deployment,
+        to_block=manifest.last_block,
+        progress=progress,
+        sink=comparer,
+    )
+    comparer.finish()
+    found = list(comparer.findings)
+    last = (chronicle.block_hash, chronicle.time)
+    if last != (manifest.block_hash, manifest.block_time):
+        message = f"block {manifest.last_block} is another on the chain: {chronicle.block_hash}"
+        found.append(Finding("chain", message, manifest.last_block, ""))
+    times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}
+    for number, time in chronicle.block_times.items():
+        if times.get(number) != time:
+            message = f"the time of block {number} is {time} on the chain"
+            found.append(Finding("chain", message, number, ""))
+    return found
+
+
+def _other_grid(manifest: Manifest, deployment: Deployment) -> list[Finding]:
+    """Findings where the export is of another grid than the deployment record."""
+    theirs, ours = manifest.deployment, audited(deployment)
+    names = (
+        *("chain_id", "credit", "registry", "scheduler", "treasury", "forwarder", "block"),
+        "constructor_args",
+    )
+    return [
+        Finding(
+            "manifest",
+            f"the export says {name} {getattr(theirs, name)}, the deployment record "
+            f"{getattr(ours, name)}",
+            0,
+            "",
+        )
+        for name in names
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+
+
+def export_files(folder: Path, style: TableFormat) -> list[Path]:
+    """All files of an export, its manifest last."""
+    return [*(folder / name for name in file_names(style)), folder / MANIFEST]

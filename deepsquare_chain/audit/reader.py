@@ -1,0 +1,242 @@
+"""All events of a grid and what its contracts hold, read from a node without an index."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from web3 import AsyncWeb3
+from web3.exceptions import Web3RPCError
+
+from deepsquare_chain.audit.checks import Audit, Storage, verify
+from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.events import decode_logs
+from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.chain.logreader import read_range
+from deepsquare_chain.chain.nodeerrors import node_message
+from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.errors import EndpointError
+from deepsquare_chain.job import Load
+
+_HEADERS: Final = 100
+_READS: Final = 50
+_ATTEMPTS: Final = 3
+
+
+class LogSink(Protocol):
+    """Gets the raw logs that a reading meets, in the order of the chain."""
+
+    def begin(self) -> None:
+        """A reading begins, or begins again because blocks were replaced."""
+
+    def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        """Logs of some blocks, as JSON-RPC gives them."""
+
+
+#: Told the last block that was read and the last one there is to read.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chronicle:
+    """Everything that the three contracts said up to a block, with its chain time by block.
+
+    `block_hash` and `time` are those of the last block; times are seconds.
+    """
+
+    events: tuple[Event, ...]
+    block_times: Mapping[int, int]
+    to_block: int
+    block_hash: str
+    time: int
+
+    def ledger(self, deployment: Deployment) -> Ledger:
+        """The books that it makes.
+
+        Raises:
+            AuditError: The time of a block is missing.
+        """
+        return Ledger.replay(
+            self.events, deployment, self.block_times, to_block=self.to_block, now=self.time
+        )
+
+
+async def read_chronicle(
+    w3: AsyncWeb3[Any],
+    deployment: Deployment,
+    *,
+    to_block: int | None = None,
+    progress: Progress | None = None,
+    sink: LogSink | None = None,
+) -> Chronicle:
+    """Read all events from the deployment on, up to a block or the head of now.
+
+    Raw logs are not kept: who wants them gives a `sink`.
+
+    Raises:
+        EndpointError: The node does not answer, refuses even one block, or replaces blocks
+            faster than they can be read.
+    """
+    for _ in range(_ATTEMPTS):
+        last = int(await w3.eth.block_number) if to_block is None else to_block
+        found = await _Reading(w3, deployment, last, progress, sink).read()
+        if found is not None:
+            return found
+    raise EndpointError(
+        "The chain was replaced while it was read",
+        hint="Try again, or read up to an older block.",
+    )
+
+
+async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Storage:
+    """What the contracts hold at a block: all jobs and providers, and the ledger's accounts.
+
+    Raises:
+        EndpointError: The node does not answer, or keeps no state of that block.
+    """
+    credit, scheduler = contracts.credit, contracts.scheduler
+    accounts = sorted({*ledger.accounts, *ledger.balances})
+    count = await scheduler.job_count(block_identifier=block)
+    jobs, providers, supply = await asyncio.gather(
+        scheduler.get_jobs(range(1, count + 1), block_identifier=block),
+        contracts.registry.providers(block_identifier=block),
+        credit.total_supply(block_identifier=block),
+    )
+    balances: dict[str, int] = {}
+    parked: dict[str, int] = {}
+    for some in _slices(accounts, _READS):
+        held, waiting = await asyncio.gather(
+            asyncio.gather(*(credit.balance_of(each, block_identifier=block) for each in some)),
+            asyncio.gather(*(scheduler.parked_of(each, block_identifier=block) for each in some)),
+        )
+        balances |= dict(zip(some, held, strict=True))
+        parked |= dict(zip(some, waiting, strict=True))
+    loads: dict[str, Load] = {}
+    for few in _slices(providers, _READS):
+        asked = (scheduler.load_of(each.id, block_identifier=block) for each in few)
+        found = await asyncio.gather(*asked)
+        loads |= {each.account: load for each, load in zip(few, found, strict=True)}
+    return Storage(block, jobs, providers, balances, parked, supply, loads)
+
+
+async def read_ledger(
+    contracts: Contracts, *, to_block: int | None = None, progress: Progress | None = None
+) -> tuple[Ledger, int]:
+    """The ledger of a grid, and the block up to which it reaches; errors as `read_chronicle`."""
+    found = await read_chronicle(
+        contracts.w3, contracts.deployment, to_block=to_block, progress=progress
+    )
+    return found.ledger(contracts.deployment), found.to_block
+
+
+async def audit_chain(
+    contracts: Contracts,
+    *,
+    to_block: int | None = None,
+    compare: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Ledger, Audit]:
+    """Rebuild the ledger from events and judge it.
+
+    Args:
+        contracts: Of the grid.
+        to_block: Last block; the head of now by default.
+        compare: Also compare with what the contracts hold at that block.
+        progress: Told how far the reading is.
+
+    Raises:
+        EndpointError: The node does not answer.
+        AuditError: The events can't be read as books at all.
+    """
+    ledger, block = await read_ledger(contracts, to_block=to_block, progress=progress)
+    storage = await read_storage(contracts, ledger, block) if compare else None
+    return ledger, verify(ledger, storage)
+
+
+class _Reading:
+    """One walk from the deployment to a block."""
+
+    def __init__(
+        self,
+        w3: AsyncWeb3[Any],
+        deployment: Deployment,
+        last: int,
+        progress: Progress | None,
+        sink: LogSink | None,
+    ) -> None:
+        self._w3 = w3
+        self._sink = sink
+        self._deployment = deployment
+        self._last = last
+        self._progress = progress
+
+    async def read(self) -> Chronicle | None:
+        """None where the chain was replaced on the way."""
+        anchor = await self._header(self._last)
+        events: list[Event] = []
+        first = self._deployment.block
+        if self._sink is not None:
+            self._sink.begin()
+        while first <= self._last:
+            found = await read_range(self._w3, self._deployment.addresses, [()], first, self._last)
+            if found is None or found.after is None:
+                # It lags behind: what it does not know yet is not empty.
+                raise EndpointError(
+                    f"The node does not know all blocks up to {self._last} yet", hint="Try again."
+                )
+            self._take(found.logs, events)
+            first = found.last + 1
+            if self._progress is not None:
+                self._progress(found.last, self._last)
+        times = await self._times(events)
+        if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
+            return None
+        time = int(anchor["timestamp"], 16)
+        return Chronicle(tuple(events), times, self._last, anchor["hash"], time)
+
+    def _take(self, logs: list[Mapping[str, Any]], events: list[Event]) -> None:
+        events += decode_logs(logs)
+        if self._sink is not None:
+            self._sink.take(sorted(logs, key=_place))
+
+    async def _times(self, events: Iterable[Event]) -> dict[int, int] | None:
+        """Time of each block with events; None where one was replaced."""
+        hashes = {event.block_number: event.block_hash for event in events}
+        times: dict[int, int] = {}
+        for some in _slices(sorted(hashes), _HEADERS):
+            asked = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
+            try:
+                headers = await ask_all(self._w3, asked)
+            except Web3RPCError as error:
+                raise self._refusal(error) from None
+            for number, header in zip(some, headers, strict=True):
+                if header is None or header["hash"] != hashes[number]:
+                    return None
+                times[number] = int(header["timestamp"], 16)
+        return times
+
+    async def _header(self, number: int) -> Mapping[str, Any]:
+        try:
+            (header,) = await ask_all(self._w3, [("eth_getBlockByNumber", [hex(number), False])])
+        except Web3RPCError as error:
+            raise self._refusal(error) from None
+        if header is None:
+            raise EndpointError(f"The node does not know block {number}")
+        found: Mapping[str, Any] = header
+        return found
+
+    @staticmethod
+    def _refusal(error: Web3RPCError) -> EndpointError:
+        return EndpointError(f"The node refuses to give events: {node_message(error)}")
+
+
+def _place(log: Mapping[str, Any]) -> tuple[int, int]:
+    return int(log["blockNumber"], 16), int(log["logIndex"], 16)
+
+
+def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[at : at + size] for at in range(0, len(items), size))

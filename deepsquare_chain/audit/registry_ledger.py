@@ -1,0 +1,177 @@
+"""Providers, their load, fee and challenge clocks as events tell them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from deepsquare_chain.audit.entries import JobEntry, ProviderEntry
+from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.credits import fits, job_rate
+from deepsquare_chain.job import JobStatus, Load, ProviderStatus, Resources
+
+
+class RegistryBook:
+    """What decided about assignments at each moment of the replay."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.providers: dict[str, ProviderEntry] = {}
+        self.fee_bps: int | None = None
+        self._lost_timeout = deployment.timeouts.get("lost_timeout", 0)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Provider ids by account."""
+        return {account: each.id for account, each in self.providers.items() if each.id}
+
+    def read(self, event: ev.Event, page: Page) -> None:
+        """Apply an event of the registry, or one of the scheduler about a provider."""
+        handler = _HANDLERS.get(type(event))
+        if handler is not None:
+            handler(self, event, page)
+
+    def of(self, account: str) -> ProviderEntry:
+        """The entry of an account, opened on first sight."""
+        return self.providers.setdefault(account, ProviderEntry(0, account))
+
+    def is_gone(self, account: str, now: int) -> bool:
+        """Whether a provider's runs can count as lost, as far as time alone tells."""
+        entry = self.providers.get(account)
+        return entry is not None and entry.is_gone(now, self._lost_timeout)
+
+    def move(self, account: str, before: JobStatus, after: JobStatus, size: Resources) -> None:
+        """A provider gets, or no longer has, a job of this size."""
+        entry = self.of(account)
+        if after is JobStatus.META_SCHEDULED:
+            entry.load += Load.of(size)
+        elif before.is_assigned and not after.is_assigned:
+            entry.load -= Load.of(size)
+
+    def acted(self, account: str, job_id: int, page: Page) -> None:
+        """A provider moved a job of its own, which answers an open challenge."""
+        if self.of(account).answer_by:
+            page.unanswered[account] = job_id
+
+    def close(self, page: Page) -> None:
+        """What must not be left open at the end of a transaction."""
+        for account, job_id in page.unanswered.items():
+            page.find(
+                "challenge",
+                f"{account} moved job {job_id}, which did not answer its open challenge",
+                job_id,
+            )
+
+    def check_assignment(self, job: JobEntry, page: Page) -> None:
+        """Whether the contract could have given a job to its provider at this price."""
+        provider = self.providers.get(job.provider)
+        where = f"job {job.id} was assigned to {job.provider}"
+        if provider is None or provider.id == 0:
+            page.find("eligible", f"{where}, which is no approved provider", job.id)
+            return
+        lawful = provider.status is ProviderStatus.ACTIVE and provider.approved_until >= page.time
+        page.check(lawful, "eligible", f"{where}, which was not active then", job.id)
+        size = job.terms.resources
+        page.check(
+            fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
+            "eligible",
+            f"{where}, whose hardware, or offer less its load, it does not fit",
+            job.id,
+        )
+        expected = job_rate(provider.prices, job.terms.resources)
+        page.check(
+            job.rate == expected and 0 < job.rate < 2**72,
+            "rate",
+            f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}",
+            job.id,
+        )
+        page.check(
+            job.rate * job.time_limit <= job.escrow,
+            "budget",
+            f"the escrow of job {job.id} does not buy its time limit",
+            job.id,
+        )
+        page.check(
+            job.fee_bps == self.fee_bps,
+            "fee",
+            f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}",
+            job.id,
+        )
+
+    def _registered(self, event: ev.ProviderRegistered, page: Page) -> None:
+        taken = sum(1 for each in self.providers.values() if each.id)
+        page.check(event.id == taken + 1, "ids", f"provider id {event.id} is out of order")
+        entry = self.of(event.provider)
+        page.check(entry.id == 0, "ids", f"{event.provider} got a second id")
+        entry.id = event.id
+
+    def _proposed(self, event: ev.HardwareProposed, page: Page) -> None:
+        entry = self.of(event.provider)
+        page.check(
+            event.version == entry.pending_version + 1,
+            "version",
+            f"version {event.version} of {event.provider} is out of order",
+        )
+        entry.pending_version = event.version
+
+    def _approved(self, event: ev.ProviderApproved, page: Page) -> None:
+        entry = self.of(event.provider)
+        page.check(
+            event.approved_until > page.time and event.version <= entry.pending_version,
+            "version",
+            f"version {event.version} of {event.provider} can't have been approved",
+        )
+        entry.version = event.version
+        entry.hardware = event.hardware
+        entry.approved_until = event.approved_until
+
+    def _offered(self, event: ev.OfferChanged, _: Page) -> None:
+        self.of(event.provider).offer = event.offer
+
+    def _priced(self, event: ev.PricesChanged, _: Page) -> None:
+        self.of(event.provider).prices = event.prices
+
+    def _labelled(self, event: ev.LabelsChanged, _: Page) -> None:
+        self.of(event.provider).labels = event.labels
+
+    def _drained(self, event: ev.DrainingChanged, _: Page) -> None:
+        self.of(event.provider).draining = event.draining
+
+    def _banned(self, event: ev.BanChanged, _: Page) -> None:
+        self.of(event.provider).banned = event.banned
+
+    def _challenged(self, event: ev.ProviderChallenged, page: Page) -> None:
+        entry = self.of(event.provider)
+        page.check(
+            entry.answer_by == 0 and event.answer_by > page.time,
+            "challenge",
+            f"{event.provider} can't have been challenged",
+            event.job_id,
+        )
+        entry.challenged_at, entry.answer_by = page.time, event.answer_by
+
+    def _answered(self, event: ev.ProviderAnswered, page: Page) -> None:
+        entry = self.of(event.provider)
+        page.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
+        entry.challenged_at = entry.answer_by = 0
+        page.unanswered.pop(event.provider, None)
+
+    def _fee(self, event: ev.FeeChanged, page: Page) -> None:
+        page.check(event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points")
+        self.fee_bps = event.fee_bps
+
+
+_HANDLERS: Final[Mapping[type[ev.Event], Callable[[RegistryBook, Any, Page], None]]] = {
+    ev.ProviderRegistered: RegistryBook._registered,  # noqa: SLF001
+    ev.HardwareProposed: RegistryBook._proposed,  # noqa: SLF001
+    ev.ProviderApproved: RegistryBook._approved,  # noqa: SLF001
+    ev.OfferChanged: RegistryBook._offered,  # noqa: SLF001
+    ev.PricesChanged: RegistryBook._priced,  # noqa: SLF001
+    ev.LabelsChanged: RegistryBook._labelled,  # noqa: SLF001
+    ev.DrainingChanged: RegistryBook._drained,  # noqa: SLF001
+    ev.BanChanged: RegistryBook._banned,  # noqa: SLF001
+    ev.ProviderChallenged: RegistryBook._challenged,  # noqa: SLF001
+    ev.ProviderAnswered: RegistryBook._answered,  # noqa: SLF001
+    ev.FeeChanged: RegistryBook._fee,  # noqa: SLF001
+}

@@ -1,0 +1,129 @@
+"""Whether a bill or an interim payment is the one that the contract must have written. Pure."""
+
+from __future__ import annotations
+
+from deepsquare_chain.audit.entries import JobEntry
+from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.chain.eventtypes import JobCollected, JobSettled
+from deepsquare_chain.credits import fee as fee_of
+from deepsquare_chain.job import JobFlags, JobStatus
+
+#: The least grace that any deployment gives a provider to report, in seconds.
+MIN_REPORT_GRACE = 3_600
+
+_REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
+
+
+def check_collection(job: JobEntry, event: JobCollected, page: Page, interval: int) -> None:
+    """Recompute an interim payment from rate, fee and the time since the last one, or the start.
+
+    Args:
+        job: The job as it was before the payment.
+        event: What the contract says.
+        page: Where findings go; its time is that of the payment.
+        interval: Least seconds between two of them.
+    """
+    elapsed, what = page.time - job.billed_until, f"an interim payment of job {job.id}"
+    lawful = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
+    page.check(lawful, "interim", f"{what}, which is {job.status.name}, is not allowed", job.id)
+    page.check(
+        event.customer == job.customer and event.provider == job.provider,
+        "interim",
+        f"{what} was made between other parties than its own",
+        job.id,
+    )
+    page.check(
+        elapsed >= interval, "interim", f"{what} came after {elapsed} of {interval} s", job.id
+    )
+    page.check(
+        elapsed < job.allotment,
+        "interim",
+        f"{what} came when its {job.allotment} s were used up",
+        job.id,
+    )
+    page.check(
+        event.billed_seconds == elapsed,
+        "interim",
+        f"{what} bills {event.billed_seconds} s where {elapsed} s passed",
+        job.id,
+    )
+    cost = job.rate * event.billed_seconds
+    share = fee_of(cost, job.fee_bps)
+    escrow = job.escrow - cost
+    expected = (cost - share, share, escrow, _limit_left(job, event.billed_seconds, escrow))
+    actual = (event.paid, event.fee, event.escrow, event.time_limit)
+    page.check(
+        actual == expected,
+        "interim",
+        f"{what} made paid, fee, escrow and time limit {actual} instead of {expected}",
+        job.id,
+    )
+
+
+def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
+    """Time limit in seconds after an interim payment that leaves this escrow.
+
+    A job that runs until its credits are spent keeps its price ceiling, escrow / limit.
+    """
+    if job.terms.until_spent:
+        return max(1, job.time_limit * escrow // job.escrow) if job.escrow else 1
+    return job.time_limit - billed
+
+
+def check_settlement(job: JobEntry, event: JobSettled, page: Page, *, gone: bool) -> None:
+    """Recompute a bill from rate, fee, start (or the last interim payment) and end.
+
+    Args:
+        job: The job as it was when it ended; it still holds its escrow.
+        event: What the contract says.
+        page: Where findings go; its time is the end.
+        gone: Whether the provider's runs can count as lost at that time.
+    """
+    _check_seconds(job, event, page, gone=gone)
+    page.check(
+        job.status is not JobStatus.PANICKED or job.retries_left == 0,
+        "retry",
+        f"job {job.id} was refunded although {job.retries_left} retries were left",
+        job.id,
+    )
+    cost = job.rate * event.billed_seconds
+    share = fee_of(cost, job.fee_bps)
+    expected = (cost - share, share, job.escrow - cost)
+    page.check(
+        (event.paid, event.fee, event.refunded) == expected,
+        "settlement",
+        f"job {job.id} was settled with {event.paid} paid, {event.fee} fee and {event.refunded} "
+        f"refunded instead of {expected[0]}, {expected[1]} and {expected[2]}",
+        job.id,
+    )
+    page.check(
+        event.customer == job.customer and event.provider == job.provider,
+        "settlement",
+        f"job {job.id} was settled between other parties than its own",
+        job.id,
+    )
+
+
+def _check_seconds(job: JobEntry, event: JobSettled, page: Page, *, gone: bool) -> None:
+    billed, why = event.billed_seconds, ""
+    elapsed = page.time - job.billed_until
+    if job.status in _REPORTED:
+        most = min(elapsed, job.allotment)
+        spent = job.status is JobStatus.OUT_OF_CREDITS
+        if billed > most:
+            why = f"{billed} s were billed where only {most} s can be"
+        elif spent != (billed == job.allotment):
+            why = f"{billed} of {job.allotment} s do not make it {job.status.name}"
+    elif job.status is JobStatus.CANCELLED and job.started_at:
+        used = min(elapsed, job.allotment)
+        free = billed == 0 and is_lost(job, page.time, gone=gone)
+        if billed != used and not free:
+            why = f"{billed} s were billed where {used} s were used"
+    elif billed:
+        why = f"{billed} s were billed although nothing may be"
+    page.check(not why, "billing", f"job {job.id}: {why}", job.id)
+
+
+def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
+    """Whether a run can count as lost: what every deployment demands at least."""
+    return gone or now > job.billed_until + job.allotment + MIN_REPORT_GRACE

@@ -1,0 +1,119 @@
+"""Credits as the token's transfers tell them, matched with what jobs owe. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, Kind
+from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.chain import eventtypes as ev
+
+
+class CashBook:
+    """Balances, supply, and what waits parked. `scheduler` holds the escrow."""
+
+    def __init__(self, scheduler: str) -> None:
+        self.balances: defaultdict[str, int] = defaultdict(int)
+        self.parked: defaultdict[str, int] = defaultdict(int)
+        self.minted = 0
+        self.burned = 0
+        #: What the scheduler got without any job: by mistake, and for good.
+        self.donated = 0
+        self._scheduler = scheduler
+
+    @property
+    def supply(self) -> int:
+        """All credits there are."""
+        return self.minted - self.burned
+
+    def park(self, event: ev.PaymentParked, page: Page) -> None:
+        """A recipient could not be paid."""
+        self.parked[event.recipient] += event.amount
+        page.owed_out[event.recipient] -= event.amount
+        page.check(event.amount > 0, "parked", "nothing was parked")
+        page.enter(event.recipient, Kind.PARKED, -event.amount, self._scheduler)
+
+    def withdraw(self, event: ev.PaymentWithdrawn, page: Page) -> None:
+        """Parked credits were taken out, all at once."""
+        held = self.parked[event.recipient]
+        page.check(
+            event.amount == held and held > 0,
+            "parked",
+            f"{event.recipient} took out {event.amount} of {held} parked",
+        )
+        self.parked[event.recipient] = held - event.amount
+        page.owed_out[event.to] += event.amount
+        page.enter(event.to, Kind.WITHDRAWAL, event.amount, self._scheduler)
+
+    def close(self, transfers: Iterable[ev.Transfer], page: Page) -> None:
+        """Apply a transaction's transfers and match them with what was owed in it."""
+        paid_in: defaultdict[str, int] = defaultdict(int)
+        paid_out: defaultdict[str, int] = defaultdict(int)
+        places: dict[str, int] = {}
+        for transfer in transfers:
+            page.log_index = transfer.log_index
+            self._move(transfer, page)
+            if transfer.recipient == self._scheduler:
+                paid_in[transfer.sender] += transfer.amount
+                places[transfer.sender] = transfer.log_index
+            elif transfer.sender == self._scheduler:
+                paid_out[transfer.recipient] += transfer.amount
+                places[transfer.recipient] = transfer.log_index
+            else:
+                self._between_others(transfer, page)
+        self._match_in(paid_in, places, page)
+        self._match_out(paid_out, places, page)
+
+    def _move(self, transfer: ev.Transfer, page: Page) -> None:
+        if transfer.sender == ZERO_ADDRESS:
+            self.minted += transfer.amount
+        else:
+            self.balances[transfer.sender] -= transfer.amount
+            page.check(
+                self.balances[transfer.sender] >= 0,
+                "balance",
+                f"{transfer.sender} spent more than it had",
+            )
+        if transfer.recipient == ZERO_ADDRESS:
+            self.burned += transfer.amount
+        else:
+            self.balances[transfer.recipient] += transfer.amount
+
+    def _between_others(self, transfer: ev.Transfer, page: Page) -> None:
+        if transfer.sender == ZERO_ADDRESS:
+            page.enter(transfer.recipient, Kind.MINT, transfer.amount, ZERO_ADDRESS)
+            return
+        kind = Kind.BURN if transfer.recipient == ZERO_ADDRESS else Kind.TRANSFER
+        page.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
+        if kind is Kind.TRANSFER:
+            page.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
+
+    def _match_in(self, paid_in: dict[str, int], places: dict[str, int], page: Page) -> None:
+        for payer in sorted({*paid_in, *page.owed_in}):
+            page.log_index = places.get(payer, page.log_index)
+            paid, owed = paid_in.get(payer, 0), page.owed_in.get(payer, 0)
+            page.enter(self._scheduler, Kind.ESCROW, paid, payer)
+            if owed == 0:
+                # Nobody asked for it: a gift, or a mint to the wrong address.
+                self.donated += paid
+                kind = Kind.TRANSFER
+                if payer != ZERO_ADDRESS:
+                    page.enter(payer, kind, -paid, self._scheduler)
+                continue
+            page.check(
+                paid == owed,
+                "escrow",
+                f"{payer} paid {paid} into escrow where its jobs say {owed}",
+            )
+
+    def _match_out(self, paid_out: dict[str, int], places: dict[str, int], page: Page) -> None:
+        for recipient in sorted({*paid_out, *page.owed_out}):
+            page.log_index = places.get(recipient, page.log_index)
+            paid, owed = paid_out.get(recipient, 0), page.owed_out.get(recipient, 0)
+            page.enter(self._scheduler, Kind.PAYMENT, -paid, recipient)
+            page.check(
+                paid == owed,
+                "payment",
+                f"{recipient} got {paid} out of escrow where its jobs say {owed}",
+            )

@@ -1,1 +1,0 @@
-"""The explorer: books rebuilt from events alone, and what they prove."""

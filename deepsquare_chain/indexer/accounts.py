@@ -1,0 +1,110 @@
+"""Questions about accounts and the credits that they moved."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, func, select
+
+from deepsquare_chain.indexer.pagination import (
+    DEFAULT_LIMIT,
+    Reader,
+    address,
+    movement_row,
+    paged,
+    placed,
+)
+from deepsquare_chain.indexer.read_models import AccountRow, MovementRow, Page
+from deepsquare_chain.indexer.registry import held_roles, role_rows
+from deepsquare_chain.indexer.schema import jobs, movements, parkings, providers
+from deepsquare_chain.job import JobStatus
+
+_LIVE = [int(each) for each in JobStatus if each.is_live]
+
+
+class MoneyQueries(Reader):
+    """Balances and statements."""
+
+    def account(self, account: str) -> AccountRow:
+        """What an address is to the grid; one that it never saw has nothing.
+
+        Raises:
+            UsageError: This is no address.
+        """
+        key = address(account)
+        with self._read() as (connection, moment):
+            own = jobs.c.customer == key
+            last = connection.execute(
+                select(movements.c.line, movements.c.balance)
+                .where(movements.c.account == key)
+                .order_by(movements.c.line.desc())
+                .limit(1)
+            ).one_or_none()
+            return AccountRow(
+                address=key,
+                alias=self._aliases.get(key, ""),
+                balance=last.balance if last is not None else 0,
+                parked=parked_of(connection, key),
+                jobs=_count(connection, own),
+                jobs_live=_count(connection, own & jobs.c.status.in_(_LIVE)),
+                movements=last.line if last is not None else 0,
+                provider_id=connection.execute(
+                    select(providers.c.id).where(providers.c.account == key)
+                ).scalar(),
+                roles=held_roles(role_rows(connection, moment, key)),
+            )
+
+    def statement(
+        self,
+        account: str,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        oldest_first: bool = False,
+    ) -> Page[MovementRow]:
+        """All that an account paid and got, with the balance after each, latest first.
+
+        The last balance is the account's `balanceOf` at the index's block.
+
+        Raises:
+            UsageError: No address, or a cursor or limit that can't be meant.
+        """
+        query = placed(movements).where(movements.c.account == address(account))
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                query,
+                [movements.c.line],
+                lambda row: movement_row(row, moment),
+                kind="statement" + "+" * oldest_first,
+                cursor=cursor,
+                limit=limit,
+                oldest_first=oldest_first,
+            )
+
+    def movements(self, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[MovementRow]:
+        """Lines of all statements, latest first; errors as `statement`."""
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                placed(movements),
+                [movements.c.block, movements.c.number],
+                lambda row: movement_row(row, moment),
+                kind="movements",
+                cursor=cursor,
+                limit=limit,
+            )
+
+
+def parked_of(connection: Connection, account: str) -> int:
+    """Credit-wei that wait for the account's withdrawal."""
+    held = connection.execute(
+        select(parkings.c.held)
+        .where(parkings.c.recipient == account)
+        .order_by(parkings.c.block.desc(), parkings.c.log_index.desc())
+        .limit(1)
+    ).scalar()
+    return held or 0
+
+
+def _count(connection: Connection, which: object) -> int:
+    query = select(func.count()).select_from(jobs).where(which)  # type: ignore[arg-type]
+    return int(connection.execute(query).scalar_one())

@@ -1,0 +1,154 @@
+"""Questions about what is lawful but worth a look; the rules are the audit's own."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pydantic_core
+from sqlalchemy import Connection, Row, Select, and_, or_, select
+
+from deepsquare_chain.audit.anomalies import SUBJECTS, Code, ExceptionRow, Spot, Subject
+from deepsquare_chain.audit.anomaly_rules import Watch
+from deepsquare_chain.audit.ledger import normalised
+from deepsquare_chain.chain.eventtypes import ProviderChallenged
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer import read_models as rows
+from deepsquare_chain.indexer.pagination import (
+    DEFAULT_LIMIT,
+    SHOWN,
+    Moment,
+    Reader,
+    paged,
+    placed,
+)
+from deepsquare_chain.indexer.records import job_entry
+from deepsquare_chain.indexer.schema import events, exceptions, jobs, providers
+from deepsquare_chain.job import JobStatus
+
+KINDS: Final = (*(each.value for each in Subject), *(each.value for each in Code))
+
+
+class ExceptionQueries(Reader):
+    """What somebody should ask about: what happened, and what stands open now."""
+
+    def exceptions(
+        self,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        kind: str | None = None,
+    ) -> rows.Page[rows.ExceptionRow]:
+        """Exceptions that somebody's transaction made, latest first.
+
+        Args:
+            cursor: Where to go on.
+            limit: Rows of a page.
+            kind: One code or one subject, all by default.
+
+        Raises:
+            UsageError: There is no such kind; a cursor or limit that can't be meant.
+        """
+        query = placed(exceptions)
+        if kind is not None:
+            if kind not in KINDS:
+                raise UsageError(
+                    f"{kind[:40]!r} is no kind of exception", hint=f"There are {', '.join(KINDS)}."
+                )
+            column = exceptions.c.subject if kind in list(Subject) else exceptions.c.code
+            query = query.where(column == kind)
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                query,
+                [exceptions.c.block, exceptions.c.number],
+                lambda row: _exception(row, moment),
+                kind="exceptions",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def open_exceptions(self) -> rows.OpenExceptions:
+        """What stands open at the index's block without anybody having acted, latest job first."""
+        with self._read() as (connection, moment):
+            entries = {
+                row.id: job_entry(row) for row in connection.execute(_candidates(moment)).all()
+            }
+            asked = select(providers.c.account).where(providers.c.answer_by != 0)
+            accounts = list(connection.execute(asked).scalars())
+            challenges = [last_challenge(connection, each) for each in accounts]
+        watch = Watch(normalised(self.deployment))
+        watch.resume(entries.values(), challenges)
+        spot = Spot(moment.number("block"), moment.number("time", 0))
+        found = watch.so_far(entries, spot)
+        found.sort(key=lambda row: -row.job_id)
+        at = moment.at(spot.block, spot.time, "", None)
+        return rows.OpenExceptions(
+            tuple(rows.ExceptionRow(at=at, **_told(each)) for each in found[:SHOWN]),
+            len(found) > SHOWN,
+        )
+
+
+def exception_values(
+    row: ExceptionRow, *, block: int, number: int, position: int
+) -> dict[str, Any]:
+    """A row of `exceptions`."""
+    return {
+        "block": block,
+        "number": number,
+        "position": position,
+        **_told(row),
+    }
+
+
+def _told(row: ExceptionRow) -> dict[str, Any]:
+    """What the index and its answers say of an exception, but its place."""
+    return {
+        "code": row.code.value,
+        "subject": SUBJECTS[row.code].value,
+        "severity": row.severity.value,
+        "job_id": row.job_id or None,
+        "account": row.account or None,
+        "message": row.message,
+    }
+
+
+def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
+    """The latest challenge of a provider that has one."""
+    query = select(events.c.block, events.c.log_index, events.c.body).where(
+        events.c.account == account, events.c.name == ProviderChallenged.__name__
+    )
+    row = connection.execute(
+        query.order_by(events.c.block.desc(), events.c.log_index.desc()).limit(1)
+    ).one()
+    told = pydantic_core.from_json(row.body)
+    return ProviderChallenged(
+        told["job_id"],
+        account,
+        told["by"],
+        told["answer_by"],
+        block_number=row.block,
+        log_index=row.log_index,
+    )
+
+
+def _candidates(moment: Moment) -> Select[Any]:
+    """Jobs that may stand open: claimed ones, and runs past their limit.
+
+    No allotment is shorter than the limit: the contract assigns no job whose escrow lacks for it.
+    """
+    # While a job runs, `since` is the time up to which it is billed.
+    past = jobs.c.since + jobs.c.time_limit < moment.number("time", 0)
+    runs = and_(jobs.c.status == int(JobStatus.RUNNING), past)
+    return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), runs))
+
+
+def _exception(row: Row[Any], moment: Moment) -> rows.ExceptionRow:
+    return rows.ExceptionRow(
+        at=moment.place(row, None),
+        code=row.code,
+        subject=row.subject,
+        severity=row.severity,
+        job_id=row.job_id,
+        account=row.account,
+        message=row.message,
+    )

@@ -1,0 +1,280 @@
+"""Questions about blocks and transactions, and searches."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from eth_utils.address import is_address
+from sqlalchemy import Connection, Row, select
+
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.indexer.pagination import (
+    DEFAULT_LIMIT,
+    SHOWN,
+    Moment,
+    Reader,
+    address,
+    event_row,
+    movement_row,
+    paged,
+    placed,
+)
+from deepsquare_chain.indexer.read_models import (
+    BlockDetail,
+    BlockRow,
+    ForwardedRow,
+    Hit,
+    Page,
+    TransactionDetail,
+    TransactionRow,
+)
+from deepsquare_chain.indexer.schema import (
+    events,
+    forwarded,
+    headers,
+    jobs,
+    movements,
+    providers,
+    transactions,
+)
+
+#: What a search takes for a hash, and for a number; the group is the digits alone.
+HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
+NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
+_MAX_BLOCK: Final = 2**63 - 1
+#: Jobs of a name that a search tells.
+MAX_HITS: Final = 20
+_TRANSACTIONS: Final = select(transactions, headers.c.time).join(
+    headers, headers.c.number == transactions.c.block
+)
+
+
+class BlockQueries(Reader):
+    """Blocks and transactions that hold events of the grid; others are the node's to show."""
+
+    def blocks(self, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[BlockRow]:
+        """Blocks, latest first.
+
+        Raises:
+            UsageError: A cursor or limit that can't be meant.
+        """
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                select(headers),
+                [headers.c.number],
+                lambda row: _block(row, moment),
+                kind="blocks",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def block(self, which: int | str) -> BlockDetail:
+        """A block by its number or hash.
+
+        Raises:
+            NotFoundError: There is no such block with events of the grid.
+        """
+        if isinstance(which, int):
+            key = headers.c.number == min(which, _MAX_BLOCK)
+        else:
+            key = headers.c.hash == which.lower()
+        with self._read() as (connection, moment):
+            row = connection.execute(select(headers).where(key)).one_or_none()
+            if row is None:
+                raise NotFoundError(
+                    f"Block {str(which)[:80]} holds no event of this grid, or is not indexed yet"
+                )
+            found = connection.execute(
+                _TRANSACTIONS.where(transactions.c.block == row.number)
+                .order_by(transactions.c.position)
+                .limit(SHOWN + 1)
+            ).all()
+            return BlockDetail(
+                row=_block(row, moment),
+                transactions=tuple(_transaction(each, moment) for each in found[:SHOWN]),
+                more_transactions=len(found) > SHOWN,
+            )
+
+    def transactions(
+        self,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        sender: str | None = None,
+        signer: str | None = None,
+        block: int | None = None,
+    ) -> Page[TransactionRow]:
+        """Transactions, latest first; errors as `blocks`.
+
+        Args:
+            cursor: Where to go on.
+            limit: Rows of a page.
+            sender: Who sent them and paid their gas.
+            signer: Who signed requests that relayers sent in them.
+            block: Number of their block.
+        """
+        query = _TRANSACTIONS
+        if sender is not None:
+            query = query.where(transactions.c.sender == address(sender))
+        if signer is not None:
+            own = select(forwarded.c.number).where(
+                forwarded.c.signer == address(signer),
+                forwarded.c.block == transactions.c.block,
+                forwarded.c.position == transactions.c.position,
+            )
+            query = query.where(own.exists())
+        if block is not None:
+            query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                query,
+                [transactions.c.block, transactions.c.position],
+                lambda row: _transaction(row, moment),
+                kind="transactions",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def transaction(self, tx_hash: str) -> TransactionDetail:
+        """A transaction with what it did.
+
+        Raises:
+            NotFoundError: There is none of that hash with events of the grid.
+        """
+        with self._read() as (connection, moment):
+            query = _TRANSACTIONS.where(transactions.c.hash == tx_hash.lower())
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise NotFoundError(
+                    f"Transaction {tx_hash[:80]} made no event of this grid, or is not indexed yet"
+                )
+            return _transaction_detail(connection, row, moment)
+
+    def search(self, text: str) -> tuple[Hit, ...]:
+        """What a text can mean: a job's id or name, an address, a hash, a block's number."""
+        wanted = text.strip()[:200]
+        if not wanted:
+            return ()
+        with self._read() as (connection, _):
+            if is_address(wanted):
+                return _address_hits(connection, address(wanted.lower()))
+            if found := HASH.fullmatch(wanted.lower()):
+                return _hash_hits(connection, found[1])
+            return (*_number_hits(connection, wanted), *_name_hits(connection, wanted))
+
+
+def _address_hits(connection: Connection, account: str) -> tuple[Hit, ...]:
+    row = connection.execute(
+        select(providers.c.id).where(providers.c.account == account)
+    ).one_or_none()
+    hits = [Hit("account", account, account)]
+    if row is not None:
+        hits.insert(0, Hit("provider", account, f"provider {row.id or account}"))
+    return tuple(hits)
+
+
+def _hash_hits(connection: Connection, digits: str) -> tuple[Hit, ...]:
+    key = "0x" + digits
+    hits = []
+    if connection.execute(select(headers.c.number).where(headers.c.hash == key)).first():
+        hits.append(Hit("block", key, key))
+    if connection.execute(select(transactions.c.block).where(transactions.c.hash == key)).first():
+        hits.append(Hit("transaction", key, key))
+    query = select(jobs.c.id, jobs.c.name).where(jobs.c.definition == digits)
+    rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(MAX_HITS))
+    return (*hits, *(Hit("job", str(row.id), row.name) for row in rows))
+
+
+def _number_hits(connection: Connection, wanted: str) -> list[Hit]:
+    found = NUMBER.fullmatch(wanted)
+    if found is None:
+        return []
+    number, hits = int(found[1]), []
+    job = connection.execute(select(jobs.c.name).where(jobs.c.id == number)).one_or_none()
+    if job is not None:
+        hits.append(Hit("job", str(number), job.name))
+    if connection.execute(select(headers.c.number).where(headers.c.number == number)).first():
+        hits.append(Hit("block", str(number), f"block {number}"))
+    row = connection.execute(
+        select(providers.c.account).where(providers.c.id == number)
+    ).one_or_none()
+    if row is not None:
+        hits.append(Hit("provider", row.account, f"provider {number}"))
+    return hits
+
+
+def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
+    query = (
+        select(jobs.c.id, jobs.c.name)
+        .where(jobs.c.name_key.contains(wanted.casefold(), autoescape=True))
+        .order_by(jobs.c.id.desc())
+        .limit(MAX_HITS)
+    )
+    return [Hit("job", str(row.id), row.name) for row in connection.execute(query)]
+
+
+def _block(row: Row[Any], moment: Moment) -> BlockRow:
+    return BlockRow(
+        number=row.number,
+        hash=row.hash,
+        parent=row.parent,
+        time=row.time,
+        gas_used=row.gas_used,
+        gas_limit=row.gas_limit,
+        base_fee=row.base_fee,
+        all_transactions=row.all_transactions,
+        transactions=row.transactions,
+        finalized=row.number <= moment.finalized,
+    )
+
+
+def _transaction(row: Row[Any], moment: Moment) -> TransactionRow:
+    return TransactionRow(
+        at=moment.place(row, None),
+        position=row.position,
+        sender=row.sender,
+        to=row.to,
+        contract=row.contract,
+        selector=row.selector,
+        method=row.method,
+        ok=row.ok,
+        gas_used=row.gas_used,
+        gas_price=row.gas_price,
+        events=row.events,
+    )
+
+
+def _transaction_detail(connection: Connection, row: Row[Any], moment: Moment) -> TransactionDetail:
+    told = connection.execute(
+        placed(events)
+        .where(events.c.block == row.block, events.c.position == row.position)
+        .order_by(events.c.log_index)
+        .limit(SHOWN + 1)
+    ).all()
+    money = connection.execute(
+        placed(movements)
+        .where(movements.c.block == row.block, movements.c.position == row.position)
+        .order_by(movements.c.number)
+        .limit(2 * SHOWN)
+    )
+    signed = connection.execute(
+        select(forwarded)
+        .where(forwarded.c.block == row.block, forwarded.c.position == row.position)
+        .order_by(forwarded.c.number)
+    )
+    return TransactionDetail(
+        row=_transaction(row, moment),
+        nonce=row.nonce,
+        value=row.value,
+        input="0x" + row.input.hex(),
+        forwarded=tuple(
+            ForwardedRow(each.signer, each.to, each.contract, each.method, each.ok)
+            for each in signed
+        ),
+        events=tuple(event_row(each, moment) for each in told[:SHOWN]),
+        more_events=len(told) > SHOWN,
+        movements=tuple(movement_row(each, moment) for each in money),
+    )

@@ -1,0 +1,313 @@
+"""Questions about jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, and_, select
+
+from deepsquare_chain.credits import allotment
+from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.indexer.pagination import (
+    DEFAULT_LIMIT,
+    SHOWN,
+    Moment,
+    Reader,
+    address,
+    event_row,
+    movement_row,
+    paged,
+    placed,
+)
+from deepsquare_chain.indexer.read_models import (
+    EventRow,
+    JobDetail,
+    JobRow,
+    LineRow,
+    Page,
+    SettlementRow,
+    TransitionRow,
+)
+from deepsquare_chain.indexer.registry import open_challenge
+from deepsquare_chain.indexer.schema import (
+    events,
+    jobs,
+    movements,
+    settlements,
+    transactions,
+    transitions,
+)
+from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources
+
+_JOBS: Final = select(jobs, transactions.c.hash).join(
+    transactions,
+    and_(transactions.c.block == jobs.c.block, transactions.c.position == jobs.c.position),
+)
+_SETTLEMENTS: Final = placed(settlements, jobs.c.name).join(jobs, jobs.c.id == settlements.c.job_id)
+_MAX_NAME: Final = 64
+_MAX_ID: Final = 2**63 - 1
+#: A job has at most five retries, so that a longer line is a forged one.
+_MAX_LINE: Final = 16
+
+
+class JobQueries(Reader):
+    """Lists of jobs, and one with everything about it."""
+
+    def jobs(
+        self,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        statuses: Sequence[JobStatus] = (),
+        customer: str | None = None,
+        provider: str | None = None,
+        name: str | None = None,
+        definition: str | None = None,
+    ) -> Page[JobRow]:
+        """Jobs, latest first.
+
+        Args:
+            cursor: `next` of the page before.
+            limit: Rows of a page, 1 to 200.
+            statuses: Any of these; all where empty.
+            customer: Address of who submitted them.
+            provider: Account of who has them, or had them at their end.
+            name: Part of the name, whatever its case.
+            definition: SHA-256 of the definition in hexadecimal.
+
+        Raises:
+            UsageError: A filter, cursor or limit that can't be meant.
+        """
+        query = _JOBS
+        if statuses:
+            query = query.where(jobs.c.status.in_([int(each) for each in statuses]))
+        if customer is not None:
+            query = query.where(jobs.c.customer == address(customer))
+        if provider is not None:
+            query = query.where(jobs.c.provider == address(provider))
+        if name:
+            if len(name) > _MAX_NAME:
+                raise UsageError(f"A name has at most {_MAX_NAME} characters")
+            query = query.where(jobs.c.name_key.contains(name.casefold(), autoescape=True))
+        if definition is not None:
+            query = query.where(jobs.c.definition == definition.lower().removeprefix("0x"))
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                query,
+                [jobs.c.id],
+                lambda row: job_row(row, moment),
+                kind="jobs",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def job(self, job_id: int) -> JobDetail:
+        """One job with its history.
+
+        Raises:
+            NotFoundError: The index knows no such job.
+        """
+        with self._read() as (connection, moment):
+            row = None
+            if 0 < job_id <= _MAX_ID:
+                row = connection.execute(_JOBS.where(jobs.c.id == job_id)).one_or_none()
+            if row is None:
+                raise NotFoundError(
+                    f"Job {job_id} does not exist up to block {moment.number('block')}",
+                    hint="Is the index still catching up?",
+                )
+            return self._detail(connection, row, moment)
+
+    def transitions(
+        self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
+    ) -> Page[TransitionRow]:
+        """All status changes of the grid, latest first; arguments and errors as `jobs`."""
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                placed(transitions),
+                [transitions.c.block, transitions.c.log_index],
+                lambda row: transition_row(row, moment),
+                kind="transitions",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def events(
+        self,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        job_id: int | None = None,
+        names: Sequence[str] = (),
+    ) -> Page[EventRow]:
+        """Events as the contracts told them, latest first; of one job, or some kinds."""
+        query = placed(events)
+        if job_id is not None:
+            if not 0 < job_id <= _MAX_ID:
+                raise UsageError(f"{job_id} is no job id")
+            query = query.where(events.c.job_id == job_id)
+        if names:
+            query = query.where(events.c.name.in_(list(names)))
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                query,
+                [events.c.block, events.c.log_index],
+                lambda row: event_row(row, moment),
+                kind="events",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def settlements(
+        self, cursor: str | None = None, limit: int = DEFAULT_LIMIT, *, provider: str | None = None
+    ) -> Page[SettlementRow]:
+        """Settlements and interim payments, latest first; arguments and errors as `jobs`."""
+        query = _SETTLEMENTS
+        if provider is not None:
+            query = query.where(settlements.c.provider == address(provider))
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                query,
+                [settlements.c.block, settlements.c.log_index],
+                lambda row: _settlement_row(row, moment),
+                kind="settlements",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def latest_settlements(self, count: int = 10) -> tuple[SettlementRow, ...]:
+        """The last few settlements and interim payments, latest first."""
+        return self.settlements(limit=count).items
+
+    def _detail(self, connection: Connection, row: Row[Any], moment: Moment) -> JobDetail:
+        told = connection.execute(
+            placed(events)
+            .where(events.c.job_id == row.id)
+            .order_by(events.c.block, events.c.log_index)
+            .limit(SHOWN + 1)
+        ).all()
+        moves = connection.execute(
+            placed(transitions)
+            .where(transitions.c.job_id == row.id)
+            .order_by(transitions.c.block, transitions.c.log_index)
+            .limit(SHOWN)
+        )
+        money = connection.execute(
+            placed(movements)
+            .where(movements.c.job_id == row.id)
+            .order_by(movements.c.block, movements.c.number)
+            .limit(SHOWN)
+        )
+        payments = connection.execute(
+            _SETTLEMENTS.where(settlements.c.job_id == row.id)
+            .order_by(settlements.c.block, settlements.c.log_index)
+            .limit(SHOWN)
+        )
+        until_spent = JobFlags.UNTIL_SPENT in JobFlags(row.flags)
+        return JobDetail(
+            row=job_row(row, moment),
+            definition=row.definition,
+            uses=row.uses,
+            fee_bps=row.fee_bps,
+            retries_left=row.retries_left,
+            carried_in=row.carried_in,
+            carried_out=row.carried_out,
+            collected_paid=row.collected_paid,
+            collected_fee=row.collected_fee,
+            collected_seconds=row.collected_seconds,
+            allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
+            exit_code=row.exit_code,
+            result=row.result,
+            reason=row.reason,
+            transitions=tuple(transition_row(each, moment) for each in moves),
+            payments=tuple(_settlement_row(each, moment) for each in payments),
+            movements=tuple(movement_row(each, moment) for each in money),
+            events=tuple(event_row(each, moment) for each in told[:SHOWN]),
+            more_events=len(told) > SHOWN,
+            line=_line(connection, row),
+            challenge=_challenge(connection, row, moment),
+        )
+
+
+def _last_escrow(row: Row[Any]) -> int:
+    """What the escrow is after the last interim payment, also once it was divided."""
+    return int(row.funded + row.carried_in - row.collected_paid - row.collected_fee)
+
+
+def _challenge(connection: Connection, row: Row[Any], moment: Moment) -> Any:
+    if row.provider is None or not JobStatus(row.status).is_assigned:
+        return None
+    return open_challenge(connection, row.provider, moment)
+
+
+def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
+    """From the first job of a line of retries to its last."""
+    found = [row]
+    for column, front in (("retry_of", True), ("successor", False)):
+        at = row
+        while (other := getattr(at, column)) is not None and len(found) < _MAX_LINE:
+            at = connection.execute(select(jobs).where(jobs.c.id == other)).one()
+            found.insert(0, at) if front else found.append(at)
+    return tuple(
+        LineRow(each.id, JobStatus(each.status), each.provider, each.carried_out) for each in found
+    )
+
+
+def job_row(row: Row[Any], moment: Moment) -> JobRow:
+    """A job of a list; the row has its transaction's `hash`."""
+    return JobRow(
+        id=row.id,
+        name=row.name,
+        customer=row.customer,
+        provider=row.provider,
+        status=JobStatus(row.status),
+        resources=Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus),
+        time_limit=row.time_limit,
+        flags=JobFlags(row.flags),
+        objective=Objective(row.objective),
+        rate=row.rate,
+        funded=row.funded,
+        escrow=row.escrow,
+        paid=row.paid,
+        fee=row.fee,
+        refunded=row.refunded,
+        billed_seconds=row.billed_seconds,
+        submitted_at=row.submitted_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        retry_of=row.retry_of,
+        successor=row.successor,
+        changed=moment.at(row.block, row.since, row.hash, row.log_index),
+    )
+
+
+def transition_row(row: Row[Any], moment: Moment) -> TransitionRow:
+    """A row of `placed(transitions)`."""
+    return TransitionRow(
+        at=moment.place(row, row.log_index),
+        job_id=row.job_id,
+        before=JobStatus(row.before),
+        after=JobStatus(row.after),
+        customer=row.customer,
+        provider=row.provider,
+    )
+
+
+def _settlement_row(row: Row[Any], moment: Moment) -> SettlementRow:
+    return SettlementRow(
+        at=moment.place(row, row.log_index),
+        job_id=row.job_id,
+        name=row.name,
+        status=JobStatus(row.status),
+        customer=row.customer,
+        provider=row.provider,
+        billed_seconds=row.billed_seconds,
+        paid=row.paid,
+        fee=row.fee,
+        refunded=row.refunded,
+    )

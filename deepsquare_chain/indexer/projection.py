@@ -1,0 +1,384 @@
+"""Events of some blocks become rows, through the same books that the audit keeps.
+
+What the books find wrong is passed over here: the index shows what was told, the audit judges.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final
+
+import pydantic_core
+from sqlalchemy import Table
+
+from deepsquare_chain.audit.anomalies import ExceptionRow, name_self_scheduled
+from deepsquare_chain.audit.anomalies import Spot as Moment
+from deepsquare_chain.audit.anomaly_rules import Watch
+from deepsquare_chain.audit.bookkeeping import Bookkeeping
+from deepsquare_chain.audit.entries import Entry, JobEntry, ProviderEntry
+from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.indexer import schema
+from deepsquare_chain.indexer.anomalies import exception_values
+from deepsquare_chain.indexer.block_data import Facts, Transaction, methods
+from deepsquare_chain.indexer.codec import plain
+from deepsquare_chain.indexer.forwarded import FORWARDER
+from deepsquare_chain.indexer.provider_totals import Figures
+from deepsquare_chain.indexer.records import Spot, known
+from deepsquare_chain.indexer.registry import KINDS
+from deepsquare_chain.job import JobStatus
+
+_MAX_ID: Final = 2**63 - 1
+_COUNTED: Final = {each: each.name.lower() for each in JobStatus if each}
+_FLOWS: Final = ("escrow", "paid", "fee", "refunded")
+
+
+@dataclass(slots=True)
+class Held:
+    """What the database holds of everything that a batch touches, before it.
+
+    `sums` is the last row of `totals`; `line` gives count and balance of an account's statement,
+    `figures` what a provider did so far; `challenges` are those that stand open.
+    """
+
+    jobs: dict[int, JobEntry]
+    spots: dict[int, Spot]
+    providers: dict[str, ProviderEntry]
+    parked: Mapping[str, int]
+    sums: Mapping[str, int]
+    line: Callable[[str], tuple[int, int]]
+    figures: Callable[[str], Figures]
+    challenges: Iterable[ev.ProviderChallenged] = ()
+
+
+@dataclass(slots=True)
+class Folded:
+    """What to write: new rows by table, and the jobs and providers that changed."""
+
+    rows: defaultdict[Table, list[dict[str, Any]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    jobs: dict[int, JobEntry] = field(default_factory=dict)
+    spots: dict[int, Spot] = field(default_factory=dict)
+    providers: dict[str, ProviderEntry] = field(default_factory=dict)
+
+
+def touched(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
+    """Job ids, accounts of providers, and recipients of parked credits that events are about."""
+    job_ids: set[int] = set()
+    accounts: set[str] = set()
+    recipients: set[str] = set()
+    for event in events:
+        if (job_id := _job_id(event)) is not None:
+            job_ids.add(job_id)
+        if isinstance(event, ev.JobRetried):
+            job_ids.add(event.successor)
+        if (account := _account(event)) is not None:
+            accounts.add(account)
+        if isinstance(event, ev.PaymentParked | ev.PaymentWithdrawn):
+            recipients.add(event.recipient)
+    return {each for each in job_ids if each <= _MAX_ID}, accounts, recipients
+
+
+class Folding:
+    """One batch on its way into the tables; `deployment` is spelled as in events."""
+
+    def __init__(self, deployment: Deployment, held: Held, facts: Facts) -> None:
+        self._held = held
+        self._facts = facts
+        self._names = {address: name for name, address in deployment.contracts.items()}
+        self._books = Bookkeeping(deployment)
+        self._books.jobs.jobs.update(held.jobs)
+        self._books.registry.providers.update(held.providers)
+        self._books.cash.parked.update(held.parked)
+        for name in ("minted", "burned", "donated"):
+            setattr(self._books.cash, name, held.sums.get(name, 0))
+        self._watch = Watch(deployment)
+        self._watch.resume(held.jobs.values(), held.challenges)
+        self._sums = dict(held.sums)
+        self._parked = dict(held.parked)
+        self._flows = {each.id: _flow(each) for each in held.jobs.values()}
+        self._figures: dict[str, Figures] = {}
+        self._lines: dict[str, tuple[int, int]] = {}
+        self._out = Folded(spots=held.spots)
+
+    def fold(self, events: Iterable[ev.Event]) -> Folded:
+        """Rows of events in the order of the chain."""
+        for number, of_block in groupby(events, key=lambda event: event.block_number):
+            self._block(number, list(of_block))
+        return self._out
+
+    def _block(self, number: int, events: list[ev.Event]) -> None:
+        header = self._facts.headers[number]
+        entries: list[tuple[int, Entry]] = []
+        odd: list[tuple[int, ExceptionRow]] = []
+        count = 0
+        moved: set[int | None] = set()
+        active: set[str] = set()
+        for tx_hash, run in groupby(events, key=lambda event: event.tx_hash):
+            sent = self._facts.transactions[tx_hash]
+            own = list(run)
+            page = Page(number, header.time, tx_hash, [], [])
+            self._books.read(page, own)
+            entries += ((sent.position, entry) for entry in page.entries)
+            self._watch.read(own, self._books.jobs.jobs, Moment(number, header.time, tx_hash))
+            named = name_self_scheduled(self._watch.take(), {tx_hash: sent.sender})
+            odd += ((sent.position, row) for row in named)
+            self._transaction(sent, len(own))
+            for event in own:
+                self._event(event, sent.position, header.time, active)
+                moved.add(_job_id(event))
+                if isinstance(event, ev.JobRetried):
+                    moved.add(event.successor)
+            count += 1
+        self._header(number, count)
+        self._movements(entries)
+        self._out.rows[schema.exceptions] += (
+            exception_values(row, block=number, number=at, position=position)
+            for at, (position, row) in enumerate(odd)
+        )
+        self._close(number, header.time, moved, active)
+
+    def _header(self, number: int, count: int) -> None:
+        header = self._facts.headers[number]
+        self._out.rows[schema.headers].append(
+            {
+                "number": number,
+                "hash": header.hash,
+                "parent": header.parent,
+                "time": header.time,
+                "gas_used": header.gas_used,
+                "gas_limit": header.gas_limit,
+                "base_fee": header.base_fee,
+                "all_transactions": header.transactions,
+                "transactions": count,
+            }
+        )
+
+    def _transaction(self, sent: Transaction, events: int) -> None:
+        contract = self._names.get(sent.to or "", "")
+        selector = "0x" + sent.input[:4].hex() if sent.to and len(sent.input) >= 4 else ""
+        self._out.rows[schema.transactions].append(
+            {
+                "block": sent.block,
+                "position": sent.position,
+                "hash": sent.hash,
+                "sender": sent.sender,
+                "to": sent.to,
+                "contract": contract,
+                "selector": selector,
+                "method": methods()[contract].get(selector, "") if contract else "",
+                "ok": sent.ok,
+                "gas_used": sent.gas_used,
+                "gas_price": sent.gas_price,
+                "nonce": sent.nonce,
+                "value": sent.value,
+                "input": sent.input,
+                "events": events,
+            }
+        )
+        # Whoever is called besides the forwarder can look like it: it must be ours.
+        if contract != FORWARDER:
+            return
+        for number, (call, ok) in enumerate(sent.forwarded):
+            target = self._names.get(call.to, "")
+            selector = "0x" + call.data[:4].hex()
+            self._out.rows[schema.forwarded].append(
+                {
+                    "block": sent.block,
+                    "position": sent.position,
+                    "number": number,
+                    "signer": call.sender,
+                    "to": call.to,
+                    "contract": target,
+                    "method": methods()[target].get(selector, "") if target else "",
+                    "ok": ok and sent.ok,
+                }
+            )
+
+    # -- events
+
+    def _event(self, event: ev.Event, position: int, time: int, active: set[str]) -> None:
+        account, contract = _account(event), self._names[event.address]
+        place = {
+            "block": event.block_number,
+            "log_index": event.log_index,
+            "position": position,
+        }
+        self._out.rows[schema.events].append(
+            {
+                **place,
+                "contract": contract,
+                "name": type(event).__name__,
+                "job_id": _job_id(event),
+                "account": account,
+                "body": pydantic_core.to_json(plain(event)).decode(),
+            }
+        )
+        if account is not None:
+            self._out.providers[account] = self._books.registry.of(account)
+            self._work(account, time, active).offer(self._books.registry.of(account))
+        match event:
+            case ev.JobTransition():
+                self._transition(event, {**place, "time": time}, active)
+            case ev.JobSettled():
+                self._settlement(event, {**place, "time": time}, active, event.refunded)
+            case ev.JobCollected():
+                self._settlement(event, {**place, "time": time}, active, 0)
+                self._out.spots[event.job_id] = event.block_number, position, event.log_index
+            case ev.PaymentParked():
+                self._parking(event.recipient, event.amount, place)
+            case ev.PaymentWithdrawn():
+                self._parking(event.recipient, -event.amount, place)
+            case ev.RoleGranted() | ev.RoleRevoked():
+                self._out.rows[schema.roles].append(
+                    {
+                        **place,
+                        "contract": contract,
+                        "role": "0x" + event.role.hex(),
+                        "account": event.account,
+                        "granted": isinstance(event, ev.RoleGranted),
+                        "by": event.sender,
+                    }
+                )
+            case ev.FeeChanged():
+                self._parameter("fee_bps", str(event.fee_bps), place)
+            case ev.SubmissionsChanged():
+                self._parameter("submissions_open", str(event.open).lower(), place)
+            case _:
+                pass
+
+    def _transition(self, event: ev.JobTransition, place: dict[str, int], active: set[str]) -> None:
+        self._out.rows[schema.transitions].append(
+            {
+                **place,
+                "job_id": event.job_id,
+                "before": int(event.before),
+                "after": int(event.after),
+                "customer": event.customer,
+                "provider": known(event.provider),
+            }
+        )
+        self._out.spots[event.job_id] = place["block"], place["position"], place["log_index"]
+        for status, sign in ((event.before, -1), (event.after, 1)):
+            if status:
+                name = _COUNTED[status]
+                self._sums[name] = self._sums.get(name, 0) + sign
+        job = self._books.jobs.jobs.get(event.job_id)
+        if job is not None and (account := known(event.provider)) is not None:
+            figures = self._work(account, place["time"], active)
+            figures.move(event.before, event.after, job.terms.resources)
+
+    def _settlement(
+        self,
+        event: ev.JobSettled | ev.JobCollected,
+        place: dict[str, int],
+        active: set[str],
+        refunded: int,
+    ) -> None:
+        job = self._books.jobs.jobs.get(event.job_id)
+        status = job.status if job is not None else JobStatus.NONE
+        provider = known(event.provider)
+        self._out.rows[schema.settlements].append(
+            {
+                **place,
+                "job_id": event.job_id,
+                "status": int(status),
+                "customer": event.customer,
+                "provider": provider,
+                "billed_seconds": event.billed_seconds,
+                "paid": event.paid,
+                "fee": event.fee,
+                "refunded": refunded,
+            }
+        )
+        if provider is not None:
+            figures = self._work(provider, place["time"], active)
+            figures.settle(event.billed_seconds, event.paid)
+
+    def _parking(self, recipient: str, amount: int, place: dict[str, int]) -> None:
+        self._parked[recipient] = held = self._parked.get(recipient, 0) + amount
+        row = {**place, "recipient": recipient, "amount": amount, "held": held}
+        self._out.rows[schema.parkings].append(row)
+        self._sums["parked"] = self._sums.get("parked", 0) + amount
+
+    def _parameter(self, name: str, value: str, place: dict[str, int]) -> None:
+        self._out.rows[schema.parameters].append({**place, "name": name, "value": value})
+
+    # -- sums
+
+    def _work(self, account: str, time: int, active: set[str]) -> Figures:
+        """A provider's figures, brought up to a time."""
+        active.add(account)
+        if account not in self._figures:
+            figures = self._held.figures(account)
+            figures.time = figures.time or time
+            self._figures[account] = figures
+        self._figures[account].pass_time(time)
+        return self._figures[account]
+
+    def _movements(self, entries: list[tuple[int, Entry]]) -> None:
+        for number, (position, entry) in enumerate(entries):
+            if entry.account not in self._lines:
+                self._lines[entry.account] = self._held.line(entry.account)
+            line, balance = self._lines[entry.account]
+            self._lines[entry.account] = line, balance = line + 1, balance + entry.amount
+            self._out.rows[schema.movements].append(
+                {
+                    "block": entry.block,
+                    "number": number,
+                    "position": position,
+                    "log_index": entry.log_index,
+                    "time": entry.time,
+                    "account": entry.account,
+                    "kind": entry.kind.value,
+                    "job_id": entry.job_id or None,
+                    "counterparty": entry.counterparty,
+                    "amount": entry.amount,
+                    "balance": balance,
+                    "line": line,
+                }
+            )
+
+    def _close(self, number: int, time: int, moved: Iterable[int | None], active: set[str]) -> None:
+        """The sums after a block."""
+        for job_id in moved:
+            job = self._books.jobs.jobs.get(job_id) if job_id is not None else None
+            if job is None:
+                continue
+            self._out.jobs[job.id] = job
+            before = self._flows.get(job.id, (0, 0, 0, 0))
+            self._flows[job.id] = after = _flow(job)
+            for name, old, new in zip(_FLOWS, before, after, strict=True):
+                column = "fees" if name == "fee" else name
+                self._sums[column] = self._sums.get(column, 0) + new - old
+        for name in ("minted", "burned", "donated"):
+            self._sums[name] = getattr(self._books.cash, name)
+        names = [each.name for each in schema.totals.c if each.name not in {"block", "time"}]
+        row = {name: self._sums.get(name, 0) for name in names}
+        self._out.rows[schema.totals].append({"block": number, "time": time, **row})
+        self._out.rows[schema.provider_figures] += (
+            {"account": account, "block": number, **self._figures[account].values()}
+            for account in sorted(active)
+        )
+
+
+def _flow(job: JobEntry) -> tuple[int, int, int, int]:
+    return job.escrow, job.paid, job.fee, job.refunded
+
+
+def _job_id(event: ev.Event) -> int | None:
+    job_id: int | None = getattr(event, "job_id", None)
+    if job_id is None or job_id > _MAX_ID:
+        return None
+    if isinstance(event, ev.TransitionSkipped) and event.status is JobStatus.NONE:
+        return None  # a stranger's batch may name jobs that do not exist yet
+    return job_id
+
+
+def _account(event: ev.Event) -> str | None:
+    return event.provider if type(event).__name__ in KINDS else None  # type: ignore[attr-defined]

@@ -1,0 +1,136 @@
+"""Entries of the books as rows of tables, and back. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pydantic_core
+from sqlalchemy import Row
+
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, ProviderEntry
+from deepsquare_chain.job import (
+    Hardware,
+    JobFlags,
+    JobStatus,
+    Objective,
+    Offer,
+    Prices,
+    Resources,
+    Terms,
+)
+
+#: Fields that stand in table and entry under the same name, as they are.
+_SAME: Final = (
+    *("since", "rate", "fee_bps", "escrow", "time_limit", "retries_left", "funded"),
+    *("carried_in", "carried_out", "paid", "fee", "refunded", "billed_seconds"),
+    *("collected_seconds", "collected_paid", "collected_fee"),
+    *("submitted_at", "started_at", "ended_at", "exit_code", "reason"),
+)
+_OF_PROVIDER: Final = ("version", "pending_version", "approved_until", "answer_by")
+
+#: Block, position of the transaction, log index.
+Spot = tuple[int, int, int]
+
+
+def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
+    """A row of `jobs`; `spot` is the place of its last transition or interim payment."""
+    terms, resources = job.terms, job.terms.resources
+    return {
+        "id": job.id,
+        "customer": job.customer,
+        "provider": known(job.provider),
+        "status": int(job.status),
+        "name": terms.name,
+        "name_key": terms.name.casefold(),
+        "uses": terms.uses,
+        "objective": int(terms.objective),
+        "definition": job.definition.hex(),
+        "tasks": resources.tasks,
+        "cpus_per_task": resources.cpus_per_task,
+        "mem_per_cpu": resources.mem_per_cpu,
+        "gpus": resources.gpus,
+        "flags": int(terms.flags),
+        "retries": terms.retries,
+        "amount": terms.amount,
+        "first_limit": terms.time_limit,
+        "settled": int(job.settled),
+        "result": job.result.hex(),
+        "retry_of": job.retry_of or None,
+        "successor": job.successor or None,
+        "block": spot[0],
+        "position": spot[1],
+        "log_index": spot[2],
+        **{name: getattr(job, name) for name in _SAME},
+    }
+
+
+def job_entry(row: Row[Any]) -> JobEntry:
+    """The entry of a row of `jobs`, without its transitions."""
+    resources = Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus)
+    terms = Terms(
+        amount=row.amount,
+        time_limit=row.first_limit,
+        resources=resources,
+        retries=row.retries,
+        flags=JobFlags(row.flags),
+        objective=Objective(row.objective),
+        name=row.name,
+        uses=row.uses,
+    )
+    return JobEntry(
+        id=row.id,
+        customer=row.customer,
+        definition=bytes.fromhex(row.definition),
+        terms=terms,
+        status=JobStatus(row.status),
+        provider=row.provider or ZERO_ADDRESS,
+        settled=bool(row.settled),
+        result=bytes.fromhex(row.result),
+        retry_of=row.retry_of or 0,
+        successor=row.successor or 0,
+        **{name: getattr(row, name) for name in _SAME},
+    )
+
+
+def provider_values(entry: ProviderEntry) -> dict[str, Any]:
+    """A row of `providers`."""
+    hardware, offer, prices = entry.hardware, entry.offer, entry.prices
+    return {
+        "account": entry.account,
+        "id": entry.id or None,
+        "status": int(entry.status),
+        "nodes": hardware.nodes,
+        "cpus_per_node": hardware.cpus_per_node,
+        "mem_per_node": hardware.mem_per_node,
+        "gpus_per_node": hardware.gpus_per_node,
+        "offer_cpus": offer.cpus,
+        "offer_memory": offer.memory,
+        "offer_gpus": offer.gpus,
+        "price_cpu": prices.cpu,
+        "price_gpu": prices.gpu,
+        "price_mem": prices.mem,
+        "labels": pydantic_core.to_json(dict(entry.labels)).decode(),
+        "draining": int(entry.draining),
+        "banned": int(entry.banned),
+        **{name: getattr(entry, name) for name in _OF_PROVIDER},
+    }
+
+
+def provider_entry(row: Row[Any]) -> ProviderEntry:
+    """The entry of a row of `providers`."""
+    return ProviderEntry(
+        id=row.id or 0,
+        account=row.account,
+        hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
+        offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
+        prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
+        labels=pydantic_core.from_json(row.labels),
+        draining=bool(row.draining),
+        banned=bool(row.banned),
+        **{name: getattr(row, name) for name in _OF_PROVIDER},
+    )
+
+
+def known(account: str) -> str | None:
+    """None for the zero address."""
+    return None if account == ZERO_ADDRESS else account

@@ -1,0 +1,275 @@
+"""Questions about providers, roles and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pydantic_core
+from sqlalchemy import Connection, Row, Select, String, column, func, select, values
+
+from deepsquare_chain.chain.roles import ROLE_NAMES
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.indexer.pagination import (
+    DEFAULT_LIMIT,
+    SHOWN,
+    Moment,
+    Reader,
+    address,
+    paged,
+    placed,
+)
+from deepsquare_chain.indexer.read_models import (
+    ChallengeRow,
+    Page,
+    ParameterRow,
+    Parameters,
+    ProviderChange,
+    ProviderDetail,
+    ProviderFigures,
+    ProviderRow,
+    RoleRow,
+    Roles,
+)
+from deepsquare_chain.indexer.schema import (
+    Int,
+    constants,
+    events,
+    parameters,
+    provider_figures,
+    providers,
+    roles,
+)
+from deepsquare_chain.job import NO_LOAD, Hardware, Load, Offer, Prices, ProviderStatus
+
+#: What a change of a provider is called, by the event that tells it.
+KINDS: Final[Mapping[str, str]] = {
+    "ProviderRegistered": "registered",
+    "HardwareProposed": "hardware",
+    "ProviderApproved": "approved",
+    "OfferChanged": "offer",
+    "PricesChanged": "prices",
+    "LabelsChanged": "labels",
+    "DrainingChanged": "draining",
+    "BanChanged": "ban",
+    "ProviderChallenged": "challenged",
+    "ProviderAnswered": "answered",
+}
+_SLICE: Final = 5_000
+_NO_FIGURES: Final = ProviderFigures(*[0] * 15)
+
+
+class RegistryQueries(Reader):
+    """Providers with their histories, roles, parameters."""
+
+    def providers(self) -> tuple[ProviderRow, ...]:
+        """All providers in the order of their ids; those never approved come last."""
+        with self._read() as (connection, moment):
+            figures = latest_figures(connection)
+            rows = connection.execute(select(providers)).all()
+        found = [_provider_row(row, figures.get(row.account), moment) for row in rows]
+        return tuple(sorted(found, key=lambda each: (each.id is None, each.id or 0, each.account)))
+
+    def provider(self, account: str | int) -> ProviderDetail:
+        """A provider by its account or id.
+
+        Raises:
+            NotFoundError: It never registered.
+            UsageError: This is no address.
+        """
+        by_id = isinstance(account, int)
+        key = providers.c.id == account if by_id else providers.c.account == address(str(account))
+        with self._read() as (connection, moment):
+            row = connection.execute(select(providers).where(key)).one_or_none()
+            if row is None:
+                raise NotFoundError(f"Provider {account} never registered")
+            told = connection.execute(
+                _changes(row.account)
+                .order_by(events.c.block.desc(), events.c.log_index.desc())
+                .limit(SHOWN + 1)
+            ).all()
+            figures = latest_figures(connection, row.account)
+            return ProviderDetail(
+                row=_provider_row(row, figures.get(row.account), moment),
+                history=tuple(_change(each, moment) for each in told[:SHOWN]),
+                more_history=len(told) > SHOWN,
+                challenge=open_challenge(connection, row.account, moment),
+            )
+
+    def provider_history(
+        self,
+        account: str,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        kind: str | None = None,
+    ) -> Page[ProviderChange]:
+        """Changes of a provider, latest first; `kind` as in `ProviderChange`, all by default."""
+        query = _changes(address(account))
+        if kind is not None:
+            query = query.where(events.c.name.in_([n for n, k in KINDS.items() if k == kind]))
+        with self._read() as (connection, moment):
+            return paged(
+                connection,
+                query,
+                [events.c.block, events.c.log_index],
+                lambda row: _change(row, moment),
+                kind="provider",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def roles(self) -> Roles:
+        """Who may do what, and who gave it."""
+        with self._read() as (connection, moment):
+            found = role_rows(connection, moment)
+        return Roles(held=held_roles(found), history=tuple(reversed(found)))
+
+    def parameters(self) -> Parameters:
+        """Fee, timeouts and addresses; what can change has a history."""
+        with self._read() as (connection, moment):
+            fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
+            query = placed(parameters).order_by(
+                parameters.c.block.desc(), parameters.c.log_index.desc()
+            )
+            history = tuple(
+                ParameterRow(row.name, row.value, moment.place(row, row.log_index))
+                for row in connection.execute(query)
+            )
+        latest = {row.name: row for row in reversed(history)}
+        now = [*latest.values(), *(ParameterRow(row.name, row.value, None) for row in fixed)]
+        return Parameters(tuple(sorted(now, key=lambda each: each.name)), history)
+
+
+def role_rows(
+    connection: Connection, moment: Moment, account: str | None = None
+) -> tuple[RoleRow, ...]:
+    """Grants and losses, oldest first."""
+    query = placed(roles).order_by(roles.c.block, roles.c.log_index)
+    if account is not None:
+        query = query.where(roles.c.account == account)
+    return tuple(
+        RoleRow(
+            at=moment.place(row, row.log_index),
+            contract=row.contract,
+            role=row.role,
+            name=ROLE_NAMES.get(row.role, row.role),
+            account=row.account,
+            granted=row.granted,
+            by=row.by,
+        )
+        for row in connection.execute(query)
+    )
+
+
+def held_roles(history: tuple[RoleRow, ...]) -> tuple[RoleRow, ...]:
+    """The grants that still hold, of rows that are oldest first."""
+    held: dict[tuple[str, str, str], RoleRow] = {}
+    for row in history:
+        key = (row.contract, row.role, row.account)
+        if row.granted:
+            held.setdefault(key, row)
+        else:
+            held.pop(key, None)
+    return tuple(held.values())
+
+
+def open_challenge(connection: Connection, account: str, moment: Moment) -> ChallengeRow | None:
+    """The challenge that a provider has not answered."""
+    row = connection.execute(
+        placed(events)
+        .where(
+            events.c.account == account,
+            events.c.name.in_(["ProviderChallenged", "ProviderAnswered"]),
+        )
+        .order_by(events.c.block.desc(), events.c.log_index.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None or row.name == "ProviderAnswered":
+        return None
+    told = pydantic_core.from_json(row.body)
+    at = moment.place(row, row.log_index)
+    return ChallengeRow(at, told["job_id"], account, told["by"], told["answer_by"])
+
+
+def is_active(row: Row[Any], now: int) -> bool:
+    """Whether a provider could get a job at chain time `now`."""
+    silent = row.answer_by != 0 and now > row.answer_by
+    standing = row.status == ProviderStatus.ACTIVE and row.approved_until >= now
+    return bool(standing and not silent)
+
+
+def _changes(account: str) -> Select[Any]:
+    return placed(events).where(events.c.account == account, events.c.name.in_(list(KINDS)))
+
+
+def _change(row: Row[Any], moment: Moment) -> ProviderChange:
+    values = pydantic_core.from_json(row.body)
+    values.pop("provider", None)
+    return ProviderChange(moment.place(row, row.log_index), KINDS[row.name], values)
+
+
+def latest_figures(connection: Connection, account: str | None = None) -> dict[str, Row[Any]]:
+    """Each provider's last row of figures, or that of one."""
+    table = provider_figures
+    last = select(func.max(table.c.block)).where(table.c.account == providers.c.account)
+    query = select(providers.c.account, last.correlate(providers).scalar_subquery().label("block"))
+    if account is not None:
+        query = query.where(providers.c.account == account)
+    wanted = [
+        (row.account, row.block) for row in connection.execute(query) if row.block is not None
+    ]
+    found: dict[str, Row[Any]] = {}
+    # Apart from their keys, which as one question both databases compute for each row of the
+    # table; and joined as a table, since for a list of keys SQLite reads all rows.
+    for at in range(0, len(wanted), _SLICE):
+        keys = values(column("account", String), column("block", Int), name="keys")
+        some = keys.data(wanted[at : at + _SLICE]).cte()
+        here = (table.c.account == some.c.account) & (table.c.block == some.c.block)
+        rows = connection.execute(select(table).join_from(some, table, here))
+        found |= {row.account: row for row in rows}
+    return found
+
+
+def _figures(row: Row[Any], now: int) -> ProviderFigures:
+    return ProviderFigures(
+        assigned=row.assigned,
+        started=row.started,
+        returned=row.returned,
+        finished=row.finished,
+        failed=row.failed,
+        out_of_credits=row.out_of_credits,
+        cancelled=row.cancelled,
+        panicked=row.panicked,
+        live=row.live,
+        running=row.running,
+        cpus_busy=row.cpus_busy,
+        gpus_busy=row.gpus_busy,
+        earned=row.earned,
+        busy_seconds=row.busy_seconds,
+        cpu_seconds=row.cpu_seconds + row.cpus_busy * max(0, now - row.time),
+    )
+
+
+def _load(row: Row[Any]) -> Load:
+    return Load(row.cpus_assigned, row.memory_assigned, row.gpus_assigned)
+
+
+def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: Moment) -> ProviderRow:
+    now = moment.number("time", 0)
+    return ProviderRow(
+        account=row.account,
+        id=row.id,
+        status=ProviderStatus(row.status),
+        active=is_active(row, now),
+        hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
+        offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
+        load=NO_LOAD if figures is None else _load(figures),
+        prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
+        labels=pydantic_core.from_json(row.labels),
+        version=row.version,
+        pending_version=row.pending_version,
+        approved_until=row.approved_until,
+        answer_by=row.answer_by,
+        figures=_NO_FIGURES if figures is None else _figures(figures, now),
+    )

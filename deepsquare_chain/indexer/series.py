@@ -1,0 +1,221 @@
+"""Questions about the whole grid, now and over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+from sqlalchemy import (
+    CTE,
+    Connection,
+    Row,
+    ScalarSelect,
+    Table,
+    column,
+    func,
+    select,
+    true,
+    values,
+)
+
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer.pagination import Moment, Reader, address
+from deepsquare_chain.indexer.read_models import (
+    EscrowPoint,
+    Overview,
+    StatusPoint,
+    UsePoint,
+    Utilisation,
+)
+from deepsquare_chain.indexer.registry import is_active, latest_figures
+from deepsquare_chain.indexer.schema import Int, provider_figures, providers, totals
+from deepsquare_chain.job import JobStatus
+
+MAX_BUCKETS: Final = 500
+_HOUR: Final = 3_600
+_USED: Final = tuple(
+    provider_figures.c[name]
+    for name in (
+        *("account", "block", "time", "cpus_busy", "cpu_seconds"),
+        *("cpus_offered", "offered_seconds"),
+    )
+)
+_STATUSES: Final = {each: each.name.lower() for each in JobStatus if each}
+
+
+class SeriesQueries(Reader):
+    """Sums of the grid."""
+
+    def overview(self) -> Overview:
+        """The grid at the index's block."""
+        with self._read() as (connection, moment):
+            now = moment.number("time", 0)
+            last, before = _sums(connection, [now, now - _HOUR])
+            known = connection.execute(select(providers)).all()
+            good = [row for row in known if is_active(row, now)]
+            busy = {each: row.cpus_busy for each, row in latest_figures(connection).items()}
+        jobs, earlier = _counts(last), _counts(before)
+        ended = sum(jobs[each] - earlier[each] for each in jobs if each.is_final)
+        minted, burned = _sum(last, "minted"), _sum(last, "burned")
+        return Overview(
+            block=moment.number("block"),
+            time=now,
+            jobs=jobs,
+            jobs_total=sum(jobs.values()),
+            submitted_last_hour=sum(jobs.values()) - sum(earlier.values()),
+            ended_last_hour=ended,
+            providers=sum(1 for row in known if row.id is not None),
+            providers_active=len(good),
+            cpus_offered=sum(row.offer_cpus for row in good),
+            cpus_busy=sum(busy.get(row.account, 0) for row in good),
+            supply=minted - burned,
+            minted=minted,
+            burned=burned,
+            escrow=_sum(last, "escrow"),
+            parked=_sum(last, "parked"),
+            donated=_sum(last, "donated"),
+            paid=_sum(last, "paid"),
+            fees=_sum(last, "fees"),
+            refunded=_sum(last, "refunded"),
+        )
+
+    def jobs_by_status_over_time(
+        self, buckets: int = 60, *, since: int | None = None, until: int | None = None
+    ) -> tuple[StatusPoint, ...]:
+        """Jobs in each status at equal steps of time.
+
+        Args:
+            buckets: Number of points, 1 to 500.
+            since: First time, that of the first event by default.
+            until: Last time, that of the index's last block by default.
+
+        Raises:
+            UsageError: A number or times that can't be meant.
+        """
+        with self._read() as (connection, moment):
+            times = _times(connection, moment, buckets, since, until)
+            rows = _sums(connection, times)
+        pairs = zip(times, rows, strict=True)
+        return tuple(StatusPoint(time, _counts(row)) for time, row in pairs)
+
+    def escrow_over_time(
+        self, buckets: int = 60, *, since: int | None = None, until: int | None = None
+    ) -> tuple[EscrowPoint, ...]:
+        """Where credits were; arguments and errors as `jobs_by_status_over_time`."""
+        with self._read() as (connection, moment):
+            times = _times(connection, moment, buckets, since, until)
+            rows = _sums(connection, times)
+        return tuple(_escrow(time, row) for time, row in zip(times, rows, strict=True))
+
+    def utilisation(
+        self,
+        buckets: int = 60,
+        *,
+        account: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> tuple[Utilisation, ...]:
+        """Cpu-seconds used and offered in each step of time, by provider.
+
+        Arguments and errors as `jobs_by_status_over_time`; `account` for one provider alone.
+        """
+        key = None if account is None else address(account)
+        with self._read() as (connection, moment):
+            times = _times(connection, moment, buckets + 1, since, until)
+            rows = _figures(connection, times, key)
+        return tuple(_use(each, times, rows[each]) for each in rows)
+
+
+def _times(
+    connection: Connection, moment: Moment, count: int, since: int | None, until: int | None
+) -> list[int]:
+    if not 1 <= count <= MAX_BUCKETS + 1:
+        raise UsageError(f"A series has 1 to {MAX_BUCKETS} points, not {count}")
+    if since is None:
+        since = connection.execute(select(func.min(totals.c.time))).scalar() or 0
+    last = moment.number("time", 0) if until is None else until
+    if last < since:
+        raise UsageError("A series can't end before it begins")
+    if count == 1:
+        return [last]
+    return [since + (last - since) * at // (count - 1) for at in range(count)]
+
+
+def _moments(times: Sequence[int]) -> CTE:
+    """The times as a table: one question serves all of a series."""
+    return values(column("at", Int), name="moments").data([(each,) for each in times]).cte()
+
+
+def _last(table: Table, moments: CTE, *where: Any) -> ScalarSelect[Any]:
+    """The block of the last row of running sums at a moment."""
+    query = select(table.c.block).where(table.c.time <= moments.c.at, *where)
+    query = query.order_by(table.c.time.desc(), table.c.block.desc()).limit(1)
+    return query.correlate(moments, providers).scalar_subquery()
+
+
+def _sums(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]:
+    """The grid's sums at each time; None before the first event."""
+    moments = _moments(times)
+    found = connection.execute(select(moments.c.at, _last(totals, moments)))
+    blocks = {row[0]: row[1] for row in found}
+    query = select(totals).where(totals.c.block.in_({each for each in blocks.values() if each}))
+    rows = {row.block: row for row in connection.execute(query)}
+    return [rows.get(blocks[time]) for time in times]
+
+
+def _figures(
+    connection: Connection, times: Sequence[int], account: str | None
+) -> dict[str, dict[int, Row[Any]]]:
+    """Running figures of providers, by account and time."""
+    moments = _moments(times)
+    last = _last(provider_figures, moments, provider_figures.c.account == providers.c.account)
+    query = select(providers.c.account, moments.c.at, last.label("block"))
+    query = query.select_from(moments.join(providers, true()))
+    if account is not None:
+        query = query.where(providers.c.account == account)
+    picked = connection.execute(query.order_by(providers.c.account)).all()
+    found: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in picked}
+    for each, own in groupby(picked, key=lambda row: row.account):
+        blocks = {row.at: row.block for row in own if row.block is not None}
+        # By account: for keys of several accounts at once, SQLite reads all rows.
+        here = (provider_figures.c.account == each, provider_figures.c.block.in_(blocks.values()))
+        rows = {row.block: row for row in connection.execute(select(*_USED).where(*here))}
+        found[each] = {time: rows[block] for time, block in blocks.items()}
+    return found
+
+
+def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
+    return {each: _sum(row, column) for each, column in _STATUSES.items()}
+
+
+def _sum(row: Row[Any] | None, column: str) -> int:
+    return 0 if row is None else int(getattr(row, column))
+
+
+def _escrow(time: int, row: Row[Any] | None) -> EscrowPoint:
+    return EscrowPoint(
+        time=time,
+        escrow=_sum(row, "escrow"),
+        parked=_sum(row, "parked"),
+        supply=_sum(row, "minted") - _sum(row, "burned"),
+        paid=_sum(row, "paid"),
+        fees=_sum(row, "fees"),
+    )
+
+
+def _use(account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]) -> Utilisation:
+    sums = []
+    for time in times:
+        row = rows.get(time)
+        if row is None:
+            sums.append((0, 0))
+            continue
+        passed = time - row.time
+        used = row.cpu_seconds + row.cpus_busy * passed
+        sums.append((used, row.offered_seconds + row.cpus_offered * passed))
+    points = (
+        UsePoint(time, after[0] - before[0], after[1] - before[1])
+        for time, before, after in zip(times[1:], sums, sums[1:], strict=False)
+    )
+    return Utilisation(account, tuple(points))

@@ -1,0 +1,194 @@
+"""The explorer as an ASGI application: pages, live streams, the wallet's JSON, and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from deepsquare_chain.errors import (
+    EndpointError,
+    GridError,
+    InsufficientFundsError,
+    JobFileError,
+    NotFoundError,
+    RevertedError,
+    UsageError,
+)
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.metrics import CONTENT_TYPE, Metrics
+from deepsquare_chain.observe.probe import Health
+from deepsquare_chain.web.live import Feed, live
+from deepsquare_chain.web.pages import (
+    accounts,
+    audit,
+    chain,
+    contracts,
+    home,
+    jobs,
+    providers,
+    wallet,
+)
+from deepsquare_chain.web.render import FOLDER, Renderer, environment
+from deepsquare_chain.web.security import Allowance, SecurityHeaders
+from deepsquare_chain.web.site import Site
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
+#: Posts a minute of one client.
+POSTS_A_MINUTE: Final = 60
+_STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
+    (NotFoundError, 404),
+    (InsufficientFundsError, 409),
+    (RevertedError, 409),
+    (JobFileError, 400),
+    (UsageError, 400),
+    (EndpointError, 502),
+)
+_TITLES: Final = {
+    400: "That can't be meant",
+    403: "Not from here",
+    404: "There is no such thing here",
+    405: "Not that way",
+    409: "Not possible now",
+    413: "Too large",
+    429: "Too many requests",
+    502: "The node does not answer",
+}
+_log = get_logger(__name__)
+
+PAGES: Final[Sequence[BaseRoute]] = (
+    Route("/", home.home),
+    Route("/search", home.search),
+    Route("/jobs", jobs.jobs),
+    Route("/jobs/{job}", jobs.job),
+    Route("/accounts/{account}", accounts.account),
+    Route("/accounts/{account}/jobs", accounts.account_jobs),
+    Route("/accounts/{account}/statement.csv", accounts.statement),
+    Route("/providers", providers.providers),
+    Route("/providers/{provider}", providers.provider),
+    Route("/transactions", chain.transactions),
+    Route("/transactions/{hash}", chain.transaction),
+    Route("/blocks", chain.blocks),
+    Route("/blocks/{block}", chain.block),
+    Route("/audit", audit.audit),
+    Route("/contracts", contracts.contracts),
+    Route("/contracts/{contract}", contracts.contract),
+    Route("/contracts/{contract}/abi.json", contracts.abi),
+    Route("/submit", wallet.form),
+    Route("/live", live),
+    Route("/wallet/grid", wallet.grid),
+    Route("/wallet/submit", wallet.submit, methods=["POST"]),
+    Route("/wallet/topup", wallet.top_up, methods=["POST"]),
+    Route("/wallet/cancel", wallet.cancel, methods=["POST"]),
+    Route("/wallet/outcome/{hash}", wallet.outcome),
+)
+
+
+def explorer_app(
+    site: Site,
+    *,
+    hosts: Sequence[str] = LOOPBACK,
+    more_routes: Sequence[BaseRoute] = (),
+    probe: Callable[[], Health] | None = None,
+    metrics: Metrics | None = None,
+) -> Starlette:
+    """The explorer of one site.
+
+    Args:
+        site: What it shows.
+        hosts: Names under which it may be asked; a page whose own name was pointed here is refused.
+        more_routes: Routes beside the pages, such as those of the JSON API.
+        probe: Health of the indexer, for `/healthz`.
+        metrics: Figures for `/metrics`.
+    """
+    app = Starlette(
+        routes=[
+            *PAGES,
+            *more_routes,
+            Route("/healthz", _healthz(probe)),
+            Route("/metrics", _metrics(metrics)),
+            Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
+        ],
+        middleware=[
+            Middleware(SecurityHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        ],
+        exception_handlers={
+            GridError: _on_error,
+            HTTPException: _on_error,
+            Exception: _on_error,
+        },
+    )
+    app.state.site = site
+    app.state.render = Renderer(site)
+    app.state.feed = Feed(site.index)
+    app.state.allowance = Allowance(POSTS_A_MINUTE)
+    return app
+
+
+def _healthz(probe: Callable[[], Health] | None) -> Any:
+    async def healthz(_: Request) -> Response:
+        found = probe() if probe is not None else Health(live=True, ready=True, details={})
+        return JSONResponse(
+            {"live": found.live, "ready": found.ready}, status_code=200 if found.ready else 503
+        )
+
+    return healthz
+
+
+def _metrics(metrics: Metrics | None) -> Any:
+    async def figures(_: Request) -> Response:
+        if metrics is None:
+            raise NotFoundError("This explorer keeps no figures")
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+    return figures
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status that says what an error is."""
+    if isinstance(error, HTTPException):
+        return error.status_code
+    if isinstance(error, wallet.Refused):
+        return error.status
+    return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Every error as a page, or as JSON where JSON was asked for; nothing of the inside is told."""
+    code = status_of(error)
+    title = _TITLES.get(code, "Something went wrong here")
+    known = isinstance(error, GridError)
+    message = error.message if known else _unknown(request, error, code)  # type: ignore[attr-defined]
+    hint = error.hint if known else ""  # type: ignore[attr-defined]
+    if request.url.path.startswith(("/wallet/", "/api/")):
+        body = {"status": code, "title": title, "detail": message, "hint": hint}
+        return JSONResponse(body, status_code=code)
+    page = await run_in_threadpool(
+        _ERRORS.get_template("error.html").render,
+        code=code,
+        title=title,
+        message=message,
+        hint=hint,
+    )
+    return HTMLResponse(page, status_code=code, headers={"Cache-Control": "no-store"})
+
+
+_ERRORS: Final = environment()
+
+
+def _unknown(request: Request, error: Exception, code: int) -> str:
+    if isinstance(error, HTTPException):
+        words = {404: f"Nothing stands at {request.url.path[:120]}.", 405: "Pages are only read."}
+        return words.get(code, str(error.detail)[:200])
+    _log.error("page failed", path=request.url.path[:200], exc_info=error)
+    return "The explorer could not make this page. It has written down why; try it again."

@@ -1,0 +1,317 @@
+"""What a wallet is asked to sign: calls encoded and explained, after looking whether they pass.
+
+The server holds no key. It says what a call does in words and amounts, encodes it, tries it on
+the latest block as the account that would send it, and leaves the rest to the wallet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hexbytes import HexBytes
+from web3.exceptions import ContractLogicError, Web3RPCError
+
+from deepsquare_chain.chain.calls import Call, checked_address
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.credit import Permit
+from deepsquare_chain.chain.nodeerrors import node_message
+from deepsquare_chain.chain.reverts import decode_revert
+from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.credits import cost, fits, format_credits, job_rate, parse_credits
+from deepsquare_chain.errors import EndpointError, InsufficientFundsError, UsageError
+from deepsquare_chain.indexer.read_models import ProviderRow
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms, matches, parse_uses
+from deepsquare_chain.web.formats import count, duration, size_of
+
+#: Seconds for which a permit is good: what a person needs to read and sign.
+PERMIT_SECONDS: Final = 900
+#: Gas by which a wallet is judged beforehand, above what each takes; wallets estimate themselves.
+_GAS: Final = {"submit": 250_000, "topup": 150_000, "cancel": 150_000}
+_GAS_APPROVE: Final = 60_000
+_SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will happen: in words, and what the wallet gets.
+
+    One of `call`, `approval` and `permit` is there: the call itself, or what must come before it.
+    """
+
+    title: str
+    action: str
+    effects: tuple[str, ...]
+    call: Call | None = None
+    approval: Call | None = None
+    permit: Mapping[str, Any] | None = None
+
+    def to_wire(self, chain_id: int) -> dict[str, Any]:
+        """JSON form; numbers that a browser could round are strings."""
+        return {
+            "title": self.title,
+            "action": self.action,
+            "effects": list(self.effects),
+            "call": _call_wire(self.call, chain_id),
+            "approval": _call_wire(self.approval, chain_id),
+            "permit": self.permit,
+        }
+
+
+def _call_wire(call: Call | None, chain_id: int) -> dict[str, Any] | None:
+    if call is None:
+        return None
+    return {
+        "to": call.to,
+        "data": "0x" + call.data.hex(),
+        "value": str(call.value),
+        "chainId": hex(chain_id),
+        "label": call.label,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """An account about to pay; credit-wei, and wei of the chain's own coin."""
+
+    account: str
+    balance: int
+    allowance: int
+    coin: int
+    gas_price: int
+
+
+class Planner:
+    """Makes plans for one deployment."""
+
+    def __init__(self, contracts: Contracts) -> None:
+        self._contracts = contracts
+
+    async def submit(
+        self,
+        account: str,
+        terms: Terms,
+        definition: bytes,
+        providers: Sequence[ProviderRow],
+        given: Mapping[str, Any],
+    ) -> Plan:
+        """Submit one job whose definition has this SHA-256.
+
+        Raises:
+            UsageError: No address, or no permit that was signed here.
+            InsufficientFundsError: Too few credits, or no gas.
+            RevertedError: The contract would refuse it.
+        """
+        scheduler = self._contracts.scheduler
+        payer = await self._payer(account, "submit", terms.amount)
+        rows = [(terms, [definition])]
+        effects = (
+            *_escrow_effects(payer, terms.amount),
+            f"One job, {size_of(terms.resources)}, for at most {duration(terms.time_limit)}"
+            + (", or until its credits are spent." if terms.until_spent else "."),
+            *_flag_effects(terms),
+            _offers(terms, providers),
+            "What it does not use comes back in the transaction that ends it.",
+        )
+        permit = _signed(given, terms.amount)
+        call = scheduler.submit_jobs(rows)
+        if permit is not None:
+            call = scheduler.submit_jobs_with_permit(rows, permit)
+        title = f"Submit {terms.name or 'a job'}"
+        amount = terms.amount
+        return await self._plan(
+            title, "Submit", effects, call, payer=payer, amount=amount, given=given, permit=permit
+        )
+
+    async def top_up(self, account: str, job_id: int, given: Mapping[str, Any]) -> Plan:
+        """Add credits to a live job; errors as `submit`, and NotFoundError without the job."""
+        amount = _amount(given.get("credits"))
+        scheduler = self._contracts.scheduler
+        job = await scheduler.get_job(job_id)
+        payer = await self._payer(account, "topup", amount)
+        effects = (
+            *_escrow_effects(payer, amount),
+            f"The escrow of job {job_id} grows to {format_credits(job.escrow + amount)} credits.",
+            _longer(job, amount, own=payer.account == job.customer),
+            "What the job does not use goes back to its customer, whoever paid.",
+        )
+        permit = _signed(given, amount)
+        call = scheduler.top_up(job_id, job.customer, amount)
+        if permit is not None:
+            call = scheduler.top_up_with_permit(job_id, job.customer, amount, permit)
+        title = f"Top up job {job_id}"
+        return await self._plan(
+            title, "Top up", effects, call, payer=payer, amount=amount, given=given, permit=permit
+        )
+
+    async def cancel(self, account: str, job_id: int) -> Plan:
+        """End a job of one's own; errors as `top_up`."""
+        scheduler = self._contracts.scheduler
+        job = await scheduler.get_job(job_id)
+        payer = await self._payer(account, "cancel", 0)
+        call = scheduler.cancel([job_id])
+        effects = (f"Job {job_id} ends as CANCELLED; that can't be undone.", _back(job))
+        title = f"Cancel job {job_id}"
+        return await self._plan(title, "Cancel the job", effects, call, payer=payer)
+
+    async def _plan(
+        self,
+        title: str,
+        action: str,
+        effects: tuple[str, ...],
+        call: Call,
+        *,
+        payer: Payer,
+        amount: int = 0,
+        given: Mapping[str, Any] | None = None,
+        permit: Permit | None = None,
+    ) -> Plan:
+        if permit is not None or payer.allowance >= amount:
+            await self._try(payer.account, call)
+            return Plan(title, action, effects, call=call)
+        if given is not None and given.get("way") == "approve":
+            approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
+            first = f"First an approval of exactly {format_credits(amount)} credits, then the call."
+            return Plan(title, action, (*effects, first), approval=approval)
+        first = (
+            f"First your signature under a permit of exactly {format_credits(amount)} credits, "
+            f"good for {PERMIT_SECONDS // 60} minutes; it costs nothing."
+        )
+        data = await self._permit_data(payer.account, amount)
+        return Plan(title, action, (*effects, first), permit=data)
+
+    async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
+        deadline = await chain_time(self._contracts.w3) + PERMIT_SECONDS
+        spender = self._contracts.scheduler.address
+        data = await self._contracts.credit.permit_data(account, spender, amount, deadline)
+        message = {
+            key: str(value) if isinstance(value, int) else value
+            for key, value in data["message"].items()
+        }
+        return {**data, "message": message}
+
+    async def _payer(self, account: str, kind: str, amount: int) -> Payer:
+        address = checked_address(account)
+        credit, w3 = self._contracts.credit, self._contracts.w3
+        balance, allowance, coin, price = await asyncio.gather(
+            credit.balance_of(address),
+            credit.allowance(address, self._contracts.scheduler.address),
+            w3.eth.get_balance(address),
+            w3.eth.gas_price,
+        )
+        payer = Payer(address, balance, allowance, int(coin), int(price))
+        if balance < amount:
+            raise InsufficientFundsError(
+                f"The wallet has {format_credits(balance)} credits, this takes "
+                f"{format_credits(amount)}",
+                hint="Lower the credits, or get some: `deepsquare credit faucet` on a devnet.",
+            )
+        gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * payer.gas_price
+        if payer.coin < gas:
+            raise InsufficientFundsError(
+                f"The wallet has {format_credits(payer.coin)} of the chain's own coin, the gas of "
+                f"this may take {format_credits(gas)}",
+                hint="Send it some for gas; `deepsquare credit faucet` does on a devnet.",
+            )
+        return payer
+
+    async def _try(self, account: str, call: Call) -> None:
+        body: Any = {"from": account, "to": call.to, "data": HexBytes(call.data)}
+        try:
+            await self._contracts.w3.eth.call(body, "latest")
+        except ContractLogicError as error:
+            raise decode_revert(error) from None
+        except Web3RPCError as error:
+            raise EndpointError(
+                f"The node turned down {call.label!r}: {node_message(error)}"
+            ) from None
+
+
+def _escrow_effects(payer: Payer, amount: int) -> tuple[str, ...]:
+    left = format_credits(payer.balance - amount)
+    moved = f"{format_credits(amount)} credits go from your wallet into escrow at the MetaScheduler"
+    return (f"{moved}; {left} stay in the wallet.",)
+
+
+def _offers(terms: Terms, providers: Sequence[ProviderRow]) -> str:
+    uses = parse_uses(terms.uses)
+    costs = sorted(
+        cost(job_rate(each.prices, terms.resources), terms.time_limit)
+        for each in providers
+        if each.active
+        and fits(each.hardware, each.offer, terms.resources, each.load)
+        and matches(uses, each.labels)
+    )
+    affordable = [each for each in costs if 0 < each <= terms.amount]
+    if not costs:
+        return (
+            "No provider could run it now: it would wait, and can be cancelled for a full refund."
+        )
+    if not affordable:
+        return (
+            f"Its credits do not buy its time limit: the cheapest provider would take "
+            f"{format_credits(costs[0])}. It would wait."
+        )
+    return (
+        f"{count(len(affordable), 'provider')} could run it now; the whole time limit costs "
+        f"{format_credits(affordable[0])} credits at the cheapest."
+    )
+
+
+def _flag_effects(terms: Terms) -> Iterator[str]:
+    if JobFlags.INTERIM_PAYMENTS in terms.flags:
+        yield "Its provider may collect payments for the time that it has run while it runs."
+    if JobFlags.NO_SELF_SCHEDULING in terms.flags:
+        yield "Only the meta-scheduler assigns it, which looks at the labels that it uses."
+
+
+def _longer(job: Job, amount: int, *, own: bool) -> str:
+    if not job.rate:
+        return "Its rate is fixed when it is assigned."
+    if job.until_spent:
+        return f"It may run {duration(amount // job.rate)} longer."
+    if own:
+        return f"At its rate that buys {duration(amount // job.rate)} more."
+    return "Its time limit stays: only its customer's own credits lengthen it."
+
+
+def _back(job: Job) -> str:
+    held = format_credits(job.escrow)
+    if job.status is JobStatus.RUNNING:
+        return (
+            f"The seconds that it ran and that are not billed yet are billed; the rest of {held} "
+            "credits comes back."
+        )
+    return f"All {held} credits come back."
+
+
+def _amount(text: Any) -> int:
+    try:
+        amount = parse_credits(str(text or ""))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not 0 < amount < 2**128:
+        raise UsageError("Give more than zero credits, and no more than there are")
+    return amount
+
+
+def _signed(given: Mapping[str, Any], amount: int) -> Permit | None:
+    """A permit that the wallet signed."""
+    body = given.get("permit")
+    if not body:
+        return None
+    if not isinstance(body, Mapping) or not _SIGNATURE.fullmatch(str(body.get("signature", ""))):
+        raise UsageError("The wallet's signature has not the form of one")
+    try:
+        value, deadline = int(str(body.get("value"))), int(str(body.get("deadline")))
+    except ValueError:
+        raise UsageError("The permit's value and deadline must be numbers") from None
+    if value != amount or not 0 <= deadline < 2**64:
+        raise UsageError("The permit was signed for something else", hint="Begin again.")
+    raw = bytes.fromhex(body["signature"][2:])
+    # Some wallets count the recovery id from zero.
+    v = raw[64] if raw[64] >= 27 else raw[64] + 27
+    return Permit(value, deadline, v, raw[:32], raw[32:64])

@@ -1,0 +1,76 @@
+"""Why a job waits, as the contract itself answers it, and the labels that it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.revertwords import HINTS
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.indexer.read_models import JobDetail, ProviderRow
+from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses
+
+#: Providers that are asked about for one page.
+MOST: Final = 20
+_WORDS: Final = {
+    "ProviderNotActive": "is not active, or its approval has run out",
+    "ProviderSilent": "has not answered a challenge",
+    "ProviderExcluded": "lost this job before and can't get it again",
+    "DoesNotFit": "does not have the cpus, memory or gpus free",
+    "RateOutOfRange": "has no usable price for it",
+    "OverBudget": "is too dear: the credits do not buy the time limit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a provider could get a job now, and else why not."""
+
+    provider: ProviderRow
+    eligible: bool
+    why: str
+
+
+async def verdicts(
+    contracts: Contracts, detail: JobDetail, providers: Sequence[ProviderRow]
+) -> tuple[Verdict, ...]:
+    """Ask the contract about each approved provider; empty for a job that does not wait.
+
+    The node may be ahead of the index, or away: then nothing is said.
+    """
+    if detail.row.status is not JobStatus.PENDING:
+        return ()
+    approved = [each for each in providers if each.id is not None][:MOST]
+    try:
+        answers = await asyncio.gather(
+            *(contracts.scheduler.is_eligible(detail.row.id, each.id or 0) for each in approved)
+        )
+    except GridError:
+        return ()
+    return tuple(
+        judge(each, detail.uses, eligible=eligible, reason=reason)
+        for each, (eligible, reason) in zip(approved, answers, strict=True)
+    )
+
+
+def judge(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> Verdict:
+    """One provider's verdict: the contract's, and then the labels', which it does not look at."""
+    if not eligible:
+        return Verdict(provider, eligible=False, why=_WORDS.get(reason, HINTS.get(reason, reason)))
+    for affinity in wanted(uses):
+        if not matches([affinity], provider.labels):
+            found = provider.labels.get(affinity.key)
+            has = "has no such label" if found is None else f"its label says {found[:60]}"
+            return Verdict(provider, eligible=False, why=f"{affinity}: {has}")
+    return Verdict(provider, eligible=True, why="could get it now")
+
+
+def wanted(uses: str) -> tuple[Affinity, ...]:
+    """The affinities of a job; none where a stranger wrote what is no affinity."""
+    try:
+        return parse_uses(uses)
+    except ValueError:
+        return ()

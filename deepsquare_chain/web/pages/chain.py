@@ -1,0 +1,91 @@
+"""Transactions and blocks."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, TransactionDetail
+from deepsquare_chain.web import views
+from deepsquare_chain.web.decoding import decode_call, inner_calls, names_of
+from deepsquare_chain.web.lookup import look_up, look_up_block
+from deepsquare_chain.web.pages.common import ask, cursor_of, number_of, show, site_of
+from deepsquare_chain.web.site import Site
+
+
+async def transactions(request: Request) -> Response:
+    """Transactions that did something to the grid, latest first."""
+    found = await ask(site_of(request).index.transactions, cursor_of(request))
+    return await show(request, "transactions.html", found=found)
+
+
+async def transaction(request: Request) -> Response:
+    """One transaction; one that the index does not hold is looked up at the node."""
+    site = site_of(request)
+    which = request.path_params["hash"].lower()
+    try:
+        detail: TransactionDetail = await ask(site.index.transaction, which)
+    except NotFoundError as error:
+        found = await look_up(site.contracts, which)
+        if found is None:
+            raise error from None
+        return await show(request, "unindexed.html", found=found, fields=views.fields)
+    row = detail.row
+    names = names_of(site.contracts.deployment)
+    return await show(
+        request,
+        "transaction.html",
+        detail=detail,
+        row=row,
+        call=decode_call(row.contract, detail.input) if row.contract else None,
+        # The index knows the same requests, and what became of them.
+        inner=list(zip(inner_calls(detail.input, names), detail.forwarded, strict=False)),
+        fields=views.fields,
+    )
+
+
+async def blocks(request: Request) -> Response:
+    """Blocks with events of the grid, latest first."""
+    found = await ask(site_of(request).index.blocks, cursor_of(request))
+    return await show(request, "blocks.html", found=found)
+
+
+async def block(request: Request) -> Response:
+    """One block, by its number or hash; one that the index does not hold is asked of the node."""
+    which = request.path_params["block"].lower()
+    key = which if which.startswith("0x") else number_of(which, "block number")
+    site = site_of(request)
+    status = await ask(site.index.status)
+    try:
+        detail = await ask(site.index.block, key)
+    except NotFoundError:
+        detail = await _unindexed(site, key, status)
+    row = detail.row
+    return await show(
+        request, "block.html", detail=detail, row=row, unread=row.number > status.block
+    )
+
+
+async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
+    """A block without events, or one that the index has not read, as the node tells it."""
+    header = await look_up_block(site.contracts, key)
+    if header is None:
+        ahead = isinstance(key, int) and key > status.head
+        raise NotFoundError(
+            f"There is no block {str(key)[:80]}{' yet' if ahead else ''}",
+            hint=f"The head of the chain is block {status.head:,}." if status.head >= 0 else "",
+        )
+    row = BlockRow(
+        number=header.number,
+        hash=header.hash,
+        parent=header.parent,
+        time=header.time,
+        gas_used=header.gas_used,
+        gas_limit=header.gas_limit,
+        base_fee=header.base_fee,
+        all_transactions=header.transactions,
+        transactions=0,
+        finalized=header.number <= status.finalized,
+    )
+    return BlockDetail(row=row, transactions=(), more_transactions=False)

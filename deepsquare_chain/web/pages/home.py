@@ -1,0 +1,102 @@
+"""The grid at a glance, and the search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from deepsquare_chain.indexer.blocks import HASH, MAX_HITS, NUMBER
+from deepsquare_chain.indexer.read_models import Hit, Overview
+from deepsquare_chain.web import views
+from deepsquare_chain.web.lookup import look_up, look_up_block
+from deepsquare_chain.web.pages.common import RANGES, ask, range_of, show, site_of
+from deepsquare_chain.web.site import Site, provider_name
+
+_POINTS = 80
+_LATEST = 8
+_PLACES = {
+    "job": "/jobs",
+    "account": "/accounts",
+    "provider": "/providers",
+    "transaction": "/transactions",
+    "block": "/blocks",
+}
+
+
+async def home(request: Request) -> Response:
+    """The first page."""
+    site = site_of(request)
+    name, seconds = range_of(request)
+    overview = await ask(site.index.overview)
+    status = await ask(site.index.status)
+    # All who have the page open read it again at the same change.
+    charts = await ask(
+        site.once,
+        f"home {name}",
+        (status.change, status.block),
+        lambda: _charts(site, overview, seconds),
+    )
+    jobs = await ask(site.index.jobs, limit=_LATEST)
+    settled = await ask(site.index.latest_settlements, _LATEST)
+    return await show(
+        request,
+        "home.html",
+        overview=overview,
+        **charts,
+        jobs=jobs.items,
+        settlements=settled,
+        ranges=list(RANGES),
+        chosen=name,
+        meanings=views.MEANINGS,
+    )
+
+
+def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
+    index = site.index
+    since = max(0, overview.time - seconds) if seconds else None
+    given = site.given_names
+    names = {row.account: provider_name(row, given) for row in index.providers()}
+    use = index.utilisation(_POINTS // 2, since=since)
+    points = index.jobs_by_status_over_time(_POINTS, since=since)
+    return {
+        "live_chart": views.status_chart(points),
+        "ends_chart": views.ends_chart(points),
+        "escrow_chart": views.escrow_chart(index.escrow_over_time(_POINTS, since=since)),
+        "use_chart": views.use_lines(use, names),
+        "use_bars": views.use_bars(use, names),
+    }
+
+
+async def search(request: Request) -> Response:
+    """What a text can mean; one meaning is gone to at once."""
+    text = request.query_params.get("q", "").strip()[:200]
+    hits = await ask(site_of(request).index.search, text)
+    if not hits:
+        hits = await _at_the_node(site_of(request), text.lower())
+    if len(hits) == 1:
+        return RedirectResponse(place_of(hits[0]), status_code=303)
+    found = [(hit, place_of(hit)) for hit in hits]
+    return await show(request, "search.html", text=text, hits=found, most=MAX_HITS)
+
+
+async def _at_the_node(site: Site, text: str) -> tuple[Hit, ...]:
+    """Blocks and transactions of the chain that did nothing on this grid."""
+    if found := NUMBER.fullmatch(text):
+        number = found[1]
+        block = await look_up_block(site.contracts, int(number))
+        return () if block is None else (Hit("block", number, f"block {number}"),)
+    found = HASH.fullmatch(text)
+    if found is None:
+        return ()
+    key = "0x" + found[1]
+    if await look_up(site.contracts, key) is not None:
+        return (Hit("transaction", key, key),)
+    block = await look_up_block(site.contracts, key)
+    return () if block is None else (Hit("block", key, key),)
+
+
+def place_of(hit: Hit) -> str:
+    """The page of something that a search found."""
+    return f"{_PLACES[hit.kind]}/{hit.key}"

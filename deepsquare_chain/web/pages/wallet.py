@@ -1,0 +1,152 @@
+"""The wallet's side of the explorer: the form, and JSON that says what to sign."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pydantic_core
+from hexbytes import HexBytes
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from web3.exceptions import TransactionNotFound, Web3Exception
+
+from deepsquare_chain.chain.events import JobSubmitted, decode_logs
+from deepsquare_chain.errors import GridError, NotFoundError, UsageError
+from deepsquare_chain.web.calls import Plan, Planner
+from deepsquare_chain.web.jobform import read_form
+from deepsquare_chain.web.lookup import look_up
+from deepsquare_chain.web.pages.common import MAX_NUMBER, ask, show, site_of
+from deepsquare_chain.web.security import Allowance, client_of, is_own
+from deepsquare_chain.web.site import Site
+
+MAX_BODY: Final = 160_000
+
+
+class Refused(GridError):  # noqa: N818 - it is an answer, with its own status
+    """A post that is not even looked at; `status` is what it is answered with."""
+
+    def __init__(self, message: str, status: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+async def form(request: Request) -> Response:
+    """The job form, with what things cost."""
+    site = site_of(request)
+    providers = await ask(site.index.providers)
+    return await show(
+        request,
+        "submit.html",
+        providers=[each for each in providers if each.active],
+        storing=site.store is not None,
+    )
+
+
+async def grid(request: Request) -> Response:
+    """Which chain a wallet must be on."""
+    site = site_of(request)
+    return JSONResponse({"chain_id": site.contracts.deployment.chain_id})
+
+
+async def submit(request: Request) -> Response:
+    """Say what submitting the form's job does, and keep its definition once it can be sent."""
+    site, given = await _posted(request)
+    if site.store is None:
+        raise UsageError(
+            "This explorer keeps no definitions, so that no job can be submitted here",
+            hint="Use `deepsquare submit FILE`.",
+        )
+    job_file = await ask(read_form, given)
+    data = job_file.definition.to_bytes()
+    providers = await ask(site.index.providers)
+    plan = await Planner(site.contracts).submit(
+        _account(given), job_file.terms(), job_file.definition.digest, providers, given
+    )
+    if plan.call is not None:
+        await site.store.put(data)
+    return _answer(site, plan)
+
+
+async def top_up(request: Request) -> Response:
+    """Say what a top-up does."""
+    site, given = await _posted(request)
+    planner = Planner(site.contracts)
+    return _answer(site, await planner.top_up(_account(given), _job(given), given))
+
+
+async def cancel(request: Request) -> Response:
+    """Say what a cancellation does."""
+    site, given = await _posted(request)
+    return _answer(site, await Planner(site.contracts).cancel(_account(given), _job(given)))
+
+
+async def outcome(request: Request) -> Response:
+    """What became of a transaction: waiting, done (with the jobs that it made) or refused.
+
+    `indexed` says whether pages know of it already.
+    """
+    site = site_of(request)
+    tx_hash = request.path_params["hash"].lower()
+    try:
+        await ask(site.index.transaction, tx_hash)
+        indexed = True
+    except NotFoundError:
+        indexed = False
+    found = await look_up(site.contracts, tx_hash)
+    if found is None or found.ok is None:
+        return JSONResponse({"state": "waiting", "jobs": [], "indexed": indexed, "reason": ""})
+    jobs = await _born(site, tx_hash) if found.ok else []
+    state = "done" if found.ok else "refused"
+    return JSONResponse({"state": state, "jobs": jobs, "indexed": indexed, "reason": found.reason})
+
+
+async def _born(site: Site, tx_hash: str) -> list[int]:
+    try:
+        receipt: Any = await site.contracts.w3.eth.get_transaction_receipt(HexBytes(tx_hash))
+    except (TransactionNotFound, Web3Exception, GridError):
+        return []
+    return [each.job_id for each in decode_logs(receipt["logs"]) if isinstance(each, JobSubmitted)]
+
+
+def _answer(site: Site, plan: Plan) -> Response:
+    return JSONResponse(
+        plan.to_wire(site.contracts.deployment.chain_id), headers={"Cache-Control": "no-store"}
+    )
+
+
+async def _posted(request: Request) -> tuple[Site, Mapping[str, Any]]:
+    """The body of a post from one of these pages.
+
+    Raises:
+        Refused: It comes from elsewhere, is too large, or one of too many.
+        UsageError: It is no JSON object.
+    """
+    if not is_own(request):
+        raise Refused("Only this explorer's own pages may ask for this", 403)
+    allowance: Allowance = request.app.state.allowance
+    if not allowance.take(client_of(request)):
+        raise Refused("Too many requests", 429, hint="Wait a minute.")
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            raise Refused(f"More than {MAX_BODY:,} bytes", 413)
+    try:
+        given = pydantic_core.from_json(body)
+    except ValueError:
+        raise UsageError("The body is no JSON") from None
+    if not isinstance(given, dict):
+        raise UsageError("The body is no JSON object")
+    return site_of(request), given
+
+
+def _account(given: Mapping[str, Any]) -> str:
+    return str(given.get("account", ""))
+
+
+def _job(given: Mapping[str, Any]) -> int:
+    found = given.get("job")
+    if not isinstance(found, int) or not 0 < found <= MAX_NUMBER:
+        raise UsageError("A job is named by its number")
+    return found

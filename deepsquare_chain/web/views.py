@@ -1,0 +1,374 @@
+"""What pages say about what the index answers. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deepsquare_chain.audit.bill import Bill, recompute_bill
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
+from deepsquare_chain.chain.roles import ROLE_NAMES
+from deepsquare_chain.credits import cost
+from deepsquare_chain.indexer.read_models import (
+    EscrowPoint,
+    JobDetail,
+    ProviderChange,
+    ProviderRow,
+    StatusPoint,
+    TransitionRow,
+    UsePoint,
+    Utilisation,
+)
+from deepsquare_chain.job import JobFlags, JobStatus, Terms
+from deepsquare_chain.web import charts
+from deepsquare_chain.web.formats import count, duration, grouped, memory, plain_amount
+
+LIVE: Final = tuple(each for each in JobStatus if each.is_live)
+ENDS: Final = (
+    JobStatus.FINISHED,
+    JobStatus.FAILED,
+    JobStatus.OUT_OF_CREDITS,
+    JobStatus.CANCELLED,
+    JobStatus.PANICKED,
+)
+_CREDIT: Final = 10**18
+_HOUR: Final = 3_600
+_LINES: Final = ("line", "line-2", "line-3", "line-4")
+
+MEANINGS: Final[Mapping[JobStatus, str]] = {
+    JobStatus.PENDING: "waits for a provider",
+    JobStatus.META_SCHEDULED: "assigned, not yet taken by the provider",
+    JobStatus.SCHEDULED: "taken by the provider, not yet started",
+    JobStatus.RUNNING: "runs; the meter is on",
+    JobStatus.CANCELLED: "ended by its customer",
+    JobStatus.FINISHED: "ended by itself, all well",
+    JobStatus.FAILED: "ended by itself with an error",
+    JobStatus.OUT_OF_CREDITS: "stopped when its time or credits were used up",
+    JobStatus.PANICKED: "given up: its provider could not bring it to an end",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A status change with the seconds that the job stayed there; `ongoing` while it still does."""
+
+    row: TransitionRow
+    seconds: int
+    ongoing: bool
+
+
+def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
+    """A job's way with its durations; the last one lasts until `now`, or is the end."""
+    found = []
+    for at, row in enumerate(rows):
+        last = at + 1 == len(rows)
+        ongoing = last and not row.after.is_final
+        until = now if last else rows[at + 1].at.time
+        found.append(Stage(row, max(0, until - row.at.time), ongoing))
+    return tuple(found)
+
+
+def life_strip(found: Sequence[Stage]) -> charts.Strip:
+    """The way of a job as a strip of its live statuses."""
+    return charts.strip(
+        [
+            (f"f-{each.row.after.name}", each.seconds, f"{each.row.after.name} {_long(each)}")
+            for each in found
+            if each.row.after.is_live
+        ]
+    )
+
+
+def _long(stage: Stage) -> str:
+    return duration(stage.seconds) + (" so far" if stage.ongoing else "")
+
+
+def flows(detail: JobDetail) -> tuple[charts.Step, ...]:
+    """Where the escrow came from and went, as a waterfall that ends at what is still held."""
+    row = detail.row
+    parts = [
+        ("funded", "in", row.funded),
+        ("carried in", "carried", detail.carried_in),
+        ("paid", "paid", -row.paid),
+        ("fee", "fee", -row.fee),
+        ("refunded", "back", -row.refunded),
+        ("carried out", "carried", -detail.carried_out),
+    ]
+    found = charts.waterfall([part for part in parts if part[2]])
+    most = found[0].most if found else 0
+    # What is left stands on the ground, as a sum does.
+    return (*found, charts.Step("in escrow", "held", row.escrow, 0, row.escrow, most))
+
+
+def bill(detail: JobDetail) -> Bill | None:
+    """The bill computed again beside what was paid; None while nothing is settled."""
+    return recompute_bill(_entry(detail)) if detail.row.status.is_final else None
+
+
+def _entry(detail: JobDetail) -> JobEntry:
+    """The job as a replay of its events writes it down, as far as a bill needs it."""
+    row = detail.row
+    terms = Terms(
+        amount=row.funded,
+        time_limit=row.time_limit,
+        resources=row.resources,
+        retries=0,
+        flags=row.flags,
+        objective=row.objective,
+        name=row.name,
+        uses=detail.uses,
+    )
+    return JobEntry(
+        id=row.id,
+        customer=row.customer,
+        definition=b"",
+        terms=terms,
+        status=row.status,
+        rate=row.rate,
+        fee_bps=detail.fee_bps,
+        time_limit=row.time_limit,
+        funded=row.funded,
+        carried_in=detail.carried_in,
+        carried_out=detail.carried_out,
+        paid=row.paid,
+        fee=row.fee,
+        refunded=row.refunded,
+        billed_seconds=row.billed_seconds,
+        collected_paid=detail.collected_paid,
+        collected_fee=detail.collected_fee,
+        collected_seconds=detail.collected_seconds,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )
+
+
+def accrued(detail: JobDetail, now: int) -> int:
+    """Credit-wei that a RUNNING job would be billed if it ended now, else zero.
+
+    What interim payments have billed already is not part of it.
+    """
+    row = detail.row
+    if row.status is not JobStatus.RUNNING:
+        return 0
+    return cost(row.rate, min(max(0, now - detail.billed_until), detail.allotment))
+
+
+_FLAGS: Final[Mapping[JobFlags, str]] = {
+    JobFlags.UNTIL_SPENT: "runs until its credits are spent",
+    JobFlags.INTERIM_PAYMENTS: "its provider may collect payments while it runs",
+    JobFlags.NO_SELF_SCHEDULING: "providers may not assign it to themselves",
+}
+
+
+def flags_in_words(flags: JobFlags) -> tuple[str, ...]:
+    """What the options of a job mean."""
+    return tuple(words for flag, words in _FLAGS.items() if flag in flags)
+
+
+def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
+    """What of a provider's offer its live assigned jobs occupy."""
+    load, offer = row.load, row.offer
+    return tuple(
+        charts.Bar(
+            name,
+            min(1.0, assigned / offered) if offered else 0.0,
+            f"{write(assigned)} of {write(offered)}",
+            "",
+        )
+        for name, assigned, offered, write in (
+            ("cpus", load.cpus, offer.cpus, grouped),
+            ("memory", load.memory, offer.memory, memory),
+            ("gpus", load.gpus, offer.gpus, grouped),
+        )
+        if offered or assigned
+    )
+
+
+# -- charts of the whole grid
+
+
+def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
+    """Live jobs by status."""
+    series = [
+        charts.Series(each.name, f"f-{each.name}", [point.jobs[each] for point in points])
+        for each in reversed(LIVE)
+    ]
+    now = sum(points[-1].jobs[each] for each in LIVE) if points else 0
+    most = max((sum(point.jobs[each] for each in LIVE) for point in points), default=0)
+    return charts.layers(
+        f"Live jobs by status: {now} now, {most} at most.",
+        [point.time for point in points],
+        series,
+        lambda value: f"{value:g}",
+    )
+
+
+def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
+    """Ended jobs by how they ended, since the first."""
+    series = [
+        charts.Series(each.name, f"f-{each.name}", [point.jobs[each] for point in points])
+        for each in ENDS
+    ]
+    now = sum(points[-1].jobs[each] for each in ENDS) if points else 0
+    return charts.layers(
+        f"Jobs that ended, by how: {count(now, 'job')} so far.",
+        [point.time for point in points],
+        series,
+        lambda value: f"{value:g}",
+    )
+
+
+def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
+    """Credits in escrow."""
+    values = [point.escrow / _CREDIT for point in points]
+    now = plain_amount(points[-1].escrow) if points else "0"
+    return charts.lines(
+        f"Credits in escrow: {now} now.",
+        [point.time for point in points],
+        [charts.Series("in escrow", "line", values)],
+        lambda value: f"{value:.4g}",
+    )
+
+
+def use_chart(found: Utilisation) -> charts.Chart:
+    """Share of the offered cpus of one provider that was in use."""
+    points = found.points
+    return charts.lines(
+        f"Offered cpus in use: {_share(points):.0%} of the time shown.",
+        [point.time for point in points],
+        [charts.Series("in use", "line", [point.share * 100 for point in points])],
+        lambda value: f"{value:.0f}\u2009%",
+    )
+
+
+def _share(points: Sequence[UsePoint]) -> float:
+    offered = sum(point.offered_seconds for point in points)
+    return sum(point.cpu_seconds for point in points) / offered if offered else 0.0
+
+
+def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.Chart:
+    """Share of the offered cpus in use over time, of the busiest providers."""
+    busiest = sorted(found, key=lambda each: -_share(each.points))[: len(_LINES)]
+    series = [
+        charts.Series(
+            names.get(each.account, each.account), css, [p.share * 100 for p in each.points]
+        )
+        for each, css in zip(busiest, _LINES, strict=False)
+    ]
+    whole = _share([point for each in found for point in each.points])
+    times = [point.time for point in busiest[0].points] if busiest else []
+    return charts.lines(
+        f"Offered cpus in use: {whole:.0%} of the time shown.",
+        times,
+        series,
+        lambda value: f"{value:.0f}\u2009%",
+    )
+
+
+def use_bars(found: Sequence[Utilisation], names: Mapping[str, str]) -> tuple[charts.Bar, ...]:
+    """Utilisation by provider over the time shown, the busiest first."""
+    bars = [
+        charts.Bar(
+            names.get(each.account, each.account),
+            _share(each.points),
+            f"{_share(each.points):.0%}",
+            f"/providers/{each.account}",
+        )
+        for each in found
+    ]
+    return tuple(sorted(bars, key=lambda each: -each.share))
+
+
+def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | None:
+    """Prices of a cpu and a gpu over time, in credits an hour; None before the first."""
+    told = [each for each in reversed(history) if each.kind == "prices"]
+    if not told:
+        return None
+    rows = [(each.at.time, each.values["prices"]) for each in told]
+    rows.append((max(now, rows[-1][0]), rows[-1][1]))
+    series = [
+        charts.Series(f"1 {name}", css, [prices[name] * _HOUR / _CREDIT for _, prices in rows])
+        for name, css in (("cpu", "line"), ("gpu", "line-2"))
+    ]
+    if not any(series[1].values):
+        series.pop()
+    changes = count(len(told) - 1, "change")
+    return charts.lines(
+        f"Prices in credits an hour: {changes}.",
+        [time for time, _ in rows],
+        series,
+        lambda value: f"{value:.4g}",
+    )
+
+
+# -- values of events and calls
+
+
+#: What numbers are, by the names of their fields in events and in the contracts.
+_NUMBERS: Final[Sequence[tuple[frozenset[str], str]]] = (
+    (frozenset({"amount", "escrow", "paid", "fee", "refunded", "value", "funded"}), "amount"),
+    (frozenset({"rate", "cpu", "gpu", "mem"}), "rate"),
+    (frozenset({"answer_by", "approved_until", "deadline", "approvedUntil", "since"}), "time"),
+    (frozenset({"time_limit", "timeLimit", "billed_seconds", "secondsUsed"}), "seconds"),
+    (frozenset({"job_id", "jobId", "job_ids", "jobIds", "successor"}), "job"),
+)
+_HEX: Final = re.compile(r"0x([0-9a-fA-F]{40}|[0-9a-fA-F]{64})")
+
+
+_ADDRESS: Final = re.compile(r"\b(0x[0-9a-fA-F]{40})\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A value by the path that leads to it.
+
+    `kind` is amount, rate, time, seconds, account, nobody, hash, job, number, flag or text.
+    """
+
+    path: str
+    kind: str
+    value: Any
+
+
+def phrases(text: str) -> tuple[Field, ...]:
+    """A sentence in which addresses are accounts that can be gone to."""
+    parts = _ADDRESS.split(text)
+    return tuple(
+        Field("", "account" if at % 2 else "text", part) for at, part in enumerate(parts) if part
+    )
+
+
+def fields(values: Any, path: str = "", most: int = 120) -> tuple[Field, ...]:
+    """All values of a nested structure, in order; the first `most`."""
+    found: list[Field] = []
+    _collect(values, path, "", found, most)
+    return tuple(found)
+
+
+def _collect(value: Any, path: str, name: str, found: list[Field], most: int) -> None:
+    if len(found) >= most:
+        return
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _collect(each, f"{path}.{key}" if path else str(key), str(key), found, most)
+    elif isinstance(value, list | tuple) and value:
+        for at, each in enumerate(value):
+            _collect(each, f"{path}[{at}]", name, found, most)
+    elif isinstance(value, list | tuple):
+        found.append(Field(path, "text", "none"))
+    elif name == "role" and value in ROLE_NAMES:
+        found.append(Field(path, "text", ROLE_NAMES[value]))
+    else:
+        found.append(Field(path, _kind(name, value), value))
+
+
+def _kind(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "flag"
+    if isinstance(value, int):
+        return next((kind for names, kind in _NUMBERS if name in names), "number")
+    if isinstance(value, str) and (found := _HEX.fullmatch(value)):
+        return "nobody" if value == ZERO_ADDRESS else {40: "account", 64: "hash"}[len(found[1])]
+    return "text"

@@ -1,0 +1,269 @@
+"""The index of a live chain, in a file and on a server: reorganisations, restarts, rebuilding."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deepsquare_chain.audit.reader import read_ledger
+from deepsquare_chain.chain.contracts import Report
+from deepsquare_chain.daemon import opening
+from deepsquare_chain.daemon.service import ServiceSettings
+from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer.service import IndexService, open_index
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.store.base import StoreError
+from deepsquare_chain.web.server import Address, run_explorer
+from tests.support.index import dump
+from tests.support.livegrid import LiveGrid, deploy, live_grid
+from tests.support.postgres import Server
+from tests.support.proxy import Proxy
+
+Place = Callable[[], Any]
+
+
+@pytest.fixture
+async def own(anvil: Anvil) -> AsyncIterator[LiveGrid]:
+    """A grid on a node of the test's own, whose blocks it may replace."""
+    deployment = await deploy(anvil)
+    async with live_grid(anvil, deployment) as found:
+        yield found
+
+
+@pytest.fixture(params=["file", "server"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Makes places for databases of one kind."""
+    if request.param == "file":
+        made = iter(range(100))
+        return lambda: tmp_path / f"index{next(made)}.db"
+    server: Server = request.getfixturevalue("postgres_server")
+    return server.database
+
+
+def opened(grid: LiveGrid, where: Any, **options: Any) -> Any:
+    """The indexer of a grid that believes the newest block at once."""
+    options = {"confirmations": 0, **options}
+    return open_index(grid.node.url, grid.deployment, where, **options)
+
+
+async def live(grid: LiveGrid) -> list[int]:
+    """Jobs of several fates; their ids."""
+    scheduler = grid.contracts.scheduler
+    ids = await grid.submit(4)
+    await grid.run(ids[:3])
+    await grid.send(grid.providers[0], scheduler.finish([Report(ids[0], 1, 0)]))
+    await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))
+    await grid.send(grid.providers[0], scheduler.panic([ids[2]], "broken"))
+    return ids
+
+
+async def reorganise(grid: LiveGrid, depth: int) -> None:
+    """Replace the last blocks by empty ones."""
+    await grid.w3.provider.make_request("anvil_reorg", [depth, []])  # type: ignore[arg-type]
+    grid.senders.clear()
+
+
+async def test_the_same_tables_whatever_happened(own: LiveGrid, place: Place) -> None:
+    where = place()
+    async with opened(own, where) as service:
+        await service.cycle()
+    ids = await live(own)
+    metrics = Metrics("explorer")
+    async with opened(own, where, metrics=metrics) as service:
+        assert await service.cycle()
+        assert service.index.job(ids[2]).row.status is JobStatus.PANICKED
+        assert service.index.job(ids[2]).row.successor == ids[3] + 1
+        # Panic, cancellation, end, start and claim never happened.
+        await reorganise(own, 5)
+        await service.cycle()
+        assert metrics.value("index_reorganisations_total") == 1
+        assert [service.index.job(each).row.status for each in ids] == [
+            *[JobStatus.META_SCHEDULED] * 3,
+            JobStatus.PENDING,
+        ]
+        assert service.index.overview().jobs_total == 4
+        await own.send(own.customers[0], own.contracts.scheduler.cancel(ids[:2]))
+    async with opened(own, where) as service:
+        # Reorganised while nobody looked, down into what was read before.
+        await own.send(own.providers[0], own.contracts.scheduler.claim(ids[2:3]))
+        await service.cycle()
+    await reorganise(own, 2)
+    await live(own)
+    async with opened(own, where) as service:
+        await service.cycle()
+        tables = dump(service.database)
+        await agrees_with_the_chain(own, service)
+    for fresh in (None, place()):
+        async with opened(own, fresh) as service:
+            await service.cycle()
+            assert dump(service.database) == tables
+    async with opened(own, where, rebuild=True) as service:
+        assert not any(dump(service.database).values())
+        await service.cycle()
+        assert dump(service.database) == tables
+
+
+async def agrees_with_the_chain(grid: LiveGrid, service: IndexService) -> None:
+    """Records, balances and books are those that the contracts hold."""
+    contracts, index = grid.contracts, service.index
+    ledger, _ = await read_ledger(contracts)
+    assert index.overview().jobs_total == await contracts.scheduler.job_count()
+    for job in await contracts.scheduler.get_jobs(range(1, len(ledger.jobs) + 1)):
+        row = index.job(job.id).row
+        assert (row.status, row.customer, row.rate) == (job.status, job.customer, job.rate)
+        held = row.paid + row.fee if job.status.is_final else row.escrow
+        assert held == job.escrow
+    for account in ledger.accounts:
+        held = await contracts.credit.balance_of(account)
+        assert index.account(account).balance == held
+    assert index.overview().supply == await contracts.credit.total_supply()
+    head = await grid.w3.eth.get_block("latest")
+    status = index.status()
+    assert (status.block, status.lag) == (head["number"], 0)
+    assert status.block_hash == "0x" + bytes(head["hash"]).hex()
+
+
+async def test_facts_of_transactions_and_blocks(own: LiveGrid) -> None:
+    ids = await own.submit(2)
+    async with opened(own, None) as service:
+        await service.cycle()
+        page = service.index.transactions(sender=own.customers[0].address)
+        row = page.items[0]
+        receipt = await own.w3.eth.get_transaction_receipt(row.at.tx_hash)  # type: ignore[arg-type]
+        sent = await own.w3.eth.get_transaction(row.at.tx_hash)  # type: ignore[arg-type]
+        assert (row.contract, row.method, row.ok) == ("MetaScheduler", "submitJobs", True)
+        assert (row.gas_used, row.gas_price) == (receipt["gasUsed"], receipt["effectiveGasPrice"])
+        detail = service.index.transaction(row.at.tx_hash)
+        assert detail.input == "0x" + bytes(sent["input"]).hex()
+        assert [event.name for event in detail.events].count("JobSubmitted") == 2
+        assert {move.job_id for move in detail.movements} == {None, *ids}
+        block = service.index.block(row.at.block)
+        head = await own.w3.eth.get_block(row.at.block)
+        assert block.row.hash == "0x" + bytes(head["hash"]).hex()
+        assert block.row.base_fee == head["baseFeePerGas"]
+        assert [each.at.tx_hash for each in block.transactions] == [row.at.tx_hash]
+        assert service.index.block(block.row.hash) == block
+
+
+async def test_what_is_final_is_marked(own: LiveGrid) -> None:
+    [job_id] = await own.submit()
+    async with opened(own, None) as service:
+        await service.cycle()
+        before = service.index.status()
+        assert not service.index.job(job_id).row.changed.finalized
+        # anvil calls a block final once 64 others are on top of it.
+        await own.w3.provider.make_request("anvil_mine", ["0x50"])  # type: ignore[arg-type]
+        await service.cycle()
+        assert service.index.job(job_id).row.changed.finalized
+        after = service.index.status()
+        assert after.finalized > before.finalized
+        kinds = [change.kind for change in service.index.changes(before.change).items]
+        assert kinds == ["finality"]
+
+
+async def test_only_confirmed_blocks(own: LiveGrid) -> None:
+    [job_id] = await own.submit()
+    async with opened(own, None, confirmations=2) as service:
+        await service.cycle()
+        assert service.index.overview().jobs_total == 0
+        assert service.index.status().lag == 2
+        await own.w3.provider.make_request("anvil_mine", ["0x2"])  # type: ignore[arg-type]
+        assert await service.cycle()
+        assert service.index.job(job_id).row.id == job_id
+
+
+async def test_one_writer_at_a_time(own: LiveGrid, place: Place) -> None:
+    where = place()
+    async with opened(own, where):
+        with pytest.raises(UsageError, match="being written by another process"):
+            async with opened(own, where):
+                pass
+    async with opened(own, where) as service:
+        await service.cycle()
+
+
+async def test_another_grid_is_refused(own: LiveGrid, place: Place) -> None:
+    where = place()
+    async with opened(own, where) as service:
+        await service.cycle()
+    other = await deploy(own.node)
+    with pytest.raises(UsageError, match="belongs to another scheduler"):
+        async with open_index(own.node.url, other, where):
+            pass
+    async with open_index(own.node.url, other, where, rebuild=True, confirmations=0) as service:
+        await service.cycle()
+        assert service.index.status().scheduler == other.scheduler
+        assert service.index.overview().jobs_total == 0
+
+
+async def test_a_server_that_is_away(own: LiveGrid, postgres_server: Server) -> None:
+    gone = f"postgresql+psycopg://grid@127.0.0.1:{postgres_server.port}/nothing"
+    with pytest.raises(StoreError, match="does not exist"):
+        async with opened(own, gone):
+            pass
+    where = postgres_server.database()
+    async with opened(own, where) as service:
+        await service.cycle()
+        name = where.rpartition("/")[2]
+        # The server drops everybody, the lock of the only writer included.
+        words = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+        postgres_server.psql("postgres", words + f"'{name}'")
+        await own.submit()
+        assert await service.cycle()
+        with pytest.raises(UsageError, match="being written"):
+            async with opened(own, where):
+                pass
+
+
+async def test_the_explorer_waits_for_its_endpoint(
+    own: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_PAUSES", (0.01, 0.05))
+    stop, pages = asyncio.Event(), asyncio.Queue[str]()
+    async with Proxy(own.node.url, {"broken": 1.0}) as proxy, asyncio.timeout(60):
+        running = asyncio.create_task(
+            run_explorer(
+                proxy.url,
+                own.deployment,
+                tmp_path / "index.db",
+                ServiceSettings(tmp_path, confirmations=2, poll_interval=0.05),
+                address=Address(port=0),
+                ready=pages.put_nowait,
+                stop=stop,
+            )
+        )
+        while proxy.faults < 10:  # noqa: ASYNC110 - the proxy only counts
+            await asyncio.sleep(0.01)
+        assert pages.empty()
+        assert not running.done()
+        proxy.calm()
+        url = await pages.get()
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
+            while (await web.get("/healthz")).status_code != 200:  # noqa: ASYNC110 - as a probe
+                await asyncio.sleep(0.05)
+            assert (await web.get("/")).status_code == 200
+            # What the index has not read yet is the node's to show.
+            head = await own.w3.eth.block_number
+            assert "has not read this block yet" in (await web.get(f"/blocks/{head}")).text
+            assert (await web.get(f"/blocks/{head + 1}")).status_code == 404
+        stop.set()
+        await running
+
+
+async def test_an_explorer_of_everybody_needs_its_names(own: LiveGrid, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="under which names people come"):
+        await run_explorer(
+            own.node.url,
+            own.deployment,
+            tmp_path / "index.db",
+            ServiceSettings(tmp_path),
+            address=Address("0.0.0.0", 0),  # noqa: S104 - what is refused
+        )
+    assert not (tmp_path / "index.db").exists()

@@ -1,0 +1,585 @@
+"""The explorer's pages over HTTP, on a grid with jobs of all endings and hostile texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+from web3.types import Wei
+
+from deepsquare_chain.audit.runner import audit_grid
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.web.security import HEADERS
+from tests.support.busyexplorer import BusyExplorer, busy_explorer
+from tests.support.busygrid import HOSTILE
+
+JSON = {"Content-Type": "application/json"}
+FORM: dict[str, Any] = {
+    "name": "from a browser",
+    "credits": "1.5",
+    "time_limit": "10m",
+    "tasks": "1",
+    "cpus_per_task": "1",
+    "mem_per_cpu": "64",
+    "gpus": "0",
+    "retries": "0",
+    "objective": "cost",
+    "uses": "",
+    "script": "echo hello\r\necho again",
+    "way": "permit",
+}
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyExplorer]:
+    with busy_explorer(tmp_path_factory.mktemp("explorer")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def web(explorer: BusyExplorer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=explorer.url, timeout=60, trust_env=False) as client:
+        yield client
+
+
+class Tags(HTMLParser):
+    """All tags of a page with their attributes, and all its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def links(self) -> set[str]:
+        return {str(found["href"]) for tag, found in self.tags if tag == "a" and "href" in found}
+
+
+def crawl(web: httpx.Client) -> dict[str, Tags]:
+    """Every page that a link leads to, some of each kind."""
+    seen: dict[str, Tags] = {}
+    kinds: dict[str, int] = {}
+    waiting = ["/", "/submit", "/search?q=pi"]
+    while waiting:
+        path = waiting.pop(0)
+        kind = re.sub(r"0x[0-9a-fA-F]+|\d+|cursor=[^&]*", "N", path.partition("#")[0])
+        if path in seen or kinds.get(kind, 0) >= 6 or not path.startswith("/"):
+            continue
+        kinds[kind] = kinds.get(kind, 0) + 1
+        answer = web.get(path)
+        assert answer.status_code == 200, (path, answer.text[-2_000:])
+        if answer.headers["content-type"].startswith("text/html"):
+            seen[path] = Tags(answer.text)
+            waiting += sorted(seen[path].links() - {"/api/v1"})
+    return seen
+
+
+@pytest.fixture(scope="module")
+def pages(web: httpx.Client) -> dict[str, Tags]:
+    return crawl(web)
+
+
+def test_every_link_leads_somewhere(pages: dict[str, Tags]) -> None:
+    kinds = {re.sub(r"0x[0-9a-fA-F]+|\d+", "N", path).partition("?")[0] for path in pages}
+    for kind in (
+        *("/", "/jobs", "/jobs/N", "/accounts/N", "/accounts/N/jobs", "/providers"),
+        *("/providers/N", "/transactions", "/transactions/N", "/blocks", "/blocks/N"),
+        *("/audit", "/contracts", "/contracts/Credit", "/contracts/MetaScheduler", "/submit"),
+    ):
+        assert kind in kinds
+
+
+def test_strangers_texts_are_texts(pages: dict[str, Tags]) -> None:
+    """No tag and no attribute comes of them, and where they stand they stand whole."""
+    for path, page in pages.items():
+        for tag, attributes in page.tags:
+            assert tag not in {"img", "iframe", "object", "embed", "base"}, path
+            assert not [name for name in attributes if name.startswith("on")], path
+            assert "style" not in attributes, path
+            href = str(attributes.get("href") or attributes.get("src") or "")
+            assert not href.lower().startswith(("javascript:", "data:", "//")), (path, href)
+            if tag == "script":
+                assert href.startswith("/static/"), path
+    everything = "".join(page.text for page in pages.values())
+    assert HOSTILE[0] in everything
+    assert HOSTILE[1] in everything
+    assert "\\u202egnp.exe" in everything
+    assert "\u202e" not in everything
+
+
+def test_nothing_comes_from_elsewhere(pages: dict[str, Tags]) -> None:
+    for path, page in pages.items():
+        for tag, attributes in page.tags:
+            for name in ("src", "href", "action"):
+                found = str(attributes.get(name) or "")
+                if found.startswith("http"):
+                    assert (tag, name) == ("a", "href"), (path, found)
+                    assert "noopener" in str(attributes.get("rel"))
+
+
+def test_headers_keep_pages_safe(web: httpx.Client) -> None:
+    for path in ("/", "/nope", "/static/style.css", "/wallet/grid", "/healthz"):
+        answer = web.get(path)
+        for name, value in HEADERS.items():
+            assert answer.headers[name] == value, (path, name)
+        assert "set-cookie" not in answer.headers
+
+
+def test_only_its_own_names_are_answered(web: httpx.Client) -> None:
+    assert web.get("/", headers={"Host": "evil.example"}).status_code == 400
+    assert web.get("/", headers={"Host": "localhost"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/nope", 404, "Nothing stands at /nope"),
+        ("/jobs/999999", 404, "Job 999999 does not exist"),
+        ("/jobs/abc", 404, "is no job id"),
+        ("/jobs/" + "9" * 40, 404, ""),
+        ("/jobs?status=sleeping", 400, "is no status of a job"),
+        ("/jobs?cursor=xyz", 400, "is no cursor"),
+        ("/?range=century", 400, "is no range"),
+        ("/accounts/0x12", 400, "is no address"),
+        ("/accounts/<script>alert(1)", 400, "&lt;script&gt;"),
+        ("/providers/77", 404, "never registered"),
+        ("/transactions/0x" + "12" * 32, 404, "made no event"),
+        ("/blocks/99999999", 404, "There is no block 99999999 yet"),
+        ("/blocks/0x" + "12" * 32, 404, "There is no block 0x1212"),
+        ("/blocks/0x12", 404, "There is no block 0x12"),
+        ("/blocks/latest", 404, "is no block number"),
+        ("/contracts/Nothing", 404, "There is no contract"),
+        ("/contracts/Credit?call=mint", 400, "no function"),
+        ("/contracts/Credit?call=balanceOf&a0=zz", 400, "is no address"),
+        ("/audit?of=everything", 400, "is no kind of exception"),
+    ],
+)
+def test_mistakes_are_answered_with_help(
+    web: httpx.Client, path: str, status: int, words: str
+) -> None:
+    answer = web.get(path)
+    assert answer.status_code == status
+    assert words in answer.text
+    assert "Traceback" not in answer.text
+    assert "<script>alert" not in answer.text
+
+
+def test_home_shows_the_grid(web: httpx.Client) -> None:
+    text = web.get("/").text
+    for words in ("Live jobs by status", "Utilisation by provider", "Credits in escrow"):
+        assert words in text
+    assert 'role="img"' in text
+    for name in ("hour", "day", "week", "all"):
+        assert web.get("/", params={"range": name}).status_code == 200
+
+
+def job_of(explorer: BusyExplorer, status: JobStatus) -> int:
+    async def find() -> int:
+        scheduler = explorer.grid.contracts.scheduler
+        ids = list(range(1, await scheduler.job_count() + 1))
+        return next(each.id for each in await scheduler.get_jobs(ids) if each.status is status)
+
+    return explorer.run(find())
+
+
+@pytest.mark.parametrize("status", [each for each in JobStatus if each], ids=lambda s: s.name)
+def test_a_job_of_every_status_has_its_page(
+    explorer: BusyExplorer, web: httpx.Client, status: JobStatus
+) -> None:
+    number = job_of(explorer, status)
+    text = web.get(f"/jobs/{number}").text
+    assert f'<span class="status s-{status.name}">' in text
+    assert "Where the credits went" in text
+    ended = status.is_final
+    assert ("agrees with the chain" in text) == ended
+    assert "differs from the chain" not in text
+    assert ("data-act=" in text) == status.is_live
+
+
+def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:
+    """The jobs with interim payments, by status."""
+
+    async def find() -> dict[JobStatus, int]:
+        scheduler = explorer.grid.contracts.scheduler
+        ids = list(range(1, await scheduler.job_count() + 1))
+        jobs = await scheduler.get_jobs(ids)
+        return {each.status: each.id for each in jobs if each.allows_interim_payments}
+
+    return explorer.run(find())
+
+
+def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx.Client) -> None:
+    found = paid_while_running(explorer)
+    ended, running = found[JobStatus.FINISHED], found[JobStatus.RUNNING]
+    for number in (ended, running):
+        text = web.get(f"/jobs/{number}").text
+        assert "Interim payments" in text
+        assert "its provider may collect payments while it runs" in text
+        assert "providers may not assign it to themselves" in text
+        assert text.count('data-row="i') == 2
+    assert "have accrued" in text
+    text = web.get(f"/jobs/{ended}").text
+    assert "agrees with the chain" in text
+    assert "interim payments included" in text
+    host = explorer.grid.providers[0].address
+    text = web.get(f"/providers/{host}").text
+    assert "interim payment</span>" in text
+    statement = web.get(f"/accounts/{host}/statement.csv").text
+    assert statement.count(",interim-payment,") == 4
+    body = web.get(f"/api/v1/jobs/{ended}").json()
+    assert body["row"]["flags"] == ["NO_SELF_SCHEDULING", "INTERIM_PAYMENTS"]
+    assert [each["interim"] for each in body["payments"]] == [True, True, False]
+    total = sum(int(each["paid"]) for each in body["payments"])
+    assert str(total) == body["row"]["paid"]
+
+
+def test_a_signed_request_shows_its_signer_and_its_call(
+    explorer: BusyExplorer, web: httpx.Client
+) -> None:
+    found = web.get("/api/v1/transactions", params={"signer": explorer.bob}).json()["items"]
+    [row] = found
+    assert (row["contract"], row["method"]) == ("ERC2771Forwarder", "executeBatch")
+    assert row["sender"] == explorer.grid.stranger.address
+    detail = web.get(f"/api/v1/transactions/{row['at']['tx_hash']}").json()
+    # The same request twice: its nonce is used up with the first.
+    assert [(each["method"], each["ok"]) for each in detail["forwarded"]] == [
+        ("submitJobs", True),
+        ("submitJobs", False),
+    ]
+    assert {each["signer"] for each in detail["forwarded"]} == {explorer.bob}
+    text = web.get(f"/transactions/{row['at']['tx_hash']}").text
+    assert text.count("signed by") == 2
+    assert text.count("not carried out") == 1
+    assert "requests[0].terms.name" in text
+    [job] = {event["job_id"] for event in detail["events"] if event["job_id"]}
+    body = web.get(f"/api/v1/jobs/{job}").json()["row"]
+    assert (body["customer"], body["name"]) == (explorer.bob, "signed request")
+
+
+def test_load_is_what_the_contract_counts(explorer: BusyExplorer, web: httpx.Client) -> None:
+    for number, account in enumerate(explorer.grid.providers, start=1):
+        load = explorer.run(explorer.grid.contracts.scheduler.load_of(number))
+        body = web.get(f"/api/v1/providers/{number}").json()["row"]
+        assert body["load"] == {"cpus": load.cpus, "memory": load.memory, "gpus": load.gpus}
+        offer = body["offer"]["cpus"]
+        assert f"{load.cpus} of {offer}" in web.get(f"/providers/{account.address}").text
+
+
+def test_the_forwarder_is_one_of_the_contracts(web: httpx.Client) -> None:
+    assert "ERC2771Forwarder" in web.get("/contracts").text
+    text = web.get("/contracts/ERC2771Forwarder").text
+    assert "same code as this package" in text
+    answer = web.get("/contracts/ERC2771Forwarder?call=eip712Domain").text
+    assert "DeepSquare" in answer
+
+
+def test_a_waiting_job_says_why(explorer: BusyExplorer, web: httpx.Client) -> None:
+    ids = explorer.run(explorer.busy.submit(1, uses="gpu.model=b200"))
+    wait_for_page(web, f"/jobs/{ids[0]}")
+    text = web.get(f"/jobs/{ids[0]}").text
+    assert "gpu.model=b200: has no such label" in text
+
+
+def wait_for_page(web: httpx.Client, path: str) -> None:
+    wait_until(lambda: web.get(path).status_code == 200)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_statement_ends_at_the_balance(explorer: BusyExplorer, web: httpx.Client) -> None:
+    answer = web.get(f"/accounts/{explorer.alice}/statement.csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert "attachment" in answer.headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    balance = 0
+    for row in rows:
+        balance += int(row["credit"]) - int(row["debit"])
+        assert int(row["balance"]) == balance
+    held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
+    assert balance == held
+    assert f"{held / CREDIT:,.0f}"[:3].replace(",", "") in web.get(
+        f"/accounts/{explorer.alice}"
+    ).text.replace("\u2009", "")
+
+
+def test_audit_adds_up(web: httpx.Client) -> None:
+    text = web.get("/audit").text
+    assert "Every credit is accounted for" in text
+    requests = re.findall(r"curl -H .*? -d", text)
+    assert len(requests) == 2
+
+
+def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx.Client) -> None:
+    """Page, API and `audit exceptions` tell the same, each in its own form."""
+    report = explorer.run(audit_grid(explorer.grid.contracts))
+    told: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"limit": 200}
+    while True:
+        page = web.get("/api/v1/exceptions", params=options).json()
+        told += page["items"]
+        if page["next"] is None:
+            break
+        options["cursor"] = page["next"]
+    assert [
+        (row["code"], row["severity"], row["message"], row["at"]["tx_hash"])
+        for row in reversed(told)
+    ] == [
+        (row.code, row.severity, row.message, row.tx_hash)
+        for row in report.exceptions
+        if row.tx_hash
+    ]
+    page = Tags(web.get("/audit").text)
+    still = {(row.code, row.job_id) for row in report.exceptions if not row.tx_hash}
+    shown = web.get("/api/v1/exceptions/open").json()["items"]
+    assert {(row["code"], row["job_id"]) for row in shown} >= still
+    assert ("Open now" in page.text) == bool(shown)
+    for kind, words in (("jobs", "was given up"), ("administration", "role MINTER_ROLE of")):
+        assert words in Tags(web.get("/audit", params={"of": kind}).text).text
+
+
+def test_the_call_by_hand_gives_the_same(explorer: BusyExplorer, web: httpx.Client) -> None:
+    text = Tags(web.get("/audit").text).text
+    for request in re.findall(r"-d '(\{.*?\})' \$", text):
+        answer = httpx.post(explorer.node_url, json=json.loads(request), trust_env=False).json()
+        assert int(answer["result"], 16) > 0
+
+
+def test_a_refused_transaction_tells_why(explorer: BusyExplorer, web: httpx.Client) -> None:
+    grid = explorer.grid
+    call = grid.contracts.scheduler.cancel([1])
+
+    async def send() -> str:
+        signed = grid.stranger.sign_transaction(
+            {
+                "to": call.to,
+                "data": call.data,
+                "gas": 300_000,
+                "chainId": 1337,
+                "nonce": await grid.w3.eth.get_transaction_count(grid.stranger.address),
+                "gasPrice": 10**10,
+                "value": 0,
+            }
+        )
+        sent = await grid.w3.eth.send_raw_transaction(signed.raw_transaction)
+        await grid.w3.eth.wait_for_transaction_receipt(sent)
+        return "0x" + bytes(sent).hex()
+
+    tx_hash = explorer.run(send())
+    text = web.get(f"/transactions/{tx_hash}").text
+    assert "refused" in text
+    assert "cancel(uint256[])" in text or "cancel(uint64[])" in text
+    assert "Job 1" in text
+    found = web.get(f"/wallet/outcome/{tx_hash}").json()
+    assert found["state"] == "refused"
+    assert "Job 1" in found["reason"]
+
+
+def test_blocks_and_transactions_without_events_are_the_nodes(
+    explorer: BusyExplorer, web: httpx.Client
+) -> None:
+    """A person who has a number or a hash of the chain finds the thing, whoever made it."""
+    grid = explorer.grid
+
+    async def pay_nobody() -> tuple[str, Any]:
+        sent = await grid.w3.eth.send_transaction(
+            {"from": grid.admin.address, "to": grid.stranger.address, "value": Wei(1)}
+        )
+        receipt = await grid.w3.eth.wait_for_transaction_receipt(sent)
+        return "0x" + bytes(sent).hex(), await grid.w3.eth.get_block(receipt["blockNumber"])
+
+    tx_hash, block = explorer.run(pay_nobody())
+    number, block_hash = block["number"], "0x" + bytes(block["hash"]).hex()
+    wait_until(lambda: web.get("/api/v1/status").json()["block"] >= number)
+    for key in (number, block_hash, block_hash.upper().replace("X", "x")):
+        text = web.get(f"/blocks/{key}").text
+        assert "Nothing happened on this grid in this block" in text
+        assert block_hash in text
+        assert f'href="/blocks/{number - 1}"' in text
+    assert "made no event of this grid" in web.get(f"/transactions/{tx_hash}").text
+    for text, place in (
+        (str(number), f"/blocks/{number}"),
+        (block_hash, f"/blocks/{block_hash}"),
+        (tx_hash, f"/transactions/{tx_hash}"),
+    ):
+        assert web.get("/search", params={"q": text}).headers["location"] == place
+    assert "Nothing found" in web.get("/search", params={"q": "9" * 18}).text
+    assert "Nothing happened on this grid" in web.get("/blocks/0").text
+
+
+def test_read_functions_answer(explorer: BusyExplorer, web: httpx.Client) -> None:
+    held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
+    page = Tags(
+        web.get("/contracts/Credit", params={"call": "balanceOf", "a0": explorer.alice}).text
+    )
+    assert any(tag == "dl" for tag, _ in page.tags)
+    assert str(held)[:4] in page.text.replace("\u2009", "").replace(",", "")
+    many = web.get("/contracts/MetaScheduler", params={"call": "getJobs", "a0": "[1, 2]"})
+    assert many.status_code == 200
+    assert explorer.alice[:8] in many.text or "alice" in many.text
+    abi = web.get("/contracts/Credit/abi.json").json()
+    assert any(entry.get("name") == "transfer" for entry in abi)
+    assert "same code as this package" in web.get("/contracts").text
+
+
+def test_search_leads_to_the_one_thing(explorer: BusyExplorer, web: httpx.Client) -> None:
+    answer = web.get("/search", params={"q": explorer.alice})
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/accounts/{explorer.alice}")
+    assert "Nothing found" in web.get("/search", params={"q": "zzz"}).text
+    assert "&lt;script&gt;zz" in web.get("/search", params={"q": "<script>zz"}).text
+
+
+def test_health_and_figures(web: httpx.Client) -> None:
+    assert web.get("/healthz").json() == {"live": True, "ready": True}
+    assert "index_block" in web.get("/metrics").text
+
+
+# -- the wallet's side
+
+
+def test_a_submission_is_explained_and_encoded(explorer: BusyExplorer, web: httpx.Client) -> None:
+    """A customer with an allowance gets the call at once, and the definition is kept."""
+    plan = web.post("/wallet/submit", json={**FORM, "account": explorer.alice}).json()
+    assert plan["permit"] is plan["approval"] is None
+    assert plan["call"]["to"] == explorer.grid.contracts.scheduler.address
+    assert plan["call"]["chainId"] == "0x539"
+    assert plan["call"]["value"] == "0"
+    assert plan["effects"][0].startswith("1.5 credits go from your wallet into escrow")
+    kept = [json.loads(path.read_bytes()) for path in explorer.definitions.glob("*.json")]
+    commands = [step["run"]["command"] for each in kept for step in each["steps"]]
+    assert "echo hello\necho again" in commands
+
+
+def test_without_allowance_a_permit_or_an_approval_comes_first(
+    explorer: BusyExplorer, web: httpx.Client
+) -> None:
+    grid = explorer.grid
+
+    async def fund() -> None:
+        credit = grid.contracts.credit
+        await grid.send(grid.admin, credit.mint(grid.stranger.address, 5 * CREDIT))
+
+    explorer.run(fund())
+    asked = {**FORM, "account": grid.stranger.address}
+    kept = len(list(explorer.definitions.glob("*.json")))
+    plan = web.post("/wallet/submit", json={**asked, "script": "true"}).json()
+    assert plan["call"] is None
+    message = plan["permit"]["message"]
+    assert message["value"] == str(3 * CREDIT // 2)
+    assert message["spender"] == grid.contracts.scheduler.address
+    plan = web.post("/wallet/submit", json={**asked, "way": "approve", "script": "true"}).json()
+    assert plan["approval"]["to"] == grid.contracts.credit.address
+    # Nothing is kept for whoever has not shown that it can pay.
+    assert len(list(explorer.definitions.glob("*.json"))) == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"credits": "1000000"}, 409, "this takes 1000000"),
+        ({"credits": "much"}, 400, "redits"),
+        ({"time_limit": "soon"}, 400, "ime limit"),
+        ({"mem_per_cpu": "0"}, 400, "emory a cpu"),
+        ({"tasks": "<b>"}, 400, "asks"),
+        ({"script": ""}, 400, "cript"),
+        ({"script": "x" * 70_000}, 400, "larger than"),
+        ({"uses": "gpu"}, 400, "ses"),
+        ({"file": "steps: ["}, 400, "job file"),
+        ({"account": "0x1"}, 400, "is no address"),
+        ({"permit": {"value": "1", "deadline": "9", "signature": "0x" + "00" * 65}}, 400, "else"),
+        ({"permit": {"signature": "0x00"}}, 400, "form of one"),
+    ],
+)
+def test_what_cant_be_submitted_is_told(
+    explorer: BusyExplorer, web: httpx.Client, change: dict[str, Any], status: int, words: str
+) -> None:
+    answer = web.post("/wallet/submit", json={**FORM, "account": explorer.alice, **change})
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["detail"]
+
+
+def test_a_false_permit_is_refused_before_anybody_pays(
+    explorer: BusyExplorer, web: httpx.Client
+) -> None:
+    body = {
+        "value": str(3 * CREDIT // 2),
+        "deadline": str(2**40),
+        "signature": "0x" + "11" * 64 + "1b",
+    }
+    asked = {**FORM, "account": explorer.grid.stranger.address, "permit": body}
+    answer = web.post("/wallet/submit", json=asked)
+    assert answer.status_code == 409
+    assert answer.json()["detail"]
+
+
+def test_others_jobs_cant_be_cancelled(explorer: BusyExplorer, web: httpx.Client) -> None:
+    number = job_of(explorer, JobStatus.RUNNING)
+    asked = {"job": number, "account": explorer.grid.stranger.address}
+    answer = web.post("/wallet/cancel", json=asked)
+    assert answer.status_code in {403, 409}
+    assert "another customer" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 403),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 403),
+        ({**JSON, "Origin": "https://evil.example"}, 403),
+        ({**JSON, "Sec-Fetch-Site": "cross-site"}, 403),
+        (JSON, 400),
+    ],
+)
+def test_only_own_pages_may_post(web: httpx.Client, headers: dict[str, str], status: int) -> None:
+    answer = web.post("/wallet/cancel", content=b"[]", headers=headers)
+    assert answer.status_code == status
+    assert web.get("/wallet/cancel").status_code == 405
+
+
+def test_bodies_have_an_end(web: httpx.Client) -> None:
+    answer = web.post("/wallet/submit", content=b'"' + b"x" * 200_000 + b'"', headers=JSON)
+    assert answer.status_code == 413
+
+
+# -- live
+
+
+def test_the_stream_tells_of_changes(explorer: BusyExplorer, web: httpx.Client) -> None:
+    change = int(re.search(r'data-change="(\d+)"', web.get("/").text)[1])  # type: ignore[index]
+    with web.stream("GET", "/live", params={"since": change}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        ids = explorer.run(explorer.busy.submit(1))
+        told = ""
+        for part in stream.iter_text():
+            told += part
+            found = re.findall(r"data: (.*)\n", told)
+            if any(ids[0] in json.loads(each)["jobs"] for each in found):
+                break
+    assert "event: change" in told
+
+
+def test_an_unknown_past_means_read_everything(web: httpx.Client) -> None:
+    with web.stream("GET", "/live", params={"since": 10**15}) as stream:
+        for part in stream.iter_text():
+            if "data:" in part:
+                assert json.loads(part.partition("data: ")[2].partition("\n")[0])["everything"]
+                break

@@ -1,0 +1,78 @@
+"""The made-up history that figures are measured with is one that could have happened."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from deepsquare_chain.audit.checks import verify
+from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.indexer.queries import Index
+from deepsquare_chain.job import JobStatus
+from tests.support.history import DEPLOYMENT, History, Made
+from tests.support.index import Indexed, dump
+
+
+def ledger_of(blocks: list[Made]) -> Ledger:
+    """Its books."""
+    events = [event for made in blocks for event in made.events]
+    return Ledger.replay(
+        events, DEPLOYMENT, {made.header.number: made.header.time for made in blocks}
+    )
+
+
+def test_the_audit_finds_nothing_wrong_in_it() -> None:
+    blocks = list(History(300, seed=3).blocks())
+    ledger = ledger_of(blocks)
+    verify(ledger).raise_if_wrong()
+    ends = Counter(job.status for job in ledger.jobs.values())
+    assert set(ends) == {each for each in JobStatus if each.is_final}
+    assert any(job.successor for job in ledger.jobs.values())
+    assert any(job.time_limit > job.terms.time_limit for job in ledger.jobs.values())
+    assert any(job.collected_seconds > 0 for job in ledger.jobs.values())
+
+
+def test_series_add_up() -> None:
+    blocks = list(History(200, providers=3, customers=5, seed=5).blocks())
+    times = {made.header.number: made.header.time for made in blocks}
+    found = Indexed(DEPLOYMENT, [event for made in blocks for event in made.events], times)
+    found.read_all(11)
+    check_series(found.index, ledger_of(blocks))
+    halfway = blocks[len(blocks) // 2].header.number
+    found.roll_back(halfway)
+    part = Indexed(DEPLOYMENT, found.events, times)
+    part.read(0, halfway)
+    assert dump(found.database) == dump(part.database)
+    found.close()
+    part.close()
+
+
+def check_series(index: Index, ledger: Ledger) -> None:
+    """Counts, sums and use over time are those that follow from the jobs themselves."""
+    overview = index.overview()
+    points = index.jobs_by_status_over_time(13)
+    assert points[-1].jobs == overview.jobs
+    for point in points:
+        told = Counter(
+            status
+            for job in ledger.jobs.values()
+            for status in [[s for t, s, _ in job.transitions if t <= point.time][-1:]]
+            for status in status
+        )
+        assert {each: count for each, count in point.jobs.items() if count} == told
+    escrow = index.escrow_over_time(7)
+    assert (escrow[-1].paid, escrow[-1].fees) == (ledger.totals.paid, ledger.totals.fees)
+    assert escrow[-1].escrow == 0 < max(point.escrow for point in escrow)
+    for use in index.utilisation(9):
+        ran = [job for job in ledger.jobs.values() if job.provider == use.account]
+        seconds = sum(
+            (job.ended_at - job.started_at) * job.terms.resources.cpus
+            for job in ran
+            if job.started_at
+        )
+        assert sum(point.cpu_seconds for point in use.points) == seconds > 0
+        assert index.provider(use.account).row.figures.cpu_seconds == seconds
+        # A whole range cut into other steps is the same range.
+        assert sum(p.cpu_seconds for p in index.utilisation(2, account=use.account)[0].points) == (
+            seconds
+        )
+        assert all(0 <= point.share <= 1 for point in use.points)

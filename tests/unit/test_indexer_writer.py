@@ -1,0 +1,367 @@
+"""The index's tables: the same from any way of reading, and the same as the audit's books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_utils import to_checksum_address
+from sqlalchemy import inspect
+
+from deepsquare_chain.audit.anomalies import SUBJECTS, Code, name_self_scheduled
+from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.follower import Block
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer.database import IndexDatabase
+from deepsquare_chain.indexer.queries import CURSOR, Index
+from deepsquare_chain.indexer.read_models import ExceptionRow, MovementRow
+from deepsquare_chain.indexer.schema import metadata
+from deepsquare_chain.job import JobStatus
+from tests.support.index import Indexed, dump
+from tests.support.recorded import (
+    RecordedGrid,
+    recorded_grid,
+    tell_a_story,
+    tell_of_payments,
+)
+
+
+@pytest.fixture(scope="module")
+def grid() -> RecordedGrid:
+    found = recorded_grid()
+    tell_a_story(found)
+    tell_of_payments(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ledger(grid: RecordedGrid) -> Ledger:
+    return grid.ledger()
+
+
+def open_index(grid: RecordedGrid) -> Indexed:
+    sent = grid.chain.sent
+    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=sent)
+
+
+@pytest.fixture(scope="module")
+def whole(grid: RecordedGrid) -> Iterator[Indexed]:
+    found = open_index(grid)
+    found.read_all()
+    yield found
+    found.close()
+
+
+def test_every_table_is_filled(whole: Indexed) -> None:
+    empty = {name for name, rows in dump(whole.database).items() if not rows}
+    # Constants are read from the chain's state, and nothing was parked.
+    assert empty == {"constants", "parkings"}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 30])
+def test_any_batches_make_the_same_tables(grid: RecordedGrid, whole: Indexed, size: int) -> None:
+    found = open_index(grid)
+    found.read_all(size)
+    assert dump(found.database) == dump(whole.database)
+    found.close()
+
+
+def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) -> None:
+    found, steady = open_index(grid), open_index(grid)
+    found.read_all()
+    wanted = dump(whole.database)
+    blocks = sorted({event.block_number for event in grid.events})
+    paid = {each.block_number for each in grid.events if isinstance(each, ev.JobCollected)}
+    for at, number in reversed(list(enumerate(blocks))):
+        found.roll_back(number)
+        # What is left is what a reader of that part alone would have.
+        if at % 4 == 0 or number in paid:
+            part = open_index(grid)
+            part.read(0, number)
+            assert dump(found.database) == dump(part.database), f"back to block {number}"
+            part.close()
+    found.roll_back(0)
+    assert not any(dump(found.database).values())
+    for at, number in enumerate(blocks):
+        steady.read(number, number)
+        if at % 5 == 4:
+            steady.roll_back(blocks[at - 3])
+            steady.read(blocks[at - 3] + 1, number)
+    assert dump(steady.database) == wanted
+    found.close()
+    steady.close()
+
+
+def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger: Ledger) -> None:
+    times = grid.chain.block_times
+    page = whole.index.jobs(limit=200)
+    assert [row.id for row in page.items] == sorted(ledger.jobs, reverse=True)
+    for row in page.items:
+        entry, detail = ledger.jobs[row.id], whole.index.job(row.id)
+        assert detail.row == row
+        for name in (
+            *("customer", "status", "escrow", "funded", "paid", "fee", "refunded", "rate", "name"),
+            *("time_limit", "billed_seconds", "submitted_at", "started_at", "ended_at"),
+        ):
+            assert getattr(row, name) == getattr(entry, name), name
+        assert row.flags == entry.terms.flags
+        assert row.changed.time == entry.since == times[row.changed.block]
+        for name in (
+            *("carried_in", "carried_out", "retries_left", "exit_code", "reason", "fee_bps"),
+            *("collected_paid", "collected_fee", "collected_seconds", "allotment", "billed_until"),
+        ):
+            assert getattr(detail, name) == getattr(entry, name), name
+        told = [(each.at.time, each.after, each.at.tx_hash) for each in detail.transitions]
+        assert told == entry.transitions
+        assert (row.retry_of or 0, row.successor or 0) == (entry.retry_of, entry.successor)
+        interim = [each for each in detail.payments if each.interim]
+        assert sum(each.paid for each in interim) == entry.collected_paid
+        assert sum(each.billed_seconds for each in detail.payments) == entry.billed_seconds
+        assert len(detail.payments) - len(interim) == entry.settled
+        if not (detail.carried_in or detail.carried_out):
+            # What its customer and others put in and nobody got back is held, or was consumed.
+            moved = sum(e.amount for e in detail.movements if e.kind in {"escrow", "top-up"})
+            assert -moved == row.funded == row.escrow + row.paid + row.fee + row.refunded
+
+
+def test_statements_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> None:
+    for account in ledger.accounts:
+        rows: list[MovementRow] = []
+        cursor: str | None = None
+        while True:
+            page = whole.index.statement(account, cursor, 7, oldest_first=True)
+            rows += page.items
+            if (cursor := page.next) is None:
+                break
+        told = [
+            (row.at.block, row.at.time, row.kind, row.amount, row.job_id or 0, row.balance)
+            for row in rows
+        ]
+        assert told == [
+            (row.block, row.time, row.kind.value, row.amount, row.job_id, row.balance)
+            for row in ledger.statement(account)
+        ]
+        assert [row.at.log_index for row in rows] == [
+            row.log_index for row in ledger.statement(account)
+        ]
+        assert whole.index.account(account).balance == ledger.balances[account]
+
+
+def test_sums_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> None:
+    overview, totals = whole.index.overview(), ledger.totals
+    for ours, theirs in {
+        "jobs_total": "jobs",
+        **{name: name for name in ("supply", "minted", "burned", "escrow", "parked", "paid")},
+        **{name: name for name in ("fees", "refunded")},
+    }.items():
+        assert getattr(overview, ours) == getattr(totals, theirs), ours
+    for status, count in overview.jobs.items():
+        assert count == sum(1 for job in ledger.jobs.values() if job.status is status)
+
+
+def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> None:
+    rows = {row.account: row for row in whole.index.providers()}
+    assert set(rows) == set(ledger.providers)
+    for account, entry in ledger.providers.items():
+        row = rows[account]
+        for name in (
+            *("status", "hardware", "offer", "prices", "labels", "version", "pending_version"),
+            *("approved_until", "answer_by"),
+        ):
+            assert getattr(row, name) == getattr(entry, name), name
+        assert row.load == entry.load
+        own = [job for job in ledger.jobs.values() if job.provider == account]
+        figures = row.figures
+        assert figures.earned == sum(job.paid for job in own)
+        assert figures.busy_seconds == sum(job.billed_seconds for job in own)
+        assert figures.finished == sum(job.status is JobStatus.FINISHED for job in own)
+        assert figures.live == sum(job.status.is_live for job in own)
+        running = [job for job in own if job.status is JobStatus.RUNNING]
+        assert figures.cpus_busy == sum(job.terms.resources.cpus for job in running)
+
+
+def told_by(index: Index) -> list[tuple[Any, ...]]:
+    """Everything that an index calls out of the ordinary, oldest first, then what stands open."""
+    found: list[ExceptionRow] = []
+    cursor: str | None = None
+    while True:
+        page = index.exceptions(cursor, 5)
+        found += page.items
+        if (cursor := page.next) is None:
+            break
+    rows = [*reversed(found), *index.open_exceptions().items]
+    return [
+        (row.code, row.severity, row.message, row.job_id, row.account, row.at.block, row.at.time)
+        for row in rows
+    ]
+
+
+def told_of(
+    ledger: Ledger, sent: Mapping[str, tuple[str, str, bytes]] | None = None
+) -> list[tuple[Any, ...]]:
+    senders = {key: to_checksum_address(who) for key, (who, *_) in (sent or {}).items()}
+    return [
+        (
+            *(row.code, row.severity, row.message),
+            *(row.job_id or None, row.account or None, row.block, row.time),
+        )
+        for row in name_self_scheduled(ledger.exceptions, senders)
+    ]
+
+
+def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: Ledger) -> None:
+    assert told_by(whole.index) == told_of(ledger, grid.chain.sent)
+    assert {row.code for row in whole.index.exceptions(limit=200).items} >= {"panic", "requeue"}
+    for row in whole.index.exceptions(limit=200).items:
+        assert row.subject == SUBJECTS[Code(row.code)]
+        same = whole.index.exceptions(limit=200, kind=row.code).items
+        assert row in same
+        assert {each.code for each in same} == {row.code}
+        assert row in whole.index.exceptions(limit=200, kind=row.subject).items
+    with pytest.raises(UsageError, match="no kind of exception"):
+        whole.index.exceptions(kind="odd")
+    assert set(SUBJECTS) == set(Code)
+
+
+@pytest.mark.parametrize(
+    ("end", "codes"),
+    [
+        ("claimed", {"idle-claim", "unanswered-challenge"}),
+        ("running", {"overrun", "unanswered-challenge"}),
+    ],
+)
+def test_what_stands_open_is_the_audits_at_any_time(
+    grid: RecordedGrid, end: str, codes: set[str]
+) -> None:
+    """A run past its allotment, an idle claim, a challenge without an answer: from the tables."""
+    events = [each for each in grid.events if not isinstance(each, ev.ProviderAnswered)]
+    if end == "claimed":
+        moves = [each for each in events if isinstance(each, ev.JobTransition)]
+        heir = next(each.successor for each in events if isinstance(each, ev.JobRetried))
+        start = next(
+            each for each in moves if (each.job_id, each.after) == (heir, JobStatus.RUNNING)
+        )
+        events = [each for each in events if each.place < start.place]
+    seen: set[str] = set()
+    for late in (0, 400, 10**9):
+        found = Indexed(grid.deployment, events, grid.chain.block_times)
+        found.read_all(3)
+        now = found.index.status().time + late
+        found.pass_time(now)
+        block, times = found.index.status().block, grid.chain.block_times
+        ledger = Ledger.replay(events, grid.deployment, times, to_block=block, now=now)
+        told, wanted = told_by(found.index), told_of(ledger)
+        assert sorted(told, key=itemgetter(2)) == sorted(wanted, key=itemgetter(2))
+        seen = {row.code for row in found.index.open_exceptions().items}
+        assert seen <= codes
+        found.close()
+    assert seen == codes
+
+
+def test_who_took_a_job_itself_is_named(grid: RecordedGrid, whole: Indexed) -> None:
+    late = whole.index.exceptions(kind="late-assignment").items[0]
+    found = Indexed(grid.deployment, grid.events, grid.chain.block_times, sender=late.account or "")
+    found.read_all()
+    own = found.index.exceptions(kind="self-scheduled").items
+    assert late.job_id in {each.job_id for each in own}
+    assert all(each.account == late.account for each in own)
+    assert all(each.message.endswith("its provider took it itself") for each in own)
+    rest = found.index.exceptions(kind="late-assignment").items
+    assert late.account not in {each.account for each in rest}
+    found.close()
+
+
+def test_migrations_make_the_tables_that_are_declared(whole: Indexed) -> None:
+    with whole.database.read() as connection:
+        found = inspect(connection)
+        for table in metadata.sorted_tables:
+            columns = {each["name"]: each["nullable"] for each in found.get_columns(table.name)}
+            assert columns == {each.name: each.nullable for each in table.columns}
+            indexes = {each["name"]: each["column_names"] for each in found.get_indexes(table.name)}
+            assert indexes == {
+                each.name: [column.name for column in each.columns] for each in table.indexes
+            }
+
+
+def test_signed_requests_are_found_by_their_signer(grid: RecordedGrid, whole: Indexed) -> None:
+    relayed = [row for row in whole.index.transactions(limit=200).items if row.method == "execute"]
+    assert {row.contract for row in relayed} == {"ERC2771Forwarder"}
+    assert {row.sender for row in relayed} == {to_checksum_address(grid.stranger)}
+    found = {
+        who: [
+            call.method
+            for row in whole.index.transactions(signer=account).items
+            for call in whole.index.transaction(row.at.tx_hash).forwarded
+        ]
+        for who, account in (("alice", grid.alice), ("bob", grid.bob), ("admin", grid.admin))
+    }
+    assert found == {"alice": ["cancel"], "bob": ["topUp", "submitJobs"], "admin": []}
+    assert len(relayed) == 3
+    for row in relayed:
+        for call in whole.index.transaction(row.at.tx_hash).forwarded:
+            assert (call.contract, call.to, call.ok) == (
+                "MetaScheduler",
+                to_checksum_address(grid.scheduler.address),
+                True,
+            )
+
+
+def test_kinds_are_the_ledgers(whole: Indexed) -> None:
+    kinds = {row.kind for row in whole.index.movements(limit=200).items}
+    assert kinds <= {kind.value for kind in Kind}
+    assert {"escrow", "refund", "payment", "fee", "top-up", "transfer", "mint", "burn"} <= kinds
+    assert "interim-payment" in kinds
+
+
+def test_changes_only_grow(grid: RecordedGrid) -> None:
+    found = open_index(grid)
+    numbers: list[int] = []
+    for size in (found.last // 2, found.last):
+        found.read(0 if not numbers else found.last // 2 + 1, size)
+        told = found.index.changes(numbers[-1] if numbers else 0)
+        assert not told.missed
+        numbers += [change.number for change in told.items]
+    found.roll_back(3)
+    (last,) = found.index.changes(numbers[-1]).items
+    assert (last.kind, last.first_block) == ("reorg", 4)
+    assert [*numbers, last.number] == list(range(1, len(numbers) + 2))
+    assert found.index.changes(last.number).items == ()
+    assert found.index.changes(10**6).missed
+    found.close()
+
+
+def test_an_older_index_is_brought_up_and_read_again(
+    grid: RecordedGrid, whole: Indexed, tmp_path: Path
+) -> None:
+    where = tmp_path / "index.db"
+    told = (grid.deployment, grid.events, grid.chain.block_times, where)
+    old = Indexed(*told, sent=grid.chain.sent)
+    old.read_all()
+    built = old.index.status().built_since
+    with old.database.begin() as connection:
+        old.database.advance(connection, CURSOR, [Block(old.last, "0x12")], 1)
+        connection.exec_driver_sql("DROP TABLE exceptions")
+        connection.exec_driver_sql("DROP TABLE forwarded")
+        connection.exec_driver_sql("DROP INDEX settlements_job")
+        connection.exec_driver_sql("ALTER TABLE jobs RENAME COLUMN flags TO until_spent")
+        for column in ("collected_seconds", "collected_paid", "collected_fee"):
+            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
+        for column in ("cpus_assigned", "memory_assigned", "gpus_assigned"):
+            connection.exec_driver_sql(f"ALTER TABLE provider_figures DROP COLUMN {column}")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    old.close()
+    with pytest.raises(UsageError, match="of version 0001"):
+        IndexDatabase.open(where, grid.deployment)
+    IndexDatabase.open(where, grid.deployment, writer=True).close()
+    found = Indexed(*told, sent=grid.chain.sent)
+    assert not any(dump(found.database).values())
+    assert found.database.recent_blocks(CURSOR) == []
+    assert found.index.status().built_since > built
+    found.read_all()
+    assert dump(found.database) == dump(whole.database)
+    found.close()

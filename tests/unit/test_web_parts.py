@@ -1,0 +1,729 @@
+"""The explorer's pure parts: how values are written, drawn, decoded, judged and guarded."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any, cast
+from xml.etree import ElementTree
+
+import httpx
+import pytest
+from eth_utils import to_checksum_address
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import escape
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from deepsquare_chain.chain.abi import interface
+from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.forwarder import ForwardedCall
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.errors import JobFileError, UsageError
+from deepsquare_chain.indexer.forwarded import outcomes
+from deepsquare_chain.indexer.read_models import (
+    JobDetail,
+    JobRow,
+    Place,
+    ProviderFigures,
+    ProviderRow,
+    StatusPoint,
+    TransitionRow,
+    UsePoint,
+    Utilisation,
+)
+from deepsquare_chain.job import (
+    Hardware,
+    JobFlags,
+    JobStatus,
+    Load,
+    Objective,
+    Offer,
+    Prices,
+    ProviderStatus,
+    Resources,
+)
+from deepsquare_chain.web import charts, formats, views
+from deepsquare_chain.web.calls import Plan
+from deepsquare_chain.web.decoding import (
+    decode_call,
+    find_view,
+    inner_calls,
+    read_argument,
+)
+from deepsquare_chain.web.explaining import judge
+from deepsquare_chain.web.jobform import read_form
+from deepsquare_chain.web.render import environment
+from deepsquare_chain.web.security import Allowance, is_own
+from deepsquare_chain.web.server import Address
+from deepsquare_chain.web.site import Link, Site
+
+ALICE = "0x" + "A1" * 20
+HOST = "0x" + "B2" * 20
+ANYWHERE = "0.0.0.0"  # noqa: S104 - what is judged
+S = JobStatus
+
+
+# -- formats
+
+
+@pytest.mark.parametrize(
+    ("wei", "whole", "part"),
+    [
+        (0, "0", ".00"),
+        (CREDIT, "1", ".00"),
+        (15 * CREDIT // 10, "1", ".50"),
+        (-CREDIT // 3, "\u22120", ".333333\u2026"),
+        (1, "0", ".000000\u2026"),
+        (12_345_678 * CREDIT + 4_256 * 10**12, "12\u2009345\u2009678", ".004256"),
+    ],
+)
+def test_amounts_are_grouped_and_cut_but_never_rounded(wei: int, whole: str, part: str) -> None:
+    assert formats.amount(wei) == (whole, part)
+
+
+@given(st.integers(min_value=-(2**200), max_value=2**200))
+def test_a_shown_amount_begins_like_the_exact_one(wei: int) -> None:
+    whole, part = formats.amount(wei)
+    shown = (whole + part).replace("\u2009", "").replace("\u2212", "-").rstrip("\u2026")
+    exact = formats.exact(wei)
+    exact = exact if "." in exact else exact + "."
+    assert shown.rstrip("0").startswith(exact[: len(shown.rstrip("0"))].rstrip("0"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h")],
+)
+def test_durations_have_two_units(seconds: int, text: str) -> None:
+    assert formats.duration(seconds).replace("\u00a0", " ") == text
+
+
+def test_ages_look_both_ways() -> None:
+    assert formats.ago(100, 101) == "now"
+    assert formats.ago(0, 7_300) == "2\u00a0h ago"
+    assert formats.ago(400, 100) == "in 5\u00a0min"
+
+
+def test_times_beyond_the_calendar_stay_numbers() -> None:
+    assert formats.clock(2**60) == str(2**60)
+    assert formats.iso(2**60) == ""
+    assert formats.clock(1_700_000_000) == "2023-11-14 22:13:20"
+
+
+def test_strangers_texts_cant_turn_a_line_around() -> None:
+    assert formats.visible("a\u202eb\x07\u200bc\ufeff") == "a\\u202eb\\u0007\\u200bc\\ufeff"
+    assert formats.code("a\n\tb\x1b") == "a\n\tb\\u001b"
+    assert formats.visible("Zürich 日本 🙂") == "Zürich 日本 🙂"
+
+
+def test_hashes_are_shortened_and_names_are_not() -> None:
+    assert formats.short("0x" + "ab" * 32) == "0xababab\u2026abab"
+    assert formats.short("hello") == "hello"
+
+
+@given(st.text())
+def test_visible_text_is_escaped_by_templates(text: str) -> None:
+    made = environment().from_string("{{ text|visible }}").render(text=text)
+    assert made == str(escape(formats.visible(text)))
+    assert "<" not in made
+
+
+# -- charts
+
+
+@given(st.floats(min_value=1e-8, max_value=1e12))
+def test_an_axis_ends_above_and_not_far(most: float) -> None:
+    assert most <= charts.nice(most) * (1 + 1e-12)
+    assert charts.nice(most) <= 2.5 * most
+    assert charts.nice(0) == charts.nice(5e-324) == 1
+
+
+def path_of(chart: charts.Chart, css: str) -> list[tuple[float, float]]:
+    shape = next(each for each in chart.shapes if each.css == css)
+    points = shape.points.strip("MZ").split("L")
+    return [(float(x), float(y)) for x, y in (point.split() for point in points)]
+
+
+def test_layers_stand_on_each_other_in_steps() -> None:
+    chart = charts.layers(
+        "two", [0, 10, 20], [charts.Series("a", "a", [1, 2, 2]), charts.Series("b", "b", [0, 2, 8])]
+    )
+    top = path_of(chart, "b")[:5]
+    # A value holds until the next: 1 until 10, 4 until 20, then 10.
+    assert top == [(0, 90), (500, 90), (500, 60), (1_000, 60), (1_000, 0)]
+    assert chart.ticks == ("10", "5", "0")
+    assert chart.rows == (("00:00:00", "1", "0"), ("00:00:10", "2", "2"), ("00:00:20", "2", "8"))
+    assert chart.bands[1].text == "00:00:10: a 2, b 2"
+
+
+@given(
+    st.lists(st.integers(0, 10**6), max_size=40),
+    st.lists(st.floats(0, 1e9, allow_nan=False), max_size=40),
+)
+def test_drawings_stay_in_their_box(times: list[int], values: list[float]) -> None:
+    times = sorted(times)[: len(values)]
+    series = [charts.Series("x", "line", values[: len(times)])]
+    for chart in (charts.lines("s", times, series), charts.layers("s", times, series)):
+        for shape in chart.shapes:
+            for x, y in path_of(chart, shape.css):
+                assert 0 <= x <= charts.WIDTH
+                assert -0.01 <= y <= charts.HEIGHT + 0.01
+
+
+def test_a_waterfall_ends_where_it_should() -> None:
+    steps = charts.waterfall([("in", "in", 100), ("paid", "paid", -30), ("back", "back", -70)])
+    assert [(each.start, each.end) for each in steps] == [(0, 100), (100, 70), (70, 0)]
+    assert [(each.x, each.width) for each in steps] == [(0, 1_000), (700, 300), (0, 700)]
+    sliver = charts.waterfall([("in", "in", 10**18), ("fee", "fee", -1)])[1]
+    assert sliver.width == 3.0
+
+
+def test_a_strip_leaves_nothing_out() -> None:
+    found = charts.strip([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
+    assert all(span.width >= 14 for span in found.spans)
+    assert abs(found.spans[-1].x + found.spans[-1].width - charts.WIDTH) < 1
+    assert charts.strip([]).spans == ()
+
+
+def test_drawings_are_wellformed_with_texts_beside() -> None:
+    evil = '<script>"&'
+    chart = charts.lines(evil, [0, 5], [charts.Series(evil, "line", [1, 2])])
+    template = environment().from_string(
+        '{% import "charts.html" as c %}<div>{{ c.time_chart(x) }}{{ c.bars(b) }}</div>'
+    )
+    made = template.render(x=chart, b=[charts.Bar(evil, 0.5, "50 %")])
+    tree = ElementTree.fromstring(made)  # noqa: S314 - it is ours
+    svg = tree.find(".//svg[@role='img']")
+    assert svg is not None
+    assert svg.get("aria-label") == evil
+    assert len(tree.findall(".//tbody/tr")) == 2
+    assert "style=" not in made
+
+
+# -- views
+
+
+def place(block: int = 1, time: int = 100) -> Place:
+    return Place(block, time, "0x" + "00" * 32, 0, True)
+
+
+def detail(**changes: Any) -> JobDetail:
+    row = {
+        "id": 1,
+        "name": "x",
+        "customer": ALICE,
+        "provider": HOST,
+        "status": S.FINISHED,
+        "resources": Resources(1, 1, 100, 0),
+        "time_limit": 60,
+        "flags": JobFlags.NONE,
+        "objective": Objective.COST,
+        "rate": 1_000,
+        "funded": 100_000,
+        "escrow": 0,
+        "paid": 38_000,
+        "fee": 2_000,
+        "refunded": 60_000,
+        "billed_seconds": 40,
+        "submitted_at": 100,
+        "started_at": 110,
+        "ended_at": 150,
+        "retry_of": None,
+        "successor": None,
+        "changed": place(),
+    }
+    rest = {
+        "definition": "00" * 32,
+        "uses": "",
+        "fee_bps": 500,
+        "retries_left": 0,
+        "carried_in": 0,
+        "carried_out": 0,
+        "collected_paid": 0,
+        "collected_fee": 0,
+        "collected_seconds": 0,
+        "allotment": 60,
+        "exit_code": 0,
+        "result": "",
+        "reason": "",
+        "transitions": (),
+        "payments": (),
+        "movements": (),
+        "events": (),
+        "more_events": False,
+        "line": (),
+        "challenge": None,
+    }
+    row |= {key: value for key, value in changes.items() if key in row}
+    rest |= {key: value for key, value in changes.items() if key in rest}
+    return JobDetail(row=JobRow(**row), **rest)
+
+
+def test_a_right_bill_agrees() -> None:
+    found = views.bill(detail())
+    assert found is not None
+    assert found.cost == 40_000
+    assert [line.expected for line in found.lines] == [38_000, 2_000, 60_000, 0]
+    assert found.ok
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"paid": 38_001},
+        {"fee": 1_999},
+        {"refunded": 59_999},
+        {"billed_seconds": 39},
+        {"ended_at": 149},  # fewer seconds passed than were billed
+        {"time_limit": 39},
+        {"rate": 999},
+    ],
+)
+def test_a_wrong_bill_differs(change: dict[str, int]) -> None:
+    found = views.bill(detail(**change))
+    assert found is not None
+    assert not found.ok
+
+
+def test_a_bill_comes_with_the_end_and_counts_what_was_carried_on() -> None:
+    assert views.bill(detail(status=S.RUNNING)) is None
+    gone = {"paid": 0, "fee": 0, "refunded": 0, "billed_seconds": 0}
+    found = views.bill(detail(status=S.PANICKED, carried_out=100_000, **gone))
+    assert found is not None
+    assert found.ok
+
+
+def test_a_running_job_is_billed_up_to_its_allotment() -> None:
+    running = detail(status=S.RUNNING)
+    assert views.accrued(running, 120) == 10_000
+    assert views.accrued(running, 10_000) == 60_000
+    assert views.accrued(detail(), 120) == 0
+
+
+def test_interim_payments_are_not_accrued_again() -> None:
+    sums = {"collected_seconds": 15, "collected_paid": 14_250, "collected_fee": 750}
+    running = detail(status=S.RUNNING, allotment=45, **sums)
+    assert (running.billed_until, running.deadline) == (125, 170)
+    assert views.accrued(running, 130) == 5_000
+    assert views.accrued(running, 10_000) == 45_000
+    found = views.bill(detail(time_limit=45, **sums))
+    assert found is not None
+    assert (found.seconds, found.collected_seconds, found.ok) == (25, 15, True)
+
+
+def test_flags_are_told_in_words() -> None:
+    assert views.flags_in_words(JobFlags.NONE) == ()
+    assert views.flags_in_words(JobFlags.SUCCESSOR | JobFlags.INTERIM_PAYMENTS) == (
+        "its provider may collect payments while it runs",
+    )
+    everything = JobFlags.UNTIL_SPENT | JobFlags.NO_SELF_SCHEDULING | JobFlags.INTERIM_PAYMENTS
+    assert len(views.flags_in_words(everything)) == 3
+
+
+def test_flows_end_at_what_is_held() -> None:
+    names = [step.name for step in views.flows(detail())]
+    assert names == ["funded", "paid", "fee", "refunded", "in escrow"]
+    live = views.flows(detail(status=S.RUNNING, escrow=100_000, paid=0, fee=0, refunded=0))
+    assert (live[-1].name, live[-1].amount, live[-1].width) == ("in escrow", 100_000, 1_000)
+
+
+def test_stages_last_until_the_next() -> None:
+    rows = [
+        TransitionRow(place(1, 100), 1, S.NONE, S.PENDING, ALICE, None),
+        TransitionRow(place(2, 130), 1, S.PENDING, S.META_SCHEDULED, ALICE, HOST),
+    ]
+    first, second = views.stages(rows, 150)
+    assert (first.seconds, first.ongoing, second.seconds, second.ongoing) == (30, False, 20, True)
+
+
+def test_values_are_known_by_their_names() -> None:
+    found = views.fields(
+        {
+            "job_id": 3,
+            "terms": {"amount": 5, "name": "x"},
+            "provider": "0x" + "00" * 20,
+            "by": ALICE,
+            "open": True,
+            "answer_by": 9,
+            "role": "0x" + bytes(32).hex(),
+            "hash": "0x" + "12" * 32,
+            "empty": "",
+        }
+    )
+    assert {each.path: each.kind for each in found} == {
+        "job_id": "job",
+        "terms.amount": "amount",
+        "terms.name": "text",
+        "provider": "nobody",
+        "by": "account",
+        "open": "flag",
+        "answer_by": "time",
+        "role": "text",
+        "hash": "hash",
+        "empty": "text",
+    }
+    assert next(each.value for each in found if each.path == "role") == "DEFAULT_ADMIN_ROLE"
+
+
+def test_endless_values_are_cut() -> None:
+    assert len(views.fields({"ids": list(range(10_000))}, most=50)) == 50
+
+
+def test_charts_of_an_empty_grid_are_drawn() -> None:
+    assert views.status_chart(()).shapes == ()
+    assert views.escrow_chart(()).rows == ()
+    assert views.use_lines((), {}).shapes == ()
+    assert views.price_chart((), 5) is None
+    points = [StatusPoint(5, dict.fromkeys(S, 0))]
+    assert views.ends_chart(points).summary.endswith("0 jobs so far.")
+
+
+def test_the_busiest_provider_stands_first() -> None:
+    def use(account: str, used: int) -> Utilisation:
+        return Utilisation(account, (UsePoint(1, used, 100), UsePoint(2, 0, 100)))
+
+    bars = views.use_bars([use("a", 10), use("b", 50)], {"b": "provider 2"})
+    assert [(bar.name, bar.text) for bar in bars] == [("provider 2", "25%"), ("a", "5%")]
+
+
+# -- calls
+
+
+def test_calls_are_read_back() -> None:
+    function = interface("Credit").function("transfer")
+    found = decode_call("Credit", "0x" + function.encode(ALICE, 7).hex())
+    assert found is not None
+    assert found.function == "transfer"
+    assert list(found.values.values())[1] == 7
+    assert decode_call("Credit", "0x12345678") is None
+    assert decode_call("Credit", "0x" + function.selector.hex() + "00") is None
+    assert decode_call("Credit", "0xzz") is None
+
+
+@pytest.mark.parametrize(
+    ("contract", "name", "texts", "values"),
+    [
+        ("Credit", "allowance", [ALICE.lower(), HOST.lower()], None),
+        ("MetaScheduler", "getJobs", ["[1, 2]"], [[1, 2]]),
+        ("MetaScheduler", "deadline", ["0x10"], [16]),
+    ],
+)
+def test_typed_arguments_are_read(
+    contract: str, name: str, texts: list[str], values: list[Any] | None
+) -> None:
+    found = find_view(contract, name)
+    assert found is not None
+    entry, function = found
+    read = [read_argument(p, t) for p, t in zip(entry["inputs"], texts, strict=True)]
+    assert values is None or read == values
+    assert function.encode(*read)
+
+
+def test_signed_requests_are_read_back() -> None:
+    cancel = interface("MetaScheduler").function("cancel").encode([7])
+    request = (ALICE, HOST, 0, 90_000, 1_800_000_000, cancel, bytes(65))
+    forwarder = interface("ERC2771Forwarder")
+    one = "0x" + forwarder.function("execute").encode(request).hex()
+    two = forwarder.function("executeBatch").encode([request, (HOST, ALICE, *request[2:])], HOST)
+    names = {to_checksum_address(HOST): "MetaScheduler"}
+    [found] = inner_calls(one, names)
+    assert (found.signer, found.contract) == (to_checksum_address(ALICE), "MetaScheduler")
+    assert found.call is not None
+    assert (found.call.function, found.call.values["jobIds"]) == ("cancel", [7])
+    first, second = inner_calls("0x" + two.hex(), names)
+    assert first == found
+    assert (second.contract, second.call) == ("", None)
+    # Whoever writes nonsense into a transaction breaks no page.
+    for data in (one[:-70], "0x", "0xzz", "0x" + cancel.hex()):
+        assert inner_calls(data, names) == ()
+
+
+def test_outcomes_of_signed_requests() -> None:
+    calls = [ForwardedCall(who, HOST, 0, 1, 1, b"") for who in (ALICE, HOST, ALICE)]
+    told = [ok for _, ok in outcomes(calls, [(ALICE, True), (ALICE, False)])]
+    assert told == [True, False, False]
+    assert [ok for _, ok in outcomes(calls, [(HOST, True), (ALICE, True)])] == [False, True, True]
+    assert [ok for _, ok in outcomes(calls, [])] == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("uint256", "many"),
+        ("address", "0x12"),
+        ("bool", "maybe"),
+        ("bytes32", "0xzz"),
+        ("uint256[]", "1,2"),
+        ("uint256[]", "[" * 5_000),
+        ("uint8", "1" * 5_000),
+    ],
+)
+def test_arguments_that_cant_be_meant_are_refused(kind: str, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_argument({"name": "which", "type": kind}, text)
+    assert "which" in caught.value.message
+
+
+def test_functions_that_change_something_are_not_read() -> None:
+    assert find_view("Credit", "mint") is None
+    assert find_view("Credit", "nothing") is None
+
+
+# -- the form
+
+FORM = {
+    "name": "n",
+    "credits": "2",
+    "time_limit": "10m",
+    "tasks": "2",
+    "cpus_per_task": "3",
+    "mem_per_cpu": "64",
+    "gpus": "1",
+    "retries": "1",
+    "objective": "time",
+    "uses": "gpu.model=h100, site=jura",
+    "script": "a\r\nb\r\n",
+}
+
+
+def test_a_form_is_a_job_file() -> None:
+    terms = read_form(FORM).terms()
+    assert terms.resources == Resources(2, 3, 64, 1)
+    assert (terms.amount, terms.time_limit, terms.retries) == (2 * CREDIT, 600, 1)
+    assert terms.objective is Objective.TIME
+    assert terms.uses == "gpu.model=h100,site=jura"
+    # The contract can't check labels, so that only the meta-scheduler may assign it.
+    assert terms.flags == JobFlags.NO_SELF_SCHEDULING
+    assert read_form(FORM).definition.steps[0].command == "a\nb\n"
+
+
+def test_options_of_the_form_are_flags() -> None:
+    ticked = {**FORM, "uses": "", "until_spent": "on", "interim_payments": "on"}
+    assert read_form(ticked).terms().flags == JobFlags.UNTIL_SPENT | JobFlags.INTERIM_PAYMENTS
+    assert read_form({**FORM, "uses": ""}).terms().flags == JobFlags.NONE
+
+
+def test_a_whole_file_stands_for_the_form() -> None:
+    text = 'name: f\ncredits: "1"\ntimeLimit: 5m\nresources: {memPerCpu: 9}\nsteps: [{run: {command: x}}]'
+    assert read_form({**FORM, "file": text}).name == "f"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mem_per_cpu": "none"}, "Memory a cpu"),
+        ({"cpus_per_task": "0"}, "Cpus a task"),
+        ({"script": ""}, "Script"),
+        ({"time_limit": "x"}, "Time limit"),
+        ({"objective": "fame"}, "Objective"),
+        ({"name": "n" * 100}, "Name"),
+    ],
+)
+def test_mistakes_are_told_in_words_of_the_form(change: dict[str, str], words: str) -> None:
+    with pytest.raises(JobFileError) as caught:
+        read_form({**FORM, **change})
+    assert words in caught.value.message
+    assert "form" not in caught.value.message
+
+
+@given(st.dictionaries(st.sampled_from(sorted(FORM)), st.text() | st.integers() | st.none()))
+def test_any_form_is_read_or_refused(given_values: dict[str, Any]) -> None:
+    try:
+        read_form(given_values)
+    except JobFileError as error:
+        assert error.message  # noqa: PT017 - either is fine, anything else is not
+
+
+# -- why it waits
+
+
+def provider(**labels: str) -> ProviderRow:
+    return ProviderRow(
+        account=HOST,
+        id=1,
+        status=ProviderStatus.ACTIVE,
+        active=True,
+        hardware=Hardware(1, 4, 1_000, 0),
+        offer=Offer(4, 1_000, 0),
+        load=Load(3, 500, 0),
+        prices=Prices(1, 1, 1),
+        labels=labels,
+        version=1,
+        pending_version=1,
+        approved_until=0,
+        answer_by=0,
+        figures=ProviderFigures(*[0] * 15),
+    )
+
+
+def test_load_stands_against_the_offer() -> None:
+    told = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
+    assert told == [("cpus", 0.75, "3 of 4"), ("memory", 0.5, "500\u00a0MB of 1\u2009000\u00a0MB")]
+
+
+def test_labels_are_judged_after_the_contract() -> None:
+    assert judge(provider(), "", eligible=True, reason="").eligible
+    too_dear = judge(provider(), "", eligible=False, reason="OverBudget")
+    assert "too dear" in too_dear.why
+    missing = judge(provider(), "gpu=h100", eligible=True, reason="")
+    assert (missing.eligible, missing.why) == (False, "gpu=h100: has no such label")
+    other = judge(provider(gpu="a100"), "gpu=h100", eligible=True, reason="")
+    assert other.why == "gpu=h100: its label says a100"
+    assert judge(provider(), "what is this", eligible=True, reason="").eligible
+
+
+# -- guards
+
+
+def asked(**headers: str) -> Request:
+    raw = [(key.replace("_", "-").encode(), text.encode()) for key, text in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
+
+
+@pytest.mark.parametrize(
+    ("headers", "own"),
+    [
+        ({"content_type": "application/json"}, True),
+        ({"content_type": "application/json; charset=utf-8", "host": "h:1"}, True),
+        ({"content_type": "application/json", "origin": "http://h:1", "host": "h:1"}, True),
+        ({"content_type": "application/json", "origin": "http://h:2", "host": "h:1"}, False),
+        ({"content_type": "application/json", "origin": "null", "host": "h:1"}, False),
+        ({"content_type": "application/json", "sec_fetch_site": "cross-site"}, False),
+        ({"content_type": "application/json", "sec_fetch_site": "same-site"}, False),
+        ({"content_type": "text/plain"}, False),
+        ({}, False),
+    ],
+)
+def test_posts_come_from_own_pages(headers: dict[str, str], own: bool) -> None:
+    assert is_own(asked(**headers)) is own
+
+
+def test_an_allowance_is_used_up_and_comes_back() -> None:
+    now = [0.0]
+    allowance = Allowance(3, clients=2, clock=lambda: now[0])
+    assert [allowance.take("a") for _ in range(4)] == [True, True, True, False]
+    assert allowance.take("b")
+    now[0] = 20.0
+    assert [allowance.take("a"), allowance.take("a")] == [True, False]
+    assert allowance.take("c")  # and the one that was not seen for longest is forgotten
+    assert len(allowance._left) == 2
+
+
+def test_links_are_templates() -> None:
+    (link,) = Link.parse("Otter.tx=https://o.example/tx/{} Otter.block=https://o.example/b/{}")
+    assert link.urls == {"tx": "https://o.example/tx/{}", "block": "https://o.example/b/{}"}
+    for wrong in ("Otter.tx=javascript:{}", "Otter.job=https://x/{}", "tx=https://x/{}", "A.tx="):
+        with pytest.raises(UsageError):
+            Link.parse(wrong)
+    assert Link.parse("") == ()
+
+
+def test_numbers_that_a_browser_would_round_are_texts() -> None:
+    wire = Plan("t", "a", ("e",), call=Call(ALICE, b"\x01", "label", value=2**80)).to_wire(1337)
+    assert json.loads(json.dumps(wire))["call"] == {
+        "to": ALICE,
+        "data": "0x01",
+        "value": str(2**80),
+        "chainId": "0x539",
+        "label": "label",
+    }
+
+
+# -- prices and hints
+
+
+@pytest.mark.parametrize(
+    ("wei", "text"),
+    [
+        (0, "0"),
+        (7, "0.000000007"),
+        (26_590, "0.00002659"),
+        (10**9, "1"),
+        (1_234_567_891, "1.234"),
+        (12_000_000_001, "12"),
+        (5 * 10**12, "5\u2009000"),
+    ],
+)
+def test_gas_prices_have_no_exponent(wei: int, text: str) -> None:
+    assert formats.gwei(wei) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "markup"),
+    [
+        ("Look with `deepsquare job get`.", "Look with <code>deepsquare job get</code>."),
+        ("`<b>`<i>", "<code>&lt;b&gt;</code>&lt;i&gt;"),
+        ("one ` alone <b>", "one ` alone &lt;b&gt;"),
+        ("", ""),
+    ],
+)
+def test_commands_in_hints_are_code(text: str, markup: str) -> None:
+    assert str(formats.with_code(text)) == markup
+
+
+# -- under which names it is asked
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "answered"),
+    [
+        (Address(), ["127.0.0.1:8547", "localhost", "[::1]:1"], True),
+        (Address(), ["evil.example", "127.0.0.2", "localhost.evil.example", ""], False),
+        (Address("::1"), ["[::1]:80", "localhost:80"], True),
+        (Address("localhost"), ["localhost", "127.0.0.1"], True),
+        (Address(names=("grid.example",)), ["grid.example", "localhost"], True),
+        (Address("192.0.2.7"), ["192.0.2.7:80"], True),
+        (Address("2001:db8::7"), ["[2001:db8::7]:80"], True),
+        (Address("192.0.2.7"), ["evil.example", "192.0.2.8"], False),
+        (Address(ANYWHERE, names=("*.grid.example",)), ["a.grid.example", "localhost"], True),
+        (Address("::", names=("grid.example",)), ["evil.example", "grid.example.evil"], False),
+        (Address(ANYWHERE, names=("*",)), ["whatever.example"], True),
+    ],
+)
+async def test_only_known_names_are_answered(
+    address: Address, asked: list[str], answered: bool
+) -> None:
+    app = Starlette(
+        routes=[Route("/", lambda _: PlainTextResponse("here"))],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(address.allowed))],
+    )
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        for host in asked:
+            found = await client.get("/", headers={"Host": host})
+            assert found.status_code == (200 if answered else 400), host
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (Address(ANYWHERE), "under which names"),
+        (Address("::"), "under which names"),
+        (Address(names=("http://grid.example",)), "no host name"),
+        (Address("::", names=("a*b",)), "no host name"),
+        (Address("::", names=("",)), "no host name"),
+    ],
+)
+def test_names_that_cant_be_meant(address: Address, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        _ = address.allowed
+
+
+def test_charts_are_made_once_for_all_readers_of_a_moment() -> None:
+    site = Site(index=cast("Any", None), contracts=cast("Any", None))
+    made: list[str] = []
+
+    def make(name: str) -> str:
+        made.append(name)
+        return f"{name} {len(made)}"
+
+    for name, moment in (("a", 1), ("a", 1), ("b", 1), ("a", 2), ("a", 1), ("b", 1)):
+        told = site.once(name, (moment, 7), partial(make, name))
+        assert told.startswith(name)
+    assert made == ["a", "b", "a", "a"]
