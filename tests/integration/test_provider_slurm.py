@@ -1,8 +1,7 @@
-"""Jobs through the chain to a real Slurm cluster and back: assignment, queue, run, settlement."""
+"""Jobs through a real node to a real Slurm cluster and back: assignment, queue, run, settlement."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,10 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.events import JobRetried
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node
-from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.job import JobStatus, Resources
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
+from tests.support.anvil import start_anvil
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
 from tests.support.provider import Bench, bench
 from tests.support.slurm import LocalSlurm
@@ -34,7 +33,7 @@ def cluster() -> Iterator[LocalSlurm]:
 @pytest.fixture(scope="module")
 def ticking(cluster: LocalSlurm, background) -> Iterator[Node]:
     """A chain whose time is the wall clock's."""
-    found = ChainProcess(block_time=1)
+    found = start_anvil(block_time=1)
     background.run(found.__aenter__())
     yield found
     background.run(found.close())
@@ -67,10 +66,17 @@ async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
     wide = Resources(tasks=8, cpus_per_task=1, mem_per_cpu=64, gpus=0)
     command = "echo hello $DEEPSQUARE_JOB_ID; srun printenv SLURMD_NODENAME | sort -u; sleep 1"
     [job_id] = await host.submit(command, resources=wide)
-    await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
-    await asyncio.sleep(1)
+    [unwanted] = await host.submit("true", customer=1)
+    await host.drive(lambda: {host.phase(each) for each in (job_id, unwanted)} == {Phase.SUBMITTED})
     await host.service.cycle()
     assert (await host.job(job_id)).status is S.SCHEDULED
+    # A customer's cancel takes a job out of Slurm's queue, and costs it nothing.
+    cancel = host.grid.contracts.scheduler.cancel([unwanted])
+    await host.grid.send(host.grid.customers[1], cancel)
+    await host.drive(lambda: host.phase(unwanted) is Phase.CLOSED)
+    assert (await host.job(unwanted)).status is S.CANCELLED
+    name = f"--name=deepsquare-{host.row(unwanted).key}"
+    assert cluster.run("squeue", "-h", "-o", "%i", name) == ""
     deployment = host.grid.deployment
     comment = cluster.run("squeue", "-h", "-o", "%k", f"--name=deepsquare-{host.row(job_id).key}")
     assert comment.split() == [
@@ -95,7 +101,14 @@ async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
 
 
 async def test_every_way_to_end_side_by_side(host: Bench, cluster: LocalSlurm):
-    """Slurm's ends become the ends of the contract, each with its reason and its bill."""
+    """Slurm's ends become the ends of the contract, each with its reason and its bill.
+
+    What Slurm refuses goes back to the queue of the grid, and can still be cancelled there.
+    """
+    # More CPUs on one node than a node has.
+    [refused] = await host.submit("true", resources=Resources(1, 5, 64, 0))
+    await host.until([refused], S.PENDING)
+    assert "refuses run" in host.row(refused).note
     hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(9)'"
     three, hungry = await host.submit("sleep 1; exit 3", hog)
     [late] = await host.submit("sleep 60", time_limit=5)

@@ -14,9 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from deepsquare_chain.executors import launch
 from deepsquare_chain.executors.base import (
     ExecutorUnavailableError,
     Exit,
@@ -27,6 +29,7 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.executors.slurm import SlurmExecutor
 from deepsquare_chain.executors.slurm import executor as module
 from deepsquare_chain.executors.slurm.executor import WRAPPER
+from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.job import Offer, Resources
 from tests.support.slurm import LocalSlurm, require_slurm
 
@@ -429,10 +432,13 @@ async def test_top_up_where_the_daemon_may_not_raise_limits(
     await ended(short, "short")
 
 
-async def test_cluster_without_cgroups(tmp_path: Path) -> None:
-    cluster = LocalSlurm("--no-cgroup", "--nodes", "1", "--gpus", "0")
+async def test_second_cluster_which_has_no_cgroups(executor: SlurmExecutor, tmp_path: Path) -> None:
+    second = LocalSlurm("--no-cgroup", "--nodes", "1", "--gpus", "0")
     try:
-        executor = cluster.executor(tmp_path / "state")
+        # Two grids, each with a cluster, do not meet even where their jobs have the same names.
+        await executor.submit(make("left", "echo first"))
+        elsewhere, executor = executor, second.executor(tmp_path / "second")
+        assert await executor.find("left") is None
         left = tmp_path / "left"
         loop = f"while :; do echo >> {left}; sleep 0.2; done"
         await executor.submit(make("left", f"setsid bash -c '{loop}' & sleep 1"))
@@ -444,8 +450,10 @@ async def test_cluster_without_cgroups(tmp_path: Path) -> None:
         assert (await ended(executor, "big")).reason == "signalled"
         await asyncio.sleep(0.6)
         assert left.stat().st_size == size > 0
+        assert (await ended(elsewhere, "left")).reason == "exited"
+        assert await elsewhere.output("left") == b"first\n"
     finally:
-        cluster.close()
+        second.close()
 
 
 MPI = """
@@ -463,20 +471,43 @@ int main(int count, char **words) {
 """
 
 
-@pytest.fixture
-def mpi_program(tmp_path: Path) -> Path:
-    require_slurm("mpicc.mpich")
-    (tmp_path / "sum.c").write_text(MPI)
-    build = ["mpicc.mpich", "-o", str(tmp_path / "sum"), str(tmp_path / "sum.c")]
+def test_wrapper_ends_what_its_script_left_and_nothing_of_another_cluster(tmp_path: Path) -> None:
+    """Two clusters on one machine give their jobs the same numbers."""
+    spec = make("left", "setsid sleep 61 & echo $!")
+    folder = SlurmFolder(launch.make_run(tmp_path, spec).path)
+    folder.set_environment(spec.env)
+    env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(["/bin/bash", "-c", "sleep 62; true"], env=env) as neighbour:
+        try:
+            command = ["/bin/bash", str(WRAPPER), str(folder.path)]
+            subprocess.run(command, check=True, env=env, timeout=30)
+            left = int((folder.path / "output").read_text())
+            zombie = psutil.STATUS_ZOMBIE
+            assert not psutil.pid_exists(left) or psutil.Process(left).status() == zombie
+            with pytest.raises(subprocess.TimeoutExpired):
+                neighbour.wait(0.3)  # it would end with its sleep
+        finally:
+            for process in psutil.Process(neighbour.pid).children():
+                process.kill()
+
+
+def compiled(compiler: str, folder: Path) -> Path:
+    require_slurm(compiler)
+    (folder / "sum.c").write_text(MPI)
+    build = [compiler, "-o", str(folder / "sum"), str(folder / "sum.c")]
     subprocess.run(build, check=True, timeout=60)
-    return tmp_path / "sum"
+    return folder / "sum"
 
 
+@pytest.mark.parametrize(("build", "interface"), [("mpich", "pmi2"), ("openmpi", "pmix")])
 async def test_mpi_program_on_two_nodes(
-    cluster: LocalSlurm, executor: SlurmExecutor, mpi_program: Path
+    cluster: LocalSlurm, executor: SlurmExecutor, tmp_path: Path, build: str, interface: str
 ) -> None:
+    program = compiled(f"mpicc.{build}", tmp_path)
+    # Both nodes are this machine: Open MPI must not take them for one with shared memory.
     script = (
-        f"export MINE=shared; srun --mpi=pmi2 {mpi_program}; srun printenv MINE SLURMD_NODENAME"
+        f"export MINE=shared OMPI_MCA_btl=self,tcp; srun --mpi={interface} {program}; "
+        "srun printenv MINE SLURMD_NODENAME"
     )
     wide = Resources(tasks=8, cpus_per_task=1, mem_per_cpu=100, gpus=0)
     await executor.submit(make("mpi", script, resources=wide))

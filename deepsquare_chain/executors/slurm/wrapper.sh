@@ -15,6 +15,9 @@ umask 077
 readonly TAKEN=75 GRACE=200        # GRACE between TERM and KILL, in hundredths of a second
 readonly HEAD=524288 SEGMENT=131072 SEGMENTS=3
 readonly JOB=${SLURM_JOB_ID:?this runs inside a Slurm job}
+# In the environment of everything that the script starts.
+read -r MARK </proc/sys/kernel/random/uuid
+readonly MARK
 
 cd "$folder/work" || exit 78
 unbuffered=()
@@ -75,6 +78,7 @@ run_script() {
     unset SLURM_EXPORT_ENV
     export HOME=$folder/work LANG=C.UTF-8
     while IFS= read -r -d '' entry; do export "${entry?}"; done <"$folder/environment"
+    export GRID_RUN=$MARK
     exec 4>&1 1>&3 2>&3
     setsid /bin/bash "$folder/script" </dev/null 3>&- 4>&- &
     local pid=$! code
@@ -119,6 +123,7 @@ end_script() {
 }
 
 # Ends what the script left behind on this node, also where Slurm tracks no processes that detach.
+# Job numbers are not enough to tell whose it is: another cluster may share the machine.
 end_leftovers() {
     local file other parent found tries
     for ((tries = 0; tries < 40; tries++)); do
@@ -128,7 +133,7 @@ end_leftovers() {
             parent=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$other/status" 2>/dev/null)
             case " $$ $PPID $keeper $BASHPID " in *" $other "* | *" ${parent:-none} "*) continue ;; esac
             kill -KILL "$other" 2>/dev/null && found=1
-        done < <(grep -lsz "^SLURM_JOB_ID=$JOB\$" /proc/[0-9]*/environ)
+        done < <(grep -lszxF "GRID_RUN=$MARK" /proc/[0-9]*/environ)
         ((found)) || return
         sleep 0.05
     done
