@@ -146,6 +146,10 @@ class ExecutorContract:
         assert (end.code, end.reason) == (7, "exited")
         assert 2 <= end.seconds <= 5
         assert await later.output(handle) == b"said\n"
+        await later.forget(handle)
+        assert handle not in await later.keys()
+        assert await later.stored(handle) is None
+        await later.forget(handle)  # once more is no error
 
     async def test_cancel_returns_when_nothing_of_the_run_is_left(self, harness: Harness) -> None:
         executor = harness.make()

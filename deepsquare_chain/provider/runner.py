@@ -23,6 +23,7 @@ from deepsquare_chain.provider.service import ProviderService, ProviderSettings,
 from deepsquare_chain.store.definitions import DefinitionStore
 
 NAME: Final = "provider"
+_MAINTENANCE: Final = ((signal.SIGUSR1, True), (signal.SIGUSR2, False))
 
 
 async def run_provider(
@@ -97,16 +98,48 @@ async def run_provider(
         )
         daemon.details = service.details
         daemon.unready = service.figures.head.problem
-        # A drain asked for by signal is a transaction, as by command: the chain remembers it.
-        loop = asyncio.get_running_loop()
-        for number, draining in ((signal.SIGUSR1, True), (signal.SIGUSR2, False)):
-            with suppress(RuntimeError, ValueError):  # only the main thread takes signals
-                loop.add_signal_handler(number, service.drain, draining)
-                parts.callback(loop.remove_signal_handler, number)
+        maintenance.serve(service)
         daemon.on_close("starts", service.close)
         return daemon
 
-    await serve(NAME, open_once, stop)
+    maintenance = _MaintenanceSignals()
+    with maintenance:
+        await serve(NAME, open_once, stop)
+
+
+class _MaintenanceSignals:
+    """SIGUSR1 begins the maintenance of a provider, SIGUSR2 ends it.
+
+    It is a transaction, as by command, so that the chain remembers it. A signal that comes before
+    the service is open, as while it waits for its endpoint, is obeyed once it is.
+    """
+
+    def __init__(self) -> None:
+        self._service: ProviderService | None = None
+        self._asked: bool | None = None
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, draining in _MAINTENANCE:
+            with suppress(RuntimeError, ValueError):  # only the main thread takes signals
+                loop.add_signal_handler(number, self._ask, draining)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number, _draining in _MAINTENANCE:
+            loop.remove_signal_handler(number)
+
+    def serve(self, service: ProviderService) -> None:
+        """The service that is open now."""
+        self._service = service
+        if self._asked is not None:
+            service.drain(self._asked)
+
+    def _ask(self, draining: bool) -> None:
+        if self._service is None:
+            self._asked = draining
+        else:
+            self._service.drain(draining)
 
 
 def _follow_hardware(executor: Executor) -> Callable[[Offer], None] | None:

@@ -557,7 +557,7 @@ def test_every_combination_has_an_answer():
         (QUEUE, JobStatus.META_SCHEDULED, Phase.WATCHED, True),
         (QUEUE, JobStatus.SCHEDULED, Phase.WATCHED, True),
         # The meter runs, or the executor has it: it goes on to its end.
-        (LOCAL, JobStatus.RUNNING, Phase.WATCHED, False),
+        (LOCAL, JobStatus.RUNNING, Phase.STARTING, False),
         (LOCAL, JobStatus.RUNNING, Phase.SUBMITTED, False),
         (QUEUE, JobStatus.SCHEDULED, Phase.SUBMITTED, False),
         (QUEUE, JobStatus.SCHEDULED, Phase.SUBMITTING, False),

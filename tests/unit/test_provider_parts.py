@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +48,7 @@ from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import Lookup, MaterialState, Phase, Run, View
 from deepsquare_chain.provider.observer import Head, Observer
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
+from deepsquare_chain.provider.runner import _MaintenanceSignals
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.together import together
@@ -825,3 +828,18 @@ def test_another_daemon_of_the_account_ends_this_one(name: str, to: str, ends: b
     with pytest.raises(UsageError, match=f"it sent {name} in transaction 0xab of block 77"):
         ProviderService._refuse_second_daemon(service)
     assert UsageError in FATAL
+
+
+async def test_signals_begin_and_end_maintenance_also_before_the_service_is_open() -> None:
+    asked: list[bool] = []
+    service: Any = SimpleNamespace(drain=asked.append)
+    signals = _MaintenanceSignals()
+    with signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.sleep(0.01)
+        assert asked == []
+        signals.serve(service)
+        assert asked == [True]
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await asyncio.sleep(0.01)
+        assert asked == [True, False]
