@@ -11,6 +11,7 @@
 #   --gpus N          GPUs of each node, which are empty files (1)
 #   --min-job-age S   seconds after which slurmctld forgets an ended job (300)
 #   --jobcomp         keep ended jobs in DIR/completed, so that `sacct --completion` knows them
+#   --constrain-cores nodes claim the CPUs that this machine has, and jobs are held to their own
 #   --no-cgroup       do not use cgroups even where they are usable
 #
 # `up` prints the configuration to use: export SLURM_CONF=DIR/slurm.conf. Everything is in DIR, which
@@ -70,6 +71,7 @@ CgroupMountpoint=/sys/fs/cgroup
 CgroupAutomount=yes
 ConstrainRAMSpace=yes
 ConstrainSwapSpace=no
+ConstrainCores=$( ((cores)) && echo yes || echo no )
 END
         echo "memory limits: cgroup v1 ($tracking, $task)" >&2
     else
@@ -237,7 +239,7 @@ shift 2
 need
 case $command in
 up)
-    nodes=2 cpus=4 memory=2048 gpus=1 min_job_age=300 slurmd_timeout=60 jobcomp=0 cgroup=1
+    nodes=2 cpus=4 memory=2048 gpus=1 min_job_age=300 slurmd_timeout=60 jobcomp=0 cgroup=1 cores=0
     while (($#)); do
         case $1 in
         --nodes | --cpus | --memory | --gpus | --min-job-age | --slurmd-timeout)
@@ -247,6 +249,7 @@ up)
             shift 2
             ;;
         --jobcomp) jobcomp=1 && shift ;;
+        --constrain-cores) cores=1 cpus=$(nproc) && shift ;;
         --no-cgroup) cgroup=0 && shift ;;
         *) usage ;;
         esac

@@ -35,7 +35,9 @@ class SlurmCluster:
         """Settings of a provider that runs its jobs there."""
         return {
             "DEEPSQUARE_EXECUTOR": "slurm",
-            "DEEPSQUARE_EXECUTOR_OPTIONS": f"conf={self.conf} query_interval=0.5",
+            "DEEPSQUARE_EXECUTOR_OPTIONS": f"conf={self.conf} query_interval=0.5 isolation=none",
+            # One of the demo's jobs has two tasks, which a sandbox on Slurm does not take.
+            "DEEPSQUARE_ALLOW_UNISOLATED": "1",
         }
 
 
@@ -54,7 +56,9 @@ async def slurm_cluster(tell: Callable[[str], None]) -> AsyncIterator[SlurmClust
     # A socket's path is limited, so that the demo's own folder may be too deep.
     folder = Path(tempfile.mkdtemp(prefix="deepsquare-slurm-"))
     try:
-        tell(f"starting a Slurm cluster of {_NODES} nodes on this machine")
+        tell(
+            f"starting a Slurm cluster of {_NODES} nodes on this machine; its jobs are not isolated"
+        )
         await _run_script(script, "up", folder, "--nodes", str(_NODES), "--gpus", "0")
         yield SlurmCluster(folder / "slurm.conf")
     finally:

@@ -52,7 +52,9 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
         grid = settings.read_text()
         own = tmp_path / "provider"
         own.mkdir()
-        options = f'executor = "slurm"\n[executor_options]\nconf = "{cluster.conf}"\n'
+        # The job has tasks on two nodes, which a sandbox does not take.
+        options = 'executor = "slurm"\nallow_unisolated = true\n[executor_options]\n'
+        options += f'conf = "{cluster.conf}"\nisolation = "none"\n'
         (own / ".deepsquare.toml").write_text(
             grid.replace("alice.json", "../../provider/provider.json") + options
         )

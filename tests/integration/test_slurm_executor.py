@@ -282,7 +282,7 @@ from deepsquare_chain.executors.slurm import SlurmExecutor
 from deepsquare_chain.executors.slurm.options import parse_options
 from deepsquare_chain.job import Resources
 state, conf, key, script = sys.argv[1:]
-executor = SlurmExecutor(Path(state), parse_options({"conf": conf}))
+executor = SlurmExecutor(Path(state), parse_options({"conf": conf, "isolation": "none"}))
 spec = RunSpec(key, script.encode(), Resources(1, 1, 50, 0), 60, {})
 asyncio.run(executor.submit(spec))
 """

@@ -80,7 +80,7 @@ class LocalSlurm:
     def executor(self, state_dir: Path, *, owner: str = "", **options: Any) -> SlurmExecutor:
         """An executor of this cluster that looks often, and at no accounting."""
         given: dict[str, Any] = {"conf": str(self.conf), "query_interval": 0.1, "missing": 3}
-        given |= {"accounting": "none", **options}
+        given |= {"accounting": "none", "isolation": "none", **options}
         return SlurmExecutor(state_dir, parse_options(given), owner=owner)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
@@ -36,8 +36,10 @@ from deepsquare_chain.executors.base import (
     stored_in,
     unavailable,
 )
+from deepsquare_chain.executors.isolation import UNISOLATED, refuse_exposure, refuse_unisolated
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT, unique
+from deepsquare_chain.executors.sandbox import bubblewrap_arguments
 from deepsquare_chain.executors.slurm import commands, parsing, verdict
 from deepsquare_chain.executors.slurm.client import (
     CommandRefusedError,
@@ -68,6 +70,12 @@ _UNSTARTED_COUNTS: Final = 300.0
 _PARTITIONS_COUNT: Final = 15.0
 #: Looks at the queue in a row that a job must be missing from.
 _MIN_MISSES: Final = 3
+#: What a cluster needs so that jobs are ended whole, held to their limits, and not seen by others.
+_CLUSTER: Final = (
+    ("ProctrackType", "proctrack/cgroup"),
+    ("TaskPlugin", "task/cgroup"),
+    ("PrivateData", "jobs"),
+)
 T = TypeVar("T")
 _log = get_logger(__name__)
 
@@ -109,6 +117,7 @@ class SlurmExecutor(Executor):
         state_dir: Folder of the daemon; runs are in `runs/` below it, or in the option `run_dir`.
         options: How jobs are submitted.
         owner: Account of the provider; jobs of another one in the same cluster are left alone.
+        private: Folders and files of the daemon, beside its state, that no job may see.
 
     Raises:
         ExecutorUnavailableError: The folder can't be made or read.
@@ -116,8 +125,16 @@ class SlurmExecutor(Executor):
 
     queues = True
 
-    def __init__(self, state_dir: Path, options: SlurmOptions, *, owner: str = "") -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        options: SlurmOptions,
+        *,
+        owner: str = "",
+        private: Sequence[Path] = (),
+    ) -> None:
         self._options = options
+        self._private = (Path(os.path.abspath(state_dir)), *private)
         self._owner = owner.lower()
         self._client = SlurmClient(options)
         self._path = Path(os.path.abspath(options.run_dir or state_dir / "runs"))
@@ -145,6 +162,12 @@ class SlurmExecutor(Executor):
                 the job: submit again later.
         """
         check_spec(spec)
+        if self._options.isolation == "sandbox" and spec.resources.tasks > 1:
+            raise RunRefusedError(
+                f"Run {spec.key} has {spec.resources.tasks} tasks, which srun would start outside "
+                "of the sandbox",
+                hint="Such jobs need isolation = none in executor_options; docs/isolation.md.",
+            )
         async with self._locks[spec.key]:
             folder = self._folder(spec.key)
             is_new = await self._call(self._prepare, folder, spec)
@@ -159,7 +182,20 @@ class SlurmExecutor(Executor):
             launch.make_run(self._path, spec)
         if folder.intent() is None:
             folder.set_environment(spec.env)
+            if self._options.isolation == "sandbox":
+                self._set_sandbox(folder, spec)
         return is_new
+
+    def _set_sandbox(self, folder: SlurmFolder, spec: RunSpec) -> None:
+        arguments = bubblewrap_arguments(
+            self._options,
+            work=str(folder.work),
+            temporary=str(folder.temporary),
+            script=str(folder.script),
+            private=self._private,
+        )
+        limits = (self._options.disk * 1024, self._options.processes, spec.resources.gpus)
+        folder.set_sandbox(["bwrap", *arguments], limits)
 
     async def _is_submitted(self, folder: SlurmFolder, *, is_new: bool = False) -> bool:
         """Whether Slurm has, or had, a job of this run; a job that is found is adopted.
@@ -497,6 +533,7 @@ class SlurmExecutor(Executor):
             now=time.time(),
         )
         folder.set_verdict(found)
+        launch.remove_tree(folder.temporary)
         return found
 
     def _remember(self, key: str, found: Exit) -> RunStatus:
@@ -756,24 +793,53 @@ class SlurmExecutor(Executor):
 
 
 async def examine(context: ExecutorContext) -> list[Check]:
-    """Whether Slurm answers here, and has nodes for the jobs.
+    """Whether Slurm answers here, has nodes for the jobs, and keeps jobs apart; changes nothing.
 
     Raises:
         GridError: An option is wrong, or Slurm does not answer.
     """
-    nodes = await read_nodes(parse_options(context.options))
+    options = parse_options(context.options)
+    nodes = await read_nodes(options)
     usable = [node for node in nodes if node.is_up]
     setting = "executor_options.partitions"
     text = f"Slurm answers; nodes in service: {len(usable)} of {len(nodes)}"
     hint = "" if usable else "`sinfo` says why they are out of service."
-    return [Check("executor", bool(usable), text, hint, setting)]
+    config = parsing.config(await SlurmClient(options).run(commands.show_config()))
+    return [
+        Check("executor", bool(usable), text, hint, setting),
+        *isolation_checks(options, config),
+    ]
+
+
+def isolation_checks(options: SlurmOptions, config: Mapping[str, str]) -> list[Check]:
+    """What keeps jobs apart on a cluster.
+
+    Args:
+        options: How jobs are submitted.
+        config: Of the cluster, as `scontrol show config` prints it.
+    """
+    sandboxed = options.isolation == "sandbox"
+    text = "jobs run under bubblewrap on the nodes" if sandboxed else UNISOLATED
+    hint = "" if sandboxed else "Set isolation = sandbox; the nodes need bubblewrap."
+    checks = [Check("isolation", sandboxed, text, hint, "executor_options.isolation")]
+    for key, wanted in _CLUSTER:
+        found = config.get(key, "(null)")
+        ok = wanted in found
+        advice = "" if ok else f"Set {key} to {wanted} in slurm.conf; docs/isolation.md says why."
+        checks.append(Check(key, ok, found, advice))
+    return checks
 
 
 def create(context: ExecutorContext) -> SlurmExecutor:
     """The executor as settings describe it: entry point `slurm` of `deepsquare.executors`.
 
     Raises:
-        UsageError: An option is wrong.
+        UsageError: An option is wrong or unsafe, or jobs would not be isolated and that is not
+            allowed.
         ExecutorUnavailableError: Its folder can't be made.
     """
-    return SlurmExecutor(context.state_dir, parse_options(context.options), owner=context.owner)
+    options = parse_options(context.options)
+    refuse_exposure(options, (context.state_dir, *context.private))
+    if options.isolation == "none":
+        refuse_unisolated(context, "The option isolation of the Slurm executor is none")
+    return SlurmExecutor(context.state_dir, options, owner=context.owner, private=context.private)

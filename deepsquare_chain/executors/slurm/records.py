@@ -1,6 +1,9 @@
 """The folder of a Slurm run: what the daemon and the wrapper write beside what every run has.
 
     environment      variables of the script                 executor, before sbatch
+    sandbox          bubblewrap's command, where jobs are    executor, before sbatch
+                     isolated
+    limits           KB of disk, processes, GPUs             executor, before sbatch
     intent.json      sbatch is about to be called            executor
     slurm.json       number of the Slurm job                 executor, once it is known
     start.json       the Slurm job that took the run         wrapper, once for ever
@@ -17,7 +20,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +38,9 @@ from deepsquare_chain.executors.slurm.verdict import EndRecord, Orders
 
 #: The job of a run that was cancelled before sbatch knew it: no wrapper takes such a run.
 WITHDRAWN: Final = "0"
-_END_REASONS: Final = frozenset({"exited", "signalled", "walltime", "cancelled", "terminated"})
+_END_REASONS: Final = frozenset(
+    {"exited", "signalled", "walltime", "cancelled", "terminated", "disk", "processes"}
+)
 
 
 class SlurmFolder(RunFolder):
@@ -54,6 +59,12 @@ class SlurmFolder(RunFolder):
         """Write the variables of the script; no value holds a NUL."""
         data = b"".join(f"{name}={value}".encode() + b"\0" for name, value in env.items())
         replace(self.path / "environment", data)
+
+    def set_sandbox(self, command: Sequence[str], limits: Sequence[int]) -> None:
+        """Write bubblewrap's command, and the limits of disk (KB), processes and GPUs."""
+        self.temporary.mkdir(mode=0o700, exist_ok=True)
+        replace(self.path / "sandbox", b"".join(os.fsencode(part) + b"\0" for part in command))
+        replace(self.path / "limits", " ".join(map(str, limits)).encode() + b"\n")
 
     # -- submission
 

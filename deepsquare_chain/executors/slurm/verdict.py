@@ -155,7 +155,7 @@ def _verdict(
 ) -> tuple[int, str]:
     state = job.state if job is not None else ""
     killed_by = end.code if end is not None and end.code else _TERM
-    if end is not None and end.reason in {"walltime", "cancelled"}:
+    if end is not None and end.reason in {"walltime", "cancelled", "disk", "processes"}:
         return killed_by, end.reason
     if state == "OUT_OF_MEMORY":
         return (end.code if end and end.code else _KILL), "memory"

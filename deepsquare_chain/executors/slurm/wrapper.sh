@@ -8,6 +8,7 @@
 #   start.json     written first, once for ever: a second Slurm job of this run ends at once
 #   control.json   read about once a second: walltime in seconds, and whether to cancel
 #   output, output.POSITION    what the job prints, bounded by rotation
+#   sandbox, limits    where jobs are isolated: bubblewrap's command, and disk (KB), processes, GPUs
 #   end.json       exit code, reason and duration; written when the job's processes were ended
 
 folder=$1
@@ -22,6 +23,30 @@ readonly MARK
 cd "$folder/work" || exit 78
 unbuffered=()
 if command -v stdbuf >/dev/null; then unbuffered=(stdbuf -o0); fi
+
+script=$folder/script home=$folder/work
+sandbox=() disk=0 processes=0 gpus=0 init=""
+if [[ -e $folder/sandbox ]]; then
+    while IFS= read -r -d '' entry; do sandbox+=("$entry"); done <"$folder/sandbox"
+    read -r disk processes gpus <"$folder/limits"
+    closing=("${sandbox[@]: -2}") # the root is closed last
+    sandbox=("${sandbox[@]:0:${#sandbox[@]}-2}")
+    if ((gpus)); then
+        sandbox+=(--ro-bind /sys /sys)
+        # Slurm's cgroup opens those of this job alone.
+        for device in /dev/nvidia* /dev/dri /dev/kfd; do
+            if [[ -e $device ]]; then sandbox+=(--dev-bind "$device" "$device"); fi
+        done
+    fi
+    if bwrap --help 2>&1 | grep -q -e --disable-userns; then sandbox+=(--disable-userns); fi
+    sandbox+=("${closing[@]}")
+    # Nothing of the customer runs on a node that can't isolate it, and nothing is written.
+    if ! "${sandbox[@]}" /bin/bash -c 'exit 0' </dev/null; then
+        echo "This node can't run jobs in the sandbox: install bubblewrap, allow user namespaces." >&2
+        exit 78
+    fi
+    script=/run/job/script home=/home/job
+fi
 
 # Hundredths of a second since the node's boot: no change of the wall clock moves it.
 clock() { local up; read -r up _ </proc/uptime; now=$((10#${up/./})); }
@@ -76,11 +101,13 @@ run_script() {
     trap : TERM
     # Slurm would pass --export=NONE on to every srun of the job.
     unset SLURM_EXPORT_ENV
-    export HOME=$folder/work LANG=C.UTF-8
+    export HOME=$home LANG=C.UTF-8
     while IFS= read -r -d '' entry; do export "${entry?}"; done <"$folder/environment"
     export GRID_RUN=$MARK
     exec 4>&1 1>&3 2>&3
-    setsid /bin/bash "$folder/script" </dev/null 3>&- 4>&- &
+    # In KB, for a single file: what a job writes in all is measured.
+    if ((disk)); then ulimit -f $((disk > 16384 ? disk : 16384)); fi
+    setsid "${sandbox[@]}" /bin/bash "$script" </dev/null 3>&- 4>&- 5<&- &
     local pid=$! code
     echo "$pid" >&4
     while :; do
@@ -113,10 +140,67 @@ read_control() {
     [[ $record =~ \"cancel\":true ]] && reason=cancelled
 }
 
+# Finds the first process of the sandbox, which is its init: all others end with it.
+find_init() {
+    if [[ -z $init && ${#sandbox[@]} -gt 0 ]]; then
+        read -r init _ <"/proc/$pid/task/$pid/children"
+    fi 2>/dev/null
+}
+
+# Whether that process is still there: its number may have gone to another one.
+has_init() { [[ -n $init && -e /proc/$init && ! /proc/$init/ns/pid -ef /proc/self/ns/pid ]]; }
+
+# Signals every process of the job. Bubblewrap's own outer process is left out: it would end at once,
+# and take the script's exit code with it.
+signal_script() {
+    local other
+    find_init
+    if has_init; then
+        for other in /proc/[0-9]*; do
+            if [[ $other/ns/pid -ef /proc/$init/ns/pid ]]; then kill "-$1" "${other#/proc/}"; fi
+        done
+    else
+        kill "-$1" -- "-$pid"
+    fi 2>/dev/null
+}
+
+# Prints the KB of files that the job holds open and that have no name any more.
+deleted_files() {
+    local links device inode blocks total=0 own
+    own=$(stat -c %d "$folder/work")
+    if has_init; then
+        while read -r links device inode blocks; do
+            if ((links == 0 && device == own && inode)); then total=$((total + blocks / 2)); fi
+        done < <(stat -L -c '%h %d %i %b' /proc/"$init"/root/proc/[0-9]*/fd/* 2>/dev/null | sort -u)
+    fi
+    echo "$total"
+}
+
+next_measurement=0
+check_limits() {
+    local used others
+    find_init
+    # Until it is set up, the sandbox has the root of the node.
+    if ((processes)) && has_init && [[ ! /proc/$init/root/proc -ef /proc ]]; then
+        others=(/proc/"$init"/root/proc/[0-9]*)
+        if ((${#others[@]} > processes + 1)); then reason=processes; fi
+    fi
+    if ((disk && now >= next_measurement)); then
+        used=$(du -skc "$folder/work" "$folder/tmp" 2>/dev/null | tail -n 1)
+        used=${used%%[!0-9]*}
+        if ((${used:-0} + $(deleted_files) > disk)); then reason=disk; fi
+        local began=$now
+        clock
+        # A job of very many files must not cost the node a CPU.
+        next_measurement=$((now + 100 + 20 * (now - began)))
+    fi
+}
+
 end_script() {
-    kill -TERM -- "-$pid" 2>/dev/null
-    kill -CONT -- "-$pid" 2>/dev/null
+    signal_script TERM
+    signal_script CONT
     wait_for_end "$GRACE"
+    if has_init; then kill -KILL "$init"; fi 2>/dev/null
     kill -KILL -- "-$pid" 2>/dev/null
     wait_for_end 1000
     [[ -n $code ]] || code=137
@@ -143,6 +227,7 @@ reason="" walltime=8640000000
 while [[ -z $code ]]; do
     clock
     read_control
+    if [[ -z $reason ]]; then check_limits; fi
     if ((terminated)); then reason=terminated; fi
     if ((now - started >= walltime)); then reason=walltime; fi
     if [[ -n $reason ]]; then
@@ -154,12 +239,15 @@ while [[ -z $code ]]; do
 done
 clock
 ended_at=$(date +%s.%N)
+if has_init; then kill -KILL "$init"; fi 2>/dev/null
 kill -KILL -- "-$pid" 2>/dev/null
 end_leftovers
 if [[ -z $reason ]]; then
     reason=exited
     # bash gives 128 + N for signal N; a script that exits with such a code looks the same.
     if ((code > 128 && code <= 192)); then reason=signalled; fi
+    # SIGXFSZ: one file would have been larger than the quota.
+    if ((disk && code == 153)); then reason=disk; fi
     # Slurm's state tells why it was terminated.
     if ((terminated)); then reason=terminated; fi
 elif ((code == 0)); then

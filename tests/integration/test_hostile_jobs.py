@@ -1,0 +1,209 @@
+"""Jobs that attack: each is stopped, on this machine and on a Slurm cluster, by what its test names."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deepsquare_chain.executors.base import Executor, Exit, RunSpec, RunState
+from deepsquare_chain.executors.local import LocalExecutor
+from deepsquare_chain.job import Offer, Resources
+from tests.support.isolation import require, require_sandbox
+from tests.support.slurm import LocalSlurm
+
+ONE = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=256, gpus=0)
+LIMITS = {"disk": 40, "processes": 40}
+SECRET = "the-secret-of-somebody-else"
+
+
+@dataclass(frozen=True)
+class Place:
+    """An executor with isolation, and the folder of its state."""
+
+    name: str
+    executor: Executor
+    state: Path
+
+    async def run(self, script: str, key: str = "attack") -> tuple[Exit, str]:
+        """How a job ends, and what it prints."""
+        await self.start(script, key)
+        deadline = time.monotonic() + 40
+        while True:
+            end = (await self.executor.poll([key]))[key].exit
+            if end is not None:
+                return end, (await self.executor.output(key)).decode(errors="replace")
+            assert time.monotonic() < deadline, "it did not end"
+            await asyncio.sleep(0.1)
+
+    async def start(self, script: str, key: str, **env: str) -> None:
+        await self.executor.submit(RunSpec(key, script.encode(), ONE, 30, env))
+
+    async def printed(self, key: str) -> None:
+        """Wait until a job that runs has printed something."""
+        deadline = time.monotonic() + 40
+        while not await self.executor.output(key):
+            assert time.monotonic() < deadline, "it did not start"
+            await asyncio.sleep(0.1)
+        assert (await self.executor.poll([key]))[key].state is RunState.RUNNING
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalSlurm]:
+    found = LocalSlurm("--nodes", "1", "--constrain-cores")
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=["local", "slurm"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    isolation = require_sandbox(**LIMITS)
+    state = tmp_path / "state"
+    if request.param == "local":
+        missing = {"memory", "cpu", "pids"} - set(isolation.cgroups.controllers)
+        require(not missing, f"no control groups for {missing} that this user may make")
+        offer = Offer(4, 4096, 0)
+        executor: Executor = LocalExecutor(state, offer, isolation=isolation)
+    else:
+        cluster = request.getfixturevalue("cluster")
+        options = {"isolation": "sandbox", **LIMITS}
+        executor = cluster.executor(state, owner=tmp_path.name, **options)
+    yield Place(request.param, executor, state)
+    for key in await executor.keys():
+        await executor.cancel(key)
+
+
+async def test_a_wallet_can_not_be_read(place: Place, tmp_path: Path) -> None:
+    """The sandbox shows only folders of a list: neither the state folder nor a keystore is there."""
+    paths = [tmp_path / "wallet.json", place.state / "wallet.json"]
+    for path in paths:
+        path.write_text(SECRET)
+    script = (
+        f"cat {paths[0]} {paths[1]}; grep -rs {SECRET} /home /root /tmp /etc /run /var; echo end"
+    )
+    end, output = await place.run(script)
+    assert (end.code, SECRET in output.replace(script, "")) == (0, False)
+    assert output.count("No such file or directory") == 2
+
+
+async def test_another_job_can_not_be_seen(place: Place) -> None:
+    """Other run folders are not mounted, and /proc has only the job's own processes."""
+    await place.start(f"echo {SECRET} > mine; echo up; sleep 25", "victim", WORD=SECRET)
+    await place.printed("victim")
+    script = f"""
+        ls {place.state}/runs
+        find / -name mine 2>/dev/null
+        cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep ^WORD=
+        echo $(ls -d /proc/[0-9]* | wc -l) processes
+    """
+    _, output = await place.run(script)
+    assert SECRET not in output
+    assert "/mine" not in output
+    assert "No such file or directory" in output
+    assert (await place.executor.poll(["victim"]))["victim"].state is RunState.RUNNING
+
+
+async def test_neither_the_node_nor_the_metadata_service_is_reached(place: Place) -> None:
+    """The job has a network namespace with nothing but a loopback interface of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        script = f"""
+            for target in 127.0.0.1/{port} 169.254.169.254/80; do
+                timeout 5 bash -c "echo hi > /dev/tcp/$target" && echo reached
+            done
+            true
+        """
+        _, output = await place.run(script)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert "reached" not in output
+    assert "refused" in output
+    assert "unreachable" in output
+
+
+@pytest.mark.parametrize("how", ["many files", "one file", "deleted file"])
+async def test_a_disk_quota_ends_a_job(place: Place, how: str) -> None:
+    """The folders are measured; the kernel's limit of a file's size stops a single large one."""
+    scripts = {
+        "many files": "for i in $(seq 99); do head -c 3M /dev/zero > $i; sleep 0.1; done; sleep 25",
+        "one file": "exec head -c 500M /dev/zero > /tmp/one",
+        "deleted file": "exec 3> a; rm a; exec 4> b; rm b; for i in 1 2 3 4 5 6 7 8 9; do "
+        "head -c 4M /dev/zero >&3; head -c 4M /dev/zero >&4; sleep 0.2; done; sleep 25",
+    }
+    end, _ = await place.run(scripts[how])
+    assert end.reason == "disk"
+    assert end.code != 0
+    assert end.seconds < 20
+
+
+FORKS = """
+import os, time
+made = 0
+for _ in range(400):
+    try:
+        if os.fork() == 0:
+            time.sleep(25)
+            os._exit(0)
+        made += 1
+    except OSError:
+        break
+print("made", made, flush=True)
+time.sleep(2)
+"""
+
+
+async def test_forks_without_end_are_stopped(place: Place) -> None:
+    """Locally by the pids controller, which refuses them; on Slurm the wrapper counts and ends."""
+    end, output = await place.run(f"python3 -c '{FORKS}'")
+    if place.name == "local":
+        assert (end.reason, end.code) == ("exited", 0)
+        assert 10 < int(output.split()[1]) < LIMITS["processes"]
+    else:
+        assert end.reason in {"processes", "memory"}
+
+
+async def test_processes_that_detach_end_with_the_job(place: Place) -> None:
+    """The sandbox has a PID namespace: its first process is killed, and the kernel kills the rest."""
+    nap = f"{random.randrange(10**5, 10**6)}.{random.randrange(10**6)}"
+    script = (
+        f"setsid sleep {nap} & (setsid env -i sleep {nap} & ) ; trap '' TERM; sleep 1; echo end"
+    )
+    end, output = await place.run(script)
+    assert (end.code, output) == (0, "end\n")
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if nap in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(process)
+    assert left == []
+
+
+SPIN = """
+import os, time
+end = time.monotonic() + 1.5
+for _ in range(4):
+    if os.fork() == 0:
+        while time.monotonic() < end:
+            pass
+        os._exit(0)
+for _ in range(4):
+    os.wait()
+times = os.times()
+print((times.children_user + times.children_system) / 1.5)
+"""
+
+
+async def test_a_job_gets_no_more_cpus_than_it_asked_for(place: Place) -> None:
+    """Locally the cpu controller throttles it; on Slurm ConstrainCores pins it to its core."""
+    end, output = await place.run(f"python3 -c '{SPIN}'")
+    assert end.code == 0
+    assert 0 < float(output) < 1.3

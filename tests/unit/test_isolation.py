@@ -1,0 +1,209 @@
+"""The rule of isolation, bubblewrap's arguments and control groups, on folders that stand for them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.executors import isolation, local
+from deepsquare_chain.executors.base import ExecutorContext, RunRefusedError, RunSpec
+from deepsquare_chain.executors.cgroups import CgroupParent, JobCgroup, find_cgroups
+from deepsquare_chain.executors.confinement import disk_usage
+from deepsquare_chain.executors.registry import create_executor
+from deepsquare_chain.executors.sandbox import (
+    Sandbox,
+    SandboxOptions,
+    SandboxProbe,
+    bubblewrap_arguments,
+    device_arguments,
+    parse_options,
+)
+from deepsquare_chain.executors.slurm import SlurmExecutor
+from deepsquare_chain.executors.slurm.executor import create as create_slurm
+from deepsquare_chain.executors.slurm.executor import isolation_checks
+from deepsquare_chain.executors.slurm.options import parse_options as parse_slurm_options
+from deepsquare_chain.job import Offer, Resources
+
+MISSING = SandboxProbe(None, "bubblewrap is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _groups_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with delegated groups the search would move this process."""
+    monkeypatch.setattr(isolation, "find_cgroups", lambda **_: CgroupParent(1, {}))
+
+
+def context(folder: Path, **changes: object) -> ExecutorContext:
+    return ExecutorContext(folder, Offer(1, 512, 0), **changes)  # type: ignore[arg-type]
+
+
+# -- the rule
+
+
+def test_root_is_refused_unless_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UsageError, match="does not run as root") as caught:
+        create_executor("local", context(tmp_path, allow_unisolated=True))
+    assert "--allow-root" in str(caught.value.hint)
+    assert create_executor("local", context(tmp_path, allow_root=True, allow_unisolated=True))
+
+
+def test_jobs_that_are_not_isolated_are_refused_unless_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "probe_sandbox", lambda: MISSING)
+    with pytest.raises(UsageError, match=r"not isolated.*Bubblewrap is not installed") as caught:
+        local.create(context(tmp_path))
+    assert "--allow-unisolated" in str(caught.value.hint)
+    local.create(context(tmp_path, allow_unisolated=True))
+    assert isolation.machine_isolation().allowances["allow_unisolated"]
+
+
+def test_slurm_without_the_sandbox_is_refused_unless_that_is_allowed(tmp_path: Path) -> None:
+    plain = {"isolation": "none"}
+    with pytest.raises(UsageError, match="not isolated"):
+        create_slurm(context(tmp_path, options=plain))
+    create_slurm(context(tmp_path, options=plain, allow_unisolated=True))
+    create_slurm(context(tmp_path))
+
+
+async def test_a_job_of_several_tasks_is_refused_by_a_sandbox_on_slurm(tmp_path: Path) -> None:
+    executor = SlurmExecutor(tmp_path, parse_slurm_options({}))
+    with pytest.raises(RunRefusedError, match="outside of the sandbox"):
+        await executor.submit(RunSpec("run", b"true", Resources(2, 1, 64, 0), 60, {}))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["readable", "writable"])
+def test_options_that_show_the_daemons_folders_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    given = context(tmp_path / "state", options={name: [str(tmp_path / "link")]})
+    with pytest.raises(UsageError, match=r"would show .*state to jobs"):
+        local.create(given)
+    for path in ("relative", "/", "/a/../b"):
+        with pytest.raises(UsageError, match=f"Option {name} of the local executor"):
+            parse_options("local", SandboxOptions, {name: [path]})
+
+
+def test_the_doctor_names_what_a_cluster_lacks() -> None:
+    good = {"ProctrackType": "proctrack/cgroup", "TaskPlugin": "task/affinity,task/cgroup"}
+    good |= {"PrivateData": "jobs,usage"}
+    assert all(check.ok for check in isolation_checks(parse_slurm_options({}), good))
+    bad = good | {"TaskPlugin": "task/none"}
+    found = isolation_checks(parse_slurm_options({"isolation": "none"}), bad)
+    assert [check.name for check in found if not check.ok] == ["isolation", "TaskPlugin"]
+
+
+# -- arguments
+
+
+def arguments(options: SandboxOptions, **changes: object) -> str:
+    given = {"work": "/runs/1/work", "temporary": "/runs/1/tmp", "script": "/runs/1/script"}
+    return " ".join(bubblewrap_arguments(options, **{**given, **changes}))  # type: ignore[arg-type]
+
+
+def test_jobs_outlive_the_daemon_and_have_no_network() -> None:
+    closed = arguments(SandboxOptions())
+    assert "--unshare-net" in closed
+    assert "--cap-drop ALL" in closed
+    assert closed.endswith("--remount-ro /")
+    for flag in ("--new-session", "--die-with-parent"):
+        assert flag not in closed
+    assert "--unshare-net" not in arguments(SandboxOptions(network=True))
+
+
+def test_what_is_private_is_hidden_below_folders_that_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "key").write_text("secret")
+    private = (tmp_path / "state", tmp_path / "key", Path("/elsewhere"))
+    said = arguments(SandboxOptions(readable=(tmp_path,)), private=private)
+    assert f"--tmpfs {tmp_path}/state --remount-ro {tmp_path}/state" in said
+    assert f"--ro-bind /dev/null {tmp_path}/key" in said
+    assert "/elsewhere" not in said
+
+
+def test_only_a_newer_bubblewrap_is_told_to_forbid_user_namespaces() -> None:
+    assert Sandbox("bwrap", (0, 8)).command(["x"]) == ["bwrap", "--disable-userns", "x"]
+    assert Sandbox("bwrap", (0, 4)).command(["x"]) == ["bwrap", "x"]
+
+
+def test_a_job_gets_its_own_gpus_alone(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
+    assert device_arguments([], tmp_path) == []
+    one = " ".join(device_arguments(["1"], tmp_path))
+    assert "nvidia1" in one
+    assert "nvidiactl" in one
+    assert "nvidia0" not in one
+    assert "nvidia0" in " ".join(device_arguments(["GPU-8a7b"], tmp_path))
+
+
+# -- control groups
+
+
+def unified(tmp_path: Path, controllers: str) -> tuple[Path, Path, Path]:
+    """A delegated group of version 2: it, the list of mounts, and the list of own groups."""
+    group = tmp_path / "service"
+    group.mkdir()
+    (group / "cgroup.controllers").write_text(controllers)
+    (group / "cgroup.subtree_control").write_text("")
+    (group / "cgroup.procs").write_text("")
+    mounts, own = tmp_path / "mountinfo", tmp_path / "own"
+    mounts.write_text(f"41 31 0:38 / {tmp_path} rw - cgroup2 cgroup2 rw\n")
+    own.write_text("0::/service\n")
+    return group, mounts, own
+
+
+def test_a_delegated_group_gets_its_controllers_enabled(tmp_path: Path) -> None:
+    group, mounts, own = unified(tmp_path, "cpuset cpu memory pids")
+    assert find_cgroups(mounts, own, enable=False).controllers == ("memory", "cpu", "pids")
+    assert not (group / "daemon").exists()
+    assert find_cgroups(mounts, own).controllers == ("memory", "cpu", "pids")
+    assert (group / "cgroup.subtree_control").read_text() == "+memory +cpu +pids"
+    own.write_text("0::/service/daemon\n")  # as after a restart
+    assert find_cgroups(mounts, own).controllers == ("memory", "cpu", "pids")
+    own.write_text("0::/elsewhere\n")
+    assert find_cgroups(mounts, own).controllers == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (1, {"memory.limit_in_bytes": "1000", "cpu.cfs_quota_us": "200000", "pids.max": "9"}),
+        (2, {"memory.max": "1000", "cpu.max": "200000 100000", "pids.max": "9"}),
+    ],
+)
+def test_limits_of_both_versions(tmp_path: Path, version: int, expected: dict[str, str]) -> None:
+    group = CgroupParent(version, dict.fromkeys(("memory", "cpu", "pids"), tmp_path)).job("1")
+    assert group is not None
+    group = JobCgroup.from_record(group.record())
+    assert group is not None
+    [folder] = {Path(entrance).parent for entrance in group.entrances}
+    folder.mkdir()
+    for name in (*expected, "cpu.cfs_period_us"):
+        (folder / name).touch()
+    group.make(memory=1000, cpus=2, processes=9)
+    assert {name: (folder / name).read_text() for name in expected} == expected
+    assert not group.ran_out_of_memory()
+    events = folder / ("memory.oom_control" if version == 1 else "memory.events")
+    events.write_text("low 0\noom_kill 1\n")
+    assert group.ran_out_of_memory()
+
+
+# -- the disk
+
+
+def test_disk_usage_sees_closed_folders_and_no_links(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "data").write_bytes(bytes(100_000))
+    (tmp_path / "link").symlink_to("/usr")
+    (tmp_path / "a" / "b").chmod(0)
+    (tmp_path / "a").chmod(0)
+    used = disk_usage(str(tmp_path), 10**9)
+    assert 100_000 <= used < 130_000
+    assert disk_usage(str(tmp_path), 50_000) > 50_000
