@@ -115,23 +115,25 @@ class Desk:
             ),
         )
 
-    def agrees(self, doubts: Sequence[str], *, yes: bool) -> bool:
+    def agrees(self, doubts: Sequence[str], *, yes: bool, warnings: Sequence[str] = ()) -> bool:
         """Whether a change is wanted although it undoes something or looks odd; asked on stderr.
 
         Args:
             doubts: What it undoes, or what is odd about it; nothing is asked without any.
             yes: Whether the person has agreed already.
+            warnings: What may be right all the same: asked on a terminal, else only told.
 
         Raises:
-            UsageError: There is no terminal to ask on, and --yes was not given.
+            UsageError: There are doubts, no terminal to ask on, and --yes was not given.
         """
         from deepsquare_chain.errors import UsageError
 
-        for words in doubts:
+        for words in (*warnings, *doubts):
             self.printer.note(plain(words))
-        if yes or not doubts:
+        asks = sys.stdin.isatty()
+        if yes or not (doubts or (warnings and asks)):
             return True
-        if not sys.stdin.isatty():
+        if not asks:
             raise UsageError(
                 "Nothing was changed: there is no terminal to ask on",
                 hint="Give --yes if all of it is meant.",

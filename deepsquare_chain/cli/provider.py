@@ -147,13 +147,15 @@ async def register(
 
     given = (nodes, cpus_per_node, mem_per_node, gpus_per_node)
     doubts: list[str] = []
+    missing: list[str] = []
     if from_slurm:
         hardware = await _slurm_hardware(desk, given)
     else:
         hardware = Hardware(
             nodes or 1, cpus_per_node or 1, mem_per_node or 1024, gpus_per_node or 0
         )
-        doubts += await _missing_hardware(desk, hardware)
+        # Scripts may register from another machine, and an approver looks at it before it counts.
+        missing += await _missing_hardware(desk, hardware)
     async with open_wallet(desk.settings) as wallet:
         registry = wallet.contracts.registry
         try:
@@ -170,7 +172,7 @@ async def register(
             ]
         doubts += words.price_doubts(prices)
         desk.printer.note(words.price_example(prices))
-        if not desk.agrees(doubts, yes=yes):
+        if not desk.agrees(doubts, yes=yes, warnings=missing):
             return
         receipt = await wallet.send(registry.register(hardware, prices, pairs))
         provider = await registry.provider_of(wallet.address)

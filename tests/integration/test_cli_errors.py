@@ -304,9 +304,13 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
     too_many = ["--cpus-per-node", "70000", "--yes"]
     refused(cli("provider", "register", *prices, *too_many, *own), 2)
     refused(cli("provider", "register", *own), 2, "needs a price", "--cpu-price and --mem-price")
-    unasked = cli("provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *own)
+    warned = cli("provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *own)
+    assert warned.code == 0, warned
+    assert "9999 CPUs per node would be registered, and this machine has" in warned.err
+    free = ["--cpu-price", "0", "--mem-price", "0"]
+    unasked = cli("provider", "register", *hardware, *free, *own)
     refused(unasked, 2, "no terminal to ask on", "--yes")
-    assert "9999 CPUs per node would be registered, and this machine has" in unasked.err
+    assert "All prices would be zero" in unasked.err
 
     def shown() -> Any:
         return json.loads(cli("provider", "status", account, "-o", "json").out)
