@@ -123,6 +123,7 @@ MinJobAge=$min_job_age
 MessageTimeout=10
 PropagateResourceLimits=NONE
 AccountingStorageType=accounting_storage/none
+GetEnvTimeout=0
 END
         if [[ -n $over ]]; then echo "JobAcctGatherParams=$over"; fi
         if ((jobcomp)); then
@@ -191,8 +192,12 @@ stop() {
 up() {
     local dir=$1 name
     if [[ -e $dir/daemons ]]; then die "$dir holds a cluster already; end it first"; fi
-    mkdir -p "$dir/state"
+    mkdir -p "$dir/state/env_cache"
     chmod 0711 "$dir"
+    # With GetEnvTimeout=0 a job's environment comes from here and not from a login shell, whose start-up files
+    # may take seconds for each job.
+    env -i HOME="$HOME" USER="$(id -un)" SHELL=/bin/sh PATH=/usr/local/bin:/usr/bin:/bin /usr/bin/env \
+        >"$dir/state/env_cache/$(id -un)"
     (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
     write_config "$dir"
     while read -r name; do start "$dir" "$name"; done <"$dir/daemons"
