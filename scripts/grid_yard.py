@@ -26,6 +26,7 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.anvil import Anvil
 from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.isolation import machine_isolation
 from deepsquare_chain.job import Hardware, JobFlags, Objective, Prices, Resources, Terms
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
@@ -46,6 +47,7 @@ class Yard:
     poll_interval: float = 0.25
     cpus: int = 64
     log_level: str = "warning"
+    settings: dict[str, str] = field(default_factory=dict)  # more variables of the daemons
     node: Anvil = field(default_factory=Anvil)
     services: dict[str, ChildProcess] = field(default_factory=dict)
 
@@ -161,7 +163,9 @@ class Yard:
         account = role.partition("@")[0]
         words = ["metascheduler" if account == "scheduler" else "provider", "run"]
         clean = {key: value for key, value in os.environ.items() if "DEEPSQUARE" not in key}
+        allowances = machine_isolation().allowances
         env = {
+            **{f"DEEPSQUARE_{name.upper()}": "1" for name in allowances},
             "DEEPSQUARE_ENDPOINT": self.node.url,
             "DEEPSQUARE_DEPLOYMENT": str(self.folder / "deployment.json"),
             "DEEPSQUARE_STORE": str(self.folder / "definitions"),
@@ -178,7 +182,7 @@ class Yard:
                 [sys.executable, "-m", "deepsquare_chain.cli", *words],
                 stdout=log,
                 stderr=log,
-                env={**clean, **env},
+                env={**clean, **env, **self.settings},
             )
         self.services[role] = child
         return child

@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""Measure one provider on a real node (anvil, a block a second): throughput, overhead, load.
+
+For each executor: the provider idle, then busy with jobs that do nothing, each figure against the
+same jobs without a grid. On Slurm also with a queue that is full. The Slurm cluster is one of
+`scripts/local_slurm.sh`, on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from bench_grid import flat, work_off
+from grid_measures import Blocks, between, cpu_seconds, latency, load_of, read_story
+from grid_yard import Yard
+
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.isolation import machine_isolation
+from deepsquare_chain.job import JobStatus
+
+ROLE: Final = "p0"
+STEPS: Final = (
+    JobStatus.PENDING,
+    JobStatus.META_SCHEDULED,
+    JobStatus.SCHEDULED,
+    JobStatus.RUNNING,
+    JobStatus.FINISHED,
+)
+BATCH: Final = 250
+#: `sbatch` commands at a time without a grid, as many as a provider has at a time.
+AT_ONCE: Final = 2
+SCRIPT: Final = Path(__file__).with_name("local_slurm.sh")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Slurm cluster that a benchmark has started."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Settings of a provider that runs its jobs there."""
+        return {
+            "DEEPSQUARE_EXECUTOR": "slurm",
+            "DEEPSQUARE_EXECUTOR_OPTIONS": f"conf={self.folder}/slurm.conf",
+        }
+
+    def run(self, *arguments: str) -> str:
+        """What a command of Slurm prints."""
+        env = {**os.environ, "SLURM_CONF": f"{self.folder}/slurm.conf"}
+        return subprocess.run(
+            arguments, env=env, capture_output=True, text=True, check=True, timeout=120
+        ).stdout
+
+    def queued(self) -> int:
+        """Number of jobs that have not ended."""
+        return len(self.run("squeue", "--noheader", "--format=%i").split())
+
+
+@contextmanager
+def slurm_cluster(cpus: int) -> Iterator[Cluster]:
+    """A cluster of one node with so many CPUs."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-slurm-"))
+    size = ("--nodes", "1", "--cpus", str(cpus), "--memory", str(64 * cpus), "--gpus", "0")
+    try:
+        subprocess.run([str(SCRIPT), "up", str(folder), *size], check=True, capture_output=True)
+        yield Cluster(folder)
+    finally:
+        subprocess.run([str(SCRIPT), "down", str(folder)], check=False)
+        subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
+async def idle(yard: Yard, seconds: float) -> dict[str, float]:
+    """CPU (percent of one core) and memory (MB) of the provider that has nothing to do."""
+    child = yard.services[ROLE]
+    before = load_of(child)
+    await asyncio.sleep(seconds)
+    return between(before, load_of(child))
+
+
+async def busy(yard: Yard, jobs: int) -> dict[str, Any]:
+    """Jobs that do nothing, all submitted at once: throughput, and what each costs."""
+    child = yard.services[ROLE]
+    before, spent = load_of(child), cpu_seconds(yard)
+    first = int(await yard.w3.eth.block_number) + 1
+    async with Blocks(yard.w3).watching() as blocks:
+        done = await work_off(yard, jobs, lambda _: None)
+    await asyncio.sleep(1)  # the last supervisors end
+    load, after = between(before, load_of(child)), cpu_seconds(yard)
+    story = await read_story(yard, first)
+    return {
+        "jobs": jobs,
+        "ends": dict(Counter(max(story.steps[job_id]).name for job_id in done["ids"])),
+        "latency": {
+            f"{before.name}_to_{after.name}".lower(): latency(story, blocks, before, after)
+            for before, after in pairwise(STEPS)
+        },
+        "seconds": round(done["seconds"], 1),
+        "jobs_per_minute": round(60 * jobs / done["seconds"], 1),
+        **load,
+        "provider_cpu_ms_per_job": per_job(spent, after, "providers", jobs),
+        "children_cpu_ms_per_job": per_job(spent, after, "jobs", jobs),
+    }
+
+
+def per_job(before: Mapping[str, float], after: Mapping[str, float], who: str, jobs: int) -> float:
+    """CPU milliseconds per job."""
+    return round(1000 * (after[who] - before[who]) / jobs, 1)
+
+
+def bare_shell(jobs: int) -> dict[str, float]:
+    """The same jobs as shells of this machine, one after the other."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    for _ in range(jobs):
+        subprocess.run(["/bin/bash", "-c", "true"], check=True)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "ms_per_job": round(1000 * seconds / jobs, 1),
+        "cpu_ms_per_job": round(1000 * cpu / jobs, 1),
+    }
+
+
+async def bare_sbatch(cluster: Cluster, jobs: int) -> dict[str, float]:
+    """The same jobs submitted with sbatch, until the last has left the queue."""
+    gate, began = asyncio.Semaphore(AT_ONCE), time.monotonic()
+
+    async def one() -> None:
+        async with gate:
+            await asyncio.to_thread(
+                cluster.run, "sbatch", "--mem=64", "--output=/dev/null", "--wrap=true"
+            )
+
+    await asyncio.gather(*(one() for _ in range(jobs)))
+    submitted = time.monotonic() - began
+    while await asyncio.to_thread(cluster.queued):  # noqa: ASYNC110 - Slurm tells nobody
+        await asyncio.sleep(0.2)
+    seconds = time.monotonic() - began
+    return {
+        "jobs_per_minute": round(60 * jobs / seconds, 1),
+        "ms_per_job": round(1000 * seconds / jobs, 1),
+        "submission_ms_per_job": round(1000 * submitted / jobs, 1),
+    }
+
+
+async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[str, Any]:
+    """So many jobs that wait in Slurm's queue, held by a job that has the whole cluster."""
+    cluster.run("sbatch", "--exclusive", "--output=/dev/null", "--wrap=sleep 86400")
+    with tempfile.TemporaryDirectory(prefix="bench-provider-") as place:
+        yard = Yard(Path(place), 1, confirmations, cpus=2 * jobs, settings=cluster.settings)
+        async with yard:
+            await start(yard)
+            child = yard.services[ROLE]
+            before, spent, began = load_of(child), cpu_seconds(yard), time.monotonic()
+            ids: list[int] = []
+            while len(ids) < jobs:
+                ids += await yard.submit(min(BATCH, jobs - len(ids)))
+            while await asyncio.to_thread(cluster.queued) <= jobs:  # noqa: ASYNC110
+                await asyncio.sleep(1)
+            seconds = time.monotonic() - began
+            filling, after = between(before, load_of(child)), cpu_seconds(yard)
+            steady = await idle(yard, 20)
+            return {
+                "jobs": jobs,
+                "seconds_until_all_are_queued": round(seconds, 1),
+                "filling": filling,
+                "provider_cpu_ms_per_job": per_job(spent, after, "providers", jobs),
+                "children_cpu_ms_per_job": per_job(spent, after, "jobs", jobs),
+                "waiting": steady,
+            }
+
+
+async def start(yard: Yard) -> None:
+    """Start the daemons and wait until they are ready."""
+    for role in ("scheduler", ROLE):
+        await yard.start(role)
+    for role in ("scheduler", ROLE):
+        await yard.ready(role)
+
+
+async def measure(options: argparse.Namespace, cluster: Cluster | None) -> dict[str, Any]:
+    """One executor: idle and busy."""
+    settings = cluster.settings if cluster else {}
+    with tempfile.TemporaryDirectory(prefix="bench-provider-") as place:
+        yard = Yard(
+            Path(place),
+            1,
+            options.confirmations,
+            options.poll,
+            cpus=options.cpus,
+            settings=settings,
+        )
+        async with yard:
+            await start(yard)
+            await asyncio.sleep(3)  # what the start left behind
+            return {
+                "idle": await idle(yard, options.idle),
+                "busy": await busy(yard, options.jobs),
+            }
+
+
+async def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole measurement."""
+    others = psutil.cpu_percent(interval=3)
+    found: dict[str, Any] = {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "load_average": [round(each, 1) for each in os.getloadavg()],
+            "cpu_percent_before": others,
+            "python": platform.python_version(),
+            "isolation": machine_isolation().words,
+        }
+    }
+    if "local" in options.executors:
+        found["local"] = {**await measure(options, None), "bare_shell": bare_shell(options.jobs)}
+    if "slurm" in options.executors:
+        with slurm_cluster(options.cpus) as cluster:
+            bare = await bare_sbatch(cluster, options.jobs)
+            found["slurm"] = {**await measure(options, cluster), "bare_sbatch": bare}
+            ms = 60_000 / found["slurm"]["busy"]["jobs_per_minute"]
+            found["slurm"]["overhead_ms_per_job"] = round(ms - bare["ms_per_job"], 1)
+            if options.queue:
+                found["slurm_queue"] = await full_queue(
+                    cluster, options.queue, options.confirmations
+                )
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--executors", nargs="+", default=["local", "slurm"])
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--cpus", type=int, default=64, help="that the provider offers")
+    parser.add_argument("--queue", type=int, default=5_000, help="jobs in Slurm's queue, or 0")
+    parser.add_argument("--confirmations", type=int, default=1)
+    parser.add_argument("--poll", type=float, default=0.25, help="seconds between idle cycles")
+    parser.add_argument("--idle", type=float, default=20.0, help="seconds of watching it idle")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
+    options = parser.parse_args()
+    try:
+        found = asyncio.run(bench(options))
+    except GridError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        return error.exit_code
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in flat(found):
+            print(f"{name:45} {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
