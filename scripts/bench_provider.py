@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -255,11 +256,15 @@ def main() -> int:
     parser.add_argument("--idle", type=float, default=20.0, help="seconds of watching it idle")
     parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
     options = parser.parse_args()
+    # The cluster and the daemons are ended then, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         found = asyncio.run(bench(options))
     except GridError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     if options.json:
         print(json.dumps(found, indent=2))
     else:
