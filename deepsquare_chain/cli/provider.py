@@ -358,16 +358,27 @@ async def earnings(desk: Desk, account: AccountArgument = None) -> None:
 @command(app)
 async def doctor(desk: Desk, account: AccountArgument = None) -> int:
     """Look at all that a provider needs to get jobs; exit 1 if something is wrong."""
+    from deepsquare_chain.client.doctor import examine
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.client.providerdoctor import examine_provider
     from deepsquare_chain.daemon.status import service_folder
+    from deepsquare_chain.errors import GridError
     from deepsquare_chain.executors.base import ExecutorContext
     from deepsquare_chain.executors.registry import examine_executor
     from deepsquare_chain.job import Offer
+    from deepsquare_chain.observe.probe import Check
 
     settings = desk.settings
-    address = own_address(settings, account)
-    found = await examine_provider(settings, address)
+    try:
+        address = own_address(settings, account)
+        found = await examine_provider(settings, address)
+    except GridError as error:
+        if account is not None:
+            raise
+        # Whose provider it is can't be told: all else can still be examined.
+        address = ""
+        found = await examine(settings)
+        found.append(Check("registration", False, error.message, error.hint, "keystore"))
     context = ExecutorContext(
         state_dir=service_folder(settings.state_dir, "provider", address),
         capacity=Offer(0, 0, 0),

@@ -60,6 +60,7 @@ def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:
     found = cli("submit", HELLO, "--dry-run")
     assert (found.code, found.out) == (0, "")
     assert "Dry run: nothing was sent." in found.err
+    assert "no provider is known to read definitions from" in found.err
     assert (credits(cli), sent()) == (before, 0)
     told = data(cli("submit", HELLO, "--array", "2", "--dry-run", "-o", "json"))
     assert (told["jobs"], told["total"], told["total_credits"]) == (2, str(2 * 10**18), "2")
@@ -237,6 +238,9 @@ def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
     assert (checks["status"]["ok"], checks["status"]["text"]) == (False, "DRAINING")
     assert "provider resume" in checks["status"]["hint"]
     assert cli("provider", "resume", *own).code == 0
+    nobody = cli("provider", "doctor", "--keystore", str(place.folder / "none.json"), "-o", "json")
+    checks = {each["check"]: each for each in json.loads(nobody.out)}
+    assert (nobody.code, checks["registration"]["ok"], checks["executor"]["ok"]) == (1, False, True)
     stranger = cli("provider", "doctor", "-o", "json")
     assert stranger.code == 1
     checks = {each["check"]: each for each in json.loads(stranger.out)}
