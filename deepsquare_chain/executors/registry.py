@@ -45,7 +45,8 @@ async def examine_executor(name: str, context: ExecutorContext) -> list[Check]:
     except GridError as error:
         setting = "executor, executor_options"
         return [Check("executor", False, error.message, error.hint, setting)]
-    found = found or [Check("executor", True, f"{name} is installed", "", "executor")]
+    if all(check.name != "executor" for check in found):
+        found.insert(0, Check("executor", True, f"{name} is installed", "", "executor"))
     return [*found, user_check()]
 
 
