@@ -43,7 +43,7 @@ from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.service import open_index
 from deepsquare_chain.indexer.writer import IndexWriter
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.web.api.app import api_routes
+from deepsquare_chain.web.api import api_routes
 from deepsquare_chain.web.app import explorer_app
 from deepsquare_chain.web.site import Site
 from tests.support.anvil import start_anvil

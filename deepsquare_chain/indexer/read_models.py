@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deepsquare_chain.indexer.units import Coin, Credits, Gas, Rate, Values
-from deepsquare_chain.job import (
+from deepsquare_chain import job
+from deepsquare_chain.indexer.units import (
+    Coin,
+    Credits,
+    Gas,
     Hardware,
+    JobCounts,
     JobFlags,
     JobStatus,
     Load,
@@ -20,14 +24,17 @@ from deepsquare_chain.job import (
     Offer,
     Prices,
     ProviderStatus,
+    Rate,
+    ReadModel,
     Resources,
+    Values,
 )
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
+class Page(ReadModel, Generic[T]):
     """Some rows of a list; `next` is the cursor of those that follow, None at the end."""
 
     items: tuple[T, ...]
@@ -35,7 +42,7 @@ class Page(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Place(ReadModel):
     """Where on the chain something stands.
 
     Until `finalized` a reorganisation can still undo it. `log_index` is that of the log in its
@@ -50,7 +57,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class Status(ReadModel):
     """How far the index is.
 
     `block` is the last one whose effects are in the tables (`block_hash` and `time` are its own,
@@ -82,7 +89,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(ReadModel):
     """The grid at a glance, at chain time `time`; cpus are those of providers in good standing.
 
     `donated` is what was given to the scheduler's contract without a job: nobody's any more.
@@ -90,7 +97,7 @@ class Overview:
 
     block: int
     time: int
-    jobs: Mapping[JobStatus, int]
+    jobs: JobCounts
     jobs_total: int
     submitted_last_hour: int
     ended_last_hour: int
@@ -110,7 +117,7 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
-class JobRow:
+class JobRow(ReadModel):
     """A job in a list.
 
     `escrow` is what is held now, zero once it is final; `provider` is None while nobody has it;
@@ -143,7 +150,7 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TransitionRow:
+class TransitionRow(ReadModel):
     """A status change; `provider` is None where no provider was involved."""
 
     at: Place
@@ -155,7 +162,7 @@ class TransitionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class MovementRow:
+class MovementRow(ReadModel):
     """One line of a statement: of `debit` and `credit` one is zero; `balance` is after it.
 
     `kind` is one of `audit.entries.Kind`; several jobs that are paid in one transfer have a line
@@ -178,7 +185,7 @@ class MovementRow:
 
 
 @dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(ReadModel):
     """An event: `values` are its fields by name.
 
     Enums stand as names, bytes as 0x-hexadecimal, structs as mappings, integers as integers.
@@ -192,7 +199,7 @@ class EventRow:
 
 
 @dataclass(frozen=True, slots=True)
-class LineRow:
+class LineRow(ReadModel):
     """One job of a line of retries; `carried` is the escrow that it passed on."""
 
     id: int
@@ -202,7 +209,7 @@ class LineRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ChallengeRow:
+class ChallengeRow(ReadModel):
     """A provider's open challenge: it is silent when `answer_by` passes without an answer."""
 
     at: Place
@@ -213,7 +220,7 @@ class ChallengeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class JobDetail:
+class JobDetail(ReadModel):
     """Everything about a job.
 
     `events` are the first ones only where `more_events`; `Index.events` pages through all.
@@ -253,12 +260,12 @@ class JobDetail:
     @property
     def deadline(self) -> int:
         """Chain time at which a running job has used its allotment, else zero."""
-        running = self.row.status is JobStatus.RUNNING
+        running = self.row.status is job.JobStatus.RUNNING
         return self.billed_until + self.allotment if running else 0
 
 
 @dataclass(frozen=True, slots=True)
-class RoleRow:
+class RoleRow(ReadModel):
     """A grant or a loss of a role; `contract` is Credit, ProviderRegistry or MetaScheduler."""
 
     at: Place
@@ -271,7 +278,7 @@ class RoleRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Roles:
+class Roles(ReadModel):
     """Who holds what now, by the grant that gave it, and everything that led there."""
 
     held: tuple[RoleRow, ...]
@@ -279,7 +286,7 @@ class Roles:
 
 
 @dataclass(frozen=True, slots=True)
-class AccountRow:
+class AccountRow(ReadModel):
     """An account: `alias` is what it is to this grid (a contract's name, treasury), or empty.
 
     `jobs` and `jobs_live` count those that it submitted, `movements` the lines of its statement.
@@ -297,7 +304,7 @@ class AccountRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderFigures:
+class ProviderFigures(ReadModel):
     """What a provider did with what it was given.
 
     `assigned`, `started` and `returned` (requeued) count events, the endings count jobs that had
@@ -333,7 +340,7 @@ class ProviderFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderRow:
+class ProviderRow(ReadModel):
     """A provider now; `id` is None before its first approval; `answer_by` zero unchallenged.
 
     `load` is what its live assigned jobs occupy of its offer.
@@ -356,7 +363,7 @@ class ProviderRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderChange:
+class ProviderChange(ReadModel):
     """One change: `kind` is registered, hardware, approved, offer, prices, labels, draining, ban,
     challenged or answered; `values` as in `EventRow`."""
 
@@ -366,7 +373,7 @@ class ProviderChange:
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderDetail:
+class ProviderDetail(ReadModel):
     """A provider with its history, latest first; `Index.provider_history` pages through all."""
 
     row: ProviderRow
@@ -376,7 +383,7 @@ class ProviderDetail:
 
 
 @dataclass(frozen=True, slots=True)
-class TransactionRow:
+class TransactionRow(ReadModel):
     """A transaction that made events of this grid.
 
     `to` is None where it created a contract; `contract` is the name of ours that it called, or
@@ -397,7 +404,7 @@ class TransactionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardedRow:
+class ForwardedRow(ReadModel):
     """A customer's signed request that a relayer handed to the forwarder.
 
     `contract` is the name of ours that it calls, or empty; `ok` is false where it was refused or
@@ -412,7 +419,7 @@ class ForwardedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TransactionDetail:
+class TransactionDetail(ReadModel):
     """The same with its input (0x-hexadecimal), events, and the movements that they made.
 
     `forwarded` are the signed requests in it, where it is one to the forwarder.
@@ -429,7 +436,7 @@ class TransactionDetail:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockRow:
+class BlockRow(ReadModel):
     """A block with events of this grid; `transactions` counts those with such events."""
 
     number: int
@@ -445,7 +452,7 @@ class BlockRow:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockDetail:
+class BlockDetail(ReadModel):
     """A block with its transactions, the first ones where `more_transactions`."""
 
     row: BlockRow
@@ -454,7 +461,7 @@ class BlockDetail:
 
 
 @dataclass(frozen=True, slots=True)
-class SettlementRow:
+class SettlementRow(ReadModel):
     """How a job's escrow was divided: at its end, or in part by an interim payment.
 
     `status` is the one that the job then had, so RUNNING for an interim payment.
@@ -474,11 +481,11 @@ class SettlementRow:
     @property
     def interim(self) -> bool:
         """Whether the job went on afterwards."""
-        return self.status is JobStatus.RUNNING
+        return self.status is job.JobStatus.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
-class ExceptionRow:
+class ExceptionRow(ReadModel):
     """Something lawful that is worth a look, by the rules of `audit verify`.
 
     `code` is its kind and `subject` what it is about: jobs, providers, credits or administration;
@@ -495,7 +502,7 @@ class ExceptionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenExceptions:
+class OpenExceptions(ReadModel):
     """What stands open now without anybody having acted; `more` where only the first are here."""
 
     items: tuple[ExceptionRow, ...]
@@ -503,7 +510,7 @@ class OpenExceptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ParameterRow:
+class ParameterRow(ReadModel):
     """A parameter in force; `since` is None where the deployment fixed it for good."""
 
     name: str
@@ -512,7 +519,7 @@ class ParameterRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(ReadModel):
     """All parameters now, and how those that can change came there, latest first."""
 
     now: tuple[ParameterRow, ...]
@@ -520,7 +527,7 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(ReadModel):
     """Something that a search found: `kind` is job, account, provider, transaction or block;
     `key` is what the methods of those take."""
 
@@ -530,15 +537,15 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class StatusPoint:
+class StatusPoint(ReadModel):
     """Jobs by status at a time."""
 
     time: int
-    jobs: Mapping[JobStatus, int]
+    jobs: JobCounts
 
 
 @dataclass(frozen=True, slots=True)
-class EscrowPoint:
+class EscrowPoint(ReadModel):
     """Where credits were at a time."""
 
     time: int
@@ -550,7 +557,7 @@ class EscrowPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class UsePoint:
+class UsePoint(ReadModel):
     """Of one provider in the time up to `time`: cpu-seconds used and offered."""
 
     time: int
@@ -564,7 +571,7 @@ class UsePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Utilisation:
+class Utilisation(ReadModel):
     """Use over time of one provider."""
 
     account: str
@@ -572,7 +579,7 @@ class Utilisation:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Change(ReadModel):
     """Why pages may look different now.
 
     `kind` is blocks (new ones), reorg (blocks from `first_block` on did not happen), finality
@@ -588,7 +595,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(ReadModel):
     """Changes after a number, oldest first.
 
     With `missed` some are no longer kept, and a page should be read anew. `latest` is the number

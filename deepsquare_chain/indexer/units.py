@@ -1,24 +1,163 @@
-"""What the integers of rows count, as a note on their types: whoever shows them reads it there."""
+"""Types of read model members: what an integer counts, and how JSON shows it. Pure.
+
+An amount of credits becomes two members, `paid` in credit-wei and `paid_credits` in credits, both
+texts: a JSON number cannot hold them. A rate gets its price per hour in the same way. Enums stand
+as their names, flags as a list of the names of those that are set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import Enum
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import IntEnum, IntFlag
+from typing import Annotated, Any, Final, TypeAlias, get_origin, get_type_hints
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer, WithJsonSchema
+from pydantic_core import CoreSchema, core_schema
+
+from deepsquare_chain import job
+from deepsquare_chain.credits import format_credits, hourly
+
+_AS_TEXT: Final = PlainSerializer(str, return_type=str)
 
 
-class Unit(Enum):
-    """Units of amounts; other integers are seconds, counts, ids or block numbers."""
-
-    CREDITS = "credit-wei"
-    RATE = "credit-wei a second"
-    COIN = "wei of the chain's own coin"
-    GAS = "units of gas"
-    RAW = "values as an event gives them"
+def _whole(unit: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": "^-?[0-9]+$", "description": unit})
 
 
-Credits: TypeAlias = Annotated[int, Unit.CREDITS]
-Rate: TypeAlias = Annotated[int, Unit.RATE]
-Coin: TypeAlias = Annotated[int, Unit.COIN]
-Gas: TypeAlias = Annotated[int, Unit.GAS]
-Values: TypeAlias = Annotated[Mapping[str, Any], Unit.RAW]
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """Adds a member in decimal notation, named after the amount with a suffix."""
+
+    suffix: str
+    show: Callable[[int], str]
+
+    def field(self, name: str) -> core_schema.ComputedField:
+        """The member beside the one of this name."""
+        shown = core_schema.plain_serializer_function_ser_schema(
+            self.show, return_schema=core_schema.str_schema(pattern=r"^-?[0-9]+(\.[0-9]+)?$")
+        )
+        schema = core_schema.int_schema(serialization=shown)
+        return core_schema.computed_field(name, schema, alias=f"{name}_{self.suffix}")
+
+
+@dataclass(frozen=True, slots=True)
+class ByName:
+    """Shows members of an enum by name, a flag as the list of the names of its parts."""
+
+    kind: type[IntEnum | IntFlag]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        shown = core_schema.plain_serializer_function_ser_schema(self._show)
+        return core_schema.is_instance_schema(self.kind, serialization=shown)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        one = {"type": "string", "enum": [each.name for each in self.kind]}
+        return {"type": "array", "items": one} if issubclass(self.kind, IntFlag) else one
+
+    def _show(self, value: Any) -> Any:
+        return [each.name for each in value] if issubclass(self.kind, IntFlag) else value.name
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Shows a record of the job vocabulary with its properties; `member` is the type of its fields
+    where the record does not say what they count."""
+
+    member: Any = None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return _with_properties(source, handler, self.member)
+
+
+class ReadModel:
+    """Base of read models: JSON shows properties and companions of amounts beside the fields."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _with_properties(source, handler)
+
+
+def _with_properties(source: Any, handler: GetCoreSchemaHandler, member: Any = None) -> CoreSchema:
+    schema = handler(source)
+    model: Any = handler.resolve_ref_schema(schema)
+    model["config"] = {**model.get("config", {}), "extra_fields_behavior": "forbid"}
+    kind = get_origin(source) or source
+    computed: list[core_schema.ComputedField] = []
+    hints = get_type_hints(kind, include_extras=True)
+    for each in fields(kind):
+        computed += _companions(each.name, member or hints[each.name])
+    if member is not None:
+        for field in model["schema"]["fields"]:
+            field["schema"] = handler.generate_schema(member)
+    for name, found in vars(kind).items():
+        if isinstance(found, property) and found.fget is not None:
+            hint = get_type_hints(found.fget, include_extras=True)["return"]
+            computed.append(core_schema.computed_field(name, handler.generate_schema(hint)))
+            computed += _companions(name, hint)
+    model["schema"]["computed_fields"] = computed
+    return schema
+
+
+def _companions(name: str, hint: Any) -> list[core_schema.ComputedField]:
+    notes = getattr(hint, "__metadata__", ())
+    return [each.field(name) for each in notes if isinstance(each, Companion)]
+
+
+def _integers_as_text(value: Any) -> Any:
+    """Values of an event: any integer may be larger than a JSON number can be."""
+    if isinstance(value, Mapping):
+        return {key: _integers_as_text(each) for key, each in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def _by_status(value: Mapping[job.JobStatus, int]) -> dict[str, int]:
+    return {status.name: count for status, count in value.items()}
+
+
+#: Credit-wei.
+Credits: TypeAlias = Annotated[
+    int, _AS_TEXT, _whole("credit-wei"), Companion("credits", format_credits)
+]
+#: Credit-wei per second.
+Rate: TypeAlias = Annotated[
+    int, _AS_TEXT, _whole("credit-wei per second"), Companion("credits_per_hour", hourly)
+]
+#: Wei of the chain's own coin.
+Coin: TypeAlias = Annotated[int, _AS_TEXT, _whole("wei of the chain's own coin")]
+#: Units of gas.
+Gas: TypeAlias = Annotated[int, _AS_TEXT, _whole("units of gas")]
+#: Fields of an event by name.
+Values: TypeAlias = Annotated[
+    Mapping[str, Any], PlainSerializer(_integers_as_text), WithJsonSchema({"type": "object"})
+]
+JobStatus: TypeAlias = Annotated[job.JobStatus, ByName(job.JobStatus)]
+JobFlags: TypeAlias = Annotated[job.JobFlags, ByName(job.JobFlags)]
+Objective: TypeAlias = Annotated[job.Objective, ByName(job.Objective)]
+ProviderStatus: TypeAlias = Annotated[job.ProviderStatus, ByName(job.ProviderStatus)]
+JobCounts: TypeAlias = Annotated[
+    Mapping[job.JobStatus, int],
+    PlainSerializer(_by_status),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"type": "integer"},
+            "propertyNames": {"enum": [each.name for each in job.JobStatus]},
+        }
+    ),
+]
+Resources: TypeAlias = Annotated[job.Resources, Record()]
+Hardware: TypeAlias = Annotated[job.Hardware, Record()]
+Offer: TypeAlias = Annotated[job.Offer, Record()]
+Load: TypeAlias = Annotated[job.Load, Record()]
+Prices: TypeAlias = Annotated[job.Prices, Record(Rate)]

@@ -27,6 +27,7 @@ from deepsquare_chain.errors import (
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import CONTENT_TYPE, Metrics
 from deepsquare_chain.observe.probe import Health
+from deepsquare_chain.observe.serving import RateLimit
 from deepsquare_chain.web.live import Feed, live
 from deepsquare_chain.web.pages import (
     accounts,
@@ -39,12 +40,12 @@ from deepsquare_chain.web.pages import (
     wallet,
 )
 from deepsquare_chain.web.render import FOLDER, Renderer, environment
-from deepsquare_chain.web.security import Allowance, SecurityHeaders
+from deepsquare_chain.web.security import SecurityHeaders
 from deepsquare_chain.web.site import Site
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
-#: Posts a minute of one client.
-POSTS_A_MINUTE: Final = 60
+#: Posts per minute of one client.
+POSTS_PER_MINUTE: Final = 60
 _STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
     (NotFoundError, 404),
     (InsufficientFundsError, 409),
@@ -131,7 +132,7 @@ def explorer_app(
     app.state.site = site
     app.state.render = Renderer(site)
     app.state.feed = Feed(site.index)
-    app.state.allowance = Allowance(POSTS_A_MINUTE)
+    app.state.post_limit = RateLimit(POSTS_PER_MINUTE / 60, POSTS_PER_MINUTE)
     return app
 
 

@@ -6,9 +6,6 @@ a foreign page that frames or scripts these, and a foreign page that posts.
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -71,35 +68,6 @@ def is_own(request: Request) -> bool:
         return False
     origin = request.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
-
-
-class Allowance:
-    """So many requests a minute for each client, after a first burst of as many.
-
-    Args:
-        a_minute: Requests of one client.
-        clients: How many are remembered; the longest unseen is forgotten first.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(
-        self, a_minute: int, *, clients: int = 4_096, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._a_minute = a_minute
-        self._clients = clients
-        self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, client: str) -> bool:
-        """Whether this client may have one more now."""
-        now = self._clock()
-        left, seen = self._left.pop(client, (float(self._a_minute), now))
-        left = min(float(self._a_minute), left + (now - seen) * self._a_minute / 60)
-        allowed = left >= 1
-        self._left[client] = (left - 1 if allowed else left, now)
-        while len(self._left) > self._clients:
-            self._left.popitem(last=False)
-        return allowed
 
 
 def client_of(request: Request) -> str:

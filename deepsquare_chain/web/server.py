@@ -20,7 +20,7 @@ from deepsquare_chain.indexer.service import index_service
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.observe.serving import HOST, LoopbackServer
 from deepsquare_chain.store.definitions import DefinitionStore
-from deepsquare_chain.web.api.app import api_routes
+from deepsquare_chain.web.api import api_routes
 from deepsquare_chain.web.app import LOOPBACK, explorer_app
 from deepsquare_chain.web.site import Link, Site
 

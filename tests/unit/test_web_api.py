@@ -17,11 +17,9 @@ from starlette.applications import Starlette
 
 from deepsquare_chain.credits import parse_credits
 from deepsquare_chain.indexer.queries import Index
+from deepsquare_chain.observe.serving import MAX_CLIENTS, RateLimit
 from deepsquare_chain.store.base import StoreError
-from deepsquare_chain.web.api.app import api_routes
-from deepsquare_chain.web.api.limits import MAX_CLIENTS, RateLimit
-from deepsquare_chain.web.api.openapi import PREFIX, document
-from deepsquare_chain.web.api.routes import QUESTIONS
+from deepsquare_chain.web.api import PREFIX, api_routes, document
 from tests.support.index import Indexed
 from tests.support.recorded import (
     RecordedGrid,
@@ -111,7 +109,7 @@ def examples(index: Index) -> dict[str, list[str]]:
         "/exceptions": ["/exceptions", "/exceptions?kind=jobs", "/exceptions?kind=panic"],
         "/search": ["/search?q=1", f"/search?q={providers[0]}", f"/search?q={hashes[0]}"],
     }
-    return {each.path: found.get(each.path, [each.path]) for each in QUESTIONS}
+    return {path: found.get(path, [path]) for path in document()["paths"]}
 
 
 async def test_every_answer_is_what_the_document_says(
@@ -146,9 +144,9 @@ async def test_amounts_are_texts_with_their_decimals(
 
 
 LISTS = sorted(
-    each.path
-    for each in QUESTIONS
-    if any(parameter.name == "cursor" for parameter in each.parameters)
+    path
+    for path, operations in document()["paths"].items()
+    if any(each["name"] == "cursor" for each in operations["get"].get("parameters", ()))
 )
 
 
@@ -289,7 +287,7 @@ async def test_a_failure_tells_nothing(error: Exception, status: int) -> None:
 
 @settings(max_examples=60)
 @given(
-    path=st.sampled_from([each.path for each in QUESTIONS]),
+    path=st.sampled_from(list(document()["paths"])),
     inside=st.text(max_size=70),
     query=st.dictionaries(
         st.sampled_from(
@@ -348,3 +346,10 @@ def test_the_memory_of_clients_is_bounded() -> None:
     for number in range(MAX_CLIENTS + 50):
         limit.wait(f"client {number}")
     assert len(limit) == MAX_CLIENTS
+
+
+def test_the_client_that_was_away_longest_is_forgotten() -> None:
+    limit = RateLimit(1.0, 1, clients=2, clock=lambda: 0.0)
+    assert [limit.wait("a"), limit.wait("b"), limit.wait("a")] == [0.0, 0.0, 1.0]
+    assert limit.wait("c") == 0.0  # in place of b
+    assert [len(limit), limit.wait("a"), limit.wait("b")] == [2, 1.0, 0.0]

@@ -59,7 +59,7 @@ from deepsquare_chain.web.decoding import (
 from deepsquare_chain.web.explaining import judge
 from deepsquare_chain.web.jobform import read_form
 from deepsquare_chain.web.render import environment
-from deepsquare_chain.web.security import Allowance, is_own
+from deepsquare_chain.web.security import is_own
 from deepsquare_chain.web.server import Address
 from deepsquare_chain.web.site import Link, Site
 
@@ -602,17 +602,6 @@ def asked(**headers: str) -> Request:
 )
 def test_posts_come_from_own_pages(headers: dict[str, str], own: bool) -> None:
     assert is_own(asked(**headers)) is own
-
-
-def test_an_allowance_is_used_up_and_comes_back() -> None:
-    now = [0.0]
-    allowance = Allowance(3, clients=2, clock=lambda: now[0])
-    assert [allowance.take("a") for _ in range(4)] == [True, True, True, False]
-    assert allowance.take("b")
-    now[0] = 20.0
-    assert [allowance.take("a"), allowance.take("a")] == [True, False]
-    assert allowance.take("c")  # and the one that was not seen for longest is forgotten
-    assert len(allowance._left) == 2
 
 
 def test_links_are_templates() -> None:

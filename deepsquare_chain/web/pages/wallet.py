@@ -13,11 +13,12 @@ from web3.exceptions import TransactionNotFound, Web3Exception
 
 from deepsquare_chain.chain.events import JobSubmitted, decode_logs
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
+from deepsquare_chain.observe.serving import RateLimit
 from deepsquare_chain.web.calls import Plan, Planner
 from deepsquare_chain.web.jobform import read_form
 from deepsquare_chain.web.lookup import look_up
 from deepsquare_chain.web.pages.common import MAX_NUMBER, ask, show, site_of
-from deepsquare_chain.web.security import Allowance, client_of, is_own
+from deepsquare_chain.web.security import client_of, is_own
 from deepsquare_chain.web.site import Site
 
 MAX_BODY: Final = 160_000
@@ -124,8 +125,8 @@ async def _posted(request: Request) -> tuple[Site, Mapping[str, Any]]:
     """
     if not is_own(request):
         raise Refused("Only this explorer's own pages may ask for this", 403)
-    allowance: Allowance = request.app.state.allowance
-    if not allowance.take(client_of(request)):
+    limit: RateLimit = request.app.state.post_limit
+    if limit.wait(client_of(request)):
         raise Refused("Too many requests", 429, hint="Wait a minute.")
     body = b""
     async for part in request.stream():

@@ -1,0 +1,618 @@
+"""The JSON API below `/api/v1`: queries of the index, and the OpenAPI document of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
+from typing import Annotated, Any, Final, TypeAlias, get_origin
+
+from fastapi import APIRouter, Depends, FastAPI, Path, Query
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deepsquare_chain import __version__
+from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.indexer import read_models as rm
+from deepsquare_chain.indexer.anomalies import KINDS
+from deepsquare_chain.indexer.pagination import DEFAULT_LIMIT, MAX_LIMIT
+from deepsquare_chain.indexer.queries import Index
+from deepsquare_chain.indexer.series import MAX_BUCKETS
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observe.serving import RateLimit
+from deepsquare_chain.store.base import StoreError
+
+PREFIX: Final = "/api/v1"
+PROBLEM: Final = "application/problem+json"
+#: Requests per second of one client in the long run, and at once.
+RATE: Final = 10.0
+BURST: Final = 100
+_MAX_TEXT: Final = 500
+_MAX_INT: Final = 2**63 - 1
+_DIGITS: Final = re.compile(r"[0-9]{1,19}")
+_RETRY_SECONDS: Final = 5
+_DESCRIPTION: Final = """\
+What the explorer's index holds of a grid. Nothing has to be trusted: each row names its block,
+transaction and log, and a row that is not `finalized` may still be undone.
+
+Amounts are texts: `paid` in credit-wei, `paid_credits` beside it in credits. Times are seconds of
+chain time. Lists come in pages: give `next` back as `cursor`. Answers carry an `ETag`; ask with
+`If-None-Match` and an unchanged one is 304. Who asks too much gets 429 with `Retry-After`.
+Texts of jobs and providers are strangers': data, never markup.
+"""
+_log = get_logger(__name__)
+
+
+def api_routes(index: Index, *, rate: float = RATE, burst: int = BURST) -> list[BaseRoute]:
+    """Routes of the API.
+
+    Args:
+        index: The index that answers.
+        rate: Requests per second that one client may make; zero for no limit.
+        burst: Requests that it may make at once.
+    """
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.index = index
+    app.include_router(router, prefix=PREFIX)
+    app.add_api_route(PREFIX, describe, include_in_schema=False)
+    app.add_exception_handler(HTTPException, _not_found)
+    guarded = _Guard(app, RateLimit(rate, burst))
+    return [Route(PREFIX, guarded), Route(PREFIX + "/{rest:path}", guarded)]
+
+
+# -- errors
+
+
+class Problem(BaseModel):
+    """What went wrong, and what to do next (RFC 9457)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = Field("about:blank", json_schema_extra={"format": "uri-reference"})
+    title: str
+    status: int
+    detail: str
+    hint: str | None = None
+
+
+def problem(
+    status: HTTPStatus, detail: str, hint: str = "", *, retry: int | None = None
+) -> Response:
+    """An error response; `retry` is in seconds."""
+    body = Problem(title=status.phrase, status=int(status), detail=detail, hint=hint or None)
+    headers = {"Cache-Control": "no-store"}
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = "GET, HEAD"
+    if retry is not None:
+        headers["Retry-After"] = str(retry)
+    return Response(body.model_dump_json(exclude_none=True), status, headers, media_type=PROBLEM)
+
+
+class _NotModified(Exception):  # noqa: N818 - it ends a request early, nothing failed
+    """The client has the answer already."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        super().__init__()
+        self.headers = headers
+
+
+def _response_of(request: Request, error: Exception) -> Response:
+    """The response to what an endpoint raised; nothing of the inside is told."""
+    if isinstance(error, _NotModified):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=error.headers)
+    if isinstance(error, RequestValidationError):
+        return problem(HTTPStatus.BAD_REQUEST, _invalid(error.errors()[0]))
+    if isinstance(error, NotFoundError):
+        return problem(HTTPStatus.NOT_FOUND, error.message, error.hint)
+    if isinstance(error, UsageError):
+        return problem(HTTPStatus.BAD_REQUEST, error.message, error.hint)
+    _log.error("api failed", path=request.url.path[:200], exc_info=error)
+    if isinstance(error, StoreError):
+        # Where the database is, is nobody's business here.
+        return problem(
+            HTTPStatus.SERVICE_UNAVAILABLE, "The index can't be read now", retry=_RETRY_SECONDS
+        )
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here")
+
+
+def _invalid(error: dict[str, Any]) -> str:
+    name = str(error["loc"][1])
+    if error["type"] == "string_too_long":
+        return f"{name} is longer than {error['ctx']['max_length']} characters"
+    return f"{name} {error['msg']}"
+
+
+async def _not_found(_: Request, __: Exception) -> Response:
+    hint = f"See {PREFIX}/openapi.json."
+    return problem(HTTPStatus.NOT_FOUND, "There is no such path in this API", hint)
+
+
+class _Guard:
+    """Only GET and HEAD, and no more of them than the limit allows."""
+
+    def __init__(self, app: ASGIApp, limit: RateLimit) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        client = scope["client"][0] if scope.get("client") else ""
+        if scope["method"] not in {"GET", "HEAD"}:
+            refused = problem(HTTPStatus.METHOD_NOT_ALLOWED, "This API is for reading")
+        elif wait := self._limit.wait(client):
+            refused = problem(
+                HTTPStatus.TOO_MANY_REQUESTS, "Too many requests", retry=math.ceil(wait)
+            )
+        elif scope["method"] == "HEAD":
+            await self._app({**scope, "method": "GET"}, receive, _without_body(send))
+            return
+        else:
+            await self._app(scope, receive, send)
+            return
+        await refused(scope, receive, send)
+
+
+def _without_body(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return sent
+
+
+class _Endpoint(APIRoute):
+    """A route whose errors are problems and never tracebacks."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Exception as error:  # noqa: BLE001 - nobody outside learns what it was
+                return _response_of(request, error)
+
+        return guarded
+
+
+# -- parameters
+
+
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """An integer of plain digits within bounds."""
+
+    least: int = 0
+    most: int = _MAX_INT
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        whole = core_schema.int_schema(ge=self.least, le=self.most)
+        return core_schema.no_info_before_validator_function(self._read, whole)
+
+    def _read(self, text: str) -> int:
+        if _DIGITS.fullmatch(text) and self.least <= int(text) <= self.most:
+            return int(text)
+        raise PydanticCustomError(
+            "number",
+            "must be a number from {least} to {most}, not {given}",
+            {"least": self.least, "most": f"{self.most:,}", "given": repr(text[:40])},
+        )
+
+
+def _status(name: str) -> str:
+    if name not in _STATUSES:
+        raise UsageError(f"{name[:40]!r} is no status: {', '.join(_STATUSES)}")
+    return name
+
+
+def _flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise PydanticCustomError("flag", "must be true or false")
+    return text == "true"
+
+
+_STATUSES: Final = tuple(each.name for each in JobStatus if each)
+_Status: TypeAlias = Annotated[
+    str, BeforeValidator(_status), Field(json_schema_extra={"enum": list(_STATUSES)})
+]
+_Number: TypeAlias = Annotated[int, _Between()]
+_Text: TypeAlias = Annotated[str, Field(max_length=_MAX_TEXT)]
+
+JobId: TypeAlias = Annotated[Annotated[int, _Between(1)], Path(description="ID of the job.")]
+Account: TypeAlias = Annotated[_Text, Path(description="Address.")]
+Cursor: TypeAlias = Annotated[_Text | None, Query(description="`next` of the page before.")]
+Limit: TypeAlias = Annotated[
+    Annotated[int, _Between(1, MAX_LIMIT)], Query(description="Rows of a page.")
+]
+Buckets: TypeAlias = Annotated[
+    Annotated[int, _Between(1, MAX_BUCKETS)], Query(description="Steps.")
+]
+Since: TypeAlias = Annotated[
+    _Number | None, Query(description="First time, in seconds; the first event's by default.")
+]
+Until: TypeAlias = Annotated[
+    _Number | None, Query(description="Last time, in seconds; the index's by default.")
+]
+
+
+def _check_names(request: Request) -> None:
+    """Refuse unknown parameters, and those that were given twice where one is expected."""
+    known = {
+        each.alias: get_origin(each.field_info.annotation) is list
+        for each in request.scope["route"].dependant.query_params
+    }
+    if unknown := sorted(set(request.query_params) - set(known)):
+        raise UsageError(
+            f"There is no parameter {unknown[0][:40]!r} here",
+            hint=f"There are: {', '.join(sorted(known)) or 'none'}.",
+        )
+    for name, repeats in known.items():
+        if not repeats and len(request.query_params.getlist(name)) > 1:
+            raise UsageError(f"{name} was given more than once")
+
+
+# -- what did not change
+
+
+class Source:
+    """The index for one request, unless the client has the answer already."""
+
+    def __init__(self, request: Request, response: Response) -> None:
+        self._request = request
+        self._response = response
+
+    def index(self, *moves: str) -> Index:
+        """The index; the answer changes with its tables and with these members of its status."""
+        index: Index = self._request.app.state.index
+        # The tag is of a moment before the answer: at worst the next request asks once more.
+        status = index.status()
+        moment = [status.built_since, status.change, *(getattr(status, name) for name in moves)]
+        self._response.headers.update(_unless_known(self._request, moment))
+        return index
+
+
+def _unless_known(request: Request, moment: Any) -> dict[str, str]:
+    """Headers of a response that is as of a moment."""
+    digest = hashlib.sha256(json.dumps([__version__, moment]).encode()).hexdigest()
+    tag = f'W/"{digest[:20]}"'
+    # To be kept, and asked for again each time.
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    known = request.headers.get("if-none-match", "")
+    if any(each.strip() in {tag, "*"} for each in known.split(",")):
+        raise _NotModified(headers)
+    return headers
+
+
+#: Status members that an answer changes with, besides the tables.
+BLOCK: Final = ("block",)
+HEAD: Final = ("block", "head", "finalized")
+Indexed: TypeAlias = Annotated[Source, Depends()]
+
+
+def _camel_case(route: APIRoute) -> str:
+    first, *others = route.name.split("_")
+    return first + "".join(each.title() for each in others)
+
+
+_PROBLEM: Final = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_ERRORS: Final = {
+    "400": "A parameter is not valid; `detail` names it and what is allowed.",
+    "404": "There is no such thing.",
+    "429": "Too many requests; `Retry-After` says how many seconds to wait.",
+    "503": "The database does not answer now.",
+    "default": "Another failure.",
+}
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    "200": {"headers": {"ETag": {"schema": {"type": "string"}}}},
+    "304": {"description": "Nothing changed since the answer with that `ETag`."},
+    **{code: {"description": text, "content": _PROBLEM} for code, text in _ERRORS.items()},
+}
+router = APIRouter(
+    route_class=_Endpoint,
+    dependencies=[Depends(_check_names)],
+    generate_unique_id_function=_camel_case,
+    responses=_RESPONSES,
+    tags=["index"],
+)
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document."""
+    found = get_openapi(
+        title="DeepSquare explorer",
+        version=__version__,
+        description=_DESCRIPTION,
+        routes=router.routes,
+        servers=[{"url": PREFIX}],
+        license_info={"name": "MIT", "identifier": "MIT"},
+        tags=[{"name": "index", "description": "Read only, for everybody."}],
+    )
+    found["security"] = []
+    found["components"]["schemas"]["Problem"] = Problem.model_json_schema(mode="serialization")
+    return found
+
+
+# -- endpoints
+
+
+@router.get("/openapi.json", include_in_schema=False)
+def describe(request: Request) -> Response:
+    """The OpenAPI document."""
+    body = json.dumps(document())
+    headers = _unless_known(request, body)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+@router.get("/status")
+def get_status(source: Indexed) -> rm.Status:
+    """How far the index is, and of which grid."""
+    return source.index(*HEAD).status()
+
+
+@router.get("/overview")
+def get_overview(source: Indexed) -> rm.Overview:
+    """The grid at a glance."""
+    return source.index(*BLOCK).overview()
+
+
+@router.get("/jobs")
+def list_jobs(
+    source: Indexed,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+    *,
+    status: Annotated[list[_Status], Query(description="Any of these; may be repeated.")] = [],  # noqa: B006
+    customer: Annotated[_Text | None, Query(description="Address of who submitted them.")] = None,
+    provider: Annotated[_Text | None, Query(description="Account of who has or had them.")] = None,
+    name: Annotated[_Text | None, Query(description="Part of the name.")] = None,
+    definition: Annotated[
+        _Text | None, Query(description="SHA-256 of the definition, in hexadecimal.")
+    ] = None,
+) -> rm.Page[rm.JobRow]:
+    """Jobs, latest first."""
+    return source.index().jobs(
+        cursor,
+        limit,
+        statuses=[JobStatus[each] for each in status],
+        customer=customer,
+        provider=provider,
+        name=name,
+        definition=definition,
+    )
+
+
+@router.get("/jobs/{job}")
+def get_job(source: Indexed, job: JobId) -> rm.JobDetail:
+    """Everything about a job."""
+    return source.index().job(job)
+
+
+@router.get("/jobs/{job}/events")
+def list_events_of_job(
+    source: Indexed, job: JobId, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+) -> rm.Page[rm.EventRow]:
+    """Events of a job, latest first."""
+    return source.index().events(cursor, limit, job_id=job)
+
+
+@router.get("/transitions")
+def list_transitions(
+    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+) -> rm.Page[rm.TransitionRow]:
+    """Status changes of all jobs, latest first."""
+    return source.index().transitions(cursor, limit)
+
+
+@router.get("/events")
+def list_events(
+    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+) -> rm.Page[rm.EventRow]:
+    """Events as the contracts emitted them, latest first."""
+    return source.index().events(cursor, limit)
+
+
+@router.get("/exceptions")
+def list_exceptions(
+    source: Indexed,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+    kind: Annotated[_Text | None, Query(description=f"One of {', '.join(KINDS)}.")] = None,
+) -> rm.Page[rm.ExceptionRow]:
+    """What is lawful but worth a look, by the rules of `audit verify`, latest first."""
+    return source.index().exceptions(cursor, limit, kind=kind)
+
+
+@router.get("/exceptions/open")
+def list_open_exceptions(source: Indexed) -> rm.OpenExceptions:
+    """What stands open now without anybody having acted: overrun, idle and unanswered."""
+    return source.index(*BLOCK).open_exceptions()
+
+
+@router.get("/settlements")
+def list_settlements(
+    source: Indexed,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+    provider: Annotated[_Text | None, Query(description="Account of who was paid.")] = None,
+) -> rm.Page[rm.SettlementRow]:
+    """How escrows were divided, interim payments included, latest first."""
+    return source.index().settlements(cursor, limit, provider=provider)
+
+
+@router.get("/movements")
+def list_movements(
+    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+) -> rm.Page[rm.MovementRow]:
+    """Lines of all statements, latest first."""
+    return source.index().movements(cursor, limit)
+
+
+@router.get("/accounts/{account}")
+def get_account(source: Indexed, account: Account) -> rm.AccountRow:
+    """What an address is to the grid."""
+    return source.index().account(account)
+
+
+@router.get("/accounts/{account}/statement")
+def list_statement(
+    source: Indexed,
+    account: Account,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+    oldest_first: Annotated[
+        bool, BeforeValidator(_flag), Query(description="Oldest first.")
+    ] = False,
+) -> rm.Page[rm.MovementRow]:
+    """All that an account paid and received, with the balance after each."""
+    return source.index().statement(account, cursor, limit, oldest_first=oldest_first)
+
+
+@router.get("/providers")
+def list_providers(source: Indexed) -> tuple[rm.ProviderRow, ...]:
+    """All providers."""
+    return source.index(*BLOCK).providers()
+
+
+@router.get("/providers/{provider}")
+def get_provider(
+    source: Indexed, provider: Annotated[_Text, Path(description="Its account or ID.")]
+) -> rm.ProviderDetail:
+    """A provider with its history."""
+    return source.index(*BLOCK).provider(_number_or_text(provider))
+
+
+@router.get("/providers/{account}/history")
+def list_provider_history(
+    source: Indexed,
+    account: Account,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+    kind: Annotated[_Text | None, Query(description="One kind of change, such as prices.")] = None,
+) -> rm.Page[rm.ProviderChange]:
+    """Changes of a provider, latest first."""
+    return source.index().provider_history(account, cursor, limit, kind=kind)
+
+
+@router.get("/transactions")
+def list_transactions(
+    source: Indexed,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+    *,
+    sender: Annotated[
+        _Text | None, Query(description="Address of who sent them and paid their gas.")
+    ] = None,
+    signer: Annotated[
+        _Text | None,
+        Query(description="Address of who signed requests that relayers sent in them."),
+    ] = None,
+    block: Annotated[_Number | None, Query(description="Number of their block.")] = None,
+) -> rm.Page[rm.TransactionRow]:
+    """Transactions that made events of this grid, latest first."""
+    return source.index().transactions(cursor, limit, sender=sender, signer=signer, block=block)
+
+
+@router.get("/transactions/{hash}")
+def get_transaction(
+    source: Indexed, tx_hash: Annotated[_Text, Path(alias="hash", description="Its hash.")]
+) -> rm.TransactionDetail:
+    """A transaction with what it did."""
+    return source.index().transaction(tx_hash)
+
+
+@router.get("/blocks")
+def list_blocks(
+    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+) -> rm.Page[rm.BlockRow]:
+    """Blocks with events of this grid, latest first."""
+    return source.index().blocks(cursor, limit)
+
+
+@router.get("/blocks/{block}")
+def get_block(
+    source: Indexed, block: Annotated[_Text, Path(description="Its number or hash.")]
+) -> rm.BlockDetail:
+    """A block with its transactions."""
+    return source.index().block(_number_or_text(block))
+
+
+@router.get("/search")
+def search(
+    source: Indexed,
+    q: Annotated[_Text, Query(description="ID, name, address, hash or number.")] = "",
+) -> tuple[rm.Hit, ...]:
+    """What a text can refer to."""
+    return source.index().search(q)
+
+
+@router.get("/parameters")
+def get_parameters(source: Indexed) -> rm.Parameters:
+    """Fee, timeouts and addresses, with the history of what can change."""
+    return source.index().parameters()
+
+
+@router.get("/roles")
+def get_roles(source: Indexed) -> rm.Roles:
+    """Who may do what, and since when."""
+    return source.index().roles()
+
+
+@router.get("/series/jobs")
+def get_jobs_over_time(
+    source: Indexed, buckets: Buckets = 60, since: Since = None, until: Until = None
+) -> tuple[rm.StatusPoint, ...]:
+    """Jobs by status over time."""
+    index = source.index(*BLOCK)
+    return index.jobs_by_status_over_time(buckets, since=since, until=until)
+
+
+@router.get("/series/escrow")
+def get_escrow_over_time(
+    source: Indexed, buckets: Buckets = 60, since: Since = None, until: Until = None
+) -> tuple[rm.EscrowPoint, ...]:
+    """Where credits were over time."""
+    return source.index(*BLOCK).escrow_over_time(buckets, since=since, until=until)
+
+
+@router.get("/series/utilisation")
+def get_utilisation(
+    source: Indexed,
+    buckets: Buckets = 60,
+    since: Since = None,
+    until: Until = None,
+    account: Annotated[_Text | None, Query(description="One provider alone.")] = None,
+) -> tuple[rm.Utilisation, ...]:
+    """CPU-seconds used and offered over time, by provider."""
+    index = source.index(*BLOCK)
+    return index.utilisation(buckets, account=account, since=since, until=until)
+
+
+@router.get("/changes")
+def list_changes(
+    source: Indexed,
+    since: Annotated[_Number, Query(description="Number of the last change known.")] = 0,
+) -> rm.Changes:
+    """What changed after a change of this number."""
+    return source.index().changes(since)
+
+
+def _number_or_text(text: str) -> int | str:
+    return int(text) if _DIGITS.fullmatch(text) else text
