@@ -49,6 +49,8 @@ class Yard:
     log_level: str = "warning"
     settings: dict[str, str] = field(default_factory=dict)  # more variables of the daemons
     node: Anvil = field(default_factory=Anvil)
+    endpoints: dict[str, str] = field(default_factory=dict)  # of roles that do not ask the node itself
+    websocket: bool = False
     services: dict[str, ChildProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -166,7 +168,7 @@ class Yard:
         allowances = machine_isolation().allowances
         env = {
             **{f"DEEPSQUARE_{name.upper()}": "1" for name in allowances},
-            "DEEPSQUARE_ENDPOINT": self.node.url,
+            "DEEPSQUARE_ENDPOINT": self.endpoints.get(account, self.node.url),
             "DEEPSQUARE_DEPLOYMENT": str(self.folder / "deployment.json"),
             "DEEPSQUARE_STORE": str(self.folder / "definitions"),
             "DEEPSQUARE_KEYSTORE": str(self._keystore(account)),
@@ -177,6 +179,8 @@ class Yard:
             "DEEPSQUARE_LOG_LEVEL": self.log_level,
             "DEEPSQUARE_LOG_FORMAT": "json",
         }
+        if self.websocket:
+            env["DEEPSQUARE_WEBSOCKET"] = self.node.url.replace("http://", "ws://")
         with self.log(role).open("ab") as log:
             child = await ChildProcess.spawn(
                 [sys.executable, "-m", "deepsquare_chain.cli", *words],

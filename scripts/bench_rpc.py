@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Count what the services ask their endpoint: idle, in a second without a block, and for a job.
+
+A meta-scheduler and a provider run as processes of their own on anvil, each behind a loopback proxy
+that counts. An HTTP request that holds a batch counts as one request and as several calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from bench_grid import flat
+from grid_measures import Blocks, latency, read_story
+from grid_yard import Yard
+
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import JobStatus
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.support.proxy import Proxy  # noqa: E402
+
+ROLES: Final = {"provider": "p0", "scheduler": "scheduler"}
+#: Blocks that a service has seen before it is measured: it learns the time between two.
+_WARM_BLOCKS: Final = 6
+
+
+@dataclass
+class Sample:
+    """What one service asked, in requests and calls, and how often which method."""
+
+    requests: int = 0
+    calls: int = 0
+    methods: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, proxy: Proxy) -> Sample:
+        """What a proxy has counted so far."""
+        return cls(proxy.counts["requests"], proxy.methods.total(), Counter(proxy.methods))
+
+    def __sub__(self, other: Sample) -> Sample:
+        return Sample(
+            self.requests - other.requests, self.calls - other.calls, self.methods - other.methods
+        )
+
+    def per(self, count: int, unit: str) -> dict[str, Any]:
+        """Figures for each of so many blocks, seconds or jobs."""
+        some = max(count, 1)
+        return {
+            f"requests_per_{unit}": round(self.requests / some, 3),
+            f"calls_per_{unit}": round(self.calls / some, 3),
+        }
+
+
+async def idle(yard: Yard, proxies: Mapping[str, Proxy], blocks: int) -> dict[str, Any]:
+    """Watch services without work for so many blocks, second by second."""
+
+    async def head() -> int:
+        return int(await yard.w3.eth.block_number)
+
+    began = await head()
+    while (first := await head()) < began + _WARM_BLOCKS:
+        await asyncio.sleep(0.1)
+    start = {name: Sample.of(proxy) for name, proxy in proxies.items()}
+    quiet, seconds, since = Counter[str](), 0, time.monotonic()
+    last, now = start, first
+    while now < first + blocks:
+        await asyncio.sleep(1 - (time.monotonic() - since) % 1)
+        before, now = now, await head()
+        fresh = {name: Sample.of(proxy) for name, proxy in proxies.items()}
+        if now == before:
+            seconds += 1
+            quiet.update({name: fresh[name].requests - last[name].requests for name in proxies})
+        last = fresh
+    found: dict[str, Any] = {}
+    for name in proxies:
+        asked = last[name] - start[name]
+        found[name] = asked.per(now - first, "block") | {
+            "requests_per_second_without_block": round(quiet[name] / seconds, 3)
+            if seconds
+            else None,
+            "requests_per_day": round(86_400 * asked.requests / (time.monotonic() - since)),
+            "calls": dict(sorted(asked.methods.items())),
+        }
+    return found | {"blocks": now - first, "seconds_without_block": seconds}
+
+
+async def work(yard: Yard, proxies: Mapping[str, Proxy], jobs: int) -> dict[str, Any]:
+    """Jobs that are submitted one after the other: each waits for the end of the last."""
+    start = {name: Sample.of(proxy) for name, proxy in proxies.items()}
+    first, ids = int(await yard.w3.eth.block_number) + 1, list[int]()
+    async with Blocks(yard.w3).watching() as blocks:
+        for _ in range(jobs):
+            ids += await yard.submit(1)
+            while True:
+                (job,) = await yard.contracts.scheduler.get_jobs(ids[-1:])
+                if job.status.is_final:
+                    break
+                await asyncio.sleep(0.1)
+    story = await read_story(yard, first)
+    found: dict[str, Any] = {
+        name: (Sample.of(proxy) - start[name]).per(jobs, "job") for name, proxy in proxies.items()
+    }
+    return found | {
+        "jobs": jobs,
+        "blocks_per_job": round((story.last - first + 1) / jobs, 2),
+        "assigned_to_claim": latency(
+            story, blocks, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED
+        ),
+        "submitted_to_claim": latency(story, blocks, JobStatus.PENDING, JobStatus.SCHEDULED),
+    }
+
+
+async def measure(options: argparse.Namespace, folder: Path, *, websocket: bool) -> dict[str, Any]:
+    """One grid: idle with blocks of one second, with slow blocks, and at work."""
+    async with AsyncExitStack() as parts:
+        yard = await parts.enter_async_context(
+            Yard(folder, 1, poll_interval=options.poll, websocket=websocket)
+        )
+        proxies = {
+            name: await parts.enter_async_context(Proxy(yard.node.url, replacement_rule=False))
+            for name in ROLES
+        }
+        yard.endpoints = {role: proxies[name].url for name, role in ROLES.items()}
+        for role in ROLES.values():
+            await yard.start(role)
+        await asyncio.gather(*(yard.ready(role) for role in ROLES.values()))
+        found = {"idle": await idle(yard, proxies, options.blocks)}
+        found["per_job"] = await work(yard, proxies, options.jobs)
+        if options.slow_blocks:
+            await yard.node.rpc("evm_setIntervalMining", options.slow_seconds)
+            found["idle_slow_blocks"] = await idle(yard, proxies, options.slow_blocks)
+            found["idle_slow_blocks"]["seconds_per_block"] = options.slow_seconds
+        for role in ROLES.values():
+            await yard.services.pop(role).end()
+        return found
+
+
+async def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole measurement: without a websocket, and with one."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "poll_interval": options.poll,
+    }
+    with tempfile.TemporaryDirectory(prefix="deepsquare-bench-") as place:
+        folder = Path(options.keep or place)
+        for name, websocket in (("polling", False), ("websocket", True)):
+            (folder / name).mkdir(parents=True)
+            part = await measure(options, folder / name, websocket=websocket)
+            # Without a word of the kind of watching, figures are those of polling: the dearer.
+            found |= {"websocket": part} if websocket else part
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--blocks", type=int, default=30, help="blocks of a second to watch")
+    parser.add_argument("--slow-blocks", type=int, default=6, help="slow blocks to watch; 0: none")
+    parser.add_argument("--slow-seconds", type=int, default=12, help="between two slow blocks")
+    parser.add_argument("--jobs", type=int, default=5, help="to work off, one after the other")
+    parser.add_argument("--poll", type=float, default=0.25, help="poll interval of the services")
+    parser.add_argument("--keep", help="folder that keeps states and logs")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
+    options = parser.parse_args()
+    try:
+        found = asyncio.run(bench(options))
+    except GridError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        return error.exit_code
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in flat(found):
+            print(f"{name:60} {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
