@@ -29,7 +29,7 @@ from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.support.proxy import Proxy  # noqa: E402
+from tests.support.proxy import Proxy
 
 ROLES: Final = {"provider": "p0", "scheduler": "scheduler"}
 #: Blocks that a service has seen before it is measured: it learns the time between two.
@@ -69,9 +69,11 @@ async def idle(yard: Yard, proxies: Mapping[str, Proxy], blocks: int) -> dict[st
     async def head() -> int:
         return int(await yard.w3.eth.block_number)
 
-    began = await head()
-    while (first := await head()) < began + _WARM_BLOCKS:
+    began = first = await head()
+    for _ in range(36_000):
         await asyncio.sleep(0.1)
+        if (first := await head()) >= began + _WARM_BLOCKS:
+            break
     start = {name: Sample.of(proxy) for name, proxy in proxies.items()}
     quiet, seconds, since = Counter[str](), 0, time.monotonic()
     last, now = start, first
@@ -115,9 +117,7 @@ async def work(yard: Yard, proxies: Mapping[str, Proxy], jobs: int) -> dict[str,
     return found | {
         "jobs": jobs,
         "blocks_per_job": round((story.last - first + 1) / jobs, 2),
-        "assigned_to_claim": latency(
-            story, blocks, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED
-        ),
+        "assigned_to_claim": latency(story, blocks, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED),
         "submitted_to_claim": latency(story, blocks, JobStatus.PENDING, JobStatus.SCHEDULED),
     }
 

@@ -49,7 +49,9 @@ class Yard:
     log_level: str = "warning"
     settings: dict[str, str] = field(default_factory=dict)  # more variables of the daemons
     node: Anvil = field(default_factory=Anvil)
-    endpoints: dict[str, str] = field(default_factory=dict)  # of roles that do not ask the node itself
+    endpoints: dict[str, str] = field(
+        default_factory=dict
+    )  # of roles that do not ask the node itself
     websocket: bool = False
     services: dict[str, ChildProcess] = field(default_factory=dict)
 

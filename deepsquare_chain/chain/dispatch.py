@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,6 +70,8 @@ class Dispatcher:
         self._head = (-1, 0.0)  # highest head that was seen, and when
         self._began = -1  # head at the first look
         self._tended: tuple[int, int, float] | None = None  # head and nonce at the last look
+        #: Header of the latest block at the last look, as JSON-RPC gives it.
+        self.latest: Mapping[str, Any] = {}
         #: The node's words where it refused a recorded transaction for a reason that nobody knows.
         self.refusals: dict[int, str] = {}
         #: The latest transactions of this account that nobody here sent, and that were not under
@@ -292,7 +294,7 @@ class Dispatcher:
     async def _tend(self) -> tuple[int, int]:
         """As `tend`; head and the account's next nonce on the chain."""
         self._tended = None
-        head, count = await self.stand()
+        head, count = await self._look_at_latest()
         looked = time.monotonic()
         lags = self._lags(head)
         if not lags:
@@ -332,16 +334,23 @@ class Dispatcher:
         Raises:
             EndpointError: The node does not answer, or not properly.
         """
+        head, count = await self._ask_with_nonce("eth_blockNumber", [])
+        return int(head, 16), count
+
+    async def _look_at_latest(self) -> tuple[int, int]:
+        """As `stand`; `latest` has the header."""
+        self.latest, count = await self._ask_with_nonce("eth_getBlockByNumber", ["latest", False])
+        return int(self.latest["number"], 16), count
+
+    async def _ask_with_nonce(self, method: str, params: list[Any]) -> tuple[Any, int]:
+        """One more answer beside the account's next nonce, and not older than that."""
         address = to_checksum_address(self._account.address)
-        asked: list[tuple[str, list[Any]]] = [
-            ("eth_blockNumber", []),
-            ("eth_getTransactionCount", [address, "latest"]),
-        ]
+        asked = [("eth_getTransactionCount", [address, "latest"]), (method, params)]
         try:
-            head, count = (int(each, 16) for each in await ask_all(self._w3, asked))
+            count, found = await ask_all(self._w3, asked)
+            return found, int(count, 16)
         except (TypeError, ValueError, Web3RPCError) as error:
             raise EndpointError(f"The node gave no proper nonce: {str(error)[:200]}") from None
-        return head, count
 
     def _lags(self, head: int) -> bool:
         """Whether this node has not seen what another has; for a while only, for chains shrink."""

@@ -1,7 +1,8 @@
-"""New blocks over a websocket, as a wake-up call and nothing else.
+"""The head of the chain as a service sees it, and new blocks over a websocket.
 
-What a block holds is read over HTTP by whoever was woken; a lost or invented message costs or
-saves a moment and changes nothing.
+The head is asked for over HTTP, once a block: when the next one should be there (see `pace`), or
+when somebody tells of it. A websocket is a wake-up call and nothing else: a lost or invented message
+costs or saves a moment and changes nothing.
 """
 
 from __future__ import annotations
@@ -9,18 +10,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import pydantic_core
 import structlog
+from web3 import AsyncWeb3
+from web3.exceptions import Web3RPCError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidURI, WebSocketException
 
+from deepsquare_chain.chain.headfigures import HeadFigures
+from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.stillness import pace_of, stands_still
 from deepsquare_chain.chain.transport import Transport, proxy_for, tls_problem
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url
+
+if TYPE_CHECKING:
+    from deepsquare_chain.chain.sender import Sender
 
 #: Seconds before the next connection, doubled with each failure in a row.
 _PAUSES: Final = (1.0, 30.0)
@@ -29,6 +40,105 @@ _TIMEOUT: Final = 10.0
 #: Bytes of a message; a header has about a thousand.
 _MAX_MESSAGE: Final = 65_536
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The block that a cycle looks at; `time` is chain time, `base_fee` in wei per gas.
+
+    `final` says that no block will confirm it before a transaction of somebody makes one.
+    """
+
+    number: int
+    time: int
+    hash: bytes
+    final: bool = False
+    base_fee: int = 0
+
+
+class HeadSource:
+    """The latest block for a service, asked for when the next one is due and kept until then.
+
+    Args:
+        w3: The connection.
+        sender: The service's sender, which looks after its transactions in the same request; None
+            for a service that sends nothing.
+        figures: Where the age of the head is shown.
+        poll: Seconds between two looks where the time between blocks is not known.
+    """
+
+    def __init__(
+        self, w3: AsyncWeb3[Any], sender: Sender | None, figures: HeadFigures, *, poll: float
+    ) -> None:
+        self._w3 = w3
+        self._sender = sender
+        self._figures = figures
+        self._poll = poll
+        self._header: Mapping[str, Any] | None = None
+        self._number = 0
+        self._asked_for = -1  # highest head of the connection at the last look
+
+    def pause(self) -> float:
+        """Seconds until the chain should be asked again."""
+        pace = pace_of(self._w3)
+        if pace is None:
+            return self._poll
+        if pace.head > max(self._number, self._asked_for):
+            return 0.0  # somebody else of this connection has seen a block
+        return max(0.0, pace.due_at(self._poll) - time.monotonic())
+
+    def hint(self) -> None:
+        """Somebody tells of a new block."""
+        if (pace := pace_of(self._w3)) is not None:
+            pace.hint()
+
+    def listen(self, up: bool) -> None:
+        """Whether somebody tells of new blocks: then there is no hurry to ask."""
+        if (pace := pace_of(self._w3)) is not None:
+            pace.listening = up
+
+    async def look(self, mined_at: Callable[[], int], *, again: bool = False) -> Head | None:
+        """The latest block; None from an endpoint that lags behind what was seen before.
+
+        Args:
+            mined_at: The highest block that holds a transaction of the service.
+            again: Ask in any case.
+
+        Raises:
+            EndpointError: The chain does not answer.
+        """
+        seen = max(self._number, mined_at())
+        header = self._header
+        pace = pace_of(self._w3)
+        if header is None or again or pace is None or seen > self._number or self.pause() <= 0:
+            header = await self._ask()
+            self._asked_for = -1 if pace is None else pace.head
+        # Where only transactions make blocks, time goes on without them; the next has it.
+        still = await stands_still(self._w3)
+        number, chain_time = int(header["number"], 16), int(header["timestamp"], 16)
+        if number < seen:
+            _log.warning("endpoint lags", head=number, seen=seen)
+            self._figures.fell_behind(seen - number)
+            return None
+        self._header, self._number = header, number
+        self._figures.saw(chain_time, on_demand=still > 0)
+        return Head(
+            number,
+            chain_time + int(still),
+            bytes.fromhex(header["hash"][2:]),
+            final=still > 0,
+            base_fee=int(header.get("baseFeePerGas") or "0x0", 16),
+        )
+
+    async def _ask(self) -> Mapping[str, Any]:
+        if self._sender is not None:
+            return await self._sender.tend()
+        try:
+            (found,) = await ask_all(self._w3, [("eth_getBlockByNumber", ["latest", False])])
+        except Web3RPCError as error:
+            raise EndpointError(f"The node shows no block: {str(error)[:200]}") from None
+        header: Mapping[str, Any] = found
+        return header
 
 
 class _UnusableError(Exception):

@@ -23,10 +23,12 @@ from deepsquare_chain.chain.endpoint import (
     SEND_METHODS,
     AwayEndpointError,
     CheckedProvider,
+    SplitAnswers,
     TransientEndpointError,
     WrongEndpointError,
     lacks_method,
 )
+from deepsquare_chain.chain.merging import Questions, round_of
 from deepsquare_chain.chain.poolfigures import PoolFigures
 from deepsquare_chain.chain.stillness import Stillness
 from deepsquare_chain.errors import EndpointError
@@ -162,6 +164,9 @@ class Pool(AsyncBaseProvider):
         if method in SEND_METHODS:
             return await self._send(ask)
         self._compare_when_due()
+        merged = await self._ask_merged([(method, params)])
+        if merged is not None:
+            return merged[0]
         return await self._patiently(lambda: self._ask_around(ask))
 
     async def make_batch_request(
@@ -175,7 +180,22 @@ class Pool(AsyncBaseProvider):
         if any(method in SEND_METHODS for method, _ in batch_requests):
             return await self._send(ask)
         self._compare_when_due()
+        merged = await self._ask_merged(batch_requests)
+        if merged is not None:
+            return merged
         return await self._patiently(lambda: self._ask_around(ask))
+
+    async def _ask_merged(self, questions: Questions) -> list[RPCResponse] | None:
+        """Answers of a batch that others share; None where there is none, or it failed."""
+        found = round_of(self)
+        if found is None:
+            return None
+
+        async def ask_once(batch: Questions) -> list[RPCResponse] | None:
+            answers: Any = await self._ask_around(lambda each: each.make_batch_request(batch))
+            return None if isinstance(answers, SplitAnswers) else answers
+
+        return await found.ask(questions, ask_once, self.batch_size)
 
     # -- whom to ask
 

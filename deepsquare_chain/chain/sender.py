@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ from deepsquare_chain.chain.dispatch import Dispatcher
 from deepsquare_chain.chain.endpoint import WrongEndpointError
 from deepsquare_chain.chain.fees import GWEI
 from deepsquare_chain.chain.foreign import Spender, find_spender, used_by
+from deepsquare_chain.chain.merging import merged, together
 from deepsquare_chain.chain.outbox import Entry, Outbox, TxState
 from deepsquare_chain.chain.preflight import Preflight
 from deepsquare_chain.chain.receipts import (
@@ -34,6 +35,7 @@ from deepsquare_chain.chain.receipts import (
     why_failed,
 )
 from deepsquare_chain.chain.runway import Purse
+from deepsquare_chain.chain.stillness import pace_of
 from deepsquare_chain.errors import EndpointError, GridError, WaitTimeoutError
 from deepsquare_chain.faults import crash_point
 
@@ -277,13 +279,16 @@ class Sender:
         """
         return await self._confirm(entry, time.monotonic() + timeout)
 
-    async def tend(self) -> None:
+    async def tend(self) -> Mapping[str, Any]:
         """Look after what is recorded: resend what the chain lost, settle what it mined.
 
-        Cheap when there is nothing to do; services call it each cycle.
+        One request when there is nothing to do. Services call it for each block, and go by the
+        header that it returns: of the latest block, as JSON-RPC gives it, seen with or after the
+        account's nonce.
         """
-        await self._dispatcher.tend()
-        await self._purse.look()
+        with merged(self.w3):
+            await together(self._dispatcher.tend(), self._purse.look())
+        return self._dispatcher.latest
 
     async def recover(self, *, timeout: float = 60.0) -> list[TxReceipt]:
         """Finish what an earlier process began; before anything else is sent.
@@ -332,7 +337,7 @@ class Sender:
                 return await self._settle(entry, receipt)
             if time.monotonic() > deadline:
                 raise self._too_late(entry)
-            await self._pulse_due()
+            await self._pulse_due(deadline)
 
     def _too_late(self, entry: Entry) -> WaitTimeoutError:
         latest = self._outbox.entry(entry.id).latest
@@ -437,10 +442,19 @@ class Sender:
         elif pulse.head - watch.gap_since >= self._stuck_blocks:
             await self._dispatcher.fill(pulse.count)
 
-    async def _pulse_due(self) -> None:
-        """Wait until the next look is due, at the same moment for all who wait."""
-        felt = self._pulse.at if self._pulse is not None else 0.0
+    async def _pulse_due(self, deadline: float) -> None:
+        """Wait until the next look is due, at the same moment for all who wait.
+
+        That is when the next block should be there, or somebody has seen it.
+        """
+        felt, head = (self._pulse.at, self._pulse.head) if self._pulse is not None else (0.0, -1)
         await asyncio.sleep(max(0.0, felt + self._poll - time.monotonic()))
+        pace = pace_of(self.w3)
+        while pace is not None and pace.head <= head:
+            left = min(pace.due_at(self._poll), deadline) - time.monotonic()
+            if left <= 0:
+                return
+            await pace.news(left)
 
     async def _feel(self) -> _Pulse:
         """Head and nonce, asked once for all who wait."""

@@ -16,6 +16,7 @@ import structlog
 from web3 import AsyncWeb3
 from web3.exceptions import Web3Exception
 
+from deepsquare_chain.chain.pace import Pace
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError
 
@@ -34,6 +35,7 @@ class Stillness:
 
     def __init__(self) -> None:
         self.head = -1
+        self.pace = Pace()
         self.loaded = False  # whether the blocks before the first that was seen were asked for
         self._since = 0.0  # monotonic seconds
         self._blocks: deque[tuple[int, int, bool]] = deque(maxlen=_BLOCKS)
@@ -41,10 +43,11 @@ class Stillness:
 
     def saw(self, number: int, block: Mapping[str, Any] | None = None) -> None:
         """A head that the endpoint told, and its header where that came with it."""
-        if number != self.head:
-            self.head, self._since = number, time.monotonic()
         if block is not None:
             self.note([block])
+        if number != self.head:
+            self.head, self._since = number, time.monotonic()
+        self.pace.saw(number, time.monotonic())
 
     def note(self, blocks: list[Mapping[str, Any]]) -> None:
         """Headers as JSON-RPC gives them, in the order of the chain."""
@@ -55,6 +58,7 @@ class Stillness:
             if number > 0 and number not in known:
                 empty = not each.get("transactions")
                 self._blocks.append((number, int(each["timestamp"], 16), empty))
+                self.pace.note(number, int(each["timestamp"], 16), empty=empty)
 
     def seconds(self) -> float:
         """Seconds since the head moved, as far as it was looked at."""
@@ -82,6 +86,12 @@ class Stillness:
                 seconds=round(seconds),
                 hint="It makes a block only when somebody sends; facts of its latest block count.",
             )
+
+
+def pace_of(w3: AsyncWeb3[Any]) -> Pace | None:
+    """When this connection should ask for the next block; None where it does not say."""
+    found: Stillness | None = getattr(w3.provider, "stillness", None)
+    return None if found is None else found.pace
 
 
 async def stands_still(w3: AsyncWeb3[Any]) -> float:

@@ -39,7 +39,8 @@ class Daemon:
         name: Of the service; stands in logs, metrics and the status file.
         cycle: One look at the world and what follows from it; safe to run any number of times.
             True when the next should follow at once.
-        interval: Seconds between the end of a cycle and the start of the next without a wake-up.
+        interval: Seconds between the end of a cycle and the start of the next without a wake-up;
+            a function is asked after each cycle.
         stop: Ends the loop when set; signals set it too.
         max_backoff: Longest pause after failures, in seconds; the first is `min_backoff`, each
             further failure in a row doubles it.
@@ -55,7 +56,7 @@ class Daemon:
         name: str,
         cycle: Cycle,
         *,
-        interval: float,
+        interval: float | Callable[[], float],
         stop: asyncio.Event | None = None,
         min_backoff: float = 0.5,
         max_backoff: float = 60.0,
@@ -212,7 +213,9 @@ class Daemon:
         self.metrics.add(self._ended, "ok")
         self._row.set(0)
         self._good_at.set_to_current_time()
-        return 0.0 if again else self._interval
+        if again:
+            return 0.0
+        return self._interval() if callable(self._interval) else self._interval
 
     def _failed(self, error: BaseException) -> float:
         self.cycles += 1

@@ -15,7 +15,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.fees import GWEI
 from deepsquare_chain.chain.follower import ReorgTooDeepError
-from deepsquare_chain.chain.heads import HeadWatch
+from deepsquare_chain.chain.heads import HeadSource, HeadWatch
 from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.rpc import WrongEndpointError, connected
 from deepsquare_chain.chain.sender import Sender
@@ -33,6 +33,7 @@ _NOBODY: Final = "0x" + "00" * 20
 #: Seconds; people wait for the first receipt of a service that looks rarely.
 _RECEIPT_INTERVAL: Final = 0.25
 _MAX_BACKOFF: Final = 10.0
+_LEAST_PAUSE: Final = 0.05
 _log = get_logger(__name__)
 
 
@@ -154,6 +155,7 @@ async def open_daemon(
     chain_id: int,
     metrics: Metrics,
     stop: asyncio.Event | None = None,
+    heads: HeadSource | None = None,
 ) -> Daemon:
     """The daemon of a service; its status file is `NAME.json`.
 
@@ -164,6 +166,7 @@ async def open_daemon(
         chain_id: Chain of the grid, which a websocket must serve.
         metrics: The service's figures, served beside its health.
         stop: Ends it when set.
+        heads: Where the service takes the latest block from; cycles begin when the next is due too.
 
     Raises:
         UsageError: The health port can't be used.
@@ -171,7 +174,7 @@ async def open_daemon(
     daemon = Daemon(
         name,
         cycle,
-        interval=settings.poll_interval,
+        interval=lambda: _pause(settings.poll_interval, heads),
         stop=stop,
         max_backoff=_MAX_BACKOFF,
         fatal=FATAL,
@@ -180,11 +183,22 @@ async def open_daemon(
     )
     if settings.websocket is not None:
         listens = metrics.gauge("websocket_up", "Whether new blocks wake the service.")
+
+        def wake() -> None:
+            if heads is not None:
+                heads.hint()
+            daemon.wake()
+
+        def told(up: bool) -> None:
+            if heads is not None:
+                heads.listen(up)
+            listens.set(up)
+
         watch = HeadWatch(
             settings.websocket,
-            daemon.wake,
+            wake,
             chain_id=chain_id,
-            told=listens.set,
+            told=told,
             transport=settings.transport,
         )
         watch.start()
@@ -197,3 +211,9 @@ async def open_daemon(
         _log.info("health is served", service=name, url=await server.start())
         daemon.on_close("health", server.stop)
     return daemon
+
+
+def _pause(poll: float, heads: HeadSource | None) -> float:
+    """Seconds until the next cycle: the chain's next block may be due before the next poll."""
+    # A pause of nothing would not let others work; a lagging endpoint may need several looks.
+    return poll if heads is None else min(poll, max(_LEAST_PAUSE, heads.pause()))

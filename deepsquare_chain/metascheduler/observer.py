@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from deepsquare_chain.chain.contracts import Clock, Contracts, Parameters
+from deepsquare_chain.chain.heads import Head
+from deepsquare_chain.chain.merging import merged
 from deepsquare_chain.job import Job, JobStatus, Provider
 from deepsquare_chain.metascheduler.duties import (
     Moment,
@@ -55,6 +57,17 @@ def view_of(held: Watched, moment: Moment, watch: Watch) -> ProviderView:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What was read of a block, whose state never changes; `events` is the last block of events."""
+
+    block: bytes
+    events: int
+    records: Sequence[Job]
+    providers: Sequence[Provider]
+    clocks: Mapping[int, Clock]
+
+
 class Observer:
     """Reads the chain, and keeps what can't have changed."""
 
@@ -68,43 +81,80 @@ class Observer:
         self._pending: dict[int, Job] = {}
         self._lines: dict[int, frozenset[int]] = {}
         self._turn = 0
+        self._facts: _Facts | None = None
+        self._ahead: tuple[bytes, int, dict[int, Clock]] = (b"", 0, {})
 
     def doubt(self, job_ids: Iterable[int]) -> None:
         """These records may have changed: read them again."""
         for job_id in list(job_ids):
             self._pending.pop(job_id, None)
 
-    async def look(self, number: int, now: int) -> World:
-        """The world at a block.
+    async def prepare(self, head: Head) -> None:
+        """Read what does not depend on the events of a block, while they are read.
+
+        Raises:
+            EndpointError: The chain does not answer.
+        """
+        providers = self._providers
+        count, clocks = await asyncio.gather(
+            self._contracts.scheduler.job_count(block_identifier=head.number),
+            asyncio.gather(*(self._clock(each.id, head.number) for each in providers)),
+        )
+        known = {each.id: clock for each, clock in zip(providers, clocks, strict=True)}
+        self._ahead = (head.hash, count, known)
+
+    async def look(self, head: Head, *, events: int) -> World:
+        """The world at a block; of one block everything is asked for once.
+
+        Args:
+            head: The block.
+            events: The last block whose events the state has taken in.
 
         Raises:
             EndpointError: The chain does not answer.
         """
         if self._times is None:
-            self._times = await self._contracts.scheduler.parameters(block_identifier=number)
-        moment = Moment(number, now, self._times)
+            with merged(self._contracts.w3):
+                self._times = await self._contracts.scheduler.parameters(
+                    block_identifier=head.number
+                )
+        moment = Moment(head.number, head.time, self._times)
         known = self._state.live()
-        records, providers = await asyncio.gather(
-            self._records(known, number), self._registered(number)
-        )
-        clocks = await asyncio.gather(
-            *(
-                self._contracts.scheduler.clock_of(each.id, block_identifier=number)
-                for each in providers
-            )
-        )
-        watched = await self._watched(providers, clocks, moment)
-        assigned = [job for job in records if job.status.is_assigned]
-        pending = [job for job in records if job.status == JobStatus.PENDING and job.id in known]
-        waiting = [await self._wait(job, known[job.id], providers, moment) for job in pending]
+        facts = self._facts
+        if facts is None or (facts.block, facts.events) != (head.hash, events):
+            facts = self._facts = await self._read(head, known, events)
+        watched = await self._watched(facts.providers, facts.clocks, moment)
+        assigned = [job for job in facts.records if job.status.is_assigned]
+        pending = [
+            job for job in facts.records if job.status == JobStatus.PENDING and job.id in known
+        ]
+        waiting = [await self._wait(job, known[job.id], facts.providers, moment) for job in pending]
         views = [view_of(held, moment, self._watch) for held in watched.values()]
         return World(moment, watched, assigned, waiting, views)
 
+    async def _read(self, head: Head, known: Mapping[int, Known], events: int) -> _Facts:
+        if self._ahead[0] != head.hash:
+            await self.prepare(head)
+        _, count, clocks = self._ahead
+        with merged(self._contracts.w3):
+            records, providers = await asyncio.gather(
+                self._records(known, count, head.number), self._registered(head.number)
+            )
+            missing = [each.id for each in providers if each.id not in clocks]
+            found = await asyncio.gather(*(self._clock(each, head.number) for each in missing))
+        clocks |= zip(missing, found, strict=True)
+        return _Facts(head.hash, events, records, providers, clocks)
+
+    async def _clock(self, provider_id: int, number: int) -> Clock:
+        return await self._contracts.scheduler.clock_of(provider_id, block_identifier=number)
+
     # -- jobs
 
-    async def _records(self, known: Mapping[int, Known], number: int) -> list[Job]:
-        """Records of all jobs that may be live; PENDING ones may be a few cycles old."""
-        count = await self._contracts.scheduler.job_count(block_identifier=number)
+    async def _records(self, known: Mapping[int, Known], count: int, number: int) -> list[Job]:
+        """Records of all jobs that may be live; PENDING ones may be a few cycles old.
+
+        `count` is the highest id at that block.
+        """
         # Ids that no followed event told of yet may already hold room.
         fresh = range(self._state.highest() + 1, count + 1)
         ids = [job_id for job_id in known if job_id <= count]
@@ -172,13 +222,15 @@ class Observer:
         return self._providers
 
     async def _watched(
-        self, providers: Sequence[Provider], clocks: Sequence[Clock], moment: Moment
+        self, providers: Sequence[Provider], clocks: Mapping[int, Clock], moment: Moment
     ) -> dict[int, Watched]:
         signs = self._state.last_signs()
         strikes = await self._strikes(moment.now - self._watch.strike_window)
         return {
-            each.id: Watched(each, clock, signs.get(each.account, 0), strikes.get(each.account, ()))
-            for each, clock in zip(providers, clocks, strict=True)
+            each.id: Watched(
+                each, clocks[each.id], signs.get(each.account, 0), strikes.get(each.account, ())
+            )
+            for each in providers
         }
 
     async def _strikes(self, since: int) -> Mapping[str, Sequence[int]]:

@@ -65,6 +65,7 @@ async def run_scheduler(
             chain_id=deployment.chain_id,
             metrics=metrics,
             stop=stop,
+            heads=service.heads,
         )
         daemon.unready = service.figures.head.problem
         return daemon

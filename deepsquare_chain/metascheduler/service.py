@@ -16,8 +16,9 @@ from typing import Final
 from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.events import event_topics
 from deepsquare_chain.chain.follower import Follower
+from deepsquare_chain.chain.heads import Head, HeadSource
+from deepsquare_chain.chain.merging import merged, together
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.chain.stillness import stands_still
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
@@ -110,7 +111,8 @@ class SchedulerService:
             filters=[[event_topics(*FOLLOWED)]],
             settled=settings.confirmations,
         )
-        self._head = 0
+        self.heads = HeadSource(self._w3, sender, self.figures.head, poll=settings.poll_interval)
+        self._followed = (b"", False)  # a block up to which all believed events are taken in
         self._looked_slowly: float | None = None
         self._waits: dict[int, str] = {}
         self._resting: frozenset[int] = frozenset()
@@ -123,47 +125,53 @@ class SchedulerService:
             StoreError: The database can't be written.
             ReorgTooDeepError: The chain replaced what was believed long ago.
         """
-        if not await self._settle_old():
+        head = await self._settle_old()
+        if head is None:
             return False
-        await self._follower.poll(self.state.apply)
+        await self._follow(head)
         crash_point("scheduler.followed")
-        world = await self._look()
-        if world is None:
-            return False
+        world = await self._look(head)
         self.world = world
         self.figures.show(world)
         self._tell_who_rests(world)
-        await self._look_slowly()
         # Different jobs each: only the waiting for a block is shared.
         moved = await asyncio.gather(self._hold_to_account(world), self._assign(world))
         return any(moved)
 
     # -- the steps of a cycle
 
-    async def _settle_old(self) -> bool:
-        """Whether every earlier transaction is mined: only then the chain shows what they did."""
-        if self._sender is None:
-            return True
-        await self._sender.tend()
-        if self._sender.pending():
-            await self._sender.recover(timeout=_RECOVER_SECONDS)
-        return not self._sender.pending()
+    async def _settle_old(self) -> Head | None:
+        """The latest block; None unless every earlier transaction is mined.
 
-    async def _look(self) -> World | None:
-        """The grid at the latest block; None from an endpoint that lags behind what was seen."""
-        block = await self._w3.eth.get_block("latest")
-        # Where only transactions make blocks, time goes on without them; the next has it.
-        still = await stands_still(self._w3)
-        now = int(block["timestamp"]) + int(still)
-        number = int(block["number"])
-        seen = max(self._head, self._batches.mined_at)
-        if number < seen:
-            _log.warning("endpoint lags", head=number, seen=seen)
-            self.figures.head.fell_behind(seen - number)
-            return None
-        self._head = number
-        self.figures.head.saw(int(block["timestamp"]), on_demand=still > 0)
-        return await self.observer.look(number, now)
+        Only then the chain shows what they did. None too from an endpoint that lags behind.
+        """
+        pending = self._sender is not None and bool(self._sender.pending())
+        head = await self._head(again=pending)
+        if self._sender is None or not self._sender.pending():
+            return head
+        await self._sender.recover(timeout=_RECOVER_SECONDS)
+        return None if self._sender.pending() else await self._head(again=True)
+
+    async def _head(self, *, again: bool = False) -> Head | None:
+        return await self.heads.look(lambda: self._batches.mined_at, again=again)
+
+    async def _follow(self, head: Head) -> None:
+        """Take in the events of a block and read what the next look needs of it, once."""
+        if self._followed == (head.hash, head.final):
+            return
+        with merged(self._w3):
+            await together(
+                self._follower.poll(self.state.apply, head=head.number),
+                self.observer.prepare(head),
+                self._look_slowly(),
+            )
+        depth = 0 if head.final else self._settings.confirmations
+        if self._follower.position >= head.number - depth:
+            self._followed = (head.hash, head.final)
+
+    async def _look(self, head: Head) -> World:
+        """The grid at a block."""
+        return await self.observer.look(head, events=self._follower.position)
 
     async def _look_slowly(self) -> None:
         last, now = self._looked_slowly, time.monotonic()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+from deepsquare_chain.chain.merging import together
 from deepsquare_chain.errors import GridError, NotFoundError
 from deepsquare_chain.executors.base import (
     Executor,
@@ -41,7 +42,6 @@ from deepsquare_chain.provider.model import (
 )
 from deepsquare_chain.provider.starts import Starts
 from deepsquare_chain.provider.state import RunTable
-from deepsquare_chain.provider.together import together
 from deepsquare_chain.workflow import render_script
 
 _AT_ONCE: Final = 8

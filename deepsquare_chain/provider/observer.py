@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.heads import Head
 from deepsquare_chain.executors.base import (
     Executor,
     ExecutorUnavailableError,
@@ -33,20 +33,6 @@ from deepsquare_chain.provider.state import RunTable
 #: Bytes of a MB of disk.
 MEGABYTE: Final = 1024 * 1024
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The block that a cycle looks at; `time` is chain time, `base_fee` in wei per gas.
-
-    `final` says that no block will confirm it before a transaction of somebody makes one.
-    """
-
-    number: int
-    time: int
-    hash: bytes
-    final: bool = False
-    base_fee: int = 0
 
 
 class Observer:

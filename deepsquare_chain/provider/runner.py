@@ -95,6 +95,7 @@ async def run_provider(
             chain_id=deployment.chain_id,
             metrics=metrics,
             stop=stop,
+            heads=service.heads,
         )
         daemon.details = service.details
         daemon.unready = service.figures.head.problem

@@ -23,8 +23,9 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.events import JobCollected, JobSettled, JobTransition, event_filter
 from deepsquare_chain.chain.fees import GWEI
 from deepsquare_chain.chain.follower import Follower
+from deepsquare_chain.chain.heads import Head, HeadSource
+from deepsquare_chain.chain.merging import merged, together
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.chain.stillness import stands_still
 from deepsquare_chain.credits import CREDIT, format_credits, unbilled_revenue
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
@@ -49,12 +50,11 @@ from deepsquare_chain.provider.model import (
     Start,
     View,
 )
-from deepsquare_chain.provider.observer import MEGABYTE, Head, Observer, free_megabytes
+from deepsquare_chain.provider.observer import MEGABYTE, Observer, free_megabytes
 from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.retention import Limits, Retention
 from deepsquare_chain.provider.state import RunTable
-from deepsquare_chain.provider.together import together
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 
@@ -236,11 +236,12 @@ class ProviderService:
             settled=settings.confirmations,
             metrics=metrics,
         )
-        self._head = Head(0, 0, b"")
+        self.heads = HeadSource(self._w3, sender, self.figures.head, poll=settings.poll_interval)
         self._followed = b""  # a block up to which events are taken in and no challenge is open
         self._challenged_at = 0  # chain time of an open challenge, zero without one
         self._warned: set[int] = set()
         self._looked_slowly: float | None = None
+        self._looked_at_account: float | None = None
         self._told: dict[int, Action] = {}
         self._offer = OfferFollower(contracts, sender, timeout=settings.send_timeout)
         self._maintenance = Maintenance(contracts, sender, timeout=settings.send_timeout)
@@ -268,7 +269,7 @@ class ProviderService:
             return False
         # Whatever ends from here on may be missing in what this cycle sees.
         busy = self._handlers.starting | self._batches.jobs
-        head, _ = await together(self._look_at_head(), self._sender.tend())
+        head = await self.heads.look(lambda: self._batches.mined_at)
         self._refuse_second_daemon()
         if head is None or self._sender.unattended():  # the chain may have taken one back
             return False
@@ -327,33 +328,16 @@ class ProviderService:
                     "daemons with a --state-dir each would run every job twice.",
                 )
 
-    async def _look_at_head(self) -> Head | None:
-        """The latest block; None from an endpoint that lags behind what was seen before."""
-        seen = max(self._head.number, self._batches.mined_at)
-        block = await self._w3.eth.get_block("latest")
-        # Where only transactions make blocks, time goes on without them; the next has it.
-        still = await stands_still(self._w3)
-        head = Head(
-            int(block["number"]),
-            int(block["timestamp"]) + int(still),
-            bytes(block["hash"]),
-            final=still > 0,
-            base_fee=int(block.get("baseFeePerGas") or 0),
-        )
-        if head.number < seen:
-            _log.warning("endpoint lags", head=head.number, seen=seen)
-            self.figures.head.fell_behind(seen - head.number)
-            return None
-        self._head = head
-        self.figures.head.saw(int(block["timestamp"]), on_demand=head.final)
-        return head
-
     async def _follow(self, head: Head) -> None:
         """Take in events and see whether a challenge is open; once a block if there is none."""
         self._followed = b""
-        following = self._follower.poll(self.table.apply, head=head.number)
-        preparing = self._observer.prepare(head)
-        await together(self._look_for_challenge(head.number), following, preparing)
+        with merged(self._w3):
+            await together(
+                self._look_for_challenge(head.number),
+                self._follower.poll(self.table.apply, head=head.number),
+                self._observer.prepare(head),
+                self._look_at_account(),
+            )
         if not self._challenged_at and self._follower.position == head.number:
             self._followed = head.hash
 
@@ -388,9 +372,8 @@ class ProviderService:
         return head.base_fee > self._settings.max_fee_per_gas
 
     async def _look_slowly(self) -> None:
-        """What changes rarely: forgotten runs, gas, maintenance, registered hardware."""
-        last, now = self._looked_slowly, time.monotonic()
-        if last is not None and now - last < _SLOW_LOOKS:
+        """What changes rarely on this machine: forgotten runs, folders of ended ones."""
+        if not _is_due(self._looked_slowly):
             return
         try:
             contract = self._contracts.scheduler.address
@@ -398,17 +381,26 @@ class ProviderService:
         except ExecutorUnavailableError as error:
             _log.warning("executor unavailable", error=error.message)
             return
-        provider = await self._contracts.registry.provider_of(self._sender.address)
+        self._retention.look()
+        await self._mark_store()
+        self._looked_slowly = time.monotonic()
+
+    async def _look_at_account(self) -> None:
+        """What changes rarely on chain: standing, registered hardware, coin for gas."""
+        if not _is_due(self._looked_at_account):
+            return
+        looked = time.monotonic()
+        provider, balance = await asyncio.gather(
+            self._contracts.registry.provider_of(self._sender.address),
+            self._w3.eth.get_balance(self._sender.account.address, "latest"),
+        )
         self._maintenance.saw(provider.status)
         self.figures.active.set(provider.status is ProviderStatus.ACTIVE)
         self.figures.approved_until.set(provider.approved_until)
         if self._on_hardware is not None:
             self._on_hardware(in_all(provider.hardware))
-        balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
         self.figures.gas.set(balance / CREDIT)
-        self._retention.look()
-        await self._mark_store()
-        self._looked_slowly = now
+        self._looked_at_account = looked
 
     async def _mark_store(self) -> None:
         """Tell customers who share the folder of definitions that it is read."""
@@ -517,3 +509,8 @@ class ProviderService:
             if self._told.get(view.job.id) != action:
                 _log.debug("planned", job=view.job.id, status=view.chain.name, action=str(action))
         self._told = plans
+
+
+def _is_due(last: float | None) -> bool:
+    """Whether it is time for a slow look; `last` is the monotonic time of the last one."""
+    return last is None or time.monotonic() - last >= _SLOW_LOOKS

@@ -26,18 +26,21 @@ from deepsquare_chain.chain.events import (
     JobTransition,
     TransitionSkipped,
 )
+from deepsquare_chain.chain.heads import Head
 from deepsquare_chain.cli.why import explain
 from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Load, Objective, Offer, Prices, Resources
+from deepsquare_chain.metascheduler.observer import World
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.workflow import parse_job_file
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import CHEAP, DEAR, BorrowedNode, LiveGrid, live_grid
 from tests.support.provider import all_events
+from tests.support.rpccount import counted_requests
 from tests.support.rundaemon import until
 
 S = JobStatus
@@ -70,6 +73,7 @@ class Desk:
     async def cycle(self, times: int = 1) -> bool:
         moved = False
         for _ in range(times):
+            self.service.heads.hint()  # others mine without its knowledge
             moved = await self.service.cycle()
         return moved
 
@@ -302,13 +306,21 @@ async def test_the_expired_job_of_a_lost_key_is_cancelled(one: Desk) -> None:
     assert await grid.contracts.credit.balance_of(grid.customers[0].address) == before - held
 
 
+async def see(service: SchedulerService) -> World:
+    """What a cycle sees before it acts."""
+    head = await service._head(again=True)
+    assert head is not None
+    await service._follow(head)
+    return await service._look(head)
+
+
 @asynccontextmanager
 async def in_front(one: Desk, act: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
     """Something happens after the scheduler has looked at the grid, and before it assigns."""
     look = one.service.observer.look
 
-    async def looked(number: int, now: int) -> Any:
-        world = await look(number, now)
+    async def looked(head: Head, *, events: int) -> Any:
+        world = await look(head, events=events)
         await act()
         return world
 
@@ -523,10 +535,7 @@ async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
         )
         ids = await grid.submit(2, resources=WHOLE)
         # Both have looked before either acts.
-        await first.service._follower.poll(first.service.state.apply)
-        await rival._follower.poll(rival.state.apply)
-        worlds = [await each._look() for each in (first.service, rival)]
-        assert None not in worlds
+        worlds = [await see(each) for each in (first.service, rival)]
         assert await first.service._assign(worlds[0]) == 2
         assert await rival._assign(worlds[1]) == 0
         assert await first.statuses(*ids) == [S.META_SCHEDULED] * 2
@@ -599,9 +608,7 @@ async def _second_scheduler(grid: LiveGrid) -> Any:
 async def test_skipped_items_rest(one: Desk) -> None:
     """An item that the contract leaves out costs the others nothing, and is not tried at once."""
     ids = await one.grid.submit(2)
-    await one.service._follower.poll(one.service.state.apply)
-    world = await one.service._look()
-    assert world is not None
+    world = await see(one.service)
     cancel = one.grid.contracts.scheduler.cancel([ids[0]])
     await one.grid.send(one.grid.customers[0], cancel)
     assert await one.service._assign(world) == 1
@@ -727,3 +734,25 @@ async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
     # Other tests set this chain's clock: its head may be of another day, for both alike.
     assert age >= skew
     assert age == pytest.approx(skew, abs=600)
+
+
+async def test_an_idle_scheduler_asks_twice_a_block(
+    one: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the head and the nonce, once for everything else; jobs in hand are one more."""
+    ids = await one.grid.submit(1)
+    await one.cycle(2)
+    assert await one.statuses(*ids) == [S.META_SCHEDULED]
+    requests = counted_requests(monkeypatch)
+    for _ in range(3):
+        one.service._looked_slowly = None  # slow looks go along
+        await one.grid.node.mine()
+        one.service.heads.hint()
+        requests.clear()
+        assert await one.service.cycle() is False
+        assert 0 < len(requests) <= 3, requests
+        assert "eth_getLogs" in requests[1]
+        requests.clear()
+        one.service.heads.hint()  # in vain
+        await one.service.cycle()
+        assert len(requests) <= 1, requests

@@ -29,6 +29,7 @@ from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
 from tests.support.provider import Bench, bench, definition
+from tests.support.rpccount import counted_requests
 from tests.support.rundaemon import DaemonProcess, until
 
 S = JobStatus
@@ -104,7 +105,7 @@ async def _whole_life(host: Bench) -> None:
 
 async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
     service = host.service
-    head = await service._look_at_head()
+    head = await service.heads.look(lambda: 0, again=True)
     assert head is not None
     for _ in range(2):
         await service._follow(head)
@@ -278,6 +279,7 @@ async def test_maintenance_ends_what_runs_and_gives_back_the_rest(grid: LiveGrid
         provider = await registry.provider_of(host.account.address)
         assert provider.status is ProviderStatus.DRAINING
     async with bench(grid, tmp_path) as host:
+        host.service.heads.hint()
         await host.service.cycle()
         assert host.service.details()["draining"]
         host.service.drain(False)
@@ -329,6 +331,7 @@ async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path
         assert (await scheduler.clock_of(1)).challenged_at == 0
         [collected] = await host.events(JobCollected, job_id)
         assert collected.billed_seconds >= 20
+        host.service.heads.hint()
         await host.service.cycle()
         assert (sent("revenue_accrued_credits") or 0) * CREDIT < collected.paid
         await host.until([job_id], S.FINISHED)
@@ -398,3 +401,23 @@ async def _reached(host: Bench, job_id: int) -> bool:
 async def _is_over(host: Bench, job_id: int) -> bool:
     key = host.row(job_id).key
     return (await host.executor.poll([key]))[key].exit is not None
+
+
+async def test_an_idle_provider_asks_twice_a_block(
+    host: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the head and the nonce, once for everything else of that block."""
+    await host.drive(lambda: not host.service.table.open())  # jobs of tests before
+    requests = counted_requests(monkeypatch)
+    for _ in range(3):
+        host.service._looked_at_account = None  # slow looks go along
+        await host.grid.node.mine()
+        host.service.heads.hint()
+        requests.clear()
+        assert await host.service.cycle() is False
+        assert 0 < len(requests) <= 2, requests
+        assert "eth_getLogs" in requests[-1]
+        requests.clear()
+        host.service.heads.hint()  # in vain
+        await host.service.cycle()
+        assert len(requests) <= 1, requests

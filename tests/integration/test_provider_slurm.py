@@ -68,6 +68,7 @@ async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
     [job_id] = await host.submit(command, resources=wide)
     [unwanted] = await host.submit("true", customer=1)
     await host.drive(lambda: {host.phase(each) for each in (job_id, unwanted)} == {Phase.SUBMITTED})
+    host.service.heads.hint()
     await host.service.cycle()
     assert (await host.job(job_id)).status is S.SCHEDULED
     # A customer's cancel takes a job out of Slurm's queue, and costs it nothing.

@@ -196,7 +196,7 @@ class FakeChain:
         if method == "eth_getTransactionCount":
             return {"result": hex(self.nonce(params[0]))}
         if method == "eth_getBlockByNumber":
-            number = int(params[0], 16)
+            number = self.head if params[0] == "latest" else int(params[0], 16)
             found = self.blocks[number] if number <= self.head else None
             shown = found and {
                 "number": hex(found.number),

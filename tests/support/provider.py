@@ -91,6 +91,7 @@ class Bench:
         """Cycle until `done()`, which may be a coroutine function, holds."""
         deadline = time.monotonic() + timeout
         while True:
+            self.service.heads.hint()  # others mine without its knowledge
             moved = await self.service.cycle()
             answer = done()
             if await answer if asyncio.iscoroutine(answer) else answer:

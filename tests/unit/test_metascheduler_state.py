@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ import pytest
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.contracts import Clock
 from deepsquare_chain.chain.follower import Batch
+from deepsquare_chain.chain.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources, Terms
 from deepsquare_chain.metascheduler import observer as observing
 from deepsquare_chain.metascheduler.duties import Watch
-from deepsquare_chain.metascheduler.observer import Observer
+from deepsquare_chain.metascheduler.observer import Observer, World
 from deepsquare_chain.metascheduler.state import SchedulerState
 from deepsquare_chain.store.database import Store
 from tests.support.workloads import NOW, address, job, provider
@@ -22,6 +25,7 @@ from tests.unit.test_metascheduler_duties import TIMES
 
 S = JobStatus
 HOST, OTHER = address(1), address(2)
+_BLOCKS = itertools.count(1)
 
 
 @pytest.fixture
@@ -168,6 +172,7 @@ class FakeRegistry:
 class FakeContracts:
     scheduler: FakeScheduler
     registry: FakeRegistry
+    w3: Any = field(default_factory=lambda: SimpleNamespace(provider=None))
 
 
 @pytest.fixture
@@ -181,6 +186,12 @@ def observer(chain: FakeContracts, state: SchedulerState) -> Observer:
     return Observer(chain, state, Watch())  # type: ignore[arg-type]
 
 
+async def look(observer: Observer) -> World:
+    """A look at the next block, of the same time."""
+    number = next(_BLOCKS)
+    return await observer.look(Head(100, NOW, number.to_bytes(32, "big")), events=number)
+
+
 class TestObserver:
     async def test_pending_records_are_read_once(
         self,
@@ -192,12 +203,12 @@ class TestObserver:
     ) -> None:
         monkeypatch.setattr(observing, "_REFRESHED", 1)
         apply(store, state, submitted(1), submitted(2), submitted(3))
-        world = await observer.look(100, NOW)
+        world = await look(observer)
         assert [waiting.job.id for waiting in world.waiting] == [1, 2, 3]
         assert chain.scheduler.asked == [1, 2, 3]
         turns = []
         for _ in range(3):
-            await observer.look(100, NOW)
+            await look(observer)
             turns += chain.scheduler.asked
         # One a cycle, in turn.
         assert sorted(turns) == [1, 2, 3]
@@ -212,21 +223,21 @@ class TestObserver:
     ) -> None:
         monkeypatch.setattr(observing, "_REFRESHED", 0)
         apply(store, state, submitted(1), submitted(2), submitted(3))
-        await observer.look(100, NOW)
+        await look(observer)
         chain.scheduler.records[2] = job(2, status=S.META_SCHEDULED, provider_id=1)
         apply(store, state, moved(2, S.PENDING, S.META_SCHEDULED))
         apply(store, state, ev.JobToppedUp(3, address(7), 1, 1, 1))
-        world = await observer.look(100, NOW)
+        world = await look(observer)
         assert chain.scheduler.asked == [2, 3]
         assert [each.id for each in world.assigned] == [2]
         # What providers hold is read in every cycle.
-        await observer.look(100, NOW)
+        await look(observer)
         assert chain.scheduler.asked == [2]
         observer.doubt([1])
-        await observer.look(100, NOW)
+        await look(observer)
         assert chain.scheduler.asked == [1, 2]
         state.all_touched = True
-        await observer.look(100, NOW)
+        await look(observer)
         assert chain.scheduler.asked == [1, 2, 3]
 
     async def test_jobs_without_their_event_hold_room_but_do_not_wait(
@@ -234,7 +245,7 @@ class TestObserver:
     ) -> None:
         apply(store, state, submitted(1))
         chain.scheduler.records[3] = job(3, status=S.RUNNING, provider_id=2, rate=1)
-        world = await observer.look(100, NOW)
+        world = await look(observer)
         assert [waiting.job.id for waiting in world.waiting] == [1]
         assert [each.id for each in world.assigned] == [3]
 
@@ -243,7 +254,7 @@ class TestObserver:
     ) -> None:
         apply(store, state, submitted(2), time=NOW - 900)
         apply(store, state, submitted(3), time=NOW)
-        ages = {w.job.id: w.queued_at for w in (await observer.look(100, NOW)).waiting}
+        ages = {w.job.id: w.queued_at for w in (await look(observer)).waiting}
         # The record's own time is exact; the event's is that of its batch.
         assert ages == {2: NOW - 900, 3: NOW - 30}
 
@@ -255,21 +266,21 @@ class TestObserver:
         records[2] = job(2, status=S.PANICKED, provider_id=2, retry_of=1)
         records[3] = job(3, retry_of=2)
         apply(store, state, submitted(3))
-        [waiting] = (await observer.look(100, NOW)).waiting
+        [waiting] = (await look(observer)).waiting
         assert waiting.excluded == {1, 2}
 
     async def test_givers_back_are_avoided_longer_each_time(
         self, store: Store, state: SchedulerState, observer: Observer
     ) -> None:
         apply(store, state, submitted(1), moved(1, S.SCHEDULED, S.PENDING))
-        [waiting] = (await observer.look(100, NOW)).waiting
+        [waiting] = (await look(observer)).waiting
         assert waiting.avoided == {1: NOW + 100}
         apply(store, state, moved(1, S.SCHEDULED, S.PENDING), moved(1, S.SCHEDULED, S.PENDING))
-        [waiting] = (await observer.look(100, NOW)).waiting
+        [waiting] = (await look(observer)).waiting
         assert waiting.avoided == {1: NOW + 400}
         for _ in range(40):
             apply(store, state, moved(1, S.SCHEDULED, S.PENDING))
-        [waiting] = (await observer.look(100, NOW)).waiting
+        [waiting] = (await look(observer)).waiting
         assert waiting.avoided == {1: NOW + 86_400}
 
     async def test_providers_are_read_when_the_registry_spoke(
@@ -282,16 +293,16 @@ class TestObserver:
     ) -> None:
         apply(store, state, submitted(1))
         for _ in range(3):
-            await observer.look(100, NOW)
+            await look(observer)
         assert chain.registry.reads == 1
         state.registry_changed = True
         chain.registry.fails = True
         with pytest.raises(OSError, match="no answer"):
-            await observer.look(100, NOW)
+            await look(observer)
         chain.registry.fails = False
-        await observer.look(100, NOW)
+        await look(observer)
         assert chain.registry.reads == 3
         monkeypatch.setattr(observing, "_PROVIDERS_EVERY", 2)
-        await observer.look(100, NOW)
-        await observer.look(100, NOW)
+        await look(observer)
+        await look(observer)
         assert chain.registry.reads == 4

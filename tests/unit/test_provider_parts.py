@@ -19,7 +19,8 @@ from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.events import TransitionSkipped
 from deepsquare_chain.chain.foreign import Spender
-from deepsquare_chain.chain.headfigures import HeadFigures
+from deepsquare_chain.chain.heads import Head, HeadSource
+from deepsquare_chain.chain.merging import together
 from deepsquare_chain.chain.reverts import ERRORS, decode_revert
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import FATAL
@@ -46,12 +47,11 @@ from deepsquare_chain.provider.figures import Figures
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import Lookup, MaterialState, Phase, Run, View
-from deepsquare_chain.provider.observer import Head, Observer
+from deepsquare_chain.provider.observer import Observer
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
 from deepsquare_chain.provider.runner import _MaintenanceSignals
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings
 from deepsquare_chain.provider.state import RunTable
-from deepsquare_chain.provider.together import together
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionMismatch
 from deepsquare_chain.workflow import Definition, Step
@@ -787,20 +787,17 @@ def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
 
 
 async def test_what_is_mined_during_the_look_is_no_lag():
-    batches = SimpleNamespace(mined_at=0)
+    mined = [0]
 
-    async def get_block(_which: str) -> dict[str, Any]:
-        batches.mined_at = 6  # a transaction beside this cycle
-        return {"number": 5, "timestamp": 1_000, "hash": b"five"}
+    async def tend() -> dict[str, Any]:
+        mined[0] = 6  # a transaction beside this cycle
+        return {"number": "0x5", "timestamp": hex(1_000), "hash": "0x05"}
 
-    service: Any = SimpleNamespace(
-        _w3=SimpleNamespace(eth=SimpleNamespace(get_block=get_block), provider=None),
-        _batches=batches,
-        _head=Head(4, 999, b"four"),
-        figures=SimpleNamespace(head=HeadFigures(Metrics("provider"))),
-    )
-    assert await ProviderService._look_at_head(service) == Head(5, 1_000, b"five")
-    assert await ProviderService._look_at_head(service) is None  # now it is one
+    figures: Any = SimpleNamespace(saw=lambda *_, **__: None, fell_behind=lambda _blocks: None)
+    w3: Any = SimpleNamespace(provider=None)
+    heads = HeadSource(w3, SimpleNamespace(tend=tend), figures, poll=1)  # type: ignore[arg-type]
+    assert await heads.look(lambda: mined[0]) == Head(5, 1_000, b"\5")
+    assert await heads.look(lambda: mined[0]) is None  # now it is one
 
 
 @pytest.mark.parametrize(

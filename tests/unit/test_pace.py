@@ -1,0 +1,154 @@
+"""When the next block is asked for: learned from those before, counted without a clock."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.chain import heads as heads_module
+from deepsquare_chain.chain import stillness as stillness_module
+from deepsquare_chain.chain.heads import HeadSource
+from deepsquare_chain.chain.pace import Pace, block_time, next_look
+from deepsquare_chain.chain.stillness import Stillness
+
+
+def headers(*times: int, empty: int = 0) -> list[tuple[int, int, bool]]:
+    """Blocks made at these times; that of the number `empty` holds nothing."""
+    return [(number, at, number == empty) for number, at in enumerate(times)]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([0, 12, 24, 36, 48, 60], 12),
+        ([0, 12, 24, 48, 60, 72, 84, 96], 12),  # a slot without a block
+        ([0, 1, 2, 3, 4, 5], 1),
+        ([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], 0),  # four a second
+        ([0, 1, 30, 31, 90, 200, 201], 0),  # by no clock
+        ([0, 12, 24], 0),  # too few to tell
+        ([0, 3_600, 7_200, 10_800, 14_400], 60),  # never blind for longer
+    ],
+)
+def test_block_time_is_learned_from_chain_time(times: list[int], expected: float) -> None:
+    assert block_time(headers(*times), []) == expected
+
+
+def test_blocks_that_were_not_seen_count() -> None:
+    assert block_time([(number, 2 * number, True) for number in (1, 2, 5, 6, 9, 10)], []) == 2
+
+
+def test_blocks_that_are_never_empty_must_be_seen_to_keep_time() -> None:
+    """A development chain may date each transaction's block a second after the last one."""
+    full = headers(*range(8), empty=-1)
+    assert block_time(full, []) == 0
+    assert block_time(full, [(number, 1.1 * number) for number in range(8)]) == 1
+    assert block_time(full, [(number, 5.0 * number) for number in range(8)]) == 0
+
+
+def test_what_is_seen_to_be_faster_overrules_chain_time() -> None:
+    found = headers(*(12 * number for number in range(8)))
+    assert block_time(found, [(number, 3.0 * number) for number in range(8)]) == 3
+    assert block_time(found, [(number, 40.0 * number) for number in range(8)]) == 12
+
+
+def test_looks_that_come_too_early_grow_rarer() -> None:
+    due, looks = next_look(100.0, 90.0, 12.0), []
+    for _ in range(8):
+        looks.append(due)
+        due = next_look(100.0, due, 12.0)
+    assert looks == [100.0, 100.5, 101.0, 102.0, 104.0, 108.0, 116.0, 128.0]
+    assert next_look(100.0, 90.0, 12.0, patience=6.0) == 106.0
+
+
+def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) -> list[float]:
+    """Poll a chain with blocks of so many seconds from a moment on; times of the looks."""
+    pace, now, looks, phase = Pace(), 0.0, [], 0.37 * seconds
+    pace.listening = listening
+    while now < blocks * seconds:
+        number = int((now + phase) // seconds)
+        pace.note(number, round(number * seconds), empty=True)
+        pace.saw(number, now)
+        looks.append(now)
+        now = pace.due_at(poll)
+    return looks
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.0, 12.0])
+def test_at_most_one_poll_a_block_finds_nothing(seconds: float) -> None:
+    looks = watch(seconds, 100, poll=0.25)
+    settled = [each for each in looks if each >= 20 * seconds]
+    assert 80 <= len(settled) <= 160
+    # Blocks are seen soon after they arrive, too.
+    found: dict[int, float] = {}
+    for each in settled:
+        found.setdefault(int((each + 0.37 * seconds) // seconds), each)
+    late = [(each + 0.37 * seconds) % seconds for each in found.values()]
+    assert max(late[1:]) <= min(0.5, seconds / 10) + 0.01
+
+
+def test_a_chain_of_unknown_habits_is_polled() -> None:
+    pace = Pace()
+    pace.saw(5, 100.0)
+    assert pace.due_at(0.25) == 100.25
+
+
+def test_a_hint_makes_a_look_due_once() -> None:
+    pace = Pace()
+    pace.saw(5, 100.0)
+    pace.hint()
+    assert pace.due_at(9.0) < 0
+    pace.saw(5, 101.0)
+    assert pace.due_at(9.0) == 110.0
+
+
+def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None:
+    """The websocket's node may know a block before the one that is asked."""
+    pace = Pace()
+    pace.listening = True
+    for number in range(8):
+        pace.note(number, 12 * number, empty=True)
+        pace.saw(number, 12.0 * number)
+    assert pace.due_at(0.25) > 84 + 12 + 1
+    pace.hint()
+    pace.saw(7, 95.0)
+    assert pace.due_at(0.25) <= 95.5
+
+
+async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Stillness()
+    moment = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(heads_module, "time", moment)
+    monkeypatch.setattr(stillness_module, "time", moment)
+    now, asked, block = 100.0, 0, 5
+
+    async def tend() -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        header = {"number": hex(block), "timestamp": hex(block), "hash": "0x0" + str(block)}
+        found.saw(block, header)
+        return header
+
+    figures: Any = SimpleNamespace(saw=lambda *_, **__: None, fell_behind=lambda _blocks: None)
+    w3: Any = SimpleNamespace(provider=SimpleNamespace(stillness=found))
+    sender: Any = SimpleNamespace(tend=tend)
+    heads = HeadSource(w3, sender, figures, poll=2.0)
+
+    async def number() -> int | None:
+        head = await heads.look(lambda: 0)
+        return None if head is None else head.number
+
+    assert (await number(), await number(), asked) == (5, 5, 1)
+    now = 102.0
+    assert (await number(), await number(), asked) == (5, 5, 2)
+    found.pace.saw(6, now)  # by somebody else of this connection, at another node of it
+    assert heads.pause() == 0
+    assert (await number(), await number(), asked) == (5, 5, 3)  # once, for that node lags
+    block = 6
+    heads.hint()
+    assert (await number(), asked) == (6, 4)
+    block, now = 4, 104.5
+    assert (await number(), asked) == (None, 5)
