@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from deepsquare_chain.chain.contracts import Contracts, Report
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.indexer.block_data import Facts
+from deepsquare_chain.indexer.block_data import BlockData
 from deepsquare_chain.indexer.database import IndexDatabase
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.service import open_index
@@ -73,7 +73,7 @@ def build(database: IndexDatabase, jobs: int, progress: Progress) -> dict[str, f
         began = time.perf_counter()
         with database.begin() as connection:
             found = Batch(told, first.number, last.number, time=last.time)
-            writer.apply(found, connection, Facts(headers, transactions))
+            writer.apply(found, connection, BlockData(headers, transactions))
         spent += time.perf_counter() - began
         events += len(told)
         blocks += len(batch)

@@ -70,7 +70,7 @@ SUBJECTS: Final[Mapping[Code, Subject]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class ExceptionRow:
+class Anomaly:
     """One exception; job zero and an empty account or transaction where none is meant.
 
     `tx_hash` is empty for what is so at the end of the replay without anybody having acted.
@@ -95,9 +95,7 @@ class Spot:
     tx_hash: str = ""
 
 
-def name_self_scheduled(
-    rows: Iterable[ExceptionRow], senders: Mapping[str, str]
-) -> list[ExceptionRow]:
+def name_self_scheduled(rows: Iterable[Anomaly], senders: Mapping[str, str]) -> list[Anomaly]:
     """Say which late assignments providers made themselves, as only their transactions tell.
 
     Args:

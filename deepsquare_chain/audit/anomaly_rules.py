@@ -8,8 +8,8 @@ from typing import Any
 
 from deepsquare_chain.audit.anomalies import (
     MAY_HAVE_TAKEN,
+    Anomaly,
     Code,
-    ExceptionRow,
     Severity,
     Spot,
 )
@@ -22,7 +22,7 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import JobFlags, JobStatus
 
 
-class Watch:
+class AnomalyRules:
     """Reads events beside the books and notes exceptions.
 
     Args:
@@ -31,7 +31,7 @@ class Watch:
     """
 
     def __init__(self, deployment: Deployment) -> None:
-        self.rows: list[ExceptionRow] = []
+        self.rows: list[Anomaly] = []
         self._scheduler = deployment.scheduler
         names = ("Credit", "ProviderRegistry", "MetaScheduler")
         self._names = dict(zip(deployment.addresses, names, strict=True))
@@ -63,7 +63,7 @@ class Watch:
                 self._running[job.id] = job.provider
         self._challenges.update({each.provider: each for each in challenges})
 
-    def take(self) -> list[ExceptionRow]:
+    def take(self) -> list[Anomaly]:
         """What was noted since the last time, oldest first."""
         found, self.rows = self.rows, []
         return found
@@ -89,7 +89,7 @@ class Watch:
             else:
                 self._acted(event, spot)
 
-    def so_far(self, jobs: Mapping[int, JobEntry], spot: Spot) -> list[ExceptionRow]:
+    def so_far(self, jobs: Mapping[int, JobEntry], spot: Spot) -> list[Anomaly]:
         """All exceptions, with those that stand open at a spot; oldest first."""
         kept, self.rows = self.rows, list(self.rows)
         for job_id, account in sorted(self._running.items()):
@@ -127,7 +127,7 @@ class Watch:
         job_id: int = 0,
     ) -> None:
         place = (spot.block, spot.time, spot.tx_hash)
-        self.rows.append(ExceptionRow(code, severity, message, job_id, account, *place))
+        self.rows.append(Anomaly(code, severity, message, job_id, account, *place))
 
     def _moved(self, event: ev.JobTransition, job: JobEntry | None, spot: Spot) -> None:
         job_id, account, after = event.job_id, event.provider, event.after

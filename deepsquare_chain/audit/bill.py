@@ -18,7 +18,7 @@ _REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class BillLine:
     """One sum of a bill: what it should be and what it is, in credit-wei."""
 
     name: str
@@ -32,7 +32,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class JobBill:
     """A bill with all that it was computed from; times are the chain's, in seconds.
 
     `reported` is what the provider's transaction says, None where nobody looked or nobody had to
@@ -60,7 +60,7 @@ class Bill:
     collected_seconds: int
     collected: int
     why: str
-    lines: tuple[Line, ...]
+    lines: tuple[BillLine, ...]
 
     @property
     def elapsed(self) -> int:
@@ -76,7 +76,9 @@ class Bill:
         return total == self.billed_seconds and not any(line.difference for line in self.lines)
 
 
-def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | None = None) -> Bill:
+def recompute_bill(
+    job: JobEntry, *, now: int | None = None, reported: int | None = None
+) -> JobBill:
     """Compute a job's bill from start, end, rate and fee.
 
     Args:
@@ -99,9 +101,9 @@ def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | Non
         _sum("paid", job.collected_paid + cost - share, job.paid, final=final),
         _sum("fee", job.collected_fee + share, job.fee, final=final),
         _sum("refunded", back, job.refunded, final=final),
-        Line("carried_out", escrow if job.carried_out else 0, job.carried_out),
+        BillLine("carried_out", escrow if job.carried_out else 0, job.carried_out),
     )
-    return Bill(
+    return JobBill(
         job_id=job.id,
         status=job.status,
         settled=final,
@@ -123,9 +125,9 @@ def recompute_bill(job: JobEntry, *, now: int | None = None, reported: int | Non
     )
 
 
-def _sum(name: str, expected: int, actual: int, *, final: bool) -> Line:
+def _sum(name: str, expected: int, actual: int, *, final: bool) -> BillLine:
     """A line; what is not settled yet has nothing to be compared with."""
-    return Line(name, expected, actual if final else expected)
+    return BillLine(name, expected, actual if final else expected)
 
 
 def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from deepsquare_chain.audit.entries import Finding, Totals
+from deepsquare_chain.audit.entries import AuditFinding, Totals
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import Job, Load, Provider
@@ -37,7 +37,7 @@ class Audit:
 
     block: int
     totals: Totals
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     compared: bool
 
     @property
@@ -74,14 +74,14 @@ def verify(ledger: Ledger, storage: Storage | None = None) -> Audit:
     return Audit(ledger.block, ledger.totals, tuple(findings), storage is not None)
 
 
-def compare(ledger: Ledger, storage: Storage) -> list[Finding]:
+def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
     """Findings where replayed events and storage differ; both must be of the same block."""
-    found: list[Finding] = []
+    found: list[AuditFinding] = []
 
     def differ(what: str, told: object, held: object, job_id: int = 0) -> None:
         if told != held:
             message = f"{what}: events say {told}, storage says {held}"
-            found.append(Finding("storage", message, storage.block, "", job_id))
+            found.append(AuditFinding("storage", message, storage.block, "", job_id))
 
     def differ_by_field(what: str, told: Any, held: Any, job_id: int = 0) -> None:
         for each in fields(held):

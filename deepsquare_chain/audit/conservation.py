@@ -55,7 +55,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ConservationCheck:
     """Two sides that must be equal, and how to count them by hand; zero is no job."""
 
     name: str
@@ -139,7 +139,7 @@ def conservation(
     scheduler_balance: int | None = None,
     live: Sequence[int] = (),
     parked: Iterable[str] = (),
-) -> list[Check]:
+) -> list[ConservationCheck]:
     """The sums of the whole grid at a block.
 
     Args:
@@ -164,13 +164,13 @@ def conservation(
     records = [call(deployment, "MetaScheduler", block, "getJobs", each) for each in slices]
     records += [call(deployment, "MetaScheduler", block, "parkedOf", each) for each in parked]
     found = [
-        Check(
+        ConservationCheck(
             "supply = mints - burns = sum of balances",
             created,
             Side("sum of balances", (("balances", totals.balances),)),
             (mints, burns, everything),
         ),
-        Check(
+        ConservationCheck(
             "scheduler's balance = escrows of live jobs + parked",
             held,
             owed,
@@ -180,11 +180,13 @@ def conservation(
     if supply is not None:
         asked = call(deployment, "Credit", block, "totalSupply")
         told = Side("totalSupply()", (("supply", supply),))
-        found.append(Check("supply on chain", created, told, (mints, burns, asked)))
+        found.append(ConservationCheck("supply on chain", created, told, (mints, burns, asked)))
     if scheduler_balance is not None:
         asked = call(deployment, "Credit", block, "balanceOf", ours)
         told = Side("balanceOf(MetaScheduler)", (("balance", scheduler_balance),))
-        found.append(Check("scheduler's balance on chain", owed, told, (*records, asked)))
+        found.append(
+            ConservationCheck("scheduler's balance on chain", owed, told, (*records, asked))
+        )
     return found
 
 
@@ -195,7 +197,7 @@ def _owed(totals: Totals) -> Side:
     return Side("escrows + parked", tuple(terms))
 
 
-def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Check:
+def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> ConservationCheck:
     """What came into a job is what it holds and what left it (invariant 2 of the protocol)."""
     came = Side("funded + carried in", (("funded", job.funded), ("carried in", job.carried_in)))
     if job.status.is_final:
@@ -208,7 +210,9 @@ def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Check
         went = Side("escrow + paid + fee", held)
         name = "while live: funded + carried in = escrow + paid + fee"
     record = call(deployment, "MetaScheduler", block, "getJob", job.id)
-    return Check(name, came, went, (record, job_logs(deployment, block, job.id)), job.id)
+    return ConservationCheck(
+        name, came, went, (record, job_logs(deployment, block, job.id)), job.id
+    )
 
 
 def job_logs(deployment: Deployment, block: int, job_id: int) -> Repeat:

@@ -27,7 +27,7 @@ ZERO_HARDWARE: Final = Hardware(0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """Something that the contracts would not have done; `job_id` is zero where no job is meant."""
 
     code: str
@@ -41,7 +41,7 @@ class Finding:
         return f"{self.message}{place}"
 
 
-class Kind(StrEnum):
+class MovementKind(StrEnum):
     """Why a balance moved."""
 
     MINT = "mint"
@@ -58,7 +58,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """One movement of one account; `amount` is signed, `job_id` zero where no job is meant.
 
     `log_index` is that of the event that caused it: one transfer may pay several jobs.
@@ -67,7 +67,7 @@ class Entry:
     account: str
     block: int
     time: int
-    kind: Kind
+    kind: MovementKind
     amount: int
     job_id: int
     counterparty: str
@@ -81,7 +81,7 @@ class StatementRow:
 
     block: int
     time: int
-    kind: Kind
+    kind: MovementKind
     amount: int
     job_id: int
     counterparty: str

@@ -10,7 +10,7 @@ from typing import IO, Any, Final
 
 import pydantic_core
 
-from deepsquare_chain.audit.entries import Finding
+from deepsquare_chain.audit.entries import AuditFinding
 from deepsquare_chain.audit.export import (
     BLOCKS,
     LOGS,
@@ -143,7 +143,7 @@ class Replayed:
 
     manifest: Manifest
     ledger: Ledger | None
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
 
 def replay_export(path: Path) -> Replayed:
@@ -195,7 +195,7 @@ class _Check:
     """One export held against itself."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.findings: list[Finding] = []
+        self.findings: list[AuditFinding] = []
         #: Whether logs or blocks can't be read, so that no books can be made of them.
         self.broken = False
         self._folder = folder
@@ -203,7 +203,7 @@ class _Check:
 
     def find(self, code: str, message: str, block: int = 0) -> None:
         if len(self.findings) < _ENOUGH:
-            self.findings.append(Finding(code, message, block, ""))
+            self.findings.append(AuditFinding(code, message, block, ""))
 
     def file(self, name: str, entry: FileEntry) -> None:
         """Lines and bytes are those that the manifest names."""
@@ -310,7 +310,7 @@ class _Comparer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.findings: list[Finding] = []
+        self.findings: list[AuditFinding] = []
 
     def begin(self) -> None:
         self.findings.clear()
@@ -344,7 +344,7 @@ class _Comparer:
         if len(self.findings) < _ENOUGH:
             block, index = place
             self.findings.append(
-                Finding("chain", f"log {index} of block {block} {what}", block, "")
+                AuditFinding("chain", f"log {index} of block {block} {what}", block, "")
             )
 
     def finish(self) -> None:
@@ -355,7 +355,7 @@ class _Comparer:
 
 async def compare_with_chain(
     contracts: Contracts, path: Path, *, progress: Progress | None = None
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Hold an export's logs, times and last block against a chain.
 
     Raises:
@@ -378,16 +378,16 @@ async def compare_with_chain(
     last = (chronicle.block_hash, chronicle.time)
     if last != (manifest.block_hash, manifest.block_time):
         message = f"block {manifest.last_block} is another on the chain: {chronicle.block_hash}"
-        found.append(Finding("chain", message, manifest.last_block, ""))
+        found.append(AuditFinding("chain", message, manifest.last_block, ""))
     times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}
     for number, time in chronicle.block_times.items():
         if times.get(number) != time:
             message = f"the time of block {number} is {time} on the chain"
-            found.append(Finding("chain", message, number, ""))
+            found.append(AuditFinding("chain", message, number, ""))
     return found
 
 
-def _other_grid(manifest: Manifest, deployment: Deployment) -> list[Finding]:
+def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding]:
     """Findings where the export is of another grid than the deployment record."""
     theirs, ours = manifest.deployment, audited(deployment)
     names = (
@@ -395,7 +395,7 @@ def _other_grid(manifest: Manifest, deployment: Deployment) -> list[Finding]:
         "constructor_args",
     )
     return [
-        Finding(
+        AuditFinding(
             "manifest",
             f"the export says {name} {getattr(theirs, name)}, the deployment record "
             f"{getattr(ours, name)}",

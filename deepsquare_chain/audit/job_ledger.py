@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, Kind
-from deepsquare_chain.audit.registry_ledger import RegistryBook
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, MovementKind
+from deepsquare_chain.audit.registry_ledger import RegistryLedger
 from deepsquare_chain.audit.settlement import check_collection, check_settlement, is_lost
-from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.job import JobStatus, can_transition
 
 
-class JobBook:
+class JobLedger:
     """All jobs; addresses of the deployment are spelled as in events."""
 
-    def __init__(self, registry: RegistryBook, deployment: Deployment) -> None:
+    def __init__(self, registry: RegistryLedger, deployment: Deployment) -> None:
         self.jobs: dict[int, JobEntry] = {}
         self._registry = registry
         self._scheduler = deployment.scheduler
@@ -25,7 +25,7 @@ class JobBook:
         self._forwarder = deployment.forwarder
         self._interval = deployment.timeouts.get("collect_interval", MIN_COLLECT_INTERVAL)
 
-    def read(self, event: ev.Event, page: Page) -> None:
+    def read(self, event: ev.Event, page: TransactionContext) -> None:
         """Apply an event of the scheduler about a job."""
         handler = _HANDLERS.get(type(event))
         if handler is None:
@@ -44,26 +44,26 @@ class JobBook:
             return
         handler(self, job, event, page)
 
-    def close(self, page: Page) -> None:
+    def close(self, page: TransactionContext) -> None:
         """What must not be left open at the end of a transaction."""
         for job_id in page.ended:
             page.find("unsettled", f"job {job_id} ended without a settlement or successor", job_id)
         for job_id, name in sorted(page.awaited):
             page.find("missing", f"job {job_id} moved without its {name}", job_id)
 
-    def _open(self, job: JobEntry, page: Page) -> None:
+    def _open(self, job: JobEntry, page: TransactionContext) -> None:
         page.check(job.id == len(self.jobs) + 1, "ids", f"job id {job.id} is out of order", job.id)
         self.jobs[job.id] = job
         page.awaited.add((job.id, ev.JobTransition.__name__))
 
-    def _follow(self, job: JobEntry, event: ev.Event, page: Page) -> None:
+    def _follow(self, job: JobEntry, event: ev.Event, page: TransactionContext) -> None:
         """An event that only ever comes right after a move of its job."""
         name = type(event).__name__
         awaited = (job.id, name) in page.awaited
         page.check(awaited, "stray", f"{name} of job {job.id} without its cause", job.id)
         page.awaited.discard((job.id, name))
 
-    def _submitted(self, event: ev.JobSubmitted, page: Page) -> None:
+    def _submitted(self, event: ev.JobSubmitted, page: TransactionContext) -> None:
         terms, job_id = event.terms, event.job_id
         if job_id in self.jobs:
             page.find("ids", f"job {job_id} was submitted twice", job_id)
@@ -75,9 +75,9 @@ class JobBook:
         job.retries_left = terms.retries
         self._open(job, page)
         page.owed_in[event.customer] += terms.amount
-        page.enter(event.customer, Kind.ESCROW, -terms.amount, self._scheduler, job_id)
+        page.enter(event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id)
 
-    def _check_signer(self, account: str, job_id: int, page: Page) -> None:
+    def _check_signer(self, account: str, job_id: int, page: TransactionContext) -> None:
         """A call through the forwarder is its signer's, who also pays."""
         page.check(
             account != self._forwarder or account == ZERO_ADDRESS,
@@ -86,7 +86,7 @@ class JobBook:
             job_id,
         )
 
-    def _moved(self, job: JobEntry, event: ev.JobTransition, page: Page) -> None:
+    def _moved(self, job: JobEntry, event: ev.JobTransition, page: TransactionContext) -> None:
         arrow = f"{event.before.name} to {event.after.name}"
         page.check(
             event.before is job.status and can_transition(event.before, event.after),
@@ -119,7 +119,7 @@ class JobBook:
                 self._registry.acted(event.provider, job.id, page)
         self._after_move(job, page)
 
-    def _after_move(self, job: JobEntry, page: Page) -> None:
+    def _after_move(self, job: JobEntry, page: TransactionContext) -> None:
         if job.status is JobStatus.RUNNING:
             job.started_at = page.time
         elif job.status is JobStatus.PENDING:
@@ -130,7 +130,7 @@ class JobBook:
             job.ended_at = page.time
             page.ended[job.id] = page.time
 
-    def _check_line(self, job: JobEntry, provider: str, page: Page) -> None:
+    def _check_line(self, job: JobEntry, provider: str, page: TransactionContext) -> None:
         """A successor never goes to a provider that lost one of its line."""
         heir, before = job, self.jobs.get(job.retry_of)
         # Ids of a true line fall; a forged one must not lead in circles.
@@ -143,7 +143,7 @@ class JobBook:
             )
             heir, before = before, self.jobs.get(before.retry_of)
 
-    def _priced(self, job: JobEntry, event: ev.JobPriced, page: Page) -> None:
+    def _priced(self, job: JobEntry, event: ev.JobPriced, page: TransactionContext) -> None:
         self._follow(job, event, page)
         page.check(
             event.provider == job.provider,
@@ -154,7 +154,7 @@ class JobBook:
         job.rate, job.fee_bps = event.rate, event.fee_bps
         self._registry.check_assignment(job, page)
 
-    def _topped_up(self, job: JobEntry, event: ev.JobToppedUp, page: Page) -> None:
+    def _topped_up(self, job: JobEntry, event: ev.JobToppedUp, page: TransactionContext) -> None:
         page.check(
             job.status.is_live, "top-up", f"job {job.id} was topped up after its end", job.id
         )
@@ -172,9 +172,9 @@ class JobBook:
         job.funded += event.amount
         job.escrow, job.time_limit = event.escrow, event.time_limit
         page.owed_in[event.payer] += event.amount
-        page.enter(event.payer, Kind.TOP_UP, -event.amount, self._scheduler, job.id)
+        page.enter(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler, job.id)
 
-    def _settled(self, job: JobEntry, event: ev.JobSettled, page: Page) -> None:
+    def _settled(self, job: JobEntry, event: ev.JobSettled, page: TransactionContext) -> None:
         if page.ended.pop(job.id, None) is None:
             page.find("settlement", f"job {job.id} was settled without having ended", job.id)
         gone = self._registry.is_gone(job.provider, page.time)
@@ -185,15 +185,17 @@ class JobBook:
         job.fee += event.fee
         job.refunded += event.refunded
         job.escrow -= event.paid + event.fee + event.refunded
-        self._pay(event.provider, Kind.PAYMENT, event.paid, job, page)
-        self._pay(self._treasury, Kind.FEE, event.fee, job, page)
-        self._pay(event.customer, Kind.REFUND, event.refunded, job, page)
+        self._pay(event.provider, MovementKind.PAYMENT, event.paid, job, page)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, job, page)
+        self._pay(event.customer, MovementKind.REFUND, event.refunded, job, page)
 
-    def _pay(self, account: str, kind: Kind, amount: int, job: JobEntry, page: Page) -> None:
+    def _pay(
+        self, account: str, kind: MovementKind, amount: int, job: JobEntry, page: TransactionContext
+    ) -> None:
         page.owed_out[account] += amount
         page.enter(account, kind, amount, self._scheduler, job.id)
 
-    def _collected(self, job: JobEntry, event: ev.JobCollected, page: Page) -> None:
+    def _collected(self, job: JobEntry, event: ev.JobCollected, page: TransactionContext) -> None:
         check_collection(job, event, page, self._interval)
         job.since = page.time
         job.billed_seconds += event.billed_seconds
@@ -204,10 +206,10 @@ class JobBook:
         job.collected_fee += event.fee
         job.escrow, job.time_limit = event.escrow, event.time_limit
         self._registry.acted(event.provider, job.id, page)
-        self._pay(event.provider, Kind.INTERIM, event.paid, job, page)
-        self._pay(self._treasury, Kind.FEE, event.fee, job, page)
+        self._pay(event.provider, MovementKind.INTERIM, event.paid, job, page)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, job, page)
 
-    def _retried(self, job: JobEntry, event: ev.JobRetried, page: Page) -> None:
+    def _retried(self, job: JobEntry, event: ev.JobRetried, page: TransactionContext) -> None:
         ended = page.ended.pop(job.id, None) is not None
         lawful = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
         page.check(lawful, "retry", f"job {job.id} can't have a successor", job.id)
@@ -226,7 +228,7 @@ class JobBook:
         heir.retry_of, job.successor, job.escrow = job.id, event.successor, 0
         self._open(heir, page)
 
-    def _resulted(self, job: JobEntry, event: ev.JobResult, page: Page) -> None:
+    def _resulted(self, job: JobEntry, event: ev.JobResult, page: TransactionContext) -> None:
         self._follow(job, event, page)
         told = {JobStatus.FINISHED: event.exit_code == 0, JobStatus.FAILED: event.exit_code != 0}
         page.check(
@@ -237,12 +239,12 @@ class JobBook:
         )
         job.exit_code, job.result, job.reason = event.exit_code, event.result, event.reason
 
-    def _requeued(self, job: JobEntry, event: ev.JobRequeued, page: Page) -> None:
+    def _requeued(self, job: JobEntry, event: ev.JobRequeued, page: TransactionContext) -> None:
         self._follow(job, event, page)
         if event.by == page.left.get(job.id):
             self._registry.acted(event.by, job.id, page)
 
-    def _panicked(self, job: JobEntry, event: ev.JobPanicked, page: Page) -> None:
+    def _panicked(self, job: JobEntry, event: ev.JobPanicked, page: TransactionContext) -> None:
         self._follow(job, event, page)
         if event.by == job.provider:
             self._registry.acted(event.by, job.id, page)
@@ -251,7 +253,9 @@ class JobBook:
             lost = bool(job.started_at) and is_lost(job, page.time, gone=gone)
             page.check(lost, "party", f"{event.by} gave up job {job.id}, not lost", job.id)
 
-    def _skipped(self, job: JobEntry, event: ev.TransitionSkipped, page: Page) -> None:
+    def _skipped(
+        self, job: JobEntry, event: ev.TransitionSkipped, page: TransactionContext
+    ) -> None:
         page.check(
             event.status is job.status,
             "transition",
@@ -285,16 +289,18 @@ def _never(*_: Any) -> None:
     raise AssertionError("submissions are handled before any job is known")
 
 
-_HANDLERS: Final[Mapping[type[ev.Event], Callable[[JobBook, JobEntry, Any, Page], None]]] = {
+_HANDLERS: Final[
+    Mapping[type[ev.Event], Callable[[JobLedger, JobEntry, Any, TransactionContext], None]]
+] = {
     ev.JobSubmitted: _never,
-    ev.JobTransition: JobBook._moved,  # noqa: SLF001
-    ev.JobPriced: JobBook._priced,  # noqa: SLF001
-    ev.JobToppedUp: JobBook._topped_up,  # noqa: SLF001
-    ev.JobSettled: JobBook._settled,  # noqa: SLF001
-    ev.JobCollected: JobBook._collected,  # noqa: SLF001
-    ev.JobRetried: JobBook._retried,  # noqa: SLF001
-    ev.JobResult: JobBook._resulted,  # noqa: SLF001
-    ev.JobRequeued: JobBook._requeued,  # noqa: SLF001
-    ev.JobPanicked: JobBook._panicked,  # noqa: SLF001
-    ev.TransitionSkipped: JobBook._skipped,  # noqa: SLF001
+    ev.JobTransition: JobLedger._moved,  # noqa: SLF001
+    ev.JobPriced: JobLedger._priced,  # noqa: SLF001
+    ev.JobToppedUp: JobLedger._topped_up,  # noqa: SLF001
+    ev.JobSettled: JobLedger._settled,  # noqa: SLF001
+    ev.JobCollected: JobLedger._collected,  # noqa: SLF001
+    ev.JobRetried: JobLedger._retried,  # noqa: SLF001
+    ev.JobResult: JobLedger._resulted,  # noqa: SLF001
+    ev.JobRequeued: JobLedger._requeued,  # noqa: SLF001
+    ev.JobPanicked: JobLedger._panicked,  # noqa: SLF001
+    ev.TransitionSkipped: JobLedger._skipped,  # noqa: SLF001
 }

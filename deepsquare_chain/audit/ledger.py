@@ -12,18 +12,20 @@ from itertools import groupby, pairwise
 
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.audit.anomalies import ExceptionRow, Spot
-from deepsquare_chain.audit.anomaly_rules import Watch
-from deepsquare_chain.audit.bookkeeping import Bookkeeping
+from deepsquare_chain.audit.anomalies import Anomaly, Spot
+from deepsquare_chain.audit.anomaly_rules import AnomalyRules
 from deepsquare_chain.audit.entries import (
-    Entry,
-    Finding,
+    AuditFinding,
     JobEntry,
+    LedgerEntry,
     ProviderEntry,
     StatementRow,
     Totals,
 )
-from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.audit.job_ledger import JobLedger
+from deepsquare_chain.audit.registry_ledger import RegistryLedger
+from deepsquare_chain.audit.token_ledger import TokenLedger
+from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.errors import AuditError
@@ -34,14 +36,14 @@ class Ledger:
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment = normalised(deployment)
-        self.findings: list[Finding] = []
+        self.findings: list[AuditFinding] = []
         #: Up to where it reaches: block, and chain time in seconds.
         self.block = deployment.block
         self.time = 0
-        self._entries: list[Entry] = []
-        self._of: dict[str, list[Entry]] = {}
-        self._books = Bookkeeping(deployment)
-        self._watch = Watch(deployment)
+        self._entries: list[LedgerEntry] = []
+        self._of: dict[str, list[LedgerEntry]] = {}
+        self._books = GridLedgers(deployment)
+        self._watch = AnomalyRules(deployment)
 
     @classmethod
     def replay(
@@ -74,7 +76,9 @@ class Ledger:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
             told = list(run)
-            ledger._books.read(Page(block, time, tx_hash, ledger.findings, ledger._entries), told)
+            ledger._books.read(
+                TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries), told
+            )
             ledger._watch.read(told, ledger.jobs, Spot(block, time, tx_hash))
             ledger.block, ledger.time = block, time
         ledger.block = ledger.block if to_block is None else to_block
@@ -113,7 +117,7 @@ class Ledger:
         return sorted(self._of)
 
     @property
-    def exceptions(self) -> list[ExceptionRow]:
+    def exceptions(self) -> list[Anomaly]:
         """What is lawful but worth a look, oldest first."""
         return self._watch.so_far(self.jobs, Spot(self.block, self.time))
 
@@ -165,7 +169,7 @@ class Ledger:
             if before.place == after.place:
                 block, tx_hash = after.block_number, after.tx_hash
                 message = f"log {after.log_index} of block {block} was given twice"
-                self.findings.append(Finding("order", message, block, tx_hash))
+                self.findings.append(AuditFinding("order", message, block, tx_hash))
 
     def _close(self) -> None:
         """What must hold at the end of any replay."""
@@ -175,17 +179,17 @@ class Ledger:
         for job in self.jobs.values():
             if job.difference:
                 message = f"job {job.id} has {job.difference} credit-wei too much or too little"
-                self.findings.append(Finding("job", message, self.block, "", job.id))
+                self.findings.append(AuditFinding("job", message, self.block, "", job.id))
         totals = self.totals
         if totals.difference:
             message = (
                 f"the scheduler holds {totals.scheduler_balance} credit-wei, "
                 f"{totals.difference} apart from escrow, parked and donated"
             )
-            self.findings.append(Finding("conservation", message, self.block, ""))
+            self.findings.append(AuditFinding("conservation", message, self.block, ""))
         if sum(self.balances.values()) != totals.supply:
             message = "the balances do not add up to the supply"
-            self.findings.append(Finding("supply", message, self.block, ""))
+            self.findings.append(AuditFinding("supply", message, self.block, ""))
         self._check_statements()
 
     def _check_statements(self) -> None:
@@ -193,7 +197,7 @@ class Ledger:
             told = sum(entry.amount for entry in self._of.get(account, ()))
             if told != self.balances.get(account, 0):
                 message = f"the statement of {account} does not end at its balance"
-                self.findings.append(Finding("statement", message, self.block, ""))
+                self.findings.append(AuditFinding("statement", message, self.block, ""))
 
 
 def normalised(deployment: Deployment) -> Deployment:
@@ -206,3 +210,39 @@ def normalised(deployment: Deployment) -> Deployment:
         treasury=to_checksum_address(deployment.treasury),
         forwarder=to_checksum_address(deployment.forwarder),
     )
+
+
+class GridLedgers:
+    """The three books of a grid; addresses of the deployment are spelled as in events."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.registry = RegistryLedger(deployment)
+        self.jobs = JobLedger(self.registry, deployment)
+        self.cash = TokenLedger(deployment.scheduler)
+        self._deployment = deployment
+
+    def read(self, page: TransactionContext, events: Iterable[ev.Event]) -> None:
+        """Write one transaction, whose events are in the order of the chain."""
+        transfers = []
+        for event in events:
+            page.log_index = event.log_index
+            if event.address == self._deployment.credit:
+                if isinstance(event, ev.Transfer):
+                    transfers.append(event)
+            elif event.address == self._deployment.registry or not hasattr(event, "job_id"):
+                self.registry.read(event, page)
+                self._read_parked(event, page)
+            else:
+                self.registry.read(event, page)
+                self.jobs.read(event, page)
+        self.jobs.close(page)
+        self.registry.close(page)
+        self.cash.close(transfers, page)
+
+    def _read_parked(self, event: ev.Event, page: TransactionContext) -> None:
+        if event.address != self._deployment.scheduler:
+            return
+        if isinstance(event, ev.PaymentParked):
+            self.cash.park(event, page)
+        elif isinstance(event, ev.PaymentWithdrawn):
+            self.cash.withdraw(event, page)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.audit.entries import Finding
+from deepsquare_chain.audit.entries import AuditFinding
 from deepsquare_chain.audit.export import log_line
 from deepsquare_chain.audit.proofs import ProofError, check_header, check_receipts, may_hold
 from deepsquare_chain.audit.reader import LogSink, Progress, read_chronicle
@@ -63,7 +63,7 @@ async def prove(
     to_block: int,
     *,
     progress: Progress | None = None,
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Prove that a node told all logs of a grid and no other, by its headers alone.
 
     Every header from the deployment on is hashed and chained to its parent; where the bloom allows
@@ -92,7 +92,7 @@ async def prove(
 
 class _Proof:
     def __init__(self, w3: AsyncWeb3[Any], deployment: Deployment, told: LogDigests) -> None:
-        self.findings: list[Finding] = []
+        self.findings: list[AuditFinding] = []
         self._w3 = w3
         self._addresses = [each.lower() for each in deployment.addresses]
         self._digests, self._hashes = told.digests, told.hashes
@@ -106,7 +106,7 @@ class _Proof:
                 await self._block(number, header)
             except ProofError as error:
                 message = f"block {number} is not what it seems: {error}"
-                self.findings.append(Finding("proof", message, number, ""))
+                self.findings.append(AuditFinding("proof", message, number, ""))
             self._parent = header["hash"] if header else ""
 
     async def _block(self, number: int, header: Any) -> None:
@@ -158,7 +158,7 @@ async def compare_endpoints(
     block_hash: str,
     *,
     progress: Progress | None = None,
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Findings where another node tells other logs, or another last block.
 
     Raises:
@@ -171,10 +171,10 @@ async def compare_endpoints(
     findings = []
     if found.block_hash != block_hash:
         message = f"block {to_block} is {block_hash} here and {found.block_hash} there"
-        findings.append(Finding("endpoint", message, to_block, ""))
+        findings.append(AuditFinding("endpoint", message, to_block, ""))
     ours, others = told.digests, theirs.digests
     for block in sorted({*ours, *others}):
         if ours.get(block) != others.get(block):
             message = f"the endpoints tell other logs of block {block}"
-            findings.append(Finding("endpoint", message, block, ""))
+            findings.append(AuditFinding("endpoint", message, block, ""))
     return findings[:_ENOUGH]

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from deepsquare_chain.audit.entries import JobEntry, ProviderEntry
-from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.credits import fits, job_rate
 from deepsquare_chain.job import JobStatus, Load, ProviderStatus, Resources
 
 
-class RegistryBook:
+class RegistryLedger:
     """What decided about assignments at each moment of the replay."""
 
     def __init__(self, deployment: Deployment) -> None:
@@ -26,7 +26,7 @@ class RegistryBook:
         """Provider ids by account."""
         return {account: each.id for account, each in self.providers.items() if each.id}
 
-    def read(self, event: ev.Event, page: Page) -> None:
+    def read(self, event: ev.Event, page: TransactionContext) -> None:
         """Apply an event of the registry, or one of the scheduler about a provider."""
         handler = _HANDLERS.get(type(event))
         if handler is not None:
@@ -49,12 +49,12 @@ class RegistryBook:
         elif before.is_assigned and not after.is_assigned:
             entry.load -= Load.of(size)
 
-    def acted(self, account: str, job_id: int, page: Page) -> None:
+    def acted(self, account: str, job_id: int, page: TransactionContext) -> None:
         """A provider moved a job of its own, which answers an open challenge."""
         if self.of(account).answer_by:
             page.unanswered[account] = job_id
 
-    def close(self, page: Page) -> None:
+    def close(self, page: TransactionContext) -> None:
         """What must not be left open at the end of a transaction."""
         for account, job_id in page.unanswered.items():
             page.find(
@@ -63,7 +63,7 @@ class RegistryBook:
                 job_id,
             )
 
-    def check_assignment(self, job: JobEntry, page: Page) -> None:
+    def check_assignment(self, job: JobEntry, page: TransactionContext) -> None:
         """Whether the contract could have given a job to its provider at this price."""
         provider = self.providers.get(job.provider)
         where = f"job {job.id} was assigned to {job.provider}"
@@ -99,14 +99,14 @@ class RegistryBook:
             job.id,
         )
 
-    def _registered(self, event: ev.ProviderRegistered, page: Page) -> None:
+    def _registered(self, event: ev.ProviderRegistered, page: TransactionContext) -> None:
         taken = sum(1 for each in self.providers.values() if each.id)
         page.check(event.id == taken + 1, "ids", f"provider id {event.id} is out of order")
         entry = self.of(event.provider)
         page.check(entry.id == 0, "ids", f"{event.provider} got a second id")
         entry.id = event.id
 
-    def _proposed(self, event: ev.HardwareProposed, page: Page) -> None:
+    def _proposed(self, event: ev.HardwareProposed, page: TransactionContext) -> None:
         entry = self.of(event.provider)
         page.check(
             event.version == entry.pending_version + 1,
@@ -115,7 +115,7 @@ class RegistryBook:
         )
         entry.pending_version = event.version
 
-    def _approved(self, event: ev.ProviderApproved, page: Page) -> None:
+    def _approved(self, event: ev.ProviderApproved, page: TransactionContext) -> None:
         entry = self.of(event.provider)
         page.check(
             event.approved_until > page.time and event.version <= entry.pending_version,
@@ -126,22 +126,22 @@ class RegistryBook:
         entry.hardware = event.hardware
         entry.approved_until = event.approved_until
 
-    def _offered(self, event: ev.OfferChanged, _: Page) -> None:
+    def _offered(self, event: ev.OfferChanged, _: TransactionContext) -> None:
         self.of(event.provider).offer = event.offer
 
-    def _priced(self, event: ev.PricesChanged, _: Page) -> None:
+    def _priced(self, event: ev.PricesChanged, _: TransactionContext) -> None:
         self.of(event.provider).prices = event.prices
 
-    def _labelled(self, event: ev.LabelsChanged, _: Page) -> None:
+    def _labelled(self, event: ev.LabelsChanged, _: TransactionContext) -> None:
         self.of(event.provider).labels = event.labels
 
-    def _drained(self, event: ev.DrainingChanged, _: Page) -> None:
+    def _drained(self, event: ev.DrainingChanged, _: TransactionContext) -> None:
         self.of(event.provider).draining = event.draining
 
-    def _banned(self, event: ev.BanChanged, _: Page) -> None:
+    def _banned(self, event: ev.BanChanged, _: TransactionContext) -> None:
         self.of(event.provider).banned = event.banned
 
-    def _challenged(self, event: ev.ProviderChallenged, page: Page) -> None:
+    def _challenged(self, event: ev.ProviderChallenged, page: TransactionContext) -> None:
         entry = self.of(event.provider)
         page.check(
             entry.answer_by == 0 and event.answer_by > page.time,
@@ -151,27 +151,29 @@ class RegistryBook:
         )
         entry.challenged_at, entry.answer_by = page.time, event.answer_by
 
-    def _answered(self, event: ev.ProviderAnswered, page: Page) -> None:
+    def _answered(self, event: ev.ProviderAnswered, page: TransactionContext) -> None:
         entry = self.of(event.provider)
         page.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
         entry.challenged_at = entry.answer_by = 0
         page.unanswered.pop(event.provider, None)
 
-    def _fee(self, event: ev.FeeChanged, page: Page) -> None:
+    def _fee(self, event: ev.FeeChanged, page: TransactionContext) -> None:
         page.check(event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points")
         self.fee_bps = event.fee_bps
 
 
-_HANDLERS: Final[Mapping[type[ev.Event], Callable[[RegistryBook, Any, Page], None]]] = {
-    ev.ProviderRegistered: RegistryBook._registered,  # noqa: SLF001
-    ev.HardwareProposed: RegistryBook._proposed,  # noqa: SLF001
-    ev.ProviderApproved: RegistryBook._approved,  # noqa: SLF001
-    ev.OfferChanged: RegistryBook._offered,  # noqa: SLF001
-    ev.PricesChanged: RegistryBook._priced,  # noqa: SLF001
-    ev.LabelsChanged: RegistryBook._labelled,  # noqa: SLF001
-    ev.DrainingChanged: RegistryBook._drained,  # noqa: SLF001
-    ev.BanChanged: RegistryBook._banned,  # noqa: SLF001
-    ev.ProviderChallenged: RegistryBook._challenged,  # noqa: SLF001
-    ev.ProviderAnswered: RegistryBook._answered,  # noqa: SLF001
-    ev.FeeChanged: RegistryBook._fee,  # noqa: SLF001
+_HANDLERS: Final[
+    Mapping[type[ev.Event], Callable[[RegistryLedger, Any, TransactionContext], None]]
+] = {
+    ev.ProviderRegistered: RegistryLedger._registered,  # noqa: SLF001
+    ev.HardwareProposed: RegistryLedger._proposed,  # noqa: SLF001
+    ev.ProviderApproved: RegistryLedger._approved,  # noqa: SLF001
+    ev.OfferChanged: RegistryLedger._offered,  # noqa: SLF001
+    ev.PricesChanged: RegistryLedger._priced,  # noqa: SLF001
+    ev.LabelsChanged: RegistryLedger._labelled,  # noqa: SLF001
+    ev.DrainingChanged: RegistryLedger._drained,  # noqa: SLF001
+    ev.BanChanged: RegistryLedger._banned,  # noqa: SLF001
+    ev.ProviderChallenged: RegistryLedger._challenged,  # noqa: SLF001
+    ev.ProviderAnswered: RegistryLedger._answered,  # noqa: SLF001
+    ev.FeeChanged: RegistryLedger._fee,  # noqa: SLF001
 }

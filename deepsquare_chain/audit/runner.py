@@ -12,11 +12,11 @@ from typing import Any, Final
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 
-from deepsquare_chain.audit.anomalies import Code, ExceptionRow, name_self_scheduled
-from deepsquare_chain.audit.bill import Bill, recompute_bill
+from deepsquare_chain.audit.anomalies import Anomaly, Code, name_self_scheduled
+from deepsquare_chain.audit.bill import JobBill, recompute_bill
 from deepsquare_chain.audit.checks import Audit, Storage, verify
-from deepsquare_chain.audit.conservation import Check, conservation
-from deepsquare_chain.audit.entries import Finding
+from deepsquare_chain.audit.conservation import ConservationCheck, conservation
+from deepsquare_chain.audit.entries import AuditFinding
 from deepsquare_chain.audit.export_io import compare_with_chain, replay_export
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, prove
@@ -59,13 +59,13 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AuditReport:
     """An audit with both sides of each sum; `block_hash` is empty where no chain was asked."""
 
     audit: Audit
     ledger: Ledger
-    checks: tuple[Check, ...]
-    exceptions: tuple[ExceptionRow, ...]
+    checks: tuple[ConservationCheck, ...]
+    exceptions: tuple[Anomaly, ...]
     block_hash: str
     proven: bool
 
@@ -81,7 +81,7 @@ async def audit_grid(
     to_block: int | None = None,
     depth: Depth | None = None,
     bars: Bars = silent,
-) -> Report:
+) -> AuditReport:
     """Rebuild the books of a chain at a block and judge them.
 
     Raises:
@@ -96,10 +96,10 @@ async def audit_grid(
             contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=told
         )
     ledger, last = found.ledger(contracts.deployment), found.to_block
-    more: list[Finding] = []
+    more: list[AuditFinding] = []
     if how.block_hash and how.block_hash.lower() != found.block_hash:
         message = f"block {last} has the hash {found.block_hash}, not {how.block_hash[:80]}"
-        more.append(Finding("endpoint", message, last, ""))
+        more.append(AuditFinding("endpoint", message, last, ""))
     if how.proofs and told is not None:
         with bars("Proving logs") as progress:
             more += await prove(contracts.w3, contracts.deployment, told, last, progress=progress)
@@ -119,7 +119,7 @@ async def audit_export(
     *,
     depth: Depth | None = None,
     bars: Bars = silent,
-) -> Report:
+) -> AuditReport:
     """Replay an export, against itself and, unless `contracts` is None, against a chain.
 
     Raises:
@@ -156,8 +156,13 @@ async def audit_export(
 
 
 def _report(
-    ledger: Ledger, storage: Storage | None, more: list[Finding], block_hash: str, *, proven: bool
-) -> Report:
+    ledger: Ledger,
+    storage: Storage | None,
+    more: list[AuditFinding],
+    block_hash: str,
+    *,
+    proven: bool,
+) -> AuditReport:
     audit = verify(ledger, storage)
     audit = replace(audit, findings=(*audit.findings, *more))
     held = storage.balances.get(ledger.deployment.scheduler, 0) if storage is not None else None
@@ -171,10 +176,10 @@ def _report(
         parked=sorted(ledger.parked),
     )
     exceptions = tuple(ledger.exceptions)
-    return Report(audit, ledger, tuple(checks), exceptions, block_hash, proven)
+    return AuditReport(audit, ledger, tuple(checks), exceptions, block_hash, proven)
 
 
-async def _with_senders(contracts: Contracts, report: Report) -> Report:
+async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditReport:
     """Say of late assignments whether providers made them themselves, and whether they might."""
     late = [row for row in report.exceptions if row.code is Code.LATE_ASSIGNMENT]
     hashes = sorted({row.tx_hash for row in late})
@@ -195,7 +200,7 @@ async def _with_senders(contracts: Contracts, report: Report) -> Report:
     return replace(report, audit=audit, exceptions=tuple(named))
 
 
-def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[ExceptionRow]) -> list[Finding]:
+def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[Anomaly]) -> list[AuditFinding]:
     """Findings of jobs that providers assigned to themselves although their customers forbid it.
 
     Args:
@@ -203,7 +208,7 @@ def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[ExceptionRow]) -> 
         taken: Late assignments that calls of `selfSchedule` made.
     """
     return [
-        Finding(
+        AuditFinding(
             "flags",
             f"{row.account} assigned job {row.job_id} to itself, which its customer forbids",
             row.block,
@@ -222,7 +227,7 @@ async def account_statement(
     first: int = 0,
     last: int | None = None,
     bars: Bars = silent,
-) -> tuple[Statement, Check]:
+) -> tuple[Statement, ConservationCheck]:
     """An account's statement over a range, and whether it ends at the chain's `balanceOf`.
 
     Raises:
@@ -241,7 +246,7 @@ async def account_statement(
     return told, closing_check(ledger, told, held)
 
 
-async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> Bill:
+async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> JobBill:
     """A job's bill, with the seconds that its provider's own transaction reports."""
     job = ledger.jobs[job_id]
     reported = None

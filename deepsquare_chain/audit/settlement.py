@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepsquare_chain.audit.entries import JobEntry
-from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain.eventtypes import JobCollected, JobSettled
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.job import JobFlags, JobStatus
@@ -14,7 +14,9 @@ MIN_REPORT_GRACE = 3_600
 _REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
 
 
-def check_collection(job: JobEntry, event: JobCollected, page: Page, interval: int) -> None:
+def check_collection(
+    job: JobEntry, event: JobCollected, page: TransactionContext, interval: int
+) -> None:
     """Recompute an interim payment from rate, fee and the time since the last one, or the start.
 
     Args:
@@ -70,7 +72,9 @@ def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
     return job.time_limit - billed
 
 
-def check_settlement(job: JobEntry, event: JobSettled, page: Page, *, gone: bool) -> None:
+def check_settlement(
+    job: JobEntry, event: JobSettled, page: TransactionContext, *, gone: bool
+) -> None:
     """Recompute a bill from rate, fee, start (or the last interim payment) and end.
 
     Args:
@@ -104,7 +108,9 @@ def check_settlement(job: JobEntry, event: JobSettled, page: Page, *, gone: bool
     )
 
 
-def _check_seconds(job: JobEntry, event: JobSettled, page: Page, *, gone: bool) -> None:
+def _check_seconds(
+    job: JobEntry, event: JobSettled, page: TransactionContext, *, gone: bool
+) -> None:
     billed, why = event.billed_seconds, ""
     elapsed = page.time - job.billed_until
     if job.status in _REPORTED:

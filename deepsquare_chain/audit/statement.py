@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.audit.conservation import Check, Side, call
+from deepsquare_chain.audit.conservation import ConservationCheck, Side, call
 from deepsquare_chain.audit.entries import StatementRow
 from deepsquare_chain.audit.ledger import Ledger
 
@@ -56,9 +56,11 @@ def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = N
     return Statement(to_checksum_address(account), first, until, before, closing, tuple(rows))
 
 
-def closing_check(ledger: Ledger, statement: Statement, held: int) -> Check:
+def closing_check(ledger: Ledger, statement: Statement, held: int) -> ConservationCheck:
     """The closing balance against what `balanceOf` answers at that block, in credit-wei."""
     moved = (("opening", statement.opening), ("credits", statement.credits))
     told = Side("opening + credits - debits", (*moved, ("debits", -statement.debits)))
     repeat = call(ledger.deployment, "Credit", statement.last, "balanceOf", statement.account)
-    return Check("closing balance", told, Side("balanceOf", (("balance", held),)), (repeat,))
+    return ConservationCheck(
+        "closing balance", told, Side("balanceOf", (("balance", held),)), (repeat,)
+    )

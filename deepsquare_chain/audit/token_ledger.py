@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, Kind
-from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, MovementKind
+from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain import eventtypes as ev
 
 
-class CashBook:
+class TokenLedger:
     """Balances, supply, and what waits parked. `scheduler` holds the escrow."""
 
     def __init__(self, scheduler: str) -> None:
@@ -27,14 +27,14 @@ class CashBook:
         """All credits there are."""
         return self.minted - self.burned
 
-    def park(self, event: ev.PaymentParked, page: Page) -> None:
+    def park(self, event: ev.PaymentParked, page: TransactionContext) -> None:
         """A recipient could not be paid."""
         self.parked[event.recipient] += event.amount
         page.owed_out[event.recipient] -= event.amount
         page.check(event.amount > 0, "parked", "nothing was parked")
-        page.enter(event.recipient, Kind.PARKED, -event.amount, self._scheduler)
+        page.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
 
-    def withdraw(self, event: ev.PaymentWithdrawn, page: Page) -> None:
+    def withdraw(self, event: ev.PaymentWithdrawn, page: TransactionContext) -> None:
         """Parked credits were taken out, all at once."""
         held = self.parked[event.recipient]
         page.check(
@@ -44,9 +44,9 @@ class CashBook:
         )
         self.parked[event.recipient] = held - event.amount
         page.owed_out[event.to] += event.amount
-        page.enter(event.to, Kind.WITHDRAWAL, event.amount, self._scheduler)
+        page.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
 
-    def close(self, transfers: Iterable[ev.Transfer], page: Page) -> None:
+    def close(self, transfers: Iterable[ev.Transfer], page: TransactionContext) -> None:
         """Apply a transaction's transfers and match them with what was owed in it."""
         paid_in: defaultdict[str, int] = defaultdict(int)
         paid_out: defaultdict[str, int] = defaultdict(int)
@@ -65,7 +65,7 @@ class CashBook:
         self._match_in(paid_in, places, page)
         self._match_out(paid_out, places, page)
 
-    def _move(self, transfer: ev.Transfer, page: Page) -> None:
+    def _move(self, transfer: ev.Transfer, page: TransactionContext) -> None:
         if transfer.sender == ZERO_ADDRESS:
             self.minted += transfer.amount
         else:
@@ -80,24 +80,26 @@ class CashBook:
         else:
             self.balances[transfer.recipient] += transfer.amount
 
-    def _between_others(self, transfer: ev.Transfer, page: Page) -> None:
+    def _between_others(self, transfer: ev.Transfer, page: TransactionContext) -> None:
         if transfer.sender == ZERO_ADDRESS:
-            page.enter(transfer.recipient, Kind.MINT, transfer.amount, ZERO_ADDRESS)
+            page.enter(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
             return
-        kind = Kind.BURN if transfer.recipient == ZERO_ADDRESS else Kind.TRANSFER
+        kind = MovementKind.BURN if transfer.recipient == ZERO_ADDRESS else MovementKind.TRANSFER
         page.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
-        if kind is Kind.TRANSFER:
+        if kind is MovementKind.TRANSFER:
             page.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
 
-    def _match_in(self, paid_in: dict[str, int], places: dict[str, int], page: Page) -> None:
+    def _match_in(
+        self, paid_in: dict[str, int], places: dict[str, int], page: TransactionContext
+    ) -> None:
         for payer in sorted({*paid_in, *page.owed_in}):
             page.log_index = places.get(payer, page.log_index)
             paid, owed = paid_in.get(payer, 0), page.owed_in.get(payer, 0)
-            page.enter(self._scheduler, Kind.ESCROW, paid, payer)
+            page.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
             if owed == 0:
                 # Nobody asked for it: a gift, or a mint to the wrong address.
                 self.donated += paid
-                kind = Kind.TRANSFER
+                kind = MovementKind.TRANSFER
                 if payer != ZERO_ADDRESS:
                     page.enter(payer, kind, -paid, self._scheduler)
                 continue
@@ -107,11 +109,13 @@ class CashBook:
                 f"{payer} paid {paid} into escrow where its jobs say {owed}",
             )
 
-    def _match_out(self, paid_out: dict[str, int], places: dict[str, int], page: Page) -> None:
+    def _match_out(
+        self, paid_out: dict[str, int], places: dict[str, int], page: TransactionContext
+    ) -> None:
         for recipient in sorted({*paid_out, *page.owed_out}):
             page.log_index = places.get(recipient, page.log_index)
             paid, owed = paid_out.get(recipient, 0), page.owed_out.get(recipient, 0)
-            page.enter(self._scheduler, Kind.PAYMENT, -paid, recipient)
+            page.enter(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
             page.check(
                 paid == owed,
                 "payment",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from deepsquare_chain.audit.entries import Entry, Finding, Kind
+from deepsquare_chain.audit.entries import AuditFinding, LedgerEntry, MovementKind
 
 
 @dataclass(slots=True)
-class Page:
+class TransactionContext:
     """One transaction.
 
     `owed_in` is what accounts must pay to the scheduler in it, `owed_out` what the scheduler must
@@ -23,8 +23,8 @@ class Page:
     block: int
     time: int
     tx_hash: str
-    findings: list[Finding]
-    entries: list[Entry]
+    findings: list[AuditFinding]
+    entries: list[LedgerEntry]
     owed_in: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     owed_out: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     ended: dict[int, int] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Page:
 
     def find(self, code: str, message: str, job_id: int = 0) -> None:
         """Note what can't be."""
-        self.findings.append(Finding(code, message, self.block, self.tx_hash, job_id))
+        self.findings.append(AuditFinding(code, message, self.block, self.tx_hash, job_id))
 
     def check(self, holds: bool, code: str, message: str, job_id: int = 0) -> None:
         """Note it unless it holds."""
@@ -43,12 +43,12 @@ class Page:
             self.find(code, message, job_id)
 
     def enter(
-        self, account: str, kind: Kind, amount: int, counterparty: str, job_id: int = 0
+        self, account: str, kind: MovementKind, amount: int, counterparty: str, job_id: int = 0
     ) -> None:
         """Write a movement of an account; nothing is written for nothing."""
         if amount:
             self.entries.append(
-                Entry(
+                LedgerEntry(
                     account,
                     self.block,
                     self.time,

@@ -44,7 +44,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
+class SourceSubmission:
     """What became of one contract at a verifier; `ok` also where it was verified before."""
 
     verifier: str
@@ -124,7 +124,7 @@ def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
 
 async def submit_sourcify(
     url: str, deployment: Deployment, *, pause: float = _PAUSE
-) -> list[Submission]:
+) -> list[SourceSubmission]:
     """Send all contracts to a Sourcify server (API v2) and wait for what it says.
 
     Args:
@@ -143,7 +143,7 @@ async def submit_sourcify(
 
 async def _sourcify(
     client: httpx.AsyncClient, url: str, deployment: Deployment, source: Source, pause: float
-) -> Submission:
+) -> SourceSubmission:
     body: dict[str, Any] = {
         "stdJsonInput": standard_input(),
         "compilerVersion": source.compiler,
@@ -174,7 +174,7 @@ async def _sourcify(
 
 async def submit_blockscout(
     url: str, deployment: Deployment, *, pause: float = _PAUSE
-) -> list[Submission]:
+) -> list[SourceSubmission]:
     """Send all contracts to a Blockscout explorer (API v2) and wait until it shows them.
 
     Args and errors as `submit_sourcify`; `url` is the explorer's, without `/api`.
@@ -185,7 +185,7 @@ async def submit_blockscout(
 
 async def _blockscout(
     client: httpx.AsyncClient, url: str, source: Source, pause: float
-) -> Submission:
+) -> SourceSubmission:
     contract = f"api/v2/smart-contracts/{source.address}"
     form = {
         "compiler_version": f"v{source.compiler}",
@@ -244,8 +244,8 @@ async def _asked(
     return found.status_code, body if isinstance(body, Mapping) else {}
 
 
-def _outcome(verifier: str, source: Source, ok: bool, detail: str) -> Submission:
-    return Submission(verifier, source.name, source.address, ok, detail)
+def _outcome(verifier: str, source: Source, ok: bool, detail: str) -> SourceSubmission:
+    return SourceSubmission(verifier, source.name, source.address, ok, detail)
 
 
 def _reason(status: int, answer: Mapping[str, Any]) -> str:

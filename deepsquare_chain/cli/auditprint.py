@@ -9,11 +9,11 @@ from deepsquare_chain.cli.frame import Desk
 from deepsquare_chain.cli.output import Column, Format, Kind
 
 if TYPE_CHECKING:
-    from deepsquare_chain.audit.anomalies import ExceptionRow
-    from deepsquare_chain.audit.bill import Bill
-    from deepsquare_chain.audit.conservation import Check
+    from deepsquare_chain.audit.anomalies import Anomaly
+    from deepsquare_chain.audit.bill import JobBill
+    from deepsquare_chain.audit.conservation import ConservationCheck
     from deepsquare_chain.audit.entries import JobEntry
-    from deepsquare_chain.audit.runner import Report
+    from deepsquare_chain.audit.runner import AuditReport
 
 AUDIT: Final = (
     Column("ok", "in order", Kind.FLAG),
@@ -122,7 +122,7 @@ JOB: Final = (
 )
 
 
-def print_report(desk: Desk, report: Report) -> None:
+def print_report(desk: Desk, report: AuditReport) -> None:
     """Sums, checks and findings of an audit."""
     audit, totals, printer = report.audit, report.audit.totals, desk.printer
     values = (report.ok, audit.difference, audit.block, totals.jobs, totals.supply)
@@ -150,11 +150,11 @@ def print_report(desk: Desk, report: Report) -> None:
             printer.note(f"{count} lawful exceptions: see `deepsquare audit exceptions`.")
 
 
-def _check_row(check: Check) -> tuple[Any, ...]:
+def _check_row(check: ConservationCheck) -> tuple[Any, ...]:
     return (check.name, check.left.amount, check.right.amount, check.difference)
 
 
-def _check_object(desk: Desk, check: Check) -> dict[str, Any]:
+def _check_object(desk: Desk, check: ConservationCheck) -> dict[str, Any]:
     """A check as JSON: its sums with their terms, and how to count them by hand."""
     body = desk.printer.as_object(CHECKS, _check_row(check))
     for name, side in (("left", check.left), ("right", check.right)):
@@ -167,7 +167,7 @@ def _check_object(desk: Desk, check: Check) -> dict[str, Any]:
     return body
 
 
-def exception_rows(rows: Iterable[ExceptionRow]) -> list[tuple[Any, ...]]:
+def exception_rows(rows: Iterable[Anomaly]) -> list[tuple[Any, ...]]:
     """Exceptions as rows of their columns."""
     return [
         (
@@ -184,7 +184,7 @@ def exception_rows(rows: Iterable[ExceptionRow]) -> list[tuple[Any, ...]]:
     ]
 
 
-def print_job(desk: Desk, entry: JobEntry, bill: Bill, check: Check) -> None:
+def print_job(desk: Desk, entry: JobEntry, bill: JobBill, check: ConservationCheck) -> None:
     """A job, its way, and its bill computed again."""
     printer = desk.printer
     way = [(time, status.name, tx_hash) for time, status, tx_hash in entry.transitions]

@@ -205,10 +205,11 @@ async def open_daemon(
         daemon.on_close("websocket", watch.stop)
     if settings.health_port is not None:
         # A web server is not small: only who asks for it pays.
-        from deepsquare_chain.observe.health import HealthServer, health_app  # noqa: PLC0415
+        from deepsquare_chain.observe.health import health_app, health_server  # noqa: PLC0415
 
-        server = HealthServer(health_app(daemon.health, metrics), port=settings.health_port)
-        _log.info("health is served", service=name, url=await server.start())
+        server = health_server(health_app(daemon.health, metrics), port=settings.health_port)
+        await server.start()
+        _log.info("health is served", service=name, url=server.url)
         daemon.on_close("health", server.stop)
     return daemon
 

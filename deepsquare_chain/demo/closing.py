@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepsquare_chain.audit.checks import Audit
-from deepsquare_chain.audit.entries import Kind, StatementRow
+from deepsquare_chain.audit.entries import MovementKind, StatementRow
 from deepsquare_chain.audit.reader import audit_chain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.demo.blocks import Gas
@@ -23,8 +23,8 @@ from deepsquare_chain.observe.plain import plain
 _GWEI: Final = 10**9
 #: What a statement adds up, in this order; the rest of the kinds stand under "other".
 _SHOWN: Final = (
-    *(Kind.MINT, Kind.ESCROW, Kind.REFUND),
-    *(Kind.INTERIM, Kind.PAYMENT, Kind.FEE),
+    *(MovementKind.MINT, MovementKind.ESCROW, MovementKind.REFUND),
+    *(MovementKind.INTERIM, MovementKind.PAYMENT, MovementKind.FEE),
 )
 
 
@@ -37,7 +37,7 @@ class Closing:
 
     document: dict[str, Any]
     audit: Audit
-    statements: dict[str, dict[Kind, int]]
+    statements: dict[str, dict[MovementKind, int]]
     balances: dict[str, int]
     gas: dict[str, Gas]
     folder: Path
@@ -135,8 +135,8 @@ async def close_books(grid: Grid, scene: Scene, problems: list[str], signed: int
     )
 
 
-def _sums(rows: list[StatementRow]) -> dict[Kind, int]:
-    found: dict[Kind, int] = {}
+def _sums(rows: list[StatementRow]) -> dict[MovementKind, int]:
+    found: dict[MovementKind, int] = {}
     for row in rows:
         found[row.kind] = found.get(row.kind, 0) + row.amount
     return found

@@ -20,7 +20,7 @@ from deepsquare_chain.job import JobStatus
 _LIVE = [int(each) for each in JobStatus if each.is_live]
 
 
-class MoneyQueries(Reader):
+class AccountQueries(Reader):
     """Balances and statements."""
 
     def account(self, account: str) -> AccountRow:
@@ -65,7 +65,7 @@ class MoneyQueries(Reader):
         The last balance is the account's `balanceOf` at the index's block.
 
         Raises:
-            UsageError: No address, or a cursor or limit that can't be meant.
+            UsageError: No address, or an invalid cursor or limit.
         """
         query = placed(movements).where(movements.c.account == address(account))
         with self._read() as (connection, moment):

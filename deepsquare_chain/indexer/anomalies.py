@@ -7,8 +7,8 @@ from typing import Any, Final
 import pydantic_core
 from sqlalchemy import Connection, Row, Select, and_, or_, select
 
-from deepsquare_chain.audit.anomalies import SUBJECTS, Code, ExceptionRow, Spot, Subject
-from deepsquare_chain.audit.anomaly_rules import Watch
+from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, Code, Spot, Subject
+from deepsquare_chain.audit.anomaly_rules import AnomalyRules
 from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.eventtypes import ProviderChallenged
 from deepsquare_chain.errors import UsageError
@@ -16,10 +16,11 @@ from deepsquare_chain.indexer import read_models as rows
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     SHOWN,
-    Moment,
+    IndexSnapshot,
     Reader,
     paged,
     placed,
+    read_model,
 )
 from deepsquare_chain.indexer.records import job_entry
 from deepsquare_chain.indexer.schema import events, exceptions, jobs, providers
@@ -28,7 +29,7 @@ from deepsquare_chain.job import JobStatus
 KINDS: Final = (*(each.value for each in Subject), *(each.value for each in Code))
 
 
-class ExceptionQueries(Reader):
+class AnomalyQueries(Reader):
     """What somebody should ask about: what happened, and what stands open now."""
 
     def exceptions(
@@ -37,7 +38,7 @@ class ExceptionQueries(Reader):
         limit: int = DEFAULT_LIMIT,
         *,
         kind: str | None = None,
-    ) -> rows.Page[rows.ExceptionRow]:
+    ) -> rows.Page[rows.AnomalyRow]:
         """Exceptions that somebody's transaction made, latest first.
 
         Args:
@@ -46,7 +47,7 @@ class ExceptionQueries(Reader):
             kind: One code or one subject, all by default.
 
         Raises:
-            UsageError: There is no such kind; a cursor or limit that can't be meant.
+            UsageError: There is no such kind; an invalid cursor or limit.
         """
         query = placed(exceptions)
         if kind is not None:
@@ -67,7 +68,7 @@ class ExceptionQueries(Reader):
                 limit=limit,
             )
 
-    def open_exceptions(self) -> rows.OpenExceptions:
+    def open_exceptions(self) -> rows.OpenAnomalies:
         """What stands open at the index's block without anybody having acted, latest job first."""
         with self._read() as (connection, moment):
             entries = {
@@ -76,21 +77,19 @@ class ExceptionQueries(Reader):
             asked = select(providers.c.account).where(providers.c.answer_by != 0)
             accounts = list(connection.execute(asked).scalars())
             challenges = [last_challenge(connection, each) for each in accounts]
-        watch = Watch(normalised(self.deployment))
+        watch = AnomalyRules(normalised(self.deployment))
         watch.resume(entries.values(), challenges)
         spot = Spot(moment.number("block"), moment.number("time", 0))
         found = watch.so_far(entries, spot)
         found.sort(key=lambda row: -row.job_id)
         at = moment.at(spot.block, spot.time, "", None)
-        return rows.OpenExceptions(
-            tuple(rows.ExceptionRow(at=at, **_told(each)) for each in found[:SHOWN]),
+        return rows.OpenAnomalies(
+            tuple(rows.AnomalyRow(at=at, **_told(each)) for each in found[:SHOWN]),
             len(found) > SHOWN,
         )
 
 
-def exception_values(
-    row: ExceptionRow, *, block: int, number: int, position: int
-) -> dict[str, Any]:
+def exception_values(row: Anomaly, *, block: int, number: int, position: int) -> dict[str, Any]:
     """A row of `exceptions`."""
     return {
         "block": block,
@@ -100,7 +99,7 @@ def exception_values(
     }
 
 
-def _told(row: ExceptionRow) -> dict[str, Any]:
+def _told(row: Anomaly) -> dict[str, Any]:
     """What the index and its answers say of an exception, but its place."""
     return {
         "code": row.code.value,
@@ -131,7 +130,7 @@ def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
     )
 
 
-def _candidates(moment: Moment) -> Select[Any]:
+def _candidates(moment: IndexSnapshot) -> Select[Any]:
     """Jobs that may stand open: claimed ones, and runs past their limit.
 
     No allotment is shorter than the limit: the contract assigns no job whose escrow lacks for it.
@@ -142,13 +141,9 @@ def _candidates(moment: Moment) -> Select[Any]:
     return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), runs))
 
 
-def _exception(row: Row[Any], moment: Moment) -> rows.ExceptionRow:
-    return rows.ExceptionRow(
+def _exception(row: Row[Any], moment: IndexSnapshot) -> rows.AnomalyRow:
+    return read_model(
+        rows.AnomalyRow,
+        row,
         at=moment.place(row, None),
-        code=row.code,
-        subject=row.subject,
-        severity=row.severity,
-        job_id=row.job_id,
-        account=row.account,
-        message=row.message,
     )

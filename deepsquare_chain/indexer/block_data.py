@@ -11,13 +11,13 @@ from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.abi import interfaces
+from deepsquare_chain.chain.abi import AbiError, interfaces
+from deepsquare_chain.chain.events import ExecutedForwardRequest, decode_logs
 from deepsquare_chain.chain.eventtypes import Event
-from deepsquare_chain.chain.forwarder import ForwardedCall
+from deepsquare_chain.chain.forwarder import ForwardedCall, forwarded_calls
 from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.indexer.forwarded import executed, outcomes, signed_calls
 
 #: Questions in one request: small enough for hosted endpoints.
 BATCH: Final = 100
@@ -60,14 +60,14 @@ class Transaction:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class BlockData:
     """All that a batch of events needs besides them, by block number and transaction hash."""
 
     headers: Mapping[int, Header] = field(default_factory=dict)
     transactions: Mapping[str, Transaction] = field(default_factory=dict)
 
 
-async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> Facts | None:
+async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> BlockData | None:
     """Headers and transactions of events; None where one was replaced, or is not known yet.
 
     Raises:
@@ -94,7 +94,7 @@ async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> Facts | Non
         ) from None
     if headers is None or transactions is None:
         return None
-    return Facts(headers, transactions)
+    return BlockData(headers, transactions)
 
 
 async def _headers(
@@ -189,3 +189,45 @@ def methods() -> Mapping[str, Mapping[str, str]]:
 
 def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (items[at : at + size] for at in range(0, len(items), size))
+
+
+#: Artifact of the forwarder.
+FORWARDER: Final = "ERC2771Forwarder"
+
+
+def signed_calls(calldata: bytes) -> tuple[ForwardedCall, ...]:
+    """The requests of a call of the forwarder; empty where it is none, or carries none."""
+    try:
+        return tuple(forwarded_calls(calldata))
+    except AbiError:
+        return ()
+
+
+def executed(forwarder: str, logs: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, bool], ...]:
+    """Signer and success of the requests that a transaction carried out, in their order.
+
+    Args:
+        forwarder: Its address, with its checksum.
+        logs: Of the transaction's receipt, as JSON-RPC gives them.
+    """
+    return tuple(
+        (event.signer, event.success)
+        for event in decode_logs(logs)
+        if isinstance(event, ExecutedForwardRequest) and event.address == forwarder
+    )
+
+
+def outcomes(
+    calls: Sequence[ForwardedCall], done: Sequence[tuple[str, bool]]
+) -> tuple[tuple[ForwardedCall, bool], ...]:
+    """Whether each request was carried out with success.
+
+    A batch may leave out requests that are expired, used or signed by somebody else; those leave
+    no trace, so that outcomes are matched in order and by signer.
+    """
+    found, at = [], 0
+    for call in calls:
+        own = at < len(done) and done[at][0] == call.sender
+        found.append((call, own and done[at][1]))
+        at += own
+    return tuple(found)

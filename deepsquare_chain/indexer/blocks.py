@@ -12,13 +12,14 @@ from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     SHOWN,
-    Moment,
+    IndexSnapshot,
     Reader,
     address,
     event_row,
     movement_row,
     paged,
     placed,
+    read_model,
 )
 from deepsquare_chain.indexer.read_models import (
     BlockDetail,
@@ -57,7 +58,7 @@ class BlockQueries(Reader):
         """Blocks, latest first.
 
         Raises:
-            UsageError: A cursor or limit that can't be meant.
+            UsageError: An invalid cursor or limit.
         """
         with self._read() as (connection, moment):
             return paged(
@@ -216,38 +217,25 @@ def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
     return [Hit("job", str(row.id), row.name) for row in connection.execute(query)]
 
 
-def _block(row: Row[Any], moment: Moment) -> BlockRow:
-    return BlockRow(
-        number=row.number,
-        hash=row.hash,
-        parent=row.parent,
-        time=row.time,
-        gas_used=row.gas_used,
-        gas_limit=row.gas_limit,
-        base_fee=row.base_fee,
-        all_transactions=row.all_transactions,
-        transactions=row.transactions,
+def _block(row: Row[Any], moment: IndexSnapshot) -> BlockRow:
+    return read_model(
+        BlockRow,
+        row,
         finalized=row.number <= moment.finalized,
     )
 
 
-def _transaction(row: Row[Any], moment: Moment) -> TransactionRow:
-    return TransactionRow(
+def _transaction(row: Row[Any], moment: IndexSnapshot) -> TransactionRow:
+    return read_model(
+        TransactionRow,
+        row,
         at=moment.place(row, None),
-        position=row.position,
-        sender=row.sender,
-        to=row.to,
-        contract=row.contract,
-        selector=row.selector,
-        method=row.method,
-        ok=row.ok,
-        gas_used=row.gas_used,
-        gas_price=row.gas_price,
-        events=row.events,
     )
 
 
-def _transaction_detail(connection: Connection, row: Row[Any], moment: Moment) -> TransactionDetail:
+def _transaction_detail(
+    connection: Connection, row: Row[Any], moment: IndexSnapshot
+) -> TransactionDetail:
     told = connection.execute(
         placed(events)
         .where(events.c.block == row.block, events.c.position == row.position)

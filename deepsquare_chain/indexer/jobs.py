@@ -12,13 +12,14 @@ from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     SHOWN,
-    Moment,
+    IndexSnapshot,
     Reader,
     address,
     event_row,
     movement_row,
     paged,
     placed,
+    read_model,
 )
 from deepsquare_chain.indexer.read_models import (
     EventRow,
@@ -77,7 +78,7 @@ class JobQueries(Reader):
             definition: SHA-256 of the definition in hexadecimal.
 
         Raises:
-            UsageError: A filter, cursor or limit that can't be meant.
+            UsageError: An invalid filter, cursor or limit.
         """
         query = _JOBS
         if statuses:
@@ -184,7 +185,7 @@ class JobQueries(Reader):
         """The last few settlements and interim payments, latest first."""
         return self.settlements(limit=count).items
 
-    def _detail(self, connection: Connection, row: Row[Any], moment: Moment) -> JobDetail:
+    def _detail(self, connection: Connection, row: Row[Any], moment: IndexSnapshot) -> JobDetail:
         told = connection.execute(
             placed(events)
             .where(events.c.job_id == row.id)
@@ -209,21 +210,11 @@ class JobQueries(Reader):
             .limit(SHOWN)
         )
         until_spent = JobFlags.UNTIL_SPENT in JobFlags(row.flags)
-        return JobDetail(
+        return read_model(
+            JobDetail,
+            row,
             row=job_row(row, moment),
-            definition=row.definition,
-            uses=row.uses,
-            fee_bps=row.fee_bps,
-            retries_left=row.retries_left,
-            carried_in=row.carried_in,
-            carried_out=row.carried_out,
-            collected_paid=row.collected_paid,
-            collected_fee=row.collected_fee,
-            collected_seconds=row.collected_seconds,
             allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
-            exit_code=row.exit_code,
-            result=row.result,
-            reason=row.reason,
             transitions=tuple(transition_row(each, moment) for each in moves),
             payments=tuple(_settlement_row(each, moment) for each in payments),
             movements=tuple(movement_row(each, moment) for each in money),
@@ -239,7 +230,7 @@ def _last_escrow(row: Row[Any]) -> int:
     return int(row.funded + row.carried_in - row.collected_paid - row.collected_fee)
 
 
-def _challenge(connection: Connection, row: Row[Any], moment: Moment) -> Any:
+def _challenge(connection: Connection, row: Row[Any], moment: IndexSnapshot) -> Any:
     if row.provider is None or not JobStatus(row.status).is_assigned:
         return None
     return open_challenge(connection, row.provider, moment)
@@ -258,56 +249,34 @@ def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
     )
 
 
-def job_row(row: Row[Any], moment: Moment) -> JobRow:
+def job_row(row: Row[Any], moment: IndexSnapshot) -> JobRow:
     """A job of a list; the row has its transaction's `hash`."""
-    return JobRow(
-        id=row.id,
-        name=row.name,
-        customer=row.customer,
-        provider=row.provider,
+    return read_model(
+        JobRow,
+        row,
         status=JobStatus(row.status),
         resources=Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus),
-        time_limit=row.time_limit,
         flags=JobFlags(row.flags),
         objective=Objective(row.objective),
-        rate=row.rate,
-        funded=row.funded,
-        escrow=row.escrow,
-        paid=row.paid,
-        fee=row.fee,
-        refunded=row.refunded,
-        billed_seconds=row.billed_seconds,
-        submitted_at=row.submitted_at,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        retry_of=row.retry_of,
-        successor=row.successor,
         changed=moment.at(row.block, row.since, row.hash, row.log_index),
     )
 
 
-def transition_row(row: Row[Any], moment: Moment) -> TransitionRow:
+def transition_row(row: Row[Any], moment: IndexSnapshot) -> TransitionRow:
     """A row of `placed(transitions)`."""
-    return TransitionRow(
+    return read_model(
+        TransitionRow,
+        row,
         at=moment.place(row, row.log_index),
-        job_id=row.job_id,
         before=JobStatus(row.before),
         after=JobStatus(row.after),
-        customer=row.customer,
-        provider=row.provider,
     )
 
 
-def _settlement_row(row: Row[Any], moment: Moment) -> SettlementRow:
-    return SettlementRow(
+def _settlement_row(row: Row[Any], moment: IndexSnapshot) -> SettlementRow:
+    return read_model(
+        SettlementRow,
+        row,
         at=moment.place(row, row.log_index),
-        job_id=row.job_id,
-        name=row.name,
         status=JobStatus(row.status),
-        customer=row.customer,
-        provider=row.provider,
-        billed_seconds=row.billed_seconds,
-        paid=row.paid,
-        fee=row.fee,
-        refunded=row.refunded,
     )

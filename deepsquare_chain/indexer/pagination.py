@@ -7,8 +7,8 @@ import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypeVar, cast
 
 import pydantic_core
 from eth_utils.address import to_checksum_address
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class IndexSnapshot:
     """What the index knew of itself when a query began."""
 
     values: Mapping[str, str]
@@ -71,11 +71,11 @@ class Reader:
         }
 
     @contextmanager
-    def _read(self) -> Iterator[tuple[Connection, Moment]]:
+    def _read(self) -> Iterator[tuple[Connection, IndexSnapshot]]:
         """Reads of one moment."""
         with self.database.read() as connection:
             found = connection.execute(select(state.c.key, state.c.value))
-            yield connection, Moment({row.key: row.value for row in found})
+            yield connection, IndexSnapshot({row.key: row.value for row in found})
 
 
 def address(text: str) -> str:
@@ -143,7 +143,13 @@ def paged(
     return Page(tuple(make(row) for row in rows[:limit]), following)
 
 
-# -- rows that several queries make
+# -- read models of rows
+
+
+def read_model(kind: type[T], row: Row[Any], /, **converted: Any) -> T:
+    """A read model of a row: its fields are the columns of the same names, but for what is given."""
+    names = (each.name for each in fields(cast("Any", kind)) if each.name not in converted)
+    return kind(**{name: getattr(row, name) for name in names}, **converted)
 
 
 def placed(table: Table, *more: Any) -> Select[Any]:
@@ -156,22 +162,19 @@ def placed(table: Table, *more: Any) -> Select[Any]:
     return query if not time else query.join(headers, headers.c.number == table.c.block)
 
 
-def event_row(row: Row[Any], moment: Moment) -> EventRow:
+def event_row(row: Row[Any], moment: IndexSnapshot) -> EventRow:
     """An event of `placed(events)`."""
     values = pydantic_core.from_json(row.body)
     at = moment.place(row, row.log_index)
     return EventRow(at, row.contract, row.name, row.job_id, values)
 
 
-def movement_row(row: Row[Any], moment: Moment) -> MovementRow:
+def movement_row(row: Row[Any], moment: IndexSnapshot) -> MovementRow:
     """A line of `placed(movements)`."""
-    return MovementRow(
+    return read_model(
+        MovementRow,
+        row,
         at=moment.place(row, row.log_index),
-        account=row.account,
-        kind=row.kind,
-        job_id=row.job_id,
-        counterparty=row.counterparty,
         debit=max(0, -row.amount),
         credit=max(0, row.amount),
-        balance=row.balance,
     )

@@ -14,20 +14,19 @@ from typing import Any, Final
 import pydantic_core
 from sqlalchemy import Table
 
-from deepsquare_chain.audit.anomalies import ExceptionRow, name_self_scheduled
+from deepsquare_chain.audit.anomalies import Anomaly, name_self_scheduled
 from deepsquare_chain.audit.anomalies import Spot as Moment
-from deepsquare_chain.audit.anomaly_rules import Watch
-from deepsquare_chain.audit.bookkeeping import Bookkeeping
-from deepsquare_chain.audit.entries import Entry, JobEntry, ProviderEntry
-from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.audit.anomaly_rules import AnomalyRules
+from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry
+from deepsquare_chain.audit.ledger import GridLedgers
+from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.anomalies import exception_values
-from deepsquare_chain.indexer.block_data import Facts, Transaction, methods
+from deepsquare_chain.indexer.block_data import FORWARDER, BlockData, Transaction, methods
 from deepsquare_chain.indexer.codec import plain
-from deepsquare_chain.indexer.forwarded import FORWARDER
-from deepsquare_chain.indexer.provider_totals import Figures
+from deepsquare_chain.indexer.provider_totals import ProviderTotals
 from deepsquare_chain.indexer.records import Spot, known
 from deepsquare_chain.indexer.registry import KINDS
 from deepsquare_chain.job import JobStatus
@@ -51,7 +50,7 @@ class Held:
     parked: Mapping[str, int]
     sums: Mapping[str, int]
     line: Callable[[str], tuple[int, int]]
-    figures: Callable[[str], Figures]
+    figures: Callable[[str], ProviderTotals]
     challenges: Iterable[ev.ProviderChallenged] = ()
 
 
@@ -87,22 +86,22 @@ def touched(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
 class Folding:
     """One batch on its way into the tables; `deployment` is spelled as in events."""
 
-    def __init__(self, deployment: Deployment, held: Held, facts: Facts) -> None:
+    def __init__(self, deployment: Deployment, held: Held, facts: BlockData) -> None:
         self._held = held
         self._facts = facts
         self._names = {address: name for name, address in deployment.contracts.items()}
-        self._books = Bookkeeping(deployment)
+        self._books = GridLedgers(deployment)
         self._books.jobs.jobs.update(held.jobs)
         self._books.registry.providers.update(held.providers)
         self._books.cash.parked.update(held.parked)
         for name in ("minted", "burned", "donated"):
             setattr(self._books.cash, name, held.sums.get(name, 0))
-        self._watch = Watch(deployment)
+        self._watch = AnomalyRules(deployment)
         self._watch.resume(held.jobs.values(), held.challenges)
         self._sums = dict(held.sums)
         self._parked = dict(held.parked)
         self._flows = {each.id: _flow(each) for each in held.jobs.values()}
-        self._figures: dict[str, Figures] = {}
+        self._figures: dict[str, ProviderTotals] = {}
         self._lines: dict[str, tuple[int, int]] = {}
         self._out = Folded(spots=held.spots)
 
@@ -114,15 +113,15 @@ class Folding:
 
     def _block(self, number: int, events: list[ev.Event]) -> None:
         header = self._facts.headers[number]
-        entries: list[tuple[int, Entry]] = []
-        odd: list[tuple[int, ExceptionRow]] = []
+        entries: list[tuple[int, LedgerEntry]] = []
+        odd: list[tuple[int, Anomaly]] = []
         count = 0
         moved: set[int | None] = set()
         active: set[str] = set()
         for tx_hash, run in groupby(events, key=lambda event: event.tx_hash):
             sent = self._facts.transactions[tx_hash]
             own = list(run)
-            page = Page(number, header.time, tx_hash, [], [])
+            page = TransactionContext(number, header.time, tx_hash, [], [])
             self._books.read(page, own)
             entries += ((sent.position, entry) for entry in page.entries)
             self._watch.read(own, self._books.jobs.jobs, Moment(number, header.time, tx_hash))
@@ -311,7 +310,7 @@ class Folding:
 
     # -- sums
 
-    def _work(self, account: str, time: int, active: set[str]) -> Figures:
+    def _work(self, account: str, time: int, active: set[str]) -> ProviderTotals:
         """A provider's figures, brought up to a time."""
         active.add(account)
         if account not in self._figures:
@@ -321,7 +320,7 @@ class Folding:
         self._figures[account].pass_time(time)
         return self._figures[account]
 
-    def _movements(self, entries: list[tuple[int, Entry]]) -> None:
+    def _movements(self, entries: list[tuple[int, LedgerEntry]]) -> None:
         for number, (position, entry) in enumerate(entries):
             if entry.account not in self._lines:
                 self._lines[entry.account] = self._held.line(entry.account)

@@ -13,7 +13,7 @@ _ENDS: Final = {each: each.name.lower() for each in JobStatus if each.is_final}
 
 
 @dataclass(slots=True)
-class Figures:
+class ProviderTotals:
     """What a provider did up to `time`; `cpu_seconds` are used, `offered_seconds` offered.
 
     What is `assigned` is its load on chain (memory in MB), what is `busy` the part that runs.
@@ -42,7 +42,7 @@ class Figures:
     offered_seconds: int = 0
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Figures:
+    def of(cls, row: Mapping[str, Any]) -> ProviderTotals:
         """Those of a row of `provider_figures`."""
         return cls(**{each.name: row[each.name] for each in fields(cls)})
 

@@ -2,7 +2,7 @@
 
 Every method is synchronous and reads one moment of the database: services call them in threads.
 Lists come in pages whose opaque cursors stay valid while rows come, and while a reorganisation
-takes some away. Unknown things raise `NotFoundError`, arguments that can't be meant `UsageError`.
+takes some away. Unknown things raise `NotFoundError`, invalid arguments `UsageError`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Final
 import pydantic_core
 from sqlalchemy import func, select
 
-from deepsquare_chain.indexer.accounts import MoneyQueries
-from deepsquare_chain.indexer.anomalies import ExceptionQueries
+from deepsquare_chain.indexer.accounts import AccountQueries
+from deepsquare_chain.indexer.anomalies import AnomalyQueries
 from deepsquare_chain.indexer.blocks import BlockQueries
 from deepsquare_chain.indexer.jobs import JobQueries
 from deepsquare_chain.indexer.read_models import Change, Changes, Status
@@ -28,7 +28,7 @@ CURSOR: Final = "index"
 
 
 class Index(
-    JobQueries, MoneyQueries, RegistryQueries, BlockQueries, SeriesQueries, ExceptionQueries
+    JobQueries, AccountQueries, RegistryQueries, BlockQueries, SeriesQueries, AnomalyQueries
 ):
     """All questions; made of a database that `IndexDatabase.open` prepared."""
 

@@ -485,7 +485,7 @@ class SettlementRow(ReadModel):
 
 
 @dataclass(frozen=True, slots=True)
-class ExceptionRow(ReadModel):
+class AnomalyRow(ReadModel):
     """Something lawful that is worth a look, by the rules of `audit verify`.
 
     `code` is its kind and `subject` what it is about: jobs, providers, credits or administration;
@@ -502,10 +502,10 @@ class ExceptionRow(ReadModel):
 
 
 @dataclass(frozen=True, slots=True)
-class OpenExceptions(ReadModel):
+class OpenAnomalies(ReadModel):
     """What stands open now without anybody having acted; `more` where only the first are here."""
 
-    items: tuple[ExceptionRow, ...]
+    items: tuple[AnomalyRow, ...]
     more: bool
 
 
@@ -519,7 +519,7 @@ class ParameterRow(ReadModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters(ReadModel):
+class ParameterHistory(ReadModel):
     """All parameters now, and how those that can change came there, latest first."""
 
     now: tuple[ParameterRow, ...]

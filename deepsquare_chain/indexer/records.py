@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Final
 
 import pydantic_core
-from sqlalchemy import Row
+from sqlalchemy import Row, Table
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, ProviderEntry
+from deepsquare_chain.indexer.schema import jobs, providers
 from deepsquare_chain.job import (
     Hardware,
     JobFlags,
@@ -19,14 +21,21 @@ from deepsquare_chain.job import (
     Terms,
 )
 
-#: Fields that stand in table and entry under the same name, as they are.
-_SAME: Final = (
-    *("since", "rate", "fee_bps", "escrow", "time_limit", "retries_left", "funded"),
-    *("carried_in", "carried_out", "paid", "fee", "refunded", "billed_seconds"),
-    *("collected_seconds", "collected_paid", "collected_fee"),
-    *("submitted_at", "started_at", "ended_at", "exit_code", "reason"),
+#: Fields of an entry that its table does not hold as they are.
+_CONVERTED: Final = frozenset(
+    {"provider", "status", "definition", "settled", "result", "retry_of", "successor"}
 )
-_OF_PROVIDER: Final = ("version", "pending_version", "approved_until", "answer_by")
+_CONVERTED_OF_PROVIDER: Final = frozenset({"id", "status", "labels", "draining", "banned"})
+
+
+def _shared(kind: type, table: Table, converted: frozenset[str]) -> tuple[str, ...]:
+    """Fields that stand in table and entry under the same name, as they are."""
+    names = {each.name for each in fields(kind)} & set(table.c.keys())
+    return tuple(sorted(names - converted))
+
+
+_OF_JOB: Final = _shared(JobEntry, jobs, _CONVERTED)
+_OF_PROVIDER: Final = _shared(ProviderEntry, providers, _CONVERTED_OF_PROVIDER)
 
 #: Block, position of the transaction, log index.
 Spot = tuple[int, int, int]
@@ -36,8 +45,6 @@ def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
     """A row of `jobs`; `spot` is the place of its last transition or interim payment."""
     terms, resources = job.terms, job.terms.resources
     return {
-        "id": job.id,
-        "customer": job.customer,
         "provider": known(job.provider),
         "status": int(job.status),
         "name": terms.name,
@@ -60,7 +67,7 @@ def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
         "block": spot[0],
         "position": spot[1],
         "log_index": spot[2],
-        **{name: getattr(job, name) for name in _SAME},
+        **{name: getattr(job, name) for name in _OF_JOB},
     }
 
 
@@ -78,8 +85,6 @@ def job_entry(row: Row[Any]) -> JobEntry:
         uses=row.uses,
     )
     return JobEntry(
-        id=row.id,
-        customer=row.customer,
         definition=bytes.fromhex(row.definition),
         terms=terms,
         status=JobStatus(row.status),
@@ -88,7 +93,7 @@ def job_entry(row: Row[Any]) -> JobEntry:
         result=bytes.fromhex(row.result),
         retry_of=row.retry_of or 0,
         successor=row.successor or 0,
-        **{name: getattr(row, name) for name in _SAME},
+        **{name: getattr(row, name) for name in _OF_JOB},
     )
 
 
@@ -96,7 +101,6 @@ def provider_values(entry: ProviderEntry) -> dict[str, Any]:
     """A row of `providers`."""
     hardware, offer, prices = entry.hardware, entry.offer, entry.prices
     return {
-        "account": entry.account,
         "id": entry.id or None,
         "status": int(entry.status),
         "nodes": hardware.nodes,
@@ -120,7 +124,6 @@ def provider_entry(row: Row[Any]) -> ProviderEntry:
     """The entry of a row of `providers`."""
     return ProviderEntry(
         id=row.id or 0,
-        account=row.account,
         hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
         offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
         prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),

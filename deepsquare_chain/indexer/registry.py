@@ -13,17 +13,18 @@ from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     SHOWN,
-    Moment,
+    IndexSnapshot,
     Reader,
     address,
     paged,
     placed,
+    read_model,
 )
 from deepsquare_chain.indexer.read_models import (
     ChallengeRow,
     Page,
+    ParameterHistory,
     ParameterRow,
-    Parameters,
     ProviderChange,
     ProviderDetail,
     ProviderFigures,
@@ -125,7 +126,7 @@ class RegistryQueries(Reader):
             found = role_rows(connection, moment)
         return Roles(held=held_roles(found), history=tuple(reversed(found)))
 
-    def parameters(self) -> Parameters:
+    def parameters(self) -> ParameterHistory:
         """Fee, timeouts and addresses; what can change has a history."""
         with self._read() as (connection, moment):
             fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
@@ -138,25 +139,22 @@ class RegistryQueries(Reader):
             )
         latest = {row.name: row for row in reversed(history)}
         now = [*latest.values(), *(ParameterRow(row.name, row.value, None) for row in fixed)]
-        return Parameters(tuple(sorted(now, key=lambda each: each.name)), history)
+        return ParameterHistory(tuple(sorted(now, key=lambda each: each.name)), history)
 
 
 def role_rows(
-    connection: Connection, moment: Moment, account: str | None = None
+    connection: Connection, moment: IndexSnapshot, account: str | None = None
 ) -> tuple[RoleRow, ...]:
     """Grants and losses, oldest first."""
     query = placed(roles).order_by(roles.c.block, roles.c.log_index)
     if account is not None:
         query = query.where(roles.c.account == account)
     return tuple(
-        RoleRow(
+        read_model(
+            RoleRow,
+            row,
             at=moment.place(row, row.log_index),
-            contract=row.contract,
-            role=row.role,
             name=ROLE_NAMES.get(row.role, row.role),
-            account=row.account,
-            granted=row.granted,
-            by=row.by,
         )
         for row in connection.execute(query)
     )
@@ -174,7 +172,9 @@ def held_roles(history: tuple[RoleRow, ...]) -> tuple[RoleRow, ...]:
     return tuple(held.values())
 
 
-def open_challenge(connection: Connection, account: str, moment: Moment) -> ChallengeRow | None:
+def open_challenge(
+    connection: Connection, account: str, moment: IndexSnapshot
+) -> ChallengeRow | None:
     """The challenge that a provider has not answered."""
     row = connection.execute(
         placed(events)
@@ -203,7 +203,7 @@ def _changes(account: str) -> Select[Any]:
     return placed(events).where(events.c.account == account, events.c.name.in_(list(KINDS)))
 
 
-def _change(row: Row[Any], moment: Moment) -> ProviderChange:
+def _change(row: Row[Any], moment: IndexSnapshot) -> ProviderChange:
     values = pydantic_core.from_json(row.body)
     values.pop("provider", None)
     return ProviderChange(moment.place(row, row.log_index), KINDS[row.name], values)
@@ -255,11 +255,11 @@ def _load(row: Row[Any]) -> Load:
     return Load(row.cpus_assigned, row.memory_assigned, row.gpus_assigned)
 
 
-def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: Moment) -> ProviderRow:
+def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: IndexSnapshot) -> ProviderRow:
     now = moment.number("time", 0)
-    return ProviderRow(
-        account=row.account,
-        id=row.id,
+    return read_model(
+        ProviderRow,
+        row,
         status=ProviderStatus(row.status),
         active=is_active(row, now),
         hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
@@ -267,9 +267,5 @@ def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: Moment) -> Pr
         load=NO_LOAD if figures is None else _load(figures),
         prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
         labels=pydantic_core.from_json(row.labels),
-        version=row.version,
-        pending_version=row.pending_version,
-        approved_until=row.approved_until,
-        answer_by=row.answer_by,
         figures=_NO_FIGURES if figures is None else _figures(figures, now),
     )

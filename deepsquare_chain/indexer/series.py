@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.indexer.pagination import Moment, Reader, address
+from deepsquare_chain.indexer.pagination import IndexSnapshot, Reader, address
 from deepsquare_chain.indexer.read_models import (
     EscrowPoint,
     Overview,
@@ -91,7 +91,7 @@ class SeriesQueries(Reader):
             until: Last time, that of the index's last block by default.
 
         Raises:
-            UsageError: A number or times that can't be meant.
+            UsageError: An invalid number, or invalid times.
         """
         with self._read() as (connection, moment):
             times = _times(connection, moment, buckets, since, until)
@@ -128,7 +128,7 @@ class SeriesQueries(Reader):
 
 
 def _times(
-    connection: Connection, moment: Moment, count: int, since: int | None, until: int | None
+    connection: Connection, moment: IndexSnapshot, count: int, since: int | None, until: int | None
 ) -> list[int]:
     if not 1 <= count <= MAX_BUCKETS + 1:
         raise UsageError(f"A series has 1 to {MAX_BUCKETS} points, not {count}")

@@ -25,7 +25,7 @@ from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.transport import Transport
 from deepsquare_chain.indexer import schema
-from deepsquare_chain.indexer.block_data import Facts, read_facts
+from deepsquare_chain.indexer.block_data import BlockData, read_facts
 from deepsquare_chain.indexer.database import IndexDatabase
 from deepsquare_chain.indexer.queries import CURSOR, Index
 from deepsquare_chain.indexer.writer import IndexWriter, get_state, note, put_state
@@ -154,7 +154,7 @@ class IndexService:
         self._contracts = contracts
         self._writer = IndexWriter(deployment)
         self._progress = progress
-        self._facts = Facts()
+        self._facts = BlockData()
         self._confirmations = confirmations
         self._follower: Follower[Connection] = Follower(
             contracts.w3,
@@ -192,7 +192,7 @@ class IndexService:
 
     async def _prepare(self, batch: Batch) -> bool:
         found = await read_facts(self._contracts.w3, batch.events)
-        self._facts = found or Facts()
+        self._facts = found or BlockData()
         return found is not None
 
     def _apply(self, batch: Batch, transaction: Connection) -> None:

@@ -10,20 +10,19 @@ from typing import Any, Final
 import pydantic_core
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
-from deepsquare_chain.audit.bookkeeping import Bookkeeping
 from deepsquare_chain.audit.entries import JobEntry
-from deepsquare_chain.audit.ledger import normalised
-from deepsquare_chain.audit.transaction import Page
+from deepsquare_chain.audit.ledger import GridLedgers, normalised
+from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.eventtypes import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import parked_of
 from deepsquare_chain.indexer.anomalies import last_challenge
-from deepsquare_chain.indexer.block_data import Facts
+from deepsquare_chain.indexer.block_data import BlockData
 from deepsquare_chain.indexer.codec import event_of
 from deepsquare_chain.indexer.projection import Folded, Folding, Held, touched
-from deepsquare_chain.indexer.provider_totals import Figures
+from deepsquare_chain.indexer.provider_totals import ProviderTotals
 from deepsquare_chain.indexer.records import (
     Spot,
     job_entry,
@@ -65,7 +64,7 @@ class IndexWriter:
             "MetaScheduler": self._deployment.scheduler,
         }
 
-    def apply(self, batch: Batch, connection: Connection, facts: Facts) -> None:
+    def apply(self, batch: Batch, connection: Connection, facts: BlockData) -> None:
         """Write a batch of the follower, or undo what it says did not happen."""
         if batch.rolled_back_to is not None:
             self._roll_back(connection, batch.rolled_back_to)
@@ -129,7 +128,7 @@ class IndexWriter:
 
     def _replay(self, connection: Connection, job_ids: set[int], accounts: set[str]) -> Folded:
         """Jobs and providers as their remaining events tell them."""
-        books = Bookkeeping(self._deployment)
+        books = GridLedgers(self._deployment)
         restored = Folded()
         found = [
             *_rows(connection, _TOLD, "job_id", job_ids),
@@ -139,7 +138,7 @@ class IndexWriter:
         ordered = [rows[place] for place in sorted(rows)]
         for _, run in groupby(ordered, key=lambda row: (row.block, row.position)):
             own = list(run)
-            page = Page(own[0].block, own[0].time, "", [], [])
+            page = TransactionContext(own[0].block, own[0].time, "", [], [])
             events = [self._event(row) for row in own]
             books.read(page, events)
             for row, event in zip(own, events, strict=True):
@@ -231,11 +230,15 @@ def _line(connection: Connection, account: str) -> tuple[int, int]:
     return (0, 0) if row is None else (row.line, row.balance)
 
 
-def _figures(connection: Connection, account: str) -> Figures:
+def _figures(connection: Connection, account: str) -> ProviderTotals:
     table = schema.provider_figures
     query = select(table).where(table.c.account == account)
     row = connection.execute(query.order_by(table.c.block.desc()).limit(1)).mappings().one_or_none()
-    return Figures() if row is None else Figures.of({str(key): value for key, value in row.items()})
+    return (
+        ProviderTotals()
+        if row is None
+        else ProviderTotals.of({str(key): value for key, value in row.items()})
+    )
 
 
 def _with_predecessors(connection: Connection, job_ids: set[int]) -> set[int]:

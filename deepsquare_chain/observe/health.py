@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ipaddress
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -22,6 +18,7 @@ from starlette.routing import Route
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observe.metrics import CONTENT_TYPE, Metrics
 from deepsquare_chain.observe.probe import Health
+from deepsquare_chain.observe.serving import HOST, LoopbackServer
 
 
 def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> Starlette:
@@ -56,64 +53,17 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
     return Starlette(routes=routes, middleware=[guard])
 
 
-class HealthServer:
-    """Serves an application on loopback within the running loop.
+def health_server(app: Starlette, *, port: int = 0, host: str = HOST) -> LoopbackServer:
+    """A server of these pages, on loopback only; port 0 takes a free one.
 
     Args:
         app: See `health_app`.
-        port: 0 takes a free one.
+        port: Where it listens once it is started.
         host: A loopback address.
 
     Raises:
         UsageError: The host is not loopback.
     """
-
-    def __init__(self, app: Starlette, *, port: int = 0, host: str = "127.0.0.1") -> None:
-        if not ipaddress.ip_address(host).is_loopback:
-            raise UsageError(f"Health is served on loopback only, not on {host}")
-        self._app, self._host, self._port = app, host, port
-        self._server: _Server | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> str:
-        """Serve, and return the base URL.
-
-        Raises:
-            UsageError: The port is in use or not allowed.
-        """
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self._host, self._port))
-            listener.listen(64)
-        except OSError as error:
-            listener.close()
-            raise UsageError(
-                f"Port {self._port} on {self._host} can't be used: {error.strerror}",
-                hint="Choose another port, or 0 for any free one.",
-            ) from None
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off")
-        self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="health")
-        # The socket listens already; a request of now waits until the server turns.
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{port}"
-
-    async def stop(self) -> None:
-        """End serving; harmless when it never began."""
-        if self._server is None or self._task is None:
-            return
-        self._server.should_exit = True
-        # A client that keeps its connection open must not hold up the service's end.
-        self._server.force_exit = True
-        await self._task
-        self._server = self._task = None
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals belong to the daemon."""
-        yield
+    if not ipaddress.ip_address(host).is_loopback:
+        raise UsageError(f"Health is served on loopback only, not on {host}")
+    return LoopbackServer(app, port, host)

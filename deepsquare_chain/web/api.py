@@ -271,7 +271,7 @@ def _check_names(request: Request) -> None:
 # -- what did not change
 
 
-class Source:
+class ConditionalIndex:
     """The index for one request, unless the client has the answer already."""
 
     def __init__(self, request: Request, response: Response) -> None:
@@ -303,7 +303,7 @@ def _unless_known(request: Request, moment: Any) -> dict[str, str]:
 #: Status members that an answer changes with, besides the tables.
 BLOCK: Final = ("block",)
 HEAD: Final = ("block", "head", "finalized")
-Indexed: TypeAlias = Annotated[Source, Depends()]
+Indexed: TypeAlias = Annotated[ConditionalIndex, Depends()]
 
 
 def _camel_case(route: APIRoute) -> str:
@@ -435,13 +435,13 @@ def list_exceptions(
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
     kind: Annotated[_Text | None, Query(description=f"One of {', '.join(KINDS)}.")] = None,
-) -> rm.Page[rm.ExceptionRow]:
+) -> rm.Page[rm.AnomalyRow]:
     """What is lawful but worth a look, by the rules of `audit verify`, latest first."""
     return source.index().exceptions(cursor, limit, kind=kind)
 
 
 @router.get("/exceptions/open")
-def list_open_exceptions(source: Indexed) -> rm.OpenExceptions:
+def list_open_exceptions(source: Indexed) -> rm.OpenAnomalies:
     """What stands open now without anybody having acted: overrun, idle and unanswered."""
     return source.index(*BLOCK).open_exceptions()
 
@@ -564,7 +564,7 @@ def search(
 
 
 @router.get("/parameters")
-def get_parameters(source: Indexed) -> rm.Parameters:
+def get_parameters(source: Indexed) -> rm.ParameterHistory:
     """Fee, timeouts and addresses, with the history of what can change."""
     return source.index().parameters()
 

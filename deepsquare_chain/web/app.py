@@ -55,10 +55,10 @@ _STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
     (EndpointError, 502),
 )
 _TITLES: Final = {
-    400: "That can't be meant",
-    403: "Not from here",
-    404: "There is no such thing here",
-    405: "Not that way",
+    400: "Bad request",
+    403: "Forbidden",
+    404: "Not found",
+    405: "Method not allowed",
     409: "Not possible now",
     413: "Too large",
     429: "Too many requests",

@@ -36,7 +36,7 @@ _SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CallPlan:
     """What will happen: in words, and what the wallet gets.
 
     One of `call`, `approval` and `permit` is there: the call itself, or what must come before it.
@@ -97,7 +97,7 @@ class Planner:
         definition: bytes,
         providers: Sequence[ProviderRow],
         given: Mapping[str, Any],
-    ) -> Plan:
+    ) -> CallPlan:
         """Submit one job whose definition has this SHA-256.
 
         Raises:
@@ -126,7 +126,7 @@ class Planner:
             title, "Submit", effects, call, payer=payer, amount=amount, given=given, permit=permit
         )
 
-    async def top_up(self, account: str, job_id: int, given: Mapping[str, Any]) -> Plan:
+    async def top_up(self, account: str, job_id: int, given: Mapping[str, Any]) -> CallPlan:
         """Add credits to a live job; errors as `submit`, and NotFoundError without the job."""
         amount = _amount(given.get("credits"))
         scheduler = self._contracts.scheduler
@@ -147,7 +147,7 @@ class Planner:
             title, "Top up", effects, call, payer=payer, amount=amount, given=given, permit=permit
         )
 
-    async def cancel(self, account: str, job_id: int) -> Plan:
+    async def cancel(self, account: str, job_id: int) -> CallPlan:
         """End a job of one's own; errors as `top_up`."""
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
@@ -168,20 +168,20 @@ class Planner:
         amount: int = 0,
         given: Mapping[str, Any] | None = None,
         permit: Permit | None = None,
-    ) -> Plan:
+    ) -> CallPlan:
         if permit is not None or payer.allowance >= amount:
             await self._try(payer.account, call)
-            return Plan(title, action, effects, call=call)
+            return CallPlan(title, action, effects, call=call)
         if given is not None and given.get("way") == "approve":
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
             first = f"First an approval of exactly {format_credits(amount)} credits, then the call."
-            return Plan(title, action, (*effects, first), approval=approval)
+            return CallPlan(title, action, (*effects, first), approval=approval)
         first = (
             f"First your signature under a permit of exactly {format_credits(amount)} credits, "
             f"good for {PERMIT_SECONDS // 60} minutes; it costs nothing."
         )
         data = await self._permit_data(payer.account, amount)
-        return Plan(title, action, (*effects, first), permit=data)
+        return CallPlan(title, action, (*effects, first), permit=data)
 
     async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
         deadline = await chain_time(self._contracts.w3) + PERMIT_SECONDS

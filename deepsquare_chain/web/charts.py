@@ -132,7 +132,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class WaterfallStep:
     """A step of a waterfall, from one height to another, in credit-wei; `css` is its colour.
 
     Sums stand on the ground.
@@ -158,7 +158,7 @@ class Step:
         return round(max(abs(self.end - self.start) * WIDTH / self.most, 3.0), 1)
 
 
-def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[Step, ...]:
+def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[WaterfallStep, ...]:
     """Steps of signed amounts (name, class, credit-wei), each where the one before ended."""
     level, reached = 0, 0
     edges = []
@@ -166,7 +166,7 @@ def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[Step, ...]:
         edges.append((name, css, amount, level, level + amount))
         level += amount
         reached = max(reached, level)
-    return tuple(Step(*each, most=reached) for each in edges)
+    return tuple(WaterfallStep(*each, most=reached) for each in edges)
 
 
 @dataclass(frozen=True, slots=True)

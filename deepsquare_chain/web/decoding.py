@@ -20,7 +20,7 @@ from deepsquare_chain.chain.abi import (
 from deepsquare_chain.chain.calls import checked_address
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.indexer.forwarded import signed_calls
+from deepsquare_chain.indexer.block_data import signed_calls
 
 MAX_TEXT: Final = 4_000
 
@@ -137,7 +137,7 @@ def read_argument(parameter: Abi, text: str) -> Any:
     Lists and structs are written as JSON lists.
 
     Raises:
-        UsageError: It can't be meant; the message names the parameter.
+        UsageError: It is not valid; the message names the parameter.
     """
     kind, name = type_of(parameter), str(parameter["name"]) or "the argument"
     if len(text) > MAX_TEXT:

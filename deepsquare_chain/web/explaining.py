@@ -26,7 +26,7 @@ _WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Eligibility:
     """Whether a provider could get a job now, and else why not."""
 
     provider: ProviderRow
@@ -36,7 +36,7 @@ class Verdict:
 
 async def verdicts(
     contracts: Contracts, detail: JobDetail, providers: Sequence[ProviderRow]
-) -> tuple[Verdict, ...]:
+) -> tuple[Eligibility, ...]:
     """Ask the contract about each approved provider; empty for a job that does not wait.
 
     The node may be ahead of the index, or away: then nothing is said.
@@ -56,16 +56,18 @@ async def verdicts(
     )
 
 
-def judge(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> Verdict:
+def judge(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> Eligibility:
     """One provider's verdict: the contract's, and then the labels', which it does not look at."""
     if not eligible:
-        return Verdict(provider, eligible=False, why=_WORDS.get(reason, HINTS.get(reason, reason)))
+        return Eligibility(
+            provider, eligible=False, why=_WORDS.get(reason, HINTS.get(reason, reason))
+        )
     for affinity in wanted(uses):
         if not matches([affinity], provider.labels):
             found = provider.labels.get(affinity.key)
             has = "has no such label" if found is None else f"its label says {found[:60]}"
-            return Verdict(provider, eligible=False, why=f"{affinity}: {has}")
-    return Verdict(provider, eligible=True, why="could get it now")
+            return Eligibility(provider, eligible=False, why=f"{affinity}: {has}")
+    return Eligibility(provider, eligible=True, why="could get it now")
 
 
 def wanted(uses: str) -> tuple[Affinity, ...]:

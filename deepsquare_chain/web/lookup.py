@@ -14,8 +14,7 @@ from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.questions import ask_all
 from deepsquare_chain.chain.reverts import decode_revert
 from deepsquare_chain.errors import EndpointError, GridError
-from deepsquare_chain.indexer.block_data import Header, read_header
-from deepsquare_chain.indexer.forwarded import FORWARDER
+from deepsquare_chain.indexer.block_data import FORWARDER, Header, read_header
 from deepsquare_chain.web.decoding import (
     DecodedCall,
     InnerCall,

@@ -41,7 +41,7 @@ def environment() -> Environment:
     return found
 
 
-class Scene:
+class PageContext:
     """What one page knows besides its own data; templates call it `page`."""
 
     def __init__(self, site: Site, request: Request) -> None:
@@ -102,7 +102,7 @@ class Renderer:
         self, request: Request, template: str, *, status_code: int = 200, **context: Any
     ) -> HTMLResponse:
         """A page; `context` is what its template needs besides `page`."""
-        scene = Scene(self._site, request)
+        scene = PageContext(self._site, request)
         body = self._environment.get_template(template).render(page=scene, **context)
         # A page shows what was so at one moment: nobody may keep it.
         return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-store"})

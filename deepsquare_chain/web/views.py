@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deepsquare_chain.audit.bill import Bill, recompute_bill
+from deepsquare_chain.audit.bill import JobBill, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.roles import ROLE_NAMES
 from deepsquare_chain.credits import cost
@@ -85,7 +85,7 @@ def _long(stage: Stage) -> str:
     return duration(stage.seconds) + (" so far" if stage.ongoing else "")
 
 
-def flows(detail: JobDetail) -> tuple[charts.Step, ...]:
+def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
     """Where the escrow came from and went, as a waterfall that ends at what is still held."""
     row = detail.row
     parts = [
@@ -99,10 +99,10 @@ def flows(detail: JobDetail) -> tuple[charts.Step, ...]:
     found = charts.waterfall([part for part in parts if part[2]])
     most = found[0].most if found else 0
     # What is left stands on the ground, as a sum does.
-    return (*found, charts.Step("in escrow", "held", row.escrow, 0, row.escrow, most))
+    return (*found, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, most))
 
 
-def bill(detail: JobDetail) -> Bill | None:
+def bill(detail: JobDetail) -> JobBill | None:
     """The bill computed again beside what was paid; None while nothing is settled."""
     return recompute_bill(_entry(detail)) if detail.row.status.is_final else None
 

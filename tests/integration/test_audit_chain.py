@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.audit import reader
-from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.reader import audit_chain, read_chronicle, read_ledger
 from deepsquare_chain.chain.ceiling import Ceiling
 from deepsquare_chain.chain.contracts import Report
@@ -53,7 +53,7 @@ async def test_statement_of_a_customer(grid: LiveGrid) -> None:
     customer = grid.customers[0].address
     rows = [row for row in ledger.statement(customer) if row.job_id == ids[0]]
     job = ledger.jobs[ids[0]]
-    assert [row.kind for row in rows] == [Kind.ESCROW, Kind.REFUND]
+    assert [row.kind for row in rows] == [MovementKind.ESCROW, MovementKind.REFUND]
     assert sum(row.amount for row in rows) == -(job.paid + job.fee)
     assert ledger.statement(customer)[-1].balance == await grid.contracts.credit.balance_of(
         customer

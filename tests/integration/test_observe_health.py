@@ -9,7 +9,7 @@ import pytest
 
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observe.health import HealthServer, health_app
+from deepsquare_chain.observe.health import health_app, health_server
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.observe.probe import Health
 
@@ -18,8 +18,9 @@ async def test_pages_tell_health_and_figures() -> None:
     health = Health(live=True, ready=False, details={"cycles": 3})
     metrics = Metrics("test")
     metrics.gauge("running", "Running jobs.").set(2)
-    server = HealthServer(health_app(lambda: health, metrics))
-    url = await server.start()
+    server = health_server(health_app(lambda: health, metrics))
+    await server.start()
+    url = server.url
     try:
         async with httpx.AsyncClient(base_url=url) as client:
             assert (await client.get("/live")).status_code == 200
@@ -47,17 +48,18 @@ async def test_pages_tell_health_and_figures() -> None:
 
 async def test_port_in_use_and_foreign_hosts_are_refused() -> None:
     app = health_app(lambda: Health(live=True, ready=True))
-    server = HealthServer(app)
-    url = await server.start()
+    server = health_server(app)
+    await server.start()
+    url = server.url
     port = int(url.rsplit(":", 1)[1])
     with pytest.raises(UsageError, match=f"Port {port}"):
-        await HealthServer(app, port=port).start()
+        await health_server(app, port=port).start()
     async with httpx.AsyncClient(base_url=url) as client:
         assert (await client.get("/metrics")).status_code == 404
     await server.stop()
     for host in ("0.0.0.0", "192.0.2.1", "::"):  # noqa: S104
         with pytest.raises(UsageError, match="loopback"):
-            HealthServer(app, host=host)
+            health_server(app, host=host)
 
 
 async def test_daemon_serves_its_health_and_closes_it() -> None:
@@ -65,8 +67,9 @@ async def test_daemon_serves_its_health_and_closes_it() -> None:
         pass
 
     daemon = Daemon("test", cycle, interval=0.05)
-    server = HealthServer(health_app(daemon.health, daemon.metrics))
-    url = await server.start()
+    server = health_server(health_app(daemon.health, daemon.metrics))
+    await server.start()
+    url = server.url
     daemon.on_close("health", server.stop)
     task = asyncio.create_task(daemon.run())
     await daemon.ready.wait()

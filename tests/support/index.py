@@ -12,9 +12,14 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.eventtypes import Event
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.indexer import schema
-from deepsquare_chain.indexer.block_data import Facts, Header, Transaction
+from deepsquare_chain.indexer.block_data import (
+    BlockData,
+    Header,
+    Transaction,
+    outcomes,
+    signed_calls,
+)
 from deepsquare_chain.indexer.database import IndexDatabase
-from deepsquare_chain.indexer.forwarded import outcomes, signed_calls
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.writer import IndexWriter
 
@@ -26,7 +31,7 @@ def facts_of(
     times: Mapping[int, int],
     sender: str = SENDER,
     sent: Mapping[str, tuple[str, str, bytes]] | None = None,
-) -> Facts:
+) -> BlockData:
     """Headers and transactions that could have made these events, or did, as far as `sent` knows."""
     headers: dict[int, Header] = {}
     transactions: dict[str, Transaction] = {}
@@ -61,7 +66,7 @@ def facts_of(
                 input=data,
                 forwarded=outcomes(calls, [(call.sender, True) for call in calls]),
             )
-    return Facts(headers, transactions)
+    return BlockData(headers, transactions)
 
 
 class Indexed:
@@ -101,13 +106,13 @@ class Indexed:
         """A block without events, at a chain time in seconds."""
         number = self.index.status().block
         with self.database.begin() as connection:
-            self._writer.apply(Batch((), number, number, time=now), connection, Facts())
+            self._writer.apply(Batch((), number, number, time=now), connection, BlockData())
 
     def roll_back(self, number: int) -> None:
         """Everything after a block did not happen."""
         with self.database.begin() as connection:
             batch = Batch((), number + 1, self.last, rolled_back_to=number)
-            self._writer.apply(batch, connection, Facts())
+            self._writer.apply(batch, connection, BlockData())
 
     def close(self) -> None:
         """Close the database."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.audit.entries import Finding
+from deepsquare_chain.audit.entries import AuditFinding
 from deepsquare_chain.audit.export import (
     BLOCKS,
     LOGS,
@@ -82,7 +82,7 @@ def codes(findings: Any) -> set[str]:
     return {finding.code for finding in findings}
 
 
-async def against_chain(node: Any, folder: Path) -> list[Finding]:
+async def against_chain(node: Any, folder: Path) -> list[AuditFinding]:
     return await compare_with_chain(node, folder)
 
 

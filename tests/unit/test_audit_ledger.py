@@ -9,7 +9,7 @@ import pytest
 from eth_utils import to_checksum_address
 
 from deepsquare_chain.audit.checks import verify
-from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import JobStatus, Load
@@ -142,20 +142,30 @@ def test_statements_tell_each_movement(
     alice = to_checksum_address(grid.alice)
     rows = ledger.statement(alice)
     assert rows[-1].balance == grid.balance(grid.alice)
-    assert rows[0].kind is Kind.MINT
+    assert rows[0].kind is MovementKind.MINT
     story = [(row.kind, row.amount) for row in rows if row.job_id == jobs["cancelled"]]
-    assert story[0] == (Kind.ESCROW, -ESCROW)
-    assert story[1] == (Kind.REFUND, ESCROW - 37 * RATE)
+    assert story[0] == (MovementKind.ESCROW, -ESCROW)
+    assert story[1] == (MovementKind.REFUND, ESCROW - 37 * RATE)
     assert sum(row.amount for row in rows) == rows[-1].balance
     kinds = {row.kind for row in rows}
-    assert kinds == {Kind.MINT, Kind.ESCROW, Kind.REFUND, Kind.TOP_UP, Kind.TRANSFER}
+    assert kinds == {
+        MovementKind.MINT,
+        MovementKind.ESCROW,
+        MovementKind.REFUND,
+        MovementKind.TOP_UP,
+        MovementKind.TRANSFER,
+    }
 
 
 def test_every_statement_ends_at_the_balance(grid: RecordedGrid, ledger: Ledger) -> None:
     for account in ledger.accounts:
         assert ledger.statement(account)[-1].balance == grid.balance(account)
     kinds = {row.kind for account in ledger.accounts for row in ledger.statement(account)}
-    assert kinds == set(Kind) - {Kind.PARKED, Kind.WITHDRAWAL, Kind.INTERIM}
+    assert kinds == set(MovementKind) - {
+        MovementKind.PARKED,
+        MovementKind.WITHDRAWAL,
+        MovementKind.INTERIM,
+    }
     assert ledger.statement("0x" + "99" * 20) == []
     # However an address is spelled.
     assert ledger.statement(grid.alice.lower()) == ledger.statement(to_checksum_address(grid.alice))
@@ -188,14 +198,14 @@ def test_each_line_of_a_statement_names_the_log_that_caused_it(
 ) -> None:
     told = {(event.block_number, event.log_index): event for event in grid.events}
     causes = {
-        Kind.MINT: {"Transfer"},
-        Kind.BURN: {"Transfer"},
-        Kind.ESCROW: {"JobSubmitted", "Transfer"},
-        Kind.TOP_UP: {"JobToppedUp"},
-        Kind.REFUND: {"JobSettled"},
-        Kind.PAYMENT: {"JobSettled", "Transfer"},
-        Kind.FEE: {"JobSettled"},
-        Kind.TRANSFER: {"Transfer"},
+        MovementKind.MINT: {"Transfer"},
+        MovementKind.BURN: {"Transfer"},
+        MovementKind.ESCROW: {"JobSubmitted", "Transfer"},
+        MovementKind.TOP_UP: {"JobToppedUp"},
+        MovementKind.REFUND: {"JobSettled"},
+        MovementKind.PAYMENT: {"JobSettled", "Transfer"},
+        MovementKind.FEE: {"JobSettled"},
+        MovementKind.TRANSFER: {"Transfer"},
     }
     rows = [row for account in ledger.accounts for row in ledger.statement(account)]
     for row in rows:
@@ -258,7 +268,7 @@ class TestPayments:
         bob = to_checksum_address(grid.bob)
         assert ledger.jobs[jobs["signed"]].customer == bob
         kinds = [row.kind for row in ledger.statement(bob) if row.job_id == jobs["signed"]]
-        assert kinds == [Kind.ESCROW, Kind.TOP_UP, Kind.REFUND]
+        assert kinds == [MovementKind.ESCROW, MovementKind.TOP_UP, MovementKind.REFUND]
         assert ledger.statement(grid.stranger) == []
 
     def test_a_claimed_job_with_retries_goes_on(
@@ -278,5 +288,9 @@ class TestPayments:
     ) -> None:
         job = ledger.jobs[jobs["signed"]]
         rows = [row for row in ledger.statement(job.provider) if row.job_id == job.id]
-        assert [row.kind for row in rows] == [Kind.INTERIM, Kind.INTERIM, Kind.PAYMENT]
+        assert [row.kind for row in rows] == [
+            MovementKind.INTERIM,
+            MovementKind.INTERIM,
+            MovementKind.PAYMENT,
+        ]
         assert sum(row.amount for row in rows) == job.paid

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.audit.checks import Storage, verify
-from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Prices, Terms
@@ -340,14 +340,14 @@ class TestParked:
         assert ledger.parked == {told.recipient: told.amount}
         assert ledger.totals.parked == told.amount
         assert ledger.totals.difference == 0
-        rows = [row for row in ledger.statement(told.recipient) if row.kind is Kind.PARKED]
+        rows = [row for row in ledger.statement(told.recipient) if row.kind is MovementKind.PARKED]
         assert [row.amount for row in rows] == [-told.amount]
 
     def test_they_are_taken_out(self, story: Story, parked: list[ev.Event]) -> None:
         ledger = story.grid.ledger(self.withdrawal(parked, story))
         assert ledger.findings == []
         assert ledger.parked == {}
-        assert [row.kind for row in ledger.statement(STRANGER)] == [Kind.WITHDRAWAL]
+        assert [row.kind for row in ledger.statement(STRANGER)] == [MovementKind.WITHDRAWAL]
 
     @pytest.mark.parametrize("change", [{"amount": 1}, {"to": "0x" + "43" * 20}])
     def test_taking_out_something_else_is_found(

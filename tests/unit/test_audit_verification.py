@@ -17,7 +17,7 @@ from eth_utils import keccak, to_checksum_address
 
 from deepsquare_chain.audit import verification
 from deepsquare_chain.audit.verification import (
-    Submission,
+    SourceSubmission,
     sources,
     submit_blockscout,
     submit_sourcify,
@@ -233,7 +233,9 @@ def parts(request: httpx.Request) -> dict[str, bytes]:
     }
 
 
-async def submitted(stub: Stub, monkeypatch: pytest.MonkeyPatch, kind: str) -> list[Submission]:
+async def submitted(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> list[SourceSubmission]:
     monkeypatch.setattr(
         verification.httpx,
         "AsyncClient",

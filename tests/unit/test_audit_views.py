@@ -16,7 +16,7 @@ from deepsquare_chain.audit import runner as auditing
 from deepsquare_chain.audit.anomalies import Code, Severity, name_self_scheduled
 from deepsquare_chain.audit.bill import recompute_bill
 from deepsquare_chain.audit.conservation import (
-    Check,
+    ConservationCheck,
     Repeat,
     conservation,
     job_conservation,
@@ -73,7 +73,7 @@ def paid() -> Told:
     return Told(grid, grid.ledger(), jobs)
 
 
-def sums(told: Told, **changes: Any) -> list[Check]:
+def sums(told: Told, **changes: Any) -> list[ConservationCheck]:
     ledger = told.ledger
     totals = dataclasses.replace(ledger.totals, **changes)
     live = [job.id for job in ledger.jobs.values() if job.status.is_live]

@@ -12,14 +12,14 @@ from eth_utils import to_checksum_address
 from sqlalchemy import inspect
 
 from deepsquare_chain.audit.anomalies import SUBJECTS, Code, name_self_scheduled
-from deepsquare_chain.audit.entries import Kind
+from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain import eventtypes as ev
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.database import IndexDatabase
 from deepsquare_chain.indexer.queries import CURSOR, Index
-from deepsquare_chain.indexer.read_models import ExceptionRow, MovementRow
+from deepsquare_chain.indexer.read_models import AnomalyRow, MovementRow
 from deepsquare_chain.indexer.schema import metadata
 from deepsquare_chain.job import JobStatus
 from tests.support.index import Indexed, dump
@@ -187,7 +187,7 @@ def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> No
 
 def told_by(index: Index) -> list[tuple[Any, ...]]:
     """Everything that an index calls out of the ordinary, oldest first, then what stands open."""
-    found: list[ExceptionRow] = []
+    found: list[AnomalyRow] = []
     cursor: str | None = None
     while True:
         page = index.exceptions(cursor, 5)
@@ -313,7 +313,7 @@ def test_signed_requests_are_found_by_their_signer(grid: RecordedGrid, whole: In
 
 def test_kinds_are_the_ledgers(whole: Indexed) -> None:
     kinds = {row.kind for row in whole.index.movements(limit=200).items}
-    assert kinds <= {kind.value for kind in Kind}
+    assert kinds <= {kind.value for kind in MovementKind}
     assert {"escrow", "refund", "payment", "fee", "top-up", "transfer", "mint", "burn"} <= kinds
     assert "interim-payment" in kinds
 

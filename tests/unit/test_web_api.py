@@ -313,10 +313,11 @@ async def test_nothing_that_is_asked_breaks_it(
 
 
 async def test_too_many_requests_are_told_when_to_come_back(whole: Indexed) -> None:
-    async with client(whole.index, rate=0.5, burst=3) as ask:
+    async with client(whole.index, rate=0.01, burst=3) as ask:
         answers = [await ask.get("/status") for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
-    assert answers[-1].headers["retry-after"] == "2"
+    # A hundred seconds, less what the requests took on a busy machine.
+    assert 90 <= int(answers[-1].headers["retry-after"]) <= 100
     assert answers[-1].headers["content-type"] == "application/problem+json"
 
 

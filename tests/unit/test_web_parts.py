@@ -25,7 +25,7 @@ from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.forwarder import ForwardedCall
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import JobFileError, UsageError
-from deepsquare_chain.indexer.forwarded import outcomes
+from deepsquare_chain.indexer.block_data import outcomes
 from deepsquare_chain.indexer.read_models import (
     JobDetail,
     JobRow,
@@ -49,7 +49,7 @@ from deepsquare_chain.job import (
     Resources,
 )
 from deepsquare_chain.web import charts, formats, views
-from deepsquare_chain.web.calls import Plan
+from deepsquare_chain.web.calls import CallPlan
 from deepsquare_chain.web.decoding import (
     decode_call,
     find_view,
@@ -614,7 +614,7 @@ def test_links_are_templates() -> None:
 
 
 def test_numbers_that_a_browser_would_round_are_texts() -> None:
-    wire = Plan("t", "a", ("e",), call=Call(ALICE, b"\x01", "label", value=2**80)).to_wire(1337)
+    wire = CallPlan("t", "a", ("e",), call=Call(ALICE, b"\x01", "label", value=2**80)).to_wire(1337)
     assert json.loads(json.dumps(wire))["call"] == {
         "to": ALICE,
         "data": "0x01",

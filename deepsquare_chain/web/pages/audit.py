@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
+from hexbytes import HexBytes
 from starlette.requests import Request
 from starlette.responses import Response
+from web3.exceptions import Web3Exception
 
 from deepsquare_chain.audit.anomalies import Subject
+from deepsquare_chain.audit.conservation import Repeat, Side, call
+from deepsquare_chain.chain.abi import AbiError, interface
+from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.indexer.read_models import Overview
 from deepsquare_chain.web import views
-from deepsquare_chain.web.conservation import equations
 from deepsquare_chain.web.pages.common import ask, cursor_of, show, site_of
 
 _ALL: Final = "all"
@@ -33,3 +40,57 @@ async def audit(request: Request) -> Response:
         kinds=[_ALL, *Subject],
         phrases=views.phrases,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """What the events add up to, and what a contract holds; amounts in credit-wei.
+
+    `held` is None where the node can't tell, for instance because it keeps no state of that block.
+    """
+
+    title: str
+    told: Side
+    held: int | None
+    repeat: Repeat
+
+    @property
+    def difference(self) -> int | None:
+        """Zero, or the books do not add up."""
+        return None if self.held is None else self.held - self.told.amount
+
+
+async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation, ...]:
+    """Supply, and the scheduler's balance, at the block of the overview."""
+    supply = Side("events", (("minted", overview.minted), ("burned", -overview.burned)))
+    owed = [("in escrow", overview.escrow), ("parked", overview.parked)]
+    if overview.donated:
+        owed.append(("given to it by mistake", overview.donated))
+    block, scheduler = max(overview.block, 0), contracts.scheduler.address
+    return (
+        await _equation(contracts, "Supply of credits", supply, block, "totalSupply"),
+        await _equation(
+            contracts,
+            "Balance of the MetaScheduler",
+            Side("events", tuple(owed)),
+            block,
+            "balanceOf",
+            scheduler,
+        ),
+    )
+
+
+async def _equation(
+    contracts: Contracts, title: str, told: Side, block: int, name: str, *arguments: Any
+) -> Equation:
+    repeat = call(contracts.deployment, "Credit", block, name, *arguments)
+    function = interface("Credit").function(name)
+    body: Any = {
+        "to": contracts.credit.address,
+        "data": HexBytes(function.encode(*arguments)),
+    }
+    try:
+        (held,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
+    except (GridError, Web3Exception, AbiError):
+        held = None
+    return Equation(title, told, held, repeat)

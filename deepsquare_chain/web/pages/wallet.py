@@ -14,7 +14,7 @@ from web3.exceptions import TransactionNotFound, Web3Exception
 from deepsquare_chain.chain.events import JobSubmitted, decode_logs
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.observe.serving import RateLimit
-from deepsquare_chain.web.calls import Plan, Planner
+from deepsquare_chain.web.calls import CallPlan, Planner
 from deepsquare_chain.web.jobform import read_form
 from deepsquare_chain.web.lookup import look_up
 from deepsquare_chain.web.pages.common import MAX_NUMBER, ask, show, site_of
@@ -110,7 +110,7 @@ async def _born(site: Site, tx_hash: str) -> list[int]:
     return [each.job_id for each in decode_logs(receipt["logs"]) if isinstance(each, JobSubmitted)]
 
 
-def _answer(site: Site, plan: Plan) -> Response:
+def _answer(site: Site, plan: CallPlan) -> Response:
     return JSONResponse(
         plan.to_wire(site.contracts.deployment.chain_id), headers={"Cache-Control": "no-store"}
     )
