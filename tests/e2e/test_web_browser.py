@@ -496,4 +496,4 @@ def test_what_a_reorganisation_undid_leaves_an_open_page(
         explorer.run(node.rpc("evm_mine"))
     expect(row).to_have_count(0)
     page.goto(f"{explorer.url}/jobs/{ids[0]}")
-    expect(page.locator("h1")).to_have_text("There is no such thing here")
+    expect(page.locator("h1")).to_have_text("Not found")
