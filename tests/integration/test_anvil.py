@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.devnet.node import anvil as anvil_module
 from deepsquare_chain.devnet.node.anvil import VARIABLE, Anvil, find_anvil
 from deepsquare_chain.devnet.node.base import DEV_BALANCE, Node, dev_accounts
-from deepsquare_chain.devnet.node.base import anvil as anvil_module
 from deepsquare_chain.devnet.node.embedded import EmbeddedChain
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 

@@ -43,7 +43,7 @@ def find_anvil() -> Path:
                 hint=f"Point {VARIABLE} at the anvil program, or unset it.",
             )
         return Path(named).absolute()
-    for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[3]):
         if _is_program(folder / _IN_PACKAGE):
             return folder / _IN_PACKAGE
     on_path = shutil.which("anvil")
