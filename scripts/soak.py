@@ -60,6 +60,8 @@ class Soak:
         self.kill_every: float = options.kill_every
         self.tally = yard.folder / "tally"
         self.tally.mkdir()
+        # Jobs count in there how often they run: the one folder that their sandbox shows.
+        yard.settings["DEEPSQUARE_EXECUTOR_OPTIONS"] = f"writable={self.tally}"
         self.expected: dict[int, JobStatus] = {}
         self.surprises: dict[int, str] = {}
         self.kills: Counter[str] = Counter()
@@ -233,10 +235,11 @@ async def soak(options: argparse.Namespace, progress: Progress) -> dict[str, Any
     """The whole run."""
     with tempfile.TemporaryDirectory(prefix="deepsquare-soak-") as place:
         async with Yard(Path(place), options.providers) as yard:
+            run = Soak(yard, options)
             for role in ["scheduler", *yard.provider_roles]:
                 await yard.start(role)
             await asyncio.gather(*(yard.ready(role) for role in list(yard.services)))
-            run = Soak(yard, options)
+            run.began = time.monotonic()
             bar = progress.add_task("soaking", total=run.seconds)
             others = [asyncio.create_task(run.watch()), asyncio.create_task(run.killer())]
             work = asyncio.create_task(run.customers())
