@@ -33,6 +33,7 @@ from deepsquare_chain.chain.events import decode_logs
 from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus
+from deepsquare_chain.observe import configure_logging
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 from tests.support.oracle import check_executions, check_ledger, check_provider, replay
@@ -265,6 +266,7 @@ def main() -> int:
     parser.add_argument("--providers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    configure_logging("error", "console")  # its own transactions are no news, and stdout is JSON
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             found = asyncio.run(soak(options, progress))

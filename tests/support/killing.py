@@ -80,7 +80,7 @@ ROUGH_PARAMS = GridParams(
     ),
 )
 #: Far more than it takes: a label is waited for by what brings it on, not by the clock.
-SECONDS_TO_REACH = 150.0
+SECONDS_TO_REACH = 240.0
 
 
 @dataclass
