@@ -130,11 +130,12 @@ async def _read_block(
     more: Sequence[Question],
 ) -> LogRange | None:
     """One block, its logs by its hash (EIP-234); None where a node does not know it yet."""
-    header, *further = await ask_all(w3, [("eth_getBlockByNumber", [hex(number), False]), *more])
-    if header is None:
-        return None
-    query = {"blockHash": header["hash"], "address": list(addresses)}
+    asked: list[Question] = [("eth_getBlockByNumber", [hex(number), False]), *more]
     try:
+        header, *further = await ask_all(w3, asked)
+        if header is None:
+            return None
+        query = {"blockHash": header["hash"], "address": list(addresses)}
         found = await ask_all(
             w3, [("eth_getLogs", [{**query, "topics": list(each)}]) for each in filters]
         )

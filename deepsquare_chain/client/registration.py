@@ -19,6 +19,13 @@ MAX_PRICE: Final = 10 * CREDIT
 _FACTOR: Final = 10
 _MB: Final = 1_000_000
 _NAMES: Final = (("cpu", "CPU"), ("gpu", "GPU"), ("mem", "MB of memory"))
+#: Fields of `Hardware`, and what people call them.
+_PARTS: Final = (
+    ("nodes", "nodes"),
+    ("cpus_per_node", "CPUs per node"),
+    ("mem_per_node", "MB per node"),
+    ("gpus_per_node", "GPUs per node"),
+)
 
 
 def price_per_second(credits_per_hour: int, text: str) -> int:
@@ -86,12 +93,7 @@ def label_changes(now: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator
 def hardware_changes(provider: Provider, wanted: Hardware) -> Iterator[str]:
     """What there is less of than in the hardware that is in force."""
     now = provider.hardware
-    for name, word in (
-        ("nodes", "nodes"),
-        ("cpus_per_node", "CPUs per node"),
-        ("mem_per_node", "MB per node"),
-        ("gpus_per_node", "GPUs per node"),
-    ):
+    for name, word in _PARTS:
         before, after = getattr(now, name), getattr(wanted, name)
         if after < before:
             yield f"The {word} go from {before} to {after}."
@@ -105,12 +107,7 @@ def hardware_doubts(wanted: Hardware, found: Hardware, place: str) -> Iterator[s
         found: What there is.
         place: Where that was looked at, such as "this machine".
     """
-    for name, word in (
-        ("nodes", "nodes"),
-        ("cpus_per_node", "CPUs per node"),
-        ("mem_per_node", "MB per node"),
-        ("gpus_per_node", "GPUs per node"),
-    ):
+    for name, word in _PARTS:
         asked, there = getattr(wanted, name), getattr(found, name)
         if asked > there:
             yield f"{asked} {word} would be registered, and {place} has {there}."

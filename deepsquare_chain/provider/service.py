@@ -285,7 +285,7 @@ class ProviderService:
             "fault": self._fault,
             "draining": self._maintenance.draining,
             "jobs": self._jobs,
-            "shortage": self._shortage(),
+            "shortage": self._shortage(free_megabytes(self._settings.state_dir)),
         }
 
     def drain(self, draining: bool) -> None:
@@ -416,7 +416,8 @@ class ProviderService:
         self.figures.show(views, free)
         self.figures.can_start.set(not self._fault)
         self.figures.draining.set(self._maintenance.draining)
-        self.figures.disk.set(free_megabytes(self._settings.state_dir) * MEGABYTE)
+        disk = free_megabytes(self._settings.state_dir)
+        self.figures.disk.set(disk * MEGABYTE)
         self._jobs = len(views)
         self._watch_revenue(views, head)
         if self._settings.follow_offer:
@@ -429,7 +430,7 @@ class ProviderService:
             free=free,
             fault=self._fault,
             draining=self._maintenance.draining,
-            room_to_write=not self._shortage(),
+            room_to_write=not self._shortage(disk),
             patience=self._patience,
             start_grace=self._settings.start_grace,
             collecting=self._collecting(head),
@@ -443,10 +444,9 @@ class ProviderService:
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return done + moved
 
-    def _shortage(self) -> str:
-        """Why nothing is claimed for lack of disk, in words; empty when there is enough."""
+    def _shortage(self, free: int) -> str:
+        """Why nothing is claimed with so many MB of disk free, in words; empty when it is enough."""
         folder, floor = self._settings.state_dir, self._settings.min_free
-        free = free_megabytes(folder)
         if free >= floor:
             return ""
         return f"{free} MB of disk are free in {folder}, less than the {floor} MB of disk_floor"

@@ -460,6 +460,28 @@ async def test_a_node_that_lags_behind_a_split_batch_is_not_believed(
         assert len(ranges) == 1, "deep blocks are read as one range all the same"
 
 
+async def test_a_header_that_a_split_batch_lacks_is_waited_for(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
+    chain.mine([log(1)])
+    chain.batch_size = 1  # type: ignore[attr-defined]
+    answer, words = chain._answer, "header not found"
+
+    def refusing(method: str, params: list[Any]) -> dict[str, Any]:
+        if method == "eth_getBlockByNumber" and words:
+            return {"error": {"code": -32000, "message": words}}
+        return answer(method, params)
+
+    chain._answer = refusing  # type: ignore[method-assign]
+    found = follower(chain, store)
+    assert await found.poll(book.apply) == 0
+    words = "no"
+    with pytest.raises(EndpointError, match="refuses to give events: no"):
+        await found.poll(book.apply)
+    words = ""
+    assert await found.poll(book.apply) == 1
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("mine"), st.integers(0, 3)),
