@@ -62,7 +62,10 @@ def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
         (headers(*range(0, 120, 12)), 47, False),
         # The same, and nobody sends: its blocks are empty.
         (headers(*range(0, 120, 12), empty=(4, 5)), 500, False),
-        (headers(*range(10), empty=(10,)), 500, False),
+        (headers(*range(10), empty=(5, 9, 10)), 500, False),
+        # Anvil, where two transactions that arrive at once make an empty block behind a full one.
+        (headers(*range(10), 60, 61, empty=(4, 12)), 5, True),
+        (headers(*range(10), 60, 62, empty=(12,)), 500, False),
         # Too young to tell.
         (headers(5), 500, False),
         ([], 500, False),
