@@ -94,9 +94,9 @@ async def serve(
 ) -> None:
     """Relay customers' signed requests from this wallet, which pays the gas; until Ctrl-C."""
     from deepsquare_chain.cli.services import relay
-    from deepsquare_chain.relay.rules import MIN_AMOUNT, Rules
+    from deepsquare_chain.relay.rules import MIN_AMOUNT, RelayRules
 
-    rules = Rules(
+    rules = RelayRules(
         min_amount=min_credits if min_credits is not None else MIN_AMOUNT,
         max_gas=max_gas,
         per_customer=per_customer,

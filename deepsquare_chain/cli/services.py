@@ -14,7 +14,7 @@ from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.wallets import FOLDER
 
 if TYPE_CHECKING:
-    from deepsquare_chain.relay.rules import Rules
+    from deepsquare_chain.relay.rules import RelayRules
 
 _GWEI: Final = 10**9
 
@@ -95,7 +95,7 @@ async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: 
 async def relay(
     settings: Settings,
     *,
-    rules: Rules,
+    rules: RelayRules,
     collect_seconds: float,
     min_balance: int,
     host: str,

@@ -10,7 +10,7 @@ import typer
 
 from deepsquare_chain.cli.frame import Desk
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, open_gasless
-from deepsquare_chain.client.network import Wallet, open_wallet
+from deepsquare_chain.client.network import WalletConnection, open_wallet
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observe.plain import plain
@@ -19,7 +19,7 @@ from deepsquare_chain.observe.plain import plain
 @asynccontextmanager
 async def open_sending(
     desk: Desk, *, gasless: bool, yes: bool
-) -> AsyncIterator[Wallet | GaslessWallet]:
+) -> AsyncIterator[WalletConnection | GaslessWallet]:
     """The wallet of a command, which sends by itself or through a relay.
 
     Args:

@@ -11,7 +11,7 @@ from deepsquare_chain.cli.output import Column, Format, Kind
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.outbox import Entry
-    from deepsquare_chain.client.network import Wallet
+    from deepsquare_chain.client.network import WalletConnection
 
 app = typer.Typer(
     help="Look at what a wallet has sent, and replace what is stuck.", no_args_is_help=True
@@ -116,7 +116,7 @@ async def cancel(desk: Desk, transaction: Which) -> None:
         await _print(desk, wallet, wallet.store.entry(entry.id))
 
 
-async def _print(desk: Desk, wallet: Wallet, entry: Entry) -> None:
+async def _print(desk: Desk, wallet: WalletConnection, entry: Entry) -> None:
     from deepsquare_chain.client.transactions import inclusion
 
     mined = await inclusion(wallet, entry)

@@ -41,7 +41,7 @@ _LASTING = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class JobSituation:
     """Why a job is where it is.
 
     Attributes:
@@ -66,7 +66,7 @@ class Situation:
         return "\n".join([*lines, f"Next: {self.advice}"] if self.advice else lines)
 
 
-async def explain(contracts: Contracts, job_id: int) -> Situation:
+async def explain(contracts: Contracts, job_id: int) -> JobSituation:
     """Why a job is where it is.
 
     Raises:
@@ -75,7 +75,7 @@ async def explain(contracts: Contracts, job_id: int) -> Situation:
     """
     job = await contracts.scheduler.get_job(job_id)
     if job.status.is_final:
-        return Situation(job, await _ended(contracts, job))
+        return JobSituation(job, await _ended(contracts, job))
     with Onlooker(contracts) as onlooker:
         return await onlooker.situation(job)
 
@@ -116,7 +116,7 @@ class Onlooker:
         """What an earlier look saw must not pass for what this one sees."""
         self._service.world = None
 
-    async def situation(self, job: Job) -> Situation:
+    async def situation(self, job: Job) -> JobSituation:
         """Why a live job is where it is.
 
         Raises:
@@ -132,19 +132,19 @@ class Onlooker:
             challenge = explain_challenge(job, held.clock, world.moment) if held else ""
             open_challenge = (challenge,) if challenge else ()
             details = (*open_challenge, *still)
-            return Situation(
+            return JobSituation(
                 job, text, details, advice, (job.status, job.provider_id, bool(challenge))
             )
         found = next((each for each in _reasons(service) if each.job_id == job.id), None)
         if found is None:
-            return Situation(job, f"job {job.id} is {job.status.name}")
+            return JobSituation(job, f"job {job.id} is {job.status.name}")
         cause = (found.provider_id, found.refusals)
         at_expiry: tuple[str, ...] = ()
         if world is not None:
             expiry = chain_time(job.since + world.moment.times.pending_expiry)
             at_expiry = (f"if it is still PENDING at {expiry}, it is cancelled with a full refund",)
         details = (*found.details, *at_expiry, *still)
-        return Situation(job, found.text, details, _advice(found), cause)
+        return JobSituation(job, found.text, details, _advice(found), cause)
 
 
 async def _on_demand(contracts: Contracts) -> tuple[str, ...]:

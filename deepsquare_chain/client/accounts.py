@@ -14,7 +14,7 @@ from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.chain.transport import proxy_for, tls_problem
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan
-from deepsquare_chain.client.network import Wallet, transport_of
+from deepsquare_chain.client.network import WalletConnection, transport_of
 from deepsquare_chain.client.submission import allowed
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, NotFoundError
@@ -52,7 +52,7 @@ async def balances(contracts: Contracts, account: str) -> Balances:
     return Balances(address, *found)
 
 
-async def top_up(wallet: Wallet | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
+async def top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
     """Add credit-wei to a live job, allowing exactly as much where the allowance is too small.
 
     A wallet that sends through a relay allows it by a permit in the same request.
@@ -65,7 +65,7 @@ async def top_up(wallet: Wallet | GaslessWallet, job_id: int, amount: int) -> Tx
         return await _top_up(wallet, job_id, amount)
 
 
-async def _top_up(wallet: Wallet | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
+async def _top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
     """See `top_up`, with the wallet's lock."""
     contracts = wallet.contracts
     job = await contracts.scheduler.get_job(job_id)

@@ -31,7 +31,7 @@ from deepsquare_chain.chain.outbox import Entry
 from deepsquare_chain.chain.receipts import TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.client.network import Wallet, open_wallet
+from deepsquare_chain.client.network import WalletConnection, open_wallet
 from deepsquare_chain.client.preview import Preview, describe_call
 from deepsquare_chain.client.relayclient import (
     RelayClient,
@@ -541,7 +541,7 @@ async def open_gasless(settings: Settings, confirm: Confirm) -> AsyncIterator[Ga
 
 
 def gasless_wallet(
-    wallet: Wallet, relay: RelayClient, confirm: Confirm, *, poll_interval: float = 0.5
+    wallet: WalletConnection, relay: RelayClient, confirm: Confirm, *, poll_interval: float = 0.5
 ) -> GaslessWallet:
     """The same wallet, sending through a relay."""
     sender = RelayedSender(

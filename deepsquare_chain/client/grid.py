@@ -17,8 +17,8 @@ from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
 from deepsquare_chain.client.history import History
-from deepsquare_chain.client.network import Wallet, open_grid, open_wallet
-from deepsquare_chain.client.offers import Offer, offers
+from deepsquare_chain.client.network import WalletConnection, open_grid, open_wallet
+from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.relayclient import RelayClient, relay_url
 from deepsquare_chain.client.results import Result, job_results
 from deepsquare_chain.client.submission import (
@@ -47,7 +47,7 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JobOutcome:
     """How a job ended, or the last of its line of retries.
 
     `exit_code` is what a program returns for it: zero only for FINISHED. Amounts are credit-wei;
@@ -74,7 +74,9 @@ class Grid:
             print((await grid.logs(made.job_ids[0])).decode(), outcome.paid)
     """
 
-    def __init__(self, settings: Settings, contracts: Contracts, wallet: Wallet | None) -> None:
+    def __init__(
+        self, settings: Settings, contracts: Contracts, wallet: WalletConnection | None
+    ) -> None:
         self.settings = settings
         self.contracts = contracts
         self._wallet = wallet
@@ -112,7 +114,7 @@ class Grid:
                     await grid._queue.close()
 
     @property
-    def wallet(self) -> Wallet:
+    def wallet(self) -> WalletConnection:
         """The customer's wallet.
 
         Raises:
@@ -142,7 +144,7 @@ class Grid:
         async with RelayClient(relay_url(self.settings, self.contracts.deployment)) as relay:
             yield gasless_wallet(self.wallet, relay, lambda _: True)
 
-    async def quote(self, job: str | Path | bytes, **terms: int | None) -> list[Offer]:
+    async def quote(self, job: str | Path | bytes, **terms: int | None) -> list[PricedOffer]:
         """What a job would cost at each provider; those that suit first, the cheapest first.
 
         Args:
@@ -226,7 +228,7 @@ class Grid:
         *,
         timeout: float | None = None,
         on_change: Callable[[Job], None] | None = None,
-    ) -> Outcome:
+    ) -> JobOutcome:
         """Wait until a job and all its successors have ended.
 
         Args:
@@ -325,8 +327,8 @@ async def _read(job: str | Path | bytes) -> JobFile:
     return await asyncio.to_thread(load_job_file, job)
 
 
-def _outcome(job: Job, history: History, exit_code: int) -> Outcome:
-    return Outcome(
+def _outcome(job: Job, history: History, exit_code: int) -> JobOutcome:
+    return JobOutcome(
         job,
         job.status,
         exit_code,

@@ -28,7 +28,7 @@ _ATTEMPTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Wallet:
+class WalletConnection:
     """An account that can send, on one deployment.
 
     `store` remembers what was sent; `timeout` is seconds for a receipt.
@@ -84,7 +84,7 @@ def transport_of(settings: Settings) -> Transport:
 
 
 @asynccontextmanager
-async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
+async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
     """The settings' wallet, with what it sent before looked after.
 
     Raises:
@@ -108,7 +108,7 @@ async def open_wallet(settings: Settings) -> AsyncIterator[Wallet]:
                 chain_id=deployment.chain_id,
                 max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
             )
-            yield Wallet(contracts, account, sender, store, settings.timeout)
+            yield WalletConnection(contracts, account, sender, store, settings.timeout)
 
 
 async def open_account(settings: Settings) -> LocalAccount:

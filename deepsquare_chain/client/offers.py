@@ -19,7 +19,7 @@ _PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class PricedOffer:
     """A provider's answer to a job.
 
     Attributes:
@@ -54,7 +54,7 @@ class Offer:
         return "now" if self.starts_in == 0 else f"within {self.starts_in} s"
 
 
-async def offers(contracts: Contracts, terms: Terms) -> list[Offer]:
+async def offers(contracts: Contracts, terms: Terms) -> list[PricedOffer]:
     """Every provider's answer: those that suit first, of those the cheapest first.
 
     The start is counted from what assigned jobs may still use, an upper bound since most end
@@ -68,9 +68,9 @@ async def offers(contracts: Contracts, terms: Terms) -> list[Offer]:
     return [_offer(each, terms.resources, live, now) for each in found]
 
 
-def _offer(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> Offer:
+def _offer(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> PricedOffer:
     starts_in = _starts_in(quote, wanted, live, now) if quote.suits else None
-    return Offer(
+    return PricedOffer(
         quote.provider.id,
         quote.provider.account,
         quote.rate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepsquare_chain.client.gasless import GaslessWallet
 from deepsquare_chain.client.history import histories
-from deepsquare_chain.client.network import Wallet
+from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.client.submission import Request, Submitted, submit
 from deepsquare_chain.errors import RevertedError
 from deepsquare_chain.job import JobFlags, Terms
@@ -13,7 +13,7 @@ from deepsquare_chain.store.definitions import FolderDefinitionStore
 
 
 async def resubmit(
-    wallet: Wallet | GaslessWallet, settings: Settings, job_id: int, amount: int | None
+    wallet: WalletConnection | GaslessWallet, settings: Settings, job_id: int, amount: int | None
 ) -> Submitted:
     """Pay for an ended job again.
 

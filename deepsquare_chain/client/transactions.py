@@ -8,7 +8,7 @@ from web3.exceptions import TransactionNotFound
 
 from deepsquare_chain.chain.outbox import Entry, TxState
 from deepsquare_chain.chain.receipts import fee_of
-from deepsquare_chain.client.network import Wallet
+from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.errors import UsageError
 
 
@@ -23,7 +23,7 @@ class Inclusion:
     fee: int
 
 
-def find(wallet: Wallet, which: str) -> Entry:
+def find(wallet: WalletConnection, which: str) -> Entry:
     """A transaction by its number in the outbox, or by the hash of any of its attempts.
 
     Raises:
@@ -42,7 +42,7 @@ def find(wallet: Wallet, which: str) -> Entry:
     return wallet.store.by_hash(f"0x{digits}")
 
 
-async def inclusion(wallet: Wallet, entry: Entry) -> Inclusion | None:
+async def inclusion(wallet: WalletConnection, entry: Entry) -> Inclusion | None:
     """Where a transaction was mined, whichever of its attempts it was; None while it is not.
 
     Raises:
@@ -64,7 +64,7 @@ async def inclusion(wallet: Wallet, entry: Entry) -> Inclusion | None:
     return None
 
 
-def pending(wallet: Wallet, which: str) -> Entry:
+def pending(wallet: WalletConnection, which: str) -> Entry:
     """The same as `find`, of a transaction that may still be replaced.
 
     Raises:

@@ -17,7 +17,7 @@ from deepsquare_chain.audit.reader import audit_chain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.demo.blocks import Gas
 from deepsquare_chain.demo.scene import Scene
-from deepsquare_chain.devnet.grid import COINLESS, Grid
+from deepsquare_chain.devnet.grid import COINLESS, LocalGrid
 from deepsquare_chain.observe.plain import plain
 
 _GWEI: Final = 10**9
@@ -98,7 +98,7 @@ class Closing:
         return table
 
 
-async def close_books(grid: Grid, scene: Scene, problems: list[str], signed: int) -> Closing:
+async def close_books(grid: LocalGrid, scene: Scene, problems: list[str], signed: int) -> Closing:
     """Rebuild the books from events alone, and compare them with the contracts' storage.
 
     Args:

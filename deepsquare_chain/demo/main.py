@@ -15,7 +15,7 @@ from deepsquare_chain.demo.board import Board
 from deepsquare_chain.demo.closing import Closing, close_books
 from deepsquare_chain.demo.leftovers import end_processes_of
 from deepsquare_chain.demo.play import Play
-from deepsquare_chain.devnet.grid import ChainKind, Grid
+from deepsquare_chain.devnet.grid import ChainKind, LocalGrid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.devnet.slurm import slurm_cluster
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
@@ -114,7 +114,9 @@ async def _play(
                 cluster = await stack.enter_async_context(slurm_cluster(board.step))
                 settings = cluster.environment
             grid = await stack.enter_async_context(
-                Grid(place, chain=chain, relay_port=0, provider_settings=settings, tell=board.step)
+                LocalGrid(
+                    place, chain=chain, relay_port=0, provider_settings=settings, tell=board.step
+                )
             )
             board.step(f"watch it in a browser: {await grid.start_explorer(port)}")
             play = Play(grid, board, examples)

@@ -22,7 +22,7 @@ from deepsquare_chain.demo.board import Board
 from deepsquare_chain.demo.leftovers import is_alive, processes_of
 from deepsquare_chain.demo.scene import Scene
 from deepsquare_chain.demo.story import STORY, Deed, Part, problems
-from deepsquare_chain.devnet.grid import COINLESS, PROVIDERS, Grid
+from deepsquare_chain.devnet.grid import COINLESS, PROVIDERS, LocalGrid
 from deepsquare_chain.errors import WaitTimeoutError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.store.definitions import FolderDefinitionStore
@@ -37,7 +37,7 @@ _CANCEL_AFTER: Final = 2  # lines that the job prints before its customer cancel
 class Play:
     """The story as far as it has gone."""
 
-    def __init__(self, grid: Grid, board: Board, examples: Path) -> None:
+    def __init__(self, grid: LocalGrid, board: Board, examples: Path) -> None:
         self.scene = Scene(grid, board)
         self._grid = grid
         self._board = board

@@ -18,7 +18,7 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.demo.blocks import BlockReader
 from deepsquare_chain.demo.board import Board, Row
 from deepsquare_chain.demo.story import Line, Part, lines
-from deepsquare_chain.devnet.grid import Grid
+from deepsquare_chain.devnet.grid import LocalGrid
 from deepsquare_chain.job import Job
 from deepsquare_chain.provider.outputs import find_run, read_output
 
@@ -26,7 +26,7 @@ from deepsquare_chain.provider.outputs import find_run, read_output
 class Scene:
     """`jobs` and `histories` are by job id, `parts` by the id of a part's first job."""
 
-    def __init__(self, grid: Grid, board: Board) -> None:
+    def __init__(self, grid: LocalGrid, board: Board) -> None:
         self.reader = BlockReader(grid.contracts.w3)
         self.parts: dict[int, Part] = {}
         self.jobs: dict[int, Job] = {}

@@ -80,7 +80,7 @@ PROVIDERS: Final[Mapping[str, ProviderPlan]] = {
 }
 
 
-class Grid:
+class LocalGrid:
     """A local grid, used as an async context manager.
 
     Args:

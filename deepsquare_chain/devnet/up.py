@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.devnet.grid import COINLESS, CUSTOMERS, PROVIDERS, ROLES, ChainKind, Grid
+from deepsquare_chain.devnet.grid import COINLESS, CUSTOMERS, PROVIDERS, ROLES, ChainKind, LocalGrid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.observe.serving import open_listener
@@ -53,7 +53,7 @@ async def run_devnet(
     place = _absolute(folder)
     with _alone(place), stopped_by_signals() as stop:
         _put_aside(place)
-        grid = Grid(
+        grid = LocalGrid(
             place,
             chain=chain,
             port=port,
@@ -65,7 +65,7 @@ async def run_devnet(
             tell("Ended: the chain is gone with all that was on it.")
 
 
-async def _serve(grid: Grid, explorer_port: int | None, tell: Callable[[str], None]) -> None:
+async def _serve(grid: LocalGrid, explorer_port: int | None, tell: Callable[[str], None]) -> None:
     if explorer_port:
         open_listener(explorer_port).close()  # told at once, not after the chain has been set up
     async with grid:
@@ -117,7 +117,7 @@ def _put_aside(place: Path) -> None:
             shutil.move(path, aside / path.name)
 
 
-def _write_settings(grid: Grid) -> Path | None:
+def _write_settings(grid: LocalGrid) -> Path | None:
     """Write `.deepsquare.toml` beside the folder, unless somebody else's is there."""
     path = Path.cwd() / PROJECT_FILE
     if path.exists() and not path.read_text(errors="replace").startswith(_MARK):
@@ -145,7 +145,7 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _directory(grid: Grid, settings: Path | None) -> list[str]:
+def _directory(grid: LocalGrid, settings: Path | None) -> list[str]:
     """What runs where, and what to type next."""
     wallets = os.path.relpath(grid.folder / "wallets")
     lines = [

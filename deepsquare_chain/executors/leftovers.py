@@ -14,7 +14,7 @@ from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.cgroups import JobCgroup
 from deepsquare_chain.executors.outputlog import last_write
 from deepsquare_chain.executors.procfs import Identity
-from deepsquare_chain.executors.rundir import MARK, Claim, RunFolder, exit_record
+from deepsquare_chain.executors.rundir import MARK, FolderClaim, RunFolder, exit_record
 
 PATIENCE: Final = 10.0  # seconds to wait for killed processes to vanish
 SUPERVISOR_MODULE: Final = "deepsquare_chain.executors.supervisor"
@@ -42,7 +42,7 @@ def take_census() -> Census:
     return Census(sessions, frozenset(procfs.environment_entries(f"{MARK}=".encode())))
 
 
-def conclude(folder: RunFolder, claim: Claim, census: Census | None = None) -> dict[str, Any]:
+def conclude(folder: RunFolder, claim: FolderClaim, census: Census | None = None) -> dict[str, Any]:
     """The exit record of a run whose supervisor is dead; written here if it left none.
 
     A census was taken after that death.
@@ -68,7 +68,7 @@ def conclude(folder: RunFolder, claim: Claim, census: Census | None = None) -> d
     return record
 
 
-def take_down(folder: RunFolder, claim: Claim, reason: str) -> None:
+def take_down(folder: RunFolder, claim: FolderClaim, reason: str) -> None:
     """End a run without the help of its supervisor, which does not react, and record it.
 
     Raises:
@@ -84,7 +84,7 @@ def take_down(folder: RunFolder, claim: Claim, reason: str) -> None:
         folder.set_exit(_lost(folder) | {"reason": reason})
 
 
-def end_marked(folder: RunFolder, claim: Claim) -> None:
+def end_marked(folder: RunFolder, claim: FolderClaim) -> None:
     """Kill what carries the run's mark or stands in its session, and everything below.
 
     Raises:

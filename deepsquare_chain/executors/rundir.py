@@ -43,7 +43,7 @@ _NESTING: Final = 8
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
-class Claim(NamedTuple):
+class FolderClaim(NamedTuple):
     """Who took a run, by which mark its processes are known, and when (monotonic seconds)."""
 
     owner: Identity
@@ -102,13 +102,13 @@ class RunFolder:
         sync_folder(self.path)
         return True
 
-    def taken(self) -> Claim | None:
+    def taken(self) -> FolderClaim | None:
         """The supervisor's claim, None while nobody took the run."""
         record = _optional(self.path / "supervisor.json")
         if record is None:
             return None
         token, since = str(record.get("token", "")), _number(record, "since")
-        return Claim(_identity(record), token, since)
+        return FolderClaim(_identity(record), token, since)
 
     def set_job(self, process: Identity, started_at: float, started: float) -> None:
         """Record the script's process; `started` is on the monotonic clock."""

@@ -33,7 +33,7 @@ from deepsquare_chain.executors.launch import Launched
 from deepsquare_chain.executors.leftovers import Census, StubbornError
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.procfs import Identity
-from deepsquare_chain.executors.rundir import GRACE, Claim, RunFolder, read_bytes, unique
+from deepsquare_chain.executors.rundir import GRACE, FolderClaim, RunFolder, read_bytes, unique
 from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
@@ -266,7 +266,7 @@ class Runs:
         self._warned.discard(folder.key)
         return RunStatus(RunState.ENDED, ended)
 
-    def _is_running(self, folder: RunFolder, claim: Claim) -> bool:
+    def _is_running(self, folder: RunFolder, claim: FolderClaim) -> bool:
         process = procfs.find(claim.owner)
         if process is None:
             return False
@@ -327,7 +327,7 @@ class Runs:
             raise ExecutorError(f"Run {key} has not ended", hint="Cancel it first.")
         self._remove(folder)
 
-    def _force(self, folder: RunFolder, claim: Claim, reason: str) -> None:
+    def _force(self, folder: RunFolder, claim: FolderClaim, reason: str) -> None:
         _log.warning("supervisor does not react, ending its run", run=folder.key, reason=reason)
         leftovers.take_down(folder, claim, reason)
 
@@ -371,7 +371,7 @@ class Runs:
             _log.warning("local executor can't tell", run=name, error=str(error))
 
 
-def _is_overdue(folder: RunFolder, claim: Claim) -> bool:
+def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:
     try:
         walltime = float(folder.control()["walltime"])
     except (OSError, KeyError, TypeError, ValueError):

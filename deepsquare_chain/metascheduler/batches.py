@@ -32,7 +32,7 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class SchedulerBatch:
     """One transaction and the jobs in it; `providers` has the provider id of each assignment."""
 
     kind: str
@@ -64,7 +64,7 @@ class Cooldowns:
         self._by_provider.pop(provider_id, None)
 
 
-class Batches:
+class SchedulerBatches:
     """Makes transactions and sees them mined.
 
     Args:
@@ -106,7 +106,7 @@ class Batches:
             ids = tuple(job_id for some in part.values() for job_id in some)
             call = self._scheduler.meta_schedule(part)
             providers = {job_id: number for (number, _), some in part.items() for job_id in some}
-            moved += await self._send(Batch("assign", ids, call, providers), now)
+            moved += await self._send(SchedulerBatch("assign", ids, call, providers), now)
         return moved
 
     async def requeue(self, job_ids: Sequence[int], now: int) -> int:
@@ -127,7 +127,7 @@ class Batches:
         if not self.due("challenge", [job_id], now):
             return 0
         call = self._scheduler.challenge(job_id)
-        return await self._send(Batch("challenge", (job_id,), call), now)
+        return await self._send(SchedulerBatch("challenge", (job_id,), call), now)
 
     async def _each_part(
         self, kind: str, job_ids: Sequence[int], make: Callable[[Sequence[int]], Call], now: int
@@ -135,10 +135,10 @@ class Batches:
         due, moved = self.due(kind, job_ids, now), 0
         for at in range(0, len(due), self._size):
             part = due[at : at + self._size]
-            moved += await self._send(Batch(kind, tuple(part), make(part)), now)
+            moved += await self._send(SchedulerBatch(kind, tuple(part), make(part)), now)
         return moved
 
-    async def _send(self, batch: Batch, now: int) -> int:
+    async def _send(self, batch: SchedulerBatch, now: int) -> int:
         if self._sender is None:
             self._tell(batch)
             return 0
@@ -161,7 +161,7 @@ class Batches:
         crash_point(f"scheduler.{batch.kind}.confirmed")
         return self._mined(batch, receipt, now)
 
-    def _mined(self, batch: Batch, receipt: TxReceipt, now: int) -> int:
+    def _mined(self, batch: SchedulerBatch, receipt: TxReceipt, now: int) -> int:
         self.mined_at = max(self.mined_at, receipt.block_number)
         skipped = [event for event in receipt.events if isinstance(event, TransitionSkipped)]
         for event in skipped:
@@ -179,7 +179,7 @@ class Batches:
         _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
         return len(moved)
 
-    def _reverted(self, batch: Batch, error: RevertedError, now: int) -> None:
+    def _reverted(self, batch: SchedulerBatch, error: RevertedError, now: int) -> None:
         """Nothing could be applied; the error is that of the first job."""
         first = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
         if type(error).__name__ in _OF_THE_PROVIDER and first in batch.providers:
@@ -187,7 +187,7 @@ class Batches:
         else:
             self._refuse(batch.kind, batch.job_ids, now)
 
-    def _cool_down(self, batch: Batch, job_ids: Collection[int], now: int) -> None:
+    def _cool_down(self, batch: SchedulerBatch, job_ids: Collection[int], now: int) -> None:
         """Give the providers of refused assignments a cooldown, each once."""
         refused = [each for each in job_ids if each in batch.providers]
         self.refusals += len(refused)
@@ -198,7 +198,7 @@ class Batches:
         for job_id in job_ids:
             self._pauses[kind, job_id] = _longer(self._pauses.get((kind, job_id)), now)
 
-    def _tell(self, batch: Batch) -> None:
+    def _tell(self, batch: SchedulerBatch) -> None:
         """A dry run says once what it would do."""
         key = batch.kind, batch.job_ids
         if key not in self._told:

@@ -11,7 +11,7 @@ from deepsquare_chain.observe.metrics import Metrics
 KINDS: Final = ("assign", "requeue", "panic", "challenge", "cancel")
 
 
-class Figures:
+class SchedulerMetrics:
     """All figures of a scheduler, there from the start."""
 
     def __init__(self, metrics: Metrics) -> None:

@@ -68,7 +68,7 @@ class _Facts:
     clocks: Mapping[int, Clock]
 
 
-class Observer:
+class GridObserver:
     """Reads the chain, and keeps what can't have changed."""
 
     def __init__(self, contracts: Contracts, state: SchedulerState, watch: Watch) -> None:

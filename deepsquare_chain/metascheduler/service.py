@@ -23,7 +23,7 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job, JobStatus
-from deepsquare_chain.metascheduler.batches import Batches
+from deepsquare_chain.metascheduler.batches import SchedulerBatches
 from deepsquare_chain.metascheduler.duties import (
     Watch,
     expired,
@@ -34,8 +34,8 @@ from deepsquare_chain.metascheduler.duties import (
 )
 from deepsquare_chain.metascheduler.eligibility import Waiting
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_rest, explain_wait
-from deepsquare_chain.metascheduler.figures import Figures
-from deepsquare_chain.metascheduler.observer import Observer, World
+from deepsquare_chain.metascheduler.figures import SchedulerMetrics
+from deepsquare_chain.metascheduler.observer import GridObserver, World
 from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.state import FOLLOWED, SchedulerState
 from deepsquare_chain.observe import get_logger
@@ -85,15 +85,15 @@ class SchedulerService:
         metrics: Metrics | None = None,
     ) -> None:
         self.state = SchedulerState(store)
-        self.observer = Observer(contracts, self.state, settings.watch)
+        self.observer = GridObserver(contracts, self.state, settings.watch)
         metrics = metrics or Metrics("metascheduler")
-        self.figures = Figures(metrics)
+        self.figures = SchedulerMetrics(metrics)
         self.world: World | None = None
         self.plan = Plan()
         self._w3 = contracts.w3
         self._sender = sender
         self._settings = settings
-        self._batches = Batches(
+        self._batches = SchedulerBatches(
             sender,
             contracts.scheduler,
             size=settings.batch_size,

@@ -39,7 +39,7 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulationOutcome:
     """How a job fared; `wait` in seconds from submission to start, None if it never started."""
 
     arrival: Arrival
@@ -55,7 +55,7 @@ class Outcome:
 
 def simulate(
     arrivals: Sequence[Arrival], providers: Sequence[ProviderView], rules: Rules, *, until: int
-) -> list[Outcome]:
+) -> list[SimulationOutcome]:
     """Run a workload to its end, or to the time `until`; outcomes are in order of arrival."""
     return _Simulation(arrivals, providers, rules).run(until)
 
@@ -73,7 +73,7 @@ class _Simulation:
         self._ends: list[tuple[int, int]] = []
         self._started: dict[int, tuple[int, int]] = {}
 
-    def run(self, until: int) -> list[Outcome]:
+    def run(self, until: int) -> list[SimulationOutcome]:
         pending = list(reversed(self._arrivals))
         while pending or self._ends:
             now = min([self._ends[0][0]] if self._ends else [pending[-1].at])
@@ -109,11 +109,11 @@ class _Simulation:
             )
             heapq.heappush(self._ends, (now + self._by_id[job.id].seconds, job.id))
 
-    def _outcome(self, arrival: Arrival) -> Outcome:
+    def _outcome(self, arrival: Arrival) -> SimulationOutcome:
         started = self._started.get(arrival.waiting.job.id)
         if started is None:
-            return Outcome(arrival, 0, None)
-        return Outcome(arrival, started[1], started[0] - arrival.at)
+            return SimulationOutcome(arrival, 0, None)
+        return SimulationOutcome(arrival, started[1], started[0] - arrival.at)
 
 
 def workload(seed: int, count: int, cpus: int, load: float) -> list[Arrival]:

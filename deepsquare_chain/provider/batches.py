@@ -23,8 +23,8 @@ from deepsquare_chain.provider.model import (
     ClaimAndStart,
     Collect,
     Panic,
-    Report,
     Requeue,
+    RunReport,
     Start,
     View,
 )
@@ -48,7 +48,7 @@ class _Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ProviderBatch:
     """One transaction and the jobs in it."""
 
     kind: str
@@ -56,7 +56,7 @@ class Batch:
     call: Call
 
 
-class Batches:
+class ProviderBatches:
     """Makes transactions of planned actions and sees them mined.
 
     What misses the block that the others were mined in goes on beside later cycles, which leave
@@ -95,7 +95,7 @@ class Batches:
 
     async def answer(self) -> bool:
         """Stop this provider's challenge clock; whether that is mined."""
-        return bool(await self._send(Batch("answer", (), self._scheduler.answer())))
+        return bool(await self._send(ProviderBatch("answer", (), self._scheduler.answer())))
 
     async def send(self, planned: Iterable[Planned]) -> int:
         """Send everything that belongs on chain, and wait until some of it is mined.
@@ -130,7 +130,7 @@ class Batches:
 
     # -- making
 
-    def _due(self, planned: Iterable[Planned]) -> list[Batch]:
+    def _due(self, planned: Iterable[Planned]) -> list[ProviderBatch]:
         """Transactions of what was not refused a moment ago."""
         due = [
             (view, action)
@@ -139,15 +139,15 @@ class Batches:
         ]
         return list(self._batches(due))
 
-    def _batches(self, planned: Sequence[Planned]) -> Iterable[Batch]:
+    def _batches(self, planned: Sequence[Planned]) -> Iterable[ProviderBatch]:
         # Claims first: somebody waits for them, and what is sent late may miss a block.
         for kind, ids, make in self._plain(planned):
             for part in _slices(ids, self._size):
-                yield Batch(kind, tuple(part), make(part))
-        reports = [(view, a) for view, a in planned if isinstance(a, Report)]
+                yield ProviderBatch(kind, tuple(part), make(part))
+        reports = [(view, a) for view, a in planned if isinstance(a, RunReport)]
         for some in _slices(reports, self._size):
             reported = tuple(view.job.id for view, _ in some)
-            yield Batch(
+            yield ProviderBatch(
                 "finish", reported, self._scheduler.finish([_report(*each) for each in some])
             )
 
@@ -167,7 +167,7 @@ class Batches:
 
     # -- sending
 
-    async def _send(self, batch: Batch) -> int:
+    async def _send(self, batch: ProviderBatch) -> int:
         crash_point(f"provider.{batch.kind}.planned")
         try:
             receipt = await self._sender.send(batch.call, timeout=self._timeout)
@@ -186,7 +186,7 @@ class Batches:
         crash_point(f"provider.{batch.kind}.confirmed")
         return self._mined(batch, receipt)
 
-    def _mined(self, batch: Batch, receipt: TxReceipt) -> int:
+    def _mined(self, batch: ProviderBatch, receipt: TxReceipt) -> int:
         self.mined_at = max(self.mined_at, receipt.block_number)
         left_out = (each for each in receipt.events if isinstance(each, TransitionSkipped))
         skipped = {each.job_id: each for each in left_out if each.job_id in batch.job_ids}
@@ -216,7 +216,7 @@ _KINDS: Final[dict[type[Action], str]] = {
     ClaimAndStart: "claim_and_start",
     Start: "start",
     Collect: "collect",
-    Report: "finish",
+    RunReport: "finish",
     Requeue: "requeue",
     Panic: "panic",
 }
@@ -231,7 +231,7 @@ def _ids(planned: Iterable[Planned], wanted: Action) -> list[int]:
     return [view.job.id for view, action in planned if action == wanted]
 
 
-def _report(view: View, action: Report) -> ChainReport:
+def _report(view: View, action: RunReport) -> ChainReport:
     return ChainReport(
         job_id=view.job.id,
         seconds_used=action.seconds,

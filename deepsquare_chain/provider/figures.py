@@ -19,7 +19,7 @@ KINDS: Final = (
 )
 
 
-class Figures:
+class ProviderMetrics:
     """All figures of a provider, there from the start."""
 
     def __init__(self, metrics: Metrics) -> None:

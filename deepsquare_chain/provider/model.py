@@ -223,7 +223,7 @@ class Panic:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RunReport:
     """Tell the chain how the run ended; the contract bills and names the end."""
 
     seconds: int
@@ -287,7 +287,7 @@ Action = (
     | Collect
     | Requeue
     | Panic
-    | Report
+    | RunReport
     | Submit
     | Adopt
     | Extend

@@ -35,7 +35,7 @@ MEGABYTE: Final = 1024 * 1024
 _log = get_logger(__name__)
 
 
-class Observer:
+class RunObserver:
     """Asks everybody once a cycle; who does not answer leaves a gap, never a wrong word.
 
     Args:

@@ -34,8 +34,8 @@ from deepsquare_chain.provider.model import (
     Phase,
     RecordEnd,
     Release,
-    Report,
     Requeue,
+    RunReport,
     Situation,
     Start,
     Submit,
@@ -243,7 +243,7 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
     elapsed = situation.now - view.job.since
     if elapsed < due:
         return Wait(f"reports in {due - elapsed} seconds, when the chain's clock is there")
-    return Report(min(due, MAX_SECONDS), ended.code, reason)
+    return RunReport(min(due, MAX_SECONDS), ended.code, reason)
 
 
 def _given(view: View, ended: Exit, allotted: int) -> int:
@@ -295,7 +295,7 @@ def _walltime(allotted: int, lead: int) -> int:
 
 
 def _spoken(action: Action) -> Action:
-    if isinstance(action, Panic | Requeue | Report):
+    if isinstance(action, Panic | Requeue | RunReport):
         return replace(action, reason=clip(action.reason))
     return action
 

@@ -35,8 +35,8 @@ from deepsquare_chain.job import JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import rows
-from deepsquare_chain.provider.batches import Batches
-from deepsquare_chain.provider.figures import Figures
+from deepsquare_chain.provider.batches import ProviderBatches
+from deepsquare_chain.provider.figures import ProviderMetrics
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.maintenance import Maintenance
 from deepsquare_chain.provider.materials import Materials
@@ -50,7 +50,7 @@ from deepsquare_chain.provider.model import (
     Start,
     View,
 )
-from deepsquare_chain.provider.observer import MEGABYTE, Observer, free_megabytes
+from deepsquare_chain.provider.observer import MEGABYTE, RunObserver, free_megabytes
 from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.retention import Limits, Retention
@@ -190,7 +190,7 @@ class ProviderService:
             contract=contracts.scheduler.address,
         )
         metrics = metrics or Metrics("provider")
-        self.figures = Figures(metrics)
+        self.figures = ProviderMetrics(metrics)
         self.figures.disk_floor.set(settings.min_free * MEGABYTE)
         self._w3 = contracts.w3
         self._contracts = contracts
@@ -202,7 +202,7 @@ class ProviderService:
         self._patience = settings.patience or max(1, standing.claim_timeout // 2)
         self._on_hardware = on_hardware
         materials = Materials(definitions)
-        self._observer = Observer(
+        self._observer = RunObserver(
             contracts.scheduler,
             executor,
             self.table,
@@ -213,7 +213,7 @@ class ProviderService:
         )
         env = {"DEEPSQUARE_CHAIN_ID": str(deployment.chain_id), **settings.env}
         self._handlers = Handlers(executor, self.table, materials, env)
-        self._batches = Batches(
+        self._batches = ProviderBatches(
             sender,
             contracts.scheduler,
             size=settings.batch_size,

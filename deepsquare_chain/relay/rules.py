@@ -56,7 +56,7 @@ class RefusedError(GridError):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RelayRules:
     """Limits of a relay.
 
     Attributes:
@@ -88,7 +88,7 @@ class AllowedCall:
     amount: int
 
 
-def check(signed: SignedRequest, scheduler: str, rules: Rules) -> AllowedCall:
+def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCall:
     """Judge a request by itself; its signature, nonce and deadline apart.
 
     Raises:
@@ -116,12 +116,12 @@ def check(signed: SignedRequest, scheduler: str, rules: Rules) -> AllowedCall:
     return allowed
 
 
-def min_amount_of(function: str, rules: Rules) -> int:
+def min_amount_of(function: str, rules: RelayRules) -> int:
     """The least amount of a function's call, in credit-wei; zero where it pays none in."""
     return rules.min_amount if function.startswith(("submitJobs", "topUp")) else 0
 
 
-def check_deadline(request: ForwardRequest, now: int, rules: Rules) -> None:
+def check_deadline(request: ForwardRequest, now: int, rules: RelayRules) -> None:
     """Judge the deadline at a chain time in seconds.
 
     Raises:
@@ -153,7 +153,7 @@ def gas_of(signed: SignedRequest) -> int:
     return inner + REQUEST_GAS + (CALLDATA_GAS + 4) * size
 
 
-def _check_gas(request: ForwardRequest, rules: Rules) -> None:
+def _check_gas(request: ForwardRequest, rules: RelayRules) -> None:
     if request.gas > rules.max_gas:
         raise _forbidden(
             f"The request may use {request.gas:,} gas, this relay pays {rules.max_gas:,} at most",

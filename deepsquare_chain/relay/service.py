@@ -31,7 +31,7 @@ from deepsquare_chain.relay.records import RelayedRequest, Requests, State
 from deepsquare_chain.relay.rules import (
     FUNCTIONS,
     RefusedError,
-    Rules,
+    RelayRules,
     check,
     check_deadline,
     gas_of,
@@ -64,7 +64,7 @@ class RelaySettings(ServiceSettings):
         min_balance: Wei of coin below which the wallet counts as empty.
     """
 
-    rules: Rules = field(default_factory=Rules)
+    rules: RelayRules = field(default_factory=RelayRules)
     collect_seconds: float = 0.3
     batch_gas: int = 10_000_000
     min_balance: int = 0

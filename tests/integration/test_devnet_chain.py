@@ -23,7 +23,7 @@ from deepsquare_chain.devnet.node.base import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.node.core import Core
 from deepsquare_chain.devnet.node.embedded import ChainProcess, EmbeddedChain
 from deepsquare_chain.devnet.node.engine import CallRequest
-from deepsquare_chain.devnet.node.pool import Pool, PooledTransaction
+from deepsquare_chain.devnet.node.pool import PooledTransaction, TransactionPool
 from deepsquare_chain.devnet.node.rpcerrors import reverted
 from deepsquare_chain.devnet.node.rpcserver import MAX_BODY
 from deepsquare_chain.errors import UsageError
@@ -467,7 +467,7 @@ class TestPool:
         assert "queued cost" in await self.refused(client, 2, value=half)
 
     def test_senders_take_turns(self) -> None:
-        pool = Pool()
+        pool = TransactionPool()
         for sender in (b"a", b"b"):
             for nonce in range(3):
                 name = sender + bytes([nonce])

@@ -26,7 +26,7 @@ from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, WaitTimeoutError
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.relay.rules import Rules
+from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.requests import RecordedRequest, RequestState
@@ -269,7 +269,7 @@ async def test_limits_per_customer_and_per_hour(grid: LiveGrid, tmp_path: Path) 
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("limit")])])
     first, second = grid.customers
     async with (
-        relay_on(grid, tmp_path, rules=Rules(per_customer=1, per_hour=2)) as url,
+        relay_on(grid, tmp_path, rules=RelayRules(per_customer=1, per_hour=2)) as url,
         httpx.AsyncClient(base_url=url, trust_env=False) as web,
     ):
         for account in (first, second):

@@ -18,11 +18,11 @@ from deepsquare_chain.chain.calls import Call
 from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless_wallet
-from deepsquare_chain.client.network import Wallet
+from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.relayclient import RelayClient
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.relay.rules import Rules
+from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.relay.runner import run_relay
 from deepsquare_chain.relay.service import RelaySettings
 from deepsquare_chain.store.database import Store
@@ -60,7 +60,9 @@ async def relayed(
 ) -> AsyncIterator[GaslessWallet]:
     """The account's wallet, sending through the relay at a URL."""
     store = store or grid.store(account)
-    wallet = Wallet(grid.contracts, account, grid.sender(account, store=store), store, timeout)
+    wallet = WalletConnection(
+        grid.contracts, account, grid.sender(account, store=store), store, timeout
+    )
     async with RelayClient(url, transport=transport) as client:
         yield gasless_wallet(wallet, client, confirm or Shown(), poll_interval=0.05)
 
@@ -71,7 +73,7 @@ async def relay_on(
     folder: Path,
     *,
     account: LocalAccount | None = None,
-    rules: Rules | None = None,
+    rules: RelayRules | None = None,
     collect_seconds: float = 0.05,
     **more: Any,
 ) -> AsyncIterator[str]:
@@ -79,7 +81,7 @@ async def relay_on(
     settings = RelaySettings(
         state_dir=folder,
         poll_interval=0.1,
-        rules=rules or Rules(),
+        rules=rules or RelayRules(),
         collect_seconds=collect_seconds,
         **more,
     )

@@ -19,7 +19,7 @@ from deepsquare_chain.errors import (
     RevertedError,
 )
 from deepsquare_chain.job import JobStatus, Prices
-from deepsquare_chain.metascheduler.batches import Batches
+from deepsquare_chain.metascheduler.batches import SchedulerBatches
 
 NOW = 1_000
 ONE, TWO = (1, Prices(1, 1, 1)), (2, Prices(2, 2, 2))
@@ -68,14 +68,14 @@ class FakeSender:
 @dataclass
 class Bench:
     sender: FakeSender
-    batches: Batches
+    batches: SchedulerBatches
     counts: list[tuple[str, int, int]]
 
 
 def bench(sender: FakeSender | None = None, size: int = 50) -> Bench:
     sender = sender or FakeSender()
     counts: list[tuple[str, int, int]] = []
-    batches = Batches(
+    batches = SchedulerBatches(
         sender,  # type: ignore[arg-type]
         FakeContract(),  # type: ignore[arg-type]
         size=size,
@@ -192,7 +192,7 @@ async def test_failures_end_no_cycle(error: GridError, rests: bool) -> None:
 
 
 async def test_a_dry_run_tells_once_what_it_would_do() -> None:
-    batches = Batches(
+    batches = SchedulerBatches(
         None,
         FakeContract(),  # type: ignore[arg-type]
         size=50,

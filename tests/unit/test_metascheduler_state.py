@@ -17,7 +17,7 @@ from deepsquare_chain.chain.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources, Terms
 from deepsquare_chain.metascheduler import observer as observing
 from deepsquare_chain.metascheduler.duties import Watch
-from deepsquare_chain.metascheduler.observer import Observer, World
+from deepsquare_chain.metascheduler.observer import GridObserver, World
 from deepsquare_chain.metascheduler.state import SchedulerState
 from deepsquare_chain.store.database import Store
 from tests.support.workloads import NOW, address, job, provider
@@ -182,11 +182,11 @@ def chain() -> FakeContracts:
 
 
 @pytest.fixture
-def observer(chain: FakeContracts, state: SchedulerState) -> Observer:
-    return Observer(chain, state, Watch())  # type: ignore[arg-type]
+def observer(chain: FakeContracts, state: SchedulerState) -> GridObserver:
+    return GridObserver(chain, state, Watch())  # type: ignore[arg-type]
 
 
-async def look(observer: Observer) -> World:
+async def look(observer: GridObserver) -> World:
     """A look at the next block, of the same time."""
     number = next(_BLOCKS)
     return await observer.look(Head(100, NOW, number.to_bytes(32, "big")), events=number)
@@ -198,7 +198,7 @@ class TestObserver:
         store: Store,
         state: SchedulerState,
         chain: FakeContracts,
-        observer: Observer,
+        observer: GridObserver,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(observing, "_REFRESHED", 1)
@@ -218,7 +218,7 @@ class TestObserver:
         store: Store,
         state: SchedulerState,
         chain: FakeContracts,
-        observer: Observer,
+        observer: GridObserver,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(observing, "_REFRESHED", 0)
@@ -241,7 +241,7 @@ class TestObserver:
         assert chain.scheduler.asked == [1, 2, 3]
 
     async def test_jobs_without_their_event_hold_room_but_do_not_wait(
-        self, store: Store, state: SchedulerState, chain: FakeContracts, observer: Observer
+        self, store: Store, state: SchedulerState, chain: FakeContracts, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(1))
         chain.scheduler.records[3] = job(3, status=S.RUNNING, provider_id=2, rate=1)
@@ -250,7 +250,7 @@ class TestObserver:
         assert [each.id for each in world.assigned] == [3]
 
     async def test_age_is_that_of_the_line(
-        self, store: Store, state: SchedulerState, observer: Observer
+        self, store: Store, state: SchedulerState, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(2), time=NOW - 900)
         apply(store, state, submitted(3), time=NOW)
@@ -259,7 +259,7 @@ class TestObserver:
         assert ages == {2: NOW - 900, 3: NOW - 30}
 
     async def test_who_lost_a_predecessor_is_excluded(
-        self, store: Store, state: SchedulerState, chain: FakeContracts, observer: Observer
+        self, store: Store, state: SchedulerState, chain: FakeContracts, observer: GridObserver
     ) -> None:
         records = chain.scheduler.records
         records[1] = job(1, status=S.PANICKED, provider_id=1)
@@ -270,7 +270,7 @@ class TestObserver:
         assert waiting.excluded == {1, 2}
 
     async def test_givers_back_are_avoided_longer_each_time(
-        self, store: Store, state: SchedulerState, observer: Observer
+        self, store: Store, state: SchedulerState, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(1), moved(1, S.SCHEDULED, S.PENDING))
         [waiting] = (await look(observer)).waiting
@@ -288,7 +288,7 @@ class TestObserver:
         store: Store,
         state: SchedulerState,
         chain: FakeContracts,
-        observer: Observer,
+        observer: GridObserver,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         apply(store, state, submitted(1))

@@ -24,9 +24,9 @@ from deepsquare_chain.provider.model import (
     Phase,
     RecordEnd,
     Release,
-    Report,
     Requeue,
     Run,
+    RunReport,
     Situation,
     Start,
     Submit,
@@ -374,10 +374,10 @@ class TestEnd:
     @pytest.mark.parametrize(
         ("exit_", "expected"),
         [
-            (ended(), Report(5, 0, "")),
-            (ended(code=3), Report(5, 3, "exited with code 3")),
-            (ended("signalled", 139), Report(5, 139, "ended by signal 11")),
-            (ended("memory", 137), Report(5, 137, "memory limit of 64 MB exceeded")),
+            (ended(), RunReport(5, 0, "")),
+            (ended(code=3), RunReport(5, 3, "exited with code 3")),
+            (ended("signalled", 139), RunReport(5, 139, "ended by signal 11")),
+            (ended("memory", 137), RunReport(5, 137, "memory limit of 64 MB exceeded")),
         ],
     )
     def test_reports_its_own_seconds(self, exit_, expected):
@@ -394,21 +394,21 @@ class TestEnd:
     def test_walltime_bills_the_whole_allotment_and_waits_for_it(self):
         exit_ = ended("walltime", 143, seconds=58)
         assert isinstance(self.end(exit_, elapsed=59), Wait)
-        assert self.end(exit_, elapsed=60) == Report(60, 143, "time limit reached")
+        assert self.end(exit_, elapsed=60) == RunReport(60, 143, "time limit reached")
 
     def test_top_up_that_the_run_never_heard_of_is_not_billed(self):
         exit_ = ended("walltime", 143, seconds=58)
         action = self.end(exit_, elapsed=60, time_limit=90)
-        assert isinstance(action, Report)
+        assert isinstance(action, RunReport)
         assert action.seconds == 58
         assert "too late" in action.reason
 
     def test_walltime_of_an_adopted_run_of_a_lost_database(self):
         run = row(Phase.ENDED, allotment=0)
         full = self.end(ended("walltime", 143, seconds=58), 60, run)
-        assert full == Report(60, 143, "time limit reached")
+        assert full == RunReport(60, 143, "time limit reached")
         part = self.end(ended("walltime", 143, seconds=29), 60, run)
-        assert isinstance(part, Report)
+        assert isinstance(part, RunReport)
         assert part.seconds == 29
 
     @pytest.mark.parametrize(
@@ -420,23 +420,23 @@ class TestEnd:
         record = job(time_limit=80 - collected)
         situation = dataclasses.replace(LOCAL, now=T0 + 30)
         action = act(S.RUNNING, run, situation, job=record, collected=collected)
-        assert action == Report(reported, 0, "")
+        assert action == RunReport(reported, 0, "")
         early = dataclasses.replace(LOCAL, now=T0 + max(0, reported - 1))
         sooner = act(S.RUNNING, run, early, job=record, collected=collected)
-        assert isinstance(sooner, Wait if reported else Report)
+        assert isinstance(sooner, Wait if reported else RunReport)
 
     def test_the_whole_rest_is_billed_where_the_time_is_used_up(self):
         run = row(Phase.ENDED, exit=ended("walltime", 143, seconds=79), allotment=80)
         situation = dataclasses.replace(LOCAL, now=T0 + 50)
         action = act(S.RUNNING, run, situation, job=job(time_limit=50), collected=30)
-        assert action == Report(50, 143, "time limit reached")
+        assert action == RunReport(50, 143, "time limit reached")
 
     def test_nothing_is_reported_before_the_interim_payments_are_known(self):
         run = row(Phase.ENDED, exit=ended())
         assert isinstance(act(S.RUNNING, run, job=job(), collected=None), Wait)
 
     def test_never_reports_more_than_the_allotment(self):
-        assert self.end(ended(seconds=70), elapsed=61) == Report(60, 0, "")
+        assert self.end(ended(seconds=70), elapsed=61) == RunReport(60, 0, "")
 
 
 class TestAdmission:
@@ -541,7 +541,7 @@ def test_every_combination_has_an_answer():
                                 lookup=lookup,
                             )
                             action = plan_job(case, situation)
-                            if isinstance(action, Report):
+                            if isinstance(action, RunReport):
                                 assert phase is Phase.ENDED
                             if isinstance(action, Submit):
                                 assert mine

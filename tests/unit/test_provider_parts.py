@@ -42,12 +42,12 @@ from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
 from deepsquare_chain.observe.metrics import Metrics
 from deepsquare_chain.provider import batches as batches_module
 from deepsquare_chain.provider import model, rows
-from deepsquare_chain.provider.batches import Batches
-from deepsquare_chain.provider.figures import Figures
+from deepsquare_chain.provider.batches import ProviderBatches
+from deepsquare_chain.provider.figures import ProviderMetrics
 from deepsquare_chain.provider.handlers import Handlers
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import Lookup, MaterialState, Phase, Run, View
-from deepsquare_chain.provider.observer import Observer
+from deepsquare_chain.provider.observer import RunObserver
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
 from deepsquare_chain.provider.runner import _MaintenanceSignals
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings
@@ -200,12 +200,12 @@ class TestBatches:
     def counted(self) -> dict[str, int]:
         return {}
 
-    def make(self, sender: FakeSender, counted: dict[str, int], size: int = 50) -> Batches:
+    def make(self, sender: FakeSender, counted: dict[str, int], size: int = 50) -> ProviderBatches:
         def count(kind: str, jobs: int) -> None:
             counted[kind] = counted.get(kind, 0) + jobs
 
         scheduler = MetaSchedulerContract(SimpleNamespace(), CONTRACT)
-        return Batches(sender, scheduler, size=size, timeout=1, counted=count)
+        return ProviderBatches(sender, scheduler, size=size, timeout=1, counted=count)
 
     async def test_one_transaction_for_each_kind_and_reason(self, counted):
         sender = FakeSender()
@@ -217,8 +217,8 @@ class TestBatches:
             (view(11), model.ClaimAndStart()),
             (view(12), model.Collect()),
             (view(13), model.Collect()),
-            (view(4), model.Report(5, 0, "")),
-            (view(5), model.Report(6, 2**40, "x")),
+            (view(4), model.RunReport(5, 0, "")),
+            (view(5), model.RunReport(6, 2**40, "x")),
             (view(6), model.Requeue("a")),
             (view(7), model.Requeue("b")),
             (view(8), model.Requeue("a")),
@@ -248,7 +248,7 @@ class TestBatches:
         sender = FakeSender()
         work = self.make(sender, counted)
         late = sender.gates["finish job 2"] = asyncio.Event()
-        planned = [(view(1), model.Claim()), (view(2), model.Report(5, 0, ""))]
+        planned = [(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))]
         assert await work.send(planned) == 1
         assert (work.jobs, counted) == ({2}, {"claim": 1})
         assert await work.send([]) == 0  # with nothing to send it waits for nothing
@@ -260,7 +260,7 @@ class TestBatches:
         sender = FakeSender()
         work = self.make(sender, counted)
         late = sender.gates["finish job 2"] = asyncio.Event()
-        await work.send([(view(1), model.Claim()), (view(2), model.Report(5, 0, ""))])
+        await work.send([(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))])
         late.set()
         assert await work.send([(view(3), model.Claim())]) == 2
         assert work.jobs == frozenset()
@@ -269,7 +269,7 @@ class TestBatches:
         sender = FakeSender()
         work = self.make(sender, counted)
         sender.gates["finish job 2"] = asyncio.Event()
-        await work.send([(view(1), model.Claim()), (view(2), model.Report(5, 0, ""))])
+        await work.send([(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await work.close()
@@ -312,8 +312,8 @@ class TestBatches:
         assert await work.send([(view(1), model.Collect())]) == 0
         assert not work.moves([(view(1), model.Collect()), (view(1), model.Wait(""))])
         sender.skipped.clear()
-        assert work.moves([(view(1), model.Report(5, 0, ""))])
-        assert await work.send([(view(1), model.Report(5, 0, ""))]) == 1
+        assert work.moves([(view(1), model.RunReport(5, 0, ""))])
+        assert await work.send([(view(1), model.RunReport(5, 0, ""))]) == 1
 
     @pytest.mark.parametrize(
         ("error", "again"),
@@ -478,7 +478,7 @@ class TestHandlers:
         assert executor.asked == [("cancel", "h1")]
 
     async def test_transactions_are_not_its_business(self, handlers, executor):
-        for action in (model.Claim(), model.Wait(""), model.Panic("x"), model.Report(1, 0, "")):
+        for action in (model.Claim(), model.Wait(""), model.Panic("x"), model.RunReport(1, 0, "")):
             assert await handlers.carry_out([(view(), action)]) == 0
         assert executor.asked == []
 
@@ -503,8 +503,8 @@ class FakeScheduler:
 
 
 class TestObserver:
-    def make(self, scheduler, executor, table, confirmations=1) -> Observer:
-        return Observer(
+    def make(self, scheduler, executor, table, confirmations=1) -> RunObserver:
+        return RunObserver(
             scheduler,
             executor,
             table,
@@ -514,7 +514,7 @@ class TestObserver:
             first_block=5,
         )
 
-    async def look(self, observer: Observer, block: bytes = b"a") -> View:
+    async def look(self, observer: RunObserver, block: bytes = b"a") -> View:
         [found] = await observer.views(Head(20, 1_000, block))
         return found
 
@@ -774,7 +774,7 @@ def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
     service: Any = object.__new__(ProviderService)
     service._settings = ProviderSettings(state_dir=tmp_path, unbilled_warning=8 * CREDIT)
     service._warned = set()
-    service.figures = Figures(Metrics("provider"))
+    service.figures = ProviderMetrics(Metrics("provider"))
     with capture_logs() as logs:
         for now in (900, 1_000, 1_000):
             service._watch_revenue([long, short], Head(1, now, b""))

@@ -24,7 +24,7 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 from deepsquare_chain.job import JobFlags, Objective, Resources, Terms
 from deepsquare_chain.relay.records import Requests, State
-from deepsquare_chain.relay.rules import RefusedError, Rules, check, check_deadline, gas_of
+from deepsquare_chain.relay.rules import RefusedError, RelayRules, check, check_deadline, gas_of
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.requests import RequestState
@@ -79,7 +79,7 @@ def signed(content: bytes, **changes: Any) -> SignedRequest:
     ],
 )
 def test_what_customers_do_is_allowed(content: bytes, function: str, amount: int) -> None:
-    found = check(signed(content), SCHEDULER, Rules())
+    found = check(signed(content), SCHEDULER, RelayRules())
     assert (found.function, found.amount) == (function, amount)
 
 
@@ -93,24 +93,24 @@ def test_what_customers_do_is_allowed(content: bytes, function: str, amount: int
         (data("setFee", 1), {}, "function-not-allowed"),
         (data("cancel", [1])[:20], {}, "not-a-call"),
         (b"", {}, "not-a-call"),
-        (submission(CREDIT, Rules().min_amount - 1), {}, "amount-too-small"),
+        (submission(CREDIT, RelayRules().min_amount - 1), {}, "amount-too-small"),
         (data("submitJobs", []), {}, "amount-too-small"),
         (data("topUp", 1, ACCOUNT.address, 1), {}, "amount-too-small"),
     ],
 )
 def test_everything_else_is_refused(content: bytes, changes: dict[str, Any], code: str) -> None:
     with pytest.raises(RefusedError) as told:
-        check(signed(content, **changes), SCHEDULER, Rules())
+        check(signed(content, **changes), SCHEDULER, RelayRules())
     assert told.value.code == code
     assert told.value.hint
 
 
 def test_the_least_amount_may_be_nothing() -> None:
-    assert check(signed(submission(1)), SCHEDULER, Rules(min_amount=0)).amount == 1
+    assert check(signed(submission(1)), SCHEDULER, RelayRules(min_amount=0)).amount == 1
 
 
 def test_deadlines_have_bounds_in_chain_time() -> None:
-    request, rules = signed(b"", deadline=1_000).request, Rules(min_lead=15, max_lead=600)
+    request, rules = signed(b"", deadline=1_000).request, RelayRules(min_lead=15, max_lead=600)
     for now in (400, 985):
         check_deadline(request, now, rules)
     for now, code in ((399, "deadline-too-far"), (986, "expired"), (1_001, "expired")):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.cli import why
-from deepsquare_chain.cli.why import Reason, Situation, Teller
+from deepsquare_chain.cli.why import JobSituation, Reason, Teller
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler.eligibility import Refusal
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 class FakeOnlooker:
     """Finds what it is given, in turn."""
 
-    def __init__(self, *found: Situation | Exception) -> None:
+    def __init__(self, *found: JobSituation | Exception) -> None:
         self.found = list(found)
         self.closed = False
         self.looked = asyncio.Event()
@@ -30,7 +30,7 @@ class FakeOnlooker:
     def __call__(self, _contracts: object) -> FakeOnlooker:
         return self
 
-    async def situation(self, _job: object) -> Situation:
+    async def situation(self, _job: object) -> JobSituation:
         await asyncio.sleep(0)
         self.looked.set()
         found = self.found.pop(0)
@@ -42,11 +42,11 @@ class FakeOnlooker:
         self.closed = True
 
 
-def at(text: str, cause: Hashable) -> Situation:
-    return Situation(JOB, text, cause=cause)
+def at(text: str, cause: Hashable) -> JobSituation:
+    return JobSituation(JOB, text, cause=cause)
 
 
-async def told(monkeypatch: pytest.MonkeyPatch, *found: Situation | Exception) -> list[str]:
+async def told(monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception) -> list[str]:
     """What is told in as many looks."""
     onlooker, lines = FakeOnlooker(*found), []  # type: tuple[FakeOnlooker, list[str]]
     monkeypatch.setattr(why, "Onlooker", onlooker)
@@ -109,7 +109,7 @@ async def test_after_a_failing_look_it_begins_anew(
 
 async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(FakeOnlooker):
-        async def situation(self, _job: object) -> Situation:
+        async def situation(self, _job: object) -> JobSituation:
             await asyncio.Event().wait()
             raise AssertionError
 
@@ -168,7 +168,7 @@ def test_a_claimed_job_is_waited_for_and_an_unclaimed_one_comes_back() -> None:
 
 
 def test_words_are_the_reason_the_providers_and_the_next_step() -> None:
-    found = Situation(JOB, "job 1 waits", ("provider 1 rests",), "nothing")
+    found = JobSituation(JOB, "job 1 waits", ("provider 1 rests",), "nothing")
     assert found.words == "job 1 waits\n  provider 1 rests\nNext: nothing"
     assert replace(found, details=(), advice="").words == "job 1 waits"
     assert replace(JOB, status=JobStatus.PENDING) == found.job

@@ -9,8 +9,8 @@ from typing import Any
 from deepsquare_chain.devnet.node.engine import CallRequest, Engine
 from deepsquare_chain.devnet.node.index import ChainIndex
 from deepsquare_chain.devnet.node.pool import (
-    Pool,
     PooledTransaction,
+    TransactionPool,
     check_bump,
     decode_transaction,
 )
@@ -74,7 +74,7 @@ class Core:
         self.engine = Engine(chain_id, balances, gas_limit=gas_limit, timestamp=self.clock.now())
         self.index = ChainIndex()
         self.index.append(self.engine.genesis, self.engine.next_base_fee)
-        self._pool = Pool()
+        self._pool = TransactionPool()
         self._executed: dict[bytes, PooledTransaction] = {}
         self.plan: int | None = None  # wall second of the next block, where a worker keeps time
 

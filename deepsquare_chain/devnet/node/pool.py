@@ -95,7 +95,7 @@ def _check_limits(pooled: PooledTransaction, gas_limit: int) -> None:
         )
 
 
-class Pool:
+class TransactionPool:
     """Waiting transactions by sender and nonce; senders take turns."""
 
     def __init__(self) -> None:
