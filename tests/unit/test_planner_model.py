@@ -245,7 +245,7 @@ class World:
         effect()
         self.run = dataclasses.replace(self.run, phase=Phase.CLOSED)
 
-    def do_report(self, action, effect) -> None:
+    def do_runreport(self, action, effect) -> None:
         assert self.mine
         assert self.job.status is S.RUNNING
         done = self.runs[self.run.key].exit
