@@ -17,7 +17,7 @@ from deepsquare_chain.chain.abi import interface
 from deepsquare_chain.chain.artifacts import load_artifact, standard_input
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.metadata import metadata_of, sources_of
-from deepsquare_chain.chain.transport import proxy_for, tls_problem
+from deepsquare_chain.chain.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url
 
@@ -123,7 +123,7 @@ def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
 
 
 async def submit_sourcify(
-    url: str, deployment: Deployment, *, pause: float = _PAUSE
+    url: str, deployment: Deployment, *, pause: float = _PAUSE, way: Transport | None = None
 ) -> list[SourceSubmission]:
     """Send all contracts to a Sourcify server (API v2) and wait for what it says.
 
@@ -131,11 +131,12 @@ async def submit_sourcify(
         url: Of the server, without `/v2`.
         deployment: Whose contracts; the server must follow their chain.
         pause: Seconds between two looks at a verification.
+        way: Certificates and headers for remote addresses.
 
     Raises:
         EndpointError: The server can't be reached or is none.
     """
-    async with _client(url) as client:
+    async with _client(url, way) as client:
         return [
             await _sourcify(client, url, deployment, each, pause) for each in sources(deployment)
         ]
@@ -173,13 +174,13 @@ async def _sourcify(
 
 
 async def submit_blockscout(
-    url: str, deployment: Deployment, *, pause: float = _PAUSE
+    url: str, deployment: Deployment, *, pause: float = _PAUSE, way: Transport | None = None
 ) -> list[SourceSubmission]:
     """Send all contracts to a Blockscout explorer (API v2) and wait until it shows them.
 
     Args and errors as `submit_sourcify`; `url` is the explorer's, without `/api`.
     """
-    async with _client(url) as client:
+    async with _client(url, way) as client:
         return [await _blockscout(client, url, each, pause) for each in sources(deployment)]
 
 
@@ -214,10 +215,17 @@ async def _is_verified(client: httpx.AsyncClient, url: str, path: str) -> bool:
     return answer.get("is_verified") is True
 
 
-def _client(url: str) -> httpx.AsyncClient:
+def _client(url: str, way: Transport | None) -> httpx.AsyncClient:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{safe_url(url)} is no http:// or https:// address")
-    return httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, proxy=proxy_for(url))
+    way = way or Transport()
+    return httpx.AsyncClient(
+        timeout=_TIMEOUT,
+        trust_env=False,
+        proxy=proxy_for(url),
+        verify=way.context() or True,
+        headers=way.headers_for(url),
+    )
 
 
 async def _asked(

@@ -169,10 +169,11 @@ def _is_excepted(host: str, port: int, exceptions: str) -> bool:
     for each in re.split(r"[,\s]+", exceptions.strip().lower()):
         if each == "*":
             return True
-        name, _, wanted = each.rpartition(":") if each.count(":") == 1 else (each, "", "")
+        with_port = each.count(":") == 1 or "]:" in each
+        name, _, wanted = each.rpartition(":") if with_port else (each, "", "")
         if wanted and wanted != str(port):
             continue
-        name = name.strip("[]").removeprefix("*").lstrip(".")
+        name = name.strip("[]").removeprefix("*").strip(".")
         if name and (host == name or host.endswith(f".{name}") or _is_in(host, name)):
             return True
     return False

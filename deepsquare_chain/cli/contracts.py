@@ -65,7 +65,7 @@ async def verify(
         write_tree,
     )
     from deepsquare_chain.chain.verifying import verify_deployment
-    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError
 
     async with open_grid(desk.settings) as contracts:
@@ -78,7 +78,7 @@ async def verify(
     # Sources of other code help nobody.
     for url, submit in ((sourcify, submit_sourcify), (blockscout, submit_blockscout)):
         if right and url:
-            sent = await submit(url, contracts.deployment)
+            sent = await submit(url, contracts.deployment, way=transport_of(desk.settings))
             rows += [(f"{s.name} at {s.verifier}", s.ok, s.detail) for s in sent]
     desk.printer.rows(_VERIFIED, rows)
     return 0 if all(ok for _, ok, _ in rows) else AuditError.exit_code

@@ -124,10 +124,11 @@ async def serve(
 async def show(desk: Desk) -> None:
     """Show what the relay of the settings takes, and whether it takes requests now."""
     from deepsquare_chain.chain.deployment import Deployment
+    from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.client.relayclient import RelayClient, relay_url
 
     url = relay_url(desk.settings, Deployment.load(desk.settings.deployment))
-    async with RelayClient(url) as relay:
+    async with RelayClient(url, transport_of(desk.settings)) as relay:
         found = await relay.terms()
     desk.printer.record(
         _TERMS,

@@ -27,11 +27,12 @@ from deepsquare_chain.chain.credit import Permit
 from deepsquare_chain.chain.events import decode_logs, event_filter
 from deepsquare_chain.chain.eventtypes import Event, ExecutedForwardRequest, JobSubmitted
 from deepsquare_chain.chain.forwarder import ForwarderDomain, ForwardRequest, forwarded_calls
+from deepsquare_chain.chain.logreader import read_range
 from deepsquare_chain.chain.outbox import Entry
 from deepsquare_chain.chain.receipts import TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.client.network import WalletConnection, open_wallet
+from deepsquare_chain.client.network import WalletConnection, open_wallet, transport_of
 from deepsquare_chain.client.preview import Preview, describe_call
 from deepsquare_chain.client.relayclient import (
     RelayClient,
@@ -157,6 +158,8 @@ class RelayedSender:
                 return await self._direct.wait(entry, timeout=timeout)
         terms = await self._checked_terms()
         await self.tend()
+        if key is not None and (recorded := self._store.request_by_key(key)) is not None:
+            return await self._finish(recorded, until)  # a relay carried out what it had refused
         return await self._sign_and_finish(call, permit, terms, key, until)
 
     @asynccontextmanager
@@ -182,6 +185,10 @@ class RelayedSender:
                     )
             except GridError:
                 continue  # settled, or the relay is away: the caller's own request tells
+        # A relay that refused a request still has its signature, and may carry it out.
+        for recorded in self._store.refused_requests():
+            with suppress(GridError):
+                await self._look(recorded)
 
     # -- signing
 
@@ -302,32 +309,50 @@ class RelayedSender:
 
     async def _finish(self, recorded: RecordedRequest, until: float) -> TxReceipt:
         """Hand a request over, again and again until it is taken, and wait for its effect."""
-        handed, asked, last = False, 0.0, ""
+        handed, tries, asked, last = False, 0, 0.0, ""
         while True:
             try:
                 receipt = await self._look(recorded)
                 if receipt is not None:
                     return receipt
                 if not handed:
+                    tries += 1
                     await self._hand_over(recorded)
                     crash_point("gasless.handed")
                     handed = True
                 elif time.monotonic() - asked >= _ASK_EVERY:
-                    last = await self._ask_relay(recorded)
                     asked = time.monotonic()
+                    last = await self._ask_relay(recorded)
             except RelayRefusedError as error:
                 # It may have been carried out already, by an earlier hand-over.
                 if (receipt := await self._look(recorded)) is not None:
                     return receipt
-                self._store.settle_request(
-                    recorded.digest, RequestState.REFUSED, note=error.message
-                )
-                raise
+                if not self._is_refusal(error, handed=handed, unclear=tries > 1):
+                    # A relay that does not know the request gets it again.
+                    last, handed = error.message, handed and error.temporary
+                else:
+                    self._store.settle_request(
+                        recorded.digest, RequestState.REFUSED, note=error.message
+                    )
+                    raise
             except EndpointError as error:
                 last = error.message  # unknown is not gone: the relay or the node may come back
             if time.monotonic() > until:
                 raise self._late(recorded, last)
             await asyncio.sleep(self._poll)
+
+    @staticmethod
+    def _is_refusal(error: RelayRefusedError, *, handed: bool, unclear: bool) -> bool:
+        """Whether a refusal says that the relay does not carry the request out.
+
+        Args:
+            error: The refusal.
+            handed: Whether the relay took the request, so that only its state was asked for.
+            unclear: Whether the relay may have the request from an earlier hand-over.
+        """
+        if error.code in {"dropped", "expired"}:
+            return True
+        return not handed and not (unclear and error.temporary)
 
     def _late(self, recorded: RecordedRequest, last: str) -> WaitTimeoutError:
         request = recorded.signed.request
@@ -372,12 +397,21 @@ class RelayedSender:
             EndpointError: The chain does not answer.
         """
         w3, request = self._contracts.w3, recorded.signed.request
+        if recorded.tx_hash:
+            with suppress(TransactionNotFound):
+                receipt = await w3.eth.get_transaction_receipt(HexBytes(recorded.tx_hash))
+                executed = self._own_event(receipt["logs"], request.nonce)
+                if executed is not None:
+                    return await self._settle(recorded, executed)
         latest = await w3.eth.get_block("latest")
-        executed = await self._executed(recorded)
-        if executed is not None:
-            return await self._settle(recorded, executed)
+        head = int(latest["number"])
+        nonce = await self._contracts.forwarder.nonce_of(self.address, block_identifier=head)
+        if nonce > request.nonce:
+            return await self._settle(recorded, await self._executed(recorded, head))
         if int(latest["timestamp"]) > request.deadline:
             note = "its deadline passed before anybody carried it out"
+            if recorded.state is RequestState.REFUSED:
+                note = f"{recorded.note}; {note}"
             self._store.settle_request(recorded.digest, RequestState.EXPIRED, note=note)
             raise RelayRefusedError(
                 f"{recorded.label!r} has no effect: {note}",
@@ -386,23 +420,27 @@ class RelayedSender:
             )
         return None
 
-    async def _executed(self, recorded: RecordedRequest) -> ExecutedForwardRequest | None:
-        """The event of the transaction that used a request's nonce."""
-        w3, nonce = self._contracts.w3, recorded.signed.request.nonce
-        if recorded.tx_hash:
-            with suppress(TransactionNotFound):
-                receipt = await w3.eth.get_transaction_receipt(HexBytes(recorded.tx_hash))
-                return self._own_event(receipt["logs"], nonce)
+    async def _executed(self, recorded: RecordedRequest, head: int) -> ExecutedForwardRequest:
+        """The event of the transaction that used a request's nonce, in a block up to `head`.
+
+        Raises:
+            EndpointError: The endpoint does not show it, or does not answer.
+        """
         topics = event_filter(ExecutedForwardRequest, signer=self.address)
-        logs = await w3.eth.get_logs(
-            {
-                "address": self._contracts.forwarder.address,
-                "fromBlock": recorded.block,
-                "toBlock": "latest",
-                "topics": topics,
-            }
+        forwarder, first = self._contracts.forwarder.address, recorded.block
+        while first <= head:
+            found = await read_range(self._contracts.w3, [forwarder], [topics], first, head)
+            if found is None or found.after is None:
+                break
+            event = self._own_event(found.logs, recorded.signed.request.nonce)
+            if event is not None:
+                return event
+            first = found.last + 1
+        raise EndpointError(
+            f"The nonce of {recorded.label!r} is used, but the endpoint does not show by which "
+            "transaction",
+            hint="Try again, or name another endpoint.",
         )
-        return self._own_event(logs, nonce)
 
     def _own_event(self, logs: Any, nonce: int) -> ExecutedForwardRequest | None:
         found = (each for each in decode_logs(logs) if isinstance(each, ExecutedForwardRequest))
@@ -534,7 +572,7 @@ async def open_gasless(settings: Settings, confirm: Confirm) -> AsyncIterator[Ga
     """
     async with open_wallet(settings) as wallet:
         url = relay_url(settings, wallet.contracts.deployment)
-        async with RelayClient(url) as relay:
+        async with RelayClient(url, transport_of(settings)) as relay:
             yield gasless_wallet(
                 wallet, relay, confirm, poll_interval=min(0.5, settings.poll_interval)
             )

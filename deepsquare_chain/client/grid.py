@@ -17,7 +17,12 @@ from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
 from deepsquare_chain.client.history import History
-from deepsquare_chain.client.network import WalletConnection, open_grid, open_wallet
+from deepsquare_chain.client.network import (
+    WalletConnection,
+    open_grid,
+    open_wallet,
+    transport_of,
+)
 from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.relayclient import RelayClient, relay_url
 from deepsquare_chain.client.results import Result, job_results
@@ -141,7 +146,8 @@ class Grid:
     @asynccontextmanager
     async def _relayed(self) -> AsyncIterator[GaslessWallet]:
         """The wallet behind the relay of the settings; the calling program agreed to sign."""
-        async with RelayClient(relay_url(self.settings, self.contracts.deployment)) as relay:
+        url = relay_url(self.settings, self.contracts.deployment)
+        async with RelayClient(url, transport_of(self.settings)) as relay:
             yield gasless_wallet(self.wallet, relay, lambda _: True)
 
     async def quote(self, job: str | Path | bytes, **terms: int | None) -> list[PricedOffer]:

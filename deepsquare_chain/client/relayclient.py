@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -12,12 +13,15 @@ from pydantic_core import from_json
 
 from deepsquare_chain.chain.deployment import Deployment
 from deepsquare_chain.chain.forwarder import SignedRequest
+from deepsquare_chain.chain.transport import CERTIFICATE_HINT, Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, NotFoundError
 from deepsquare_chain.observe.plain import plain
 from deepsquare_chain.settings import Settings, safe_url
 
 _TIMEOUT: Final = 15.0
 _MAX_ANSWER: Final = 65_536
+#: Statuses of refusals that may be gone when the same is asked again.
+_TEMPORARY: Final = frozenset({408, 425, 429, 503})
 _ELSEWHERE: Final = "Name another relay with --relay, or pay the gas yourself: without --gasless."
 
 
@@ -85,12 +89,34 @@ def relay_url(settings: Settings, deployment: Deployment) -> str:
 
 
 class RelayClient:
-    """Speaks to one relay; used as an async context manager."""
+    """Speaks to one relay; used as an async context manager.
 
-    def __init__(self, url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    Args:
+        url: Address of the relay.
+        way: Certificates and headers for remote addresses.
+        transport: What carries the requests instead of the network, for tests.
+
+    Raises:
+        UsageError: The environment names a proxy that can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        way: Transport | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        way = way or Transport()
         self.place = safe_url(url)
         self._client = httpx.AsyncClient(
-            base_url=url, timeout=_TIMEOUT, trust_env=False, transport=transport
+            base_url=url,
+            timeout=_TIMEOUT,
+            trust_env=False,
+            proxy=proxy_for(url),
+            verify=way.context() or True,
+            headers=way.headers_for(url),
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:
@@ -163,13 +189,17 @@ class RelayClient:
                     return found
                 raise self._refused(response.status_code, found)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            why = _why(error)
+            hint = CERTIFICATE_HINT if "certificate" in why else _ELSEWHERE
             raise EndpointError(
-                f"The relay at {self.place} can't be reached: {_why(error)}", hint=_ELSEWHERE
+                f"The relay at {self.place} can't be reached: {why}", hint=hint
             ) from None
 
     def _refused(self, status: int, body: Mapping[str, Any] | None) -> EndpointError:
         detail = body.get("detail") if body is not None else None
-        if body is None or not isinstance(detail, str):
+        temporary = status in _TEMPORARY
+        failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not temporary
+        if body is None or not isinstance(detail, str) or failed:
             return self._nonsense(f"status {status}")
         nonce, hint = body.get("next_nonce"), body.get("hint")
         code = body.get("code")
@@ -178,7 +208,7 @@ class RelayClient:
             hint=plain(hint)[:300] if isinstance(hint, str) else _ELSEWHERE,
             code=code[:40] if isinstance(code, str) else "",
             next_nonce=nonce if type(nonce) is int and nonce >= 0 else None,
-            temporary=status in {429, 503},
+            temporary=temporary,
         )
 
     def _nonsense(self, what: str = "") -> EndpointError:
@@ -199,7 +229,7 @@ def _tree(data: bytes) -> Mapping[str, Any] | None:
 
 def _why(error: Exception) -> str:
     if isinstance(error, httpx.ConnectError):
-        return "no connection"
+        return tls_problem(error) or "no connection"
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     return type(error).__name__

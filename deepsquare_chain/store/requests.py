@@ -38,7 +38,9 @@ class RequestState(StrEnum):
     OPEN = "open"  # signed; it may still be carried out
     EXECUTED = "executed"  # carried out, with its effect
     FAILED = "failed"  # its nonce is used, but the contract refused the call
-    REFUSED = "refused"  # the relay did not take it; its nonce is free for another request
+    # The relay did not take it, and its nonce is free for another request. Until its deadline it
+    # may still be carried out, by a relay that kept it.
+    REFUSED = "refused"
     EXPIRED = "expired"  # its deadline passed before anybody carried it out
     REPLACED = "replaced"  # another request of this wallet used its nonce
 
@@ -187,6 +189,10 @@ class RequestTables(Database):
     def open_requests(self) -> Sequence[RecordedRequest]:
         """All OPEN requests by nonce."""
         return self._requests(signed_requests.c.state == RequestState.OPEN.value)
+
+    def refused_requests(self) -> Sequence[RecordedRequest]:
+        """All REFUSED requests by nonce; see `RequestState`."""
+        return self._requests(signed_requests.c.state == RequestState.REFUSED.value)
 
     def recent_requests(self, limit: int = 50) -> Sequence[RecordedRequest]:
         """The latest requests of every state, newest first."""

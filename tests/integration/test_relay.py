@@ -13,7 +13,10 @@ import pytest
 from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain import reverts
+from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.events import JobSubmitted, JobToppedUp, JobTransition
+from deepsquare_chain.chain.logreader import LogRange
+from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
@@ -31,6 +34,7 @@ from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.requests import RecordedRequest, RequestState
 from tests.support.livegrid import LiveGrid, digest, terms
+from tests.support.proxy import RANGE_REFUSALS, Proxy, few_blocks
 from tests.support.relay import Shown, coinless, relay_on, relayed, sign
 
 
@@ -509,6 +513,129 @@ async def test_an_expired_request_is_said_to_have_no_effect(grid: LiveGrid, rela
         with pytest.raises(RelayRefusedError, match="deadline passed"):
             await wallet.sender.send(call, key="submit:late")
     assert store.recent_requests()[0].state is RequestState.EXPIRED
+
+
+def problem(status: int, words: str) -> httpx.Response:
+    return httpx.Response(status, json={"status": status, "code": "elsewhere", "detail": words})
+
+
+@pytest.mark.parametrize("status", [404, 429, 500])
+async def test_a_question_that_is_refused_says_nothing_of_the_request(
+    grid: LiveGrid, relay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """The relay took it: gateways limit or fail what is asked of it afterwards."""
+    monkeypatch.setattr("deepsquare_chain.client.gasless._ASK_EVERY", 0.0)
+    account, asked = await coinless(grid), []
+
+    async def refuse(request: httpx.Request, real: httpx.AsyncHTTPTransport) -> Any:
+        if request.method == "GET" and request.url.path != "/v1/relay":
+            asked.append(request)
+            return problem(status, "not now")
+        return None
+
+    store = grid.store(account)
+    async with (
+        relay_on(grid, tmp_path / "slow", account=grid.admin, collect_seconds=1.0) as slow,
+        relayed(grid, slow, account, store=store, transport=Between(refuse)) as wallet,
+    ):
+        assert len(await submit_hello(wallet, tmp_path)) == 1
+    assert asked
+    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+
+
+async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
+    grid: LiveGrid, relay: str, tmp_path: Path
+) -> None:
+    """The relay has the request, and a gateway answers the second hand-over in its place."""
+    account, posts = await coinless(grid), []
+
+    async def lose(request: httpx.Request, real: httpx.AsyncHTTPTransport) -> Any:
+        if request.method != "POST":
+            return None
+        posts.append(request)
+        if len(posts) == 1:
+            raise httpx.ReadError("the answer is lost")
+        return problem(429, "too many requests") if len(posts) < 4 else None
+
+    async with relayed(grid, relay, account, transport=Between(lose)) as wallet:
+        assert len(await submit_hello(wallet, tmp_path)) == 1
+    assert len(posts) >= 4
+
+
+async def test_what_a_relay_refused_and_carried_out_is_not_paid_again(
+    grid: LiveGrid, relay: str, tmp_path: Path
+) -> None:
+    account = await coinless(grid)
+    store = grid.store(account)
+
+    async def no(request: httpx.Request, _: Any) -> httpx.Response | None:
+        return problem(403, "no") if request.method == "POST" else None
+
+    async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
+        with pytest.raises(RelayRefusedError):
+            await submit_hello(wallet, tmp_path, key="mine")
+    (kept,) = store.recent_requests()
+    assert kept.state is RequestState.REFUSED
+    await grid.send(grid.admin, grid.contracts.forwarder.execute(kept.signed))
+    async with relayed(grid, relay, account, store=store) as wallet:
+        assert len(await submit_hello(wallet, tmp_path, key="mine")) == 1
+    assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
+    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+
+
+async def test_a_request_is_found_where_ranges_of_logs_are_refused(
+    grid: LiveGrid, relay: str
+) -> None:
+    account = grid.customers[0]
+    store = grid.store(account)
+    async with (
+        Proxy(grid.node.url) as proxy,
+        connected(proxy.url) as w3,
+        relayed(
+            grid, relay, account, store=store, contracts=Contracts(w3, grid.deployment)
+        ) as wallet,
+    ):
+        proxy.profile = few_blocks(2, *RANGE_REFUSALS["besu"])
+        call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("ranges")])])
+        signed = await sign(grid, account, call)
+        name = "0x" + signed.request.digest(await grid.contracts.forwarder.domain()).hex()
+        store.append_request(
+            signed.request.nonce, lambda _: (name, signed), label="old", block=0, key=None
+        )
+        await grid.send(grid.admin, grid.contracts.forwarder.execute(signed))
+        await wallet.sender.tend()
+        assert proxy.counts["refused"] > 0
+    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+
+
+async def test_a_used_nonce_without_its_event_is_no_expiry(
+    grid: LiveGrid, relay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline has passed, and the endpoint shows no log: it may have been carried out."""
+    account = grid.customers[0]
+    store = grid.store(account)
+    call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("unseen")])])
+    signed = await sign(grid, account, call, lead=30)
+    name = "0x" + signed.request.digest(await grid.contracts.forwarder.domain()).hex()
+    recorded = store.append_request(
+        signed.request.nonce, lambda _: (name, signed), label="unseen", block=0, key="unseen"
+    )
+    await grid.send(grid.admin, grid.contracts.forwarder.execute(signed))
+
+    async def nothing(_: Any, __: Any, ___: Any, first: int, last: int) -> LogRange:
+        return LogRange(first, last, [], {}, {})
+
+    monkeypatch.setattr("deepsquare_chain.client.gasless.read_range", nothing)
+    late = {"timestamp": signed.request.deadline + 1, "number": await grid.w3.eth.block_number}
+
+    async def latest(_: str) -> Any:
+        return late
+
+    async with relayed(grid, relay, account, store=store) as wallet:
+        monkeypatch.setattr(grid.w3.eth, "get_block", latest)
+        with pytest.raises(WaitTimeoutError, match="does not show by which transaction"):
+            await wallet.sender.send(recorded.call, key="unseen", timeout=0.3)
+    assert store.recent_requests()[0].state is RequestState.OPEN
 
 
 async def test_what_is_no_relay_is_told(grid: LiveGrid) -> None:

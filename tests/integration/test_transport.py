@@ -16,6 +16,7 @@ import pytest
 
 from deepsquare_chain.chain.rpc import connected
 from deepsquare_chain.chain.transport import Transport
+from deepsquare_chain.client.relayclient import RelayClient
 from deepsquare_chain.errors import EndpointError
 
 pytestmark = pytest.mark.integration
@@ -144,6 +145,29 @@ async def test_a_remote_endpoint_is_asked_through_the_proxy(
     monkeypatch.setenv("http_proxy", proxy.url)
     assert await chain_of("http://node.example:8545/") == 5
     assert {path for path, _ in proxy.seen} == {"http://node.example:8545/"}
+
+
+async def test_a_relay_is_reached_as_an_endpoint_is(
+    serve: Serve, certificate: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the proxy, with the certificates and headers of the settings."""
+
+    async def ask(url: str, transport: Transport) -> None:
+        async with RelayClient(url, transport) as relay:
+            await relay._ask("POST", "/v1/requests", {"id": 1, "method": "eth_chainId"})
+
+    path = certificate()
+    node = serve(path)
+    with pytest.raises(EndpointError, match="certificate was not accepted: self-signed") as error:
+        await ask(node.url, Transport())
+    assert "--ca-file" in error.value.hint
+    await ask(node.url, Transport(path, {"localhost": {"X-Key": "of the relay"}}))
+    assert node.seen[-1][1]["X-Key"] == "of the relay"
+    proxy = serve()
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    monkeypatch.setenv("http_proxy", proxy.url)
+    await ask("http://relay.example:8546", Transport())
+    assert proxy.seen[-1][0] == "http://relay.example:8546/v1/requests"
 
 
 @pytest.mark.parametrize("status", [403, 407, 502])

@@ -15,6 +15,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.contracts import Contracts
 from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.chain.rpc import chain_time
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless_wallet
@@ -57,11 +58,15 @@ async def relayed(
     store: Store | None = None,
     timeout: float = 60.0,
     transport: httpx.AsyncBaseTransport | None = None,
+    contracts: Contracts | None = None,
 ) -> AsyncIterator[GaslessWallet]:
-    """The account's wallet, sending through the relay at a URL."""
+    """The account's wallet, sending through the relay at a URL.
+
+    `contracts` are the grid's through another endpoint.
+    """
     store = store or grid.store(account)
     wallet = WalletConnection(
-        grid.contracts, account, grid.sender(account, store=store), store, timeout
+        contracts or grid.contracts, account, grid.sender(account, store=store), store, timeout
     )
     async with RelayClient(url, transport=transport) as client:
         yield gasless_wallet(wallet, client, confirm or Shown(), poll_interval=0.05)

@@ -65,6 +65,8 @@ def test_loopback_never_does(host: str, monkeypatch: pytest.MonkeyPatch) -> None
         ("NODE.EXAMPLE", True),
         ("node.example:8545", True),
         ("node.example:9", False),
+        ("node.example.", True),
+        ("[fd00::5]:8545", False),
         ("*", True),
         ("ode.example", False),
         ("10.0.0.0/8", False),
@@ -83,7 +85,9 @@ def test_exceptions_are_asked_without_it(
 @pytest.mark.parametrize(
     ("exceptions", "url"),
     [("10.0.0.0/8", "http://10.1.2.3"), ("10.1.2.3", "http://10.1.2.3"),
-     ("fd00::/8", "http://[fd00::5]")],
+     ("fd00::/8", "http://[fd00::5]"), ("[fd00::5]", "http://[fd00::5]"),
+     ("[fd00::5]:8545", "http://[fd00::5]:8545"), ("fd00:0::5", "http://[fd00::5]"),
+     ("10.1.2.3:80", "http://10.1.2.3")],
 )  # fmt: skip
 def test_exceptions_may_be_networks(
     exceptions: str, url: str, monkeypatch: pytest.MonkeyPatch
