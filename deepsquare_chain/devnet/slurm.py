@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.errors import GridError, NotFoundError
+from deepsquare_chain.executors.isolation import machine_isolation
 
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -26,19 +27,27 @@ _NODES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class SlurmCluster:
-    """A cluster that jobs can be submitted to; `conf` is its `slurm.conf`."""
+    """A cluster that jobs can be submitted to.
+
+    Attributes:
+        conf: Its `slurm.conf`.
+        sandboxed: Whether its nodes, which are this machine, can run jobs in a sandbox.
+    """
 
     conf: Path
+    sandboxed: bool
 
     @property
     def environment(self) -> dict[str, str]:
         """Settings of a provider that runs its jobs there."""
-        return {
+        isolation = "sandbox" if self.sandboxed else "none"
+        settings = {
             "DEEPSQUARE_EXECUTOR": "slurm",
-            "DEEPSQUARE_EXECUTOR_OPTIONS": f"conf={self.conf} query_interval=0.5 isolation=none",
-            # One of the demo's jobs has two tasks, which a sandbox on Slurm does not take.
-            "DEEPSQUARE_ALLOW_UNISOLATED": "1",
+            "DEEPSQUARE_EXECUTOR_OPTIONS": (
+                f"conf={self.conf} query_interval=0.5 isolation={isolation}"
+            ),
         }
+        return settings if self.sandboxed else settings | {"DEEPSQUARE_ALLOW_UNISOLATED": "1"}
 
 
 @contextlib.asynccontextmanager
@@ -56,11 +65,14 @@ async def slurm_cluster(tell: Callable[[str], None]) -> AsyncIterator[SlurmClust
     # A socket's path is limited, so that the demo's own folder may be too deep.
     folder = Path(tempfile.mkdtemp(prefix="deepsquare-slurm-"))
     try:
+        allowances = await asyncio.to_thread(lambda: machine_isolation().allowances)
+        sandboxed = "allow_unisolated" not in allowances
         tell(
-            f"starting a Slurm cluster of {_NODES} nodes on this machine; its jobs are not isolated"
+            f"starting a Slurm cluster of {_NODES} nodes on this machine; its jobs are "
+            f"{'isolated by bubblewrap' if sandboxed else 'not isolated'}"
         )
         await _run_script(script, "up", folder, "--nodes", str(_NODES), "--gpus", "0")
-        yield SlurmCluster(folder / "slurm.conf")
+        yield SlurmCluster(folder / "slurm.conf", sandboxed)
     finally:
         await _run_script(script, "down", folder)
         shutil.rmtree(folder, ignore_errors=True)

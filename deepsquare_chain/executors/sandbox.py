@@ -37,6 +37,10 @@ _SYSTEM: Final = (
     "/opt",
     "/nix/store",
 )
+#: CPUs and their memory, by which programs place their threads; and the network's devices, by which an MPI
+#: library finds its interfaces.
+_TOPOLOGY: Final = "/sys/devices/system"
+_DEVICES: Final = ("/sys/devices", "/sys/class", "/sys/bus")
 _NIXOS: Final = ("/run/current-system",)
 #: What programs read in /etc. Nothing else is shown: services keep passwords and keys there.
 _ETC: Final = (
@@ -168,7 +172,13 @@ def parse_options(
 
 
 def bubblewrap_arguments(
-    options: SandboxOptions, *, work: str, temporary: str, script: str, private: Sequence[Path] = ()
+    options: SandboxOptions,
+    *,
+    work: str,
+    temporary: str,
+    script: str,
+    private: Sequence[Path] = (),
+    hostname: str = "job",
 ) -> list[str]:
     """Arguments of bubblewrap, without its name, for every version from 0.4; pure.
 
@@ -179,14 +189,19 @@ def bubblewrap_arguments(
         script: The batch script, which becomes `SANDBOX_SCRIPT`.
         private: Folders and files of the daemon, which are hidden even below folders that every
             job sees.
+        hostname: Name of the machine that the job sees; empty for the real one, by which the
+            tasks of a job on several nodes find each other.
     """
     arguments = [
-        *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--cap-drop", "ALL", "--hostname", "job"),
+        *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try"),
+        *("--cap-drop", "ALL"),
     ]
+    if hostname:
+        arguments += ["--unshare-uts", "--hostname", hostname]
     if not options.network:
         arguments.append("--unshare-net")
-    system = [*_SYSTEM, *_NIXOS, *(f"/etc/{name}" for name in _ETC)]
+    hardware = _DEVICES if options.network else [_TOPOLOGY]
+    system = [*_SYSTEM, *_NIXOS, *hardware, *(f"/etc/{name}" for name in _ETC)]
     arguments += _bound("--ro-bind-try", system)
     arguments += ["--proc", "/proc"]
     arguments += _bound("--ro-bind-try", [f"/proc/{name}" for name in _PROC])

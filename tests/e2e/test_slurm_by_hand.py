@@ -28,7 +28,7 @@ env: {}
 steps:
   - name: hello
     run:
-      command: echo "hello from $SLURM_JOB_NUM_NODES nodes"; sleep 1
+      command: echo "hello from $(srun hostname | wc -l) tasks"; sleep 1
 """
 
 
@@ -52,9 +52,7 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
         grid = settings.read_text()
         own = tmp_path / "provider"
         own.mkdir()
-        # The job has tasks on two nodes, which a sandbox does not take.
-        options = 'executor = "slurm"\nallow_unisolated = true\n[executor_options]\n'
-        options += f'conf = "{cluster.conf}"\nisolation = "none"\n'
+        options = f'executor = "slurm"\n[executor_options]\nconf = "{cluster.conf}"\n'
         (own / ".deepsquare.toml").write_text(
             grid.replace("alice.json", "../../provider/provider.json") + options
         )
@@ -75,6 +73,6 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
         (tmp_path / "job.yaml").write_text(JOB)
         (job,) = data(run(["submit", "job.yaml", "--wait", "-o", "json"], tmp_path, 120))
         assert (job["status"], job["exit_code"]) == ("FINISHED", 0)
-        assert run(["job", "logs", "1"], tmp_path).out == "hello from 2 nodes\n"
+        assert run(["job", "logs", "1"], tmp_path).out == "hello from 8 tasks\n"
         (earned,) = data(run(["provider", "earnings", "-o", "json"], own))
         assert (earned["jobs"], earned["paid"]) == (1, job["paid"])

@@ -34,9 +34,11 @@ class Place:
     executor: Executor
     state: Path
 
-    async def run(self, script: str, key: str = "attack") -> tuple[Exit, str]:
+    async def run(
+        self, script: str, key: str = "attack", resources: Resources = ONE
+    ) -> tuple[Exit, str]:
         """How a job ends, and what it prints."""
-        await self.start(script, key)
+        await self.start(script, key, resources)
         deadline = time.monotonic() + 40
         while True:
             end = (await self.executor.poll([key]))[key].exit
@@ -45,8 +47,8 @@ class Place:
             assert time.monotonic() < deadline, "it did not end"
             await asyncio.sleep(0.1)
 
-    async def start(self, script: str, key: str, **env: str) -> None:
-        await self.executor.submit(RunSpec(key, script.encode(), ONE, 30, env))
+    async def start(self, script: str, key: str, resources: Resources = ONE, **env: str) -> None:
+        await self.executor.submit(RunSpec(key, script.encode(), resources, 30, env))
 
     async def printed(self, key: str) -> None:
         """Wait until a job that runs has printed something."""
@@ -227,3 +229,40 @@ async def test_a_job_gets_no_more_cpus_than_it_asked_for(place: Place) -> None:
     used, cores = output.split()[1:]
     assert 0 < float(used) < 1.3
     assert place.name == "local" or int(cores) == 1
+
+
+async def test_srun_does_not_leave_the_sandbox(cluster: LocalSlurm, tmp_path: Path) -> None:
+    """The job's `srun` is a messenger: each task has a sandbox, and options that would leave it are refused."""
+    require_sandbox(**LIMITS)
+    wallet = tmp_path / "wallet.json"
+    wallet.write_text(SECRET)
+    state, options = tmp_path / "state", {"isolation": "sandbox", **LIMITS}
+    place = Place("slurm", cluster.executor(state, owner=tmp_path.name, **options), state)
+    two = Resources(tasks=2, cpus_per_task=1, mem_per_cpu=128, gpus=0)
+    script = f"""
+        srun -l cat {wallet} {state}/runs/attack/script
+        for option in --prolog=/home/job/x --jobid=1 -o/home/job/x -i{wallet} --nodelist={wallet} --export=A; do
+            srun -n1 $option cat {wallet} 2>/dev/null; echo $option $?
+        done
+        export LD_PRELOAD=/home/job/x BASH_ENV=/home/job/y
+        echo "touch {tmp_path}/escaped" > y
+        srun -n1 cat {wallet}
+        unset LD_PRELOAD BASH_ENV
+        echo $SLURM_JOB_ID > id; printf 'read\nwritten\n' | srun -n1 tail -n1 | tee copy
+        srun -n1 bash -c 'exit 5'; echo "code $?"
+        timeout 1 srun sleep 25; echo "code $?"
+    """
+    end, output = await place.run(script, resources=two)
+    assert (end.code, SECRET in output) == (0, False), output
+    refused = ["--prolog=/home/job/x", "--jobid=1", "-o/home/job/x", f"-i{wallet}"]
+    refused += [f"--nodelist={wallet}", "--export=A"]
+    assert [line for line in output.splitlines() if line.endswith(" 2")] == [
+        f"{option} 2" for option in refused
+    ]
+    assert not (tmp_path / "escaped").exists()
+    for line in ("0: cat: ", "1: cat: ", "\nwritten\n", "code 5", "code 124"):
+        assert line in output
+    # Each task is counted, on whatever node.
+    forks = f"srun -n1 python3 -c '{FORKS}'"
+    end, _ = await place.run(forks, "forks", resources=two)
+    assert end.reason in {"processes", "memory"}

@@ -32,6 +32,7 @@ from deepsquare_chain.executors.slurm import executor as module
 from deepsquare_chain.executors.slurm.executor import WRAPPER
 from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.job import Offer, Resources
+from tests.support.isolation import require_sandbox
 from tests.support.slurm import LocalSlurm, require_slurm
 
 ONE = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=50, gpus=0)
@@ -504,13 +505,17 @@ def compiled(compiler: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(("build", "interface"), [("mpich", "pmi2"), ("openmpi", "pmix")])
 async def test_mpi_program_on_two_nodes(
-    cluster: LocalSlurm, executor: SlurmExecutor, tmp_path: Path, build: str, interface: str
+    cluster: LocalSlurm, state: Path, tmp_path: Path, build: str, interface: str
 ) -> None:
-    program = compiled(f"mpicc.{build}", tmp_path)
-    # Both nodes are this machine: Open MPI must not take them for one with shared memory.
+    """Each task in a sandbox of its own, with the network by which they find each other."""
+    require_sandbox()
+    (tmp_path / "programs").mkdir()
+    program = compiled(f"mpicc.{build}", tmp_path / "programs")
+    executor = cluster.executor(
+        state, isolation="sandbox", network=True, readable=str(program.parent)
+    )
     script = (
-        f"export MINE=shared OMPI_MCA_btl=self,tcp; srun --mpi={interface} {program}; "
-        "srun printenv MINE SLURMD_NODENAME"
+        f"export MINE=shared; srun --mpi={interface} {program}; srun printenv MINE SLURMD_NODENAME"
     )
     wide = Resources(tasks=8, cpus_per_task=1, mem_per_cpu=100, gpus=0)
     await executor.submit(make(f"mpi-{build}", script, resources=wide))

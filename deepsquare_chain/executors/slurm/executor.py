@@ -56,6 +56,8 @@ from deepsquare_chain.observe import get_logger
 from deepsquare_chain.observe.probe import Check
 
 WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
+#: What a job in the sandbox finds as `srun`.
+SRUN: Final = Path(__file__).with_name("srun.sh")
 _DAY: Final = 86_400
 #: Seconds past its walltime after which a run is ended from outside: its wrapper does not react.
 _OVERDUE: Final = 30.0
@@ -162,12 +164,6 @@ class SlurmExecutor(Executor):
                 the job: submit again later.
         """
         check_spec(spec)
-        if self._options.isolation == "sandbox" and spec.resources.tasks > 1:
-            raise RunRefusedError(
-                f"Run {spec.key} has {spec.resources.tasks} tasks, which srun would start outside "
-                "of the sandbox",
-                hint="Such jobs need isolation = none in executor_options; docs/isolation.md.",
-            )
         async with self._locks[spec.key]:
             folder = self._folder(spec.key)
             is_new = await self._call(self._prepare, folder, spec)
@@ -193,9 +189,10 @@ class SlurmExecutor(Executor):
             temporary=str(folder.temporary),
             script=str(folder.script),
             private=self._private,
+            hostname="",
         )
         limits = (self._options.disk * 1024, self._options.processes, spec.resources.gpus)
-        folder.set_sandbox(["bwrap", *arguments], limits)
+        folder.set_sandbox(["bwrap", *arguments], limits, SRUN.read_bytes())
 
     async def _is_submitted(self, folder: SlurmFolder, *, is_new: bool = False) -> bool:
         """Whether Slurm has, or had, a job of this run; a job that is found is adopted.

@@ -147,7 +147,7 @@ class SlurmOptions(SandboxOptions):
         accounting: Where ended jobs are looked up that the queue has forgotten: `auto` takes what
             the cluster has, `sacct` slurmdbd, `completion` its file of completed jobs.
         isolation: `sandbox` runs each job under bubblewrap, which the nodes must have; such a job
-            has one task. With `none`, jobs can read what the daemon's user can read.
+            starts its tasks with `srun`. With `none`, jobs can read what the daemon's user can read.
 
     The options of `SandboxOptions` apply to jobs in a sandbox.
     """

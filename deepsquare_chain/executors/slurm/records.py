@@ -4,6 +4,8 @@
     sandbox          bubblewrap's command, where jobs are    executor, before sbatch
                      isolated
     limits           KB of disk, processes, GPUs             executor, before sbatch
+    srun             what a job in a sandbox finds as srun   executor, before sbatch
+    steps/           pipes of that srun, while the job runs  wrapper
     intent.json      sbatch is about to be called            executor
     slurm.json       number of the Slurm job                 executor, once it is known
     start.json       the Slurm job that took the run         wrapper, once for ever
@@ -60,9 +62,12 @@ class SlurmFolder(RunFolder):
         data = b"".join(f"{name}={value}".encode() + b"\0" for name, value in env.items())
         replace(self.path / "environment", data)
 
-    def set_sandbox(self, command: Sequence[str], limits: Sequence[int]) -> None:
-        """Write bubblewrap's command, and the limits of disk (KB), processes and GPUs."""
+    def set_sandbox(self, command: Sequence[str], limits: Sequence[int], srun: bytes) -> None:
+        """Write bubblewrap's command, the limits of disk (KB), processes and GPUs, and the job's srun."""
         self.temporary.mkdir(mode=0o700, exist_ok=True)
+        path = self.path / "srun"
+        path.write_bytes(srun)
+        path.chmod(0o500)
         replace(self.path / "sandbox", b"".join(os.fsencode(part) + b"\0" for part in command))
         replace(self.path / "limits", " ".join(map(str, limits)).encode() + b"\n")
 

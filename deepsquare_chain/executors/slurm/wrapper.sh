@@ -1,5 +1,6 @@
 #!/bin/bash
-# Runs one job inside its Slurm allocation: `wrapper.sh RUN_FOLDER`.
+# Runs one job inside its Slurm allocation: `wrapper.sh RUN_FOLDER`; or one task of a step of a job in the
+# sandbox: `wrapper.sh RUN_FOLDER STEP PROGRAM ...`.
 #
 # This file is what sbatch reads. The customer's script is only a file that it executes, so that
 # directives in that script are never obeyed. It needs bash 4.2, coreutils and util-linux's setsid
@@ -9,6 +10,7 @@
 #   control.json   read about once a second: walltime in seconds, and whether to cancel
 #   output, output.POSITION    what the job prints, bounded by rotation
 #   sandbox, limits    where jobs are isolated: bubblewrap's command, and disk (KB), processes, GPUs
+#   srun    what the job finds as srun; steps/ has the pipes that it uses, and each step's environment
 #   end.json       exit code, reason and duration; written when the job's processes were ended
 
 folder=$1
@@ -25,7 +27,7 @@ unbuffered=()
 if command -v stdbuf >/dev/null; then unbuffered=(stdbuf -o0); fi
 
 script=$folder/script home=$folder/work
-sandbox=() disk=0 processes=0 gpus=0 init=""
+sandbox=() closing=() disk=0 processes=0 gpus=0 init=""
 if [[ -e $folder/sandbox ]]; then
     while IFS= read -r -d '' entry; do sandbox+=("$entry"); done <"$folder/sandbox"
     read -r disk processes gpus <"$folder/limits"
@@ -39,13 +41,115 @@ if [[ -e $folder/sandbox ]]; then
         done
     fi
     if bwrap --help 2>&1 | grep -q -e --disable-userns; then sandbox+=(--disable-userns); fi
-    sandbox+=("${closing[@]}")
+    script=/run/job/script home=/home/job
+fi
+
+# Finds the first process of the sandbox, which is its init: all others end with it.
+find_init() {
+    if [[ -z $init && ${#sandbox[@]} -gt 0 ]]; then
+        read -r init _ <"/proc/$pid/task/$pid/children"
+    fi 2>/dev/null
+}
+
+# Whether that process is still there: its number may have gone to another one.
+has_init() { [[ -n $init && -e /proc/$init && ! /proc/$init/ns/pid -ef /proc/self/ns/pid ]]; }
+
+# Whether the sandbox has more processes than the provider allows.
+has_too_many() {
+    local others
+    find_init
+    # Until it is set up, the sandbox has the root of the node.
+    ((processes)) && has_init && [[ ! /proc/$init/root/proc -ef /proc ]] || return
+    others=(/proc/"$init"/root/proc/[0-9]*)
+    ((${#others[@]} > processes + 1))
+}
+
+# -- a task of a step
+
+# Makes and locks the folder that the tasks of this job on this node have as /dev/shm. The lock goes with the
+# process, so that whoever locks a folder alone may remove it.
+join_memory() {
+    local other
+    for other in "/dev/shm/deepsquare-$UID-"*; do
+        if [[ -d $other && ! -L $other && -O $other ]]; then leave_memory "$other"; fi
+    done
+    memory=/dev/shm/deepsquare-$UID-$JOB
+    while :; do
+        mkdir -m 0700 "$memory" 2>/dev/null
+        [[ -d $memory && ! -L $memory && -O $memory ]] || return
+        exec 8<"$memory" || return
+        flock --shared 8
+        if [[ /proc/self/fd/8 -ef $memory ]]; then return; fi
+    done
+}
+
+# Removes such a folder that no task has any more.
+leave_memory() {
+    exec 7<"$1" || return
+    if flock --nonblock 7; then rm -rf "$1"; fi
+    exec 7<&-
+} 2>/dev/null
+
+# Runs inside of the sandbox: the caller's environment, but for what Slurm gives each task.
+readonly ENTER='
+    while IFS= read -r -d "" entry; do
+        case $entry in
+        SLURM* | PMI* | CUDA_VISIBLE_DEVICES=* | ROCR_VISIBLE_DEVICES=* | GPU_DEVICE_ORDINAL=* | GRID_RUN=*) ;;
+        *) export "$entry" ;;
+        esac
+    done </run/job/environment 2>/dev/null
+    # Its shared memory fails where each task has namespaces of its own; "sm" is its later name.
+    export OMPI_MCA_btl=${OMPI_MCA_btl-^vader,sm}
+    cd -- "$1" 2>/dev/null
+    shift
+    exec "$@"
+'
+
+run_task() {
+    local step=$1 memory="" pid code directory watch=""
+    shift
+    join_memory
+    # Bubblewrap may end with this task: its life is that of the step.
+    local inside=("${sandbox[@]}" --die-with-parent --ro-bind "$folder/steps/$step.env" /run/job/environment)
+    if [[ -n $memory ]]; then inside+=(--bind "$memory" /dev/shm); fi
+    directory=${PMIX_SERVER_TMPDIR-}
+    if [[ -n $directory ]]; then inside+=(--bind "$directory" "$directory"); fi
+    sandbox=("${inside[@]}")
+    "${sandbox[@]}" "${closing[@]}" /bin/bash -c "$ENTER" task "$@" <&0 7<&- 8<&- &
+    pid=$!
+    trap : TERM HUP INT
+    if ((processes)); then
+        while sleep 1; do
+            if has_too_many; then
+                : >"$folder/steps/processes"
+                kill -KILL "$init"
+            fi
+        done <&- >&- 2>&- 8<&- &
+        watch=$!
+    fi
+    while :; do
+        wait "$pid"
+        code=$?
+        kill -0 "$pid" 2>/dev/null || break
+    done
+    if [[ -n $watch ]]; then kill "$watch"; fi
+    exec 8<&-
+    if [[ -n $memory ]]; then leave_memory "$memory"; fi
+    exit "$code"
+}
+
+if (($# > 1)); then
+    run_task "${@:2}"
+fi
+
+# -- the job
+
+if ((${#sandbox[@]})); then
     # Nothing of the customer runs on a node that can't isolate it, and nothing is written.
-    if ! "${sandbox[@]}" /bin/bash -c 'exit 0' </dev/null; then
+    if ! "${sandbox[@]}" "${closing[@]}" /bin/bash -c 'exit 0' </dev/null; then
         echo "This node can't run jobs in the sandbox: install bubblewrap, allow user namespaces." >&2
         exit 78
     fi
-    script=/run/job/script home=/home/job
 fi
 
 # Hundredths of a second since the node's boot: no change of the wall clock moves it.
@@ -107,7 +211,8 @@ run_script() {
     exec 4>&1 1>&3 2>&3
     # In KB, for a single file: what a job writes in all is measured.
     if ((disk)); then ulimit -f $((disk > 16384 ? disk : 16384)); fi
-    setsid "${sandbox[@]}" /bin/bash "$script" </dev/null 3>&- 4>&- 5<&- &
+    if ((${#sandbox[@]})); then export PATH=/run/job/bin:$PATH; fi
+    setsid "${sandbox[@]}" "${closing[@]}" /bin/bash "$script" </dev/null 3>&- 4>&- 5<&- &
     local pid=$! code
     echo "$pid" >&4
     while :; do
@@ -118,6 +223,128 @@ run_script() {
     done
     echo "$code" >&4
 }
+
+# -- the steps of a job in the sandbox
+
+# Options of srun that stay inside the allocation and touch no file, and whether they take a value.
+declare -A TAKES
+for name in ntasks nodes cpus-per-task ntasks-per-node ntasks-per-core ntasks-per-socket ntasks-per-gpu nodelist \
+    exclude distribution mem mem-per-cpu mem-per-gpu gpus gpus-per-task gpus-per-node gpus-per-socket gres cpu-bind \
+    mem-bind gpu-bind hint time wait relative job-name mpi threads-per-core chdir export; do
+    TAKES[$name]=value
+done
+for name in label unbuffered exclusive exact overlap overcommit oversubscribe no-kill quiet verbose spread-job \
+    use-min-nodes whole contiguous kill-on-bad-exit; do
+    TAKES[$name]=nothing
+done
+readonly TAKES
+readonly -A SHORT=([n]=ntasks [N]=nodes [c]=cpus-per-task [w]=nodelist [x]=exclude [m]=distribution [t]=time
+    [W]=wait [r]=relative [J]=job-name [G]=gpus [D]=chdir [l]=label [u]=unbuffered [k]=no-kill [Q]=quiet
+    [v]=verbose [O]=overcommit [s]=oversubscribe [K]=kill-on-bad-exit)
+
+# Splits a call into the options of srun and the program; complains on stderr about what is not allowed.
+read_options() {
+    local word name value given
+    options=() program=()
+    while (($#)); do
+        word=$1
+        shift
+        case $word in
+        --) program=("$@") && return ;;
+        --*)
+            name=${word#--} value="" given=0
+            if [[ $name == *=* ]]; then value=${name#*=} given=1; fi
+            name=${name%%=*} word=--$name
+            ;;
+        -?*)
+            name=${SHORT[${word:1:1}]-} value=${word:2} word=${word:0:2} given=0
+            if [[ -n $value && ${name:+${TAKES[$name]}} == nothing && $value != [01=]* ]]; then
+                set -- "-$value" "$@" # letters without a value may stand together
+            elif [[ -n $value ]]; then
+                given=1
+            fi
+            ;;
+        *) program=("$word" "$@") && return ;;
+        esac
+        if [[ -n $name && ${TAKES[$name]-} == value && $given == 0 && $# -gt 0 ]]; then
+            value=$1 given=1
+            shift
+        fi
+        # Without a slash nothing in a value is a file that srun would read.
+        case "${name:+${TAKES[$name]-}} $name $given $value" in
+        "nothing "*" 0 "*) options+=("--$name") ;;
+        "nothing kill-on-bad-exit 1 "[01]) options+=("--$name=$value") ;;
+        "value chdir 1 "*) directory=$value ;;
+        "value export 1 ALL") ;;
+        "value export "*) refuse_option "$word" && return 1 ;;
+        "value "*" 1 "*[!A-Za-z0-9_,.:=@+*\;\[\]\ -]*) refuse_option "$word" && return 1 ;;
+        "value "*" 1 "?*) options+=("--$name=$value") ;;
+        *) refuse_option "$word" && return 1 ;;
+        esac
+    done
+}
+
+has_program() {
+    [[ ${#program[@]} -gt 0 || " ${options[*]} " == *" --mpi=list "* ]] || ! echo "srun: no program is given" >&2
+}
+
+refuse_option() { echo "srun: a job in the sandbox can't use the option $1 with this value" >&2; }
+
+# Runs the step of one call, whose pipes are those of a slot; ends it when its caller is gone.
+run_step() {
+    local pipes=$folder/steps/$1 step=$2 count entry words=() directory="" options program step_pid watcher
+    exec 7<"$pipes.call"
+    IFS= read -r -d '' -u 7 count
+    [[ $count =~ ^[0-9]{1,6}$ ]] || return
+    while ((count--)) && IFS= read -r -d '' -u 7 entry; do words+=("$entry"); done
+    IFS= read -r -d '' -u 7 directory
+    while IFS= read -r -d '' -u 7 entry && [[ -n $entry ]]; do
+        printf '%s\0' "$entry"
+    done >"$folder/steps/$step.env"
+    {
+        if read_options "${words[@]}" && has_program; then
+            srun "${options[@]}" /bin/bash "$folder/steps/wrapper" "$folder" "$step" "$directory" \
+                "${program[@]}" <&0 7<&- &
+            step_pid=$!
+            { IFS= read -r -d '' -u 7 && :; kill -TERM "$step_pid"; } <&- >&- 2>&- &
+            watcher=$!
+            wait "$step_pid"
+            code=$?
+            kill "$watcher"
+        else
+            code=2
+        fi
+    } <"$pipes.in" >"$pipes.out" 2>"$pipes.err"
+    echo "$code" >"$pipes.code"
+    rm -f "$folder/steps/$step.env"
+}
+
+# Waits for calls of srun; in a process group of its own, so that it is ended whole.
+serve_steps() {
+    local slot step=0
+    trap - TERM HUP INT XCPU USR1 USR2
+    export GRID_RUN=$MARK
+    unset SLURM_EXPORT_ENV
+    while read -r -u 6 slot; do
+        [[ $slot =~ ^[0-9]{1,2}$ ]] || continue
+        # The nodes execute this file for each task; Slurm's own copy is on the first node alone.
+        if ((step++ == 0)); then cp "${BASH_SOURCE[0]}" "$folder/steps/wrapper"; fi
+        if [[ ! -p $folder/steps/$slot.code ]]; then mkfifo "$folder/steps/$slot".{call,in,out,err,code}; fi
+        run_step "$slot" "$step" &
+    done 6<>"$folder/steps/calls"
+}
+
+server=""
+if ((${#sandbox[@]})) && [[ -e $folder/srun ]]; then
+    mkdir "$folder/steps"
+    mkfifo "$folder/steps/calls"
+    sandbox+=(--ro-bind "$folder/srun" /run/job/bin/srun --ro-bind "$folder/steps" /run/job/steps)
+    set -m
+    serve_steps </dev/null &
+    server=$!
+    disown "$server"
+    set +m
+fi
 
 exec 3> >(keep_output)
 keeper=$!
@@ -139,16 +366,6 @@ read_control() {
     [[ $record =~ \"walltime\":([0-9]{1,10})[,}] ]] && walltime=$((10#${BASH_REMATCH[1]} * 100))
     [[ $record =~ \"cancel\":true ]] && reason=cancelled
 }
-
-# Finds the first process of the sandbox, which is its init: all others end with it.
-find_init() {
-    if [[ -z $init && ${#sandbox[@]} -gt 0 ]]; then
-        read -r init _ <"/proc/$pid/task/$pid/children"
-    fi 2>/dev/null
-}
-
-# Whether that process is still there: its number may have gone to another one.
-has_init() { [[ -n $init && -e /proc/$init && ! /proc/$init/ns/pid -ef /proc/self/ns/pid ]]; }
 
 # Signals every process of the job. Bubblewrap's own outer process is left out: it would end at once,
 # and take the script's exit code with it.
@@ -178,13 +395,8 @@ deleted_files() {
 
 next_measurement=0
 check_limits() {
-    local used others
-    find_init
-    # Until it is set up, the sandbox has the root of the node.
-    if ((processes)) && has_init && [[ ! /proc/$init/root/proc -ef /proc ]]; then
-        others=(/proc/"$init"/root/proc/[0-9]*)
-        if ((${#others[@]} > processes + 1)); then reason=processes; fi
-    fi
+    local used
+    if has_too_many || [[ -e $folder/steps/processes ]]; then reason=processes; fi
     if ((disk && now >= next_measurement)); then
         used=$(du -skc "$folder/work" "$folder/tmp" 2>/dev/null | tail -n 1)
         used=${used%%[!0-9]*}
@@ -241,6 +453,12 @@ clock
 ended_at=$(date +%s.%N)
 if has_init; then kill -KILL "$init"; fi 2>/dev/null
 kill -KILL -- "-$pid" 2>/dev/null
+if [[ -n $server ]]; then
+    kill -KILL -- "-$server" 2>/dev/null
+    # A step that was ended may have ended the script before this loop could see why.
+    if [[ -z $reason && -e $folder/steps/processes ]]; then reason=processes; fi
+    rm -rf "$folder/steps"
+fi
 end_leftovers
 if [[ -z $reason ]]; then
     reason=exited
