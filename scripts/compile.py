@@ -20,7 +20,7 @@ from typing import Any
 import solcx
 
 ROOT = Path(__file__).resolve().parent.parent
-ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "artifacts"
+ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "bindings" / "artifacts"
 SOLC_VERSION = "0.8.37"
 # Contracts whose ABI and bytecode the package carries, and their sources; interfaces come along inside them.
 TARGETS = {

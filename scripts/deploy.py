@@ -21,13 +21,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from deepsquare_chain.chain.bindings.deployment import Deployment, Timeouts
+from deepsquare_chain.chain.bindings.verifying import verify_deployment
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams
-from deepsquare_chain.chain.deployment import Deployment, Timeouts
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.verifying import verify_deployment
+from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.client.deploy import deploy
 from deepsquare_chain.errors import AuditError, GridError
-from deepsquare_chain.observe.logs import configure_logging
+from deepsquare_chain.observability.logs import configure_logging
 from deepsquare_chain.settings import Settings
 
 

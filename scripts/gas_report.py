@@ -26,7 +26,7 @@ from deepsquare_chain.devnet.node.anvil import Anvil
 from deepsquare_chain.errors import GridError
 
 ROOT = Path(__file__).resolve().parent.parent
-ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "artifacts"
+ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "bindings" / "artifacts"
 TABLE = ROOT / "docs" / "gas.json"
 CREDIT = 10**18
 BATCH = 50

@@ -16,11 +16,11 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.contracts import UNLIMITED, Contracts
+from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Contracts
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.deploying import GridParams, deploy_grid
-from deepsquare_chain.chain.events import JobSubmitted
-from deepsquare_chain.chain.rpc import close, connect
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.rpc.connection import close, connect
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.anvil import Anvil

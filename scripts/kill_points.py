@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deepsquare_chain.devnet.node.anvil import Anvil
-from deepsquare_chain.observe import configure_logging
+from deepsquare_chain.observability import configure_logging
 from tests.support.gridlife import PARAMS
 from tests.support.killing import (
     ROUGH_PARAMS,

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from grid_yard import PRICES, SMALL, Yard
 
-from deepsquare_chain.chain.events import decode_logs
+from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.observe import configure_logging
+from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 from tests.support.oracle import check_executions, check_ledger, check_provider, replay

@@ -20,7 +20,7 @@ import pydantic_core
 from deepsquare_chain import __version__
 from deepsquare_chain.audit.entries import JobEntry
 from deepsquare_chain.audit.ledger import Ledger, normalised
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import AuditError, GridError
 
 SCHEMA: Final = "deepsquare-audit/2"

@@ -29,10 +29,10 @@ from deepsquare_chain.audit.export import (
 )
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.audit.reader import Chronicle, Progress, read_chronicle
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.events import decode_log
-from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.events import decode_log
+from deepsquare_chain.chain.bindings.eventtypes import Event
 from deepsquare_chain.errors import NotFoundError, UsageError
 
 #: More than any log of a block can hold; a longer line is no log.

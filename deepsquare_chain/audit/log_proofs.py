@@ -13,9 +13,9 @@ from deepsquare_chain.audit.entries import AuditFinding
 from deepsquare_chain.audit.export import log_line
 from deepsquare_chain.audit.proofs import ProofError, check_header, check_receipts, may_hold
 from deepsquare_chain.audit.reader import LogSink, Progress, read_chronicle
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.nodeerrors import node_message
-from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.nodeerrors import node_message
 from deepsquare_chain.errors import EndpointError
 
 _HEADERS: Final = 100

@@ -12,13 +12,13 @@ from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.audit.checks import Audit, Storage, verify
 from deepsquare_chain.audit.ledger import Ledger
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.events import decode_logs
-from deepsquare_chain.chain.eventtypes import Event
-from deepsquare_chain.chain.logreader import read_range
-from deepsquare_chain.chain.nodeerrors import node_message
-from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.eventtypes import Event
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.logreader import read_range
+from deepsquare_chain.chain.rpc.nodeerrors import node_message
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Load
 

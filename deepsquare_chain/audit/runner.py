@@ -23,8 +23,8 @@ from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, pro
 from deepsquare_chain.audit.reader import Progress, read_chronicle, read_storage
 from deepsquare_chain.audit.statement import Statement, closing_check
 from deepsquare_chain.audit.statement import statement as statement_of
-from deepsquare_chain.chain.abi import AbiError, decode_values, interface
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.abi import AbiError, decode_values, interface
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import JobFlags
 

@@ -13,11 +13,11 @@ import httpx
 import pydantic_core
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.artifacts import load_artifact, standard_input
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.metadata import metadata_of, sources_of
-from deepsquare_chain.chain.transport import Transport, proxy_for, tls_problem
+from deepsquare_chain.chain.bindings.abi import interface
+from deepsquare_chain.chain.bindings.artifacts import load_artifact, standard_input
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.metadata import metadata_of, sources_of
+from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url
 

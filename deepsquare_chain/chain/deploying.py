@@ -10,17 +10,17 @@ from typing import Any, Final
 
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.artifacts import load_artifact
-from deepsquare_chain.chain.calls import Call, checked_address
-from deepsquare_chain.chain.contracts import (
+from deepsquare_chain.chain.bindings.abi import interface
+from deepsquare_chain.chain.bindings.artifacts import load_artifact
+from deepsquare_chain.chain.bindings.calls import Call, checked_address
+from deepsquare_chain.chain.bindings.contracts import (
     APPROVER_ROLE,
     METASCHEDULER_ROLE,
     MINTER_ROLE,
     Contracts,
 )
-from deepsquare_chain.chain.deployment import DAY, Deployment, Timeouts
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.bindings.deployment import DAY, Deployment, Timeouts
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import UsageError
 
 

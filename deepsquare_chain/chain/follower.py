@@ -16,16 +16,16 @@ import structlog
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.events import Event, decode_logs
-from deepsquare_chain.chain.logreader import Question, read_range
-from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
-from deepsquare_chain.chain.questions import ask_all
-from deepsquare_chain.chain.stillness import stands_still
+from deepsquare_chain.chain.bindings.events import Event, decode_logs
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.logreader import Question, read_range
+from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.on_demand import stands_still
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.faults import crash_point
 
 if TYPE_CHECKING:
-    from deepsquare_chain.observe.metrics import Metrics
+    from deepsquare_chain.observability.metrics import Metrics
 
 MAX_RANGE: Final = 10_000
 #: Hashes kept to find the common ancestor of two branches.

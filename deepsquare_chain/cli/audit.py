@@ -51,7 +51,7 @@ async def verify(
 ) -> int:
     """Rebuild every job and balance, compare with storage; exit 10 if it does not add up."""
     from deepsquare_chain.audit.runner import Depth, audit_export, audit_grid
-    from deepsquare_chain.chain.rpc import connected
+    from deepsquare_chain.chain.rpc.connection import connected
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError, UsageError
 

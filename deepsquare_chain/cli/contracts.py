@@ -30,7 +30,7 @@ _VERIFIED: Final = (
 @command(app)
 async def addresses(desk: Desk) -> None:
     """Show the deployment record."""
-    from deepsquare_chain.chain.deployment import Deployment
+    from deepsquare_chain.chain.bindings.deployment import Deployment
 
     found = Deployment.load(desk.settings.deployment)
     desk.printer.record(
@@ -64,7 +64,7 @@ async def verify(
         submit_sourcify,
         write_tree,
     )
-    from deepsquare_chain.chain.verifying import verify_deployment
+    from deepsquare_chain.chain.bindings.verifying import verify_deployment
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError
 

@@ -11,7 +11,7 @@ from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Kind
 
 if TYPE_CHECKING:
-    from deepsquare_chain.observe.probe import Check
+    from deepsquare_chain.observability.probe import Check
 
 app = typer.Typer()
 

@@ -39,7 +39,7 @@ async def index(
     """Read all confirmed events into the index, once."""
     import asyncio
 
-    from deepsquare_chain.chain.deployment import Deployment
+    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.cli.progress import progress
     from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.indexer.service import index_place, open_index

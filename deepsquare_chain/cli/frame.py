@@ -14,10 +14,10 @@ import typer
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.observe.plain import plain
+from deepsquare_chain.observability.plain import plain
 
 if TYPE_CHECKING:
-    from deepsquare_chain.chain.sender import TxReceipt
+    from deepsquare_chain.chain.transactions.sender import TxReceipt
     from deepsquare_chain.settings import Settings
 
 P = ParamSpec("P")
@@ -98,7 +98,7 @@ class Desk:
 
     def hush(self, level: str = "error") -> None:
         """Keep what libraries log away from the data: errors only, on stderr."""
-        from deepsquare_chain.observe import configure_logging
+        from deepsquare_chain.observability import configure_logging
 
         configure_logging(level, "console")
 

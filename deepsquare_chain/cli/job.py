@@ -22,7 +22,7 @@ from deepsquare_chain.cli.types import (
 from deepsquare_chain.job import Job
 
 if TYPE_CHECKING:
-    from deepsquare_chain.chain.contracts import Contracts
+    from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.history import History
     from deepsquare_chain.client.watching import Ended
     from deepsquare_chain.errors import EndpointError
@@ -252,7 +252,7 @@ async def cancel(
     desk: Desk, jobs: JobArguments, gasless: GaslessOption = False, yes: YesOption = False
 ) -> int:
     """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
-    from deepsquare_chain.chain.events import TransitionSkipped
+    from deepsquare_chain.chain.bindings.events import TransitionSkipped
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.errors import RevertedError
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import IO, Any, Final, Literal
 
 from deepsquare_chain.credits import format_credits, hourly
-from deepsquare_chain.observe.plain import plain
+from deepsquare_chain.observability.plain import plain
 
 
 class Format(StrEnum):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.cli.frame import Desk
 from deepsquare_chain.cli.job import tell_trouble
 from deepsquare_chain.client.results import no_run

@@ -366,7 +366,7 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
     from deepsquare_chain.executors.base import ExecutorContext
     from deepsquare_chain.executors.registry import examine_executor
     from deepsquare_chain.job import Offer
-    from deepsquare_chain.observe.probe import Check
+    from deepsquare_chain.observability.probe import Check
 
     settings = desk.settings
     try:

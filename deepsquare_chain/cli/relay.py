@@ -123,7 +123,7 @@ async def serve(
 @command(app)
 async def show(desk: Desk) -> None:
     """Show what the relay of the settings takes, and whether it takes requests now."""
-    from deepsquare_chain.chain.deployment import Deployment
+    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.client.relayclient import RelayClient, relay_url
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.observe import configure_logging
+from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.wallets import FOLDER

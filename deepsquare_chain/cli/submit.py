@@ -14,7 +14,7 @@ from deepsquare_chain.cli.types import GaslessOption, YesOption, some
 from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
-    from deepsquare_chain.chain.contracts import Contracts
+    from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Terms
     from deepsquare_chain.workflow import JobFile

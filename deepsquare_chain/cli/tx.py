@@ -10,7 +10,7 @@ from deepsquare_chain.cli.frame import Desk, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 
 if TYPE_CHECKING:
-    from deepsquare_chain.chain.outbox import Entry
+    from deepsquare_chain.chain.transactions.outbox import Entry
     from deepsquare_chain.client.network import WalletConnection
 
 app = typer.Typer(

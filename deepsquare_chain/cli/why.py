@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.stillness import mines_on_demand
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import Job, JobStatus
@@ -22,7 +22,7 @@ from deepsquare_chain.metascheduler.explain import (
     explain_wait,
 )
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.store.database import Store
 
 _log = get_logger(__name__)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import httpx
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.calls import checked_address
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.sender import TxReceipt
-from deepsquare_chain.chain.transport import proxy_for, tls_problem
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.calls import checked_address
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.transport import proxy_for, tls_problem
+from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan
 from deepsquare_chain.client.network import WalletConnection, transport_of
 from deepsquare_chain.client.submission import allowed

@@ -8,10 +8,10 @@ from typing import Any, Final
 from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import GridParams, deploy_grid
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import stated_address
 from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.errors import UsageError

@@ -13,17 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.chain.fees import is_gas_free
-from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.chain.runway import runway
-from deepsquare_chain.chain.stillness import mines_on_demand
-from deepsquare_chain.chain.verifying import verify_deployment
+from deepsquare_chain.chain.bindings.verifying import verify_deployment
+from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
+from deepsquare_chain.chain.transactions.fees import is_gas_free
+from deepsquare_chain.chain.transactions.gas_budget import runway
 from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.daemon.status import running_services
 from deepsquare_chain.errors import GridError, UsageError
-from deepsquare_chain.observe.probe import Check
+from deepsquare_chain.observability.probe import Check
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.wallets import FOLDER, open_wallet_store

@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.events import (
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.events import (
     JobCollected,
     JobSettled,
     decode_logs,
     event_filter,
 )
-from deepsquare_chain.chain.logreader import read_logs
+from deepsquare_chain.chain.rpc.logreader import read_logs
 from deepsquare_chain.client.joblist import newest
 from deepsquare_chain.credits import unbilled_revenue
 from deepsquare_chain.job import Job, JobStatus

@@ -19,19 +19,23 @@ from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3.exceptions import TransactionNotFound
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.abi import AbiError
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.credit import Permit
-from deepsquare_chain.chain.events import decode_logs, event_filter
-from deepsquare_chain.chain.eventtypes import Event, ExecutedForwardRequest, JobSubmitted
-from deepsquare_chain.chain.forwarder import ForwarderDomain, ForwardRequest, forwarded_calls
-from deepsquare_chain.chain.logreader import read_range
-from deepsquare_chain.chain.outbox import Entry
-from deepsquare_chain.chain.receipts import TxReceipt, hash_of, to_hex
-from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.abi import AbiError
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.credit import Permit
+from deepsquare_chain.chain.bindings.events import decode_logs, event_filter
+from deepsquare_chain.chain.bindings.eventtypes import Event, ExecutedForwardRequest, JobSubmitted
+from deepsquare_chain.chain.bindings.forwarder import (
+    ForwarderDomain,
+    ForwardRequest,
+    forwarded_calls,
+)
+from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.logreader import read_range
+from deepsquare_chain.chain.transactions.outbox import Entry
+from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.network import WalletConnection, open_wallet, transport_of
 from deepsquare_chain.client.preview import Preview, describe_call
 from deepsquare_chain.client.relayclient import (

@@ -11,8 +11,8 @@ from typing import Any
 
 from deepsquare_chain.audit.entries import StatementRow
 from deepsquare_chain.audit.reader import read_ledger
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.sender import TxReceipt
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet

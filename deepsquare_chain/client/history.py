@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.events import decode_logs, event_topics
-from deepsquare_chain.chain.eventtypes import (
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
+from deepsquare_chain.chain.bindings.eventtypes import (
     Event,
     JobCollected,
     JobPanicked,
@@ -18,7 +18,7 @@ from deepsquare_chain.chain.eventtypes import (
     JobToppedUp,
     JobTransition,
 )
-from deepsquare_chain.chain.logreader import read_logs
+from deepsquare_chain.chain.rpc.logreader import read_logs
 from deepsquare_chain.job import Objective
 
 _KINDS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import Job, JobStatus

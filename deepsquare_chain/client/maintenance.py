@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.client.joblist import newest
 from deepsquare_chain.errors import EndpointError, WaitTimeoutError
 from deepsquare_chain.job import JobStatus

@@ -10,12 +10,12 @@ from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.calls import Call, checked_address
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.sender import Sender, TxReceipt
-from deepsquare_chain.chain.transport import Transport
+from deepsquare_chain.chain.bindings.calls import Call, checked_address
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.transport import Transport
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import AddressBook, load_account, stated_address
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings

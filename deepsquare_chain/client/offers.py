@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.quotes import Quote, quotes
 from deepsquare_chain.job import Job, Resources, Terms
 from deepsquare_chain.metascheduler.eligibility import ProviderView

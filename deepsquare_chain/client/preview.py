@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deepsquare_chain.chain.abi import AbiError, interface
-from deepsquare_chain.chain.calls import Call, plural
-from deepsquare_chain.chain.records import read_terms
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.calls import Call, plural
+from deepsquare_chain.chain.bindings.records import read_terms
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobFlags, Terms

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.doctor import FAULT_HINT, examine
 from deepsquare_chain.client.joblist import newest
 from deepsquare_chain.client.network import open_grid
@@ -13,7 +13,7 @@ from deepsquare_chain.client.registration import machine
 from deepsquare_chain.daemon.status import read_status, service_folder
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus, Provider, ProviderStatus
-from deepsquare_chain.observe.probe import Check
+from deepsquare_chain.observability.probe import Check
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import cost, fits, job_rate
 from deepsquare_chain.job import Provider, ProviderStatus, Terms, matches, parse_uses
 

@@ -11,11 +11,11 @@ from typing import Any, Final, Self
 import httpx
 from pydantic_core import from_json
 
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.forwarder import SignedRequest
-from deepsquare_chain.chain.transport import CERTIFICATE_HINT, Transport, proxy_for, tls_problem
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.forwarder import SignedRequest
+from deepsquare_chain.chain.rpc.transport import CERTIFICATE_HINT, Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, NotFoundError
-from deepsquare_chain.observe.plain import plain
+from deepsquare_chain.observability.plain import plain
 from deepsquare_chain.settings import Settings, safe_url
 
 _TIMEOUT: Final = 15.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.client.history import reported_digest
 from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus

@@ -10,12 +10,12 @@ from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.calls import checked_address
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.eventtypes import JobSubmitted
-from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.calls import checked_address
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.eventtypes import JobSubmitted
+from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import PermitPlan, RelayedSender
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, UsageError

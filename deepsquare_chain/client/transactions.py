@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from web3.exceptions import TransactionNotFound
 
-from deepsquare_chain.chain.outbox import Entry, TxState
-from deepsquare_chain.chain.receipts import fee_of
+from deepsquare_chain.chain.transactions.outbox import Entry, TxState
+from deepsquare_chain.chain.transactions.receipts import fee_of
 from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.errors import UsageError
 

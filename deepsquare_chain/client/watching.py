@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.rpc import WrongEndpointError
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.connection import WrongEndpointError
 from deepsquare_chain.client.history import History, histories
 from deepsquare_chain.errors import EndpointError, WaitTimeoutError
 from deepsquare_chain.job import Job, JobStatus

@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from deepsquare_chain.daemon.signals import heeding_signals
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.observe import get_logger, redact_text
-from deepsquare_chain.observe.metrics import Metrics
-from deepsquare_chain.observe.probe import Health
+from deepsquare_chain.observability import get_logger, redact_text
+from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.observability.probe import Health
 
 Cycle = Callable[[], Awaitable[bool | None]]
 Close = Callable[[], Awaitable[object] | object]
@@ -115,7 +115,7 @@ class Daemon:
         self._closers.append((name, callback))
 
     def health(self) -> Health:
-        """Health now, for `observe.health`."""
+        """Health now, for `observability.health`."""
         began = self._cycle_began
         limit = max(_LIVE_AFTER, self._timeout or 0.0)
         turning = self.state != "stopped" and (began is None or time.monotonic() - began < limit)

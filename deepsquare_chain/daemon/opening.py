@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final, TypeVar
 
-from deepsquare_chain.chain.rpc import WrongEndpointError
+from deepsquare_chain.chain.rpc.connection import WrongEndpointError
 from deepsquare_chain.daemon.loop import Daemon, cancelled
 from deepsquare_chain.daemon.signals import heeding_signals
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 
 #: Seconds before the next try, doubled with each.
 _PAUSES: Final = (0.5, 10.0)

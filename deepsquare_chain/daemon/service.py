@@ -11,19 +11,19 @@ from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.fees import GWEI
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.follower import ReorgTooDeepError
-from deepsquare_chain.chain.heads import HeadSource, HeadWatch
-from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
-from deepsquare_chain.chain.rpc import WrongEndpointError, connected
-from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.chain.transport import Transport
+from deepsquare_chain.chain.rpc.connection import WrongEndpointError, connected
+from deepsquare_chain.chain.rpc.heads import HeadSource, HeadWatch
+from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS
+from deepsquare_chain.chain.rpc.transport import Transport
+from deepsquare_chain.chain.transactions.fees import GWEI
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.daemon.loop import Daemon
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.wallets import open_wallet_store
 
@@ -205,7 +205,7 @@ async def open_daemon(
         daemon.on_close("websocket", watch.stop)
     if settings.health_port is not None:
         # A web server is not small: only who asks for it pays.
-        from deepsquare_chain.observe.health import health_app, health_server  # noqa: PLC0415
+        from deepsquare_chain.observability.health import health_app, health_server  # noqa: PLC0415
 
         server = health_server(health_app(daemon.health, metrics), port=settings.health_port)
         await server.start()

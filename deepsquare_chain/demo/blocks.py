@@ -9,8 +9,8 @@ from typing import Any
 
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.events import decode_logs
-from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.eventtypes import Event
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.demo.blocks import Gas
 from deepsquare_chain.demo.scene import Scene
 from deepsquare_chain.devnet.grid import COINLESS, LocalGrid
-from deepsquare_chain.observe.plain import plain
+from deepsquare_chain.observability.plain import plain
 
 _GWEI: Final = 10**9
 #: What a statement adds up, in this order; the rest of the kinds stand under "other".

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import psutil
 
-from deepsquare_chain.chain.eventtypes import ProviderAnswered
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.bindings.eventtypes import ProviderAnswered
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.gasless import RelayedSender
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.submission import Request, submit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepsquare_chain.chain.eventtypes import (
+from deepsquare_chain.chain.bindings.eventtypes import (
     Event,
     JobCollected,
     JobRetried,

@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deepsquare_chain.chain.calls import Call, checked_address
+from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import GridError, UsageError
-from deepsquare_chain.observe.serving import LOOPBACK_ONLY, read_body, sends_json
+from deepsquare_chain.observability.serving import LOOPBACK_ONLY, read_body, sends_json
 
 GAS_WEI = 10 * 10**18
 CREDIT_WEI = 1_000 * CREDIT

@@ -19,10 +19,10 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
-from deepsquare_chain.chain.rpc import close, connect
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.rpc.connection import close, connect
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.client.gasless import Confirm, RelayedSender
 from deepsquare_chain.client.relayclient import RelayClient
@@ -35,7 +35,7 @@ from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.isolation import MachineIsolation, machine_isolation
 from deepsquare_chain.job import Hardware, Prices
-from deepsquare_chain.observe.serving import LoopbackServer, open_listener
+from deepsquare_chain.observability.serving import LoopbackServer, open_listener
 from deepsquare_chain.settings import ENV_PREFIX
 from deepsquare_chain.store.database import Store
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.devnet.grid import COINLESS, CUSTOMERS, PROVIDERS, ROLES, ChainKind, LocalGrid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.errors import GridError, UsageError
-from deepsquare_chain.observe.serving import open_listener
+from deepsquare_chain.observability.serving import open_listener
 from deepsquare_chain.settings import PROJECT_FILE
 
 _MARK: Final = "# Written by `deepsquare devnet up`; replaced at its next start."

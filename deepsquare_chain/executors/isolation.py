@@ -17,8 +17,8 @@ from deepsquare_chain.executors.sandbox import (
     SandboxProbe,
     probe_sandbox,
 )
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.probe import Check
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.probe import Check
 
 UNISOLATED: Final = (
     "Jobs are not isolated: they can read what the daemon's user can read, its keystore included"

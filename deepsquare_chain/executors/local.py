@@ -39,7 +39,7 @@ from deepsquare_chain.executors.runs import HUNG, Runs
 from deepsquare_chain.executors.sandbox import Isolation, SandboxOptions, parse_options
 from deepsquare_chain.executors.startprobe import StartProbe
 from deepsquare_chain.job import Offer
-from deepsquare_chain.observe.probe import Check
+from deepsquare_chain.observability.probe import Check
 
 _START_PATIENCE: Final = 60.0  # seconds for a supervisor to take its run on a busy machine
 #: Seconds between two looks whether a supervisor took its run: at least, and at most.

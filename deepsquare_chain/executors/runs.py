@@ -37,7 +37,7 @@ from deepsquare_chain.executors.rundir import GRACE, FolderClaim, RunFolder, rea
 from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 
 HUNG: Final = 8.0  # seconds beyond the grace after which a supervisor counts as hung
 _STALE: Final = 3600.0  # seconds after which a half-made folder belongs to nobody

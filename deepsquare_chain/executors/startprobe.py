@@ -16,7 +16,7 @@ from deepsquare_chain.executors.launch import ForkServer, Launched, remove_tree
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.rundir import RunFolder, read_bytes, unique
 from deepsquare_chain.executors.sandbox import Isolation
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 
 PREFIX: Final = ".probe-"
 #: Seconds for which a good probe counts, and between two after a bad one: at first and at most.

@@ -11,12 +11,12 @@ from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.abi import AbiError, interfaces
-from deepsquare_chain.chain.events import ExecutedForwardRequest, decode_logs
-from deepsquare_chain.chain.eventtypes import Event
-from deepsquare_chain.chain.forwarder import ForwardedCall, forwarded_calls
-from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
-from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.bindings.abi import AbiError, interfaces
+from deepsquare_chain.chain.bindings.events import ExecutedForwardRequest, decode_logs
+from deepsquare_chain.chain.bindings.eventtypes import Event
+from deepsquare_chain.chain.bindings.forwarder import ForwardedCall, forwarded_calls
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
 #: Questions in one request: small enough for hosted endpoints.

@@ -12,8 +12,8 @@ from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Any, Final, get_type_hints
 
-from deepsquare_chain.chain import eventtypes
-from deepsquare_chain.chain.eventtypes import Event
+from deepsquare_chain.chain.bindings import eventtypes
+from deepsquare_chain.chain.bindings.eventtypes import Event
 
 _PLACE: Final = frozenset(Event.__annotations__)
 

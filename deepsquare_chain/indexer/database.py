@@ -12,7 +12,7 @@ from typing import IO, Final, Self
 from sqlalchemy import URL, Connection, delete, func, insert, make_url, select
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.migrations import migrate
 from deepsquare_chain.indexer.writer import clear, get_state, put_state

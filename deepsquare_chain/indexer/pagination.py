@@ -15,8 +15,8 @@ from eth_utils.address import to_checksum_address
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, select, tuple_
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS
-from deepsquare_chain.chain.calls import checked_address
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.calls import checked_address
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.read_models import EventRow, MovementRow, Page, Place
 from deepsquare_chain.indexer.schema import headers, state, transactions

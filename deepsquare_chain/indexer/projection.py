@@ -20,8 +20,8 @@ from deepsquare_chain.audit.anomaly_rules import AnomalyRules
 from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry
 from deepsquare_chain.audit.ledger import GridLedgers
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain import eventtypes as ev
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.anomalies import exception_values
 from deepsquare_chain.indexer.block_data import FORWARDER, BlockData, Transaction, methods

@@ -17,20 +17,20 @@ from sqlalchemy import Connection, func, insert, select
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import TIMES, Deployment
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import TIMES, Deployment
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower
-from deepsquare_chain.chain.pool import MAX_LAG_BLOCKS
-from deepsquare_chain.chain.questions import ask_all
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.transport import Transport
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS
+from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.block_data import BlockData, read_facts
 from deepsquare_chain.indexer.database import IndexDatabase
 from deepsquare_chain.indexer.queries import CURSOR, Index
 from deepsquare_chain.indexer.writer import IndexWriter, get_state, note, put_state
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.settings import Settings
 
 #: Blocks of one batch: what a crash repeats, and what is held in memory.

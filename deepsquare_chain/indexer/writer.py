@@ -13,8 +13,8 @@ from sqlalchemy import Connection, Table, delete, func, insert, select, update
 from deepsquare_chain.audit.entries import JobEntry
 from deepsquare_chain.audit.ledger import GridLedgers, normalised
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.eventtypes import Event, JobCollected, JobTransition
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.eventtypes import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import parked_of

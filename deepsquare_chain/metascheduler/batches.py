@@ -12,15 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.events import TransitionSkipped
-from deepsquare_chain.chain.reverts import ContractError
-from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.bindings.events import TransitionSkipped
+from deepsquare_chain.chain.bindings.reverts import ContractError
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Prices
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 
 _FIRST_PAUSE: Final = 2
 _LONGEST_PAUSE: Final = 600

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from deepsquare_chain.chain.records import Clock, Parameters
+from deepsquare_chain.chain.bindings.records import Clock, Parameters
 from deepsquare_chain.job import Job, JobStatus, Provider, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import run_time
 

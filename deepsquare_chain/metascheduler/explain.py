@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from deepsquare_chain.chain.records import Clock
+from deepsquare_chain.chain.bindings.records import Clock
 from deepsquare_chain.credits import cost, format_credits, hourly, job_rate
 from deepsquare_chain.job import Job, JobStatus, Objective, Resources
 from deepsquare_chain.metascheduler.duties import Moment, is_gone, is_silent

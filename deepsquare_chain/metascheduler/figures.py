@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from deepsquare_chain.chain.headfigures import HeadFigures
+from deepsquare_chain.chain.rpc.heads import HeadFigures
 from deepsquare_chain.metascheduler.observer import World
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability.metrics import Metrics
 
 KINDS: Final = ("assign", "requeue", "panic", "challenge", "cancel")
 

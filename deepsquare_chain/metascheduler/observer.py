@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Clock, Contracts, Parameters
-from deepsquare_chain.chain.heads import Head
-from deepsquare_chain.chain.merging import merged
+from deepsquare_chain.chain.bindings.contracts import Clock, Contracts, Parameters
+from deepsquare_chain.chain.rpc.batching import merged
+from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Provider
 from deepsquare_chain.metascheduler.duties import (
     Moment,

@@ -8,15 +8,15 @@ from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Contracts
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.contracts import METASCHEDULER_ROLE, Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
 from deepsquare_chain.errors import NotAuthorisedError
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
 
 NAME: Final = "metascheduler"
 _log = get_logger(__name__)

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.events import event_topics
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.events import event_topics
 from deepsquare_chain.chain.follower import Follower
-from deepsquare_chain.chain.heads import Head, HeadSource
-from deepsquare_chain.chain.merging import merged, together
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.rpc.batching import merged, together
+from deepsquare_chain.chain.rpc.heads import Head, HeadSource
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
@@ -38,8 +38,8 @@ from deepsquare_chain.metascheduler.figures import SchedulerMetrics
 from deepsquare_chain.metascheduler.observer import GridObserver, World
 from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.state import FOLLOWED, SchedulerState
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
 
 _log = get_logger(__name__)
@@ -111,7 +111,12 @@ class SchedulerService:
             filters=[[event_topics(*FOLLOWED)]],
             settled=settings.confirmations,
         )
-        self.heads = HeadSource(self._w3, sender, self.figures.head, poll=settings.poll_interval)
+        self.heads = HeadSource(
+            self._w3,
+            None if sender is None else sender.tend,
+            self.figures.head,
+            poll=settings.poll_interval,
+        )
         self._followed = (b"", False)  # a block up to which all believed events are taken in
         self._looked_slowly: float | None = None
         self._waits: dict[int, str] = {}

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.contracts import Report as ChainReport
-from deepsquare_chain.chain.events import TransitionSkipped
-from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.bindings.contracts import Report as ChainReport
+from deepsquare_chain.chain.bindings.events import TransitionSkipped
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import (
     Action,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from deepsquare_chain.chain.headfigures import HeadFigures
+from deepsquare_chain.chain.rpc.heads import HeadFigures
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.executors.base import RunState
 from deepsquare_chain.job import Offer
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.model import View
 
 #: Bytes of a MB of memory, as jobs and offers count it.

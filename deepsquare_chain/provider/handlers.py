@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from deepsquare_chain.chain.merging import together
+from deepsquare_chain.chain.rpc.batching import together
 from deepsquare_chain.errors import GridError, NotFoundError
 from deepsquare_chain.executors.base import (
     Executor,
@@ -24,7 +24,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider import rows
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import ProviderStatus
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.beside import Beside
 
 _log = get_logger(__name__)

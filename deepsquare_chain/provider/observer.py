@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.chain.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.heads import Head
+from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.executors.base import (
     Executor,
     ExecutorUnavailableError,
@@ -17,7 +17,7 @@ from deepsquare_chain.executors.base import (
     RunStatus,
 )
 from deepsquare_chain.job import Job, JobStatus, Offer
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.materials import Materials
 from deepsquare_chain.provider.model import (
     Lookup,

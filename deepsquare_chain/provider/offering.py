@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import RunState
 from deepsquare_chain.job import Hardware, Offer, ProviderStatus
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import View
 

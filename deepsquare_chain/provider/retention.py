@@ -9,7 +9,7 @@ from typing import Final
 
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import Executor, Stored
-from deepsquare_chain.observe import get_logger
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import Phase, parse_key
 from deepsquare_chain.provider.state import RunTable

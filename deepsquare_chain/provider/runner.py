@@ -10,7 +10,7 @@ from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
@@ -18,7 +18,7 @@ from deepsquare_chain.executors.base import Executor, ExecutorContext
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.executors.registry import create_executor
 from deepsquare_chain.job import Offer
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings, look_up
 from deepsquare_chain.store.definitions import DefinitionStore
 

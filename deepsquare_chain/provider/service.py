@@ -18,22 +18,27 @@ from typing import Any, Final
 
 from web3.types import BlockIdentifier
 
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.events import JobCollected, JobSettled, JobTransition, event_filter
-from deepsquare_chain.chain.fees import GWEI
+from deepsquare_chain.chain.bindings.abi import interface
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.events import (
+    JobCollected,
+    JobSettled,
+    JobTransition,
+    event_filter,
+)
 from deepsquare_chain.chain.follower import Follower
-from deepsquare_chain.chain.heads import Head, HeadSource
-from deepsquare_chain.chain.merging import merged, together
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.rpc.batching import merged, together
+from deepsquare_chain.chain.rpc.heads import Head, HeadSource
+from deepsquare_chain.chain.transactions.fees import GWEI
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.credits import CREDIT, format_credits, unbilled_revenue
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import JobStatus, Offer, ProviderStatus
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider import rows
 from deepsquare_chain.provider.batches import ProviderBatches
 from deepsquare_chain.provider.figures import ProviderMetrics
@@ -236,7 +241,9 @@ class ProviderService:
             settled=settings.confirmations,
             metrics=metrics,
         )
-        self.heads = HeadSource(self._w3, sender, self.figures.head, poll=settings.poll_interval)
+        self.heads = HeadSource(
+            self._w3, sender.tend, self.figures.head, poll=settings.poll_interval
+        )
         self._followed = b""  # a block up to which events are taken in and no challenge is open
         self._challenged_at = 0  # chain time of an open challenge, zero without one
         self._warned: set[int] = set()

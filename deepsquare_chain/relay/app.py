@@ -18,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deepsquare_chain.chain.forwarder import SignedRequest
+from deepsquare_chain.chain.bindings.forwarder import SignedRequest
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.probe import Health
-from deepsquare_chain.observe.serving import read_body, sends_json
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.serving import read_body, sends_json
 from deepsquare_chain.relay.records import PENDING, RelayedRequest
 from deepsquare_chain.relay.rules import RefusedError
 from deepsquare_chain.relay.service import RelayService

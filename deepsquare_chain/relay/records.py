@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import update as update_rows
 
-from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.store.database import Database, metadata
 
 #: Seconds after which a settled request is forgotten: its deadline is long past.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
-from deepsquare_chain.chain.abi import AbiError, interface
-from deepsquare_chain.chain.forwarder import CALLDATA_GAS, ForwardRequest, SignedRequest
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.forwarder import CALLDATA_GAS, ForwardRequest, SignedRequest
 from deepsquare_chain.credits import CREDIT, format_credits
 from deepsquare_chain.errors import GridError
 

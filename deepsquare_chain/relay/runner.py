@@ -9,13 +9,13 @@ from typing import Final
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observe.metrics import Metrics
-from deepsquare_chain.observe.serving import LoopbackServer
+from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.observability.serving import LoopbackServer
 from deepsquare_chain.relay.app import relay_app
 from deepsquare_chain.relay.service import RelayService, RelaySettings
 

@@ -13,20 +13,20 @@ from typing import Any, Final
 
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.eventtypes import ExecutedForwardRequest
-from deepsquare_chain.chain.fees import market
-from deepsquare_chain.chain.forwarder import ForwarderDomain, SignedRequest
-from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.chain.sender import Sender, TransactionCancelledError, TxReceipt
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.eventtypes import ExecutedForwardRequest
+from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, SignedRequest
+from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.transactions.fees import market
+from deepsquare_chain.chain.transactions.sender import Sender, TransactionCancelledError, TxReceipt
 from deepsquare_chain.credits import CREDIT, format_credits
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError, RevertedError
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.relay.records import RelayedRequest, Requests, State
 from deepsquare_chain.relay.rules import (
     FUNCTIONS,

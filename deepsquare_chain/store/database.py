@@ -69,7 +69,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
             genesis: Hash of the chain's first block, which tells a restarted local chain from the
                 one before; not checked when empty.
             landmark: Hash of the block by which the chain is known again once it is deep, see
-                `deepsquare_chain.chain.pool`; not checked when empty.
+                `deepsquare_chain.chain.rpc.pool`; not checked when empty.
             exclusive: Refuse to share it with another process, for services.
 
         Raises:

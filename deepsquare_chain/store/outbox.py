@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.outbox import Attempt, Entry, TxState
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, TxState
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.store.base import Database
 from deepsquare_chain.store.schema import attempts, outbox
@@ -20,7 +20,7 @@ _LOOK = "`deepsquare tx list` shows what it has sent; each state folder has its 
 
 
 class OutboxTables(Database):
-    """Implements `deepsquare_chain.chain.outbox.Outbox`."""
+    """Implements `deepsquare_chain.chain.transactions.outbox.Outbox`."""
 
     def append(
         self, call: Call, gas: int, floor: int, sign: Callable[[int], Attempt], key: str | None

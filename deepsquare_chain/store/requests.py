@@ -26,8 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy import update as update_rows
 
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.store.base import Database
 from deepsquare_chain.store.schema import Amount, metadata
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.store.database import Store
 
 FOLDER: Final = "wallets"

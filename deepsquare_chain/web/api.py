@@ -32,8 +32,8 @@ from deepsquare_chain.indexer.pagination import DEFAULT_LIMIT, MAX_LIMIT
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.series import MAX_BUCKETS
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.serving import RateLimit
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.store.base import StoreError
 
 PREFIX: Final = "/api/v1"

@@ -24,10 +24,10 @@ from deepsquare_chain.errors import (
     RevertedError,
     UsageError,
 )
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.metrics import CONTENT_TYPE, Metrics
-from deepsquare_chain.observe.probe import Health
-from deepsquare_chain.observe.serving import RateLimit
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import CONTENT_TYPE, Metrics
+from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.live import Feed, live
 from deepsquare_chain.web.pages import (
     accounts,

@@ -15,12 +15,12 @@ from typing import Any, Final
 from hexbytes import HexBytes
 from web3.exceptions import ContractLogicError, Web3RPCError
 
-from deepsquare_chain.chain.calls import Call, checked_address
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.credit import Permit
-from deepsquare_chain.chain.nodeerrors import node_message
-from deepsquare_chain.chain.reverts import decode_revert
-from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.bindings.calls import Call, checked_address
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.credit import Permit
+from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.nodeerrors import node_message
 from deepsquare_chain.credits import cost, fits, format_credits, job_rate, parse_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, UsageError
 from deepsquare_chain.indexer.read_models import ProviderRow

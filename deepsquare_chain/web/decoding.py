@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pydantic_core
 
-from deepsquare_chain.chain.abi import (
+from deepsquare_chain.chain.bindings.abi import (
     Abi,
     AbiError,
     Function,
@@ -17,8 +17,8 @@ from deepsquare_chain.chain.abi import (
     signature_of,
     type_of,
 )
-from deepsquare_chain.chain.calls import checked_address
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.calls import checked_address
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.block_data import signed_calls
 

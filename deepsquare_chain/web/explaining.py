@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.revertwords import HINTS
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.revert_messages import HINTS
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.indexer.read_models import JobDetail, ProviderRow
 from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses

@@ -10,9 +10,9 @@ from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.questions import ask_all
-from deepsquare_chain.chain.reverts import decode_revert
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.indexer.block_data import FORWARDER, Header, read_header
 from deepsquare_chain.web.decoding import (

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon.loop import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import ServiceSettings, open_contracts, open_daemon
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.service import index_service
-from deepsquare_chain.observe.metrics import Metrics
-from deepsquare_chain.observe.serving import HOST, LoopbackServer
+from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.observability.serving import HOST, LoopbackServer
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.web.api import api_routes
 from deepsquare_chain.web.app import LOOPBACK, explorer_app

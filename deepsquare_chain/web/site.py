@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from eth_utils.address import is_address, to_checksum_address
 
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import ProviderRow, Status

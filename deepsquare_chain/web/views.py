@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from deepsquare_chain.audit.bill import JobBill, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
-from deepsquare_chain.chain.roles import ROLE_NAMES
+from deepsquare_chain.chain.bindings.roles import ROLE_NAMES
 from deepsquare_chain.credits import cost
 from deepsquare_chain.indexer.read_models import (
     EscrowPoint,

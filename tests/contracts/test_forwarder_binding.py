@@ -10,8 +10,8 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils import to_checksum_address
 
-from deepsquare_chain.chain.abi import AbiError, interface
-from deepsquare_chain.chain.forwarder import (
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.forwarder import (
     ForwarderDomain,
     ForwardRequest,
     SignedRequest,

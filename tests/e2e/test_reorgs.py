@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from deepsquare_chain.chain.bindings.deployment import Timeouts
 from deepsquare_chain.chain.deploying import GridParams
-from deepsquare_chain.chain.deployment import Timeouts
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import start_anvil

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from tests.support.anvil import start_anvil

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from deepsquare_chain.audit.verification import submit_blockscout, submit_sourcify, write_tree
-from deepsquare_chain.chain.artifacts import CONTRACTS
-from deepsquare_chain.chain.metadata import ipfs_hash, metadata_hash
-from deepsquare_chain.chain.verifying import verify_deployment
+from deepsquare_chain.chain.bindings.artifacts import CONTRACTS
+from deepsquare_chain.chain.bindings.metadata import ipfs_hash, metadata_hash
+from deepsquare_chain.chain.bindings.verifying import verify_deployment
 from tests.support.livegrid import LiveGrid
 from tests.unit.test_audit_verification import GRID, Stub
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.contracts import UNLIMITED, Report
-from deepsquare_chain.chain.events import (
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Report
+from deepsquare_chain.chain.bindings.events import (
     Approval,
     JobPriced,
     JobResult,
@@ -16,8 +16,8 @@ from deepsquare_chain.chain.events import (
     Transfer,
     TransitionSkipped,
 )
-from deepsquare_chain.chain.rpc import chain_time
-from deepsquare_chain.chain.verifying import role_holders, verify_deployment
+from deepsquare_chain.chain.bindings.verifying import role_holders, verify_deployment
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import (
     InsufficientFundsError,

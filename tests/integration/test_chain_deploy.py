@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.chain.bindings.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.wallet import PASSWORD_FILE_VARIABLE, import_key
 from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.faults import VARIABLE

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Connection
 
-from deepsquare_chain.chain.events import Event, JobTransition, decode_logs
+from deepsquare_chain.chain.bindings.events import Event, JobTransition, decode_logs
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import LiveGrid, live_grid

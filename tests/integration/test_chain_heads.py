@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from deepsquare_chain.chain.heads import HeadWatch
-from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.heads import HeadWatch
 from deepsquare_chain.errors import UsageError
 from tests.support.anvil import start_anvil
 

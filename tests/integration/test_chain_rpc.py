@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.rpc import (
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.connection import (
     TransientEndpointError,
     chain_time,
     close,
     connect,
     connected,
 )
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.observe.serving import open_listener
+from deepsquare_chain.observability.serving import open_listener
 from deepsquare_chain.store.database import Store
 from tests.support.livegrid import LiveGrid
 from tests.support.proxy import Proxy, Spoil, refusal, status

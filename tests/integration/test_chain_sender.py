@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.chain.outbox import TxState
+from deepsquare_chain.chain.transactions.outbox import TxState
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import InsufficientFundsError

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deepsquare_chain import Grid
-from deepsquare_chain.chain.outbox import Entry
-from deepsquare_chain.chain.rpc import connected
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.store.outbox import OutboxTables
 from tests.support.cli import EXAMPLES, Outcome, run

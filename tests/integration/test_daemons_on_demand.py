@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.chain.events import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.cli.why import explain
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus

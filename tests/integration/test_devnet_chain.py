@@ -27,7 +27,7 @@ from deepsquare_chain.devnet.node.pool import PooledTransaction, TransactionPool
 from deepsquare_chain.devnet.node.rpcerrors import reverted
 from deepsquare_chain.devnet.node.rpcserver import MAX_BODY
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observe.serving import open_listener
+from deepsquare_chain.observability.serving import open_listener
 
 GWEI = 10**9
 TOPIC = "11" * 32

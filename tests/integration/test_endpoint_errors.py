@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain import sender as sender_module
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.logreader import read_logs
-from deepsquare_chain.chain.outbox import TxState
-from deepsquare_chain.chain.questions import ask_all
-from deepsquare_chain.chain.rpc import TransientEndpointError, WrongEndpointError, connected
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.connection import (
+    TransientEndpointError,
+    WrongEndpointError,
+    connected,
+)
+from deepsquare_chain.chain.rpc.logreader import read_logs
+from deepsquare_chain.chain.transactions import sender as sender_module
+from deepsquare_chain.chain.transactions.outbox import TxState
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.devnet.node.base import dev_accounts
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import EndpointError

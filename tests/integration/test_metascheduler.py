@@ -16,9 +16,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.contracts import METASCHEDULER_ROLE, Clock, Report
-from deepsquare_chain.chain.events import (
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.contracts import METASCHEDULER_ROLE, Clock, Report
+from deepsquare_chain.chain.bindings.events import (
     JobPanicked,
     JobRetried,
     JobSettled,
@@ -26,7 +26,7 @@ from deepsquare_chain.chain.events import (
     JobTransition,
     TransitionSkipped,
 )
-from deepsquare_chain.chain.heads import Head
+from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.cli.why import explain
 from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.devnet.node.base import Node

@@ -14,11 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.events import JobCollected, JobPanicked, JobRequeued, JobRetried
-from deepsquare_chain.chain.sender import TxReceipt
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.events import (
+    JobCollected,
+    JobPanicked,
+    JobRequeued,
+    JobRetried,
+)
+from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess

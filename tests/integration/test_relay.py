@@ -12,12 +12,12 @@ import httpx
 import pytest
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.events import JobSubmitted, JobToppedUp, JobTransition
-from deepsquare_chain.chain.logreader import LogRange
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.sender import TxReceipt
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.events import JobSubmitted, JobToppedUp, JobTransition
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.logreader import LogRange
+from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
     GaslessWallet,

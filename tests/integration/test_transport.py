@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.transport import Transport
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.client.relayclient import RelayClient
 from deepsquare_chain.errors import EndpointError
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import httpx
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.contracts import Report
-from deepsquare_chain.chain.events import JobSubmitted
-from deepsquare_chain.chain.forwarder import ForwardRequest
-from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.contracts import Report
+from deepsquare_chain.chain.bindings.events import JobSubmitted
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.job import JobFlags, Resources

@@ -26,7 +26,9 @@ from eth_keys import keys
 from eth_utils import keccak, to_canonical_address
 from rlp import encode as rlp_encode
 
-ARTIFACTS = Path(__file__).resolve().parents[2] / "deepsquare_chain" / "chain" / "artifacts"
+ARTIFACTS = (
+    Path(__file__).resolve().parents[2] / "deepsquare_chain" / "chain" / "bindings" / "artifacts"
+)
 BLANK_ROOT = bytes.fromhex("56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc001622fb5e363b421")
 ZERO = "0x" + "00" * 20
 CHAIN_ID = 31337

@@ -17,9 +17,9 @@ from typing import Any
 from eth_utils import to_checksum_address
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS
-from deepsquare_chain.chain import eventtypes as ev
-from deepsquare_chain.chain.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.indexer.block_data import Header, Transaction

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepsquare_chain.chain.bindings.deployment import Timeouts
 from deepsquare_chain.chain.deploying import GridParams
-from deepsquare_chain.chain.deployment import Timeouts
 from deepsquare_chain.credits import job_rate
 from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.errors import GridError

@@ -12,12 +12,12 @@ from typing import Any
 from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.contracts import UNLIMITED, Contracts
+from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.events import JobSubmitted
-from deepsquare_chain.chain.rpc import close, connect
-from deepsquare_chain.chain.sender import Sender, TxReceipt
+from deepsquare_chain.chain.rpc.connection import close, connect
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.job import Hardware, JobFlags, Objective, Prices, Resources, Terms

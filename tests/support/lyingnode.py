@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from tests.support.recorded import RecordedGrid
 
 Lie = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]

@@ -14,10 +14,10 @@ import httpx
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.forwarder import ForwardRequest, SignedRequest
-from deepsquare_chain.chain.rpc import chain_time
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless_wallet
 from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.client.preview import Preview

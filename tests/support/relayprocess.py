@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from deepsquare_chain.faults import VARIABLE
-from deepsquare_chain.observe.serving import open_listener
+from deepsquare_chain.observability.serving import open_listener
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.livegrid import LiveGrid
 

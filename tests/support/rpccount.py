@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain import stillness
-from deepsquare_chain.chain.endpoint import CheckedProvider
+from deepsquare_chain.chain.rpc import on_demand as stillness
+from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
 
 
 def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
-from deepsquare_chain.chain.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.devnet.node.base import dev_accounts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import ExecutorContext
@@ -28,7 +28,7 @@ from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.duties import Watch
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerSettings
-from deepsquare_chain.observe import configure_logging
+from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.provider.runner import run_provider
 from deepsquare_chain.provider.service import ProviderSettings
 from deepsquare_chain.store.definitions import FolderDefinitionStore

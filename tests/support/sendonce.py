@@ -18,12 +18,12 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import Column, Integer, String, Table, func, insert, select
 
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.events import Transfer
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.events import Transfer
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.chain.rpc import connected
-from deepsquare_chain.chain.sender import Sender
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.store.database import Store, metadata
 

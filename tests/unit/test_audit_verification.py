@@ -23,10 +23,10 @@ from deepsquare_chain.audit.verification import (
     submit_sourcify,
     write_tree,
 )
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.artifacts import CONTRACTS, load_artifact, standard_input
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.metadata import base58, ipfs_hash, metadata_hash, sources_of
+from deepsquare_chain.chain.bindings.abi import interface
+from deepsquare_chain.chain.bindings.artifacts import CONTRACTS, load_artifact, standard_input
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.metadata import base58, ipfs_hash, metadata_hash, sources_of
 from deepsquare_chain.errors import EndpointError, UsageError
 
 CLIENT: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
@@ -94,7 +94,9 @@ class TestMetadata:
         assert source in found
         changed = json.loads(json.dumps(standard_input()))
         changed["sources"][source]["content"] += " "
-        monkeypatch.setattr("deepsquare_chain.chain.metadata.standard_input", lambda: changed)
+        monkeypatch.setattr(
+            "deepsquare_chain.chain.bindings.metadata.standard_input", lambda: changed
+        )
         with pytest.raises(ValueError, match=f"the source {source} is not the one"):
             sources_of(name)
 

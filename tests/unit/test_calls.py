@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from deepsquare_chain.chain.calls import checked_address
+from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.cli.types import some
 from deepsquare_chain.errors import UsageError
 

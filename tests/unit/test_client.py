@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.eventtypes import (
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.eventtypes import (
     Event,
     JobCollected,
     JobPanicked,
@@ -20,7 +20,7 @@ from deepsquare_chain.chain.eventtypes import (
     JobToppedUp,
     JobTransition,
 )
-from deepsquare_chain.chain.rpc import TransientEndpointError, WrongEndpointError
+from deepsquare_chain.chain.rpc.connection import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.client import submission, watching
 from deepsquare_chain.client.history import History, inherit, replay
 from deepsquare_chain.client.joblist import newest, parse_statuses

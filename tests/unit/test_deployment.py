@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.artifacts import CONTRACTS, load_artifact
+from deepsquare_chain.chain.bindings.artifacts import CONTRACTS, load_artifact
+from deepsquare_chain.chain.bindings.deployment import Deployment, Timeouts
 from deepsquare_chain.chain.deploying import GridParams, _check
-from deepsquare_chain.chain.deployment import Deployment, Timeouts
 from deepsquare_chain.errors import NotFoundError, UsageError
 
 A = "0x5FbDB2315678afecb367f032d93F642f64180aa3"

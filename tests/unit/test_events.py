@@ -11,9 +11,9 @@ from eth_utils import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain import events
-from deepsquare_chain.chain.abi import interfaces, signature_of, type_of
-from deepsquare_chain.chain.events import (
+from deepsquare_chain.chain.bindings import events
+from deepsquare_chain.chain.bindings.abi import interfaces, signature_of, type_of
+from deepsquare_chain.chain.bindings.events import (
     EVENT_CLASSES,
     Event,
     decode_log,

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Connection, Integer, Table, delete, insert, select
 
-from deepsquare_chain.chain.endpoint import SplitAnswers
-from deepsquare_chain.chain.events import Transfer, event_filter
+from deepsquare_chain.chain.bindings.events import Transfer, event_filter
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower, ReorgTooDeepError
-from deepsquare_chain.chain.logreader import COMMON_DEPTH
+from deepsquare_chain.chain.rpc.endpoint import SplitAnswers
+from deepsquare_chain.chain.rpc.logreader import COMMON_DEPTH
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Amount, Store, metadata
 from tests.support.fakechain import FakeChain
 

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from deepsquare_chain.chain import headfigures
-from deepsquare_chain.chain.headfigures import HeadFigures
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.chain.rpc import heads
+from deepsquare_chain.chain.rpc.heads import HeadFigures
+from deepsquare_chain.observability.metrics import Metrics
 
 
 def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=1_000.0)
-    monkeypatch.setattr(headfigures, "time", SimpleNamespace(time=lambda: clock.now))
+    monkeypatch.setattr(heads, "time", SimpleNamespace(time=lambda: clock.now))
     metrics = Metrics("test")
     figures = HeadFigures(metrics)
     age = metrics.value("head_age_seconds")
@@ -32,7 +32,7 @@ def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_node_that_lags_or_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=1_000.0)
-    monkeypatch.setattr(headfigures, "time", SimpleNamespace(time=lambda: clock.now))
+    monkeypatch.setattr(heads, "time", SimpleNamespace(time=lambda: clock.now))
     figures = HeadFigures(Metrics("test"))
     assert figures.problem() == ""  # no block yet: the first cycle is not over
     figures.saw(1_000)
@@ -40,7 +40,7 @@ def test_a_node_that_lags_or_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     figures.fell_behind(3)
     assert figures.problem() == "the endpoint is 3 blocks behind what was seen before"
     figures.saw(1_000)
-    clock.now += headfigures.STALE_HEAD
+    clock.now += heads.STALE_HEAD
     assert figures.problem() == ""
     clock.now += 1
     assert "the latest block is 121 s old" in figures.problem()

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.endpoint import CheckedProvider, SplitAnswers
-from deepsquare_chain.chain.merging import merged, together
-from deepsquare_chain.chain.pool import Pool
-from deepsquare_chain.chain.questions import ask_all
+from deepsquare_chain.chain.rpc.batching import ask_all, merged, together
+from deepsquare_chain.chain.rpc.endpoint import CheckedProvider, SplitAnswers
+from deepsquare_chain.chain.rpc.pool import Pool
 from deepsquare_chain.errors import EndpointError
 
 

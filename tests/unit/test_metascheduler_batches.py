@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.events import TransitionSkipped
-from deepsquare_chain.chain.receipts import TxReceipt
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.events import TransitionSkipped
+from deepsquare_chain.chain.transactions.receipts import TxReceipt
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,

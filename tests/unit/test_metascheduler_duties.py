@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.records import Clock, Parameters
+from deepsquare_chain.chain.bindings.records import Clock, Parameters
 from deepsquare_chain.job import Job, JobStatus, ProviderStatus
 from deepsquare_chain.metascheduler.duties import (
     Moment,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain import eventtypes as ev
-from deepsquare_chain.chain.contracts import Clock
+from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings.contracts import Clock
 from deepsquare_chain.chain.follower import Batch
-from deepsquare_chain.chain.heads import Head
+from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources, Terms
 from deepsquare_chain.metascheduler import observer as observing
 from deepsquare_chain.metascheduler.duties import Watch

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.fees import Fees
-from deepsquare_chain.chain.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.transactions.fees import Fees
 from tests.support.fakechain import refusal
 
 SAYINGS = [

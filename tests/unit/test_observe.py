@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observe import (
+from deepsquare_chain.observability import (
     configure_logging,
     get_logger,
     hide_secret,
     redact_text,
     redaction,
 )
-from deepsquare_chain.observe.metrics import Metrics
-from deepsquare_chain.observe.redaction import HIDDEN, MAX_TEXT, redact
+from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.observability.redaction import HIDDEN, MAX_TEXT, redact
 
 KEY = "59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d"
 

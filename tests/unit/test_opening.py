@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 from structlog.testing import capture_logs
 
-from deepsquare_chain.chain.endpoint import TransientEndpointError, WrongEndpointError
+from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.daemon import Daemon, opening
 from deepsquare_chain.daemon.opening import open_patiently, serve
 from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError

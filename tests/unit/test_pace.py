@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain import heads as heads_module
-from deepsquare_chain.chain import stillness as stillness_module
-from deepsquare_chain.chain.heads import HeadSource
-from deepsquare_chain.chain.pace import Pace, block_time, next_look
-from deepsquare_chain.chain.stillness import Stillness
+from deepsquare_chain.chain.rpc import heads as heads_module
+from deepsquare_chain.chain.rpc import on_demand as stillness_module
+from deepsquare_chain.chain.rpc.block_time import Pace, block_time, next_look
+from deepsquare_chain.chain.rpc.heads import HeadSource
+from deepsquare_chain.chain.rpc.on_demand import Stillness
 
 
 def headers(*times: int, empty: int = 0) -> list[tuple[int, int, bool]]:
@@ -134,8 +134,7 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
 
     figures: Any = SimpleNamespace(saw=lambda *_, **__: None, fell_behind=lambda _blocks: None)
     w3: Any = SimpleNamespace(provider=SimpleNamespace(stillness=found))
-    sender: Any = SimpleNamespace(tend=tend)
-    heads = HeadSource(w3, sender, figures, poll=2.0)
+    heads = HeadSource(w3, tend, figures, poll=2.0)
 
     async def number() -> int | None:
         head = await heads.look(lambda: 0)

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from deepsquare_chain.chain.records import Clock
+from deepsquare_chain.chain.bindings.records import Clock
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import Job, JobStatus, Objective, Prices, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Refusal, Waiting

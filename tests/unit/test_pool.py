@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain import pool as pool_module
-from deepsquare_chain.chain.endpoint import (
+from deepsquare_chain.chain.rpc import pool as pool_module
+from deepsquare_chain.chain.rpc.endpoint import (
     AwayEndpointError,
     TransientEndpointError,
     WrongEndpointError,
 )
-from deepsquare_chain.chain.pool import Pool
+from deepsquare_chain.chain.rpc.pool import Pool
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability.metrics import Metrics
 
 SEND = "eth_sendRawTransaction"
 

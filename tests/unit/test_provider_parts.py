@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.events import TransitionSkipped
-from deepsquare_chain.chain.foreign import Spender
-from deepsquare_chain.chain.heads import Head, HeadSource
-from deepsquare_chain.chain.merging import together
-from deepsquare_chain.chain.reverts import ERRORS, decode_revert
+from deepsquare_chain.chain.bindings.abi import interface
+from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.bindings.events import TransitionSkipped
+from deepsquare_chain.chain.bindings.reverts import ERRORS, decode_revert
+from deepsquare_chain.chain.rpc.batching import together
+from deepsquare_chain.chain.rpc.heads import Head, HeadSource
+from deepsquare_chain.chain.transactions.dispatch import Spender
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import FATAL
 from deepsquare_chain.errors import (
@@ -39,7 +39,7 @@ from deepsquare_chain.executors.base import (
     RunStatus,
 )
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider import batches as batches_module
 from deepsquare_chain.provider import model, rows
 from deepsquare_chain.provider.batches import ProviderBatches
@@ -795,7 +795,7 @@ async def test_what_is_mined_during_the_look_is_no_lag():
 
     figures: Any = SimpleNamespace(saw=lambda *_, **__: None, fell_behind=lambda _blocks: None)
     w3: Any = SimpleNamespace(provider=None)
-    heads = HeadSource(w3, SimpleNamespace(tend=tend), figures, poll=1)  # type: ignore[arg-type]
+    heads = HeadSource(w3, tend, figures, poll=1)
     assert await heads.look(lambda: mined[0]) == Head(5, 1_000, b"\5")
     assert await heads.look(lambda: mined[0]) is None  # now it is one
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from deepsquare_chain.chain.events import JobCollected, JobSettled
+from deepsquare_chain.chain.bindings.events import JobCollected, JobSettled
 from deepsquare_chain.client.earnings import Accrued, accrued, by_day
 from deepsquare_chain.client.providerdoctor import standing
 from deepsquare_chain.job import Offer, Prices, Provider, ProviderStatus

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from eth_account import Account
 
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.deployment import Deployment
-from deepsquare_chain.chain.forwarder import ForwarderDomain, ForwardRequest, SignedRequest
-from deepsquare_chain.chain.records import request_values
+from deepsquare_chain.chain.bindings.abi import interface
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, ForwardRequest, SignedRequest
+from deepsquare_chain.chain.bindings.records import request_values
 from deepsquare_chain.cli.frame import Desk
 from deepsquare_chain.cli.output import Format, Printer
 from deepsquare_chain.cli.signing import asker

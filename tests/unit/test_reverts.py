@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web3.exceptions import ContractCustomError, ContractLogicError, Web3RPCError
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.abi import interfaces, type_of
-from deepsquare_chain.chain.reverts import (
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.abi import interfaces, type_of
+from deepsquare_chain.chain.bindings.revert_messages import _SENTENCES, HINTS, KINDS
+from deepsquare_chain.chain.bindings.reverts import (
     ERRORS,
     ContractError,
     UnknownRevertError,
@@ -23,8 +24,7 @@ from deepsquare_chain.chain.reverts import (
     revert_data,
     selector_name,
 )
-from deepsquare_chain.chain.revertwords import _SENTENCES, HINTS, KINDS
-from deepsquare_chain.chain.roles import APPROVER_ROLE
+from deepsquare_chain.chain.bindings.roles import APPROVER_ROLE
 from deepsquare_chain.errors import InsufficientFundsError, NotAuthorisedError, RevertedError
 
 A = "0x" + "11" * 20

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.runway import DAY, Runway, runway
+from deepsquare_chain.chain.transactions.gas_budget import DAY, Runway, runway
 
 NOW = 1_800_000_000
 

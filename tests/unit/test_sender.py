@@ -11,11 +11,11 @@ import pytest
 from eth_account import Account
 from web3.exceptions import ContractCustomError, TransactionNotFound
 
-from deepsquare_chain.chain import reverts
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.fees import Fees, is_gas_free, market
-from deepsquare_chain.chain.outbox import TxState
-from deepsquare_chain.chain.sender import (
+from deepsquare_chain.chain.bindings import reverts
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.transactions.fees import Fees, is_gas_free, market
+from deepsquare_chain.chain.transactions.outbox import TxState
+from deepsquare_chain.chain.transactions.sender import (
     NonceTakenError,
     OutOfGasError,
     Sender,
@@ -28,7 +28,7 @@ from deepsquare_chain.errors import (
     UsageError,
     WaitTimeoutError,
 )
-from deepsquare_chain.observe.metrics import Metrics
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
 from tests.support.fakechain import GWEI, FakeBlock, FakeChain, Tx, refusal
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain import stillness as stillness_module
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.chain.sender import Sender
-from deepsquare_chain.chain.stillness import Stillness, mines_on_demand, stands_still
+from deepsquare_chain.chain.rpc import on_demand as stillness_module
+from deepsquare_chain.chain.rpc.on_demand import Stillness, mines_on_demand, stands_still
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.store.database import Store
 from tests.support.fakechain import FakeChain
 from tests.unit.test_follower import CREDIT, IDENTITY, log

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Integer, Table, delete, insert, select, update
 
-from deepsquare_chain.chain.calls import Call
+from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.follower import Block
-from deepsquare_chain.chain.outbox import Attempt, TxState
+from deepsquare_chain.chain.transactions.outbox import Attempt, TxState
 from deepsquare_chain.errors import NotFoundError, UsageError, WaitTimeoutError
 from deepsquare_chain.store import outbox as outbox_module
 from deepsquare_chain.store.database import Amount, Store, StoreError, metadata

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain import eventtypes as ev
+from deepsquare_chain.chain.bindings import eventtypes as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler.duties import Watch, rests_until, struck

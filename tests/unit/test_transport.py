@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.chain.endpoint import CheckedProvider
-from deepsquare_chain.chain.transport import Transport, proxy_for, tls_problem
+from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
+from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import NotFoundError, UsageError
-from deepsquare_chain.observe.redaction import redact_text
+from deepsquare_chain.observability.redaction import redact_text
 
 PROXY = "http://proxy.example:3128"
 REMOTE = "http://node.example:8545"

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from deepsquare_chain.chain.abi import interface
-from deepsquare_chain.chain.calls import Call
-from deepsquare_chain.chain.forwarder import ForwardedCall
+from deepsquare_chain.chain.bindings.abi import interface
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.forwarder import ForwardedCall
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import JobFileError, UsageError
 from deepsquare_chain.indexer.block_data import outcomes

@@ -21,7 +21,7 @@ from deepsquare_chain.devnet.node.base import (
 )
 from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
-from deepsquare_chain.observe.serving import HOST, open_listener
+from deepsquare_chain.observability.serving import HOST, open_listener
 
 PACKAGE = "@foundry-rs/anvil-linux-amd64"
 VARIABLE = "DEEPSQUARE_ANVIL"

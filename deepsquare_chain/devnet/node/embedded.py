@@ -26,7 +26,7 @@ from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.devnet.node.rpcserver import rpc_app
 from deepsquare_chain.devnet.node.worker import Worker
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
-from deepsquare_chain.observe.serving import LoopbackServer
+from deepsquare_chain.observability.serving import LoopbackServer
 
 _READY_SECONDS = 30.0
 

@@ -19,7 +19,7 @@ from deepsquare_chain.devnet.node.rpcerrors import (
     PARSE_ERROR,
     RpcError,
 )
-from deepsquare_chain.observe.serving import LOOPBACK_ONLY, read_body, sends_json
+from deepsquare_chain.observability.serving import LOOPBACK_ONLY, read_body, sends_json
 
 MAX_BODY = 5 * 1024 * 1024  # bytes, geth's own bound
 MAX_BATCH = 1_000

@@ -52,8 +52,8 @@ from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
 from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
-from deepsquare_chain.observe import get_logger
-from deepsquare_chain.observe.probe import Check
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.probe import Check
 
 WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
 #: What a job in the sandbox finds as `srun`.

@@ -12,8 +12,8 @@ from web3.exceptions import Web3Exception
 
 from deepsquare_chain.audit.anomalies import Subject
 from deepsquare_chain.audit.conservation import Repeat, Side, call
-from deepsquare_chain.chain.abi import AbiError, interface
-from deepsquare_chain.chain.contracts import Contracts
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.indexer.read_models import Overview
 from deepsquare_chain.web import views

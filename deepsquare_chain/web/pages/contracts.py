@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from web3.exceptions import ContractLogicError, Web3RPCError
 
-from deepsquare_chain.chain.abi import AbiError, Function, interface, signature_of
-from deepsquare_chain.chain.artifacts import load_artifact
-from deepsquare_chain.chain.contracts import Contracts
-from deepsquare_chain.chain.nodeerrors import node_message
-from deepsquare_chain.chain.reverts import decode_revert
+from deepsquare_chain.chain.bindings.abi import AbiError, Function, interface, signature_of
+from deepsquare_chain.chain.bindings.artifacts import load_artifact
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.rpc.nodeerrors import node_message
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.web import views
 from deepsquare_chain.web.decoding import (

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from web3.exceptions import TransactionNotFound, Web3Exception
 
-from deepsquare_chain.chain.events import JobSubmitted, decode_logs
+from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
-from deepsquare_chain.observe.serving import RateLimit
+from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.calls import CallPlan, Planner
 from deepsquare_chain.web.jobform import read_form
 from deepsquare_chain.web.lookup import look_up

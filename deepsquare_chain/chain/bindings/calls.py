@@ -1,0 +1,135 @@
+"""What every contract class shares: reading views and encoding calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eth_typing import ChecksumAddress
+from eth_utils.address import (
+    is_address,
+    is_checksum_formatted_address,
+    to_checksum_address,
+)
+from hexbytes import HexBytes
+from web3 import AsyncWeb3
+from web3.exceptions import ContractLogicError, Web3RPCError
+from web3.types import BlockIdentifier
+
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.rpc.nodeerrors import node_message
+from deepsquare_chain.errors import EndpointError, UsageError
+
+LATEST: Final[BlockIdentifier] = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The body of a transaction: whom it calls, with what, and what people call it.
+
+    `value` is in wei of the chain's own coin. An empty `to` creates a contract of `data`.
+    """
+
+    to: str
+    data: bytes
+    label: str
+    value: int = 0
+
+    def __repr__(self) -> str:
+        return f"Call({self.label!r} to {self.to}, {len(self.data)} bytes)"
+
+
+def checked_address(text: str, what: str = "address") -> ChecksumAddress:
+    """An address with its checksum.
+
+    Raises:
+        UsageError: The text is none, or its checksum is wrong.
+    """
+    if not is_address(text):
+        raise UsageError(f"{str(text)[:80]!r} is no {what}", hint="Addresses look like 0x5FbD...")
+    found = to_checksum_address(text)
+    # Only an address of both cases carries a checksum.
+    if is_checksum_formatted_address(text) and found[2:] != text[-40:]:
+        raise UsageError(
+            f"{text!r} is no {what}: its checksum is wrong, so that a character is mistyped",
+            hint="Copy it again from its source.",
+        )
+    return found
+
+
+class ContractBase:
+    """A contract at an address; subclasses give its functions Python names."""
+
+    artifact = ""
+
+    def __init__(self, w3: AsyncWeb3[Any], address: str) -> None:
+        self.w3 = w3
+        self.address = checked_address(address, "contract address")
+        self._interface = interface(self.artifact)
+
+    async def _view(
+        self, name: str, *arguments: Any, block: BlockIdentifier = LATEST
+    ) -> tuple[Any, ...]:
+        """Call a view.
+
+        Raises:
+            RevertedError: The contract refused, as its own typed error.
+            EndpointError: The node did not answer, or not like this contract.
+        """
+        function = self._interface.function(name)
+        data = HexBytes(function.encode(*arguments))
+        try:
+            answer = await self.w3.eth.call({"to": self.address, "data": data}, block)
+            return function.decode(bytes(answer))
+        except ContractLogicError as error:
+            raise decode_revert(error) from None
+        except Web3RPCError as error:
+            raise EndpointError(
+                f"The node could not read {name} of {self.artifact}: {node_message(error)}"
+            ) from None
+        except AbiError:
+            raise EndpointError(
+                f"There is no {self.artifact} at {self.address}: {name} gave no proper answer",
+                hint="Does the deployment record belong to this chain?",
+            ) from None
+
+    async def _one(self, name: str, *arguments: Any, block: BlockIdentifier = LATEST) -> Any:
+        return (await self._view(name, *arguments, block=block))[0]
+
+    def _call(self, name: str, *arguments: Any, label: str = "") -> Call:
+        data = self._interface.function(name).encode(*arguments)
+        return Call(to=self.address, data=data, label=label or name)
+
+    # -- roles, the same for the three contracts
+
+    async def has_role(
+        self, role: bytes, account: str, *, block_identifier: BlockIdentifier = LATEST
+    ) -> bool:
+        """Whether an account has a role (32 bytes, see `role_id`)."""
+        return bool(
+            await self._one("hasRole", role, checked_address(account), block=block_identifier)
+        )
+
+    def grant_role(self, role: bytes, account: str) -> Call:
+        """Give a role; for the administrator."""
+        return self._call("grantRole", role, checked_address(account))
+
+    def revoke_role(self, role: bytes, account: str) -> Call:
+        """Take a role away; for the administrator."""
+        return self._call("revokeRole", role, checked_address(account))
+
+    async def default_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> str:
+        """The one administrator."""
+        return str(await self._one("defaultAdmin", block=block_identifier))
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def chunks(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The items in runs of at most `size`."""
+    return [items[at : at + size] for at in range(0, len(items), size)]

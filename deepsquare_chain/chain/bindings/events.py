@@ -1,0 +1,261 @@
+"""Events of the contracts: logs become frozen dataclasses here, through one table of topics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, get_type_hints
+
+from eth_utils.crypto import keccak
+
+from deepsquare_chain.chain.bindings import eventtypes
+from deepsquare_chain.chain.bindings.abi import (
+    Abi,
+    AbiError,
+    checksummed,
+    decode_values,
+    interfaces,
+    signature_of,
+)
+from deepsquare_chain.chain.bindings.eventtypes import (
+    Approval,
+    BanChanged,
+    DrainingChanged,
+    Event,
+    ExecutedForwardRequest,
+    FeeChanged,
+    HardwareProposed,
+    JobCollected,
+    JobPanicked,
+    JobPriced,
+    JobRequeued,
+    JobResult,
+    JobRetried,
+    JobSettled,
+    JobSubmitted,
+    JobToppedUp,
+    JobTransition,
+    LabelsChanged,
+    OfferChanged,
+    PaymentParked,
+    PaymentWithdrawn,
+    PricesChanged,
+    ProviderAnswered,
+    ProviderApproved,
+    ProviderChallenged,
+    ProviderRegistered,
+    RoleGranted,
+    RoleRevoked,
+    SubmissionsChanged,
+    Transfer,
+    TransitionSkipped,
+)
+from deepsquare_chain.chain.bindings.records import from_word, read_terms
+from deepsquare_chain.chain.bindings.registry import parse_labels
+from deepsquare_chain.job import (
+    Hardware,
+    JobStatus,
+    Offer,
+    Prices,
+    Terms,
+)
+
+__all__ = [
+    "EVENT_CLASSES",
+    "Approval",
+    "BanChanged",
+    "DrainingChanged",
+    "Event",
+    "ExecutedForwardRequest",
+    "FeeChanged",
+    "HardwareProposed",
+    "JobCollected",
+    "JobPanicked",
+    "JobPriced",
+    "JobRequeued",
+    "JobResult",
+    "JobRetried",
+    "JobSettled",
+    "JobSubmitted",
+    "JobToppedUp",
+    "JobTransition",
+    "LabelsChanged",
+    "OfferChanged",
+    "PaymentParked",
+    "PaymentWithdrawn",
+    "PricesChanged",
+    "ProviderAnswered",
+    "ProviderApproved",
+    "ProviderChallenged",
+    "ProviderRegistered",
+    "RoleGranted",
+    "RoleRevoked",
+    "SubmissionsChanged",
+    "Transfer",
+    "TransitionSkipped",
+    "decode_log",
+    "decode_logs",
+    "event_filter",
+    "event_topics",
+    "topic_of",
+]
+
+
+_READERS: Final[Mapping[Any, Callable[[Any], Any]]] = MappingProxyType(
+    {
+        JobStatus: JobStatus,
+        Terms: read_terms,
+        Hardware: lambda values: Hardware(*values),
+        Offer: lambda values: Offer(*values),
+        Prices: lambda values: Prices(*values),
+        Mapping[str, str]: parse_labels,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How the log of one event class is read."""
+
+    kind: type[Event]
+    indexed: tuple[Abi, ...]
+    plain: tuple[Abi, ...]
+    order: tuple[bool, ...]  # for each field, whether it is indexed
+    readers: tuple[Callable[[Any], Any] | None, ...]
+
+    def read(self, topics: list[bytes], data: bytes, place: Mapping[str, Any]) -> Event:
+        if len(topics) != len(self.indexed) + 1:
+            raise AbiError("wrong number of topics")
+        pairs = zip(self.indexed, topics[1:], strict=True)
+        from_topics = iter([decode_values((part,), topic)[0] for part, topic in pairs])
+        from_data = iter(decode_values(self.plain, data))
+        values = [next(from_topics if indexed else from_data) for indexed in self.order]
+        return self.kind(
+            *(
+                value if reader is None else reader(value)
+                for value, reader in zip(values, self.readers, strict=True)
+            ),
+            **place,
+        )
+
+
+def _shape(entry: Abi) -> _Shape | None:
+    kind = getattr(eventtypes, entry["name"], None)
+    if not (isinstance(kind, type) and issubclass(kind, Event)):
+        return None  # administrators' hand-over and the like: nobody acts on it
+    inputs = tuple(entry["inputs"])
+    hints = get_type_hints(kind)
+    names: tuple[str, ...] = kind.__match_args__
+    own = [each for each in names if each not in Event.__annotations__]
+    if len(own) != len(inputs):
+        raise AssertionError(f"{kind.__name__} has other fields than the contract's event")
+    return _Shape(
+        kind=kind,
+        indexed=tuple(part for part in inputs if part["indexed"]),
+        plain=tuple(part for part in inputs if not part["indexed"]),
+        order=tuple(bool(part["indexed"]) for part in inputs),
+        readers=tuple(_reader(hints[name], part) for name, part in zip(own, inputs, strict=True)),
+    )
+
+
+def _reader(hint: Any, part: Abi) -> Callable[[Any], Any] | None:
+    if hint is str and part["type"] == "bytes32":
+        return from_word
+    return _READERS.get(hint)
+
+
+def _build() -> dict[bytes, _Shape]:
+    found = {
+        keccak(text=signature_of(entry)): _shape(entry)
+        for contract in interfaces()
+        for entry in contract.entries("event")
+    }
+    return {topic: shape for topic, shape in found.items() if shape is not None}
+
+
+_SHAPES: Final[Mapping[bytes, _Shape]] = MappingProxyType(_build())
+#: The class of each event by its first topic.
+EVENT_CLASSES: Final[Mapping[bytes, type[Event]]] = MappingProxyType(
+    {topic: shape.kind for topic, shape in _SHAPES.items()}
+)
+
+
+def decode_log(log: Mapping[str, Any]) -> Event | None:
+    """The event of a log as web3 or JSON-RPC give it.
+
+    None for an event that is not ours, for one whose bytes are no such event, and for a log that
+    a reorganisation removed: a follower passes over what it can't read.
+    """
+    try:
+        topics = [_bytes(topic) for topic in log["topics"]]
+        shape = _SHAPES.get(topics[0]) if topics else None
+        if shape is None or log.get("removed"):
+            return None
+        place = {
+            "block_number": _number(log["blockNumber"]),
+            "block_hash": _hex(log["blockHash"]),
+            "tx_hash": _hex(log["transactionHash"]),
+            "log_index": _number(log["logIndex"]),
+            "address": checksummed(str(log["address"])),
+        }
+        return shape.read(topics, _bytes(log["data"]), place)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+
+
+def decode_logs(logs: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """All events among the logs, in the order of the chain."""
+    found = (decode_log(log) for log in logs)
+    return sorted((event for event in found if event is not None), key=lambda each: each.place)
+
+
+def event_topics(*kinds: type[Event]) -> list[str]:
+    """First topics of the given event classes, or of all, as a log filter takes them."""
+    return [
+        "0x" + topic.hex() for topic, kind in EVENT_CLASSES.items() if not kinds or kind in kinds
+    ]
+
+
+def event_filter(kind: type[Event], *others: type[Event], **wanted: str) -> list[Any]:
+    """Topics of events whose indexed address fields are these, as eth_getLogs takes them:
+    `event_filter(JobSettled, provider=account)`. Classes that have the fields at the same places
+    share a filter, so that they are one question.
+    """
+    if others:
+        first, *rest = (event_filter(each, **wanted) for each in (kind, *others))
+        if any(each[1:] != first[1:] for each in rest):
+            raise AssertionError(
+                f"{kind.__name__} and others have these fields at different places"
+            )
+        return [event_topics(kind, *others), *first[1:]]
+    [topic] = (topic for topic, each in EVENT_CLASSES.items() if each is kind)
+    names: tuple[str, ...] = kind.__match_args__
+    fields = zip(names, _SHAPES[topic].order, strict=False)
+    indexed = [name for name, is_indexed in fields if is_indexed]
+    if unknown := wanted.keys() - set(indexed):
+        raise AssertionError(f"{kind.__name__} has no indexed {', '.join(sorted(unknown))}")
+    last = max((number for number, name in enumerate(indexed, 1) if name in wanted), default=0)
+    words = [topic_of(wanted[name]) if name in wanted else None for name in indexed[:last]]
+    return ["0x" + topic.hex(), *words]
+
+
+def topic_of(address: str) -> str:
+    """An address as an indexed field of a log has it."""
+    return "0x" + address.removeprefix("0x").lower().rjust(64, "0")
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return bytes.fromhex(value.removeprefix("0x"))
+    if isinstance(value, int):
+        raise TypeError("a number")  # which would become that many zeros
+    return bytes(value)
+
+
+def _hex(value: Any) -> str:
+    return "0x" + _bytes(value).hex()
+
+
+def _number(value: Any) -> int:
+    return int(value, 16) if isinstance(value, str) else int(value)

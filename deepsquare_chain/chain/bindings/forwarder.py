@@ -1,0 +1,347 @@
+"""The ERC-2771 forwarder: a customer signs a request (EIP-712), and a relay pays for its gas.
+
+The forwarder calls the target with the signer's address appended, so that the target sees the
+signer as the sender. A request is carried out at most once: its nonce is used up with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eth_account import Account
+from eth_account.messages import SignableMessage, encode_typed_data
+from eth_account.signers.local import LocalAccount
+from eth_keys.constants import SECPK1_N
+from eth_keys.exceptions import BadSignature
+from eth_utils.address import to_canonical_address, to_checksum_address
+from eth_utils.crypto import keccak
+from eth_utils.exceptions import ValidationError
+from hexbytes import HexBytes
+from web3.exceptions import ContractLogicError, Web3RPCError
+from web3.types import BlockIdentifier
+
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.calls import (
+    LATEST,
+    Call,
+    ContractBase,
+    checked_address,
+    plural,
+)
+from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.errors import EndpointError, NotAuthorisedError, RevertedError, UsageError
+
+#: Gas of a transaction without calldata, and the most that a byte of calldata costs.
+TRANSACTION_GAS: Final = 21_000
+CALLDATA_GAS: Final = 16
+_DOMAIN_TYPE: Final = (
+    ("name", "string"),
+    ("version", "string"),
+    ("chainId", "uint256"),
+    ("verifyingContract", "address"),
+)
+_REQUEST_TYPE: Final = (
+    ("from", "address"),
+    ("to", "address"),
+    ("value", "uint256"),
+    ("gas", "uint256"),
+    ("nonce", "uint256"),
+    ("deadline", "uint48"),
+    ("data", "bytes"),
+)
+_TOO_LITTLE_GAS: Final = (NodeError.OUT_OF_GAS, NodeError.INVALID)
+_SIGNATURE_BYTES: Final = 65
+_HEX: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
+_MAX_DIGITS: Final = 78  # of 256 bits
+
+
+@dataclass(frozen=True, slots=True)
+class ForwarderDomain:
+    """The EIP-712 domain of a forwarder: its signatures are good nowhere else."""
+
+    name: str
+    version: str
+    chain_id: int
+    contract: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRequest:
+    """What a customer signs.
+
+    `value` is in wei of the chain's coin, `gas` the limit of the inner call, `deadline` the last
+    chain time (seconds) at which it is carried out.
+    """
+
+    sender: str
+    to: str
+    value: int
+    gas: int
+    nonce: int
+    deadline: int
+    data: bytes
+
+    def typed_data(self, domain: ForwarderDomain) -> dict[str, Any]:
+        """The EIP-712 message, as wallets take it."""
+        return {
+            "types": {
+                "EIP712Domain": [{"name": name, "type": kind} for name, kind in _DOMAIN_TYPE],
+                "ForwardRequest": [{"name": name, "type": kind} for name, kind in _REQUEST_TYPE],
+            },
+            "primaryType": "ForwardRequest",
+            "domain": {
+                "name": domain.name,
+                "version": domain.version,
+                "chainId": domain.chain_id,
+                "verifyingContract": domain.contract,
+            },
+            "message": {
+                "from": self.sender,
+                "to": self.to,
+                "value": self.value,
+                "gas": self.gas,
+                "nonce": self.nonce,
+                "deadline": self.deadline,
+                "data": self.data,
+            },
+        }
+
+    def digest(self, domain: ForwarderDomain) -> bytes:
+        """The hash that is signed (32 bytes); it names the request everywhere."""
+        message = self._signable(domain)
+        return keccak(b"\x19" + message.version + message.header + message.body)
+
+    def sign(self, account: LocalAccount, domain: ForwarderDomain) -> SignedRequest:
+        """Sign it with the customer's key."""
+        signed = account.sign_message(self._signable(domain))
+        return SignedRequest(self, bytes(signed.signature))
+
+    def _signable(self, domain: ForwarderDomain) -> SignableMessage:
+        return encode_typed_data(full_message=self.typed_data(domain))
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """A request and its signature (r, s and v: 65 bytes)."""
+
+    request: ForwardRequest
+    signature: bytes
+
+    def check_signer(self, domain: ForwarderDomain) -> None:
+        """Check that the customer named in the request signed it.
+
+        Raises:
+            NotAuthorisedError: Somebody else did, or the signature is none that the forwarder takes.
+        """
+        found = self._signer(domain)
+        if found != self.request.sender:
+            raise NotAuthorisedError(
+                f"The request is not signed by {self.request.sender}"
+                + (f" but by {found}" if found else ": its signature is not valid"),
+                hint="Sign it with the wallet that it names, for this chain and forwarder.",
+            )
+
+    def _signer(self, domain: ForwarderDomain) -> str | None:
+        # The forwarder refuses the second, malleable form of a signature as well.
+        word = int.from_bytes(self.signature[32:64], "big")
+        if len(self.signature) != _SIGNATURE_BYTES or word > SECPK1_N // 2:
+            return None
+        if self.signature[64] not in (27, 28):
+            return None
+        try:
+            message = self.request._signable(domain)  # noqa: SLF001 - of the same module
+            return str(Account.recover_message(message, signature=self.signature))
+        except (BadSignature, ValidationError, ValueError):
+            return None
+
+    def values(self) -> tuple[Any, ...]:
+        """As the forwarder's functions take it."""
+        request = self.request
+        return (
+            request.sender,
+            request.to,
+            request.value,
+            request.gas,
+            request.deadline,
+            request.data,
+            self.signature,
+        )
+
+    def to_wire(self) -> dict[str, str]:
+        """JSON form: numbers in decimal text, bytes in hexadecimal."""
+        request = self.request
+        return {
+            "from": request.sender,
+            "to": request.to,
+            "value": str(request.value),
+            "gas": str(request.gas),
+            "nonce": str(request.nonce),
+            "deadline": str(request.deadline),
+            "data": "0x" + request.data.hex(),
+            "signature": "0x" + self.signature.hex(),
+        }
+
+    @classmethod
+    def from_wire(cls, body: Any) -> SignedRequest:
+        """Read the JSON form.
+
+        Raises:
+            UsageError: A field is missing or wrong; the message names it.
+        """
+        if not isinstance(body, Mapping):
+            raise UsageError("The request is no JSON object", hint=_WIRE_HINT)
+        if unknown := set(body) - _WIRE_FIELDS:
+            raise UsageError(
+                f"The request has an unknown field {min(map(str, unknown))[:40]!r}",
+                hint=_WIRE_HINT,
+            )
+        request = ForwardRequest(
+            sender=_address(body, "from"),
+            to=_address(body, "to"),
+            value=_number(body, "value", 256),
+            gas=_number(body, "gas", 256),
+            nonce=_number(body, "nonce", 256),
+            deadline=_number(body, "deadline", 48),
+            data=_bytes(body, "data"),
+        )
+        return cls(request, _bytes(body, "signature"))
+
+
+_WIRE_FIELDS: Final = frozenset({*(name for name, _ in _REQUEST_TYPE), "signature"})
+_WIRE_HINT: Final = f"Send {', '.join((*(name for name, _ in _REQUEST_TYPE), 'signature'))}."
+
+
+def _address(body: Mapping[str, Any], name: str) -> str:
+    return checked_address(str(body.get(name, "")), f"address in {name!r}")
+
+
+def _number(body: Mapping[str, Any], name: str, bits: int) -> int:
+    given = body.get(name)
+    if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= _MAX_DIGITS:
+        given = int(given)
+    if type(given) is not int or not 0 <= given < 2**bits:
+        raise UsageError(
+            f"The request's {name!r} is no whole number of {bits} bits", hint="Write it in decimal."
+        )
+    return given
+
+
+def _bytes(body: Mapping[str, Any], name: str) -> bytes:
+    given = body.get(name)
+    if not isinstance(given, str) or not _HEX.fullmatch(given):
+        raise UsageError(
+            f"The request's {name!r} is not hexadecimal", hint="Write bytes as 0x1234."
+        )
+    return bytes.fromhex(given[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedCall:
+    """One call that a transaction to the forwarder carries; fields as in `ForwardRequest`."""
+
+    sender: str
+    to: str
+    value: int
+    gas: int
+    deadline: int
+    data: bytes
+
+
+def forwarded_calls(data: bytes) -> list[ForwardedCall]:
+    """The calls inside a transaction's input to the forwarder (`execute` or `executeBatch`).
+
+    Raises:
+        AbiError: The input is neither.
+    """
+    function, values = interface("ERC2771Forwarder").read_call(data)
+    if function.name not in ("execute", "executeBatch"):
+        raise AbiError(f"{function.name} carries no call")
+    requests = values[0] if function.name == "executeBatch" else (values[0],)
+    return [ForwardedCall(*each[:6]) for each in requests]
+
+
+class ForwarderContract(ContractBase):
+    """OpenZeppelin's ERC2771Forwarder."""
+
+    artifact = "ERC2771Forwarder"
+
+    async def nonce_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
+        """Nonce of the account's next request."""
+        return int(await self._one("nonces", checked_address(account), block=block_identifier))
+
+    async def domain(self) -> ForwarderDomain:
+        """The domain of its signatures (ERC-5267)."""
+        _, name, version, chain_id, contract, _, _ = await self._view("eip712Domain")
+        return ForwarderDomain(name, version, chain_id, contract)
+
+    async def verify(self, signed: SignedRequest) -> bool:
+        """Whether it would carry the request out now: signer, nonce, deadline and target."""
+        return bool(await self._one("verify", signed.values()))
+
+    def execute(self, signed: SignedRequest) -> Call:
+        """Carry out one request; reverts as a whole if the request or its call is refused."""
+        return self._call("execute", signed.values(), label="relay 1 request")
+
+    def execute_batch(self, requests: Sequence[SignedRequest], refund_to: str) -> Call:
+        """Carry out requests; invalid ones are passed over, since `refund_to` is an address."""
+        label = f"relay {plural(len(requests), 'request')}"
+        values = [each.values() for each in requests]
+        return self._call("executeBatch", values, checked_address(refund_to), label=label)
+
+    async def simulate(
+        self,
+        sender: str,
+        call: Call,
+        *,
+        gas: int | None = None,
+        block_identifier: BlockIdentifier = LATEST,
+    ) -> None:
+        """Try a call as the forwarder makes it for a signer, whatever was signed.
+
+        Args:
+            sender: The signer.
+            call: The inner call.
+            gas: Limit of the inner call; the node's own if None.
+            block_identifier: Block on whose state it is tried.
+
+        Raises:
+            RevertedError: The target would refuse it, as its own typed error.
+            EndpointError: The node did not answer, or turned it down for another reason.
+        """
+        body = self._forwarded(sender, call)
+        if gas is not None:
+            body["gas"] = gas + TRANSACTION_GAS + CALLDATA_GAS * len(body["data"])
+        try:
+            await self.w3.eth.call(body, block_identifier)
+        except ContractLogicError as error:
+            raise decode_revert(error) from None
+        except Web3RPCError as error:
+            if gas is not None and classify(error) in _TOO_LITTLE_GAS:
+                raise RevertedError(
+                    f"{gas:,} gas are too little for {call.label!r}", hint="Sign more gas."
+                ) from None
+            raise EndpointError(
+                f"The node could not try {call.label!r}: {node_message(error)}"
+            ) from None
+
+    async def estimate_gas(self, sender: str, call: Call) -> int:
+        """Gas that the inner call takes at most, with a margin; errors as `simulate`."""
+        await self.simulate(sender, call)
+        try:
+            estimate = int(await self.w3.eth.estimate_gas(self._forwarded(sender, call)))
+        except ContractLogicError as error:
+            raise decode_revert(error) from None
+        except Web3RPCError as error:
+            raise EndpointError(
+                f"The node could not estimate {call.label!r}: {node_message(error)}"
+            ) from None
+        # The state may move before it is carried out, and unused gas costs nobody anything.
+        return estimate * 3 // 2 + 50_000
+
+    def _forwarded(self, sender: str, call: Call) -> Any:
+        data = call.data + to_canonical_address(sender)
+        return {"from": self.address, "to": to_checksum_address(call.to), "data": HexBytes(data)}

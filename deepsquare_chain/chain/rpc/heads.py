@@ -1,0 +1,315 @@
+"""The head of the chain as a service sees it, and new blocks over a websocket.
+
+The head is asked for over HTTP, once a block: when the next one should be there (see `pace`), or
+when somebody tells of it. A websocket is a wake-up call and nothing else: a lost or invented message
+costs or saves a moment and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pydantic_core
+import structlog
+from web3 import AsyncWeb3
+from web3.exceptions import Web3RPCError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidURI, WebSocketException
+
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.on_demand import pace_of, stands_still
+from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
+from deepsquare_chain.errors import EndpointError, UsageError
+from deepsquare_chain.settings import safe_url
+
+if TYPE_CHECKING:
+    from deepsquare_chain.observability.metrics import Metrics
+
+#: Age of the latest block, in seconds, from which a service is not ready: its node lags or stands.
+STALE_HEAD: Final = 120
+
+
+class HeadFigures:
+    """Age of the latest block that was seen, and how far this machine's clock is off.
+
+    The age is worked out whenever somebody asks for it, so that it grows while no endpoint answers
+    and while a cycle hangs; it is no number before the first block.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._time: int | None = None
+        self._behind = 0
+        self._on_demand = False
+        self._skew = metrics.gauge("clock_skew_seconds", "Wall clock minus time of the head.")
+        age = metrics.gauge("head_age_seconds", "Seconds since the time of the head, now.")
+        age.set_function(self._age)
+
+    def saw(self, head_time: int, *, on_demand: bool = False) -> None:
+        """Take in the latest block.
+
+        Args:
+            head_time: Its chain time, in seconds.
+            on_demand: The chain makes blocks only when somebody sends, so that age means nothing.
+        """
+        self._time, self._on_demand, self._behind = head_time, on_demand, 0
+        self._skew.set(time.time() - head_time)
+
+    def fell_behind(self, blocks: int) -> None:
+        """The endpoint showed a head that many blocks below one that was seen before."""
+        self._behind = blocks
+
+    def problem(self) -> str:
+        """Why the chain that the service sees is not current, in words; empty when it is."""
+        if self._behind:
+            return f"the endpoint is {self._behind} blocks behind what was seen before"
+        age = self._age()
+        if self._on_demand or not age > STALE_HEAD:  # no number before the first block
+            return ""
+        return (
+            f"the latest block is {age:.0f} s old by this machine's clock: the node lags or has "
+            "stopped, or the clock is wrong"
+        )
+
+    def _age(self) -> float:
+        return float("nan") if self._time is None else time.time() - self._time
+
+
+#: Seconds before the next connection, doubled with each failure in a row.
+_PAUSES: Final = (1.0, 30.0)
+#: Seconds for opening, and for an answer.
+_TIMEOUT: Final = 10.0
+#: Bytes of a message; a header has about a thousand.
+_MAX_MESSAGE: Final = 65_536
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The block that a cycle looks at; `time` is chain time, `base_fee` in wei per gas.
+
+    `final` says that no block will confirm it before a transaction of somebody makes one.
+    """
+
+    number: int
+    time: int
+    hash: bytes
+    final: bool = False
+    base_fee: int = 0
+
+
+class HeadSource:
+    """The latest block for a service, asked for when the next one is due and kept until then.
+
+    Args:
+        w3: The connection.
+        tend: Looks after the service's transactions and returns the latest header, in one request;
+            None for a service that sends nothing.
+        figures: Where the age of the head is shown.
+        poll: Seconds between two looks where the time between blocks is not known.
+    """
+
+    def __init__(
+        self,
+        w3: AsyncWeb3[Any],
+        tend: Callable[[], Awaitable[Mapping[str, Any]]] | None,
+        figures: HeadFigures,
+        *,
+        poll: float,
+    ) -> None:
+        self._w3 = w3
+        self._tend = tend
+        self._figures = figures
+        self._poll = poll
+        self._header: Mapping[str, Any] | None = None
+        self._number = 0
+        self._asked_for = -1  # highest head of the connection at the last look
+
+    def pause(self) -> float:
+        """Seconds until the chain should be asked again."""
+        pace = pace_of(self._w3)
+        if pace is None:
+            return self._poll
+        if pace.head > max(self._number, self._asked_for):
+            return 0.0  # somebody else of this connection has seen a block
+        return max(0.0, pace.due_at(self._poll) - time.monotonic())
+
+    def hint(self) -> None:
+        """Somebody tells of a new block."""
+        if (pace := pace_of(self._w3)) is not None:
+            pace.hint()
+
+    def listen(self, up: bool) -> None:
+        """Whether somebody tells of new blocks: then there is no hurry to ask."""
+        if (pace := pace_of(self._w3)) is not None:
+            pace.listening = up
+
+    async def look(self, mined_at: Callable[[], int], *, again: bool = False) -> Head | None:
+        """The latest block; None from an endpoint that lags behind what was seen before.
+
+        Args:
+            mined_at: The highest block that holds a transaction of the service.
+            again: Ask in any case.
+
+        Raises:
+            EndpointError: The chain does not answer.
+        """
+        seen = max(self._number, mined_at())
+        header = self._header
+        pace = pace_of(self._w3)
+        if header is None or again or pace is None or seen > self._number or self.pause() <= 0:
+            header = await self._ask()
+            self._asked_for = -1 if pace is None else pace.head
+        # Where only transactions make blocks, time goes on without them; the next has it.
+        still = await stands_still(self._w3)
+        number, chain_time = int(header["number"], 16), int(header["timestamp"], 16)
+        if number < seen:
+            _log.warning("endpoint lags", head=number, seen=seen)
+            self._figures.fell_behind(seen - number)
+            return None
+        self._header, self._number = header, number
+        self._figures.saw(chain_time, on_demand=still > 0)
+        return Head(
+            number,
+            chain_time + int(still),
+            bytes.fromhex(header["hash"][2:]),
+            final=still > 0,
+            base_fee=int(header.get("baseFeePerGas") or "0x0", 16),
+        )
+
+    async def _ask(self) -> Mapping[str, Any]:
+        if self._tend is not None:
+            return await self._tend()
+        try:
+            (found,) = await ask_all(self._w3, [("eth_getBlockByNumber", ["latest", False])])
+        except Web3RPCError as error:
+            raise EndpointError(f"The node shows no block: {str(error)[:200]}") from None
+        header: Mapping[str, Any] = found
+        return header
+
+
+class _UnusableError(Exception):
+    """The other side does not speak as a node should."""
+
+
+class HeadWatch:
+    """Calls `wake` at each new block, for as long as it runs; connects again and again.
+
+    Args:
+        url: ws:// or wss:// address of a node.
+        wake: Called without arguments, also after each new connection.
+        chain_id: Chain that the node must serve.
+        told: Called with whether it listens now.
+        pauses: Shortest and longest pause before the next connection, in seconds.
+        transport: Certificates and headers for a remote address.
+
+    Raises:
+        UsageError: That is no address of a websocket.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        wake: Callable[[], None],
+        *,
+        chain_id: int,
+        told: Callable[[bool], None] = lambda _listens: None,
+        pauses: tuple[float, float] = _PAUSES,
+        transport: Transport | None = None,
+    ) -> None:
+        if not url.startswith(("ws://", "wss://")):
+            raise UsageError(f"{safe_url(url)} is no ws:// or wss:// address")
+        self._url = url
+        self._place = safe_url(url)
+        self._wake = wake
+        self._told = told
+        self._chain_id = chain_id
+        self._pauses = pauses
+        self._transport = transport or Transport()
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to listen, beside everything else."""
+        self._task = asyncio.create_task(self._run(), name="websocket")
+
+    async def stop(self) -> None:
+        """End listening; harmless when it never began."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except (OSError, WebSocketException, TimeoutError, _UnusableError) as error:
+                self._told(False)
+                self._failures += 1
+                low, high = self._pauses
+                pause = min(high, low * 2.0 ** min(self._failures - 1, 10))
+                words = tls_problem(error) or str(error)[:200]
+                if isinstance(error, InvalidURI):
+                    words = "no such address"
+                _log.warning(
+                    "websocket_lost",
+                    endpoint=self._place,
+                    error=words or type(error).__name__,
+                    retry_in=pause,
+                )
+                await asyncio.sleep(pause)
+
+    async def _listen(self) -> None:
+        """One connection, to its end."""
+        secure = self._url.startswith("wss://")
+        async with connect(
+            self._url,
+            max_size=_MAX_MESSAGE,
+            open_timeout=_TIMEOUT,
+            close_timeout=1,
+            proxy=proxy_for(self._url),
+            ssl=self._transport.context() if secure else None,
+            additional_headers=self._transport.headers_for(self._url),
+        ) as socket:
+            numbers = itertools.count(1)
+            found = await self._ask(socket, next(numbers), "eth_chainId")
+            if found != hex(self._chain_id):
+                raise _UnusableError(f"it serves chain {str(found)[:40]}, not {self._chain_id}")
+            subscription = await self._ask(socket, next(numbers), "eth_subscribe", "newHeads")
+            self._failures = 0
+            self._told(True)
+            _log.info("websocket_listens", endpoint=self._place)
+            self._wake()  # blocks of the time without a connection
+            async for message in socket:
+                body = _read(message)
+                params = body.get("params")
+                if isinstance(params, dict) and params.get("subscription") == subscription:
+                    self._wake()
+            raise _UnusableError("it closed the connection")
+
+    async def _ask(self, socket: ClientConnection, number: int, method: str, *params: str) -> Any:
+        body = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        async with asyncio.timeout(_TIMEOUT):
+            await socket.send(json.dumps(body))
+            answer = _read(await socket.recv())
+        if answer.get("id") != number or not isinstance(answer.get("result"), str):
+            raise _UnusableError(f"no proper answer to {method}")
+        return answer["result"]
+
+
+def _read(message: str | bytes) -> dict[str, Any]:
+    try:
+        body = pydantic_core.from_json(message, allow_inf_nan=False)
+    except ValueError:
+        raise _UnusableError("no JSON") from None
+    if not isinstance(body, dict):
+        raise _UnusableError("no JSON-RPC")
+    return body

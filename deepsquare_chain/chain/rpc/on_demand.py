@@ -1,0 +1,150 @@
+"""Chains that make a block only when somebody sends: how they are told from others.
+
+Development nodes, some subnets and rollups stand still until there is a transaction. Whoever waits
+there for another block, or for chain time, waits for a transaction that only itself would send.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Final
+
+import structlog
+from web3 import AsyncWeb3
+from web3.exceptions import Web3Exception
+
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.block_time import Pace
+from deepsquare_chain.errors import EndpointError
+
+#: Blocks by which a chain is judged.
+_BLOCKS: Final = 16
+#: Seconds without a block after which a chain may stand still: at least, and at most.
+_LEAST: Final = 4.0
+_MOST: Final = 60.0
+#: The same in times of the shortest time between two of its blocks.
+_TIMES: Final = 4
+#: Part of the blocks that may be empty where only senders make them. Anvil 1.x makes an empty one
+#: behind a full one where two transactions arrive at once: 57 of 2,001 blocks in a trial.
+_EMPTY: Final = 1 / 4
+#: Longest time in seconds between such a block and the one before it.
+_AT_ONCE: Final = 1
+_log = structlog.get_logger(__name__)
+
+
+class Stillness:
+    """What one connection has seen of the chain's newest blocks."""
+
+    def __init__(self) -> None:
+        self.head = -1
+        self.pace = Pace()
+        self.loaded = False  # whether the blocks before the first that was seen were asked for
+        self._since = 0.0  # monotonic seconds
+        self._blocks: deque[tuple[int, int, bool]] = deque(maxlen=_BLOCKS)
+        self._told = False
+
+    def saw(self, number: int, block: Mapping[str, Any] | None = None) -> None:
+        """A head that the endpoint told, and its header where that came with it."""
+        if block is not None:
+            self.note([block])
+        if number != self.head:
+            self.head, self._since = number, time.monotonic()
+        self.pace.saw(number, time.monotonic())
+
+    def note(self, blocks: list[Mapping[str, Any]]) -> None:
+        """Headers as JSON-RPC gives them, in the order of the chain."""
+        known = {number for number, _, _ in self._blocks}
+        for each in blocks:
+            number = int(each["number"], 16)
+            # The first block is always empty, and says nothing of how the others are made.
+            if number > 0 and number not in known:
+                empty = not each.get("transactions")
+                self._blocks.append((number, int(each["timestamp"], 16), empty))
+                self.pace.note(number, int(each["timestamp"], 16), empty=empty)
+
+    def seconds(self) -> float:
+        """Seconds since the head moved, as far as it was looked at."""
+        return time.monotonic() - self._since if self.head >= 0 else 0.0
+
+    def lasts(self, seconds: float) -> bool:
+        """Whether a chain that made no block for so long makes them only on demand.
+
+        One that makes them by itself makes empty ones as well, or many; that it stands still for
+        several times the shortest time between two blocks is no habit of it.
+        """
+        blocks = sorted(self._blocks)
+        if len(blocks) < 2 or sum(empty for _, _, empty in blocks) > _EMPTY * len(blocks):
+            return False
+        gaps = []
+        for (one, at, _), (after, then, empty) in pairwise(blocks):
+            gaps.append((then - at) / (after - one))
+            if empty and gaps[-1] > _AT_ONCE:
+                return False
+        return seconds >= min(_MOST, max(_LEAST, _TIMES * min(gaps)))
+
+    def tell(self, seconds: float) -> None:
+        """Log once that the chain is of this kind."""
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "chain mines on demand",
+                block=self.head,
+                seconds=round(seconds),
+                hint="It makes a block only when somebody sends; facts of its latest block count.",
+            )
+
+
+def pace_of(w3: AsyncWeb3[Any]) -> Pace | None:
+    """When this connection should ask for the next block; None where it does not say."""
+    found: Stillness | None = getattr(w3.provider, "stillness", None)
+    return None if found is None else found.pace
+
+
+async def stands_still(w3: AsyncWeb3[Any]) -> float:
+    """Seconds without a block of a chain that mines only on demand; 0 for any other, or before.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    found: Stillness | None = getattr(w3.provider, "stillness", None)
+    if found is None or found.seconds() < _LEAST:
+        return 0.0
+    await _load(w3, found)
+    seconds = found.seconds()
+    if not found.lasts(seconds):
+        return 0.0
+    found.tell(seconds)
+    return seconds
+
+
+async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
+    """Age of the latest block, in seconds by this machine's clock, of a chain that mines only on
+    demand; None for any other. For people: services go by `stands_still`.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    found: Stillness | None = getattr(w3.provider, "stillness", None)
+    if found is None:
+        return None
+    latest = await w3.eth.get_block("latest")
+    await _load(w3, found)
+    age = round(time.time() - int(latest["timestamp"]))
+    return age if found.lasts(age) else None
+
+
+async def _load(w3: AsyncWeb3[Any], found: Stillness) -> None:
+    """Read the blocks before the first that was seen, once."""
+    if found.loaded or found.head < 0:
+        return
+    numbers = range(max(1, found.head - _BLOCKS + 1), found.head + 1)
+    asked = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
+    try:
+        headers = await ask_all(w3, asked)
+    except Web3Exception as error:
+        raise EndpointError(f"The node refuses to show blocks: {str(error)[:200]}") from None
+    found.note([each for each in headers if each is not None])
+    found.loaded = True

@@ -1,0 +1,230 @@
+"""How a remote address is reached: proxy, certificates, headers, and what is said when it fails.
+
+Proxies come from the environment, as for curl: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY,
+in either case. Loopback addresses are never asked through a proxy.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+import stat
+import tomllib
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.observability.redaction import hide_secret
+from deepsquare_chain.settings import MAX_FILE_BYTES, safe_url
+
+_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_PROXY_SCHEMES: Final = ("http", "https")
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+_VALUE: Final = re.compile(r"[\x20-\x7e]{0,8000}")
+#: Headers that belong to the connection or the body, and can't be given.
+_RESERVED: Final = frozenset(
+    {"connection", "content-length", "content-type", "host", "te", "transfer-encoding", "upgrade"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """What is needed to reach remote addresses, beside the environment's proxies.
+
+    Attributes:
+        ca_file: Certificates (PEM) of authorities that are trusted beside the system's.
+        headers: Headers by `host` or `host:port`; they hold keys and are never shown.
+    """
+
+    ca_file: Path | None = None
+    headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, ca_file: Path | None, headers_file: Path | None) -> Transport:
+        """Read the files that settings name.
+
+        Raises:
+            NotFoundError: A file is not there.
+            UsageError: It can't be read, holds something else, or a file of headers can be read
+                by others.
+        """
+        transport = cls(ca_file, {} if headers_file is None else _read_headers(headers_file))
+        transport.context()
+        return transport
+
+    def context(self) -> ssl.SSLContext | None:
+        """For TLS connections; None where the system's certificates are all.
+
+        Raises:
+            NotFoundError: The file of certificates is not there.
+            UsageError: It holds none.
+        """
+        if self.ca_file is None:
+            return None
+        context = ssl.create_default_context()
+        try:
+            context.load_verify_locations(self.ca_file)
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"There is no file of certificates {self.ca_file}", hint="Correct ca_file."
+            ) from None
+        except (OSError, ValueError) as error:  # what OpenSSL can't read is an OSError too
+            raise UsageError(
+                f"{self.ca_file} holds no certificates: {_reason(error)}",
+                hint="ca_file is a file of certificates in PEM (-----BEGIN CERTIFICATE-----).",
+            ) from None
+        return context
+
+    def headers_for(self, url: str) -> dict[str, str]:
+        """Headers for an address; none for any other host than the one they are for."""
+        host, port = _place(url)
+        return {**self.headers.get(host, {}), **self.headers.get(f"{host}:{port}", {})}
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy through which an address is asked, None for none.
+
+    Raises:
+        UsageError: The environment names one that can't be used.
+    """
+    host, port = _place(url)
+    scheme = "https" if urlsplit(url).scheme in {"https", "wss"} else "http"
+    proxies = urllib.request.getproxies_environment()
+    found = proxies.get(scheme) or proxies.get("all")
+    if not found or _is_loopback(host) or _is_excepted(host, port, proxies.get("no", "")):
+        return None
+    proxy = found if "://" in found else f"http://{found}"
+    try:
+        parts = urlsplit(proxy)
+        usable = parts.scheme in _PROXY_SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(
+            f"The proxy {safe_url(proxy)} of the environment can't be used",
+            hint=f"{scheme.upper()}_PROXY must be a URL such as http://proxy.example:3128; "
+            "NO_PROXY names hosts to be asked without it.",
+        )
+    return proxy
+
+
+def tls_problem(error: BaseException) -> str:
+    """What is wrong with a TLS connection, in words; empty where it was something else."""
+    for cause in _causes(error):
+        # Libraries have errors of these types that lack what OpenSSL said.
+        message, reason = getattr(cause, "verify_message", ""), getattr(cause, "reason", "")
+        if isinstance(cause, ssl.SSLCertVerificationError) and message:
+            return f"its certificate was not accepted: {message.rstrip('.')}"
+        if isinstance(cause, ssl.SSLError) and reason:
+            reason = reason.replace("_", " ").lower()
+            if reason in {"wrong version number", "http request", "record layer failure"}:
+                return "it does not speak TLS: is it an http:// address?"
+            return f"no TLS connection: {reason}"
+    return ""
+
+
+#: What to do about a certificate that is not accepted.
+CERTIFICATE_HINT: Final = (
+    "Name the authority's certificate with --ca-file (or ca_file in a file of settings), and check "
+    "this machine's clock."
+)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and those it came from, also as libraries keep them in attributes."""
+    found: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting and len(found) < 20:
+        each = waiting.pop(0)
+        if isinstance(each, BaseException) and each not in found:
+            found.append(each)
+            waiting += [getattr(each, name, None) for name in ("certificate_error", "os_error")]
+            waiting += [each.__cause__, each.__context__]
+    return found
+
+
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return (parts.hostname or "").rstrip("."), parts.port or _PORTS.get(parts.scheme, 0)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
+
+
+def _is_excepted(host: str, port: int, exceptions: str) -> bool:
+    """Whether NO_PROXY names a host: by name, by suffix, by network, with a port, or all by *."""
+    for each in re.split(r"[,\s]+", exceptions.strip().lower()):
+        if each == "*":
+            return True
+        with_port = each.count(":") == 1 or "]:" in each
+        name, _, wanted = each.rpartition(":") if with_port else (each, "", "")
+        if wanted and wanted != str(port):
+            continue
+        name = name.strip("[]").removeprefix("*").strip(".")
+        if name and (host == name or host.endswith(f".{name}") or _is_in(host, name)):
+            return True
+    return False
+
+
+def _is_in(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
+
+
+def _read_headers(path: Path) -> dict[str, dict[str, str]]:
+    """Headers by place, from a TOML file with a table for each host."""
+    try:
+        with path.open("rb") as file:
+            mode = path.stat().st_mode
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise NotFoundError(f"There is no file of headers {path}", hint="Correct it.") from None
+    except OSError as error:
+        raise UsageError(f"The file of headers {path} can't be read: {error.strerror}") from None
+    if stat.S_ISREG(mode) and mode & 0o077:
+        raise UsageError(
+            f"The file of headers {path} can be read by others", hint=f"chmod 600 {path}"
+        )
+    try:
+        body = tomllib.loads(raw[: MAX_FILE_BYTES + 1].decode("utf-8-sig"))
+        return {str(host).lower(): _checked(values) for host, values in body.items()}
+    except (TypeError, ValueError, RecursionError):  # what it says may quote a key
+        raise UsageError(
+            f"{path} is no file of headers",
+            hint='Write a table for each host, such as ["node.example"], and below it lines such '
+            'as Authorization = "Bearer ...".',
+        ) from None
+
+
+def _checked(values: Any) -> dict[str, str]:
+    if not isinstance(values, dict):
+        raise TypeError("no table")
+    for name, value in values.items():
+        if not _NAME.fullmatch(name) or name.lower() in _RESERVED:
+            raise ValueError("no name of a header that can be given")
+        if not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise ValueError("no text of a header")
+        hide_secret(value)
+        hide_secret(value.rpartition(" ")[2])
+    return dict(values)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "no PEM").replace("_", " ").lower()
+    return getattr(error, "strerror", None) or "no PEM"

@@ -1,0 +1,1 @@
+"""Transactions of one account: nonces, fees, the outbox, broadcasts and receipts."""

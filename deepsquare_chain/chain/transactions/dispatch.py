@@ -1,0 +1,565 @@
+"""Owns an account's nonce: signs, records, broadcasts, and keeps what is recorded alive."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
+from hexbytes import HexBytes
+from web3 import AsyncWeb3
+from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
+
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
+from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, error_body, node_message
+from deepsquare_chain.chain.transactions.fees import GWEI, Fees, market
+from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
+from deepsquare_chain.chain.transactions.preflight import Preflight
+from deepsquare_chain.chain.transactions.receipts import fee_of, hash_of, to_hex
+from deepsquare_chain.errors import EndpointError, UsageError
+from deepsquare_chain.faults import crash_point
+
+if TYPE_CHECKING:
+    from deepsquare_chain.observability.metrics import Metrics
+
+#: Blocks that are looked through backwards; nodes forget older states anyhow.
+_DEPTH: Final = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Spender:
+    """The mined transaction that used a nonce; `to` and `data` say what it called."""
+
+    tx_hash: str
+    block: int
+    to: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return f"in transaction {self.tx_hash} of block {self.block}"
+
+
+async def find_spender(w3: AsyncWeb3[Any], address: str, nonce: int) -> Spender | None:
+    """The transaction of an account that used a nonce; None where the node can't show it."""
+    try:
+        return await _find(w3, to_checksum_address(address), nonce)
+    except WrongEndpointError:
+        raise
+    except (EndpointError, Web3Exception, KeyError, TypeError, ValueError):
+        return None
+
+
+def used_by(spender: Spender | None) -> str:
+    """Where a used nonce went, in words; that it can't be found is words too."""
+    return "in a transaction that the node can't show" if spender is None else str(spender)
+
+
+async def _find(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spender | None:
+    """The block after which the account's count passed the nonce, found by halving."""
+    high = int(await w3.eth.block_number)
+    low, step = high, 1
+    while low >= 0 and await w3.eth.get_transaction_count(address, low) > nonce:
+        high, low, step = low, low - step, 2 * step
+        if step > _DEPTH:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if await w3.eth.get_transaction_count(address, middle) > nonce:
+            high = middle
+        else:
+            low = middle
+    block: Any = await w3.eth.get_block(high, True)
+    for each in block["transactions"]:
+        if str(each["from"]).lower() == address.lower() and int(each["nonce"]) == nonce:
+            data = each.get("input") or each.get("data") or b""
+            return Spender(to_hex(each["hash"]), high, str(each.get("to") or ""), bytes(data))
+    return None
+
+
+class Outcome(Enum):
+    """What is known after a broadcast."""
+
+    TAKEN = auto()  # the node has it, from now or from before
+    UNCLEAR = auto()  # no proper answer, or words that nobody knows: it may have it
+    GAP = auto()  # an earlier nonce is missing at the node
+    UNDERPRICED = auto()  # not taken at this fee
+    NONCE_USED = auto()  # the chain or another transaction has this nonce
+    NO_MONEY = auto()
+    BUSY = auto()  # the node's pool is full
+    REFUSED = auto()  # for good
+
+
+_OUTCOMES: Final = {
+    NodeError.ALREADY_KNOWN: Outcome.TAKEN,
+    NodeError.NONCE_TOO_LOW: Outcome.NONCE_USED,
+    NodeError.NONCE_TOO_HIGH: Outcome.GAP,
+    NodeError.UNDERPRICED: Outcome.UNDERPRICED,
+    NodeError.REPLACEMENT_UNDERPRICED: Outcome.NONCE_USED,
+    NodeError.NO_GAS_MONEY: Outcome.NO_MONEY,
+    NodeError.POOL_FULL: Outcome.BUSY,
+    NodeError.INVALID: Outcome.REFUSED,
+}
+#: JSON-RPC's own codes: the request itself was refused, before any transaction was read.
+_REFUSED_CODES: Final = frozenset({-32700, -32601, -32004})
+
+
+async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3RPCError | None]:
+    """Send the bytes once; never raises for what the node or the way to it does.
+
+    Raises:
+        WrongEndpointError: The endpoint serves another chain; nothing was sent.
+    """
+    try:
+        await w3.eth.send_raw_transaction(HexBytes(attempt.raw))
+    except Web3RPCError as error:
+        if error_body(error).get("code") in _REFUSED_CODES:
+            return Outcome.REFUSED, error
+        outcome = _OUTCOMES.get(classify(error), Outcome.UNCLEAR)
+        if outcome is Outcome.REFUSED:
+            outcome = await look(w3, attempt)
+        return outcome, error
+    except WrongEndpointError:
+        raise
+    except EndpointError:
+        return Outcome.UNCLEAR, None
+    return Outcome.TAKEN, None
+
+
+async def look(w3: AsyncWeb3[Any], attempt: Attempt) -> Outcome:
+    """Ask whether the node has it, whatever it said to the bytes."""
+    try:
+        await w3.eth.get_transaction(HexBytes(attempt.tx_hash))
+    except TransactionNotFound:
+        return Outcome.REFUSED
+    except (Web3RPCError, EndpointError):
+        return Outcome.UNCLEAR
+    return Outcome.TAKEN
+
+
+def refusal(error: Web3RPCError | None) -> str:
+    """The node's words, or that there were none."""
+    return "no answer" if error is None else node_message(error)
+
+
+#: Looks for an own transaction before a nonce counts as used by somebody else.
+_OWN_LOOKS: Final = 5
+#: Foreign nonces whose transactions are looked for, and blocks in which those from before the
+#: start of this program are mined.
+_SHOWN: Final = 4
+_OLD_BLOCKS: Final = 8
+#: Seconds for which an older head means a node that is behind, and no shorter chain.
+_LAG_SECONDS: Final = 30.0
+_log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """The one place where nonces are given out; a lock around nonce, signature and broadcast."""
+
+    def __init__(
+        self,
+        w3: AsyncWeb3[Any],
+        account: LocalAccount,
+        outbox: Outbox,
+        preflight: Preflight,
+        *,
+        chain_id: int,
+        poll: float,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._w3 = w3
+        self._account = account
+        self._outbox = outbox
+        #: Entries that somebody here waits for, from the moment they are recorded.
+        self.attended: set[int] = set()
+        self._preflight = preflight
+        self._chain_id = chain_id
+        self._poll = poll
+        self._lock = asyncio.Lock()
+        self._floor = 0  # least nonce of the next transaction, after one that was taken
+        self._count: int | None = None  # the account's nonce on the chain when it was seen last
+        self._head = (-1, 0.0)  # highest head that was seen, and when
+        self._began = -1  # head at the first look
+        self._tended: tuple[int, int, float] | None = None  # head and nonce at the last look
+        #: Header of the latest block at the last look, as JSON-RPC gives it.
+        self.latest: Mapping[str, Any] = {}
+        #: The node's words where it refused a recorded transaction for a reason that nobody knows.
+        self.refusals: dict[int, str] = {}
+        #: The latest transactions of this account that nobody here sent, and that were not under
+        #: way when this began.
+        self.foreign: list[Spender] = []
+        self._metrics = metrics
+        if metrics is not None:
+            words = "Nonces of the wallet that somebody else used."
+            self._foreign = metrics.counter("foreign_nonces", words)
+
+    async def submit(self, call: Call, gas: int, key: str | None, deadline: float) -> Entry:
+        """Record and broadcast; what is returned the node has, or may have.
+
+        Raises:
+            InsufficientFundsError: The account can't pay the gas.
+            EndpointError: The node turned it down; the nonce is free again.
+            WaitTimeoutError: Gas is dearer than the ceiling until `deadline`.
+        """
+        async with self._lock:
+            while True:
+                fees = await self._preflight.fees(call, gas, deadline)
+                head, floor = await self._tended_lately()
+
+                def sign(nonce: int, fees: Fees = fees, head: int = head) -> Attempt:
+                    return self._sign(call, nonce, gas, fees, head)
+
+                floor, self._floor = max(floor, self._floor), 0
+                entry = self._outbox.append(call, gas, floor, sign, key)
+                with self._attending(entry):
+                    crash_point("sender.recorded")
+                    outcome, error = await self._hand_over(entry)
+                    if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
+                        return self._outbox.entry(entry.id)
+                    self._tended = None
+                    self._give_up(entry, outcome, error, deadline)
+                    if outcome is Outcome.NONCE_USED:
+                        self._floor = await self._next_nonce()
+                await asyncio.sleep(self._poll)
+
+    @contextmanager
+    def _attending(self, entry: Entry) -> Iterator[None]:
+        """Its sender will wait for it, unless this fails."""
+        self.attended.add(entry.id)
+        try:
+            yield
+        except BaseException:
+            self.attended.discard(entry.id)
+            raise
+
+    async def _hand_over(self, entry: Entry) -> tuple[Outcome, Web3RPCError | None]:
+        """Broadcast what was recorded; what its nonce came to."""
+        outcome, error = await self._broadcast(entry.id, entry.latest)
+        crash_point("sender.broadcast")
+        if outcome is Outcome.UNDERPRICED:
+            outcome, error = await self._replace(entry)
+        if outcome is Outcome.NONCE_USED:
+            outcome = await self._whose(entry)
+        return outcome, error
+
+    async def _whose(self, entry: Entry) -> Outcome:
+        """Whose transaction has the nonce: ours, where another of its keepers sent it first.
+
+        Asked a few times, for a node may tell of a transaction later than of its nonce.
+        """
+        for _ in range(_OWN_LOOKS):
+            for attempt in self._outbox.entry(entry.id).attempts:
+                found = await look(self._w3, attempt)
+                if found is not Outcome.REFUSED:
+                    return found
+            await asyncio.sleep(self._poll)
+        if await self._nonce() <= entry.nonce:
+            return Outcome.NONCE_USED  # another transaction waits at the node with this nonce
+        # A node may not show a transaction for a while: it is given up for one that is known.
+        spender = await find_spender(self._w3, self._account.address, entry.nonce)
+        if spender is None:
+            return Outcome.UNCLEAR
+        own = {attempt.tx_hash for attempt in self._outbox.entry(entry.id).attempts}
+        if spender.tx_hash in own:
+            return Outcome.TAKEN
+        self.note_foreign(spender)
+        return Outcome.NONCE_USED
+
+    async def _nonce(self) -> int:
+        """The account's next nonce by the latest block."""
+        address = to_checksum_address(self._account.address)
+        return int(await self._w3.eth.get_transaction_count(address, "latest"))
+
+    async def _next_nonce(self) -> int:
+        """The nonce after those that wait at the node, where somebody else's are among them.
+
+        Their owner may send without a pause: one that waits for its turn never gets it.
+        """
+        address = to_checksum_address(self._account.address)
+        return int(await self._w3.eth.get_transaction_count(address, "pending"))
+
+    def _give_up(
+        self, entry: Entry, outcome: Outcome, error: Web3RPCError | None, deadline: float
+    ) -> None:
+        """The node has not got it, so that its nonce is free again; raises unless it may later."""
+        words = refusal(error)
+        self._outbox.set_state(entry.id, TxState.ABANDONED, note=words)
+        if outcome is Outcome.NO_MONEY:
+            raise self._preflight.no_money(f"for {entry.call.label!r}: {words}")
+        if outcome is Outcome.REFUSED or time.monotonic() > deadline:
+            raise EndpointError(f"The node turned down {entry.call.label!r}: {words}")
+
+    async def replace(self, entry: Entry) -> None:
+        """Raise the fees of a transaction, unless somebody did so meanwhile."""
+        async with self._lock:
+            now = self._outbox.entry(entry.id)
+            if now.state is TxState.OPEN and now.latest == entry.latest:
+                await self._replace(now)
+
+    async def outbid(self, entry: Entry, *, cancel: bool) -> None:
+        """Replace a transaction by order of a person: the same for more, or one without effect.
+
+        Raises:
+            UsageError: It is not pending, or the replacement would pay more than the ceiling.
+            EndpointError: The node turned the replacement down.
+            InsufficientFundsError: The account can't pay it.
+        """
+        async with self._lock:
+            await self._tend()
+            now = self._outbox.entry(entry.id)
+            if now.state is not TxState.OPEN or await self.receipt(now.attempts) is not None:
+                raise UsageError(
+                    f"{now.call.label!r} (nonce {now.nonce}) is not pending: there is nothing to "
+                    "replace",
+                    hint=f"See `deepsquare tx show {now.id}`.",
+                )
+            needed = await self._raised(now)
+            if needed.max_fee > self._preflight.ceiling:
+                raise UsageError(
+                    f"A replacement of {now.call.label!r} must offer {needed.max_fee / GWEI:.3f} "
+                    f"gwei, the ceiling is {self._preflight.ceiling / GWEI:.3f} gwei",
+                    hint="Raise the ceiling with --max-fee-gwei, or wait until it is mined.",
+                )
+            outcome, error = await self._replace(now, cancel=cancel or now.latest.cancels)
+            if outcome is Outcome.NO_MONEY:
+                raise self._preflight.no_money(f"for a replacement: {refusal(error)}")
+            if outcome not in {Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP}:
+                raise EndpointError(f"The node turned the replacement down: {refusal(error)}")
+
+    async def give_up(self, entry: Entry) -> None:
+        """Spend the nonce of a transaction that no node takes, by one that does nothing."""
+        async with self._lock:
+            now = self._outbox.entry(entry.id)
+            if now.state is TxState.OPEN and not now.latest.cancels:
+                words = self.refusals.get(entry.id, "")
+                _log.error("transaction_refused", label=entry.call.label, error=words)
+                await self._replace(now, cancel=True)
+
+    async def fill(self, nonce: int) -> None:
+        """Use up a nonce that nobody has and later transactions wait for: pay oneself nothing."""
+        async with self._lock:
+            if any(each.nonce == nonce for each in self._outbox.entries_from(nonce)):
+                return
+            call = Call(to=self._account.address, data=b"", label=f"fill nonce {nonce}")
+            fees = await self._preflight.fees(call, 21_000, time.monotonic())
+            head = await self._w3.eth.block_number
+            entry = self._outbox.append(
+                call, 21_000, nonce, lambda free: self._sign(call, free, 21_000, fees, head), None
+            )
+            _log.warning("nonce_filled", nonce=entry.nonce)
+            await broadcast(self._w3, entry.latest)
+
+    async def resend(self, entry: Entry) -> None:
+        """Broadcast the stored bytes again where the node does not know them, or can't say."""
+        try:
+            await self._w3.eth.get_transaction(HexBytes(entry.latest.tx_hash))
+        except WrongEndpointError:
+            raise
+        except (TransactionNotFound, Web3RPCError, EndpointError):
+            await self._broadcast(entry.id, entry.latest)
+        else:
+            self.refusals.pop(entry.id, None)
+
+    async def _broadcast(
+        self, entry_id: int, attempt: Attempt
+    ) -> tuple[Outcome, Web3RPCError | None]:
+        """Hand the bytes to the node, and keep what it said where that is no known refusal."""
+        outcome, error = await broadcast(self._w3, attempt)
+        if outcome is Outcome.UNCLEAR and error is not None:
+            self.refusals[entry_id] = refusal(error)
+        elif outcome is Outcome.TAKEN:
+            self.refusals.pop(entry_id, None)
+        return outcome, error
+
+    async def tend(self) -> None:
+        """Resend what the chain lost, settle what it mined."""
+        async with self._lock:
+            await self._tend()
+
+    async def receipt(self, attempts: Sequence[Attempt]) -> Any | None:
+        """The receipt of whichever attempt was mined."""
+        for attempt in reversed(attempts):
+            try:
+                return await self._w3.eth.get_transaction_receipt(HexBytes(attempt.tx_hash))
+            except TransactionNotFound:
+                continue
+        return None
+
+    def settle(self, entry: Entry, receipt: Any) -> None:
+        """Record what became of a mined transaction."""
+        tx_hash = hash_of(receipt)
+        state = TxState.MINED if receipt["status"] == 1 else TxState.FAILED
+        if any(each.cancels for each in entry.attempts if each.tx_hash == tx_hash):
+            state = TxState.CANCELLED
+        self._outbox.set_state(entry.id, state, mined_hash=tx_hash, fee=fee_of(receipt))
+        self.refusals.pop(entry.id, None)
+
+    # -- with the lock held
+
+    async def _tended_lately(self) -> tuple[int, int]:
+        """As `_tend`, once for all that are sent together."""
+        if self._tended is not None and time.monotonic() - self._tended[2] < self._poll:
+            return self._tended[:2]
+        return await self._tend()
+
+    async def _tend(self) -> tuple[int, int]:
+        """As `tend`; head and the account's next nonce on the chain."""
+        self._tended = None
+        head, count = await self._look_at_latest()
+        looked = time.monotonic()
+        lags = self._lags(head)
+        if not lags:
+            await self._notice_foreign(head, count)
+        recorded = self._outbox.entries_from(count)
+        if any(entry.state is not TxState.OPEN for entry in recorded) and not lags:
+            # On a chain that was begun anew the old bytes would be as valid.
+            await self._look_at_the_chain()
+        for entry in recorded:
+            if entry.state is not TxState.OPEN:
+                if lags:
+                    continue  # a node that has not seen its block yet
+                # A reorganisation took it back, and with it the nonce.
+                _log.warning("transaction_taken_back", label=entry.call.label, nonce=entry.nonce)
+                self._outbox.set_state(entry.id, TxState.OPEN, note="taken back by the chain")
+            await self.resend(entry)
+        for entry in self._outbox.open_entries():
+            if entry.nonce < count and (receipt := await self.receipt(entry.attempts)):
+                self.settle(entry, receipt)
+        self._tended = (head, count, looked)
+        return head, count
+
+    async def _look_at_the_chain(self) -> None:
+        """Make sure that this is the chain on which the nonces were used.
+
+        Raises:
+            WrongEndpointError: It is another.
+        """
+        doubt = getattr(self._w3.provider, "doubt", None)
+        if doubt is not None:
+            doubt()
+            await self.stand()
+
+    async def stand(self) -> tuple[int, int]:
+        """Head and the account's next nonce on the chain, as one node sees them.
+
+        Raises:
+            EndpointError: The node does not answer, or not properly.
+        """
+        head, count = await self._ask_with_nonce("eth_blockNumber", [])
+        return int(head, 16), count
+
+    async def _look_at_latest(self) -> tuple[int, int]:
+        """As `stand`; `latest` has the header."""
+        self.latest, count = await self._ask_with_nonce("eth_getBlockByNumber", ["latest", False])
+        return int(self.latest["number"], 16), count
+
+    async def _ask_with_nonce(self, method: str, params: list[Any]) -> tuple[Any, int]:
+        """One more answer beside the account's next nonce, and not older than that."""
+        address = to_checksum_address(self._account.address)
+        asked = [("eth_getTransactionCount", [address, "latest"]), (method, params)]
+        try:
+            count, found = await ask_all(self._w3, asked)
+            return found, int(count, 16)
+        except (TypeError, ValueError, Web3RPCError) as error:
+            raise EndpointError(f"The node gave no proper nonce: {str(error)[:200]}") from None
+
+    def _lags(self, head: int) -> bool:
+        """Whether this node has not seen what another has; for a while only, for chains shrink."""
+        seen, at = self._head
+        now = time.monotonic()
+        if head < seen and now - at < _LAG_SECONDS:
+            return True
+        self._head = (head, now)
+        return False
+
+    async def _notice_foreign(self, head: int, count: int) -> None:
+        """Name the nonces that were used since the last look, and not by us."""
+        if self._began < 0:
+            self._began = head
+        before, self._count = self._count, count
+        if before is None or before >= count:
+            return
+        ours = {entry.nonce for entry in self._outbox.entries_from(before)}
+        foreign = [nonce for nonce in range(before, count) if nonce not in ours]
+        if foreign:
+            spender = None
+            for nonce in foreign[:_SHOWN]:
+                found = await find_spender(self._w3, self._account.address, nonce)
+                spender = spender or found
+                if found is not None:
+                    self.note_foreign(found)
+            _log.warning(
+                "foreign_nonce",
+                account=self._account.address,
+                nonces=foreign[:10],
+                used=used_by(spender),
+                hint="Another program uses this wallet: give each its own, or one --state-dir.",
+            )
+            if self._metrics is not None:
+                self._metrics.add(self._foreign, amount=len(foreign))
+
+    def note_foreign(self, spender: Spender) -> None:
+        """Remember what somebody else sent, unless it may be from before the start of this."""
+        if spender not in self.foreign and 0 <= self._began < spender.block - _OLD_BLOCKS:
+            self.foreign = [*self.foreign, spender][-_SHOWN:]
+
+    async def _raised(self, entry: Entry) -> Fees:
+        """Fees of the next attempt: both at least 12.5 % higher."""
+        now = await market(self._w3)
+        return Fees(entry.latest.max_fee, entry.latest.priority_fee).bumped(now.fees)
+
+    async def _replace(
+        self, entry: Entry, *, cancel: bool = False
+    ) -> tuple[Outcome, Web3RPCError | None]:
+        """Broadcast the same nonce with higher fees: the same call, or once cancelled, nothing."""
+        last = entry.latest
+        fees = await self._raised(entry)
+        if fees.max_fee > self._preflight.ceiling:
+            # A smaller step is refused by every pool: hold until the chain is cheaper.
+            _log.warning("fee_ceiling_reached", label=entry.call.label, max_fee=last.max_fee)
+            return Outcome.UNCLEAR, None
+        cancel = cancel or last.cancels
+        if fees == Fees(last.max_fee, last.priority_fee) and cancel is last.cancels:
+            # Where gas is free nothing is there to be raised: the same bytes again.
+            return await broadcast(self._w3, last)
+        head = await self._w3.eth.block_number
+        own = Call(to=self._account.address, data=b"", label=f"cancel {entry.call.label}")
+        call = own if cancel else entry.call
+        signed = self._sign(call, entry.nonce, entry.gas, fees, head)
+        attempt = dataclasses.replace(signed, cancels=cancel)
+        self._outbox.add_attempt(entry.id, attempt)
+        crash_point("sender.replaced")
+        _log.info("fee_raised", label=entry.call.label, nonce=entry.nonce, max_fee=fees.max_fee)
+        return await self._broadcast(entry.id, attempt)
+
+    def _sign(self, call: Call, nonce: int, gas: int, fees: Fees, head: int) -> Attempt:
+        signed = self._account.sign_transaction(
+            {
+                "type": 2,
+                "chainId": self._chain_id,
+                "nonce": nonce,
+                "to": to_checksum_address(call.to) if call.to else b"",
+                "value": call.value,
+                "data": HexBytes(call.data),
+                "gas": gas,
+                "maxFeePerGas": fees.max_fee,
+                "maxPriorityFeePerGas": fees.priority_fee,
+            }
+        )
+        crash_point("sender.signed")
+        return Attempt(
+            tx_hash="0x" + bytes(signed.hash).hex(),
+            raw=bytes(signed.raw_transaction),
+            max_fee=fees.max_fee,
+            priority_fee=fees.priority_fee,
+            sent_block=head,
+        )

@@ -1,0 +1,135 @@
+"""How long a wallet's coin for gas lasts, by what its latest transactions cost. Amounts in wei."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from eth_utils.address import to_checksum_address
+from web3 import AsyncWeb3
+
+from deepsquare_chain.chain.transactions.fees import is_gas_free
+from deepsquare_chain.chain.transactions.outbox import Outbox
+from deepsquare_chain.credits import format_credits
+
+if TYPE_CHECKING:
+    from deepsquare_chain.observability.metrics import Metrics
+
+DAY: Final = 86_400
+#: Below either of these the wallet's owner is warned.
+LOW_TRANSACTIONS: Final = 50
+LOW_DAYS: Final = 2.0
+#: Seconds of sending before anything is said about a day.
+_LEAST_SPAN: Final = 3_600
+#: Seconds between two looks at the balance, and between two warnings.
+_LOOK_EVERY: Final = 60.0
+_WARN_EVERY: Final = 3_600.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Runway:
+    """What is left, and what one transaction and one day cost; None where nothing is known.
+
+    `free`: the chain asks nothing for gas.
+    """
+
+    balance: int
+    per_transaction: int | None = None
+    per_day: int | None = None
+    free: bool = False
+
+    @property
+    def transactions(self) -> int | None:
+        """How many more can be paid."""
+        return self.balance // self.per_transaction if self.per_transaction else None
+
+    @property
+    def days(self) -> float | None:
+        """For how many days it lasts."""
+        return self.balance / self.per_day if self.per_day else None
+
+    @property
+    def low(self) -> bool:
+        """Whether it is time to send coin."""
+        if self.free:
+            return False
+        few = self.transactions is not None and self.transactions < LOW_TRANSACTIONS
+        return few or (self.days is not None and self.days < LOW_DAYS) or self.balance == 0
+
+    def words(self) -> str:
+        """For people."""
+        left = f"{format_credits(self.balance)} coin for gas"
+        if self.free:
+            return f"{left}, which is free on this chain"
+        if self.transactions is None:
+            return left
+        lasts = f"{left}: enough for about {self.transactions:,} transactions"
+        return lasts if self.days is None else f"{lasts}, or {self.days:,.1f} days as of late"
+
+
+def runway(balance: int, spent: Sequence[tuple[int, int]], now: float) -> Runway:
+    """Judge a balance by what was spent.
+
+    Args:
+        balance: Coin that is left.
+        spent: When each of the latest transactions was sent (seconds) and what it cost.
+        now: Seconds on the same clock.
+    """
+    if not spent:
+        return Runway(balance)
+    per_transaction = -(-sum(fee for _, fee in spent) // len(spent))
+    today = [(sent, fee) for sent, fee in spent if now - sent <= DAY]
+    span = now - min((sent for sent, _ in today), default=now)
+    if span < _LEAST_SPAN:
+        return Runway(balance, per_transaction)
+    per_day = int(sum(fee for _, fee in today) * DAY / span)
+    return Runway(balance, per_transaction, per_day)
+
+
+class Purse:
+    """Looks after the coin of one sender now and then; `metrics` None shows no figures."""
+
+    def __init__(
+        self, w3: AsyncWeb3[Any], address: str, outbox: Outbox, metrics: Metrics | None
+    ) -> None:
+        self._w3 = w3
+        self._address = address
+        self._outbox = outbox
+        self._looked: float | None = None
+        self._warned: float | None = None
+        self._metrics = metrics
+        if metrics is not None:
+            self._count = metrics.gauge(
+                "gas_runway_transactions", "Transactions that the coin for gas still pays."
+            )
+            self._seconds = metrics.gauge(
+                "gas_runway_seconds",
+                "Seconds that the coin for gas lasts at the latest day's rate.",
+            )
+
+    async def look(self) -> None:
+        """Look at the balance if it is time, and warn where it is low.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        now = time.monotonic()
+        if self._looked is not None and now - self._looked < _LOOK_EVERY:
+            return
+        address = to_checksum_address(self._address)
+        balance = int(await self._w3.eth.get_balance(address, "latest"))
+        self._looked = now
+        found = runway(balance, self._outbox.spent(), time.time())
+        if found.low and await is_gas_free(self._w3):
+            found = replace(found, free=True)
+        if self._metrics is not None:
+            seconds = None if found.days is None else found.days * DAY
+            for gauge, value in ((self._count, found.transactions), (self._seconds, seconds)):
+                gauge.set(float("nan") if value is None else value)
+        if found.low and (self._warned is None or now - self._warned >= _WARN_EVERY):
+            self._warned = now
+            _log.warning("gas_runs_out", account=self._address, left=found.words())
