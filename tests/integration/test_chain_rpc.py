@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.connection import (
     TransientEndpointError,
     chain_time,
@@ -19,6 +20,7 @@ from deepsquare_chain.chain.rpc.connection import (
     connect,
     connected,
 )
+from deepsquare_chain.chain.rpc.logreader import read_logs
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import EndpointError
@@ -173,6 +175,89 @@ async def test_a_batch_is_checked_too(proxy: Proxy) -> None:
             again = await w3.provider.make_batch_request(batch)
             assert again[1]["result"] == chain_id["result"]
             assert proxy.orders == []
+
+
+def gateway(change: Callable[[dict[str, Any]], object]) -> Spoil:
+    """Answers as a gateway rewrites them, those of a batch in another order."""
+
+    def spoil(_: Any, answer: Any) -> tuple[str, bytes]:
+        many = answer if isinstance(answer, list) else [answer]
+        for each in many:
+            change(each)
+        found = many[::-1] if isinstance(answer, list) else answer
+        return "200 OK", json.dumps(found).encode()
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda each: each.pop("jsonrpc"),
+        lambda each: each.update(jsonrpc="1.0", error=None),
+        lambda each: each.update(id=str(each["id"])),
+        lambda each: each.update(id=float(each["id"]), took="3 ms"),
+    ],
+)
+async def test_what_gateways_rewrite_changes_nothing(
+    proxy: Proxy, change: Callable[[dict[str, Any]], object]
+) -> None:
+    async with connected(proxy.url, attempts=1) as w3:
+        head = await w3.eth.block_number
+        proxy.orders = [gateway(change)] * 2
+        assert await w3.eth.block_number >= head
+        chain_id, block = await ask_all(
+            w3, [("eth_chainId", []), ("eth_getBlockByNumber", ["0x0", False])]
+        )
+        assert (chain_id, block["number"]) == ("0x539", "0x0")
+        assert proxy.orders == [], "neither was asked twice"
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+async def test_a_batch_whose_answers_can_not_be_told_apart_is_split(proxy: Proxy, cut: int) -> None:
+    """Ids are missing, or answers are."""
+
+    def nameless(_: Any, answer: Any) -> tuple[str, bytes]:
+        found = [{k: v for k, v in each.items() if k != "id"} for each in answer[cut:]]
+        return "200 OK", json.dumps(found).encode()
+
+    async with connected(proxy.url, attempts=1) as w3:
+        proxy.orders = [nameless]
+        asked = [("eth_chainId", []), ("eth_getBlockByNumber", ["0x0", False])]
+        chain_id, block = await ask_all(w3, asked)
+        assert (chain_id, block["number"]) == ("0x539", "0x0")
+
+
+@pytest.mark.parametrize(
+    "error", ["Zu viele Blöcke", {"message": "区块范围过大"}, {"code": "31", "message": 7}, [1]]
+)
+@pytest.mark.parametrize("alone", [True, False])
+async def test_an_odd_error_refuses_a_range_as_any_other(
+    grid: LiveGrid, proxy: Proxy, error: Any, alone: bool
+) -> None:
+    truth = await read_logs(grid.w3, grid.deployment.addresses, [], 0)
+
+    def refuse(question: Any) -> tuple[str, Any] | None:
+        asked = question if isinstance(question, list) else [question]
+        if alone and len(asked) > 1:
+            return "200 OK", {"error": error, "id": None, "jsonrpc": "2.0"}
+        wide = [each for each in asked if each["method"] == "eth_getLogs" and _blocks(each) > 4]
+        if not wide:
+            return None
+        answers = [{"jsonrpc": "2.0", "id": each["id"], "error": error} for each in asked]
+        return "200 OK", answers if isinstance(question, list) else answers[0]
+
+    async with connected(proxy.url, attempts=1) as w3:
+        proxy.profile = refuse
+        assert await read_logs(w3, grid.deployment.addresses, [], 0) == truth
+        assert proxy.counts["refused"] > 0
+
+
+def _blocks(question: Any) -> int:
+    (query,) = question["params"]
+    if "blockHash" in query:
+        return 1
+    return int(query["toBlock"], 16) - int(query["fromBlock"], 16) + 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from deepsquare_chain.chain.rpc import pool as pool_module
 from deepsquare_chain.chain.rpc.endpoint import (
     AwayEndpointError,
+    CheckedProvider,
     TransientEndpointError,
     WrongEndpointError,
 )
@@ -152,6 +154,29 @@ async def test_reads_are_tried_again(clock: Clock, nodes: list[Node]) -> None:
     with pytest.raises(TransientEndpointError, match="is busy"):
         await ask(pool)
     assert nodes[0].asked == ["eth_getLogs"] * 3
+
+
+async def test_who_is_busy_is_asked_again_when_it_says(clock: Clock, nodes: list[Node]) -> None:
+    pool = await opened(nodes[:2], attempts=2)
+    for node, seconds in zip(nodes, (30.0, 0.5), strict=False):
+        node.fail()
+        node.down.retry_after = seconds  # type: ignore[union-attr]
+    began = time.monotonic()
+    with pytest.raises(TransientEndpointError):
+        await ask(pool)
+    assert 0.5 <= time.monotonic() - began < 5.0, "the first that wants to be asked"
+    assert [each.rests_until - clock.now for each in pool.members] == [30.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("3", 3.0), ("0", 0.0), ("86400", 10.0), ("", 0.0), ("soon", 0.0), ("-5", 0.0),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 21 Oct 2099 07:28:00 GMT", 10.0)],
+)  # fmt: skip
+def test_seconds_of_a_busy_node_are_bounded(header: str, seconds: float) -> None:
+    with pytest.raises(TransientEndpointError) as error:
+        CheckedProvider("http://node.example")._raise_for(429, header)
+    assert error.value.retry_after == seconds
 
 
 @pytest.mark.parametrize("attempts", [1, 4])

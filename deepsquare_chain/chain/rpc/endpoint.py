@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -70,12 +71,22 @@ _BATCH: Final = (128, 1_024)
 _LOG_RANGE: Final = (1_000, 50_000)
 #: Statuses of 400 to 499 that say nothing about the size of what was asked for.
 _NO_SIZE: Final = frozenset({401, 402, 404, 407, 408, 425, 429})
+#: Characters of an error that did not come as JSON-RPC has it.
+_LONGEST_WORDS: Final = 300
+#: Seconds for which an endpoint that asks to come again later is left alone at most.
+_LONGEST_WAIT: Final = 10.0
 #: A new connection may lead to another chain; nobody restarts one within these seconds unseen.
 _KNOWN_SECONDS: Final = 60.0
 
 
 class TransientEndpointError(EndpointError):
-    """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal."""
+    """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal.
+
+    Attributes:
+        retry_after: Seconds after which it wants to be asked again; 0 where it does not say.
+    """
+
+    retry_after: float = 0.0
 
 
 class AwayEndpointError(TransientEndpointError):
@@ -163,13 +174,13 @@ class CheckedProvider(AsyncHTTPProvider):
             alone = alone or len(some) == 1
             try:
                 found = await self._ask_some(some)
-            except TransientEndpointError:
+            except TransientEndpointError as error:
                 tries -= 1
                 if len(some) == len(requests) or tries <= 0:
                     self.batch_size.refused(1)  # the size was not what it minded
                     raise
                 # Part of the batch is answered: that is not thrown away for the rest.
-                await asyncio.sleep(_TRY_PAUSE)
+                await asyncio.sleep(max(_TRY_PAUSE, error.retry_after))
                 continue
             tries = _TRIES
             if found is None:
@@ -212,10 +223,6 @@ class CheckedProvider(AsyncHTTPProvider):
         except TransientEndpointError:
             self.log_range.failed(blocks)
             raise
-        odd = answer.get("error") if isinstance(answer, dict) else None
-        if blocks > 1 and odd is not None and not is_error(odd):
-            # Whatever stands there in place of an error, it refused such a range.
-            answer = _refusal(request, str(odd)[:200])
         return self._judged(request, self._checked(request, answer))
 
     async def _ask_some(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
@@ -245,13 +252,10 @@ class CheckedProvider(AsyncHTTPProvider):
             if isinstance(error, dict):
                 self._raise_if_busy(error)
             return None
-        # An id may be anything, also what no dictionary takes as a key.
-        by_id = {repr(each.get("id")): each for each in answers if isinstance(each, dict)}
-        if not any(repr(request["id"]) in by_id for request in requests) and all(
-            isinstance(each, dict) and "error" in each for each in answers
-        ):
-            return None  # errors that name no question are about the batch
-        found = [self._checked(request, by_id.get(repr(request["id"]))) for request in requests]
+        by_id = {_id_of(each): each for each in answers if isinstance(each, dict)}
+        if any(_id_of(request) not in by_id for request in requests):
+            return None  # errors that name no question, or answers that can't be told apart
+        found = [self._checked(request, by_id[_id_of(request)]) for request in requests]
         if all("error" in each for each in found) and not all(
             is_verdict(request["method"], _error_of(each))
             for request, each in zip(requests, found, strict=True)
@@ -312,6 +316,7 @@ class CheckedProvider(AsyncHTTPProvider):
             options["headers"] = {**options.get("headers", {}), **self._own_headers}
             async with session.post(str(self.endpoint_uri), data=body, **options) as answer:
                 status, raw = answer.status, await answer.read()
+                retry_after = answer.headers.get("Retry-After", "")
         except aiohttp.ClientHttpProxyError as error:
             raise TransientEndpointError(
                 f"The proxy {self._proxy} does not lead to {self.place}: HTTP status "
@@ -326,14 +331,17 @@ class CheckedProvider(AsyncHTTPProvider):
             # Its depth is bounded; json's is not where a library has raised the recursion limit.
             found = pydantic_core.from_json(raw, allow_inf_nan=False)
         except ValueError:
-            self._raise_for(status)
+            self._raise_for(status, retry_after)
             raise self._nonsense("no JSON (a web page?)") from None
         if not _is_rpc(found) or status == HTTPStatus.TOO_MANY_REQUESTS:
-            self._raise_for(status)
+            self._raise_for(status, retry_after)
         return found
 
-    def _raise_for(self, status: int) -> None:
-        """An error for a status with which no JSON-RPC answer came."""
+    def _raise_for(self, status: int, retry_after: str) -> None:
+        """An error for a status with which no JSON-RPC answer came.
+
+        `retry_after` is the HTTP header of that name.
+        """
         if status < HTTPStatus.BAD_REQUEST:
             return
         kind: type[EndpointError] = EndpointError
@@ -343,10 +351,13 @@ class CheckedProvider(AsyncHTTPProvider):
             kind = TransientEndpointError
         elif status not in _NO_SIZE:
             kind = _StatusError
-        raise kind(
+        error = kind(
             f"The endpoint {self.place} answered with HTTP status {status}",
             hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
         )
+        if isinstance(error, TransientEndpointError):
+            error.retry_after = _seconds_of(retry_after)
+        raise error
 
     async def _connected(self, *_: object) -> None:
         now = time.monotonic()
@@ -398,25 +409,26 @@ class CheckedProvider(AsyncHTTPProvider):
         return behind
 
     def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
-        if not isinstance(answer, dict) or answer.get("jsonrpc") != "2.0":
+        """The answer to a question, in the form that web3 expects."""
+        if not isinstance(answer, dict) or not _is_rpc(answer):
             raise self._nonsense("no JSON-RPC answer")
-        error = answer.get("error")
-        if error is not None and not is_error(error):
-            raise self._nonsense("an error that is none")
+        error = _proper_error(answer.get("error"))
+        # A node that could not read the id answers with null.
+        unread = error is not None and answer.get("id") is None
         if error is not None:
             self._raise_if_busy(error)
-            # A node that could not read the id answers with null.
-            if answer.get("id") in (None, request["id"]):
-                return answer  # type: ignore[return-value]
-        if answer.get("id") != request["id"]:
+        if not unread and _id_of(answer) != _id_of(request):
             raise self._nonsense("the answer to another question")
+        found: Any = {"jsonrpc": "2.0", "id": request["id"]}
+        if error is not None:
+            return found | {"error": error}  # type: ignore[no-any-return]
         if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
             raise self._nonsense(f"an empty answer to {request['method']}")
         try:
-            answer["result"] = checked(request["method"], answer["result"])
+            found["result"] = checked(request["method"], answer["result"])
         except UnfitError:
             raise self._nonsense(f"no proper answer to {request['method']}") from None
-        return answer  # type: ignore[return-value]
+        return found  # type: ignore[no-any-return]
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
         if is_busy(error):
@@ -440,7 +452,43 @@ def _is_rpc(found: Any) -> bool:
     """Whether it looks like JSON-RPC, so that it counts more than the HTTP status."""
     if isinstance(found, list):
         return bool(found) and all(map(_is_rpc, found))
-    return isinstance(found, dict) and ("jsonrpc" in found or is_error(found.get("error")))
+    if not isinstance(found, dict):
+        return False
+    # Some gateways leave the version out, and nobody here reads it.
+    return (
+        "jsonrpc" in found or ("id" in found and "result" in found) or is_error(found.get("error"))
+    )
+
+
+def _proper_error(error: Any) -> dict[str, Any] | None:
+    """An error object as JSON-RPC has it, from whatever stands in its place; None for none."""
+    if error is None or is_error(error):
+        return error  # type: ignore[no-any-return]
+    fields = error if isinstance(error, dict) else {}
+    words = fields.get("message") or error
+    return {**fields, "code": -32000, "message": str(words)[:_LONGEST_WORDS]}
+
+
+def _id_of(message: Mapping[str, Any]) -> str:
+    """The id of a question or an answer; gateways turn numbers into text or decimals."""
+    found = message.get("id")
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
+    return found if isinstance(found, str) else repr(found)
+
+
+def _seconds_of(header: str) -> float:
+    """Seconds that a Retry-After header asks for, bounded; 0 where it says nothing usable."""
+    try:
+        seconds = float(header) if header.isdigit() else _until(header)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(_LONGEST_WAIT, max(0.0, seconds))
+
+
+def _until(moment: str) -> float:
+    """Seconds until a moment as HTTP writes it."""
+    return parsedate_to_datetime(moment).timestamp() - time.time()
 
 
 def _refusal(request: Mapping[str, Any], words: str) -> dict[str, Any]:

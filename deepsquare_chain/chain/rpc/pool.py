@@ -353,6 +353,7 @@ class Pool(AsyncBaseProvider):
         member.known = False
         low, high = _REST
         rest = min(high, low * 2.0 ** min(member.failures - 1, 10))
+        rest = max(rest, getattr(error, "retry_after", 0.0))
         member.rests_until = time.monotonic() + rest
         _log.warning("endpoint_rests", seconds=rest, failures=member.failures, error=error.message)
 
@@ -577,11 +578,15 @@ def _together(errors: Sequence[EndpointError]) -> EndpointError:
     passing = any(isinstance(each, TransientEndpointError) for each in errors)
     kind = TransientEndpointError if passing else EndpointError
     words = "; ".join(each.message for each in errors)
-    return kind(f"No endpoint answers. {words}", hint=errors[0].hint)
+    found = kind(f"No endpoint answers. {words}", hint=errors[0].hint)
+    if isinstance(found, TransientEndpointError):
+        found.retry_after = min(getattr(each, "retry_after", 0.0) for each in errors)
+    return found
 
 
-def _may_pass_later(error: Exception) -> bool:
+def _may_pass_later(error: Exception) -> bool | float:
+    """Whether to ask again; the seconds until then where the endpoint says so."""
     if not isinstance(error, TransientEndpointError):
         return False
     _log.debug("endpoint_failed", error=error.message)
-    return True
+    return error.retry_after or True
