@@ -65,6 +65,10 @@ class EndpointError(GridError):
     exit_code = 7
 
 
+class StoreError(GridError):
+    """A database can't be read or written now: disk full, locked, taken away."""
+
+
 class NotAuthorisedError(GridError):
     """A missing role, a wrong password, or somebody else's job."""
 

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
@@ -49,6 +50,7 @@ from deepsquare_chain.errors import (
     EndpointError,
     GridError,
     RevertedError,
+    StoreError,
     UsageError,
     WaitTimeoutError,
 )
@@ -64,6 +66,8 @@ _ASK_EVERY: Final = 2.0
 _MAX_AHEAD: Final = 32
 #: Signatures of one call, where nonces or allowances moved in between.
 _MAX_SIGNATURES: Final = 5
+
+_log = structlog.get_logger(__name__)
 
 #: Is shown what is about to be signed; False signs nothing.
 Confirm = Callable[[Preview], bool]
@@ -184,9 +188,7 @@ class RelayedSender:
                     await self._hand_over(recorded)
             except RelayRefusedError as error:
                 if error.code != "expired" and not error.temporary:
-                    self._store.settle_request(
-                        recorded.digest, RequestState.REFUSED, note=error.message
-                    )
+                    self._note(recorded.digest, RequestState.REFUSED, note=error.message)
             except GridError:
                 continue  # settled, or the relay is away: the caller's own request tells
         # A relay that refused a request still has its signature, and may carry it out.
@@ -335,9 +337,7 @@ class RelayedSender:
                     # A relay that does not know the request gets it again.
                     last, handed = error.message, handed and error.temporary
                 else:
-                    self._store.settle_request(
-                        recorded.digest, RequestState.REFUSED, note=error.message
-                    )
+                    self._note(recorded.digest, RequestState.REFUSED, note=error.message)
                     raise
             except EndpointError as error:
                 last = error.message  # unknown is not gone: the relay or the node may come back
@@ -416,7 +416,7 @@ class RelayedSender:
             note = "its deadline passed before anybody carried it out"
             if recorded.state is RequestState.REFUSED:
                 note = f"{recorded.note}; {note}"
-            self._store.settle_request(recorded.digest, RequestState.EXPIRED, note=note)
+            self._note(recorded.digest, RequestState.EXPIRED, note=note)
             raise RelayRefusedError(
                 f"{recorded.label!r} has no effect: {note}",
                 hint="Nothing was paid. Try again, with another relay if this one is slow.",
@@ -454,7 +454,7 @@ class RelayedSender:
         )
 
     async def _settle(self, recorded: RecordedRequest, event: ExecutedForwardRequest) -> TxReceipt:
-        w3, store = self._contracts.w3, self._store
+        w3 = self._contracts.w3
         try:
             receipt = await w3.eth.get_transaction_receipt(HexBytes(event.tx_hash))
             transaction = await w3.eth.get_transaction(HexBytes(event.tx_hash))
@@ -463,9 +463,9 @@ class RelayedSender:
         actual = self._actual(recorded, transaction)
         state = RequestState.EXECUTED if event.success else RequestState.FAILED
         if actual is None or actual.digest != recorded.digest:
-            store.settle_request(recorded.digest, RequestState.REPLACED, tx_hash=event.tx_hash)
+            self._note(recorded.digest, RequestState.REPLACED, tx_hash=event.tx_hash)
         if actual is not None:
-            store.settle_request(actual.digest, state, tx_hash=event.tx_hash)
+            self._note(actual.digest, state, tx_hash=event.tx_hash)
         if actual is None or actual.call.data != recorded.call.data:
             raise RequestReplacedError(
                 f"{recorded.label!r} has no effect: another request of {self.address} used its "
@@ -483,6 +483,13 @@ class RelayedSender:
             events=self._own_events(decode_logs(receipt["logs"]), event),
             label=recorded.label,
         )
+
+    def _note(self, digest: str, state: RequestState, *, tx_hash: str = "", note: str = "") -> None:
+        """Record what became of a request; on a full disk the chain tells it again next time."""
+        try:
+            self._store.settle_request(digest, state, tx_hash=tx_hash, note=note)
+        except StoreError as error:
+            _log.warning("request_not_recorded", request=digest, error=error.message)
 
     def _actual(self, recorded: RecordedRequest, transaction: Any) -> RecordedRequest | None:
         """Which of this wallet's recorded requests a transaction carried; None for another one."""

@@ -18,9 +18,8 @@ from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import PermitPlan, RelayedSender
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.errors import InsufficientFundsError, RevertedError, UsageError
+from deepsquare_chain.errors import InsufficientFundsError, RevertedError, StoreError, UsageError
 from deepsquare_chain.job import Terms
-from deepsquare_chain.store.base import StoreError
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.workflow import digest

@@ -16,14 +16,10 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
-from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.errors import GridError, StoreError, UsageError
 
 BUSY_SECONDS: Final = 15
 _MODE: Final = "deepsquare_mode"
-
-
-class StoreError(GridError):
-    """The database can't be read or written now: disk full, locked, taken away."""
 
 
 class Database:

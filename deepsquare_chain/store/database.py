@@ -24,14 +24,14 @@ from typing import IO, Final, Self
 
 from sqlalchemy import Connection, insert, inspect, select
 
-from deepsquare_chain.errors import UsageError, WaitTimeoutError
-from deepsquare_chain.store.base import Database, StoreError
+from deepsquare_chain.errors import StoreError, UsageError, WaitTimeoutError
+from deepsquare_chain.store.base import Database
 from deepsquare_chain.store.cursors import CursorTables
 from deepsquare_chain.store.outbox import OutboxTables
 from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.store.schema import GROWN, Amount, identity, metadata
 
-__all__ = ["Amount", "Database", "Store", "StoreError", "metadata"]
+__all__ = ["Amount", "Database", "Store", "metadata"]
 
 SCHEMA: Final = "1"
 #: Seconds between two tries to get a wallet's lock.

@@ -25,7 +25,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepsquare_chain import __version__
-from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.errors import NotFoundError, StoreError, UsageError
 from deepsquare_chain.indexer import read_models as rm
 from deepsquare_chain.indexer.anomalies import KINDS
 from deepsquare_chain.indexer.pagination import DEFAULT_LIMIT, MAX_LIMIT
@@ -34,7 +34,6 @@ from deepsquare_chain.indexer.series import MAX_BUCKETS
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.serving import RateLimit
-from deepsquare_chain.store.base import StoreError
 
 PREFIX: Final = "/api/v1"
 PROBLEM: Final = "application/problem+json"

@@ -15,11 +15,10 @@ from deepsquare_chain.chain.bindings.contracts import Report
 from deepsquare_chain.daemon import opening
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.devnet.node.anvil import Anvil
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import StoreError, UsageError
 from deepsquare_chain.indexer.service import IndexService, open_index
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.store.base import StoreError
 from deepsquare_chain.web.server import Address, run_explorer
 from tests.support.index import dump
 from tests.support.livegrid import LiveGrid, deploy, live_grid

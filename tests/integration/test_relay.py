@@ -27,7 +27,7 @@ from deepsquare_chain.client.gasless import (
 from deepsquare_chain.client.relayclient import RelayClient, RelayRefusedError
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.errors import EndpointError, WaitTimeoutError
+from deepsquare_chain.errors import EndpointError, StoreError, WaitTimeoutError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.store.database import Store
@@ -605,6 +605,26 @@ async def test_a_request_is_found_where_ranges_of_logs_are_refused(
         await grid.send(grid.admin, grid.contracts.forwarder.execute(signed))
         await wallet.sender.tend()
         assert proxy.counts["refused"] > 0
+    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+
+
+async def test_a_full_disk_hides_no_payment(
+    grid: LiveGrid, relay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was carried out, and there is no room to write that down: the customer gets its job."""
+    account = await coinless(grid)
+    store = grid.store(account)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise StoreError("The database failed: database or disk is full")
+
+    async with relayed(grid, relay, account, store=store) as wallet:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "settle_request", refuse)
+            ids = await submit_hello(wallet, tmp_path, key="full")
+        assert len(ids) == 1
+        assert [each.state for each in store.recent_requests()] == [RequestState.OPEN]
+        assert await submit_hello(wallet, tmp_path, key="full") == ids
     assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
 
 

@@ -25,6 +25,7 @@ from deepsquare_chain.errors import (
     EndpointError,
     InsufficientFundsError,
     RevertedError,
+    StoreError,
     UsageError,
     WaitTimeoutError,
 )
@@ -506,6 +507,49 @@ async def test_a_key_makes_an_effect_happen_once(chain: FakeChain, store: Store)
     chain.failing.clear()
     await make(chain, store).send(call(2), key="job 8")  # without effect so far, so that it counts
     assert len(chain.mined(call(2).data)) == 2
+
+
+async def test_a_full_disk_hides_no_payment(
+    chain: FakeChain, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was mined, and there is no room to write that down: its sender is told all the same."""
+    full = StoreError("The database failed: database or disk is full")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "set_state", refuse)
+        receipt = await make(chain, store).send(call(), key="job 7")
+    assert states(store) == [TxState.OPEN]
+    assert await make(chain, store).send(call(), key="job 7") == receipt
+    assert len(chain.mined()) == 1
+    assert states(store) == [TxState.MINED]
+
+
+async def test_a_full_disk_ends_no_wait(
+    chain: FakeChain, store: Store, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Higher fees can't be recorded, so that they are not offered; what was sent is waited for."""
+    chain.automine = False
+    tried = []
+
+    def refuse(*_: Any) -> None:
+        tried.append(1)
+        raise StoreError("The database failed: database or disk is full")
+
+    monkeypatch.setattr(store, "add_attempt", refuse)
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: chain.pool)
+    chain.base_fee = 10 * GWEI  # above what it offers
+    for _ in range(6):
+        chain.mine()
+        await asyncio.sleep(0.005)
+    await until(lambda: tried)
+    chain.base_fee = 1
+    chain.mine()
+    assert (await task).label == "call 1"
+    assert len({bytes(each.hash) for each in chain.sent}) == 1
 
 
 async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Sender) -> None:

@@ -15,9 +15,9 @@ from sqlalchemy import Column, Integer, Table, delete, insert, select, update
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.chain.transactions.outbox import Attempt, TxState
-from deepsquare_chain.errors import NotFoundError, UsageError, WaitTimeoutError
+from deepsquare_chain.errors import NotFoundError, StoreError, UsageError, WaitTimeoutError
 from deepsquare_chain.store import outbox as outbox_module
-from deepsquare_chain.store.database import Amount, Store, StoreError, metadata
+from deepsquare_chain.store.database import Amount, Store, metadata
 
 IDENTITY: dict[str, Any] = {"chain_id": 1, "contract": "0xAA", "account": "0xBB"}
 CALL = Call("0xcc", b"\x01", "a call", 5)

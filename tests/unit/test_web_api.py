@@ -16,9 +16,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.applications import Starlette
 
 from deepsquare_chain.credits import parse_credits
+from deepsquare_chain.errors import StoreError
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.observability.serving import MAX_CLIENTS, RateLimit
-from deepsquare_chain.store.base import StoreError
 from deepsquare_chain.web.api import PREFIX, api_routes, document
 from tests.support.index import Indexed
 from tests.support.recorded import (

@@ -396,11 +396,8 @@ class Dispatcher:
 
     def settle(self, entry: Entry, receipt: Any) -> None:
         """Record what became of a mined transaction."""
-        tx_hash = hash_of(receipt)
-        state = TxState.MINED if receipt["status"] == 1 else TxState.FAILED
-        if any(each.cancels for each in entry.attempts if each.tx_hash == tx_hash):
-            state = TxState.CANCELLED
-        self._outbox.set_state(entry.id, state, mined_hash=tx_hash, fee=fee_of(receipt))
+        state = outcome_of(entry, receipt)
+        self._outbox.set_state(entry.id, state, mined_hash=hash_of(receipt), fee=fee_of(receipt))
         self.refusals.pop(entry.id, None)
 
     # -- with the lock held
@@ -563,3 +560,11 @@ class Dispatcher:
             priority_fee=fees.priority_fee,
             sent_block=head,
         )
+
+
+def outcome_of(entry: Entry, receipt: Any) -> TxState:
+    """What a mined transaction came to: MINED, FAILED or CANCELLED."""
+    tx_hash = hash_of(receipt)
+    if any(each.cancels for each in entry.attempts if each.tx_hash == tx_hash):
+        return TxState.CANCELLED
+    return TxState.MINED if receipt["status"] == 1 else TxState.FAILED

@@ -23,7 +23,13 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import merged, together
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.on_demand import pace_of
-from deepsquare_chain.chain.transactions.dispatch import Dispatcher, Spender, find_spender, used_by
+from deepsquare_chain.chain.transactions.dispatch import (
+    Dispatcher,
+    Spender,
+    find_spender,
+    outcome_of,
+    used_by,
+)
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.gas_budget import Purse
 from deepsquare_chain.chain.transactions.outbox import Entry, Outbox, TxState
@@ -35,7 +41,7 @@ from deepsquare_chain.chain.transactions.receipts import (
     read_receipt,
     why_failed,
 )
-from deepsquare_chain.errors import EndpointError, GridError, WaitTimeoutError
+from deepsquare_chain.errors import EndpointError, GridError, StoreError, WaitTimeoutError
 from deepsquare_chain.faults import crash_point
 
 __all__ = [
@@ -326,8 +332,9 @@ class Sender:
                 pause = max(self._poll, _FAILING[0])
             except WrongEndpointError:
                 raise
-            except (EndpointError, Web3Exception) as error:
-                # Unknown is not gone: it is on its way, whether the node answers or not.
+            except (EndpointError, StoreError, Web3Exception) as error:
+                # Unknown is not gone: it is on its way, whether the node answers or not, and
+                # whether there is room for what becomes of it.
                 _log.warning("endpoint_failed", label=entry.call.label, error=str(error)[:300])
                 receipt = None
                 await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
@@ -352,10 +359,15 @@ class Sender:
     async def _settle(self, entry: Entry, receipt: Any) -> TxReceipt:
         crash_point("sender.receipt")
         entry = self._outbox.entry(entry.id)
-        self._dispatcher.settle(entry, receipt)
+        state = outcome_of(entry, receipt)
+        try:
+            self._dispatcher.settle(entry, receipt)
+        except StoreError as error:
+            # It is mined, and its sender must be told so. The chain tells it again next time.
+            _log.warning("receipt_not_recorded", label=entry.call.label, error=error.message)
         self._watches.pop(entry.id, None)
         crash_point("sender.settled")
-        if self._outbox.entry(entry.id).state is TxState.CANCELLED:
+        if state is TxState.CANCELLED:
             raise TransactionCancelledError(
                 f"{entry.call.label!r} was cancelled: nothing of it was carried out "
                 f"({hash_of(receipt)} took its nonce {entry.nonce})"
