@@ -11,7 +11,13 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.client.history import reported_digest
 from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus
-from deepsquare_chain.provider.outputs import ResultFile, find_run, has_ended, result_files
+from deepsquare_chain.provider.outputs import (
+    ResultFile,
+    closed_folder,
+    find_run,
+    has_ended,
+    result_files,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,10 @@ async def job_results(
 def no_run(job: Job, root: Path) -> NotFoundError:
     """That no provider of this machine has kept a run of the job."""
     hint = "Output is read from a provider of this machine: give its state_dir (--state-dir)."
-    if job.status.is_live and job.status is not JobStatus.RUNNING:
+    closed = closed_folder(root)
+    if closed is not None:
+        hint = f"{closed} can't be read by this user: ask its owner, or give another --state-dir."
+    elif job.status.is_live and job.status is not JobStatus.RUNNING:
         hint = f"It has not started: `deepsquare job why {job.id}` tells why."
     return NotFoundError(
         f"No run of job {job.id} ({job.status.name}) is kept below {root}", hint=hint

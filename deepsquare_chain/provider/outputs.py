@@ -44,7 +44,7 @@ def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | No
     for runs in _run_folders(root):
         for path in (runs / first, *runs.glob(f"{first}.*")):
             parsed = parse_key(chain_id, contract, path.name)
-            if parsed is not None and path.is_dir():
+            if parsed is not None and os.path.isdir(path):
                 found.append((parsed[1], path.stat().st_mtime, path))
     return max(found)[2] if found else None
 
@@ -138,6 +138,9 @@ def _output(folder: RunFolder, copy: Path | None) -> list[ResultFile]:
 def _entries(work: Path) -> list[tuple[str, Path, str, bool]]:
     """Name, path, problem and whether it is special: of all but folders that can be listed."""
     found: list[tuple[str, Path, str, bool]] = []
+    if work.is_symlink():
+        # A job may have put it there; what it leads to is not the job's.
+        return [("work", work, f"{_SPECIAL[stat.S_IFLNK]}, not copied", True)]
 
     def unreadable(error: OSError) -> None:
         place = Path(os.fsdecode(error.filename))
@@ -252,4 +255,14 @@ def has_ended(run: Path) -> bool:
 
 def _run_folders(root: Path) -> list[Path]:
     candidates = [root / "runs", *root.glob("*/runs"), *root.glob("*/*/runs")]
-    return [path for path in candidates if path.is_dir()]
+    # Folders of other users may be among them, which a method of Path would stop at.
+    return [path for path in candidates if os.path.isdir(path)]
+
+
+def closed_folder(root: Path) -> Path | None:
+    """The first folder, of a provider's or of its runs, that this user can't look into."""
+    folders = [root, *(each for each in root.glob("*") if os.path.isdir(each))]
+    for folder in (*folders, *_run_folders(root)):
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            return folder
+    return None

@@ -14,7 +14,8 @@ import pytest
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.provider import outputs
-from deepsquare_chain.provider.outputs import result_files
+from deepsquare_chain.provider.model import run_key
+from deepsquare_chain.provider.outputs import closed_folder, find_run, result_files
 
 pytestmark = pytest.mark.unit
 
@@ -70,6 +71,45 @@ def test_links_pipes_and_sockets_are_named_and_not_copied(run: Path, tmp_path: P
     taken = [each.name for each in found if not each.special]
     assert taken == ["output", "work/b.txt", "work/deep/a.bin"]
     assert sorted(each.name for each in (to / "work").iterdir()) == ["b.txt", "deep"]
+
+
+def test_a_working_folder_that_became_a_link_is_not_followed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "key").write_text("private")
+    (run / "work").rename(run / "moved")
+    (run / "work").symlink_to(tmp_path / "home")
+    found = result_files(run, tmp_path / "copy")
+    assert [(each.name, each.problem, each.special) for each in found] == [
+        ("output", "", False),
+        ("work", "a symbolic link, not copied", True),
+    ]
+    assert [each.name for each in (tmp_path / "copy").iterdir()] == ["output"]
+
+
+def test_folders_of_other_users_hide_no_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several providers below one folder, one of which is closed to this user."""
+    root, contract = tmp_path / "state", "0x" + "ab" * 20
+    for name in ("closed", "open"):
+        (root / name / "runs").mkdir(parents=True)
+    closed, stat_of = str(root / "closed"), os.stat
+    kept = root / "open" / "runs" / run_key(1, contract, 7)
+    run.rename(kept)
+
+    def refuse(path: Any, *more: Any, **options: Any) -> Any:
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat_of(path, *more, **options)
+
+    def access(path: Any, _: int) -> bool:
+        return str(path) != closed
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "access", access)
+    assert find_run(root, 1, contract, 7) == kept
+    assert find_run(root, 1, contract, 8) is None
+    assert closed_folder(root) == root / "closed"
 
 
 def test_an_output_that_became_a_link_is_named_and_the_rest_copied(
