@@ -57,9 +57,9 @@ _SHELLS: Final = (
     "/usr/local/bin/bash",
     "/run/current-system/sw/bin/bash",
 )
-#: A script that fails within so many seconds may not have been executed at all.
-_SUSPECT: Final = 5.0
-_ALIVE: Final = 42
+#: Says on a descriptor that a shell works where the script is, and becomes the script's shell.
+_MARK_DESCRIPTOR: Final = 9
+_BEGIN: Final = f'printf . >&{_MARK_DESCRIPTOR} && exec "$0" "$1" {_MARK_DESCRIPTOR}>&-'
 #: Jobs stand a little behind their daemon: a crowd of them must not keep claims and reports waiting.
 _NICE: Final = 5
 #: Seconds without a request after which the fork server ends.
@@ -89,7 +89,7 @@ class Supervisor:
         self._pid = 0
         self._status: int | None = None
         self._failure = ""
-        self._pipe, self._alarm = -1, -1
+        self._pipe, self._alarm, self._begun = -1, -1, -1
         self._meter: MemoryMeter | None = None
         self._output = OutputWriter(folder.output, OUTPUT_LIMIT)
 
@@ -110,7 +110,7 @@ class Supervisor:
         if self._spawn():
             reason = self._watch()
             self._end_tree()
-            reason = reason or self._confinement.verdict(self._status) or self._doubt()
+            reason = reason or self._confinement.verdict(self._status) or self._unstarted()
         self._confinement.end()
         if self._meter is not None:
             self._meter.clear()
@@ -140,7 +140,9 @@ class Supervisor:
     def _spawn(self) -> bool:
         """Start the script in a session, folder and environment of its own."""
         self._pipe, sink = os.pipe()
+        self._begun, mark = os.pipe()
         os.set_blocking(self._pipe, False)
+        os.set_blocking(self._begun, False)
         with contextlib.suppress(OSError):
             # Fewer, larger reads for a job that prints without end.
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -148,24 +150,28 @@ class Supervisor:
             self._confinement.begin()
             if not self._confinement.limits_memory:
                 self._meter = MemoryMeter(self._started_at)
-            self._pid = self._execute(sink)
+            self._pid = self._execute(sink, mark)
         except OSError as error:
             self._failure = f"The script could not be started: {error.strerror}\n"
             return False
         finally:
             os.close(sink)
+            os.close(mark)
         crash_point("supervisor.spawned")
         # Without this record a dead supervisor's job is still found by its mark.
         with contextlib.suppress(OSError):
             self._folder.set_job(procfs.identify(self._pid), self._started_at, self._started)
         return True
 
-    def _execute(self, sink: int) -> int:
-        """Pid of the script's process, whose output goes to `sink`.
+    def _execute(self, sink: int, mark: int) -> int:
+        """Pid of the script's process, whose output goes to `sink`; `mark` tells that it began.
 
         `subprocess` would do the same, but takes longer to load than a short job runs.
         """
-        command = self._confinement.command([_shell(), self._confinement.script])
+        shell = _shell()
+        # As privileged, the first shell reads no start-up file, which the second one does.
+        begin = [shell, "-p", "-c", _BEGIN, shell, self._confinement.script]
+        command = self._confinement.command(begin)
         os.chdir(self._folder.work)
         try:
             return os.posix_spawn(
@@ -176,6 +182,7 @@ class Supervisor:
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, sink, 1),
                     (os.POSIX_SPAWN_DUP2, sink, 2),
+                    (os.POSIX_SPAWN_DUP2, mark, _MARK_DESCRIPTOR),
                 ],
                 setsid=True,
                 # Python ignores them, and what it ignores the script would ignore.
@@ -300,26 +307,16 @@ class Supervisor:
                 procfs.signal_trees(procfs.descendants(os.getpid()), signal.SIGKILL)
             self._wait(_SWEEP)
 
-    def _doubt(self) -> str:
-        """Whether a script that failed at once was executed: the shell is asked for a number.
+    def _unstarted(self) -> str:
+        """Why the run ended where its shell never came to the script; empty where it did.
 
-        A program that the script lacks is the script's own failure, a shell that does nothing is
-        not.
+        The sandbox, the control groups or the shell failed, whatever their exit code says. A
+        program that the script lacks is the script's own failure.
         """
-        quick = time.monotonic() - self._started < _SUSPECT
-        if not quick or not self._status or os.WIFSIGNALED(self._status):
-            return ""
-        try:
-            shell = _shell()
-            command = self._confinement.command([shell, "-c", f"exit {_ALIVE}"])
-            pid = os.posix_spawn(command[0], command, self._environment())
-            _, status = os.waitpid(pid, 0)
-        except OSError as error:
-            self._failure = f"The shell can't be executed: {error.strerror}\n"
-            return "unstarted"
-        if os.waitstatus_to_exitcode(status) == _ALIVE:
-            return ""
-        self._failure = f"The shell {shell} does not execute scripts\n"
+        with contextlib.suppress(BlockingIOError):
+            if os.read(self._begun, 1):
+                return ""
+        self._failure = "The script was not executed\n"
         return "unstarted"
 
     def _verdict(self, reason: str) -> tuple[int, str]:

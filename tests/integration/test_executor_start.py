@@ -74,6 +74,31 @@ def test_no_process_left_is_no_failure_of_the_job(tmp_path: Path) -> None:
     assert b"could not be started: Resource temporarily unavailable" in output
 
 
+def test_a_sandbox_that_failed_once_is_no_failure_of_the_job(tmp_path: Path) -> None:
+    """A moment later it would have worked: no process was left for it, say."""
+    sandbox = tmp_path / "sandbox"
+    shell(sandbox, f'#!/bin/sh\n[ -e {tmp_path}/once ] && exec "$@"\n: >{tmp_path}/once\nexit 1\n')
+    change = f"""
+from deepsquare_chain.executors.confinement import Confinement
+Confinement.command = lambda self, inner: [{str(sandbox)!r}, *inner]
+"""
+    record, output = run(tmp_path / "run", b"echo hi", change)
+    assert (record["reason"], record["seconds"], record["code"]) == ("unstarted", 0, 1)
+    assert b"not executed" in output
+    record, output = run(tmp_path / "again", b"echo hi; exit 1", change)
+    assert (record["reason"], record["code"], output) == ("exited", 1, b"hi\n")
+
+
+def test_a_script_sees_no_trace_of_how_it_is_begun(tmp_path: Path) -> None:
+    script = b'echo "$0 $# $- $SHLVL"; ls /proc/self/fd'
+    record, output = run(tmp_path / "run", script)
+    assert record["code"] == 0
+    name, *descriptors = output.decode().split("\n")[:-1]
+    assert name == f"{tmp_path}/run/script 0 hB 1"
+    # 3 is the folder that `ls` reads.
+    assert descriptors == ["0", "1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("script", "code"),
     [
