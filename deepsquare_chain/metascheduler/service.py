@@ -241,7 +241,7 @@ class SchedulerService:
             waiting=[waiting for waiting in world.waiting if waiting.job.id in due],
             providers=[
                 dataclasses.replace(
-                    view, cooldown_until=self._batches.cooldowns.until(view.provider.id)
+                    view, cooldown_until=self._batches.cooldown_until(view.provider.id)
                 )
                 for view in world.views
             ],

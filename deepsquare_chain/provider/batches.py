@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.bindings.contracts import Report as ChainReport
-from deepsquare_chain.chain.bindings.events import TransitionSkipped
-from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
-from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
-from deepsquare_chain.faults import crash_point
-from deepsquare_chain.observability import get_logger
+from deepsquare_chain.chain.transactions.sender import Sender
+from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher, slices
 from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import (
     Action,
@@ -31,29 +27,10 @@ from deepsquare_chain.provider.model import (
 
 #: Seconds within which what was mined in the same block is heard of.
 _TICK: Final = 0.05
-_FIRST_PAUSE: Final = 1.0
-_LONGEST_PAUSE: Final = 60.0
-_log = get_logger(__name__)
+#: Shortest and longest pause after a refusal, in seconds.
+_PAUSES: Final = (1, 60)
 
-T = TypeVar("T")
 Planned = tuple[View, Action]
-
-
-@dataclass
-class _Pause:
-    """One kind of move that the contract refused for a job: not tried until `until`."""
-
-    seconds: float = _FIRST_PAUSE
-    until: float = field(default=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderBatch:
-    """One transaction and the jobs in it."""
-
-    kind: str
-    job_ids: tuple[int, ...]
-    call: Call
 
 
 class ProviderBatches:
@@ -67,7 +44,7 @@ class ProviderBatches:
         scheduler: The contract.
         size: Most jobs in one transaction.
         timeout: Seconds to wait for a receipt; afterwards the outbox looks after it.
-        counted: Told the kind and number of jobs of each transaction that was mined.
+        counted: Called with kind, jobs moved and jobs refused of each transaction.
     """
 
     def __init__(
@@ -77,16 +54,28 @@ class ProviderBatches:
         *,
         size: int,
         timeout: float,
-        counted: Callable[[str, int], None],
+        counted: Callable[[str, int, int], None],
     ) -> None:
-        self._sender = sender
+        self._batcher = TransactionBatcher(
+            "provider",
+            sender,
+            timeout=timeout,
+            count=counted,
+            clock=time.monotonic,
+            backoff=Backoff(*_PAUSES),
+        )
         self._scheduler = scheduler
         self._size = size
-        self._timeout = timeout
-        self._counted = counted
-        self.mined_at = 0  # the highest block that holds a transaction of ours
-        self._pauses: dict[tuple[str, int], _Pause] = {}
         self._beside = Beside()
+
+    @property
+    def mined_at(self) -> int:
+        """The highest block that holds a transaction of this provider."""
+        return self._batcher.mined_at
+
+    def saw(self, block: int) -> None:
+        """Take in the block of a transaction that an earlier process had sent."""
+        self._batcher.mined_at = max(self._batcher.mined_at, block)
 
     @property
     def jobs(self) -> frozenset[int]:
@@ -95,7 +84,9 @@ class ProviderBatches:
 
     async def answer(self) -> bool:
         """Stop this provider's challenge clock; whether that is mined."""
-        return bool(await self._send(ProviderBatch("answer", (), self._scheduler.answer())))
+        before = self.mined_at
+        await self._batcher.send(TransactionBatch("answer", (), self._scheduler.answer()))
+        return self.mined_at > before
 
     async def send(self, planned: Iterable[Planned]) -> int:
         """Send everything that belongs on chain, and wait until some of it is mined.
@@ -124,30 +115,28 @@ class ProviderBatches:
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """These jobs are over; nothing about them is remembered."""
-        gone = set(job_ids)
-        for key in [key for key in self._pauses if key[1] in gone]:
-            del self._pauses[key]
+        self._batcher.forget(job_ids)
 
     # -- making
 
-    def _due(self, planned: Iterable[Planned]) -> list[ProviderBatch]:
+    def _due(self, planned: Iterable[Planned]) -> list[TransactionBatch]:
         """Transactions of what was not refused a moment ago."""
         due = [
             (view, action)
             for view, action in planned
-            if (kind := _kind(action)) and not self._paused(kind, view.job.id)
+            if (kind := _kind(action)) and self._batcher.is_due(kind, view.job.id)
         ]
         return list(self._batches(due))
 
-    def _batches(self, planned: Sequence[Planned]) -> Iterable[ProviderBatch]:
+    def _batches(self, planned: Sequence[Planned]) -> Iterable[TransactionBatch]:
         # Claims first: somebody waits for them, and what is sent late may miss a block.
         for kind, ids, make in self._plain(planned):
-            for part in _slices(ids, self._size):
-                yield ProviderBatch(kind, tuple(part), make(part))
+            for part in slices(ids, self._size):
+                yield TransactionBatch(kind, tuple(part), make(part))
         reports = [(view, a) for view, a in planned if isinstance(a, RunReport)]
-        for some in _slices(reports, self._size):
+        for some in slices(reports, self._size):
             reported = tuple(view.job.id for view, _ in some)
-            yield ProviderBatch(
+            yield TransactionBatch(
                 "finish", reported, self._scheduler.finish([_report(*each) for each in some])
             )
 
@@ -165,50 +154,8 @@ class ProviderBatches:
             make = contract.requeue if kind == "requeue" else contract.panic
             yield kind, _ids(planned, action), partial(make, reason=action.reason)
 
-    # -- sending
-
-    async def _send(self, batch: ProviderBatch) -> int:
-        crash_point(f"provider.{batch.kind}.planned")
-        try:
-            receipt = await self._sender.send(batch.call, timeout=self._timeout)
-        except RevertedError as error:
-            # Nothing of it could be applied: the state has moved on, the next cycle sees how.
-            _log.info("refused", what=batch.call.label, error=error.message)
-            self._hold(batch.kind, batch.job_ids)
-            return 0
-        except InsufficientFundsError as error:
-            _log.error("no gas", what=batch.call.label, error=error.message, hint=error.hint)
-            self._hold(batch.kind, batch.job_ids)
-            return 0
-        except GridError as error:
-            _log.warning("not sent", what=batch.call.label, error=error.message)
-            return 0
-        crash_point(f"provider.{batch.kind}.confirmed")
-        return self._mined(batch, receipt)
-
-    def _mined(self, batch: ProviderBatch, receipt: TxReceipt) -> int:
-        self.mined_at = max(self.mined_at, receipt.block_number)
-        left_out = (each for each in receipt.events if isinstance(each, TransitionSkipped))
-        skipped = {each.job_id: each for each in left_out if each.job_id in batch.job_ids}
-        for event in skipped.values():
-            _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
-        self._hold(batch.kind, skipped)
-        moved = [job_id for job_id in batch.job_ids if job_id not in skipped]
-        self.forget(moved)
-        count = 1 if batch.kind == "answer" else len(moved)
-        self._counted(batch.kind, count)
-        _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
-        return count
-
-    def _paused(self, kind: str, job_id: int) -> bool:
-        pause = self._pauses.get((kind, job_id))
-        return pause is not None and time.monotonic() < pause.until
-
-    def _hold(self, kind: str, job_ids: Iterable[int]) -> None:
-        for job_id in job_ids:
-            pause = self._pauses.setdefault((kind, job_id), _Pause())
-            pause.until = time.monotonic() + pause.seconds
-            pause.seconds = min(_LONGEST_PAUSE, pause.seconds * 2)
+    async def _send(self, batch: TransactionBatch) -> int:
+        return len(await self._batcher.send(batch))
 
 
 _KINDS: Final[dict[type[Action], str]] = {
@@ -239,7 +186,3 @@ def _report(view: View, action: RunReport) -> ChainReport:
         result=view.run.result or bytes(32),
         reason=action.reason,
     )
-
-
-def _slices(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
-    return (items[at : at + size] for at in range(0, len(items), size))

@@ -59,10 +59,14 @@ class ProviderMetrics:
             "revenue_at_risk_credits", "Largest part of it that one lost run would forfeit now."
         )
         self._sent = metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS)
+        self._refused = metrics.counter(
+            "provider_refused", "Jobs that the contract refused to move.", kind=KINDS
+        )
 
-    def sent(self, kind: str, jobs: int) -> None:
-        """Count what a transaction moved."""
-        self.metrics.add(self._sent, kind, amount=jobs)
+    def sent(self, kind: str, moved: int, refused: int) -> None:
+        """Count the jobs that a transaction moved, and those that the contract refused."""
+        self.metrics.add(self._sent, kind, amount=moved)
+        self.metrics.add(self._refused, kind, amount=refused)
 
     def keeps(self, runs: int, size: int) -> None:
         """Show how many folders of ended runs are kept, and their bytes."""

@@ -316,7 +316,7 @@ class ProviderService:
         # An answer would have a later nonce, so what stands in its way may cost as much.
         await self._look_for_challenge("latest")
         for receipt in await self._sender.recover(timeout=_RECOVER_SECONDS):
-            self._batches.mined_at = max(self._batches.mined_at, receipt.block_number)
+            self._batches.saw(receipt.block_number)
         return not self._sender.unattended()
 
     def _refuse_second_daemon(self) -> None:

@@ -52,9 +52,11 @@ KINDS = {
     "metascheduler": ("assign", "requeue", "challenge", "panic", "cancel"),
 }
 ROOMS = {
-    "provider": ("provider", "executors", "chain"),
-    "metascheduler": ("metascheduler", "chain"),
+    "provider": ("provider", "executors", "chain", "daemon"),
+    "metascheduler": ("metascheduler", "chain", "daemon"),
 }
+#: First part of the labels of a service's transactions.
+LABELS = {"provider": "provider", "metascheduler": "scheduler"}
 #: Steps that a calm life has no need of.
 ROUGH = re.compile(
     r"supervisor\.|sender\.replaced|follower\.rolled_back|provider\.extend\."
@@ -101,7 +103,8 @@ def points(service: str, *, rough: bool) -> list[str]:
             if file.parent.name == "slurm":
                 continue  # these services run jobs with the local executor
             for label in re.findall(r'crash_point\(f?"([^"]+)"\)', file.read_text()):
-                found |= {label.replace("{batch.kind}", kind) for kind in KINDS[service]}
+                named = label.replace("{self._service}", LABELS[service])
+                found |= {named.replace("{batch.kind}", kind) for kind in KINDS[service]}
     unlikely = QUEUED if rough else ROUGH
     return sorted(each for each in found - NEVER[service] if not unlikely.match(each))
 

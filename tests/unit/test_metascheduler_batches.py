@@ -117,27 +117,27 @@ async def test_a_provider_that_refuses_cools_down_and_the_job_does_not(reason: A
     batches, sender = found.batches, found.sender
     assert await batches.assign({ONE: [1], TWO: [2, 3]}, NOW) == 1
     assert batches.due("assign", [2, 3], NOW) == [2, 3]
-    assert (batches.cooldowns.until(1), batches.cooldowns.until(2)) == (0, NOW + 2)
+    assert (batches.cooldown_until(1), batches.cooldown_until(2)) == (0, NOW + 2)
     assert batches.refusals == 2
     # The same again, as a call of which nothing could be applied: longer each time, with a bound.
     sender.error = reason("refused", fields={"job_id": 2})
     ends = []
     for _ in range(9):
         await batches.assign({TWO: [2, 3], ONE: [1]}, NOW)
-        ends.append(batches.cooldowns.until(2) - NOW)
+        ends.append(batches.cooldown_until(2) - NOW)
     assert ends == [4, 8, 16, 32, 64, 128, 256, 512, 600]
     assert batches.due("assign", [1, 2, 3], NOW) == [1, 2, 3]
-    assert batches.cooldowns.until(1) == 0
+    assert batches.cooldown_until(1) == 0
     # An assignment that succeeds ends the series.
     sender.error, sender.skips = None, set()
     await batches.assign({TWO: [2, 3]}, NOW + 600)
-    assert batches.cooldowns.until(2) == 0
+    assert batches.cooldown_until(2) == 0
 
 
 async def test_a_refusal_for_the_job_is_no_fault_of_the_provider() -> None:
     found = bench(FakeSender(skips={2}, reason=reverts.ProviderExcluded))
     await found.batches.assign({ONE: [1, 2]}, NOW)
-    assert found.batches.cooldowns.until(1) == 0
+    assert found.batches.cooldown_until(1) == 0
     assert found.batches.due("assign", [1, 2], NOW) == [1]
     found.sender.error = reverts.InvalidTransition("moved", fields={"job_id": 3})
     await found.batches.assign({ONE: [3]}, NOW)
@@ -163,12 +163,13 @@ async def test_what_was_left_out_rests_longer_each_time() -> None:
     await found.batches.requeue([2], NOW + 2)
     assert found.batches.due("requeue", [2], NOW + 5) == []
     assert found.batches.due("requeue", [2], NOW + 6) == [2]
-    for _ in range(20):
-        found.batches._refuse("requeue", [2], NOW)
-    assert found.batches.due("requeue", [2], NOW + 599) == []
-    assert found.batches.due("requeue", [2], NOW + 600) == [2]
+    now = NOW + 6
+    for pause in (8, 16, 32, 64, 128, 256, 512, 600, 600):
+        await found.batches.requeue([2], now)
+        assert found.batches.due("requeue", [2], now + pause - 1) == []
+        now += pause
     found.sender.skips = set()
-    await found.batches.requeue([2], NOW + 600)
+    await found.batches.requeue([2], now)
     assert found.batches.due("requeue", [2], NOW) == [2]
 
 

@@ -201,8 +201,9 @@ class TestBatches:
         return {}
 
     def make(self, sender: FakeSender, counted: dict[str, int], size: int = 50) -> ProviderBatches:
-        def count(kind: str, jobs: int) -> None:
-            counted[kind] = counted.get(kind, 0) + jobs
+        def count(kind: str, moved: int, _refused: int) -> None:
+            if moved:
+                counted[kind] = counted.get(kind, 0) + moved
 
         scheduler = MetaSchedulerContract(SimpleNamespace(), CONTRACT)
         return ProviderBatches(sender, scheduler, size=size, timeout=1, counted=count)
@@ -669,7 +670,8 @@ class Recovering:
 @pytest.mark.parametrize("mined", [True, False])
 async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined: bool):
     """No older head is believed than the block that holds them."""
-    batches = SimpleNamespace(mined_at=3)
+    blocks = [3]
+    batches = SimpleNamespace(saw=blocks.append)
     looked: list[str] = []
 
     async def look(block: str) -> None:
@@ -679,7 +681,7 @@ async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined:
         _sender=Recovering(mined=mined), _batches=batches, _look_for_challenge=look
     )
     assert await ProviderService._settle_old(service) is mined
-    assert batches.mined_at == (9 if mined else 3)
+    assert blocks == ([3, 9] if mined else [3])
     assert looked == ["latest"]  # a transaction in front of an answer may cost what an answer may
 
 

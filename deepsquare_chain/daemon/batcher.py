@@ -1,0 +1,157 @@
+"""Transaction batches of a service: several jobs per transaction, and backoff for refused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.events import TransitionSkipped
+from deepsquare_chain.chain.bindings.reverts import ContractError
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
+from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
+from deepsquare_chain.faults import crash_point
+from deepsquare_chain.observability import get_logger
+
+_log = get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class Backoff:
+    """Pauses after refusals, each twice as long as the one before.
+
+    The caller passes the time, so that chain time and a monotonic clock both serve.
+
+    Args:
+        first: Length of the first pause in seconds.
+        longest: Length of the longest pause in seconds.
+    """
+
+    def __init__(self, first: int, longest: int) -> None:
+        self._first = first
+        self._longest = longest
+        self._pauses: dict[Hashable, tuple[float, int]] = {}  # end and length
+
+    def until(self, key: Hashable) -> float:
+        """Time at which the pause of this key ends; zero without a refusal."""
+        return self._pauses.get(key, (0, 0))[0]
+
+    def refuse(self, key: Hashable, now: float) -> None:
+        """Begin the next pause of this key."""
+        _, last = self._pauses.get(key, (0, 0))
+        pause = min(2 * last, self._longest) if last else self._first
+        self._pauses[key] = now + pause, pause
+
+    def clear(self, matches: Callable[[Hashable], bool]) -> None:
+        """Forget the keys that match; their next pause is the first one again."""
+        for key in [key for key in self._pauses if matches(key)]:
+            del self._pauses[key]
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionBatch:
+    """One transaction and its jobs; `providers` holds the provider ID of each assignment."""
+
+    kind: str
+    job_ids: tuple[int, ...]
+    call: Call
+    providers: Mapping[int, int] = field(default_factory=dict)
+
+
+class TransactionBatcher:
+    """Sends batches and waits until they are mined; refused jobs are not sent again at once.
+
+    Args:
+        service: Name of the service in crash points: provider or scheduler.
+        sender: The sender of the account.
+        timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
+        count: Called with kind, jobs moved and jobs refused of each transaction.
+        clock: Time of the pauses, in seconds.
+        backoff: Pauses of refused jobs.
+        excuse: Called with a batch and its refusals (job ID to the error's name); returns the jobs
+            that may be sent again at once, because the error is not theirs.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        sender: Sender,
+        *,
+        timeout: float,
+        count: Callable[[str, int, int], None],
+        clock: Callable[[], float],
+        backoff: Backoff,
+        excuse: Callable[[TransactionBatch, Mapping[int, str]], Collection[int]] | None = None,
+    ) -> None:
+        self._service = service
+        self._sender = sender
+        self._timeout = timeout
+        self._count = count
+        self._clock = clock
+        self._backoff = backoff
+        self._excuse = excuse
+        self.mined_at = 0  # the highest block that holds a transaction of this service
+
+    def is_due(self, kind: str, job_id: int) -> bool:
+        """Whether this move of a job was not refused a moment ago."""
+        return self._backoff.until((kind, job_id)) <= self._clock()
+
+    def forget(self, job_ids: Iterable[int]) -> None:
+        """Forget the refusals of these jobs."""
+        forgotten = set(job_ids)
+        self._backoff.clear(lambda key: isinstance(key, tuple) and key[1] in forgotten)
+
+    async def send(self, batch: TransactionBatch) -> tuple[int, ...]:
+        """Send one batch and wait for its receipt; the jobs that moved.
+
+        What a failure means is read from the chain again in the next cycle.
+        """
+        crash_point(f"{self._service}.{batch.kind}.planned")
+        try:
+            receipt = await self._sender.send(batch.call, timeout=self._timeout)
+        except RevertedError as error:
+            # Nothing of it could be applied; the error is that of the first job.
+            _log.info("refused", what=batch.call.label, error=error.message)
+            first = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
+            if not self._excused(batch, {first: type(error).__name__}):
+                self._refuse(batch.kind, batch.job_ids)
+            self._count(batch.kind, 0, len(batch.job_ids))
+            return ()
+        except InsufficientFundsError as error:
+            _log.error("no gas", what=batch.call.label, error=error.message, hint=error.hint)
+            self._refuse(batch.kind, batch.job_ids)
+            return ()
+        except GridError as error:
+            _log.warning("not sent", what=batch.call.label, error=error.message)
+            return ()
+        crash_point(f"{self._service}.{batch.kind}.confirmed")
+        return self._mined(batch, receipt)
+
+    def _mined(self, batch: TransactionBatch, receipt: TxReceipt) -> tuple[int, ...]:
+        self.mined_at = max(self.mined_at, receipt.block_number)
+        skipped: dict[int, str] = {}
+        for event in receipt.events:
+            if isinstance(event, TransitionSkipped) and event.job_id in batch.job_ids:
+                _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
+                skipped[event.job_id] = event.reason_name
+        excused = self._excused(batch, skipped)
+        self._refuse(batch.kind, [job_id for job_id in skipped if job_id not in excused])
+        moved = tuple(job_id for job_id in batch.job_ids if job_id not in skipped)
+        self.forget(moved)
+        self._count(batch.kind, len(moved) if batch.job_ids else 1, len(skipped))
+        _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
+        return moved
+
+    def _excused(self, batch: TransactionBatch, refusals: Mapping[int, str]) -> Collection[int]:
+        return self._excuse(batch, refusals) if self._excuse is not None else ()
+
+    def _refuse(self, kind: str, job_ids: Iterable[int]) -> None:
+        for job_id in job_ids:
+            self._backoff.refuse((kind, job_id), self._clock())
+
+
+def slices(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    """Parts of at most `size` items."""
+    return (items[at : at + size] for at in range(0, len(items), size))
