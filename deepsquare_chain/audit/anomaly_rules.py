@@ -15,7 +15,7 @@ from deepsquare_chain.audit.anomalies import (
 )
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.audit.settlement import MIN_REPORT_GRACE
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment, Timeouts
 from deepsquare_chain.chain.bindings.roles import role_name
 from deepsquare_chain.credits import format_credits

@@ -14,8 +14,8 @@ from typing import Any, Final
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, Totals
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.event_types import Transfer
 from deepsquare_chain.chain.bindings.events import event_topics, topic_of
-from deepsquare_chain.chain.bindings.eventtypes import Transfer
 
 #: Records in one `getJobs` by hand: far below any node's limit of gas for a call.
 _JOBS_A_CALL: Final = 100

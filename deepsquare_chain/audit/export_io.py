@@ -31,8 +31,8 @@ from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.audit.reader import Chronicle, Progress, read_chronicle
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import decode_log
-from deepsquare_chain.chain.bindings.eventtypes import Event
 from deepsquare_chain.errors import NotFoundError, UsageError
 
 #: More than any log of a block can hold; a longer line is no log.

@@ -9,7 +9,7 @@ from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, MovementKind
 from deepsquare_chain.audit.registry_ledger import RegistryLedger
 from deepsquare_chain.audit.settlement import check_collection, check_settlement, is_lost
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.job import JobStatus, can_transition
 

@@ -26,7 +26,7 @@ from deepsquare_chain.audit.job_ledger import JobLedger
 from deepsquare_chain.audit.registry_ledger import RegistryLedger
 from deepsquare_chain.audit.token_ledger import TokenLedger
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import AuditError
 

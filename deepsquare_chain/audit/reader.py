@@ -14,11 +14,11 @@ from deepsquare_chain.audit.checks import Audit, Storage, verify
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import decode_logs
-from deepsquare_chain.chain.bindings.eventtypes import Event
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.logreader import read_range
-from deepsquare_chain.chain.rpc.nodeerrors import node_message
+from deepsquare_chain.chain.rpc.log_reader import read_range
+from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Load
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from deepsquare_chain.audit.entries import JobEntry, ProviderEntry
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.credits import fits, job_rate
 from deepsquare_chain.job import JobStatus, Load, ProviderStatus, Resources

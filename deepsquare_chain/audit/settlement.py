@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepsquare_chain.audit.entries import JobEntry
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain.bindings.eventtypes import JobCollected, JobSettled
+from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.job import JobFlags, JobStatus
 

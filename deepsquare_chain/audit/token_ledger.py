@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, MovementKind
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 
 
 class TokenLedger:

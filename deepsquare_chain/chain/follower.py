@@ -18,8 +18,8 @@ from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.bindings.events import Event, decode_logs
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.logreader import Question, read_range
-from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.log_reader import Question, read_range
+from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.chain.rpc.on_demand import stands_still
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.faults import crash_point

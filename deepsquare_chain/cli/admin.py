@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 app = typer.Typer(help="Approve and ban providers, open and close.", no_args_is_help=True)
@@ -30,7 +30,7 @@ ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="Its a
 
 @command(app)
 async def approve(
-    desk: Desk,
+    context: CommandContext,
     provider: ProviderArgument,
     version: Annotated[
         int | None, typer.Option(min=1, help="Proposed version; the latest by default.")
@@ -39,60 +39,60 @@ async def approve(
     """Put a version of a provider's hardware in force."""
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         registry = wallet.contracts.registry
         found = await registry.provider_of(provider)
         call = registry.approve(provider, version or found.pending_version)
-        desk.receipt(await wallet.send(call))
+        context.receipt(await wallet.send(call))
 
 
 @command(app)
 async def ban(
-    desk: Desk,
+    context: CommandContext,
     provider: ProviderArgument,
     reason: Annotated[str, typer.Option(help="For people; at most 256 bytes.")] = "",
 ) -> None:
     """Shut a provider out."""
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         registry = wallet.contracts.registry
         await registry.provider_of(provider)
-        desk.receipt(await wallet.send(registry.ban(provider, reason)))
+        context.receipt(await wallet.send(registry.ban(provider, reason)))
 
 
 @command(app)
-async def unban(desk: Desk, provider: ProviderArgument) -> None:
+async def unban(context: CommandContext, provider: ProviderArgument) -> None:
     """Let a provider in again."""
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         registry = wallet.contracts.registry
         await registry.provider_of(provider)
-        desk.receipt(await wallet.send(registry.unban(provider)))
+        context.receipt(await wallet.send(registry.unban(provider)))
 
 
 @command(app, "open")
-async def open_submissions(desk: Desk) -> None:
+async def open_submissions(context: CommandContext) -> None:
     """Take new jobs."""
-    await _set_open(desk, is_open=True)
+    await _set_open(context, is_open=True)
 
 
 @command(app)
-async def close(desk: Desk) -> None:
+async def close(context: CommandContext) -> None:
     """Take no new jobs; live ones go on."""
-    await _set_open(desk, is_open=False)
+    await _set_open(context, is_open=False)
 
 
 @command(app)
-async def params(desk: Desk) -> None:
+async def params(context: CommandContext) -> None:
     """Show what rules all jobs of this deployment."""
     from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         found = await contracts.scheduler.parameters()
         period = await contracts.registry.approval_period()
-    desk.printer.record(
+    context.printer.record(
         _PARAMS,
         (
             found.claim_timeout,
@@ -111,9 +111,9 @@ async def params(desk: Desk) -> None:
     )
 
 
-async def _set_open(desk: Desk, *, is_open: bool) -> None:
+async def _set_open(context: CommandContext, *, is_open: bool) -> None:
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         call = wallet.contracts.scheduler.set_submissions_open(is_open)
-        desk.receipt(await wallet.send(call))
+        context.receipt(await wallet.send(call))

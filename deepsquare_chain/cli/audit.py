@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepsquare_chain.cli.auditprint import (
+from deepsquare_chain.cli.audit_output import (
     EXCEPTIONS,
     EXPORT,
     STATEMENT,
@@ -16,7 +16,7 @@ from deepsquare_chain.cli.auditprint import (
     print_job,
     print_report,
 )
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.types import AccountArgument, JobArgument, TableKind
 
 app = typer.Typer(help="Check the books from events alone.", no_args_is_help=True)
@@ -28,7 +28,7 @@ BlockOption = Annotated[
 
 @command(app)
 async def verify(
-    desk: Desk,
+    context: CommandContext,
     export: Annotated[
         Path | None, typer.Argument(help="An export to replay, instead of the chain's own events.")
     ] = None,
@@ -63,13 +63,15 @@ async def verify(
             hint="Leave out --proofs, --compare-endpoint, --block and --block-hash.",
         )
     async with AsyncExitStack() as stack:
-        contracts = None if offline else await stack.enter_async_context(open_grid(desk.settings))
+        contracts = (
+            None if offline else await stack.enter_async_context(open_grid(context.settings))
+        )
         other = None
         if compare_endpoint and contracts is not None:
             chain_id = contracts.deployment.chain_id
             other = await stack.enter_async_context(
                 connected(
-                    compare_endpoint, chain_id=chain_id, transport=transport_of(desk.settings)
+                    compare_endpoint, chain_id=chain_id, transport=transport_of(context.settings)
                 )
             )
         depth = Depth(not events_only, proofs, other, block_hash)
@@ -77,7 +79,7 @@ async def verify(
             found = await audit_export(contracts, export, depth=depth, bars=_bars)
         elif contracts is not None:
             found = await audit_grid(contracts, to_block=block, depth=depth, bars=_bars)
-    print_report(desk, found)
+    print_report(context, found)
     return 0 if found.ok else AuditError.exit_code
 
 
@@ -88,20 +90,20 @@ def _bars(title: str) -> Any:
 
 
 @command(app)
-async def exceptions(desk: Desk, block: BlockOption = None) -> None:
+async def exceptions(context: CommandContext, block: BlockOption = None) -> None:
     """Show what is lawful but worth a look: overruns, panics, role changes and the like."""
     from deepsquare_chain.audit.runner import Depth, audit_grid
     from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         found = await audit_grid(contracts, to_block=block, depth=Depth(storage=False), bars=_bars)
     rows = exception_rows(found.exceptions)
-    desk.printer.rows(EXCEPTIONS, rows, empty="Nothing out of the ordinary.")
+    context.printer.rows(EXCEPTIONS, rows, empty="Nothing out of the ordinary.")
 
 
 @command(app)
 async def statement(
-    desk: Desk,
+    context: CommandContext,
     account: AccountArgument = None,
     first: Annotated[int, typer.Option("--from", min=0, help="First block.")] = 0,
     last: Annotated[
@@ -109,11 +111,11 @@ async def statement(
     ] = None,
 ) -> int:
     """Show all that an account paid and got; exit 10 if it does not end at its balance."""
-    return await print_statement(desk, account, first, last)
+    return await print_statement(context, account, first, last)
 
 
 async def print_statement(
-    desk: Desk, account: str | None, first: int = 0, last: int | None = None
+    context: CommandContext, account: str | None, first: int = 0, last: int | None = None
 ) -> int:
     """All movements of an account in a range of blocks, oldest first; the exit code."""
     from deepsquare_chain.audit.runner import account_statement
@@ -123,8 +125,8 @@ async def print_statement(
 
     if last is not None and last < first:
         raise UsageError(f"No block is from {first} on and up to {last}")
-    address = own_address(desk.settings, account)
-    async with open_grid(desk.settings) as contracts:
+    address = own_address(context.settings, account)
+    async with open_grid(context.settings) as contracts:
         found, check = await account_statement(
             contracts, address, first=first, last=last, bars=_bars
         )
@@ -143,20 +145,20 @@ async def print_statement(
         )
         for row in found.rows
     ]
-    desk.printer.rows(STATEMENT, rows, empty=f"No credits of {address} moved in these blocks.")
+    context.printer.rows(STATEMENT, rows, empty=f"No credits of {address} moved in these blocks.")
     opening, closing = format_credits(found.opening), format_credits(found.closing)
-    desk.printer.note(
+    context.printer.note(
         f"Opening balance {opening}, closing balance {closing} at block {found.last}."
     )
     if not check.ok:
         held = format_credits(check.right.amount)
-        desk.printer.note(f"The chain's balanceOf says {held}: the statement is wrong.")
+        context.printer.note(f"The chain's balanceOf says {held}: the statement is wrong.")
     return 0 if check.ok else AuditError.exit_code
 
 
 @command(app)
 async def export(
-    desk: Desk,
+    context: CommandContext,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     block: BlockOption = None,
     tables: Annotated[
@@ -170,21 +172,21 @@ async def export(
     from deepsquare_chain.errors import AuditError
 
     style = TableFormat(tables.value)
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         with _bars("Reading events") as progress:
             done, ledger = await write(
                 contracts, folder, to_block=block, style=style, progress=progress
             )
     place = (done.deployment.chain_id, done.deployment.block, done.last_block, done.block_hash)
     row = (str(folder), *place, done.files[LOGS].rows, str(folder / MANIFEST))
-    desk.printer.record(EXPORT, row)
+    context.printer.record(EXPORT, row)
     if ledger.findings:
-        desk.printer.note(f"The audit found {len(ledger.findings)} faults: see `audit verify`.")
+        context.printer.note(f"The audit found {len(ledger.findings)} faults: see `audit verify`.")
     return AuditError.exit_code if ledger.findings else 0
 
 
 @command(app)
-async def job(desk: Desk, job: JobArgument, block: BlockOption = None) -> int:
+async def job(context: CommandContext, job: JobArgument, block: BlockOption = None) -> int:
     """Show a job's way, money and recomputed bill; exit 10 if it does not add up."""
     from deepsquare_chain.audit.conservation import job_conservation
     from deepsquare_chain.audit.reader import read_ledger
@@ -192,7 +194,7 @@ async def job(desk: Desk, job: JobArgument, block: BlockOption = None) -> int:
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.errors import AuditError, NotFoundError
 
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         with _bars("Reading events") as progress:
             ledger, last = await read_ledger(contracts, to_block=block, progress=progress)
         entry = ledger.jobs.get(job)
@@ -204,7 +206,7 @@ async def job(desk: Desk, job: JobArgument, block: BlockOption = None) -> int:
         bill = await job_bill(contracts, ledger, job)
     check = job_conservation(entry, ledger.deployment, last)
     findings = [finding for finding in ledger.findings if finding.job_id == job]
-    print_job(desk, entry, bill, check)
+    print_job(context, entry, bill, check)
     for finding in findings:
-        desk.printer.note(str(finding))
+        context.printer.note(str(finding))
     return 0 if bill.ok and check.ok and not findings else AuditError.exit_code

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def group() -> None:
 
 
 @command(app)
-async def show(desk: Desk) -> None:
+async def show(context: CommandContext) -> None:
     """Show every setting in force and what told it: flag, variable, file, context or default."""
     from deepsquare_chain.settings import (
         PROJECT_FILE,
@@ -45,9 +45,9 @@ async def show(desk: Desk) -> None:
         user_config_path,
     )
 
-    sources = find_sources(desk.flags)
+    sources = find_sources(context.flags)
     settings = resolve(sources)
-    desk.printer.rows(
+    context.printer.rows(
         _SETTINGS,
         (
             (name, shown(getattr(settings, name)), sources.origin(name), field.description)
@@ -56,22 +56,22 @@ async def show(desk: Desk) -> None:
     )
     for path in (Path.cwd() / PROJECT_FILE, user_config_path()):
         if path is None:
-            desk.printer.note("This user has no home, so there is no user configuration.")
+            context.printer.note("This user has no home, so there is no user configuration.")
         else:
-            desk.printer.note(f"{path}: {'read' if _is_there(path) else 'not there'}")
+            context.printer.note(f"{path}: {'read' if _is_there(path) else 'not there'}")
 
 
 @command(app)
-async def contexts(desk: Desk) -> None:
+async def contexts(context: CommandContext) -> None:
     """List the contexts that the configuration files know."""
     from deepsquare_chain.settings import find_sources
 
-    _show_contexts(desk, find_sources(desk.flags))
+    _show_contexts(context, find_sources(context.flags))
 
 
 @command(app)
 async def use(
-    desk: Desk,
+    context: CommandContext,
     name: Annotated[str, typer.Argument(metavar="CONTEXT", help="As `config contexts` lists it.")],
 ) -> None:
     """Use a context from now on: your own configuration file says so."""
@@ -87,17 +87,17 @@ async def use(
             hint="Set HOME or XDG_CONFIG_HOME, or choose with --context or DEEPSQUARE_CONTEXT.",
         )
     choose_context(path, name)
-    desk.printer.note(f'{path} says context = "{name}".')
+    context.printer.note(f'{path} says context = "{name}".')
     found = find_sources()
     if found.context != name:
-        desk.printer.note(f"Here {found.origin('context')} goes before it.")
-    _show_contexts(desk, found)
+        context.printer.note(f"Here {found.origin('context')} goes before it.")
+    _show_contexts(context, found)
 
 
-def _show_contexts(desk: Desk, sources: Sources) -> None:
+def _show_contexts(context: CommandContext, sources: Sources) -> None:
     from deepsquare_chain.settings import shown
 
-    desk.printer.rows(
+    context.printer.rows(
         _CONTEXTS,
         (
             (name, name == sources.context, shown(endpoint) if endpoint else None)

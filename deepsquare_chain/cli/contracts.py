@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 app = typer.Typer(help="Deploy, verify, show addresses.", no_args_is_help=True)
@@ -28,12 +28,12 @@ _VERIFIED: Final = (
 
 
 @command(app)
-async def addresses(desk: Desk) -> None:
+async def addresses(context: CommandContext) -> None:
     """Show the deployment record."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
 
-    found = Deployment.load(desk.settings.deployment)
-    desk.printer.record(
+    found = Deployment.load(context.settings.deployment)
+    context.printer.record(
         _ADDRESSES,
         (
             found.chain_id,
@@ -48,7 +48,7 @@ async def addresses(desk: Desk) -> None:
 
 @command(app)
 async def verify(
-    desk: Desk,
+    context: CommandContext,
     write: Annotated[
         Path | None,
         typer.Option(help="Folder for compiler input and sources, as Sourcify and Otterscan read."),
@@ -68,25 +68,25 @@ async def verify(
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError
 
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         found = await verify_deployment(contracts.w3, contracts.deployment)
     rows = [(each.what, each.ok, each.detail) for each in found]
     right = all(each.ok for each in found)
     if right and write is not None:
         files = write_tree(contracts.deployment, write)
-        desk.printer.note(f"Wrote {len(files)} files to {write}.")
+        context.printer.note(f"Wrote {len(files)} files to {write}.")
     # Sources of other code help nobody.
     for url, submit in ((sourcify, submit_sourcify), (blockscout, submit_blockscout)):
         if right and url:
-            sent = await submit(url, contracts.deployment, way=transport_of(desk.settings))
+            sent = await submit(url, contracts.deployment, way=transport_of(context.settings))
             rows += [(f"{s.name} at {s.verifier}", s.ok, s.detail) for s in sent]
-    desk.printer.rows(_VERIFIED, rows)
+    context.printer.rows(_VERIFIED, rows)
     return 0 if all(ok for _, ok, _ in rows) else AuditError.exit_code
 
 
 @command(app)
 async def deploy(
-    desk: Desk,
+    context: CommandContext,
     fee_bps: Annotated[int, typer.Option(min=0, max=2_000, help="Fee in basis points.")] = 500,
     treasury: Annotated[str, typer.Option(help="Who gets the fees; this wallet by default.")] = "",
     scheduler: Annotated[
@@ -108,9 +108,9 @@ async def deploy(
         treasury=treasury,
         schedulers=tuple(scheduler or ()),
     )
-    deployment = await run(desk.settings, params)
-    desk.printer.note(f"The record is {desk.settings.deployment}.")
-    desk.printer.record(
+    deployment = await run(context.settings, params)
+    context.printer.note(f"The record is {context.settings.deployment}.")
+    context.printer.record(
         _ADDRESSES,
         (
             deployment.chain_id,

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import (
     AccountArgument,
@@ -28,47 +28,47 @@ _BALANCE: Final = (
 
 
 @command(app)
-async def balance(desk: Desk, account: AccountArgument = None) -> None:
+async def balance(context: CommandContext, account: AccountArgument = None) -> None:
     """Show credits, allowance and coin for gas of an account."""
     from deepsquare_chain.client.accounts import balances
     from deepsquare_chain.client.network import open_grid, own_address
 
-    address = own_address(desk.settings, account)
-    async with open_grid(desk.settings) as contracts:
+    address = own_address(context.settings, account)
+    async with open_grid(context.settings) as contracts:
         found = await balances(contracts, address)
-    desk.printer.record(
+    context.printer.record(
         _BALANCE, (found.account, found.credits, found.allowance, found.parked, found.gas)
     )
 
 
 @command(app)
 async def transfer(
-    desk: Desk,
+    context: CommandContext,
     to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
     credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
 ) -> None:
     """Give credits to another account."""
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
-        desk.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
+    async with open_wallet(context.settings) as wallet:
+        context.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
 
 
 @command(app)
-async def approve(desk: Desk, credits: CreditsArgument) -> None:
+async def approve(context: CommandContext, credits: CreditsArgument) -> None:
     """Let the scheduler take up to this many credits for jobs; 0 takes the allowance back."""
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         spender = wallet.contracts.scheduler.address
         async with wallet.sender.spending(10 * wallet.timeout):
             receipt = await wallet.send(wallet.contracts.credit.approve(spender, credits))
-        desk.receipt(receipt)
+        context.receipt(receipt)
 
 
 @command(app)
 async def withdraw(
-    desk: Desk,
+    context: CommandContext,
     to: Annotated[
         str | None, typer.Argument(metavar="TO", help="Recipient; the wallet itself by default.")
     ] = None,
@@ -78,25 +78,25 @@ async def withdraw(
     """Take out the credits that the scheduler could not pay to this wallet and parked for it."""
     from deepsquare_chain.cli.signing import open_sending
 
-    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
+    async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         call = wallet.contracts.scheduler.withdraw(to or wallet.address)
-        desk.receipt(await wallet.send(call))
+        context.receipt(await wallet.send(call))
 
 
 @command(app)
-async def statement(desk: Desk, account: AccountArgument = None) -> int:
+async def statement(context: CommandContext, account: AccountArgument = None) -> int:
     """Show all that an account paid and got, from events alone."""
     from deepsquare_chain.cli.audit import print_statement
 
-    return await print_statement(desk, account)
+    return await print_statement(context, account)
 
 
 @command(app)
-async def faucet(desk: Desk, account: AccountArgument = None) -> None:
+async def faucet(context: CommandContext, account: AccountArgument = None) -> None:
     """Ask the devnet's faucet for credits and gas."""
     from deepsquare_chain.client.accounts import ask_faucet
     from deepsquare_chain.client.network import own_address
 
-    address = own_address(desk.settings, account)
-    await ask_faucet(desk.settings, address)
-    desk.printer.note(f"The faucet paid credits and gas to {address}.")
+    address = own_address(context.settings, account)
+    await ask_faucet(context.settings, address)
+    context.printer.note(f"The faucet paid credits and gas to {address}.")

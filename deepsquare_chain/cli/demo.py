@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Format
 from deepsquare_chain.cli.types import ChainKind
 
@@ -16,7 +16,7 @@ app = typer.Typer()
 
 @command(app)
 async def demo(
-    desk: Desk,
+    context: CommandContext,
     chain: Annotated[
         ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
     ] = ChainKind.EMBEDDED,
@@ -37,16 +37,16 @@ async def demo(
     """
     from deepsquare_chain.demo.main import run_demo
 
-    desk.hush()
-    as_json = desk.printer.style is Format.JSON
+    context.hush()
+    as_json = context.printer.style is Format.JSON
     result = await run_demo(
         chain=chain.value,
         folder=folder,
-        executor=desk.settings.executor,
-        stream=desk.printer.err if as_json else desk.printer.out,
+        executor=context.settings.executor,
+        stream=context.printer.err if as_json else context.printer.out,
         serve=serve,
         explorer_port=explorer_port,
     )
     if as_json:
-        desk.printer.document(result.document)
+        context.printer.document(result.document)
     return 0 if result.ok else 1

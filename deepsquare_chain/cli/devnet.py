@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.types import ChainKind
 
 app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
@@ -23,7 +23,7 @@ def group() -> None:
 
 @command(app)
 async def up(
-    desk: Desk,
+    context: CommandContext,
     chain: Annotated[
         ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
     ] = ChainKind.EMBEDDED,
@@ -51,7 +51,7 @@ async def up(
     """Start chain, contracts, wallets, faucet, relay and explorer; stay until Ctrl-C."""
     from deepsquare_chain.devnet.up import run_devnet
 
-    desk.hush()
+    context.hush()
     if relay_port is None:
         # A second devnet is started by --port, and must not fail for what it did not name.
         relay_port = _RELAY_PORT if port == _PORT else 0
@@ -62,5 +62,5 @@ async def up(
         faucet_port=faucet_port,
         explorer_port=explorer_port if explorer else None,
         relay_port=None if no_relay else relay_port,
-        tell=desk.printer.note,
+        tell=context.printer.note,
     )

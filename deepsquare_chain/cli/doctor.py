@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ CHECKS: Final = (
 
 
 @command(app)
-async def doctor(desk: Desk) -> int:
+async def doctor(context: CommandContext) -> int:
     """Look at all that a command needs; exit 1 if something is wrong."""
     from deepsquare_chain.client.doctor import examine
 
-    found = await examine(desk.settings)
-    return print_checks(desk, found)
+    found = await examine(context.settings)
+    return print_checks(context, found)
 
 
-def print_checks(desk: Desk, found: Sequence[Check]) -> int:
+def print_checks(context: CommandContext, found: Sequence[Check]) -> int:
     """Print what was examined; exit code 1 where something is wrong."""
-    desk.printer.rows(CHECKS, ((e.name, e.ok, e.text, e.hint, e.setting) for e in found))
+    context.printer.rows(CHECKS, ((e.name, e.ok, e.text, e.hint, e.setting) for e in found))
     return 0 if all(each.ok for each in found) else 1

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 
 app = typer.Typer(help="Look at jobs and credits in a browser.", no_args_is_help=True)
@@ -31,7 +31,7 @@ def group() -> None:
 
 @command(app)
 async def index(
-    desk: Desk,
+    context: CommandContext,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Begin again from the first block.")
     ] = False,
@@ -44,7 +44,7 @@ async def index(
     from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.indexer.service import index_place, open_index
 
-    settings = desk.settings
+    settings = context.settings
     with progress("reading blocks") as tell:
         async with open_index(
             settings.endpoint,
@@ -60,7 +60,7 @@ async def index(
             found = await asyncio.to_thread(service.index.status)
             grid = await asyncio.to_thread(service.index.overview)
             place = service.database.place
-    desk.printer.record(
+    context.printer.record(
         _INDEX,
         (
             *(found.block, found.finalized, found.head, found.lag),
@@ -71,7 +71,7 @@ async def index(
 
 @command(app, service=True)
 async def serve(
-    desk: Desk,
+    context: CommandContext,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Port of the pages; 0 takes a free one.")
@@ -88,13 +88,13 @@ async def serve(
     from deepsquare_chain.cli.services import explore
 
     def ready(url: str) -> None:
-        if desk.printer.style is Format.JSON:
-            desk.printer.text(json.dumps({"url": url}))
+        if context.printer.style is Format.JSON:
+            context.printer.text(json.dumps({"url": url}))
         else:
-            desk.printer.note(f"explorer    {url}")
+            context.printer.note(f"explorer    {url}")
 
     await explore(
-        desk.settings,
+        context.settings,
         host=host,
         port=port,
         names=tuple(name or ()),

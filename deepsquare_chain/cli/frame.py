@@ -73,7 +73,7 @@ _RECEIPT: Final = (
 )
 
 
-class Desk:
+class CommandContext:
     """What a command works with: a printer, and the settings once it asks for them."""
 
     def __init__(
@@ -147,24 +147,24 @@ class Desk:
 def command(
     app: typer.Typer, name: str | None = None, *, service: bool = False, **options: Any
 ) -> Callable[
-    [Callable[Concatenate[Desk, P], Awaitable[int | None]]],
-    Callable[Concatenate[Desk, P], Awaitable[int | None]],
+    [Callable[Concatenate[CommandContext, P], Awaitable[int | None]]],
+    Callable[Concatenate[CommandContext, P], Awaitable[int | None]],
 ]:
     """Register a coroutine as a command; its result is the exit code, None being 0.
 
-    The function gets a `Desk` first and then its own parameters; the common options are added.
+    The function gets a `CommandContext` first and then its own parameters; the common options are added.
     The help of a `service` lists every setting, that of other commands the usual ones.
     """
 
     def register(
-        func: Callable[Concatenate[Desk, P], Awaitable[int | None]],
-    ) -> Callable[Concatenate[Desk, P], Awaitable[int | None]]:
+        func: Callable[Concatenate[CommandContext, P], Awaitable[int | None]],
+    ) -> Callable[Concatenate[CommandContext, P], Awaitable[int | None]]:
         @functools.wraps(func)
         def run(**given: Any) -> None:
             flags = {key: given.pop(key) for key in SETTING_FLAGS}
             debug = given.pop("debug")
-            desk = Desk(Printer(given.pop("output")), flags, debug=debug)
-            code = _guarded(functools.partial(call, desk, **given), desk)
+            context = CommandContext(Printer(given.pop("output")), flags, debug=debug)
+            code = _guarded(functools.partial(call, context, **given), context)
             if code:
                 raise typer.Exit(code)
 
@@ -177,7 +177,7 @@ def command(
 
 
 def _describe(run: Callable[..., None], func: Callable[..., Any], *, service: bool) -> None:
-    """Give the wrapper the function's parameters without the desk, and the common options."""
+    """Give the wrapper the function's parameters without the command context, and the common options."""
     signature = inspect.signature(func, eval_str=True)
     own = list(signature.parameters.values())[1:]
     shown = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
@@ -212,14 +212,14 @@ def _option(
     )
 
 
-def _guarded(start: Callable[[], Awaitable[int | None]], desk: Desk) -> int:
+def _guarded(start: Callable[[], Awaitable[int | None]], context: CommandContext) -> int:
     """Run a command; every error becomes words on stderr and an exit code."""
     import asyncio
 
     try:
         return asyncio.run(_whole(start)) or 0
     except GridError as error:
-        _print_trace(desk)
+        _print_trace(context)
         say_error(error)
         return error.exit_code
     except KeyboardInterrupt:
@@ -228,13 +228,13 @@ def _guarded(start: Callable[[], Awaitable[int | None]], desk: Desk) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # the reader of the pipe has gone; typer ends quietly
-        _print_trace(desk)
+        _print_trace(context)
         say_unexpected(error)
         return 1
 
 
-def _print_trace(desk: Desk) -> None:
-    if desk.debug:
+def _print_trace(context: CommandContext) -> None:
+    if context.debug:
         import traceback
 
         traceback.print_exc()

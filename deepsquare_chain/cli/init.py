@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column
 
 app = typer.Typer()
@@ -17,7 +17,7 @@ _WRITTEN: Final = (Column("path", "written"),)
 
 @command(app)
 async def init(
-    desk: Desk,
+    context: CommandContext,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where it goes.")] = Path("job.yaml"),
 ) -> None:
     """Write a job file to begin with; every key is explained in it."""
@@ -33,5 +33,5 @@ async def init(
         ) from None
     except OSError as error:
         raise UsageError(f"{file} can't be written: {error.strerror}") from None
-    desk.printer.record(_WRITTEN, (str(file),))
-    desk.printer.note(f"Next: deepsquare quote {file}")
+    context.printer.record(_WRITTEN, (str(file),))
+    context.printer.note(f"Next: deepsquare quote {file}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import (
     CreditsArgument,
@@ -87,7 +87,7 @@ _RESULTS: Final = (
 
 @command(app, "list")
 async def list_jobs(
-    desk: Desk,
+    context: CommandContext,
     everybody: Annotated[bool, typer.Option("--all", help="Jobs of all customers.")] = False,
     status: Annotated[
         list[str] | None, typer.Option("--status", help="Only this status; may be repeated.")
@@ -95,14 +95,14 @@ async def list_jobs(
     limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
 ) -> None:
     """List the newest jobs."""
-    from deepsquare_chain.client.joblist import newest, parse_statuses
+    from deepsquare_chain.client.job_list import newest, parse_statuses
     from deepsquare_chain.client.network import open_grid, own_address
 
     wanted = parse_statuses(status or [])
-    customer = None if everybody else own_address(desk.settings, None)
-    async with open_grid(desk.settings) as contracts:
+    customer = None if everybody else own_address(context.settings, None)
+    async with open_grid(context.settings) as contracts:
         found = await newest(contracts, limit=limit, customer=customer, statuses=wanted)
-    desk.printer.rows(
+    context.printer.rows(
         _LIST,
         (
             (j.id, name, j.status.name, j.provider_id or None, j.escrow, j.time_limit, j.since)
@@ -113,32 +113,32 @@ async def list_jobs(
 
 
 @command(app)
-async def get(desk: Desk, job: JobArgument) -> None:
+async def get(context: CommandContext, job: JobArgument) -> None:
     """Show all that the chain knows of a job."""
     from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(desk.settings) as contracts:
-        await _print_job(desk, contracts, await contracts.scheduler.get_job(job))
+    async with open_grid(context.settings) as contracts:
+        await _print_job(context, contracts, await contracts.scheduler.get_job(job))
 
 
 @command(app)
-async def why(desk: Desk, job: JobArgument) -> None:
+async def why(context: CommandContext, job: JobArgument) -> None:
     """Tell in words why a job is where it is."""
     from deepsquare_chain.cli.why import explain
     from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         found = await explain(contracts, job)
-    if desk.printer.style is Format.TABLE:
-        desk.printer.text(found.words)
+    if context.printer.style is Format.TABLE:
+        context.printer.text(found.words)
         return
     told = (found.job.id, found.job.status.name, found.text, "\n".join(found.details))
-    desk.printer.record(_WHY, (*told, found.advice))
+    context.printer.record(_WHY, (*told, found.advice))
 
 
 @command(app)
 async def watch(
-    desk: Desk,
+    context: CommandContext,
     job: JobArgument,
     wait_timeout: Annotated[
         float | None,
@@ -148,14 +148,14 @@ async def watch(
     """Follow a job and its successors to the end; exit with the job's own code."""
     from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(desk.settings) as contracts:
-        ended = await follow_to_end(desk, contracts, job, wait_timeout)
-    desk.printer.record(_JOB, _job_row(ended.job, ended.history))
+    async with open_grid(context.settings) as contracts:
+        ended = await follow_to_end(context, contracts, job, wait_timeout)
+    context.printer.record(_JOB, _job_row(ended.job, ended.history))
     return ended.exit_code
 
 
 async def follow_to_end(
-    desk: Desk, contracts: Contracts, job_id: int, timeout: float | None
+    context: CommandContext, contracts: Contracts, job_id: int, timeout: float | None
 ) -> Ended:
     """Wait for the end of a job's line; each change, and why it stands still, goes to stderr."""
     from deepsquare_chain.cli.why import Teller
@@ -164,11 +164,11 @@ async def follow_to_end(
     def tell(job: Job) -> None:
         where = f" at provider {job.provider_id}" if job.provider_id else ""
         continues = f" (continues job {job.retry_of})" if job.retry_of else ""
-        desk.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
+        context.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
 
-    interval = desk.settings.poll_interval
-    trouble = partial(tell_trouble, desk, f"waiting for job {job_id} goes on")
-    async with Teller(contracts, desk.printer.note) as teller:
+    interval = context.settings.poll_interval
+    trouble = partial(tell_trouble, context, f"waiting for job {job_id} goes on")
+    async with Teller(contracts, context.printer.note) as teller:
         return await watch(
             contracts,
             job_id,
@@ -180,26 +180,26 @@ async def follow_to_end(
         )
 
 
-def tell_trouble(desk: Desk, goes_on: str, error: EndpointError | None) -> None:
+def tell_trouble(context: CommandContext, goes_on: str, error: EndpointError | None) -> None:
     """Say on stderr that the endpoint fails and what goes on all the same, or that it is back."""
-    desk.printer.note(
+    context.printer.note(
         "The endpoint answers again." if error is None else f"{error.message}; {goes_on}."
     )
 
 
-async def print_ended(desk: Desk, found: Sequence[Ended]) -> None:
+async def print_ended(context: CommandContext, found: Sequence[Ended]) -> None:
     """Jobs that ended: a list as data, one after the other for people."""
     rows = [_job_row(each.job, each.history) for each in found]
-    if desk.printer.style is not Format.TABLE:
-        desk.printer.rows(_JOB, rows)
+    if context.printer.style is not Format.TABLE:
+        context.printer.rows(_JOB, rows)
         return
     for row in rows:
-        desk.printer.record(_JOB, row)
+        context.printer.record(_JOB, row)
 
 
 @command(app)
 async def logs(
-    desk: Desk,
+    context: CommandContext,
     job: JobArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
 ) -> None:
@@ -207,13 +207,13 @@ async def logs(
     from deepsquare_chain.cli.outputs import stream
     from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(desk.settings) as contracts:
-        await stream(desk, contracts, job, follow=follow)
+    async with open_grid(context.settings) as contracts:
+        await stream(context, contracts, job, follow=follow)
 
 
 @command(app)
 async def results(
-    desk: Desk,
+    context: CommandContext,
     job: JobArgument,
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FOLDER", help="Copy them into a new folder.")
@@ -226,22 +226,22 @@ async def results(
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.client.results import job_results
 
-    async with open_grid(desk.settings) as contracts:
-        found = await job_results(contracts, desk.settings.state_dir, job, to)
+    async with open_grid(context.settings) as contracts:
+        found = await job_results(contracts, context.settings.state_dir, job, to)
     rows = (
         (each.name, each.size, each.digest or None, each.on_chain, each.problem or None)
         for each in found
     )
-    desk.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
+    context.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
     problems = sum(1 for each in found if each.problem and not each.special)
     special = sum(1 for each in found if each.special)
     if special:
-        desk.printer.note(
+        context.printer.note(
             f"{special} of {len(found)} are links, pipes, sockets or devices, which are not copied."
         )
     if problems:
         done = "listed" if to is None else f"copied into {to}"
-        desk.printer.note(
+        context.printer.note(
             f"{problems} of {len(found)} files or folders have a problem; the others are {done}."
         )
     return 1 if problems else 0
@@ -249,21 +249,24 @@ async def results(
 
 @command(app)
 async def cancel(
-    desk: Desk, jobs: JobArguments, gasless: GaslessOption = False, yes: YesOption = False
+    context: CommandContext,
+    jobs: JobArguments,
+    gasless: GaslessOption = False,
+    yes: YesOption = False,
 ) -> int:
     """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
     from deepsquare_chain.chain.bindings.events import TransitionSkipped
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.errors import RevertedError
 
-    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
+    async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         for job_id in jobs:
             await wallet.contracts.scheduler.get_job(job_id)
         receipt = await wallet.send(wallet.contracts.scheduler.cancel(jobs))
-    desk.receipt(receipt)
+    context.receipt(receipt)
     left_out = [each for each in receipt.events if isinstance(each, TransitionSkipped)]
     for each in left_out:
-        desk.printer.note(
+        context.printer.note(
             f"Job {each.job_id} was left out, it is {each.status.name} ({each.reason_name}); "
             f"see `deepsquare job get {each.job_id}`."
         )
@@ -272,7 +275,7 @@ async def cancel(
 
 @command(app)
 async def topup(
-    desk: Desk,
+    context: CommandContext,
     job: JobArgument,
     credits: CreditsArgument,
     gasless: GaslessOption = False,
@@ -282,13 +285,13 @@ async def topup(
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.accounts import top_up
 
-    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
-        desk.receipt(await top_up(wallet, job, credits))
+    async with open_sending(context, gasless=gasless, yes=yes) as wallet:
+        context.receipt(await top_up(wallet, job, credits))
 
 
 @command(app)
 async def retry(
-    desk: Desk,
+    context: CommandContext,
     job: JobArgument,
     credits: Annotated[
         int | None,
@@ -303,19 +306,19 @@ async def retry(
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.resubmission import resubmit
 
-    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
-        done = await resubmit(wallet, desk.settings, job, credits)
+    async with open_sending(context, gasless=gasless, yes=yes) as wallet:
+        done = await resubmit(wallet, context.settings, job, credits)
         for job_id in done.job_ids:
             await _print_job(
-                desk, wallet.contracts, await wallet.contracts.scheduler.get_job(job_id)
+                context, wallet.contracts, await wallet.contracts.scheduler.get_job(job_id)
             )
 
 
-async def _print_job(desk: Desk, contracts: Contracts, job: Job) -> None:
+async def _print_job(context: CommandContext, contracts: Contracts, job: Job) -> None:
     from deepsquare_chain.client.history import histories
 
     history = (await histories(contracts, [job.id]))[job.id]
-    desk.printer.record(_JOB, _job_row(job, history))
+    context.printer.record(_JOB, _job_row(job, history))
 
 
 def _job_row(job: Job, history: History) -> tuple[Any, ...]:

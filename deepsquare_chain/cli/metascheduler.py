@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ def group() -> None:
 
 @command(app, service=True)
 async def run(
-    desk: Desk,
+    context: CommandContext,
     challenge_after: Annotated[
         int | None,
         typer.Option(
@@ -44,23 +44,23 @@ async def run(
     """Run the meta-scheduler until Ctrl-C: assign jobs, watch over silent providers."""
     from deepsquare_chain.cli.services import schedule
 
-    await schedule(desk.settings, challenge_after=challenge_after, dry_run=dry_run)
+    await schedule(context.settings, challenge_after=challenge_after, dry_run=dry_run)
 
 
 @command(app)
 async def explain(
-    desk: Desk,
+    context: CommandContext,
     job: Annotated[int | None, typer.Argument(min=1, metavar="JOB", help="Only this job.")] = None,
 ) -> None:
     """Show what a meta-scheduler would decide now of each waiting job, and why."""
     from deepsquare_chain.cli.why import reasons
     from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         if job is not None:
             await contracts.scheduler.get_job(job)
         found = await reasons(contracts)
-    desk.printer.rows(
+    context.printer.rows(
         _PLAN,
         (
             (each.job_id, each.provider_id, each.text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from deepsquare_chain.cli.doctor import print_checks
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import AccountArgument, label, price
 
@@ -80,7 +80,7 @@ Yes = Annotated[
 
 @command(app)
 async def init(
-    desk: Desk,
+    context: CommandContext,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="From which the daemon is started.")
     ] = Path(),
@@ -89,7 +89,7 @@ async def init(
     ] = "local",
 ) -> None:
     """Write a commented configuration file, a systemd unit, alert rules and a dashboard."""
-    from deepsquare_chain.client.providerfiles import write_provider_files
+    from deepsquare_chain.client.provider_files import write_provider_files
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.registry import executor_names
 
@@ -99,8 +99,8 @@ async def init(
             hint=f"Installed are: {', '.join(executor_names())}.",
         )
     written = write_provider_files(folder, kind)
-    desk.printer.rows(_WRITTEN, ((str(path),) for path in written))
-    desk.printer.note(
+    context.printer.rows(_WRITTEN, ((str(path),) for path in written))
+    context.printer.note(
         f"Next: put the grid's record into {folder / 'deployment.json'}, make the wallet with "
         f"`deepsquare wallet new {folder / 'provider.json'}` and the file {folder / 'password'} with "
         "its password (chmod 600), read the settings, then `deepsquare provider register`."
@@ -109,7 +109,7 @@ async def init(
 
 @command(app)
 async def register(
-    desk: Desk,
+    context: CommandContext,
     cpu_price: CpuPrice = None,
     mem_price: MemPrice = None,
     nodes: Annotated[
@@ -149,14 +149,14 @@ async def register(
     doubts: list[str] = []
     missing: list[str] = []
     if from_slurm:
-        hardware = await _slurm_hardware(desk, given)
+        hardware = await _slurm_hardware(context, given)
     else:
         hardware = Hardware(
             nodes or 1, cpus_per_node or 1, mem_per_node or 1024, gpus_per_node or 0
         )
         # Scripts may register from another machine, and an approver looks at it before it counts.
-        missing += await _missing_hardware(desk, hardware)
-    async with open_wallet(desk.settings) as wallet:
+        missing += await _missing_hardware(context, hardware)
+    async with open_wallet(context.settings) as wallet:
         registry = wallet.contracts.registry
         try:
             now = await registry.provider_of(wallet.address)
@@ -171,13 +171,13 @@ async def register(
                 *words.label_changes(now.labels, pairs),
             ]
         doubts += words.price_doubts(prices)
-        desk.printer.note(words.price_example(prices))
-        if not desk.agrees(doubts, yes=yes, warnings=missing):
+        context.printer.note(words.price_example(prices))
+        if not context.agrees(doubts, yes=yes, warnings=missing):
             return
         receipt = await wallet.send(registry.register(hardware, prices, pairs))
         provider = await registry.provider_of(wallet.address)
-    desk.receipt(receipt)
-    desk.printer.note(
+    context.receipt(receipt)
+    context.printer.note(
         f"Version {provider.pending_version} of its hardware awaits "
         f"`deepsquare admin approve {provider.account} --version {provider.pending_version}`."
     )
@@ -185,7 +185,7 @@ async def register(
 
 @command(app)
 async def offer(
-    desk: Desk,
+    context: CommandContext,
     cpus: Annotated[int, typer.Option(min=0, help="In all.")],
     memory: Annotated[int, typer.Option(min=0, help="In all, in MB.")],
     gpus: Annotated[int, typer.Option(min=0, help="In all.")] = 0,
@@ -194,14 +194,14 @@ async def offer(
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.job import Offer
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         call = wallet.contracts.registry.set_offer(Offer(cpus, memory, gpus))
-        desk.receipt(await wallet.send(call))
+        context.receipt(await wallet.send(call))
 
 
 @command(app, "price")
 async def set_price(
-    desk: Desk,
+    context: CommandContext,
     cpu_price: CpuPrice = None,
     mem_price: MemPrice = None,
     gpu_price: GpuPrice = None,
@@ -214,61 +214,61 @@ async def set_price(
 
     if cpu_price is mem_price is gpu_price is None:
         raise UsageError("No price was given", hint="Give --cpu-price, --gpu-price or --mem-price.")
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         registry = wallet.contracts.registry
         now = await registry.provider_of(wallet.address)
         prices = _prices(now, cpu_price, gpu_price, mem_price)
-        desk.printer.note(words.price_example(prices))
+        context.printer.note(words.price_example(prices))
         doubts = [*words.price_changes(now.prices, prices), *words.price_doubts(prices)]
-        if desk.agrees(doubts, yes=yes):
-            desk.receipt(await wallet.send(registry.set_prices(prices)))
+        if context.agrees(doubts, yes=yes):
+            context.receipt(await wallet.send(registry.set_prices(prices)))
 
 
 @command(app, "labels")
-async def set_labels(desk: Desk, labels: Labels = None, yes: Yes = False) -> None:
+async def set_labels(context: CommandContext, labels: Labels = None, yes: Yes = False) -> None:
     """Replace all labels by those that are given; without any, remove all."""
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.registration import label_changes
 
     pairs = _label_pairs(labels)
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         registry = wallet.contracts.registry
         now = await registry.provider_of(wallet.address)
-        if desk.agrees(list(label_changes(now.labels, pairs)), yes=yes):
-            desk.receipt(await wallet.send(registry.set_labels(pairs)))
+        if context.agrees(list(label_changes(now.labels, pairs)), yes=yes):
+            context.receipt(await wallet.send(registry.set_labels(pairs)))
 
 
 @command(app)
 async def status(
-    desk: Desk,
+    context: CommandContext,
     account: AccountArgument = None,
     everybody: Annotated[bool, typer.Option("--all", help="All providers.")] = False,
 ) -> None:
     """Show a provider as the registry knows it."""
     from deepsquare_chain.client.network import open_grid, own_address
 
-    own = None if everybody else own_address(desk.settings, account)
-    async with open_grid(desk.settings) as contracts:
+    own = None if everybody else own_address(context.settings, account)
+    async with open_grid(context.settings) as contracts:
         registry, scheduler = contracts.registry, contracts.scheduler
         found = await registry.providers() if own is None else [await registry.provider_of(own)]
         rows = [_row(each, silent=await scheduler.is_silent(each.id)) for each in found]
     if own is None:
-        desk.printer.rows(_PROVIDER, rows, empty="No provider is registered.")
+        context.printer.rows(_PROVIDER, rows, empty="No provider is registered.")
     else:
-        desk.printer.record(_PROVIDER, rows[0])
+        context.printer.record(_PROVIDER, rows[0])
 
 
 @command(app, service=True)
-async def run(desk: Desk) -> None:
+async def run(context: CommandContext) -> None:
     """Run the provider's daemon until Ctrl-C: claim, start, watch and report jobs."""
     from deepsquare_chain.cli.services import provide
 
-    await provide(desk.settings)
+    await provide(context.settings)
 
 
 @command(app)
 async def drain(
-    desk: Desk,
+    context: CommandContext,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until no job is left with this provider.")
     ] = False,
@@ -285,43 +285,43 @@ async def drain(
     from deepsquare_chain.client.maintenance import wait_until_empty
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         registry = wallet.contracts.registry
         provider = await registry.provider_of(wallet.address)
         receipt = await wallet.send(registry.set_draining(True))
         if wait:
             await wait_until_empty(
-                wallet.contracts, provider.id, timeout=wait_timeout, told=desk.printer.note
+                wallet.contracts, provider.id, timeout=wait_timeout, told=context.printer.note
             )
-    desk.receipt(receipt)
+    context.receipt(receipt)
 
 
 @command(app)
-async def resume(desk: Desk) -> None:
+async def resume(context: CommandContext) -> None:
     """End maintenance."""
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
-        desk.receipt(await wallet.send(wallet.contracts.registry.set_draining(False)))
+    async with open_wallet(context.settings) as wallet:
+        context.receipt(await wallet.send(wallet.contracts.registry.set_draining(False)))
 
 
 @command(app)
 async def jobs(
-    desk: Desk,
+    context: CommandContext,
     account: AccountArgument = None,
     everything: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False,
 ) -> None:
     """List the jobs that a provider holds."""
-    from deepsquare_chain.client.joblist import newest
+    from deepsquare_chain.client.job_list import newest
     from deepsquare_chain.client.network import open_grid, own_address
     from deepsquare_chain.job import JobStatus
 
-    address = own_address(desk.settings, account)
+    address = own_address(context.settings, account)
     wanted = {each for each in JobStatus if each.is_assigned or (everything and each.is_final)}
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         provider = await contracts.registry.provider_of(address)
         found = await newest(contracts, limit=500, provider_id=provider.id, statuses=wanted)
-    desk.printer.rows(
+    context.printer.rows(
         _JOBS,
         (
             (j.id, name, j.status.name, j.customer, j.resources.cpus, j.rate, j.since)
@@ -332,7 +332,7 @@ async def jobs(
 
 
 @command(app)
-async def earnings(desk: Desk, account: AccountArgument = None) -> None:
+async def earnings(context: CommandContext, account: AccountArgument = None) -> None:
     """Show what a provider earned by day (UTC), and what its runs accrued and have not billed.
 
     The last row is of jobs that are RUNNING: what they earned since their start or their last
@@ -341,8 +341,8 @@ async def earnings(desk: Desk, account: AccountArgument = None) -> None:
     from deepsquare_chain.client.earnings import accrued_now, earnings_by_day
     from deepsquare_chain.client.network import open_grid, own_address
 
-    address = own_address(desk.settings, account)
-    async with open_grid(desk.settings) as contracts:
+    address = own_address(context.settings, account)
+    async with open_grid(context.settings) as contracts:
         provider = await contracts.registry.provider_of(address)
         days = await earnings_by_day(contracts, address)
         now = await accrued_now(contracts, provider.id)
@@ -352,15 +352,15 @@ async def earnings(desk: Desk, account: AccountArgument = None) -> None:
     if now.runs:
         earned = days[-1].sum if days else 0
         rows.append(("running", now.runs, None, None, earned, now.amount, now.at_risk))
-    desk.printer.rows(_EARNINGS, rows, empty=f"{address} has earned nothing yet.")
+    context.printer.rows(_EARNINGS, rows, empty=f"{address} has earned nothing yet.")
 
 
 @command(app)
-async def doctor(desk: Desk, account: AccountArgument = None) -> int:
+async def doctor(context: CommandContext, account: AccountArgument = None) -> int:
     """Look at all that a provider needs to get jobs; exit 1 if something is wrong."""
     from deepsquare_chain.client.doctor import examine
     from deepsquare_chain.client.network import own_address
-    from deepsquare_chain.client.providerdoctor import examine_provider
+    from deepsquare_chain.client.provider_doctor import examine_provider
     from deepsquare_chain.daemon.status import service_folder
     from deepsquare_chain.errors import GridError
     from deepsquare_chain.executors.base import ExecutorContext
@@ -368,7 +368,7 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
     from deepsquare_chain.job import Offer
     from deepsquare_chain.observability.probe import Check
 
-    settings = desk.settings
+    settings = context.settings
     try:
         address = own_address(settings, account)
         found = await examine_provider(settings, address)
@@ -379,7 +379,7 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
         address = ""
         found = await examine(settings)
         found.append(Check("registration", False, error.message, error.hint, "keystore"))
-    context = ExecutorContext(
+    place = ExecutorContext(
         state_dir=service_folder(settings.state_dir, "provider", address),
         capacity=Offer(0, 0, 0),
         min_free=settings.disk_floor,
@@ -389,8 +389,8 @@ async def doctor(desk: Desk, account: AccountArgument = None) -> int:
         allow_root=settings.allow_root,
         private=settings.private_paths,
     )
-    found += await examine_executor(settings.executor, context)
-    return print_checks(desk, found)
+    found += await examine_executor(settings.executor, place)
+    return print_checks(context, found)
 
 
 def _prices(now: Provider | None, cpu: int | None, gpu: int | None, mem: int | None) -> Prices:
@@ -417,19 +417,19 @@ def _label_pairs(labels: list[str] | None) -> dict[str, str]:
     return check_labels([label(each) for each in labels or []])
 
 
-async def _missing_hardware(desk: Desk, wanted: Hardware) -> list[str]:
+async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[str]:
     """What would be registered and is not there, by what the executor runs jobs on."""
     from deepsquare_chain.client.registration import hardware_doubts, machine
 
-    if desk.settings.executor == "local":
+    if context.settings.executor == "local":
         return list(hardware_doubts(wanted, machine(), "this machine"))
-    if desk.settings.executor == "slurm":
+    if context.settings.executor == "slurm":
         from deepsquare_chain.executors.base import ExecutorError
         from deepsquare_chain.executors.slurm.client import read_nodes
         from deepsquare_chain.executors.slurm.hardware import registered_hardware
         from deepsquare_chain.executors.slurm.options import parse_options
 
-        options = parse_options(desk.settings.executor_options)
+        options = parse_options(context.settings.executor_options)
         try:
             found = registered_hardware(await read_nodes(options)).hardware
         except ExecutorError as error:
@@ -438,7 +438,7 @@ async def _missing_hardware(desk: Desk, wanted: Hardware) -> list[str]:
     return []
 
 
-async def _slurm_hardware(desk: Desk, given: tuple[int | None, ...]) -> Hardware:
+async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]) -> Hardware:
     """The hardware of the Slurm cluster that this machine submits to."""
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.slurm.client import read_nodes
@@ -450,16 +450,16 @@ async def _slurm_hardware(desk: Desk, given: tuple[int | None, ...]) -> Hardware
             "--from-slurm reads nodes, cpus, memory and gpus from Slurm",
             hint="Leave out --nodes, --cpus-per-node, --mem-per-node and --gpus-per-node.",
         )
-    options = parse_options(desk.settings.executor_options)
+    options = parse_options(context.settings.executor_options)
     found = registered_hardware(await read_nodes(options))
     hardware = found.hardware
-    desk.printer.note(
+    context.printer.note(
         f"Slurm has {hardware.nodes} nodes with {hardware.cpus_per_node} cpus, "
         f"{hardware.mem_per_node} MB and {hardware.gpus_per_node} gpus each."
     )
     if found.left_out:
         names = ", ".join(found.left_out[:10]) + (" ..." if len(found.left_out) > 10 else "")
-        desk.printer.note(f"Left out, because they are down or smaller: {names}.")
+        context.printer.note(f"Left out, because they are down or smaller: {names}.")
     return hardware
 
 

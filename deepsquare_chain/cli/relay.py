@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import amount
 
@@ -49,7 +49,7 @@ def group() -> None:
 
 @command(app, service=True)
 async def serve(
-    desk: Desk,
+    context: CommandContext,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")
@@ -104,13 +104,13 @@ async def serve(
     )
 
     def ready(url: str) -> None:
-        if desk.printer.style is Format.JSON:
-            desk.printer.text(json.dumps({"url": url}))
+        if context.printer.style is Format.JSON:
+            context.printer.text(json.dumps({"url": url}))
         else:
-            desk.printer.note(f"relay       {url}")
+            context.printer.note(f"relay       {url}")
 
     await relay(
-        desk.settings,
+        context.settings,
         rules=rules,
         collect_seconds=collect,
         min_balance=min_coin or 0,
@@ -121,16 +121,16 @@ async def serve(
 
 
 @command(app)
-async def show(desk: Desk) -> None:
+async def show(context: CommandContext) -> None:
     """Show what the relay of the settings takes, and whether it takes requests now."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import transport_of
-    from deepsquare_chain.client.relayclient import RelayClient, relay_url
+    from deepsquare_chain.client.relay_client import RelayClient, relay_url
 
-    url = relay_url(desk.settings, Deployment.load(desk.settings.deployment))
-    async with RelayClient(url, transport_of(desk.settings)) as relay:
+    url = relay_url(context.settings, Deployment.load(context.settings.deployment))
+    async with RelayClient(url, transport_of(context.settings)) as relay:
         found = await relay.terms()
-    desk.printer.record(
+    context.printer.record(
         _TERMS,
         (
             relay.place,
@@ -147,7 +147,7 @@ async def show(desk: Desk) -> None:
 
 @command(app)
 async def requests(
-    desk: Desk,
+    context: CommandContext,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
 ) -> None:
     """List what this wallet has signed for relays from this state folder, newest first.
@@ -156,10 +156,10 @@ async def requests(
     """
     from deepsquare_chain.client.gasless import open_gasless
 
-    async with open_gasless(desk.settings, lambda _: False) as wallet:
+    async with open_gasless(context.settings, lambda _: False) as wallet:
         await wallet.sender.tend()
         found = wallet.store.recent_requests(limit)
-    desk.printer.rows(
+    context.printer.rows(
         _REQUESTS, map(_row, found), empty="This wallet has signed no request from here."
     )
 

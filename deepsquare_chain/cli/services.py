@@ -73,7 +73,7 @@ def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
 
 async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: bool) -> None:
     """Run the meta-scheduler until a signal; errors as `run_scheduler`."""
-    from deepsquare_chain.metascheduler.duties import Watch
+    from deepsquare_chain.metascheduler.liveness import Watch
     from deepsquare_chain.metascheduler.runner import run_scheduler
     from deepsquare_chain.metascheduler.service import SchedulerSettings
 

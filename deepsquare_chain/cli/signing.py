@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk
+from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, open_gasless
 from deepsquare_chain.client.network import WalletConnection, open_wallet
 from deepsquare_chain.client.preview import Preview
@@ -18,12 +18,12 @@ from deepsquare_chain.observability.plain import plain
 
 @asynccontextmanager
 async def open_sending(
-    desk: Desk, *, gasless: bool, yes: bool
+    context: CommandContext, *, gasless: bool, yes: bool
 ) -> AsyncIterator[WalletConnection | GaslessWallet]:
     """The wallet of a command, which sends by itself or through a relay.
 
     Args:
-        desk: Of the command.
+        context: Of the command.
         gasless: Whether a relay pays the gas.
         yes: Whether the person has agreed to sign already.
 
@@ -31,14 +31,14 @@ async def open_sending(
         GridError: As `open_wallet` and `open_gasless`.
     """
     if gasless:
-        async with open_gasless(desk.settings, asker(desk, yes=yes)) as relayed:
+        async with open_gasless(context.settings, asker(context, yes=yes)) as relayed:
             yield relayed
         return
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         yield wallet
 
 
-def asker(desk: Desk, *, yes: bool) -> Confirm:
+def asker(context: CommandContext, *, yes: bool) -> Confirm:
     """Shows what is about to be signed on stderr, and asks unless the answer was given before.
 
     Raises (when called):
@@ -46,7 +46,7 @@ def asker(desk: Desk, *, yes: bool) -> Confirm:
     """
 
     def ask(preview: Preview) -> bool:
-        printer = desk.printer
+        printer = context.printer
         printer.note("To be signed:")
         width = max(len(name) for name, _ in preview.rows)
         for name, value in preview.rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import GaslessOption, YesOption, some
 from deepsquare_chain.credits import format_credits
@@ -84,12 +84,15 @@ def _read(file: Path, credits: int | None, limit: str | None) -> tuple[JobFile, 
 
 @command(app)
 async def validate(
-    desk: Desk, file: JobFilePath, credits: CreditsOption = None, time_limit: LimitOption = None
+    context: CommandContext,
+    file: JobFilePath,
+    credits: CreditsOption = None,
+    time_limit: LimitOption = None,
 ) -> None:
     """Check a job file; nothing is sent anywhere."""
     job_file, terms = _read(file, credits, time_limit)
     size = terms.resources
-    desk.printer.record(
+    context.printer.record(
         _JOB_FILE,
         (
             terms.name,
@@ -108,16 +111,19 @@ async def validate(
 
 @command(app)
 async def quote(
-    desk: Desk, file: JobFilePath, credits: CreditsOption = None, time_limit: LimitOption = None
+    context: CommandContext,
+    file: JobFilePath,
+    credits: CreditsOption = None,
+    time_limit: LimitOption = None,
 ) -> None:
     """Show what a job would cost at each provider, how long it could run, and when it may start."""
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.client.offers import offers
 
     _, terms = _read(file, credits, time_limit)
-    async with open_grid(desk.settings) as contracts:
+    async with open_grid(context.settings) as contracts:
         found = await offers(contracts, terms)
-    desk.printer.rows(
+    context.printer.rows(
         _QUOTES,
         (
             (
@@ -132,7 +138,7 @@ async def quote(
 
 @command(app)
 async def submit(
-    desk: Desk,
+    context: CommandContext,
     file: JobFilePath,
     credits: CreditsOption = None,
     time_limit: LimitOption = None,
@@ -174,33 +180,35 @@ async def submit(
     from deepsquare_chain.store.definitions import FolderDefinitionStore
 
     job_file, terms = _read(file, credits, time_limit)
-    async with open_sending(desk, gasless=gasless, yes=yes) as wallet:
+    async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         if not gasless:
             refuse_relayed_key(wallet.store, key)
         requests = [Request(terms, (job_file.definition.to_bytes(),) * array)]
-        done = await repeated(wallet.contracts, wallet.sender, requests, key, desk.settings.timeout)
+        done = await repeated(
+            wallet.contracts, wallet.sender, requests, key, context.settings.timeout
+        )
         if done is not None:
-            desk.printer.note(f"The key {key!r} was used before: nothing more is paid.")
+            context.printer.note(f"The key {key!r} was used before: nothing more is paid.")
         else:
             due = await bill(wallet.contracts, wallet.address, requests, gasless=gasless)
             due.check()
             if cheapest(await quotes(wallet.contracts, terms)) is None:
-                desk.printer.note(
+                context.printer.note(
                     "Warning: no provider could run this now; see `deepsquare quote`. The job "
                     "would wait, and can be cancelled for a full refund."
                 )
-            store = FolderDefinitionStore(desk.settings.store)
+            store = FolderDefinitionStore(context.settings.store)
             if not store.readers():
-                desk.printer.note(
+                context.printer.note(
                     f"Warning: no provider is known to read definitions from {store.path} (setting "
                     "store). Where none does, the job waits and can be cancelled for a full refund."
                 )
-            _announce(desk, due, permit=permit or gasless, gasless=gasless)
+            _announce(context, due, permit=permit or gasless, gasless=gasless)
             if dry_run:
-                desk.printer.note("Dry run: nothing was sent.")
-                if desk.printer.style is not Format.TABLE:
+                context.printer.note("Dry run: nothing was sent.")
+                if context.printer.style is not Format.TABLE:
                     row = (due.jobs, due.total, due.balance, due.approval, due.gas_wei)
-                    desk.printer.record(_BILL, row)
+                    context.printer.record(_BILL, row)
                 return None
             done = await submit(
                 wallet.contracts,
@@ -208,25 +216,25 @@ async def submit(
                 store,
                 requests,
                 permit=wallet.account if permit else None,
-                timeout=desk.settings.timeout,
+                timeout=context.settings.timeout,
                 key=key,
             )
         digest, sent = job_file.definition.digest.hex(), done.receipts[-1].hash
         submitted = [(i, terms.name, terms.amount, digest, sent) for i in done.job_ids]
         if not wait:
-            desk.printer.rows(_SUBMITTED, submitted)
+            context.printer.rows(_SUBMITTED, submitted)
             return None
         ids = ", ".join(map(str, done.job_ids))
-        desk.printer.note(f"Submitted and paid for: job{'s' * (array > 1)} {ids}.")
+        context.printer.note(f"Submitted and paid for: job{'s' * (array > 1)} {ids}.")
         try:
-            return await _wait(desk, wallet.contracts, done.job_ids, wait_timeout)
+            return await _wait(context, wallet.contracts, done.job_ids, wait_timeout)
         except BaseException:
             # They are paid for: whoever waited must know which they are, whatever comes after.
-            desk.printer.rows(_SUBMITTED, submitted)
+            context.printer.rows(_SUBMITTED, submitted)
             raise
 
 
-def _announce(desk: Desk, due: Bill, *, permit: bool, gasless: bool) -> None:
+def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool) -> None:
     jobs = "1 job" if due.jobs == 1 else f"{due.jobs} jobs"
     way = "within its allowance"
     if due.approval:
@@ -234,14 +242,14 @@ def _announce(desk: Desk, due: Bill, *, permit: bool, gasless: bool) -> None:
     gas = "a relay pays the gas"
     if not gasless:
         gas = f"gas for at most {format_credits(due.gas_wei)} coin"
-    desk.printer.note(
+    context.printer.note(
         f"Into escrow for {jobs}: {format_credits(due.total)} of the wallet's "
         f"{format_credits(due.balance)} credits, {way}; {gas}."
     )
 
 
 async def _wait(
-    desk: Desk, contracts: Contracts, job_ids: tuple[int, ...], timeout: float | None
+    context: CommandContext, contracts: Contracts, job_ids: tuple[int, ...], timeout: float | None
 ) -> int:
     """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins."""
     from deepsquare_chain.cli.job import follow_to_end, print_ended
@@ -250,6 +258,6 @@ async def _wait(
     found = []
     for job_id in job_ids:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        found.append(await follow_to_end(desk, contracts, job_id, left))
-    await print_ended(desk, found)
+        found.append(await follow_to_end(context, contracts, job_id, left))
+    await print_ended(context, found)
     return next((each.exit_code for each in found if each.exit_code), 0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
 
 if TYPE_CHECKING:
@@ -65,58 +65,60 @@ def group() -> None:
 
 @command(app, "list")
 async def list_transactions(
-    desk: Desk,
+    context: CommandContext,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
 ) -> None:
     """List what this wallet has sent from this state folder, newest first."""
     from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         await wallet.sender.tend()
         found = wallet.store.recent_entries(limit)
-    desk.printer.rows(_LIST, map(_list_row, found), empty="This wallet has sent nothing from here.")
+    context.printer.rows(
+        _LIST, map(_list_row, found), empty="This wallet has sent nothing from here."
+    )
 
 
 @command(app)
-async def show(desk: Desk, transaction: Which) -> None:
+async def show(context: CommandContext, transaction: Which) -> None:
     """Show one transaction, every attempt of it, and what became of it."""
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.transactions import find
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         await wallet.sender.tend()
-        await _print(desk, wallet, find(wallet, transaction))
+        await _print(context, wallet, find(wallet, transaction))
 
 
 @command(app, "speed-up")
-async def speed_up(desk: Desk, transaction: Which) -> None:
+async def speed_up(context: CommandContext, transaction: Which) -> None:
     """Offer the same transaction again with both fees at least 12.5 % higher."""
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.transactions import pending
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         entry = pending(wallet, transaction)
         await wallet.sender.speed_up(entry)
-        await _print(desk, wallet, wallet.store.entry(entry.id))
+        await _print(context, wallet, wallet.store.entry(entry.id))
 
 
 @command(app)
-async def cancel(desk: Desk, transaction: Which) -> None:
+async def cancel(context: CommandContext, transaction: Which) -> None:
     """Offer a transfer of nothing to oneself in its place; whichever is mined first counts."""
     from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.transactions import pending
 
-    async with open_wallet(desk.settings) as wallet:
+    async with open_wallet(context.settings) as wallet:
         entry = pending(wallet, transaction)
         await wallet.sender.cancel(entry)
-        desk.printer.note(
+        context.printer.note(
             f"The original of {entry.call.label!r} may still be mined first; "
             f"see `deepsquare tx show {entry.id}`."
         )
-        await _print(desk, wallet, wallet.store.entry(entry.id))
+        await _print(context, wallet, wallet.store.entry(entry.id))
 
 
-async def _print(desk: Desk, wallet: WalletConnection, entry: Entry) -> None:
+async def _print(context: CommandContext, wallet: WalletConnection, entry: Entry) -> None:
     from deepsquare_chain.client.transactions import inclusion
 
     mined = await inclusion(wallet, entry)
@@ -131,14 +133,14 @@ async def _print(desk: Desk, wallet: WalletConnection, entry: Entry) -> None:
         (i, each.max_fee, each.priority_fee, each.sent_block, each.cancels, each.tx_hash)
         for i, each in enumerate(entry.attempts, 1)
     ]
-    if desk.printer.style is Format.JSON:
-        body = desk.printer.as_object(_SHOWN, row)
-        body["attempts"] = [desk.printer.as_object(_ATTEMPTS, each) for each in attempts]
-        desk.printer.document(body)
+    if context.printer.style is Format.JSON:
+        body = context.printer.as_object(_SHOWN, row)
+        body["attempts"] = [context.printer.as_object(_ATTEMPTS, each) for each in attempts]
+        context.printer.document(body)
         return
-    desk.printer.record(_SHOWN, row)
-    if desk.printer.style is Format.TABLE:
-        desk.printer.rows(_ATTEMPTS, attempts)
+    context.printer.record(_SHOWN, row)
+    if context.printer.style is Format.TABLE:
+        context.printer.rows(_ATTEMPTS, attempts)
 
 
 def _list_row(entry: Entry) -> tuple[Any, ...]:

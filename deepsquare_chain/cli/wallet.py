@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import Desk, command
+from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="New keystore file
 
 
 @command(app)
-async def new(desk: Desk, file: NewFile) -> None:
+async def new(context: CommandContext, file: NewFile) -> None:
     """Make a new key and keep it, encrypted, in a new file."""
     from deepsquare_chain.chain.wallet import create_wallet
 
-    _show(desk, file, create_wallet(file, _new_password(desk, file)))
+    _show(context, file, create_wallet(file, _new_password(context, file)))
 
 
 @command(app, "import")
 async def import_wallet(
-    desk: Desk,
+    context: CommandContext,
     file: NewFile,
     source: Annotated[
         Path | None,
@@ -62,17 +62,17 @@ async def import_wallet(
             "--from and --key-file name two different wallets", hint="Give one of the two."
         )
     if source is not None:
-        password = read_password(source, desk.settings.password_file)
+        password = read_password(source, context.settings.password_file)
         account = import_keystore(file, or_stdin(source), password)
     else:
         key = ask_key() if key_file is None else read_key(or_stdin(key_file))
-        account = import_key(file, key, _new_password(desk, file))
-    _show(desk, file, account)
+        account = import_key(file, key, _new_password(context, file))
+    _show(context, file, account)
 
 
 @command(app, "list")
 async def list_wallets(
-    desk: Desk,
+    context: CommandContext,
     folder: Annotated[
         Path | None, typer.Argument(help="Folder of keystores; the keystore's own by default.")
     ] = None,
@@ -84,11 +84,11 @@ async def list_wallets(
     from deepsquare_chain.chain import wallet
     from deepsquare_chain.client.network import address_book
 
-    own = desk.settings.keystore
-    place = folder or (own.parent if own else desk.settings.state_dir / "wallets")
+    own = context.settings.keystore
+    place = folder or (own.parent if own else context.settings.state_dir / "wallets")
     found = wallet.list_wallets(place)
-    book = address_book(desk.settings)
-    desk.printer.rows(
+    book = address_book(context.settings)
+    context.printer.rows(
         _LIST,
         ((each.address or None, str(each.path), book.knows(each.path)) for each in found),
         empty=f"No wallets in {place}.",
@@ -96,34 +96,34 @@ async def list_wallets(
 
 
 @command(app)
-async def show(desk: Desk) -> None:
+async def show(context: CommandContext) -> None:
     """Show the address of the wallet that commands use; its key is never shown."""
     from deepsquare_chain.chain.wallet import stated_address
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.errors import NotAuthorisedError
 
     try:
-        address = own_address(desk.settings, None)
+        address = own_address(context.settings, None)
     except NotAuthorisedError as error:
         # Nothing is paid to it or by it here, so that a statement is better than nothing.
-        address = stated_address(desk.settings.keystore) if desk.settings.keystore else ""
+        address = stated_address(context.settings.keystore) if context.settings.keystore else ""
         if not address:
             raise
-        desk.printer.note(
+        context.printer.note(
             f"The file states this address; it was not compared with the key: {error.message}."
         )
-    desk.printer.record(_WALLET, (address, str(desk.settings.keystore)))
+    context.printer.record(_WALLET, (address, str(context.settings.keystore)))
 
 
-def _show(desk: Desk, file: Path, account: LocalAccount) -> None:
+def _show(context: CommandContext, file: Path, account: LocalAccount) -> None:
     """Show a wallet that was made here; later commands know its address without its password."""
     from deepsquare_chain.client.network import address_book
 
-    address_book(desk.settings).remember(file, account)
-    desk.printer.record(_WALLET, (account.address, str(file)))
+    address_book(context.settings).remember(file, account)
+    context.printer.record(_WALLET, (account.address, str(file)))
 
 
-def _new_password(desk: Desk, file: Path) -> str:
+def _new_password(context: CommandContext, file: Path) -> str:
     from deepsquare_chain.cli.secrets import new_password
 
-    return new_password(file, desk.settings.password_file)
+    return new_password(file, context.settings.password_file)

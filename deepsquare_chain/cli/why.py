@@ -76,11 +76,11 @@ async def explain(contracts: Contracts, job_id: int) -> JobSituation:
     job = await contracts.scheduler.get_job(job_id)
     if job.status.is_final:
         return JobSituation(job, await _ended(contracts, job))
-    with Onlooker(contracts) as onlooker:
-        return await onlooker.situation(job)
+    with DryRunScheduler(contracts) as dry_run:
+        return await dry_run.situation(job)
 
 
-class Onlooker:
+class DryRunScheduler:
     """A scheduler without a wallet; it remembers what it has seen from one look to the next."""
 
     def __init__(self, contracts: Contracts) -> None:
@@ -107,14 +107,14 @@ class Onlooker:
         self._forget()
         for _ in range(_LOOKS):
             await self._service.cycle()
-            if self._service.world is not None:
+            if self._service.cluster is not None:
                 break
             await asyncio.sleep(self._settings.poll_interval)
         return self._service
 
     def _forget(self) -> None:
         """What an earlier look saw must not pass for what this one sees."""
-        self._service.world = None
+        self._service.cluster = None
 
     async def situation(self, job: Job) -> JobSituation:
         """Why a live job is where it is.
@@ -123,13 +123,13 @@ class Onlooker:
             EndpointError: The node does not answer.
         """
         service = await self.look()
-        world = service.world
+        cluster = service.cluster
         still = await _on_demand(self._contracts)
-        if world is not None and job.status is not JobStatus.PENDING:
-            text = explain_assigned(job, world.moment.now)
-            advice = _claim_advice(job, world.moment.times.claim_timeout)
-            held = world.watched.get(job.provider_id)
-            challenge = explain_challenge(job, held.clock, world.moment) if held else ""
+        if cluster is not None and job.status is not JobStatus.PENDING:
+            text = explain_assigned(job, cluster.block_context.now)
+            advice = _claim_advice(job, cluster.block_context.times.claim_timeout)
+            held = cluster.watched.get(job.provider_id)
+            challenge = explain_challenge(job, held.clock, cluster.block_context) if held else ""
             open_challenge = (challenge,) if challenge else ()
             details = (*open_challenge, *still)
             return JobSituation(
@@ -140,8 +140,8 @@ class Onlooker:
             return JobSituation(job, f"job {job.id} is {job.status.name}")
         cause = (found.provider_id, found.refusals)
         at_expiry: tuple[str, ...] = ()
-        if world is not None:
-            expiry = chain_time(job.since + world.moment.times.pending_expiry)
+        if cluster is not None:
+            expiry = chain_time(job.since + cluster.block_context.times.pending_expiry)
             at_expiry = (f"if it is still PENDING at {expiry}, it is cancelled with a full refund",)
         details = (*found.details, *at_expiry, *still)
         return JobSituation(job, found.text, details, _advice(found), cause)
@@ -165,7 +165,7 @@ class Teller:
     def __init__(self, contracts: Contracts, tell: Callable[[str], None]) -> None:
         self._contracts = contracts
         self._tell = tell
-        self._onlooker: Onlooker | None = None
+        self._dry_run: DryRunScheduler | None = None
         self._looking: asyncio.Task[None] | None = None
         self._told: Hashable = None
 
@@ -190,8 +190,8 @@ class Teller:
 
     async def _look(self, job: Job) -> None:
         try:
-            self._onlooker = self._onlooker or Onlooker(self._contracts)
-            found = await self._onlooker.situation(job)
+            self._dry_run = self._dry_run or DryRunScheduler(self._contracts)
+            found = await self._dry_run.situation(job)
         except Exception as error:  # noqa: BLE001 - a reason that can't be found must not end the wait
             # An endpoint that fails is told by the waiting itself. What was seen may be of a
             # branch that is gone: the next look begins anew.
@@ -204,9 +204,9 @@ class Teller:
             self._tell(found.words)
 
     def _close(self) -> None:
-        onlooker, self._onlooker = self._onlooker, None
-        if onlooker is not None:
-            onlooker.__exit__()
+        dry_run, self._dry_run = self._dry_run, None
+        if dry_run is not None:
+            dry_run.__exit__()
 
 
 async def _ended(contracts: Contracts, job: Job) -> str:
@@ -248,22 +248,22 @@ async def reasons(contracts: Contracts) -> list[Reason]:
     Raises:
         EndpointError: The node does not answer.
     """
-    with Onlooker(contracts) as onlooker:
-        return list(_reasons(await onlooker.look()))
+    with DryRunScheduler(contracts) as dry_run:
+        return list(_reasons(await dry_run.look()))
 
 
 def _reasons(service: SchedulerService) -> Iterator[Reason]:
-    world, decided = service.world, set()
-    if world is None:
+    cluster, decided = service.cluster, set()
+    if cluster is None:
         return
     for decision in service.plan.decisions:
         job_id = decision.waiting.job.id
         decided.add(job_id)
         text = f"a meta-scheduler would assign it now: {explain_decision(decision)}"
         yield Reason(job_id, decision.provider_id, text)
-    for waiting in world.waiting:
+    for waiting in cluster.waiting:
         if waiting.job.id not in decided:
-            found = explain_wait(waiting, world.snapshot, service.plan)
+            found = explain_wait(waiting, cluster.snapshot, service.plan)
             details = tuple(each.text for each in found.verdicts)
             refusals = tuple(each.why for each in found.verdicts)
             yield Reason(waiting.job.id, None, found.text, details, refusals)

@@ -16,8 +16,8 @@ from deepsquare_chain.chain.bindings.events import (
     decode_logs,
     event_filter,
 )
-from deepsquare_chain.chain.rpc.logreader import read_logs
-from deepsquare_chain.client.joblist import newest
+from deepsquare_chain.chain.rpc.log_reader import read_logs
+from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.credits import unbilled_revenue
 from deepsquare_chain.job import Job, JobStatus
 

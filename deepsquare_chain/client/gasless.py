@@ -25,21 +25,21 @@ from deepsquare_chain.chain.bindings.abi import AbiError
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.credit import Permit
+from deepsquare_chain.chain.bindings.event_types import Event, ExecutedForwardRequest, JobSubmitted
 from deepsquare_chain.chain.bindings.events import decode_logs, event_filter
-from deepsquare_chain.chain.bindings.eventtypes import Event, ExecutedForwardRequest, JobSubmitted
 from deepsquare_chain.chain.bindings.forwarder import (
     ForwarderDomain,
     ForwardRequest,
     forwarded_calls,
 )
 from deepsquare_chain.chain.rpc.connection import chain_time
-from deepsquare_chain.chain.rpc.logreader import read_range
+from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.network import WalletConnection, open_wallet, transport_of
 from deepsquare_chain.client.preview import Preview, describe_call
-from deepsquare_chain.client.relayclient import (
+from deepsquare_chain.client.relay_client import (
     RelayClient,
     RelayRefusedError,
     RelayTerms,

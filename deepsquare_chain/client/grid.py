@@ -24,7 +24,7 @@ from deepsquare_chain.client.network import (
     transport_of,
 )
 from deepsquare_chain.client.offers import PricedOffer, offers
-from deepsquare_chain.client.relayclient import RelayClient, relay_url
+from deepsquare_chain.client.relay_client import RelayClient, relay_url
 from deepsquare_chain.client.results import Result, job_results
 from deepsquare_chain.client.submission import (
     Request,

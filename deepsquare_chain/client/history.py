@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
-from deepsquare_chain.chain.bindings.eventtypes import (
+from deepsquare_chain.chain.bindings.event_types import (
     Event,
     JobCollected,
     JobPanicked,
@@ -18,7 +17,8 @@ from deepsquare_chain.chain.bindings.eventtypes import (
     JobToppedUp,
     JobTransition,
 )
-from deepsquare_chain.chain.rpc.logreader import read_logs
+from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
+from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.job import Objective
 
 _KINDS = (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.client.joblist import newest
+from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.errors import EndpointError, WaitTimeoutError
 from deepsquare_chain.job import JobStatus
 

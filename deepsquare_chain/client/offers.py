@@ -11,7 +11,7 @@ from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.quotes import Quote, quotes
 from deepsquare_chain.job import Job, Resources, Terms
 from deepsquare_chain.metascheduler.eligibility import ProviderView
-from deepsquare_chain.metascheduler.room import amounts, free_room, release, room_from
+from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, release, room_from
 
 #: Newest records that are looked through for live jobs; what lives is rarely older.
 LOOKED_AT: Final = 2_000

@@ -13,7 +13,7 @@ from eth_account.signers.local import LocalAccount
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.eventtypes import JobSubmitted
+from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import PermitPlan, RelayedSender

@@ -12,9 +12,8 @@ from typing import IO, Any, Final
 from rich.console import Console
 
 from deepsquare_chain.demo.board import Board
-from deepsquare_chain.demo.closing import Closing, close_books
-from deepsquare_chain.demo.leftovers import end_processes_of
-from deepsquare_chain.demo.play import Play
+from deepsquare_chain.demo.runner import DemoRunner, end_processes_of
+from deepsquare_chain.demo.summary import DemoSummary, close_books
 from deepsquare_chain.devnet.grid import ChainKind, LocalGrid
 from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.devnet.slurm import slurm_cluster
@@ -63,7 +62,7 @@ async def run_demo(
     place = _new_folder(folder)
     examples = _examples()
     console = Console(file=stream, width=None if stream.isatty() else _WIDTH, highlight=False)
-    found: list[Closing] = []
+    found: list[DemoSummary] = []
     with stopped_by_signals() as stop:
         work = asyncio.create_task(
             _play(
@@ -101,7 +100,7 @@ async def _play(
     chain: ChainKind,
     examples: Path,
     console: Console,
-    found: list[Closing],
+    found: list[DemoSummary],
     *,
     executor: str,
     serve: bool,
@@ -119,7 +118,7 @@ async def _play(
                 )
             )
             board.step(f"watch it in a browser: {await grid.start_explorer(port)}")
-            play = Play(grid, board, examples)
+            play = DemoRunner(grid, board, examples)
             await play.perform()
             board.step("closing the books")
             closing = await close_books(grid, play.scene, play.problems, play.signed)

@@ -25,7 +25,7 @@ from deepsquare_chain.chain.rpc.connection import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.client.gasless import Confirm, RelayedSender
-from deepsquare_chain.client.relayclient import RelayClient
+from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.faucet import Faucet, faucet_app
 from deepsquare_chain.devnet.node.anvil import Anvil

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from deepsquare_chain.executors import leftovers, procfs
+from deepsquare_chain.executors import orphaned_processes as leftovers
+from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.base import RunSpec
 from deepsquare_chain.executors.gpus import device_environment
 from deepsquare_chain.executors.rundir import RunFolder, unique

@@ -33,7 +33,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.gpus import device_names
 from deepsquare_chain.executors.isolation import isolate, local_checks
-from deepsquare_chain.executors.leftovers import StubbornError
+from deepsquare_chain.executors.orphaned_processes import StubbornError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
 from deepsquare_chain.executors.sandbox import Isolation, SandboxOptions, parse_options

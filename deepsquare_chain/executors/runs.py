@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import launch, leftovers, procfs, startprobe
+from deepsquare_chain.executors import launch, procfs, startprobe
+from deepsquare_chain.executors import orphaned_processes as leftovers
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -30,7 +31,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.gpus import free_devices
 from deepsquare_chain.executors.launch import Launched
-from deepsquare_chain.executors.leftovers import Census, StubbornError
+from deepsquare_chain.executors.orphaned_processes import Census, StubbornError
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, FolderClaim, RunFolder, read_bytes, unique

@@ -27,8 +27,8 @@ from typing import Any, Final, NoReturn
 
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.confinement import Confinement
-from deepsquare_chain.executors.leftovers import SUPERVISOR_MODULE
 from deepsquare_chain.executors.memory import MemoryMeter
+from deepsquare_chain.executors.orphaned_processes import SUPERVISOR_MODULE
 from deepsquare_chain.executors.outputlog import OutputWriter
 from deepsquare_chain.executors.rundir import (
     GRACE,

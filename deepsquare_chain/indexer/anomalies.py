@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, Select, and_, or_, select
 from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, Code, Spot, Subject
 from deepsquare_chain.audit.anomaly_rules import AnomalyRules
 from deepsquare_chain.audit.ledger import normalised
-from deepsquare_chain.chain.bindings.eventtypes import ProviderChallenged
+from deepsquare_chain.chain.bindings.event_types import ProviderChallenged
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer import read_models as rows
 from deepsquare_chain.indexer.pagination import (

@@ -12,11 +12,11 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.bindings.abi import AbiError, interfaces
+from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import ExecutedForwardRequest, decode_logs
-from deepsquare_chain.chain.bindings.eventtypes import Event
 from deepsquare_chain.chain.bindings.forwarder import ForwardedCall, forwarded_calls
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
 #: Questions in one request: small enough for hosted endpoints.

@@ -12,8 +12,8 @@ from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Any, Final, get_type_hints
 
-from deepsquare_chain.chain.bindings import eventtypes
-from deepsquare_chain.chain.bindings.eventtypes import Event
+from deepsquare_chain.chain.bindings import event_types
+from deepsquare_chain.chain.bindings.event_types import Event
 
 _PLACE: Final = frozenset(Event.__annotations__)
 
@@ -61,7 +61,7 @@ def _fields(kind: Any) -> tuple[str, ...]:
 
 @cache
 def _kinds() -> dict[str, type[Event]]:
-    return {kind.__name__: kind for kind in vars(eventtypes).values() if _is_event(kind)}
+    return {kind.__name__: kind for kind in vars(event_types).values() if _is_event(kind)}
 
 
 def _is_event(kind: Any) -> bool:

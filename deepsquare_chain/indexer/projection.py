@@ -15,12 +15,12 @@ import pydantic_core
 from sqlalchemy import Table
 
 from deepsquare_chain.audit.anomalies import Anomaly, name_self_scheduled
-from deepsquare_chain.audit.anomalies import Spot as Moment
+from deepsquare_chain.audit.anomalies import Spot as BlockContext
 from deepsquare_chain.audit.anomaly_rules import AnomalyRules
 from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry
 from deepsquare_chain.audit.ledger import GridLedgers
 from deepsquare_chain.audit.transaction import TransactionContext
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.anomalies import exception_values
@@ -124,7 +124,7 @@ class Folding:
             page = TransactionContext(number, header.time, tx_hash, [], [])
             self._books.read(page, own)
             entries += ((sent.position, entry) for entry in page.entries)
-            self._watch.read(own, self._books.jobs.jobs, Moment(number, header.time, tx_hash))
+            self._watch.read(own, self._books.jobs.jobs, BlockContext(number, header.time, tx_hash))
             named = name_self_scheduled(self._watch.take(), {tx_hash: sent.sender})
             odd += ((sent.position, row) for row in named)
             self._transaction(sent, len(own))

@@ -14,7 +14,7 @@ from deepsquare_chain.audit.entries import JobEntry
 from deepsquare_chain.audit.ledger import GridLedgers, normalised
 from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.eventtypes import Event, JobCollected, JobTransition
+from deepsquare_chain.chain.bindings.event_types import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import parked_of

@@ -13,7 +13,6 @@ from typing import Final
 from deepsquare_chain.chain.bindings.records import Clock
 from deepsquare_chain.credits import cost, format_credits, hourly, job_rate
 from deepsquare_chain.job import Job, JobStatus, Objective, Resources
-from deepsquare_chain.metascheduler.duties import Moment, is_gone, is_silent
 from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,
     Refusal,
@@ -22,19 +21,20 @@ from deepsquare_chain.metascheduler.eligibility import (
     refusal,
     run_time,
 )
-from deepsquare_chain.metascheduler.policy import (
-    Decision,
-    Plan,
-    Rules,
-    Snapshot,
-)
-from deepsquare_chain.metascheduler.room import (
+from deepsquare_chain.metascheduler.free_capacity import (
     Amounts,
     amounts,
     free_room,
     release,
     room_from,
     within,
+)
+from deepsquare_chain.metascheduler.liveness import BlockContext, is_gone, is_silent
+from deepsquare_chain.metascheduler.policy import (
+    Decision,
+    Plan,
+    Rules,
+    Snapshot,
 )
 
 _FAVOURED: Final = {
@@ -130,17 +130,17 @@ def explain_assigned(job: Job, now: int) -> str:
     return f"job {job.id} is {job.status.name} at provider {job.provider_id} {held}"
 
 
-def explain_challenge(job: Job, clock: Clock, moment: Moment) -> str:
+def explain_challenge(job: Job, clock: Clock, block_context: BlockContext) -> str:
     """What the open challenge of an assigned job's provider means for the job; empty without one."""
     if clock.challenged_at == 0:
         return ""
-    times, provider = moment.times, f"provider {job.provider_id}"
-    head = f"{provider} has left a challenge unanswered for {moment.now - clock.challenged_at} s"
+    times, provider = block_context.times, f"provider {job.provider_id}"
+    head = f"{provider} has left a challenge unanswered for {block_context.now - clock.challenged_at} s"
     if job.status == JobStatus.RUNNING:
-        if is_gone(clock, moment):
+        if is_gone(clock, block_context):
             return f"{head}: the run is lost, and anyone may panic it"
         return f"{head}; after {times.lost_timeout} s the run is lost"
-    if is_silent(clock, moment):
+    if is_silent(clock, block_context):
         return f"{head}: it is silent, and its queued jobs are requeued"
     return f"{head}; after {times.response_timeout} s its queued jobs are requeued"
 

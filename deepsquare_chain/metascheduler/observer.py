@@ -11,15 +11,15 @@ from deepsquare_chain.chain.bindings.contracts import Clock, Contracts, Paramete
 from deepsquare_chain.chain.rpc.batching import merged
 from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Provider
-from deepsquare_chain.metascheduler.duties import (
-    Moment,
+from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
+from deepsquare_chain.metascheduler.liveness import (
+    BlockContext,
     Watch,
     Watched,
     is_silent,
     rests_until,
     struck,
 )
-from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.policy import Snapshot
 from deepsquare_chain.metascheduler.state import Known, SchedulerState
 
@@ -31,10 +31,10 @@ _LONGEST_AVOIDANCE: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ClusterSnapshot:
     """Everything that one cycle decides by."""
 
-    moment: Moment
+    block_context: BlockContext
     watched: Mapping[int, Watched]
     assigned: Sequence[Job]
     waiting: Sequence[Waiting]
@@ -43,17 +43,17 @@ class World:
     @property
     def snapshot(self) -> Snapshot:
         """The same as the policy sees it."""
-        return Snapshot(self.moment.now, self.views, self.waiting, self.assigned)
+        return Snapshot(self.block_context.now, self.views, self.waiting, self.assigned)
 
 
-def view_of(held: Watched, moment: Moment, watch: Watch) -> ProviderView:
+def view_of(held: Watched, block_context: BlockContext, watch: Watch) -> ProviderView:
     """A provider as the policy sees it."""
     return ProviderView(
         held.provider,
-        silent=is_silent(held.clock, moment),
+        silent=is_silent(held.clock, block_context),
         challenged=held.clock.challenged_at != 0,
-        rests_until=rests_until(held.strikes, moment.now, watch),
-        strikes=len(struck(held.strikes, moment.now, watch)),
+        rests_until=rests_until(held.strikes, block_context.now, watch),
+        strikes=len(struck(held.strikes, block_context.now, watch)),
     )
 
 
@@ -103,7 +103,7 @@ class GridObserver:
         known = {each.id: clock for each, clock in zip(providers, clocks, strict=True)}
         self._ahead = (head.hash, count, known)
 
-    async def look(self, head: Head, *, events: int) -> World:
+    async def look(self, head: Head, *, events: int) -> ClusterSnapshot:
         """The world at a block; of one block everything is asked for once.
 
         Args:
@@ -118,19 +118,21 @@ class GridObserver:
                 self._times = await self._contracts.scheduler.parameters(
                     block_identifier=head.number
                 )
-        moment = Moment(head.number, head.time, self._times)
+        block_context = BlockContext(head.number, head.time, self._times)
         known = self._state.live()
         facts = self._facts
         if facts is None or (facts.block, facts.events) != (head.hash, events):
             facts = self._facts = await self._read(head, known, events)
-        watched = await self._watched(facts.providers, facts.clocks, moment)
+        watched = await self._watched(facts.providers, facts.clocks, block_context)
         assigned = [job for job in facts.records if job.status.is_assigned]
         pending = [
             job for job in facts.records if job.status == JobStatus.PENDING and job.id in known
         ]
-        waiting = [await self._wait(job, known[job.id], facts.providers, moment) for job in pending]
-        views = [view_of(held, moment, self._watch) for held in watched.values()]
-        return World(moment, watched, assigned, waiting, views)
+        waiting = [
+            await self._wait(job, known[job.id], facts.providers, block_context) for job in pending
+        ]
+        views = [view_of(held, block_context, self._watch) for held in watched.values()]
+        return ClusterSnapshot(block_context, watched, assigned, waiting, views)
 
     async def _read(self, head: Head, known: Mapping[int, Known], events: int) -> _Facts:
         if self._ahead[0] != head.hash:
@@ -173,11 +175,11 @@ class GridObserver:
         return sorted(records, key=lambda job: job.id)
 
     async def _wait(
-        self, job: Job, known: Known, providers: Sequence[Provider], moment: Moment
+        self, job: Job, known: Known, providers: Sequence[Provider], block_context: BlockContext
     ) -> Waiting:
         ids = {each.account: each.id for each in providers}
         avoided = {
-            ids[account]: self._avoided_until(count, last, moment)
+            ids[account]: self._avoided_until(count, last, block_context)
             for account, (count, last) in known.returned.items()
             if account in ids
         }
@@ -191,9 +193,9 @@ class GridObserver:
         )
 
     @staticmethod
-    def _avoided_until(count: int, last: int, moment: Moment) -> int:
+    def _avoided_until(count: int, last: int, block_context: BlockContext) -> int:
         """A provider that gave a job back is left alone with it, longer each time."""
-        pause = moment.times.claim_timeout << min(count - 1, 20)
+        pause = block_context.times.claim_timeout << min(count - 1, 20)
         return last + min(pause, _LONGEST_AVOIDANCE)
 
     async def line(self, job_id: int) -> frozenset[int]:
@@ -222,10 +224,13 @@ class GridObserver:
         return self._providers
 
     async def _watched(
-        self, providers: Sequence[Provider], clocks: Mapping[int, Clock], moment: Moment
+        self,
+        providers: Sequence[Provider],
+        clocks: Mapping[int, Clock],
+        block_context: BlockContext,
     ) -> dict[int, Watched]:
         signs = self._state.last_signs()
-        strikes = await self._strikes(moment.now - self._watch.strike_window)
+        strikes = await self._strikes(block_context.now - self._watch.strike_window)
         return {
             each.id: Watched(
                 each, clocks[each.id], signs.get(each.account, 0), strikes.get(each.account, ())

@@ -10,11 +10,13 @@ So no job starves: patience is finite, and what is reserved for the oldest, nobo
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from deepsquare_chain.job import Job, Offer, Resources
+from deepsquare_chain.job import Job, Objective, Offer, Resources
 from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,
     Refusal,
@@ -24,8 +26,7 @@ from deepsquare_chain.metascheduler.eligibility import (
     standing,
     suits,
 )
-from deepsquare_chain.metascheduler.ranking import preference
-from deepsquare_chain.metascheduler.room import (
+from deepsquare_chain.metascheduler.free_capacity import (
     Amounts,
     Release,
     amounts,
@@ -35,6 +36,36 @@ from deepsquare_chain.metascheduler.room import (
     room_from,
     within,
 )
+
+_NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
+
+#: Label and sign (-1: more is better) by falling weight.
+_LABELS: Final[Mapping[Objective, tuple[tuple[str, int], ...]]] = {
+    Objective.COST: (),
+    Objective.TIME: (("compute.gflops", -1), ("cpu.speed", -1)),
+    Objective.ENERGY: (("energy.watts_per_cpu", 1), ("energy.grams_per_kwh", 1)),
+}
+
+
+def preference(
+    objective: Objective, labels: Mapping[str, str], rate: int
+) -> tuple[tuple[float, ...], int]:
+    """A key that sorts the preferred provider first.
+
+    Args:
+        objective: What the job's customer favours.
+        labels: The provider's labels.
+        rate: What the job would cost there, in credit-wei a second.
+    """
+    values = tuple(_measure(labels.get(key), sign) for key, sign in _LABELS[objective])
+    return values, rate
+
+
+def _measure(label: str | None, sign: int) -> float:
+    if label is None or not _NUMBER.fullmatch(label):
+        return math.inf
+    return sign * float(label)
+
 
 #: Free cpus are compared in millionths of the offer.
 _SHARES: Final = 1_000_000

@@ -16,7 +16,7 @@ from typing import Final
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.events import event_topics
 from deepsquare_chain.chain.follower import Follower
-from deepsquare_chain.chain.rpc.batching import merged, together
+from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.heads import Head, HeadSource
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.credits import CREDIT
@@ -24,7 +24,9 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import SchedulerBatches
-from deepsquare_chain.metascheduler.duties import (
+from deepsquare_chain.metascheduler.eligibility import Waiting
+from deepsquare_chain.metascheduler.explain import explain_decision, explain_rest, explain_wait
+from deepsquare_chain.metascheduler.liveness import (
     Watch,
     expired,
     lost,
@@ -32,10 +34,8 @@ from deepsquare_chain.metascheduler.duties import (
     suspicions,
     to_requeue,
 )
-from deepsquare_chain.metascheduler.eligibility import Waiting
-from deepsquare_chain.metascheduler.explain import explain_decision, explain_rest, explain_wait
-from deepsquare_chain.metascheduler.figures import SchedulerMetrics
-from deepsquare_chain.metascheduler.observer import GridObserver, World
+from deepsquare_chain.metascheduler.metrics import SchedulerMetrics
+from deepsquare_chain.metascheduler.observer import ClusterSnapshot, GridObserver
 from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.state import FOLLOWED, SchedulerState
 from deepsquare_chain.observability import get_logger
@@ -88,7 +88,7 @@ class SchedulerService:
         self.observer = GridObserver(contracts, self.state, settings.watch)
         metrics = metrics or Metrics("metascheduler")
         self.figures = SchedulerMetrics(metrics)
-        self.world: World | None = None
+        self.cluster: ClusterSnapshot | None = None
         self.plan = Plan()
         self._w3 = contracts.w3
         self._sender = sender
@@ -135,12 +135,12 @@ class SchedulerService:
             return False
         await self._follow(head)
         crash_point("scheduler.followed")
-        world = await self._look(head)
-        self.world = world
-        self.figures.show(world)
-        self._tell_who_rests(world)
+        cluster = await self._look(head)
+        self.cluster = cluster
+        self.figures.show(cluster)
+        self._tell_who_rests(cluster)
         # Different jobs each: only the waiting for a block is shared.
-        moved = await asyncio.gather(self._hold_to_account(world), self._assign(world))
+        moved = await asyncio.gather(self._hold_to_account(cluster), self._assign(cluster))
         return any(moved)
 
     # -- the steps of a cycle
@@ -165,7 +165,7 @@ class SchedulerService:
         if self._followed == (head.hash, head.final):
             return
         with merged(self._w3):
-            await together(
+            await gather_all(
                 self._follower.poll(self.state.apply, head=head.number),
                 self.observer.prepare(head),
                 self._look_slowly(),
@@ -174,7 +174,7 @@ class SchedulerService:
         if self._follower.position >= head.number - depth:
             self._followed = (head.hash, head.final)
 
-    async def _look(self, head: Head) -> World:
+    async def _look(self, head: Head) -> ClusterSnapshot:
         """The grid at a block."""
         return await self.observer.look(head, events=self._follower.position)
 
@@ -186,9 +186,11 @@ class SchedulerService:
         self.figures.gas.set(balance / CREDIT)
         self._looked_slowly = now
 
-    def _tell_who_rests(self, world: World) -> None:
+    def _tell_who_rests(self, cluster: ClusterSnapshot) -> None:
         """Log who begins to rest, and who comes back."""
-        resting = {v.provider.id: v for v in world.views if v.rests_until > world.moment.now}
+        resting = {
+            v.provider.id: v for v in cluster.views if v.rests_until > cluster.block_context.now
+        }
         for provider_id in resting.keys() - self._resting:
             why = explain_rest(resting[provider_id])
             _log.warning("provider rests", provider=provider_id, why=f"it {why}")
@@ -196,12 +198,12 @@ class SchedulerService:
             _log.info("provider is back", provider=provider_id)
         self._resting = frozenset(resting)
 
-    async def _hold_to_account(self, world: World) -> int:
+    async def _hold_to_account(self, cluster: ClusterSnapshot) -> int:
         """Requeue, challenge and panic; capacity that this frees is assigned in the next cycle."""
-        moment, now = world.moment, world.moment.now
-        stranded = to_requeue(world.assigned, world.watched, moment)
-        doubted = suspicions(world.assigned, world.watched, moment, self._settings.watch)
-        gone = lost(world.assigned, world.watched, moment)
+        block_context, now = cluster.block_context, cluster.block_context.now
+        stranded = to_requeue(cluster.assigned, cluster.watched, block_context)
+        doubted = suspicions(cluster.assigned, cluster.watched, block_context, self._settings.watch)
+        gone = lost(cluster.assigned, cluster.watched, block_context)
         for suspicion in doubted:
             _log.info("suspicious", provider=suspicion.provider_id, why=suspicion.why)
         for job in gone:
@@ -213,55 +215,55 @@ class SchedulerService:
         )
         return sum(moved)
 
-    async def _assign(self, world: World) -> int:
-        now = world.moment.now
-        snapshot = self._snapshot(world)
+    async def _assign(self, cluster: ClusterSnapshot) -> int:
+        now = cluster.block_context.now
+        snapshot = self._snapshot(cluster)
         began = time.perf_counter()
         self.plan = plan(snapshot, self._settings.rules)
         self.figures.planning.observe(time.perf_counter() - began)
         self._explain(snapshot, self.plan)
         crash_point("scheduler.planned")
         groups = self.plan.by_provider()
-        prices = {view.provider.id: view.provider.prices for view in world.views}
+        prices = {view.provider.id: view.provider.prices for view in cluster.views}
         priced = {(provider, prices[provider]): ids for provider, ids in groups.items()}
         refusals = self._batches.refusals
         moved = await self._batches.assign(priced, now)
         if self._batches.refusals > refusals:
             self.state.registry_changed = True  # prices, an offer or a standing have changed
         self.observer.doubt(job_id for ids in groups.values() for job_id in ids)
-        moved += await self._cancel_expired(world)
-        return moved + await self._free_stuck(world, snapshot)
+        moved += await self._cancel_expired(cluster)
+        return moved + await self._free_stuck(cluster, snapshot)
 
-    def _snapshot(self, world: World) -> Snapshot:
+    def _snapshot(self, cluster: ClusterSnapshot) -> Snapshot:
         """The grid as the plan sees it: without jobs and providers that are left alone for now."""
-        now = world.moment.now
-        due = set(self._batches.due("assign", [each.job.id for each in world.waiting], now))
+        now = cluster.block_context.now
+        due = set(self._batches.due("assign", [each.job.id for each in cluster.waiting], now))
         return dataclasses.replace(
-            world.snapshot,
-            waiting=[waiting for waiting in world.waiting if waiting.job.id in due],
+            cluster.snapshot,
+            waiting=[waiting for waiting in cluster.waiting if waiting.job.id in due],
             providers=[
                 dataclasses.replace(
                     view, cooldown_until=self._batches.cooldown_until(view.provider.id)
                 )
-                for view in world.views
+                for view in cluster.views
             ],
         )
 
-    async def _cancel_expired(self, world: World) -> int:
+    async def _cancel_expired(self, cluster: ClusterSnapshot) -> int:
         """Give customers the credits of jobs back that nobody took for the pending expiry."""
         going = {decision.waiting.job.id for decision in self.plan.decisions}
-        queued = [each.job for each in world.waiting if each.job.id not in going]
-        ids = _ids(expired(queued, world.moment))
+        queued = [each.job for each in cluster.waiting if each.job.id not in going]
+        ids = _ids(expired(queued, cluster.block_context))
         if ids:
             _log.info("jobs expired", jobs=ids[:_EXPLAINED], count=len(ids))
-        moved = await self._batches.cancel(ids, world.moment.now)
+        moved = await self._batches.cancel(ids, cluster.block_context.now)
         self.observer.doubt(ids)
         return moved
 
-    async def _free_stuck(self, world: World, snapshot: Snapshot) -> int:
+    async def _free_stuck(self, cluster: ClusterSnapshot, snapshot: Snapshot) -> int:
         """Take back what a cluster queues too long, where another provider would start it now."""
-        moment = world.moment
-        jobs = {job.id: job for job in stuck(world.assigned, world.watched, moment)}
+        block_context = cluster.block_context
+        jobs = {job.id: job for job in stuck(cluster.assigned, cluster.watched, block_context)}
         known = self.state.live() if jobs else {}
         waiting = [
             Waiting(
@@ -278,15 +280,15 @@ class SchedulerService:
             return 0
         elsewhere = plan(
             Snapshot(
-                moment.now,
+                block_context.now,
                 snapshot.providers,
                 waiting,
-                [*world.assigned, *_as_assigned(self.plan, moment.now)],
+                [*cluster.assigned, *_as_assigned(self.plan, block_context.now)],
             ),
             self._settings.rules,
         )
         ids = [decision.waiting.job.id for decision in elsewhere.decisions]
-        return await self._batches.requeue(ids, moment.now)
+        return await self._batches.requeue(ids, block_context.now)
 
     def _explain(self, snapshot: Snapshot, decided: Plan) -> None:
         """Log every decision, and the oldest waits when their reasons change."""

@@ -17,7 +17,7 @@ from deepsquare_chain.provider.model import (
 )
 
 
-class Room:
+class FreeCapacity:
     """What is left of the free capacity for jobs that have no process yet."""
 
     def __init__(self, free: Offer | None, *, unlimited: bool) -> None:
@@ -49,7 +49,7 @@ def drain(view: View, action: Action, situation: Situation) -> Action:
     return action
 
 
-def admit(view: View, action: Action, situation: Situation, room: Room) -> Action:
+def admit(view: View, action: Action, situation: Situation, room: FreeCapacity) -> Action:
     """Let new work in while there is room; what can't be served soon goes back."""
     wanted = view.job.resources
     if view.run.began and (view.placed or view.run.phase is not Phase.SUBMITTING):

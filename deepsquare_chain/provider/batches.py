@@ -11,8 +11,8 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.bindings.contracts import Report as ChainReport
 from deepsquare_chain.chain.transactions.sender import Sender
+from deepsquare_chain.daemon.background import BackgroundTasks
 from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher, slices
-from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import (
     Action,
     Claim,
@@ -66,7 +66,7 @@ class ProviderBatches:
         )
         self._scheduler = scheduler
         self._size = size
-        self._beside = Beside()
+        self._tasks = BackgroundTasks()
 
     @property
     def mined_at(self) -> int:
@@ -80,7 +80,7 @@ class ProviderBatches:
     @property
     def jobs(self) -> frozenset[int]:
         """Jobs whose transaction is on its way, or ended since `send` looked last."""
-        return self._beside.jobs
+        return self._tasks.jobs
 
     async def answer(self) -> bool:
         """Stop this provider's challenge clock; whether that is mined."""
@@ -93,14 +93,14 @@ class ProviderBatches:
 
         Returns how many jobs moved, by earlier transactions too.
         """
-        moved = self._beside.collect()
+        moved = self._tasks.collect()
         batches = self._due(planned)
         for batch in batches:
-            self._beside.begin(self._send(batch), batch.job_ids)
+            self._tasks.begin(self._send(batch), batch.job_ids)
         if batches:
-            await self._beside.wait(first=True)
-            await self._beside.wait(_TICK)
-        return moved + self._beside.collect()
+            await self._tasks.wait(first=True)
+            await self._tasks.wait(_TICK)
+        return moved + self._tasks.collect()
 
     def moves(self, planned: Iterable[Planned]) -> bool:
         """Whether `send` would send something now: any move of a job answers a challenge as well."""
@@ -109,9 +109,9 @@ class ProviderBatches:
     async def close(self) -> None:
         """Wait for what is on its way; what that cuts off is found in the outbox again."""
         try:
-            await self._beside.wait()
+            await self._tasks.wait()
         finally:
-            self._beside.cut_off()
+            self._tasks.cut_off()
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """These jobs are over; nothing about them is remembered."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.transactions.sender import Sender
+from deepsquare_chain.daemon.background import BackgroundTasks
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import ProviderStatus
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.provider.beside import Beside
 
 _log = get_logger(__name__)
 
@@ -27,7 +27,7 @@ class Maintenance:
         self._timeout = timeout
         self._on_chain = False
         self._asked: bool | None = None
-        self._tasks = Beside()
+        self._tasks = BackgroundTasks()
 
     @property
     def draining(self) -> bool:

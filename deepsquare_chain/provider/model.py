@@ -69,7 +69,7 @@ class Run:
         return self.phase in {Phase.SUBMITTING, Phase.SUBMITTED, Phase.ENDED}
 
 
-class MaterialState(StrEnum):
+class DefinitionState(StrEnum):
     """What is known about a job's definition."""
 
     READY = "ready"
@@ -83,10 +83,10 @@ class MaterialState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class CachedDefinition:
     """State of a definition, with the reason in plain words where it is not READY."""
 
-    state: MaterialState
+    state: DefinitionState
     reason: str = ""
 
 
@@ -118,7 +118,7 @@ class View:
     settled: bool = True
     status: RunStatus | None = None
     lookup: Lookup | None = None
-    material: Material = Material(MaterialState.PENDING)
+    material: CachedDefinition = CachedDefinition(DefinitionState.PENDING)
     misses: int = 0
     placed: bool = False
     collected: int | None = 0

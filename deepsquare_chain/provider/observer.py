@@ -18,11 +18,11 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.job import Job, JobStatus, Offer
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.provider.materials import Materials
+from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.model import (
+    CachedDefinition,
+    DefinitionState,
     Lookup,
-    Material,
-    MaterialState,
     Phase,
     Run,
     View,
@@ -49,7 +49,7 @@ class RunObserver:
         scheduler: MetaSchedulerContract,
         executor: Executor,
         table: RunTable,
-        materials: Materials,
+        materials: DefinitionCache,
         *,
         provider_id: int,
         confirmations: int,
@@ -236,9 +236,9 @@ class RunObserver:
         self._misses[run.job_id] = self._misses.get(run.job_id, 0) + 1
         return self._misses[run.job_id]
 
-    async def _material(self, run: Run, job: Job, mine: bool) -> Material:
+    async def _material(self, run: Run, job: Job, mine: bool) -> CachedDefinition:
         if not mine or run.handle is not None or run.phase is Phase.ENDED:
-            return Material(MaterialState.PENDING)
+            return CachedDefinition(DefinitionState.PENDING)
         return await self._materials.look(job)
 
 

@@ -8,11 +8,11 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.transactions.sender import Sender
+from deepsquare_chain.daemon.background import BackgroundTasks
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import RunState
 from deepsquare_chain.job import Hardware, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import View
 
 #: Least seconds between two changes, because each of them costs gas.
@@ -85,21 +85,21 @@ class OfferFollower:
         self._timeout = timeout
         self._interval = interval
         self._looked_at = float("-inf")
-        self._beside = Beside()
+        self._tasks = BackgroundTasks()
 
     def follow(self, free: Offer | None, held: Offer) -> None:
         """Begin to change the offer, if it is time; a cluster that does not answer has none."""
-        self._beside.collect()
+        self._tasks.collect()
         now = time.monotonic()
-        if self._beside or now - self._looked_at < self._interval:
+        if self._tasks or now - self._looked_at < self._interval:
             return
         self._looked_at = now
-        self._beside.begin(self._change(free or Offer(0, 0, 0), held), [])
+        self._tasks.begin(self._change(free or Offer(0, 0, 0), held), [])
 
     async def close(self) -> None:
         """Wait for the change that is on its way."""
-        await self._beside.wait()
-        self._beside.cut_off()
+        await self._tasks.wait()
+        self._tasks.cut_off()
 
     async def _change(self, free: Offer, held: Offer) -> int:
         registry = self._contracts.registry

@@ -17,7 +17,7 @@ from dataclasses import replace
 from deepsquare_chain.credits import cost, fee
 from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState
 from deepsquare_chain.job import Job, JobStatus
-from deepsquare_chain.provider.admission import Room, admit, drain
+from deepsquare_chain.provider.admission import FreeCapacity, admit, drain
 from deepsquare_chain.provider.model import (
     MAX_REASON_BYTES,
     MAX_SECONDS,
@@ -28,8 +28,8 @@ from deepsquare_chain.provider.model import (
     ClaimAndStart,
     Close,
     Collect,
+    DefinitionState,
     Extend,
-    MaterialState,
     Panic,
     Phase,
     RecordEnd,
@@ -47,7 +47,7 @@ from deepsquare_chain.provider.model import (
 def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action]]:
     """One action for each job; what does not fit beside the others now waits or goes back."""
     ordered = sorted(views, key=lambda view: (-view.chain, view.job.since, view.job.id))
-    room = Room(situation.free, unlimited=situation.queues)
+    room = FreeCapacity(situation.free, unlimited=situation.queues)
     planned = []
     for view in ordered:
         action = plan_job(view, situation)
@@ -187,13 +187,13 @@ def _material_problem(view: View, situation: Situation) -> Action | None:
     """What to do about a definition that is not at hand; None when it is."""
     material = view.material
     waited = situation.now - view.job.since
-    if material.state is MaterialState.READY:
+    if material.state is DefinitionState.READY:
         return None
-    if material.state is MaterialState.INVALID:
+    if material.state is DefinitionState.INVALID:
         return Panic(material.reason)
-    if material.state is MaterialState.PENDING or waited < situation.patience:
+    if material.state is DefinitionState.PENDING or waited < situation.patience:
         return Wait(material.reason or "the definition is being fetched")
-    if material.state is MaterialState.UNREACHABLE and view.chain is not JobStatus.RUNNING:
+    if material.state is DefinitionState.UNREACHABLE and view.chain is not JobStatus.RUNNING:
         return Requeue(material.reason)
     return Panic(material.reason)
 

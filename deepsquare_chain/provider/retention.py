@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
+from deepsquare_chain.daemon.background import BackgroundTasks
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import Executor, Stored
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.provider.beside import Beside
 from deepsquare_chain.provider.model import Phase, parse_key
 from deepsquare_chain.provider.state import RunTable
 
@@ -90,7 +90,7 @@ class Retention:
         self._looked_at = float("-inf")
         # A settled run's folder does not change any more: it is measured once.
         self._measured: dict[str, Stored] = {}
-        self._tasks = Beside()
+        self._tasks = BackgroundTasks()
 
     def look(self) -> None:
         """Begin to remove what is too old or too much, if it is time."""

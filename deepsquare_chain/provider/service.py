@@ -27,7 +27,7 @@ from deepsquare_chain.chain.bindings.events import (
     event_filter,
 )
 from deepsquare_chain.chain.follower import Follower
-from deepsquare_chain.chain.rpc.batching import merged, together
+from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.heads import Head, HeadSource
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender
@@ -39,12 +39,12 @@ from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.provider import rows
+from deepsquare_chain.provider import run_transitions
 from deepsquare_chain.provider.batches import ProviderBatches
-from deepsquare_chain.provider.figures import ProviderMetrics
-from deepsquare_chain.provider.handlers import Handlers
+from deepsquare_chain.provider.definition_cache import DefinitionCache
+from deepsquare_chain.provider.executor_actions import ExecutorActions
 from deepsquare_chain.provider.maintenance import Maintenance
-from deepsquare_chain.provider.materials import Materials
+from deepsquare_chain.provider.metrics import ProviderMetrics
 from deepsquare_chain.provider.model import (
     Action,
     ClaimAndStart,
@@ -206,7 +206,7 @@ class ProviderService:
         self._standing = standing
         self._patience = settings.patience or max(1, standing.claim_timeout // 2)
         self._on_hardware = on_hardware
-        materials = Materials(definitions)
+        materials = DefinitionCache(definitions)
         self._observer = RunObserver(
             contracts.scheduler,
             executor,
@@ -217,7 +217,7 @@ class ProviderService:
             first_block=deployment.block,
         )
         env = {"DEEPSQUARE_CHAIN_ID": str(deployment.chain_id), **settings.env}
-        self._handlers = Handlers(executor, self.table, materials, env)
+        self._executor_actions = ExecutorActions(executor, self.table, materials, env)
         self._batches = ProviderBatches(
             sender,
             contracts.scheduler,
@@ -275,7 +275,7 @@ class ProviderService:
         if not await self._settle_old():
             return False
         # Whatever ends from here on may be missing in what this cycle sees.
-        busy = self._handlers.starting | self._batches.jobs
+        busy = self._executor_actions.starting | self._batches.jobs
         head = await self.heads.look(lambda: self._batches.mined_at)
         self._refuse_second_daemon()
         if head is None or self._sender.unattended():  # the chain may have taken one back
@@ -301,8 +301,8 @@ class ProviderService:
 
     async def close(self) -> None:
         """Wait for what goes on beside the cycles."""
-        await together(self._handlers.close(), self._batches.close(), self._offer.close())
-        await together(self._maintenance.close(), self._retention.close())
+        await gather_all(self._executor_actions.close(), self._batches.close(), self._offer.close())
+        await gather_all(self._maintenance.close(), self._retention.close())
 
     # -- the steps of a cycle
 
@@ -339,7 +339,7 @@ class ProviderService:
         """Take in events and see whether a challenge is open; once a block if there is none."""
         self._followed = b""
         with merged(self._w3):
-            await together(
+            await gather_all(
                 self._look_for_challenge(head.number),
                 self._follower.poll(self.table.apply, head=head.number),
                 self._observer.prepare(head),
@@ -447,7 +447,9 @@ class ProviderService:
         crash_point("provider.planned")
         self._intend(planned)
         sending = asyncio.ensure_future(self._send(head, planned))
-        done, moved = await together(self._handlers.carry_out(planned, sending.done), sending)
+        done, moved = await gather_all(
+            self._executor_actions.carry_out(planned, sending.done), sending
+        )
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return done + moved
 
@@ -465,7 +467,7 @@ class ProviderService:
             # The raised ceiling is for the answer: moves of jobs wait for a cheaper block.
             return int(await self._batches.answer())
         if answering:
-            _, moved = await together(self._batches.answer(), self._batches.send(planned))
+            _, moved = await gather_all(self._batches.answer(), self._batches.send(planned))
             return int(moved)
         return await self._batches.send(planned)
 
@@ -502,7 +504,7 @@ class ProviderService:
         """Write down which jobs are about to be started, before it is done."""
         self.table.put(
             *(
-                rows.starting(view.run)
+                run_transitions.starting(view.run)
                 for view, action in planned
                 if isinstance(action, Start | ClaimAndStart) and view.run.phase is Phase.WATCHED
             )

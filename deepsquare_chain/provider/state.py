@@ -29,7 +29,7 @@ from deepsquare_chain.chain.bindings.events import Event, JobCollected, JobSettl
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.provider.model import Phase, Run, run_key
-from deepsquare_chain.provider.rows import reopened
+from deepsquare_chain.provider.run_transitions import reopened
 from deepsquare_chain.store.database import Amount, Store, metadata
 
 runs: Final = Table(

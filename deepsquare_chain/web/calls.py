@@ -20,7 +20,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.credit import Permit
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.connection import chain_time
-from deepsquare_chain.chain.rpc.nodeerrors import node_message
+from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.credits import cost, fits, format_credits, job_rate, parse_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, UsageError
 from deepsquare_chain.indexer.read_models import ProviderRow

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deepsquare_chain.demo.leftovers import processes_of
+from deepsquare_chain.demo.runner import processes_of
 from tests.support.cli import EXAMPLES, Outcome, clean_environment, devnet, run, running
 
 

@@ -22,8 +22,8 @@ import httpx
 import psutil
 import pytest
 
-from deepsquare_chain.demo.leftovers import processes_of
 from deepsquare_chain.demo.main import run_demo
+from deepsquare_chain.demo.runner import processes_of
 from deepsquare_chain.devnet import slurm
 from deepsquare_chain.errors import NotFoundError
 from tests.support.anvil import require_anvil

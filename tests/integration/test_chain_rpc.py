@@ -20,7 +20,7 @@ from deepsquare_chain.chain.rpc.connection import (
     connect,
     connected,
 )
-from deepsquare_chain.chain.rpc.logreader import read_logs
+from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import EndpointError

@@ -21,7 +21,7 @@ from deepsquare_chain.chain.rpc.connection import (
     WrongEndpointError,
     connected,
 )
-from deepsquare_chain.chain.rpc.logreader import read_logs
+from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.chain.transactions import sender as sender_module
 from deepsquare_chain.chain.transactions.outbox import TxState
 from deepsquare_chain.chain.transactions.sender import Sender

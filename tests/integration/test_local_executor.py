@@ -22,7 +22,8 @@ import psutil
 import pytest
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import leftovers, procfs, rundir, runs
+from deepsquare_chain.executors import orphaned_processes as leftovers
+from deepsquare_chain.executors import procfs, rundir, runs
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,

@@ -33,7 +33,7 @@ from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Load, Objective, Offer, Prices, Resources
-from deepsquare_chain.metascheduler.observer import World
+from deepsquare_chain.metascheduler.observer import ClusterSnapshot
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.workflow import parse_job_file
@@ -64,7 +64,7 @@ async def grid(chain: Node) -> AsyncIterator[LiveGrid]:
 
 
 @dataclass
-class Desk:
+class CommandContext:
     """A scheduler's service and the questions that tests ask."""
 
     grid: LiveGrid
@@ -97,22 +97,22 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(
+async def context(
     grid: LiveGrid, *, dry: bool = False, path: Path | None = None, **options: Any
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[CommandContext]:
     settings = SchedulerSettings(state_dir=Path(), **{"confirmations": 0, **options})
     store = grid.store(grid.scheduler, path)
     sender = None if dry else grid.sender(grid.scheduler, store=store)
-    yield Desk(grid, SchedulerService(grid.contracts, sender, store, settings=settings))
+    yield CommandContext(grid, SchedulerService(grid.contracts, sender, store, settings=settings))
 
 
 @pytest.fixture
-async def one(grid: LiveGrid) -> AsyncIterator[Desk]:
-    async with desk(grid) as found:
+async def one(grid: LiveGrid) -> AsyncIterator[CommandContext]:
+    async with context(grid) as found:
         yield found
 
 
-async def test_assigns_what_fits_and_settles_down(one: Desk) -> None:
+async def test_assigns_what_fits_and_settles_down(one: CommandContext) -> None:
     ids = await one.grid.submit(3)
     assert await one.cycle() is True
     assert await one.statuses(*ids) == [S.META_SCHEDULED] * 3
@@ -125,7 +125,7 @@ async def test_assigns_what_fits_and_settles_down(one: Desk) -> None:
     assert metrics.value("assigned_jobs") == 3
 
 
-async def test_objective_labels_and_affinities(one: Desk) -> None:
+async def test_objective_labels_and_affinities(one: CommandContext) -> None:
     registry = one.grid.contracts.registry
     fast, slow = one.grid.providers[1], one.grid.providers[0]
     await one.grid.send(fast, registry.set_labels({"compute.gflops": "900", "gpu.model": "h100"}))
@@ -142,7 +142,7 @@ async def test_objective_labels_and_affinities(one: Desk) -> None:
     assert "can't be read" in one.waits(garbled)
 
 
-async def test_too_expensive_until_topped_up(one: Desk) -> None:
+async def test_too_expensive_until_topped_up(one: CommandContext) -> None:
     [job_id] = await one.grid.submit(amount=10**12)
     await one.cycle()
     assert await one.statuses(job_id) == [S.PENDING]
@@ -154,7 +154,7 @@ async def test_too_expensive_until_topped_up(one: Desk) -> None:
     assert await one.statuses(job_id) == [S.META_SCHEDULED]
 
 
-async def test_late_binding(one: Desk) -> None:
+async def test_late_binding(one: CommandContext) -> None:
     """What has no room stays in the queue, and goes to whoever is free first."""
     ids = await one.grid.submit(3, resources=WHOLE)
     await one.cycle(2)
@@ -167,7 +167,7 @@ async def test_late_binding(one: Desk) -> None:
     assert await one.places(ids[2]) == [2]
 
 
-async def test_offers_that_shrink_and_maintenance(one: Desk) -> None:
+async def test_offers_that_shrink_and_maintenance(one: CommandContext) -> None:
     registry = one.grid.contracts.registry
     await one.grid.send(one.grid.providers[0], registry.set_offer(Offer(1, 1_000, 0)))
     await one.grid.send(one.grid.providers[1], registry.set_draining(True))
@@ -180,14 +180,14 @@ async def test_offers_that_shrink_and_maintenance(one: Desk) -> None:
 
 
 async def test_chunks(grid: LiveGrid) -> None:
-    async with desk(grid, batch_size=3) as small:
+    async with context(grid, batch_size=3) as small:
         ids = await grid.submit(8)
         await small.cycle()
         assert set(await small.statuses(*ids)) == {S.META_SCHEDULED}
         assert small.sent("assign") == 8
 
 
-async def test_unclaimed_work_moves_on(one: Desk) -> None:
+async def test_unclaimed_work_moves_on(one: CommandContext) -> None:
     """An unclaimed job is asked about at half the timeout and taken back after it."""
     [job_id] = await one.grid.submit()
     await one.cycle()
@@ -209,7 +209,7 @@ async def test_unclaimed_work_moves_on(one: Desk) -> None:
     assert one.sent("challenge") >= 1
 
 
-async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: Desk) -> None:
+async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: CommandContext) -> None:
     scheduler = one.grid.contracts.scheduler
     await one.grid.send(one.grid.providers[1], one.grid.contracts.registry.set_draining(True))
     [job_id] = await one.grid.submit()
@@ -223,7 +223,7 @@ async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: Desk) -
     assert await one.places(job_id) == [1]
 
 
-async def test_a_dead_provider_loses_its_work(one: Desk) -> None:
+async def test_a_dead_provider_loses_its_work(one: CommandContext) -> None:
     """Challenge, silence, then panic: the run goes on elsewhere, and never at the same provider."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     set_draining = grid.contracts.registry.set_draining
@@ -265,7 +265,9 @@ async def test_a_dead_provider_loses_its_work(one: Desk) -> None:
     assert one.sent("panic") == 1
 
 
-async def test_an_unanswered_challenge_below_the_lost_timeout_voids_nothing(one: Desk) -> None:
+async def test_an_unanswered_challenge_below_the_lost_timeout_voids_nothing(
+    one: CommandContext,
+) -> None:
     """A provider that comes back late, and was silent, still bills its run."""
     grid, scheduler, host = one.grid, one.grid.contracts.scheduler, one.grid.providers[0]
     [job_id] = await grid.submit(time_limit=600)
@@ -286,7 +288,7 @@ async def test_an_unanswered_challenge_below_the_lost_timeout_voids_nothing(one:
     assert (await one.clock()).challenged_at == 0  # the report has answered the challenge
 
 
-async def test_the_expired_job_of_a_lost_key_is_cancelled(one: Desk) -> None:
+async def test_the_expired_job_of_a_lost_key_is_cancelled(one: CommandContext) -> None:
     """Nobody holds the customer's key any more, and no provider suits: the credits come back."""
     grid = one.grid
     before = await grid.contracts.credit.balance_of(grid.customers[0].address)
@@ -306,7 +308,7 @@ async def test_the_expired_job_of_a_lost_key_is_cancelled(one: Desk) -> None:
     assert await grid.contracts.credit.balance_of(grid.customers[0].address) == before - held
 
 
-async def see(service: SchedulerService) -> World:
+async def see(service: SchedulerService) -> ClusterSnapshot:
     """What a cycle sees before it acts."""
     head = await service._head(again=True)
     assert head is not None
@@ -315,14 +317,14 @@ async def see(service: SchedulerService) -> World:
 
 
 @asynccontextmanager
-async def in_front(one: Desk, act: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
+async def in_front(one: CommandContext, act: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
     """Something happens after the scheduler has looked at the grid, and before it assigns."""
     look = one.service.observer.look
 
     async def looked(head: Head, *, events: int) -> Any:
-        world = await look(head, events=events)
+        cluster = await look(head, events=events)
         await act()
-        return world
+        return cluster
 
     one.service.observer.look = looked  # type: ignore[method-assign]
     try:
@@ -331,7 +333,7 @@ async def in_front(one: Desk, act: Callable[[], Awaitable[Any]]) -> AsyncIterato
         one.service.observer.look = look  # type: ignore[method-assign]
 
 
-async def test_a_price_raised_in_front_of_an_assignment(one: Desk) -> None:
+async def test_a_price_raised_in_front_of_an_assignment(one: CommandContext) -> None:
     """The contract refuses it, and the job goes elsewhere in the next cycle."""
     grid = one.grid
     raised = Prices(*(20 * getattr(CHEAP, name) for name in ("cpu", "gpu", "mem")))
@@ -346,7 +348,7 @@ async def test_a_price_raised_in_front_of_an_assignment(one: Desk) -> None:
     assert job.rate == job_rate(DEAR, job.resources)
 
 
-async def test_who_raises_each_time_is_asked_less_often(one: Desk) -> None:
+async def test_who_raises_each_time_is_asked_less_often(one: CommandContext) -> None:
     """Where nobody else can run the job it waits a little longer each time, and is not lost."""
     grid, registry = one.grid, one.grid.contracts.registry
     await grid.send(grid.providers[1], registry.set_draining(True))
@@ -375,7 +377,7 @@ async def test_who_raises_each_time_is_asked_less_often(one: Desk) -> None:
 
 async def test_capacity_taken_in_front_of_an_assignment(grid: LiveGrid) -> None:
     """Two schedulers and one machine: the second one's job does not fit any more."""
-    async with desk(grid) as one:
+    async with context(grid) as one:
         [first, second] = await grid.submit(2, resources=WHOLE)
         others = grid.assign({1: [second]})
         async with in_front(one, lambda: others):
@@ -386,7 +388,7 @@ async def test_capacity_taken_in_front_of_an_assignment(grid: LiveGrid) -> None:
         assert await one.places(first, second) == [2, 1]
 
 
-async def test_a_provider_of_one_cpu_holds_one_job(one: Desk) -> None:
+async def test_a_provider_of_one_cpu_holds_one_job(one: CommandContext) -> None:
     """However many wait, and whoever assigns them."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     await grid.send(grid.providers[1], grid.contracts.registry.set_draining(True))
@@ -420,14 +422,14 @@ async def test_a_job_with_requirements_is_never_self_scheduled(grid: LiveGrid) -
         await grid.send(host, scheduler.self_schedule([first]))
     await grid.send(host, scheduler.self_schedule([first, second]))
     assert await scheduler.load_of(1) == Load(1, 64, 0)
-    async with desk(grid) as one:  # a scheduler that comes late counts it as well
+    async with context(grid) as one:  # a scheduler that comes late counts it as well
         await one.cycle()
         assert await one.places(first, second) == [0, 1]
-        assert one.service.world is not None
-        assert [job.id for job in one.service.world.assigned] == [second]
+        assert one.service.cluster is not None
+        assert [job.id for job in one.service.cluster.assigned] == [second]
 
 
-async def test_a_living_provider_is_not_bothered_twice(one: Desk) -> None:
+async def test_a_living_provider_is_not_bothered_twice(one: CommandContext) -> None:
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [job_id] = await grid.submit(time_limit=600)
     await one.cycle()
@@ -446,7 +448,7 @@ async def test_a_living_provider_is_not_bothered_twice(one: Desk) -> None:
     assert one.sent("challenge") == 2
 
 
-async def neglect(one: Desk, provider: int, expected: int) -> None:
+async def neglect(one: CommandContext, provider: int, expected: int) -> None:
     """A job that provider 1 lets lie, although it answers when it is asked."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [job_id] = await grid.submit()
@@ -462,7 +464,7 @@ async def neglect(one: Desk, provider: int, expected: int) -> None:
 
 
 async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> None:
-    async with desk(grid) as one:
+    async with context(grid) as one:
         with capture_logs() as logs:
             for count in (1, 2, 3):
                 await neglect(one, 1, expected=count)
@@ -478,11 +480,11 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         await one.cycle()
         assert "waits for free capacity at provider 2" in one.waits(large)
     # Another scheduler, or the same with an empty database, reads the same from the chain.
-    async with desk(grid, dry=True) as fresh:
+    async with context(grid, dry=True) as fresh:
         await fresh.cycle()
-        view = fresh.service.world.views[0]
+        view = fresh.service.cluster.views[0]
         assert view.strikes == 3
-        assert view.rests_until == one.service.world.views[0].rests_until
+        assert view.rests_until == one.service.cluster.views[0].rests_until
         why = (await explain(grid.contracts, large)).words
         assert "provider 1 rests until" in why
         assert "3 times within a day" in why
@@ -490,12 +492,12 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         with capture_logs() as logs:
             await fresh.cycle()
         assert [each["provider"] for each in logs if each["event"] == "provider is back"] == [1]
-    async with desk(grid) as again:
+    async with context(grid) as again:
         await again.cycle()
         assert await again.places(large) == [1]
 
 
-async def test_stuck_in_a_queue_goes_where_there_is_room(one: Desk) -> None:
+async def test_stuck_in_a_queue_goes_where_there_is_room(one: CommandContext) -> None:
     """A cluster may queue as long as nobody else could start the job."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     ids = await grid.submit(2, resources=WHOLE, time_limit=600)
@@ -513,7 +515,7 @@ async def test_stuck_in_a_queue_goes_where_there_is_room(one: Desk) -> None:
     assert await one.places(ids[0]) == [2]
 
 
-async def test_banned_providers_claimed_work_moves(one: Desk) -> None:
+async def test_banned_providers_claimed_work_moves(one: CommandContext) -> None:
     grid = one.grid
     [job_id] = await grid.submit()
     await one.cycle()
@@ -527,7 +529,7 @@ async def test_banned_providers_claimed_work_moves(one: Desk) -> None:
 async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
     """They see the same block; what one has assigned is left out for the other."""
     role = await _second_scheduler(grid)
-    async with desk(grid) as first:
+    async with context(grid) as first:
         store = grid.store(role)
         settings = SchedulerSettings(state_dir=Path(), confirmations=0)
         rival = SchedulerService(
@@ -605,13 +607,13 @@ async def _second_scheduler(grid: LiveGrid) -> Any:
     return grid.stranger
 
 
-async def test_skipped_items_rest(one: Desk) -> None:
+async def test_skipped_items_rest(one: CommandContext) -> None:
     """An item that the contract leaves out costs the others nothing, and is not tried at once."""
     ids = await one.grid.submit(2)
-    world = await see(one.service)
+    cluster = await see(one.service)
     cancel = one.grid.contracts.scheduler.cancel([ids[0]])
     await one.grid.send(one.grid.customers[0], cancel)
-    assert await one.service._assign(world) == 1
+    assert await one.service._assign(cluster) == 1
     assert await one.statuses(*ids) == [S.CANCELLED, S.META_SCHEDULED]
     refused = one.service.figures.metrics.value("scheduler_refused_total", kind="assign")
     assert refused == 1
@@ -619,7 +621,7 @@ async def test_skipped_items_rest(one: Desk) -> None:
 
 
 async def test_dry_run_sends_nothing(grid: LiveGrid) -> None:
-    async with desk(grid, dry=True) as dry:
+    async with context(grid, dry=True) as dry:
         ids = await grid.submit(2)
         assert await dry.cycle() is False
         assert dry.service.plan.by_provider() == {1: ids}
@@ -630,17 +632,17 @@ async def test_restart_goes_on(grid: LiveGrid, tmp_path: Path) -> None:
     """A new process with the old database, and one without, see the same grid."""
     path = tmp_path / "metascheduler.db"
     first_ids = await grid.submit(2, resources=WHOLE)
-    async with desk(grid, path=path) as before:
+    async with context(grid, path=path) as before:
         await before.cycle()
     more = await grid.submit(1, resources=WHOLE, uses="place=p1")
     for place in (path, None):
-        async with desk(grid, path=place) as after:
+        async with context(grid, path=place) as after:
             await after.cycle()
             assert await after.statuses(*first_ids) == [S.META_SCHEDULED] * 2
             assert "waits for free capacity at provider 2" in after.waits(more[0])
 
 
-async def test_a_successor_inherits_wishes_and_age(one: Desk) -> None:
+async def test_a_successor_inherits_wishes_and_age(one: CommandContext) -> None:
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [job_id] = await grid.submit(uses="place=p0", retries=1, objective=Objective.TIME)
     await one.cycle()
@@ -737,7 +739,7 @@ async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
 
 
 async def test_an_idle_scheduler_asks_twice_a_block(
-    one: Desk, monkeypatch: pytest.MonkeyPatch
+    one: CommandContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for the head and the nonce, once for everything else; jobs in hand are one more."""
     ids = await one.grid.submit(1)

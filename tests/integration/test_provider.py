@@ -29,7 +29,7 @@ from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.job import JobFlags, JobStatus, ProviderStatus, Resources
-from deepsquare_chain.provider.figures import KINDS
+from deepsquare_chain.provider.metrics import KINDS
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid

@@ -16,7 +16,7 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.events import JobSubmitted, JobToppedUp, JobTransition
 from deepsquare_chain.chain.rpc.connection import connected
-from deepsquare_chain.chain.rpc.logreader import LogRange
+from deepsquare_chain.chain.rpc.log_reader import LogRange
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
@@ -24,7 +24,7 @@ from deepsquare_chain.client.gasless import (
     NotConfirmedError,
     RequestReplacedError,
 )
-from deepsquare_chain.client.relayclient import RelayClient, RelayRefusedError
+from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, StoreError, WaitTimeoutError

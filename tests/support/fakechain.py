@@ -12,7 +12,7 @@ from eth_utils import keccak
 from hexbytes import HexBytes
 from web3.exceptions import TransactionNotFound, Web3RPCError
 
-from deepsquare_chain.chain.rpc.on_demand import Stillness
+from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector
 from deepsquare_chain.errors import EndpointError
 
 GWEI = 10**9
@@ -89,7 +89,7 @@ class FakeChain:
         self.branch = 0
         self.eth = _Eth(self)
         self.provider = self  # for batches
-        self.stillness: Stillness | None = None
+        self.stillness: OnDemandDetector | None = None
         self.simulated: list[Any] = []  # blocks on which calls were simulated
         self.before_batch: Callable[[list[Any]], None] | None = None
         self.batches: list[list[Any]] = []

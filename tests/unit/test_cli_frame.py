@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from deepsquare_chain import errors
 from deepsquare_chain.cli import main
 from deepsquare_chain.cli.app import app as real_app
-from deepsquare_chain.cli.frame import SETTING_FLAGS, Desk, command
+from deepsquare_chain.cli.frame import SETTING_FLAGS, CommandContext, command
 from deepsquare_chain.cli.types import amount, label, price
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.settings import Settings
@@ -27,12 +27,14 @@ def app_of(action: object) -> typer.Typer:
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @command(app)
-    async def act(desk: Desk, word: Annotated[str, typer.Argument()] = "") -> int | None:
+    async def act(
+        context: CommandContext, word: Annotated[str, typer.Argument()] = ""
+    ) -> int | None:
         """Act."""
-        return action(desk, word)  # type: ignore[operator]
+        return action(context, word)  # type: ignore[operator]
 
     @command(app)
-    async def other(desk: Desk) -> None:
+    async def other(context: CommandContext) -> None:
         """Do nothing."""
 
     return app
@@ -60,7 +62,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_errors_become_words_and_their_exit_code(kind: type[GridError]) -> None:
-    def fail(_desk: Desk, _word: str) -> None:
+    def fail(_desk: CommandContext, _word: str) -> None:
         raise kind("It is broken\x1b[2J", hint="Mend it.")
 
     found = runner.invoke(app_of(fail), ["act"])
@@ -85,7 +87,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
 
 
 def test_unexpected_errors_are_one_line_without_a_traceback() -> None:
-    def fail(_desk: Desk, _word: str) -> None:
+    def fail(_desk: CommandContext, _word: str) -> None:
         raise RuntimeError("first line\nsecond line")
 
     found = runner.invoke(app_of(fail), ["act"])
@@ -96,7 +98,7 @@ def test_unexpected_errors_are_one_line_without_a_traceback() -> None:
 
 
 def test_interruption_is_130() -> None:
-    def fail(_desk: Desk, _word: str) -> None:
+    def fail(_desk: CommandContext, _word: str) -> None:
         raise KeyboardInterrupt
 
     assert runner.invoke(app_of(fail), ["act"]).exit_code == 130
@@ -104,7 +106,7 @@ def test_interruption_is_130() -> None:
 
 def test_common_options_reach_the_settings() -> None:
     seen: list[Settings] = []
-    app = app_of(lambda desk, _w: seen.append(desk.settings))
+    app = app_of(lambda context, _w: seen.append(context.settings))
     arguments = ["act", "--endpoint", "http://h:1", "--timeout", "5", "--store", "/s"]
     assert runner.invoke(app, arguments).exit_code == 0
     assert (seen[0].endpoint, seen[0].timeout, str(seen[0].store)) == ("http://h:1", 5.0, "/s")
@@ -114,7 +116,7 @@ def test_flag_wins_over_environment_over_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    app = app_of(lambda desk, _w: seen.append(desk.settings.endpoint))
+    app = app_of(lambda context, _w: seen.append(context.settings.endpoint))
     (tmp_path / ".deepsquare.toml").write_text('endpoint = "http://project:1"\n')
     runner.invoke(app, ["act"])
     monkeypatch.setenv("DEEPSQUARE_ENDPOINT", "http://environment:1")
@@ -124,7 +126,7 @@ def test_flag_wins_over_environment_over_project(
 
 
 def test_wrong_settings_are_refused_with_their_place() -> None:
-    app = app_of(lambda desk, _w: desk.settings and None)
+    app = app_of(lambda context, _w: context.settings and None)
     found = runner.invoke(app, ["act", "--endpoint", "nonsense"])
     assert found.exit_code == 2
     assert "Setting endpoint of the command line" in found.stderr

@@ -184,8 +184,8 @@ async def test_several_jobs_are_waited_for_no_longer_than_was_said(
     monkeypatch.setattr(job_commands, "follow_to_end", follow)
     monkeypatch.setattr(job_commands, "print_ended", say_nothing)
     monkeypatch.setattr(submit_commands, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    desk: Any = SimpleNamespace(printer=SimpleNamespace(note=lambda _words: None))
+    context: Any = SimpleNamespace(printer=SimpleNamespace(note=lambda _words: None))
     contracts: Any = None
-    assert await submit_commands._wait(desk, contracts, (1, 2, 3), 6.0) == 0
-    assert await submit_commands._wait(desk, contracts, (4,), None) == 0
+    assert await submit_commands._wait(context, contracts, (1, 2, 3), 6.0) == 0
+    assert await submit_commands._wait(context, contracts, (4,), None) == 0
     assert left == [6.0, 2.0, 0.0, None]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
 ROOT = typer.main.get_command(app)
 # Parts of the frame, which hold no commands.
 NO_COMMANDS = {
-    "auditprint",
+    "audit_output",
     "app",
     "frame",
     "output",

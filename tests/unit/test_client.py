@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.chain.bindings import reverts
-from deepsquare_chain.chain.bindings.eventtypes import (
+from deepsquare_chain.chain.bindings.event_types import (
     Event,
     JobCollected,
     JobPanicked,
@@ -23,7 +23,7 @@ from deepsquare_chain.chain.bindings.eventtypes import (
 from deepsquare_chain.chain.rpc.connection import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.client import submission, watching
 from deepsquare_chain.client.history import History, inherit, replay
-from deepsquare_chain.client.joblist import newest, parse_statuses
+from deepsquare_chain.client.job_list import newest, parse_statuses
 from deepsquare_chain.client.quotes import cheapest, quote
 from deepsquare_chain.client.submission import Bill
 from deepsquare_chain.client.watching import Ended, watch
@@ -371,8 +371,8 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         return {number: History(number, name=f"job {number}") for number in ids}
 
-    monkeypatch.setattr("deepsquare_chain.client.joblist.histories", histories)
-    monkeypatch.setattr("deepsquare_chain.client.joblist._PAGE", 2)
+    monkeypatch.setattr("deepsquare_chain.client.job_list.histories", histories)
+    monkeypatch.setattr("deepsquare_chain.client.job_list._PAGE", 2)
     records = [replace(JOB, id=n, customer=ALICE if n % 2 else JURA) for n in range(1, 8)]
     contracts: Any = FakeContracts(*records)
     everything = set(JobStatus)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.executors import leftovers, procfs, rundir
+from deepsquare_chain.executors import orphaned_processes as leftovers
+from deepsquare_chain.executors import procfs, rundir
 from deepsquare_chain.executors.base import (
     MAX_SCRIPT_BYTES,
     MAX_WALLTIME,

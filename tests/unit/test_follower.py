@@ -15,7 +15,7 @@ from sqlalchemy import Column, Connection, Integer, Table, delete, insert, selec
 from deepsquare_chain.chain.bindings.events import Transfer, event_filter
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower, ReorgTooDeepError
 from deepsquare_chain.chain.rpc.endpoint import SplitAnswers
-from deepsquare_chain.chain.rpc.logreader import COMMON_DEPTH
+from deepsquare_chain.chain.rpc.log_reader import COMMON_DEPTH
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Amount, Store, metadata

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from deepsquare_chain.chain.rpc import heads
-from deepsquare_chain.chain.rpc.heads import HeadFigures
+from deepsquare_chain.chain.rpc.heads import HeadMetrics
 from deepsquare_chain.observability.metrics import Metrics
 
 
@@ -16,7 +16,7 @@ def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     clock = SimpleNamespace(now=1_000.0)
     monkeypatch.setattr(heads, "time", SimpleNamespace(time=lambda: clock.now))
     metrics = Metrics("test")
-    figures = HeadFigures(metrics)
+    figures = HeadMetrics(metrics)
     age = metrics.value("head_age_seconds")
     assert age is not None
     assert math.isnan(age)
@@ -33,7 +33,7 @@ def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_node_that_lags_or_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=1_000.0)
     monkeypatch.setattr(heads, "time", SimpleNamespace(time=lambda: clock.now))
-    figures = HeadFigures(Metrics("test"))
+    figures = HeadMetrics(Metrics("test"))
     assert figures.problem() == ""  # no block yet: the first cycle is not over
     figures.saw(1_000)
     assert figures.problem() == ""

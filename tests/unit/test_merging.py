@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.rpc.batching import ask_all, merged, together
+from deepsquare_chain.chain.rpc.batching import ask_all, gather_all, merged
 from deepsquare_chain.chain.rpc.endpoint import CheckedProvider, SplitAnswers
 from deepsquare_chain.chain.rpc.pool import Pool
 from deepsquare_chain.errors import EndpointError
@@ -73,7 +73,7 @@ def sizes(endpoint: Endpoint) -> list[int]:
 
 async def ask(w3: Any) -> list[Any]:
     with merged(w3):
-        return await together(
+        return await gather_all(
             one(w3, "a"),
             ask_all(w3, [("eth_call", ["b"]), ("eth_call", ["c"])]),
             several(w3, "d", "e"),

@@ -8,8 +8,8 @@ import pytest
 
 from deepsquare_chain.chain.bindings.records import Clock, Parameters
 from deepsquare_chain.job import Job, JobStatus, ProviderStatus
-from deepsquare_chain.metascheduler.duties import (
-    Moment,
+from deepsquare_chain.metascheduler.liveness import (
+    BlockContext,
     Watch,
     Watched,
     expired,
@@ -40,7 +40,7 @@ TIMES = Parameters(
     forwarder="",
 )
 BLOCK = 5_000
-MOMENT = Moment(BLOCK, NOW, TIMES)
+MOMENT = BlockContext(BLOCK, NOW, TIMES)
 IDLE = Clock("", 0, 0, 0)
 SILENT = Clock("", NOW - 51, BLOCK - 8, 0)
 GONE = Clock("", NOW - 151, BLOCK - 8, 0)
@@ -141,11 +141,11 @@ class TestSuspicion:
 
     def test_the_slack_follows_short_grids(self) -> None:
         times = Parameters(10, *(getattr(TIMES, name) for name in list(TIMES.__slots__)[1:]))
-        moment = Moment(BLOCK, NOW, times)
+        block_context = BlockContext(BLOCK, NOW, times)
         work = running(1, since=NOW - 71, time_limit=60)
-        assert suspicions([work], held(), moment, Watch())
+        assert suspicions([work], held(), block_context, Watch())
         earlier = running(1, since=NOW - 70, time_limit=60)
-        assert not suspicions([earlier], held(), moment, Watch())
+        assert not suspicions([earlier], held(), block_context, Watch())
 
     @pytest.mark.parametrize("make", [claimed, lambda since: running(1, since=since)])
     @pytest.mark.parametrize(("quiet", "asked"), [(200, False), (201, True)])

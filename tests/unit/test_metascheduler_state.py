@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.contracts import Clock
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Objective, Offer, Resources, Terms
 from deepsquare_chain.metascheduler import observer as observing
-from deepsquare_chain.metascheduler.duties import Watch
-from deepsquare_chain.metascheduler.observer import GridObserver, World
+from deepsquare_chain.metascheduler.liveness import Watch
+from deepsquare_chain.metascheduler.observer import ClusterSnapshot, GridObserver
 from deepsquare_chain.metascheduler.state import SchedulerState
 from deepsquare_chain.store.database import Store
 from tests.support.workloads import NOW, address, job, provider
@@ -186,7 +186,7 @@ def observer(chain: FakeContracts, state: SchedulerState) -> GridObserver:
     return GridObserver(chain, state, Watch())  # type: ignore[arg-type]
 
 
-async def look(observer: GridObserver) -> World:
+async def look(observer: GridObserver) -> ClusterSnapshot:
     """A look at the next block, of the same time."""
     number = next(_BLOCKS)
     return await observer.look(Head(100, NOW, number.to_bytes(32, "big")), events=number)
@@ -203,8 +203,8 @@ class TestObserver:
     ) -> None:
         monkeypatch.setattr(observing, "_REFRESHED", 1)
         apply(store, state, submitted(1), submitted(2), submitted(3))
-        world = await look(observer)
-        assert [waiting.job.id for waiting in world.waiting] == [1, 2, 3]
+        cluster = await look(observer)
+        assert [waiting.job.id for waiting in cluster.waiting] == [1, 2, 3]
         assert chain.scheduler.asked == [1, 2, 3]
         turns = []
         for _ in range(3):
@@ -227,9 +227,9 @@ class TestObserver:
         chain.scheduler.records[2] = job(2, status=S.META_SCHEDULED, provider_id=1)
         apply(store, state, moved(2, S.PENDING, S.META_SCHEDULED))
         apply(store, state, ev.JobToppedUp(3, address(7), 1, 1, 1))
-        world = await look(observer)
+        cluster = await look(observer)
         assert chain.scheduler.asked == [2, 3]
-        assert [each.id for each in world.assigned] == [2]
+        assert [each.id for each in cluster.assigned] == [2]
         # What providers hold is read in every cycle.
         await look(observer)
         assert chain.scheduler.asked == [2]
@@ -245,9 +245,9 @@ class TestObserver:
     ) -> None:
         apply(store, state, submitted(1))
         chain.scheduler.records[3] = job(3, status=S.RUNNING, provider_id=2, rate=1)
-        world = await look(observer)
-        assert [waiting.job.id for waiting in world.waiting] == [1]
-        assert [each.id for each in world.assigned] == [3]
+        cluster = await look(observer)
+        assert [waiting.job.id for waiting in cluster.waiting] == [1]
+        assert [each.id for each in cluster.assigned] == [3]
 
     async def test_age_is_that_of_the_line(
         self, store: Store, state: SchedulerState, observer: GridObserver

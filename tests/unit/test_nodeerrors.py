@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.chain.transactions.fees import Fees
 from tests.support.fakechain import refusal
 

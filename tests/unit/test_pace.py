@@ -9,9 +9,9 @@ import pytest
 
 from deepsquare_chain.chain.rpc import heads as heads_module
 from deepsquare_chain.chain.rpc import on_demand as stillness_module
-from deepsquare_chain.chain.rpc.block_time import Pace, block_time, next_look
+from deepsquare_chain.chain.rpc.block_time import BlockTimeEstimate, block_time, next_look
 from deepsquare_chain.chain.rpc.heads import HeadSource
-from deepsquare_chain.chain.rpc.on_demand import Stillness
+from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector
 
 
 def headers(*times: int, empty: int = 0) -> list[tuple[int, int, bool]]:
@@ -64,7 +64,7 @@ def test_looks_that_come_too_early_grow_rarer() -> None:
 
 def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) -> list[float]:
     """Poll a chain with blocks of so many seconds from a moment on; times of the looks."""
-    pace, now, looks, phase = Pace(), 0.0, [], 0.37 * seconds
+    pace, now, looks, phase = BlockTimeEstimate(), 0.0, [], 0.37 * seconds
     pace.listening = listening
     while now < blocks * seconds:
         number = int((now + phase) // seconds)
@@ -89,13 +89,13 @@ def test_at_most_one_poll_a_block_finds_nothing(seconds: float) -> None:
 
 
 def test_a_chain_of_unknown_habits_is_polled() -> None:
-    pace = Pace()
+    pace = BlockTimeEstimate()
     pace.saw(5, 100.0)
     assert pace.due_at(0.25) == 100.25
 
 
 def test_a_hint_makes_a_look_due_once() -> None:
-    pace = Pace()
+    pace = BlockTimeEstimate()
     pace.saw(5, 100.0)
     pace.hint()
     assert pace.due_at(9.0) < 0
@@ -105,7 +105,7 @@ def test_a_hint_makes_a_look_due_once() -> None:
 
 def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None:
     """The websocket's node may know a block before the one that is asked."""
-    pace = Pace()
+    pace = BlockTimeEstimate()
     pace.listening = True
     for number in range(8):
         pace.note(number, 12 * number, empty=True)
@@ -119,7 +119,7 @@ def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None
 async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = Stillness()
+    found = OnDemandDetector()
     moment = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(heads_module, "time", moment)
     monkeypatch.setattr(stillness_module, "time", moment)

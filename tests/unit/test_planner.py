@@ -10,16 +10,16 @@ from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState, RunSta
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
 from deepsquare_chain.provider.model import (
     Adopt,
+    CachedDefinition,
     Cancel,
     Claim,
     ClaimAndStart,
     Close,
     Collect,
     Collecting,
+    DefinitionState,
     Extend,
     Lookup,
-    Material,
-    MaterialState,
     Panic,
     Phase,
     RecordEnd,
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.unit
 
 T0 = 1_700_000_000
 RATE = 10**12
-READY = Material(MaterialState.READY)
+READY = CachedDefinition(DefinitionState.READY)
 NOWHERE = Lookup(None)
 HERE = Lookup("h1")
 LIVE = RunStatus(RunState.RUNNING)
@@ -164,14 +164,14 @@ class TestMetaScheduled:
     @pytest.mark.parametrize(
         ("state", "early", "late"),
         [
-            (MaterialState.PENDING, Wait, Wait),
-            (MaterialState.MISSING, Wait, Panic),
-            (MaterialState.UNREACHABLE, Wait, Requeue),
-            (MaterialState.INVALID, Panic, Panic),
+            (DefinitionState.PENDING, Wait, Wait),
+            (DefinitionState.MISSING, Wait, Panic),
+            (DefinitionState.UNREACHABLE, Wait, Requeue),
+            (DefinitionState.INVALID, Panic, Panic),
         ],
     )
     def test_without_its_definition(self, state, early, late):
-        material = Material(state, "definition x is not there")
+        material = CachedDefinition(state, "definition x is not there")
         assert isinstance(act(S.META_SCHEDULED, row(), material=material), early)
         patient = dataclasses.replace(LOCAL, now=T0 + LOCAL.patience)
         action = act(S.META_SCHEDULED, row(), patient, material=material)
@@ -204,7 +204,7 @@ class TestScheduledLocal:
         assert act(S.SCHEDULED, row(Phase.SUBMITTING), lookup=NOWHERE) == Start()
 
     def test_definition_lost_since_the_claim(self):
-        material = Material(MaterialState.MISSING, "gone")
+        material = CachedDefinition(DefinitionState.MISSING, "gone")
         late = dataclasses.replace(LOCAL, now=T0 + LOCAL.patience)
         assert isinstance(act(S.SCHEDULED, row(), material=material), Wait)
         assert act(S.SCHEDULED, row(), late, material=material) == Panic("gone")
@@ -507,7 +507,7 @@ class TestWords:
     def test_reasons_are_clipped_to_what_the_contract_takes(self):
         assert clip("a\nb\x1b[0m") == "a b [0m"
         assert len(clip("é" * 300).encode()) <= 256
-        material = Material(MaterialState.INVALID, "ü\n" * 400)
+        material = CachedDefinition(DefinitionState.INVALID, "ü\n" * 400)
         action = act(S.META_SCHEDULED, row(), material=material)
         assert len(action.reason.encode()) <= 256
         assert "\n" not in action.reason

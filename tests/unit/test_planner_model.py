@@ -19,16 +19,16 @@ from deepsquare_chain.executors.base import Exit, RunState, RunStatus
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources, can_transition
 from deepsquare_chain.provider import model
 from deepsquare_chain.provider.model import (
+    CachedDefinition,
     Collecting,
+    DefinitionState,
     Lookup,
-    Material,
-    MaterialState,
     Phase,
     Run,
     View,
 )
 from deepsquare_chain.provider.planner import plan
-from deepsquare_chain.provider.rows import ended, released, starting, submitting
+from deepsquare_chain.provider.run_transitions import ended, released, starting, submitting
 
 pytestmark = pytest.mark.unit
 
@@ -142,7 +142,7 @@ class World:
             settled=self.settled,
             status=status,
             lookup=lookup,
-            material=Material(MaterialState.READY),
+            material=CachedDefinition(DefinitionState.READY),
             collected=self.collected,
         )
 

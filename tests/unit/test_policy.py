@@ -25,8 +25,14 @@ from deepsquare_chain.metascheduler.eligibility import (
     Waiting,
     refusal,
 )
-from deepsquare_chain.metascheduler.policy import Plan, Reservation, Rules, Snapshot, plan
-from deepsquare_chain.metascheduler.ranking import preference
+from deepsquare_chain.metascheduler.policy import (
+    Plan,
+    Reservation,
+    Rules,
+    Snapshot,
+    plan,
+    preference,
+)
 from tests.support.workloads import NOW, provider, running, waiting
 
 IMPATIENT = Rules(patience=0, patience_factor=0, max_patience=0, start_margin=0)

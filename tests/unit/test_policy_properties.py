@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Offer, Prices, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, refusal, run_time
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
+from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, within
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
-from deepsquare_chain.metascheduler.room import amounts, free_room, within
 from deepsquare_chain.metascheduler.simulator import Arrival, simulate, workload
 from tests.support.workloads import NOW, provider, running, waiting
 
@@ -215,14 +215,14 @@ class TestStarvation:
         assert all(outcome.wait is not None for outcome in outcomes)
         # In no order of arrivals does the grid give more than it has.
         moments = sorted({o.arrival.at + (o.wait or 0) for o in outcomes})
-        for moment in moments:
+        for block_context in moments:
             for view in grid:
                 used = sum(
                     o.arrival.waiting.job.resources.cpus
                     for o in outcomes
                     if o.provider_id == view.provider.id
                     and o.arrival.at + (o.wait or 0)
-                    <= moment
+                    <= block_context
                     < o.arrival.at + (o.wait or 0) + o.arrival.seconds
                 )
                 assert used <= 8

@@ -19,9 +19,9 @@ from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.bindings.events import TransitionSkipped
 from deepsquare_chain.chain.bindings.reverts import ERRORS, decode_revert
-from deepsquare_chain.chain.rpc.batching import together
+from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.chain.rpc.heads import Head, HeadSource
-from deepsquare_chain.chain.transactions.dispatch import Spender
+from deepsquare_chain.chain.transactions.nonce_manager import Spender
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import FATAL
 from deepsquare_chain.errors import (
@@ -41,12 +41,12 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider import batches as batches_module
-from deepsquare_chain.provider import model, rows
+from deepsquare_chain.provider import model, run_transitions
 from deepsquare_chain.provider.batches import ProviderBatches
-from deepsquare_chain.provider.figures import ProviderMetrics
-from deepsquare_chain.provider.handlers import Handlers
-from deepsquare_chain.provider.materials import Materials
-from deepsquare_chain.provider.model import Lookup, MaterialState, Phase, Run, View
+from deepsquare_chain.provider.definition_cache import DefinitionCache
+from deepsquare_chain.provider.executor_actions import ExecutorActions
+from deepsquare_chain.provider.metrics import ProviderMetrics
+from deepsquare_chain.provider.model import DefinitionState, Lookup, Phase, Run, View
 from deepsquare_chain.provider.observer import RunObserver
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
 from deepsquare_chain.provider.runner import _MaintenanceSignals
@@ -120,18 +120,18 @@ class TestMaterials:
     @pytest.mark.parametrize(
         ("answer", "state", "word"),
         [
-            (DEFINITION.to_bytes(), MaterialState.READY, ""),
-            (NotFoundError("no"), MaterialState.MISSING, "is not in the store"),
-            (DefinitionMismatch("no"), MaterialState.MISSING, "does not match its digest"),
-            (b"other bytes", MaterialState.MISSING, "does not match its digest"),
-            (EndpointError("down"), MaterialState.UNREACHABLE, "down"),
-            (GridError("full"), MaterialState.UNREACHABLE, "full"),
-            (OSError("io"), MaterialState.UNREACHABLE, "io"),
-            (None, MaterialState.UNREACHABLE, "can't be fetched"),
+            (DEFINITION.to_bytes(), DefinitionState.READY, ""),
+            (NotFoundError("no"), DefinitionState.MISSING, "is not in the store"),
+            (DefinitionMismatch("no"), DefinitionState.MISSING, "does not match its digest"),
+            (b"other bytes", DefinitionState.MISSING, "does not match its digest"),
+            (EndpointError("down"), DefinitionState.UNREACHABLE, "down"),
+            (GridError("full"), DefinitionState.UNREACHABLE, "full"),
+            (OSError("io"), DefinitionState.UNREACHABLE, "io"),
+            (None, DefinitionState.UNREACHABLE, "can't be fetched"),
         ],
     )
     async def test_answers(self, answer, state, word):
-        found = await Materials(Shelf(answer), timeout=0.05).look(job())
+        found = await DefinitionCache(Shelf(answer), timeout=0.05).look(job())
         assert found.state is state
         assert word in found.reason
 
@@ -139,25 +139,25 @@ class TestMaterials:
         data = b'{"version":1}'
         record = job(definition=hashlib.sha256(data).digest())
         shelf = Shelf(data)
-        materials = Materials(shelf)
+        materials = DefinitionCache(shelf)
         for _ in range(2):
-            assert (await materials.look(record)).state is MaterialState.INVALID
+            assert (await materials.look(record)).state is DefinitionState.INVALID
         assert shelf.asked == 1
         assert materials.definition(record) is None
 
     async def test_asks_for_more_than_the_chain_says(self):
-        materials = Materials(Shelf(DEFINITION.to_bytes()))
+        materials = DefinitionCache(Shelf(DEFINITION.to_bytes()))
         found = await materials.look(job(resources=Resources(1, 2, 64, 0)))
-        assert found.state is MaterialState.INVALID
+        assert found.state is DefinitionState.INVALID
         assert "1 x 1 cpus" in found.reason
-        assert (await materials.look(job())).state is MaterialState.READY
+        assert (await materials.look(job())).state is DefinitionState.READY
 
     async def test_what_was_missing_is_asked_for_again(self):
         shelf = Shelf(NotFoundError("no"))
-        materials = Materials(shelf)
-        assert (await materials.look(job())).state is MaterialState.MISSING
+        materials = DefinitionCache(shelf)
+        assert (await materials.look(job())).state is DefinitionState.MISSING
         shelf.answer = DEFINITION.to_bytes()
-        assert (await materials.look(job())).state is MaterialState.READY
+        assert (await materials.look(job())).state is DefinitionState.READY
         assert materials.definition(job()) == DEFINITION
 
 
@@ -405,10 +405,10 @@ def executor(table: RunTable) -> FakeExecutor:
 
 
 @pytest.fixture
-async def handlers(table: RunTable, executor: FakeExecutor) -> Handlers:
-    materials = Materials(Shelf(DEFINITION.to_bytes()))
+async def handlers(table: RunTable, executor: FakeExecutor) -> ExecutorActions:
+    materials = DefinitionCache(Shelf(DEFINITION.to_bytes()))
     await materials.look(job())
-    return Handlers(executor, table, materials, {"DEEPSQUARE_CHAIN_ID": "31337"})
+    return ExecutorActions(executor, table, materials, {"DEEPSQUARE_CHAIN_ID": "31337"})
 
 
 SUBMITTED = Run(1, "31337-5fbdb231-1", Phase.SUBMITTED, handle="h1", allotment=60, lead=2)
@@ -509,7 +509,7 @@ class TestObserver:
             scheduler,
             executor,
             table,
-            Materials(Shelf(DEFINITION.to_bytes())),
+            DefinitionCache(Shelf(DEFINITION.to_bytes())),
             provider_id=1,
             confirmations=confirmations,
             first_block=5,
@@ -538,7 +538,7 @@ class TestObserver:
         observer = self.make(scheduler, executor, table)
         table.watch(1)
         assert (await self.look(observer)).lookup is None
-        table.put(rows.starting(table.get(1)))
+        table.put(run_transitions.starting(table.get(1)))
         assert (await self.look(observer)).lookup is None
         scheduler.now[1] = job(status=JobStatus.RUNNING)
         assert (await self.look(observer, b"b")).lookup == Lookup(None)
@@ -603,7 +603,7 @@ class TestObserver:
         table.watch(1)
         observer = self.make(FakeScheduler(job(provider_id=2)), executor, table)
         found = await self.look(observer)
-        assert (found.mine, found.material.state) == (False, MaterialState.PENDING)
+        assert (found.mine, found.material.state) == (False, DefinitionState.PENDING)
 
 
 # ---------------------------------------------------------------------------- outputs
@@ -645,7 +645,7 @@ async def test_together_waits_for_everything_before_it_raises():
         raise GridError("no")
 
     with pytest.raises(GridError):
-        await together(broken(), slow())
+        await gather_all(broken(), slow())
     assert done == [1]
 
 

@@ -14,7 +14,7 @@ from deepsquare_chain.chain.bindings.events import JobCollected, JobSettled, Job
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.provider import rows
+from deepsquare_chain.provider import run_transitions
 from deepsquare_chain.provider.model import Phase, Run, Submit
 from deepsquare_chain.provider.state import Earning, RunTable
 from deepsquare_chain.store.database import Store
@@ -146,15 +146,15 @@ def test_rows_come_back_as_they_went_in(
 
 
 def test_steps_of_a_row(table: RunTable):
-    assert rows.starting(Run(1, "k")).phase is Phase.STARTING
-    assert rows.starting(Run(1, "k", Phase.SUBMITTED)).phase is Phase.SUBMITTED
-    run = rows.submitting(Run(1, "k"), Submit(walltime=58, allotment=60, lead=2))
+    assert run_transitions.starting(Run(1, "k")).phase is Phase.STARTING
+    assert run_transitions.starting(Run(1, "k", Phase.SUBMITTED)).phase is Phase.SUBMITTED
+    run = run_transitions.submitting(Run(1, "k"), Submit(walltime=58, allotment=60, lead=2))
     assert (run.phase, run.allotment, run.lead) == (Phase.SUBMITTING, 60, 2)
-    run = rows.extended(rows.submitted(run, "h"), 90)
+    run = run_transitions.extended(run_transitions.submitted(run, "h"), 90)
     assert (run.phase, run.handle, run.allotment, run.began) == (Phase.SUBMITTED, "h", 90, True)
-    run = rows.ended(run, ENDED, b"\x01")
+    run = run_transitions.ended(run, ENDED, b"\x01")
     assert (run.phase, run.exit, run.result) == (Phase.ENDED, ENDED, b"\x01")
-    assert rows.released(run, "k.1") == Run(1, "k.1", attempt=1)
-    assert rows.refused(Run(1, "k"), "no").note == "no"
-    assert rows.reopened(rows.closed(run)).phase is Phase.ENDED
-    assert rows.reopened(run) == run
+    assert run_transitions.released(run, "k.1") == Run(1, "k.1", attempt=1)
+    assert run_transitions.refused(Run(1, "k"), "no").note == "no"
+    assert run_transitions.reopened(run_transitions.closed(run)).phase is Phase.ENDED
+    assert run_transitions.reopened(run) == run

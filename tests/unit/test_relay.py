@@ -15,11 +15,11 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, ForwardRequest, SignedRequest
 from deepsquare_chain.chain.bindings.records import request_values
-from deepsquare_chain.cli.frame import Desk
+from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.cli.output import Format, Printer
 from deepsquare_chain.cli.signing import asker
 from deepsquare_chain.client.preview import Preview, describe_call
-from deepsquare_chain.client.relayclient import RelayClient, RelayRefusedError, relay_url
+from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError, relay_url
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 from deepsquare_chain.job import JobFlags, Objective, Resources, Terms
@@ -189,12 +189,12 @@ def test_the_other_calls_are_shown_by_what_they_do() -> None:
 
 def test_nothing_is_signed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    desk = Desk(Printer(Format.TABLE, out=io.StringIO(), err=out))
+    context = CommandContext(Printer(Format.TABLE, out=io.StringIO(), err=out))
     preview = Preview((("function", "cancel\nforged\x1b[31m"),), (("gas", "paid by the relay"),))
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(UsageError, match="no terminal"):
-        asker(desk, yes=False)(preview)
-    assert asker(desk, yes=True)(preview)
+        asker(context, yes=False)(preview)
+    assert asker(context, yes=True)(preview)
     told = out.getvalue()
     assert "function  cancel\\nforged\\x1b[31m" in told
     assert "gas       paid by the relay" in told

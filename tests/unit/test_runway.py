@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.transactions.gas_budget import DAY, Runway, runway
+from deepsquare_chain.chain.transactions.gas_budget import DAY, GasBudget, runway
 
 NOW = 1_800_000_000
 
@@ -38,16 +38,16 @@ def test_older_than_a_day_says_nothing_of_a_day() -> None:
 @pytest.mark.parametrize(
     ("found", "low"),
     [
-        (Runway(499, 10), True),
-        (Runway(500, 10), False),
-        (Runway(5_000, 10, 2_501), True),
-        (Runway(5_000, 10, 2_500), False),
-        (Runway(0), True),
-        (Runway(0, free=True), False),
-        (Runway(499, 10, 2_501, free=True), False),
+        (GasBudget(499, 10), True),
+        (GasBudget(500, 10), False),
+        (GasBudget(5_000, 10, 2_501), True),
+        (GasBudget(5_000, 10, 2_500), False),
+        (GasBudget(0), True),
+        (GasBudget(0, free=True), False),
+        (GasBudget(499, 10, 2_501, free=True), False),
     ],
 )
-def test_when_it_is_low(found: Runway, low: bool) -> None:
+def test_when_it_is_low(found: GasBudget, low: bool) -> None:
     assert found.low is low
 
 

@@ -953,7 +953,7 @@ async def test_gas_that_runs_out_is_told_once(
     chain.balance = fee * 49
     await sender.tend()
     assert metrics.value("gas_runway_transactions") == 49
-    sender._purse._looked = None
+    sender._gas_monitor._looked = None
     await sender.tend()
     said = capsys.readouterr().out
     assert said.count("gas_runs_out") == 1

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import pytest
 
 from deepsquare_chain.job import JobStatus
+from deepsquare_chain.provider.executor_actions import LaunchQueue
 from deepsquare_chain.provider.model import Phase, Run, Submit, View
-from deepsquare_chain.provider.starts import Starts
 from tests.support.workloads import job
 
 ACTION = Submit(walltime=58, allotment=60, lead=2)
@@ -45,11 +45,11 @@ def machine() -> Machine:
 
 
 @pytest.fixture
-def starts(machine: Machine) -> Starts:
-    return Starts(machine.start, at_once=8)
+def starts(machine: Machine) -> LaunchQueue:
+    return LaunchQueue(machine.start, at_once=8)
 
 
-async def test_quick_starts_end_in_their_own_cycle(machine: Machine, starts: Starts) -> None:
+async def test_quick_starts_end_in_their_own_cycle(machine: Machine, starts: LaunchQueue) -> None:
     machine.release(*range(20))
     machine.release(20, got=False)
     async with asyncio.timeout(20):
@@ -59,7 +59,7 @@ async def test_quick_starts_end_in_their_own_cycle(machine: Machine, starts: Sta
 
 
 async def test_a_slow_start_holds_nobody_up_and_its_job_is_left_alone(
-    machine: Machine, starts: Starts
+    machine: Machine, starts: LaunchQueue
 ) -> None:
     machine.release(2)
     async with asyncio.timeout(20):
@@ -77,7 +77,7 @@ async def test_a_slow_start_holds_nobody_up_and_its_job_is_left_alone(
     assert starts.jobs == frozenset()
 
 
-async def test_only_a_few_at_a_time(machine: Machine, starts: Starts) -> None:
+async def test_only_a_few_at_a_time(machine: Machine, starts: LaunchQueue) -> None:
     async with asyncio.timeout(20):
         await starts.begin(jobs(range(12)), lambda: True)
         await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def test_an_error_that_nobody_foresaw_is_the_next_cycles() -> None:
     async def breaks(_: View, __: Submit) -> bool:
         raise RuntimeError("broken")
 
-    starts = Starts(breaks, at_once=8)
+    starts = LaunchQueue(breaks, at_once=8)
     async with asyncio.timeout(20):
         with pytest.raises(RuntimeError, match="broken"):
             await starts.begin(jobs([1]), lambda: False)

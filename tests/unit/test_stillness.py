@@ -9,7 +9,7 @@ import pytest
 
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.rpc import on_demand as stillness_module
-from deepsquare_chain.chain.rpc.on_demand import Stillness, mines_on_demand, stands_still
+from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector, mines_on_demand, stands_still
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.store.database import Store
 from tests.support.fakechain import FakeChain
@@ -74,7 +74,7 @@ def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     ],
 )
 def test_kinds_of_chains(blocks: list[dict[str, Any]], seconds: float, on_demand: bool) -> None:
-    found = Stillness()
+    found = OnDemandDetector()
     found.note(blocks)
     assert found.lasts(seconds) is on_demand
 
@@ -85,7 +85,7 @@ def quiet(clock: Clock) -> FakeChain:
     chain = FakeChain()
     for number in range(5):
         chain.mine([log(number)])
-    chain.stillness = Stillness()
+    chain.stillness = OnDemandDetector()
     chain.stillness.note(headers(0, 0, 1, 2, 2))
     chain.stillness.loaded = True
     chain.stillness.saw(5)
@@ -112,7 +112,7 @@ async def test_blocks_from_before_are_read_once(clock: Clock) -> None:
     chain = FakeChain()
     for _ in range(5):
         chain.mine()  # a node that shows no transactions of its blocks counts as empty
-    chain.stillness = Stillness()
+    chain.stillness = OnDemandDetector()
     chain.stillness.saw(5)
     clock.now += 500
     for _ in range(3):

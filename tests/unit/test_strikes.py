@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.bindings import eventtypes as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.metascheduler.duties import Watch, rests_until, struck
 from deepsquare_chain.metascheduler.eligibility import Refusal, refusal, standing
 from deepsquare_chain.metascheduler.explain import explain_wait
+from deepsquare_chain.metascheduler.liveness import Watch, rests_until, struck
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.strikes import Strikes
 from deepsquare_chain.store.database import Store

@@ -56,7 +56,7 @@ from deepsquare_chain.web.decoding import (
     inner_calls,
     read_argument,
 )
-from deepsquare_chain.web.explaining import judge
+from deepsquare_chain.web.job_explanation import judge
 from deepsquare_chain.web.jobform import read_form
 from deepsquare_chain.web.render import environment
 from deepsquare_chain.web.security import is_own

@@ -9,7 +9,7 @@ from typing import Any, Final, get_type_hints
 
 from eth_utils.crypto import keccak
 
-from deepsquare_chain.chain.bindings import eventtypes
+from deepsquare_chain.chain.bindings import event_types
 from deepsquare_chain.chain.bindings.abi import (
     Abi,
     AbiError,
@@ -18,7 +18,7 @@ from deepsquare_chain.chain.bindings.abi import (
     interfaces,
     signature_of,
 )
-from deepsquare_chain.chain.bindings.eventtypes import (
+from deepsquare_chain.chain.bindings.event_types import (
     Approval,
     BanChanged,
     DrainingChanged,
@@ -141,7 +141,7 @@ class _Shape:
 
 
 def _shape(entry: Abi) -> _Shape | None:
-    kind = getattr(eventtypes, entry["name"], None)
+    kind = getattr(event_types, entry["name"], None)
     if not (isinstance(kind, type) and issubclass(kind, Event)):
         return None  # administrators' hand-over and the like: nobody acts on it
     inputs = tuple(entry["inputs"])

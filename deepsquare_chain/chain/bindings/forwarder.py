@@ -32,7 +32,7 @@ from deepsquare_chain.chain.bindings.calls import (
     plural,
 )
 from deepsquare_chain.chain.bindings.reverts import decode_revert
-from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, RevertedError, UsageError
 
 #: Gas of a transaction without calldata, and the most that a byte of calldata costs.

@@ -20,7 +20,7 @@ from deepsquare_chain.chain.bindings.events import (
 )
 from deepsquare_chain.chain.bindings.metadata import ipfs_hash, metadata_hash
 from deepsquare_chain.chain.rpc.connection import TransientEndpointError
-from deepsquare_chain.chain.rpc.logreader import read_logs
+from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.errors import GridError
 
 

@@ -161,7 +161,7 @@ def round_of(provider: object) -> Round | None:
     return found if found is not None and found.provider is provider else None
 
 
-async def together(*work: Awaitable[T]) -> list[T]:
+async def gather_all(*work: Awaitable[T]) -> list[T]:
     """Results in order; an error is raised only after everything has ended.
 
     What a cycle began must not go on behind the back of the next one.

@@ -78,7 +78,7 @@ def _retry(seconds: float) -> float:
     return min(most, part * seconds)
 
 
-class Pace:
+class BlockTimeEstimate:
     """What one connection knows of the time of the next block."""
 
     def __init__(self) -> None:

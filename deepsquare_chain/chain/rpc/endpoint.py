@@ -21,15 +21,15 @@ from eth_typing import URI
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
-from deepsquare_chain.chain.rpc.answers import UnfitError, checked, is_error
 from deepsquare_chain.chain.rpc.ceiling import Ceiling
-from deepsquare_chain.chain.rpc.nodeerrors import (
+from deepsquare_chain.chain.rpc.node_errors import (
     NodeError,
     is_busy,
     is_unsupported,
     is_verdict,
     kind_of,
 )
+from deepsquare_chain.chain.rpc.response_validation import UnfitError, checked, is_error
 from deepsquare_chain.chain.rpc.transport import (
     CERTIFICATE_HINT,
     Transport,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 STALE_HEAD: Final = 120
 
 
-class HeadFigures:
+class HeadMetrics:
     """Age of the latest block that was seen, and how far this machine's clock is off.
 
     The age is worked out whenever somebody asks for it, so that it grows while no endpoint answers
@@ -119,7 +119,7 @@ class HeadSource:
         self,
         w3: AsyncWeb3[Any],
         tend: Callable[[], Awaitable[Mapping[str, Any]]] | None,
-        figures: HeadFigures,
+        figures: HeadMetrics,
         *,
         poll: float,
     ) -> None:

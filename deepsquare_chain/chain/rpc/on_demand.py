@@ -17,7 +17,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3Exception
 
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.block_time import Pace
+from deepsquare_chain.chain.rpc.block_time import BlockTimeEstimate
 from deepsquare_chain.errors import EndpointError
 
 #: Blocks by which a chain is judged.
@@ -35,12 +35,12 @@ _AT_ONCE: Final = 1
 _log = structlog.get_logger(__name__)
 
 
-class Stillness:
+class OnDemandDetector:
     """What one connection has seen of the chain's newest blocks."""
 
     def __init__(self) -> None:
         self.head = -1
-        self.pace = Pace()
+        self.pace = BlockTimeEstimate()
         self.loaded = False  # whether the blocks before the first that was seen were asked for
         self._since = 0.0  # monotonic seconds
         self._blocks: deque[tuple[int, int, bool]] = deque(maxlen=_BLOCKS)
@@ -97,9 +97,9 @@ class Stillness:
             )
 
 
-def pace_of(w3: AsyncWeb3[Any]) -> Pace | None:
+def pace_of(w3: AsyncWeb3[Any]) -> BlockTimeEstimate | None:
     """When this connection should ask for the next block; None where it does not say."""
-    found: Stillness | None = getattr(w3.provider, "stillness", None)
+    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
     return None if found is None else found.pace
 
 
@@ -109,7 +109,7 @@ async def stands_still(w3: AsyncWeb3[Any]) -> float:
     Raises:
         EndpointError: The node does not answer.
     """
-    found: Stillness | None = getattr(w3.provider, "stillness", None)
+    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
     if found is None or found.seconds() < _LEAST:
         return 0.0
     await _load(w3, found)
@@ -127,7 +127,7 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     Raises:
         EndpointError: The node does not answer.
     """
-    found: Stillness | None = getattr(w3.provider, "stillness", None)
+    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
     if found is None:
         return None
     latest = await w3.eth.get_block("latest")
@@ -136,7 +136,7 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     return age if found.lasts(age) else None
 
 
-async def _load(w3: AsyncWeb3[Any], found: Stillness) -> None:
+async def _load(w3: AsyncWeb3[Any], found: OnDemandDetector) -> None:
     """Read the blocks before the first that was seen, once."""
     if found.loaded or found.head < 0:
         return

@@ -31,14 +31,14 @@ from deepsquare_chain.chain.rpc.endpoint import (
     WrongEndpointError,
     lacks_method,
 )
-from deepsquare_chain.chain.rpc.on_demand import Stillness
+from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector
 from deepsquare_chain.errors import EndpointError
 
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
 
 
-class PoolFigures:
+class EndpointMetrics:
     """Counts what endpoints do.
 
     Args:
@@ -167,7 +167,7 @@ class Pool(AsyncBaseProvider):
         self.global_ccip_read_enabled = False
         self.members = [Member(each) for each in providers]
         self._current = self.members[0]
-        self.stillness = Stillness()
+        self.stillness = OnDemandDetector()
         for each in providers:
             each.on_head = self.stillness.saw
         self._chain_id = chain_id
@@ -179,7 +179,7 @@ class Pool(AsyncBaseProvider):
         self._best = (-1, 0.0)  # highest head, and when it was told
         self._compared = 0.0
         self._comparing: asyncio.Task[None] | None = None
-        self._figures = PoolFigures(metrics, [each.place for each in providers])
+        self._figures = EndpointMetrics(metrics, [each.place for each in providers])
 
     @property
     def providers(self) -> list[CheckedProvider]:

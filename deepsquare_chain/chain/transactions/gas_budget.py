@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Runway:
+class GasBudget:
     """What is left, and what one transaction and one day cost; None where nothing is known.
 
     `free`: the chain asks nothing for gas.
@@ -71,7 +71,7 @@ class Runway:
         return lasts if self.days is None else f"{lasts}, or {self.days:,.1f} days as of late"
 
 
-def runway(balance: int, spent: Sequence[tuple[int, int]], now: float) -> Runway:
+def runway(balance: int, spent: Sequence[tuple[int, int]], now: float) -> GasBudget:
     """Judge a balance by what was spent.
 
     Args:
@@ -80,17 +80,17 @@ def runway(balance: int, spent: Sequence[tuple[int, int]], now: float) -> Runway
         now: Seconds on the same clock.
     """
     if not spent:
-        return Runway(balance)
+        return GasBudget(balance)
     per_transaction = -(-sum(fee for _, fee in spent) // len(spent))
     today = [(sent, fee) for sent, fee in spent if now - sent <= DAY]
     span = now - min((sent for sent, _ in today), default=now)
     if span < _LEAST_SPAN:
-        return Runway(balance, per_transaction)
+        return GasBudget(balance, per_transaction)
     per_day = int(sum(fee for _, fee in today) * DAY / span)
-    return Runway(balance, per_transaction, per_day)
+    return GasBudget(balance, per_transaction, per_day)
 
 
-class Purse:
+class GasMonitor:
     """Looks after the coin of one sender now and then; `metrics` None shows no figures."""
 
     def __init__(

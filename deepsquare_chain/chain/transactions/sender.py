@@ -20,18 +20,18 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3Exception
 
 from deepsquare_chain.chain.bindings.calls import Call
-from deepsquare_chain.chain.rpc.batching import merged, together
+from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.on_demand import pace_of
-from deepsquare_chain.chain.transactions.dispatch import (
-    Dispatcher,
+from deepsquare_chain.chain.transactions.fees import GWEI
+from deepsquare_chain.chain.transactions.gas_budget import GasMonitor
+from deepsquare_chain.chain.transactions.nonce_manager import (
+    NonceManager,
     Spender,
     find_spender,
     outcome_of,
     used_by,
 )
-from deepsquare_chain.chain.transactions.fees import GWEI
-from deepsquare_chain.chain.transactions.gas_budget import Purse
 from deepsquare_chain.chain.transactions.outbox import Entry, Outbox, TxState
 from deepsquare_chain.chain.transactions.preflight import Preflight
 from deepsquare_chain.chain.transactions.receipts import (
@@ -136,7 +136,7 @@ class Sender:
         self._confirmations = confirmations
         options = {"ceiling": max_fee_per_gas, "poll": poll_interval}
         self._preflight = Preflight(w3, self.address, **options)  # type: ignore[arg-type]
-        self._dispatcher = Dispatcher(
+        self._nonce_manager = NonceManager(
             w3,
             account,
             outbox,
@@ -145,7 +145,7 @@ class Sender:
             poll=poll_interval,
             metrics=metrics,
         )
-        self._purse = Purse(w3, self.address, outbox, metrics)
+        self._gas_monitor = GasMonitor(w3, self.address, outbox, metrics)
         self._watches: dict[int, _Watch] = {}  # by entry, for as long as it is open
         self._pulse: _Pulse | None = None
         self._pulse_lock = asyncio.Lock()
@@ -193,13 +193,13 @@ class Sender:
             elif simulate:
                 await self._preflight.simulate(call)
             crash_point("sender.intent")
-            entry = await self._dispatcher.submit(call, gas, key, deadline)
+            entry = await self._nonce_manager.submit(call, gas, key, deadline)
         try:
             return await self._confirm(entry, deadline)
         except OutOfGasError:
             # Mined without effect; the state had moved, so that a fresh estimate is due, once.
             gas = max(2 * entry.gas, await self._preflight.gas_limit(call))
-            again = await self._dispatcher.submit(call, gas, key, deadline)
+            again = await self._nonce_manager.submit(call, gas, key, deadline)
             return await self._confirm(again, deadline)
 
     @asynccontextmanager
@@ -219,7 +219,7 @@ class Sender:
         """
         deadline = time.monotonic() + timeout
         async with self._outbox.spending(timeout):
-            await self._dispatcher.tend()
+            await self._nonce_manager.tend()
             for entry in self.pending():
                 try:
                     await self._confirm(entry, deadline)
@@ -253,12 +253,12 @@ class Sender:
 
     def unattended(self) -> list[Entry]:
         """Those of them that no `send` or `wait` of this sender waits for."""
-        attended = self._dispatcher.attended
+        attended = self._nonce_manager.attended
         return [entry for entry in self.pending() if entry.id not in attended]
 
     def foreign(self) -> list[Spender]:
         """The latest transactions of this account that others sent while this sender was there."""
-        return list(self._dispatcher.foreign)
+        return list(self._nonce_manager.foreign)
 
     async def speed_up(self, entry: Entry) -> None:
         """Raise both fees of a pending transaction by at least 12.5 %, now.
@@ -268,14 +268,14 @@ class Sender:
             EndpointError: The node is down, or turned it down.
             InsufficientFundsError: The account can't pay it.
         """
-        await self._dispatcher.outbid(entry, cancel=False)
+        await self._nonce_manager.outbid(entry, cancel=False)
 
     async def cancel(self, entry: Entry) -> None:
         """Offer a transfer of nothing to oneself in its place; the first to be mined wins.
 
         Errors as `speed_up`.
         """
-        await self._dispatcher.outbid(entry, cancel=True)
+        await self._nonce_manager.outbid(entry, cancel=True)
 
     async def wait(self, entry: Entry, *, timeout: float = 120.0) -> TxReceipt:
         """Wait until a recorded transaction is mined, resent and outbid as need be.
@@ -292,8 +292,8 @@ class Sender:
         account's nonce.
         """
         with merged(self.w3):
-            await together(self._dispatcher.tend(), self._purse.look())
-        return self._dispatcher.latest
+            await gather_all(self._nonce_manager.tend(), self._gas_monitor.look())
+        return self._nonce_manager.latest
 
     async def recover(self, *, timeout: float = 60.0) -> list[TxReceipt]:
         """Finish what an earlier process began; before anything else is sent.
@@ -316,11 +316,11 @@ class Sender:
     # -- until it is mined
 
     async def _confirm(self, entry: Entry, deadline: float) -> TxReceipt:
-        self._dispatcher.attended.add(entry.id)
+        self._nonce_manager.attended.add(entry.id)
         try:
             return await self._attend(entry, deadline)
         finally:
-            self._dispatcher.attended.discard(entry.id)
+            self._nonce_manager.attended.discard(entry.id)
 
     async def _attend(self, entry: Entry, deadline: float) -> TxReceipt:
         # What a shorter wait has seen counts for the next one.
@@ -347,7 +347,7 @@ class Sender:
 
     def _too_late(self, entry: Entry) -> WaitTimeoutError:
         latest = self._outbox.entry(entry.id).latest
-        words = self._dispatcher.refusals.get(entry.id)
+        words = self._nonce_manager.refusals.get(entry.id)
         said = f"; the node says of it: {words}" if words else ""
         return WaitTimeoutError(
             f"{entry.call.label!r} was sent and was not mined in time ({latest.tx_hash}){said}",
@@ -361,7 +361,7 @@ class Sender:
         entry = self._outbox.entry(entry.id)
         state = outcome_of(entry, receipt)
         try:
-            self._dispatcher.settle(entry, receipt)
+            self._nonce_manager.settle(entry, receipt)
         except StoreError as error:
             # It is mined, and its sender must be told so. The chain tells it again next time.
             _log.warning("receipt_not_recorded", label=entry.call.label, error=error.message)
@@ -385,7 +385,7 @@ class Sender:
         moved, watch.head = pulse.head != watch.head, pulse.head
         entry = self._outbox.entry(entry.id)  # it may have been outbid
         try:
-            receipt = await self._dispatcher.receipt(entry.attempts)
+            receipt = await self._nonce_manager.receipt(entry.attempts)
         except WrongEndpointError:
             raise
         except (EndpointError, Web3Exception) as error:
@@ -422,7 +422,7 @@ class Sender:
         if spender is not None and spender.tx_hash in {each.tx_hash for each in entry.attempts}:
             return  # it is ours, and its receipt will be shown
         if spender is not None:
-            self._dispatcher.note_foreign(spender)
+            self._nonce_manager.note_foreign(spender)
         used = used_by(spender)
         self._outbox.set_state(entry.id, TxState.ABANDONED, note=f"nonce used by another, {used}")
         self._watches.pop(entry.id, None)
@@ -435,23 +435,23 @@ class Sender:
     async def _nudge(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
         """Resend; raise fees when it is our turn; close a gap before it."""
         watch.misses = 0
-        await self._dispatcher.resend(entry)
+        await self._nonce_manager.resend(entry)
         if entry.nonce == pulse.count:
             watch.gap_since = None
-            refused = entry.id in self._dispatcher.refusals
+            refused = entry.id in self._nonce_manager.refusals
             if refused and pulse.head - entry.attempts[0].sent_block >= _DOOMED_BLOCKS:
-                await self._dispatcher.give_up(entry)
+                await self._nonce_manager.give_up(entry)
             elif pulse.head - entry.latest.sent_block >= self._stuck_blocks:
-                await self._dispatcher.replace(entry)
+                await self._nonce_manager.replace(entry)
             return
         first = self._outbox.entries_from(pulse.count)[0]
         if first.nonce == pulse.count:
             watch.gap_since = None
-            await self._dispatcher.resend(first)
+            await self._nonce_manager.resend(first)
         elif watch.gap_since is None:
             watch.gap_since = pulse.head
         elif pulse.head - watch.gap_since >= self._stuck_blocks:
-            await self._dispatcher.fill(pulse.count)
+            await self._nonce_manager.fill(pulse.count)
 
     async def _pulse_due(self, deadline: float) -> None:
         """Wait until the next look is due, at the same moment for all who wait.
@@ -471,5 +471,5 @@ class Sender:
         """Head and nonce, asked once for all who wait."""
         async with self._pulse_lock:
             if self._pulse is None or time.monotonic() - self._pulse.at >= self._poll:
-                self._pulse = _Pulse(*await self._dispatcher.stand(), time.monotonic())
+                self._pulse = _Pulse(*await self._nonce_manager.stand(), time.monotonic())
             return self._pulse

@@ -16,7 +16,7 @@ from deepsquare_chain.chain.bindings.abi import AbiError, Function, interface, s
 from deepsquare_chain.chain.bindings.artifacts import load_artifact
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.reverts import decode_revert
-from deepsquare_chain.chain.rpc.nodeerrors import node_message
+from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.web import views
 from deepsquare_chain.web.decoding import (

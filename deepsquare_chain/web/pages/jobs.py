@@ -11,7 +11,7 @@ from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.indexer.read_models import JobDetail
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.web import views
-from deepsquare_chain.web.explaining import verdicts, wanted
+from deepsquare_chain.web.job_explanation import verdicts, wanted
 from deepsquare_chain.web.pages.common import ask, cursor_of, number_of, show, site_of
 from deepsquare_chain.web.site import Site
 from deepsquare_chain.workflow import Definition

@@ -8,15 +8,15 @@ from typing import Final
 
 from deepsquare_chain.errors import GridError, JobFileError, NotFoundError
 from deepsquare_chain.job import Job, Resources
-from deepsquare_chain.provider.model import Material, MaterialState
+from deepsquare_chain.provider.model import CachedDefinition, DefinitionState
 from deepsquare_chain.store.definitions import DefinitionMismatch, DefinitionStore
 from deepsquare_chain.workflow import Definition, digest
 
 _KEPT: Final = 256
-_READY: Final = Material(MaterialState.READY)
+_READY: Final = CachedDefinition(DefinitionState.READY)
 
 
-class Materials:
+class DefinitionCache:
     """Definitions by digest.
 
     Args:
@@ -27,18 +27,18 @@ class Materials:
     def __init__(self, store: DefinitionStore, *, timeout: float = 5.0) -> None:
         self._store = store
         self._timeout = timeout
-        self._known: OrderedDict[bytes, Definition | Material] = OrderedDict()
+        self._known: OrderedDict[bytes, Definition | CachedDefinition] = OrderedDict()
 
-    async def look(self, job: Job) -> Material:
+    async def look(self, job: Job) -> CachedDefinition:
         """Whether the job's definition is at hand and asks for what the chain says."""
         found = self._known.get(job.definition)
         if found is None:
             found = await self._fetch(job.definition)
-        if isinstance(found, Material):
+        if isinstance(found, CachedDefinition):
             return found
         if found.resources != job.resources:
             asked = f"{_words(found.resources)} instead of {_words(job.resources)}"
-            return Material(MaterialState.INVALID, f"the definition asks for {asked}")
+            return CachedDefinition(DefinitionState.INVALID, f"the definition asks for {asked}")
         return _READY
 
     def definition(self, job: Job) -> Definition | None:
@@ -46,19 +46,21 @@ class Materials:
         found = self._known.get(job.definition)
         return found if isinstance(found, Definition) else None
 
-    async def _fetch(self, key: bytes) -> Definition | Material:
+    async def _fetch(self, key: bytes) -> Definition | CachedDefinition:
         name = f"definition {key.hex()[:16]}"
         try:
             async with asyncio.timeout(self._timeout):
                 data = await self._store.get(key)
         except NotFoundError:
-            return Material(MaterialState.MISSING, f"{name} is not in the store")
+            return CachedDefinition(DefinitionState.MISSING, f"{name} is not in the store")
         except DefinitionMismatch:
-            return Material(MaterialState.MISSING, f"{name} does not match its digest")
+            return CachedDefinition(DefinitionState.MISSING, f"{name} does not match its digest")
         except (GridError, TimeoutError, OSError) as error:
-            return Material(MaterialState.UNREACHABLE, f"{name} can't be fetched: {error}")
+            return CachedDefinition(
+                DefinitionState.UNREACHABLE, f"{name} can't be fetched: {error}"
+            )
         if digest(data) != key:
-            return Material(MaterialState.MISSING, f"{name} does not match its digest")
+            return CachedDefinition(DefinitionState.MISSING, f"{name} does not match its digest")
         found = self._parsed(data)
         self._known[key] = found
         while len(self._known) > _KEPT:
@@ -66,11 +68,11 @@ class Materials:
         return found
 
     @staticmethod
-    def _parsed(data: bytes) -> Definition | Material:
+    def _parsed(data: bytes) -> Definition | CachedDefinition:
         try:
             return Definition.from_bytes(data)
         except JobFileError as error:
-            return Material(MaterialState.INVALID, error.message)
+            return CachedDefinition(DefinitionState.INVALID, error.message)
 
 
 def _words(wanted: Resources) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.doctor import FAULT_HINT, examine
-from deepsquare_chain.client.joblist import newest
+from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.client.network import open_grid
 from deepsquare_chain.client.registration import machine
 from deepsquare_chain.daemon.status import read_status, service_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -13,20 +14,61 @@ from typing import Any, Final
 
 import psutil
 
-from deepsquare_chain.chain.bindings.eventtypes import ProviderAnswered
+from deepsquare_chain.chain.bindings.event_types import ProviderAnswered
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.gasless import RelayedSender
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.demo.board import Board
-from deepsquare_chain.demo.leftovers import is_alive, processes_of
-from deepsquare_chain.demo.scene import Scene
-from deepsquare_chain.demo.story import STORY, Deed, Part, problems
+from deepsquare_chain.demo.scenario import STORY, Deed, Part, problems
+from deepsquare_chain.demo.tracker import DemoTracker
 from deepsquare_chain.devnet.grid import COINLESS, PROVIDERS, LocalGrid
 from deepsquare_chain.errors import WaitTimeoutError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.workflow import load_job_file
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Processes that stand in the folder, or were started for it, without this one."""
+    root = os.path.realpath(folder)
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and _belongs(process, root):
+                found.append(process)
+    return found
+
+
+def end_processes_of(folder: Path, grace: float = 3.0) -> list[int]:
+    """Kill them, until none is left or `grace` seconds are over; the pids that still live."""
+    doomed = processes_of(folder)
+    while doomed:
+        for process in doomed:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _, alive = psutil.wait_procs(doomed, timeout=grace)
+        if alive:
+            return [process.pid for process in alive]
+        # What they had started in the meantime.
+        doomed = processes_of(folder)
+    return []
+
+
+def _belongs(process: psutil.Process, root: str) -> bool:
+    if process.status() == psutil.STATUS_ZOMBIE:
+        return False
+    places = [*process.cmdline(), process.cwd()]
+    return any(place == root or place.startswith(root + os.sep) for place in places)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether that very process still runs; a zombie does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
 
 TICK: Final = 0.3  # seconds between two looks
 PATIENCE: Final = 150.0  # seconds for the whole story
@@ -34,11 +76,11 @@ _RETURN_SECONDS: Final = 30.0  # for a daemon that comes back to end its orphans
 _CANCEL_AFTER: Final = 2  # lines that the job prints before its customer cancels it
 
 
-class Play:
+class DemoRunner:
     """The story as far as it has gone."""
 
     def __init__(self, grid: LocalGrid, board: Board, examples: Path) -> None:
-        self.scene = Scene(grid, board)
+        self.scene = DemoTracker(grid, board)
         self._grid = grid
         self._board = board
         self._examples = examples

@@ -19,7 +19,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.rpc.batching import ask_all, ask_together
-from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
 #: Blocks of one question where the connection knows nothing of its endpoints.
@@ -84,7 +84,7 @@ async def read_range(
             until = first + step - 1
             try:
                 blocks = range(first, until + 1)
-                found, together = await _read(w3, addresses, filters, blocks, more(until))
+                found, gather_all = await _read(w3, addresses, filters, blocks, more(until))
             except Web3RPCError as error:
                 if classify(error) is NodeError.UNKNOWN_BLOCK:
                     return None
@@ -97,7 +97,7 @@ async def read_range(
                     raise
                 break  # it failed so often that a smaller range is tried
             else:
-                if together or until <= last - COMMON_DEPTH:
+                if gather_all or until <= last - COMMON_DEPTH:
                     return found
                 split = True
                 break
@@ -115,11 +115,11 @@ async def _read(
     query = {"fromBlock": hex(first), "toBlock": hex(last), "address": list(addresses)}
     header: Question = ("eth_getBlockByNumber", [hex(last), False])
     logs: list[Question] = [("eth_getLogs", [{**query, "topics": list(each)}]) for each in filters]
-    answers, together = await ask_together(w3, [header, *logs, header, *more])
+    answers, gather_all = await ask_together(w3, [header, *logs, header, *more])
     before, *rest = answers
     found, (after, *further) = rest[: len(logs)], rest[len(logs) :]
     flat = [log for some in found for log in some]
-    return LogRange(first, last, flat, before, after, tuple(further)), together
+    return LogRange(first, last, flat, before, after, tuple(further)), gather_all
 
 
 async def _read_block(

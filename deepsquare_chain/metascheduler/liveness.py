@@ -52,7 +52,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class BlockContext:
     """The block that decides: its number and time, and the times of the grid."""
 
     number: int
@@ -84,39 +84,45 @@ def rests_until(times: Sequence[int], now: int, watch: Watch) -> int:
     return counted[-watch.strikes] + watch.strike_window if len(counted) >= watch.strikes else 0
 
 
-def is_silent(clock: Clock, moment: Moment) -> bool:
+def is_silent(clock: Clock, block_context: BlockContext) -> bool:
     """Whether a provider gets no new jobs until it answers: the contract's rule."""
-    return _unanswered(clock, moment, moment.times.response_timeout)
+    return _unanswered(clock, block_context, block_context.times.response_timeout)
 
 
-def is_gone(clock: Clock, moment: Moment) -> bool:
+def is_gone(clock: Clock, block_context: BlockContext) -> bool:
     """Whether all runs of a provider are lost: the contract's rule."""
-    return _unanswered(clock, moment, moment.times.lost_timeout)
+    return _unanswered(clock, block_context, block_context.times.lost_timeout)
 
 
-def _unanswered(clock: Clock, moment: Moment, timeout: int) -> bool:
+def _unanswered(clock: Clock, block_context: BlockContext, timeout: int) -> bool:
     """Whether a challenge is unanswered for `timeout` seconds, and for enough blocks."""
     return (
         clock.challenged_at != 0
-        and moment.now > clock.challenged_at + timeout
-        and moment.number > clock.challenged_block + moment.times.response_blocks
+        and block_context.now > clock.challenged_at + timeout
+        and block_context.number > clock.challenged_block + block_context.times.response_blocks
     )
 
 
-def lost(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
+def lost(
+    jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext
+) -> list[Job]:
     """RUNNING jobs that anyone may panic: overdue, or their provider is gone. The contract's rule."""
     return [
         job
         for job in jobs
         if job.status == JobStatus.RUNNING
         and (
-            moment.now > job.since + run_time(job, job.rate) + moment.times.report_grace
-            or ((held := watched.get(job.provider_id)) is not None and is_gone(held.clock, moment))
+            block_context.now
+            > job.since + run_time(job, job.rate) + block_context.times.report_grace
+            or (
+                (held := watched.get(job.provider_id)) is not None
+                and is_gone(held.clock, block_context)
+            )
         )
     ]
 
 
-def expired(jobs: Iterable[Job], moment: Moment) -> list[Job]:
+def expired(jobs: Iterable[Job], block_context: BlockContext) -> list[Job]:
     """PENDING jobs that anyone may cancel, oldest first: the contract's rule.
 
     The refund goes to the customer, whoever cancels.
@@ -124,17 +130,22 @@ def expired(jobs: Iterable[Job], moment: Moment) -> list[Job]:
     found = [
         job
         for job in jobs
-        if job.status == JobStatus.PENDING and moment.now >= job.since + moment.times.pending_expiry
+        if job.status == JobStatus.PENDING
+        and block_context.now >= job.since + block_context.times.pending_expiry
     ]
     return sorted(found, key=lambda job: (job.since, job.id))
 
 
-def to_requeue(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
+def to_requeue(
+    jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext
+) -> list[Job]:
     """Jobs that nobody will start: unclaimed in time, or claimed by a silent or banned provider."""
-    return [job for job in jobs if _is_stranded(job, watched, moment)]
+    return [job for job in jobs if _is_stranded(job, watched, block_context)]
 
 
-def stuck(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -> list[Job]:
+def stuck(
+    jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext
+) -> list[Job]:
     """Claimed long ago and not started, at a provider in good standing.
 
     A cluster may queue lawfully: these are taken back only if another provider can start them.
@@ -143,44 +154,49 @@ def stuck(jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment) -
         job
         for job in jobs
         if job.status == JobStatus.SCHEDULED
-        and moment.now > job.since + moment.times.claim_timeout
-        and not _is_stranded(job, watched, moment)
+        and block_context.now > job.since + block_context.times.claim_timeout
+        and not _is_stranded(job, watched, block_context)
     ]
 
 
 def suspicions(
-    jobs: Sequence[Job], watched: Mapping[int, Watched], moment: Moment, watch: Watch
+    jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext, watch: Watch
 ) -> list[Suspicion]:
     """One challenge for each provider that looks silent and can be challenged now."""
     found: dict[int, Suspicion] = {}
     for job in sorted(jobs, key=lambda job: job.id):
         held = watched.get(job.provider_id)
-        if held is None or job.provider_id in found or not _can_be_challenged(held.clock, moment):
+        if (
+            held is None
+            or job.provider_id in found
+            or not _can_be_challenged(held.clock, block_context)
+        ):
             continue
-        why = _why(job, held, _last_sign(held, jobs), moment, watch)
+        why = _why(job, held, _last_sign(held, jobs), block_context, watch)
         if why:
             found[job.provider_id] = Suspicion(job.id, job.provider_id, why)
     return [found[provider_id] for provider_id in sorted(found)]
 
 
-def _is_stranded(job: Job, watched: Mapping[int, Watched], moment: Moment) -> bool:
+def _is_stranded(job: Job, watched: Mapping[int, Watched], block_context: BlockContext) -> bool:
     if job.status == JobStatus.META_SCHEDULED:
-        return moment.now > job.since + moment.times.claim_timeout
+        return block_context.now > job.since + block_context.times.claim_timeout
     if job.status != JobStatus.SCHEDULED:
         return False
     held = watched.get(job.provider_id)
     banned = held is not None and held.provider.status == ProviderStatus.BANNED
-    return banned or _silent_provider(job, watched, moment)
+    return banned or _silent_provider(job, watched, block_context)
 
 
-def _silent_provider(job: Job, watched: Mapping[int, Watched], moment: Moment) -> bool:
+def _silent_provider(job: Job, watched: Mapping[int, Watched], block_context: BlockContext) -> bool:
     held = watched.get(job.provider_id)
-    return held is not None and is_silent(held.clock, moment)
+    return held is not None and is_silent(held.clock, block_context)
 
 
-def _can_be_challenged(clock: Clock, moment: Moment) -> bool:
+def _can_be_challenged(clock: Clock, block_context: BlockContext) -> bool:
     return (
-        clock.challenged_at == 0 and moment.now >= clock.answered_at + moment.times.response_timeout
+        clock.challenged_at == 0
+        and block_context.now >= clock.answered_at + block_context.times.response_timeout
     )
 
 
@@ -195,23 +211,23 @@ def _last_sign(held: Watched, jobs: Sequence[Job]) -> int:
     return max([held.last_sign, held.clock.answered_at, *acts])
 
 
-def _why(job: Job, held: Watched, last_sign: int, moment: Moment, watch: Watch) -> str:
-    now, answered = moment.now, held.clock.answered_at
+def _why(job: Job, held: Watched, last_sign: int, block_context: BlockContext, watch: Watch) -> str:
+    now, answered = block_context.now, held.clock.answered_at
     if job.status == JobStatus.META_SCHEDULED:
-        since = job.since + int(watch.claim_fraction * moment.times.claim_timeout)
+        since = job.since + int(watch.claim_fraction * block_context.times.claim_timeout)
         # Asked once over the same thing: an answer tells that it lives, not that it hurries.
         if now > since > answered:
             return f"job {job.id} is unclaimed for {now - job.since} s"
         return ""
     if job.status == JobStatus.RUNNING:
         end = job.since + run_time(job, job.rate)
-        since = end + min(watch.report_slack, moment.times.claim_timeout)
+        since = end + min(watch.report_slack, block_context.times.claim_timeout)
         if now > since > answered:
             return f"job {job.id} is unreported {now - end} s after its end"
     if job.status not in {JobStatus.SCHEDULED, JobStatus.RUNNING}:
         return ""
     limit = watch.challenge_after
-    quiet = 2 * moment.times.claim_timeout if limit is None else limit
+    quiet = 2 * block_context.times.claim_timeout if limit is None else limit
     if now - last_sign > quiet:
         return f"no sign of it for {now - last_sign} s while it holds job {job.id}"
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from deepsquare_chain.cli.frame import Desk
+from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.cli.output import Column, Format, Kind
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ JOB: Final = (
 )
 
 
-def print_report(desk: Desk, report: AuditReport) -> None:
+def print_report(context: CommandContext, report: AuditReport) -> None:
     """Sums, checks and findings of an audit."""
-    audit, totals, printer = report.audit, report.audit.totals, desk.printer
+    audit, totals, printer = report.audit, report.audit.totals, context.printer
     values = (report.ok, audit.difference, audit.block, totals.jobs, totals.supply)
     sums = (totals.scheduler_balance, totals.escrow, totals.parked)
     flows = (totals.paid, totals.fees, totals.refunded, audit.compared, report.proven)
@@ -137,7 +137,7 @@ def print_report(desk: Desk, report: AuditReport) -> None:
         body = printer.as_object(AUDIT, record)
         body["block_hash"] = report.block_hash or None
         body["findings"] = [printer.as_object(FINDINGS, row) for row in findings]
-        body["checks"] = [_check_object(desk, check) for check in report.checks]
+        body["checks"] = [_check_object(context, check) for check in report.checks]
         rows = exception_rows(report.exceptions)
         body["exceptions"] = [printer.as_object(EXCEPTIONS, row) for row in rows]
         printer.document(body)
@@ -154,9 +154,9 @@ def _check_row(check: ConservationCheck) -> tuple[Any, ...]:
     return (check.name, check.left.amount, check.right.amount, check.difference)
 
 
-def _check_object(desk: Desk, check: ConservationCheck) -> dict[str, Any]:
+def _check_object(context: CommandContext, check: ConservationCheck) -> dict[str, Any]:
     """A check as JSON: its sums with their terms, and how to count them by hand."""
-    body = desk.printer.as_object(CHECKS, _check_row(check))
+    body = context.printer.as_object(CHECKS, _check_row(check))
     for name, side in (("left", check.left), ("right", check.right)):
         terms = {term: str(amount) for term, amount in side.terms}
         body[name] = {"title": side.title, "amount": str(side.amount), "terms": terms}
@@ -184,9 +184,11 @@ def exception_rows(rows: Iterable[Anomaly]) -> list[tuple[Any, ...]]:
     ]
 
 
-def print_job(desk: Desk, entry: JobEntry, bill: JobBill, check: ConservationCheck) -> None:
+def print_job(
+    context: CommandContext, entry: JobEntry, bill: JobBill, check: ConservationCheck
+) -> None:
     """A job, its way, and its bill computed again."""
-    printer = desk.printer
+    printer = context.printer
     way = [(time, status.name, tx_hash) for time, status, tx_hash in entry.transitions]
     lines = [(line.name, line.expected, line.actual, line.difference) for line in bill.lines]
     inputs = tuple(getattr(bill, column.key) for column in BILL)
@@ -195,7 +197,7 @@ def print_job(desk: Desk, entry: JobEntry, bill: JobBill, check: ConservationChe
         body["transitions"] = [printer.as_object(TRANSITIONS, step) for step in way]
         body["bill"] = printer.as_object(BILL, inputs)
         body["bill"]["lines"] = [printer.as_object(LINES, line) for line in lines]
-        body["conservation"] = _check_object(desk, check)
+        body["conservation"] = _check_object(context, check)
         printer.document(body)
         return
     printer.record(JOB, _job_row(entry))

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 
-class Beside:
+class BackgroundTasks:
     """Tasks that may outlast a cycle; each says of how many jobs something was done."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
-from deepsquare_chain.chain.rpc.nodeerrors import NodeError, classify, error_body, node_message
+from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, error_body, node_message
 from deepsquare_chain.chain.transactions.fees import GWEI, Fees, market
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.transactions.preflight import Preflight
@@ -162,7 +162,7 @@ _LAG_SECONDS: Final = 30.0
 _log = structlog.get_logger(__name__)
 
 
-class Dispatcher:
+class NonceManager:
     """The one place where nonces are given out; a lock around nonce, signature and broadcast."""
 
     def __init__(

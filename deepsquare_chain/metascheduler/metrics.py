@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from deepsquare_chain.chain.rpc.heads import HeadFigures
-from deepsquare_chain.metascheduler.observer import World
+from deepsquare_chain.chain.rpc.heads import HeadMetrics
+from deepsquare_chain.metascheduler.observer import ClusterSnapshot
 from deepsquare_chain.observability.metrics import Metrics
 
 KINDS: Final = ("assign", "requeue", "panic", "challenge", "cancel")
@@ -17,7 +17,7 @@ class SchedulerMetrics:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.gas = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
-        self.head = HeadFigures(metrics)
+        self.head = HeadMetrics(metrics)
         self.planning = metrics.histogram("plan_seconds", "Time to plan the queue.")
         self._queue = metrics.gauge("queue_jobs", "Jobs that are PENDING.")
         self._oldest = metrics.gauge("queue_oldest_seconds", "Longest wait in the queue.")
@@ -33,13 +33,13 @@ class SchedulerMetrics:
         self.metrics.add(self._moved, kind, amount=moved)
         self.metrics.add(self._refused, kind, amount=refused)
 
-    def show(self, world: World) -> None:
+    def show(self, cluster: ClusterSnapshot) -> None:
         """Show the state of a cycle."""
-        now = world.moment.now
-        waits = [now - waiting.queued_at for waiting in world.waiting]
+        now = cluster.block_context.now
+        waits = [now - waiting.queued_at for waiting in cluster.waiting]
         self._queue.set(len(waits))
         self._oldest.set(max(waits, default=0))
-        self._assigned.set(len(world.assigned))
-        self._silent.set(sum(view.silent for view in world.views))
-        self._strikes.set(sum(view.strikes for view in world.views))
-        self._resting.set(sum(view.rests_until > now for view in world.views))
+        self._assigned.set(len(cluster.assigned))
+        self._silent.set(sum(view.silent for view in cluster.views))
+        self._strikes.set(sum(view.strikes for view in cluster.views))
+        self._resting.set(sum(view.rests_until > now for view in cluster.views))

@@ -10,10 +10,12 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from typing import Any, Final
 
-from deepsquare_chain.chain.rpc.batching import together
+from deepsquare_chain.chain.rpc.batching import gather_all
+from deepsquare_chain.daemon.background import BackgroundTasks
 from deepsquare_chain.errors import GridError, NotFoundError
 from deepsquare_chain.executors.base import (
     Executor,
@@ -25,8 +27,8 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.provider import rows
-from deepsquare_chain.provider.materials import Materials
+from deepsquare_chain.provider import run_transitions
+from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.model import (
     Action,
     Adopt,
@@ -40,9 +42,55 @@ from deepsquare_chain.provider.model import (
     Submit,
     View,
 )
-from deepsquare_chain.provider.starts import Starts
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.workflow import render_script
+
+#: Seconds between two looks whether a cycle has something better to do.
+_TICK: Final = 0.05
+
+
+class LaunchQueue:
+    """Begins a few runs at a time, so that nothing else waits behind a crowd of processes.
+
+    A start that is slow goes on beside later cycles, which leave its job alone until then.
+
+    Args:
+        start: Begins one run; True when the executor has it.
+        at_once: Most starts on their way.
+    """
+
+    def __init__(
+        self, start: Callable[[View, Submit], Coroutine[Any, Any, bool]], *, at_once: int
+    ) -> None:
+        self._start = start
+        self._at_once = at_once
+        self._tasks = BackgroundTasks()
+
+    @property
+    def jobs(self) -> frozenset[int]:
+        """Jobs whose start is on its way, or ended since `begin` looked last."""
+        return self._tasks.jobs
+
+    async def begin(self, wanted: Iterable[tuple[View, Submit]], enough: Callable[[], bool]) -> int:
+        """Start what finds a place until it is enough; returns how many runs the executor got.
+
+        What found no place is for the next cycle to plan again.
+        """
+        queue, done = deque(wanted), self._tasks.collect()
+        while True:
+            while queue and len(self._tasks) < self._at_once:
+                view, action = queue.popleft()
+                self._tasks.begin(self._start(view, action), [view.job.id])
+            if not self._tasks or enough():
+                return done
+            await self._tasks.wait(_TICK, first=True)
+            done += self._tasks.collect()
+
+    async def end(self) -> None:
+        """Wait for what is on its way."""
+        await self._tasks.wait()
+        self._tasks.collect()
+
 
 _AT_ONCE: Final = 8
 #: Seconds of a cycle that starts may take even when nothing else is waited for.
@@ -51,7 +99,7 @@ _PAGE: Final = 65536
 _log = get_logger(__name__)
 
 
-class Handlers:
+class ExecutorActions:
     """Carries out what concerns the executor and the database.
 
     Args:
@@ -62,7 +110,11 @@ class Handlers:
     """
 
     def __init__(
-        self, executor: Executor, table: RunTable, materials: Materials, env: Mapping[str, str]
+        self,
+        executor: Executor,
+        table: RunTable,
+        materials: DefinitionCache,
+        env: Mapping[str, str],
     ) -> None:
         self._executor = executor
         self._table = table
@@ -72,7 +124,7 @@ class Handlers:
         # More processes at once than cpus would only take their time from claims and reports.
         cpus = len(os.sched_getaffinity(0))
         at_once = _AT_ONCE if executor.queues else min(_AT_ONCE, cpus)
-        self._starts = Starts(self._try, at_once=at_once)
+        self._starts = LaunchQueue(self._try, at_once=at_once)
 
     @property
     def starting(self) -> frozenset[int]:
@@ -97,7 +149,7 @@ class Handlers:
         def enough() -> bool:
             return time.monotonic() >= began + _STARTING and waited_for()
 
-        done = await together(
+        done = await gather_all(
             self._starts.begin(submits, enough), *(self._one(*each) for each in others)
         )
         return sum(done)
@@ -125,7 +177,7 @@ class Handlers:
                 await self._submit(view, action)
             case Adopt():
                 _log.info("adopted", job=view.job.id, run=action.handle)
-                self._table.put(rows.submitted(view.run, action.handle), durable=False)
+                self._table.put(run_transitions.submitted(view.run, action.handle), durable=False)
             case Extend():
                 return await self._extend(view, action)
             case Cancel():
@@ -135,11 +187,13 @@ class Handlers:
             case Release():
                 await self._make_sure(view)
                 attempt = view.run.attempt + 1
-                self._table.put(rows.released(view.run, self._table.key(view.job.id, attempt)))
+                self._table.put(
+                    run_transitions.released(view.run, self._table.key(view.job.id, attempt))
+                )
             case Close():
                 await self._make_sure(view)
                 # The chain says again that it is over.
-                self._table.put(rows.closed(view.run), durable=False)
+                self._table.put(run_transitions.closed(view.run), durable=False)
             case _:
                 return False
         return True
@@ -148,7 +202,7 @@ class Handlers:
         definition = self._materials.definition(view.job)
         if definition is None:
             return  # pushed out of memory meanwhile; fetched again in the next cycle
-        run = rows.submitting(view.run, action)
+        run = run_transitions.submitting(view.run, action)
         crash_point("provider.submit.planned")
         self._table.put(run)
         crash_point("provider.submit.intended")
@@ -164,11 +218,11 @@ class Handlers:
             handle = await self._executor.submit(spec)
         except (RunRefusedError, ValueError) as error:
             _log.warning("run refused", job=view.job.id, error=str(error))
-            self._table.put(rows.refused(run, str(error)))
+            self._table.put(run_transitions.refused(run, str(error)))
             return
         crash_point("provider.submit.taken")
         # A run may remove its own folder, so that only this row tells that it began.
-        self._table.put(rows.submitted(run, handle))
+        self._table.put(run_transitions.submitted(run, handle))
         crash_point("provider.submit.recorded")
         _log.info("submitted", job=view.job.id, run=handle, walltime=action.walltime)
 
@@ -180,7 +234,7 @@ class Handlers:
             _log.warning("not extended", job=view.job.id, error=str(error))
             return False
         crash_point("provider.extend.done")
-        self._table.put(rows.extended(view.run, action.allotment))
+        self._table.put(run_transitions.extended(view.run, action.allotment))
         _log.info("extended", job=view.job.id, walltime=action.walltime)
         return True
 
@@ -200,7 +254,7 @@ class Handlers:
     async def _record_end(self, view: View, action: RecordEnd) -> None:
         crash_point("provider.end.seen")
         result = await self._digest(_handle(view.run))
-        self._table.put(rows.ended(view.run, action.exit, result))
+        self._table.put(run_transitions.ended(view.run, action.exit, result))
         crash_point("provider.end.recorded")
         ended = action.exit
         _log.info(

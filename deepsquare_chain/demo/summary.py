@@ -15,8 +15,7 @@ from deepsquare_chain.audit.checks import Audit
 from deepsquare_chain.audit.entries import MovementKind, StatementRow
 from deepsquare_chain.audit.reader import audit_chain
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.demo.blocks import Gas
-from deepsquare_chain.demo.scene import Scene
+from deepsquare_chain.demo.tracker import DemoTracker, Gas
 from deepsquare_chain.devnet.grid import COINLESS, LocalGrid
 from deepsquare_chain.observability.plain import plain
 
@@ -29,7 +28,7 @@ _SHOWN: Final = (
 
 
 @dataclass(slots=True)
-class Closing:
+class DemoSummary:
     """The books at the end; `gas` is by role, `statements` by role and kind in credit-wei.
 
     `signed` counts the requests of the customer without coin.
@@ -98,7 +97,9 @@ class Closing:
         return table
 
 
-async def close_books(grid: LocalGrid, scene: Scene, problems: list[str], signed: int) -> Closing:
+async def close_books(
+    grid: LocalGrid, scene: DemoTracker, problems: list[str], signed: int
+) -> DemoSummary:
     """Rebuild the books from events alone, and compare them with the contracts' storage.
 
     Args:
@@ -123,7 +124,7 @@ async def close_books(grid: LocalGrid, scene: Scene, problems: list[str], signed
         problems = [*problems, f"{COINLESS} paid gas, or signed no request"]
     names = {account: grid.name_of(account) for account in ledger.accounts}
     names = {account: name for account, name in names.items() if name != account}
-    return Closing(
+    return DemoSummary(
         document=document,
         audit=audit,
         statements={name: _sums(ledger.statement(account)) for account, name in names.items()},
@@ -142,7 +143,7 @@ def _sums(rows: list[StatementRow]) -> dict[MovementKind, int]:
     return found
 
 
-def _job(scene: Scene, number: int) -> dict[str, Any]:
+def _job(scene: DemoTracker, number: int) -> dict[str, Any]:
     job, history = scene.jobs[number], scene.histories[number]
     return {
         "id": number,

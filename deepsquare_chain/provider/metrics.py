@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from deepsquare_chain.chain.rpc.heads import HeadFigures
+from deepsquare_chain.chain.rpc.heads import HeadMetrics
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.executors.base import RunState
 from deepsquare_chain.job import Offer
@@ -25,7 +25,7 @@ class ProviderMetrics:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.gas = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
-        self.head = HeadFigures(metrics)
+        self.head = HeadMetrics(metrics)
         self._jobs = metrics.gauge("jobs_open", "Jobs that may still need something.")
         self._live = metrics.gauge("runs_live", "Runs that the executor has now.")
         self._cpus = metrics.gauge("free_cpus", "Cpus that are free.")
