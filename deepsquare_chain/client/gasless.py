@@ -32,8 +32,8 @@ from deepsquare_chain.chain.bindings.forwarder import (
     ForwardRequest,
     forwarded_calls,
 )
-from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.rpc.log_reader import read_range
+from deepsquare_chain.chain.rpc.on_demand import next_block_time
 from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.transactions.sender import Sender
@@ -210,11 +210,11 @@ class RelayedSender:
         if permit is None:
             await self._contracts.forwarder.simulate(self.address, call)
         lead = min(DEADLINE_SECONDS, terms.max_lead)
-        deadline = await chain_time(self._contracts.w3) + lead
+        deadline = await next_block_time(self._contracts.w3) + lead
         await self._ask_person(call, permit, terms, deadline)
         floor = 0
         for attempt in range(1, _MAX_SIGNATURES + 1):
-            deadline = await chain_time(self._contracts.w3) + lead
+            deadline = await next_block_time(self._contracts.w3) + lead
             ready = call
             if permit is not None:
                 scheduler, credit = self._contracts.scheduler.address, self._contracts.credit

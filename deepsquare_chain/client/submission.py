@@ -14,7 +14,7 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.on_demand import next_block_time
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import PermitPlan, RelayedSender
 from deepsquare_chain.credits import format_credits
@@ -231,7 +231,7 @@ async def _pay(
             approval = credit.approve(scheduler.address, due.total)
             receipts.append(await sender.send(approval, timeout=timeout))
             return
-        deadline = await chain_time(contracts.w3) + _PERMIT_SECONDS
+        deadline = await next_block_time(contracts.w3) + _PERMIT_SECONDS
         signed = await credit.sign_permit(permit, scheduler.address, due.total, deadline)
         call = scheduler.submit_jobs_with_permit(rows, signed)
 

@@ -17,7 +17,7 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import ExecutedForwardRequest
 from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, SignedRequest
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.on_demand import next_block_time
 from deepsquare_chain.chain.transactions.fees import market
 from deepsquare_chain.chain.transactions.sender import Sender, TransactionCancelledError, TxReceipt
 from deepsquare_chain.credits import CREDIT, format_credits
@@ -249,7 +249,7 @@ class RelayService:
     async def _look_up(self, signed: SignedRequest, function: str) -> None:
         """Deadline and inner call against the chain."""
         request, forwarder = signed.request, self.contracts.forwarder
-        check_deadline(request, await chain_time(self.contracts.w3), self.rules)
+        check_deadline(request, await next_block_time(self.contracts.w3), self.rules)
         call = Call(request.to, request.data, function)
         try:
             await forwarder.simulate(request.sender, call, gas=request.gas)
@@ -368,7 +368,7 @@ class RelayService:
 
     async def _unexpired(self, members: Sequence[RelayedRequest]) -> list[RelayedRequest]:
         """Drop what can't be carried out any more."""
-        now = await chain_time(self.contracts.w3)
+        now = await next_block_time(self.contracts.w3)
         found = [each for each in members if each.signed.request.deadline >= now]
         for each in members:
             if each not in found:

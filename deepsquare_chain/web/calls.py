@@ -19,8 +19,8 @@ from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.credit import Permit
 from deepsquare_chain.chain.bindings.reverts import decode_revert
-from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.chain.rpc.on_demand import next_block_time
 from deepsquare_chain.credits import cost, fits, format_credits, job_rate, parse_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, UsageError
 from deepsquare_chain.indexer.read_models import ProviderRow
@@ -184,7 +184,7 @@ class Planner:
         return CallPlan(title, action, (*effects, first), permit=data)
 
     async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
-        deadline = await chain_time(self._contracts.w3) + PERMIT_SECONDS
+        deadline = await next_block_time(self._contracts.w3) + PERMIT_SECONDS
         spender = self._contracts.scheduler.address
         data = await self._contracts.credit.permit_data(account, spender, amount, deadline)
         message = {

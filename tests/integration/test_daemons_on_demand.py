@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from deepsquare_chain.chain.bindings.events import JobSubmitted
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.cli.why import explain
+from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import LiveGrid, live_grid, terms
 from tests.support.provider import SMALL, bench, definition
+from tests.support.relay import coinless, relay_on, relayed
 from tests.support.rundaemon import DaemonProcess, until
 
 ON_DEMAND = "this chain makes a block only when somebody sends"
@@ -53,6 +57,33 @@ async def test_a_job_ends_where_nobody_else_makes_a_block(grid: LiveGrid, tmp_pa
     assert await status() is JobStatus.FINISHED
     for each in (scheduler, provider):
         assert "chain mines on demand" in each.log.read_text()
+
+
+async def test_what_is_signed_after_a_long_silence_is_not_expired(tmp_path: Path) -> None:
+    """The latest block is an hour old: a deadline that counts from it has passed long ago."""
+    an_hour_ago = ("--timestamp", str(int(time.time()) - 3_600))
+    store = FolderDefinitionStore(tmp_path / "definitions")
+    request = Request(terms(), (b"{}",))
+    async with start_anvil(options=an_hour_ago) as node, live_grid(node) as grid:
+        customer = grid.customers[0]
+        await grid.send(
+            customer, grid.contracts.credit.approve(grid.contracts.scheduler.address, 0)
+        )
+        await node.rpc("evm_increaseTime", 3_600)
+        assert time.time() - await chain_time(grid.w3) > 3_000
+        before = await grid.w3.eth.block_number
+        done = await submit(
+            grid.contracts, grid.sender(customer), store, [request], permit=customer
+        )
+        assert len(done.job_ids) == 1
+        assert await grid.w3.eth.block_number == before + 1, "no transaction failed first"
+    async with start_anvil(options=an_hour_ago) as node, live_grid(node) as grid:
+        account = await coinless(grid)
+        await node.rpc("evm_increaseTime", 3_600)
+        async with relay_on(grid, tmp_path / "relay") as url, relayed(grid, url, account) as wallet:
+            done = await submit(grid.contracts, wallet.sender, store, [request], timeout=30)
+        assert len(done.job_ids) == 1
+        assert time.time() - await chain_time(grid.w3) < 600, "the first block of an hour"
 
 
 async def test_a_second_daemon_of_the_account_is_noticed_on_chain(

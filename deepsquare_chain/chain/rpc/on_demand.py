@@ -136,6 +136,20 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     return age if found.lasts(age) else None
 
 
+async def next_block_time(w3: AsyncWeb3[Any]) -> int:
+    """Time in seconds that the next block may have, for deadlines of what is signed or sent now.
+
+    Where a chain mines only on demand its latest block may be older than any deadline from there,
+    and the next one has this machine's time.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    latest = await w3.eth.get_block("latest")
+    age = await mines_on_demand(w3)
+    return int(latest["timestamp"]) + max(0, age or 0)
+
+
 async def _load(w3: AsyncWeb3[Any], found: OnDemandDetector) -> None:
     """Read the blocks before the first that was seen, once."""
     if found.loaded or found.head < 0:
