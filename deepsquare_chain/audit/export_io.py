@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -98,6 +101,27 @@ async def export(
         EndpointError: The node does not answer.
     """
     _prepare(folder)
+    try:
+        return await _export(contracts, folder, to_block, style, progress)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} can't be written: {error.strerror}; the export is not complete",
+            hint="Make room, remove the folder, and export again.",
+        ) from None
+
+
+async def _export(
+    contracts: Contracts,
+    folder: Path,
+    to_block: int | None,
+    style: TableFormat,
+    progress: Progress | None,
+) -> tuple[Manifest, Ledger]:
+    """See `export`.
+
+    Raises:
+        OSError: A file can't be written.
+    """
     deployment = audited(contracts.deployment)
     logs = _Writer(folder / LOGS)
     sink = _LogFile(logs)
@@ -130,6 +154,26 @@ def _write(path: Path, lines: Iterable[bytes]) -> FileEntry:
     for line in lines:
         writer.write(line)
     return writer.close()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file of an export, which may come from anybody: a pipe or a device has no end.
+
+    Raises:
+        UsageError: It can't be read, or is no regular file.
+        FileNotFoundError: It is not there.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise UsageError(f"{path} is no regular file", hint="An export holds no others.")
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
 
 
 def _block_lines(found: Chronicle, hashes: Mapping[int, str]) -> Iterator[bytes]:
@@ -180,14 +224,12 @@ def read_manifest(path: Path) -> tuple[Path, Manifest]:
     """The folder of an export and its manifest; errors as `replay_export`."""
     file = path / MANIFEST if path.is_dir() else path
     try:
-        with file.open("rb") as handle:
+        with _opened(file) as handle:
             raw = handle.read(MAX_MANIFEST + 1)
     except FileNotFoundError:
         raise NotFoundError(
             f"There is no export at {path}", hint="Make one with `deepsquare audit export FOLDER`."
         ) from None
-    except OSError as error:
-        raise UsageError(f"{file} can't be read: {error.strerror}") from None
     return file.parent, Manifest.from_json(raw)
 
 
@@ -209,7 +251,7 @@ class _Check:
         """Lines and bytes are those that the manifest names."""
         rows, digest = 0, hashlib.sha256()
         try:
-            with (self._folder / name).open("rb") as file:
+            with _opened(self._folder / name) as file:
                 while line := file.readline(_MAX_LINE):
                     rows += 1
                     digest.update(line)
@@ -217,8 +259,6 @@ class _Check:
             self.broken = self.broken or name in {LOGS, BLOCKS}
             self.find("file", f"{name} is missing")
             return
-        except OSError as error:
-            raise UsageError(f"{name} can't be read: {error.strerror}") from None
         if rows != entry.rows:
             self.find("file", f"{name} has {rows} rows, the manifest says {entry.rows}")
         if digest.hexdigest() != entry.sha256:
@@ -227,7 +267,7 @@ class _Check:
     def _parsed(self, name: str) -> Iterator[tuple[int, bytes, Any]]:
         if not (self._folder / name).exists():
             return
-        with (self._folder / name).open("rb") as file:
+        with _opened(self._folder / name) as file:
             number = 0
             while line := file.readline(_MAX_LINE):
                 number += 1
@@ -299,7 +339,7 @@ class _Check:
             name = f"{table.name}.{style.value}"
             if not (self._folder / name).exists():
                 continue
-            with (self._folder / name).open("rb") as file:
+            with _opened(self._folder / name) as file:
                 line = first_difference(table.lines(ledger, style), iter(file.readline, b""))
             if line:
                 self.find("table", f"line {line} of {name} is not what the logs say")
@@ -318,7 +358,7 @@ class _Comparer:
         self._next = next(self._theirs, None)
 
     def _lines(self) -> Iterator[tuple[tuple[int, int], bytes]]:
-        with self._path.open("rb") as file:
+        with _opened(self._path) as file:
             while line := file.readline(_MAX_LINE):
                 yield place_of(pydantic_core.from_json(line)), line
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from deepsquare_chain.audit.export import (
     digest_of,
 )
 from deepsquare_chain.audit.export_io import (
+    _Writer,
     compare_with_chain,
     export,
     export_files,
@@ -373,3 +376,36 @@ async def test_where_nothing_can_be_written_or_read(
         await export(node, tmp_path / "file")
     with pytest.raises(NotFoundError, match="There is no export"):
         replay_export(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, LOGS, BLOCKS, "jobs.csv"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_not_read_for_ever(folder: Path, name: str, kind: str) -> None:
+    (folder / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=f"{name} is no regular file"):
+        replay_export(folder)
+
+
+@pytest.mark.parametrize("full", [0, 3])
+async def test_a_full_disk_leaves_no_export(
+    node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int
+) -> None:
+    """Whichever file it is that finds no room: the words name the folder, and no manifest is there."""
+    opened = []
+
+    def close(self: Any) -> None:
+        opened.append(self)
+        if len(opened) > full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return close_file(self)
+
+    close_file = _Writer.close
+    monkeypatch.setattr(_Writer, "close", close)
+    with pytest.raises(UsageError, match="No space left on device; the export is not complete"):
+        await export(node, tmp_path / "new")
+    with pytest.raises(NotFoundError, match="There is no export"):
+        replay_export(tmp_path / "new")
