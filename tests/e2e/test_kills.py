@@ -76,8 +76,8 @@ async def test_kills_in_a_rough_life(tmp_path: Path):
     dice = random.Random(SEED)
     only = set(points("provider", rough=True)) - set(points("provider", rough=False))
     orders = {
-        "p0": in_order(sorted(only), dice)[:8],
-        "scheduler": in_order(points("metascheduler", rough=True), dice)[:6],
+        "p0": in_order(sorted(only), dice)[:6],
+        "scheduler": in_order(points("metascheduler", rough=True), dice)[:5],
     }
     async with start_anvil(block_time=1) as node, life(node, tmp_path, ROUGH_PARAMS) as found:
         kills = await rough(found, orders)

@@ -9,6 +9,7 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ import pytest
 
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.job import JobStatus
-from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Wish
+from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, PARAMS, RUNS_OUT, Wish
 from tests.support.killing import Life, life
 from tests.support.rundaemon import DaemonProcess, until
 
@@ -97,7 +98,9 @@ async def test_a_full_disk_loses_nothing(tmp_path: Path):
 
 @pytest.mark.timeout(180)
 async def test_no_descriptor_left_loses_nothing(tmp_path: Path):
-    async with ChainProcess(block_time=1) as node, life(node, tmp_path) as found:
+    # Jobs that a provider gives back go to it again after multiples of the claim timeout.
+    params = replace(PARAMS, timeouts=replace(PARAMS.timeouts, claim_timeout=10))
+    async with ChainProcess(block_time=1) as node, life(node, tmp_path, params) as found:
         await begin(found)
         provider = found.daemons["p0"]
         runs = await found.customers.submit(Wish("sleep 5", JobStatus.FINISHED), place="p0")
