@@ -179,11 +179,6 @@ class Job:
         return JobFlags.UNTIL_SPENT in self.flags
 
     @property
-    def allows_self_scheduling(self) -> bool:
-        """Whether a provider may assign the job to itself."""
-        return JobFlags.NO_SELF_SCHEDULING not in self.flags
-
-    @property
     def allows_interim_payments(self) -> bool:
         """Whether its provider may collect payments while it runs."""
         return JobFlags.INTERIM_PAYMENTS in self.flags

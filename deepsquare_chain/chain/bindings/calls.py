@@ -116,10 +116,6 @@ class ContractBase:
         """Give a role; for the administrator."""
         return self._call("grantRole", role, checked_address(account))
 
-    def revoke_role(self, role: bytes, account: str) -> Call:
-        """Take a role away; for the administrator."""
-        return self._call("revokeRole", role, checked_address(account))
-
     async def default_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> str:
         """The one administrator."""
         return str(await self._one("defaultAdmin", block=block_identifier))

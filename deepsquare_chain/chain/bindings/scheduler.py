@@ -99,12 +99,6 @@ class MetaSchedulerContract(ContractBase):
         """Whether a provider left a challenge unanswered for too long."""
         return bool(await self._one("isSilent", provider_id, block=block_identifier))
 
-    async def is_barred(
-        self, job_id: int, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
-    ) -> bool:
-        """Whether a job was taken from a provider by a timeout."""
-        return bool(await self._one("isBarred", job_id, provider_id, block=block_identifier))
-
     async def clock_of(
         self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> Clock:

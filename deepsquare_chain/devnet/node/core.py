@@ -31,10 +31,6 @@ class ChainClock:
         self.exact: int | None = None  # the stamp somebody ordered for the next block
 
     @property
-    def is_frozen(self) -> bool:
-        return self._frozen is not None
-
-    @property
     def offset(self) -> int:
         return self._offset
 
