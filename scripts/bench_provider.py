@@ -47,6 +47,8 @@ STEPS: Final = (
 BATCH: Final = 250
 #: `sbatch` commands at a time without a grid, as many as a provider has at a time.
 AT_ONCE: Final = 2
+#: Seconds without a further job after which a queue counts as stuck.
+_STUCK: Final = 300.0
 SCRIPT: Final = Path(__file__).with_name("local_slurm.sh")
 
 
@@ -174,8 +176,7 @@ async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[st
             ids: list[int] = []
             while len(ids) < jobs:
                 ids += await yard.submit(min(BATCH, jobs - len(ids)))
-            while await asyncio.to_thread(cluster.queued) <= jobs:  # noqa: ASYNC110
-                await asyncio.sleep(1)
+            await filled(cluster, jobs)
             seconds = time.monotonic() - began
             filling, after = between(before, load_of(child)), cpu_seconds(yard)
             steady = await idle(yard, 20)
@@ -187,6 +188,23 @@ async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[st
                 "children_cpu_ms_per_job": per_job(spent, after, "jobs", jobs),
                 "waiting": steady,
             }
+
+
+async def filled(cluster: Cluster, jobs: int) -> None:
+    """Wait until so many jobs wait behind the one that has the cluster.
+
+    Raises:
+        GridError: No further job came for five minutes.
+    """
+    queued, moved = 0, time.monotonic()
+    while queued <= jobs:
+        now = await asyncio.to_thread(cluster.queued)
+        if now > queued:
+            queued, moved = now, time.monotonic()
+            print(f"{queued - 1} of {jobs} jobs are queued", file=sys.stderr)
+        elif time.monotonic() - moved > _STUCK:
+            raise GridError(f"The queue stays at {queued - 1} of {jobs} jobs", hint="See squeue.")
+        await asyncio.sleep(5)
 
 
 async def start(yard: Yard) -> None:
@@ -238,10 +256,10 @@ async def bench(options: argparse.Namespace) -> dict[str, Any]:
             found["slurm"] = {**await measure(options, cluster), "bare_sbatch": bare}
             ms = 60_000 / found["slurm"]["busy"]["jobs_per_minute"]
             found["slurm"]["overhead_ms_per_job"] = round(ms - bare["ms_per_job"], 1)
-            if options.queue:
-                found["slurm_queue"] = await full_queue(
-                    cluster, options.queue, options.confirmations
-                )
+    if options.queue and "slurm" in options.executors:
+        # A cluster of its own: this grid's jobs have the names that the last one's had.
+        with slurm_cluster(options.cpus) as cluster:
+            found["slurm_queue"] = await full_queue(cluster, options.queue, options.confirmations)
     return found
 
 
