@@ -11,13 +11,14 @@
 #   --gpus N          GPUs of each node, which are empty files (1)
 #   --min-job-age S   seconds after which slurmctld forgets an ended job (300)
 #   --jobcomp         keep ended jobs in DIR/completed, so that `sacct --completion` knows them
+#   --accounting      keep ended jobs in a database of its own, so that `sacct` knows them
 #   --constrain-cores nodes claim the CPUs that this machine has, and jobs are held to their own
 #   --no-cgroup       do not use cgroups even where they are usable
 #
 # `up` prints the configuration to use: export SLURM_CONF=DIR/slurm.conf. Everything is in DIR, which
 # is made with mode 0711: ports are free ones of the loopback interface, and key and socket of munge
-# are its own. There is no slurmdbd. It runs as the user who starts it; DIR must have a short path,
-# because a socket's path is limited to 107 bytes. Nodes are named nPORT-1, nPORT-2, ... by the port of
+# are its own, as is the database of --accounting (slurmdbd with MariaDB). It runs as the user who starts it;
+# DIR must have a short path, because a socket's path is limited to 107 bytes. Nodes are named nPORT-1, nPORT-2, ... by the port of
 # slurmctld: cgroups go by the names of nodes, and clusters on one machine must not share them.
 set -euo pipefail
 
@@ -26,11 +27,12 @@ die() { echo "local_slurm: $*" >&2; exit 1; }
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 2; }
 
 need() {
-    for tool in munged slurmctld slurmd sinfo scontrol; do
-        PATH="$PATH:/usr/sbin:/sbin" command -v "$tool" >/dev/null ||
-            die "$tool is missing; on Debian or Ubuntu: apt-get install slurm-wlm munge"
-    done
+    local packages=$1 tool
+    shift
     PATH="$PATH:/usr/sbin:/sbin"
+    for tool; do
+        command -v "$tool" >/dev/null || die "$tool is missing; on Debian or Ubuntu: apt-get install $packages"
+    done
 }
 
 # N ports that are free now, below the range from which the kernel takes ephemeral ones.
@@ -60,7 +62,7 @@ write_config() {
     local dir=$1 user host ports gres="" node
     user=$(id -un)
     host=$(hostname -s)
-    read -ra ports <<<"$(free_ports $((nodes + 1)))"
+    read -ra ports <<<"$(free_ports $((nodes + 3)))"
     local prefix=n${ports[0]}-
     local tracking=proctrack/linuxproc task=task/none gather=jobacct_gather/linux over=OverMemoryKill
     if ((cgroup)) && has_cgroup_v1; then
@@ -122,13 +124,20 @@ KillWait=3
 MinJobAge=$min_job_age
 MessageTimeout=10
 PropagateResourceLimits=NONE
-AccountingStorageType=accounting_storage/none
 GetEnvTimeout=0
 END
         if [[ -n $over ]]; then echo "JobAcctGatherParams=$over"; fi
         if ((jobcomp)); then
             echo "JobCompType=jobcomp/filetxt"
             echo "JobCompLoc=$dir/completed"
+        fi
+        if ((accounting)); then
+            echo "AccountingStorageType=accounting_storage/slurmdbd"
+            echo "AccountingStorageHost=127.0.0.1"
+            echo "AccountingStoragePass=$dir/munge.socket"
+            echo "AccountingStoragePort=${ports[nodes + 1]}"
+        else
+            echo "AccountingStorageType=accounting_storage/none"
         fi
         if ((gpus)); then echo "GresTypes=gpu"; fi
         for ((node = 1; node <= nodes; node++)); do
@@ -139,13 +148,63 @@ END
         echo "PartitionName=short Nodes=${prefix}1 MaxTime=10 State=UP"
     } >"$dir/slurm.conf"
     if ((jobcomp)); then : >>"$dir/completed"; fi
-    printf '%s\n' munged slurmctld >"$dir/daemons"
+    echo munged >"$dir/daemons"
+    if ((accounting)); then write_database "$dir" "$user" "$host" "${ports[nodes + 1]}" "${ports[nodes + 2]}"; fi
+    echo slurmctld >>"$dir/daemons"
     for ((node = 1; node <= nodes; node++)); do
         echo "$prefix$node"
         mkdir -p "$dir/spool-$prefix$node" "$dir/tmp-$prefix$node"
         # PMIx makes folders there with the same names on every node: each needs a place of its own.
         chmod 1777 "$dir/tmp-$prefix$node"
     done >>"$dir/daemons"
+}
+
+# An empty database that only the holder of a new password may use, and the configuration of slurmdbd.
+write_database() {
+    local dir=$1 user=$2 host=$3 port=$4 storage_port=$5 password
+    need "slurmdbd mariadb-server" slurmdbd mariadbd mariadb-install-db sacctmgr
+    password=$(head -c 18 /dev/urandom | base64 | tr -d '/+=')
+    # In memory, where the many small writes take no time; `down` removes it.
+    ln -s "$(mktemp -d /dev/shm/local-slurm-XXXXXXXX)" "$dir/database"
+    mariadb-install-db --no-defaults --user="$user" --datadir="$dir/database/data" --skip-test-db \
+        --innodb-log-file-size=8M >"$dir/start.log" 2>&1 || die "the database could not be made; see $dir/start.log"
+    (
+        umask 077
+        cat >"$dir/mariadb.conf" <<END
+[mariadbd]
+user=$user
+datadir=$dir/database/data
+socket=$dir/database.socket
+bind-address=127.0.0.1
+port=$storage_port
+pid-file=$dir/mariadbd.pid
+init-file=$dir/database.sql
+skip-name-resolve
+innodb-buffer-pool-size=128M
+innodb-log-file-size=8M
+innodb-lock-wait-timeout=900
+END
+        # One statement a line.
+        printf '%s;\n' "CREATE USER IF NOT EXISTS slurm IDENTIFIED BY '$password'" \
+            "GRANT ALL ON slurm.* TO slurm" >"$dir/database.sql"
+        cat >"$dir/slurmdbd.conf" <<END
+AuthType=auth/munge
+AuthInfo=socket=$dir/munge.socket
+DbdHost=$host
+DbdAddr=127.0.0.1
+DbdPort=$port
+SlurmUser=$user
+PidFile=$dir/slurmdbd.pid
+LogFile=$dir/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=$storage_port
+StorageUser=slurm
+StoragePass=$password
+StorageLoc=slurm
+END
+    )
+    printf '%s\n' mariadbd slurmdbd >>"$dir/daemons"
 }
 
 # The process of a daemon, if its pid file names one that is still that daemon of this folder.
@@ -166,21 +225,34 @@ start() {
             --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
             --log-file="$dir/munged.log" --seed-file="$dir/munge.seed"
         ;;
+    mariadbd)
+        setsid "${environment[@]}" mariadbd --defaults-file="$dir/mariadb.conf" >>"$dir/mariadbd.log" 2>&1 &
+        ;;
+    slurmdbd) "${environment[@]}" slurmdbd ;;
     slurmctld) "${environment[@]}" slurmctld -f "$dir/slurm.conf" ;;
     n*) "${environment[@]}" slurmd -N "$name" -f "$dir/slurm.conf" ;;
     *) die "there is no daemon $name" ;;
     esac </dev/null >>"$dir/start.log" 2>&1 || die "$name did not start; see $dir/start.log"
-    for ((tries = 0; tries < 100; tries++)); do
-        if pid_of "$dir" "$name" >/dev/null; then return; fi
+    for ((tries = 0; tries < 200; tries++)); do
+        if pid_of "$dir" "$name" >/dev/null && answers "$dir" "$name"; then return; fi
         sleep 0.05
     done
     die "$name did not start; see its log in $dir"
 }
 
+# Whether a daemon does what the next one needs; slurmctld must be known to accounting before it starts.
+answers() {
+    case $2 in
+    mariadbd) [[ -S $1/database.socket ]] ;;
+    slurmdbd) SLURM_CONF=$1/slurm.conf timeout 5 sacctmgr --immediate add cluster local >/dev/null 2>&1 ||
+        SLURM_CONF=$1/slurm.conf timeout 5 sacctmgr --noheader show cluster local 2>/dev/null | grep -q local ;;
+    esac
+}
+
 stop() {
-    local dir=$1 name=$2 pid
+    local dir=$1 name=$2 signal=${3-TERM} pid
     pid=$(pid_of "$dir" "$name") || return 0
-    kill -TERM "$pid" 2>/dev/null || true
+    kill "-$signal" "$pid" 2>/dev/null || true
     for ((tries = 0; tries < 200; tries++)); do
         if [[ ! -d /proc/$pid ]]; then break; fi
         if ((tries == 160)); then kill -KILL "$pid" 2>/dev/null || true; fi
@@ -227,12 +299,13 @@ down() {
             sleep 0.1
         done
     fi
-    # All at once, and munged last, which the others need to the end.
+    # Nothing of it is used again, but the nodes remove their cgroups when they end in order.
     while read -r name; do
-        if [[ $name != munged ]]; then stop "$dir" "$name" & fi
+        if [[ $name == n* ]]; then stop "$dir" "$name" & else stop "$dir" "$name" KILL & fi
     done <"$dir/daemons"
     wait
-    stop "$dir" munged
+    rm -rf "$dir/state"
+    if [[ -L $dir/database ]]; then rm -rf "$(readlink "$dir/database")" "$dir/database"; fi
     rm -f "$dir/daemons"
 }
 
@@ -241,10 +314,10 @@ command=$1
 mkdir -p "$2"
 dir=$(cd "$2" && pwd -P)
 shift 2
-need
+need "slurm-wlm munge" munged slurmctld slurmd sinfo scontrol
 case $command in
 up)
-    nodes=2 cpus=4 memory=2048 gpus=1 min_job_age=300 slurmd_timeout=60 jobcomp=0 cgroup=1 cores=0
+    nodes=2 cpus=4 memory=2048 gpus=1 min_job_age=300 slurmd_timeout=60 jobcomp=0 accounting=0 cgroup=1 cores=0
     while (($#)); do
         case $1 in
         --nodes | --cpus | --memory | --gpus | --min-job-age | --slurmd-timeout)
@@ -254,6 +327,7 @@ up)
             shift 2
             ;;
         --jobcomp) jobcomp=1 && shift ;;
+        --accounting) accounting=1 && shift ;;
         --constrain-cores) cores=1 cpus=$(nproc) && shift ;;
         --no-cgroup) cgroup=0 && shift ;;
         *) usage ;;

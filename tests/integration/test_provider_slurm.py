@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
-from tests.support.provider import Bench, bench
+from tests.support.provider import Bench, bench, definition
 from tests.support.slurm import LocalSlurm
 
 S = JobStatus
@@ -25,7 +27,7 @@ S = JobStatus
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalSlurm]:
-    found = LocalSlurm()
+    found = LocalSlurm("--min-job-age", "2")
     yield found
     found.close()
 
@@ -187,3 +189,97 @@ async def test_offer_follows_what_the_clusters_own_users_leave_free(
         await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([job_id]))
         await host.until([job_id])
     await grid.send(account, registry.set_offer(before))
+
+
+async def test_cluster_that_loses_a_node_and_its_controller(
+    grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path
+):
+    """A dead node is the provider's loss; a dead controller is waited for, and an end that Slurm forgot is found.
+
+    Meanwhile the provider is drained: what runs and what waits in Slurm's queue goes on.
+    """
+    first, second = (
+        cluster.executor(
+            tmp_path / f"p{number}", owner=grid.providers[number].address, command_timeout=3
+        )
+        for number in range(2)
+    )
+    async with (
+        bench(grid, tmp_path / "p0", executor=first) as host,
+        bench(grid, tmp_path / "p1", 1, executor=second) as other,
+    ):
+        whole = Resources(tasks=1, cpus_per_task=4, mem_per_cpu=64, gpus=0)
+        await other.definitions.put(definition("hostname; sleep 20", whole).to_bytes())
+        [lost] = await host.submit("hostname; sleep 20", resources=whole, retries=1)
+        await host.until([lost], S.RUNNING)
+        [steady] = await host.submit("sleep 13")
+        await host.until([steady], S.RUNNING)
+        everything = Resources(tasks=2, cpus_per_task=4, mem_per_cpu=64, gpus=0)
+        [queued] = await host.submit("echo late", resources=everything)
+        await host.drive(lambda: host.phase(queued) is Phase.SUBMITTED)
+        [untouched] = await host.submit("true")
+        host.service.drain(True)
+        await host.until([untouched], S.PENDING)
+
+        name = f"--name=deepsquare-{host.row(lost).key}"
+        node = cluster.run("squeue", "-h", "-o", "%N", name).strip()
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        try:
+            await host.until([lost], S.PANICKED)
+            [retried] = await host.events(JobRetried, lost)
+            assert retried.escrow == CREDIT
+        finally:
+            cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        await other.assign([retried.successor])
+        await other.until([retried.successor], S.RUNNING)
+        cancel = grid.contracts.scheduler.cancel([retried.successor])
+        await grid.send(grid.customers[0], cancel)
+        await other.until([retried.successor], S.CANCELLED)
+
+        cluster.script("stop", "slurmctld")
+        try:
+            host.service.heads.hint()
+            await host.service.cycle()
+            assert (await host.job(steady)).status is S.RUNNING
+        finally:
+            cluster.script("start", "slurmctld")
+        forget = [f"--name=deepsquare-{host.row(steady).key}", "--states=all"]
+        deadline = time.monotonic() + 40
+        while cluster.run("squeue", "-h", "-o", "%i", *forget):
+            assert time.monotonic() < deadline, "Slurm still knows the job"
+            await asyncio.sleep(0.2)
+        await host.until([steady, queued], timeout=60)
+        assert {(await host.job(each)).status for each in (steady, queued)} == {S.FINISHED}
+        assert 13 <= (await host.settled(steady)).billed_seconds <= 15
+        host.service.drain(False)
+        await host.drive(lambda: not host.service.details()["draining"])
+    await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([untouched]))
+
+
+async def test_two_grids_of_two_clusters_do_not_meet(
+    ticking: Node, host: Bench, tmp_path: Path, cluster: LocalSlurm
+):
+    """The same accounts, job ids and cluster users; the contract, and thus every job's name, differs."""
+    node = BorrowedNode(ticking.url, ticking.chain_id)
+    async with node, live_grid(node, await deploy(node)) as grid:
+        second = LocalSlurm("--nodes", "1", "--gpus", "0")
+        try:
+            executor = second.executor(tmp_path / "second", owner=grid.providers[0].address)
+            async with bench(grid, tmp_path / "second", executor=executor) as other:
+                [here] = await host.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
+                [there] = await other.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
+                # Each daemon also finds nothing of the other's in the cluster that is not its own.
+                await host.until([here], S.RUNNING)
+                await other.until([there], S.RUNNING)
+                assert host.row(here).key != other.row(there).key
+                assert f"deepsquare-{other.row(there).key}" not in cluster.run(
+                    "squeue", "-h", "-o", "%j"
+                )
+                assert f"deepsquare-{host.row(here).key}" not in second.run(
+                    "squeue", "-h", "-o", "%j"
+                )
+                await host.until([here], S.FINISHED)
+                await other.until([there], S.FINISHED)
+                assert (await host.result(here)).result != (await other.result(there)).result
+        finally:
+            second.close()

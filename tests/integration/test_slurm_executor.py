@@ -43,7 +43,8 @@ T = TypeVar("T")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalSlurm]:
     """A cluster that forgets ended jobs after two seconds."""
-    found = LocalSlurm("--min-job-age", "2", "--jobcomp")
+    require_slurm("slurmdbd", "mariadbd")
+    found = LocalSlurm("--min-job-age", "2", "--jobcomp", "--accounting")
     yield found
     found.close()
 
@@ -354,12 +355,12 @@ async def test_ends_that_slurm_has_forgotten(
     cluster: LocalSlurm, executor: SlurmExecutor, state: Path
 ) -> None:
     await executor.submit(make("done", "echo said; sleep 1.2; exit 6"))
-    for key in ("taken", "known"):
+    for key in ("taken", "known", "booked"):
         await executor.submit(make(key, "echo up; sleep 60"))
-    for key in ("taken", "known"):
+    for key in ("taken", "known", "booked"):
         await running(executor, key)
         cluster.run("scancel", "--signal=KILL", "--full", *ids(cluster, key))
-    for key in ("done", "taken", "known"):
+    for key in ("done", "taken", "known", "booked"):
         await forgotten(cluster, key)
     later = cluster.executor(state)
     [done] = (await later.poll(["done"])).values()
@@ -369,10 +370,15 @@ async def test_ends_that_slurm_has_forgotten(
     assert await state_of(later, "taken") is RunState.UNKNOWN
     assert (await ended(later, "taken")).reason == "lost"
     assert (await ended(cluster.executor(state), "taken")).reason == "lost"
-    # Where there is a file of completed jobs, it knows better.
-    known = await ended(cluster.executor(state, accounting="auto", missing=600), "known")
-    assert known.reason == "cancelled"
-    assert known.seconds >= 1
+    # A file of completed jobs knows better, and so does slurmdbd, which is what the cluster has.
+    # It also knows that it was the own user who ended it, which a job can do itself.
+    for key, accounting, reason in (
+        ("known", "completion", "cancelled"),
+        ("booked", "auto", "signalled"),
+    ):
+        end = await ended(cluster.executor(state, accounting=accounting, missing=600), key)
+        assert end.reason == reason
+        assert end.seconds >= 1
 
 
 async def test_node_failure_is_lost_and_not_repeated(

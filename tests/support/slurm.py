@@ -25,7 +25,7 @@ def require_slurm(*more: str) -> None:
     missing = [name for name in wanted if shutil.which(name, path=_SYSTEM) is None]
     if not missing:
         return
-    reason = f"{', '.join(missing)} not installed (Debian: slurm-wlm munge gcc, mpich libmpich-dev, openmpi-bin libopenmpi-dev)"
+    reason = f"{', '.join(missing)} not installed (Debian: slurm-wlm munge slurmdbd mariadb-server gcc, mpich libmpich-dev, openmpi-bin libopenmpi-dev)"
     if os.environ.get(REQUIRE_REAL) == "1":
         pytest.fail(reason)
     pytest.skip(reason)
