@@ -46,6 +46,8 @@ class JobStatus(IntEnum):
         return JobStatus.META_SCHEDULED <= self <= JobStatus.RUNNING
 
 
+#: Bytes of one MB, the unit of memory in offers and jobs, as Slurm counts it.
+MEGABYTE: Final = 1024 * 1024
 _ENDS: Final = frozenset({JobStatus.CANCELLED, JobStatus.PANICKED})
 
 #: The twelve arrows of the life cycle, three of redistribution, and birth (NONE to PENDING).

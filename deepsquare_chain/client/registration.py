@@ -11,13 +11,12 @@ import psutil
 
 from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits, hourly
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.job import Hardware, Prices, Provider
+from deepsquare_chain.job import MEGABYTE, Hardware, Prices, Provider
 
 #: Highest price of a CPU, a GPU or a MB, in credit-wei per second: `MAX_PRICE` of the contract.
 MAX_PRICE: Final = 10 * CREDIT
 #: A price that changes by this factor is asked about: more often a wrong unit than a decision.
 _FACTOR: Final = 10
-_MB: Final = 1_000_000
 _NAMES: Final = (("cpu", "CPU"), ("gpu", "GPU"), ("mem", "MB of memory"))
 #: Fields of `Hardware`, and what people call them.
 _PARTS: Final = (
@@ -118,7 +117,7 @@ def machine() -> Hardware:
     return Hardware(
         nodes=1,
         cpus_per_node=os.cpu_count() or 1,
-        mem_per_node=psutil.virtual_memory().total // _MB,
+        mem_per_node=psutil.virtual_memory().total // MEGABYTE,
         gpus_per_node=_gpus(Path("/dev")),
     )
 

@@ -19,8 +19,8 @@ from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.cgroups import JobCgroup
 from deepsquare_chain.executors.memory import SHARED
 from deepsquare_chain.executors.rundir import SANDBOX_HOME, SANDBOX_SCRIPT, RunFolder
+from deepsquare_chain.job import MEGABYTE
 
-_MEGABYTE: Final = 1024 * 1024
 _BLOCK: Final = 512
 #: Bytes that a file or folder counts at least, for the inode that it takes.
 _INODE: Final = 1024
@@ -29,7 +29,7 @@ _INODE: Final = 1024
 _DISK_PAUSE: Final = 0.5
 _DISK_SHARE: Final = 20
 #: Bytes of a single file that a supervisor itself may need.
-_LEAST_FILE: Final = 16 * _MEGABYTE
+_LEAST_FILE: Final = 16 * MEGABYTE
 #: Processes that bubblewrap itself takes.
 _OF_THE_SANDBOX: Final = 2
 #: Enters the groups named before `--` and becomes the command behind it.
@@ -49,9 +49,9 @@ class Confinement:
         self._folder = folder
         self._wrapper = [str(part) for part in found.get("command", ())]
         self._group = JobCgroup.from_record(found.get("cgroup", {}))
-        self._disk = int(found.get("disk", 0)) * _MEGABYTE
+        self._disk = int(found.get("disk", 0)) * MEGABYTE
         self._processes = int(found.get("processes", 0))
-        self._memory = int(spec["memory"]) * _MEGABYTE
+        self._memory = int(spec["memory"]) * MEGABYTE
         self._cpus = int(spec.get("cpus", 1))
         self._next_disk = time.monotonic() + _DISK_PAUSE  # short jobs cost no measurement
         self._device = 0

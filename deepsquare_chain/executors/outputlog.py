@@ -37,7 +37,7 @@ class OutputWriter:
         self._path = path
         self._room = limit // _HEAD_SHARE
         self._tail_limit = max(0, limit - self._room - _NOTE_ROOM)
-        self._segment_limit = max(1, limit // _SEGMENT_SHARE)
+        self._segment_limit = max(1, min(limit // _SEGMENT_SHARE, self._tail_limit))
         self._position = 0
         self._segments: list[tuple[Path, int]] = []
         self._handle = -1

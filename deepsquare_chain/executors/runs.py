@@ -37,12 +37,11 @@ from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, FolderClaim, RunFolder, read_bytes, unique
 from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import Offer
+from deepsquare_chain.job import MEGABYTE, Offer
 from deepsquare_chain.observability import get_logger
 
 HUNG: Final = 8.0  # seconds beyond the grace after which a supervisor counts as hung
 _STALE: Final = 3600.0  # seconds after which a half-made folder belongs to nobody
-_MEGABYTE: Final = 1024 * 1024
 _log = get_logger(__name__)
 
 
@@ -236,7 +235,7 @@ class Runs:
     def free(self, offer: Offer, min_free: int) -> Offer:
         """The offer minus live runs; nothing below `min_free` MB of disk, or when unsure."""
         nothing = Offer(cpus=0, memory=0, gpus=0)
-        if shutil.disk_usage(self.path).free < min_free * _MEGABYTE:
+        if shutil.disk_usage(self.path).free < min_free * MEGABYTE:
             self._warn("disk", OSError(f"less than {min_free} MB are free in {self.path}"))
             return nothing
         self._warned.discard("disk")

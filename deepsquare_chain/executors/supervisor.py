@@ -39,13 +39,13 @@ from deepsquare_chain.executors.rundir import (
     unique,
 )
 from deepsquare_chain.faults import VARIABLE, crash_point
+from deepsquare_chain.job import MEGABYTE
 
 TICK: Final = 0.25
 _LONGEST_TICK: Final = 2.0
 _LOOK_SHARE: Final = 20
 _SWEEP: Final = 0.05
 _BREATH: Final = 0.01
-_MEGABYTE: Final = 1024 * 1024
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PIPE_BYTES: Final = 256 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -78,7 +78,7 @@ class Supervisor:
         spec = folder.spec()
         self._folder = folder
         self._env: dict[str, str] = spec["env"]
-        self._memory = int(spec["memory"]) * _MEGABYTE
+        self._memory = int(spec["memory"]) * MEGABYTE
         self._confinement = Confinement(folder, spec)
         self._token = unique(16)
         self._reserved = folder.reserve_exit()

@@ -8,12 +8,10 @@ from typing import Final
 from deepsquare_chain.chain.rpc.heads import HeadMetrics
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.executors.base import RunState
-from deepsquare_chain.job import Offer
+from deepsquare_chain.job import MEGABYTE, Offer
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.model import View
 
-#: Bytes of a MB of memory, as jobs and offers count it.
-_MB: Final = 1_000_000
 KINDS: Final = (
     *("claim", "claim_and_start", "start", "collect", "finish", "requeue", "panic", "answer"),
 )
@@ -86,5 +84,5 @@ class ProviderMetrics:
         self._live.set(sum(state in {RunState.RUNNING, RunState.QUEUED} for state in states))
         if free is not None:
             self._cpus.set(free.cpus)
-            self._memory.set(free.memory * _MB)
+            self._memory.set(free.memory * MEGABYTE)
             self._gpus.set(free.gpus)

@@ -6,7 +6,6 @@ import asyncio
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.rpc.heads import Head
@@ -16,7 +15,7 @@ from deepsquare_chain.executors.base import (
     RunState,
     RunStatus,
 )
-from deepsquare_chain.job import Job, JobStatus, Offer
+from deepsquare_chain.job import MEGABYTE, Job, JobStatus, Offer
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.model import (
@@ -30,8 +29,6 @@ from deepsquare_chain.provider.model import (
 )
 from deepsquare_chain.provider.state import RunTable
 
-#: Bytes of a MB of disk.
-MEGABYTE: Final = 1024 * 1024
 _log = get_logger(__name__)
 
 

@@ -36,7 +36,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import JobStatus, Offer, ProviderStatus
+from deepsquare_chain.job import MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider import run_transitions
@@ -55,7 +55,7 @@ from deepsquare_chain.provider.model import (
     Start,
     View,
 )
-from deepsquare_chain.provider.observer import MEGABYTE, RunObserver, free_megabytes
+from deepsquare_chain.provider.observer import RunObserver, free_megabytes
 from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.retention import Limits, Retention
