@@ -38,6 +38,7 @@ from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
 from deepsquare_chain.executors.sandbox import Isolation, SandboxOptions, parse_options
 from deepsquare_chain.executors.startprobe import StartProbe
+from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observability.probe import Check
 
@@ -211,7 +212,7 @@ class LocalExecutor(Executor):
             with _typed(self._path):
                 return work(*arguments)
 
-        return await asyncio.to_thread(typed)
+        return await in_thread(typed)
 
 
 @contextlib.contextmanager

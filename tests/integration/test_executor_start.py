@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,32 @@ async def test_a_machine_that_starts_nothing_says_so_and_tries_again(
     assert words in await executor.fault()
     now[0] += startprobe._RETRY[0] + 1
     assert await executor.fault() == ""
+
+
+@pytest.mark.parametrize("kind", ["no process for a fork", "no thread"])
+async def test_a_start_without_a_process_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Nothing is decided: the same run begins once the machine has room for it."""
+    executor = LocalExecutor(tmp_path, Offer(1, 64, 0))
+    spec = RunSpec("full", b"echo hi", Resources(1, 1, 64, 0), 30, {})
+    with monkeypatch.context() as patch:
+        if kind == "no thread":
+
+            def refuse(*_: object) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", refuse)
+        else:
+            number = str(errno.EAGAIN).encode()
+            patch.setattr(socket, "recv_fds", lambda *_: (number, [], 0, None))
+        with pytest.raises(ExecutorUnavailableError, match=r"thread|temporarily unavailable"):
+            await asyncio.wait_for(executor.submit(spec), 20)
+    executor._runs.fork_server.close()
+    handle = await executor.submit(spec)
+    while (status := (await executor.poll([handle]))[handle]).exit is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    assert (status.exit.code, status.exit.reason) == (0, "exited")
 
 
 async def test_a_run_that_could_not_be_started_makes_the_executor_look_again(

@@ -50,6 +50,7 @@ from deepsquare_chain.executors.slurm.client import (
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
 from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
 from deepsquare_chain.executors.slurm.records import SlurmFolder
+from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observability import get_logger
@@ -786,7 +787,7 @@ class SlurmExecutor(Executor):
             except OSError as error:
                 raise unavailable("Slurm", self._path, error) from error
 
-        return await asyncio.to_thread(typed)
+        return await in_thread(typed)
 
 
 async def examine(context: ExecutorContext) -> list[Check]:

@@ -1,0 +1,29 @@
+"""Blocking work of executors in threads; apart from `base`, which pure modules import."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from deepsquare_chain.executors.base import ExecutorUnavailableError
+
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[..., T], *arguments: object) -> T:
+    """The result of blocking work, done in a thread.
+
+    Raises:
+        ExecutorUnavailableError: The machine has no thread left.
+    """
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except RuntimeError as error:
+        # Python has no type of its own for it.
+        if "can't start new thread" not in str(error):
+            raise
+        raise ExecutorUnavailableError(
+            "No thread can be started on this machine now",
+            hint="It has too many processes, or a limit on them: see `ulimit -u`.",
+        ) from None
