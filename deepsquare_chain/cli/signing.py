@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,10 +33,28 @@ async def open_sending(
     """
     if gasless:
         async with open_gasless(context.settings, asker(context, yes=yes)) as relayed:
-            yield relayed
+            try:
+                yield relayed
+            except asyncio.CancelledError:
+                for request in relayed.store.open_requests():
+                    _say_on_its_way(context, request.label, request.digest, "relay requests")
+                raise
         return
     async with open_wallet(context.settings) as wallet:
-        yield wallet
+        try:
+            yield wallet
+        except asyncio.CancelledError:
+            for entry in wallet.sender.pending():
+                _say_on_its_way(context, entry.call.label, entry.latest.tx_hash, "tx list")
+            raise
+
+
+def _say_on_its_way(context: CommandContext, label: str, name: str, where: str) -> None:
+    """Tell a person who interrupts a command what it has sent already."""
+    context.printer.note(
+        f"{label!r} is on its way and may still be carried out ({name}): look with `deepsquare "
+        f"{where}` before you send it again."
+    )
 
 
 def asker(context: CommandContext, *, yes: bool) -> Confirm:

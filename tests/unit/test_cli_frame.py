@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from deepsquare_chain import errors
-from deepsquare_chain.cli import main
+from deepsquare_chain.cli import main, signing
 from deepsquare_chain.cli.app import app as real_app
 from deepsquare_chain.cli.frame import SETTING_FLAGS, CommandContext, command
 from deepsquare_chain.cli.types import amount, label, price
@@ -80,6 +84,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
         "InsufficientFundsError": 5,
         "RevertedError": 6,
         "EndpointError": 7,
+        "StoreError": 1,
         "NotAuthorisedError": 8,
         "WaitTimeoutError": 9,
         "AuditError": 10,
@@ -205,3 +210,31 @@ def test_nothing_shows_a_traceback_unless_asked(
     assert "unexpected AttributeError: a fault outside" in capsys.readouterr().err
     with pytest.raises(AttributeError):
         main(["job", "list", "--debug"])
+
+
+@pytest.mark.parametrize("gasless", [False, True])
+async def test_who_interrupts_a_command_is_told_what_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch, gasless: bool
+) -> None:
+    lines: list[str] = []
+    context: Any = SimpleNamespace(settings=None, printer=SimpleNamespace(note=lines.append))
+    sent = SimpleNamespace(
+        label="submit 1 job", digest="0xaa", call=SimpleNamespace(label="submit 1 job"),
+        latest=SimpleNamespace(tx_hash="0xaa"),
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def opened(*_: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(
+            sender=SimpleNamespace(pending=lambda: [sent]),
+            store=SimpleNamespace(open_requests=lambda: [sent]),
+        )
+
+    monkeypatch.setattr(signing, "open_gasless" if gasless else "open_wallet", opened)
+    with pytest.raises(asyncio.CancelledError):
+        async with signing.open_sending(context, gasless=gasless, yes=True):
+            raise asyncio.CancelledError
+    [line] = lines
+    where = "relay requests" if gasless else "tx list"
+    assert line.startswith("'submit 1 job' is on its way and may still be carried out (0xaa)")
+    assert f"`deepsquare {where}`" in line
