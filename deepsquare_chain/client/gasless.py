@@ -77,6 +77,10 @@ class NotConfirmedError(GridError):
     """The person in front of it said no; nothing was signed."""
 
 
+class CarriedOutError(GridError):
+    """A relay carried out what it had refused; what was asked for now was not signed."""
+
+
 class RequestReplacedError(GridError):
     """Another request of the same wallet used the nonce; this one has no effect."""
 
@@ -156,6 +160,8 @@ class RelayedSender:
             EndpointError: The relay or the chain does not answer; nothing was signed.
             WaitTimeoutError: It was handed over and is not carried out yet.
             RequestReplacedError: Another request used the nonce.
+            CarriedOutError: A relay carried out an earlier request that it had refused; nothing
+                was signed.
         """
         until = time.monotonic() + timeout
         if key is not None:
@@ -165,9 +171,16 @@ class RelayedSender:
             if (entry := self._direct.sent(key)) is not None:
                 return await self._direct.wait(entry, timeout=timeout)
         terms = await self._checked_terms()
-        await self.tend()
+        carried_out = await self.tend()
         if key is not None and (recorded := self._store.request_by_key(key)) is not None:
             return await self._finish(recorded, until)  # a relay carried out what it had refused
+        if carried_out:
+            labels = ", ".join(f"{each.label!r}" for each in carried_out)
+            raise CarriedOutError(
+                f"A relay refused {labels} and carried it out all the same; nothing new was signed",
+                hint="See `deepsquare relay requests` and `deepsquare job list`, and repeat the "
+                "command if this one is wanted as well.",
+            )
         return await self._sign_and_finish(call, permit, terms, key, until)
 
     @asynccontextmanager
@@ -176,8 +189,12 @@ class RelayedSender:
         async with self._direct.spending(timeout):
             yield
 
-    async def tend(self) -> None:
+    async def tend(self) -> list[RecordedRequest]:
         """Look after requests that an earlier process left open: settle them or hand them over.
+
+        Returns:
+            Requests that a relay had refused and that had their effect all the same, as far as
+            nobody was told yet.
 
         Raises:
             EndpointError: The chain does not answer.
@@ -192,9 +209,12 @@ class RelayedSender:
             except GridError:
                 continue  # settled, or the relay is away: the caller's own request tells
         # A relay that refused a request still has its signature, and may carry it out.
+        carried_out = []
         for recorded in self._store.refused_requests():
             with suppress(GridError):
-                await self._look(recorded)
+                if await self._look(recorded) is not None:
+                    carried_out.append(recorded)
+        return carried_out
 
     # -- signing
 

@@ -20,6 +20,7 @@ from deepsquare_chain.chain.rpc.log_reader import LogRange
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
+    CarriedOutError,
     GaslessWallet,
     NotConfirmedError,
     RequestReplacedError,
@@ -562,8 +563,9 @@ async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
     assert len(posts) >= 4
 
 
+@pytest.mark.parametrize("key", ["mine", None])
 async def test_what_a_relay_refused_and_carried_out_is_not_paid_again(
-    grid: LiveGrid, relay: str, tmp_path: Path
+    grid: LiveGrid, relay: str, tmp_path: Path, key: str | None
 ) -> None:
     account = await coinless(grid)
     store = grid.store(account)
@@ -573,14 +575,19 @@ async def test_what_a_relay_refused_and_carried_out_is_not_paid_again(
 
     async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
         with pytest.raises(RelayRefusedError):
-            await submit_hello(wallet, tmp_path, key="mine")
+            await submit_hello(wallet, tmp_path, key=key)
     (kept,) = store.recent_requests()
     assert kept.state is RequestState.REFUSED
     await grid.send(grid.admin, grid.contracts.forwarder.execute(kept.signed))
     async with relayed(grid, relay, account, store=store) as wallet:
-        assert len(await submit_hello(wallet, tmp_path, key="mine")) == 1
-    assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
-    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+        if key is None:
+            with pytest.raises(CarriedOutError, match="'submit 1 job' and carried it out"):
+                await submit_hello(wallet, tmp_path)
+        else:
+            assert len(await submit_hello(wallet, tmp_path, key=key)) == 1
+        assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
+        assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+        assert len(await submit_hello(wallet, tmp_path, key="another")) == 1
 
 
 async def test_a_request_is_found_where_ranges_of_logs_are_refused(
