@@ -23,6 +23,9 @@ _MOUNT_INFO: Final = Path("/proc/self/mountinfo")
 _OWN: Final = Path("/proc/self/cgroup")
 #: Microseconds of a period of CPU time; a job gets `cpus` times as much in each.
 _PERIOD: Final = 100_000
+_PREFIX: Final = "deepsquare-"
+#: Seconds for which an empty group may be one that a supervisor has just made.
+_NEW: Final = 60.0
 _PATIENCE: Final = 5.0
 _PAUSE: Final = 0.01
 
@@ -162,8 +165,23 @@ class CgroupParent:
 
     def job(self, name: str) -> JobCgroup | None:
         """Groups for a job, which are not made yet; None where there is no controller."""
-        folders = {key: str(path / f"deepsquare-{name}") for key, path in self._folders.items()}
+        folders = {key: str(path / f"{_PREFIX}{name}") for key, path in self._folders.items()}
         return JobCgroup(self._version, folders) if folders else None
+
+    def sweep(self) -> int:
+        """Remove groups of jobs that nothing is left of, and return how many there were.
+
+        A supervisor that was killed with its daemon leaves them. The kernel keeps a group that has
+        processes, whoever's job they are.
+        """
+        removed = 0
+        for folder in set(self._folders.values()):
+            for path in folder.glob(f"{_PREFIX}*"):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _NEW:
+                        path.rmdir()
+                        removed += 1
+        return removed
 
 
 def find_cgroups(
@@ -195,7 +213,7 @@ def find_cgroups(
 def _usable_v1(group: Path, controller: str) -> Path | None:
     """The group itself, where groups with a limit can be made in it."""
     files = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
-    probe = group / f"deepsquare-probe-{os.getpid()}"
+    probe = group / f"{_PREFIX}probe-{os.getpid()}"
     try:
         probe.mkdir()
     except OSError:

@@ -86,6 +86,9 @@ def isolate(options: SandboxOptions, context: ExecutorContext) -> Isolation:
     if probe.sandbox is None:
         refuse_unisolated(context, _sentence(probe.reason))
     cgroups = find_cgroups()
+    removed = cgroups.sweep()
+    if removed:
+        _log.info("empty control groups removed", groups=removed)
     _log.info(
         "job isolation",
         sandbox="bubblewrap" if probe.sandbox else "none",

@@ -91,6 +91,21 @@ def test_the_doctor_names_what_a_cluster_lacks() -> None:
     assert [check.name for check in found if not check.ok] == ["isolation", "TaskPlugin"]
 
 
+def test_a_start_removes_groups_that_nothing_is_left_of(tmp_path: Path) -> None:
+    """Not what another program made, nor a group that a supervisor may just have made."""
+    for name in ("deepsquare-old", "deepsquare-new", "other"):
+        (tmp_path / name).mkdir()
+    busy = tmp_path / "deepsquare-busy"
+    busy.mkdir()
+    (busy / "process").mkdir()  # the kernel refuses to remove a group in use
+    for path in (tmp_path / "deepsquare-old", tmp_path / "other", busy):
+        os.utime(path, (0, 0))
+    parent = CgroupParent(1, {"memory": tmp_path, "pids": tmp_path})
+    assert parent.sweep() == 1
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"deepsquare-new", "deepsquare-busy", "other"}
+
+
 # -- arguments
 
 
