@@ -268,8 +268,13 @@ up() {
     chmod 0711 "$dir"
     # With GetEnvTimeout=0 a job's environment comes from here and not from a login shell, whose start-up files
     # may take seconds for each job.
-    env -i HOME="$HOME" USER="$(id -un)" SHELL=/bin/sh PATH=/usr/local/bin:/usr/bin:/bin /usr/bin/env \
-        >"$dir/state/env_cache/$(id -un)"
+    # Of root's cluster other users have jobs too.
+    local user
+    while IFS=: read -r user _; do
+        if ((EUID == 0)) || [[ $user == "$(id -un)" ]]; then
+            printf '%s\n' "USER=$user" SHELL=/bin/sh PATH=/usr/local/bin:/usr/bin:/bin >"$dir/state/env_cache/$user"
+        fi
+    done < <(getent passwd)
     (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
     write_config "$dir"
     while read -r name; do start "$dir" "$name"; done <"$dir/daemons"

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ from structlog.testing import capture_logs
 
 from deepsquare_chain.executors import launch
 from deepsquare_chain.executors.base import (
+    ExecutorContext,
     ExecutorUnavailableError,
     Exit,
     RunRefusedError,
@@ -29,7 +31,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.slurm import SlurmExecutor
 from deepsquare_chain.executors.slurm import executor as module
-from deepsquare_chain.executors.slurm.executor import WRAPPER
+from deepsquare_chain.executors.slurm.executor import WRAPPER, examine
 from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.job import Offer, Resources
 from tests.support.isolation import require_sandbox
@@ -556,3 +558,52 @@ async def test_cluster_without_a_node_in_service_attracts_no_jobs(
         assert (await executor.capacity()).cpus == 0
     finally:
         cluster.run("scontrol", "update", node, "State=RESUME")
+
+
+@pytest.fixture
+def reachable(cluster: LocalSlurm) -> Path:
+    """A state folder that every user may pass through."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user without sudo")
+    path = Path(tempfile.mkdtemp(prefix="state-", dir=cluster.folder))
+    path.chmod(0o711)
+    return path
+
+
+@pytest.mark.parametrize("isolation", ["sandbox", "none"])
+async def test_jobs_run_as_another_user(
+    cluster: LocalSlurm, reachable: Path, isolation: str
+) -> None:
+    """Who owns neither the daemon's files nor those of the run, and may close its own to the daemon."""
+    require_sandbox()
+    state, mapped, endless = reachable, f"mapped-{isolation}", f"endless-{isolation}"
+    wallet = state / "wallet.json"
+    wallet.write_text("secret")
+    wallet.chmod(0o600)
+    executor = cluster.executor(state, user="nobody", isolation=isolation)
+    script = f"id -un; cat {wallet}; mkdir -m 700 closed; touch closed/x; srun -n1 id -un; exit 4"
+    await executor.submit(make(mapped, script))
+    end = await ended(executor, mapped)
+    output = (await executor.output(mapped)).decode()
+    assert (end.code, end.reason) == (4, "exited"), output
+    assert output.split().count("nobody") == 2
+    assert "secret" not in output
+    await executor.submit(make(endless, "echo up; sleep 60"))
+    await running(executor, endless)
+    await executor.extend(endless, 120)
+    await executor.cancel(endless)
+    assert (await ended(executor, endless)).reason == "cancelled"
+    await executor.forget(mapped)
+    assert not list((state / "runs").glob(f"*{mapped}*"))
+
+    options = {"conf": str(cluster.conf), "user": "nobody"}
+    context = ExecutorContext(state, Offer(1, 1, 0), options=options, private=(wallet,))
+    assert {check.ok for check in await examine(context) if check.name == "user of the jobs"} == {
+        True
+    }
+    wallet.chmod(0o644)
+    [check] = [each for each in await examine(context) if each.name == "user of the jobs"]
+    assert (check.ok, check.text) == (False, f"nobody can read {wallet}")
+    os.chmod(state, 0o700)
+    [check] = [each for each in await examine(context) if each.name == "user of the jobs"]
+    assert (check.ok, check.setting) == (False, "executor_options.run_dir")

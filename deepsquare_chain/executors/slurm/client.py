@@ -8,8 +8,9 @@ import os
 import pwd
 import signal
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import ExecutorUnavailableError, RunRefusedError
 from deepsquare_chain.executors.slurm import commands, parsing
 from deepsquare_chain.executors.slurm.options import SlurmOptions
@@ -63,15 +64,27 @@ class SlurmClient:
 
     Args:
         options: Where the commands and their configuration are, and how long one may take.
+
+    Attributes:
+        user: Unix user of the jobs, as whom the commands run.
+        user_id: Its number.
+        group_id: Number of its primary group where it is not the daemon's user, else None.
+
+    Raises:
+        UsageError: There is no such user, or it is root.
     """
 
     def __init__(self, options: SlurmOptions) -> None:
         self._options = options
         self.user_id = os.geteuid()
+        self.group_id: int | None = None
         try:
             self.user = pwd.getpwuid(self.user_id).pw_name
         except KeyError:
             self.user = str(self.user_id)
+        if options.user:
+            entry = _entry(options.user)
+            self.user, self.user_id, self.group_id = options.user, entry.pw_uid, entry.pw_gid
 
     async def run(self, arguments: Sequence[str]) -> str:
         """What a command printed.
@@ -92,6 +105,7 @@ class SlurmClient:
                 env=self._environment(),
                 cwd="/",
                 start_new_session=True,
+                **self._identity(),
             )
         except OSError as error:
             raise ExecutorUnavailableError(
@@ -115,7 +129,21 @@ class SlurmClient:
 
     def _command(self, arguments: Sequence[str]) -> list[str]:
         folder = self._options.bin_dir
-        return [str(folder / arguments[0]) if folder else arguments[0], *arguments[1:]]
+        # bin_dir has Slurm's commands alone.
+        is_path = arguments[0].startswith("/")
+        program = str(folder / arguments[0]) if folder and not is_path else arguments[0]
+        if self.group_id is None or os.geteuid() == 0:
+            return [program, *arguments[1:]]
+        # sudo would keep nothing of the environment.
+        env = [f"{name}={value}" for name, value in self._environment().items()]
+        sudo = ["sudo", "--non-interactive", f"--user={self.user}", "--", "/usr/bin/env", "-i"]
+        return [*sudo, *env, program, *arguments[1:]]
+
+    def _identity(self) -> dict[str, Any]:
+        """Root needs no sudo to become the user of the jobs."""
+        if self.group_id is None or os.geteuid() != 0:
+            return {}
+        return {"user": self.user_id, "group": self.group_id, "extra_groups": []}
 
     def _environment(self) -> dict[str, str]:
         """Nothing of the daemon's: SBATCH_* and SQUEUE_* variables would change commands."""
@@ -128,9 +156,24 @@ class SlurmClient:
         for name in ("SLURM_CONF", "LD_LIBRARY_PATH", "HOME", "KRB5CCNAME"):
             if name in os.environ:
                 env[name] = os.environ[name]
+        if self.group_id is not None:
+            env["HOME"] = _entry(self.user).pw_dir
         if self._options.conf is not None:
             env["SLURM_CONF"] = str(self._options.conf)
         return env
+
+
+def _entry(user: str) -> pwd.struct_passwd:
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise UsageError(
+            f"There is no Unix user {user}",
+            hint="Correct the option user in executor_options, or add the user on every node.",
+        ) from None
+    if entry.pw_uid == 0:
+        raise UsageError("The option user of the Slurm executor may not be root")
+    return entry
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -50,6 +50,7 @@ from deepsquare_chain.executors.slurm.client import (
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
 from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
 from deepsquare_chain.executors.slurm.records import SlurmFolder
+from deepsquare_chain.executors.slurm.usercheck import user_checks
 from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
@@ -151,6 +152,8 @@ class SlurmExecutor(Executor):
         self._partitions = float("-inf"), False
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._client.group_id is not None:
+                self._path.chmod(0o711)  # runs are found by name, and not listed
         except OSError as error:
             raise unavailable("Slurm", self._path, error) from error
 
@@ -181,6 +184,7 @@ class SlurmExecutor(Executor):
             folder.set_environment(spec.env)
             if self._options.isolation == "sandbox":
                 self._set_sandbox(folder, spec)
+            folder.share()
         return is_new
 
     def _set_sandbox(self, folder: SlurmFolder, spec: RunSpec) -> None:
@@ -497,7 +501,8 @@ class SlurmExecutor(Executor):
             end = await self._call(folder.end) if await self._call(folder.exists) else None
             if end is None:
                 job = await self._detailed(job)
-        return self._remember(folder.key, await self._call(self._judge, folder, job))
+        found = await self._call(self._judge, folder, job)
+        return self._remember(folder.key, found)
 
     async def _detailed(self, job: SlurmJob) -> SlurmJob:
         with contextlib.suppress(UnknownJobError, CommandRefusedError):
@@ -760,6 +765,8 @@ class SlurmExecutor(Executor):
         if (await self.poll([handle]))[handle].state is not RunState.ENDED:
             raise ExecutorError(f"Run {handle} has not ended", hint="Cancel it first.")
 
+        await self._remove_as_user(folder)
+
         def remove() -> None:
             gone = self._path / f".gone-{unique()}"
             folder.path.rename(gone)
@@ -768,12 +775,19 @@ class SlurmExecutor(Executor):
         await self._call(remove)
         self._memory.ended.pop(handle, None)
 
+    async def _remove_as_user(self, folder: SlurmFolder) -> None:
+        """Remove what another user's job may have closed to the daemon."""
+        if self._client.group_id is not None:
+            with contextlib.suppress(ExecutorError):
+                places = [str(folder.work), str(folder.temporary)]
+                await self._client.run(["/bin/rm", "-rf", "--", *places])
+
     def _require(self, folder: SlurmFolder) -> None:
         if not folder.exists():
             raise NotFoundError(f"There is no run {folder.key} in {self._path}")
 
     def _folder(self, key: str) -> SlurmFolder:
-        return SlurmFolder(self._path / check_key(key))
+        return SlurmFolder(self._path / check_key(key), self._client.group_id)
 
     def _warn(self, name: str, error: Exception) -> None:
         if name not in self._memory.warnings:
@@ -806,6 +820,7 @@ async def examine(context: ExecutorContext) -> list[Check]:
     return [
         Check("executor", bool(usable), text, hint, setting),
         *isolation_checks(options, config),
+        *(await user_checks(options, context, WRAPPER) if options.user else ()),
     ]
 
 

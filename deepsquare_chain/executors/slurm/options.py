@@ -146,6 +146,8 @@ class SlurmOptions(SandboxOptions):
         missing: Seconds for which a job must be missing everywhere before it counts as lost.
         accounting: Where ended jobs are looked up that the queue has forgotten: `auto` takes what
             the cluster has, `sacct` slurmdbd, `completion` its file of completed jobs.
+        user: Unix user of the jobs, where that is not the daemon's: it submits with `sudo`, and must be
+            in the primary group of that user.
         isolation: `sandbox` runs each job under bubblewrap, which the nodes must have; such a job
             starts its tasks with `srun`. With `none`, jobs can read what the daemon's user can read.
 
@@ -171,6 +173,7 @@ class SlurmOptions(SandboxOptions):
     settle: float = Field(60.0, ge=0, le=3_600)
     missing: float = Field(60.0, ge=0, le=86_400)
     accounting: Literal["auto", "sacct", "completion", "none"] = "auto"
+    user: Name = ""
     isolation: Literal["sandbox", "none"] = "sandbox"
 
     def partitions_for(self, gpus: int) -> tuple[str, ...]:

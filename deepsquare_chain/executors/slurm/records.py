@@ -46,7 +46,35 @@ _END_REASONS: Final = frozenset(
 
 
 class SlurmFolder(RunFolder):
-    """Records of one run."""
+    """Records of one run.
+
+    Args:
+        path: The folder.
+        group: Number of the group of the job's user, who is not the daemon's; None where they are one.
+    """
+
+    def __init__(self, path: Path, group: int | None = None) -> None:
+        super().__init__(path)
+        self._group = group
+
+    def share(self) -> None:
+        """Let the job's user, by its group, read what the executor wrote, and write to the folder."""
+        if self._group is None:
+            return
+        for path in (self.path, self.work, self.temporary):
+            if path.is_dir():
+                os.chown(path, -1, self._group)
+                path.chmod(0o2770)
+        for name in ("script", "control.json", "environment", "sandbox", "limits", "srun"):
+            path = self.path / name
+            if path.exists():
+                os.chown(path, -1, self._group)
+                path.chmod(0o550 if name == "srun" else 0o640)
+
+    def set_control(self, **changes: object) -> None:
+        """Change the control record."""
+        super().set_control(**changes)
+        self.share()
 
     def exists(self) -> bool:
         """Whether the run has a folder; a place that can't be read is an error, never a no."""

@@ -15,6 +15,8 @@
 
 folder=$1
 umask 077
+# The daemon is another user, who reads the records by the group of the folder.
+if [[ ! -O $folder ]]; then umask 007; fi
 readonly TAKEN=75 GRACE=200        # GRACE between TERM and KILL, in hundredths of a second
 readonly HEAD=524288 SEGMENT=131072 SEGMENTS=3
 readonly JOB=${SLURM_JOB_ID:?this runs inside a Slurm job}
