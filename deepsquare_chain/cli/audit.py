@@ -84,7 +84,7 @@ async def verify(
 
 
 def _bars(title: str) -> Any:
-    from deepsquare_chain.cli.progress import progress
+    from deepsquare_chain.cli.output import progress
 
     return progress(title)
 

@@ -40,7 +40,7 @@ async def index(
     import asyncio
 
     from deepsquare_chain.chain.bindings.deployment import Deployment
-    from deepsquare_chain.cli.progress import progress
+    from deepsquare_chain.cli.output import progress
     from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.indexer.service import index_place, open_index
 

@@ -14,7 +14,7 @@ import typer
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.transactions.sender import TxReceipt

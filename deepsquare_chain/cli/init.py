@@ -22,7 +22,7 @@ async def init(
 ) -> None:
     """Write a job file to begin with; every key is explained in it."""
     from deepsquare_chain.errors import UsageError
-    from deepsquare_chain.workflow.example import JOB_FILE
+    from deepsquare_chain.workflow.jobfile import JOB_FILE
 
     try:
         with file.open("x", encoding="utf-8") as stream:

@@ -304,7 +304,7 @@ async def retry(
 ) -> None:
     """Submit a job again, with the definition and terms that it had."""
     from deepsquare_chain.cli.signing import open_sending
-    from deepsquare_chain.client.resubmission import resubmit
+    from deepsquare_chain.client.submission import resubmit
 
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         done = await resubmit(wallet, context.settings, job, credits)

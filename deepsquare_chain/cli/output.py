@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import IO, Any, Final, Literal
 
 from deepsquare_chain.credits import format_credits, hourly
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 
 
 class Format(StrEnum):
@@ -227,3 +228,23 @@ def _csv_cell(value: Any, is_text: bool) -> Any:
     # Spreadsheets run a cell that begins like a formula; customers choose names and reasons.
     text = plain(value)
     return f"'{text}" if text[:1] in {"=", "+", "-", "@"} else text
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that is told how far the work is, and how far it goes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(
+        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+    ) as shown:
+        task = shown.add_task(title, total=None)
+
+        def tell(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total)
+
+        yield tell

@@ -426,8 +426,8 @@ async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[s
     if context.settings.executor == "slurm":
         from deepsquare_chain.executors.base import ExecutorError
         from deepsquare_chain.executors.slurm.client import read_nodes
-        from deepsquare_chain.executors.slurm.hardware import registered_hardware
         from deepsquare_chain.executors.slurm.options import parse_options
+        from deepsquare_chain.executors.slurm.parsing import registered_hardware
 
         options = parse_options(context.settings.executor_options)
         try:
@@ -442,8 +442,8 @@ async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]
     """The hardware of the Slurm cluster that this machine submits to."""
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.slurm.client import read_nodes
-    from deepsquare_chain.executors.slurm.hardware import registered_hardware
     from deepsquare_chain.executors.slurm.options import parse_options
+    from deepsquare_chain.executors.slurm.parsing import registered_hardware
 
     if any(number is not None for number in given):
         raise UsageError(

@@ -14,7 +14,7 @@ from deepsquare_chain.client.gasless import Confirm, GaslessWallet, open_gasless
 from deepsquare_chain.client.network import WalletConnection, open_wallet
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 
 
 @asynccontextmanager

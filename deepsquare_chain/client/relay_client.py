@@ -15,7 +15,7 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import SignedRequest
 from deepsquare_chain.chain.rpc.transport import CERTIFICATE_HINT, Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, NotFoundError
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.settings import Settings, safe_url
 
 _TIMEOUT: Final = 15.0

@@ -16,11 +16,14 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.rpc.on_demand import next_block_time
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
-from deepsquare_chain.client.gasless import PermitPlan, RelayedSender
+from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender
+from deepsquare_chain.client.history import histories
+from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, StoreError, UsageError
-from deepsquare_chain.job import Terms
-from deepsquare_chain.store.definitions import DefinitionStore
+from deepsquare_chain.job import JobFlags, Terms
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.workflow import digest
 
@@ -426,3 +429,47 @@ def _checked(key: str) -> str:
     if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
         raise UsageError(f"A key has 1 to {MAX_KEY} printable characters, not {key[:40]!r}")
     return key
+
+
+async def resubmit(
+    wallet: WalletConnection | GaslessWallet, settings: Settings, job_id: int, amount: int | None
+) -> Submitted:
+    """Pay for an ended job again.
+
+    Args:
+        wallet: The customer that pays, not necessarily the one that paid before.
+        settings: Name the store that holds the definition.
+        job_id: The ended job.
+        amount: Escrow in credit-wei; what its line was funded with if None.
+
+    Raises:
+        NotFoundError: There is no such job, or the store has not got its definition.
+        RevertedError: The job is live.
+        InsufficientFundsError: Too few credits, or no gas.
+    """
+    job = await wallet.contracts.scheduler.get_job(job_id)
+    if job.status.is_live:
+        raise RevertedError(
+            f"Job {job_id} is {job.status.name} and has not ended",
+            hint=f"Cancel it first: `deepsquare job cancel {job_id}`.",
+        )
+    told = (await histories(wallet.contracts, [job_id]))[job_id]
+    store = FolderDefinitionStore(settings.store)
+    data = await store.get(job.definition)
+    terms = Terms(
+        amount=told.funded + told.carried_in if amount is None else amount,
+        time_limit=job.time_limit,
+        resources=job.resources,
+        retries=job.retries_left,
+        flags=job.flags & ~JobFlags.SUCCESSOR,
+        objective=told.objective,
+        name=told.name,
+        uses=told.uses,
+    )
+    return await submit(
+        wallet.contracts,
+        wallet.sender,
+        store,
+        [Request(terms, (data,))],
+        timeout=settings.timeout,
+    )

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM for a service."""
+"""SIGINT and SIGTERM: for a service, and for a program that ends in order at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,3 +28,43 @@ def heeding_signals(told: Callable[[int], None]) -> Iterator[None]:
         for number, previous in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, previous)
+
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGINT, SIGTERM and SIGHUP set, for as long as the block lasts.
+
+    While it starts, a task that is to be cut short is cancelled by the first of them as well.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def until_stopped(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
+    """Wait for the work, or cancel it at the stop; whether it was stopped.
+
+    Raises:
+        BaseException: What the work raised.
+    """
+    waiting = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work})
+        if work.cancelled():
+            return True
+        work.result()
+        return False
+    finally:
+        waiting.cancel()

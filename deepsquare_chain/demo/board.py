@@ -15,7 +15,7 @@ from rich.text import Text
 
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 
 _STYLES: Final[Mapping[JobStatus, str]] = {
     JobStatus.PENDING: "dim",

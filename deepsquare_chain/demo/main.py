@@ -11,11 +11,11 @@ from typing import IO, Any, Final
 
 from rich.console import Console
 
+from deepsquare_chain.daemon.signals import stopped_by_signals, until_stopped
 from deepsquare_chain.demo.board import Board
 from deepsquare_chain.demo.runner import DemoRunner, end_processes_of
 from deepsquare_chain.demo.summary import DemoSummary, close_books
 from deepsquare_chain.devnet.grid import ChainKind, LocalGrid
-from deepsquare_chain.devnet.interrupts import stopped_by_signals, until_stopped
 from deepsquare_chain.devnet.slurm import slurm_cluster
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 

@@ -17,7 +17,7 @@ from deepsquare_chain.audit.reader import audit_chain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.demo.tracker import DemoTracker, Gas
 from deepsquare_chain.devnet.grid import COINLESS, LocalGrid
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 
 _GWEI: Final = 10**9
 #: What a statement adds up, in this order; the rest of the kinds stand under "other".

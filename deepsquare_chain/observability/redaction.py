@@ -7,6 +7,7 @@ loaded. Log lines are written for strangers.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
@@ -112,3 +113,20 @@ def _plain(text: str, *, lines: bool = False) -> str:
     if not lines:
         text = text.replace("\n", "\\n")
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+
+
+# Cc moves the cursor or worse; Cf holds the marks that turn the reading direction.
+_UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def plain(text: str, *, keep: str = "") -> str:
+    """The text with every control character written out as an escape, but for those to keep."""
+    return "".join(char if char in keep or _is_safe(char) else _escape(char) for char in text)
+
+
+def _is_safe(char: str) -> bool:
+    return " " <= char <= "~" or unicodedata.category(char) not in _UNSAFE
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -14,7 +14,7 @@ from deepsquare_chain.cli import job as job_commands
 from deepsquare_chain.cli import submit as submit_commands
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 
 COLUMNS = (
     Column("id", "job", Kind.NUMBER),

@@ -28,7 +28,6 @@ NO_COMMANDS = {
     "frame",
     "output",
     "outputs",
-    "progress",
     "secrets",
     "services",
     "signing",

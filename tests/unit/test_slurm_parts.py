@@ -28,9 +28,8 @@ from deepsquare_chain.executors.slurm.client import (
     UnknownJobError,
     failure,
 )
-from deepsquare_chain.executors.slurm.hardware import registered_hardware
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
-from deepsquare_chain.executors.slurm.parsing import SlurmJob
+from deepsquare_chain.executors.slurm.parsing import SlurmJob, registered_hardware
 from deepsquare_chain.executors.slurm.verdict import EndRecord, Orders
 from deepsquare_chain.job import Hardware, Resources
 

@@ -15,7 +15,7 @@ from deepsquare_chain.executors.base import ExecutorUnavailableError, RunRefused
 from deepsquare_chain.executors.slurm import commands, parsing
 from deepsquare_chain.executors.slurm.options import SlurmOptions
 from deepsquare_chain.executors.slurm.parsing import SlurmNode
-from deepsquare_chain.observability.plain import plain
+from deepsquare_chain.observability.redaction import plain
 
 _OUTPUT_LIMIT: Final = 64 * 1024 * 1024
 _ERROR_BYTES: Final = 400
