@@ -78,7 +78,6 @@ def test_errors_become_words_and_their_exit_code(kind: type[GridError]) -> None:
 def test_exit_codes_are_the_documented_ones() -> None:
     assert {kind.__name__: kind.exit_code for kind in ERRORS} == {
         "GridError": 1,
-        "StoreError": 1,
         "UsageError": 2,
         "JobFileError": 3,
         "NotFoundError": 4,
