@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from deepsquare_chain.chain.bindings.events import JobSubmitted
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.connection import chain_time, connected
+from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.cli.why import explain
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus
+from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import LiveGrid, live_grid, terms
@@ -84,6 +86,20 @@ async def test_what_is_signed_after_a_long_silence_is_not_expired(tmp_path: Path
             done = await submit(grid.contracts, wallet.sender, store, [request], timeout=30)
         assert len(done.job_ids) == 1
         assert time.time() - await chain_time(grid.w3) < 600, "the first block of an hour"
+
+
+async def test_a_command_is_tried_on_the_block_that_it_brings_about(tmp_path: Path) -> None:
+    """What time allows by now, although the latest block is from before."""
+    long_ago = ("--timestamp", str(int(time.time()) - 40 * 86_400))
+    async with start_anvil(options=long_ago) as node, live_grid(node) as grid:
+        ids = await grid.submit()
+        await node.rpc("evm_increaseTime", 40 * 86_400)
+        scheduler = grid.contracts.scheduler
+        with Store.open(None, chain_id=1337, contract="", account=grid.stranger.address) as store:
+            async with connected(node.url) as w3:
+                sender = Sender(w3, grid.stranger, store, chain_id=grid.deployment.chain_id)
+                await sender.send(scheduler.cancel(ids), timeout=30)
+        assert (await scheduler.get_job(ids[0])).status is JobStatus.CANCELLED
 
 
 async def test_a_second_daemon_of_the_account_is_noticed_on_chain(

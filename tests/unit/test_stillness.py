@@ -9,7 +9,12 @@ import pytest
 
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.rpc import on_demand as stillness_module
-from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector, mines_on_demand, stands_still
+from deepsquare_chain.chain.rpc.on_demand import (
+    OnDemandDetector,
+    has_to_be_moved,
+    mines_on_demand,
+    stands_still,
+)
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.store.database import Store
 from tests.support.fakechain import FakeChain
@@ -137,14 +142,26 @@ async def test_the_last_block_is_followed_where_no_other_comes(
 
 
 async def test_calls_are_simulated_on_the_block_that_they_bring_about(
-    quiet: FakeChain, clock: Clock, store: Store
+    quiet: FakeChain, clock: Clock, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sender = Sender(quiet, ACCOUNT, store, chain_id=1, poll_interval=0.001)  # type: ignore[arg-type]
+    monkeypatch.setattr(clock, "time", lambda: 1_005 + 1.0)  # its latest block is new
     await sender.simulate(call())
     clock.now += 2
     await sender.simulate(call())
     await sender.send(call())
     assert quiet.simulated == ["latest", "pending", "pending"]
+
+
+async def test_a_young_connection_goes_by_the_age_of_the_latest_block(
+    quiet: FakeChain, clock: Clock
+) -> None:
+    """A command has no time to see the chain stand still."""
+    assert await has_to_be_moved(quiet)  # type: ignore[arg-type]
+    quiet.provider.stillness.saw(quiet.provider.stillness.head + 1)
+    clock.now += 4
+    quiet.provider.stillness.saw(quiet.provider.stillness.head + 1)
+    assert not await has_to_be_moved(quiet)  # type: ignore[arg-type]
 
 
 async def test_people_are_told_at_once(quiet: FakeChain, clock: Clock) -> None:

@@ -42,6 +42,7 @@ class OnDemandDetector:
         self.head = -1
         self.pace = BlockTimeEstimate()
         self.loaded = False  # whether the blocks before the first that was seen were asked for
+        self.opened = time.monotonic()  # when the connection was made
         self._since = 0.0  # monotonic seconds
         self._blocks: deque[tuple[int, int, bool]] = deque(maxlen=_BLOCKS)
         self._told = False
@@ -134,6 +135,23 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     await _load(w3, found)
     age = round(time.time() - int(latest["timestamp"]))
     return age if found.lasts(age) else None
+
+
+async def has_to_be_moved(w3: AsyncWeb3[Any]) -> bool:
+    """Whether only what is sent now makes the next block, so that it counts and not the latest.
+
+    A command has no time to see a chain stand still: while its connection is young, this machine's
+    clock tells how long it has.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    if await stands_still(w3):
+        return True
+    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
+    if found is None or time.monotonic() - found.opened >= _LEAST:
+        return False
+    return await mines_on_demand(w3) is not None
 
 
 async def next_block_time(w3: AsyncWeb3[Any]) -> int:
