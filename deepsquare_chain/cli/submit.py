@@ -41,8 +41,8 @@ _QUOTES: Final = (
     Column("longest", "longest (s)", Kind.NUMBER),
     Column("start", "start"),
     Column("starts_in", "starts in (s)", Kind.NUMBER, detail=True),
-    Column("suits", "suits", Kind.FLAG),
-    Column("refusal", "why not"),
+    Column("eligible", "eligible", Kind.FLAG),
+    Column("reason", "reason"),
 )
 _BILL: Final = (
     Column("jobs", "jobs", Kind.NUMBER),
@@ -128,7 +128,7 @@ async def quote(
         (
             (
                 *(o.provider_id, o.account, o.rate, o.cost, o.longest),
-                *(o.start, o.starts_in, o.suits, o.refusal),
+                *(o.start, o.starts_in, o.eligible, o.refusal),
             )
             for o in found
         ),

@@ -42,7 +42,7 @@ class PricedOffer:
     refusal: str
 
     @property
-    def suits(self) -> bool:
+    def eligible(self) -> bool:
         """Whether the provider could take the job."""
         return not self.refusal
 
@@ -69,7 +69,7 @@ async def offers(contracts: Contracts, terms: Terms) -> list[PricedOffer]:
 
 
 def _offer(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> PricedOffer:
-    starts_in = _starts_in(quote, wanted, live, now) if quote.suits else None
+    starts_in = _starts_in(quote, wanted, live, now) if quote.eligible else None
     return PricedOffer(
         quote.provider.id,
         quote.provider.account,

@@ -27,7 +27,7 @@ class Quote:
     refusal: str
 
     @property
-    def suits(self) -> bool:
+    def eligible(self) -> bool:
         """Whether the provider could take the job."""
         return not self.refusal
 
@@ -45,7 +45,7 @@ async def quotes(contracts: Contracts, terms: Terms) -> list[Quote]:
         quote(provider, terms, now=now, silent=is_silent)
         for provider, is_silent in zip(providers, silent, strict=True)
     ]
-    return sorted(found, key=lambda each: (not each.suits, each.cost, each.provider.id))
+    return sorted(found, key=lambda each: (not each.eligible, each.cost, each.provider.id))
 
 
 def quote(provider: Provider, terms: Terms, *, now: int, silent: bool = False) -> Quote:
@@ -72,5 +72,5 @@ def _refusal(provider: Provider, terms: Terms, whole: int, now: int, silent: boo
 
 
 def cheapest(found: Sequence[Quote]) -> Quote | None:
-    """The cheapest provider that suits, None if none does."""
-    return next((each for each in found if each.suits), None)
+    """The cheapest eligible provider, None if there is none."""
+    return next((each for each in found if each.eligible), None)

@@ -43,7 +43,7 @@ class Harness:
 
     make: Callable[[], Executor]
     scratch: Path
-    patience: float = 30.0
+    timeout: float = 30.0
     enforces_memory: bool = True
 
     def spec(self, key: str, script: str, **changes: Any) -> RunSpec:
@@ -59,7 +59,7 @@ class Harness:
 
     async def until(self, look: Callable[[], Awaitable[T]]) -> T:
         """Wait for something true."""
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.timeout
         while not (found := await look()):
             assert time.monotonic() < deadline, "it did not happen in time"
             await asyncio.sleep(_LOOK)
@@ -110,7 +110,7 @@ class ExecutorContract:
             end = await harness.end(executor, key)
             assert (key, end.code, end.reason) == (key, code, reason)
             assert before - 1 <= end.started_at <= end.ended_at <= time.time() + 1
-            assert end.ended_at - end.started_at - 0.1 <= end.seconds <= harness.patience
+            assert end.ended_at - end.started_at - 0.1 <= end.seconds <= harness.timeout
         assert (await harness.end(executor, "slow")).seconds >= 2
         assert 2 <= (await harness.end(executor, "late")).seconds <= 4
         assert await executor.output("good") == b"out\nerr\n"
@@ -161,7 +161,7 @@ class ExecutorContract:
         await harness.running(executor, "stop")
         began = time.monotonic()
         await executor.cancel("stop")
-        assert time.monotonic() - began < harness.patience / 2
+        assert time.monotonic() - began < harness.timeout / 2
         size = alive.stat().st_size
         end = await harness.end(executor, "stop")
         assert (end.reason, end.code) in {("cancelled", 137), ("cancelled", 143)}

@@ -113,7 +113,7 @@ def standing(view: ProviderView, now: int) -> Refusal | None:
     return Refusal.COOLDOWN if view.cooldown_until > now else None
 
 
-def suits(provider: Provider, job: Job, uses: str) -> int | Refusal:
+def eligible_rate(provider: Provider, job: Job, uses: str) -> int | Refusal:
     """The rate (credit-wei a second) at which a provider's hardware, offer and labels serve a job.
 
     Budget, exclusions and standing are left out: the answer holds for every job of the same
@@ -142,7 +142,7 @@ def refusal(waiting: Waiting, view: ProviderView, now: int) -> Refusal | None:
         return why
     if view.provider.id in waiting.excluded:
         return Refusal.EXCLUDED
-    rate = suits(view.provider, waiting.job, waiting.uses)
+    rate = eligible_rate(view.provider, waiting.job, waiting.uses)
     if isinstance(rate, Refusal):
         return rate
     if not affordable(waiting.job, rate):

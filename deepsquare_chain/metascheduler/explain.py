@@ -98,7 +98,7 @@ def explain_decision(decision: Decision) -> str:
             f"the {_FAVOURED[decision.waiting.objective]} of {decision.choices} eligible providers "
             "with free capacity"
         )
-    turn = "it has waited longest" if decision.impatient else "it is the smallest that fits"
+    turn = "it has waited longest" if decision.aged else "it is the smallest that fits"
     return f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price}); {turn}"
 
 

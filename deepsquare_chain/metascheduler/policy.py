@@ -1,11 +1,12 @@
-"""Late binding: which waiting job goes to which provider now, and which one is waited for. Pure.
+"""Late binding: assigns waiting jobs to providers, with aging and backfill around a reservation. Pure.
 
-A job stays PENDING until an eligible provider has room to start it. Small jobs go first: by
-area, cpus x the seconds that the job may run; ties by age, then id. A job that has waited for
-more than its patience (`Rules`) is served before all others, oldest first. The first of those
-that finds no room holds a reservation: a provider and the time at which running jobs will have
-made room there at the latest. Others still go to that provider if they end before, or fit beside.
-So no job starves: patience is finite, and what is reserved for the oldest, nobody else takes.
+A job stays PENDING until an eligible provider has the free capacity to start it. Small jobs go
+first: by area, CPUs x the seconds that the job may run; ties by age, then ID. Aging (`Rules`): a
+job that has waited too long is served before all others, oldest first. The first of those that
+finds no free capacity holds a reservation: a provider, and the time at which running jobs will
+have released enough there at the latest. Backfill: later jobs still go to that provider if they
+end before that time, or fit beside the reserved job. No job starves, because aging is finite and
+nobody else takes what is reserved for the oldest job.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from deepsquare_chain.metascheduler.eligibility import (
     Refusal,
     Waiting,
     affordable,
+    eligible_rate,
     run_time,
     standing,
-    suits,
 )
 from deepsquare_chain.metascheduler.free_capacity import (
     Amounts,
@@ -75,13 +76,13 @@ _SHARES: Final = 1_000_000
 class Rules:
     """How the queue is served; all in seconds of chain time.
 
-    A job loses patience after `patience` plus `patience_factor` times the time it may run, and
-    at the latest after `max_patience`. `start_margin` is allowed from an assignment to the start.
+    A job is aged after waiting for `aging` plus `aging_factor` times the time it may run, and
+    after `max_aging` at the latest. `start_margin` is allowed from an assignment to the start.
     """
 
-    patience: int = 300
-    patience_factor: int = 4
-    max_patience: int = 86_400
+    aging: int = 300
+    aging_factor: int = 4
+    max_aging: int = 86_400
     start_margin: int = 15
 
 
@@ -102,7 +103,7 @@ class Decision:
     waiting: Waiting
     provider_id: int
     rate: int
-    impatient: bool
+    aged: bool
     choices: int
 
 
@@ -139,10 +140,10 @@ def plan(snapshot: Snapshot, rules: Rules | None = None) -> Plan:
     return _Planner(snapshot, rules or Rules()).run()
 
 
-def is_impatient(waiting: Waiting, now: int, rules: Rules, seconds: int) -> bool:
-    """Whether a job that may run for `seconds` has waited for more than its patience."""
-    bearable = min(rules.patience + rules.patience_factor * seconds, rules.max_patience)
-    return now - waiting.queued_at > bearable
+def is_aged(waiting: Waiting, now: int, rules: Rules, seconds: int) -> bool:
+    """Whether a job that may run for `seconds` has waited so long that it goes first."""
+    limit = min(rules.aging + rules.aging_factor * seconds, rules.max_aging)
+    return now - waiting.queued_at > limit
 
 
 @dataclass(slots=True)
@@ -176,7 +177,7 @@ class _Slot:
             return None
         key = (job.resources, waiting.uses)
         if key not in self._rates:
-            found = suits(self.provider, job, waiting.uses)
+            found = eligible_rate(self.provider, job, waiting.uses)
             self._rates[key] = None if isinstance(found, Refusal) else found
         rate = self._rates[key]
         return rate if rate is not None and affordable(job, rate) else None
@@ -205,7 +206,7 @@ class _Planner:
 
     def run(self) -> Plan:
         if self._slots:
-            self._serve_impatient()
+            self._serve_aged()
             self._serve_by_area()
         free = {slot.id: Offer(*slot.free) for slot in self._slots.values()}
         return Plan(tuple(self._decisions), self._reservation, free)
@@ -220,15 +221,15 @@ class _Planner:
         wanted = amounts(job.resources)
         return _Need(waiting, wanted, seconds, wanted[0] * seconds)
 
-    def _serve_impatient(self) -> None:
-        """Those without patience, oldest first, until one finds no room: it gets the reservation."""
-        impatient = (
+    def _serve_aged(self) -> None:
+        """Serve aged jobs, oldest first, until one finds no free capacity: it gets the reservation."""
+        aged = (
             need
             for need in self._needs
-            if is_impatient(need.waiting, self._now, self._rules, need.seconds)
+            if is_aged(need.waiting, self._now, self._rules, need.seconds)
         )
-        for need in sorted(impatient, key=lambda n: (n.waiting.queued_at, n.waiting.job.id)):
-            if self._assign(need, impatient=True):
+        for need in sorted(aged, key=lambda n: (n.waiting.queued_at, n.waiting.job.id)):
+            if self._assign(need, aged=True):
                 continue
             if self._reserve(need):
                 return
@@ -243,13 +244,13 @@ class _Planner:
         for need in needs:
             if not room:
                 return
-            if self._assign(need, impatient=False):
+            if self._assign(need, aged=False):
                 room = self._open(smallest)
 
     def _open(self, wanted: Amounts) -> bool:
         return any(within(wanted, slot.free) for slot in self._slots.values())
 
-    def _assign(self, need: _Need, *, impatient: bool) -> bool:
+    def _assign(self, need: _Need, *, aged: bool) -> bool:
         choices = list(self._choices(need))
         if not choices:
             return False
@@ -259,7 +260,7 @@ class _Planner:
             self._spare = less(self._spare, need.amounts)
         slot.take(need.amounts, end)
         self._settled.add(need.waiting.job.id)
-        self._decisions.append(Decision(need.waiting, slot.id, rate, impatient, len(choices)))
+        self._decisions.append(Decision(need.waiting, slot.id, rate, aged, len(choices)))
         return True
 
     def _choices(self, need: _Need) -> Iterator[tuple[tuple[object, ...], _Slot, int]]:

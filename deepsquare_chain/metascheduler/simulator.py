@@ -5,7 +5,7 @@ run for a known time. The load of a provider is the sum of its running jobs, as 
 The defaults of `Rules` were chosen by it: four workloads of 1,500 jobs (`workload`, seeds 0 to 3),
 two providers of 32 cpus, demand of 0.8, 0.95 and 1.1 times the capacity:
 
-| jobs lose patience | mean slowdown | longest wait, hours |
+| jobs are aged | mean slowdown | longest wait, hours |
 |---|---|---|
 | never (smallest area only) | 11.1, 15.0, 24.4 | 43, 42, 39 |
 | at once (oldest first, others fill in) | 7.3, 11.3, 18.8 | 5, 7, 11 |
@@ -14,7 +14,7 @@ two providers of 32 cpus, demand of 0.8, 0.95 and 1.1 times the capacity:
 | after 300 s + 4 x run time, a day at most (the default) | 4.9, 8.5, 14.1 | 21, 22, 21 |
 | after 10 x run time | 4.6, 7.9, 8.0 | 24, 27, 28 |
 
-Patience in proportion to the run time keeps small jobs quick; the day bounds the longest wait.
+Aging in proportion to the run time keeps small jobs quick; the day bounds the longest wait.
 """
 
 from __future__ import annotations

@@ -71,4 +71,4 @@ def admit(view: View, action: Action, situation: Situation, room: FreeCapacity) 
 
 def _shortage(view: View, situation: Situation, reason: str) -> Action:
     waited = situation.now - view.job.since
-    return Requeue(reason) if waited >= situation.patience else Wait(reason)
+    return Requeue(reason) if waited >= situation.assignment_timeout else Wait(reason)

@@ -76,5 +76,5 @@ class DefinitionCache:
 
 
 def _words(wanted: Resources) -> str:
-    size = f"{wanted.tasks} x {wanted.cpus_per_task} cpus, {wanted.mem_per_cpu} MB a cpu"
+    size = f"{wanted.tasks} x {wanted.cpus_per_task} cpus, {wanted.mem_per_cpu} MB per cpu"
     return f"{size}, {wanted.gpus} gpus"

@@ -160,7 +160,7 @@ class Situation:
         fault: Why the executor can't start anything, in words; empty when it can.
         draining: The provider is in maintenance: what has not begun goes back to the queue.
         room_to_write: There is enough free disk for new work.
-        patience: Seconds that an assigned job may wait for its definition or for room.
+        assignment_timeout: Seconds that an assigned job may wait for its definition or for room.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
         max_misses: Unknown answers in a row that make a submitted run vanished.
         collecting: When interim payments are collected; None for never.
@@ -172,7 +172,7 @@ class Situation:
     fault: str = ""
     draining: bool = False
     room_to_write: bool = True
-    patience: int = 150
+    assignment_timeout: int = 150
     start_grace: int = 60
     max_misses: int = 3
     collecting: Collecting | None = None

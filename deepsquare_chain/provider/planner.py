@@ -191,7 +191,7 @@ def _material_problem(view: View, situation: Situation) -> Action | None:
         return None
     if material.state is DefinitionState.INVALID:
         return Panic(material.reason)
-    if material.state is DefinitionState.PENDING or waited < situation.patience:
+    if material.state is DefinitionState.PENDING or waited < situation.assignment_timeout:
         return Wait(material.reason or "the definition is being fetched")
     if material.state is DefinitionState.UNREACHABLE and view.chain is not JobStatus.RUNNING:
         return Requeue(material.reason)

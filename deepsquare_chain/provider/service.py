@@ -88,7 +88,7 @@ class ProviderSettings(ServiceSettings):
         keep_megabytes: MB that the folders of ended runs may take together before the oldest are
             removed; 0 for no limit.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
-        patience: Seconds that an assigned job may wait for its definition or for room; None is
+        assignment_timeout: Seconds that an assigned job may wait for its definition or for room; None is
             half of the grid's claim timeout.
         env: Variables that every job gets.
         collect_interval: Seconds after which an interim payment is collected from a run whose
@@ -113,7 +113,7 @@ class ProviderSettings(ServiceSettings):
     keep_seconds: float = 14 * 86_400.0
     keep_megabytes: int = 0
     start_grace: int = 60
-    patience: int | None = None
+    assignment_timeout: int | None = None
     env: dict[str, str] = field(default_factory=dict)
     collect_interval: int | None = None
     collect_gas_share: float = 0.05
@@ -204,7 +204,9 @@ class ProviderService:
         self._definitions = definitions
         self._settings = settings
         self._standing = standing
-        self._patience = settings.patience or max(1, standing.claim_timeout // 2)
+        self._assignment_timeout = settings.assignment_timeout or max(
+            1, standing.claim_timeout // 2
+        )
         self._on_hardware = on_hardware
         materials = DefinitionCache(definitions)
         self._observer = RunObserver(
@@ -438,7 +440,7 @@ class ProviderService:
             fault=self._fault,
             draining=self._maintenance.draining,
             room_to_write=not self._shortage(disk),
-            patience=self._patience,
+            assignment_timeout=self._assignment_timeout,
             start_grace=self._settings.start_grace,
             collecting=self._collecting(head),
         )

@@ -282,7 +282,7 @@ def use_bars(found: Sequence[Utilisation], names: Mapping[str, str]) -> tuple[ch
 
 
 def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | None:
-    """Prices of a cpu and a gpu over time, in credits an hour; None before the first."""
+    """Prices of a cpu and a gpu over time, in credits per hour; None before the first."""
     told = [each for each in reversed(history) if each.kind == "prices"]
     if not told:
         return None
@@ -296,7 +296,7 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
         series.pop()
     changes = count(len(told) - 1, "change")
     return charts.lines(
-        f"Prices in credits an hour: {changes}.",
+        f"Prices in credits per hour: {changes}.",
         [time for time, _ in rows],
         series,
         lambda value: f"{value:.4g}",

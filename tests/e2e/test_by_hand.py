@@ -41,7 +41,7 @@ def test_one_job_from_end_to_end(place: Path) -> None:
     hello = str(EXAMPLES / "hello.yaml")
     before = data(run(["credit", "balance", "-o", "json"], place))
     offers = data(run(["quote", hello, "-o", "json"], place))
-    assert [offer["provider_id"] for offer in offers if offer["suits"]] == [1, 2]
+    assert [offer["provider_id"] for offer in offers if offer["eligible"]] == [1, 2]
 
     sent = run(["submit", hello, "--wait", "--wait-timeout", "60", "-o", "json"], place, 90)
     (job,) = data(sent)

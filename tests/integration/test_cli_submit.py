@@ -163,11 +163,11 @@ def test_a_quote_says_price_longest_run_start_and_why_not(cli: Cli) -> None:
     found = data(cli("quote", HELLO, "-o", "json"))
     assert [each["provider_id"] for each in found] == [1, 2]
     cheap = found[0]
-    assert cheap["suits"] is True
+    assert cheap["eligible"] is True
     assert (cheap["start"], cheap["starts_in"]) == ("now", 0)
     assert int(cheap["longest"]) == 10**18 // int(cheap["rate"])
     poor = data(cli("quote", HELLO, "--credits", "0.0001", "-o", "json"))
-    assert all(not each["suits"] and "over budget" in each["refusal"] for each in poor)
+    assert all(not each["eligible"] and "over budget" in each["reason"] for each in poor)
     assert all(each["starts_in"] is None for each in poor)
     assert "longest (s)" in cli("quote", HELLO).out
 

@@ -218,7 +218,7 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
     """A living run gets a later end; what the machine has no room for goes back."""
     large = Resources(tasks=1, cpus_per_task=6, mem_per_cpu=64, gpus=0)
     scheduler = grid.contracts.scheduler
-    async with bench(grid, tmp_path, patience=3) as host:
+    async with bench(grid, tmp_path, assignment_timeout=3) as host:
         [first] = await host.submit("sleep 30", resources=large, time_limit=20)
         await host.drive(lambda: host.phase(first) is Phase.SUBMITTED)
         job = await host.job(first)
@@ -306,7 +306,7 @@ async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(
 ):
     """One provider can't read the definition; a job with retries goes on at another one."""
     async with (
-        bench(grid, tmp_path / "p0", patience=1) as poor,
+        bench(grid, tmp_path / "p0", assignment_timeout=1) as poor,
         bench(grid, tmp_path / "p1", 1) as rich,
     ):
         await rich.definitions.put(definition("echo elsewhere").to_bytes())

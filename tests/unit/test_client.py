@@ -118,7 +118,7 @@ def test_quote_prices_the_limit_and_the_escrow() -> None:
     found = quote(PROVIDER, TERMS, now=0)
     assert (found.rate, found.cost) == (4 * CREDIT // 1_000, 400 * CREDIT // 1_000)
     assert found.seconds == 250
-    assert found.suits
+    assert found.eligible
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_quote_says_why_not(
 ) -> None:
     found = quote(replace(PROVIDER, **provider), replace(TERMS, **terms), now=now, silent=silent)
     assert words in found.refusal
-    assert not found.suits
+    assert not found.eligible
 
 
 def test_cheapest_passes_over_those_that_refuse() -> None:

@@ -56,7 +56,7 @@ def test_jobs_of_others_take_no_room() -> None:
 def test_what_is_refused_has_no_start() -> None:
     banned = replace(PROVIDER, offer=Offer(2, 800, 0))
     found = quote(banned, replace(TERMS, resources=SMALL), now=NOW)
-    assert not found.suits
+    assert not found.eligible
     offer = _offer(found, SMALL, [], NOW)
     assert (offer.starts_in, offer.start) == (None, "-")
     assert offer.refusal

@@ -173,7 +173,7 @@ class TestMetaScheduled:
     def test_without_its_definition(self, state, early, late):
         material = CachedDefinition(state, "definition x is not there")
         assert isinstance(act(S.META_SCHEDULED, row(), material=material), early)
-        patient = dataclasses.replace(LOCAL, now=T0 + LOCAL.patience)
+        patient = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
         action = act(S.META_SCHEDULED, row(), patient, material=material)
         assert isinstance(action, late)
         if late is not Wait:
@@ -205,7 +205,7 @@ class TestScheduledLocal:
 
     def test_definition_lost_since_the_claim(self):
         material = CachedDefinition(DefinitionState.MISSING, "gone")
-        late = dataclasses.replace(LOCAL, now=T0 + LOCAL.patience)
+        late = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
         assert isinstance(act(S.SCHEDULED, row(), material=material), Wait)
         assert act(S.SCHEDULED, row(), late, material=material) == Panic("gone")
 
@@ -477,7 +477,7 @@ class TestAdmission:
     def test_goes_back_when_there_is_no_room_for_long(self, status):
         full = dataclasses.replace(LOCAL, free=Offer(1, 4096, 0))
         assert isinstance(act(status, row(), full), Wait)
-        late = dataclasses.replace(full, now=T0 + full.patience)
+        late = dataclasses.replace(full, now=T0 + full.assignment_timeout)
         assert isinstance(act(status, row(), late), Requeue)
 
     def test_short_of_disk(self):

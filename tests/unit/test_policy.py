@@ -35,15 +35,15 @@ from deepsquare_chain.metascheduler.policy import (
 )
 from tests.support.workloads import NOW, provider, running, waiting
 
-IMPATIENT = Rules(patience=0, patience_factor=0, max_patience=0, start_margin=0)
-PATIENT = Rules(patience=10**9, patience_factor=0, max_patience=10**9, start_margin=0)
+AGED = Rules(aging=0, aging_factor=0, max_aging=0, start_margin=0)
+NEVER_AGED = Rules(aging=10**9, aging_factor=0, max_aging=10**9, start_margin=0)
 
 
 def decide(
     queue: list[Waiting],
     providers: list[ProviderView],
     assigned: list[Job] | None = None,
-    rules: Rules = PATIENT,
+    rules: Rules = NEVER_AGED,
 ) -> Plan:
     return plan(Snapshot(NOW, providers, queue, assigned or []), rules)
 
@@ -110,25 +110,23 @@ class TestOrder:
         modest = waiting(2, cpus=8, time_limit=100)
         assert places(decide([greedy, modest], [provider()])) == {2: 1}
 
-    def test_who_lost_patience_goes_before_smaller_ones(self) -> None:
+    def test_aged_jobs_go_before_smaller_ones(self) -> None:
         old = waiting(1, cpus=8, time_limit=600, queued_at=NOW - 100)
         small = waiting(2, cpus=1, queued_at=NOW)
-        rules = Rules(patience=50, patience_factor=0, start_margin=0)
+        rules = Rules(aging=50, aging_factor=0, start_margin=0)
         assert places(decide([small, old], [provider()], rules=rules)) == {1: 1}
-        assert places(decide([small, old], [provider()], rules=PATIENT)) == {2: 1}
+        assert places(decide([small, old], [provider()], rules=NEVER_AGED)) == {2: 1}
 
-    @pytest.mark.parametrize(
-        ("waited", "impatient"), [(100 + 3 * 60, False), (100 + 3 * 60 + 1, True)]
-    )
-    def test_patience_grows_with_the_run_time(self, waited: int, impatient: bool) -> None:
-        rules = Rules(patience=100, patience_factor=3, max_patience=1_000)
+    @pytest.mark.parametrize(("waited", "aged"), [(100 + 3 * 60, False), (100 + 3 * 60 + 1, True)])
+    def test_aging_grows_with_the_run_time(self, waited: int, aged: bool) -> None:
+        rules = Rules(aging=100, aging_factor=3, max_aging=1_000)
         decided = decide([waiting(queued_at=NOW - waited)], [provider()], rules=rules)
-        assert decided.decisions[0].impatient is impatient
+        assert decided.decisions[0].aged is aged
 
-    def test_patience_has_an_end(self) -> None:
-        rules = Rules(patience=0, patience_factor=4, max_patience=1_000)
+    def test_aging_has_an_end(self) -> None:
+        rules = Rules(aging=0, aging_factor=4, max_aging=1_000)
         long = waiting(time_limit=10**6, queued_at=NOW - 1_001)
-        assert decide([long], [provider()], rules=rules).decisions[0].impatient
+        assert decide([long], [provider()], rules=rules).decisions[0].aged
 
 
 class TestReservation:
@@ -136,25 +134,25 @@ class TestReservation:
     held = running(9, cpus=4, time_limit=300)
 
     def test_room_is_kept_from_the_end_of_what_runs(self) -> None:
-        decided = decide([self.big], [provider()], [self.held], IMPATIENT)
+        decided = decide([self.big], [provider()], [self.held], AGED)
         assert decided.reservation == Reservation(1, 1, NOW + 300)
         assert places(decided) == {}
 
     @pytest.mark.parametrize(("limit", "goes"), [(300, True), (301, False)])
     def test_others_go_there_if_they_end_before(self, limit: int, goes: bool) -> None:
-        rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
+        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         other = waiting(2, cpus=1, time_limit=limit)
         decided = decide([self.big, other], [provider()], [self.held], rules)
         assert places(decided) == ({2: 1} if goes else {})
 
     def test_the_way_to_the_start_counts(self) -> None:
-        rules = Rules(patience=500, patience_factor=0, start_margin=20)
+        rules = Rules(aging=500, aging_factor=0, start_margin=20)
         for limit, goes in ((280, True), (281, False)):
             other = waiting(2, time_limit=limit)
             assert bool(places(decide([self.big, other], [provider()], [self.held], rules))) is goes
 
     def test_all_that_ends_by_then_counts_as_free(self) -> None:
-        rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
+        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         five = waiting(1, cpus=5, queued_at=NOW - 1_000)
         held = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
         # The first to end makes room enough; the other ends at once, so that three are left.
@@ -165,11 +163,11 @@ class TestReservation:
     def test_room_is_there_once_enough_has_ended(self) -> None:
         held = [running(n, cpus=2, time_limit=100 * n) for n in (2, 3, 4)]
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
-        decided = decide([six], [provider()], held, IMPATIENT)
+        decided = decide([six], [provider()], held, AGED)
         assert decided.reservation == Reservation(1, 1, NOW + 300)
 
     def test_others_go_there_if_they_fit_beside(self) -> None:
-        rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
+        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3, 4)]
         # Two cpus are left beside the six; the third job would take of theirs.
@@ -177,7 +175,7 @@ class TestReservation:
         assert places(decided) == {2: 1, 3: 1}
 
     def test_other_providers_are_free_for_all(self) -> None:
-        rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
+        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         small = provider(2, cpus=4)
         other = waiting(2, cpus=4, time_limit=10_000)
         decided = decide([self.big, other], [provider(), small], [self.held], rules)
@@ -187,22 +185,22 @@ class TestReservation:
 
     def test_the_first_room_is_kept(self) -> None:
         held = [self.held, running(8, 2, cpus=1, time_limit=100)]
-        decided = decide([self.big], [provider(1), provider(2)], held, IMPATIENT)
+        decided = decide([self.big], [provider(1), provider(2)], held, AGED)
         assert decided.reservation == Reservation(1, 2, NOW + 100)
 
     def test_what_does_not_run_yet_may_start_late(self) -> None:
         held = dataclasses.replace(self.held, status=JobStatus.SCHEDULED, since=NOW - 200)
-        rules = dataclasses.replace(IMPATIENT, start_margin=15)
+        rules = dataclasses.replace(AGED, start_margin=15)
         decided = decide([self.big], [provider()], [held], rules)
         assert decided.reservation == Reservation(1, 1, NOW + 315)
 
     def test_what_is_past_its_end_may_be_reported_any_moment(self) -> None:
         held = dataclasses.replace(self.held, since=NOW - 900)
-        decided = decide([self.big], [provider()], [held], IMPATIENT)
+        decided = decide([self.big], [provider()], [held], AGED)
         assert decided.reservation == Reservation(1, 1, NOW + 1)
 
     def test_a_job_that_can_run_nowhere_keeps_no_room(self) -> None:
-        rules = dataclasses.replace(IMPATIENT, patience=500, max_patience=500)
+        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         hopeless = [
             waiting(1, cpus=99, queued_at=NOW - 9_000),
             waiting(2, escrow=1, queued_at=NOW - 8_000),
@@ -215,12 +213,12 @@ class TestReservation:
 
     def test_only_one_job_holds_a_reservation(self) -> None:
         queue = [self.big, waiting(2, cpus=8, queued_at=NOW - 999)]
-        decided = decide(queue, [provider(1), provider(2)], [self.held, running(8, 2)], IMPATIENT)
+        decided = decide(queue, [provider(1), provider(2)], [self.held, running(8, 2)], AGED)
         assert decided.reservation == Reservation(1, 2, NOW + 60)
 
-    def test_all_without_patience_are_served_in_order_of_age(self) -> None:
+    def test_all_aged_jobs_are_served_in_order_of_age(self) -> None:
         queue = [waiting(n, cpus=4, queued_at=NOW - 100 * n) for n in (1, 2, 3)]
-        decided = decide(queue, [provider()], rules=IMPATIENT)
+        decided = decide(queue, [provider()], rules=AGED)
         assert [d.waiting.job.id for d in decided.decisions] == [3, 2]
         assert decided.reservation is not None
         assert decided.reservation.job_id == 1
@@ -322,12 +320,12 @@ class TestEligibility:
     def test_a_provider_that_gave_the_job_back_is_tried_again_later(self) -> None:
         shy = waiting(1, avoided={1: NOW + 500})
         assert places(decide([shy], [provider(1), provider(2, price=9_000)])) == {1: 2}
-        decided = decide([shy], [provider(1)], rules=dataclasses.replace(IMPATIENT, patience=-1))
+        decided = decide([shy], [provider(1)], rules=dataclasses.replace(AGED, aging=-1))
         assert decided.decisions == ()
         assert decided.reservation == Reservation(1, 1, NOW + 500)
 
 
-@pytest.mark.parametrize("rules", [IMPATIENT, PATIENT])
+@pytest.mark.parametrize("rules", [AGED, NEVER_AGED])
 @pytest.mark.parametrize("full", [True, False])
 def test_ten_thousand_jobs_are_planned_in_a_second(rules: Rules, full: bool) -> None:
     def queued(n: int) -> Waiting:

@@ -13,8 +13,8 @@ from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,
     Refusal,
     Waiting,
+    eligible_rate,
     refusal,
-    suits,
 )
 from deepsquare_chain.metascheduler.policy import Snapshot, plan
 from tests.support.grid import APPROVAL_PERIOD, TERMS, Grid, Host
@@ -99,7 +99,7 @@ def test_they_agree(
         if not standing:
             provider = _provider(tuple(grid.registry.getProvider(host.account)))
             job = read_job(job_id, tuple(grid.scheduler.getJob(job_id)))
-            rate = suits(provider, job, "")
+            rate = eligible_rate(provider, job, "")
             if theirs(grid, host, job_id) == "":
                 grid.assign(host, job_id)
                 assert grid.job(job_id).rate == rate

@@ -22,7 +22,7 @@ from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from tests.support.workloads import NOW, provider, running, waiting
 from tests.unit.test_metascheduler_duties import BLOCK, MOMENT
 
-RULES = Rules(patience=100, patience_factor=0, max_patience=100, start_margin=0)
+RULES = Rules(aging=100, aging_factor=0, max_aging=100, start_margin=0)
 
 
 def why(

@@ -196,7 +196,7 @@ class TestStarvation:
         outcomes = simulate(arrivals, grid, ruled, until=3_000)
         return next(o.wait for o in outcomes if o.arrival.waiting.job.id == 1)
 
-    def test_without_patience_to_lose_it_would_starve(self) -> None:
+    def test_without_aging_it_would_starve(self) -> None:
         assert self.wait_of_the_big_one(Rules(10**9, 0, 10**9, 0)) is None
 
     def test_with_it_the_wait_is_bounded(self) -> None:
@@ -228,7 +228,7 @@ class TestStarvation:
                 assert used <= 8
 
 
-def test_patience_makes_small_jobs_quicker_than_first_come_first_served() -> None:
+def test_aging_makes_small_jobs_quicker_than_first_come_first_served() -> None:
     arrivals = workload(1, 600, 64, 0.95)
     grid = [provider(n, cpus=32, memory=10**6, approved_until=10**10) for n in (1, 2)]
 

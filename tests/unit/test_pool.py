@@ -132,9 +132,9 @@ async def test_rests_grow_with_failures(clock: Clock, nodes: list[Node]) -> None
     for _ in range(9):
         nodes[0].fail()
         pool._current = first
-        clock.now = max(clock.now, first.rests_until)
+        clock.now = max(clock.now, first.cooldown_until)
         assert await ask(pool) == "b"
-        rests.append(first.rests_until - clock.now)
+        rests.append(first.cooldown_until - clock.now)
     assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
@@ -165,7 +165,7 @@ async def test_who_is_busy_is_asked_again_when_it_says(clock: Clock, nodes: list
     with pytest.raises(TransientEndpointError):
         await ask(pool)
     assert 0.5 <= time.monotonic() - began < 5.0, "the first that wants to be asked"
-    assert [each.rests_until - clock.now for each in pool.members] == [30.0, 2.0]
+    assert [each.cooldown_until - clock.now for each in pool.members] == [30.0, 2.0]
 
 
 @pytest.mark.parametrize(

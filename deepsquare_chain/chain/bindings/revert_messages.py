@@ -121,7 +121,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             "the approved hardware"
         ),
         "PriceTooHigh": lambda f: (
-            f"A price of {format_credits(f['price'])} credits a second is above the cap of "
+            f"A price of {format_credits(f['price'])} credits per second is above the cap of "
             f"{format_credits(f['cap'])}"
         ),
         "TooManyLabels": lambda f: f"{f['count']} labels are too many, {f['max']} are allowed",

@@ -134,7 +134,7 @@ class Member:
     head: int = -1
     lag: int = 0  # blocks behind the best when all were compared last
     failures: int = 0  # in a row
-    rests_until: float = 0.0
+    cooldown_until: float = 0.0
     known: bool = False  # serves the right chain, as far as was seen since it was away
     wrong: WrongEndpointError | None = None  # it serves another one, and is never asked again
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one look at its chain at a time
@@ -282,9 +282,9 @@ class Pool(AsyncBaseProvider):
             )
         now = time.monotonic()
         believed.sort(
-            key=lambda each: (max(0.0, each.rests_until - now), each is not self._current)
+            key=lambda each: (max(0.0, each.cooldown_until - now), each is not self._current)
         )
-        ready = [each for each in believed if each.rests_until <= now]
+        ready = [each for each in believed if each.cooldown_until <= now]
         # Where all of them rest, asking is better than waiting: there may be only one.
         return ready or believed
 
@@ -332,7 +332,7 @@ class Pool(AsyncBaseProvider):
         except EndpointError as error:
             self._failed(member, error)
             raise
-        member.failures, member.rests_until = 0, 0.0
+        member.failures, member.cooldown_until = 0, 0.0
         self._figures.answered(member.provider.place)
         return answer
 
@@ -354,7 +354,7 @@ class Pool(AsyncBaseProvider):
         low, high = _REST
         rest = min(high, low * 2.0 ** min(member.failures - 1, 10))
         rest = max(rest, getattr(error, "retry_after", 0.0))
-        member.rests_until = time.monotonic() + rest
+        member.cooldown_until = time.monotonic() + rest
         _log.warning("endpoint_rests", seconds=rest, failures=member.failures, error=error.message)
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -534,7 +534,7 @@ class Pool(AsyncBaseProvider):
 
     async def _head(self, member: Member) -> int:
         """Its head; -1 where it does not say, or must be left alone."""
-        if member.wrong is not None or member.rests_until > time.monotonic():
+        if member.wrong is not None or member.cooldown_until > time.monotonic():
             return -1
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
