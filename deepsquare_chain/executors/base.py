@@ -81,7 +81,8 @@ class Exit:
     Attributes:
         code: Exit code of the script, 128 + signal when a signal ended it; never 0 for a run
             that the executor stopped.
-        reason: exited, signalled, walltime, memory, disk, processes, cancelled, lost or unstarted.
+        reason: exited, signalled, walltime, memory, disk, processes, cancelled, lost,
+            unstarted or full (the machine's disk, not the run's share of it).
             Unstarted: the machine could not execute the script, which is no fault of the job.
         seconds: Time it ran, rounded up; 0 when it never started.
         started_at: Seconds since the epoch.

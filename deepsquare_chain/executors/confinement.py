@@ -28,6 +28,10 @@ _INODE: Final = 1024
 #: measurement the pause is: a job with millions of files must not cost the provider a CPU.
 _DISK_PAUSE: Final = 0.5
 _DISK_SHARE: Final = 20
+#: Bytes below which a disk counts as full, and most bytes of a run that can't have filled it: no
+#: provider claims below a floor of so much.
+_FULL: Final = MEGABYTE
+_LEAST_FLOOR: Final = 64 * MEGABYTE
 #: Bytes of a single file that a supervisor itself may need.
 _LEAST_FILE: Final = 16 * MEGABYTE
 #: Processes that bubblewrap itself takes.
@@ -143,6 +147,15 @@ class Confinement:
                 return "disk"
         return "disk" if self._exceeds_disk(float("inf")) else ""
 
+    def disk_is_full(self) -> bool:
+        """Whether the machine's disk is full, and not by this run."""
+        if not self._disk:
+            return False
+        state = os.statvfs(self._folder.work)
+        if int(state.f_bavail * state.f_frsize) >= _FULL:
+            return False
+        return self._disk_used(_LEAST_FLOOR) <= _LEAST_FLOOR
+
     def end(self) -> None:
         """End what is left in the groups, and remove them."""
         if self._group is not None:
@@ -155,12 +168,17 @@ class Confinement:
         if not self._disk or now < self._next_disk:
             return False
         began = time.monotonic()
-        used = _deleted_files(procfs.descendants(os.getpid()), self._device)
-        for folder in (self._folder.work, self._folder.temporary):
-            used += disk_usage(str(folder), self._disk - used)
+        used = self._disk_used(self._disk)
         spent = time.monotonic() - began
         self._next_disk = time.monotonic() + max(_DISK_PAUSE, _DISK_SHARE * spent)
         return used > self._disk
+
+    def _disk_used(self, limit: int) -> int:
+        """Bytes that the run takes on disk; stops to count once they are more than `limit`."""
+        used = _deleted_files(procfs.descendants(os.getpid()), self._device)
+        for folder in (self._folder.work, self._folder.temporary):
+            used += disk_usage(str(folder), limit - used)
+        return used
 
 
 def disk_usage(folder: str, limit: int) -> int:

@@ -110,7 +110,7 @@ class Supervisor:
         if self._spawn():
             reason = self._watch()
             self._end_tree()
-            reason = reason or self._confinement.verdict(self._status) or self._unstarted()
+            reason = reason or self._confinement.verdict(self._status) or self._fault()
         self._confinement.end()
         if self._meter is not None:
             self._meter.clear()
@@ -307,17 +307,25 @@ class Supervisor:
                 procfs.signal_trees(procfs.descendants(os.getpid()), signal.SIGKILL)
             self._wait(_SWEEP)
 
-    def _unstarted(self) -> str:
-        """Why the run ended where its shell never came to the script; empty where it did.
+    def _fault(self) -> str:
+        """Why a run ended that failed for the machine's fault; empty where it did not.
 
-        The sandbox, the control groups or the shell failed, whatever their exit code says. A
-        program that the script lacks is the script's own failure.
+        Where the shell never came to the script, the sandbox, the control groups or the shell
+        failed, whatever their exit code says. A program that the script lacks is the script's own
+        failure; a full disk that it did not fill is not.
         """
-        with contextlib.suppress(BlockingIOError):
-            if os.read(self._begun, 1):
-                return ""
-        self._failure = "The script was not executed\n"
-        return "unstarted"
+        try:
+            begun = bool(os.read(self._begun, 1))
+        except BlockingIOError:
+            begun = False
+        if not begun:
+            self._failure = "The script was not executed\n"
+            return "unstarted"
+        with contextlib.suppress(OSError):
+            if self._status and self._confinement.disk_is_full():
+                self._failure = "The disk of the provider's machine is full\n"
+                return "full"
+        return ""
 
     def _verdict(self, reason: str) -> tuple[int, str]:
         if self._status is None:

@@ -253,7 +253,7 @@ def _given(view: View, ended: Exit, allotted: int) -> int:
     return allotted if ended.seconds * 2 >= allotted else 0
 
 
-_GIVEN_UP = frozenset({"lost", "cancelled", "unstarted"})
+_GIVEN_UP = frozenset({"lost", "cancelled", "unstarted", "full"})
 
 
 def _lost_reason(ended: Exit) -> str:
@@ -261,6 +261,8 @@ def _lost_reason(ended: Exit) -> str:
         return "the run was lost before its end was known"
     if ended.reason == "unstarted":
         return "the provider's machine could not execute the script"
+    if ended.reason == "full":
+        return "the disk of the provider's machine was full"
     return "the provider ended the run"
 
 

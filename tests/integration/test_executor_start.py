@@ -38,10 +38,10 @@ def shell(path: Path, text: str, mode: int = 0o755) -> None:
     path.chmod(mode)
 
 
-def run(folder: Path, script: bytes, change: str = "") -> tuple[dict[str, Any], bytes]:
+def run(folder: Path, script: bytes, change: str = "", **spec: Any) -> tuple[dict[str, Any], bytes]:
     """The exit record and output of a script, run by a supervisor with something changed."""
     run = RunFolder(folder)
-    run.fill({"env": {}, "walltime": 30, "memory": 256}, script, 30)
+    run.fill({"env": {}, "walltime": 30, "memory": 256, **spec}, script, 30)
     code = f"""if True:
         import os, sys
         from deepsquare_chain.executors import supervisor
@@ -88,6 +88,34 @@ Confinement.command = lambda self, inner: [{str(sandbox)!r}, *inner]
     assert b"not executed" in output
     record, output = run(tmp_path / "again", b"echo hi; exit 1", change)
     assert (record["reason"], record["code"], output) == ("exited", 1, b"hi\n")
+
+
+FULL_DISK = """
+from types import SimpleNamespace
+os.statvfs = lambda _: SimpleNamespace(f_bavail=10, f_frsize=4096)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "change", "reason"),
+    [
+        (b"exit 1", FULL_DISK, "full"),
+        (b"true", FULL_DISK, "exited"),
+        (b"exit 1", "", "exited"),
+        # It may have filled the disk itself.
+        (
+            b"fallocate -l 70M big || head -c 70000000 /dev/urandom > big; exit 1",
+            FULL_DISK,
+            "exited",
+        ),
+        (b"kill -9 $$", FULL_DISK, "full"),
+    ],
+)
+def test_a_full_disk_is_no_failure_of_a_job_that_did_not_fill_it(
+    tmp_path: Path, script: bytes, change: str, reason: str
+) -> None:
+    record, _ = run(tmp_path / "run", script, change, isolation={"disk": 1_000})
+    assert record["reason"] == reason
 
 
 def test_a_script_sees_no_trace_of_how_it_is_begun(tmp_path: Path) -> None:

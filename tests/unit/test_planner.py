@@ -387,7 +387,7 @@ class TestEnd:
     def test_waits_for_the_clock_of_the_chain(self):
         assert isinstance(self.end(ended(), elapsed=4), Wait)
 
-    @pytest.mark.parametrize("reason", ["lost", "cancelled", "unstarted"])
+    @pytest.mark.parametrize("reason", ["lost", "cancelled", "unstarted", "full"])
     def test_gives_up_what_the_customer_must_not_pay_for(self, reason):
         assert isinstance(self.end(ended(reason, 137), elapsed=9), Panic)
 
