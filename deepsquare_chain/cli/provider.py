@@ -103,7 +103,8 @@ async def init(
     context.printer.note(
         f"Next: put the grid's record into {folder / 'deployment.json'}, make the wallet with "
         f"`deepsquare wallet new {folder / 'provider.json'}` and the file {folder / 'password'} with "
-        "its password (chmod 600), read the settings, then `deepsquare provider register`."
+        "its password (chmod 600), set `store` to the folder that the grid's customers write "
+        "definitions to, read the other settings, then `deepsquare provider register`."
     )
 
 
@@ -171,6 +172,7 @@ async def register(
                 *words.label_changes(now.labels, pairs),
             ]
         doubts += words.price_doubts(prices)
+        missing += words.free_gpus(hardware, prices)
         context.printer.note(words.price_example(prices))
         if not context.agrees(doubts, yes=yes, warnings=missing):
             return

@@ -71,6 +71,12 @@ def price_doubts(wanted: Prices) -> Iterator[str]:
         yield "All prices would be zero, and no job goes to a provider for nothing."
 
 
+def free_gpus(hardware: Hardware, prices: Prices) -> Iterator[str]:
+    """Whether GPUs would be given away."""
+    if hardware.gpus_per_node and not prices.gpu:
+        yield "GPUs are registered without a price, and would be free: set --gpu-price."
+
+
 def price_example(prices: Prices) -> str:
     """What typical jobs would pay, per hour."""
     small = prices.cpu + 2_000 * prices.mem

@@ -11,6 +11,7 @@ import pytest
 from deepsquare_chain.client import registration
 from deepsquare_chain.client.registration import (
     MAX_PRICE,
+    free_gpus,
     hardware_changes,
     hardware_doubts,
     label_changes,
@@ -78,6 +79,11 @@ def test_prices_that_look_like_another_unit() -> None:
     assert list(price_doubts(NOW)) == []
     [words] = price_doubts(replace(NOW, mem=NOW.cpu))
     assert "is the price of a GB meant?" in words
+    gpus = Hardware(1, 4, 1_000, 2)
+    [words] = free_gpus(gpus, replace(NOW, gpu=0))
+    assert "--gpu-price" in words
+    assert list(free_gpus(gpus, replace(NOW, gpu=1))) == []
+    assert list(free_gpus(replace(gpus, gpus_per_node=0), replace(NOW, gpu=0))) == []
     [words] = price_doubts(Prices(0, 0, 0))
     assert "All prices would be zero" in words
     assert price_example(NOW) == (
