@@ -21,7 +21,7 @@ _NUMBERS: Final = {
     "gpus": "gpus",
 }
 _LABELS: Final = {
-    "resources.memPerCpu": "memory a cpu",
+    "resources.memPerCpu": "memory per CPU",
     "resources.cpusPerTask": "cpus a task",
     "resources.tasks": "tasks",
     "resources.gpus": "gpus",

@@ -498,7 +498,7 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
         ({"credits": "1000000"}, 409, "this takes 1000000"),
         ({"credits": "much"}, 400, "redits"),
         ({"time_limit": "soon"}, 400, "ime limit"),
-        ({"mem_per_cpu": "0"}, 400, "emory a cpu"),
+        ({"mem_per_cpu": "0"}, 400, "emory per CPU"),
         ({"tasks": "<b>"}, 400, "asks"),
         ({"script": ""}, 400, "cript"),
         ({"script": "x" * 70_000}, 400, "larger than"),

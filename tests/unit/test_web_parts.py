@@ -517,7 +517,7 @@ def test_a_whole_file_stands_for_the_form() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mem_per_cpu": "none"}, "Memory a cpu"),
+        ({"mem_per_cpu": "none"}, "Memory per CPU"),
         ({"cpus_per_task": "0"}, "Cpus a task"),
         ({"script": ""}, "Script"),
         ({"time_limit": "x"}, "Time limit"),
