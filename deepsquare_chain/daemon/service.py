@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,9 @@ from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.wallets import open_wallet_store
 
+#: Parameter of glibc's mallopt, and the number of arenas.
+_M_ARENA_MAX: Final = -8
+_ARENAS: Final = 2
 #: Errors that no later cycle can mend.
 FATAL: Final = (ReorgTooDeepError, UsageError, WrongEndpointError)
 _NOBODY: Final = "0x" + "00" * 20
@@ -171,6 +175,7 @@ async def open_daemon(
     Raises:
         UsageError: The health port can't be used.
     """
+    share_arenas()
     daemon = Daemon(
         name,
         cycle,
@@ -212,6 +217,17 @@ async def open_daemon(
         _log.info("health is served", service=name, url=server.url)
         daemon.on_close("health", server.stop)
     return daemon
+
+
+def share_arenas() -> None:
+    """Let all threads of this process share two memory arenas.
+
+    glibc gives each new thread an arena of its own, up to eight per core, which keeps the memory
+    that it once used: a service would grow by some MB with each thread. Without glibc nothing is
+    done.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _pause(poll: float, heads: HeadSource | None) -> float:
