@@ -9,7 +9,7 @@ import {
     ProviderLoad,
     Report
 } from "../../contracts/types/JobTypes.sol";
-import {Offer} from "../../contracts/types/ProviderTypes.sol";
+import {Hardware, Offer} from "../../contracts/types/ProviderTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
 /// @notice [16] What live assigned jobs occupy: `loadOf`, and what it leaves for others.
@@ -195,5 +195,19 @@ contract LoadTest is GridTest {
         grid.panic(triple(foreign, mine, mine), "");
         _assertLoad(1, 1);
         _assertLoad(2, 1);
+    }
+
+    /// @dev More than 16 bits of each part.
+    function test_a_load_of_a_large_provider_is_told_whole() public {
+        register(provider(3), prices(1), Hardware(100, 1000, 10_000_000, 1000));
+        JobTerms memory terms_ = terms(1e18, LIMIT, 40_000, 0, 0);
+        (terms_.cpusPerTask, terms_.memPerCpu, terms_.gpus) = (1, 2, 40_000);
+        for (uint256 i = 0; i < 2; ++i) {
+            assign(submit(customer(0), terms_), 4);
+        }
+        ProviderLoad memory load = grid.loadOf(4);
+        assertEq(load.cpus, 80_000);
+        assertEq(load.mem, 160_000);
+        assertEq(load.gpus, 80_000);
     }
 }

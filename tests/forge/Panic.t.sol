@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {Vm} from "forge-std/Vm.sol";
+
 import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
 import {Job, JobStatus, JobTerms} from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
@@ -206,5 +209,26 @@ contract PanicTest is GridTest {
 
     function _encode(uint256 jobId) private view returns (bytes memory) {
         return abi.encodeCall(grid.panic, (one(jobId), ""));
+    }
+
+    /// @dev Jobs of three customers take turns.
+    function test_each_customer_of_a_batch_is_paid_once() public {
+        uint256[] memory jobIds = new uint256[](6);
+        for (uint256 i = 0; i < 6; ++i) {
+            jobIds[i] = submit(customer(i % 3), retried(0));
+            assign(jobIds[i], 1);
+        }
+        vm.recordLogs();
+        vm.prank(provider(0));
+        grid.panic(jobIds, "gone");
+        Vm.Log[] memory logs = vm.getRecordedLogs();
+        uint256 transfers;
+        for (uint256 i = 0; i < logs.length; ++i) {
+            if (logs[i].topics[0] == IERC20.Transfer.selector) ++transfers;
+        }
+        assertEq(transfers, 3);
+        assertEq(credit.balanceOf(customer(0)), FUNDS);
+        assertEq(credit.balanceOf(customer(1)), FUNDS);
+        assertEq(credit.balanceOf(customer(2)), FUNDS);
     }
 }
