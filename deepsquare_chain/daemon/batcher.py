@@ -13,10 +13,17 @@ from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
 
 _log = get_logger(__name__)
 
 T = TypeVar("T")
+#: Of the refusals of a batch (job ID to the error's name), the jobs that are not at fault.
+Excuse = Callable[[Mapping[int, str]], Collection[int]]
+
+
+def _nobody(_refusals: Mapping[int, str]) -> Collection[int]:
+    return ()
 
 
 class Backoff:
@@ -60,6 +67,28 @@ class TransactionBatch:
     providers: Mapping[int, int] = field(default_factory=dict)
 
 
+class BatchMetrics:
+    """Counts the jobs in the transactions of a service.
+
+    Args:
+        metrics: Of the service.
+        service: First part of the names: provider or scheduler.
+        kinds: Every kind of its transactions.
+    """
+
+    def __init__(self, metrics: Metrics, service: str, kinds: Sequence[str]) -> None:
+        self._metrics = metrics
+        self._moved = metrics.counter(f"{service}_jobs", "Jobs moved on chain.", kind=kinds)
+        self._refused = metrics.counter(
+            f"{service}_refused", "Jobs that the contract refused to move.", kind=kinds
+        )
+
+    def count(self, kind: str, moved: int, refused: int) -> None:
+        """Count the jobs that a transaction moved, and those that the contract refused."""
+        self._metrics.add(self._moved, kind, amount=moved)
+        self._metrics.add(self._refused, kind, amount=refused)
+
+
 class TransactionBatcher:
     """Sends batches and waits until they are mined; refused jobs are not sent again at once.
 
@@ -68,10 +97,7 @@ class TransactionBatcher:
         sender: The sender of the account.
         timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
         count: Called with kind, jobs moved and jobs refused of each transaction.
-        clock: Time of the pauses, in seconds.
         backoff: Pauses of refused jobs.
-        excuse: Called with a batch and its refusals (job ID to the error's name); returns the jobs
-            that may be sent again at once, because the error is not theirs.
     """
 
     def __init__(
@@ -81,32 +107,36 @@ class TransactionBatcher:
         *,
         timeout: float,
         count: Callable[[str, int, int], None],
-        clock: Callable[[], float],
         backoff: Backoff,
-        excuse: Callable[[TransactionBatch, Mapping[int, str]], Collection[int]] | None = None,
     ) -> None:
         self._service = service
         self._sender = sender
         self._timeout = timeout
         self._count = count
-        self._clock = clock
         self._backoff = backoff
-        self._excuse = excuse
         self.mined_at = 0  # the highest block that holds a transaction of this service
 
-    def is_due(self, kind: str, job_id: int) -> bool:
+    def is_due(self, kind: str, job_id: int, now: float) -> bool:
         """Whether this move of a job was not refused a moment ago."""
-        return self._backoff.until((kind, job_id)) <= self._clock()
+        return self._backoff.until((kind, job_id)) <= now
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """Forget the refusals of these jobs."""
         forgotten = set(job_ids)
         self._backoff.clear(lambda key: isinstance(key, tuple) and key[1] in forgotten)
 
-    async def send(self, batch: TransactionBatch) -> tuple[int, ...]:
+    async def send(
+        self, batch: TransactionBatch, clock: Callable[[], float], excuse: Excuse = _nobody
+    ) -> tuple[int, ...]:
         """Send one batch and wait for its receipt; the jobs that moved.
 
         What a failure means is read from the chain again in the next cycle.
+
+        Args:
+            batch: The transaction and its jobs.
+            clock: Time at which pauses begin, in seconds.
+            excuse: Called with the refusals (job ID to the error's name); returns the jobs that may
+                be sent again at once, because the error is not theirs.
         """
         crash_point(f"{self._service}.{batch.kind}.planned")
         try:
@@ -115,41 +145,45 @@ class TransactionBatcher:
             # Nothing of it could be applied; the error is that of the first job.
             _log.info("refused", what=batch.call.label, error=error.message)
             first = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
-            if not self._excused(batch, {first: type(error).__name__}):
-                self._refuse(batch.kind, batch.job_ids)
+            if not excuse({first: type(error).__name__}):
+                self._refuse(batch.kind, batch.job_ids, clock())
             self._count(batch.kind, 0, len(batch.job_ids))
             return ()
         except InsufficientFundsError as error:
             _log.error("no gas", what=batch.call.label, error=error.message, hint=error.hint)
-            self._refuse(batch.kind, batch.job_ids)
+            self._refuse(batch.kind, batch.job_ids, clock())
             return ()
         except GridError as error:
             _log.warning("not sent", what=batch.call.label, error=error.message)
             return ()
         crash_point(f"{self._service}.{batch.kind}.confirmed")
-        return self._mined(batch, receipt)
+        return self._mined(batch, receipt, clock, excuse)
 
-    def _mined(self, batch: TransactionBatch, receipt: TxReceipt) -> tuple[int, ...]:
+    def _mined(
+        self,
+        batch: TransactionBatch,
+        receipt: TxReceipt,
+        clock: Callable[[], float],
+        excuse: Excuse,
+    ) -> tuple[int, ...]:
         self.mined_at = max(self.mined_at, receipt.block_number)
         skipped: dict[int, str] = {}
         for event in receipt.events:
             if isinstance(event, TransitionSkipped) and event.job_id in batch.job_ids:
                 _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
                 skipped[event.job_id] = event.reason_name
-        excused = self._excused(batch, skipped)
-        self._refuse(batch.kind, [job_id for job_id in skipped if job_id not in excused])
+        excused = excuse(skipped)
+        refused = [job_id for job_id in skipped if job_id not in excused]
+        self._refuse(batch.kind, refused, clock())
         moved = tuple(job_id for job_id in batch.job_ids if job_id not in skipped)
         self.forget(moved)
         self._count(batch.kind, len(moved) if batch.job_ids else 1, len(skipped))
         _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
         return moved
 
-    def _excused(self, batch: TransactionBatch, refusals: Mapping[int, str]) -> Collection[int]:
-        return self._excuse(batch, refusals) if self._excuse is not None else ()
-
-    def _refuse(self, kind: str, job_ids: Iterable[int]) -> None:
+    def _refuse(self, kind: str, job_ids: Iterable[int], now: float) -> None:
         for job_id in job_ids:
-            self._backoff.refuse((kind, job_id), self._clock())
+            self._backoff.refuse((kind, job_id), now)
 
 
 def slices(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:

@@ -9,6 +9,7 @@ that spoils every assignment costs the scheduler little.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from deepsquare_chain.chain.bindings.calls import Call
@@ -55,14 +56,11 @@ class SchedulerBatches:
                 sender,
                 timeout=timeout,
                 count=counted,
-                clock=lambda: self._now,
                 backoff=Backoff(*_PAUSES),
-                excuse=self._cool_down,
             )
         )
         self._scheduler = scheduler
         self._size = size
-        self._now = 0  # chain time of the cycle
         self._logged: set[tuple[str, tuple[int, ...]]] = set()
         self._cooldowns = Backoff(*_PAUSES)
         self.refusals = 0  # assignments that were refused because of the provider
@@ -74,9 +72,10 @@ class SchedulerBatches:
 
     def due(self, kind: str, job_ids: Iterable[int], now: int) -> list[int]:
         """The jobs that were not refused a moment ago; `now` is chain time."""
-        self._now = now
         return [
-            each for each in job_ids if self._batcher is None or self._batcher.is_due(kind, each)
+            each
+            for each in job_ids
+            if self._batcher is None or self._batcher.is_due(kind, each, now)
         ]
 
     def cooldown_until(self, provider_id: int) -> int:
@@ -126,16 +125,17 @@ class SchedulerBatches:
         return moved
 
     async def _send(self, batch: TransactionBatch, now: int) -> int:
-        self._now = now
         if self._batcher is None:
             self._log_once(batch)
             return 0
-        moved = await self._batcher.send(batch)
+        moved = await self._batcher.send(batch, lambda: now, partial(self._cool_down, batch, now))
         assigned = {batch.providers[each] for each in moved if each in batch.providers}
         self._cooldowns.clear(assigned.__contains__)
         return len(moved)
 
-    def _cool_down(self, batch: TransactionBatch, refusals: Mapping[int, str]) -> Collection[int]:
+    def _cool_down(
+        self, batch: TransactionBatch, now: int, refusals: Mapping[int, str]
+    ) -> Collection[int]:
         """Begin a cooldown of each provider that was the reason; the jobs may go elsewhere."""
         excused = [
             job_id
@@ -144,7 +144,7 @@ class SchedulerBatches:
         ]
         self.refusals += len(excused)
         for provider_id in {batch.providers[job_id] for job_id in excused}:
-            self._cooldowns.refuse(provider_id, self._now)
+            self._cooldowns.refuse(provider_id, now)
         return excused
 
     def _log_once(self, batch: TransactionBatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deepsquare_chain.chain.rpc.heads import HeadMetrics
+from deepsquare_chain.daemon.batcher import BatchMetrics
 from deepsquare_chain.metascheduler.observer import ClusterSnapshot
 from deepsquare_chain.observability.metrics import Metrics
 
@@ -25,13 +26,7 @@ class SchedulerMetrics:
         self._silent = metrics.gauge("silent_providers", "Providers with an overdue answer.")
         self._strikes = metrics.gauge("strikes_in_a_day", "Strikes of all providers in a day.")
         self._resting = metrics.gauge("resting_providers", "Providers that rest for their strikes.")
-        self._moved = metrics.counter("scheduler_jobs", "Jobs moved on chain.", kind=KINDS)
-        self._refused = metrics.counter("scheduler_refused", "Jobs left out.", kind=KINDS)
-
-    def sent(self, kind: str, moved: int, refused: int) -> None:
-        """Count what a transaction did."""
-        self.metrics.add(self._moved, kind, amount=moved)
-        self.metrics.add(self._refused, kind, amount=refused)
+        self.sent = BatchMetrics(metrics, "scheduler", KINDS).count
 
     def show(self, cluster: ClusterSnapshot) -> None:
         """Show the state of a cycle."""

@@ -61,7 +61,6 @@ class ProviderBatches:
             sender,
             timeout=timeout,
             count=counted,
-            clock=time.monotonic,
             backoff=Backoff(*_PAUSES),
         )
         self._scheduler = scheduler
@@ -85,7 +84,7 @@ class ProviderBatches:
     async def answer(self) -> bool:
         """Stop this provider's challenge clock; whether that is mined."""
         before = self.mined_at
-        await self._batcher.send(TransactionBatch("answer", (), self._scheduler.answer()))
+        await self._send(TransactionBatch("answer", (), self._scheduler.answer()))
         return self.mined_at > before
 
     async def send(self, planned: Iterable[Planned]) -> int:
@@ -124,7 +123,7 @@ class ProviderBatches:
         due = [
             (view, action)
             for view, action in planned
-            if (kind := _kind(action)) and self._batcher.is_due(kind, view.job.id)
+            if (kind := _kind(action)) and self._batcher.is_due(kind, view.job.id, time.monotonic())
         ]
         return list(self._batches(due))
 
@@ -155,7 +154,7 @@ class ProviderBatches:
             yield kind, _ids(planned, action), partial(make, reason=action.reason)
 
     async def _send(self, batch: TransactionBatch) -> int:
-        return len(await self._batcher.send(batch))
+        return len(await self._batcher.send(batch, time.monotonic))
 
 
 _KINDS: Final[dict[type[Action], str]] = {

@@ -7,6 +7,7 @@ from typing import Final
 
 from deepsquare_chain.chain.rpc.heads import HeadMetrics
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.daemon.batcher import BatchMetrics
 from deepsquare_chain.executors.base import RunState
 from deepsquare_chain.job import MEGABYTE, Offer
 from deepsquare_chain.observability.metrics import Metrics
@@ -56,15 +57,7 @@ class ProviderMetrics:
         self._at_risk = metrics.gauge(
             "revenue_at_risk_credits", "Largest part of it that one lost run would forfeit now."
         )
-        self._sent = metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS)
-        self._refused = metrics.counter(
-            "provider_refused", "Jobs that the contract refused to move.", kind=KINDS
-        )
-
-    def sent(self, kind: str, moved: int, refused: int) -> None:
-        """Count the jobs that a transaction moved, and those that the contract refused."""
-        self.metrics.add(self._sent, kind, amount=moved)
-        self.metrics.add(self._refused, kind, amount=refused)
+        self.sent = BatchMetrics(metrics, "provider", KINDS).count
 
     def keeps(self, runs: int, size: int) -> None:
         """Show how many folders of ended runs are kept, and their bytes."""
