@@ -1,4 +1,4 @@
-"""What goes on beside the cycles that began it, and the jobs that it concerns."""
+"""Background tasks of a service, which may outlast the cycle that started them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class BackgroundTasks:
-    """Tasks that may outlast a cycle; each says of how many jobs something was done."""
+    """Tasks that may outlast a cycle; each returns the number of jobs that it moved."""
 
     def __init__(self) -> None:
         self._going: dict[asyncio.Task[int], frozenset[int]] = {}
@@ -18,11 +18,11 @@ class BackgroundTasks:
 
     @property
     def jobs(self) -> frozenset[int]:
-        """Jobs of all that is on its way, or ended since `collect` looked last."""
+        """Jobs of running tasks, and of those that ended since the last `collect`."""
         return frozenset().union(*self._going.values())
 
     def begin(self, work: Coroutine[Any, Any, int], jobs: Iterable[int]) -> None:
-        """Start something that concerns these jobs."""
+        """Start a task for these jobs."""
         self._going[asyncio.create_task(work)] = frozenset(jobs)
 
     async def wait(self, timeout: float | None = None, *, first: bool = False) -> None:
@@ -32,7 +32,7 @@ class BackgroundTasks:
             await asyncio.wait(self._going, timeout=timeout, return_when=when)
 
     def collect(self) -> int:
-        """Take those that have ended; an error that nobody foresaw is raised here."""
+        """Remove ended tasks; the jobs they moved. An unexpected error of a task is raised here."""
         done = 0
         for task in [each for each in self._going if each.done()]:
             del self._going[task]
@@ -40,7 +40,7 @@ class BackgroundTasks:
         return done
 
     def cut_off(self) -> None:
-        """Cancel whatever is left."""
+        """Cancel all running tasks."""
         for task in self._going:
             task.cancel()
         self._going.clear()

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from deepsquare_chain.executors import orphaned_processes as leftovers
-from deepsquare_chain.executors import procfs
+from deepsquare_chain.executors import orphaned_processes, procfs
 from deepsquare_chain.executors.base import RunSpec
 from deepsquare_chain.executors.gpus import device_environment
 from deepsquare_chain.executors.rundir import RunFolder, unique
@@ -190,7 +189,7 @@ class ForkServer:
         # Without site packages and working folder: quick to start, and nobody else's modules.
         # A supervisor writes its folder over the last argument, so that it can be told apart.
         room = "." * (len(os.fsencode(self._runs)) + _LONGEST_NAME)
-        command = [sys.executable, "-S", "-P", "-m", leftovers.SUPERVISOR_MODULE, room]
+        command = [sys.executable, "-S", "-P", "-m", orphaned_processes.SUPERVISOR_MODULE, room]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:

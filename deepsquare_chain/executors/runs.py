@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import launch, procfs, startprobe
-from deepsquare_chain.executors import orphaned_processes as leftovers
+from deepsquare_chain.executors import launch, orphaned_processes, procfs, startprobe
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -182,7 +181,7 @@ class Runs:
         wanted = list(keys)
         gone = {key for key in wanted if self._is_gone(key)}
         # Taken after every one of these deaths: nothing of them can begin later.
-        census = leftovers.take_census() if len(gone) > 1 else None
+        census = orphaned_processes.take_census() if len(gone) > 1 else None
         return {key: self.poll(key, census if key in gone else None) for key in wanted}
 
     def _is_gone(self, key: str) -> bool:
@@ -210,7 +209,7 @@ class Runs:
         """Whether anything of the run is, or will be, at work; even without its folder."""
         folder = self.folder(key)
         if not self._exists(folder):
-            return leftovers.supervisor_of(folder) is not None
+            return orphaned_processes.supervisor_of(folder) is not None
         return self._status(folder).state is not RunState.ENDED
 
     def output(self, key: str, offset: int, limit: int) -> bytes:
@@ -258,7 +257,7 @@ class Runs:
         # An exit record counts only once its writer is gone: the job could have put it there.
         if self._is_running(folder, claim):
             return RunStatus(RunState.RUNNING)
-        ended = _as_exit(leftovers.conclude(folder, claim, census))
+        ended = _as_exit(orphaned_processes.conclude(folder, claim, census))
         if ended.reason == "lost":
             _log.warning("run ended without its supervisor", run=folder.key)
         self._ended[folder.key] = ended
@@ -295,7 +294,7 @@ class Runs:
         """Ask for the run's end; True when there is an end to wait for."""
         folder = self.folder(key)
         if not self._exists(folder):
-            owner = leftovers.supervisor_of(folder)
+            owner = orphaned_processes.supervisor_of(folder)
             if owner is not None:
                 procfs.send(owner, signal.SIGTERM)
             return owner is not None
@@ -329,7 +328,7 @@ class Runs:
 
     def _force(self, folder: RunFolder, claim: FolderClaim, reason: str) -> None:
         _log.warning("supervisor does not react, ending its run", run=folder.key, reason=reason)
-        leftovers.take_down(folder, claim, reason)
+        orphaned_processes.take_down(folder, claim, reason)
 
     def _remove(self, folder: RunFolder) -> None:
         gone = self.path / f".gone-{unique()}"

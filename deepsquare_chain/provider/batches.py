@@ -36,8 +36,8 @@ Planned = tuple[View, Action]
 class ProviderBatches:
     """Makes transactions of planned actions and sees them mined.
 
-    What misses the block that the others were mined in goes on beside later cycles, which leave
-    its jobs alone until then: nothing new waits for it.
+    A transaction that misses the block of the others continues in the background; later cycles
+    skip its jobs until then, and nothing else waits for it.
 
     Args:
         sender: The one sender of this account.

@@ -50,9 +50,9 @@ _TICK: Final = 0.05
 
 
 class LaunchQueue:
-    """Begins a few runs at a time, so that nothing else waits behind a crowd of processes.
+    """Starts a few runs at a time, so that other work does not wait for many processes.
 
-    A start that is slow goes on beside later cycles, which leave its job alone until then.
+    A slow start continues in the background; later cycles skip its job until it ends.
 
     Args:
         start: Begins one run; True when the executor has it.

@@ -22,8 +22,7 @@ import psutil
 import pytest
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import orphaned_processes as leftovers
-from deepsquare_chain.executors import procfs, rundir, runs
+from deepsquare_chain.executors import orphaned_processes, procfs, rundir, runs
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -621,7 +620,7 @@ async def test_supervisor_that_can_not_start_leaves_no_half_run(
     executor: LocalExecutor, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(leftovers, "SUPERVISOR_MODULE", "deepsquare_chain.executors.nothing")
+        patch.setattr(orphaned_processes, "SUPERVISOR_MODULE", "deepsquare_chain.executors.nothing")
         with pytest.raises(ExecutorUnavailableError, match=r"could not be started.*nothing"):
             await executor.submit(make(state, "run", "echo ran"))
     assert list((state / "runs").iterdir()) == []

@@ -89,7 +89,7 @@ class FakeChain:
         self.branch = 0
         self.eth = _Eth(self)
         self.provider = self  # for batches
-        self.stillness: OnDemandDetector | None = None
+        self.on_demand: OnDemandDetector | None = None
         self.simulated: list[Any] = []  # blocks on which calls were simulated
         self.before_batch: Callable[[list[Any]], None] | None = None
         self.batches: list[list[Any]] = []

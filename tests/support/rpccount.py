@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc import on_demand as stillness
+from deepsquare_chain.chain.rpc import on_demand
 from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
 
 
@@ -16,7 +16,7 @@ def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     The chain never counts as one that stands still: that is judged by the clock, and costs a request.
     """
-    monkeypatch.setattr(stillness, "_LEAST", float("inf"))
+    monkeypatch.setattr(on_demand, "_LEAST", float("inf"))
     found: list[list[str]] = []
     post = CheckedProvider._post
 

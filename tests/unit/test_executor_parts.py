@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.executors import orphaned_processes as leftovers
-from deepsquare_chain.executors import procfs, rundir
+from deepsquare_chain.executors import orphaned_processes, procfs, rundir
 from deepsquare_chain.executors.base import (
     MAX_SCRIPT_BYTES,
     MAX_WALLTIME,
@@ -390,20 +389,20 @@ def test_time_of_a_lost_run_ends_with_its_last_sign_of_life(tmp_path: Path) -> N
     run.output.write_bytes(b"x")
     for path in (run.output, run.work):
         os.utime(path, (1_060.5, 1_060.5))
-    lost = leftovers._lost(run)
+    lost = orphaned_processes._lost(run)
     assert (lost["reason"], lost["seconds"], lost["started_at"]) == ("lost", 61, 1_000.0)
     # A job may date its files into the future, which is no sign of life.
     os.utime(run.output, (10**11, 10**11))
-    assert leftovers._lost(run)["ended_at"] < 10**10
+    assert orphaned_processes._lost(run)["ended_at"] < 10**10
     (run.path / "job.json").write_text("spoilt")
-    assert leftovers._lost(run)["code"] == 137
+    assert orphaned_processes._lost(run)["code"] == 137
 
 
 def test_processes_that_do_not_go_away_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "PATIENCE", -1.0)
+    monkeypatch.setattr(orphaned_processes, "PATIENCE", -1.0)
     monkeypatch.setattr(procfs, "signal_trees", lambda *_: None)
-    with pytest.raises(leftovers.StubbornError):
-        leftovers._kill_until_gone(lambda: {1})
+    with pytest.raises(orphaned_processes.StubbornError):
+        orphaned_processes._kill_until_gone(lambda: {1})
 
 
 def test_state_folder_that_can_not_be_made_is_a_plain_error(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from deepsquare_chain.metascheduler.observer import ClusterSnapshot, GridObserve
 from deepsquare_chain.metascheduler.state import SchedulerState
 from deepsquare_chain.store.database import Store
 from tests.support.workloads import NOW, address, job, provider
-from tests.unit.test_metascheduler_duties import TIMES
+from tests.unit.test_metascheduler_liveness import TIMES
 
 S = JobStatus
 HOST, OTHER = address(1), address(2)

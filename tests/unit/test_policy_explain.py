@@ -20,7 +20,7 @@ from deepsquare_chain.metascheduler.explain import (
 )
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from tests.support.workloads import NOW, provider, running, waiting
-from tests.unit.test_metascheduler_duties import BLOCK, MOMENT
+from tests.unit.test_metascheduler_liveness import BLOCK, MOMENT
 
 RULES = Rules(aging=100, aging_factor=0, max_aging=100, start_margin=0)
 

@@ -1,6 +1,6 @@
 """The head of the chain as a service sees it, and new blocks over a websocket.
 
-The head is asked for over HTTP, once a block: when the next one should be there (see `pace`), or
+The head is asked for over HTTP, once a block: when the next one should be there (see `block_time`), or
 when somebody tells of it. A websocket is a wake-up call and nothing else: a lost or invented message
 costs or saves a moment and changes nothing.
 """
@@ -24,7 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidURI, WebSocketException
 
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.on_demand import pace_of, stands_still
+from deepsquare_chain.chain.rpc.on_demand import block_time_of, stands_still
 from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url
@@ -133,22 +133,22 @@ class HeadSource:
 
     def pause(self) -> float:
         """Seconds until the chain should be asked again."""
-        pace = pace_of(self._w3)
-        if pace is None:
+        block_time = block_time_of(self._w3)
+        if block_time is None:
             return self._poll
-        if pace.head > max(self._number, self._asked_for):
+        if block_time.head > max(self._number, self._asked_for):
             return 0.0  # somebody else of this connection has seen a block
-        return max(0.0, pace.due_at(self._poll) - time.monotonic())
+        return max(0.0, block_time.due_at(self._poll) - time.monotonic())
 
     def hint(self) -> None:
         """Somebody tells of a new block."""
-        if (pace := pace_of(self._w3)) is not None:
-            pace.hint()
+        if (block_time := block_time_of(self._w3)) is not None:
+            block_time.hint()
 
     def listen(self, up: bool) -> None:
         """Whether somebody tells of new blocks: then there is no hurry to ask."""
-        if (pace := pace_of(self._w3)) is not None:
-            pace.listening = up
+        if (block_time := block_time_of(self._w3)) is not None:
+            block_time.listening = up
 
     async def look(self, mined_at: Callable[[], int], *, again: bool = False) -> Head | None:
         """The latest block; None from an endpoint that lags behind what was seen before.
@@ -162,10 +162,16 @@ class HeadSource:
         """
         seen = max(self._number, mined_at())
         header = self._header
-        pace = pace_of(self._w3)
-        if header is None or again or pace is None or seen > self._number or self.pause() <= 0:
+        block_time = block_time_of(self._w3)
+        if (
+            header is None
+            or again
+            or block_time is None
+            or seen > self._number
+            or self.pause() <= 0
+        ):
             header = await self._ask()
-            self._asked_for = -1 if pace is None else pace.head
+            self._asked_for = -1 if block_time is None else block_time.head
         # Where only transactions make blocks, time goes on without them; the next has it.
         still = await stands_still(self._w3)
         number, chain_time = int(header["number"], 16), int(header["timestamp"], 16)

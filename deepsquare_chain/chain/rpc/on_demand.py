@@ -40,7 +40,7 @@ class OnDemandDetector:
 
     def __init__(self) -> None:
         self.head = -1
-        self.pace = BlockTimeEstimate()
+        self.block_time = BlockTimeEstimate()
         self.loaded = False  # whether the blocks before the first that was seen were asked for
         self.opened = time.monotonic()  # when the connection was made
         self._since = 0.0  # monotonic seconds
@@ -53,7 +53,7 @@ class OnDemandDetector:
             self.note([block])
         if number != self.head:
             self.head, self._since = number, time.monotonic()
-        self.pace.saw(number, time.monotonic())
+        self.block_time.saw(number, time.monotonic())
 
     def note(self, blocks: list[Mapping[str, Any]]) -> None:
         """Headers as JSON-RPC gives them, in the order of the chain."""
@@ -64,7 +64,7 @@ class OnDemandDetector:
             if number > 0 and number not in known:
                 empty = not each.get("transactions")
                 self._blocks.append((number, int(each["timestamp"], 16), empty))
-                self.pace.note(number, int(each["timestamp"], 16), empty=empty)
+                self.block_time.note(number, int(each["timestamp"], 16), empty=empty)
 
     def seconds(self) -> float:
         """Seconds since the head moved, as far as it was looked at."""
@@ -98,10 +98,10 @@ class OnDemandDetector:
             )
 
 
-def pace_of(w3: AsyncWeb3[Any]) -> BlockTimeEstimate | None:
+def block_time_of(w3: AsyncWeb3[Any]) -> BlockTimeEstimate | None:
     """When this connection should ask for the next block; None where it does not say."""
-    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
-    return None if found is None else found.pace
+    found = _detector(w3)
+    return None if found is None else found.block_time
 
 
 async def stands_still(w3: AsyncWeb3[Any]) -> float:
@@ -110,7 +110,7 @@ async def stands_still(w3: AsyncWeb3[Any]) -> float:
     Raises:
         EndpointError: The node does not answer.
     """
-    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
+    found = _detector(w3)
     if found is None or found.seconds() < _LEAST:
         return 0.0
     await _load(w3, found)
@@ -128,7 +128,7 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     Raises:
         EndpointError: The node does not answer.
     """
-    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
+    found = _detector(w3)
     if found is None:
         return None
     latest = await w3.eth.get_block("latest")
@@ -137,7 +137,7 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     return age if found.lasts(age) else None
 
 
-async def has_to_be_moved(w3: AsyncWeb3[Any]) -> bool:
+async def next_block_counts(w3: AsyncWeb3[Any]) -> bool:
     """Whether only what is sent now makes the next block, so that it counts and not the latest.
 
     A command has no time to see a chain stand still: while its connection is young, this machine's
@@ -148,7 +148,7 @@ async def has_to_be_moved(w3: AsyncWeb3[Any]) -> bool:
     """
     if await stands_still(w3):
         return True
-    found: OnDemandDetector | None = getattr(w3.provider, "stillness", None)
+    found = _detector(w3)
     if found is None or time.monotonic() - found.opened >= _LEAST:
         return False
     return await mines_on_demand(w3) is not None
@@ -166,6 +166,12 @@ async def next_block_time(w3: AsyncWeb3[Any]) -> int:
     latest = await w3.eth.get_block("latest")
     age = await mines_on_demand(w3)
     return int(latest["timestamp"]) + max(0, age or 0)
+
+
+def _detector(w3: AsyncWeb3[Any]) -> OnDemandDetector | None:
+    """What this connection has seen; None for a connection that does not look."""
+    found: OnDemandDetector | None = getattr(w3.provider, "on_demand", None)
+    return found
 
 
 async def _load(w3: AsyncWeb3[Any], found: OnDemandDetector) -> None:

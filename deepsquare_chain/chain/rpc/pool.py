@@ -167,9 +167,9 @@ class Pool(AsyncBaseProvider):
         self.global_ccip_read_enabled = False
         self.members = [Member(each) for each in providers]
         self._current = self.members[0]
-        self.stillness = OnDemandDetector()
+        self.on_demand = OnDemandDetector()
         for each in providers:
-            each.on_head = self.stillness.saw
+            each.on_head = self.on_demand.saw
         self._chain_id = chain_id
         self.genesis: str | None = None
         self.landmark: str | None = None  # hash of the block by which the chain is known again

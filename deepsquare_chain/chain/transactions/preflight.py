@@ -22,7 +22,7 @@ from web3.types import BlockIdentifier
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.reverts import decode_revert, revert_data
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
-from deepsquare_chain.chain.rpc.on_demand import has_to_be_moved
+from deepsquare_chain.chain.rpc.on_demand import next_block_counts
 from deepsquare_chain.chain.transactions.fees import Fees, Market, market
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import (
@@ -88,7 +88,7 @@ class Preflight:
 
     async def _block(self) -> BlockIdentifier:
         """The block to simulate on: the next, with its time, where this call brings it about."""
-        return "pending" if await has_to_be_moved(self._w3) else "latest"
+        return "pending" if await next_block_counts(self._w3) else "latest"
 
     async def gas_limit(self, call: Call) -> int:
         """Gas for a call; errors as `simulate`."""

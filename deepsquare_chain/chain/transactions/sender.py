@@ -22,7 +22,7 @@ from web3.exceptions import Web3Exception
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
-from deepsquare_chain.chain.rpc.on_demand import pace_of
+from deepsquare_chain.chain.rpc.on_demand import block_time_of
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.gas_budget import GasMonitor
 from deepsquare_chain.chain.transactions.nonce_manager import (
@@ -460,12 +460,12 @@ class Sender:
         """
         felt, head = (self._pulse.at, self._pulse.head) if self._pulse is not None else (0.0, -1)
         await asyncio.sleep(max(0.0, felt + self._poll - time.monotonic()))
-        pace = pace_of(self.w3)
-        while pace is not None and pace.head <= head:
-            left = min(pace.due_at(self._poll), deadline) - time.monotonic()
+        block_time = block_time_of(self.w3)
+        while block_time is not None and block_time.head <= head:
+            left = min(block_time.due_at(self._poll), deadline) - time.monotonic()
             if left <= 0:
                 return
-            await pace.news(left)
+            await block_time.news(left)
 
     async def _feel(self) -> _Pulse:
         """Head and nonce, asked once for all who wait."""

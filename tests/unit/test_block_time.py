@@ -133,7 +133,7 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
         return header
 
     figures: Any = SimpleNamespace(saw=lambda *_, **__: None, fell_behind=lambda _blocks: None)
-    w3: Any = SimpleNamespace(provider=SimpleNamespace(stillness=found))
+    w3: Any = SimpleNamespace(provider=SimpleNamespace(on_demand=found))
     heads = HeadSource(w3, tend, figures, poll=2.0)
 
     async def number() -> int | None:
@@ -143,7 +143,7 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     assert (await number(), await number(), asked) == (5, 5, 1)
     now = 102.0
     assert (await number(), await number(), asked) == (5, 5, 2)
-    found.pace.saw(6, now)  # by somebody else of this connection, at another node of it
+    found.block_time.saw(6, now)  # by somebody else of this connection, at another node of it
     assert heads.pause() == 0
     assert (await number(), await number(), asked) == (5, 5, 3)  # once, for that node lags
     block = 6

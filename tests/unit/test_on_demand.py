@@ -11,8 +11,8 @@ from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.rpc import on_demand as stillness_module
 from deepsquare_chain.chain.rpc.on_demand import (
     OnDemandDetector,
-    has_to_be_moved,
     mines_on_demand,
+    next_block_counts,
     stands_still,
 )
 from deepsquare_chain.chain.transactions.sender import Sender
@@ -90,10 +90,10 @@ def quiet(clock: Clock) -> FakeChain:
     chain = FakeChain()
     for number in range(5):
         chain.mine([log(number)])
-    chain.stillness = OnDemandDetector()
-    chain.stillness.note(headers(0, 0, 1, 2, 2))
-    chain.stillness.loaded = True
-    chain.stillness.saw(5)
+    chain.on_demand = OnDemandDetector()
+    chain.on_demand.note(headers(0, 0, 1, 2, 2))
+    chain.on_demand.loaded = True
+    chain.on_demand.saw(5)
     clock.now += 3
     return chain
 
@@ -108,8 +108,8 @@ async def test_it_stands_still_only_after_a_while(quiet: FakeChain, clock: Clock
     assert await stands_still(quiet) == 0.0  # type: ignore[arg-type]
     clock.now += 2
     assert await stands_still(quiet) == 5.0  # type: ignore[arg-type]
-    assert quiet.stillness is not None
-    quiet.stillness.saw(6)
+    assert quiet.on_demand is not None
+    quiet.on_demand.saw(6)
     assert await stands_still(quiet) == 0.0  # type: ignore[arg-type]
 
 
@@ -117,8 +117,8 @@ async def test_blocks_from_before_are_read_once(clock: Clock) -> None:
     chain = FakeChain()
     for _ in range(5):
         chain.mine()  # a node that shows no transactions of its blocks counts as empty
-    chain.stillness = OnDemandDetector()
-    chain.stillness.saw(5)
+    chain.on_demand = OnDemandDetector()
+    chain.on_demand.saw(5)
     clock.now += 500
     for _ in range(3):
         assert await stands_still(chain) == 0.0  # type: ignore[arg-type]
@@ -157,11 +157,11 @@ async def test_a_young_connection_goes_by_the_age_of_the_latest_block(
     quiet: FakeChain, clock: Clock
 ) -> None:
     """A command has no time to see the chain stand still."""
-    assert await has_to_be_moved(quiet)  # type: ignore[arg-type]
-    quiet.provider.stillness.saw(quiet.provider.stillness.head + 1)
+    assert await next_block_counts(quiet)  # type: ignore[arg-type]
+    quiet.provider.on_demand.saw(quiet.provider.on_demand.head + 1)
     clock.now += 4
-    quiet.provider.stillness.saw(quiet.provider.stillness.head + 1)
-    assert not await has_to_be_moved(quiet)  # type: ignore[arg-type]
+    quiet.provider.on_demand.saw(quiet.provider.on_demand.head + 1)
+    assert not await next_block_counts(quiet)  # type: ignore[arg-type]
 
 
 async def test_people_are_told_at_once(quiet: FakeChain, clock: Clock) -> None:
