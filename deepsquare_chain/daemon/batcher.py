@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from prometheus_client import Counter
+
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.events import TransitionSkipped
 from deepsquare_chain.chain.bindings.reverts import ContractError
@@ -72,16 +74,14 @@ class BatchMetrics:
 
     Args:
         metrics: Of the service.
-        service: First part of the names: provider or scheduler.
-        kinds: Every kind of its transactions.
+        moved: Counter of the jobs that transactions moved, by kind of transaction.
+        refused: Counter of the jobs that the contract refused to move, by kind.
     """
 
-    def __init__(self, metrics: Metrics, service: str, kinds: Sequence[str]) -> None:
+    def __init__(self, metrics: Metrics, *, moved: Counter, refused: Counter) -> None:
         self._metrics = metrics
-        self._moved = metrics.counter(f"{service}_jobs", "Jobs moved on chain.", kind=kinds)
-        self._refused = metrics.counter(
-            f"{service}_refused", "Jobs that the contract refused to move.", kind=kinds
-        )
+        self._moved = moved
+        self._refused = refused
 
     def count(self, kind: str, moved: int, refused: int) -> None:
         """Count the jobs that a transaction moved, and those that the contract refused."""

@@ -26,7 +26,13 @@ class SchedulerMetrics:
         self._silent = metrics.gauge("silent_providers", "Providers with an overdue answer.")
         self._strikes = metrics.gauge("strikes_in_a_day", "Strikes of all providers in a day.")
         self._resting = metrics.gauge("resting_providers", "Providers that rest for their strikes.")
-        self.sent = BatchMetrics(metrics, "scheduler", KINDS).count
+        self.sent = BatchMetrics(
+            metrics,
+            moved=metrics.counter("scheduler_jobs", "Jobs moved on chain.", kind=KINDS),
+            refused=metrics.counter(
+                "scheduler_refused", "Jobs that the contract refused to move.", kind=KINDS
+            ),
+        ).count
 
     def show(self, cluster: ClusterSnapshot) -> None:
         """Show the state of a cycle."""

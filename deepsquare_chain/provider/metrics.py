@@ -57,7 +57,13 @@ class ProviderMetrics:
         self._at_risk = metrics.gauge(
             "revenue_at_risk_credits", "Largest part of it that one lost run would forfeit now."
         )
-        self.sent = BatchMetrics(metrics, "provider", KINDS).count
+        self.sent = BatchMetrics(
+            metrics,
+            moved=metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS),
+            refused=metrics.counter(
+                "provider_refused", "Jobs that the contract refused to move.", kind=KINDS
+            ),
+        ).count
 
     def keeps(self, runs: int, size: int) -> None:
         """Show how many folders of ended runs are kept, and their bytes."""
