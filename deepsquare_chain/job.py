@@ -303,7 +303,12 @@ def matches(affinities: Iterable[Affinity], labels: Mapping[str, str]) -> bool:
     A label that is not there meets `!=` and nothing else. Order is numeric: it never holds where
     one side is no number. The value of `:in:` lists alternatives, as in `eu|ch`.
     """
-    return all(_meets(affinity, labels.get(affinity.key)) for affinity in affinities)
+    return not unmet(affinities, labels)
+
+
+def unmet(affinities: Iterable[Affinity], labels: Mapping[str, str]) -> tuple[Affinity, ...]:
+    """The affinities that a provider's labels do not meet; see `matches`."""
+    return tuple(each for each in affinities if not _meets(each, labels.get(each.key)))
 
 
 def _meets(affinity: Affinity, label: str | None) -> bool:

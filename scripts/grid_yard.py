@@ -133,7 +133,7 @@ class Yard:
 
     async def submit(self, count: int, command: str = "true", **changes: Any) -> list[int]:
         """Jobs of the same command, in one transaction; their ids."""
-        made = Definition(resources=SMALL, env={}, steps=(Step("only", command),))
+        made = Definition(resources=SMALL, env={}, steps=(Step.simple("only", command),))
         digest = await self.definitions.put(made.to_bytes())
         usual: dict[str, Any] = {
             "amount": CREDIT,

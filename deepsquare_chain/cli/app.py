@@ -28,7 +28,11 @@ COMMANDS: Final = {
         "demo", "Run a whole grid on this machine, from submission to audit; under 90 seconds."
     ),
     "init": _Part("init", "Write a job file to begin with; every key is explained in it."),
-    "validate": _Part("submit", "Check a job file; nothing is sent anywhere."),
+    "validate": _Part("jobfile", "Check a job file; nothing is sent anywhere."),
+    "convert": _Part(
+        "jobfile", "Rewrite older keys of a job file; the result is checked and printed."
+    ),
+    "schema": _Part("jobfile", "Print the JSON schema of job files, for editors."),
     "quote": _Part(
         "submit",
         "Show what a job would cost at each provider, how long it could run, and when it may start.",

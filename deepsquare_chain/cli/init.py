@@ -24,9 +24,11 @@ async def init(
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.workflow.jobfile import JOB_FILE
 
+    schema = _write_schema()
+    modeline = f"# yaml-language-server: $schema={schema}\n" if schema else ""
     try:
         with file.open("x", encoding="utf-8") as stream:
-            stream.write(JOB_FILE)
+            stream.write(modeline + JOB_FILE)
     except FileExistsError:
         raise UsageError(
             f"{file} is there already and stays as it is", hint="Give another name."
@@ -35,3 +37,21 @@ async def init(
         raise UsageError(f"{file} can't be written: {error.strerror}") from None
     context.printer.record(_WRITTEN, (str(file),))
     context.printer.note(f"Next: deepsquare quote {file}")
+
+
+def _write_schema() -> Path | None:
+    """Put the JSON schema into the user's cache, where editors find it by the first line of the file."""
+    import json
+    import os
+
+    from deepsquare_chain.workflow.schema import job_file_schema
+
+    try:
+        base = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(base) if base else Path.home() / ".cache") / "deepsquare"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "job.schema.json"
+        path.write_text(json.dumps(job_file_schema(), indent=2) + "\n", encoding="utf-8")
+    except (OSError, RuntimeError):
+        return None  # the job file is complete without it
+    return path

@@ -1,4 +1,4 @@
-"""From a job file to a paid job: validate, quote, submit."""
+"""From a job file to a paid job: quote, submit."""
 
 from __future__ import annotations
 
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_JOB_FILE: Final = (
-    Column("name", "name"),
-    Column("definition", "definition (SHA-256)"),
-    Column("steps", "steps", Kind.NUMBER),
-    Column("tasks", "tasks", Kind.NUMBER),
-    Column("cpus", "cpus", Kind.NUMBER),
-    Column("memory", "memory (MB)", Kind.NUMBER),
-    Column("gpus", "gpus", Kind.NUMBER),
-    Column("time_limit", "time limit (s)", Kind.NUMBER),
-    Column("credits", "credits", Kind.CREDITS),
-    Column("uses", "uses"),
-)
 _QUOTES: Final = (
     Column("provider_id", "provider", Kind.NUMBER),
     Column("account", "account", detail=True),
@@ -80,33 +68,6 @@ def _read(file: Path, credits: int | None, limit: str | None) -> tuple[JobFile, 
     except ValueError as error:
         raise UsageError(f"--time-limit: {error}", hint="Write 90s, 10m or 1h30m.") from None
     return job_file, job_file.terms(credits=credits, time_limit=seconds)
-
-
-@command(app)
-async def validate(
-    context: CommandContext,
-    file: JobFilePath,
-    credits: CreditsOption = None,
-    time_limit: LimitOption = None,
-) -> None:
-    """Check a job file; nothing is sent anywhere."""
-    job_file, terms = _read(file, credits, time_limit)
-    size = terms.resources
-    context.printer.record(
-        _JOB_FILE,
-        (
-            terms.name,
-            job_file.definition.digest.hex(),
-            len(job_file.definition.steps),
-            size.tasks,
-            size.cpus,
-            size.memory,
-            size.gpus,
-            terms.time_limit,
-            terms.amount,
-            terms.uses,
-        ),
-    )
 
 
 @command(app)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import cost, fits, job_rate
-from deepsquare_chain.job import Provider, ProviderStatus, Terms, matches, parse_uses
+from deepsquare_chain.job import Provider, ProviderStatus, Terms, parse_uses, unmet
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,13 @@ def quote(provider: Provider, terms: Terms, *, now: int, silent: bool = False) -
 def _refusal(provider: Provider, terms: Terms, whole: int, now: int, silent: bool) -> str:
     active = provider.status is ProviderStatus.ACTIVE
     fitting = fits(provider.hardware, provider.offer, terms.resources)
+    lacking = ", ".join(str(each) for each in unmet(parse_uses(terms.uses), provider.labels))
     reasons = (
         (not active, provider.status.name.lower().replace("_", " ")),
         (provider.approved_until <= now, "approval has run out"),
         (silent, "silent: a challenge is unanswered"),
         (not fitting, "does not fit its hardware or offer"),
-        (not matches(parse_uses(terms.uses), provider.labels), "its labels do not match uses"),
+        (bool(lacking), f"its labels do not meet: {lacking}"),
         (whole == 0, "has no price"),
         (whole > terms.amount, "over budget: the credits do not buy the time limit"),
     )

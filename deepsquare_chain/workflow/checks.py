@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pydantic_core import PydanticCustomError
 
 from deepsquare_chain.credits import format_credits, parse_credits
 from deepsquare_chain.job import Objective, parse_uses
+from deepsquare_chain.workflow.yamltree import PlainText
 
 UINT16_MAX: Final = 2**16 - 1
 UINT24_MAX: Final = 2**24 - 1
@@ -23,12 +26,38 @@ MAX_ENV: Final = 256
 MAX_COMMAND_BYTES: Final = 65_536
 MAX_ENV_VALUE_BYTES: Final = 32_768
 
+MAX_STEP_NAME_BYTES: Final = 256
+MAX_LIST: Final = 256
+MAX_TEXT_BYTES: Final = 4_096
+
 #: Names that the grid itself sets for a job.
 RESERVED_ENV_PREFIX: Final = "DEEPSQUARE_"
+_REFUSED_ENV: Final = frozenset({"PATH", "LD_LIBRARY_PATH"})
 _READONLY_IN_BASH: Final = frozenset(
     {"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"}
 )
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_IMAGE: Final = re.compile(
+    r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+_HOST: Final = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
+_REGISTRY: Final = re.compile(rf"{_HOST}(?::[0-9]{{1,5}})?")
+_ENDPOINT: Final = re.compile(rf"{_HOST}:[0-9]{{1,5}}")
+_BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]{1,253}")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_HANDLE: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+_REMOTE_MODULE: Final = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*){2,12}(?:@[A-Za-z0-9_][A-Za-z0-9_./-]{0,127})?"
+)
+_LOCAL_MODULE: Final = re.compile(r"(?:\.{1,2})?/[^\0\n]{0,1023}|\.{1,2}")
+#: Boolean words of YAML's core schema beside `true` and `false`, which the reader resolves itself.
+_BOOLEANS: Final[Mapping[str, bool]] = {
+    "True": True,
+    "TRUE": True,
+    "False": False,
+    "FALSE": False,
+}
 # Forms of a time limit: hours, minutes and seconds each, the clock read as Slurm reads it.
 _DURATIONS: Final = tuple(
     map(
@@ -91,7 +120,7 @@ def text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise problem("holds a character that is not Unicode text") from None
-    return value
+    return str(value)
 
 
 def name(value: Any) -> str:
@@ -104,11 +133,188 @@ def name(value: Any) -> str:
     return checked
 
 
+def step_name(value: Any) -> str:
+    """A step's name, for people who read the output."""
+    checked = text(value)
+    if len(checked.encode()) > MAX_STEP_NAME_BYTES:
+        raise problem(f"is longer than {MAX_STEP_NAME_BYTES} bytes")
+    if not checked.isprintable():
+        raise problem("holds characters that can't be printed")
+    return checked
+
+
+def boolean(value: Any) -> bool:
+    """True or false, unquoted."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, PlainText) and str(value) in _BOOLEANS:
+        return _BOOLEANS[value]
+    raise problem(f"must be true or false, not {show(value)}")
+
+
+def choice(*allowed: str) -> Callable[[Any], str]:
+    """A check for one word of a few."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            raise problem(f"must be {words}, not {show(value)}")
+        return str(value)
+
+    return check
+
+
+def line(value: Any) -> str:
+    """Text of one line that is not empty."""
+    checked = text(value)
+    if not checked or len(checked.encode()) > MAX_TEXT_BYTES:
+        raise problem(f"must have from 1 to {MAX_TEXT_BYTES:,} bytes")
+    if any(ord(character) < 32 or ord(character) == 127 for character in checked):
+        raise problem("holds control characters")
+    return checked
+
+
+def _matching(form: re.Pattern[str], words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        checked = line(value)
+        if not form.fullmatch(checked):
+            raise problem(f"must be {words}, not {show(checked)}")
+        return checked
+
+    return check
+
+
+registry = _matching(_REGISTRY, "the host name of a registry, such as ghcr.io")
+endpoint = _matching(_ENDPOINT, "host:port")
+hostname = _matching(re.compile(_HOST), "an IP address or a host name")
+bucket_url = _matching(_BUCKET, "s3://BUCKET without a slash at the end")
+plain_name = _matching(_PLAIN_NAME, "a name of letters, digits, _, . and -")
+handle_name = _matching(_HANDLE, "a name of letters, digits and _")
+
+
+def image(value: Any) -> str:
+    """An image in a registry, or a file of the job."""
+    checked = line(value)
+    if not _IMAGE.fullmatch(checked) and not checked.startswith("/"):
+        raise problem(
+            "must be an image such as alpine:3.20 or user/app@sha256:DIGEST in lower case, or an "
+            f"absolute path below STORAGE_PATH, not {show(checked)}"
+        )
+    if checked.startswith("/"):
+        return absolute_path(checked)
+    return checked
+
+
+def absolute_path(value: Any) -> str:
+    """A path from the root, without steps upwards."""
+    checked = line(value)
+    if not checked.startswith("/"):
+        raise problem(f"must be an absolute path, which begins with /, not {show(checked)}")
+    if ".." in checked.split("/"):
+        raise problem("must not hold ..")
+    return checked
+
+
+def bucket_path(value: Any) -> str:
+    """A path in a bucket."""
+    checked = line(value)
+    if not checked.startswith("/"):
+        raise problem(f"must begin with /, not {show(checked)}")
+    if any(character in checked for character in "*?[]"):
+        raise problem("must not hold wildcards (* ? [ ])")
+    return checked
+
+
+def web_url(value: Any) -> str:
+    """An http or https address."""
+    checked = line(value)
+    try:
+        parts = urlsplit(checked)
+        valid = parts.scheme in {"http", "https"} and parts.hostname and " " not in checked
+        _ = parts.port
+    except ValueError:
+        valid = False
+    if not valid:
+        raise problem(f"must be an http or https address, not {show(checked)}")
+    return checked
+
+
+def ip_address(value: Any) -> str:
+    """An IP address."""
+    checked = line(value)
+    try:
+        ipaddress.ip_address(checked)
+    except ValueError:
+        raise problem(f"must be an IP address, not {show(checked)}") from None
+    return checked
+
+
+def cidr(value: Any) -> str:
+    """An IP address with the length of its network's prefix."""
+    checked = line(value)
+    try:
+        ipaddress.ip_interface(checked)
+    except ValueError:
+        raise problem(f"must be an address such as 10.0.0.2/24, not {show(checked)}") from None
+    return checked
+
+
+def file_mode(value: Any) -> int:
+    """Mode of files: decimal as DeepSquare documents it, octal with a zero in front as YAML 1.1 reads it."""
+    if isinstance(value, PlainText) and re.fullmatch(r"0o?[0-7]{3}", value):
+        return int(str(value).replace("o", ""), 8)
+    if type(value) is not int or not 0 <= value <= 511:
+        raise problem(
+            f"must be a whole number from 0 to 511 (decimal: 493 is 0755), not {show(value)}"
+        )
+    return value
+
+
+def module_source(value: Any) -> str:
+    """Where a module comes from: a git repository, or a folder."""
+    checked = line(value)
+    if not _REMOTE_MODULE.fullmatch(checked) and not _LOCAL_MODULE.fullmatch(checked):
+        raise problem(
+            "must be HOST/OWNER/REPOSITORY[/FOLDER][@TAG or @COMMIT], or a folder that begins "
+            f"with / or ./, not {show(checked)}"
+        )
+    return checked
+
+
+def condition(value: Any) -> str:
+    """The inside of a bash test."""
+    checked = text(value)
+    if not checked.strip() or len(checked.encode()) > MAX_TEXT_BYTES:
+        raise problem('must be a test of bash, such as: "$index" -gt 2')
+    return checked
+
+
+def env_list(value: Any) -> Any:
+    """Variables as a mapping; a list of `key` and `value` is turned into one."""
+    if not isinstance(value, list):
+        return value
+    found: dict[Any, Any] = {}
+    for at, entry in enumerate(value):
+        if not isinstance(entry, dict):
+            raise problem(f"[{at}] must be a mapping with key, value, not {show(entry)}")
+        unknown = [key for key in entry if key not in {"key", "value"}]
+        if unknown:
+            raise problem(f"[{at}] has the unknown key {show(unknown[0])}; an entry has key, value")
+        for key in ("key", "value"):
+            if key not in entry:
+                raise problem(f"[{at}].{key} is missing")
+        name = entry["key"]
+        if not isinstance(name, str):
+            raise problem(f"[{at}].key must be text, not {show(name)}")
+        if name in found:
+            raise problem(f"[{at}] sets {show(name)} a second time")
+        found[str(name)] = entry["value"]
+    return found
+
+
 def command(value: Any) -> str:
     """What a step runs."""
     checked = text(value)
-    if not checked.strip():
-        raise problem("must be a command, such as: echo hello")
     if len(checked.encode()) > MAX_COMMAND_BYTES:
         raise problem(f"is longer than {MAX_COMMAND_BYTES:,} bytes; put it in several steps")
     return checked
@@ -121,6 +327,8 @@ def env_name(value: Any) -> str:
         raise problem("is no name of a variable: letters, digits and _, no digit first")
     if checked.startswith(RESERVED_ENV_PREFIX):
         raise problem(f"can't be set: names beginning with {RESERVED_ENV_PREFIX} are the grid's")
+    if checked in _REFUSED_ENV:
+        raise problem(f"can't be set here: set it in the command, as in export {checked}=...")
     if checked in _READONLY_IN_BASH:
         raise problem("can't be set: bash keeps this variable for itself")
     return checked

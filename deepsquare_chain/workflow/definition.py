@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.job import Resources
-from deepsquare_chain.workflow.schema import DefinitionDocument, Runnable, check_document
+from deepsquare_chain.workflow.problems import Problem, place, problems_of, refusal
+from deepsquare_chain.workflow.rules import broken_rules, walk
+from deepsquare_chain.workflow.schema import (
+    ArraySection,
+    DefinitionDocument,
+    Runnable,
+    StepSection,
+    TransferSection,
+    VirtualNetworkSection,
+)
+from deepsquare_chain.workflow.yamltree import Path
+
+Step = StepSection
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1_000_000
 _AGAIN: Final = "Only its customer can mend that: submit the job again with this version."
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One command of a job, with variables of its own."""
-
-    name: str
-    command: str
-    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+_HIDDEN: Final = "(hidden)"
+_SECRET_KEYS: Final = frozenset(
+    {
+        "accessKeyId",
+        "password",
+        "preSharedKey",
+        "privateKey",
+        "secret",
+        "secretAccessKey",
+        "username",
+    }
+)
+_SECRET_NAME: Final = re.compile(
+    r"PASS|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE|(?:^|_)(?:PW|PWD|KEY|AUTH)(?:_|$)|DATABASE_URL",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +55,26 @@ class Definition:
 
     resources: Resources
     env: Mapping[str, str] = field(hash=False)
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = field(hash=False)
+    input: TransferSection | None = None
+    input_mode: int | None = None
+    output: TransferSection | None = field(default=None)
+    continuous_output_sync: bool = False
+    virtual_networks: tuple[VirtualNetworkSection, ...] = ()
+    array: ArraySection | None = None
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: sorted keys, no spaces, UTF-8. The same definition, the same bytes."""
-        document = {
+        """Canonical JSON: sorted keys, no spaces, UTF-8. The same definition, the same bytes.
+
+        A key that has its default is left out, except for those of the first version.
+        """
+        return json.dumps(
+            self.document(), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+        ).encode()
+
+    def document(self) -> dict[str, Any]:
+        """The definition as plain values, in the keys of the file."""
+        document: dict[str, Any] = {
             "version": VERSION,
             "resources": {
                 "tasks": self.resources.tasks,
@@ -47,19 +83,57 @@ class Definition:
                 "gpus": self.resources.gpus,
             },
             "env": dict(self.env),
-            "steps": [
-                {"name": step.name, "run": {"command": step.command, "env": dict(step.env)}}
-                for step in self.steps
-            ],
+            "steps": [_step(_plain(step)) for step in self.steps],
         }
-        return json.dumps(
-            document, ensure_ascii=False, sort_keys=True, separators=(",", ":")
-        ).encode()
+        if self.input is not None:
+            document["input"] = _plain(self.input)
+        if self.input_mode is not None:
+            document["inputMode"] = self.input_mode
+        if self.output is not None:
+            document["output"] = _plain(self.output)
+        if self.continuous_output_sync:
+            document["continuousOutputSync"] = True
+        if self.virtual_networks:
+            document["virtualNetworks"] = [_plain(each) for each in self.virtual_networks]
+        if self.array is not None:
+            document["array"] = _plain(self.array)
+        return document
+
+    def redacted(self) -> dict[str, Any]:
+        """The document without secrets, for pages and other readers than the provider.
+
+        Keys and logins of storage, registries and networks are hidden, and so are variables with
+        names such as DB_PASSWORD, and what stands in an address before @ or behind ?.
+        """
+        hidden: dict[str, Any] = _redact(self.document())
+        return hidden
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical bytes: `definition` on chain."""
         return digest(self.to_bytes())
+
+    def commands(self) -> list[tuple[str, str]]:
+        """Path and command of every step that runs one, in the order of the file."""
+        return [
+            (step.name or f"step {_spell(path)}", step.run.command)
+            for path, step in walk(self.steps)
+            if step.run
+        ]
+
+    def with_env(self, env: Mapping[str, str]) -> Definition:
+        """The same with more variables of the whole job, which win over those of the file.
+
+        Raises:
+            JobFileError: A name or value is not allowed.
+        """
+        document = self.document()
+        document["env"] = {**document["env"], **env}
+        return definition_of(document, "the given variables")
+
+    def in_array(self, index: int, size: int) -> Definition:
+        """The same as one job of an array: DEEPSQUARE_ARRAY_INDEX and DEEPSQUARE_ARRAY_SIZE."""
+        return replace(self, array=ArraySection(index=index, size=size))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Definition:
@@ -77,11 +151,28 @@ class Definition:
             tree = from_json(data, allow_inf_nan=False)
         except ValueError:
             raise JobFileError(f"{source}: not valid JSON", hint=_AGAIN) from None
-        found = from_document(check_document(DefinitionDocument, tree, {}, source))
+        found = definition_of(tree, source)
         # One definition, one digest: no second spelling of the same content is accepted.
         if found.to_bytes() != data:
             raise JobFileError(f"{source}: not in canonical form", hint=_AGAIN)
         return found
+
+
+def definition_of(tree: Any, source: str) -> Definition:
+    """The definition in plain values.
+
+    Raises:
+        JobFileError: Naming each problem.
+    """
+    try:
+        document = DefinitionDocument.model_validate(tree, by_name=False, by_alias=True)
+    except ValidationError as error:
+        problems: list[Problem] = list(problems_of(error, DefinitionDocument))
+    else:
+        problems = list(broken_rules(document, is_definition=True))
+    if problems:
+        raise refusal(source, (place(each, {}) for each in problems))
+    return from_document(document, array=document.array)
 
 
 def digest(data: bytes) -> bytes:
@@ -89,7 +180,7 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def from_document(document: Runnable) -> Definition:
+def from_document(document: Runnable, array: ArraySection | None = None) -> Definition:
     """The definition in a validated document."""
     wanted = document.resources
     return Definition(
@@ -100,8 +191,49 @@ def from_document(document: Runnable) -> Definition:
             gpus=wanted.gpus,
         ),
         env=dict(document.env),
-        steps=tuple(
-            Step(name=step.name, command=step.run.command, env=dict(step.run.env))
-            for step in document.steps
-        ),
+        steps=tuple(document.steps),
+        input=document.input,
+        input_mode=document.input_mode,
+        output=document.output,
+        continuous_output_sync=document.continuous_output_sync,
+        virtual_networks=tuple(document.virtual_networks),
+        array=array,
     )
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    found: dict[str, Any] = section.model_dump(by_alias=True, exclude_defaults=True)
+    return found
+
+
+def _step(step: dict[str, Any]) -> dict[str, Any]:
+    """Add the keys of the first version, which always stand."""
+    step.setdefault("name", "")
+    if "run" in step:
+        step["run"].setdefault("env", {})
+    use = step.get("use", {})
+    for holder in (step, step.get("for", {}), step.get("launch", {}), use, use.get("module", {})):
+        for key in ("steps", "catch", "finally"):
+            for inner in holder.get(key, []):
+                _step(inner)
+    return step
+
+
+def _redact(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        is_env = key in {"env", "args"}
+        return {
+            name: _HIDDEN
+            if name in _SECRET_KEYS or (is_env and _SECRET_NAME.search(name))
+            else _redact(item, name)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_redact(item, key) for item in value]
+    if isinstance(value, str) and "://" in value and key != "command":
+        return re.sub(r"(://)[^/@\s]*@", rf"\1{_HIDDEN}@", re.sub(r"\?.*", "?" + _HIDDEN, value))
+    return value
+
+
+def _spell(path: Path) -> str:
+    return ".".join(str(part + 1) for part in path if isinstance(part, int))

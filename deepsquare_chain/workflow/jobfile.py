@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.job import JobFlags, Objective, Terms
 from deepsquare_chain.workflow import checks
+from deepsquare_chain.workflow.abilities import needed_abilities, requirements
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, from_document
-from deepsquare_chain.workflow.schema import JobFileDocument, check_document, refusal
-from deepsquare_chain.workflow.yamltree import TreeError, read_tree
+from deepsquare_chain.workflow.problems import (
+    Problem,
+    drop_unknown,
+    place,
+    problems_of,
+    refusal,
+)
+from deepsquare_chain.workflow.rules import broken_rules, warnings_of
+from deepsquare_chain.workflow.schema import JobFileDocument
+from deepsquare_chain.workflow.yamltree import Lines, TreeError, read_tree
 
 MAX_FILE_BYTES: Final = 1_000_000
 
@@ -23,7 +33,8 @@ class JobFile:
     """A valid job file.
 
     `time_limit` is in seconds and `credits` in credit-wei; None means that the file leaves them
-    to the command line. `uses` holds affinities joined by commas.
+    to the command line. `uses` holds requirements on labels joined by commas: those of the file, and
+    the abilities that the job needs. `warnings` tell of keys that have no effect.
     """
 
     source: str
@@ -36,6 +47,7 @@ class JobFile:
     until_spent: bool
     interim_payments: bool
     uses: str
+    warnings: tuple[str, ...] = ()
 
     def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
         """What is submitted; arguments win over the file.
@@ -91,33 +103,83 @@ class JobFile:
         return flags
 
 
-def load_job_file(path: str | Path) -> JobFile:
+def load_job_file(path: str | Path, *, lenient: bool = False) -> JobFile:
     """Read and check a job file.
+
+    Args:
+        path: Of the file.
+        lenient: Leave out unknown keys and warn instead of refusing them.
 
     Raises:
         JobFileError: The file can't be read or does not hold a valid job.
     """
     source = str(path)
+    return parse_job_file(read_file(path), source, lenient=lenient)
+
+
+def read_file(path: str | Path) -> bytes:
+    """Bytes of a job file, one more than allowed at most.
+
+    Raises:
+        JobFileError: The file can't be read.
+    """
     try:
         with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            return file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise JobFileError(
-            f"{source}: can't be read: {reason}", hint="Check the path of the job file."
+            f"{path}: can't be read: {reason}", hint="Check the path of the job file."
         ) from None
-    return parse_job_file(data, source)
 
 
-def parse_job_file(text: bytes, source: str = "job file") -> JobFile:
-    """Check the bytes of a job file.
+def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = False) -> JobFile:
+    """Check the bytes of a job file, YAML or JSON.
 
     Args:
         text: The file's bytes.
         source: What messages call it.
+        lenient: Leave out unknown keys and warn instead of refusing them.
 
     Raises:
         JobFileError: Naming each problem with its line, as far as it has one.
+    """
+    tree, lines = unwrap(*read_job_tree(text, source))
+    warnings: list[Problem] = list(drop_unknown(tree)) if lenient else []
+    document = _document(tree, lines, source)
+    warnings += warnings_of(document)
+    definition = from_document(document)
+    if len(definition.to_bytes()) > MAX_BYTES:
+        raise refusal(source, [(None, f"defines more than {MAX_BYTES:,} bytes")], "Shorten it.")
+    uses = tuple(dict.fromkeys([*document.uses, *document.requirements]))
+    needed = requirements(needed_abilities(definition))
+    all_uses = ",".join(dict.fromkeys([*uses, *needed]))
+    if len(all_uses.encode()) > checks.MAX_USES_BYTES:
+        raise refusal(
+            source,
+            [(None, f"requirements and needed abilities exceed {checks.MAX_USES_BYTES} bytes")],
+            "Shorten the requirements.",
+        )
+    return JobFile(
+        source=source,
+        definition=definition,
+        name=document.name,
+        time_limit=document.time_limit,
+        credits=document.credits,
+        objective=document.objective,
+        retries=document.retries,
+        until_spent=document.until_spent,
+        interim_payments=document.interim_payments,
+        uses=all_uses,
+        warnings=tuple(_spoken(source, place(each, lines)) for each in warnings),
+    )
+
+
+def read_job_tree(text: bytes, source: str) -> tuple[Any, Lines]:
+    """Plain values of a job file, and the lines where they stand.
+
+    Raises:
+        JobFileError: The bytes are too many, no text, or no YAML.
     """
     if len(text) > MAX_FILE_BYTES:
         raise refusal(
@@ -131,27 +193,37 @@ def parse_job_file(text: bytes, source: str = "job file") -> JobFile:
         line = text.count(b"\n", 0, error.start) + 1
         raise refusal(source, [(line, "not UTF-8 text")], "Save the file as UTF-8.") from None
     except TreeError as error:
-        raise refusal(
-            source, [(error.line, error.problem)], "Correct the file; examples/ shows working ones."
-        ) from None
+        raise refusal(source, [(error.line, error.problem)]) from None
     if tree is None:
         raise refusal(source, [(None, "the file is empty")], "examples/ shows working job files.")
-    document: JobFileDocument = check_document(JobFileDocument, tree, lines, source)
-    definition = from_document(document)
-    if len(definition.to_bytes()) > MAX_BYTES:
-        raise refusal(source, [(None, f"defines more than {MAX_BYTES:,} bytes")], "Shorten it.")
-    return JobFile(
-        source=source,
-        definition=definition,
-        name=document.name,
-        time_limit=document.time_limit,
-        credits=document.credits,
-        objective=document.objective,
-        retries=document.retries,
-        until_spent=document.until_spent,
-        interim_payments=document.interim_payments,
-        uses=",".join(document.uses),
-    )
+    return tree, lines
+
+
+def unwrap(tree: Any, lines: Lines) -> tuple[Any, Lines]:
+    """The job of a file that holds it under one key `job`."""
+    if not isinstance(tree, dict) or list(tree) != ["job"]:
+        return tree, lines
+    return tree["job"], {path[1:]: line for path, line in lines.items() if path[:1] == ("job",)}
+
+
+def _document(tree: Any, lines: Lines, source: str) -> JobFileDocument:
+    try:
+        document = JobFileDocument.model_validate(tree, by_name=False, by_alias=True)
+    except ValidationError as error:
+        problems = list(problems_of(error, JobFileDocument))
+    else:
+        problems = list(broken_rules(document))
+        if document.uses and document.requirements:
+            problems.append((("uses",), "is another name of requirements; keep one of them"))
+    if problems:
+        placed = [place(each, lines) for each in problems]
+        raise refusal(source, sorted(placed, key=lambda each: each[0] or 0))
+    return document
+
+
+def _spoken(source: str, placed: tuple[int | None, str]) -> str:
+    line, text = placed
+    return f"{source}:{line}: {text}" if line else f"{source}: {text}"
 
 
 JOB_FILE: Final = """\

@@ -1,189 +1,528 @@
-"""The keys of job files and definitions, and errors in words of the file."""
+"""The keys of job files and definitions: one model per section, from which the rest is derived.
+
+Names and meanings are those of DeepSquare's workflow format; what is ours stands in
+`JobFileDocument`. Rules between keys stand in `rules`, the wording of errors in `problems`.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
-from pydantic_core import ErrorDetails
+from pydantic_core import core_schema
 
-from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.job import Objective
 from deepsquare_chain.workflow import checks
-from deepsquare_chain.workflow.yamltree import Path
 
-MAX_SHOWN_PROBLEMS: Final = 5
 
-Count = Annotated[int, BeforeValidator(checks.whole(1, checks.UINT16_MAX))]
-Name = Annotated[str, BeforeValidator(checks.name)]
+@dataclass(frozen=True)
+class _Checked:
+    """A value that one function of `checks` decides about, and its JSON schema for editors."""
+
+    check: Callable[[Any], Any]
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"}, hash=False)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return dict(self.schema)
+
+
+def _whole(low: int, high: int) -> _Checked:
+    return _Checked(checks.whole(low, high), {"type": "integer", "minimum": low, "maximum": high})
+
+
+def _choice(*allowed: str) -> _Checked:
+    return _Checked(checks.choice(*allowed), {"type": "string", "enum": list(allowed)})
+
+
+def _text(check: Callable[[Any], str], **schema: Any) -> _Checked:
+    return _Checked(check, {"type": "string", **schema})
+
+
+#: Values that are taken as text also where they stand without quotes.
+_PLAIN: Final = {"type": ["string", "integer", "boolean"]}
+_ENV_JSON: Final = {
+    "oneOf": [
+        {"type": "object", "additionalProperties": _PLAIN},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"key": {"type": "string"}, "value": _PLAIN},
+                "required": ["key", "value"],
+                "additionalProperties": False,
+            },
+        },
+    ]
+}
+
+Count = Annotated[int, _whole(1, checks.UINT16_MAX)]
+Gpus = Annotated[int, _whole(0, checks.UINT16_MAX)]
+Memory = Annotated[int, _whole(1, checks.UINT24_MAX)]
+Number = Annotated[int, _whole(-(2**31), 2**31 - 1)]
+Natural = Annotated[int, _whole(0, 2**31 - 1)]
+Port = Annotated[int, _whole(1, 65_535)]
+Signal = Annotated[int, _whole(0, 64)]
+Retries = Annotated[int, _whole(0, checks.MAX_RETRIES)]
+FileMode = Annotated[
+    int, _Checked(checks.file_mode, {"type": "integer", "minimum": 0, "maximum": 511})
+]
+Duration = Annotated[int, _Checked(checks.duration, {"type": ["integer", "string"]})]
+Amount = Annotated[int, _Checked(checks.amount, {"type": ["integer", "string"]})]
+Flag = Annotated[bool, _Checked(checks.boolean, {"type": "boolean"})]
+Name = Annotated[str, _text(checks.name, maxLength=checks.MAX_NAME_BYTES)]
+StepName = Annotated[str, _text(checks.step_name, maxLength=checks.MAX_STEP_NAME_BYTES)]
+Line = Annotated[str, _text(checks.line)]
+Path = Annotated[str, _text(checks.absolute_path, pattern="^/")]
+WebUrl = Annotated[str, _text(checks.web_url, format="uri")]
+BucketUrl = Annotated[str, _text(checks.bucket_url, pattern="^s3://")]
+BucketPath = Annotated[str, _text(checks.bucket_path, pattern="^/")]
+Image = Annotated[str, _text(checks.image)]
+Registry = Annotated[str, _text(checks.registry)]
+Runtime = Annotated[str, _choice("apptainer", "charliecloud", "enroot", "podman")]
+MountOptions = Annotated[str, _choice("ro", "rw")]
+Endpoint = Annotated[str, _text(checks.endpoint)]
+Hostname = Annotated[str, _text(checks.hostname)]
+PlainName = Annotated[str, _text(checks.plain_name)]
+HandleName = Annotated[str, _text(checks.handle_name, pattern="^[A-Za-z0-9_]+$")]
+Address = Annotated[str, _text(checks.cidr)]
+IpAddress = Annotated[str, _text(checks.ip_address)]
+Command = Annotated[str, _text(checks.command)]
+Condition = Annotated[str, _text(checks.condition)]
+ModuleSource = Annotated[str, _text(checks.module_source)]
+Shell = Annotated[str, _choice("/bin/bash", "/bin/ash", "/bin/sh", "ENTRYPOINT")]
+Network = Annotated[str, _choice("host", "slirp4netns", "pasta")]
+Mpi = Annotated[str, _choice("none", "pmix_v4", "pmi2")]
+EnvName = Annotated[str, _text(checks.env_name, pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvValue = Annotated[str, _Checked(checks.env_value, _PLAIN)]
 Env = Annotated[
-    dict[
-        Annotated[str, BeforeValidator(checks.env_name)],
-        Annotated[str, BeforeValidator(checks.env_value)],
-    ],
+    dict[EnvName, EnvValue],
+    BeforeValidator(checks.env_list),
     Field(max_length=checks.MAX_ENV),
+    WithJsonSchema(_ENV_JSON),
 ]
-Uses = Annotated[
-    list[Annotated[str, BeforeValidator(checks.affinity)]], AfterValidator(checks.total_uses)
+ObjectiveWord = Annotated[
+    Objective,
+    _Checked(checks.objective, {"type": "string", "enum": [each.name for each in Objective]}),
 ]
+Uses = Annotated[list[Annotated[str, _text(checks.affinity)]], AfterValidator(checks.total_uses)]
+_BOUNDED: Final = Field(max_length=checks.MAX_LIST)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A mapping of a job file; a key without a value (`null`) is a key that is not given."""
+
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, alias_generator=to_camel, validate_default=False
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        validate_default=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        optional = {
+            key
+            for name, field in cls.model_fields.items()
+            if not field.is_required()
+            for key in (name, field.alias)
+        }
+        return {key: item for key, item in value.items() if item is not None or key not in optional}
+
+
+class ResourcesSection(Section):
+    """What is allocated to the job, and paid for."""
+
+    tasks: Count = Field(1, description="Processes of the job.")
+    cpus_per_task: Count = Field(1, description="CPU threads per task.")
+    mem_per_cpu: Memory = Field(description="MB of memory per CPU.")
+    gpus: Gpus = Field(0, description="GPUs of the whole job.")
+
+
+class StepResourcesSection(Section):
+    """The share of the job's resources that a step takes; without it, the step sees all of them."""
+
+    tasks: Count | None = Field(None, description="Processes of the step; 1 if not given.")
+    cpus_per_task: Count | None = Field(None, description="CPU threads per task; the job's.")
+    mem_per_cpu: Memory | None = Field(None, description="MB of memory per CPU; the job's.")
+    gpus_per_task: Gpus | None = Field(None, description="GPUs per task of the step.")
+
+
+class HttpSection(Section):
+    """Data by HTTP or HTTPS."""
+
+    url: WebUrl = Field(description="Address.")
+
+
+class S3Section(Section):
+    """Data in an S3 bucket."""
+
+    region: Line = Field(description="Region of the bucket.")
+    bucket_url: BucketUrl = Field(description="s3://BUCKET without a slash at the end.")
+    path: BucketPath = Field(description="Folder or object in the bucket, from /.")
+    access_key_id: Line = Field(description="Access key.")
+    secret_access_key: Line = Field(description="Secret key.")
+    endpoint_url: WebUrl = Field(description="Address of the S3 service.")
+    delete_sync: Flag = Field(
+        False, description="Remove at the destination what the source has not got; output only."
     )
 
 
-class ResourcesSection(_Section):
-    tasks: Count = 1
-    cpus_per_task: Count = 1
-    mem_per_cpu: Annotated[int, BeforeValidator(checks.whole(1, checks.UINT24_MAX))]
-    gpus: Annotated[int, BeforeValidator(checks.whole(0, checks.UINT16_MAX))] = 0
+class TransferSection(Section):
+    """Where data comes from or goes to: `http` or `s3`."""
+
+    http: HttpSection | None = Field(None, description="HTTP or HTTPS.")
+    s3: S3Section | None = Field(None, description="An S3 bucket.")
 
 
-class RunSection(_Section):
-    command: Annotated[str, BeforeValidator(checks.command)]
-    env: Env = {}
+class MountSection(Section):
+    """A folder of the provider in the container."""
+
+    host_dir: Path = Field(description="Folder of the provider.")
+    container_dir: Path = Field(description="Where the container sees it.")
+    options: MountOptions = Field(description="ro or rw.")
 
 
-class StepSection(_Section):
-    name: Name = ""
-    run: RunSection
+class ContainerSection(Section):
+    """The image in which a step runs."""
+
+    image: Image = Field(
+        description="image[:tag][@sha256:digest], or an absolute path below STORAGE_PATH."
+    )
+    registry: Registry | None = Field(
+        None, description="Host name of the registry; registry-1.docker.io if not given."
+    )
+    username: Line | None = Field(None, description="Login of the registry.")
+    password: Line | None = Field(None, description="Password of the registry.")
+    apptainer: Flag = Field(False, description="Run in Apptainer.")
+    deepsquare_hosted: Flag = Field(
+        False, description="An unpacked image that the provider keeps; implies apptainer."
+    )
+    runtime: Runtime | None = Field(
+        None, description="Container runtime that is needed; any of the provider if not given."
+    )
+    mounts: Annotated[list[MountSection], _BOUNDED] = Field(
+        [], description="Folders of the provider to mount."
+    )
+    mount_home: Flag = Field(False, description="Mount the home folder.")
+    read_only_root_fs: Flag = Field(
+        False, alias="readOnlyRootFS", description="No writes to the root file system."
+    )
+    x11: Flag = Field(False, description="Mount the sockets of X11.")
 
 
-class Runnable(_Section):
+class WireguardPeerSection(Section):
+    """A peer of a WireGuard interface."""
+
+    public_key: Line = Field(description="Public key of the peer.")
+    pre_shared_key: Line | None = Field(None, description="Key shared with the peer.")
+    allowed_ips: Annotated[list[Address], _BOUNDED] = Field(
+        [], alias="allowedIPs", description="Networks behind the peer."
+    )
+    endpoint: Endpoint | None = Field(None, description="host:port of the peer.")
+    persistent_keepalive: Natural | None = Field(
+        None, description="Seconds between packets that keep the way open."
+    )
+
+
+class WireguardSection(Section):
+    """A WireGuard interface."""
+
+    address: Annotated[list[Address], _BOUNDED] = Field(
+        [], description="Addresses of the interface."
+    )
+    private_key: Line = Field(description="Private key of the interface.")
+    peers: Annotated[list[WireguardPeerSection], _BOUNDED] = Field([], description="Peers.")
+
+
+class BoreSection(Section):
+    """A tunnel from a public bore server to a port of the step."""
+
+    bore_address: Endpoint | None = Field(None, description="host:port of the server.")
+    target_port: Port = Field(description="Port in the step.")
+    secret: Line | None = Field(None, description="Token of a fixed address.")
+    address: Hostname | None = Field(None, description="Server; deprecated, use boreAddress.")
+    port: Port | None = Field(None, description="Port of the server; deprecated, use boreAddress.")
+
+
+class VnetSection(Section):
+    """An interface in a virtual network of the job."""
+
+    name: PlainName = Field(description="One of virtualNetworks.")
+    address: Address = Field(description="Address of the interface.")
+
+
+class InterfaceSection(Section):
+    """A network interface of a step: `wireguard`, `bore` or `vnet`."""
+
+    wireguard: WireguardSection | None = Field(None, description="A WireGuard interface.")
+    bore: BoreSection | None = Field(None, description="A tunnel to a public server.")
+    vnet: VnetSection | None = Field(None, description="An interface in a virtual network.")
+
+
+class VirtualNetworkSection(Section):
+    """A network between steps of the job."""
+
+    name: PlainName = Field(description="Name of the network.")
+    gateway_address: Address = Field(description="Address of its gateway.")
+
+
+class RunSection(Section):
+    """A command."""
+
+    command: Command = Field(
+        description="Script, or arguments of the image's entrypoint with shell ENTRYPOINT."
+    )
+    shell: Shell | None = Field(
+        None, description="Shell; bash on the host and /bin/sh in a container if not given."
+    )
+    env: Env = Field({}, description="Variables of the step.")
+    work_dir: Path | None = Field(
+        None, description="Working folder; STORAGE_PATH, or the image's, if not given."
+    )
+    resources: StepResourcesSection | None = Field(
+        None, description="Share of the job; all of it if not given."
+    )
+    container: ContainerSection | None = Field(None, description="Image in which it runs.")
+    network: Network | None = Field(None, description="Network namespace; host if not given.")
+    dns: Annotated[list[IpAddress], _BOUNDED] = Field(
+        [], description="Name servers in the namespace."
+    )
+    custom_network_interfaces: Annotated[
+        list[InterfaceSection], Field(max_length=checks.MAX_LIST)
+    ] = Field([], description="Interfaces in the namespace.")
+    map_uid: Natural | None = Field(None, description="User ID in a user namespace.")
+    map_gid: Natural | None = Field(None, description="Group ID in a user namespace.")
+    mpi: Mpi | None = Field(None, description="MPI flavour; the provider's if not given.")
+    disable_cpu_binding: Flag = Field(False, description="Do not bind tasks to CPUs.")
+
+
+class RangeSection(Section):
+    """Numbers of a loop."""
+
+    begin: Number = Field(description="First number.")
+    end: Number = Field(description="Last number.")
+    increment: Number = Field(1, description="Distance of two numbers; 0 means 1.")
+
+
+class ForSection(Section):
+    """A loop over `range` ($index) or `items` ($item)."""
+
+    parallel: Flag = Field(description="Run all rounds at once.")
+    range: RangeSection | None = Field(None, description="Numbers, as $index.")
+    items: (
+        Annotated[
+            list[EnvValue],
+            Field(max_length=checks.MAX_STEPS),
+        ]
+        | None
+    ) = Field(None, description="Texts, as $item.")
+    steps: Steps = Field(description="What each round runs.")
+
+
+class LaunchSection(Section):
+    """Steps in the background."""
+
+    handle_name: HandleName | None = Field(None, description="Name for dependsOn.")
+    signal_on_parent_step_exit: Signal | None = Field(
+        None,
+        description="Signal when the enclosing steps are over; awaited without one if not given.",
+    )
+    steps: Steps = Field(description="What runs in the background.")
+
+
+class UseSection(Section):
+    """A module: steps of a git repository or a folder.
+
+    `commit` and `module` belong to definitions: what was fetched when the job was submitted. The
+    commit of a local module is the SHA-256 of its file.
+    """
+
+    source: ModuleSource = Field(
+        description="HOST/OWNER/REPOSITORY[/FOLDER][@TAG or @COMMIT], or a local folder."
+    )
+    args: Env = Field({}, description="Inputs of the module.")
+    export_env_as: EnvName | None = Field(None, description="Prefix of the module's outputs.")
+    steps: OptionalSteps = Field([], description="Steps that the module takes in.")
+    commit: Line | None = Field(None, description="Written when the job is submitted.")
+    module: ModuleSection | None = Field(None, description="Written when the job is submitted.")
+
+
+class ModuleSection(Section):
+    """What a module runs, as it was when the job was submitted."""
+
+    env: Env = Field({}, description="Inputs, with defaults.")
+    outputs: Annotated[list[EnvName], _BOUNDED] = Field([], description="Names of outputs.")
+    steps: Steps = Field(description="What the module runs.")
+
+
+class StepSection(Section):
+    """One of: `run`, `for`, `launch`, `use` or `steps`."""
+
+    name: StepName = Field("", description="Shown when the step begins.")
+    depends_on: Annotated[
+        list[HandleName],
+        Field(max_length=checks.MAX_LIST),
+    ] = Field([], description="Handles of launched steps to wait for.")
+    if_: Condition | None = Field(
+        None, alias="if", description="Test of bash; the step is skipped when it is false."
+    )
+    run: RunSection | None = Field(None, description="A command.")
+    for_: ForSection | None = Field(None, alias="for", description="A loop.")
+    launch: LaunchSection | None = Field(None, description="Steps in the background.")
+    use: UseSection | None = Field(None, description="A module.")
+    steps: Steps | None = Field(None, description="A group of steps.")
+    catch: OptionalSteps = Field(
+        [], description="When the step failed; $DEEPSQUARE_ERROR_CODE is its exit code."
+    )
+    finally_: OptionalSteps = Field([], alias="finally", description="Always after the step.")
+
+    @classmethod
+    def simple(cls, name: str, command: str, env: dict[str, str] | None = None) -> Self:
+        """A step that runs one command."""
+        return cls(name=name, run=RunSection(command=command, env=env or {}))
+
+
+OptionalSteps = Annotated[list[StepSection], Field(max_length=checks.MAX_STEPS)]
+Steps = Annotated[OptionalSteps, Field(min_length=1)]
+
+
+class ArraySection(Section):
+    """Place of a job in an array: DEEPSQUARE_ARRAY_INDEX and DEEPSQUARE_ARRAY_SIZE; set by the client."""
+
+    index: Natural = Field(description="Index of the job.")
+    size: Natural = Field(description="Number of jobs.")
+
+
+class Runnable(Section):
     """What runs, in job files and in definitions."""
 
-    resources: ResourcesSection
-    env: Env = {}
-    steps: Annotated[list[StepSection], Field(min_length=1, max_length=checks.MAX_STEPS)]
+    resources: ResourcesSection = Field(description="What is allocated to the job.")
+    env: Env = Field({}, description="Variables of the whole job.")
+    input: TransferSection | None = Field(
+        None, description="Data for $DEEPSQUARE_INPUT, before the first step."
+    )
+    input_mode: FileMode | None = Field(
+        None, description="Mode of the input files, decimal: 493 is 0755."
+    )
+    steps: Steps = Field(description="What runs, one after the other.")
+    output: TransferSection | None = Field(
+        None, description="Where $DEEPSQUARE_OUTPUT goes at the end, also after a failure."
+    )
+    continuous_output_sync: Flag = Field(
+        False, description="Send the output to S3 also while the job runs."
+    )
+    virtual_networks: Annotated[list[VirtualNetworkSection], Field(max_length=checks.MAX_LIST)] = (
+        Field([], description="Networks between steps.")
+    )
 
 
 class DefinitionDocument(Runnable):
+    """A definition: what a job runs, as it is stored."""
+
     version: Literal[1]
+    array: ArraySection | None = None
 
 
 class JobFileDocument(Runnable):
-    name: Name = ""
-    time_limit: Annotated[int | None, BeforeValidator(checks.duration)] = None
-    credits: Annotated[int | None, BeforeValidator(checks.amount)] = None
-    objective: Annotated[Objective, BeforeValidator(checks.objective)] = Objective.COST
-    retries: Annotated[int, BeforeValidator(checks.whole(0, checks.MAX_RETRIES))] = 0
-    until_spent: bool = False
-    interim_payments: bool = False
-    uses: Uses = []
+    """A job file: what runs, and the terms under which it is submitted."""
+
+    enable_logging: Flag = Field(
+        False, description="Accepted; the output of a job is always kept for its customer."
+    )
+    name: Name = Field("", description="Name of the job, at most 64 bytes.")
+    time_limit: Duration | None = Field(
+        None, description="Seconds, or a text such as 10m, 1h30m or 01:30:00."
+    )
+    credits: Amount | None = Field(None, description="Credits for escrow, such as 1.5.")
+    objective: ObjectiveWord = Field(Objective.COST, description="COST, TIME or ENERGY.")
+    retries: Retries = Field(
+        0, description="How often it may begin again elsewhere if its provider is lost."
+    )
+    until_spent: Flag = Field(False, description="Run on until the credits are spent.")
+    interim_payments: Flag = Field(
+        False, description="The provider may collect payments while the job runs."
+    )
+    uses: Uses = Field([], description="Requirements on labels; another name of requirements.")
+    requirements: Uses = Field(
+        [], description="Labels that a provider must have, such as gpu.model=h100."
+    )
 
 
-def _keys(section: type[BaseModel]) -> tuple[str, ...]:
-    return tuple(field.alias or name for name, field in section.model_fields.items())
+class ModuleInputSection(Section):
+    """An input of a module."""
+
+    key: EnvName = Field(description="Name of the variable.")
+    description: Annotated[str, _text(checks.text)] = Field("", description="What it is for.")
+    default: EnvValue = Field("", description="Value without an argument.")
 
 
-#: Keys of each section by the names that lead to it.
-KEYS: Final[Mapping[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
-    {
-        (): _keys(JobFileDocument),
-        ("resources",): _keys(ResourcesSection),
-        ("steps",): _keys(StepSection),
-        ("steps", "run"): _keys(RunSection),
+class ModuleOutputSection(Section):
+    """An output of a module."""
+
+    key: EnvName = Field(description="Name of the variable.")
+    description: Annotated[str, _text(checks.text)] = Field("", description="What it is for.")
+
+
+class MinimumResourcesSection(Section):
+    """What a module needs of the job that uses it."""
+
+    tasks: Count = Field(1, description="Processes.")
+    cpus_per_task: Count = Field(1, description="CPU threads per task.")
+    mem_per_cpu: Natural = Field(0, description="MB of memory per CPU.")
+    gpus: Gpus = Field(0, description="GPUs of the whole job.")
+    gpus_per_task: Gpus = Field(0, description="GPUs per task; replaced by gpus.")
+
+
+class ModuleDocument(Section):
+    """A module.yaml."""
+
+    name: StepName = Field(description="Name of the module.")
+    description: Annotated[str, _text(checks.text)] = Field("", description="What it does.")
+    minimum_resources: MinimumResourcesSection = Field(description="What the job must have.")
+    inputs: Annotated[list[ModuleInputSection], _BOUNDED] = Field([], description="Inputs.")
+    outputs: Annotated[list[ModuleOutputSection], _BOUNDED] = Field([], description="Outputs.")
+    steps: Steps = Field(description="What the module runs.")
+
+
+for _model in (ForSection, LaunchSection, ModuleSection, UseSection, StepSection):
+    _model.model_rebuild()
+for _document in (Runnable, DefinitionDocument, JobFileDocument, ModuleDocument):
+    _document.model_rebuild()
+
+
+def job_file_schema() -> dict[str, Any]:
+    """JSON schema of job files, for editors."""
+    found = JobFileDocument.model_json_schema(by_alias=True)
+    for key in ("commit", "module"):
+        del found["$defs"]["UseSection"]["properties"][key]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **found,
+        "title": "DeepSquare job file",
     }
-)
-
-
-def locate(error: ErrorDetails) -> Path:
-    """Path of the value that an error is about."""
-    return tuple(part for part in error["loc"] if part != "[key]")
-
-
-def spell(path: Path) -> str:
-    """A path as people write it: `steps[0].run.command`."""
-    spelled = ""
-    for part in path:
-        if isinstance(part, int):
-            spelled += f"[{part}]"
-        else:
-            shown = part if part.isidentifier() and len(part) <= 60 else checks.show(part)
-            spelled += f".{shown}" if spelled else shown
-    return spelled or "the file"
-
-
-def explain(error: ErrorDetails) -> str:
-    """One problem in words of the file."""
-    path = locate(error)
-    match error["type"]:
-        case "extra_forbidden":
-            return _explain_unknown(path)
-        case "missing":
-            text = "is missing"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            wanted = _expected_keys(path)
-            text = f"must be a mapping{wanted}, not {checks.show(error['input'])}"
-        case "list_type":
-            text = f"must be a list, not {checks.show(error['input'])}"
-        case "bool_type":
-            text = f"must be true or false, not {checks.show(error['input'])}"
-        case "too_short":
-            text = "must have at least one entry"
-        case "too_long":
-            text = f"has more than {error['ctx']['max_length']} entries"
-        case _:
-            text = error["msg"]
-    return f"{spell(path)} {text}"
-
-
-def _names(path: Path) -> tuple[str, ...]:
-    return tuple(part for part in path if isinstance(part, str))
-
-
-def _expected_keys(path: Path) -> str:
-    keys = KEYS.get(_names(path))
-    return f" with {', '.join(keys)}" if keys else ""
-
-
-def _explain_unknown(path: Path) -> str:
-    key, section = str(path[-1]), _names(path[:-1])
-    known = KEYS.get(section, ())
-    by_lower = {name.lower().replace("_", ""): name for name in known}
-    close = difflib.get_close_matches(key.lower().replace("_", "")[:60], by_lower, n=1)
-    if close:
-        return f"{spell(path)} is an unknown key; did you mean {by_lower[close[0]]}?"
-    home = next((spell(names) for names, keys in KEYS.items() if names and key in keys), "")
-    if home:
-        return f"{spell(path)} is an unknown key here; it belongs under {home}"
-    where = spell(path[:-1]) if section else "a job file"
-    return f"{spell(path)} is an unknown key; {where} has {', '.join(known)}"
-
-
-def refusal(source: str, problems: Iterable[tuple[int | None, str]], hint: str) -> JobFileError:
-    """The error for a file: one line a problem, the first few of them."""
-    texts = [f"{source}:{line}: {text}" if line else f"{source}: {text}" for line, text in problems]
-    more = len(texts) - MAX_SHOWN_PROBLEMS
-    shown = texts[:MAX_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
-    return JobFileError("\n".join(shown), hint=hint)
-
-
-def problems_of(error: ValidationError, lines: Mapping[Path, int]) -> list[tuple[int | None, str]]:
-    """Line and words of each problem; a missing key is reported where its section stands."""
-    found = []
-    for details in error.errors(include_url=False):
-        path = locate(details)
-        known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), None)
-        found.append((lines[known] if known is not None else None, explain(details)))
-    return found
-
-
-def check_document(document: type[Any], tree: Any, lines: Mapping[Path, int], source: str) -> Any:
-    """Validate a tree.
-
-    Raises:
-        JobFileError: Naming each problem with its line.
-    """
-    try:
-        return document.model_validate(tree)
-    except ValidationError as error:
-        raise refusal(
-            source, problems_of(error, lines), "Correct the file; examples/ shows working ones."
-        ) from None

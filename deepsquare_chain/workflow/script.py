@@ -45,7 +45,7 @@ def render_script(definition: Definition, job_env: Mapping[str, str]) -> bytes:
 
 def _step(step: Step) -> str:
     # exec leaves one process a step, so a signal to the job reaches the customer's shell itself.
-    return f'(\n{_exports(step.env)}exec "$1" -c {_quote(step.command)}\n) || exit "$?"\n'
+    return f'(\n{_exports(step.run.env if step.run else {})}exec "$1" -c {_quote(step.run.command if step.run else "")}\n) || exit "$?"\n'
 
 
 def _exports(env: Mapping[str, str]) -> str:

@@ -1,25 +1,27 @@
-"""Reads the small, unambiguous part of YAML that a job file needs, and remembers lines.
+"""Reads the YAML and JSON of job files, and remembers lines.
 
-Anchors, aliases, tags, merge keys and duplicate keys are refused, so a file means what it shows
-and can't grow while it is read. Only `null`, `true`, `false` and decimal integers are more than
-text: `yes`, `1.50` and `01:30:00` stay the text that was written.
+Anchors, aliases and merge keys are expanded within a limit of values; duplicate keys and tags
+beyond those of YAML's core schema are refused. Only `null`, `true`, `false` and decimal integers
+are more than text: `yes`, `1.50` and `01:30:00` stay the text that was written, as `PlainText`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import yaml
+from pydantic_core import from_json
 from yaml.composer import Composer
-from yaml.events import AliasEvent, NodeEvent
+from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.parser import Parser
 from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-MAX_DEPTH: Final = 12
+MAX_DEPTH: Final = 64
 MAX_NODES: Final = 20_000
 
 #: Where something stands: keys and positions from the root.
@@ -30,6 +32,22 @@ Lines = dict[Path, int]
 _NULL: Final = "tag:yaml.org,2002:null"
 _BOOL: Final = "tag:yaml.org,2002:bool"
 _INT: Final = "tag:yaml.org,2002:int"
+_STR: Final = "tag:yaml.org,2002:str"
+_MERGE: Final = "tag:yaml.org,2002:merge"
+_CORE: Final = frozenset(
+    {_NULL, _BOOL, _INT, _STR, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+)
+_PATTERNS: Final = {
+    _NULL: re.compile(r"(?:null|Null|NULL|~|)\Z"),
+    _BOOL: re.compile(r"(?:true|false)\Z"),
+    _INT: re.compile(r"(?:-?[1-9][0-9]{0,29}|0)\Z"),
+}
+
+
+class PlainText(str):
+    """Text that stood in the file without quotes."""
+
+    __slots__ = ()
 
 
 class TreeError(ValueError):
@@ -50,12 +68,13 @@ class _Resolver(BaseResolver):
     """Types of plain scalars; everything else is text."""
 
 
-for _tag, _pattern, _first in (
-    (_NULL, r"null|~|", ["n", "~", ""]),
-    (_BOOL, r"true|false", ["t", "f"]),
-    (_INT, r"-?[1-9][0-9]{0,29}|0", list("-0123456789")),
+for _tag, _first in (
+    (_NULL, ["n", "N", "~", ""]),
+    (_BOOL, ["t", "f"]),
+    (_INT, list("-0123456789")),
 ):
-    _Resolver.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
+    _Resolver.add_implicit_resolver(_tag, _PATTERNS[_tag], _first)
+_Resolver.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 
 
 class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
@@ -73,10 +92,14 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
-        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
-            raise TreeError("anchors (&) and aliases (*) are not accepted", line)
-        if getattr(event, "tag", None) is not None:
-            raise TreeError("tags (!) are not accepted", line)
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag not in _CORE:
+            raise TreeError(
+                "tags (!) beyond !!str, !!int, !!bool and !!null are not accepted", line
+            )
+        anchor = getattr(event, "anchor", None)
+        if anchor is not None and not isinstance(event, AliasEvent):
+            self.anchors.pop(anchor, None)  # YAML lets a later anchor take over a name
         self.count += 1
         if self.count > MAX_NODES:
             raise TreeError(f"more than {MAX_NODES:,} values", line)
@@ -99,9 +122,12 @@ def read_tree(text: str) -> tuple[Any, Lines]:
         TreeError: The text is broken, or uses what a job file does not need.
     """
     lines: Lines = {}
+    if _is_json(text):
+        # Tabs are white space in JSON, and can't stand in its strings; YAML has no tabs there.
+        text = text.replace("\t", " ")
     try:
         node = _Loader(text).get_single_node()
-        return (None if node is None else _build(node, (), lines)), lines
+        return (None if node is None else _Builder(lines).build(node, ())), lines
     except TreeError:
         raise
     except ReaderError as error:
@@ -115,30 +141,107 @@ def read_tree(text: str) -> tuple[Any, Lines]:
         raise TreeError(f"not valid YAML: {error}") from None
 
 
-def _build(node: Node, path: Path, lines: Lines) -> Any:
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, MappingNode):
-        return _build_mapping(node, path, lines)
-    if isinstance(node, SequenceNode):
-        return [_build(item, (*path, at), lines) for at, item in enumerate(node.value)]
-    assert isinstance(node, ScalarNode)  # noqa: S101 - YAML has no fourth kind of node
-    text = str(node.value)
-    if node.tag == _NULL:
-        return None
-    if node.tag == _BOOL:
-        return text == "true"
-    return int(text) if node.tag == _INT else text
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
-def _build_mapping(node: MappingNode, path: Path, lines: Lines) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, ScalarNode):
+class _Builder:
+    """Makes plain values of composed nodes; what aliases repeat counts again.
+
+    Args:
+        lines: Where values stand; filled while they are built.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._count = 0
+        self._open: set[int] = set()
+
+    def build(self, node: Node, path: Path) -> Any:
+        line = node.start_mark.line + 1
+        self._count += 1
+        if self._count > MAX_NODES:
+            raise TreeError(f"more than {MAX_NODES:,} values", line)
+        if id(node) in self._open:
+            raise TreeError("an alias (*) inside of its own anchor (&)", line)
+        if len(path) > MAX_DEPTH:
+            raise TreeError(f"nested deeper than {MAX_DEPTH} levels", line)
+        self._lines.setdefault(path, line)
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, line)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, MappingNode):
+                return self._mapping(node, path)
+            return [self.build(item, (*path, at)) for at, item in enumerate(node.value)]
+        finally:
+            self._open.discard(id(node))
+
+    @staticmethod
+    def _scalar(node: ScalarNode, line: int) -> Any:
+        text = str(node.value)
+        if node.tag in _PATTERNS and not _PATTERNS[node.tag].match(text):
+            raise TreeError(f"{text[:60]!r} does not have the type of its tag", line)
+        if node.tag == _NULL:
+            return None
+        if node.tag == _BOOL:
+            return text == "true"
+        if node.tag == _INT:
+            return int(text)
+        if "\\" not in text and any("\ud800" <= character <= "\udfff" for character in text):
+            # JSON escapes a character beyond the basic plane as two halves.
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return PlainText(text) if node.style is None else text
+
+    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        merged: list[tuple[Node, Node]] = []
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE and key_node.style is None:
+                merged += self._merged(value_node)
+                continue
+            key, line = self._key(key_node)
+            if key in result:
+                raise TreeError(f"the key {key[:60]!r} stands twice", line)
+            self._lines[(*path, key)] = line
+            result[key] = self.build(value_node, (*path, key))
+        for key_node, value_node in merged:
+            key, line = self._key(key_node)
+            if key not in result:
+                self._lines[(*path, key)] = line
+                result[key] = self.build(value_node, (*path, key))
+        return result
+
+    @staticmethod
+    def _key(node: Node) -> tuple[str, int]:
+        line = node.start_mark.line + 1
+        if not isinstance(node, ScalarNode):
             raise TreeError("a key must be plain text", line)
-        key = str(key_node.value)
-        if key in result:
-            raise TreeError(f"the key {key[:60]!r} stands twice", line)
-        lines[(*path, key)] = line
-        result[key] = _build(value_node, (*path, key), lines)
-    return result
+        return str(node.value), line
+
+    def _merged(self, node: Node) -> Iterator[tuple[Node, Node]]:
+        """Keys and values that `<<` takes over, in the order in which the first one wins."""
+        line = node.start_mark.line + 1
+        for each in node.value if isinstance(node, SequenceNode) else [node]:
+            if not isinstance(each, MappingNode):
+                raise TreeError("<< must name a mapping, or a list of mappings", line)
+            if id(each) in self._open:
+                raise TreeError("an alias (*) inside of its own anchor (&)", line)
+            self._open.add(id(each))
+            inner: list[tuple[Node, Node]] = []
+            for key_node, value_node in each.value:
+                self._count += 1
+                if self._count > MAX_NODES:
+                    raise TreeError(f"more than {MAX_NODES:,} values", line)
+                if key_node.tag == _MERGE:
+                    inner += self._merged(value_node)
+                else:
+                    yield key_node, value_node
+            self._open.discard(id(each))
+            yield from inner

@@ -163,7 +163,9 @@ async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:
     """Strangers' texts wherever a stranger can put one."""
     grid = busy.grid
     registry, scheduler = grid.contracts.registry, grid.contracts.scheduler
-    steps = tuple(Step(f"step {at}", text.replace("\x07", "")) for at, text in enumerate(HOSTILE))
+    steps = tuple(
+        Step.simple(f"step {at}", text.replace("\x07", "")) for at, text in enumerate(HOSTILE)
+    )
     definition = Definition(Resources(1, 1, 500, 0), {"TEXT": HOSTILE[0]}, steps)
     digest = await store.put(definition.to_bytes())
     cheap = {"resources": Resources(1, 1, 500, 0), "amount": 4 * CREDIT, "time_limit": 300}

@@ -86,7 +86,7 @@ class Customers:
             mark = self._tally / str(next(self._numbers))
             command = f'echo "$DEEPSQUARE_JOB_ID" >> "{mark}"; {wish.command}'
             asked = wish.asked or wish.resources
-            made = Definition(resources=asked, env={}, steps=(Step("only", command),))
+            made = Definition(resources=asked, env={}, steps=(Step.simple("only", command),))
             digests.append(await self.store.put(made.to_bytes()))
             usual = {
                 "time_limit": wish.limit,

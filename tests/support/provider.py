@@ -32,7 +32,7 @@ OFFER = Offer(cpus=8, memory=4096, gpus=0)
 
 def definition(command: str, resources: Resources = SMALL) -> Definition:
     """A definition of one step."""
-    return Definition(resources=resources, env={}, steps=(Step("only", command),))
+    return Definition(resources=resources, env={}, steps=(Step.simple("only", command),))
 
 
 @dataclass

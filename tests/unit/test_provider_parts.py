@@ -59,7 +59,7 @@ from deepsquare_chain.workflow import Definition, Step
 ME = "0x15d34AAf54267DB7D7c367839AAf71A00a2C6A65"
 CONTRACT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
 SMALL = Resources(1, 1, 64, 0)
-DEFINITION = Definition(resources=SMALL, env={}, steps=(Step("only", "echo"),))
+DEFINITION = Definition(resources=SMALL, env={}, steps=(Step.simple("only", "echo"),))
 ENDED = Exit(0, "exited", 7, 1.0, 8.0)
 LIVE = RunStatus(RunState.RUNNING)
 

@@ -500,7 +500,7 @@ def test_a_form_is_a_job_file() -> None:
     assert terms.uses == "gpu.model=h100,site=jura"
     # The contract can't check labels, so that only the meta-scheduler may assign it.
     assert terms.flags == JobFlags.NO_SELF_SCHEDULING
-    assert read_form(FORM).definition.steps[0].command == "a\nb\n"
+    assert read_form(FORM).definition.commands()[0][1] == "a\nb\n"
 
 
 def test_options_of_the_form_are_flags() -> None:

@@ -31,7 +31,7 @@ DEFINITIONS = st.builds(
     env=ENVS,
     steps=st.lists(
         st.builds(
-            Step,
+            Step.simple,
             name=TEXT.filter(lambda text: text.isprintable() and len(text.encode()) <= 64),
             command=TEXT.filter(lambda text: bool(text.strip())),
             env=ENVS,
@@ -41,7 +41,7 @@ DEFINITIONS = st.builds(
     ).map(tuple),
 )
 
-SIMPLE = Definition(Resources(1, 2, 3, 4), {"B": "2", "A": "1"}, (Step("say", "echo ü"),))
+SIMPLE = Definition(Resources(1, 2, 3, 4), {"B": "2", "A": "1"}, (Step.simple("say", "echo ü"),))
 SIMPLE_BYTES = (
     '{"env":{"A":"1","B":"2"},'
     '"resources":{"cpusPerTask":2,"gpus":4,"memPerCpu":3,"tasks":1},'

@@ -14,6 +14,7 @@ from deepsquare_chain.job import JobFlags, Objective, Resources, Terms
 from deepsquare_chain.workflow import (
     Definition,
     JobFile,
+    Step,
     load_job_file,
     parse_duration,
     parse_job_file,
@@ -69,8 +70,8 @@ def test_a_full_file() -> None:
     )
     assert found.definition.env == {"A": "b"}
     first, second = found.definition.steps
-    assert (first.name, first.command, first.env) == ("greet", "echo hello", {"X": "y"})
-    assert (second.name, second.command, second.env) == ("", "echo one\necho two\n", {})
+    assert first == Step.simple("greet", "echo hello", {"X": "y"})
+    assert second == Step.simple("", "echo one\necho two\n")
 
 
 def test_a_small_file_has_defaults() -> None:
@@ -122,19 +123,19 @@ def test_the_largest_terms_are_held() -> None:
         (SMALL + b"CREDIT: 3", "CREDIT is an unknown key; did you mean credits?"),
         (SMALL + b"command: ls", "command is an unknown key here; it belongs under steps.run"),
         (SMALL + b"gpus: 1", "gpus is an unknown key here; it belongs under resources"),
-        (SMALL + b"zzz: 1", "zzz is an unknown key; a job file has resources, env, steps"),
+        (SMALL + b"zzz: 1", "zzz is an unknown key; a job file has resources, env, input"),
         (SMALL + b"version: 1", "version is an unknown key"),
         (SMALL + b"'\\e[31m': 1", "is an unknown key"),
         (b"resources: {memPerCpu: 1, cpu: 1}\nsteps: []", "resources.cpu is an unknown key"),
         (b"resources: {memPerCpu: 1}\nsteps: []", "steps must have at least one entry"),
         (b"resources: {memPerCpu: 1}\nsteps: {a: b}", "steps must be a list, not a mapping"),
         (b"resources: {memPerCpu: 1}\nsteps:", "steps must be a list, not nothing"),
-        (b"resources: {memPerCpu: 1}\nsteps: [ls]", "steps[0] must be a mapping with name, run"),
+        (b"resources: {memPerCpu: 1}\nsteps: [ls]", "steps[0] must be a mapping with name, dependsOn, if, run"),
         (b"resources: 4\nsteps: [{run: {command: x}}]", "resources must be a mapping with tasks"),
         (b"resources: {tasks: 1}\nsteps: [{run: {command: x}}]", "resources.memPerCpu is missing"),
-        (b"resources: {memPerCpu: 1}\nsteps:\n- name: a\n", "job.yaml:3: steps[0].run is missing"),
+        (b"resources: {memPerCpu: 1}\nsteps:\n- name: a\n", "job.yaml:3: steps[0] has nothing to run; give it one of run, for"),
         (SMALL.replace(b"{command: echo}", b"{}"), "job.yaml:3: steps[0].run.command is missing"),
-        (SMALL.replace(b"{command: echo}", b"ls"), "steps[0].run must be a mapping with command, env"),
+        (SMALL.replace(b"{command: echo}", b"ls"), "steps[0].run must be a mapping with command, shell"),
         (SMALL.replace(b"echo", b"''"), "steps[0].run.command must be a command, such as"),
         (SMALL.replace(b"echo", b"'  '"), "steps[0].run.command must be a command, such as"),
         (SMALL.replace(b"echo", b"~"), "steps[0].run.command must be text, not nothing"),
@@ -173,8 +174,8 @@ def test_the_largest_terms_are_held() -> None:
         (SMALL + b"uses: ['a=b,c=d']", "uses[0] must hold one affinity"),
         (SMALL + b"uses: ['']", "uses[0] must hold one affinity"),
         (SMALL + b"uses: [a=" + b"b" * 511 + b"]", "uses are longer than 512 bytes in all"),
-        (SMALL + b"env:", "env must be a mapping, not nothing"),
-        (SMALL + b"env: [A=b]", "env must be a mapping, not a list"),
+        (SMALL + b"env: 5", "env must be a mapping, not 5"),
+        (SMALL + b"env: [A=b]", "env[0] must be a mapping with key, value, not 'A=b'"),
         (SMALL + b"env: {1A: b}", "env.'1A' is no name of a variable"),
         (SMALL + b"env: {'A B': b}", "env.'A B' is no name of a variable"),
         (SMALL + b"env: {'A;rm': b}", "env.'A;rm' is no name of a variable"),
@@ -203,8 +204,8 @@ def test_refusals_say_what_is_wrong(text: bytes, words: str) -> None:
 @pytest.mark.parametrize("key", ["tasks", "cpusPerTask", "memPerCpu", "gpus"])
 @pytest.mark.parametrize(
     "value",
-    ["-1", "1.5", "'1'", "one", "true", "false", "~", "[]", "{}", "1e3", "0x10", "010", "1_000",
-     "+1", ".inf", ".nan", "16777216", "9" * 20, "9" * 5_000, "", "2024-01-01", "1:30"],
+    ["-1", "1.5", "'1'", "one", "true", "false", "[]", "{}", "1e3", "0x10", "010", "1_000",
+     "+1", ".inf", ".nan", "16777216", "9" * 20, "9" * 5_000, "2024-01-01", "1:30"],
 )  # fmt: skip
 def test_resources_are_whole_numbers_of_the_contract(key: str, value: str) -> None:
     others = "" if key == "memPerCpu" else "memPerCpu: 1, "
@@ -252,18 +253,18 @@ def test_bounds_of_resources(key: str, low: int, high: int) -> None:
         (b"resources: {gpus: 1, gpus: 2}", "the key 'gpus' stands twice"),
         (SMALL + b"env: {A: x, A: y}", "the key 'A' stands twice"),
         (b"? [a]\n: b", "a key must be plain text"),
-        (b"x: &a b", "anchors (&) and aliases (*) are not accepted"),
-        (b"x: *a", "anchors (&) and aliases (*) are not accepted"),
-        (b"env: &e {A: b}\nsteps: [{run: {env: *e}}]", "anchors (&) and aliases (*)"),
-        (b"x: !!python/object/apply:os.system [ls]", "tags (!) are not accepted"),
-        (b"x: !!int '1'", "tags (!) are not accepted"),
-        (b"x: ! y", "tags (!) are not accepted"),
-        (b"!!binary aGk=", "tags (!) are not accepted"),
-        (SMALL + b"env: {<<: {A: b}}", "env.'<<' is no name of a variable"),
-        (b"[" * 100_000, "nested deeper than 12 levels"),
-        (b"- " * 100_000, "nested deeper than 12 levels"),
-        (b"{a: " * 100_000, "nested deeper than 12 levels"),
-        (b"? " * 100_000, "nested deeper than 12 levels"),
+        (b"x: *a", "job.yaml:1: not valid YAML: found undefined alias"),
+        (b"x: &a [*a]", "job.yaml:1: an alias (*) inside of its own anchor (&)"),
+        (b"x: &a {<<: *a}", "job.yaml:1: an alias (*) inside of its own anchor (&)"),
+        (b"x: {<<: 5}", "<< must name a mapping, or a list of mappings"),
+        (b"x: !!python/object/apply:os.system [ls]", "tags (!) beyond !!str, !!int"),
+        (b"x: !!int 'one'", "'one' does not have the type of its tag"),
+        (b"x: ! y", "tags (!) beyond !!str, !!int"),
+        (b"!!binary aGk=", "tags (!) beyond !!str, !!int"),
+        (b"[" * 100_000, "nested deeper than 64 levels"),
+        (b"- " * 100_000, "nested deeper than 64 levels"),
+        (b"{a: " * 100_000, "nested deeper than 64 levels"),
+        (b"? " * 100_000, "nested deeper than 64 levels"),
         (b"[" + b"a," * 400_000 + b"]", "more than 20,000 values"),
     ],
 )
@@ -308,7 +309,7 @@ def test_plain_values_of_variables_stay_as_they_are_written(written: str, text: 
 
 
 def test_a_plain_word_may_be_a_command() -> None:
-    assert parse(SMALL.replace(b"echo", b"true")).definition.steps[0].command == "true"
+    assert parse(SMALL.replace(b"echo", b"true")).definition.commands() == [("step 1", "true")]
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read() -> None:

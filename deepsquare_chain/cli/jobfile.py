@@ -1,0 +1,113 @@
+"""Job files by themselves: check, convert, and the schema for editors. Nothing is sent anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.output import Column, Kind
+
+app = typer.Typer()
+
+_JOB_FILE: Final = (
+    Column("name", "name"),
+    Column("definition", "definition (SHA-256)"),
+    Column("steps", "steps", Kind.NUMBER),
+    Column("tasks", "tasks", Kind.NUMBER),
+    Column("cpus", "cpus", Kind.NUMBER),
+    Column("memory", "memory (MB)", Kind.NUMBER),
+    Column("gpus", "gpus", Kind.NUMBER),
+    Column("time_limit", "time limit (s)", Kind.NUMBER),
+    Column("credits", "credits", Kind.CREDITS),
+    Column("uses", "requirements"),
+)
+
+LenientOption = Annotated[
+    bool, typer.Option("--lenient", help="Leave out unknown keys and warn, instead of refusing.")
+]
+
+
+@command(app)
+async def validate(
+    context: CommandContext,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")],
+    lenient: LenientOption = False,
+) -> None:
+    """Check a job file; nothing is sent anywhere."""
+    from deepsquare_chain.workflow import load_job_file
+
+    job_file = load_job_file(file, lenient=lenient)
+    for warning in job_file.warnings:
+        context.printer.note(f"Warning: {warning}")
+    size = job_file.definition.resources
+    context.printer.record(
+        _JOB_FILE,
+        (
+            job_file.name,
+            job_file.definition.digest.hex(),
+            len(job_file.definition.steps),
+            size.tasks,
+            size.cpus,
+            size.memory,
+            size.gpus,
+            job_file.time_limit,
+            job_file.credits,
+            job_file.uses,
+        ),
+    )
+
+
+@command(app)
+async def convert(
+    context: CommandContext,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write here; stdout if not given.")
+    ] = None,
+) -> None:
+    """Rewrite older keys of a job file; the result is checked and printed."""
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.workflow.convert import convert as rewrite
+    from deepsquare_chain.workflow.convert import dump
+    from deepsquare_chain.workflow.jobfile import (
+        parse_job_file,
+        read_file,
+        read_job_tree,
+        unwrap,
+    )
+
+    data = read_file(file)
+    tree, _ = unwrap(*read_job_tree(data, str(file)))
+    changes = rewrite(tree)
+    text = dump(tree, data.decode("utf-8-sig"))
+    # Lines of a refusal are those of the result, which is what its reader corrects.
+    job_file = parse_job_file(text.encode(), f"{file} (converted)")
+    for line in (*changes, *job_file.warnings):
+        context.printer.note(line)
+    if not changes:
+        context.printer.note(f"{file} has no older keys.")
+    if to is None:
+        context.printer.raw(text.encode())
+        return
+    try:
+        with to.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UsageError(
+            f"{to} is there already and stays as it is", hint="Give another name."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{to} can't be written: {error.strerror}") from None
+
+
+@command(app)
+async def schema(context: CommandContext) -> None:
+    """Print the JSON schema of job files, for editors."""
+    import json
+
+    from deepsquare_chain.workflow.schema import job_file_schema
+
+    context.printer.raw((json.dumps(job_file_schema(), indent=2) + "\n").encode())

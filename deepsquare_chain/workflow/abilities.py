@@ -1,0 +1,116 @@
+"""What a job needs of a provider beyond a shell and files, as requirements on labels.
+
+A provider's daemon publishes a label for each ability that it has tested; the scheduler assigns a
+job only where its requirements match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from deepsquare_chain.workflow.definition import Definition
+from deepsquare_chain.workflow.rules import walk
+from deepsquare_chain.workflow.schema import ContainerSection, RunSection
+
+#: Begins the label of an ability, such as `ability.podman=yes`.
+LABEL_PREFIX: Final = "ability."
+_YES: Final = "yes"
+
+#: Every ability, and what it lets a job do.
+ABILITIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "container": "containers, in any runtime",
+        "apptainer": "containers in Apptainer",
+        "charliecloud": "containers in Charliecloud",
+        "enroot": "containers in Enroot",
+        "podman": "containers in Podman",
+        "hosted-images": "images that DeepSquare hosts",
+        "internet": "connections to other machines",
+        "s3": "S3 transfers (s5cmd)",
+        "tasks": "steps of several tasks (srun or mpirun)",
+        "mpi.pmix_v4": "MPI with PMIx 4",
+        "mpi.pmi2": "MPI with PMI-2",
+        "netns": "network namespaces (slirp4netns or pasta)",
+        "userns": "user namespaces (mapUid, mapGid)",
+        "bore": "bore tunnels",
+        "vnet": "virtual networks",
+        "wireguard": "WireGuard interfaces",
+        "x11": "X11",
+    }
+)
+#: Runtimes in the order in which a provider prefers them for a job that asks for none.
+RUNTIMES: Final = ("enroot", "podman", "charliecloud", "apptainer")
+
+
+def label_of(ability: str) -> tuple[str, str]:
+    """Key and value of the label of an ability."""
+    return f"{LABEL_PREFIX}{ability}", _YES
+
+
+def abilities_in(labels: Mapping[str, str]) -> frozenset[str]:
+    """Abilities that labels state."""
+    return frozenset(
+        key.removeprefix(LABEL_PREFIX)
+        for key, value in labels.items()
+        if key.startswith(LABEL_PREFIX) and value == _YES
+    )
+
+
+def needed_abilities(definition: Definition) -> tuple[str, ...]:
+    """Abilities that a definition needs, in alphabetical order."""
+    return tuple(sorted(set(_needed(definition))))
+
+
+def requirements(abilities: Iterable[str]) -> tuple[str, ...]:
+    """Abilities as requirements on labels."""
+    return tuple("=".join(label_of(ability)) for ability in abilities)
+
+
+def _needed(definition: Definition) -> Iterator[str]:
+    for transfer in (definition.input, definition.output):
+        if transfer is not None:
+            yield "internet"
+            if transfer.s3 is not None:
+                yield "s3"
+    for _, step in walk(definition.steps):
+        if step.run:
+            yield from _of_run(step.run)
+
+
+def _of_run(run: RunSection) -> Iterator[str]:
+    if run.container:
+        yield from _of_container(run.container)
+    if run.resources and (run.resources.tasks or 1) > 1:
+        yield "tasks"
+    if run.mpi in {"pmix_v4", "pmi2"}:
+        yield f"mpi.{run.mpi}"
+    if run.network in {"slirp4netns", "pasta"}:
+        yield "netns"
+    if run.map_uid is not None or run.map_gid is not None:
+        yield "userns"
+    for interface in run.custom_network_interfaces:
+        if interface.bore:
+            yield "bore"
+        if interface.vnet:
+            yield "vnet"
+        if interface.wireguard:
+            yield "wireguard"
+
+
+def _of_container(container: ContainerSection) -> Iterator[str]:
+    yield runtime_of(container) or "container"
+    if container.deepsquare_hosted:
+        yield "hosted-images"
+    elif not container.image.startswith("/"):
+        yield "internet"
+    if container.x11:
+        yield "x11"
+
+
+def runtime_of(container: ContainerSection) -> str | None:
+    """The runtime that a container asks for; None if any will do."""
+    if container.apptainer or container.deepsquare_hosted:
+        return "apptainer"
+    return container.runtime

@@ -1,0 +1,197 @@
+"""Errors of a job file in words of the file: path, line, and where an unknown key belongs."""
+
+from __future__ import annotations
+
+import difflib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from deepsquare_chain.errors import JobFileError
+from deepsquare_chain.workflow import checks
+from deepsquare_chain.workflow.schema import JobFileDocument
+from deepsquare_chain.workflow.yamltree import Path
+
+MAX_SHOWN_PROBLEMS: Final = 5
+HINT: Final = "Correct the file; docs/jobs.md explains every key, examples/ shows working files."
+
+#: A problem: the path of the value, and what is wrong with it.
+Problem = tuple[Path, str]
+
+#: Keys of older versions of the format, by section and name.
+_REPLACED: Final[Mapping[tuple[str, str], str]] = {
+    ("ResourcesSection", "gpusPerTask"): (
+        "is the key of before November 2023, and resources.gpus is missing: gpus counts the GPUs "
+        "of the whole job; `deepsquare convert` rewrites it"
+    ),
+    ("ResourcesSection", "ntasks"): "is not a key of the format; use resources.tasks",
+    ("RunSection", "mapRoot"): "was replaced by mapUid: 0; `deepsquare convert` rewrites it",
+    ("ContainerSection", "pyxis"): "is an option of an older version; enroot is the default",
+}
+
+_WORDS: Final = {"missing": "is missing", "too_short": "must have at least one entry"}
+
+
+def spell(path: Path) -> str:
+    """A path as people write it: `steps[0].run.command`."""
+    spelled = ""
+    for part in path:
+        if isinstance(part, int):
+            spelled += f"[{part}]"
+        else:
+            shown = part if part.isidentifier() and len(part) <= 60 else checks.show(part)
+            spelled += f".{shown}" if spelled else shown
+    return spelled or "the file"
+
+
+def locate(error: ErrorDetails) -> Path:
+    """Path of the value that an error is about."""
+    return tuple(part for part in error["loc"] if part != "[key]")
+
+
+def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """Keys that a section of a job file may have."""
+    return tuple(children_by_key(section))
+
+
+@cache
+def children_by_key(section: type[BaseModel]) -> Mapping[str, type[BaseModel] | None]:
+    """Keys of a section, with the section that a key leads to, if it leads to one."""
+    hidden = {"commit", "module"} if section.__name__ == "UseSection" else set()
+    return {
+        field.alias or name: _section_in(field.annotation)
+        for name, field in section.model_fields.items()
+        if name not in hidden
+    }
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in get_args(annotation):
+        found = _section_in(part)
+        if found is not None:
+            return found
+    return None
+
+
+def _section_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = root
+    for part in path:
+        if section is None:
+            return None
+        if isinstance(part, str):
+            section = children_by_key(section).get(part)
+    return section
+
+
+def _home(section: type[BaseModel], key: str) -> tuple[str, ...] | None:
+    """Names that lead from a section to the nearest one below it that knows the key."""
+    queue: deque[tuple[type[BaseModel], tuple[str, ...]]] = deque([(section, ())])
+    seen = {section}
+    while queue:
+        current, names = queue.popleft()
+        for name, child in children_by_key(current).items():
+            if child is None or child in seen:
+                continue
+            seen.add(child)
+            if key in children_by_key(child):
+                return (*names, name)
+            queue.append((child, (*names, name)))
+    return None
+
+
+def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
+    """One problem in words of the file, without the path."""
+    path = locate(error)
+    match error["type"]:
+        case "extra_forbidden":
+            return _explain_unknown(path, root)
+        case "model_type" | "model_attributes_type" | "dict_type":
+            section = _section_at(root, path)
+            keys = f" with {', '.join(keys_of(section))}" if section else ""
+            return f"must be a mapping{keys}, not {checks.show(error['input'])}"
+        case "list_type":
+            return f"must be a list, not {checks.show(error['input'])}"
+        case "too_long":
+            return f"has more than {error['ctx']['max_length']} entries"
+        case kind:
+            return _WORDS.get(kind, error["msg"])
+
+
+def _explain_unknown(path: Path, root: type[BaseModel]) -> str:
+    key, section = str(path[-1]), _section_at(root, path[:-1])
+    if section is None:
+        return "is an unknown key"
+    replaced = _REPLACED.get((section.__name__, key))
+    if replaced:
+        return replaced
+    below = _home(section, key)
+    if below:
+        return f"is an unknown key here; it belongs under {spell((*path[:-1], *below))}"
+    known = keys_of(section)
+    by_lower = {name.lower().replace("_", ""): name for name in known}
+    close = difflib.get_close_matches(key.lower().replace("_", "")[:60], by_lower, n=1)
+    if close:
+        return f"is an unknown key; did you mean {by_lower[close[0]]}?"
+    elsewhere = ("the top level",) if key in children_by_key(root) else _home(root, key)
+    if elsewhere:
+        return f"is an unknown key here; it belongs under {'.'.join(elsewhere)}"
+    where = spell(path[:-1]) if len(path) > 1 else "a job file"
+    return f"is an unknown key; {where} has {', '.join(known)}"
+
+
+def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Problem]:
+    """Path and words of each problem."""
+    for details in error.errors(include_url=False):
+        yield locate(details), explain(details, root)
+
+
+def refusal(
+    source: str, problems: Iterable[tuple[int | None, str]], hint: str = HINT
+) -> JobFileError:
+    """The error for a file: one line per problem, the first few of them."""
+    texts = [f"{source}:{line}: {text}" if line else f"{source}: {text}" for line, text in problems]
+    more = len(texts) - MAX_SHOWN_PROBLEMS
+    shown = texts[:MAX_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
+    return JobFileError("\n".join(shown), hint=hint)
+
+
+def place(problem: Problem, lines: Mapping[Path, int]) -> tuple[int | None, str]:
+    """Line and words of a problem; a missing key is reported where its section stands."""
+    path, text = problem
+    known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), None)
+    joint = "" if text.startswith("[") else " "
+    return (lines[known] if known is not None else None), f"{spell(path)}{joint}{text}"
+
+
+def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Problem]:
+    """Remove unknown keys from a tree, and say which they were."""
+    dropped: list[Problem] = []
+    while True:
+        try:
+            root.model_validate(tree, by_name=False, by_alias=True)
+        except ValidationError as error:
+            unknown = [
+                each
+                for each in error.errors(include_url=False)
+                if each["type"] == "extra_forbidden"
+            ]
+            if not unknown:
+                return dropped
+            for each in unknown:
+                path = locate(each)
+                dropped.append((path, explain(each, root)))
+                _remove(tree, path)
+        else:
+            return dropped
+
+
+def _remove(tree: Any, path: Path) -> None:
+    for part in path[:-1]:
+        tree = tree[part]
+    del tree[path[-1]]

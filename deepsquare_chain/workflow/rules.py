@@ -1,0 +1,252 @@
+"""Rules between the keys of a job: what single values can't tell. Each breach has a path and a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from deepsquare_chain.workflow import checks
+from deepsquare_chain.workflow.problems import Problem
+from deepsquare_chain.workflow.schema import (
+    ContainerSection,
+    ForSection,
+    InterfaceSection,
+    Runnable,
+    RunSection,
+    StepSection,
+    TransferSection,
+)
+from deepsquare_chain.workflow.yamltree import Path
+
+#: Rounds of a parallel loop; each is a process of the job.
+MAX_PARALLEL: Final = 1_024
+#: Variables that the grid sets for the whole job.
+GRID_ENV: Final = (
+    "NTASKS",
+    "CPUS_PER_TASK",
+    "MEM_PER_CPU",
+    "GPUS_PER_TASK",
+    "GPUS",
+    "CPUS",
+    "MEM",
+    "STORAGE_PATH",
+)
+_ACTIONS: Final = ("run", "for", "launch", "use", "steps")
+
+
+def broken_rules(document: Runnable, *, is_definition: bool = False) -> Iterator[Problem]:
+    """Problems of a document whose single values are valid.
+
+    Args:
+        document: A job file or a definition.
+        is_definition: Whether fetched modules may stand in it.
+    """
+    return _Rules(document, is_definition=is_definition).check()
+
+
+def warnings_of(document: Runnable) -> Iterator[Problem]:
+    """Keys that are accepted and have no effect as they stand."""
+    if document.continuous_output_sync and (document.output is None or document.output.s3 is None):
+        yield ("continuousOutputSync",), "has an effect only with output.s3"
+    if document.input_mode is not None and document.input is None:
+        yield ("inputMode",), "has no effect without input"
+    if document.input and document.input.s3 and document.input.s3.delete_sync:
+        yield ("input", "s3", "deleteSync"), "has an effect only for output"
+
+
+def walk(
+    steps: Sequence[StepSection], path: Path = ("steps",)
+) -> Iterator[tuple[Path, StepSection]]:
+    """Every step, also those inside of others."""
+    for at, step in enumerate(steps):
+        place = (*path, at)
+        yield place, step
+        for inner, below in inner_steps(step):
+            yield from walk(below, (*place, *inner))
+
+
+def inner_steps(step: StepSection) -> Iterator[tuple[Path, Sequence[StepSection]]]:
+    """The lists of steps that a step holds."""
+    if step.for_:
+        yield ("for", "steps"), step.for_.steps
+    if step.launch:
+        yield ("launch", "steps"), step.launch.steps
+    if step.use:
+        yield ("use", "steps"), step.use.steps
+        if step.use.module:
+            yield ("use", "module", "steps"), step.use.module.steps
+    if step.steps:
+        yield ("steps",), step.steps
+    yield ("catch",), step.catch
+    yield ("finally",), step.finally_
+
+
+def handle(name: str) -> str:
+    """A handle as it is compared: its case does not matter."""
+    return name.upper()
+
+
+def rounds(loop: ForSection) -> int:
+    """How often a loop runs its steps."""
+    if loop.items is not None:
+        return len(loop.items)
+    if loop.range is None:
+        return 0
+    step = loop.range.increment or 1
+    return max(0, (loop.range.end - loop.range.begin) // step + 1)
+
+
+class _Rules:
+    def __init__(self, document: Runnable, *, is_definition: bool) -> None:
+        self._document = document
+        self._is_definition = is_definition
+        self._networks: Mapping[str, int] = {
+            each.name: at for at, each in enumerate(document.virtual_networks)
+        }
+
+    def check(self) -> Iterator[Problem]:
+        document = self._document
+        for name in document.env:
+            if name in GRID_ENV:
+                yield (
+                    ("env", name),
+                    "can't be set for the whole job: the grid sets it; a step may, under run.env",
+                )
+        for at, network in enumerate(document.virtual_networks):
+            if self._networks[network.name] != at:
+                yield ("virtualNetworks", at, "name"), f"{network.name!r} stands twice"
+        yield from _transfer(("input",), document.input)
+        yield from _transfer(("output",), document.output)
+        count = 0
+        for path, step in walk(document.steps):
+            count += 1
+            yield from self._step(path, step)
+        if count > checks.MAX_STEPS:
+            yield ("steps",), f"hold more than {checks.MAX_STEPS:,} steps in all"
+        yield from _handles(document.steps, ("steps",), frozenset())
+
+    def _step(self, path: Path, step: StepSection) -> Iterator[Problem]:
+        values = (step.run, step.for_, step.launch, step.use, step.steps)
+        given = [name for name, value in zip(_ACTIONS, values, strict=True) if value is not None]
+        if not given and not step.depends_on:
+            yield path, "has nothing to run; give it one of run, for, launch, use, steps"
+        if len(given) > 1:
+            yield path, f"has {' and '.join(given)}; a step has one of {', '.join(_ACTIONS)}"
+        if step.run:
+            yield from self._run((*path, "run"), step.run)
+        if step.for_:
+            yield from _loop((*path, "for"), step.for_)
+        if step.use and not self._is_definition:
+            for key, value in (("commit", step.use.commit), ("module", step.use.module)):
+                if value is not None:
+                    yield (
+                        (*path, "use", key),
+                        "is written when the job is submitted; pin a commit by source: ...@COMMIT",
+                    )
+
+    def _run(self, path: Path, run: RunSection) -> Iterator[Problem]:
+        container = run.container
+        if not run.command.strip() and container is None:
+            yield (*path, "command"), "must be a command, such as: echo hello"
+        if run.shell == "ENTRYPOINT" and container is None:
+            yield (*path, "shell"), "ENTRYPOINT needs a container"
+        yield from self._step_resources(path, run)
+        isolated = run.network in {"slirp4netns", "pasta"}
+        if run.custom_network_interfaces and not isolated:
+            yield (
+                (*path, "customNetworkInterfaces"),
+                "need network: slirp4netns or pasta; the host's network takes no interfaces",
+            )
+        if run.dns and not isolated:
+            yield (*path, "dns"), "needs network: slirp4netns or pasta"
+        for at, interface in enumerate(run.custom_network_interfaces):
+            place = (*path, "customNetworkInterfaces", at)
+            yield from self._interface(place, interface, run)
+        if container:
+            yield from _container((*path, "container"), container)
+            if container.apptainer or container.deepsquare_hosted:
+                for key, value in (("mapUid", run.map_uid), ("mapGid", run.map_gid)):
+                    if value:
+                        yield (*path, key), "can only be 0 with Apptainer"
+
+    def _step_resources(self, path: Path, run: RunSection) -> Iterator[Problem]:
+        wanted, job = run.resources, self._document.resources
+        if wanted is None:
+            return
+        tasks = wanted.tasks or 1
+        cpus = wanted.cpus_per_task or job.cpus_per_task
+        place = (*path, "resources")
+        if tasks * cpus > job.tasks * job.cpus_per_task:
+            yield place, f"ask for {tasks * cpus:,} CPUs of {job.tasks * job.cpus_per_task:,}"
+        memory = tasks * cpus * (wanted.mem_per_cpu or job.mem_per_cpu)
+        paid = job.tasks * job.cpus_per_task * job.mem_per_cpu
+        if memory > paid:
+            yield place, f"ask for {memory:,} MB of memory of {paid:,}"
+        if tasks * (wanted.gpus_per_task or 0) > job.gpus:
+            yield place, f"ask for {tasks * (wanted.gpus_per_task or 0):,} GPUs of {job.gpus:,}"
+
+    def _interface(
+        self, path: Path, interface: InterfaceSection, run: RunSection
+    ) -> Iterator[Problem]:
+        given = [
+            each
+            for each in (interface.wireguard, interface.bore, interface.vnet)
+            if each is not None
+        ]
+        if len(given) != 1:
+            yield path, "must be one of wireguard, bore, vnet"
+        bore = interface.bore
+        if bore and bore.bore_address is None and bore.address is None:
+            yield (*path, "bore"), "needs boreAddress, the host:port of the server"
+        if bore and bore.bore_address and (bore.address or bore.port):
+            yield (*path, "bore"), "has boreAddress and the deprecated address or port; keep one"
+        if interface.wireguard and run.map_uid != 0:
+            yield (*path, "wireguard"), "needs mapUid: 0 in the same run"
+        vnet = interface.vnet
+        if vnet and vnet.name not in self._networks:
+            known = ", ".join(self._networks) or "none"
+            yield (*path, "vnet", "name"), f"is not one of virtualNetworks ({known})"
+
+
+def _transfer(path: Path, transfer: TransferSection | None) -> Iterator[Problem]:
+    if transfer and (transfer.http is None) == (transfer.s3 is None):
+        yield path, "must have one of http, s3"
+
+
+def _container(path: Path, container: ContainerSection) -> Iterator[Problem]:
+    login = (container.username, container.password)
+    if any(login) and not (all(login) and container.registry):
+        yield path, "needs username, password and registry together for a login"
+    if container.runtime not in {None, "apptainer"} and (
+        container.apptainer or container.deepsquare_hosted
+    ):
+        yield (*path, "runtime"), "contradicts apptainer: true"
+
+
+def _loop(path: Path, loop: ForSection) -> Iterator[Problem]:
+    if (loop.range is None) == (loop.items is None):
+        yield path, "must have one of range, items"
+    if loop.parallel and rounds(loop) > MAX_PARALLEL:
+        yield path, f"has {rounds(loop):,} parallel rounds; at most {MAX_PARALLEL:,} are allowed"
+
+
+def _handles(steps: Sequence[StepSection], path: Path, known: frozenset[str]) -> Iterator[Problem]:
+    """Handles that are not launched before a step that depends on them, and those that stand twice."""
+    for at, step in enumerate(steps):
+        place = (*path, at)
+        for number, name in enumerate(step.depends_on):
+            if handle(name) not in known:
+                yield (
+                    (*place, "dependsOn", number),
+                    f"names no launched step before this one: {name!r}",
+                )
+        for inner, below in inner_steps(step):
+            yield from _handles(below, (*place, *inner), known)
+        launch = step.launch
+        if launch and launch.handle_name is not None:
+            if handle(launch.handle_name) in known:
+                yield (
+                    (*place, "launch", "handleName"),
+                    f"{launch.handle_name!r} stands twice; case does not matter",
+                )
+            known |= {handle(launch.handle_name)}

@@ -1,0 +1,356 @@
+"""Every key of DeepSquare's workflow format: accepted with its meaning, or refused with line and reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deepsquare_chain.errors import JobFileError
+from deepsquare_chain.workflow import Definition, JobFile, load_job_file, parse_job_file
+from deepsquare_chain.workflow.abilities import ABILITIES, needed_abilities
+from deepsquare_chain.workflow.convert import convert, dump
+from deepsquare_chain.workflow.jobfile import read_job_tree, unwrap
+from deepsquare_chain.workflow.schema import job_file_schema
+
+#: Job files that DeepSquare published; they are not ours to copy.
+PUBLISHED = Path(
+    os.environ.get("DEEPSQUARE_JOBFILES") or Path(__file__).parents[3] / "shared" / "jobfiles"
+)
+
+EVERY_KEY = """\
+# A comment
+job:
+  enableLogging: true
+  resources: {tasks: 4, cpusPerTask: 2, memPerCpu: 100, gpus: 4}
+  env:
+    - {key: A, value: 'a,b'}
+    - {key: N, value: 1}
+  input:
+    s3: &bucket
+      region: eu
+      bucketUrl: s3://data
+      path: /in
+      accessKeyId: AK-1
+      secretAccessKey: SK-1
+      endpointUrl: https://s3.example
+  inputMode: 493
+  output:
+    s3: {<<: *bucket, path: /out, deleteSync: true}
+  continuousOutputSync: true
+  virtualNetworks:
+    - {name: net, gatewayAddress: 10.0.0.1/24}
+  steps:
+    - name: server
+      launch:
+        handleName: Server
+        signalOnParentStepExit: 15
+        steps:
+          - run:
+              command: serve
+              network: slirp4netns
+              mapUid: 0
+              mapGid: 0
+              dns: [9.9.9.9, '2620:fe::fe']
+              customNetworkInterfaces:
+                - vnet: {name: net, address: 10.0.0.2/24}
+                - bore: {boreAddress: 'bore.example:2200', targetPort: 80, secret: SK-2}
+                - wireguard:
+                    address: [10.1.0.1/24]
+                    privateKey: SK-3
+                    peers:
+                      - publicKey: pub
+                        preSharedKey: SK-4
+                        allowedIPs: [0.0.0.0/0]
+                        endpoint: peer.example:51820
+                        persistentKeepalive: 25
+    - name: old bore
+      run:
+        command: x
+        network: pasta
+        customNetworkInterfaces:
+          - bore: {address: bore.example, port: 2200, targetPort: 80}
+    - name: image
+      dependsOn: [SERVER]
+      if: '"$A" == "a,b"'
+      run:
+        command: python app.py
+        shell: ENTRYPOINT
+        workDir: /app
+        env: {X: 'true'}
+        resources: {tasks: 2, cpusPerTask: 2, memPerCpu: 50, gpusPerTask: 2}
+        mpi: pmix_v4
+        disableCpuBinding: true
+        container:
+          image: user/app:1.0@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+          registry: registry.example:5000
+          username: someone
+          password: SK-5
+          mounts:
+            - {hostDir: /opt/data, containerDir: /data, options: ro}
+          mountHome: true
+          readOnlyRootFS: true
+          x11: true
+      catch:
+        - run: {command: 'echo "$DEEPSQUARE_ERROR_CODE"'}
+      finally:
+        - run: {command: echo finally}
+    - name: apptainer
+      run:
+        command: ''
+        container: {image: library/app, registry: registry.example, apptainer: true, deepsquareHosted: true}
+    - name: loops
+      for:
+        parallel: false
+        range: {begin: 3, end: 1, increment: -1}
+        steps:
+          - for:
+              parallel: true
+              items: [x, 2]
+              steps:
+                - run: {command: 'echo "$index $item"', shell: /bin/ash}
+    - steps:
+        - name: module
+          use:
+            source: github.com/owner/repository/folder@v1
+            args: [{key: IN, value: x}]
+            exportEnvAs: OUT
+            steps:
+              - run: {command: echo inside}
+"""
+
+
+def parse(text: str, *, lenient: bool = False) -> JobFile:
+    return parse_job_file(text.encode(), "job.yaml", lenient=lenient)
+
+
+def refused(text: str) -> str:
+    with pytest.raises(JobFileError) as caught:
+        parse(text)
+    return str(caught.value)
+
+
+def with_run(keys: str, **more: str) -> str:
+    head = "resources: {tasks: 2, cpusPerTask: 1, memPerCpu: 10, gpus: 1}\n"
+    return f"{head}{more.get('top', '')}\nsteps:\n- run: {{command: x, {keys}}}\n"
+
+
+def with_step(keys: str) -> str:
+    return f"resources: {{memPerCpu: 10}}\nsteps:\n- {{{keys}}}\n"
+
+
+def test_every_key_is_understood() -> None:
+    found = parse(EVERY_KEY)
+    assert found.warnings == ()
+    assert set(needed_abilities(found.definition)) == set(ABILITIES) - {
+        "charliecloud", "enroot", "podman", "mpi.pmi2"
+    }  # fmt: skip
+    assert found.definition.env == {"A": "a,b", "N": "1"}
+    assert found.definition.output is not None
+    assert found.definition.output.s3 is not None
+    assert found.definition.output.s3.path == "/out"
+    assert found.definition.output.s3.region == "eu"
+    assert Definition.from_bytes(found.definition.to_bytes()) == found.definition
+
+
+def test_a_file_means_the_same_as_yaml_and_as_json() -> None:
+    tree = yaml.safe_load(EVERY_KEY)
+    for text in (
+        json.dumps(tree),
+        json.dumps(tree, indent="\t"),
+        json.dumps(tree["job"], indent=1).replace("s3://", "s3:\\/\\/"),
+        yaml.safe_dump(tree["job"], default_flow_style=True),
+    ):
+        assert parse(text).definition == parse(EVERY_KEY).definition
+
+
+def test_secrets_are_hidden_from_readers() -> None:
+    shown = json.dumps(parse(EVERY_KEY).definition.redacted())
+    assert "SK-" not in shown
+    assert "AK-" not in shown
+    with_env = parse(with_run("env: {DB_PASSWORD: SK-1, PATH_A: /x, URL: 'http://u:SK-2@h/?SK-3'}"))
+    shown = json.dumps(with_env.definition.redacted())
+    assert "SK-" not in shown
+    assert "/x" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (with_step("network: host, run: {command: x}"), "job.yaml:3: steps[0].network is an unknown key here; it belongs under steps[0].run"),
+        (with_step("gpusPerTask: 1, run: {command: x}"), "it belongs under steps[0].run.resources"),
+        (with_step("parallel: true, run: {command: x}"), "it belongs under steps[0].for"),
+        (with_step("targetPort: 1, run: {command: x}"), "under steps[0].run.customNetworkInterfaces.bore"),
+        (with_step("objective: COST, run: {command: x}"), "it belongs under the top level"),
+        (with_step("runn: {command: x}"), "steps[0].runn is an unknown key; did you mean run?"),
+        (with_step("use: {source: ./m, commit: abc}"), "steps[0].use.commit is written when"),
+        ("resources: {memPerCpu: 1, gpusPerTask: 1}\nsteps: [{run: {command: x}}]", "resources.gpusPerTask is the key of before November 2023, and resources.gpus is missing"),
+        (with_step("run: {command: x}, steps: [{run: {command: y}}]"), "has run and steps"),
+        (with_step("name: only"), "job.yaml:3: steps[0] has nothing to run"),
+        (with_step("dependsOn: [later], run: {command: x}"), "names no launched step before this one: 'later'"),
+        (with_step("launch: {handleName: 'a b', steps: [{run: {command: x}}]}"), "must be a name of letters"),
+        (with_step("launch: {steps: []}"), "launch.steps must have at least one entry"),
+        (with_step("for: {parallel: 'true', items: [a], steps: [{run: {command: x}}]}"), "parallel must be true or false, not 'true'"),
+        (with_step("for: {items: [a], steps: [{run: {command: x}}]}"), "for.parallel is missing"),
+        (with_step("for: {parallel: true, steps: [{run: {command: x}}]}"), "must have one of range, items"),
+        (with_step("for: {parallel: true, range: {begin: 1, end: 2000}, steps: [{run: {command: x}}]}"), "has 2,000 parallel rounds"),
+        (with_step("for: {parallel: true, range: {begin: 1, end: 99999999999}, steps: [{run: {command: x}}]}"), "range.end must be a whole number"),
+        (with_step("for: {parallel: true, range: {begin: 1}, steps: [{run: {command: x}}]}"), "range.end is missing"),
+        (with_step("if: ' ', run: {command: x}"), "if must be a test of bash"),
+        (with_step("use: {source: nowhere}"), "source must be HOST/OWNER/REPOSITORY"),
+        (with_step("use: {source: 'github.com/a/b;id'}"), "source must be HOST/OWNER/REPOSITORY"),
+        (with_run("shell: /bin/zsh"), "shell must be /bin/bash, /bin/ash, /bin/sh or ENTRYPOINT"),
+        (with_run("shell: ENTRYPOINT"), "ENTRYPOINT needs a container"),
+        (with_run("workDir: here"), "workDir must be an absolute path"),
+        (with_run("workDir: /a/../b"), "workDir must not hold .."),
+        (with_run("network: bridge"), "network must be host, slirp4netns or pasta"),
+        (with_run("dns: [9.9.9.9]"), "dns needs network"),
+        (with_run("network: pasta, dns: [dns.example]"), "dns[0] must be an IP address"),
+        (with_run("mpi: pmix"), "mpi must be none, pmix_v4 or pmi2"),
+        (with_run("mapUid: -1"), "mapUid must be a whole number from 0"),
+        (with_run("mapUid: 5, container: {image: a, apptainer: true}"), "mapUid can only be 0 with Apptainer"),
+        (with_run("customNetworkInterfaces: [{bore: {boreAddress: 'a:1', targetPort: 1}}]"), "need network"),
+        (with_run("network: pasta, customNetworkInterfaces: [{}]"), "must be one of wireguard, bore, vnet"),
+        (with_run("network: pasta, customNetworkInterfaces: [{bore: {targetPort: 1}}]"), "needs boreAddress"),
+        (with_run("network: pasta, customNetworkInterfaces: [{wireguard: {privateKey: a}}]"), "needs mapUid: 0"),
+        (with_run("network: pasta, customNetworkInterfaces: [{vnet: {name: a, address: 10.0.0.1/8}}]"), "is not one of virtualNetworks (none)"),
+        (with_run("container: {image: A}"), "image must be an image such as"),
+        (with_run("container: {image: a, registry: 'https://x'}"), "registry must be the host name"),
+        (with_run("container: {image: a, username: u}"), "needs username, password and registry together"),
+        (with_run("container: {image: a, apptainer: 'true,'}"), "apptainer must be true or false, not 'true,'"),
+        (with_run("container: {image: a, apptainer: true, runtime: podman}"), "contradicts apptainer"),
+        (with_run("container: {image: a, mounts: [{hostDir: /a, containerDir: /b}]}"), "mounts[0].options is missing"),
+        (with_run("resources: {tasks: 3}"), "ask for 3 CPUs of 2"),
+        (with_run("resources: {gpusPerTask: 2}"), "ask for 2 GPUs of 1"),
+        (with_run("resources: {memPerCpu: 100}"), "ask for 100 MB of memory of 20"),
+        (with_run("env: [{key: A, value: x}, {key: A, value: y}]"), "env[1] sets 'A' a second time"),
+        (with_run("env: [{key: A}]"), "env[0].value is missing"),
+        (with_run("env: [{key: A, value: x, more: y}]"), "env[0] has the unknown key 'more'"),
+        (with_run("env: [{key: PATH, value: x}]"), "env.PATH can't be set here"),
+        (with_run("env: {A: 1}", top="env: {NTASKS: 1}"), "env.NTASKS can't be set for the whole job"),
+        (with_run("env: {A: 1}", top="inputMode: 512"), "inputMode must be a whole number from 0 to 511"),
+        (with_run("env: {A: 1}", top="input: {}"), "input must have one of http, s3"),
+        (with_run("env: {A: 1}", top="output: {http: {url: 'ftp://x'}}"), "must be an http or https address"),
+        (with_run("env: {A: 1}", top="virtualNetworks: [{name: a, gatewayAddress: x}]"), "gatewayAddress must be an address"),
+        (with_run("env: {A: 1}", top="uses: [a=b]\nrequirements: [c=d]"), "another name of requirements"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_key_and_what_to_do(text: str, words: str) -> None:
+    assert words in refused(text)
+
+
+def test_the_line_of_a_refusal_is_that_of_the_key() -> None:
+    text = EVERY_KEY.replace("        shell: ENTRYPOINT\n", "        shel: ENTRYPOINT\n")
+    line = text.split("shel:")[0].count("\n") + 1
+    assert f"job.yaml:{line}: steps[2].run.shel is an unknown key; did you mean shell?" in refused(
+        text
+    )
+
+
+@pytest.mark.parametrize("word", ["true", "True", "TRUE"])
+def test_booleans_of_the_core_schema(word: str) -> None:
+    assert parse(with_run(f"disableCpuBinding: {word}")).definition.steps[0].run == (
+        parse(with_run("disableCpuBinding: true")).definition.steps[0].run
+    )
+    assert "must be true or false" in refused(with_run(f"disableCpuBinding: '{word}'"))
+
+
+@pytest.mark.parametrize(("written", "mode"), [("493", 493), ("0755", 493), ("0o644", 420)])
+def test_modes_are_decimal_or_marked_as_octal(written: str, mode: int) -> None:
+    found = parse(with_run("env: {}", top=f"inputMode: {written}"))
+    assert found.definition.input_mode == mode
+    assert "inputMode has no effect without input" in found.warnings[0]
+
+
+def test_keys_without_a_value_are_not_given() -> None:
+    text = with_run("env: , container: , resources: ") + "output:\n"
+    assert parse(text).definition == parse(with_run("shell: ")).definition
+
+
+def test_anchors_repeat_and_later_ones_replace() -> None:
+    text = (
+        "resources: {memPerCpu: 10}\nsteps:\n- run: &r {command: a, env: &e {A: x}}\n"
+        "- run: {<<: *r, command: &e b}\n- run: {<<: [{command: *e}, *r]}\n"
+    )
+    runs = [step.run for step in parse(text).definition.steps]
+    assert [(run.command, run.env) for run in runs if run] == [
+        ("a", {"A": "x"}), ("b", {"A": "x"}), ("b", {"A": "x"})
+    ]  # fmt: skip
+
+
+def test_lenient_leaves_out_unknown_keys_and_says_so() -> None:
+    text = with_step("network: host, run: {command: x, zz: {a: b}}") + "extra: 1\n"
+    found = parse(text, lenient=True)
+    assert found.definition == parse(with_step("run: {command: x}")).definition
+    assert [warning.split(" is ")[0] for warning in found.warnings] == [
+        "job.yaml:3: steps[0].run.zz", "job.yaml:3: steps[0].network", "job.yaml:4: extra"
+    ]  # fmt: skip
+    with pytest.raises(JobFileError, match="must be true or false"):
+        parse(with_run("disableCpuBinding: 5, zz: 1"), lenient=True)
+
+
+def converted(text: str) -> tuple[JobFile, list[str]]:
+    tree, _ = unwrap(*read_job_tree(text.encode(), "job.yaml"))
+    changes = convert(tree)
+    return parse(dump(tree, text)), changes
+
+
+def test_older_keys_are_converted() -> None:
+    old = (
+        "# kept\nresources: {ntasks: 2, memPerCpu: 10, gpusPerTask: 2}\n"
+        "env: {A: True, B: '0755', C: \"x\\ny\"}\n"
+        "steps:\n- name: flat\n  command: nvidia-smi\n  container: {image: a}\n"
+        "- run: {command: x, mapRoot: true, network: pasta, customNetworkInterfaces: "
+        "[{bore: {address: b, port: 1, targetPort: 2}}]}\n"
+        "- network: pasta\n  run: {command: y}\n"
+    )
+    new = (
+        "resources: {tasks: 2, memPerCpu: 10, gpus: 4}\n"
+        "env: {A: 'True', B: '0755', C: \"x\\ny\"}\n"
+        "steps:\n- name: flat\n  run: {command: nvidia-smi, container: {image: a}}\n"
+        "- run: {command: x, mapUid: 0, mapGid: 0, network: pasta, customNetworkInterfaces: "
+        "[{bore: {boreAddress: 'b:1', targetPort: 2}}]}\n"
+        "- run: {command: y, network: pasta}\n"
+    )
+    found, changes = converted(old)
+    assert found.definition == parse(new).definition
+    assert len(changes) == 7
+    assert (
+        converted(EVERY_KEY.replace("address: bore.example, port: 2200", "boreAddress: 'b:1'"))[1]
+        == []
+    )
+
+
+def test_the_schema_for_editors_knows_every_key() -> None:
+    found = job_file_schema()
+    assert set(found["required"]) == {"resources", "steps"}
+    assert set(found["properties"]) >= {"credits", "virtualNetworks", "inputMode", "requirements"}
+    assert "readOnlyRootFS" in found["$defs"]["ContainerSection"]["properties"]
+    assert "commit" not in found["$defs"]["UseSection"]["properties"]
+
+
+def verdicts() -> list[tuple[str, bool]]:
+    """Name of each published file, and whether its table says that it is accepted."""
+    found = []
+    for line in (PUBLISHED / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        for at, accepted in ((1, True), (2, False)):
+            name = cells[at].split(" ")[0].rstrip(":") if len(cells) > at else ""
+            if name.endswith((".yaml", ".json")):
+                found.append((name, accepted))
+    return found
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published job files are not here")
+def test_published_files_get_their_verdicts() -> None:
+    expected = verdicts()
+    assert len(expected) == 22
+    for name, is_accepted in expected:
+        if is_accepted:
+            load_job_file(PUBLISHED / name)
+        else:
+            with pytest.raises(JobFileError, match=rf"{name}:\d+: "):
+                load_job_file(PUBLISHED / name)
