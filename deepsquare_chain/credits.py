@@ -16,6 +16,9 @@ DECIMALS: Final = 18
 CREDIT: Final = 10**DECIMALS
 BASIS_POINTS: Final = 10_000
 SECONDS_PER_HOUR: Final = 3_600
+_RATE_PRECISION: Final = 10**9
+#: Digits up to which an hourly price is shown exactly.
+_SHORT: Final = 9
 
 # Sixty digits hold any uint256 of credit-wei; more is a mistake or an attack.
 _AMOUNT: Final = re.compile(r"(?P<whole>[0-9]{1,60})(?:\.(?P<part>[0-9]{1,60}))?")
@@ -42,7 +45,9 @@ def parse_credits(text: str) -> int:
     """
     found = _AMOUNT.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text[:80]!r} is no amount of credits: write a number such as 1.5")
+        raise ValueError(
+            f"{text[:80]!r} is not a valid amount of credits: write a number such as 1.5"
+        )
     part = (found["part"] or "").rstrip("0")
     if len(part) > DECIMALS:
         raise ValueError(f"{text[:80]!r} is finer than {DECIMALS} decimals")
@@ -58,8 +63,20 @@ def format_credits(amount: int) -> str:
 
 
 def hourly(wei_per_second: int) -> str:
-    """A price per second in credit-wei as decimal credits per hour."""
-    return format_credits(wei_per_second * SECONDS_PER_HOUR)
+    """A price per second in credit-wei as decimal credits per hour, as it was entered.
+
+    A price that a person enters per hour is kept per second, rounded down to the wei. Shown is the
+    shortest decimal that gives the same price again; a sum of such prices (a job's rate) is rounded
+    up within one part in 10^9.
+    """
+    least = wei_per_second * SECONDS_PER_HOUR
+    if len(str(least).rstrip("0")) <= _SHORT:
+        return format_credits(least)
+    most = least + max(SECONDS_PER_HOUR - 1, least // _RATE_PRECISION)
+    unit = 10 ** len(str(most))
+    while (shortest := -(-least // unit) * unit) > most:
+        unit //= 10
+    return format_credits(shortest)
 
 
 def job_rate(prices: Prices, resources: Resources) -> int:

@@ -45,6 +45,24 @@ class JobStatus(IntEnum):
         """Whether a provider holds the job now."""
         return JobStatus.META_SCHEDULED <= self <= JobStatus.RUNNING
 
+    @property
+    def meaning(self) -> str:
+        """The status in plain words, one line."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: Final[Mapping[JobStatus, str]] = {
+    JobStatus.NONE: "no such job",
+    JobStatus.PENDING: "waiting for a provider",
+    JobStatus.META_SCHEDULED: "assigned to a cluster",
+    JobStatus.SCHEDULED: "queued by the cluster",
+    JobStatus.RUNNING: "running",
+    JobStatus.CANCELLED: "cancelled",
+    JobStatus.FINISHED: "completed successfully",
+    JobStatus.FAILED: "ended with an error",
+    JobStatus.OUT_OF_CREDITS: "time limit or credits used up",
+    JobStatus.PANICKED: "killed or lost, refunded",
+}
 
 #: Bytes of one MB, the unit of memory in offers and jobs, as Slurm counts it.
 MEGABYTE: Final = 1024 * 1024

@@ -8,6 +8,8 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import AgreeOption, whole
+from deepsquare_chain.job import ProviderStatus
 
 app = typer.Typer(help="Approve and ban providers, open and close.", no_args_is_help=True)
 
@@ -21,9 +23,9 @@ _PARAMS: Final = (
     Column("fee_bps", "fee (basis points)", Kind.NUMBER),
     Column("submissions_open", "takes new jobs", Kind.FLAG),
     Column("approval_period", "approval period (s)", Kind.NUMBER),
-    Column("credit", "credit"),
-    Column("registry", "registry"),
-    Column("treasury", "treasury"),
+    Column("credit", "credit", Kind.HASH),
+    Column("registry", "registry", Kind.HASH),
+    Column("treasury", "treasury", Kind.HASH),
 )
 ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="Its address.")]
 
@@ -33,13 +35,13 @@ async def approve(
     context: CommandContext,
     provider: ProviderArgument,
     version: Annotated[
-        int | None, typer.Option(min=1, help="Proposed version; the latest by default.")
+        int | None,
+        typer.Option(parser=whole(1), metavar="N", help="Proposed version; the latest by default."),
     ] = None,
 ) -> None:
     """Put a version of a provider's hardware in force."""
-    from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         found = await registry.provider_of(provider)
         call = registry.approve(provider, version or found.pending_version)
@@ -51,24 +53,33 @@ async def ban(
     context: CommandContext,
     provider: ProviderArgument,
     reason: Annotated[str, typer.Option(help="For people; at most 256 bytes.")] = "",
+    yes: AgreeOption = False,
 ) -> None:
-    """Shut a provider out."""
-    from deepsquare_chain.client.network import open_wallet
+    """Ban a provider: it gets no new jobs."""
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         registry = wallet.contracts.registry
-        await registry.provider_of(provider)
-        context.receipt(await wallet.send(registry.ban(provider, reason)))
+        found = await registry.provider_of(provider)
+        if found.status is ProviderStatus.BANNED:
+            context.unchanged(f"Provider {found.id} is banned already.")
+            return
+        load = await wallet.contracts.scheduler.load_of(found.id)
+        doubt = f"Provider {found.id} ({found.account}) gets no new jobs from now on"
+        doubt += f"; jobs on {load.cpus} CPUs are with it now." if load.cpus else "."
+        if context.agrees([doubt], yes=yes):
+            context.receipt(await wallet.send(registry.ban(provider, reason)))
 
 
 @command(app)
 async def unban(context: CommandContext, provider: ProviderArgument) -> None:
-    """Let a provider in again."""
-    from deepsquare_chain.client.network import open_wallet
+    """Lift a provider's ban."""
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         registry = wallet.contracts.registry
-        await registry.provider_of(provider)
+        found = await registry.provider_of(provider)
+        if found.status is not ProviderStatus.BANNED:
+            context.unchanged(f"Provider {found.id} is not banned.")
+            return
         context.receipt(await wallet.send(registry.unban(provider)))
 
 
@@ -112,8 +123,10 @@ async def params(context: CommandContext) -> None:
 
 
 async def _set_open(context: CommandContext, *, is_open: bool) -> None:
-    from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(context.settings) as wallet:
-        call = wallet.contracts.scheduler.set_submissions_open(is_open)
-        context.receipt(await wallet.send(call))
+    async with context.wallet() as wallet:
+        scheduler = wallet.contracts.scheduler
+        if await scheduler.submissions_open() is is_open:
+            context.unchanged(f"Submissions are {'open' if is_open else 'closed'} already.")
+            return
+        context.receipt(await wallet.send(scheduler.set_submissions_open(is_open)))

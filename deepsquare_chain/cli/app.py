@@ -6,6 +6,7 @@ completion of names answer at once.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from deepsquare_chain import __version__
+from deepsquare_chain.cli.frame import SETTING_FLAGS
 
 
 class _Part(NamedTuple):
@@ -62,8 +64,58 @@ GROUPS: Final = {
 }
 
 
+#: Short forms: the words they stand for without and with an argument.
+ALIASES: Final = {
+    "jobs": (("job", "list"), ("job",)),
+    "list": (("job", "list"), ("job", "list")),
+    "status": (("job", "list"), ("job", "get")),
+    **{
+        verb: (("job", verb), ("job", verb))
+        for verb in ("get", "why", "watch", "logs", "results", "cancel", "topup", "retry")
+    },
+}
+#: What people type who come from elsewhere, and the command that does it here.
+ELSEWHERE: Final = {
+    "sbatch": "submit FILE",
+    "srun": "submit FILE --wait",
+    "squeue": "job list",
+    "sacct": "job list",
+    "scancel": "job cancel JOB",
+    "scontrol": "job get JOB",
+    "sinfo": "provider status --all",
+    "balance": "credit balance",
+    "login": "config use CONTEXT",
+    "version": "--version",
+}
+#: Common options that may stand before the verb as well: whether each takes a value.
+_COMMON: Final = {
+    **{f"--{name.replace('_', '-')}": True for name in SETTING_FLAGS},
+    "--output": True,
+    "-o": True,
+    "--wide": False,
+    "-w": False,
+    "--debug": False,
+}
+
+
+def behind_verb(args: list[str]) -> list[str]:
+    """The words of a command line, with common options that stand before the verb after it."""
+    at = 0
+    while at < len(args) and (takes := _COMMON.get(args[at].partition("=")[0])) is not None:
+        at += 2 if takes and "=" not in args[at] else 1
+    moved, rest = args[:at], args[at:]
+    if not rest:
+        return args
+    end = rest.index("--") if "--" in rest else len(rest)
+    return [*rest[:end], *moved, *rest[end:]]
+
+
 class LightGroup(TyperGroup):
     """A group whose flags cost nothing where nobody gave them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take common options before the verb as if they stood after it."""
+        return super().parse_args(ctx, behind_verb(args))
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Its flags; an absent one is False, since a None makes typer load pydantic."""
@@ -82,6 +134,16 @@ class LazyRoot(LightGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """All names, in the order of the table."""
         return [*COMMANDS, *GROUPS]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the words mean, a short form written out."""
+        name, rest = args[0], args[1:]
+        if name in ALIASES:
+            given = bool(rest) and not rest[0].startswith("-")
+            args = [*ALIASES[name][given], *rest]
+        elif name not in COMMANDS and name not in GROUPS and not ctx.resilient_parsing:
+            ctx.fail(_unknown(name))
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """A command with its module loaded, or while help is made only its name and line."""
@@ -107,10 +169,19 @@ class LazyRoot(LightGroup):
             self._listing = False
 
 
+def _unknown(name: str) -> str:
+    words = f"No such command {name[:60]!r}."
+    if name in ELSEWHERE:
+        return f"{words} Here it is `deepsquare {ELSEWHERE[name]}`."
+    near = get_close_matches(name, [*COMMANDS, *GROUPS, *ALIASES], n=2)
+    return f"{words} Did you mean {' or '.join(near)}?" if near else words
+
+
 app = typer.Typer(
     name="deepsquare",
     cls=LazyRoot,
     help="A grid of compute providers whose jobs and credits live on an Ethereum chain.",
+    epilog="Common options, such as --context and -o json, may stand before or after the command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

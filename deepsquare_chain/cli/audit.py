@@ -17,12 +17,15 @@ from deepsquare_chain.cli.audit_output import (
     print_report,
 )
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.types import AccountArgument, JobArgument, TableKind
+from deepsquare_chain.cli.types import AccountArgument, JobArgument, TableKind, whole
 
 app = typer.Typer(help="Check the books from events alone.", no_args_is_help=True)
 
 BlockOption = Annotated[
-    int | None, typer.Option(min=0, help="Last block; the newest by default.", show_default=False)
+    int | None,
+    typer.Option(
+        parser=whole(0), metavar="N", help="Last block; the newest by default.", show_default=False
+    ),
 ]
 
 
@@ -91,23 +94,28 @@ def _bars(title: str) -> Any:
 
 @command(app)
 async def exceptions(context: CommandContext, block: BlockOption = None) -> None:
-    """Show what is lawful but worth a look: overruns, panics, role changes and the like."""
+    """Show notable events: overruns, panics, role changes and the like."""
     from deepsquare_chain.audit.runner import Depth, audit_grid
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
         found = await audit_grid(contracts, to_block=block, depth=Depth(storage=False), bars=_bars)
     rows = exception_rows(found.exceptions)
-    context.printer.rows(EXCEPTIONS, rows, empty="Nothing out of the ordinary.")
+    context.printer.rows(EXCEPTIONS, rows, empty="No notable events.")
 
 
 @command(app)
 async def statement(
     context: CommandContext,
     account: AccountArgument = None,
-    first: Annotated[int, typer.Option("--from", min=0, help="First block.")] = 0,
+    first: Annotated[
+        int, typer.Option("--from", parser=whole(0), metavar="N", help="First block.")
+    ] = 0,
     last: Annotated[
-        int | None, typer.Option("--to", min=0, help="Last block; the newest by default.")
+        int | None,
+        typer.Option(
+            "--to", parser=whole(0), metavar="N", help="Last block; the newest by default."
+        ),
     ] = None,
 ) -> int:
     """Show all that an account paid and got; exit 10 if it does not end at its balance."""
@@ -181,7 +189,9 @@ async def export(
     row = (str(folder), *place, done.files[LOGS].rows, str(folder / MANIFEST))
     context.printer.record(EXPORT, row)
     if ledger.findings:
-        context.printer.note(f"The audit found {len(ledger.findings)} faults: see `audit verify`.")
+        context.printer.note(
+            f"The audit found {len(ledger.findings)} inconsistencies: see `audit verify`."
+        )
     return AuditError.exit_code if ledger.findings else 0
 
 

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from deepsquare_chain.audit.runner import AuditReport
 
 AUDIT: Final = (
-    Column("ok", "in order", Kind.FLAG),
+    Column("ok", "OK", Kind.FLAG),
     Column("difference", "difference", Kind.CREDITS),
     Column("block", "up to block", Kind.NUMBER),
     Column("jobs", "jobs", Kind.NUMBER),
     Column("supply", "supply", Kind.CREDITS),
     Column("scheduler_balance", "held by the scheduler", Kind.CREDITS),
     Column("escrow", "escrow of live jobs", Kind.CREDITS),
-    Column("parked", "parked", Kind.CREDITS),
+    Column("parked", "withdrawable", Kind.CREDITS),
     Column("paid", "paid to providers", Kind.CREDITS),
     Column("fees", "fees", Kind.CREDITS),
     Column("refunded", "refunded", Kind.CREDITS),
@@ -35,7 +35,7 @@ FINDINGS: Final = (
     Column("job_id", "job", Kind.NUMBER),
     Column("block", "block", Kind.NUMBER),
     Column("message", "what"),
-    Column("transaction", "transaction", detail=True),
+    Column("transaction", "transaction", Kind.HASH, detail=True),
 )
 CHECKS: Final = (
     Column("name", "what must be equal"),
@@ -50,8 +50,8 @@ EXCEPTIONS: Final = (
     Column("block", "block", Kind.NUMBER),
     Column("time", "time (UTC)", Kind.TIME),
     Column("message", "what"),
-    Column("account", "account", detail=True),
-    Column("transaction", "transaction", detail=True),
+    Column("account", "account", Kind.HASH, detail=True),
+    Column("transaction", "transaction", Kind.HASH, detail=True),
 )
 BILL: Final = (
     Column("settled", "settled", Kind.FLAG),
@@ -60,7 +60,7 @@ BILL: Final = (
     Column("ended_at", "ended (UTC)", Kind.TIME),
     Column("elapsed", "elapsed (s)", Kind.NUMBER),
     Column("reported", "reported (s)", Kind.NUMBER),
-    Column("allotment", "allotted (s)", Kind.NUMBER),
+    Column("allotment", "granted (s)", Kind.NUMBER),
     Column("seconds", "to be billed (s)", Kind.NUMBER),
     Column("billed_seconds", "billed (s)", Kind.NUMBER),
     Column("rate", "rate", Kind.RATE),
@@ -93,21 +93,21 @@ STATEMENT: Final = (
     Column("debit", "out", Kind.CREDITS),
     Column("credit", "in", Kind.CREDITS),
     Column("balance", "balance", Kind.CREDITS),
-    Column("counterparty", "with", detail=True),
-    Column("transaction", "transaction", detail=True),
+    Column("counterparty", "with", Kind.HASH, detail=True),
+    Column("transaction", "transaction", Kind.HASH, detail=True),
     Column("log_index", "log", Kind.NUMBER, detail=True),
 )
 TRANSITIONS: Final = (
     Column("time", "time (UTC)", Kind.TIME),
     Column("status", "became"),
-    Column("transaction", "transaction"),
+    Column("transaction", "transaction", Kind.HASH),
 )
 JOB: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
-    Column("status", "status"),
-    Column("customer", "customer"),
-    Column("provider", "provider"),
+    Column("status", "status", Kind.WORD),
+    Column("customer", "customer", Kind.HASH),
+    Column("provider", "provider", Kind.HASH),
     Column("options", "options"),
     Column("rate", "rate", Kind.RATE),
     Column("billed_seconds", "billed (s)", Kind.NUMBER),
@@ -145,9 +145,11 @@ def print_report(context: CommandContext, report: AuditReport) -> None:
         printer.record(AUDIT, record)
         if printer.style is Format.TABLE:
             printer.rows(CHECKS, checks)
-            printer.rows(FINDINGS, findings, empty="Nothing was found that can't be.")
+            printer.rows(FINDINGS, findings, empty="No inconsistencies found.")
         if count := len(report.exceptions):
-            printer.note(f"{count} lawful exceptions: see `deepsquare audit exceptions`.")
+            printer.note(
+                f"{count} notable event{'s' * (count != 1)}: see `deepsquare audit exceptions`."
+            )
 
 
 def _check_row(check: ConservationCheck) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ app = typer.Typer(help="Show the settings, choose a context.", no_args_is_help=T
 _SETTINGS: Final = (
     Column("setting", "setting"),
     Column("value", "value"),
-    Column("origin", "told by"),
+    Column("origin", "source"),
     Column("meaning", "meaning", detail=True),
 )
 _CONTEXTS: Final = (
@@ -35,7 +35,7 @@ def group() -> None:
 
 @command(app)
 async def show(context: CommandContext) -> None:
-    """Show every setting in force and what told it: flag, variable, file, context or default."""
+    """Show every setting in force and its source: flag, variable, file, context or default."""
     from deepsquare_chain.settings import (
         PROJECT_FILE,
         Settings,

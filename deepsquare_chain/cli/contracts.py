@@ -9,16 +9,17 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import whole
 
 app = typer.Typer(help="Deploy, verify, show addresses.", no_args_is_help=True)
 
 _ADDRESSES: Final = (
     Column("chain_id", "chain", Kind.NUMBER),
-    Column("credit", "Credit"),
-    Column("registry", "ProviderRegistry"),
-    Column("scheduler", "MetaScheduler"),
-    Column("treasury", "treasury"),
-    Column("block", "since block", Kind.NUMBER),
+    Column("credit", "Credit", Kind.HASH),
+    Column("registry", "ProviderRegistry", Kind.HASH),
+    Column("scheduler", "MetaScheduler", Kind.HASH),
+    Column("treasury", "treasury", Kind.HASH),
+    Column("block", "deployed in block", Kind.NUMBER),
 )
 _VERIFIED: Final = (
     Column("what", "looked at"),
@@ -87,7 +88,9 @@ async def verify(
 @command(app)
 async def deploy(
     context: CommandContext,
-    fee_bps: Annotated[int, typer.Option(min=0, max=2_000, help="Fee in basis points.")] = 500,
+    fee_bps: Annotated[
+        int, typer.Option(parser=whole(0, 2_000), metavar="N", help="Fee in basis points.")
+    ] = 500,
     treasury: Annotated[str, typer.Option(help="Who gets the fees; this wallet by default.")] = "",
     scheduler: Annotated[
         list[str] | None, typer.Option(help="Who may assign jobs; may be repeated.")

@@ -10,26 +10,28 @@ from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import (
     AccountArgument,
+    AgreeOption,
     CreditsArgument,
     GaslessOption,
     YesOption,
     some,
 )
+from deepsquare_chain.credits import format_credits
 
 app = typer.Typer(help="Balances, transfers, allowances, statements.", no_args_is_help=True)
 
 _BALANCE: Final = (
-    Column("account", "account"),
+    Column("account", "account", Kind.HASH),
     Column("balance", "credits", Kind.CREDITS),
-    Column("allowance", "allowed to the scheduler", Kind.CREDITS),
-    Column("parked", "parked at the scheduler", Kind.CREDITS),
-    Column("gas", "coin for gas", Kind.COIN),
+    Column("allowance", "allowance", Kind.CREDITS),
+    Column("parked", "withdrawable", Kind.CREDITS),
+    Column("gas", "gas balance", Kind.COIN),
 )
 
 
 @command(app)
 async def balance(context: CommandContext, account: AccountArgument = None) -> None:
-    """Show credits, allowance and coin for gas of an account."""
+    """Show credits, allowance and gas balance of an account."""
     from deepsquare_chain.client.accounts import balances
     from deepsquare_chain.client.network import open_grid, own_address
 
@@ -48,19 +50,34 @@ async def transfer(
     credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
 ) -> None:
     """Give credits to another account."""
-    from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         context.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
 
 
 @command(app)
-async def approve(context: CommandContext, credits: CreditsArgument) -> None:
+async def approve(
+    context: CommandContext,
+    credits: CreditsArgument,
+    yes: AgreeOption = False,
+) -> None:
     """Let the scheduler take up to this many credits for jobs; 0 takes the allowance back."""
-    from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         spender = wallet.contracts.scheduler.address
+        credit = wallet.contracts.credit
+        allowed = await credit.allowance(wallet.address, spender)
+        balance = await credit.balance_of(wallet.address)
+        if credits == allowed:
+            context.unchanged(f"The allowance is {format_credits(allowed)} credits already.")
+            return
+        doubts = []
+        if credits >= balance > 0:
+            doubts.append(
+                f"The scheduler could take all of the wallet's {format_credits(balance)} credits."
+            )
+        if not context.agrees(doubts, yes=yes):
+            return
         async with wallet.sender.spending(10 * wallet.timeout):
             receipt = await wallet.send(wallet.contracts.credit.approve(spender, credits))
         context.receipt(receipt)
@@ -75,7 +92,7 @@ async def withdraw(
     gasless: GaslessOption = False,
     yes: YesOption = False,
 ) -> None:
-    """Take out the credits that the scheduler could not pay to this wallet and parked for it."""
+    """Withdraw credits that the scheduler holds for this wallet since a payment to it failed."""
     from deepsquare_chain.cli.signing import open_sending
 
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:

@@ -9,7 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Format
-from deepsquare_chain.cli.types import ChainKind
+from deepsquare_chain.cli.types import ChainKind, port
 
 app = typer.Typer()
 
@@ -28,7 +28,7 @@ async def demo(
         bool, typer.Option("--serve", help="Keep the finished grid and its explorer until Ctrl-C.")
     ] = False,
     explorer_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Of the explorer; 0 takes a free one.")
+        int, typer.Option(parser=port, metavar="PORT", help="Of the explorer; 0 takes a free one.")
     ] = 0,
 ) -> int:
     """Run a whole grid on this machine, from submission to audit; under 90 seconds.

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.types import ChainKind
+from deepsquare_chain.cli.types import ChainKind, port
 
 app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
 
@@ -28,19 +28,19 @@ async def up(
         ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
     ] = ChainKind.EMBEDDED,
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Of the chain; 0 takes a free one.")
+        int, typer.Option(parser=port, metavar="PORT", help="Of the chain; 0 takes a free one.")
     ] = _PORT,
     faucet_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Of the faucet; 0 takes a free one.")
+        int, typer.Option(parser=port, metavar="PORT", help="Of the faucet; 0 takes a free one.")
     ] = 8546,
     explorer_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Of the explorer; 0 takes a free one.")
+        int, typer.Option(parser=port, metavar="PORT", help="Of the explorer; 0 takes a free one.")
     ] = 8547,
     relay_port: Annotated[
         int | None,
         typer.Option(
-            min=0,
-            max=65_535,
+            parser=port,
+            metavar="PORT",
             help="Of the relay; 8548 by default, a free one where --port is given or it is 0.",
         ),
     ] = None,

@@ -17,7 +17,7 @@ app = typer.Typer()
 
 CHECKS: Final = (
     Column("check", "check"),
-    Column("ok", "in order", Kind.FLAG),
+    Column("ok", "OK", Kind.FLAG),
     Column("text", "found"),
     Column("hint", "what to do"),
     Column("setting", "setting"),

@@ -9,6 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.types import port
 
 app = typer.Typer(help="Look at jobs and credits in a browser.", no_args_is_help=True)
 
@@ -74,7 +75,8 @@ async def serve(
     context: CommandContext,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port of the pages; 0 takes a free one.")
+        int,
+        typer.Option(parser=port, metavar="PORT", help="Port of the pages; 0 takes a free one."),
     ] = 8547,
     name: Annotated[
         list[str] | None,

@@ -6,7 +6,8 @@ import errno
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
 
@@ -18,11 +19,15 @@ from deepsquare_chain.observability.redaction import plain
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.transactions.sender import TxReceipt
+    from deepsquare_chain.client.network import WalletConnection
     from deepsquare_chain.settings import Settings
 
 P = ParamSpec("P")
 
 _PANEL: Final = "Common options"
+#: Seconds after which a person is told of a transaction that is in no block yet, and then again.
+_TELL_FIRST: Final = 3.0
+_TELL_EVERY: Final = 15.0
 
 #: Flags that set a setting: type, help, whether `--help` lists it. A test keeps them complete.
 SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
@@ -66,7 +71,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
 
 _RECEIPT: Final = (
     Column("label", "done"),
-    Column("transaction", "transaction"),
+    Column("transaction", "transaction", Kind.HASH),
     Column("block", "block", Kind.NUMBER),
     Column("gas_used", "gas used", Kind.NUMBER),
     Column("gas_fee", "gas fee (coin)", Kind.COIN),
@@ -82,6 +87,8 @@ class CommandContext:
         self.printer = printer
         self.debug = debug
         self.flags = dict(flags or {})
+        #: What goes on although a person interrupts the command.
+        self.goes_on = ""
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -114,6 +121,60 @@ class CommandContext:
                 receipt.fee_wei,
             ),
         )
+
+    @asynccontextmanager
+    async def wallet(self) -> AsyncIterator[WalletConnection]:
+        """The settings' wallet; while it waits for a block the person sees for what, and how long.
+
+        Raises:
+            GridError: As `open_wallet`.
+        """
+        import asyncio
+
+        from deepsquare_chain.client.network import open_wallet
+
+        async with open_wallet(self.settings) as wallet:
+            ticker = asyncio.create_task(self._tick(wallet), name="transaction progress")
+            try:
+                yield wallet
+            except asyncio.CancelledError:
+                for entry in wallet.sender.pending():
+                    self.say_on_its_way(entry.call.label, entry.latest.tx_hash, "tx list")
+                raise
+            finally:
+                ticker.cancel()
+                await asyncio.wait([ticker])
+
+    async def _tick(self, wallet: WalletConnection) -> None:
+        """Tell of transactions that are in no block yet: after some seconds, then now and then."""
+        import asyncio
+        import time
+
+        seen: dict[str, float] = {}
+        due: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for entry in wallet.sender.pending():
+                tx_hash = entry.latest.tx_hash
+                waited = now - seen.setdefault(tx_hash, now)
+                if waited >= due.setdefault(tx_hash, _TELL_FIRST):
+                    due[tx_hash] = waited + _TELL_EVERY
+                    self.printer.note(
+                        f"{entry.call.label!r} was sent ({tx_hash}) and waits for a block: "
+                        f"{waited:.0f} s."
+                    )
+
+    def say_on_its_way(self, label: str, name: str, where: str) -> None:
+        """Tell a person who interrupts a command what it has sent already."""
+        self.printer.note(
+            f"{label!r} is on its way and may still be carried out ({name}): look with "
+            f"`deepsquare {where}` before you send it again."
+        )
+
+    def unchanged(self, text: str) -> None:
+        """Say that everything is already as it was asked for, so that nothing is sent."""
+        self.printer.note(f"{text} Nothing was sent.")
 
     def agrees(self, doubts: Sequence[str], *, yes: bool, warnings: Sequence[str] = ()) -> bool:
         """Whether a change is wanted although it undoes something or looks odd; asked on stderr.
@@ -163,7 +224,9 @@ def command(
         def run(**given: Any) -> None:
             flags = {key: given.pop(key) for key in SETTING_FLAGS}
             debug = given.pop("debug")
-            context = CommandContext(Printer(given.pop("output")), flags, debug=debug)
+            context = CommandContext(
+                Printer(given.pop("output"), wide=given.pop("wide")), flags, debug=debug
+            )
             code = _guarded(functools.partial(call, context, **given), context)
             if code:
                 raise typer.Exit(code)
@@ -190,6 +253,7 @@ def _describe(run: Callable[..., None], func: Callable[..., Any], *, service: bo
 def _common(*, service: bool) -> list[inspect.Parameter]:
     found = [
         _option("output", Format, Format.TABLE, "How data is printed.", "--output", "-o"),
+        _option("wide", bool, False, "Tables with every column and whole hashes.", "--wide", "-w"),
         _option("debug", bool, False, "Show the traceback of an unexpected error.", "--debug"),
     ]
     for name, (kind, text, listed) in SETTING_FLAGS.items():
@@ -223,7 +287,7 @@ def _guarded(start: Callable[[], Awaitable[int | None]], context: CommandContext
         say_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        typer.echo(f"Interrupted. {context.goes_on}".rstrip(), err=True)
         return 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:

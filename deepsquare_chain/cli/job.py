@@ -16,6 +16,8 @@ from deepsquare_chain.cli.types import (
     GaslessOption,
     JobArgument,
     JobArguments,
+    LimitOption,
+    WaitTimeoutOption,
     YesOption,
     some,
 )
@@ -24,6 +26,7 @@ from deepsquare_chain.job import Job
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.history import History
+    from deepsquare_chain.client.job_list import ListedJob
     from deepsquare_chain.client.watching import Ended
     from deepsquare_chain.errors import EndpointError
 
@@ -34,44 +37,50 @@ app = typer.Typer(
 _LIST: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
-    Column("status", "status"),
+    Column("status", "status", Kind.WORD),
     Column("provider", "provider", Kind.NUMBER),
-    Column("escrow", "escrow or consumed", Kind.CREDITS),
-    Column("time_limit", "limit (s)", Kind.NUMBER),
-    Column("since", "since (UTC)", Kind.TIME),
+    Column("elapsed", "elapsed", Kind.SECONDS),
+    Column("exit_code", "exit", Kind.NUMBER),
+    Column("escrow", "escrow", Kind.CREDITS),
+    Column("cost", "cost", Kind.CREDITS),
+    Column("time_limit", "time limit", Kind.SECONDS, detail=True),
+    Column("since", "last change (UTC)", Kind.TIME, detail=True),
+    Column("customer", "customer", Kind.HASH, detail=True),
 )
 _JOB: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
-    Column("status", "status"),
-    Column("customer", "customer"),
+    Column("status", "status", Kind.WORD),
+    Column("meaning", "meaning"),
+    Column("customer", "customer", Kind.HASH),
     Column("provider_id", "provider id", Kind.NUMBER),
     Column("provider", "provider"),
-    Column("since", "since (UTC)", Kind.TIME),
+    Column("since", "last change (UTC)", Kind.TIME),
     Column("tasks", "tasks", Kind.NUMBER),
-    Column("cpus", "cpus", Kind.NUMBER),
+    Column("cpus", "CPUs", Kind.NUMBER),
     Column("memory", "memory (MB)", Kind.NUMBER),
-    Column("gpus", "gpus", Kind.NUMBER),
-    Column("time_limit", "time limit (s)", Kind.NUMBER),
+    Column("gpus", "GPUs", Kind.NUMBER),
+    Column("time_limit", "time limit", Kind.SECONDS),
     Column("until_spent", "until spent", Kind.FLAG),
-    Column("uses", "uses"),
+    Column("uses", "requirements"),
     Column("rate", "rate", Kind.RATE),
-    Column("escrow", "escrow or consumed", Kind.CREDITS),
+    Column("escrow", "escrow", Kind.CREDITS),
+    Column("cost", "cost", Kind.CREDITS),
     Column("funded", "funded", Kind.CREDITS),
     Column("paid", "paid to the provider", Kind.CREDITS),
     Column("fee", "fee", Kind.CREDITS),
     Column("refunded", "refunded", Kind.CREDITS),
-    Column("billed_seconds", "billed (s)", Kind.NUMBER),
+    Column("billed_seconds", "billed", Kind.SECONDS),
     Column("exit_code", "exit code", Kind.NUMBER),
     Column("reason", "reason"),
     Column("retries_left", "retries left", Kind.NUMBER),
-    Column("retry_of", "continues job", Kind.NUMBER),
-    Column("successor", "continued by job", Kind.NUMBER),
-    Column("definition", "definition (SHA-256)"),
+    Column("retry_of", "requeued from", Kind.NUMBER),
+    Column("successor", "requeued as", Kind.NUMBER),
+    Column("definition", "definition (SHA-256)", Kind.HASH),
 )
 _WHY: Final = (
     Column("id", "job", Kind.NUMBER),
-    Column("status", "status"),
+    Column("status", "status", Kind.WORD),
     Column("why", "why"),
     Column("providers", "providers"),
     Column("next", "next"),
@@ -79,7 +88,7 @@ _WHY: Final = (
 _RESULTS: Final = (
     Column("name", "file"),
     Column("size", "bytes", Kind.NUMBER),
-    Column("sha256", "SHA-256"),
+    Column("sha256", "SHA-256", Kind.HASH),
     Column("on_chain", "as on chain", Kind.FLAG),
     Column("problem", "problem"),
 )
@@ -92,24 +101,39 @@ async def list_jobs(
     status: Annotated[
         list[str] | None, typer.Option("--status", help="Only this status; may be repeated.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="NAME", help="Only jobs of this name, such as 'train-*'."),
+    ] = None,
+    limit: LimitOption = 50,
+    follow: Annotated[
+        bool, typer.Option("--watch", help="List them again and again, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """List the newest jobs."""
+    """List the newest jobs: status, elapsed time, exit code, credits in escrow and spent."""
+    import asyncio
+
+    from deepsquare_chain.chain.rpc.connection import chain_time
     from deepsquare_chain.client.job_list import newest, parse_statuses
     from deepsquare_chain.client.network import open_grid, own_address
 
     wanted = parse_statuses(status or [])
     customer = None if everybody else own_address(context.settings, None)
+    empty = "No jobs." if everybody else "No jobs of this wallet; --all lists everybody's."
+    if status or name:
+        empty = "No such jobs."
     async with open_grid(context.settings) as contracts:
-        found = await newest(contracts, limit=limit, customer=customer, statuses=wanted)
-    context.printer.rows(
-        _LIST,
-        (
-            (j.id, name, j.status.name, j.provider_id or None, j.escrow, j.time_limit, j.since)
-            for j, name in found
-        ),
-        empty="No jobs." if everybody else "No jobs of this wallet; --all lists everybody's.",
-    )
+        while True:
+            found = await newest(
+                contracts, limit=limit, customer=customer, statuses=wanted, names=name or ()
+            )
+            now = await chain_time(contracts.w3)
+            if follow:
+                context.printer.clear()
+            context.printer.rows(_LIST, [_list_row(each, now) for each in found], empty=empty)
+            if not follow:
+                return
+            await asyncio.sleep(context.settings.poll_interval)
 
 
 @command(app)
@@ -140,10 +164,7 @@ async def why(context: CommandContext, job: JobArgument) -> None:
 async def watch(
     context: CommandContext,
     job: JobArgument,
-    wait_timeout: Annotated[
-        float | None,
-        typer.Option("--wait-timeout", min=0, metavar="SECONDS", help="Longest wait (exit 9)."),
-    ] = None,
+    wait_timeout: WaitTimeoutOption = None,
 ) -> int:
     """Follow a job and its successors to the end; exit with the job's own code."""
     from deepsquare_chain.client.network import open_grid
@@ -163,9 +184,13 @@ async def follow_to_end(
 
     def tell(job: Job) -> None:
         where = f" at provider {job.provider_id}" if job.provider_id else ""
-        continues = f" (continues job {job.retry_of})" if job.retry_of else ""
+        continues = f" (requeued from job {job.retry_of})" if job.retry_of else ""
         context.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
 
+    context.goes_on = (
+        f"Job {job_id} goes on: look with `deepsquare job get {job_id}`, end it with "
+        f"`deepsquare job cancel {job_id}`."
+    )
     interval = context.settings.poll_interval
     trouble = partial(tell_trouble, context, f"waiting for job {job_id} goes on")
     async with Teller(contracts, context.printer.note) as teller:
@@ -321,6 +346,23 @@ async def _print_job(context: CommandContext, contracts: Contracts, job: Job) ->
     context.printer.record(_JOB, _job_row(job, history))
 
 
+def _list_row(listed: ListedJob, now: int) -> tuple[Any, ...]:
+    job, history = listed.job, listed.history
+    return (
+        job.id,
+        history.name,
+        job.status.name,
+        job.provider_id or None,
+        listed.elapsed(now),
+        history.exit_code,
+        job.escrow if job.status.is_live else 0,
+        history.paid + history.fee,
+        job.time_limit,
+        job.since,
+        job.customer,
+    )
+
+
 def _job_row(job: Job, history: History) -> tuple[Any, ...]:
     size = job.resources
     settled = job.status.is_final
@@ -328,6 +370,7 @@ def _job_row(job: Job, history: History) -> tuple[Any, ...]:
         job.id,
         history.name,
         job.status.name,
+        job.status.meaning,
         job.customer,
         job.provider_id or None,
         history.provider or None,
@@ -340,7 +383,8 @@ def _job_row(job: Job, history: History) -> tuple[Any, ...]:
         job.until_spent,
         history.uses,
         job.rate or None,
-        job.escrow,
+        job.escrow if job.status.is_live else 0,
+        history.paid + history.fee,
         history.funded,
         history.paid if settled else None,
         history.fee if settled else None,

@@ -8,6 +8,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import whole
 
 app = typer.Typer(
     help="Run the meta-scheduler, and see what it would decide.", no_args_is_help=True
@@ -31,7 +32,7 @@ async def run(
     challenge_after: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            parser=whole(1),
             metavar="SECONDS",
             help="Ask a provider that holds work after so long without a sign of it; twice the "
             "claim timeout by default.",
@@ -50,7 +51,9 @@ async def run(
 @command(app)
 async def explain(
     context: CommandContext,
-    job: Annotated[int | None, typer.Argument(min=1, metavar="JOB", help="Only this job.")] = None,
+    job: Annotated[
+        int | None, typer.Argument(parser=whole(1), metavar="JOB", help="Only this job.")
+    ] = None,
 ) -> None:
     """Show what a meta-scheduler would decide now of each waiting job, and why."""
     from deepsquare_chain.cli.why import reasons

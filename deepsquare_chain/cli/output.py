@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,12 +29,15 @@ class Kind(StrEnum):
     """What a column holds, which decides how each format shows it."""
 
     TEXT = "text"
+    WORD = "word"  # a status or another single word, which never wraps
     NUMBER = "number"
     FLAG = "flag"
     CREDITS = "credits"  # credit-wei
     COIN = "coin"  # wei of the chain's coin, which pays for gas
     RATE = "rate"  # credit-wei a second, shown to people per hour
     TIME = "time"  # seconds since 1970 on the chain's clock
+    SECONDS = "seconds"  # a duration
+    HASH = "hash"  # an address, a digest or a transaction, in hexadecimal
 
 
 #: Kinds that stand for an amount of wei: name and form of the decimal beside it.
@@ -44,11 +48,19 @@ _DECIMALS: Final[Mapping[Kind, tuple[str, Callable[[int], str]]]] = {
 }
 
 
+#: Characters of a shortened hash before and after the gap.
+_HEAD, _TAIL = 6, 4
+#: What amounts in tables are rounded to, in wei: six decimals.
+_SHOWN: Final = 10**12
+#: Width of a pipe, which has none: lines are as long as they are, so that grep finds whole rows.
+_NO_LIMIT: Final = 1_000
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a table, or one field of a record.
 
-    A `detail` is left out of tables, which have only so much room; JSON, CSV and records have it.
+    A `detail` is left out of tables that are not `--wide`; JSON, CSV and records have it.
     """
 
     key: str
@@ -61,9 +73,15 @@ class Printer:
     """Prints what commands find, in the format that was asked for."""
 
     def __init__(
-        self, style: Format, *, out: IO[str] | None = None, err: IO[str] | None = None
+        self,
+        style: Format,
+        *,
+        wide: bool = False,
+        out: IO[str] | None = None,
+        err: IO[str] | None = None,
     ) -> None:
         self.style = style
+        self.wide = wide
         self._out = out
         self._err = err
 
@@ -86,6 +104,11 @@ class Printer:
         """Print a line of data that has no columns."""
         self.out.write(f"{text}\n")
         self.out.flush()
+
+    def clear(self) -> None:
+        """Empty a terminal before the same table is shown again; a pipe gets one after the other."""
+        if self.out.isatty():
+            self.out.write("\x1b[2J\x1b[H")
 
     def raw(self, data: bytes) -> None:
         """Pass bytes through; on a terminal without control codes, since they are a stranger's."""
@@ -138,7 +161,9 @@ class Printer:
     def _csv(self, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
         writer = csv.writer(self.out, lineterminator="\n")
         writer.writerow(_object(columns, [None] * len(columns)))
-        texts = {column.key for column in columns if column.kind is Kind.TEXT}
+        texts = {
+            column.key for column in columns if column.kind in {Kind.TEXT, Kind.WORD, Kind.HASH}
+        }
         for row in rows:
             found = _object(columns, row)
             writer.writerow([_csv_cell(cell, key in texts) for key, cell in found.items()])
@@ -149,16 +174,30 @@ class Printer:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-        listed = [column for column in columns if not column.detail]
-        for column in listed:
-            right = column.kind in {Kind.NUMBER, *_DECIMALS}
-            # A shortened address or hash is of no use to anybody: cells wrap instead.
+        table = Table(
+            box=SIMPLE_HEAD,
+            title=title or None,
+            title_justify="left",
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
+        )
+        # Programs that read the pipe, and people who ask for it, get whole hashes.
+        short = self.out.isatty() and not self.wide
+        listed = [self.wide or not column.detail for column in columns]
+        for column in itertools.compress(columns, listed):
+            right = column.kind in {Kind.NUMBER, Kind.SECONDS, *_DECIMALS}
             justify: Literal["left", "right"] = "right" if right else "left"
-            table.add_column(Text(column.title), justify=justify, overflow="fold")
+            # Free text may wrap; a number, a date or a hash in two lines can't be read.
+            table.add_column(
+                Text(column.title),
+                justify=justify,
+                overflow="fold",
+                no_wrap=column.kind is not Kind.TEXT,
+            )
         for row in rows:
-            cells = zip(columns, row, strict=True)
-            shown = [for_people(column, value) for column, value in cells if not column.detail]
+            cells = itertools.compress(zip(columns, row, strict=True), listed)
+            shown = [for_people(column, value, short=short) for column, value in cells]
             table.add_row(*(Text(text) for text in shown))
         self._render(table)
 
@@ -178,27 +217,43 @@ class Printer:
     def _render(self, table: Any) -> None:
         from rich.console import Console
 
-        # A pipe has no width: lines are then as long as they are, so that grep finds whole rows.
-        width = None if self.out.isatty() else 240
+        width = None if self.out.isatty() and not self.wide else _NO_LIMIT
         Console(file=self.out, width=width, highlight=False).print(table)
         self.out.flush()
 
 
-def for_people(column: Column, value: Any) -> str:
-    """A cell as a table shows it."""
+def for_people(column: Column, value: Any, *, short: bool = False) -> str:  # noqa: PLR0911
+    """A cell as a table shows it; `short` rounds amounts and leaves out the middle of hashes."""
     if value is None or value == "":
         return "-"
     match column.kind:
         case Kind.CREDITS | Kind.COIN:
-            return format_credits(value)
+            return format_credits(round(value / _SHOWN) * _SHOWN if short else value)
         case Kind.RATE:
             return f"{hourly(value)}/h"
         case Kind.TIME:
             return iso_time(value)
         case Kind.FLAG:
             return "yes" if value else "no"
+        case Kind.SECONDS:
+            return duration(value)
+        case Kind.HASH:
+            return _without_middle(plain(str(value))) if short else plain(str(value))
         case _:
             return plain(str(value))
+
+
+def _without_middle(text: str) -> str:
+    start = len(text) - len(text.removeprefix("0x")) + _HEAD
+    return f"{text[:start]}…{text[-_TAIL:]}" if len(text) > start + _TAIL else text
+
+
+def duration(seconds: int) -> str:
+    """Seconds as Slurm writes them: [days-]hours:minutes:seconds."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{f'{days}-' if days else ''}{hours:02}:{minutes:02}:{rest:02}"
 
 
 def iso_time(seconds: int) -> str:

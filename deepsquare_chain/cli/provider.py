@@ -10,7 +10,15 @@ import typer
 from deepsquare_chain.cli.doctor import print_checks
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import AccountArgument, label, price
+from deepsquare_chain.cli.types import (
+    AccountArgument,
+    AgreeOption,
+    WaitTimeoutOption,
+    label,
+    price,
+    size,
+    whole,
+)
 
 if TYPE_CHECKING:
     from deepsquare_chain.job import Hardware, Prices, Provider
@@ -20,41 +28,41 @@ app = typer.Typer(help="Register, offer, price, label, run, drain, earn.", no_ar
 _WRITTEN: Final = (Column("path", "written"),)
 _PROVIDER: Final = (
     Column("id", "provider", Kind.NUMBER),
-    Column("account", "account"),
-    Column("status", "status"),
+    Column("account", "account", Kind.HASH),
+    Column("status", "status", Kind.WORD),
     Column("approved_until", "approved until (UTC)", Kind.TIME),
     Column("version", "version in force", Kind.NUMBER),
     Column("pending_version", "version proposed", Kind.NUMBER),
     Column("nodes", "nodes", Kind.NUMBER),
-    Column("cpus_per_node", "cpus per node", Kind.NUMBER),
+    Column("cpus_per_node", "CPUs per node", Kind.NUMBER),
     Column("mem_per_node", "MB per node", Kind.NUMBER),
-    Column("gpus_per_node", "gpus per node", Kind.NUMBER),
-    Column("offer_cpus", "offered cpus", Kind.NUMBER),
+    Column("gpus_per_node", "GPUs per node", Kind.NUMBER),
+    Column("offer_cpus", "offered CPUs", Kind.NUMBER),
     Column("offer_memory", "offered MB", Kind.NUMBER),
-    Column("offer_gpus", "offered gpus", Kind.NUMBER),
-    Column("price_cpu", "price of a cpu", Kind.RATE),
-    Column("price_gpu", "price of a gpu", Kind.RATE),
-    Column("price_mem", "price of a MB", Kind.RATE),
+    Column("offer_gpus", "offered GPUs", Kind.NUMBER),
+    Column("price_cpu", "price per CPU-hour", Kind.RATE),
+    Column("price_gpu", "price per GPU-hour", Kind.RATE),
+    Column("price_mem", "price per MB-hour", Kind.RATE),
     Column("labels", "labels"),
-    Column("silent", "silent", Kind.FLAG),
+    Column("silent", "unresponsive", Kind.FLAG),
 )
 _EARNINGS: Final = (
     Column("day", "day (UTC)"),
     Column("jobs", "jobs", Kind.NUMBER),
     Column("seconds", "billed (s)", Kind.NUMBER),
     Column("paid", "earned", Kind.CREDITS),
-    Column("sum", "in all", Kind.CREDITS),
+    Column("sum", "total", Kind.CREDITS),
     Column("accrued", "accrued, not billed", Kind.CREDITS),
     Column("at_risk", "at risk in one run", Kind.CREDITS),
 )
 _JOBS: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
-    Column("status", "status"),
-    Column("customer", "customer"),
-    Column("cpus", "cpus", Kind.NUMBER),
+    Column("status", "status", Kind.WORD),
+    Column("customer", "customer", Kind.HASH),
+    Column("cpus", "CPUs", Kind.NUMBER),
     Column("rate", "rate", Kind.RATE),
-    Column("since", "since (UTC)", Kind.TIME),
+    Column("since", "last change (UTC)", Kind.TIME, detail=True),
 )
 
 CpuPrice = Annotated[
@@ -72,9 +80,6 @@ MemPrice = Annotated[
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="May be repeated; replaces all labels."),
-]
-Yes = Annotated[
-    bool, typer.Option("--yes", "-y", help="Do not ask before something is erased or looks odd.")
 ]
 
 
@@ -114,16 +119,22 @@ async def register(
     cpu_price: CpuPrice = None,
     mem_price: MemPrice = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="Nodes, all alike; 1 by default.")
+        int | None,
+        typer.Option(parser=whole(1), metavar="N", help="Nodes, all alike; 1 by default."),
     ] = None,
     cpus_per_node: Annotated[
-        int | None, typer.Option(min=1, help="CPUs of a node; 1 by default.")
+        int | None, typer.Option(parser=whole(1), metavar="N", help="CPUs of a node; 1 by default.")
     ] = None,
     mem_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Memory of a node in MB; 1024 by default.")
+        int | None,
+        typer.Option(
+            parser=size,
+            metavar="SIZE",
+            help="Memory of a node: MB, or such as 64G; 1024 by default.",
+        ),
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=0, help="GPUs of a node; 0 by default.")
+        int | None, typer.Option(parser=whole(0), metavar="N", help="GPUs of a node; 0 by default.")
     ] = None,
     from_slurm: Annotated[
         bool,
@@ -134,7 +145,7 @@ async def register(
     ] = False,
     gpu_price: GpuPrice = None,
     labels: Labels = None,
-    yes: Yes = False,
+    yes: AgreeOption = False,
 ) -> None:
     """Register this wallet as a provider, or propose new hardware; then it awaits approval.
 
@@ -142,7 +153,6 @@ async def register(
     --mem-price are needed.
     """
     from deepsquare_chain.client import registration as words
-    from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.errors import NotFoundError
     from deepsquare_chain.job import Hardware
 
@@ -157,7 +167,7 @@ async def register(
         )
         # Scripts may register from another machine, and an approver looks at it before it counts.
         missing += await _missing_hardware(context, hardware)
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         try:
             now = await registry.provider_of(wallet.address)
@@ -171,6 +181,11 @@ async def register(
                 *words.price_changes(now.prices, prices),
                 *words.label_changes(now.labels, pairs),
             ]
+            if (now.hardware, now.prices, dict(now.labels)) == (hardware, prices, pairs):
+                context.unchanged(
+                    "The provider has this hardware, these prices and labels already."
+                )
+                return
         doubts += words.price_doubts(prices)
         missing += words.free_gpus(hardware, prices)
         context.printer.note(words.price_example(prices))
@@ -188,17 +203,21 @@ async def register(
 @command(app)
 async def offer(
     context: CommandContext,
-    cpus: Annotated[int, typer.Option(min=0, help="In all.")],
-    memory: Annotated[int, typer.Option(min=0, help="In all, in MB.")],
-    gpus: Annotated[int, typer.Option(min=0, help="In all.")] = 0,
+    cpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")],
+    memory: Annotated[
+        int, typer.Option(parser=size, metavar="SIZE", help="In all: MB, or such as 64G.")
+    ],
+    gpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")] = 0,
 ) -> None:
     """Give all of the approved hardware to the grid, or less."""
-    from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.job import Offer
 
-    async with open_wallet(context.settings) as wallet:
-        call = wallet.contracts.registry.set_offer(Offer(cpus, memory, gpus))
-        context.receipt(await wallet.send(call))
+    async with context.wallet() as wallet:
+        registry, wanted = wallet.contracts.registry, Offer(cpus, memory, gpus)
+        if (await registry.provider_of(wallet.address)).offer == wanted:
+            context.unchanged("The offer is that already.")
+            return
+        context.receipt(await wallet.send(registry.set_offer(wanted)))
 
 
 @command(app, "price")
@@ -207,19 +226,21 @@ async def set_price(
     cpu_price: CpuPrice = None,
     mem_price: MemPrice = None,
     gpu_price: GpuPrice = None,
-    yes: Yes = False,
+    yes: AgreeOption = False,
 ) -> None:
     """Change the prices for jobs assigned from now on; one that is not given stays as it is."""
     from deepsquare_chain.client import registration as words
-    from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.errors import UsageError
 
     if cpu_price is mem_price is gpu_price is None:
         raise UsageError("No price was given", hint="Give --cpu-price, --gpu-price or --mem-price.")
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         now = await registry.provider_of(wallet.address)
         prices = _prices(now, cpu_price, gpu_price, mem_price)
+        if prices == now.prices:
+            context.unchanged("The prices are these already.")
+            return
         context.printer.note(words.price_example(prices))
         doubts = [*words.price_changes(now.prices, prices), *words.price_doubts(prices)]
         if context.agrees(doubts, yes=yes):
@@ -227,16 +248,19 @@ async def set_price(
 
 
 @command(app, "labels")
-async def set_labels(context: CommandContext, labels: Labels = None, yes: Yes = False) -> None:
+async def set_labels(
+    context: CommandContext, labels: Labels = None, yes: AgreeOption = False
+) -> None:
     """Replace all labels by those that are given; without any, remove all."""
-    from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.registration import label_changes
 
     pairs = _label_pairs(labels)
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         now = await registry.provider_of(wallet.address)
-        if context.agrees(list(label_changes(now.labels, pairs)), yes=yes):
+        if pairs == dict(now.labels):
+            context.unchanged("The labels are these already.")
+        elif context.agrees(list(label_changes(now.labels, pairs)), yes=yes):
             context.receipt(await wallet.send(registry.set_labels(pairs)))
 
 
@@ -274,10 +298,7 @@ async def drain(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until no job is left with this provider.")
     ] = False,
-    wait_timeout: Annotated[
-        float | None,
-        typer.Option("--wait-timeout", min=0, metavar="SECONDS", help="Longest wait (exit 9)."),
-    ] = None,
+    wait_timeout: WaitTimeoutOption = None,
 ) -> None:
     """Start maintenance: running jobs go on to their end, nothing new is accepted.
 
@@ -285,25 +306,34 @@ async def drain(
     does the same to it, SIGUSR2 what `resume` does.
     """
     from deepsquare_chain.client.maintenance import wait_until_empty
-    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.job import ProviderStatus
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         provider = await registry.provider_of(wallet.address)
-        receipt = await wallet.send(registry.set_draining(True))
+        receipt = None
+        if provider.status is not ProviderStatus.DRAINING:
+            receipt = await wallet.send(registry.set_draining(True))
         if wait:
             await wait_until_empty(
                 wallet.contracts, provider.id, timeout=wait_timeout, told=context.printer.note
             )
-    context.receipt(receipt)
+    if receipt is None:
+        context.unchanged("The maintenance had begun already.")
+    else:
+        context.receipt(receipt)
 
 
 @command(app)
 async def resume(context: CommandContext) -> None:
     """End maintenance."""
-    from deepsquare_chain.client.network import open_wallet
+    from deepsquare_chain.job import ProviderStatus
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
+        provider = await wallet.contracts.registry.provider_of(wallet.address)
+        if provider.status is ProviderStatus.ACTIVE:
+            context.unchanged("The provider is not in maintenance.")
+            return
         context.receipt(await wallet.send(wallet.contracts.registry.set_draining(False)))
 
 
@@ -326,8 +356,8 @@ async def jobs(
     context.printer.rows(
         _JOBS,
         (
-            (j.id, name, j.status.name, j.customer, j.resources.cpus, j.rate, j.since)
-            for j, name in found
+            (j.id, h.name, j.status.name, j.customer, j.resources.cpus, j.rate, j.since)
+            for j, h in found
         ),
         empty="This provider holds no jobs.",
     )
@@ -449,15 +479,15 @@ async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]
 
     if any(number is not None for number in given):
         raise UsageError(
-            "--from-slurm reads nodes, cpus, memory and gpus from Slurm",
+            "--from-slurm reads nodes, CPUs, memory and GPUs from Slurm",
             hint="Leave out --nodes, --cpus-per-node, --mem-per-node and --gpus-per-node.",
         )
     options = parse_options(context.settings.executor_options)
     found = registered_hardware(await read_nodes(options))
     hardware = found.hardware
     context.printer.note(
-        f"Slurm has {hardware.nodes} nodes with {hardware.cpus_per_node} cpus, "
-        f"{hardware.mem_per_node} MB and {hardware.gpus_per_node} gpus each."
+        f"Slurm has {hardware.nodes} nodes with {hardware.cpus_per_node} CPUs, "
+        f"{hardware.mem_per_node} MB and {hardware.gpus_per_node} GPUs each."
     )
     if found.left_out:
         names = ", ".join(found.left_out[:10]) + (" ..." if len(found.left_out) > 10 else "")

@@ -9,7 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import amount
+from deepsquare_chain.cli.types import LimitOption, amount, port, whole
 
 if TYPE_CHECKING:
     from deepsquare_chain.store.requests import RecordedRequest
@@ -30,14 +30,14 @@ _TERMS: Final = (
     Column("per_hour", "requests per hour", Kind.NUMBER),
 )
 _REQUESTS: Final = (
-    Column("digest", "request", detail=True),
+    Column("digest", "request", Kind.HASH, detail=True),
     Column("nonce", "nonce", Kind.NUMBER),
-    Column("state", "state"),
+    Column("state", "state", Kind.WORD),
     Column("label", "does"),
     Column("created", "signed (UTC)", Kind.TIME),
     Column("deadline", "good until (UTC)", Kind.TIME),
     Column("key", "key", detail=True),
-    Column("transaction", "transaction"),
+    Column("transaction", "transaction", Kind.HASH),
     Column("note", "note"),
 )
 
@@ -52,7 +52,8 @@ async def serve(
     context: CommandContext,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")
+        int,
+        typer.Option(parser=port, metavar="PORT", help="Port to listen on; 0 takes a free one."),
     ] = 8548,
     min_credits: Annotated[
         int | None,
@@ -64,20 +65,31 @@ async def serve(
         ),
     ] = None,
     max_gas: Annotated[
-        int, typer.Option("--max-gas", min=100_000, help="Most gas of one request.")
+        int,
+        typer.Option(
+            "--max-gas", parser=whole(100_000), metavar="N", help="Most gas of one request."
+        ),
     ] = 3_000_000,
     per_customer: Annotated[
-        int, typer.Option("--per-customer", min=1, help="Requests of one customer per hour.")
+        int,
+        typer.Option(
+            "--per-customer",
+            parser=whole(1),
+            metavar="N",
+            help="Requests of one customer per hour.",
+        ),
     ] = 60,
     per_hour: Annotated[
-        int, typer.Option("--per-hour", min=1, help="Requests of all customers per hour.")
+        int,
+        typer.Option(
+            "--per-hour", parser=whole(1), metavar="N", help="Requests of all customers per hour."
+        ),
     ] = 2_000,
     collect: Annotated[
         float,
         typer.Option(
             "--collect",
-            min=0,
-            max=5,
+            parser=whole(0, 5),
             metavar="SECONDS",
             help="How long a request waits for others to share its transaction.",
         ),
@@ -148,7 +160,7 @@ async def show(context: CommandContext) -> None:
 @command(app)
 async def requests(
     context: CommandContext,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
+    limit: LimitOption = 50,
 ) -> None:
     """List what this wallet has signed for relays from this state folder, newest first.
 

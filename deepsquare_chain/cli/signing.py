@@ -11,7 +11,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, open_gasless
-from deepsquare_chain.client.network import WalletConnection, open_wallet
+from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.redaction import plain
@@ -37,24 +37,11 @@ async def open_sending(
                 yield relayed
             except asyncio.CancelledError:
                 for request in relayed.store.open_requests():
-                    _say_on_its_way(context, request.label, request.digest, "relay requests")
+                    context.say_on_its_way(request.label, request.digest, "relay requests")
                 raise
         return
-    async with open_wallet(context.settings) as wallet:
-        try:
-            yield wallet
-        except asyncio.CancelledError:
-            for entry in wallet.sender.pending():
-                _say_on_its_way(context, entry.call.label, entry.latest.tx_hash, "tx list")
-            raise
-
-
-def _say_on_its_way(context: CommandContext, label: str, name: str, where: str) -> None:
-    """Tell a person who interrupts a command what it has sent already."""
-    context.printer.note(
-        f"{label!r} is on its way and may still be carried out ({name}): look with `deepsquare "
-        f"{where}` before you send it again."
-    )
+    async with context.wallet() as wallet:
+        yield wallet
 
 
 def asker(context: CommandContext, *, yes: bool) -> Confirm:

@@ -10,7 +10,13 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import GaslessOption, YesOption, some
+from deepsquare_chain.cli.types import (
+    GaslessOption,
+    WaitTimeoutOption,
+    YesOption,
+    some,
+    whole,
+)
 from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
@@ -23,12 +29,12 @@ app = typer.Typer()
 
 _QUOTES: Final = (
     Column("provider_id", "provider", Kind.NUMBER),
-    Column("account", "account", detail=True),
+    Column("account", "account", Kind.HASH, detail=True),
     Column("rate", "rate", Kind.RATE),
-    Column("cost", "cost of the limit", Kind.CREDITS),
-    Column("longest", "longest (s)", Kind.NUMBER),
+    Column("cost", "max cost", Kind.CREDITS),
+    Column("longest", "max runtime", Kind.SECONDS),
     Column("start", "start"),
-    Column("starts_in", "starts in (s)", Kind.NUMBER, detail=True),
+    Column("starts_in", "starts in", Kind.SECONDS, detail=True),
     Column("eligible", "eligible", Kind.FLAG),
     Column("reason", "reason"),
 )
@@ -37,14 +43,14 @@ _BILL: Final = (
     Column("total", "into escrow", Kind.CREDITS),
     Column("balance", "credits", Kind.CREDITS),
     Column("approval", "needs an approval", Kind.FLAG),
-    Column("gas", "gas at most (coin)", Kind.COIN),
+    Column("gas", "max gas (coin)", Kind.COIN),
 )
 _SUBMITTED: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
     Column("escrow", "escrow", Kind.CREDITS),
-    Column("definition", "definition", detail=True),
-    Column("transaction", "transaction"),
+    Column("definition", "definition", Kind.HASH, detail=True),
+    Column("transaction", "transaction", Kind.HASH),
 )
 
 JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML).")]
@@ -54,7 +60,7 @@ CreditsOption = Annotated[
 ]
 LimitOption = Annotated[
     str | None,
-    typer.Option("--time-limit", metavar="TIME", help="Such as 90s, 10m; wins over the file."),
+    typer.Option("--time-limit", metavar="TIME", help="Such as 90s, 10m, 2d; wins over the file."),
 ]
 
 
@@ -104,7 +110,8 @@ async def submit(
     credits: CreditsOption = None,
     time_limit: LimitOption = None,
     array: Annotated[
-        int, typer.Option("--array", min=1, metavar="N", help="Submit it N times at once.")
+        int,
+        typer.Option("--array", parser=whole(1), metavar="N", help="Submit it N times at once."),
     ] = 1,
     permit: Annotated[
         bool, typer.Option("--permit", help="Sign a permit instead of sending an approval.")
@@ -123,10 +130,7 @@ async def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the end; exit with the job's own code.")
     ] = False,
-    wait_timeout: Annotated[
-        float | None,
-        typer.Option("--wait-timeout", min=0, metavar="SECONDS", help="Longest wait (exit 9)."),
-    ] = None,
+    wait_timeout: WaitTimeoutOption = None,
 ) -> int | None:
     """Pay for a job and put it into the grid's queue."""
     from deepsquare_chain.cli.signing import open_sending
@@ -196,16 +200,16 @@ async def submit(
 
 
 def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool) -> None:
-    jobs = "1 job" if due.jobs == 1 else f"{due.jobs} jobs"
-    way = "within its allowance"
+    jobs = "" if due.jobs == 1 else f" for {due.jobs} jobs"
+    total = format_credits(due.total)
+    allowed = "the allowance covers it"
     if due.approval:
-        way = "with a permit for just that" if permit else "after an approval of just that"
+        allowed = f"{'signs a permit' if permit else 'sends an approval'} for exactly {total}"
     gas = "a relay pays the gas"
     if not gasless:
-        gas = f"gas for at most {format_credits(due.gas_wei)} coin"
+        gas = f"max gas {format_credits(due.gas_wei)} coin"
     context.printer.note(
-        f"Into escrow for {jobs}: {format_credits(due.total)} of the wallet's "
-        f"{format_credits(due.balance)} credits, {way}; {gas}."
+        f"Escrowing {total} of {format_credits(due.balance)} credits{jobs}; {allowed}; {gas}."
     )
 
 

@@ -8,6 +8,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.types import LimitOption
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.transactions.outbox import Entry
@@ -19,29 +20,29 @@ app = typer.Typer(
 
 _LIST: Final = (
     Column("id", "number", Kind.NUMBER),
-    Column("nonce", "nonce", Kind.NUMBER),
-    Column("state", "state"),
+    Column("nonce", "nonce", Kind.NUMBER, detail=True),
+    Column("state", "state", Kind.WORD),
     Column("label", "does"),
     Column("created", "recorded (UTC)", Kind.TIME),
-    Column("attempts", "attempts", Kind.NUMBER),
+    Column("attempts", "attempts", Kind.NUMBER, detail=True),
     Column("max_fee_wei", "fee ceiling (wei per gas)", Kind.NUMBER, detail=True),
     Column("fee", "paid (coin)", Kind.COIN),
-    Column("transaction", "transaction"),
+    Column("transaction", "transaction", Kind.HASH),
 )
 _SHOWN: Final = (
     Column("id", "number", Kind.NUMBER),
     Column("nonce", "nonce", Kind.NUMBER),
-    Column("state", "state"),
+    Column("state", "state", Kind.WORD),
     Column("label", "does"),
     Column("key", "key"),
-    Column("to", "to"),
+    Column("to", "to", Kind.HASH),
     Column("gas", "gas limit", Kind.NUMBER),
     Column("created", "recorded (UTC)", Kind.TIME),
     Column("block", "block", Kind.NUMBER),
     Column("succeeded", "succeeded", Kind.FLAG),
     Column("gas_used", "gas used", Kind.NUMBER),
     Column("fee", "paid (coin)", Kind.COIN),
-    Column("transaction", "transaction"),
+    Column("transaction", "transaction", Kind.HASH),
     Column("note", "note"),
 )
 _ATTEMPTS: Final = (
@@ -50,7 +51,7 @@ _ATTEMPTS: Final = (
     Column("priority_fee_wei", "tip (wei per gas)", Kind.NUMBER),
     Column("sent_block", "sent after block", Kind.NUMBER),
     Column("cancels", "cancels", Kind.FLAG),
-    Column("transaction", "transaction"),
+    Column("transaction", "transaction", Kind.HASH),
 )
 
 Which = Annotated[
@@ -66,12 +67,11 @@ def group() -> None:
 @command(app, "list")
 async def list_transactions(
     context: CommandContext,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 50,
+    limit: LimitOption = 50,
 ) -> None:
     """List what this wallet has sent from this state folder, newest first."""
-    from deepsquare_chain.client.network import open_wallet
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         await wallet.sender.tend()
         found = wallet.store.recent_entries(limit)
     context.printer.rows(
@@ -82,10 +82,9 @@ async def list_transactions(
 @command(app)
 async def show(context: CommandContext, transaction: Which) -> None:
     """Show one transaction, every attempt of it, and what became of it."""
-    from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.transactions import find
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         await wallet.sender.tend()
         await _print(context, wallet, find(wallet, transaction))
 
@@ -93,10 +92,9 @@ async def show(context: CommandContext, transaction: Which) -> None:
 @command(app, "speed-up")
 async def speed_up(context: CommandContext, transaction: Which) -> None:
     """Offer the same transaction again with both fees at least 12.5 % higher."""
-    from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.transactions import pending
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         entry = pending(wallet, transaction)
         await wallet.sender.speed_up(entry)
         await _print(context, wallet, wallet.store.entry(entry.id))
@@ -105,10 +103,9 @@ async def speed_up(context: CommandContext, transaction: Which) -> None:
 @command(app)
 async def cancel(context: CommandContext, transaction: Which) -> None:
     """Offer a transfer of nothing to oneself in its place; whichever is mined first counts."""
-    from deepsquare_chain.client.network import open_wallet
     from deepsquare_chain.client.transactions import pending
 
-    async with open_wallet(context.settings) as wallet:
+    async with context.wallet() as wallet:
         entry = pending(wallet, transaction)
         await wallet.sender.cancel(entry)
         context.printer.note(

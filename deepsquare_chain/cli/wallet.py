@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, import, list and show encrypted wallets.", no_args_is_help=True)
 
-_WALLET: Final = (Column("address", "address"), Column("path", "keystore"))
+_WALLET: Final = (Column("address", "address", Kind.HASH), Column("path", "keystore"))
 _LIST: Final = (
-    Column("address", "stated address"),
+    Column("address", "stated address", Kind.HASH),
     Column("path", "keystore"),
     Column("checked", "is the key's", Kind.FLAG),
 )
@@ -52,7 +52,7 @@ async def import_wallet(
         ),
     ] = None,
 ) -> None:
-    """Take in another program's keystore, or a private key from a file or typed on the terminal."""
+    """Import a keystore of another program, or a private key from a file or typed on the terminal."""
     from deepsquare_chain.chain.wallet import import_key, import_keystore, read_key, read_password
     from deepsquare_chain.cli.secrets import ask_key, or_stdin
     from deepsquare_chain.errors import UsageError

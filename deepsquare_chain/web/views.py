@@ -37,18 +37,6 @@ _CREDIT: Final = 10**18
 _HOUR: Final = 3_600
 _LINES: Final = ("line", "line-2", "line-3", "line-4")
 
-MEANINGS: Final[Mapping[JobStatus, str]] = {
-    JobStatus.PENDING: "waits for a provider",
-    JobStatus.META_SCHEDULED: "assigned, not yet taken by the provider",
-    JobStatus.SCHEDULED: "taken by the provider, not yet started",
-    JobStatus.RUNNING: "runs; the meter is on",
-    JobStatus.CANCELLED: "ended by its customer",
-    JobStatus.FINISHED: "ended by itself, all well",
-    JobStatus.FAILED: "ended by itself with an error",
-    JobStatus.OUT_OF_CREDITS: "stopped when its time or credits were used up",
-    JobStatus.PANICKED: "given up: its provider could not bring it to an end",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:

@@ -58,15 +58,15 @@ _BOOLEANS: Final[Mapping[str, bool]] = {
     "False": False,
     "FALSE": False,
 }
-# Forms of a time limit: hours, minutes and seconds each, the clock read as Slurm reads it.
+# Forms of a time limit: days, hours, minutes and seconds, the clock read as Slurm reads it.
 _DURATIONS: Final = tuple(
     map(
         re.compile,
         (
-            r"()()([0-9]{1,8})",
-            r"()([0-9]{1,6}):([0-5][0-9])",
-            r"([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])",
-            r"(?:([0-9]{1,8})h)?(?:([0-9]{1,8})m)?(?:([0-9]{1,8})s)?",
+            r"()()()([0-9]{1,8})",
+            r"()()([0-9]{1,6}):([0-5][0-9])",
+            r"(?:([0-9]{1,3})-)?([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])",
+            r"(?:([0-9]{1,6})d)?(?:([0-9]{1,8})h)?(?:([0-9]{1,8})m)?(?:([0-9]{1,8})s)?",
         ),
     )
 )
@@ -400,10 +400,10 @@ def parse_duration(written: str) -> int:
     found = next((found for form in _DURATIONS if (found := form.fullmatch(stripped))), None)
     if found is None or not stripped:
         raise ValueError(
-            f"must be seconds or a text such as 90s, 10m, 1h30m or 01:30:00, not {show(written)}"
+            f"must be seconds or a text such as 90s, 10m, 1h30m, 2d or 01:30:00, not {show(written)}"
         )
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    total = hours * 3_600 + minutes * 60 + seconds
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    total = (days * 24 + hours) * 3_600 + minutes * 60 + seconds
     if not 1 <= total <= UINT24_MAX:
         raise ValueError(f"must be from 1 to {UINT24_MAX} seconds, not {show(written)}")
     return total

@@ -45,7 +45,7 @@ def test_one_job_from_end_to_end(place: Path) -> None:
 
     sent = run(["submit", hello, "--wait", "--wait-timeout", "60", "-o", "json"], place, 90)
     (job,) = data(sent)
-    assert "Into escrow for 1 job: 1 of the wallet's 1000 credits" in sent.err
+    assert "Escrowing 1 of 1000 credits" in sent.err
     for status in ("PENDING", "RUNNING at provider 1", "FINISHED at provider 1"):
         assert f"job 1: {status}" in sent.err
 

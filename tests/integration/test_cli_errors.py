@@ -127,7 +127,7 @@ def test_dry_run_checks_everything_and_sends_nothing(cli: Cli) -> None:
     before = worth(cli)
     found = cli("submit", HELLO, "--dry-run")
     assert (found.code, found.out) == (0, "")
-    assert "Into escrow for 1 job: 1 of the wallet's 1000 credits, after an approval" in found.err
+    assert "Escrowing 1 of 1000 credits; sends an approval for exactly 1" in found.err
     assert "Dry run: nothing was sent." in found.err
     assert worth(cli) == before
 
@@ -282,7 +282,7 @@ def test_status_that_is_none(cli: Cli) -> None:
 def test_only_roles_and_providers_may(cli: Cli, place: Place) -> None:
     alpine = json.loads(cli("provider", "status", "--all", "-o", "json").out)[0]["account"]
     refused(cli("admin", "approve", alpine), 8, "does not have APPROVER_ROLE")
-    refused(cli("admin", "ban", alpine), 8, "does not have APPROVER_ROLE")
+    refused(cli("admin", "ban", alpine, "--yes"), 8, "does not have APPROVER_ROLE")
     refused(cli("admin", "close"), 8, "does not have DEFAULT_ADMIN_ROLE")
     for verb in ("approve", "ban", "unban"):
         refused(cli("admin", verb, "0x" + "12" * 20), 4, "is not registered", "Check the address")
@@ -340,7 +340,7 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
         ),
         (["provider", "drain", "--wait", *own], {"status": "DRAINING"}),
         (["provider", "resume", *own], {"status": "ACTIVE"}),
-        (["admin", "ban", account, "--reason", "late", *admin], {"status": "BANNED"}),
+        (["admin", "ban", account, "--reason", "late", "--yes", *admin], {"status": "BANNED"}),
         (["admin", "unban", account, *admin], {"status": "ACTIVE"}),
     ]
     for arguments, wanted in steps:
@@ -349,6 +349,19 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
         assert int(json.loads(found.out)["gas_fee"]) > 0
         now = shown()
         assert {key: now[key] for key in wanted} == wanted
+    # Once more changes nothing, and a ban is asked about.
+    for arguments in (
+        ["provider", "offer", "--cpus", "4", "--memory", "99M", *own],
+        ["provider", "price", "--cpu-price", "3.6", *own],
+        ["provider", "labels", "--label", "c=d", "--label", "a=b", *own],
+        ["provider", "resume", *own],
+        ["admin", "unban", account, *admin],
+        ["admin", "open", *admin],
+    ):
+        found = cli(*arguments)
+        assert (found.code, found.out) == (0, ""), found
+        assert "Nothing was sent." in found.err
+    refused(cli("admin", "ban", account, *admin), 2, "no terminal to ask on", "--yes")
     jobs = cli("provider", "jobs", account)
     assert (jobs.code, jobs.out) == (0, "")
 

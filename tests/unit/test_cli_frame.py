@@ -217,7 +217,9 @@ async def test_who_interrupts_a_command_is_told_what_is_on_its_way(
     monkeypatch: pytest.MonkeyPatch, gasless: bool
 ) -> None:
     lines: list[str] = []
-    context: Any = SimpleNamespace(settings=None, printer=SimpleNamespace(note=lines.append))
+    printer: Any = SimpleNamespace(note=lines.append)
+    context: Any = CommandContext(printer)
+    context.settings = None
     sent = SimpleNamespace(
         label="submit 1 job", digest="0xaa", call=SimpleNamespace(label="submit 1 job"),
         latest=SimpleNamespace(tx_hash="0xaa"),
@@ -230,7 +232,8 @@ async def test_who_interrupts_a_command_is_told_what_is_on_its_way(
             store=SimpleNamespace(open_requests=lambda: [sent]),
         )
 
-    monkeypatch.setattr(signing, "open_gasless" if gasless else "open_wallet", opened)
+    monkeypatch.setattr(signing, "open_gasless", opened)
+    monkeypatch.setattr("deepsquare_chain.client.network.open_wallet", opened)
     with pytest.raises(asyncio.CancelledError):
         async with signing.open_sending(context, gasless=gasless, yes=True):
             raise asyncio.CancelledError

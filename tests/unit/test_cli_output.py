@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deepsquare_chain.cli import job as job_commands
+from deepsquare_chain.cli import provider as provider_commands
 from deepsquare_chain.cli import submit as submit_commands
+from deepsquare_chain.cli import tx as tx_commands
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observability.redaction import plain
@@ -48,7 +51,7 @@ def test_json_amounts_are_integer_strings_beside_a_decimal() -> None:
         "escrow": "1500000000000000000",
         "escrow_credits": "1.5",
         "rate": str(CREDIT // 3600),
-        "rate_credits_per_hour": "0.9999999999999972",
+        "rate_credits_per_hour": "1",
         "since": 1_700_000_000,
         "open": True,
     }
@@ -104,8 +107,70 @@ def test_table_shows_people_what_they_read() -> None:
     to, out, _ = printer(Format.TABLE)
     to.rows(COLUMNS, [ROW, NOTHING])
     text = out.getvalue()
-    for part in ("hello", "1.5", "0.9999999999999972/h", "2023-11-14 22:13:20", "yes", "-"):
+    for part in ("hello", "1.5", "1/h", "2023-11-14 22:13:20", "yes", "-"):
         assert part in text
+
+
+ADDRESS = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
+LISTS = {
+    "job list": (
+        job_commands._LIST,
+        (
+            *(18_446, "train-resnet-lr-0.001-seed-17", "META_SCHEDULED", 12, 187_200, 137),
+            *(1234 * CREDIT // 10, 0, 3600, 1_700_000_000, ADDRESS),
+        ),
+    ),
+    "quote": (
+        submit_commands._QUOTES,
+        (
+            *(12, ADDRESS, CREDIT // 3600, 12 * CREDIT, 86_400, "now", 0, False),
+            "needs gpu.model=h100, and has gpu.model=a100",
+        ),
+    ),
+    "submit": (
+        submit_commands._SUBMITTED,
+        (18_446, "train-resnet-lr-0.001-seed-17", 12 * CREDIT, ADDRESS, "0x" + "ab" * 32),
+    ),
+    "tx list": (
+        tx_commands._LIST,
+        (
+            *(17, 1_204, "pending", "submit 20 jobs", 1_700_000_000, 2, 10**9, None),
+            "0x" + "ab" * 32,
+        ),
+    ),
+    "provider jobs": (
+        provider_commands._JOBS,
+        (
+            *(18_446, "train-resnet-lr-0.001-seed-17", "META_SCHEDULED", ADDRESS, 64),
+            *(CREDIT // 3600, 1_700_000_000),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_fit_a_terminal_of_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers, dates and hashes stay whole; only free text wraps."""
+    monkeypatch.setenv("COLUMNS", "80")
+    columns, row = LISTS[name]
+    screen = Terminal()
+    Printer(Format.TABLE, out=screen).rows(columns, [row])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert max(map(len, shown.splitlines())) <= 80
+    for column, value in zip(columns, row, strict=True):
+        if column.kind is not Kind.TEXT and not column.detail:
+            assert for_people(column, value, short=True) in shown, column
+    wide = Terminal()
+    Printer(Format.TABLE, wide=True, out=wide).rows(columns, [row])
+    assert all(for_people(*cell) in wide.getvalue() for cell in zip(columns, row, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(0, "00:00:00"), (61, "00:01:01"), (86_399, "23:59:59"), (187_261, "2-04:01:01")],
+)
+def test_durations_as_slurm_writes_them(text: int, shown: str) -> None:
+    assert for_people(Column("t", "t", Kind.SECONDS), text) == shown
 
 
 def test_table_of_nothing_says_so_beside_the_data() -> None:

@@ -15,8 +15,9 @@ import typer
 from typer.testing import CliRunner
 
 import deepsquare_chain.cli
-from deepsquare_chain.cli.app import COMMANDS, GROUPS, app
+from deepsquare_chain.cli.app import COMMANDS, GROUPS, app, behind_verb
 from deepsquare_chain.cli.frame import SETTING_FLAGS
+from deepsquare_chain.cli.types import size
 
 pytestmark = pytest.mark.unit
 
@@ -155,3 +156,66 @@ def test_no_help_loads_anything_heavy() -> None:
         check=False,
     )
     assert (asked.returncode, asked.stdout) == (0, "asked\n"), asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--context", "main", "job", "list"], ["job", "list", "--context", "main"]),
+        (["-o=json", "--wide", "jobs"], ["jobs", "-o=json", "--wide"]),
+        (["-o", "json", "job", "get", "--", "7"], ["job", "get", "-o", "json", "--", "7"]),
+        (["--help"], ["--help"]),
+        (["--context", "main"], ["--context", "main"]),
+        (["--nonsense", "job"], ["--nonsense", "job"]),
+    ],
+)
+def test_common_options_may_stand_before_the_verb(words: list[str], meant: list[str]) -> None:
+    assert behind_verb(words) == meant
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["jobs", "--help"], "deepsquare job list"),
+        (["list", "--help"], "deepsquare job list"),
+        (["status", "--help"], "deepsquare job list"),
+        (["status", "x"], "deepsquare job get"),
+        (["jobs", "get", "--help"], "deepsquare job get"),
+        (["cancel", "--help"], "deepsquare job cancel"),
+        (["squeue"], "Here it is `deepsquare job list`"),
+        (["jbo"], "Did you mean job"),
+    ],
+)
+def test_short_forms_work_or_say_what_does(words: list[str], usage: str) -> None:
+    assert usage in " ".join(CliRunner().invoke(app, words).output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["job", "get", "abc"], "'abc' is not a whole number from 1 to"),
+        (["job", "list", "--limit", "0"], "'0' is not a whole number of 1 or more, such as 50"),
+        (["explorer", "serve", "--port", "65536"], "from 0 to 65535, such as 8545"),
+        (["provider", "offer", "--cpus", "1", "--memory", "4X"], "such as 4096, 512M or 4G"),
+        (["job", "watch", "1", "--wait-timeout", "soon"], "such as 90, 10m, 1h30m or 2d"),
+        (["credit", "transfer", "0xab", "much"], "'much' is not a valid amount of credits"),
+    ],
+)
+def test_bad_values_are_named_with_what_is_allowed(words: list[str], told: str) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("text", "megabytes"),
+    [("512", 512), ("4G", 4_096), ("4gb", 4_096), ("2TiB", 2_097_152), ("2048K", 2)],
+)
+def test_sizes(text: str, megabytes: int) -> None:
+    assert size(text) == megabytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "1K", "-4G", "1.5G", "G"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is not a size"):
+        size(text)

@@ -377,7 +377,13 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
     contracts: Any = FakeContracts(*records)
     everything = set(JobStatus)
     found = await newest(contracts, limit=3, customer=ALICE, statuses=everything)
-    assert [(job.id, name) for job, name in found] == [(7, "job 7"), (5, "job 5"), (3, "job 3")]
+    assert [(job.id, told.name) for job, told in found] == [
+        (7, "job 7"),
+        (5, "job 5"),
+        (3, "job 3"),
+    ]
+    named = await newest(contracts, limit=3, statuses=everything, names=["job [24]", "none"])
+    assert [job.id for job, _ in named] == [4, 2]
     assert await newest(contracts, limit=3, provider_id=4, statuses=everything) == []
 
 

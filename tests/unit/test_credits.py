@@ -75,7 +75,7 @@ def test_amounts_are_read_to_the_wei(text: str, wei: int) -> None:
     ],
 )
 def test_what_is_no_amount_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no amount"):
+    with pytest.raises(ValueError, match="is not a valid amount"):
         parse_credits(text)
 
 
@@ -119,6 +119,21 @@ def test_any_text_is_an_amount_or_refused(text: str) -> None:
         assert parse_credits(text) >= 0
     except ValueError as error:
         assert len(str(error)) < 500  # noqa: PT017 - both endings are right
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "2", "0.1", "0.0001", "1.5", "123.456", "0.000001", "7", "3600", "0.33333"]
+)
+def test_hourly_prices_are_shown_as_they_were_entered(text: str) -> None:
+    """Kept are whole wei per second, which 1 credit per hour is not."""
+    kept = parse_credits(text) // 3_600
+    assert hourly(kept) == text
+    assert parse_credits(hourly(kept)) // 3_600 == kept
+
+
+def test_a_rate_of_many_parts_is_shown_as_their_sum() -> None:
+    prices = Prices(*(parse_credits(text) // 3_600 for text in ("1", "2.5", "0.0001")))
+    assert hourly(job_rate(prices, Resources(16, 4, 2_000, 8))) == "96.8"
 
 
 def test_hourly_prices() -> None:

@@ -224,7 +224,7 @@ async def test_an_unchanged_answer_is_not_sent_again(own: Indexed, path: str) ->
         ("/jobs?status=DONE", 400, "'DONE' is no status: PENDING"),
         ("/jobs?status=NONE", 400, "'NONE' is no status"),
         ("/jobs?state=PENDING", 400, "There is no parameter 'state'"),
-        ("/jobs?customer=0x12", 400, "'0x12' is no address"),
+        ("/jobs?customer=0x12", 400, "'0x12' is not a valid address"),
         ("/jobs?cursor=%00", 400, "no cursor of this list"),
         ("/accounts/nobody", 400, "no address"),
         ("/providers/999", 404, "Provider 999 never registered"),

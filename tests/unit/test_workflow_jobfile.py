@@ -320,7 +320,8 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5_400), ("2h5s", 7_205), ("01:30:00", 5_400),
-     ("10:00", 600), ("90:00", 5_400), ("1h1m1s", 3_661), (" 5s ", 5), ("16777215", 2**24 - 1)],
+     ("10:00", 600), ("2d", 172_800), ("1d12h", 129_600), ("1-02:00:00", 93_600),
+      ("90:00", 5_400), ("1h1m1s", 3_661), (" 5s ", 5), ("16777215", 2**24 - 1)],
 )  # fmt: skip
 def test_durations(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
@@ -328,7 +329,7 @@ def test_durations(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "0", "0s", "00:00", "-5", "1.5h", "1d", "5 s", "s", "h", "1h30", "1:2:3", "10:60",
+    ["", " ", "0", "0s", "00:00", "-5", "1.5h", "1h1d", "5 s", "s", "h", "1h30", "1:2:3", "10:60",
      "00:60:00", "1:00:00:00", ":30", "16777216", "9" * 30, "1m1h", "\u0665s", "5s\x00"],
 )  # fmt: skip
 def test_what_is_no_duration(text: str) -> None:

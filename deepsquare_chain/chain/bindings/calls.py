@@ -48,12 +48,16 @@ def checked_address(text: str, what: str = "address") -> ChecksumAddress:
         UsageError: The text is none, or its checksum is wrong.
     """
     if not is_address(text):
-        raise UsageError(f"{str(text)[:80]!r} is no {what}", hint="Addresses look like 0x5FbD...")
+        raise UsageError(
+            f"{str(text)[:80]!r} is not a valid {what}",
+            hint="An address is 0x and 40 hexadecimal digits, such as "
+            "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266.",
+        )
     found = to_checksum_address(text)
     # Only an address of both cases carries a checksum.
     if is_checksum_formatted_address(text) and found[2:] != text[-40:]:
         raise UsageError(
-            f"{text!r} is no {what}: its checksum is wrong, so that a character is mistyped",
+            f"{text!r} is not a valid {what}: its checksum is wrong, so that a character is mistyped",
             hint="Copy it again from its source.",
         )
     return found

@@ -49,7 +49,6 @@ async def home(request: Request) -> Response:
         settlements=settled,
         ranges=list(RANGES),
         chosen=name,
-        meanings=views.MEANINGS,
     )
 
 

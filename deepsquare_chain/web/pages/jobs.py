@@ -81,7 +81,6 @@ async def job(request: Request) -> Response:
         verdicts=why,
         definition=told,
         definition_note=text,
-        meanings=views.MEANINGS,
         fields=views.fields,
     )
 
