@@ -89,7 +89,8 @@ async def serve(
         float,
         typer.Option(
             "--collect",
-            parser=whole(0, 5),
+            min=0,
+            max=5,
             metavar="SECONDS",
             help="How long a request waits for others to share its transaction.",
         ),
