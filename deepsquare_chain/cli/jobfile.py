@@ -14,13 +14,13 @@ app = typer.Typer()
 
 _JOB_FILE: Final = (
     Column("name", "name"),
-    Column("definition", "definition (SHA-256)"),
+    Column("definition", "definition (SHA-256)", Kind.HASH),
     Column("steps", "steps", Kind.NUMBER),
     Column("tasks", "tasks", Kind.NUMBER),
-    Column("cpus", "cpus", Kind.NUMBER),
+    Column("cpus", "CPUs", Kind.NUMBER),
     Column("memory", "memory (MB)", Kind.NUMBER),
-    Column("gpus", "gpus", Kind.NUMBER),
-    Column("time_limit", "time limit (s)", Kind.NUMBER),
+    Column("gpus", "GPUs", Kind.NUMBER),
+    Column("time_limit", "time limit", Kind.SECONDS),
     Column("credits", "credits", Kind.CREDITS),
     Column("uses", "requirements"),
 )

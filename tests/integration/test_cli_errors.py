@@ -86,7 +86,10 @@ BAD_FILES = {
     "zero": ("resources: {tasks: 0}\n", "tasks"),
     "huge": ("resources: {tasks: 99999999999999999999}\n", "tasks"),
     "not a number": ("resources: {tasks: many}\n", "tasks"),
-    "no command": ("resources: {memPerCpu: 1}\nsteps:\n  - name: a\n    run: {command: ''}\n", "command"),
+    "no command": (
+        "resources: {memPerCpu: 1}\nsteps:\n  - name: a\n    run: {command: ''}\n",
+        "command",
+    ),
     "broken YAML": ("a: [1,\n", "bad.yaml"),
     "bomb": ("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n", "bad.yaml"),
     "over 1 MB": (f"name: {'x' * 1_100_000}\n", "1,000,000"),

@@ -25,7 +25,7 @@ def test_an_address_gets_its_checksum(text: str) -> None:
 def test_a_mistyped_address_is_refused_before_anything_is_paid_to_it(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         checked_address(text, "recipient")
-    assert f"{text!r} is no recipient: its checksum is wrong" in caught.value.message
+    assert f"{text!r} is not a valid recipient: its checksum is wrong" in caught.value.message
     assert caught.value.hint
 
 

@@ -226,7 +226,7 @@ async def test_an_unchanged_answer_is_not_sent_again(own: Indexed, path: str) ->
         ("/jobs?state=PENDING", 400, "There is no parameter 'state'"),
         ("/jobs?customer=0x12", 400, "'0x12' is not a valid address"),
         ("/jobs?cursor=%00", 400, "no cursor of this list"),
-        ("/accounts/nobody", 400, "no address"),
+        ("/accounts/nobody", 400, "is not a valid address"),
         ("/providers/999", 404, "Provider 999 never registered"),
         ("/transactions/0x00", 404, "made no event of this grid"),
         ("/blocks/latest", 404, "holds no event of this grid"),
