@@ -11,7 +11,8 @@ RUNTIME = $(VENV)/.made-runtime
 DEV = $(VENV)/.made-dev
 NODE = node_modules/.package-lock.json
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
-WORKERS = 2
+# Most tests wait for real programs: twice as many workers as cores keep two cores busy.
+WORKERS = 4
 FORGE = node_modules/@foundry-rs/forge-linux-amd64/bin/forge
 
 help:
@@ -36,7 +37,7 @@ demo: $(RUNTIME)
 	$(BIN)/deepsquare demo $(ARGS)
 
 test: $(DEV) $(NODE)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: $(DEV)
 	$(BIN)/python -m pytest tests/unit $(ARGS)
