@@ -28,9 +28,11 @@ from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.wallets import open_wallet_store
 
-#: Parameter of glibc's mallopt, and the number of arenas.
+#: Parameters of glibc's mallopt; the number of arenas, and bytes from which a block is mapped alone.
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
+_M_MMAP_THRESHOLD: Final = -3
+_MAPPED: Final = 256 * 1024
 #: Errors that no later cycle can mend.
 FATAL: Final = (ReorgTooDeepError, UsageError, WrongEndpointError)
 _NOBODY: Final = "0x" + "00" * 20
@@ -175,7 +177,7 @@ async def open_daemon(
     Raises:
         UsageError: The health port can't be used.
     """
-    share_arenas()
+    bound_memory()
     daemon = Daemon(
         name,
         cycle,
@@ -219,15 +221,18 @@ async def open_daemon(
     return daemon
 
 
-def share_arenas() -> None:
-    """Let all threads of this process share two memory arenas.
+def bound_memory() -> None:
+    """Keep the memory that glibc holds for this process from growing with time.
 
-    glibc gives each new thread an arena of its own, up to eight per core, which keeps the memory
-    that it once used: a service would grow by some MB with each thread. Without glibc nothing is
-    done.
+    It gives each new thread an arena of its own, up to eight per core, which keeps the memory that
+    it once used: here all threads share two. And it learns to take large blocks from the heap, where
+    each leaves a hole when a table of the interpreter grows into a new one: here a large block is
+    always mapped alone, and given back when it is freed. Without glibc nothing is done.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
 
 
 def _pause(poll: float, heads: HeadSource | None) -> float:

@@ -115,7 +115,7 @@ def supervisor_of(folder: RunFolder) -> Identity | None:
     arguments = [SUPERVISOR_MODULE.encode(), os.fsencode(folder.path)]
     for process in procfs.everything():
         try:
-            line = (procfs.PROC / str(process.pid) / "cmdline").read_bytes()
+            line = procfs.command_line(process.pid)
             if line.rstrip(b"\0").split(b"\0")[-2:] == arguments:
                 return procfs.identify(process.pid)
         except OSError:

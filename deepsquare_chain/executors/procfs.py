@@ -1,18 +1,20 @@
 """Processes as the kernel shows them in /proc: who is alive, whose child, how much memory.
 
-Read directly because the supervisor looks several times a second and must stay light.
+Read directly because the supervisor looks several times a second and must stay light. Paths are
+text: `pathlib` interns each part of a path, and a daemon that looks at new pids all the time would
+grow the interpreter's table of interned strings.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final, NamedTuple
 
-PROC: Final = Path("/proc")
+PROC: Final = "/proc"
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _GONE: Final = (FileNotFoundError, ProcessLookupError)
 
@@ -42,7 +44,17 @@ class Identity(NamedTuple):
 
 def boot_id() -> str:
     """Changes with every start of the machine."""
-    return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    return _boot_id(PROC)
+
+
+@functools.cache
+def _boot_id(proc: str) -> str:
+    return _read(f"{proc}/sys/kernel/random/boot_id").decode().strip()
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def look(pid: int) -> Process | None:
@@ -52,7 +64,7 @@ def look(pid: int) -> Process | None:
         OSError: The kernel does not tell.
     """
     try:
-        raw = (PROC / str(pid) / "stat").read_bytes()
+        raw = _read(f"{PROC}/{pid}/stat")
     except _GONE:
         return None
     # The name stands in parentheses and may hold anything, a closing one included.
@@ -132,7 +144,7 @@ def descendants_in(processes: Iterable[Process], roots: set[int]) -> list[int]:
 
 
 def _descendants_by_children(root: int) -> list[int]:
-    if not (PROC / "self/task" / str(os.getpid()) / "children").exists():
+    if not os.path.exists(f"{PROC}/self/task/{os.getpid()}/children"):
         raise FileNotFoundError("this kernel lists no children")
     found: list[int] = []
     waiting = [root]
@@ -147,9 +159,9 @@ def _children(pid: int) -> list[int]:
     found: list[int] = []
     # Every thread has children of its own.
     with contextlib.suppress(OSError):
-        for task in os.listdir(PROC / str(pid) / "task"):
+        for task in os.listdir(f"{PROC}/{pid}/task"):
             with contextlib.suppress(OSError):
-                text = (PROC / str(pid) / "task" / task / "children").read_bytes()
+                text = _read(f"{PROC}/{pid}/task/{task}/children")
                 found.extend(int(child) for child in text.split())
     return found
 
@@ -159,8 +171,17 @@ def resident(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):
-            total += int((PROC / str(pid) / "statm").read_bytes().split()[1]) * _PAGE
+            total += int(_read(f"{PROC}/{pid}/statm").split()[1]) * _PAGE
     return total
+
+
+def command_line(pid: int) -> bytes:
+    """Arguments with which a process was started, a NUL behind each.
+
+    Raises:
+        OSError: The kernel does not tell.
+    """
+    return _read(f"{PROC}/{pid}/cmdline")
 
 
 def marked(entry: bytes) -> list[int]:
@@ -170,7 +191,7 @@ def marked(entry: bytes) -> list[int]:
     for candidate in os.scandir(PROC):
         if candidate.name.isdigit():
             with contextlib.suppress(OSError):
-                if wanted in b"\0" + (PROC / candidate.name / "environ").read_bytes():
+                if wanted in b"\0" + _read(f"{PROC}/{candidate.name}/environ"):
                     found.append(int(candidate.name))
     return found
 
@@ -181,7 +202,7 @@ def environment_entries(prefix: bytes) -> set[bytes]:
     for candidate in os.scandir(PROC):
         if candidate.name.isdigit():
             with contextlib.suppress(OSError):
-                entries = (PROC / candidate.name / "environ").read_bytes().split(b"\0")
+                entries = _read(f"{PROC}/{candidate.name}/environ").split(b"\0")
                 found.update(entry for entry in entries if entry.startswith(prefix))
     return found
 

@@ -57,11 +57,31 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.key = path.name
-        self.script = path / "script"
-        self.work = path / "work"
-        self.temporary = path / "tmp"
-        self.output = path / "output"
-        self.log = path / "supervisor.log"
+
+    @property
+    def script(self) -> Path:
+        """The batch script."""
+        return self.path / "script"
+
+    @property
+    def work(self) -> Path:
+        """The job's working folder."""
+        return self.path / "work"
+
+    @property
+    def temporary(self) -> Path:
+        """The job's folder of temporary files, where it has a sandbox."""
+        return self.path / "tmp"
+
+    @property
+    def output(self) -> Path:
+        """What the job prints."""
+        return self.path / "output"
+
+    @property
+    def log(self) -> Path:
+        """What the supervisor itself says."""
+        return self.path / "supervisor.log"
 
     def fill(self, spec: Mapping[str, Any], script: bytes, walltime: int) -> None:
         """Write everything a supervisor needs into a new folder."""

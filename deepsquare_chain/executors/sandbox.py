@@ -10,6 +10,7 @@ session of its own (`--new-session`): jobs outlive the daemon, and are found and
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -214,8 +215,9 @@ def bubblewrap_arguments(
     arguments += _bound("--bind-try", [str(path) for path in options.writable])
     arguments += ["--dir", "/run", "--ro-bind", script, SANDBOX_SCRIPT]
     arguments += ["--bind", work, SANDBOX_HOME, "--chdir", SANDBOX_HOME]
+    shown = _real_paths((*system, *readable))
     for path in private:
-        arguments += _hidden(path, [*system, *readable])
+        arguments += _hidden(path, shown)
     return [*arguments, "--remount-ro", "/"]
 
 
@@ -223,14 +225,22 @@ def _bound(how: str, paths: Iterable[str]) -> list[str]:
     return [argument for path in paths for argument in (how, path, path)]
 
 
-def _hidden(path: Path, shown: Iterable[str]) -> list[str]:
+@functools.lru_cache(maxsize=8)
+def _real_paths(paths: tuple[str, ...]) -> frozenset[str]:
+    """The paths without links; found out once, because they are some eighty of the system."""
+    return frozenset(os.path.realpath(path) for path in paths)
+
+
+def _hidden(path: Path, shown: frozenset[str]) -> list[str]:
     """Arguments that put something empty over a path that is below one that is shown."""
-    real = Path(os.path.realpath(path))
-    if not any(real.is_relative_to(os.path.realpath(each)) for each in shown):
-        return []
-    if real.is_dir():
-        return ["--tmpfs", str(real), "--remount-ro", str(real)]
-    return ["--ro-bind", "/dev/null", str(real)] if real.exists() else []
+    real = os.path.realpath(path)
+    place = real
+    while place not in shown:
+        if place == (place := os.path.dirname(place)):
+            return []
+    if os.path.isdir(real):
+        return ["--tmpfs", real, "--remount-ro", real]
+    return ["--ro-bind", "/dev/null", real] if os.path.exists(real) else []
 
 
 def device_arguments(devices: Sequence[str], dev: Path = Path("/dev")) -> list[str]:

@@ -382,7 +382,7 @@ def _show_in_command_line(folder: str) -> None:
     The kernel reads it from the process's memory, between two addresses that /proc gives; the fork
     server was started with arguments that are long enough.
     """
-    raw = (procfs.PROC / "self/stat").read_bytes()
+    raw = Path(procfs.PROC, "self/stat").read_bytes()
     fields = raw[raw.rindex(b")") + 2 :].split()
     start, end = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
     line = b"\0".join((SUPERVISOR_MODULE.encode(), os.fsencode(folder), b""))

@@ -1,4 +1,4 @@
-"""A service's memory does not grow with the number of its threads."""
+"""A service's memory grows neither with its threads nor with tables that are made anew."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.unit
 #: Allocates in many threads at once and writes glibc's account of its arenas.
 THREADS = """
 import ctypes, sys, threading
-from deepsquare_chain.daemon.service import share_arenas
+from deepsquare_chain.daemon.service import bound_memory
 
 if sys.argv[2] == "shared":
-    share_arenas()
+    bound_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.fopen.restype = ctypes.c_void_p
@@ -45,3 +45,37 @@ def test_threads_share_two_arenas(tmp_path: Path) -> None:
         return account.read_text().count("<heap nr=")
 
     assert arenas("shared") <= 2 < arenas("each its own")
+
+
+#: glibc takes blocks as large as one that was freed from the heap; then says what it mapped alone.
+BLOCKS = """
+import ctypes, sys
+from deepsquare_chain.daemon.service import bound_memory
+
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd",
+        "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]
+
+if sys.argv[1] == "bounded":
+    bound_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.mallinfo2.restype = Mallinfo
+libc.free(ctypes.c_void_p(libc.malloc(8 << 20)))
+before = libc.mallinfo2().hblkhd
+libc.malloc(4 << 20)
+print(libc.mallinfo2().hblkhd - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc learns from what was freed")
+def test_large_blocks_are_mapped_alone() -> None:
+    def mapped(how: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", BLOCKS, how], check=True, capture_output=True, text=True
+        )
+        return int(done.stdout)
+
+    assert mapped("bounded") >= 4 << 20 > mapped("as it is")

@@ -339,7 +339,7 @@ def test_stat_survives_hostile_process_names(
     name = b"evil) R 1 1 1 (\n"
     rest = b" ".join(str(number).encode() for number in range(4, 53))
     (tmp_path / "7" / "stat").write_bytes(b"7 (" + name + b") S " + rest)
-    monkeypatch.setattr(procfs, "PROC", tmp_path)
+    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
     assert procfs.look(7) == Process(pid=7, state="S", parent=4, session=6, ticks=22)
     assert procfs.everything() == [Process(7, "S", 4, 6, 22)]
     assert procfs.look(8) is None
