@@ -58,6 +58,14 @@ has_cgroup_v1() {
         mkdir "$probe" 2>/dev/null && rmdir "$probe"
 }
 
+# Whether this Slurm's version is above MAJOR MINOR.
+newer_than() {
+    local version major minor
+    version=$(slurmctld -V)
+    IFS=. read -r major minor _ <<<"${version##* }"
+    ((10#$major > $1 || (10#$major == $1 && 10#$minor > $2)))
+}
+
 write_config() {
     local dir=$1 user host ports gres="" node
     user=$(id -un)
@@ -77,6 +85,8 @@ ConstrainCores=$( ((cores)) && echo yes || echo no )
 END
         echo "memory limits: cgroup v1 ($tracking, $task)" >&2
     else
+        # Otherwise slurmd wants a group of its own, whatever plugins are used; older ones don't know the value.
+        if newer_than 23 10; then echo "CgroupPlugin=disabled" >"$dir/cgroup.conf"; fi
         echo "memory limits: by sampling, without cgroups ($tracking, $task, $over)" >&2
     fi
     if ((gpus)); then

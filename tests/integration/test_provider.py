@@ -415,7 +415,12 @@ async def test_an_idle_provider_asks_twice_a_block(
     host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for the head and the nonce, once for everything else of that block."""
-    await host.drive(lambda: not host.service.table.open())  # jobs of tests before
+
+    def idle() -> bool:
+        """Whether the jobs and challenges of the tests before are settled and their events read."""
+        return not host.service.table.open() and bool(host.service._followed)
+
+    await host.drive(idle)
     requests = counted_requests(monkeypatch)
     for _ in range(3):
         host.service._looked_at_account = None  # slow looks go along

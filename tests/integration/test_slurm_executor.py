@@ -76,7 +76,7 @@ def make(key: str, script: str, **changes: Any) -> RunSpec:
     return RunSpec(key=key, script=script.encode(), **values)
 
 
-async def until(look: Callable[[], Awaitable[T]], seconds: float = 30.0) -> T:
+async def until(look: Callable[[], Awaitable[T]], seconds: float = 90.0) -> T:
     deadline = time.monotonic() + seconds
     while not (found := await look()):
         assert time.monotonic() < deadline, "waited in vain"

@@ -1,7 +1,7 @@
 """The pure parts of the Slurm executor: arguments, outputs of many versions, verdicts, options.
 
-Outputs of Slurm 22.05 are recorded from a real cluster in `slurm_outputs/`. Those of the other
-versions, 20.11 to 25.05, are written in the text formats that all of them share; they were not recorded.
+`slurm_outputs/` has what the commands of several versions of Slurm print; `scripts/record_slurm.py`
+recorded them from real clusters. Lines of versions in between are written in the formats that all share.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from deepsquare_chain.executors.slurm.parsing import SlurmJob, registered_hardwa
 from deepsquare_chain.executors.slurm.verdict import EndRecord, Orders
 from deepsquare_chain.job import Hardware, Resources
 
-RECORDED = Path(__file__).with_name("slurm_outputs") / "22.05"
+RECORDED = Path(__file__).with_name("slurm_outputs")
+VERSIONS = sorted(path.name for path in RECORDED.iterdir())
+of_each_version = pytest.mark.parametrize("version", VERSIONS)
 PREFIX = "deepsquare-31337-5fbdb231-"
+COMMENT = "deepsquare chain=31337 contract=0x5FbDB2315678afecb367f032d93F642f64180aa3 job=1"
 SPEC = RunSpec("31337-5fbdb231-42", b"true", Resources(4, 2, 1000, 0), 90, {})
 
 
-def recorded(name: str) -> str:
-    return (RECORDED / f"{name}.txt").read_text()
+def recorded(version: str, name: str) -> str:
+    return (RECORDED / version / f"{name}.txt").read_text()
 
 
 def sbatch(spec: RunSpec = SPEC, **options: Any) -> list[str]:
@@ -159,26 +162,40 @@ def test_job_number_of_sbatch(text: str, number: str | None) -> None:
     assert parsing.job_id(text) == number
 
 
-def test_recorded_queue() -> None:
-    jobs = {job.id: job for job in parsing.queue(recorded("squeue"))}
-    assert {number: job.state for number, job in jobs.items()} == {
-        "1": "FAILED",
-        "2": "NODE_FAIL",
-        "3": "COMPLETED",
-        "4": "RUNNING",
-        "5": "RUNNING",
-        "6": "CANCELLED",
-        "7": "PENDING",
-        "9": "PENDING",
-        "10": "PENDING",
+#: States of the recorded jobs, by the last part of their key.
+STATES = {
+    "1": "FAILED",
+    "2": "COMPLETED",
+    "3": "NODE_FAIL",
+    "4": "CANCELLED",
+    "5": "RUNNING",
+    "6": "PENDING",
+    "7": "PENDING",
+}
+
+
+def test_outputs_are_of_the_version_that_their_folder_names() -> None:
+    assert len(VERSIONS) >= 3
+    for version in VERSIONS:
+        assert f" {version}." in recorded(version, "version")
+
+
+@of_each_version
+def test_recorded_queue(version: str) -> None:
+    found = parsing.queue(recorded(version, "squeue"))
+    jobs = {job.name.removeprefix(PREFIX): job for job in found}
+    assert {name: job.state for name, job in jobs.items()} == STATES
+    assert {job.comment for job in jobs.values()} == {COMMENT}
+    assert all(jobs[name].started_at for name in "12345")
+    assert jobs["6"].started_at is None
+    assert {name: jobs[name].limit for name in "1567"} == {
+        "1": 180,
+        "5": 86_400,
+        "6": 180,
+        "7": 3_600,
     }
-    first = jobs["1"]
-    assert first.name == f"{PREFIX}1"
-    assert first.comment.endswith("job=1 provider=0xaa")
-    assert (first.started_at, first.ended_at, first.limit) == (1795749622, 1795749624, 180)
-    assert (jobs["7"].comment, jobs["7"].started_at) == ("", None)
-    assert verdict.never_starts(jobs["9"])
-    assert not verdict.never_starts(jobs["7"])
+    assert verdict.never_starts(jobs["7"])
+    assert not verdict.never_starts(jobs["6"])
 
 
 @pytest.mark.parametrize(
@@ -199,16 +216,19 @@ def test_queue_of_other_versions(line: str) -> None:
     assert job.comment in {"", "a comment | with a bar"}
 
 
-def test_recorded_job_details() -> None:
-    jobs = [parsing.job(line) for line in recorded("scontrol_job").splitlines()]
-    assert [(j.id, j.state, j.exit_code, j.exit_signal, j.limit) for j in jobs if j] == [
-        ("1", "FAILED", 3, 0, 180),
-        ("2", "NODE_FAIL", 0, 15, 180),
-        ("5", "RUNNING", 0, 0, 180),
-        ("7", "PENDING", 0, 0, 180),
-    ]
-    assert jobs[0] is not None
-    assert (jobs[0].started_at, jobs[0].ended_at) == (1795749622, 1795749624)
+@of_each_version
+def test_recorded_job_details(version: str) -> None:
+    lines = recorded(version, "scontrol_job").splitlines()
+    found = [job for line in lines if (job := parsing.job(line)) is not None]
+    jobs = dict(zip(STATES, found, strict=True))
+    assert {name: job.state for name, job in jobs.items()} == STATES
+    assert (jobs["1"].exit_code, jobs["1"].exit_signal) == (3, 0)
+    assert (jobs["4"].exit_code, jobs["4"].exit_signal) == (0, 15)
+    assert jobs["5"].limit == 86_400
+    for job in found[:4]:
+        assert job.started_at is not None
+        assert job.ended_at is not None
+        assert 0 <= job.ended_at - job.started_at < 60
 
 
 _DETAILS = (
@@ -255,29 +275,43 @@ def test_accounting() -> None:
     )
     assert (memory.state, memory.exit_signal) == ("OUT_OF_MEMORY", 125)
     assert (running.ended_at, node.started_at, node.exit_code) == (None, None, 1)
-    found = parsing.completions(recorded("sacct_completion"))
-    assert [(job.id, job.state) for job in found] == [
-        ("6", "CANCELLED"),
-        ("2", "NODE_FAIL"),
-        ("1", "FAILED"),
-        ("3", "COMPLETED"),
-    ]
-    assert found[2].name == f"{PREFIX}1"
 
 
-def test_recorded_nodes_partitions_and_configuration() -> None:
-    nodes = parsing.nodes(recorded("sinfo_nodes"), default_only=False)
-    assert [(node.name, node.is_up, node.cpus, node.gpus) for node in nodes] == [
-        ("n1", True, 4, 1),
-        ("n2", True, 4, 1),
-    ]
-    partitions = recorded("sinfo_partitions")
+def test_recorded_accounting() -> None:
+    found = parsing.accounting(recorded("22.05", "sacct"))
+    jobs = {job.name.removeprefix(PREFIX): job for job in found}
+    assert {name: job.state for name, job in jobs.items()} == STATES
+    assert (jobs["1"].exit_code, jobs["4"].cancelled_by) == (3, 0)
+    assert (jobs["5"].ended_at, jobs["6"].started_at) == (None, None)
+
+
+@of_each_version
+def test_recorded_file_of_completed_jobs(version: str) -> None:
+    ended = parsing.completions(recorded(version, "sacct_completion"))
+    assert {job.name.removeprefix(PREFIX): job.state for job in ended} == {
+        name: STATES[name] for name in "1234"
+    }
+
+
+@of_each_version
+def test_recorded_nodes_partitions_and_configuration(version: str) -> None:
+    def nodes(name: str) -> list[tuple[bool, int, int, int, int]]:
+        found = parsing.nodes(recorded(version, name), default_only=False)
+        return [
+            (node.is_up, node.cpus, node.idle_cpus, node.gpus, node.allocated_gpus)
+            for node in found
+        ]
+
+    assert nodes("sinfo_nodes") == [(True, 4, 4, 1, 0), (True, 4, 4, 1, 0)]
+    assert nodes("sinfo_busy") == [(True, 4, 2, 1, 1), (False, 4, 0, 1, 0)]
+    partitions = recorded(version, "sinfo_partitions")
     main, short = {"main": (True, 86_400)}, {"short": (True, 600)}
     assert parsing.partition_limits(partitions, default_only=False) == main | short
     assert parsing.partition_limits(partitions, default_only=True) == main
-    config = parsing.config(recorded("scontrol_config"))
+    config = parsing.config(recorded(version, "scontrol_config"))
     assert config["SlurmUser"] == "root(0)"
-    assert config["AccountingStorageType"] == "accounting_storage/none"
+    keeps = (RECORDED / version / "sacct.txt").exists()
+    assert (config["AccountingStorageType"] == "accounting_storage/slurmdbd") is keeps
     assert config["JobCompType"] == "jobcomp/filetxt"
 
 
@@ -366,19 +400,22 @@ def test_no_output_stops_the_daemon(parse: Callable[[str], object], text: str) -
 # -- errors
 
 
-def test_recorded_errors() -> None:
-    lines = recorded("sbatch_errors").splitlines()
-    partition, memory = lines[:2], lines[2:4]
-    for said in (partition, memory, lines[4:5], lines[5:]):
-        assert isinstance(failure("sbatch", "\n".join(said)), CommandRefusedError), said
+@of_each_version
+def test_recorded_errors(version: str) -> None:
+    for number in range(4):
+        said = recorded(version, f"sbatch_error_{number}")
+        assert isinstance(failure("sbatch", said), CommandRefusedError), said
+    for name in ("scontrol_error", "scontrol_update_error"):
+        said = recorded(version, name)
+        assert isinstance(failure("scontrol", said), UnknownJobError), said
+    error = failure("squeue", recorded(version, "unreachable"))
+    assert type(error) is ExecutorUnavailableError
+    assert "Unable to contact slurm controller" in error.message
+
+
+def test_other_errors_of_sbatch() -> None:
     user = "sbatch: error: Batch job submission failed: User not found on host"
     assert isinstance(failure("sbatch", user), CommandRefusedError)
-    for line in recorded("scontrol_errors").splitlines():
-        assert isinstance(failure("scontrol", line), UnknownJobError), line
-    for line in recorded("unreachable").splitlines():
-        error = failure("squeue", line)
-        assert type(error) is ExecutorUnavailableError, line
-        assert "Unable to contact slurm controller" in error.message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Arguments of Slurm's commands; pure. Nothing here is ever read by a shell.
 
-Only text formats are used that are the same from Slurm 20.11 to 25.05.
+Only text formats are used that are the same from Slurm 20.11 to 26.05.
 """
 
 from __future__ import annotations
