@@ -259,12 +259,13 @@ def _reasons(service: SchedulerService) -> Iterator[Reason]:
     for decision in service.plan.decisions:
         job_id = decision.waiting.job.id
         decided.add(job_id)
-        text = f"a meta-scheduler would assign it now: {explain_decision(decision)}"
+        text = f"a meta-scheduler would assign it now: {explain_decision(decision, service.plan)}"
         yield Reason(job_id, decision.provider_id, text)
     for waiting in cluster.waiting:
         if waiting.job.id not in decided:
-            found = explain_wait(waiting, cluster.snapshot, service.plan)
-            details = tuple(each.text for each in found.verdicts)
+            found = explain_wait(waiting, cluster.snapshot, service.plan, service.rules)
+            order = (found.order,) if found.order else ()
+            details = (*order, *(each.text for each in found.verdicts))
             refusals = tuple(each.why for each in found.verdicts)
             yield Reason(waiting.job.id, None, found.text, details, refusals)
 

@@ -29,18 +29,26 @@ from deepsquare_chain.metascheduler.free_capacity import (
     room_from,
     within,
 )
+from deepsquare_chain.metascheduler.history import Source
 from deepsquare_chain.metascheduler.liveness import BlockContext, is_gone, is_silent
 from deepsquare_chain.metascheduler.policy import (
     Decision,
     Plan,
     Rules,
     Snapshot,
+    is_overdue,
 )
 
-_FAVOURED: Final = {
-    Objective.COST: "cheapest",
-    Objective.TIME: "fastest",
-    Objective.ENERGY: "most frugal",
+_CHOSEN: Final = {
+    Objective.COST: "the cheapest for the work",
+    Objective.TIME: "the best by speed and fit",
+    Objective.ENERGY: "the most frugal for the work",
+}
+
+_SOURCES: Final = {
+    Source.KIND: "from its customer's runs of the same size and limit",
+    Source.CUSTOMER: "from its customer's runs with similar limits",
+    Source.EVERYBODY: "from everybody's runs with similar limits",
 }
 
 _AWAY: Final = {
@@ -80,26 +88,46 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a waiting job waits, in one sentence, and what each provider has to do with it."""
+    """Why a waiting job waits, in one sentence, what each provider has to do with it, its order."""
 
     job_id: int
     text: str
     verdicts: tuple[Verdict, ...] = ()
+    order: str = ""
 
 
-def explain_decision(decision: Decision) -> str:
-    """Why a job goes where it goes."""
+def explain_decision(decision: Decision, decided: Plan | None = None) -> str:
+    """Why a job goes where it goes, and why now."""
     job = decision.waiting.job
     price = f"{format_credits(cost(decision.rate, job.time_limit))} credits for {job.time_limit} s"
     if decision.choices == 1:
         choice = "the only eligible provider with free capacity"
     else:
         choice = (
-            f"the {_FAVOURED[decision.waiting.objective]} of {decision.choices} eligible providers "
+            f"{_CHOSEN[decision.waiting.objective]} of {decision.choices} eligible providers "
             "with free capacity"
         )
-    turn = "it has waited longest" if decision.aged else "it is the smallest that fits"
-    return f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price}); {turn}"
+    text = f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price})"
+    if decision.overdue:
+        return f"{text}; it is overdue and goes before all others"
+    order = "" if decided is None else explain_order(job, decided)
+    return f"{text}; {order}" if order else text
+
+
+def explain_order(job: Job, decided: Plan) -> str:
+    """A job's place in the queue, and what its order rests on; empty for a job not in it."""
+    place = decided.ranking.place(job.id)
+    if place is None:
+        return ""
+    estimate = decided.ranking.estimate(job)
+    if estimate.source is Source.LIMIT:
+        why = f"no finished runs tell about it, so all of its limit of {job.time_limit} s counts"
+    else:
+        why = (
+            f"it is expected to use {estimate.used:.0%} of its limit of {job.time_limit} s, "
+            f"{_SOURCES[estimate.source]}"
+        )
+    return f"it is number {place} of {len(decided.ranking)} in the queue, smallest first; {why}"
 
 
 def explain_wait(
@@ -113,10 +141,9 @@ def explain_wait(
     )
     possible = [verdict for verdict in verdicts if verdict.why is None]
     if possible:
-        text = _waits_for_capacity(waiting.job, possible, snapshot, decided, rules or Rules())
-    else:
-        text = _fits_nowhere(waiting, verdicts)
-    return Explanation(waiting.job.id, text, verdicts)
+        text = _waits_for_capacity(waiting, possible, snapshot, decided, rules or Rules())
+        return Explanation(waiting.job.id, text, verdicts, explain_order(waiting.job, decided))
+    return Explanation(waiting.job.id, _fits_nowhere(waiting, verdicts), verdicts)
 
 
 def explain_assigned(job: Job, now: int) -> str:
@@ -237,15 +264,23 @@ def _too_expensive(job: Job, verdicts: Sequence[Verdict]) -> str:
 
 
 def _waits_for_capacity(
-    job: Job, possible: Sequence[Verdict], snapshot: Snapshot, decided: Plan, rules: Rules
+    waiting: Waiting,
+    possible: Sequence[Verdict],
+    snapshot: Snapshot,
+    decided: Plan,
+    rules: Rules,
 ) -> str:
-    kept = decided.reservation
+    job = waiting.job
+    kept = decided.reservation_of(job.id)
     names = _names([verdict.provider_id for verdict in possible])
-    if kept is not None and kept.job_id == job.id:
+    if kept is not None:
+        why = "is overdue" if kept.overdue else "is among the first in the queue"
         return (
-            f"job {job.id} has waited longest: capacity is reserved for it at provider "
-            f"{kept.provider_id}, from {chain_time(kept.at)} at the latest"
+            f"job {job.id} waits for free capacity at {names}: it {why}, and provider "
+            f"{kept.provider_id} is reserved for it, from {chain_time(kept.at)} at the latest"
         )
+    overdue = is_overdue(waiting, snapshot.now, rules, job.time_limit)
+    late = " (it is overdue, and others are more so)" if overdue else ""
     room = free_room(snapshot.providers, snapshot.assigned)
     free_now = [
         verdict.provider_id
@@ -253,11 +288,14 @@ def _waits_for_capacity(
         if within(amounts(job.resources), room[verdict.provider_id])
     ]
     if free_now:
-        older = f"job {kept.job_id}, which has waited longer" if kept else "smaller or older jobs"
-        return f"job {job.id} waits for {names}: the free capacity there goes to {older}"
+        reserved = [each.job_id for i, each in decided.reservations.items() if i in free_now]
+        others = "jobs before it in the queue"
+        if reserved:
+            others += f", or is reserved for job {' and '.join(map(str, sorted(reserved)))}"
+        return f"job {job.id} waits for {names}{late}: the free capacity there goes to {others}"
     at = min(_room_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
     until = f"until about {chain_time(at)} at the latest"
-    return f"job {job.id} waits for free capacity at {names}, {until}"
+    return f"job {job.id} waits for free capacity at {names}{late}, {until}"
 
 
 def _room_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> int:

@@ -1,89 +1,89 @@
-"""Late binding: assigns waiting jobs to providers, with aging and backfill around a reservation. Pure.
+"""Late binding: assigns waiting jobs to providers, in learned order, with reservations. Pure.
 
-A job stays PENDING until an eligible provider has the free capacity to start it. Small jobs go
-first: by area, CPUs x the seconds that the job may run; ties by age, then ID. Aging (`Rules`): a
-job that has waited too long is served before all others, oldest first. The first of those that
-finds no free capacity holds a reservation: a provider, and the time at which running jobs will
-have released enough there at the latest. Backfill: later jobs still go to that provider if they
-end before that time, or fit beside the reserved job. No job starves, because aging is finite and
-nobody else takes what is reserved for the oldest job.
+A job stays PENDING until an eligible provider has the free capacity to start it.
+
+**Order.** Smallest first: dominant share x w, with w = max(u L, 10) / sqrt(10 h). The dominant
+share is the largest of the job's shares of the grid's CPUs, memory and GPUs; L is its limit in
+seconds; u and h are the expected used part of the limit and the expected 1 / max(run time, 10 s)
+that `history` learns from finished runs.
+
+**Reservations.** The first jobs in order that find no free capacity (`Rules.reservations`) hold
+one each: a provider, and the time at which running jobs will have released enough there at the
+latest, by time limits and not by estimates. A provider keeps at most one. Backfill: later jobs
+still go there if they end before that time, or fit beside the reserved job.
+
+**Overdue.** A job that has waited longer than `Rules.overdue_after` + `Rules.overdue_factor` x its
+limit goes before all others, the worst ratio of wait to limit first. The first of those that finds
+no free capacity holds a reservation too. No job starves: what is reserved for the worst of them
+nobody takes.
+
+**Choice.** Least w x log(cost of the work) + capacity left over, as a share of the largest
+provider. The cost of the work is price / speed, 1 / speed or watts / speed, by the objective; its
+weight w decides how far apart costs must be to outweigh a better fit (`Rules.weights`).
+
+Sources: smallest area first with a threshold: Carastan-Santos et al., CCGrid 2019; EASY
+backfilling: Lifka, JSSPP 1995; dominant share: Ghodsi et al., NSDI 2011. The order's index, the
+weight of a job's slowdown over its expected work, is our own.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from deepsquare_chain.job import Job, Objective, Offer, Resources
-from deepsquare_chain.metascheduler.eligibility import (
-    ProviderView,
-    Refusal,
-    Waiting,
-    affordable,
-    eligible_rate,
-    run_time,
-    standing,
-)
-from deepsquare_chain.metascheduler.free_capacity import (
-    Amounts,
-    Release,
-    amounts,
-    free_room,
-    less,
-    release,
-    room_from,
-    within,
+from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, affordable
+from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, History
+from deepsquare_chain.metascheduler.tables import (
+    Answers,
+    Flags,
+    Floats,
+    HeldTable,
+    Ints,
+    ProviderTable,
+    QueueTable,
 )
 
-_NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
-
-#: Label and sign (-1: more is better) by falling weight.
-_LABELS: Final[Mapping[Objective, tuple[tuple[str, int], ...]]] = {
-    Objective.COST: (),
-    Objective.TIME: (("compute.gflops", -1), ("cpu.speed", -1)),
-    Objective.ENERGY: (("energy.watts_per_cpu", 1), ("energy.grams_per_kwh", 1)),
-}
+_NEVER: Final = 2**62
+#: Weight of free GPUs in the choice for a job without GPUs: their CPUs are kept for jobs with.
+IDLE_GPUS: Final = 0.5
 
 
-def preference(
-    objective: Objective, labels: Mapping[str, str], rate: int
-) -> tuple[tuple[float, ...], int]:
-    """A key that sorts the preferred provider first.
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How much a difference of cost counts against capacity left over, by objective.
 
-    Args:
-        objective: What the job's customer favours.
-        labels: The provider's labels.
-        rate: What the job would cost there, in credit-wei a second.
+    Of two providers, one whose work costs e times (2.72 times) as much must leave less of its
+    capacity over by this many largest providers to be preferred.
     """
-    values = tuple(_measure(labels.get(key), sign) for key, sign in _LABELS[objective])
-    return values, rate
 
+    cost: float = 1_000.0
+    time: float = 0.12
+    energy: float = 1_000.0
 
-def _measure(label: str | None, sign: int) -> float:
-    if label is None or not _NUMBER.fullmatch(label):
-        return math.inf
-    return sign * float(label)
-
-
-#: Free cpus are compared in millionths of the offer.
-_SHARES: Final = 1_000_000
+    def of(self, objective: Objective) -> float:
+        """The weight of an objective."""
+        return (self.cost, self.time, self.energy)[objective]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the queue is served; all in seconds of chain time.
+    """How the queue is served; times in seconds of chain time.
 
-    A job is aged after waiting for `aging` plus `aging_factor` times the time it may run, and
-    after `max_aging` at the latest. `start_margin` is allowed from an assignment to the start.
+    A job is overdue after waiting for `overdue_after` plus `overdue_factor` times its limit.
+    `reservations` counts jobs without free capacity that hold one, `overdue_reservations` overdue
+    ones. `start_margin` is allowed from an assignment to the start.
     """
 
-    aging: int = 300
-    aging_factor: int = 4
-    max_aging: int = 86_400
+    overdue_after: int = 3_600
+    overdue_factor: int = 10
+    reservations: int = 4
+    overdue_reservations: int = 1
     start_margin: int = 15
+    weights: Weights = field(default_factory=Weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +98,66 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A job to assign: `rate` in credit-wei a second, `choices` counts providers with room now."""
+    """A job to assign.
+
+    Attributes:
+        waiting: The job.
+        provider_id: Where it goes.
+        rate: Credit-wei per second there.
+        overdue: Whether it went first because it had waited too long.
+        choices: Providers that could start it when it, or the job of equal resources,
+            requirements and objective before it, was compared with all.
+    """
 
     waiting: Waiting
     provider_id: int
     rate: int
-    aged: bool
+    overdue: bool
     choices: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Room that is kept for a job: at a provider, from chain time `at`, at the latest."""
+    """Capacity that is kept for a job: at a provider, from chain time `at`, at the latest."""
 
     job_id: int
     provider_id: int
     at: int
+    overdue: bool = False
+
+
+class Ranking:
+    """The order of the queue that a plan followed."""
+
+    def __init__(self, ids: Sequence[int] | Ints = (), history: History | None = None) -> None:
+        self._ids = ids
+        self._history = history
+        self._places: dict[int, int] | None = None
+
+    def place(self, job_id: int) -> int | None:
+        """Place of a job in the order, from 1."""
+        if self._places is None:
+            self._places = {int(each): place for place, each in enumerate(self._ids, 1)}
+        return self._places.get(job_id)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def estimate(self, job: Job) -> Estimate:
+        """What finished runs tell about a job."""
+        resources = job.resources
+        history = self._history or History()
+        return history.estimate(job.customer, resources.cpus, resources.gpus, job.time_limit)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to assign now, in order; `free` is what providers have left after it."""
+    """What to assign now, in order; reservations by provider; what providers have left after it."""
 
     decisions: tuple[Decision, ...] = ()
-    reservation: Reservation | None = None
+    reservations: Mapping[int, Reservation] = field(default_factory=dict)
     free: Mapping[int, Offer] = field(default_factory=dict)
+    ranking: Ranking = field(default_factory=Ranking, compare=False)
 
     def by_provider(self) -> dict[int, list[int]]:
         """Job ids by provider id, both in order of decision."""
@@ -131,180 +166,402 @@ class Plan:
             groups.setdefault(decision.provider_id, []).append(decision.waiting.job.id)
         return groups
 
+    def reservation_of(self, job_id: int) -> Reservation | None:
+        """What is reserved for a job."""
+        kept = (each for each in self.reservations.values() if each.job_id == job_id)
+        return next(kept, None)
 
-def plan(snapshot: Snapshot, rules: Rules | None = None) -> Plan:
+
+def plan(snapshot: Snapshot, rules: Rules | None = None, history: History | None = None) -> Plan:
     """Decide about all waiting jobs.
 
-    Equal snapshots give equal plans, whatever the order of their parts.
+    Equal snapshots, rules and histories give equal plans, whatever the order of their parts.
     """
-    return _Planner(snapshot, rules or Rules()).run()
+    return Planner().plan(snapshot, rules or Rules(), history or History())
 
 
-def is_aged(waiting: Waiting, now: int, rules: Rules, seconds: int) -> bool:
+def is_overdue(waiting: Waiting, now: int, rules: Rules, seconds: int) -> bool:
     """Whether a job that may run for `seconds` has waited so long that it goes first."""
-    limit = min(rules.aging + rules.aging_factor * seconds, rules.max_aging)
-    return now - waiting.queued_at > limit
+    return now - waiting.queued_at > rules.overdue_after + rules.overdue_factor * seconds
 
 
-@dataclass(slots=True)
-class _Need:
-    """A waiting job with what is asked of it again and again."""
+class Planner:
+    """Plans again and again, and keeps the tables up to date in between.
 
-    waiting: Waiting
-    amounts: Amounts
-    seconds: int
-    area: int
+    Each plan is the one that `plan` gives for the same snapshot, rules and history.
+    """
 
+    def __init__(self) -> None:
+        self._providers = ProviderTable()
+        self._queue = QueueTable()
+        self._held = HeldTable()
 
-class _Slot:
-    """A provider that takes jobs, and its room as the plan fills it."""
-
-    def __init__(self, view: ProviderView, free: Amounts) -> None:
-        self.provider = view.provider
-        self.id = view.provider.id
-        self.free = free
-        self.releases: list[Release] = []
-        self._rates: dict[tuple[Resources, str], int | None] = {}
-
-    def take(self, wanted: Amounts, until: int) -> None:
-        self.free = less(self.free, wanted)
-        self.releases.append((until, wanted))
-
-    def rate(self, waiting: Waiting) -> int | None:
-        """The job's rate here, None if it can't run here at all."""
-        job = waiting.job
-        if self.id in waiting.excluded:
-            return None
-        key = (job.resources, waiting.uses)
-        if key not in self._rates:
-            found = eligible_rate(self.provider, job, waiting.uses)
-            self._rates[key] = None if isinstance(found, Refusal) else found
-        rate = self._rates[key]
-        return rate if rate is not None and affordable(job, rate) else None
+    def plan(self, snapshot: Snapshot, rules: Rules, history: History) -> Plan:
+        """Decide about all waiting jobs of a snapshot."""
+        replaced = self._providers.update(snapshot.providers, snapshot.now)
+        self._held.update(snapshot.assigned, self._providers, replaced=replaced)
+        self._queue.update(snapshot.waiting, self._providers, priced=True)
+        self._queue.learn(history)
+        if not self._providers.views:
+            return Plan()
+        tables = _Tables(self._providers, self._queue, self._held)
+        return _Round(tables, snapshot.now, rules, history).run()
 
 
-class _Planner:
-    def __init__(self, snapshot: Snapshot, rules: Rules) -> None:
-        self._now = snapshot.now
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    providers: ProviderTable
+    queue: QueueTable
+    held: HeldTable
+
+
+class _Round:
+    """One plan."""
+
+    def __init__(self, tables: _Tables, now: int, rules: Rules, history: History) -> None:
+        self._providers = providers = tables.providers
+        self._queue = tables.queue
+        self._held = tables.held
+        self._now = now
         self._rules = rules
-        free = free_room(snapshot.providers, snapshot.assigned)
-        views = sorted(snapshot.providers, key=lambda view: view.provider.id)
-        self._slots = {
-            view.provider.id: _Slot(view, free[view.provider.id])
-            for view in views
-            if standing(view, snapshot.now) is None
-        }
-        for job in snapshot.assigned:
-            if slot := self._slots.get(job.provider_id):
-                slot.releases.append(release(job, snapshot.now, rules.start_margin))
-        self._needs = [self._need(waiting) for waiting in snapshot.waiting]
+        self._history = history
+        self._earliest = now + rules.start_margin
+        self._free: Ints = providers.offer - tables.held.load
+        self._open = providers.open
         self._decisions: list[Decision] = []
         self._settled: set[int] = set()
-        self._reservation: Reservation | None = None
-        # What the reserved provider has left beside the reserved job, from that time on.
-        self._spare: Amounts = (0, 0, 0)
+        self._taken: list[tuple[int, int, int, int, int]] = []
+        self._reservations: dict[int, Reservation] = {}
+        # From when a provider is reserved, and what is left beside the reserved job then.
+        self._reserved_at: Ints = np.full(len(providers.views), _NEVER, dtype=np.int64)
+        self._spare: Ints = np.zeros_like(self._free)
+        self._releases: tuple[Ints, Ints, Ints] | None = None
+        # By class: the provider that took the last job, and the choices there were.
+        self._last: dict[int, tuple[int, int]] = {}
+        # Classes that no provider has the free capacity for.
+        self._full: set[int] = set()
+        # Classes that no provider could run, were it empty.
+        self._hopeless: set[int] = set()
+        self._answers: dict[int, Answers] = {}
+        self._costs: dict[int, Floats] = {}
 
     def run(self) -> Plan:
-        if self._slots:
-            self._serve_aged()
-            self._serve_by_area()
-        free = {slot.id: Offer(*slot.free) for slot in self._slots.values()}
-        return Plan(tuple(self._decisions), self._reservation, free)
+        order = self._order()
+        ranking = Ranking(self._queue.ids[order], self._history)
+        if len(order) and self._open.any():
+            self._serve_overdue()
+            self._serve(order)
+        free = {
+            provider_id: Offer(*amounts)
+            for provider_id, amounts, is_open in zip(
+                self._providers.ids, self._free.T.tolist(), self._open.tolist(), strict=True
+            )
+            if is_open
+        }
+        return Plan(tuple(self._decisions), self._reservations, free, ranking)
 
-    def _need(self, waiting: Waiting) -> _Need:
-        job = waiting.job
-        seconds = job.time_limit
-        if job.until_spent:
-            # A short limit with a large escrow is a long job: the cheapest rate tells how long.
-            rates = [rate for slot in self._slots.values() if (rate := slot.rate(waiting))]
-            seconds = max([seconds, *(job.escrow // rate for rate in rates)])
-        wanted = amounts(job.resources)
-        return _Need(waiting, wanted, seconds, wanted[0] * seconds)
+    # -- order
 
-    def _serve_aged(self) -> None:
-        """Serve aged jobs, oldest first, until one finds no free capacity: it gets the reservation."""
-        aged = (
-            need
-            for need in self._needs
-            if is_aged(need.waiting, self._now, self._rules, need.seconds)
+    def _order(self) -> Ints:
+        """Rows of the queue, first to be served first."""
+        queue = self._queue
+        n = queue.count
+        used, inverse = queue.estimates()
+        totals = self._providers.totals
+        share = np.maximum(queue.cpus[:n] / totals[0], queue.memory[:n] / totals[1])
+        np.maximum(share, queue.gpus[:n] / totals[2], out=share)
+        work = np.maximum(used * queue.seconds[:n], SHORTEST_RUN)
+        index = share * work / np.sqrt(SHORTEST_RUN * inverse)
+        order: Ints = np.lexsort((queue.ids[:n], queue.queued_at[:n], index))
+        return order
+
+    def _overdue(self) -> list[int]:
+        queue, n = self._queue, self._queue.count
+        waits = self._now - queue.queued_at[:n]
+        seconds = queue.seconds[:n]
+        limit = self._rules.overdue_after + float(self._rules.overdue_factor) * seconds
+        rows = np.flatnonzero(waits > limit)
+        if not len(rows):
+            return []
+        ratio = waits[rows] / seconds[rows]
+        worst: list[int] = rows[np.lexsort((queue.ids[rows], -ratio))].tolist()
+        return worst
+
+    # -- serving
+
+    def _serve_overdue(self) -> None:
+        """Serve overdue jobs, the worst first, until they hold their reservations."""
+        left = self._rules.overdue_reservations
+        for row in self._overdue():
+            if self._start(row, overdue=True) or not self._reserve(row, overdue=True):
+                continue
+            left -= 1
+            if left <= 0:
+                return
+
+    def _serve(self, order: Ints) -> None:
+        """Serve the queue in order: the first without free capacity get reservations."""
+        left = self._rules.reservations
+        classes = self._queue.cls[order].tolist()
+        rows = order.tolist()
+        at = 0
+        while left > 0 and at < len(rows):
+            row = rows[at]
+            at += 1
+            if row in self._settled:
+                continue
+            if (classes[at - 1] not in self._full and self._start(row)) or not self._can_run(row):
+                continue
+            self._reserve(row)
+            left -= 1
+        if at < len(rows):
+            self._backfill(order[at:])
+
+    def _backfill(self, order: Ints) -> None:
+        """Start what fits, as reservations allow."""
+        possible, until = self._by_class()
+        cls = self._queue.cls[order]
+        ends = self._earliest + self._queue.seconds[order]
+        mask = possible[cls] & (ends <= until[cls])
+        for row, each in zip(order[mask].tolist(), cls[mask].tolist(), strict=True):
+            if each not in self._full and row not in self._settled:
+                self._start(row)
+
+    def _by_class(self) -> tuple[Flags, Ints]:
+        """Of each class: whether it fits somewhere, and the latest end of a job that does.
+
+        Capacity and reservations alone are looked at.
+        """
+        queue = self._queue
+        keys = queue.class_keys
+        possible = np.zeros(len(keys), dtype=np.bool_)
+        until = np.zeros(len(keys), dtype=np.int64)
+        live = np.array(
+            [c for c, n in enumerate(queue.members) if n and c not in self._full], dtype=np.int64
         )
-        for need in sorted(aged, key=lambda n: (n.waiting.queued_at, n.waiting.job.id)):
-            if self._assign(need, aged=True):
+        if not len(live):
+            return possible, until
+        need = np.array(
+            [(keys[c][0].cpus, keys[c][0].memory, keys[c][0].gpus) for c in live.tolist()],
+            dtype=np.int64,
+        )
+        reserved = np.array([self._providers.rows[p] for p in self._reservations], dtype=np.int64)
+        free = np.where(self._open, self._free, -1)
+        for first in range(0, len(live), 512):
+            some = live[first : first + 512]
+            wanted = need[first : first + 512].T[:, :, None]
+            fits = np.asarray((wanted <= free[:, None, :]).all(axis=0))
+            possible[some] = fits.any(axis=1)
+            if not len(reserved):
+                until[some] = _NEVER
                 continue
-            if self._reserve(need):
-                return
+            beside = (wanted <= self._spare[:, None, reserved]).all(axis=0)
+            ends = np.full(fits.shape, _NEVER)
+            ends[:, reserved] = np.where(beside, _NEVER, self._reserved_at[reserved])
+            until[some] = np.where(fits, ends, 0).max(axis=1)
+        return possible, until
 
-    def _serve_by_area(self) -> None:
-        needs = [need for need in self._needs if need.waiting.job.id not in self._settled]
-        needs.sort(key=lambda n: (n.area, n.waiting.queued_at, n.waiting.job.id))
-        # Nothing fits any more once less is free than the smallest job takes.
-        least = [min((need.amounts[i] for need in needs), default=0) for i in range(3)]
-        smallest = (least[0], least[1], least[2])
-        room = self._open(smallest)
-        for need in needs:
-            if not room:
-                return
-            if self._assign(need, aged=False):
-                room = self._open(smallest)
+    def _answer(self, cls: int) -> Answers:
+        found = self._answers.get(cls)
+        if found is None:
+            resources, uses, objective = self._queue.class_keys[cls]
+            found = self._answers[cls] = self._providers.answers(resources, uses)
+            weight = self._rules.weights.of(objective)
+            self._costs[cls] = weight * found.costs[objective]
+        return found
 
-    def _open(self, wanted: Amounts) -> bool:
-        return any(within(wanted, slot.free) for slot in self._slots.values())
+    def _can_run(self, row: int) -> bool:
+        """Whether any provider could run a job if it were empty."""
+        cls = int(self._queue.cls[row])
+        if cls in self._hopeless:
+            return False
+        answers = self._answer(cls)
+        eligible = answers.eligible & self._open
+        if not eligible.any():
+            self._hopeless.add(cls)
+            return False
+        self._narrow(eligible, answers, self._queue.waiting[row])
+        return bool(eligible.any())
 
-    def _assign(self, need: _Need, *, aged: bool) -> bool:
-        choices = list(self._choices(need))
+    @staticmethod
+    def _rate_limit(job: Job) -> int:
+        return job.escrow // job.time_limit if job.time_limit else _NEVER
+
+    def _narrow(self, eligible: Flags, answers: Answers, waiting: Waiting) -> None:
+        """Leave the providers that the job's budget and exclusions allow."""
+        ceiling = self._rate_limit(waiting.job)
+        if answers.dearest > ceiling:
+            eligible &= answers.rates <= min(
+                ceiling, _NEVER if answers.rates.dtype != object else ceiling
+            )
+        for provider_id in waiting.excluded:
+            if (place := self._providers.rows.get(provider_id)) is not None:
+                eligible[place] = False
+
+    def _start(self, row: int, *, overdue: bool = False) -> bool:
+        """Assign a job if a provider can start it now."""
+        queue = self._queue
+        waiting = queue.waiting[row]
+        job = waiting.job
+        cls = int(queue.cls[row])
+        seconds = int(queue.seconds[row])
+        last = self._last.get(cls)
+        plain = not (waiting.excluded or waiting.avoided or job.until_spent)
+        if last is None or not plain or not self._fits_again(last[0], cls, job, seconds):
+            last = self._choose(row, cls, waiting)
+            if last is None:
+                return False
+            self._last[cls] = last
+        place, choices = last
+        answers = self._answer(cls)
+        rate = int(answers.rates[place])
+        if job.until_spent:
+            seconds = job.escrow // rate
+        self._take(place, job.resources, self._earliest + seconds)
+        self._settled.add(row)
+        self._decisions.append(
+            Decision(waiting, self._providers.ids[place], rate, overdue, choices)
+        )
+        return True
+
+    def _fits_again(self, place: int, cls: int, job: Job, seconds: int) -> bool:
+        """Whether the provider that took the last job of a class can take this one too."""
+        amounts = _amounts(job)
+        cpus, memory, gpus = self._free[:, place].tolist()
+        if amounts[0] > cpus or amounts[1] > memory or amounts[2] > gpus:
+            return False
+        answers = self._answers[cls]
+        if answers.dearest > job.escrow // job.time_limit and not affordable(
+            job, int(answers.rates[place])
+        ):
+            return False
+        if self._earliest + seconds <= self._reserved_at[place]:
+            return True
+        cpus, memory, gpus = self._spare[:, place].tolist()
+        return bool(amounts[0] <= cpus and amounts[1] <= memory and amounts[2] <= gpus)
+
+    def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int] | None:
+        """The best provider that can start a job now, and how many could."""
+        answers = self._answer(cls)
+        fits = _all_within(answers.need, self._free)
+        fits &= answers.eligible
+        fits &= self._open
+        if not fits.any():
+            self._full.add(cls)
+            return None
+        self._narrow(fits, answers, waiting)
+        for provider_id, until in waiting.avoided.items():
+            if until > self._now and (place := self._providers.rows.get(provider_id)) is not None:
+                fits[place] = False
+        if self._reservations:
+            fits &= (self._reserved_at >= self._ends(row, answers, waiting.job)) | _all_within(
+                answers.need, self._spare
+            )
+        choices = int(np.count_nonzero(fits))
         if not choices:
+            return None
+        score = np.where(fits, self._costs[cls] + self._left_over(answers.need), np.inf)
+        return int(score.argmin()), choices
+
+    def _ends(self, row: int, answers: Answers, job: Job) -> Any:
+        """By when a job has left a provider at the latest."""
+        if not job.until_spent:
+            return self._earliest + int(self._queue.seconds[row])
+        rates = np.maximum(answers.rates, 1)
+        return np.array([self._earliest + job.escrow // int(rate) for rate in rates])
+
+    def _left_over(self, need: Ints) -> Floats:
+        """Free capacity in a job's dominant dimension; GPUs that it does not use count too."""
+        largest = self._providers.largest
+        amounts = need[:, 0].tolist()
+        shares = [amount / most for amount, most in zip(amounts, largest, strict=True)]
+        dominant = shares.index(max(shares))
+        left: Floats = self._free[dominant] / largest[dominant]
+        if not amounts[2] and self._providers.offer[2].any():
+            left = left + IDLE_GPUS * (self._free[2] / largest[2])
+        return left
+
+    def _take(self, place: int, resources: Resources, end: int) -> None:
+        amounts = resources.cpus, resources.memory, resources.gpus
+        self._free[:, place] -= amounts
+        if end > self._reserved_at[place]:
+            self._spare[:, place] -= amounts
+        self._taken.append((place, end, *amounts))
+        self._releases = None
+
+    # -- reservations
+
+    def _reserve(self, row: int, *, overdue: bool = False) -> bool:
+        """Keep capacity for a job where it comes first; False if it can run nowhere.
+
+        A job whose providers are all reserved for others holds nothing, and counts as served.
+        """
+        waiting = self._queue.waiting[row]
+        cls = int(self._queue.cls[row])
+        answers = self._answer(cls)
+        eligible = answers.eligible & self._open
+        self._narrow(eligible, answers, waiting)
+        if not eligible.any():
             return False
-        _, slot, rate = min(choices, key=lambda choice: choice[0])
-        end = self._end(need, rate)
-        if self._blocks_reservation(slot, end):
-            self._spare = less(self._spare, need.amounts)
-        slot.take(need.amounts, end)
-        self._settled.add(need.waiting.job.id)
-        self._decisions.append(Decision(need.waiting, slot.id, rate, aged, len(choices)))
+        eligible &= self._reserved_at == _NEVER
+        need = answers.need
+        at: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
+        at[_all_within(need, self._free)] = self._now
+        places, ends, given = self._sorted_releases()
+        enough = _all_within(need, given).nonzero()[0]
+        # Releases are in order of time at each provider: the first is what is left by a reversed
+        # assignment.
+        enough = enough[::-1]
+        at[places[enough]] = np.minimum(ends[enough], at[places[enough]])
+        for provider_id, until in waiting.avoided.items():
+            if (place := self._providers.rows.get(provider_id)) is not None:
+                at[place] = max(int(at[place]), until)
+        at[~eligible] = _NEVER
+        begin = int(at.min())
+        if begin == _NEVER:
+            return True
+        first = (at == begin).nonzero()[0]
+        best = int(first[self._costs[cls][first].argmin()])
+        mine = ((places == best) & (ends <= begin)).nonzero()[0]
+        free = given[:, mine[-1]] if len(mine) else self._free[:, best]
+        self._spare[:, best] = free - answers.need[:, 0]
+        self._reserved_at[best] = begin
+        provider_id = self._providers.ids[best]
+        self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, begin, overdue)
+        self._settled.add(row)
         return True
 
-    def _choices(self, need: _Need) -> Iterator[tuple[tuple[object, ...], _Slot, int]]:
-        """Providers that can start a job now, each with its sort key and the job's rate."""
-        waiting = need.waiting
-        for slot in self._slots.values():
-            if not within(need.amounts, slot.free):
-                continue
-            rate = slot.rate(waiting)
-            if rate is None or waiting.avoided.get(slot.id, 0) > self._now:
-                continue
-            blocks = self._blocks_reservation(slot, self._end(need, rate))
-            if blocks and not within(need.amounts, self._spare):
-                continue
-            wanted, price = preference(waiting.objective, slot.provider.labels, rate)
-            share = slot.free[0] * _SHARES // max(slot.provider.offer.cpus, 1)
-            yield (wanted, price, -share, slot.id), slot, rate
+    def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
+        """Releases by provider and time, with all that is free at a provider from then on."""
+        if self._releases is None:
+            places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
+            if self._taken:
+                taken = np.array(self._taken, dtype=np.int64).T
+                places = np.concatenate([places, taken[0]])
+                ends = np.concatenate([ends, taken[1]])
+                amounts = np.concatenate([amounts, taken[2:]], axis=1)
+            order = np.lexsort((ends, places))
+            if len(order) and places[order[0]] < 0:
+                order = order[places[order] >= 0]
+            places, ends = places[order], ends[order]
+            # Sums restart at each provider, from what is free there now.
+            given = amounts[:, order].cumsum(axis=1)
+            held = np.bincount(places, minlength=len(self._open))
+            before = held.cumsum() - held
+            start = np.zeros((3, len(given[0]) + 1), dtype=np.int64)
+            start[:, 1:] = given
+            given += (self._free - start[:, before])[:, places]
+            self._releases = places, ends, given
+        return self._releases
 
-    def _end(self, need: _Need, rate: int) -> int:
-        return self._now + self._rules.start_margin + run_time(need.waiting.job, rate)
 
-    def _blocks_reservation(self, slot: _Slot, end: int) -> bool:
-        kept = self._reservation
-        return kept is not None and kept.provider_id == slot.id and end > kept.at
+def _all_within(need: Ints, amounts: Ints) -> Flags:
+    """Where there is enough of everything; written out since it is asked most often."""
+    enough: Flags = amounts[0] >= need[0]
+    enough &= amounts[1] >= need[1]
+    enough &= amounts[2] >= need[2]
+    return enough
 
-    def _room_at(self, slot: _Slot, need: _Need) -> tuple[int, Amounts] | None:
-        return room_from(need.amounts, slot.free, slot.releases, self._now)
 
-    def _reserve(self, need: _Need) -> bool:
-        """Keep room for a job where it comes first; False if it can't run anywhere."""
-        best: tuple[int, tuple[object, ...], _Slot, Amounts] | None = None
-        for slot in self._slots.values():
-            rate = slot.rate(need.waiting)
-            found = None if rate is None else self._room_at(slot, need)
-            if rate is None or found is None:
-                continue
-            at = max(found[0], need.waiting.avoided.get(slot.id, 0))
-            wanted = preference(need.waiting.objective, slot.provider.labels, rate)
-            if best is None or (at, (*wanted, slot.id)) < best[:2]:
-                best = at, (*wanted, slot.id), slot, found[1]
-        if best is None:
-            return False
-        at, _, slot, free = best
-        self._settled.add(need.waiting.job.id)
-        self._reservation = Reservation(need.waiting.job.id, slot.id, at)
-        self._spare = less(free, need.amounts)
-        return True
+def _amounts(job: Job) -> tuple[int, int, int]:
+    return job.resources.cpus, job.resources.memory, job.resources.gpus

@@ -36,8 +36,8 @@ from deepsquare_chain.metascheduler.liveness import (
 )
 from deepsquare_chain.metascheduler.metrics import SchedulerMetrics
 from deepsquare_chain.metascheduler.observer import ClusterSnapshot, GridObserver
-from deepsquare_chain.metascheduler.policy import Plan, Rules, Snapshot, plan
-from deepsquare_chain.metascheduler.state import FOLLOWED, SchedulerState
+from deepsquare_chain.metascheduler.policy import Plan, Planner, Rules, Snapshot, plan
+from deepsquare_chain.metascheduler.state import CURSOR, FOLLOWED, SchedulerState
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
@@ -90,6 +90,8 @@ class SchedulerService:
         self.figures = SchedulerMetrics(metrics)
         self.cluster: ClusterSnapshot | None = None
         self.plan = Plan()
+        self.rules = settings.rules
+        self._planner = Planner()
         self._w3 = contracts.w3
         self._sender = sender
         self._settings = settings
@@ -106,7 +108,7 @@ class SchedulerService:
             store,
             start_block=contracts.deployment.block,
             confirmations=settings.confirmations,
-            name="metascheduler",
+            name=CURSOR,
             metrics=metrics,
             filters=[[event_topics(*FOLLOWED)]],
             settled=settings.confirmations,
@@ -219,7 +221,7 @@ class SchedulerService:
         now = cluster.block_context.now
         snapshot = self._snapshot(cluster)
         began = time.perf_counter()
-        self.plan = plan(snapshot, self._settings.rules)
+        self.plan = self._planner.plan(snapshot, self.rules, self.state.history())
         self.figures.planning.observe(time.perf_counter() - began)
         self._explain(snapshot, self.plan)
         crash_point("scheduler.planned")
@@ -285,7 +287,8 @@ class SchedulerService:
                 waiting,
                 [*cluster.assigned, *_as_assigned(self.plan, block_context.now)],
             ),
-            self._settings.rules,
+            self.rules,
+            self.state.history(),
         )
         ids = [decision.waiting.job.id for decision in elsewhere.decisions]
         return await self._batches.requeue(ids, block_context.now)
@@ -293,13 +296,15 @@ class SchedulerService:
     def _explain(self, snapshot: Snapshot, decided: Plan) -> None:
         """Log every decision, and the oldest waits when their reasons change."""
         for decision in decided.decisions:
-            _log.info("assigns", job=decision.waiting.job.id, why=explain_decision(decision))
+            _log.info(
+                "assigns", job=decision.waiting.job.id, why=explain_decision(decision, decided)
+            )
         going = {decision.waiting.job.id for decision in decided.decisions}
         staying = [waiting for waiting in snapshot.waiting if waiting.job.id not in going]
         staying.sort(key=lambda waiting: (waiting.queued_at, waiting.job.id))
         waits: dict[int, str] = {}
         for waiting in staying[:_EXPLAINED]:
-            text = explain_wait(waiting, snapshot, decided, self._settings.rules).text
+            text = explain_wait(waiting, snapshot, decided, self.rules).text
             waits[waiting.job.id] = text
             if self._waits.get(waiting.job.id) != text:
                 _log.info("waits", job=waiting.job.id, why=text)

@@ -29,8 +29,11 @@ from sqlalchemy import (
 from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus, Objective
+from deepsquare_chain.metascheduler.history import History
+from deepsquare_chain.metascheduler.runs import FOLLOWED as RUN_EVENTS
+from deepsquare_chain.metascheduler.runs import Runs
 from deepsquare_chain.metascheduler.strikes import FOLLOWED as STRIKE_EVENTS
-from deepsquare_chain.metascheduler.strikes import Strikes
+from deepsquare_chain.metascheduler.strikes import Strikes, strikes
 from deepsquare_chain.store.database import Store, metadata
 
 jobs: Final = Table(
@@ -108,7 +111,10 @@ FOLLOWED: Final = (
     ev.ProviderAnswered,
     *_REGISTRY,
     *STRIKE_EVENTS,
+    *RUN_EVENTS,
 )
+#: Name of the cursor of the scheduler's follower.
+CURSOR: Final = "metascheduler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,7 @@ class SchedulerState:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.strikes = Strikes(store)
+        self.runs = Runs(store)
         #: Set by registry events; whoever reads the providers again clears it.
         self.registry_changed = True
         #: Jobs whose records have changed, and whether any may have; cleared likewise.
@@ -161,6 +168,20 @@ class SchedulerState:
         self.all_touched = True
         self._live: dict[int, Known] | None = None
         self._stale: set[int] = set()
+        if self.runs.is_new():
+            self._begin()
+
+    def _begin(self) -> None:
+        """Read everything from the first block on: a database of an earlier version lacks runs."""
+        with self._store.begin() as connection:
+            for table in (jobs, returns, signs, strikes):
+                connection.execute(delete(table))
+            self.runs.begin(connection)
+            self._store.rewind(connection, CURSOR, -1)
+
+    def history(self) -> History:
+        """What finished runs tell about those to come."""
+        return self.runs.history()
 
     def apply(self, batch: Batch, connection: Connection) -> None:
         """Take in what a follower read; its cursor moves in the same transaction."""
@@ -173,6 +194,7 @@ class SchedulerState:
             self._apply(event, batch.time, effects, connection)
         effects.write(connection)
         self.strikes.apply(batch, connection)
+        self.runs.apply(batch, connection)
 
     def live(self) -> Mapping[int, Known]:
         """All jobs that have not ended, by id."""

@@ -25,27 +25,37 @@ from deepsquare_chain.metascheduler.eligibility import (
     Waiting,
     refusal,
 )
+from deepsquare_chain.metascheduler.history import FinishedRun, History
 from deepsquare_chain.metascheduler.policy import (
     Plan,
-    Reservation,
     Rules,
     Snapshot,
     plan,
-    preference,
 )
+from deepsquare_chain.metascheduler.ranking import relative_speeds
 from tests.support.workloads import NOW, provider, running, waiting
 
-AGED = Rules(aging=0, aging_factor=0, max_aging=0, start_margin=0)
-NEVER_AGED = Rules(aging=10**9, aging_factor=0, max_aging=10**9, start_margin=0)
+#: All jobs that waited at all are overdue, and they alone hold a reservation.
+OVERDUE = Rules(overdue_after=0, overdue_factor=0, reservations=0, start_margin=0)
+#: No job is overdue, and none holds a reservation.
+PLAIN = Rules(overdue_after=10**9, overdue_factor=0, reservations=0, start_margin=0)
+#: Jobs that waited for more than 500 s are overdue.
+LATE = dataclasses.replace(OVERDUE, overdue_after=500)
 
 
 def decide(
     queue: list[Waiting],
     providers: list[ProviderView],
     assigned: list[Job] | None = None,
-    rules: Rules = NEVER_AGED,
+    rules: Rules = PLAIN,
 ) -> Plan:
     return plan(Snapshot(NOW, providers, queue, assigned or []), rules)
+
+
+def kept(decided: Plan) -> list[tuple[int, int, int]]:
+    """Job, provider and time of each reservation."""
+    assert all(each.provider_id == i for i, each in decided.reservations.items())
+    return [(each.job_id, each.provider_id, each.at) for each in decided.reservations.values()]
 
 
 def places(decided: Plan) -> dict[int, int]:
@@ -113,20 +123,43 @@ class TestOrder:
     def test_aged_jobs_go_before_smaller_ones(self) -> None:
         old = waiting(1, cpus=8, time_limit=600, queued_at=NOW - 100)
         small = waiting(2, cpus=1, queued_at=NOW)
-        rules = Rules(aging=50, aging_factor=0, start_margin=0)
+        rules = dataclasses.replace(OVERDUE, overdue_after=50)
         assert places(decide([small, old], [provider()], rules=rules)) == {1: 1}
-        assert places(decide([small, old], [provider()], rules=NEVER_AGED)) == {2: 1}
+        assert places(decide([small, old], [provider()], rules=PLAIN)) == {2: 1}
 
-    @pytest.mark.parametrize(("waited", "aged"), [(100 + 3 * 60, False), (100 + 3 * 60 + 1, True)])
-    def test_aging_grows_with_the_run_time(self, waited: int, aged: bool) -> None:
-        rules = Rules(aging=100, aging_factor=3, max_aging=1_000)
+    @pytest.mark.parametrize(
+        ("waited", "overdue"), [(100 + 3 * 60, False), (100 + 3 * 60 + 1, True)]
+    )
+    def test_patience_grows_with_the_limit(self, waited: int, overdue: bool) -> None:
+        rules = Rules(overdue_after=100, overdue_factor=3)
         decided = decide([waiting(queued_at=NOW - waited)], [provider()], rules=rules)
-        assert decided.decisions[0].aged is aged
+        assert decided.decisions[0].overdue is overdue
 
-    def test_aging_has_an_end(self) -> None:
-        rules = Rules(aging=0, aging_factor=4, max_aging=1_000)
-        long = waiting(time_limit=10**6, queued_at=NOW - 1_001)
-        assert decide([long], [provider()], rules=rules).decisions[0].aged
+    def test_the_worst_ratio_of_wait_to_limit_is_served_first(self) -> None:
+        old = waiting(1, cpus=8, time_limit=600, queued_at=NOW - 10_000)
+        worse = waiting(2, cpus=8, time_limit=60, queued_at=NOW - 5_000)
+        assert places(decide([old, worse], [provider()], rules=OVERDUE)) == {2: 1}
+
+    def test_the_dominant_share_orders(self) -> None:
+        """One CPU with all GPUs of the grid is larger than half of its CPUs."""
+        greedy = waiting(1, cpus=1, gpus=2, mem_per_cpu=8_000)
+        modest = waiting(2, cpus=4, gpus=1)
+        assert places(decide([greedy, modest], [provider()])) == {2: 1}
+
+    def test_finished_runs_order(self) -> None:
+        """A customer whose jobs end early goes before one whose jobs use their limits."""
+        slow, quick = "0x" + "aa" * 20, "0x" + "bb" * 20
+        history = History()
+        for _ in range(5):
+            history.record(FinishedRun(slow, 8, 0, 3_600, 3_600.0))
+            history.record(FinishedRun(quick, 8, 0, 3_600, 30.0))
+        queue = [
+            waiting(1, cpus=8, time_limit=3_600, customer=slow),
+            waiting(2, cpus=8, time_limit=3_600, customer=quick),
+        ]
+        snapshot = Snapshot(NOW, [provider()], queue, [])
+        assert places(plan(snapshot, PLAIN, history)) == {2: 1}
+        assert places(plan(snapshot, PLAIN)) == {1: 1}
 
 
 class TestReservation:
@@ -134,94 +167,103 @@ class TestReservation:
     held = running(9, cpus=4, time_limit=300)
 
     def test_room_is_kept_from_the_end_of_what_runs(self) -> None:
-        decided = decide([self.big], [provider()], [self.held], AGED)
-        assert decided.reservation == Reservation(1, 1, NOW + 300)
+        decided = decide([self.big], [provider()], [self.held], OVERDUE)
+        assert kept(decided) == [(1, 1, NOW + 300)]
         assert places(decided) == {}
 
     @pytest.mark.parametrize(("limit", "goes"), [(300, True), (301, False)])
     def test_others_go_there_if_they_end_before(self, limit: int, goes: bool) -> None:
-        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         other = waiting(2, cpus=1, time_limit=limit)
-        decided = decide([self.big, other], [provider()], [self.held], rules)
+        decided = decide([self.big, other], [provider()], [self.held], LATE)
         assert places(decided) == ({2: 1} if goes else {})
 
     def test_the_way_to_the_start_counts(self) -> None:
-        rules = Rules(aging=500, aging_factor=0, start_margin=20)
+        rules = dataclasses.replace(LATE, start_margin=20)
         for limit, goes in ((280, True), (281, False)):
             other = waiting(2, time_limit=limit)
             assert bool(places(decide([self.big, other], [provider()], [self.held], rules))) is goes
 
     def test_all_that_ends_by_then_counts_as_free(self) -> None:
-        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         five = waiting(1, cpus=5, queued_at=NOW - 1_000)
         held = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
         # The first to end makes room enough; the other ends at once, so that three are left.
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3)]
-        decided = decide([five, *others], [provider()], held, rules)
+        decided = decide([five, *others], [provider()], held, LATE)
         assert places(decided) == {2: 1, 3: 1}
 
     def test_room_is_there_once_enough_has_ended(self) -> None:
         held = [running(n, cpus=2, time_limit=100 * n) for n in (2, 3, 4)]
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
-        decided = decide([six], [provider()], held, AGED)
-        assert decided.reservation == Reservation(1, 1, NOW + 300)
+        decided = decide([six], [provider()], held, OVERDUE)
+        assert kept(decided) == [(1, 1, NOW + 300)]
 
     def test_others_go_there_if_they_fit_beside(self) -> None:
-        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3, 4)]
         # Two cpus are left beside the six; the third job would take of theirs.
-        decided = decide([six, *others], [provider()], [self.held], rules)
+        decided = decide([six, *others], [provider()], [self.held], LATE)
         assert places(decided) == {2: 1, 3: 1}
 
     def test_other_providers_are_free_for_all(self) -> None:
-        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         small = provider(2, cpus=4)
         other = waiting(2, cpus=4, time_limit=10_000)
-        decided = decide([self.big, other], [provider(), small], [self.held], rules)
+        decided = decide([self.big, other], [provider(), small], [self.held], LATE)
         assert places(decided) == {2: 2}
-        assert decided.reservation is not None
-        assert decided.reservation.provider_id == 1
+        assert list(decided.reservations) == [1]
 
     def test_the_first_room_is_kept(self) -> None:
         held = [self.held, running(8, 2, cpus=1, time_limit=100)]
-        decided = decide([self.big], [provider(1), provider(2)], held, AGED)
-        assert decided.reservation == Reservation(1, 2, NOW + 100)
+        decided = decide([self.big], [provider(1), provider(2)], held, OVERDUE)
+        assert kept(decided) == [(1, 2, NOW + 100)]
 
     def test_what_does_not_run_yet_may_start_late(self) -> None:
         held = dataclasses.replace(self.held, status=JobStatus.SCHEDULED, since=NOW - 200)
-        rules = dataclasses.replace(AGED, start_margin=15)
+        rules = dataclasses.replace(OVERDUE, start_margin=15)
         decided = decide([self.big], [provider()], [held], rules)
-        assert decided.reservation == Reservation(1, 1, NOW + 315)
+        assert kept(decided) == [(1, 1, NOW + 315)]
 
     def test_what_is_past_its_end_may_be_reported_any_moment(self) -> None:
         held = dataclasses.replace(self.held, since=NOW - 900)
-        decided = decide([self.big], [provider()], [held], AGED)
-        assert decided.reservation == Reservation(1, 1, NOW + 1)
+        decided = decide([self.big], [provider()], [held], OVERDUE)
+        assert kept(decided) == [(1, 1, NOW + 1)]
 
     def test_a_job_that_can_run_nowhere_keeps_no_room(self) -> None:
-        rules = dataclasses.replace(AGED, aging=500, max_aging=500)
         hopeless = [
             waiting(1, cpus=99, queued_at=NOW - 9_000),
             waiting(2, escrow=1, queued_at=NOW - 8_000),
             waiting(3, uses="a=b", queued_at=NOW - 7_000),
             waiting(4, uses="what?", queued_at=NOW - 7_000),
         ]
-        decided = decide([*hopeless, waiting(5, cpus=8)], [provider()], rules=rules)
-        assert places(decided) == {5: 1}
-        assert decided.reservation is None
+        for rules in (LATE, dataclasses.replace(PLAIN, reservations=1)):
+            decided = decide([*hopeless, waiting(5, cpus=8)], [provider()], rules=rules)
+            assert places(decided) == {5: 1}
+            assert kept(decided) == []
 
-    def test_only_one_job_holds_a_reservation(self) -> None:
+    def test_only_one_overdue_job_holds_a_reservation(self) -> None:
         queue = [self.big, waiting(2, cpus=8, queued_at=NOW - 999)]
-        decided = decide(queue, [provider(1), provider(2)], [self.held, running(8, 2)], AGED)
-        assert decided.reservation == Reservation(1, 2, NOW + 60)
+        decided = decide(queue, [provider(1), provider(2)], [self.held, running(8, 2)], OVERDUE)
+        assert kept(decided) == [(1, 2, NOW + 60)]
 
     def test_all_aged_jobs_are_served_in_order_of_age(self) -> None:
         queue = [waiting(n, cpus=4, queued_at=NOW - 100 * n) for n in (1, 2, 3)]
-        decided = decide(queue, [provider()], rules=AGED)
+        decided = decide(queue, [provider()], rules=OVERDUE)
         assert [d.waiting.job.id for d in decided.decisions] == [3, 2]
-        assert decided.reservation is not None
-        assert decided.reservation.job_id == 1
+        assert [each.job_id for each in decided.reservations.values()] == [1]
+
+    def test_the_first_without_room_hold_one_each_at_different_providers(self) -> None:
+        queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]
+        held = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2)]
+        rules = dataclasses.replace(PLAIN, reservations=4)
+        decided = decide(queue, [provider(1), provider(2)], held, rules)
+        assert kept(decided) == [(1, 1, NOW + 100), (2, 2, NOW + 200)]
+
+    def test_only_as_many_as_the_rules_say(self) -> None:
+        queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]
+        held = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2, 3)]
+        grid = [provider(1), provider(2), provider(3)]
+        for count in (1, 2):
+            decided = decide(queue, grid, held, dataclasses.replace(PLAIN, reservations=count))
+            assert len(decided.reservations) == count
 
 
 class TestObjective:
@@ -245,30 +287,71 @@ class TestObjective:
             queue = [waiting(objective=objective)]
             assert places(decide(queue, [provider(1, price=11), self.cheap])) == {1: 1}
 
-    def test_equal_prices_spread_the_load(self) -> None:
-        decided = decide([waiting(n) for n in range(1, 5)], [provider(1), provider(2)])
-        assert decided.by_provider() == {1: [1, 3], 2: [2, 4]}
+    def test_of_equal_costs_the_best_fit_is_taken(self) -> None:
+        """Wide jobs find a provider empty, because narrow ones fill another first."""
+        half_full = [running(9, 2, cpus=5)]
+        decided = decide([waiting(n) for n in range(1, 5)], [provider(1), provider(2)], half_full)
+        assert decided.by_provider() == {2: [1, 2, 3], 1: [4]}
+
+    def test_gpus_are_left_to_jobs_that_use_them(self) -> None:
+        plain = provider(2, gpus=0)
+        for objective in (Objective.COST, Objective.TIME):
+            decided = decide([waiting(objective=objective)], [provider(1), plain])
+            assert places(decided) == {1: 2}
+
+    def test_a_dear_fast_provider_costs_less_for_the_work(self) -> None:
+        slow = provider(1, price=10, labels={"cpu.speed": "1"})
+        fast = provider(2, price=15, labels={"cpu.speed": "2"})
+        assert places(decide([waiting()], [slow, fast])) == {1: 2}
+
+    def test_watts_count_per_work(self) -> None:
+        slow = provider(1, labels={"cpu.speed": "1", "energy.watts_per_cpu": "5"})
+        fast = provider(2, labels={"cpu.speed": "2", "energy.watts_per_cpu": "8"})
+        queue = [waiting(objective=Objective.ENERGY)]
+        assert places(decide(queue, [slow, fast])) == {1: 2}
+
+    def test_carbon_counts_where_all_tell_it(self) -> None:
+        def grid(**more: str) -> list[ProviderView]:
+            coal = {"energy.watts_per_cpu": "5", "energy.grams_per_kwh": "700"}
+            water = {"energy.watts_per_cpu": "6", **more}
+            return [provider(1, labels=coal), provider(2, labels=water)]
+
+        queue = [waiting(objective=Objective.ENERGY)]
+        assert places(decide(queue, grid())) == {1: 1}
+        assert places(decide(queue, grid(**{"energy.grams_per_kwh": "20"}))) == {1: 2}
 
     @pytest.mark.parametrize(
         ("better", "worse"),
         [
-            ({"compute.gflops": "1000"}, {"compute.gflops": "999"}),
+            ({"compute.gflops": "1000"}, {"compute.gflops": "700"}),
             ({"compute.gflops": "10"}, {"compute.gflops": "9"}),
-            ({"compute.gflops": "1"}, {"cpu.speed": "5"}),
             ({"cpu.speed": "3.5"}, {"cpu.speed": "3.49"}),
-            ({"cpu.speed": "1"}, {}),
-            ({"compute.gflops": "5"}, {"compute.gflops": "1e999"}),
-            ({"compute.gflops": "5"}, {"compute.gflops": "nan"}),
-            ({"compute.gflops": "5"}, {"compute.gflops": "-7"}),
+            ({"compute.gflops": "5", "cpu.speed": "1"}, {"compute.gflops": "4", "cpu.speed": "9"}),
         ],
     )
     def test_more_speed_is_better(self, better: dict[str, str], worse: dict[str, str]) -> None:
-        assert preference(Objective.TIME, better, 2) < preference(Objective.TIME, worse, 1)
+        told = [{"compute.gflops": "5", "cpu.speed": "1"}, better, worse]
+        speeds = relative_speeds(told)
+        assert speeds[1] > speeds[2]
+        grid = [provider(1, price=2, labels=better), provider(2, price=1, labels=worse)]
+        assert places(decide([waiting(objective=Objective.TIME)], grid)) == {1: 1}
+
+    @pytest.mark.parametrize("nonsense", ["nan", "-7", "inf", "1e999", "", "0", "9" * 16])
+    def test_a_speed_that_is_no_number_counts_as_none(self, nonsense: str) -> None:
+        told = [{"cpu.speed": "2"}, {"cpu.speed": nonsense}, {"cpu.speed": "4"}, {}]
+        speeds = relative_speeds(told)
+        assert speeds[1] == speeds[3] == min(speeds)
+
+    def test_a_claimed_speed_counts_at_most_sixteen_medians(self) -> None:
+        told = [{"cpu.speed": "1"}, {"cpu.speed": "1"}, {"cpu.speed": "1000000"}]
+        assert relative_speeds(told) == [1.0, 1.0, 16.0]
 
     def test_less_power_is_better(self) -> None:
         low, high = {"energy.watts_per_cpu": "3"}, {"energy.watts_per_cpu": "20"}
-        assert preference(Objective.ENERGY, low, 2) < preference(Objective.ENERGY, high, 1)
-        assert preference(Objective.ENERGY, high, 2) < preference(Objective.ENERGY, {}, 1)
+        queue = [waiting(objective=Objective.ENERGY)]
+        for better, worse in ((low, high), (high, {})):
+            grid = [provider(1, price=2, labels=better), provider(2, price=1, labels=worse)]
+            assert places(decide(queue, grid)) == {1: 1}
 
 
 class TestEligibility:
@@ -320,12 +403,12 @@ class TestEligibility:
     def test_a_provider_that_gave_the_job_back_is_tried_again_later(self) -> None:
         shy = waiting(1, avoided={1: NOW + 500})
         assert places(decide([shy], [provider(1), provider(2, price=9_000)])) == {1: 2}
-        decided = decide([shy], [provider(1)], rules=dataclasses.replace(AGED, aging=-1))
+        decided = decide([shy], [provider(1)], rules=dataclasses.replace(OVERDUE, overdue_after=-1))
         assert decided.decisions == ()
-        assert decided.reservation == Reservation(1, 1, NOW + 500)
+        assert kept(decided) == [(1, 1, NOW + 500)]
 
 
-@pytest.mark.parametrize("rules", [AGED, NEVER_AGED])
+@pytest.mark.parametrize("rules", [OVERDUE, PLAIN, Rules()])
 @pytest.mark.parametrize("full", [True, False])
 def test_ten_thousand_jobs_are_planned_in_a_second(rules: Rules, full: bool) -> None:
     def queued(n: int) -> Waiting:

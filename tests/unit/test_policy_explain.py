@@ -18,11 +18,12 @@ from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_wait,
 )
+from deepsquare_chain.metascheduler.history import FinishedRun, History
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
-from tests.support.workloads import NOW, provider, running, waiting
+from tests.support.workloads import NOW, address, provider, running, waiting
 from tests.unit.test_metascheduler_liveness import BLOCK, MOMENT
 
-RULES = Rules(aging=100, aging_factor=0, max_aging=100, start_margin=0)
+RULES = Rules(overdue_after=100, overdue_factor=0, reservations=0, start_margin=0)
 
 
 def why(
@@ -129,42 +130,88 @@ def test_room_kept_for_it_and_for_another() -> None:
     small = waiting(2, time_limit=900)
     held = [running(9, cpus=4, time_limit=300)]
     assert why(big, [provider()], held, [small]).text == (
-        "job 1 has waited longest: capacity is reserved for it at provider 1, from "
-        f"{chain_time(NOW + 300)} at the latest"
+        "job 1 waits for free capacity at provider 1: it is overdue, and provider 1 is reserved for it, "
+        f"from {chain_time(NOW + 300)} at the latest"
     )
     assert why(small, [provider()], held, [big]).text == (
-        "job 2 waits for provider 1: the free capacity there goes to job 1, which has waited longer"
+        "job 2 waits for provider 1: the free capacity there goes to jobs before it in the queue, or "
+        "is reserved for job 1"
     )
 
 
 def test_smaller_ones_go_first() -> None:
     small = waiting(2, cpus=8, time_limit=10)
     explained = why(waiting(1, cpus=8), [provider()], [], [small])
-    assert explained.text.endswith("the free capacity there goes to smaller or older jobs")
+    assert explained.text.endswith("the free capacity there goes to jobs before it in the queue")
 
 
 @pytest.mark.parametrize(
     ("objective", "word"),
     [
-        (Objective.COST, "the cheapest of 2"),
-        (Objective.TIME, "the fastest of 2"),
-        (Objective.ENERGY, "the most frugal of 2"),
+        (Objective.COST, "the cheapest for the work of 2"),
+        (Objective.TIME, "the best by speed and fit of 2"),
+        (Objective.ENERGY, "the most frugal for the work of 2"),
     ],
 )
 def test_decisions(objective: Objective, word: str) -> None:
     snapshot = Snapshot(NOW, [provider(1), provider(2)], [waiting(objective=objective)], [])
-    text = explain_decision(plan(snapshot, RULES).decisions[0])
+    decided = plan(snapshot, RULES)
+    text = explain_decision(decided.decisions[0], decided)
     assert text == (
         f"job 1 goes to provider 1, {word} eligible providers with free capacity "
-        "(0.00000000000006 credits for 60 s); it is the smallest that fits"
+        "(0.00000000000006 credits for 60 s); it is number 1 of 1 in the queue, smallest first; "
+        "no finished runs tell about it, so all of its limit of 60 s counts"
     )
 
 
-def test_a_decision_without_choice_for_who_waited_longest() -> None:
+def test_a_decision_without_choice_for_who_is_overdue() -> None:
     snapshot = Snapshot(NOW, [provider(1)], [waiting(queued_at=NOW - 500)], [])
     text = explain_decision(plan(snapshot, RULES).decisions[0])
     assert "the only eligible provider with free capacity" in text
-    assert text.endswith("it has waited longest")
+    assert text.endswith("it is overdue and goes before all others")
+
+
+@pytest.mark.parametrize(
+    ("customer", "limit", "words"),
+    [
+        (
+            address(7),
+            3_600,
+            "25% of its limit of 3600 s, from its customer's runs of the same size",
+        ),
+        (address(7), 3_500, "34% of its limit of 3500 s, from its customer's runs with similar"),
+        (address(8), 3_500, "60% of its limit of 3500 s, from everybody's runs with similar"),
+        (address(8), 60, "no finished runs tell about it, so all of its limit of 60 s counts"),
+    ],
+)
+def test_the_expected_use_and_where_it_comes_from(customer: str, limit: int, words: str) -> None:
+    history = History()
+    for _ in range(2):
+        history.record(FinishedRun(address(7), 8, 0, 3_600, 720.0))
+    wait = waiting(1, cpus=8, customer=customer, time_limit=limit)
+    other = waiting(2, cpus=1, time_limit=10)
+    snapshot = Snapshot(NOW, [provider()], [wait, other], [running(9, cpus=8)])
+    decided = plan(snapshot, RULES, history)
+    order = explain_wait(wait, snapshot, decided, RULES).order
+    assert order.startswith("it is number 2 of 2 in the queue, smallest first; ")
+    assert words in order
+
+
+def test_the_first_without_free_capacity_know_their_reservation() -> None:
+    rules = dataclasses.replace(RULES, overdue_after=10**6, reservations=1)
+    wait = waiting(1, cpus=8)
+    snapshot = Snapshot(NOW, [provider()], [wait], [running(9, cpus=4, time_limit=300)])
+    text = explain_wait(wait, snapshot, plan(snapshot, rules), rules).text
+    assert text == (
+        "job 1 waits for free capacity at provider 1: it is among the first in the queue, and "
+        f"provider 1 is reserved for it, from {chain_time(NOW + 300)} at the latest"
+    )
+
+
+def test_an_overdue_job_behind_another_is_told_so() -> None:
+    worse = waiting(2, cpus=8, queued_at=NOW - 10**6)
+    explained = why(waiting(1, cpus=8, queued_at=NOW - 5_000), [provider()], [running(9)], [worse])
+    assert "(it is overdue, and others are more so)" in explained.text
 
 
 def test_assigned_jobs() -> None:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import dataclasses
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Offer, Prices, ProviderStatus
+from deepsquare_chain.metascheduler import policy
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, refusal, run_time
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
 from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, within
+from deepsquare_chain.metascheduler.history import History
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
-from deepsquare_chain.metascheduler.simulator import Arrival, simulate, workload
+from deepsquare_chain.metascheduler.simulation import engine
+from deepsquare_chain.metascheduler.simulation.baselines import (
+    Cluster,
+    Outcome,
+    first_come_first_served,
+    run_clusters,
+    to_the_only_one,
+)
+from deepsquare_chain.metascheduler.simulation.engine import run_policy
+from deepsquare_chain.metascheduler.simulation.synthetic import synthetic
+from deepsquare_chain.metascheduler.simulation.workload import TraceJob, fold, scaled
 from tests.support.workloads import NOW, provider, running, waiting
 
 LABELS = st.dictionaries(
@@ -78,7 +91,12 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 
 @st.composite
 def rules(draw: st.DrawFn) -> Rules:
-    return Rules(draw(st.integers(-1, 2_000)), draw(st.integers(0, 4)), draw(st.just(86_400)), 5)
+    return Rules(
+        overdue_after=draw(st.integers(-1, 4_000)),
+        overdue_factor=draw(st.integers(0, 4)),
+        reservations=draw(st.integers(0, 4)),
+        start_margin=5,
+    )
 
 
 @settings(max_examples=150)
@@ -123,7 +141,6 @@ def test_nobody_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) -> None
     for job, decision in zip(after, decided.decisions, strict=True):
         object.__setattr__(job, "resources", decision.waiting.job.resources)
     room = free_room(snapshot.providers, [*snapshot.assigned, *after])
-    kept = decided.reservation
     for wait in snapshot.waiting:
         if wait.job.id in gone:
             continue
@@ -131,7 +148,7 @@ def test_nobody_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) -> None
             if refusal(wait, view, NOW) is not None:
                 continue
             fits = within(amounts(wait.job.resources), room[view.provider.id])
-            assert not fits or (kept is not None and kept.provider_id == view.provider.id)
+            assert not fits or view.provider.id in decided.reservations
 
 
 @settings(max_examples=100)
@@ -140,10 +157,6 @@ def test_a_reservation_is_never_pushed_back_by_the_same_plan(
     snapshot: Snapshot, ruled: Rules
 ) -> None:
     decided = plan(snapshot, ruled)
-    kept = decided.reservation
-    if kept is None:
-        return
-    wanted = next(w for w in snapshot.waiting if w.job.id == kept.job_id)
     began = [
         dataclasses.replace(
             d.waiting.job,
@@ -155,14 +168,17 @@ def test_a_reservation_is_never_pushed_back_by_the_same_plan(
         for d in decided.decisions
     ]
 
-    def there(job: Job) -> bool:
+    def there(job: Job, at: int) -> bool:
         until = max(job.since + run_time(job, job.rate), NOW + 1)
         if job.status is not JobStatus.RUNNING:
             until = NOW + ruled.start_margin + run_time(job, job.rate)
-        return until > kept.at
+        return until > at
 
-    room = free_room(snapshot.providers, [j for j in [*snapshot.assigned, *began] if there(j)])
-    assert within(amounts(wanted.job.resources), room[kept.provider_id])
+    jobs = [*snapshot.assigned, *began]
+    for provider_id, kept in decided.reservations.items():
+        wanted = next(w for w in snapshot.waiting if w.job.id == kept.job_id)
+        room = free_room(snapshot.providers, [job for job in jobs if there(job, kept.at)])
+        assert within(amounts(wanted.job.resources), room[provider_id])
 
 
 @settings(max_examples=100)
@@ -182,58 +198,66 @@ class TestStarvation:
 
     LIMIT = 50
 
-    def stream(self, seconds: int) -> list[Arrival]:
+    def wait_of_the_big_one(self, ruled: Rules) -> float:
         small = [
-            Arrival(t, waiting(n, cpus=1, time_limit=self.LIMIT, queued_at=t, since=t), self.LIMIT)
-            for n, t in enumerate(range(0, seconds, 7), start=2)
+            TraceJob(n, t, 1, self.LIMIT, self.LIMIT, "many")
+            for n, t in enumerate(range(0, 6_000, 7), start=2)
         ]
-        big = waiting(1, cpus=8, time_limit=20, queued_at=5, since=5)
-        return [Arrival(5, big, 20), *small]
-
-    def wait_of_the_big_one(self, ruled: Rules) -> int | None:
-        arrivals = self.stream(3_000)
+        jobs = sorted([TraceJob(1, 5, 8, 20, 20, "one"), *small], key=lambda job: job.at)
         grid = [provider(1, cpus=8, approved_until=10**10)]
-        outcomes = simulate(arrivals, grid, ruled, until=3_000)
-        return next(o.wait for o in outcomes if o.arrival.waiting.job.id == 1)
+        outcomes = run_policy(jobs, grid, [1.0], ruled)
+        return next(outcome.wait for outcome in outcomes if outcome.job.id == 1)
 
-    def test_without_aging_it_would_starve(self) -> None:
-        assert self.wait_of_the_big_one(Rules(10**9, 0, 10**9, 0)) is None
+    def test_without_reservations_it_would_starve(self) -> None:
+        assert self.wait_of_the_big_one(Rules(10**9, 0, reservations=0)) > 5_900
 
-    def test_with_it_the_wait_is_bounded(self) -> None:
-        wait = self.wait_of_the_big_one(Rules(300, 4, 86_400, 0))
-        # Patience of 300 + 4 x 20 s, then at most what runs and the time to the next event.
-        assert wait is not None
-        assert 380 < wait <= 380 + self.LIMIT + 7
+    def test_an_overdue_job_waits_no_longer_than_what_runs(self) -> None:
+        wait = self.wait_of_the_big_one(Rules(3_600, 10, reservations=0))
+        # It is overdue after 3,600 + 10 x 20 s, then waits for what runs and for the next event.
+        assert 3_800 < wait <= 3_800 + self.LIMIT + 7
 
-    @settings(max_examples=15)
-    @given(st.integers(0, 10**6), st.sampled_from([0.7, 1.0, 1.3]))
-    def test_every_job_of_any_workload_starts(self, seed: int, load: float) -> None:
-        arrivals = workload(seed, 150, 16, load)
+    @settings(max_examples=10)
+    @given(st.integers(0, 10**6), st.sampled_from([0.7, 1.0, 1.3]), st.sampled_from([0, 1, 6]))
+    def test_every_job_of_any_workload_starts(self, seed: int, load: float, block: int) -> None:
+        trace = scaled(synthetic("mixed", 150, seed), 8)
+        jobs = fold(trace, capacity=16, load=load, seed=seed)
         grid = [provider(n, cpus=8, memory=10**6, approved_until=10**10) for n in (1, 2)]
-        possible = [a for a in arrivals if a.waiting.job.resources.cpus <= 8]
-        outcomes = simulate(possible, grid, Rules(), until=10**9)
-        assert all(outcome.wait is not None for outcome in outcomes)
+        outcomes = run_policy(jobs, grid, [1.0, 1.0], Rules(), block=block)
+        assert len(outcomes) == len(jobs)
+        assert all(outcome.wait >= 3 * block for outcome in outcomes)
         # In no order of arrivals does the grid give more than it has.
-        moments = sorted({o.arrival.at + (o.wait or 0) for o in outcomes})
-        for block_context in moments:
-            for view in grid:
-                used = sum(
-                    o.arrival.waiting.job.resources.cpus
-                    for o in outcomes
-                    if o.provider_id == view.provider.id
-                    and o.arrival.at + (o.wait or 0)
-                    <= block_context
-                    < o.arrival.at + (o.wait or 0) + o.arrival.seconds
-                )
+        for place in (0, 1):
+            mine = [outcome for outcome in outcomes if outcome.provider == place]
+            for moment in {outcome.start for outcome in mine}:
+                used = sum(o.job.cpus for o in mine if o.start <= moment < o.end)
                 assert used <= 8
 
 
-def test_aging_makes_small_jobs_quicker_than_first_come_first_served() -> None:
-    arrivals = workload(1, 600, 64, 0.95)
+def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
+    """A planner that was kept up to date through a run decides like one that begins anew."""
+    jobs = fold(scaled(synthetic("mixed", 120, 1), 8), capacity=16, load=1.2, seed=1)
+    grid = [provider(n, cpus=8, memory=10**6, approved_until=10**10) for n in (1, 2)]
+    compared = []
+
+    class Checked(policy.Planner):
+        def plan(self, snapshot: Snapshot, ruled: Rules, history: History) -> policy.Plan:
+            decided = super().plan(snapshot, ruled, history)
+            assert decided == plan(snapshot, ruled, history)
+            compared.append(len(decided.decisions))
+            return decided
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "Planner", Checked)
+        run_policy(jobs, grid, [1.0, 1.0], Rules())
+    assert sum(compared) == len(jobs)
+
+
+def test_small_jobs_are_quicker_than_first_come_first_served() -> None:
+    jobs = fold(scaled(synthetic("mixed", 800, 1), 32), capacity=64, load=0.95, seed=1)
     grid = [provider(n, cpus=32, memory=10**6, approved_until=10**10) for n in (1, 2)]
 
-    def slowdown(ruled: Rules) -> float:
-        outcomes = simulate(arrivals, grid, ruled, until=10**9)
-        return sum(outcome.slowdown for outcome in outcomes) / len(outcomes)
+    def slowdown(outcomes: list[Outcome]) -> float:
+        return sum((o.end - o.job.at) / max(o.end - o.start, 10) for o in outcomes) / len(outcomes)
 
-    assert slowdown(Rules()) < 0.9 * slowdown(Rules(-1, 0, 0))
+    merged = run_clusters(jobs, [Cluster(64, 1.0, first_come_first_served)], to_the_only_one)
+    assert slowdown(run_policy(jobs, grid, [1.0, 1.0], Rules())) < 0.7 * slowdown(merged)

@@ -1,0 +1,187 @@
+"""What finished runs tell about the runs of waiting jobs: sums that forget. Pure.
+
+A time limit is an upper bound that customers choose generously. Two figures of a job are estimated
+from finished runs: the part of its limit that it will use, and the mean of 1 / run time, which
+weighs its slowdown. Runs are counted in seconds at the grid's median speed.
+
+Each run enters three sums: that of its kind (customer, CPUs, GPUs, limit), that of its customer at
+this magnitude of limit, and everybody's at this magnitude. A sum is multiplied by a constant below
+one at each of its runs, so that old runs fade. An estimate begins with "the whole limit is used"
+and is corrected by each sum in turn, in proportion to the runs behind it (shrinkage).
+
+Everything is computed from events in the order of the chain, so that every scheduler has the same
+history. Its size is bounded: the sums that were corrected least recently are dropped first.
+
+The idea to learn run times for backfilling: Tsafrir, Etsion, Feitelson, TPDS 2007; Gaussier et al.,
+SC 2015. The sums and the shrinkage are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+
+#: Runs below this many seconds count as this long, in slowdowns too.
+SHORTEST_RUN: Final = 10.0
+#: A sum keeps this part of its past at each run.
+MEMORY: Final = 0.9
+MEMORY_OF_ALL: Final = 0.995
+#: Weights, in runs, of the next coarser estimate.
+PRIOR_OF_KIND: Final = 1.0
+PRIOR_OF_CUSTOMER: Final = 1.0
+PRIOR_OF_ALL: Final = 2.0
+
+#: Sums kept of each level.
+MAX_SUMS: Final = 20_000
+#: Keys that are remembered as changed, for those who keep copies of sums.
+_MAX_CHANGES: Final = 4_096
+
+#: (customer, CPUs, GPUs, limit), (customer, magnitude) or (magnitude).
+Key: TypeAlias = tuple[str, int, int, int] | tuple[str, int] | tuple[int]
+#: Weight of the runs, sum of used parts, sum of 1 / run time.
+Sums: TypeAlias = tuple[float, float, float]
+
+NO_SUMS: Final[Sums] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that ended; `seconds` are at the grid's median speed, `time_limit` is in seconds."""
+
+    customer: str
+    cpus: int
+    gpus: int
+    time_limit: int
+    seconds: float
+
+
+class Source(StrEnum):
+    """Where an estimate comes from: the finest level that has seen runs."""
+
+    KIND = "kind"
+    CUSTOMER = "customer"
+    EVERYBODY = "everybody"
+    LIMIT = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is expected of a run.
+
+    Attributes:
+        used: Part of the time limit that it uses at the grid's median speed.
+        inverse: Expected 1 / max(run time, 10 s), per second.
+        source: The finest level that has seen runs.
+        runs: Weight of the runs at that level, at most 10 for a customer's own.
+    """
+
+    used: float
+    inverse: float
+    source: Source
+    runs: float
+
+
+def magnitude(time_limit: int) -> int:
+    """floor(2 log2 L) of a limit of L seconds, by integers alone."""
+    return (time_limit * time_limit).bit_length() - 1
+
+
+def keys_of(customer: str, cpus: int, gpus: int, time_limit: int) -> tuple[Key, Key, Key]:
+    """Keys of the three sums of a job, finest first."""
+    size = magnitude(time_limit)
+    return (customer, cpus, gpus, time_limit), (customer, size), (size,)
+
+
+class History:
+    """Sums over finished runs, in the order of the chain."""
+
+    def __init__(self) -> None:
+        #: By length of the key: kinds 4, customers 2, everybody 1; least recently changed first.
+        self._levels: dict[int, dict[Key, Sums]] = {4: {}, 2: {}, 1: {}}
+        self._changes: list[Key] = []
+        self._first_change = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, History) and self.rows() == other.rows()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return sum(len(level) for level in self._levels.values())
+
+    def record(self, run: FinishedRun) -> None:
+        """Take in a run; runs must come in the order of the chain."""
+        used = run.seconds / max(run.time_limit, 1)
+        inverse = 1.0 / max(run.seconds, SHORTEST_RUN)
+        for key in keys_of(run.customer, run.cpus, run.gpus, run.time_limit):
+            keep = MEMORY_OF_ALL if len(key) == 1 else MEMORY
+            level = self._levels[len(key)]
+            weight, parts, inverses = level.pop(key, NO_SUMS)
+            level[key] = (keep * weight + 1.0, keep * parts + used, keep * inverses + inverse)
+            self._note(key)
+            if len(level) > MAX_SUMS:
+                oldest = next(iter(level))
+                del level[oldest]
+                self._note(oldest)
+
+    def sums(self, key: Key) -> Sums:
+        """The sums of a key, zeros for one that is not known."""
+        return self._levels[len(key)].get(key, NO_SUMS)
+
+    def estimate(self, customer: str, cpus: int, gpus: int, time_limit: int) -> Estimate:
+        """What a job of this customer, size and limit is expected to do."""
+        kind, own, everybody = (self.sums(key) for key in keys_of(customer, cpus, gpus, time_limit))
+        used, inverse = 1.0, 1.0 / max(time_limit, SHORTEST_RUN)
+        for sums, prior in (
+            (everybody, PRIOR_OF_ALL),
+            (own, PRIOR_OF_CUSTOMER),
+            (kind, PRIOR_OF_KIND),
+        ):
+            used = (sums[1] + prior * used) / (sums[0] + prior)
+            inverse = (sums[2] + prior * inverse) / (sums[0] + prior)
+        for source, sums in (
+            (Source.KIND, kind),
+            (Source.CUSTOMER, own),
+            (Source.EVERYBODY, everybody),
+        ):
+            if sums[0] > 0.0:
+                return Estimate(used, inverse, source, sums[0])
+        return Estimate(used, inverse, Source.LIMIT, 0.0)
+
+    # -- for copies
+
+    @property
+    def version(self) -> int:
+        """Grows with each change."""
+        return self._first_change + len(self._changes)
+
+    def changed_since(self, version: int) -> Sequence[Key] | None:
+        """Keys whose sums have changed since a version; None where that is too long ago."""
+        if not self._first_change <= version <= self.version:
+            return None
+        return self._changes[version - self._first_change :]
+
+    def _note(self, key: Key) -> None:
+        self._changes.append(key)
+        if len(self._changes) > _MAX_CHANGES:
+            dropped = len(self._changes) // 2
+            del self._changes[:dropped]
+            self._first_change += dropped
+
+    # -- for storage
+
+    def rows(self) -> list[list[Any]]:
+        """All sums as lists that JSON keeps exactly: key, then the three numbers."""
+        return [
+            [list(key), *sums] for level in self._levels.values() for key, sums in level.items()
+        ]
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Sequence[Any]]) -> History:
+        """What `rows` gave."""
+        history = cls()
+        for key, weight, used, inverse in rows:
+            history._levels[len(key)][tuple(key)] = (weight, used, inverse)
+        return history

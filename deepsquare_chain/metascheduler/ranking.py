@@ -1,0 +1,87 @@
+"""What providers' labels and prices say about the cost of work. Pure.
+
+Labels are the provider's word. `compute.gflops`, or else `cpu.speed`, gives the speed;
+`energy.watts_per_cpu` and `energy.grams_per_kwh` the energy and the carbon.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+_NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
+SPEED_LABELS: Final = ("compute.gflops", "cpu.speed")
+WATTS_LABEL: Final = "energy.watts_per_cpu"
+CARBON_LABEL: Final = "energy.grams_per_kwh"
+#: A claimed speed counts as at most this many times the median, and at least its inverse.
+_SPREAD: Final = 16.0
+#: Speed of a provider that tells none, in multiples of the slowest that does.
+_UNTOLD: Final = 0.9
+
+
+def measure(label: str | None) -> float | None:
+    """The positive number that a label holds; None for anything else."""
+    if label is None or not _NUMBER.fullmatch(label):
+        return None
+    value = float(label)
+    return value if value > 0.0 else None
+
+
+def relative_speeds(providers: Sequence[Mapping[str, str]]) -> list[float]:
+    """Speeds of providers in multiples of the median, from their labels.
+
+    A provider that tells `compute.gflops` is compared with the median of that label, another one
+    by `cpu.speed`. One that tells neither counts as a little slower than all that do.
+    """
+    told = [[measure(labels.get(key)) for key in SPEED_LABELS] for labels in providers]
+    medians = [
+        statistics.median([value for row in told if (value := row[i]) is not None] or [1.0])
+        for i in range(len(SPEED_LABELS))
+    ]
+    speeds = [
+        next(
+            (
+                value / median
+                for value, median in zip(row, medians, strict=True)
+                if value is not None
+            ),
+            None,
+        )
+        for row in told
+    ]
+    slowest = _UNTOLD * min((speed for speed in speeds if speed is not None), default=1 / _UNTOLD)
+    return [
+        min(max(slowest if speed is None else speed, 1.0 / _SPREAD), _SPREAD) for speed in speeds
+    ]
+
+
+def watts_of(labels: Mapping[str, str]) -> float | None:
+    """Watts per CPU while it computes; None where the provider does not tell."""
+    return measure(labels.get(WATTS_LABEL))
+
+
+def grams_of(labels: Mapping[str, str]) -> float | None:
+    """Grams of carbon dioxide per kWh; None where the provider does not tell."""
+    return measure(labels.get(CARBON_LABEL))
+
+
+def energy_costs(providers: Sequence[Mapping[str, str]], speeds: Sequence[float]) -> list[float]:
+    """The cost of work in energy: log(watts per CPU / speed), with carbon where all tell it.
+
+    A provider that does not tell its watts comes after all that do.
+    """
+    watts = [watts_of(labels) for labels in providers]
+    grams = [grams_of(labels) for labels in providers]
+    known = [gram for gram, watt in zip(grams, watts, strict=True) if watt is not None]
+    by_carbon = bool(known) and all(gram is not None for gram in known)
+    costs = [
+        None
+        if watt is None
+        else math.log(watt * (gram if by_carbon and gram is not None else 1.0) / speed)
+        for watt, gram, speed in zip(watts, grams, speeds, strict=True)
+    ]
+    worst = max((cost for cost in costs if cost is not None), default=None)
+    return [0.0 if worst is None else worst + 1.0 if cost is None else cost for cost in costs]

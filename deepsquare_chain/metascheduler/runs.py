@@ -1,0 +1,269 @@
+"""The history of finished runs in a scheduler's database, as the chain tells it.
+
+A run's length is what was billed for it: the sum over `JobCollected` and `JobSettled`. Runs that
+ended FINISHED, FAILED or OUT_OF_CREDITS count; cancelled and panicked ones say nothing about how
+long the job would have run. Seconds are brought to the grid's median speed by the labels that the
+provider had at the end.
+
+Runs of the last blocks are kept one by one, so that a reorganisation can take them back; older ones
+are folded into one stored history. Every scheduler that has read the same chain has the same
+history, to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from deepsquare_chain.chain.bindings import events as ev
+from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.ranking import relative_speeds
+from deepsquare_chain.store.database import Store, metadata
+
+#: What a job asked for, until some blocks after its end; `seconds` were billed by then.
+shapes: Final = Table(
+    "scheduler_shapes",
+    metadata,
+    Column("job_id", Integer, primary_key=True),
+    Column("customer", String, nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("gpus", Integer, nullable=False),
+    Column("time_limit", Integer, nullable=False),
+    Column("block", Integer, nullable=False),
+    Column("ended_block", Integer, nullable=True, index=True),
+)
+
+#: Interim payments of runs that go on.
+collected: Final = Table(
+    "scheduler_collected",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", Integer, nullable=False, index=True),
+    Column("seconds", Integer, nullable=False),
+    Column("block", Integer, nullable=False, index=True),
+)
+
+#: Runs since the stored history, in the order of the chain.
+finished: Final = Table(
+    "scheduler_finished",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("customer", String, nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("gpus", Integer, nullable=False),
+    Column("time_limit", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("block", Integer, nullable=False, index=True),
+    sqlite_autoincrement=True,  # an id is never used twice, so that new rows are those above the last
+)
+
+#: The one stored history: JSON of its sums, of all runs up to a block.
+histories: Final = Table(
+    "scheduler_history",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("block", Integer, nullable=False),
+    Column("sums", Text, nullable=False),
+)
+
+#: Labels of providers, with the versions that a reorganisation may bring back.
+labels: Final = Table(
+    "scheduler_labels",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("provider", String, nullable=False, index=True),
+    Column("labels", Text, nullable=False),
+    Column("block", Integer, nullable=False),
+)
+
+FOLLOWED: Final = (
+    ev.JobSubmitted,
+    ev.JobRetried,
+    ev.JobTransition,
+    ev.JobCollected,
+    ev.JobSettled,
+    ev.LabelsChanged,
+)
+_TABLES: Final = (shapes, collected, finished, histories, labels)
+_COUNTED: Final = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS})
+#: Runs that are folded into the stored history at once.
+_FOLDED: Final = 512
+
+
+class Runs:
+    """Finished runs in a scheduler's database, which is opened after this module's import."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._history: History | None = None
+        self._last = 0
+        self._labels: dict[str, dict[str, str]] | None = None
+        self._speeds: dict[str, float] = {}
+
+    def is_new(self) -> bool:
+        """Whether nothing was ever read here, as in a database of an earlier version."""
+        with self._store.begin() as connection:
+            return connection.execute(select(histories.c.id)).first() is None
+
+    def begin(self, connection: Connection) -> None:
+        """Start from the first block on."""
+        for table in _TABLES:
+            connection.execute(delete(table))
+        connection.execute(insert(histories), {"id": 1, "block": -1, "sums": "[]"})
+        self._forget()
+
+    def history(self) -> History:
+        """What all finished runs tell; the same object, kept up to date."""
+        with self._store.read() as connection:
+            if self._history is None:
+                row = connection.execute(select(histories)).one_or_none()
+                self._history = History.of_rows(json.loads(row.sums) if row else [])
+                self._last = 0
+            query = select(finished).where(finished.c.id > self._last).order_by(finished.c.id)
+            for row in connection.execute(query):
+                self._history.record(_run(row))
+                self._last = row.id
+        return self._history
+
+    def apply(self, batch: Batch, connection: Connection) -> None:
+        """Take in what a follower read."""
+        if batch.rolled_back_to is not None:
+            self._roll_back(batch.rolled_back_to, connection)
+        ends = {
+            event.job_id: event.after
+            for event in batch.events
+            if isinstance(event, ev.JobTransition) and event.after.is_final
+        }
+        for event in batch.events:
+            if isinstance(event, ev.JobSubmitted):
+                _submitted(event, connection)
+            elif isinstance(event, ev.JobRetried):
+                _inherit(event, connection)
+            elif isinstance(event, ev.LabelsChanged):
+                self._relabel(event, connection)
+            elif isinstance(event, ev.JobCollected):
+                values = {"job_id": event.job_id, "seconds": event.billed_seconds}
+                connection.execute(insert(collected), {**values, "block": event.block_number})
+            elif isinstance(event, ev.JobSettled) and ends.get(event.job_id) in _COUNTED:
+                self._finished(event, connection)
+        if ends:
+            _ended(ends, batch, connection)
+        self._fold(batch.to_block - KEPT_BLOCKS, connection)
+
+    def _finished(self, event: ev.JobSettled, connection: Connection) -> None:
+        query = select(shapes).where(shapes.c.job_id == event.job_id)
+        shape = connection.execute(query).one_or_none()
+        if shape is None:
+            return
+        before = select(func.sum(collected.c.seconds)).where(collected.c.job_id == event.job_id)
+        billed = event.billed_seconds + (connection.execute(before).scalar() or 0)
+        values = {
+            "customer": shape.customer,
+            "cpus": shape.cpus,
+            "gpus": shape.gpus,
+            "time_limit": shape.time_limit,
+            "seconds": billed * self._speed(event.provider, connection),
+            "block": event.block_number,
+        }
+        connection.execute(insert(finished), values)
+
+    # -- speeds
+
+    def _relabel(self, event: ev.LabelsChanged, connection: Connection) -> None:
+        values = {"provider": event.provider, "labels": json.dumps(dict(event.labels))}
+        connection.execute(insert(labels), {**values, "block": event.block_number})
+        self._labels = None
+
+    def _speed(self, provider: str, connection: Connection) -> float:
+        """Relative speed of a provider by the labels of now."""
+        if self._labels is None:
+            rows = connection.execute(select(labels).order_by(labels.c.id))
+            self._labels = {row.provider: json.loads(row.labels) for row in rows}
+            speeds = relative_speeds(list(self._labels.values()))
+            self._speeds = dict(zip(self._labels, speeds, strict=True))
+        return self._speeds.get(provider, min(self._speeds.values(), default=1.0))
+
+    # -- bounds and reorganisations
+
+    def _fold(self, until: int, connection: Connection) -> None:
+        """Fold runs that no reorganisation can take back into the stored history."""
+        old = select(func.count()).select_from(finished).where(finished.c.block <= until)
+        if (connection.execute(old).scalar() or 0) < _FOLDED:
+            return
+        row = connection.execute(select(histories)).one()
+        history = History.of_rows(json.loads(row.sums))
+        query = select(finished).where(finished.c.block <= until).order_by(finished.c.id)
+        for run in connection.execute(query):
+            history.record(_run(run))
+        sums = json.dumps(history.rows(), separators=(",", ":"))
+        connection.execute(update(histories).values(block=until, sums=sums))
+        connection.execute(delete(finished).where(finished.c.block <= until))
+        gone = select(shapes.c.job_id).where(shapes.c.ended_block <= until)
+        connection.execute(delete(collected).where(collected.c.job_id.in_(gone)))
+        connection.execute(delete(shapes).where(shapes.c.ended_block <= until))
+        latest = select(func.max(labels.c.id)).where(labels.c.block <= until)
+        kept = latest.group_by(labels.c.provider)
+        old_labels = (labels.c.block <= until) & labels.c.id.not_in(kept)
+        connection.execute(delete(labels).where(old_labels))
+
+    def _roll_back(self, block: int, connection: Connection) -> None:
+        for table in (shapes, collected, finished, labels):
+            connection.execute(delete(table).where(table.c.block > block))
+        back = update(shapes).where(shapes.c.ended_block > block)
+        connection.execute(back.values(ended_block=None))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._history, self._labels, self._last = None, None, 0
+
+
+def _submitted(event: ev.JobSubmitted, connection: Connection) -> None:
+    resources = event.terms.resources
+    values = {
+        "job_id": event.job_id,
+        "customer": event.customer,
+        "cpus": resources.cpus,
+        "gpus": resources.gpus,
+        "time_limit": event.terms.time_limit,
+        "block": event.block_number,
+    }
+    connection.execute(delete(shapes).where(shapes.c.job_id == event.job_id))
+    connection.execute(insert(shapes), values)
+
+
+def _inherit(event: ev.JobRetried, connection: Connection) -> None:
+    """A successor is of the same kind."""
+    row = connection.execute(select(shapes).where(shapes.c.job_id == event.job_id)).one_or_none()
+    if row is not None:
+        changes = {"job_id": event.successor, "block": event.block_number, "ended_block": None}
+        connection.execute(delete(shapes).where(shapes.c.job_id == event.successor))
+        connection.execute(insert(shapes), {**row._asdict(), **changes})
+
+
+def _ended(ends: dict[int, JobStatus], batch: Batch, connection: Connection) -> None:
+    ids: Sequence[int] = list(ends)
+    for first in range(0, len(ids), _FOLDED):
+        query = update(shapes).where(shapes.c.job_id.in_(ids[first : first + _FOLDED]))
+        connection.execute(query.values(ended_block=batch.to_block))
+
+
+def _run(row: Any) -> FinishedRun:
+    return FinishedRun(row.customer, row.cpus, row.gpus, row.time_limit, row.seconds)

@@ -1,0 +1,1 @@
+"""Simulation of a grid: the real policy and baselines, driven by recorded workloads."""

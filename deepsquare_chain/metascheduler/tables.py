@@ -1,0 +1,459 @@
+"""The grid as arrays: providers, the queue, and what providers hold. Pure.
+
+The tables are kept between plans and brought up to date by what has changed. Nothing depends on
+how they came about: tables that are built at once give the same plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from deepsquare_chain.job import Job, JobStatus, Objective, Resources, matches
+from deepsquare_chain.metascheduler.eligibility import (
+    MAX_RATE,
+    ProviderView,
+    Waiting,
+    demands,
+    run_time,
+    standing,
+)
+from deepsquare_chain.metascheduler.history import (
+    NO_SUMS,
+    PRIOR_OF_ALL,
+    PRIOR_OF_CUSTOMER,
+    PRIOR_OF_KIND,
+    SHORTEST_RUN,
+    History,
+    Key,
+    keys_of,
+)
+from deepsquare_chain.metascheduler.ranking import energy_costs, relative_speeds
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+T = TypeVar("T")
+
+#: Larger amounts are kept as Python's integers, which is slower and exact too.
+_WIDE: Final = 2**62
+_FOREVER: Final = 2**62
+#: Classes of jobs whose answers of all providers are kept.
+_KEPT_CLASSES: Final = 2_000
+_START: Final = 64
+
+
+def _exact(values: Sequence[int]) -> Any:
+    """Integers as an array, wide ones as objects."""
+    wide = max(map(abs, values), default=0) >= _WIDE
+    return np.array(values, dtype=object if wide else np.int64)
+
+
+class Answers:
+    """What all providers answer to one class of jobs (equal resources and requirements).
+
+    Attributes:
+        eligible: Whether hardware, offer, labels and prices serve the class, the load aside.
+        rates: Credit-wei per second there; exact.
+        costs: By objective, the logarithm of the cost of the work there.
+    """
+
+    __slots__ = ("costs", "dearest", "eligible", "need", "rates")
+
+    def __init__(self, need: Ints, eligible: Flags, rates: Any, costs: Sequence[Floats]) -> None:
+        self.need = need
+        self.eligible = eligible
+        self.rates = rates
+        self.costs = costs
+        self.dearest: int = max(rates[eligible].tolist(), default=0)
+
+
+class ProviderTable:
+    """Providers by ascending id; amounts in rows of CPUs, MB and GPUs."""
+
+    def __init__(self) -> None:
+        self.views: list[ProviderView] = []
+        self._given: Sequence[ProviderView] | None = None
+        self._stands: tuple[int, int] = (0, -1)
+        self.rows: dict[int, int] = {}
+        self.open: Flags = np.zeros(0, dtype=np.bool_)
+        self._answers: dict[tuple[Resources, str], Answers] = {}
+
+    def update(self, views: Sequence[ProviderView], now: int) -> bool:
+        """Take in the providers of a snapshot; whether offers or ids have changed."""
+        changed = False
+        if views is not self._given:
+            ordered = sorted(views, key=lambda view: view.provider.id)
+            changed = [v.provider for v in ordered] != [v.provider for v in self.views]
+            self.views, self._given = ordered, views
+            if changed:
+                self._rebuild()
+            self._stands = (0, -1)
+        if not self._stands[0] <= now <= self._stands[1]:
+            self._look_who_stands(now)
+        return changed
+
+    def _look_who_stands(self, now: int) -> None:
+        self.open = np.array([standing(v, now) is None for v in self.views], dtype=np.bool_)
+        turns = [
+            turn - 1
+            for v in self.views
+            for turn in (v.provider.approved_until, v.rests_until, v.cooldown_until)
+            if turn > now
+        ]
+        # The same until the next approval, rest or cooldown ends.
+        self._stands = (now, min(turns, default=_FOREVER))
+
+    def _rebuild(self) -> None:
+        providers = [view.provider for view in self.views]
+        self.ids = [provider.id for provider in providers]
+        self.rows = {provider_id: row for row, provider_id in enumerate(self.ids)}
+        offers = [(p.offer.cpus, p.offer.memory, p.offer.gpus) for p in providers]
+        self.offer: Ints = np.array(offers, dtype=np.int64).reshape(-1, 3).T.copy()
+        self.largest = [float(max(values.tolist(), default=0)) or 1.0 for values in self.offer]
+        self.totals = [float(values.sum()) or 1.0 for values in self.offer]
+        hardware = [
+            (p.hardware.nodes, p.hardware.cpus_per_node, p.hardware.mem_per_node) for p in providers
+        ]
+        self._nodes, self._cpus_per_node, self._mem_per_node = (
+            np.array(hardware, dtype=np.int64).reshape(-1, 3).T.copy()
+        )
+        self._cpu = _exact([p.prices.cpu for p in providers])
+        self._gpu = _exact([p.prices.gpu for p in providers])
+        self._mem = _exact([p.prices.mem for p in providers])
+        self._dearest = [
+            max((int(v) for v in values), default=0) for values in (self._cpu, self._gpu, self._mem)
+        ]
+        labels = [provider.labels for provider in providers]
+        self.speeds = relative_speeds(labels)
+        self._log_speeds: Floats = np.array([math.log(speed) for speed in self.speeds])
+        self._energy: Floats = np.array(energy_costs(labels, self.speeds))
+        self._labelled: dict[str, Flags] = {}
+        self._answers.clear()
+
+    def answers(self, resources: Resources, uses: str) -> Answers:
+        """What all providers answer to a class of jobs."""
+        key = (resources, uses)
+        found = self._answers.get(key)
+        if found is None:
+            if len(self._answers) >= _KEPT_CLASSES:
+                del self._answers[next(iter(self._answers))]
+            found = self._answers[key] = self._ask(resources, uses)
+        return found
+
+    def _ask(self, resources: Resources, uses: str) -> Answers:
+        need = np.array([[resources.cpus], [resources.memory], [resources.gpus]], dtype=np.int64)
+        rates = self._rates(resources)
+        eligible = self._fitting(resources, need) & self._with_labels(uses)
+        eligible &= (rates > 0) & (rates <= MAX_RATE) if rates.dtype == object else rates > 0
+        log_rates = np.log(np.maximum(rates, 1).astype(np.float64))
+        price = log_rates - self._log_speeds
+        # A millionth of the price orders what is equal otherwise.
+        energy = self._energy + 1e-6 * price if self._energy.any() else price
+        costs = [price, -self._log_speeds + 1e-6 * price, energy]
+        return Answers(need, eligible, rates, costs)
+
+    def _rates(self, resources: Resources) -> Any:
+        amounts = (resources.cpus, resources.gpus, resources.memory)
+        most = sum(a * price for a, price in zip(amounts, self._dearest, strict=True))
+        prices = (self._cpu, self._gpu, self._mem)
+        if most >= _WIDE:
+            prices = tuple(values.astype(object) for values in prices)
+        cpu, gpu, mem = prices
+        return amounts[0] * cpu + amounts[1] * gpu + amounts[2] * mem
+
+    def _fitting(self, resources: Resources, need: Ints) -> Flags:
+        """As `credits.fits`, of all providers."""
+        per_task, memory = resources.cpus_per_task, resources.cpus_per_task * resources.mem_per_cpu
+        if per_task < 1 or memory < 1:
+            return np.zeros(len(self.views), dtype=np.bool_)
+        by_node = np.minimum(self._cpus_per_node // per_task, self._mem_per_node // memory)
+        fitting: Flags = (resources.tasks <= self._nodes * by_node) & (self.offer >= need).all(
+            axis=0
+        )
+        return fitting
+
+    def _with_labels(self, uses: str) -> Flags:
+        found = self._labelled.get(uses)
+        if found is None:
+            affinities = demands(uses)
+            found = np.array(
+                [
+                    affinities is not None and matches(affinities, view.provider.labels)
+                    for view in self.views
+                ],
+                dtype=np.bool_,
+            )
+            if len(self._labelled) >= _KEPT_CLASSES:
+                self._labelled.clear()
+            self._labelled[uses] = found
+        return found
+
+
+class _Columns:
+    """Arrays that grow together; a removed row is filled with the last one."""
+
+    def __init__(self, **kinds: Any) -> None:
+        self.count = 0
+        self.rows: dict[int, int] = {}
+        self._names = tuple(kinds)
+        for name, kind in kinds.items():
+            setattr(self, name, np.zeros(_START, dtype=kind))
+
+    def _take_row(self, job_id: int) -> int:
+        row = self.count
+        if row == len(getattr(self, self._names[0])):
+            for name in self._names:
+                old = getattr(self, name)
+                grown = np.zeros(2 * len(old), dtype=old.dtype)
+                grown[: len(old)] = old
+                setattr(self, name, grown)
+        self.count += 1
+        self.rows[job_id] = row
+        return row
+
+    def _drop_row(self, job_id: int, ids: list[Any], moved_id: int) -> int:
+        """Free a row; the last row moves there."""
+        row = self.rows.pop(job_id)
+        self.count = last = self.count - 1
+        if row != last:
+            for name in self._names:
+                column = getattr(self, name)
+                column[row] = column[last]
+            ids[row] = ids[last]
+            self.rows[moved_id] = row
+        ids.pop()
+        return row
+
+
+class QueueTable(_Columns):
+    """PENDING jobs.
+
+    `seconds` is what a job may occupy at most: its limit, or for one that runs until its credits
+    are spent what they buy at the cheapest price. `kind`, `own` and `all` are slots of its sums.
+    """
+
+    ids: Ints
+    seconds: Ints
+    queued_at: Ints
+    cls: Ints
+    kind: Ints
+    own: Ints
+    everybody: Ints
+    ceiling: Floats
+    cpus: Floats
+    memory: Floats
+    gpus: Floats
+
+    def __init__(self) -> None:
+        whole, real = np.int64, np.float64
+        super().__init__(
+            ids=whole,
+            seconds=whole,
+            queued_at=whole,
+            cls=whole,
+            kind=whole,
+            own=whole,
+            everybody=whole,
+            ceiling=real,
+            cpus=real,
+            memory=real,
+            gpus=real,
+        )
+        self.waiting: list[Waiting] = []
+        self.classes: dict[tuple[Resources, str, Objective], int] = {}
+        self.class_keys: list[tuple[Resources, str, Objective]] = []
+        self.members: list[int] = []
+        self._history: History | None = None
+        self._version = -1
+        self._slots: dict[Key, int] = {}
+        self._sums: Floats = np.zeros((3, _START))
+        #: Rows of jobs that run until their credits are spent: their length depends on prices.
+        self.open_ended: set[int] = set()
+
+    def update(self, waiting: Sequence[Waiting], providers: ProviderTable, *, priced: bool) -> None:
+        """Take in the queue of a snapshot; `priced` says that prices may have changed."""
+        rows, known = self.rows, self.waiting
+        for each in waiting:
+            row = rows.get(each.job.id)
+            if row is None:
+                self._add(each, providers)
+            elif known[row] is not each and known[row] != each:
+                self._remove(each.job.id)
+                self._add(each, providers)
+        if len(rows) != len(waiting):
+            for job_id in rows.keys() - {each.job.id for each in waiting}:
+                self._remove(job_id)
+        if priced:
+            for job_id in self.open_ended:
+                row = rows[job_id]
+                self.seconds[row] = _longest(self.waiting[row].job, self.waiting[row], providers)
+        if len(self.class_keys) > 2 * _KEPT_CLASSES + 2 * self.count:
+            self._compact()
+
+    def _add(self, waiting: Waiting, providers: ProviderTable) -> None:
+        job = waiting.job
+        row = self._take_row(job.id)
+        self.waiting.append(waiting)
+        resources = job.resources
+        self.ids[row] = job.id
+        self.queued_at[row] = waiting.queued_at
+        self.cpus[row], self.memory[row], self.gpus[row] = (
+            resources.cpus,
+            resources.memory,
+            resources.gpus,
+        )
+        self.ceiling[row] = job.escrow / max(job.time_limit, 1)
+        key = (resources, waiting.uses, waiting.objective)
+        cls = self.classes.get(key)
+        if cls is None:
+            cls = self.classes[key] = len(self.class_keys)
+            self.class_keys.append(key)
+            self.members.append(0)
+        self.cls[row] = cls
+        self.members[cls] += 1
+        seconds = job.time_limit
+        if job.until_spent:
+            self.open_ended.add(job.id)
+            seconds = _longest(job, waiting, providers)
+        self.seconds[row] = seconds
+        keys = keys_of(job.customer, resources.cpus, resources.gpus, max(job.time_limit, 1))
+        self.kind[row], self.own[row], self.everybody[row] = map(self._slot, keys)
+
+    def _remove(self, job_id: int) -> None:
+        row = self.rows[job_id]
+        self.members[int(self.cls[row])] -= 1
+        self.open_ended.discard(job_id)
+        self._drop_row(job_id, self.waiting, int(self.ids[self.count - 1]))
+
+    def _compact(self) -> None:
+        """Number the classes anew, without those that have no jobs."""
+        live = [cls for cls, count in enumerate(self.members) if count]
+        numbers = np.zeros(len(self.class_keys), dtype=np.int64)
+        numbers[live] = np.arange(len(live))
+        self.cls[: self.count] = numbers[self.cls[: self.count]]
+        self.class_keys = [self.class_keys[cls] for cls in live]
+        self.members = [self.members[cls] for cls in live]
+        self.classes = {key: cls for cls, key in enumerate(self.class_keys)}
+
+    # -- what finished runs tell
+
+    def _slot(self, key: Key) -> int:
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = len(self._slots)
+            if slot >= self._sums.shape[1]:
+                self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)], axis=1)
+            self._sums[:, slot] = NO_SUMS if self._history is None else self._history.sums(key)
+        return slot
+
+    def learn(self, history: History) -> None:
+        """Take in the sums that have changed."""
+        if len(self._slots) > 4 * self.count + 100_000:
+            self._slots.clear()
+            for row, waiting in enumerate(self.waiting):
+                job = waiting.job
+                keys = keys_of(job.customer, job.resources.cpus, job.resources.gpus, job.time_limit)
+                self.kind[row], self.own[row], self.everybody[row] = map(self._slot, keys)
+        changed = history.changed_since(self._version) if history is self._history else None
+        self._history, self._version = history, history.version
+        for key in self._slots if changed is None else changed:
+            slot = self._slots.get(key)
+            if slot is not None:
+                self._sums[:, slot] = history.sums(key)
+
+    def estimates(self) -> tuple[Floats, Floats]:
+        """Expected used part of the limit, and expected 1 / run time, of all jobs by row."""
+        n = self.count
+        used: Any = 1.0
+        inverse: Any = 1.0 / np.maximum(self.seconds[:n], SHORTEST_RUN)
+        for slots, prior in (
+            (self.everybody, PRIOR_OF_ALL),
+            (self.own, PRIOR_OF_CUSTOMER),
+            (self.kind, PRIOR_OF_KIND),
+        ):
+            weight, parts, inverses = self._sums[:, slots[:n]]
+            weight += prior
+            used = (parts + prior * used) / weight
+            inverse = (inverses + prior * inverse) / weight
+        return used, inverse
+
+
+def _longest(job: Job, waiting: Waiting, providers: ProviderTable) -> int:
+    """Seconds that a job until its credits are spent occupies at the cheapest price."""
+    answers = providers.answers(job.resources, waiting.uses)
+    rates = [int(rate) for rate in answers.rates[answers.eligible & providers.open]]
+    return max([job.time_limit, *(job.escrow // rate for rate in rates)])
+
+
+class HeldTable(_Columns):
+    """Jobs that providers hold, and the free capacity that they leave.
+
+    `end` is the chain time at which a running job leaves at the latest; of one that does not run
+    yet, the seconds that it may run (`queued` is set).
+    """
+
+    place: Ints
+    end: Ints
+    queued: Flags
+    cpus: Ints
+    memory: Ints
+    gpus: Ints
+
+    def __init__(self) -> None:
+        whole = np.int64
+        super().__init__(
+            place=whole, end=whole, queued=np.bool_, cpus=whole, memory=whole, gpus=whole
+        )
+        self.jobs: list[Job] = []
+        self.load: Ints = np.zeros((3, 0), dtype=np.int64)
+
+    def update(self, assigned: Sequence[Job], providers: ProviderTable, *, replaced: bool) -> None:
+        """Take in what providers hold; `replaced` says that the providers have changed."""
+        if replaced:
+            self.__init__()  # type: ignore[misc]
+            self.load = np.zeros((3, len(providers.views)), dtype=np.int64)
+        rows, known = self.rows, self.jobs
+        for job in assigned:
+            row = rows.get(job.id)
+            if row is None:
+                self._add(job, providers)
+            elif known[row] is not job and known[row] != job:
+                self._remove(job.id)
+                self._add(job, providers)
+        if len(rows) != len(assigned):
+            for job_id in rows.keys() - {job.id for job in assigned}:
+                self._remove(job_id)
+
+    def _add(self, job: Job, providers: ProviderTable) -> None:
+        row = self._take_row(job.id)
+        self.jobs.append(job)
+        place = providers.rows.get(job.provider_id, -1)
+        resources = job.resources
+        amounts = resources.cpus, resources.memory, resources.gpus
+        self.place[row] = place
+        self.cpus[row], self.memory[row], self.gpus[row] = amounts
+        allotted = min(run_time(job, job.rate), _FOREVER // 4)
+        self.queued[row] = job.status != JobStatus.RUNNING
+        self.end[row] = allotted + (0 if self.queued[row] else job.since)
+        if place >= 0:
+            self.load[:, place] += amounts
+
+    def _remove(self, job_id: int) -> None:
+        row = self.rows[job_id]
+        if self.place[row] >= 0:
+            self.load[:, self.place[row]] -= (self.cpus[row], self.memory[row], self.gpus[row])
+        self._drop_row(job_id, self.jobs, self.jobs[-1].id)
+
+    def releases(self, now: int, start_margin: int) -> tuple[Ints, Ints, Ints]:
+        """Places, chain times and amounts of what will be given back."""
+        n = self.count
+        end = np.where(
+            self.queued[:n], self.end[:n] + (now + start_margin), np.maximum(self.end[:n], now + 1)
+        )
+        amounts = np.stack([self.cpus[:n], self.memory[:n], self.gpus[:n]])
+        return self.place[:n], end, amounts
