@@ -181,10 +181,10 @@ class TestPolicy:
         small = waiting(1)
         assert plan(Snapshot(NOW, [resting, dear], [small], [])).by_provider() == {2: [1]}
         assert plan(Snapshot(NOW + 1, [resting, dear], [small], [])).by_provider() == {1: [1]}
-        # One that lost its patience waits for no place that is closed to it.
+        # An overdue job waits for no place that is closed to it.
         large = waiting(2, cpus=8, queued_at=NOW - 10**6)
         found = plan(Snapshot(NOW, [resting, dear], [large], []), Rules())
-        assert (found.decisions, found.reservation) == ((), None)
+        assert (found.decisions, found.reservations) == ((), {})
 
     def test_why_and_how_long(self) -> None:
         view = provider(1)
