@@ -100,6 +100,10 @@ def _check_web(url: str) -> str:
     return _check_url(url).rstrip("/")
 
 
+def _check_webs(text: str) -> str:
+    return ",".join(_check_web(each) for each in split_urls(text))
+
+
 def _joined(value: Any) -> Any:
     """A list, as files and repeated flags give it, as the text that a variable would hold."""
     if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
@@ -137,6 +141,7 @@ ExecutorOptions = Annotated[
 ]
 Urls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_urls)]
 WebUrl = Annotated[str, AfterValidator(_check_web)]
+WebUrls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_webs)]
 SocketUrl = Annotated[str, AfterValidator(_check_socket)]
 
 
@@ -157,6 +162,11 @@ class Settings(BaseSettings):
     )
     relay: WebUrl | None = Field(
         None, description="Relay that pays the gas of --gasless; a devnet records its own"
+    )
+    gateway: WebUrls | None = Field(
+        None,
+        description="Gateways of definitions, logs and results: one, or several in the order of "
+        "preference; a devnet records its own",
     )
     max_lag_blocks: int = Field(
         5, ge=0, le=10_000, description="Blocks that an endpoint may be behind the best one"

@@ -52,6 +52,7 @@ GROUPS: Final = {
     "metascheduler": _Part(
         "metascheduler", "Run the meta-scheduler, and see what it would decide."
     ),
+    "gateway": _Part("gateway", "Run a gateway of definitions, logs and results, and look at one."),
     "relay": _Part(
         "relay", "Run a relay that pays customers' gas, and look at what was signed for one."
     ),

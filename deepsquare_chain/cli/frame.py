@@ -37,6 +37,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "ca_file": (Path, "Certificates (PEM) that endpoints may have.", False),
     "headers_file": (Path, "File of headers for endpoints, such as keys.", False),
     "relay": (str, "URL of the relay that pays the gas of --gasless.", False),
+    "gateway": (list[str], "URL of a gateway of definitions, logs and results.", False),
     "max_lag_blocks": (int, "Blocks that an endpoint may be behind the best one.", False),
     "deployment": (Path, "Record of the deployed contracts.", True),
     "keystore": (Path, "Encrypted wallet file.", True),

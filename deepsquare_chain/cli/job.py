@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.client.job_list import ListedJob
     from deepsquare_chain.client.watching import Ended
     from deepsquare_chain.errors import EndpointError
+    from deepsquare_chain.store.gateway_client import GatewayClient
 
 app = typer.Typer(
     help="List, look at, watch, read, fetch, cancel, top up, retry.", no_args_is_help=True
@@ -176,7 +178,12 @@ async def watch(
 
 
 async def follow_to_end(
-    context: CommandContext, contracts: Contracts, job_id: int, timeout: float | None
+    context: CommandContext,
+    contracts: Contracts,
+    job_id: int,
+    timeout: float | None,
+    *,
+    on_change: Callable[[Job], None] = lambda _: None,
 ) -> Ended:
     """Wait for the end of a job's line; each change, and why it stands still, goes to stderr."""
     from deepsquare_chain.cli.why import Teller
@@ -186,6 +193,7 @@ async def follow_to_end(
         where = f" at provider {job.provider_id}" if job.provider_id else ""
         continues = f" (requeued from job {job.retry_of})" if job.retry_of else ""
         context.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
+        on_change(job)
 
     context.goes_on = (
         f"Job {job_id} goes on: look with `deepsquare job get {job_id}`, end it with "
@@ -228,7 +236,10 @@ async def logs(
     job: JobArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
 ) -> None:
-    """Print what a job printed; reads the run's folder of a provider on this machine."""
+    """Print what a job printed, from a gateway.
+
+    Where no gateway is set, from the run's folder of a provider on this machine.
+    """
     from deepsquare_chain.cli.outputs import stream
     from deepsquare_chain.client.network import open_grid
 
@@ -244,20 +255,38 @@ async def results(
         Path | None, typer.Option("--to", metavar="FOLDER", help="Copy them into a new folder.")
     ] = None,
 ) -> int:
-    """List the files that a job left, or fetch them; reads a provider's folder on this machine.
+    """List the files that a job left, or download them, and compare the output with the chain.
 
-    Exit 1 if a file can't be read; the others are listed and fetched all the same.
+    They come from a gateway, or from a provider's folder on this machine where none is set. Exit 1 if a file can't be read; the others are listed and fetched all the same.
     """
-    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.client.gateways import gateways_of
+    from deepsquare_chain.client.network import open_account, open_grid
     from deepsquare_chain.client.results import job_results
+    from deepsquare_chain.store.gateway_client import gateway_urls
 
-    async with open_grid(context.settings) as contracts:
-        found = await job_results(contracts, context.settings.state_dir, job, to)
+    async with AsyncExitStack() as stack:
+        contracts = await stack.enter_async_context(open_grid(context.settings))
+        gateways: tuple[GatewayClient, ...] = ()
+        if gateway_urls(context.settings, contracts.deployment):
+            account = await open_account(context.settings)
+            gateways = await stack.enter_async_context(
+                gateways_of(context.settings, contracts.deployment, account)
+            )
+        found = await job_results(
+            contracts,
+            context.settings.state_dir,
+            job,
+            to,
+            gateways=gateways,
+            told=context.printer.note,
+        )
     rows = (
         (each.name, each.size, each.digest or None, each.on_chain, each.problem or None)
         for each in found
     )
     context.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
+    if any(each.on_chain for each in found):
+        context.printer.note("The output is the one whose SHA-256 the provider reported on chain.")
     problems = sum(1 for each in found if each.problem and not each.special)
     special = sum(1 for each in found if each.special)
     if special:

@@ -10,10 +10,16 @@ from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.gateway_client import (
+    GatewayDefinitionStore,
+    gateway_urls,
+    open_gateways,
+)
 from deepsquare_chain.store.wallets import FOLDER
 
 if TYPE_CHECKING:
+    from deepsquare_chain.gateway.rules import GatewayRules
     from deepsquare_chain.relay.rules import RelayRules
 
 _GWEI: Final = 10**9
@@ -27,29 +33,36 @@ async def provide(settings: Settings) -> None:
     deployment = Deployment.load(settings.deployment)
     account = await open_account(settings)
     configure_logging(settings.log_level, settings.log_format, service="provider")
-    await run_provider(
-        settings.endpoint,
-        deployment,
-        account,
-        FolderDefinitionStore(settings.store),
-        ProviderSettings(
-            collect_interval=settings.collect_interval,
-            collect_gas_share=settings.collect_gas_share,
-            coin_value=settings.coin_value,
-            max_answer_fee=int(settings.max_answer_fee_gwei * _GWEI),
-            unbilled_warning=int(settings.unbilled_warning * CREDIT),
-            follow_offer=settings.follow_offer,
-            min_free=settings.disk_floor,
-            keep_seconds=settings.keep_runs_days * 86_400,
-            keep_megabytes=settings.keep_runs_mb,
-            executor=settings.executor,
-            executor_options=settings.executor_options,
-            allow_unisolated=settings.allow_unisolated,
-            allow_root=settings.allow_root,
-            private_paths=settings.private_paths,
-            **_common(settings, "provider", account.address),
-        ),
-    )
+    async with open_gateways(
+        gateway_urls(settings, deployment), account, deployment, transport_of(settings)
+    ) as gateways:
+        definitions: DefinitionStore = FolderDefinitionStore(settings.store)
+        if gateways:
+            definitions = GatewayDefinitionStore(gateways)
+        await run_provider(
+            settings.endpoint,
+            deployment,
+            account,
+            definitions,
+            ProviderSettings(
+                collect_interval=settings.collect_interval,
+                collect_gas_share=settings.collect_gas_share,
+                coin_value=settings.coin_value,
+                max_answer_fee=int(settings.max_answer_fee_gwei * _GWEI),
+                unbilled_warning=int(settings.unbilled_warning * CREDIT),
+                follow_offer=settings.follow_offer,
+                min_free=settings.disk_floor,
+                keep_seconds=settings.keep_runs_days * 86_400,
+                keep_megabytes=settings.keep_runs_mb,
+                executor=settings.executor,
+                executor_options=settings.executor_options,
+                allow_unisolated=settings.allow_unisolated,
+                allow_root=settings.allow_root,
+                private_paths=settings.private_paths,
+                **_common(settings, "provider", account.address),
+            ),
+            gateways=gateways,
+        )
 
 
 def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
@@ -119,6 +132,35 @@ async def relay(
             min_balance=min_balance,
             **_common(settings, "relay", account.address),
         ),
+        host=host,
+        port=port,
+        ready=ready,
+    )
+
+
+async def serve_gateway(
+    settings: Settings,
+    *,
+    rules: GatewayRules,
+    objects: str,
+    urls: tuple[str, ...],
+    sites: tuple[str, ...],
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+) -> None:
+    """Run a gateway until a signal; `ready` gets its URL. Errors as `run_gateway`."""
+    from deepsquare_chain.gateway.runner import run_gateway
+    from deepsquare_chain.gateway.service import GatewaySettings
+
+    deployment = Deployment.load(settings.deployment)
+    configure_logging(settings.log_level, settings.log_format, service="gateway")
+    common = _common(settings, "gateway", "")
+    common["state_dir"] = settings.state_dir / "gateway"
+    await run_gateway(
+        settings.endpoint,
+        deployment,
+        GatewaySettings(rules=rules, objects=objects, urls=urls, sites=sites, **common),
         host=host,
         port=port,
         ready=ready,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Terms
+    from deepsquare_chain.store.gateway_client import GatewayClient
     from deepsquare_chain.workflow import JobFile
 
 app = typer.Typer()
@@ -128,12 +130,16 @@ async def submit(
         bool, typer.Option("--dry-run", help="Check everything, pay nothing.")
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for the end; exit with the job's own code.")
+        bool,
+        typer.Option(
+            "--wait", help="Show its output and wait for the end; exit with its own code."
+        ),
     ] = False,
     wait_timeout: WaitTimeoutOption = None,
 ) -> int | None:
     """Pay for a job and put it into the grid's queue."""
     from deepsquare_chain.cli.signing import open_sending
+    from deepsquare_chain.client.gateways import definitions_of
     from deepsquare_chain.client.quotes import cheapest, quotes
     from deepsquare_chain.client.submission import (
         Request,
@@ -143,9 +149,14 @@ async def submit(
         submit,
     )
     from deepsquare_chain.store.definitions import FolderDefinitionStore
+    from deepsquare_chain.store.gateway_client import GatewayDefinitionStore
 
     job_file, terms = _read(file, credits, time_limit)
-    async with open_sending(context, gasless=gasless, yes=yes) as wallet:
+    async with (
+        open_sending(context, gasless=gasless, yes=yes) as wallet,
+        definitions_of(context.settings, wallet.contracts.deployment, wallet.account) as store,
+    ):
+        gateways = store.gateways if isinstance(store, GatewayDefinitionStore) else ()
         if not gasless:
             refuse_relayed_key(wallet.store, key)
         requests = [Request(terms, (job_file.definition.to_bytes(),) * array)]
@@ -162,8 +173,7 @@ async def submit(
                     "Warning: no provider could run this now; see `deepsquare quote`. The job "
                     "would wait, and can be cancelled for a full refund."
                 )
-            store = FolderDefinitionStore(context.settings.store)
-            if not store.readers():
+            if isinstance(store, FolderDefinitionStore) and not store.readers():
                 context.printer.note(
                     f"Warning: no provider is known to read definitions from {store.path} (setting "
                     "store). Where none does, the job waits and can be cancelled for a full refund."
@@ -192,7 +202,7 @@ async def submit(
         ids = ", ".join(map(str, done.job_ids))
         context.printer.note(f"Submitted and paid for: job{'s' * (array > 1)} {ids}.")
         try:
-            return await _wait(context, wallet.contracts, done.job_ids, wait_timeout)
+            return await _wait(context, wallet.contracts, gateways, done.job_ids, wait_timeout)
         except BaseException:
             # They are paid for: whoever waited must know which they are, whatever comes after.
             context.printer.rows(_SUBMITTED, submitted)
@@ -214,15 +224,26 @@ def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool
 
 
 async def _wait(
-    context: CommandContext, contracts: Contracts, job_ids: tuple[int, ...], timeout: float | None
+    context: CommandContext,
+    contracts: Contracts,
+    gateways: Sequence[GatewayClient],
+    job_ids: tuple[int, ...],
+    timeout: float | None,
 ) -> int:
-    """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins."""
+    """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins.
+
+    What each prints is shown as it comes where a gateway has it: on stdout for people, on stderr
+    where stdout is for data.
+    """
     from deepsquare_chain.cli.job import follow_to_end, print_ended
+    from deepsquare_chain.cli.outputs import LogPrinter
 
     deadline = None if timeout is None else time.monotonic() + timeout
     found = []
     for job_id in job_ids:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        found.append(await follow_to_end(context, contracts, job_id, left))
+        async with LogPrinter(context, contracts, gateways) as logs:
+            found.append(await follow_to_end(context, contracts, job_id, left, on_change=logs.saw))
+            await logs.finish()
     await print_ended(context, found)
     return next((each.exit_code for each in found if each.exit_code), 0)

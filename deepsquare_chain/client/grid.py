@@ -16,6 +16,7 @@ from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
+from deepsquare_chain.client.gateways import gateways_of, read_log
 from deepsquare_chain.client.history import History
 from deepsquare_chain.client.network import (
     WalletConnection,
@@ -37,7 +38,8 @@ from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Terms
 from deepsquare_chain.provider.outputs import find_run, read_output
 from deepsquare_chain.settings import Settings, load_settings
-from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.gateway_client import GatewayClient, GatewayDefinitionStore
 from deepsquare_chain.workflow import JobFile, load_job_file, parse_job_file
 
 _CHUNK = 1_048_576
@@ -86,6 +88,8 @@ class Grid:
         self.contracts = contracts
         self._wallet = wallet
         self._queue: SubmissionQueue | None = None
+        self._definitions: DefinitionStore = FolderDefinitionStore(settings.store)
+        self._gateways: tuple[GatewayClient, ...] = ()
 
     @classmethod
     @asynccontextmanager
@@ -112,6 +116,11 @@ class Grid:
                 return
             wallet = await stack.enter_async_context(open_wallet(found))
             grid = cls(found, wallet.contracts, wallet)
+            grid._gateways = await stack.enter_async_context(
+                gateways_of(found, wallet.contracts.deployment, wallet.account)
+            )
+            if grid._gateways:
+                grid._definitions = GatewayDefinitionStore(grid._gateways)
             try:
                 yield grid
             finally:
@@ -137,7 +146,7 @@ class Grid:
             self._queue = SubmissionQueue(
                 self.contracts,
                 self.wallet.sender,
-                FolderDefinitionStore(self.settings.store),
+                self._definitions,
                 permit=self.wallet.account,
                 timeout=self.settings.timeout,
             )
@@ -204,7 +213,7 @@ class Grid:
                 done = await submit(
                     self.contracts,
                     relayed.sender,
-                    FolderDefinitionStore(self.settings.store),
+                    self._definitions,
                     [request],
                     timeout=self.settings.timeout,
                     key=key,
@@ -216,7 +225,7 @@ class Grid:
             done = await submit(
                 self.contracts,
                 wallet.sender,
-                FolderDefinitionStore(self.settings.store),
+                self._definitions,
                 [request],
                 permit=wallet.account if permit else None,
                 timeout=self.settings.timeout,
@@ -256,11 +265,15 @@ class Grid:
         return _outcome(ended.job, ended.history, ended.exit_code)
 
     async def logs(self, job_id: int) -> bytes:
-        """What a job printed; read from a provider's folder on this machine.
+        """What a job has printed, from a gateway, else from a provider's folder on this machine.
 
         Raises:
-            NotFoundError: No provider below the setting `state_dir` has run it.
+            NotFoundError: No gateway has it, or no provider below the setting `state_dir` has run it.
+            NotAuthorisedError: The wallet may not read it.
         """
+        if self._gateways:
+            log = read_log(self.contracts, self._gateways, job_id, follow=False)
+            return b"".join([data async for data in log])
         root, chain_id = self.settings.state_dir, self.contracts.deployment.chain_id
         address = self.contracts.scheduler.address
         run = await asyncio.to_thread(find_run, root, chain_id, address, job_id)
@@ -279,14 +292,16 @@ class Grid:
     async def results(self, job_id: int, to: Path | None = None) -> list[Result]:
         """The output and files of an ended job, copied into the new folder `to` if one is given.
 
-        Read from a provider's folder on this machine; the output is checked against the chain.
+        From a gateway, else from a provider's folder on this machine; the output is checked against the chain.
 
         Raises:
             NotFoundError: There is no such job, or no provider below `state_dir` has run it.
             UsageError: It has not ended, or the folder is there already.
             AuditError: The output is not the one that its provider reported; nothing is copied.
         """
-        return await job_results(self.contracts, self.settings.state_dir, job_id, to)
+        return await job_results(
+            self.contracts, self.settings.state_dir, job_id, to, gateways=self._gateways
+        )
 
     async def cancel(self, *job_ids: int, gasless: bool = False) -> TxReceipt:
         """End jobs of this wallet: time used is paid, the rest refunded.

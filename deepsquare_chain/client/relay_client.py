@@ -13,7 +13,12 @@ from pydantic_core import from_json
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import SignedRequest
-from deepsquare_chain.chain.rpc.transport import CERTIFICATE_HINT, Transport, proxy_for, tls_problem
+from deepsquare_chain.chain.rpc.transport import (
+    CERTIFICATE_HINT,
+    Transport,
+    http_client,
+    why_failed,
+)
 from deepsquare_chain.errors import EndpointError, NotFoundError
 from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.settings import Settings, safe_url
@@ -107,17 +112,8 @@ class RelayClient:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        way = way or Transport()
         self.place = safe_url(url)
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            timeout=_TIMEOUT,
-            trust_env=False,
-            proxy=proxy_for(url),
-            verify=way.context() or True,
-            headers=way.headers_for(url),
-            transport=transport,
-        )
+        self._client = http_client(url, way, timeout=_TIMEOUT, transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -189,7 +185,7 @@ class RelayClient:
                     return found
                 raise self._refused(response.status_code, found)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            why = _why(error)
+            why = why_failed(error)
             hint = CERTIFICATE_HINT if "certificate" in why else _ELSEWHERE
             raise EndpointError(
                 f"The relay at {self.place} can't be reached: {why}", hint=hint
@@ -225,11 +221,3 @@ def _tree(data: bytes) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, httpx.ConnectError):
-        return tls_problem(error) or "no connection"
-    if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
-    return type(error).__name__

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.client.gateways import remote_results
 from deepsquare_chain.client.history import reported_digest
 from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus
@@ -18,6 +19,7 @@ from deepsquare_chain.provider.outputs import (
     has_ended,
     result_files,
 )
+from deepsquare_chain.store.gateway_client import GatewayClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +45,34 @@ class Result:
 
 
 async def job_results(
-    contracts: Contracts, root: Path, job_id: int, to: Path | None = None
+    contracts: Contracts,
+    root: Path,
+    job_id: int,
+    to: Path | None = None,
+    *,
+    gateways: Sequence[GatewayClient] = (),
+    told: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """The output and the files of a job that has ended, from a provider's folder on this machine.
+    """The output and the files of a job that has ended, from a gateway, else from this machine.
 
     Args:
         contracts: The deployment.
-        root: A provider's state folder, or the folder that holds several.
+        root: A provider's state folder, or the folder that holds several; where no gateway is set.
         job_id: The job.
         to: A new folder to copy them into, once the output is known to be the reported one.
+        gateways: Where they are looked for.
+        told: Told of a download that goes on after it was cut off.
 
     Raises:
-        NotFoundError: There is no such job, or no provider below `root` has run it.
+        NotFoundError: There is no such job, or no provider below `root` has run it, or none has
+            delivered its results to a gateway.
         UsageError: It has not ended, or the folder is there already.
         AuditError: The output is other than the chain says; nothing was copied.
+        GridError: No gateway answers, or none lets this account read it.
     """
+    if gateways:
+        files, reported = await remote_results(contracts, gateways, job_id, to, told)
+        return _compared(files, reported, job_id, gateways[0].place)
     job = await contracts.scheduler.get_job(job_id)
     grid = contracts.deployment.chain_id, contracts.scheduler.address
     run = await asyncio.to_thread(find_run, root, *grid, job_id)
@@ -68,10 +83,12 @@ async def job_results(
             f"Job {job_id} has not ended: it is {job.status.name}",
             hint=f"Wait for it with `deepsquare job watch {job_id}`.",
         )
-    told = await reported_digest(contracts, job_id)
-    found = _compared(await asyncio.to_thread(result_files, run), told, job_id, run)
+    told_digest = await reported_digest(contracts, job_id)
+    place = f"below {run}"
+    found = _compared(await asyncio.to_thread(result_files, run), told_digest, job_id, place)
     if to is not None:
-        found = _compared(await asyncio.to_thread(result_files, run, to), told, job_id, run)
+        files = await asyncio.to_thread(result_files, run, to)
+        found = _compared(files, told_digest, job_id, place)
     return found
 
 
@@ -88,12 +105,12 @@ def no_run(job: Job, root: Path) -> NotFoundError:
     )
 
 
-def _compared(files: Sequence[ResultFile], told: str, job_id: int, run: Path) -> list[Result]:
+def _compared(files: Sequence[ResultFile], told: str, job_id: int, place: str) -> list[Result]:
     output = files[0] if files and files[0].name == "output" else None
     unreadable = output is not None and not output.digest
     if told and not unreadable and (output is None or output.digest != told):
         raise AuditError(
-            f"The output of job {job_id} below {run} is not the one that its provider reported",
+            f"The output of job {job_id} {place} is not the one that its provider reported",
             hint="It was changed since, or is another run's; ask the provider.",
         )
     # The chain tells the digest of the output alone.

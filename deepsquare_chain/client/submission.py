@@ -17,13 +17,14 @@ from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.rpc.on_demand import next_block_time
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender
+from deepsquare_chain.client.gateways import definitions_of
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, StoreError, UsageError
 from deepsquare_chain.job import JobFlags, Terms
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.workflow import digest
 
@@ -454,8 +455,6 @@ async def resubmit(
             hint=f"Cancel it first: `deepsquare job cancel {job_id}`.",
         )
     told = (await histories(wallet.contracts, [job_id]))[job_id]
-    store = FolderDefinitionStore(settings.store)
-    data = await store.get(job.definition)
     terms = Terms(
         amount=told.funded + told.carried_in if amount is None else amount,
         time_limit=job.time_limit,
@@ -466,10 +465,12 @@ async def resubmit(
         name=told.name,
         uses=told.uses,
     )
-    return await submit(
-        wallet.contracts,
-        wallet.sender,
-        store,
-        [Request(terms, (data,))],
-        timeout=settings.timeout,
-    )
+    async with definitions_of(settings, wallet.contracts.deployment, wallet.account) as store:
+        data = await store.get(job.definition, job_id)
+        return await submit(
+            wallet.contracts,
+            wallet.sender,
+            store,
+            [Request(terms, (data,))],
+            timeout=settings.timeout,
+        )

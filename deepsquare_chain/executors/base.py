@@ -179,6 +179,10 @@ class Executor(Protocol):
         """
         ...
 
+    def folder(self, handle: str) -> Path:
+        """The folder of a run, whether it is there or not; see `rundir`."""
+        ...
+
     async def keys(self) -> list[str]:
         """Every run it still knows, live or ended."""
         ...

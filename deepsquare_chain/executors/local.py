@@ -191,6 +191,10 @@ class LocalExecutor(Executor):
         span = max(0, offset), max(0, min(limit, OUTPUT_LIMIT))
         return await self._call(self._runs.output, check_key(handle), *span)
 
+    def folder(self, handle: str) -> Path:
+        """The folder of a run, whether it is there or not."""
+        return self._path / check_key(handle)
+
     async def keys(self) -> list[str]:
         """Every run that has a folder, live or ended."""
         return await self._call(self._runs.keys)

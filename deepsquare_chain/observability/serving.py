@@ -10,16 +10,19 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from deepsquare_chain.errors import UsageError
 
 HOST = "127.0.0.1"
+PROBLEM: Final = "application/problem+json"
 # A page whose name was re-bound to loopback comes with its own host name, and is turned away.
 LOOPBACK_ONLY: Final = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
@@ -80,6 +83,30 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+def problem(
+    status: HTTPStatus,
+    detail: str,
+    *,
+    hint: str = "",
+    code: str = "",
+    retry: int | None = None,
+    **more: int | str | None,
+) -> Response:
+    """A problem (RFC 9457); `code` is its short name, `retry` in seconds, `more` further fields."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": int(status),
+        "detail": detail,
+    }
+    more = {"hint": hint, "code": code, **more}
+    body |= {name: value for name, value in more.items() if value not in ("", None)}
+    headers = {"Cache-Control": "no-store"}
+    if retry is not None:
+        headers["Retry-After"] = str(retry)
+    return JSONResponse(body, status, headers, media_type=PROBLEM)
 
 
 def sends_json(request: Request) -> bool:

@@ -33,7 +33,7 @@ class DefinitionCache:
         """Whether the job's definition is at hand and asks for what the chain says."""
         found = self._known.get(job.definition)
         if found is None:
-            found = await self._fetch(job.definition)
+            found = await self._fetch(job)
         if isinstance(found, CachedDefinition):
             return found
         if found.resources != job.resources:
@@ -46,11 +46,12 @@ class DefinitionCache:
         found = self._known.get(job.definition)
         return found if isinstance(found, Definition) else None
 
-    async def _fetch(self, key: bytes) -> Definition | CachedDefinition:
+    async def _fetch(self, job: Job) -> Definition | CachedDefinition:
+        key = job.definition
         name = f"definition {key.hex()[:16]}"
         try:
             async with asyncio.timeout(self._timeout):
-                data = await self._store.get(key)
+                data = await self._store.get(key, job.id)
         except NotFoundError:
             return CachedDefinition(DefinitionState.MISSING, f"{name} is not in the store")
         except DefinitionMismatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
@@ -21,6 +21,7 @@ from deepsquare_chain.job import Offer
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings, look_up
 from deepsquare_chain.store.definitions import DefinitionStore
+from deepsquare_chain.store.gateway_client import GatewayClient
 
 NAME: Final = "provider"
 _MAINTENANCE: Final = ((signal.SIGUSR1, True), (signal.SIGUSR2, False))
@@ -34,6 +35,7 @@ async def run_provider(
     settings: ProviderSettings,
     *,
     executor: Executor | None = None,
+    gateways: Sequence[GatewayClient] = (),
     stop: asyncio.Event | None = None,
 ) -> None:
     """Run a provider until SIGINT, SIGTERM or `stop`; its runs go on without it.
@@ -45,6 +47,7 @@ async def run_provider(
         definitions: Where definitions stand.
         settings: How it runs.
         executor: Where jobs run; by default the one that the settings name.
+        gateways: Where output is delivered; none where customers share the machine.
         stop: Ends it when set.
 
     Raises:
@@ -87,6 +90,7 @@ async def run_provider(
             standing=standing,
             metrics=metrics,
             on_hardware=None if settings.capacity else _follow_hardware(runs_on),
+            gateways=gateways,
         )
         daemon = await open_daemon(
             NAME,

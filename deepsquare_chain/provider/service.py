@@ -60,8 +60,10 @@ from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.retention import Limits, Retention
 from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.provider.uploads import OutputUploader
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.gateway_client import GatewayClient
 
 _log = get_logger(__name__)
 #: Seconds to wait in a cycle for transactions of an earlier process or cycle.
@@ -171,6 +173,7 @@ class ProviderService:
         standing: Who this account is; see `look_up`.
         metrics: Where the figures go.
         on_hardware: Told what the registered hardware offers in all, now and then.
+        gateways: Where output is delivered.
     """
 
     def __init__(
@@ -185,6 +188,7 @@ class ProviderService:
         standing: Standing,
         metrics: Metrics | None = None,
         on_hardware: Callable[[Offer], None] | None = None,
+        gateways: Sequence[GatewayClient] = (),
     ) -> None:
         deployment = contracts.deployment
         self.provider_id = standing.provider_id
@@ -246,6 +250,10 @@ class ProviderService:
         self.heads = HeadSource(
             self._w3, sender.tend, self.figures.head, poll=settings.poll_interval
         )
+        self._uploader = None
+        if gateways:
+            self._uploader = OutputUploader(executor, self.table, store, gateways, metrics=metrics)
+            self._uploader.start()
         self._followed = b""  # a block up to which events are taken in and no challenge is open
         self._challenged_at = 0  # chain time of an open challenge, zero without one
         self._warned: set[int] = set()
@@ -305,6 +313,8 @@ class ProviderService:
         """Wait for what goes on beside the cycles."""
         await gather_all(self._executor_actions.close(), self._batches.close(), self._offer.close())
         await gather_all(self._maintenance.close(), self._retention.close())
+        if self._uploader is not None:
+            await self._uploader.close()
 
     # -- the steps of a cycle
 

@@ -22,12 +22,11 @@ from deepsquare_chain.chain.bindings.forwarder import SignedRequest
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.probe import Health
-from deepsquare_chain.observability.serving import read_body, sends_json
+from deepsquare_chain.observability.serving import problem, read_body, sends_json
 from deepsquare_chain.relay.records import PENDING, RelayedRequest
 from deepsquare_chain.relay.rules import RefusedError
 from deepsquare_chain.relay.service import RelayService
 
-PROBLEM: Final = "application/problem+json"
 _RETRY_SECONDS: Final = 5
 _log = get_logger(__name__)
 
@@ -110,30 +109,6 @@ def guarded(endpoint: Endpoint) -> Endpoint:
             )
 
     return answer
-
-
-def problem(
-    status: HTTPStatus,
-    detail: str,
-    *,
-    hint: str = "",
-    code: str = "",
-    retry: int | None = None,
-    next_nonce: int | None = None,
-) -> Response:
-    """A problem (RFC 9457); `code` is its short name, `retry` in seconds."""
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": status.phrase,
-        "status": int(status),
-        "detail": detail,
-    }
-    more = {"hint": hint, "code": code, "next_nonce": next_nonce}
-    body |= {name: value for name, value in more.items() if value not in ("", None)}
-    headers = {"Cache-Control": "no-store"}
-    if retry is not None:
-        headers["Retry-After"] = str(retry)
-    return JSONResponse(body, status, headers, media_type=PROBLEM)
 
 
 async def _read(request: Request, limit: int) -> SignedRequest:

@@ -34,8 +34,12 @@ class DefinitionStore(Protocol):
         """
         ...
 
-    async def get(self, digest: bytes) -> bytes:
+    async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
         """The bytes of a definition.
+
+        Args:
+            digest: Its SHA-256.
+            job_id: The job that it is wanted for: a gateway gives it to nobody else.
 
         Raises:
             NotFoundError: The store does not have it.
@@ -65,7 +69,7 @@ class FolderDefinitionStore:
             ) from None
         return key
 
-    async def get(self, digest: bytes) -> bytes:
+    async def get(self, digest: bytes, job_id: int | None = None) -> bytes:  # noqa: ARG002
         """See `DefinitionStore`."""
         file = self._file(digest)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from deepsquare_chain.job import Job, JobStatus, Offer, Resources
 from deepsquare_chain.provider.model import Phase, Run
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings, look_up
 from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.store.gateway_client import GatewayDefinitionStore, open_gateways
 from deepsquare_chain.workflow import Definition, Step
 from tests.support.livegrid import LiveGrid, terms
 
@@ -151,6 +152,7 @@ async def bench(
     number: int = 0,
     definitions: Path | None = None,
     executor: Executor | None = None,
+    gateways: Sequence[str] = (),
     **settings: Any,
 ) -> AsyncIterator[Bench]:
     """A provider's service in this process, with the local executor unless another is given."""
@@ -159,19 +161,21 @@ async def bench(
     store = grid.store(account, folder / "provider.db")
     executor = executor or LocalExecutor(folder, options["capacity"])
     definition_store = FolderDefinitionStore(definitions or folder / "definitions")
-    service = ProviderService(
-        grid.contracts,
-        grid.sender(account, store=store),
-        store,
-        executor=executor,
-        definitions=definition_store,
-        settings=ProviderSettings(state_dir=folder, **options),
-        standing=await look_up(grid.contracts, account.address),
-    )
-    try:
-        yield Bench(grid, folder, number, service, executor, definition_store)
-    finally:
-        await service.close()
-        for handle in await executor.keys():
-            await executor.cancel(handle)
-        store.close()
+    async with open_gateways(gateways, account, grid.deployment) as clients:
+        service = ProviderService(
+            grid.contracts,
+            grid.sender(account, store=store),
+            store,
+            executor=executor,
+            definitions=GatewayDefinitionStore(clients) if clients else definition_store,
+            settings=ProviderSettings(state_dir=folder, **options),
+            standing=await look_up(grid.contracts, account.address),
+            gateways=clients,
+        )
+        try:
+            yield Bench(grid, folder, number, service, executor, definition_store)
+        finally:
+            await service.close()
+            for handle in await executor.keys():
+                await executor.cancel(handle)
+            store.close()

@@ -238,7 +238,9 @@ async def test_several_jobs_are_waited_for_no_longer_than_was_said(
 ) -> None:
     clock, left = [0.0], []  # type: tuple[list[float], list[float | None]]
 
-    async def follow(_desk: object, _contracts: object, _job: int, timeout: float | None) -> Any:
+    async def follow(
+        _desk: object, _contracts: object, _job: int, timeout: float | None, **_: object
+    ) -> Any:
         left.append(timeout)
         clock[0] += 4
         return SimpleNamespace(exit_code=0)
@@ -251,6 +253,6 @@ async def test_several_jobs_are_waited_for_no_longer_than_was_said(
     monkeypatch.setattr(submit_commands, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     context: Any = SimpleNamespace(printer=SimpleNamespace(note=lambda _words: None))
     contracts: Any = None
-    assert await submit_commands._wait(context, contracts, (1, 2, 3), 6.0) == 0
-    assert await submit_commands._wait(context, contracts, (4,), None) == 0
+    assert await submit_commands._wait(context, contracts, (), (1, 2, 3), 6.0) == 0
+    assert await submit_commands._wait(context, contracts, (), (4,), None) == 0
     assert left == [6.0, 2.0, 0.0, None]

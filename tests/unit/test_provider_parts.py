@@ -104,7 +104,7 @@ class Shelf:
         self.answer = answer
         self.asked = 0
 
-    async def get(self, digest: bytes) -> bytes:
+    async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
         self.asked += 1
         if self.answer is None:
             await asyncio.sleep(60)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.observability.redaction import hide_secret
 from deepsquare_chain.settings import MAX_FILE_BYTES, safe_url
@@ -111,6 +113,39 @@ def proxy_for(url: str) -> str | None:
             "NO_PROXY names hosts to be asked without it.",
         )
     return proxy
+
+
+def http_client(
+    url: str,
+    way: Transport | None,
+    *,
+    timeout: float | httpx.Timeout,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> httpx.AsyncClient:
+    """A client of a service of the grid; `transport` replaces the network, for tests.
+
+    Raises:
+        UsageError: The environment names a proxy that can't be used.
+    """
+    way = way or Transport()
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=timeout,
+        trust_env=False,
+        proxy=proxy_for(url),
+        verify=way.context() or True,
+        headers=way.headers_for(url),
+        transport=transport,
+    )
+
+
+def why_failed(error: Exception) -> str:
+    """Why such a service could not be reached, in words."""
+    if isinstance(error, httpx.ConnectError):
+        return tls_problem(error) or "no connection"
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    return type(error).__name__
 
 
 def tls_problem(error: BaseException) -> str:

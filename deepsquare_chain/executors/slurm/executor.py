@@ -722,6 +722,10 @@ class SlurmExecutor(Executor):
             self._nodes = time.monotonic(), await read_nodes(self._options)
         return self._nodes[1]
 
+    def folder(self, handle: str) -> Path:
+        """The folder of a run, whether it is there or not."""
+        return self._path / check_key(handle)
+
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
         """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.
 

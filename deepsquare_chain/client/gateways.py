@@ -1,0 +1,369 @@
+"""What customers do with gateways: upload definitions, follow logs, download results."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.client.history import reported_digest
+from deepsquare_chain.client.network import transport_of
+from deepsquare_chain.client.watching import OnTrouble, until_answered
+from deepsquare_chain.daemon.loop import cancelled
+from deepsquare_chain.errors import AuditError, EndpointError, GridError, NotFoundError, UsageError
+from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.observability.redaction import plain
+from deepsquare_chain.provider.outputs import ResultFile
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.gateway_client import (
+    LOG,
+    GatewayClient,
+    GatewayDefinitionStore,
+    WrongAccountError,
+    gateway_urls,
+    is_file_name,
+    open_gateways,
+)
+
+#: Seconds between two looks which gateway has a log, and before a lost connection is made again.
+_LOOK: Final = 1.0
+_PAUSES: Final = (0.5, 10.0)
+#: Seconds for which the rest of a log is waited for after its job has ended.
+_LATE: Final = 20.0
+#: Tries to go on with a download that was cut off, without a byte in between.
+_TRIES: Final = 5
+_OUTPUT: Final = "output"
+_MAX_OUTPUT: Final = 16 * 1024 * 1024
+
+
+@asynccontextmanager
+async def gateways_of(
+    settings: Settings, deployment: Deployment, account: LocalAccount | None
+) -> AsyncIterator[tuple[GatewayClient, ...]]:
+    """The gateways of the settings for an account; empty where definitions are in a folder."""
+    async with open_gateways(
+        gateway_urls(settings, deployment), account, deployment, transport_of(settings)
+    ) as gateways:
+        yield gateways
+
+
+@asynccontextmanager
+async def definitions_of(
+    settings: Settings, deployment: Deployment, account: LocalAccount
+) -> AsyncIterator[DefinitionStore]:
+    """Where definitions go: the gateways of the settings, else the folder that is shared."""
+    async with gateways_of(settings, deployment, account) as gateways:
+        if gateways:
+            yield GatewayDefinitionStore(gateways)
+        else:
+            yield FolderDefinitionStore(settings.store)
+
+
+async def read_log(
+    contracts: Contracts,
+    gateways: Sequence[GatewayClient],
+    job_id: int,
+    *,
+    follow: bool,
+    on_trouble: OnTrouble | None = None,
+) -> AsyncIterator[bytes]:
+    """A job's log from its beginning; with `follow` until its end, through lost connections.
+
+    Raises:
+        NotFoundError: There is no such job, or no gateway has its log.
+        NotAuthorisedError: The account may not read it.
+        EndpointError: No gateway answers; with `follow`, none does after the end of the job.
+    """
+    if follow:
+        async for data in _follow(contracts, gateways, job_id, on_trouble):
+            yield data
+        return
+    job = await contracts.scheduler.get_job(job_id)
+    gateway = await _holder(gateways, job_id)
+    if gateway is None:
+        raise _no_log(job)
+    async with gateway.download(job_id, LOG) as pieces:
+        async for data in pieces:
+            yield data
+
+
+async def _follow(
+    contracts: Contracts,
+    gateways: Sequence[GatewayClient],
+    job_id: int,
+    on_trouble: OnTrouble | None,
+) -> AsyncIterator[bytes]:
+    await contracts.scheduler.get_job(job_id)
+    ended = asyncio.create_task(_until_ended(contracts, job_id))
+    offset, troubled, (pause, longest) = 0, False, _PAUSES
+    try:
+        while True:
+            try:
+                gateway = gateways[0] if len(gateways) == 1 else await _holder(gateways, job_id)
+                if gateway is not None:
+                    log = gateway.follow(job_id, offset)
+                    async for part in _until_late(log, ended):
+                        if troubled and on_trouble is not None:
+                            on_trouble(None)
+                        troubled, pause = False, _PAUSES[0]
+                        if part.end:
+                            return
+                        offset = part.offset
+                        yield part.data
+            except WrongAccountError:
+                raise
+            except EndpointError as error:
+                if on_trouble is not None and not troubled:
+                    on_trouble(error)
+                troubled = True
+                if _is_late(ended):
+                    raise
+            if _is_late(ended):
+                if not offset:
+                    raise _no_log(ended.result()[0])
+                raise EndpointError(
+                    f"The provider of job {job_id} has not delivered the end of its log",
+                    hint=f"Try `deepsquare job logs {job_id}` again later.",
+                )
+            await asyncio.sleep(pause if troubled else _LOOK)
+            pause = min(longest, 2 * pause)
+    finally:
+        await cancelled(ended)
+
+
+async def _until_late(log: AsyncIterator[Any], ended: asyncio.Task[Any]) -> AsyncIterator[Any]:
+    """The parts of a log, until nothing comes although its job ended a while ago."""
+    reading: asyncio.Task[Any] | None = None
+    try:
+        while True:
+            reading = reading or asyncio.ensure_future(anext(log))
+            await asyncio.wait({reading}, timeout=_LOOK)
+            if reading.done():
+                task, reading = reading, None
+                try:
+                    part = task.result()
+                except StopAsyncIteration:
+                    return
+                yield part
+            elif _is_late(ended):
+                return
+    finally:
+        if reading is not None:
+            await cancelled(reading)
+
+
+async def _until_ended(contracts: Contracts, job_id: int) -> tuple[Job, float]:
+    """The job once it has ended, and when that was seen (monotonic seconds)."""
+    while True:
+        job = await until_answered(partial(contracts.scheduler.get_job, job_id))
+        if job.status.is_final:
+            return job, time.monotonic()
+        await asyncio.sleep(_LOOK)
+
+
+def _is_late(ended: asyncio.Task[tuple[Job, float]]) -> bool:
+    if not ended.done():
+        return False
+    job, at = ended.result()
+    # A job that no provider has started prints nothing.
+    return not job.rate or time.monotonic() - at > _LATE
+
+
+async def _holder(gateways: Sequence[GatewayClient], job_id: int) -> GatewayClient | None:
+    """The gateway that has a job's log; None where those that answer have none.
+
+    Raises:
+        GridError: None of those that answer has it, and one does not answer or refuses.
+    """
+    failed: GridError | None = None
+    for each in gateways:
+        try:
+            if await each.size(job_id, LOG) is not None:
+                return each
+        except GridError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return None
+
+
+def _no_log(job: Job) -> NotFoundError:
+    hint = "Its provider has delivered none yet; `deepsquare job logs -f` waits for it."
+    if job.status.is_live and job.status is not JobStatus.RUNNING:
+        hint = f"It has not started: `deepsquare job why {job.id}` tells why."
+    return NotFoundError(f"No gateway has a log of job {job.id} ({job.status.name})", hint=hint)
+
+
+async def remote_results(
+    contracts: Contracts,
+    gateways: Sequence[GatewayClient],
+    job_id: int,
+    to: Path | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> tuple[list[ResultFile], str]:
+    """What a job left, from a gateway, and the digest of its output that is on chain.
+
+    The output is read and compared with the chain in any case, and the other files with what the
+    provider says of them when they are downloaded.
+
+    Args:
+        contracts: The deployment.
+        gateways: Where it is looked for.
+        job_id: The job.
+        to: A new folder to download into; the output becomes `output`, the others `work/...`.
+        told: Told of a download that goes on after it was cut off.
+
+    Raises:
+        NotFoundError: There is no such job, or its provider has not delivered its results.
+        UsageError: It has not ended, or the folder is there already.
+        AuditError: The output is other than the chain says; nothing was written.
+        NotAuthorisedError: The account may not read it.
+        EndpointError: No gateway answers.
+    """
+    job = await contracts.scheduler.get_job(job_id)
+    if not job.status.is_final:
+        raise UsageError(
+            f"Job {job_id} has not ended: it is {job.status.name}",
+            hint=f"Wait for it with `deepsquare job watch {job_id}`.",
+        )
+    gateway, files = await _delivered(gateways, job)
+    reported = await reported_digest(contracts, job_id)
+    output = b""
+    names = {each.name for each in files if not each.problem}
+    if _OUTPUT in names:
+        output = await _output(gateway, job_id)
+    if reported and (hashlib.sha256(output).hexdigest() != reported or _OUTPUT not in names):
+        raise AuditError(
+            f"The output of job {job_id} at {gateway.place} is not the one that its provider "
+            "reported on chain",
+            hint="It was changed since, or is another run's; ask the provider.",
+        )
+    if to is not None:
+        _make(to)
+        files = [await _saved(gateway, job_id, each, to, told) for each in files]
+    return files, reported
+
+
+async def _delivered(
+    gateways: Sequence[GatewayClient], job: Job
+) -> tuple[GatewayClient, list[ResultFile]]:
+    failed: GridError | None = None
+    for each in gateways:
+        try:
+            found = await each.results(job.id)
+        except GridError as error:
+            failed = failed or error
+            continue
+        if found is not None:
+            return each, [_result_file(entry) for entry in found]
+    raise failed or NotFoundError(
+        f"The provider of job {job.id} ({job.status.name}) has not delivered its results",
+        hint="It delivers them after the end of a run; try again later."
+        if job.rate
+        else "It ended before any provider took it.",
+    )
+
+
+def _result_file(entry: dict[str, Any]) -> ResultFile:
+    """A file of a provider's list. The list is a stranger's: names are checked, texts bounded."""
+    name, digest = plain(str(entry.get("name")))[:1_024], str(entry.get("digest"))[:64]
+    size = entry.get("size")
+    problem = plain(str(entry.get("problem") or ""))[:300]
+    if type(size) is not int or size < 0:
+        size, problem = 0, problem or "its size is not known"
+    if not problem and (not is_file_name(name) or name == LOG):
+        problem = "its name leads out of the folder, not downloaded"
+    return ResultFile(name, size, digest, problem, entry.get("special") is True)
+
+
+async def _output(gateway: GatewayClient, job_id: int) -> bytes:
+    data = bytearray()
+    async with gateway.download(job_id, _OUTPUT) as pieces:
+        async for piece in pieces:
+            data += piece
+            if len(data) > _MAX_OUTPUT:
+                raise EndpointError(
+                    f"The output of job {job_id} at {gateway.place} is longer than any provider keeps"
+                )
+    return bytes(data)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} can't be made: {error.strerror}", hint="Give a folder that is not there yet."
+        ) from None
+
+
+async def _saved(
+    gateway: GatewayClient, job_id: int, file: ResultFile, to: Path, told: Callable[[str], None]
+) -> ResultFile:
+    """Download a file and compare it with what the provider says of it."""
+    if file.problem:
+        return file
+    path = to / file.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as target:
+            digest = await _download(gateway, job_id, file, target, told)
+    except OSError as error:
+        return _unsaved(file, path, f"can't be written: {error.strerror}")
+    except GridError as error:
+        return _unsaved(file, path, f"can't be downloaded: {error.message}")
+    if digest != file.digest:
+        return _unsaved(file, path, "is not what the provider says of it, not kept")
+    return file
+
+
+def _unsaved(file: ResultFile, path: Path, problem: str) -> ResultFile:
+    with suppress(OSError):
+        path.unlink()
+    return ResultFile(file.name, file.size, "", problem)
+
+
+async def _download(
+    gateway: GatewayClient,
+    job_id: int,
+    file: ResultFile,
+    target: BinaryIO,
+    told: Callable[[str], None],
+) -> str:
+    """Download into a file, on from where it was cut off; the SHA-256 of all."""
+    whole, at, tries = hashlib.sha256(), 0, _TRIES
+    pause, longest = _PAUSES
+    while at < file.size:
+        before = at
+        try:
+            async with gateway.download(job_id, file.name, at) as pieces:
+                async for piece in pieces:
+                    at += len(piece)
+                    if at > file.size:
+                        return ""
+                    whole.update(piece)
+                    await asyncio.to_thread(target.write, piece)
+        except WrongAccountError:
+            raise
+        except EndpointError as error:
+            tries, pause = (
+                (_TRIES, _PAUSES[0]) if at > before else (tries - 1, min(longest, 2 * pause))
+            )
+            if not tries:
+                raise
+            told(f"{file.name}: {error.message}; going on at byte {at}.")
+            await asyncio.sleep(pause)
+        else:
+            if at == before:
+                break  # it is shorter there than the provider says
+    return whole.hexdigest()

@@ -1,0 +1,1 @@
+"""The gateway: definitions, logs and results over HTTP, for whom the chain names."""

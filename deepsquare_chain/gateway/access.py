@@ -1,0 +1,357 @@
+"""Who may do what: sign-in by EIP-4361, short sessions after it, and the chain's state.
+
+A sign-in is bound to the page or program that asked for it (domain), to this gateway, chain and
+contract, and to one job or all jobs of the account. Its nonce is used up with it. Nothing that a
+client says about itself counts otherwise: who the customer and the provider of a job are is read
+from the chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+from typing import Final
+
+from eth_account.messages import encode_defunct
+
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.sign_in import SignInMessage, is_signed_by, rfc3339, seconds_of
+from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.gateway.records import GatewayRecords, JobSpace
+from deepsquare_chain.gateway.rules import GatewayRules, RefusedError
+from deepsquare_chain.job import Job
+from deepsquare_chain.store.gateway_client import contract_resource, jobs_resource
+
+#: Seconds for which a nonce is good, and by which clocks may differ.
+_NONCE_SECONDS: Final = 300
+_SKEW: Final = 60
+_NONCE: Final = re.compile(r"[0-9a-f]{56}")
+_MAX_SESSIONS: Final = 100_000
+#: Seconds for which a job's record is believed without a new look.
+_JOB_SECONDS: Final = 1.0
+#: Seconds between two looks that a refusal alone is worth.
+_LOOK_AGAIN: Final = 0.25
+_MAX_CACHED: Final = 10_000
+
+
+class Right(Enum):
+    """What somebody wants of a job."""
+
+    READ_DEFINITION = "read the definition"
+    READ = "read the output"
+    WRITE = "deliver output"
+    OWN = "do what its customer does"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A signed-in account; `jobs` limits it to these, None to none; `expires` in epoch seconds."""
+
+    account: str
+    jobs: frozenset[int] | None
+    expires: float
+
+
+def _denied(message: str, *, code: str, hint: str = "") -> RefusedError:
+    return RefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
+
+
+def _unsigned(message: str, *, code: str) -> RefusedError:
+    return RefusedError(
+        message,
+        code=code,
+        status=HTTPStatus.UNAUTHORIZED,
+        hint="Ask for a new nonce and sign in again with the wallet of the job.",
+    )
+
+
+class Nonces:
+    """Nonces that are used once. Nothing is remembered of one before it is used.
+
+    A nonce carries its expiry and a proof of its origin; one of an earlier process is unknown.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._key = secrets.token_bytes(32)
+        self._clock = clock
+        self._used: OrderedDict[str, int] = OrderedDict()
+
+    def issue(self) -> tuple[str, int]:
+        """A new nonce, and until when it is good (epoch seconds)."""
+        expires = int(self._clock()) + _NONCE_SECONDS
+        head = secrets.token_hex(8) + f"{expires:08x}"
+        return head + self._proof(head), expires
+
+    def check(self, nonce: str) -> None:
+        """Refuse a nonce that is not good now, without using it.
+
+        Raises:
+            RefusedError: It is of somebody else, too old, or used.
+        """
+        good = _NONCE.fullmatch(nonce) is not None
+        if not good or not hmac.compare_digest(self._proof(nonce[:24]), nonce[24:]):
+            raise _unsigned("This gateway gave no such nonce", code="unknown-nonce")
+        if int(nonce[16:24], 16) < self._clock():
+            raise _unsigned("The nonce has expired", code="expired-nonce")
+        if nonce in self._used:
+            raise _unsigned("The nonce was used before", code="used-nonce")
+
+    def use(self, nonce: str) -> None:
+        """Use a nonce up; errors as `check`."""
+        self.check(nonce)
+        now = self._clock()
+        while self._used and next(iter(self._used.values())) < now:
+            self._used.popitem(last=False)
+        self._used[nonce] = int(nonce[16:24], 16)
+
+    def _proof(self, head: str) -> str:
+        return hmac.new(self._key, head.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+class Access:
+    """Signs accounts in and decides what they may do.
+
+    Args:
+        contracts: The deployment that decides.
+        records: Where shares stand.
+        rules: Limits.
+        clock: Seconds since the epoch.
+
+    Nobody can sign in before `serve_under` has said under which names.
+    """
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        records: GatewayRecords,
+        rules: GatewayRules,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._contracts = contracts
+        self._records = records
+        self._rules = rules
+        self.origins: tuple[str, ...] = ()
+        self._domains: frozenset[str] = frozenset()
+        self._clock = clock
+        self._nonces = Nonces(clock)
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._jobs: OrderedDict[int, tuple[float, Job]] = OrderedDict()
+
+    def serve_under(self, origins: Collection[str], sites: Collection[str] = ()) -> None:
+        """The URLs of this gateway, and those of pages whose visitors may sign in here too."""
+        self.origins = tuple(origins)
+        self._domains = frozenset(url.partition("://")[2] for url in (*origins, *sites))
+
+    # -- sign-in
+
+    def challenge(self) -> dict[str, str]:
+        """A nonce, and the times that a message may name."""
+        nonce, expires = self._nonces.issue()
+        now = self._clock()
+        return {
+            "nonce": nonce,
+            "issued_at": rfc3339(now),
+            "expiration_time": rfc3339(now + self._rules.session_seconds),
+            "nonce_expires": rfc3339(expires),
+        }
+
+    async def sign_in(self, text: str, signature: bytes) -> tuple[str, Session]:
+        """A token and its session for a signed message.
+
+        Raises:
+            RefusedError: The message is of another site, chain, contract or time, its nonce is
+                not good, or somebody else signed it.
+            EndpointError: The chain does not answer, which a contract's wallet needs.
+        """
+        try:
+            message = SignInMessage.parse(text)
+        except UsageError as error:
+            raise RefusedError(
+                error.message, code="no-message", status=HTTPStatus.BAD_REQUEST, hint=error.hint
+            ) from None
+        expires = self._check(message)
+        self._nonces.check(message.nonce)
+        signable = encode_defunct(text=text)
+        if not await is_signed_by(self._contracts.w3, signable, signature, message.address):
+            raise _unsigned(
+                f"The message is not signed by {message.address}", code="wrong-signature"
+            )
+        # Nothing is awaited from here on: of two that use one nonce, one succeeds.
+        self._nonces.use(message.nonce)
+        session = Session(message.address, self._scope(message), expires)
+        return self._remember(session), session
+
+    def session(self, token: str) -> Session:
+        """The session of a token.
+
+        Raises:
+            RefusedError: There is none, or it has expired.
+        """
+        key = hashlib.sha256(token.encode()).hexdigest()
+        session = self._sessions.get(key)
+        if session is None or session.expires < self._clock():
+            self._sessions.pop(key, None)
+            raise _unsigned("This request needs a sign-in", code="signed-out")
+        return session
+
+    def _check(self, message: SignInMessage) -> float:
+        """Until when the message is good (epoch seconds)."""
+        deployment = self._contracts.deployment
+        if message.domain not in self._domains:
+            raise _unsigned(
+                f"The message is for {message.domain[:80]}, not for this gateway",
+                code="wrong-domain",
+            )
+        if not any(_below(message.uri, origin) for origin in self.origins):
+            raise _unsigned("The URI of the message is not of this gateway", code="wrong-uri")
+        if message.chain_id != deployment.chain_id:
+            raise _unsigned(
+                f"The message is for chain {message.chain_id}, this is {deployment.chain_id}",
+                code="wrong-chain",
+            )
+        contract = contract_resource(deployment.chain_id, self._contracts.scheduler.address)
+        if contract not in message.resources:
+            raise _unsigned(
+                "The message does not name the contract of this gateway among its resources",
+                code="wrong-contract",
+            )
+        now = self._clock()
+        if not message.expiration_time:
+            raise _unsigned("The message never expires", code="no-expiry")
+        expires = seconds_of(message.expiration_time)
+        starts = max(
+            seconds_of(message.issued_at),
+            seconds_of(message.not_before) if message.not_before else 0.0,
+        )
+        if expires <= now or starts > now + _SKEW or starts < now - _NONCE_SECONDS - _SKEW:
+            raise _unsigned("The message is not good at this time", code="wrong-time")
+        return min(expires, now + self._rules.session_seconds)
+
+    def _scope(self, message: SignInMessage) -> frozenset[int] | None:
+        """The jobs that a message is for; None for all of the account's."""
+        jobs: set[int] = set()
+        for origin in self.origins:
+            base = jobs_resource(origin)
+            if base in message.resources:
+                return None
+            for each in message.resources:
+                number = each.removeprefix(f"{base}/")
+                if number != each and number.isascii() and number.isdigit() and len(number) < 20:
+                    jobs.add(int(number))
+        return frozenset(jobs)
+
+    def _remember(self, session: Session) -> str:
+        token = secrets.token_urlsafe(32)
+        self._sessions[hashlib.sha256(token.encode()).hexdigest()] = session
+        while len(self._sessions) > _MAX_SESSIONS:
+            self._sessions.popitem(last=False)
+        return token
+
+    def forget_expired(self) -> None:
+        """Drop sessions that have expired."""
+        now = self._clock()
+        for key in [key for key, each in self._sessions.items() if each.expires < now]:
+            del self._sessions[key]
+
+    # -- the chain
+
+    async def job(self, session: Session, job_id: int, right: Right) -> JobSpace:
+        """The job, once it is sure that the account has this right to it.
+
+        Raises:
+            RefusedError: It has not, or there is no such job: a stranger learns no difference.
+            EndpointError: The chain does not answer.
+        """
+        if session.jobs is not None and job_id not in session.jobs:
+            raise _denied(
+                f"This sign-in is not for job {job_id}",
+                code="wrong-job",
+                hint="Sign in for that job.",
+            )
+        found, fresh = await self._job(job_id, _JOB_SECONDS)
+        if not (found and await self._allowed(session.account, found, right)) and not fresh:
+            # An assignment may be newer than what was read a moment ago.
+            found, _ = await self._job(job_id, _LOOK_AGAIN)
+        if found is None or not await self._allowed(session.account, found, right):
+            raise _denied(
+                f"{session.account} may not {right.value} of job {job_id}",
+                code="not-authorised",
+                hint="Its customer reads it, and the provider that holds it now delivers to it.",
+            )
+        return JobSpace(found.id, found.customer, found.provider_id, found)
+
+    async def check_uploader(self, session: Session) -> None:
+        """Refuse to keep definitions for an account that can't pay for any job.
+
+        Raises:
+            RefusedError: It holds no credits.
+            EndpointError: The chain does not answer.
+        """
+        if session.jobs is not None:
+            raise _denied("This sign-in is for a job alone", code="wrong-job")
+        known = self._records.has_definitions(session.account)
+        if not known and not await self._contracts.credit.balance_of(session.account):
+            raise _denied(
+                f"{session.account} holds no credits",
+                code="no-credits",
+                hint="Definitions are taken from accounts that can pay for a job.",
+            )
+
+    async def _job(self, job_id: int, age: float) -> tuple[Job | None, bool]:
+        """A job's record, at most `age` seconds old, and whether it was read just now."""
+        now = time.monotonic()
+        read_at, job = self._jobs.get(job_id, (float("-inf"), None))
+        if now - read_at < age:
+            return job, False
+        try:
+            job = await self._contracts.scheduler.get_job(job_id)
+        except NotFoundError:
+            return None, True
+        self._jobs[job_id] = (now, job)
+        self._jobs.move_to_end(job_id)
+        while len(self._jobs) > _MAX_CACHED:
+            self._jobs.popitem(last=False)
+        return job, True
+
+    async def _allowed(self, account: str, job: Job, right: Right) -> bool:
+        if _same(account, job.customer):
+            return right is not Right.WRITE
+        if right is Right.OWN:
+            return False
+        if right is Right.READ and self._is_guest(account, job):
+            return True
+        return self._may_hold(job, right) and await self._is_provider(account, job)
+
+    def _is_guest(self, account: str, job: Job) -> bool:
+        return self._records.is_shared(job.id, job.customer, account, self._clock())
+
+    def _may_hold(self, job: Job, right: Right) -> bool:
+        """Whether the provider in the record has this right now."""
+        if job.status.is_assigned:
+            return True
+        # The record of an ended job is frozen: its last provider may deliver what is left.
+        late = self._clock() - job.since
+        return right is Right.WRITE and job.status.is_final and late < self._rules.catch_up_seconds
+
+    async def _is_provider(self, account: str, job: Job) -> bool:
+        if not job.provider_id:
+            return False
+        provider = await self._contracts.registry.account_of(job.provider_id)
+        return provider is not None and _same(account, provider)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.lower() == other.lower()
+
+
+def _below(uri: str, origin: str) -> bool:
+    return uri == origin or uri.startswith(f"{origin}/")

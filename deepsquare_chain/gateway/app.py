@@ -1,0 +1,394 @@
+"""The gateway over HTTP, below `/v1`.
+
+`POST /v1/sign-in/nonce` and `POST /v1/sign-in` give a token for a signed message (EIP-4361); all
+else needs it. Definitions are named by their SHA-256 when they are uploaded and by their job when
+they are read. Files of a job grow by parts at byte offsets, so that an upload goes on where it was
+cut off, and are read in ranges. The log streams as server-sent events whose ids are byte offsets.
+Refusals are problems (RFC 9457) with a `code` for programs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Path
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import from_json
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from deepsquare_chain import __version__
+from deepsquare_chain.errors import EndpointError, GridError, StoreError, UsageError
+from deepsquare_chain.gateway.access import Right, Session
+from deepsquare_chain.gateway.rules import RefusedError, check_name
+from deepsquare_chain.gateway.service import GatewayService
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.serving import RateLimit, problem, read_body, sends_json
+
+_RETRY_SECONDS: Final = 5
+_MAX_JSON: Final = 16 * 1024
+_MAX_RESULTS: Final = 8 * 1024 * 1024
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_OFFSET: Final = re.compile(r"[0-9]{1,18}")
+#: Seconds after which a silent stream shows that it lives: proxies cut what is silent.
+_HEARTBEAT: Final = 15
+_log = get_logger(__name__)
+_SAFE: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+JobId = Annotated[str, Path(pattern=r"^[0-9]{1,18}$")]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+T = TypeVar("T")
+
+
+def gateway_app(gateway: GatewayService, probe: Callable[[], Health]) -> FastAPI:
+    """The HTTP application of a gateway.
+
+    Args:
+        gateway: What answers.
+        probe: Health of its daemon.
+    """
+    app = FastAPI(
+        title="DeepSquare gateway",
+        version=__version__,
+        description=__doc__ or "",
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    rules = gateway.rules
+    app.state.gateway = gateway
+    app.state.requests = RateLimit(rules.rate, rules.burst)
+    app.state.sign_ins = RateLimit(rules.sign_in_rate, rules.sign_in_burst)
+    app.include_router(router)
+
+    async def live() -> Response:
+        return _probed(probe().live)
+
+    async def ready() -> Response:
+        return _probed(probe().ready)
+
+    app.add_api_route("/live", live, include_in_schema=False)
+    app.add_api_route("/ready", ready, include_in_schema=False)
+    for kind in (GridError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _answered)
+    # Tokens are sent by scripts and never by browsers on their own, so any page may ask.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=["*"],
+        allow_methods=["GET", "HEAD", "POST", "PUT"],
+        allow_headers=["Authorization", "Content-Type", "Range"],
+        expose_headers=["Content-Range", "Upload-Complete", "Upload-Offset"],
+        max_age=600,
+    )
+    return app
+
+
+def _gateway(request: Request) -> GatewayService:
+    found: GatewayService = request.app.state.gateway
+    return found
+
+
+def _signed_in(request: Request) -> Session:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    session = _gateway(request).access.session(token if scheme.lower() == "bearer" else "")
+    _heed(request.app.state.requests.wait(session.account.lower()))
+    return session
+
+
+def _unknown(request: Request) -> None:
+    _heed(request.app.state.sign_ins.wait(request.client.host if request.client else "?"))
+
+
+Gateway = Annotated[GatewayService, Depends(_gateway)]
+Signed = Annotated[Session, Depends(_signed_in)]
+router: Final = APIRouter()
+
+# -- who asks
+
+
+@router.get("/v1/gateway")
+async def terms(gateway: Gateway) -> dict[str, Any]:
+    """What this gateway is for, and its limits."""
+    return gateway.terms()
+
+
+@router.post("/v1/sign-in/nonce", dependencies=[Depends(_unknown)])
+async def nonce(gateway: Gateway) -> Response:
+    """A nonce for one sign-in."""
+    return JSONResponse(gateway.access.challenge(), headers=_SAFE)
+
+
+@router.post("/v1/sign-in", dependencies=[Depends(_unknown)])
+async def sign_in(gateway: Gateway, request: Request) -> Response:
+    """A token for a signed message: `{"message": TEXT, "signature": "0x..."}`."""
+    body = await _json(request)
+    text, signature = body.get("message"), _hex(body.get("signature"))
+    if not isinstance(text, str) or signature is None:
+        raise UsageError("A sign-in has a message and a signature in hexadecimal")
+    token, session = await gateway.access.sign_in(text, signature)
+    return JSONResponse(
+        {"token": token, "account": session.account, "expires": int(session.expires)},
+        headers=_SAFE,
+    )
+
+
+# -- definitions
+
+
+@router.put("/v1/definitions/{digest}")
+async def put_definition(
+    gateway: Gateway, request: Request, digest: Digest, session: Signed
+) -> Response:
+    """Keep a definition under its SHA-256."""
+    await gateway.access.check_uploader(session)
+    data = await _part(request, gateway.max_definition)
+    await gateway.put_definition(session, digest, data)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@router.get("/v1/jobs/{job_id}/definition")
+async def definition(gateway: Gateway, job_id: JobId, session: Signed) -> Response:
+    """The definition of a job, for its customer and the provider that holds it."""
+    space = await gateway.access.job(session, int(job_id), Right.READ_DEFINITION)
+    data = await gateway.definition(space)
+    return Response(data, headers=_SAFE, media_type="application/json")
+
+
+# -- files of a job
+
+
+@router.api_route("/v1/jobs/{job_id}/files/{name:path}", methods=["PATCH"])
+async def append(
+    gateway: Gateway, request: Request, job_id: JobId, name: str, session: Signed
+) -> Response:
+    """Add a part at the offset in `Upload-Offset`; `Upload-Complete: ?1` with the last one."""
+    check_name(name)
+    space = await gateway.access.job(session, int(job_id), Right.WRITE)
+    offset = request.headers.get("upload-offset", "")
+    if not _OFFSET.fullmatch(offset):
+        raise UsageError("Upload-Offset must be a number of bytes")
+    complete = request.headers.get("upload-complete", "?0") == "?1"
+    async with gateway.uploads:
+        data = await _part(request, gateway.rules.max_part)
+        file = await gateway.append(space, name, int(offset), data, complete=complete)
+    return Response(
+        status_code=HTTPStatus.NO_CONTENT, headers=_upload_headers(file.size, file.complete)
+    )
+
+
+@router.head("/v1/jobs/{job_id}/files/{name:path}")
+async def size(gateway: Gateway, job_id: JobId, name: str, session: Signed) -> Response:
+    """How much of a file is there, for its writer and its readers."""
+    check_name(name)
+    file = await gateway.look(session, int(job_id), name)
+    headers = {**_SAFE, **_upload_headers(file.size, file.complete), "Accept-Ranges": "bytes"}
+    return Response(headers={**headers, "Content-Length": str(file.size)})
+
+
+@router.get("/v1/jobs/{job_id}/files/{name:path}")
+async def read(
+    gateway: Gateway, request: Request, job_id: JobId, name: str, session: Signed
+) -> Response:
+    """A file, or a range of it."""
+    check_name(name)
+    space = await gateway.access.job(session, int(job_id), Right.READ)
+    file = gateway.file(space, name)
+    found = _range(request.headers.get("range"), file.size)
+    start, end = (0, file.size) if found is None else found
+    headers = {
+        **_SAFE,
+        **_upload_headers(file.size, file.complete),
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": "attachment",
+        "Content-Length": str(end - start),
+    }
+    if found is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
+    return StreamingResponse(
+        gateway.objects.read(file, start, end),
+        HTTPStatus.OK if found is None else HTTPStatus.PARTIAL_CONTENT,
+        headers,
+        media_type="application/octet-stream",
+    )
+
+
+@router.put("/v1/jobs/{job_id}/results")
+async def put_results(
+    gateway: Gateway, request: Request, job_id: JobId, session: Signed
+) -> Response:
+    """What a run left, once all its files are complete: `{"files": [{"name", ...}, ...]}`."""
+    space = await gateway.access.job(session, int(job_id), Right.WRITE)
+    gateway.put_results(space, await _json(request, _MAX_RESULTS))
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@router.get("/v1/jobs/{job_id}/results")
+async def results(gateway: Gateway, job_id: JobId, session: Signed) -> Response:
+    """What a run left, as its provider says."""
+    space = await gateway.access.job(session, int(job_id), Right.READ)
+    return Response(gateway.results(space), headers=_SAFE, media_type="application/json")
+
+
+@router.get("/v1/jobs/{job_id}/log/events")
+async def events(gateway: Gateway, request: Request, job_id: JobId, session: Signed) -> Response:
+    """The log from an offset as it grows; the id of each event is the offset after it."""
+    await gateway.access.job(session, int(job_id), Right.READ)
+    asked = request.headers.get("last-event-id") or request.query_params.get("offset", "0")
+    if not _OFFSET.fullmatch(asked):
+        raise UsageError("offset must be a number of bytes")
+    stream = gateway.open_stream(session, int(job_id), int(asked))
+    return EventSourceResponse(
+        _events(stream),
+        ping=_HEARTBEAT,
+        sep="\n",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.put("/v1/jobs/{job_id}/shares")
+async def share(gateway: Gateway, request: Request, job_id: JobId, session: Signed) -> Response:
+    """Share a job until a time: `{"reader", "until", "signature"}`, signed by its customer."""
+    body = await _json(request)
+    reader, until = body.get("reader"), body.get("until")
+    signature = _hex(body.get("signature"))
+    if not isinstance(reader, str) or type(until) is not int or signature is None:
+        raise UsageError("A share has a reader, a time in seconds, and a signature")
+    await gateway.share(session, int(job_id), reader, until, signature)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _heed(wait: float) -> None:
+    if wait:
+        raise RefusedError(
+            "Too many requests",
+            code="too-many",
+            status=HTTPStatus.TOO_MANY_REQUESTS,
+            hint="Ask again later.",
+            retry=max(1, round(wait)),
+        )
+
+
+async def _answered(request: Request, error: Exception) -> Response:
+    """The response to what an endpoint raised; nothing of the inside is told."""
+    match error:
+        case RefusedError():
+            response = problem(
+                error.status,
+                error.message,
+                hint=error.hint,
+                code=error.code,
+                retry=error.retry,
+                offset=error.offset,
+            )
+            if error.status == HTTPStatus.UNAUTHORIZED:
+                response.headers["WWW-Authenticate"] = "Bearer"
+        case UsageError():
+            response = problem(
+                HTTPStatus.BAD_REQUEST, error.message, hint=error.hint, code="bad-request"
+            )
+        case RequestValidationError():
+            response = problem(HTTPStatus.NOT_FOUND, "There is nothing here")
+        case HTTPException():
+            response = problem(HTTPStatus(error.status_code), str(error.detail))
+            response.headers.update(error.headers or {})
+        case EndpointError() | StoreError():
+            _log.warning("gateway can't answer", error=error.message)
+            what = "the chain" if isinstance(error, EndpointError) else "its store"
+            response = problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"This gateway can't reach {what} now",
+                code="unavailable",
+                retry=_RETRY_SECONDS,
+            )
+        case ClientDisconnect():
+            response = problem(HTTPStatus.BAD_REQUEST, "The request was cut off", code="cut-off")
+        case _:
+            _log.error("gateway failed", path=request.url.path[:200], exc_info=error)
+            response = problem(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here", code="internal"
+            )
+    return response
+
+
+async def _part(request: Request, limit: int) -> bytes:
+    """The body, up to a limit."""
+    length = request.headers.get("content-length", "0")
+    too_long = length.isascii() and length.isdigit() and int(length[:19]) > limit
+    data = None if too_long else await read_body(request, limit)
+    if data is None:
+        raise RefusedError(
+            f"The body is longer than {limit:,} bytes",
+            code="too-large",
+            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            hint="Files are sent in parts.",
+        )
+    return data
+
+
+async def _json(request: Request, limit: int = _MAX_JSON) -> dict[str, Any]:
+    if not sends_json(request):
+        raise UsageError("This is sent as application/json")
+    try:
+        body = from_json(await _part(request, limit), allow_inf_nan=False)
+    except ValueError:
+        raise UsageError("The body is no JSON") from None
+    if not isinstance(body, dict):
+        raise UsageError("The body is no JSON object")
+    return body
+
+
+def _hex(text: Any) -> bytes | None:
+    if not isinstance(text, str) or not re.fullmatch(r"0x(?:[0-9a-fA-F]{2}){1,4096}", text):
+        return None
+    return bytes.fromhex(text[2:])
+
+
+def _range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The first byte and the one after the last that are asked for; None for the whole file."""
+    found = _RANGE.fullmatch(header or "")
+    if found is None or found.group(0) == "bytes=-":
+        return None  # what is no single range may be ignored (RFC 9110, 14.2)
+    first, last = found.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if start >= size or end <= start:
+        raise HTTPException(
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            "The file is shorter",
+            {"Content-Range": f"bytes */{size}"},
+        )
+    return start, end
+
+
+def _upload_headers(size: int, complete: bool) -> dict[str, str]:
+    return {"Upload-Offset": str(size), "Upload-Complete": "?1" if complete else "?0"}
+
+
+async def _events(
+    stream: AsyncIterator[tuple[bytes, int] | None],
+) -> AsyncIterator[ServerSentEvent]:
+    offset = 0
+    async for piece in stream:
+        if piece is None:
+            yield ServerSentEvent(event="end", data=json.dumps({"offset": offset}))
+            return
+        data, offset = piece
+        text = base64.b64encode(data).decode()
+        yield ServerSentEvent(event="log", id=str(offset), data=text)
+
+
+def _probed(good: bool) -> Response:
+    return JSONResponse({"ok": good}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)

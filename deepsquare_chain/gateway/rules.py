@@ -1,0 +1,86 @@
+"""Limits of a gateway, and its refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.store.gateway_client import is_file_name
+
+DAY: Final = 86_400
+MIB: Final = 1024 * 1024
+
+
+class RefusedError(GridError):
+    """A request that the gateway does not carry out; `code` is a short name for programs."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: HTTPStatus,
+        hint: str = "",
+        retry: int | None = None,
+        offset: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.status = status
+        self.retry = retry
+        self.offset = offset
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRules:
+    """What one account may use.
+
+    Attributes:
+        max_part: Bytes of one part of an upload.
+        max_log: Bytes of the log of one job.
+        max_job: Bytes of all files of one job.
+        max_files: Files of one job.
+        max_account: Bytes of all jobs of one customer.
+        max_definitions: Bytes of the definitions of one customer.
+        max_streams: Log streams that one account may hold open.
+        rate: Requests per second of one account in the long run; 0 for no limit.
+        burst: Requests that it may make at once.
+        sign_in_rate: Sign-ins per second of one network address in the long run; 0 for no limit.
+        sign_in_burst: Sign-ins that it may make at once.
+        session_seconds: Longest time for which a sign-in is good.
+        keep_seconds: Seconds after their last change or use for which files are kept.
+        catch_up_seconds: Seconds after the end of a job in which its provider may deliver.
+    """
+
+    max_part: int = 4 * MIB
+    max_log: int = 64 * MIB
+    max_job: int = 16 * 1024 * MIB
+    max_files: int = 10_000
+    max_account: int = 64 * 1024 * MIB
+    max_definitions: int = 256 * MIB
+    max_streams: int = 200
+    rate: float = 100.0
+    burst: int = 2_000
+    sign_in_rate: float = 5.0
+    sign_in_burst: int = 300
+    session_seconds: int = 900
+    keep_seconds: int = 30 * DAY
+    catch_up_seconds: int = 7 * DAY
+
+
+def check_name(name: str) -> str:
+    """The name of a file of a job: `log`, `output`, or a path below `work/`.
+
+    Raises:
+        RefusedError: It is none of these, or a path that leads elsewhere.
+    """
+    if not is_file_name(name):
+        raise RefusedError(
+            "That is no name of a file of a job",
+            code="bad-name",
+            status=HTTPStatus.BAD_REQUEST,
+            hint="Files of a job are log, output, and paths below work/.",
+        )
+    return name

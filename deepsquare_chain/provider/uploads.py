@@ -1,0 +1,356 @@
+"""Delivers what runs print and leave to the gateways, while they run and after their end.
+
+The folders of runs are what is delivered from, so that a gateway that is down costs nothing but
+delay: what is missing there is read again, as long as `retention` keeps it. Nothing here is part
+of a cycle, and no failure of a gateway reaches one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Boolean, Column, Integer, String, Table, delete, insert, select
+
+from deepsquare_chain.daemon.loop import cancelled
+from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
+from deepsquare_chain.executors.base import Executor
+from deepsquare_chain.executors.outputlog import read_kept
+from deepsquare_chain.executors.rundir import RunFolder, read_bytes
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.provider.model import Phase
+from deepsquare_chain.provider.outputs import ResultFile, read_output, result_files
+from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.store.database import Store, metadata
+from deepsquare_chain.store.gateway_client import (
+    LOG,
+    GatewayClient,
+    GatewayRefusedError,
+    WrongAccountError,
+    is_file_name,
+)
+
+#: Seconds between two looks at what runs have printed.
+_INTERVAL: Final = 0.4
+#: Runs that are delivered at once, and bytes of one request.
+_AT_ONCE: Final = 8
+_LOG_PART: Final = 256 * 1024
+_FILE_PART: Final = 4 * 1024 * 1024
+#: Seconds before a gateway, or a run that it refuses, is tried again: at first, and at most.
+_PAUSES: Final = (0.5, 30.0)
+#: Seconds after which what could not be delivered is given up.
+_GIVE_UP: Final = 7 * 86_400
+_log = get_logger(__name__)
+
+_uploads: Final = Table(
+    "gateway_uploads",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("job_id", Integer, nullable=False),
+    Column("handle", String, nullable=False),
+    Column("gateway", String, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("offset", Integer, nullable=False),
+    Column("log_done", Boolean, nullable=False),
+    Column("done", Boolean, nullable=False),
+    Column("since", Integer, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """How far the delivery of one run is.
+
+    Attributes:
+        key: Of the run.
+        job_id: Of the run.
+        handle: Of the run.
+        gateway: URL of the gateway that takes it; empty before one was found.
+        position: Position in the run's output up to which it was read.
+        offset: Bytes of the gateway's log, notes about missing output included.
+        log_done: The log is complete there.
+        done: Nothing is left to do.
+        since: When the delivery began, in epoch seconds.
+    """
+
+    key: str
+    job_id: int
+    handle: str
+    gateway: str = ""
+    position: int = 0
+    offset: int = 0
+    log_done: bool = False
+    done: bool = False
+    since: int = 0
+
+
+class OutputUploader:
+    """Delivers the output of all runs of a provider in the background.
+
+    Args:
+        executor: Whose folders hold the output.
+        table: Runs of the provider.
+        store: Where it stands how far each is.
+        gateways: Where output goes: to the first that has the job's definition.
+        metrics: Where its metrics go.
+        interval: Seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        table: RunTable,
+        store: Store,
+        gateways: Sequence[GatewayClient],
+        *,
+        metrics: Metrics,
+        interval: float = _INTERVAL,
+    ) -> None:
+        self._executor = executor
+        self._table = table
+        self._store = store
+        self._gateways = tuple(gateways)
+        self._interval = interval
+        self._resting: dict[str, tuple[float, float]] = {}  # by gateway or run: pause, until
+        self._going: dict[str, asyncio.Task[None]] = {}
+        self._worker: asyncio.Task[None] | None = None
+        self._pending = metrics.gauge(
+            "gateway_pending_runs", "Runs whose output is not delivered to a gateway yet."
+        )
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        self._worker = asyncio.create_task(self._work(), name="uploads")
+
+    async def close(self) -> None:
+        """Stop; what is missing is delivered after the next start."""
+        if self._worker is not None:
+            await cancelled(self._worker)
+        for task in self._going.values():
+            await cancelled(task)
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                self.look()
+            except GridError as error:
+                _log.warning("uploads not read", error=error.message)
+            await asyncio.sleep(self._interval)
+
+    def look(self) -> None:
+        """Begin what is to be delivered now, a few runs at a time."""
+        for key in [key for key, task in self._going.items() if task.done()]:
+            del self._going[key]
+        known = {each.key: each for each in self._open()}
+        for run in self._table.open():
+            if run.handle is not None and run.key not in known and not self._finished(run.key):
+                known[run.key] = Upload(run.key, run.job_id, run.handle, since=int(time.time()))
+                self._put(known[run.key])
+        self._pending.set(len(known))
+        for upload in known.values():
+            if len(self._going) >= _AT_ONCE:
+                return
+            if upload.key not in self._going and not self._rests(upload.key):
+                self._going[upload.key] = asyncio.create_task(self._carry(upload))
+
+    async def _carry(self, upload: Upload) -> None:
+        """Deliver what is new of one run."""
+        run = self._table.get(upload.job_id)
+        ended = run is None or run.key != upload.key or run.phase in {Phase.ENDED, Phase.CLOSED}
+        try:
+            await self.deliver(upload, ended=ended)
+        except WrongAccountError as error:
+            _log.info("output not taken", job=upload.job_id, error=error.message)
+            self._rest(upload.key)
+            if run is None or run.key != upload.key:
+                self._give_up(upload, "the job is another provider's now")
+        except GridError as error:
+            _log.warning("output not delivered", job=upload.job_id, error=error.message)
+            self._rest(upload.key)
+        except OSError as error:
+            _log.warning("output not read", job=upload.job_id, error=error.strerror)
+            self._rest(upload.key)
+        except Exception as error:  # noqa: BLE001 - a task of its own: nobody else tells of it
+            _log.error("delivery failed", job=upload.job_id, exc_info=error)
+            self._rest(upload.key)
+        else:
+            self._resting.pop(upload.key, None)
+        if time.time() - upload.since > _GIVE_UP:
+            self._give_up(upload, "no gateway took it for days")
+
+    async def deliver(self, upload: Upload, *, ended: bool) -> Upload:
+        """One step of a run's delivery; all of it once the run has ended.
+
+        Raises:
+            GridError: No gateway takes it now.
+            OSError: The run's folder can't be read.
+        """
+        folder = self._executor.folder(upload.handle)
+        gateway = await self._gateway(upload)
+        upload = replace(upload, gateway=gateway.url)
+        if not upload.log_done:
+            upload = await self._log(gateway, upload, folder, ended=ended)
+        if ended and upload.log_done and not upload.done:
+            if folder.exists():
+                await self._results(gateway, upload, folder)
+            upload = replace(upload, done=True)
+            self._put(upload)
+            _log.info("output delivered", job=upload.job_id, gateway=gateway.place)
+        return upload
+
+    async def _gateway(self, upload: Upload) -> GatewayClient:
+        """The gateway of a run: where its customer put the definition.
+
+        Raises:
+            GridError: None that answers has it.
+        """
+        failed: GridError | None = None
+        for each in self._gateways:
+            if upload.gateway in {"", each.url}:
+                if self._rests(each.url):
+                    failed = EndpointError(f"The gateway at {each.place} did not answer just now")
+                    continue
+                try:
+                    if upload.gateway or await each.size(upload.job_id, LOG) is not None:
+                        return each
+                except WrongAccountError as error:
+                    failed = failed or error
+                except GridError as error:
+                    self._rest(each.url)
+                    failed = error
+        raise failed or NotFoundError(f"No gateway has the definition of job {upload.job_id}")
+
+    async def _log(
+        self, gateway: GatewayClient, upload: Upload, folder: Path, *, ended: bool
+    ) -> Upload:
+        """Send what the run has printed since."""
+        while True:
+            part = await asyncio.to_thread(_read_log, folder, upload.position)
+            complete = ended and not part[0]
+            if not part[0] and not complete:
+                return upload
+            try:
+                there = await gateway.append(
+                    upload.job_id, LOG, upload.offset, part[0], complete=complete
+                )
+            except GatewayRefusedError as error:
+                if error.code == "wrong-offset":
+                    # It has less than was sent: it leaves alone what it has.
+                    upload = replace(upload, position=0, offset=0)
+                    continue
+                if error.code not in {"quota", "complete"}:
+                    raise
+                _log.warning("log cut off", job=upload.job_id, error=error.message)
+                if error.code == "quota":
+                    there = await gateway.append(
+                        upload.job_id, LOG, upload.offset, b"", complete=True
+                    )
+                complete = True
+            upload = replace(
+                upload,
+                position=part[1],
+                offset=upload.offset + len(part[0]),
+                log_done=complete or there.complete,
+            )
+            self._put(upload)
+            if upload.log_done:
+                return upload
+
+    async def _results(self, gateway: GatewayClient, upload: Upload, folder: Path) -> None:
+        """Send the kept output and the files of the working folder, then their list."""
+        entries = []
+        for file in await asyncio.to_thread(result_files, folder):
+            problem = file.problem
+            if not problem and not is_file_name(file.name):
+                problem = "its name can't be delivered"
+            if not problem:
+                problem = await self._file(gateway, upload.job_id, folder, file)
+            entries.append(_entry(file, problem))
+        await gateway.put_results(upload.job_id, entries)
+
+    async def _file(
+        self, gateway: GatewayClient, job_id: int, folder: Path, file: ResultFile
+    ) -> str:
+        """Send what is missing of a file; why it can't be, in words, empty where it is there."""
+        there = await gateway.size(job_id, file.name)
+        if there is not None and there.complete:
+            return "" if there.size == file.size else "another file of that name was delivered"
+        offset = there.size if there is not None else 0
+        try:
+            while True:
+                limit = min(_FILE_PART, file.size - offset)
+                data = await asyncio.to_thread(_read_file, folder, file.name, offset, limit)
+                if len(data) < limit:
+                    return "it became shorter meanwhile"
+                complete = offset + len(data) >= file.size
+                await gateway.append(job_id, file.name, offset, data, complete=complete)
+                offset += len(data)
+                if complete:
+                    return ""
+        except GatewayRefusedError as error:
+            if error.code != "quota":
+                raise
+            return "it is too large for the gateway"
+
+    # -- what is remembered
+
+    def _open(self) -> list[Upload]:
+        with self._store.read() as connection:
+            query = select(_uploads).where(_uploads.c.done.is_(False)).order_by(_uploads.c.since)
+            return [Upload(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001
+
+    def _finished(self, key: str) -> bool:
+        with self._store.read() as connection:
+            query = select(_uploads.c.key).where(_uploads.c.key == key)
+            return connection.execute(query).first() is not None
+
+    def _put(self, upload: Upload) -> None:
+        values = {name: getattr(upload, name) for name in Upload.__slots__}
+        with self._store.begin(durable=False) as connection:
+            connection.execute(delete(_uploads).where(_uploads.c.key == upload.key))
+            connection.execute(insert(_uploads).values(values))
+
+    def _give_up(self, upload: Upload, why: str) -> None:
+        _log.warning("output given up", job=upload.job_id, reason=why)
+        self._put(replace(upload, done=True))
+
+    # -- patience
+
+    def _rests(self, what: str) -> bool:
+        return self._resting.get(what, (0.0, 0.0))[1] > time.monotonic()
+
+    def _rest(self, what: str) -> None:
+        first, longest = _PAUSES
+        pause = min(longest, 2 * self._resting.get(what, (first / 2, 0.0))[0])
+        self._resting[what] = (pause, time.monotonic() + pause)
+
+
+def _read_log(folder: Path, position: int) -> tuple[bytes, int]:
+    with contextlib.suppress(NotFoundError):
+        return read_output(folder, position, _LOG_PART)
+    return b"", position
+
+
+def _read_file(folder: Path, name: str, offset: int, limit: int) -> bytes:
+    if limit <= 0:
+        return b""
+    if name == "output":
+        return read_kept(RunFolder(folder).output, offset, limit)
+    return read_bytes(folder / name, offset, limit)
+
+
+def _entry(file: ResultFile, problem: str) -> dict[str, Any]:
+    name = file.name.encode("utf-8", "replace").decode()
+    return {
+        "name": name,
+        "size": file.size,
+        "digest": file.digest,
+        "problem": problem,
+        "special": file.special,
+    }

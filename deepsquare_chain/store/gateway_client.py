@@ -1,0 +1,639 @@
+"""A gateway as customers and providers see it: definitions, logs and results over HTTP.
+
+Nobody trusts it: a definition is checked against the digest on chain, an output against the
+digest that its provider reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+from eth_account.messages import SignableMessage, encode_typed_data
+from eth_account.signers.local import LocalAccount
+from pydantic_core import from_json
+
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.transport import (
+    CERTIFICATE_HINT,
+    Transport,
+    http_client,
+    why_failed,
+)
+from deepsquare_chain.chain.sign_in import SignInMessage
+from deepsquare_chain.errors import (
+    EndpointError,
+    GridError,
+    JobFileError,
+    NotAuthorisedError,
+    NotFoundError,
+)
+from deepsquare_chain.observability.redaction import plain
+from deepsquare_chain.settings import Settings, safe_url, split_urls
+from deepsquare_chain.store.definitions import MAX_BYTES, DefinitionMismatch
+from deepsquare_chain.workflow import digest as digest_of
+
+#: Name of what a run prints while it runs.
+LOG: Final = "log"
+_MAX_NAME: Final = 1_024
+_TIMEOUT: Final = httpx.Timeout(15.0)
+_STREAM_TIMEOUT: Final = httpx.Timeout(15.0, read=60.0)
+_MAX_ANSWER: Final = 16 * 1024 * 1024
+_MAX_EVENT: Final = 256 * 1024
+_TRIES: Final = 5
+_STATEMENT: Final = "Sign in to the gateway. This moves no credits and costs no gas."
+_ELSEWHERE: Final = "Is it running? Name another one with --gateway."
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a gateway keeps a file of a job under this name.
+
+    Names are `log` (what a run prints while it runs), `output` (what its provider kept of that and
+    reported on chain) and paths below `work/`.
+    """
+    parts = name.split("/")
+    plain_text = name.isprintable() and "\\" not in name and len(name) <= _MAX_NAME
+    inside = name in {LOG, "output"} or (parts[0] == "work" and len(parts) > 1)
+    return plain_text and inside and not any(part in {"", ".", ".."} for part in parts)
+
+
+def contract_resource(chain_id: int, contract: str) -> str:
+    """The contract as a resource of a sign-in (CAIP-10)."""
+    return f"eip155:{chain_id}:{contract.lower()}"
+
+
+def jobs_resource(url: str) -> str:
+    """All jobs at a gateway as a resource of a sign-in; one of them is `/ID` more."""
+    return f"{url.rstrip('/')}/v1/jobs"
+
+
+def share_message(
+    chain_id: int, contract: str, job_id: int, reader: str, until: int
+) -> SignableMessage:
+    """What a customer signs (EIP-712) to let a reader read a job until then (epoch seconds)."""
+    names = ("jobId", "uint256"), ("reader", "address"), ("until", "uint64")
+    return encode_typed_data(
+        {
+            "name": "DeepSquare Gateway",
+            "version": "1",
+            "chainId": chain_id,
+            "verifyingContract": contract,
+        },
+        {"ShareJob": [{"name": name, "type": kind} for name, kind in names]},
+        {"jobId": job_id, "reader": reader, "until": until},
+    )
+
+
+def gateway_urls(settings: Settings, deployment: Deployment) -> tuple[str, ...]:
+    """The gateways of the settings, else the one that a devnet recorded; none where there is none."""
+    found = settings.gateway or deployment.extra.get("gateway")
+    if not isinstance(found, str) or not found.startswith(("http://", "https://")):
+        return ()
+    return tuple(url.rstrip("/") for url in split_urls(found))
+
+
+class GatewayRefusedError(EndpointError):
+    """The gateway did not do what it was asked; `code` is its short name of the reason.
+
+    `offset` is the size of the file there, where that is the reason.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", code: str = "", offset: int | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.offset = offset
+
+
+class WrongAccountError(NotAuthorisedError):
+    """The gateway does not let this account do it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A response whose body was read, up to a bound."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the request was carried out."""
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a job as the gateway has it; `size` in bytes."""
+
+    name: str
+    size: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """A piece of a log, and the byte offset from which to read on; `end` after the last one."""
+
+    data: bytes
+    offset: int
+    end: bool = False
+
+
+class GatewayClient:
+    """Speaks to one gateway for one account; used as an async context manager.
+
+    Args:
+        url: Address of the gateway.
+        account: Who signs in; None for one who asks for nothing that needs it.
+        chain_id: Of the grid, which the sign-in names.
+        contract: Address of the MetaScheduler, which the sign-in names.
+        job_id: The only job that the sign-in is for; None for all jobs of the account.
+        way: Certificates and headers for remote addresses.
+        transport: What carries the requests instead of the network, for tests.
+
+    Raises:
+        UsageError: The environment names a proxy that can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        account: LocalAccount | None,
+        *,
+        chain_id: int,
+        contract: str,
+        job_id: int | None = None,
+        way: Transport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.place = safe_url(url)
+        self._account = account
+        self._grid = (chain_id, contract)
+        self._job_id = job_id
+        self._token = ""
+        self._signing = asyncio.Lock()
+        self._client = http_client(self.url, way, timeout=_TIMEOUT, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._client.aclose()
+
+    async def terms(self) -> dict[str, Any]:
+        """What the gateway says of itself; no sign-in is needed.
+
+        Raises:
+            EndpointError: It is down, or is of another grid.
+        """
+        answer = await self._send("GET", "/v1/gateway")
+        found = _tree(answer.content) if answer.is_success else None
+        if found is None:
+            raise self._nonsense()
+        chain_id, contract = self._grid
+        if (
+            found.get("chain_id") != chain_id
+            or str(found.get("contract")).lower() != contract.lower()
+        ):
+            raise EndpointError(
+                f"The gateway at {self.place} is of another grid",
+                hint="Name the gateway of this grid with --gateway.",
+            )
+        numbers = {name: each for name, each in found.items() if type(each) is int}
+        return {**numbers, "contract": contract}
+
+    # -- definitions
+
+    async def put_definition(self, data: bytes) -> bytes:
+        """Upload a definition and return its digest; doing so again changes nothing.
+
+        Raises:
+            JobFileError: It is larger than a definition may be.
+            WrongAccountError: The gateway takes none from this account.
+            EndpointError: The gateway is down or refuses.
+        """
+        if len(data) > MAX_BYTES:
+            raise JobFileError(f"A definition of {len(data):,} bytes is larger than {MAX_BYTES:,}")
+        key = digest_of(data)
+        await self._ask("PUT", f"/v1/definitions/{key.hex()}", content=data)
+        return key
+
+    async def definition(self, job_id: int, digest: bytes) -> bytes:
+        """The definition of a job.
+
+        Raises:
+            NotFoundError: The gateway does not have it.
+            DefinitionMismatch: What it has is something else.
+            WrongAccountError: This account may not read it.
+            EndpointError: The gateway is down or refuses.
+        """
+        response = await self._ask("GET", f"/v1/jobs/{job_id}/definition")
+        if digest_of(response.content) != digest:
+            raise DefinitionMismatch(
+                f"What the gateway at {self.place} has for job {job_id} is not its definition",
+                hint="Tell who runs the gateway; submit the job file again to restore it.",
+            )
+        return response.content
+
+    # -- files
+
+    async def size(self, job_id: int, name: str) -> RemoteFile | None:
+        """How much of a file is there; None for nothing. Errors as `append`."""
+        try:
+            response = await self._ask("HEAD", _file(job_id, name))
+        except NotFoundError:
+            return None
+        return self._file_of(name, response)
+
+    async def append(
+        self, job_id: int, name: str, offset: int, data: bytes, *, complete: bool = False
+    ) -> RemoteFile:
+        """Upload the part of a file that begins at `offset`; what is there already is left alone.
+
+        Raises:
+            NotFoundError: The gateway does not know the job's definition: another one has it.
+            GatewayRefusedError: It does not take it; with `offset` where that is the reason.
+            WrongAccountError: This account does not hold the job.
+            EndpointError: The gateway is down.
+        """
+        headers = {"Upload-Offset": str(offset), "Upload-Complete": "?1" if complete else "?0"}
+        response = await self._ask("PATCH", _file(job_id, name), content=data, headers=headers)
+        return self._file_of(name, response)
+
+    async def put_results(self, job_id: int, files: Sequence[Mapping[str, Any]]) -> None:
+        """Say what a run left, once all of it is uploaded; errors as `append`."""
+        await self._ask("PUT", f"/v1/jobs/{job_id}/results", json={"files": list(files)})
+
+    async def results(self, job_id: int) -> list[dict[str, Any]] | None:
+        """What the provider says that a run left; None before all of it is there.
+
+        Raises:
+            WrongAccountError: This account may not read it.
+            EndpointError: The gateway is down, or answers nonsense.
+        """
+        try:
+            body = self._object(await self._ask("GET", f"/v1/jobs/{job_id}/results"))
+        except NotFoundError:
+            return None
+        files = body.get("files")
+        if not isinstance(files, list) or not all(isinstance(each, dict) for each in files):
+            raise self._nonsense()
+        return files
+
+    @asynccontextmanager
+    async def download(
+        self, job_id: int, name: str, start: int = 0
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A file's bytes from an offset to its present end; errors as `results`."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        async with self._stream(_file(job_id, name), headers) as response:
+            if start and response.status_code != HTTPStatus.PARTIAL_CONTENT:
+                raise self._nonsense("it ignores ranges")
+            yield self._pieces(response)
+
+    async def follow(self, job_id: int, offset: int = 0) -> AsyncIterator[LogPart]:
+        """A job's log from an offset, as it grows; ends with its end, or with the connection.
+
+        Raises:
+            WrongAccountError: This account may not read it.
+            EndpointError: The connection failed: go on from the last offset.
+        """
+        path = f"/v1/jobs/{job_id}/log/events?offset={offset}"
+        async with self._stream(path, {"Accept": "text/event-stream"}) as response:
+            async for kind, number, data in self._events(response):
+                if kind == "log":
+                    part = _decoded(data)
+                    if part is None or number != offset + len(part):
+                        raise self._nonsense("its log has a gap")
+                    offset = number
+                    yield LogPart(part, offset)
+                elif kind == "end":
+                    yield LogPart(b"", offset, end=True)
+                    return
+
+    async def share(self, job_id: int, reader: str, until: int) -> None:
+        """Let another address read the log and the results of a job until then (epoch seconds).
+
+        Raises:
+            WrongAccountError: This account is not the customer of the job.
+            EndpointError: The gateway is down or refuses.
+        """
+        account = self._signer()
+        message = share_message(*self._grid, job_id, reader, until)
+        body = {
+            "reader": reader,
+            "until": until,
+            "signature": "0x" + bytes(account.sign_message(message).signature).hex(),
+        }
+        await self._ask("PUT", f"/v1/jobs/{job_id}/shares", json=body)
+
+    # -- requests
+
+    async def _ask(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
+    ) -> _Answer:
+        """One request, signed in; tried again where the gateway asks for patience."""
+        pause, renewed = 0.5, False
+        for left in range(_TRIES - 1, -1, -1):
+            given = {**(headers or {}), **await self._authorisation()}
+            answer = await self._send(method, path, headers=given, **request)
+            if answer.is_success:
+                return answer
+            if answer.status == HTTPStatus.UNAUTHORIZED and not renewed:
+                renewed, self._token = True, ""
+                continue
+            if not left or answer.status != HTTPStatus.TOO_MANY_REQUESTS:
+                break
+            await asyncio.sleep(min(5.0, _number(answer.headers.get("retry-after"), pause)))
+            pause *= 2
+        raise self._refused(answer.status, answer.content)
+
+    async def _send(self, method: str, path: str, **request: Any) -> _Answer:
+        content = bytearray()
+        try:
+            async with self._client.stream(method, path, **request) as response:
+                async for piece in response.aiter_raw():
+                    content += piece
+                    if len(content) > _MAX_ANSWER:
+                        raise self._nonsense("an answer without end")
+                return _Answer(response.status_code, response.headers, bytes(content))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from None
+
+    @asynccontextmanager
+    async def _stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+        for last in (False, True):
+            given = {**headers, **await self._authorisation()}
+            try:
+                async with self._client.stream(
+                    "GET", path, headers=given, timeout=_STREAM_TIMEOUT
+                ) as response:
+                    if response.is_success:
+                        yield response
+                        return
+                    body = await response.aread()
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise self._unreachable(error) from None
+            if last or response.status_code != HTTPStatus.UNAUTHORIZED:
+                raise self._refused(response.status_code, body)
+            self._token = ""
+
+    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        try:
+            async for piece in response.aiter_raw():
+                yield piece
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    async def _events(self, response: httpx.Response) -> AsyncIterator[tuple[str, int, str]]:
+        """Kind, id and data of each server-sent event."""
+        kind, number, data = "", -1, ""
+        async for line in self._lines(response):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if not line:
+                if kind:
+                    yield kind, number, data
+                kind, number, data = "", -1, ""
+            elif name == "event":
+                kind = value
+            elif name == "id" and value.isascii() and value.isdigit() and len(value) < 20:
+                number = int(value)
+            elif name == "data":
+                data = value
+
+    async def _lines(self, response: httpx.Response) -> AsyncIterator[str]:
+        rest = b""
+        async for piece in self._pieces(response):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line.removesuffix(b"\r").decode(errors="replace")
+            if len(rest) > _MAX_EVENT:
+                raise self._nonsense("an event without end")
+
+    async def _authorisation(self) -> dict[str, str]:
+        if not self._token:
+            async with self._signing:
+                if not self._token:
+                    self._token = await self._sign_in()
+        return {"Authorization": f"Bearer {self._token}"}
+
+    async def _sign_in(self) -> str:
+        """Sign in and return a token. What is signed is made here, never by the gateway."""
+        account = self._signer()
+        chain_id, contract = self._grid
+        challenge = self._object(await self._plain("POST", "/v1/sign-in/nonce", {}))
+        jobs = jobs_resource(self.url)
+        try:
+            text = SignInMessage(
+                domain=urlsplit(self.url).netloc,
+                address=account.address,
+                statement=_STATEMENT,
+                uri=f"{self.url}/v1/sign-in",
+                chain_id=chain_id,
+                nonce=str(challenge["nonce"]),
+                issued_at=str(challenge["issued_at"]),
+                expiration_time=str(challenge["expiration_time"]),
+                resources=(
+                    contract_resource(chain_id, contract),
+                    jobs if self._job_id is None else f"{jobs}/{self._job_id}",
+                ),
+            ).text()
+            message = SignInMessage.parse(text)  # the gateway's values must not change its meaning
+        except (KeyError, GridError):
+            raise self._nonsense() from None
+        if message.nonce != challenge["nonce"] or message.address != account.address:
+            raise self._nonsense()
+        signature = "0x" + message.sign(account).hex()
+        answer = await self._plain("POST", "/v1/sign-in", {"message": text, "signature": signature})
+        token = self._object(answer).get("token")
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise self._nonsense()
+        return token
+
+    async def _plain(self, method: str, path: str, body: Any) -> _Answer:
+        answer = await self._send(method, path, json=body)
+        if not answer.is_success:
+            raise self._refused(answer.status, answer.content)
+        return answer
+
+    def _signer(self) -> LocalAccount:
+        if self._account is None:
+            raise NotAuthorisedError(
+                f"The gateway at {self.place} needs to know who asks, and no wallet is set",
+                hint="Name the wallet of the job with --keystore.",
+            )
+        return self._account
+
+    def _file_of(self, name: str, response: _Answer) -> RemoteFile:
+        size = response.headers.get("upload-offset", "")
+        if not (size.isascii() and size.isdigit() and len(size) < 20):
+            raise self._nonsense()
+        return RemoteFile(name, int(size), response.headers.get("upload-complete") == "?1")
+
+    def _object(self, response: _Answer) -> dict[str, Any]:
+        found = _tree(response.content)
+        if found is None:
+            raise self._nonsense()
+        return found
+
+    def _refused(self, status: int, content: bytes) -> GridError:
+        body = _tree(content) or {}
+        detail, code, hint = body.get("detail"), body.get("code"), body.get("hint")
+        if not isinstance(detail, str):
+            # HEAD has no body.
+            if status == HTTPStatus.NOT_FOUND and not content:
+                return NotFoundError(f"The gateway at {self.place} does not have that")
+            return self._nonsense(f"status {status}")
+        words = f"The gateway at {self.place} refused: {plain(detail)[:500]}"
+        advice = plain(hint)[:300] if isinstance(hint, str) else ""
+        if status == HTTPStatus.NOT_FOUND and isinstance(code, str):
+            return NotFoundError(words, hint=advice)
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            return WrongAccountError(words, hint=advice)
+        offset = body.get("offset")
+        return GatewayRefusedError(
+            words,
+            hint=advice or _ELSEWHERE,
+            code=code[:40] if isinstance(code, str) else "",
+            offset=offset if type(offset) is int and offset >= 0 else None,
+        )
+
+    def _unreachable(self, error: Exception) -> EndpointError:
+        why = why_failed(error)
+        hint = CERTIFICATE_HINT if "certificate" in why else _ELSEWHERE
+        return EndpointError(f"The gateway at {self.place} can't be reached: {why}", hint=hint)
+
+    def _nonsense(self, what: str = "") -> EndpointError:
+        detail = f" ({what})" if what else ""
+        return EndpointError(
+            f"What answers at {self.place} is no gateway that works{detail}", hint=_ELSEWHERE
+        )
+
+
+class GatewayDefinitionStore:
+    """Definitions in one or several gateways; see `store.definitions.DefinitionStore`.
+
+    A definition is uploaded to all of them, and one that is down is no obstacle while another
+    takes it. It is read from the first that has the right bytes.
+    """
+
+    def __init__(self, gateways: Sequence[GatewayClient]) -> None:
+        self.gateways = tuple(gateways)
+        self._put: set[bytes] = set()
+
+    async def put(self, data: bytes) -> bytes:
+        """Upload to every gateway.
+
+        Raises:
+            JobFileError: It is larger than a definition may be.
+            GridError: No gateway takes it.
+        """
+        key = hashlib.sha256(data).digest()
+        if key in self._put:
+            return key
+        found = await asyncio.gather(
+            *(each.put_definition(data) for each in self.gateways), return_exceptions=True
+        )
+        failures = [each for each in found if isinstance(each, BaseException)]
+        if len(failures) == len(found):
+            raise failures[0]
+        for each in failures:
+            if not isinstance(each, GridError):
+                raise each
+        self._put.add(key)
+        return key
+
+    async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
+        """The definition of a job, from the first gateway that has it; errors as the interface's."""
+        if job_id is None:
+            raise NotFoundError("A gateway gives a definition for a job, not for a digest alone")
+        missing: GridError | None = None
+        failed: GridError | None = None
+        for each in self.gateways:
+            try:
+                return await each.definition(job_id, digest)
+            except (NotFoundError, DefinitionMismatch) as error:
+                missing = missing or error
+            except GridError as error:
+                failed = failed or error
+        # One that does not answer may have it: only all of them together say that it is missing.
+        raise failed or missing or NotFoundError("No gateway is set")
+
+
+@asynccontextmanager
+async def open_gateways(
+    urls: Sequence[str],
+    account: LocalAccount | None,
+    deployment: Deployment,
+    way: Transport | None = None,
+    *,
+    job_id: int | None = None,
+) -> AsyncIterator[tuple[GatewayClient, ...]]:
+    """Clients of gateways for an account, closed at the end; a sign-in is for one job or for all."""
+    async with AsyncExitStack() as stack:
+        yield tuple(
+            [
+                await stack.enter_async_context(
+                    GatewayClient(
+                        url,
+                        account,
+                        chain_id=deployment.chain_id,
+                        contract=deployment.scheduler,
+                        job_id=job_id,
+                        way=way,
+                    )
+                )
+                for url in urls
+            ]
+        )
+
+
+def _file(job_id: int, name: str) -> str:
+    return f"/v1/jobs/{job_id}/files/{quote(name)}"
+
+
+def _decoded(data: str) -> bytes | None:
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError:
+        return None
+
+
+def _number(text: str | None, default: float) -> float:
+    try:
+        return max(0.05, float(text or default))
+    except ValueError:
+        return default
+
+
+def _tree(data: bytes) -> dict[str, Any] | None:
+    if len(data) > _MAX_ANSWER:
+        return None
+    try:
+        found = from_json(data, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,78 @@
+"""Two customers and two providers, who share nothing but a chain and a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.client.gateways import read_log
+from deepsquare_chain.client.results import job_results
+from deepsquare_chain.job import JobStatus as S
+from deepsquare_chain.store.gateway_client import WrongAccountError
+from tests.support.gateway import client, served
+from tests.support.livegrid import LiveGrid
+from tests.support.provider import Bench, bench, definition
+
+pytestmark = pytest.mark.parametrize("shared_node", ["embedded"], indirect=True)
+
+
+async def submit(host: Bench, url: str, customer: int, command: str) -> int:
+    """Upload a definition as a customer, and submit it to a provider."""
+    made = definition(command)
+    async with client(host.grid, url, host.grid.customers[customer]) as gateway:
+        assert await gateway.put_definition(made.to_bytes()) == made.digest
+    [job_id] = await host.submit_digests([made.digest], customer=customer)
+    return job_id
+
+
+async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(grid, tmp_path / "gateway"))
+        hosts = [
+            await stack.enter_async_context(
+                bench(grid, tmp_path / f"provider-{number}", number, gateways=[url])
+            )
+            for number in (0, 1)
+        ]
+        program = "for i in 1 2 3; do echo line $i of %s; sleep 0.4; done; echo %s > kept.txt"
+        jobs = [
+            await submit(hosts[number], url, number, program % (name, name))
+            for number, name in enumerate(("alice", "bob"))
+        ]
+        own = [
+            await stack.enter_async_context(client(grid, url, customer))
+            for customer in grid.customers
+        ]
+        live: list[bytes] = []
+
+        async def follow() -> None:
+            live.extend([x async for x in read_log(grid.contracts, own[:1], jobs[0], follow=True)])
+
+        following = asyncio.create_task(follow())
+        await asyncio.gather(*(host.until([job]) for host, job in zip(hosts, jobs, strict=True)))
+        await asyncio.wait_for(following, 20)
+        printed = b"line 1 of alice\nline 2 of alice\nline 3 of alice\n"
+        assert b"".join(live) == printed
+        assert len(live) > 1  # it came while the job ran
+
+        for number, (host, job_id) in enumerate(zip(hosts, jobs, strict=True)):
+            assert (await host.job(job_id)).status is S.FINISHED
+            to = tmp_path / f"got-{number}"
+            found = await job_results(grid.contracts, tmp_path, job_id, to, gateways=[own[number]])
+            assert [(each.name, each.on_chain, each.problem) for each in found] == [
+                ("output", True, ""),
+                ("work/kept.txt", None, ""),
+            ]
+            assert found[0].digest == hashlib.sha256((to / "output").read_bytes()).hexdigest()
+            assert (to / "work" / "kept.txt").read_text() == ("alice\n", "bob\n")[number]
+            # Nobody else reads any of it.
+            others = [own[1 - number], hosts[1 - number].service._uploader._gateways[0]]
+            for other in others:
+                with pytest.raises(WrongAccountError):
+                    await other.results(job_id)
+                with pytest.raises(WrongAccountError):
+                    await other.definition(job_id, (await host.job(job_id)).definition)

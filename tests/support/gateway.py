@@ -1,0 +1,54 @@
+"""A gateway on a live grid, served by this process on a free loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from eth_account.signers.local import LocalAccount
+
+from deepsquare_chain.gateway.runner import run_gateway
+from deepsquare_chain.gateway.service import GatewaySettings
+from deepsquare_chain.store.gateway_client import GatewayClient
+from tests.support.livegrid import LiveGrid
+
+
+@asynccontextmanager
+async def served(
+    grid: LiveGrid, folder: Path, *, port: int = 0, **settings: Any
+) -> AsyncIterator[str]:
+    """The URL of a gateway; `settings` as `GatewaySettings` has them."""
+    stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(
+        run_gateway(
+            grid.node.url,
+            grid.deployment,
+            GatewaySettings(state_dir=folder, confirmations=0, **settings),
+            host="127.0.0.1",
+            port=port,
+            ready=ready.set_result,
+            stop=stop,
+        )
+    )
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    try:
+        yield await ready
+    finally:
+        stop.set()
+        await task
+
+
+def client(grid: LiveGrid, url: str, account: LocalAccount, **options: Any) -> GatewayClient:
+    """A client of a gateway for an account."""
+    return GatewayClient(
+        url,
+        account,
+        chain_id=grid.deployment.chain_id,
+        contract=grid.deployment.scheduler,
+        **options,
+    )
