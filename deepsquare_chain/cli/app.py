@@ -40,6 +40,10 @@ COMMANDS: Final = {
         "Show what a job would cost at each provider, how long it could run, and when it may start.",
     ),
     "submit": _Part("submit", "Pay for a job and put it into the grid's queue."),
+    "simulate": _Part(
+        "simulate",
+        "Run a recorded workload through the policy on a grid of your own, and compare it.",
+    ),
     "doctor": _Part("doctor", "Look at all that a command needs; exit 1 if something is wrong."),
 }
 #: Groups, each a file with an `app` of the same help.

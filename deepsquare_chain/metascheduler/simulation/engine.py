@@ -147,7 +147,7 @@ def _waiting(job: TraceJob) -> Waiting:
         status=JobStatus.PENDING,
         since=math.floor(job.at),
         provider_id=0,
-        resources=Resources(1, job.cpus, job.memory, 0),
+        resources=Resources(job.cpus, 1, job.memory, 0),
         retries_left=0,
         flags=JobFlags.NONE,
         escrow=_ESCROW,

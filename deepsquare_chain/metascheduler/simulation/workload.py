@@ -145,14 +145,19 @@ def _read_job(path: Path, number: int, text: str) -> TraceJob | None:
     )
 
 
-def scaled(trace: Trace, largest: int) -> Trace:
+def scaled(trace: Trace, largest: int, memory: int = 1) -> Trace:
     """The trace with its sizes scaled so that its machine becomes as large as a cluster.
 
-    A trace of a smaller machine stays as it is; no job is wider than the cluster.
+    A trace of a smaller machine stays as it is; no job is wider than the cluster, nor does it take
+    more than `memory` MB per CPU.
     """
     factor = min(1.0, largest / trace.processors)
     jobs = tuple(
-        replace(job, cpus=min(largest, max(1, math.ceil(job.cpus * factor - 1e-9))))
+        replace(
+            job,
+            cpus=min(largest, max(1, math.ceil(job.cpus * factor - 1e-9))),
+            memory=min(job.memory, memory),
+        )
         for job in trace.jobs
     )
     return replace(trace, jobs=jobs, processors=min(trace.processors, largest))

@@ -1,0 +1,240 @@
+"""Simulating a grid: the real policy and baselines on a recorded workload."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.types import whole
+
+if TYPE_CHECKING:
+    from deepsquare_chain.metascheduler.simulation.experiment import Row
+
+app = typer.Typer()
+
+_MAX_LOAD: Final = 3.0
+_MAX_BLOCK: Final = 600.0
+_WISHES: Final = ("MIXED", "COST", "TIME", "ENERGY")
+_TABLE: Final = tuple(
+    Column(key, title, kind)
+    for key, title, kind in (
+        ("trace", "trace", Kind.WORD),
+        ("scheduler", "scheduler", Kind.WORD),
+        ("objective", "jobs want", Kind.WORD),
+        ("load", "load", Kind.NUMBER),
+        ("block_seconds", "block s", Kind.NUMBER),
+        ("slowdown", "slowdown", Kind.NUMBER),
+        ("vs_merged_saf", "x SAF", Kind.NUMBER),
+        ("better_than_least_loaded", "x better than least loaded", Kind.NUMBER),
+        ("wait_p99_vs_fcfs", "p99 wait x FCFS", Kind.NUMBER),
+        ("wait_longest_vs_fcfs", "longest wait x FCFS", Kind.NUMBER),
+        ("money", "money of COST", Kind.WORD),
+        ("energy", "energy of ENERGY", Kind.WORD),
+        ("utilisation", "busy", Kind.WORD),
+    )
+)
+
+
+def _load(text: str) -> float:
+    return _number(text, _MAX_LOAD, "a load above 0 and at most 3, such as 0.9", above=0.0)
+
+
+def _block(text: str) -> float:
+    return _number(text, _MAX_BLOCK, "seconds from 0 to 600, such as 2", above=-1e-9)
+
+
+def _number(text: str, most: float, allowed: str, *, above: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not above < value <= most:
+        raise typer.BadParameter(f"{str(text)[:80]!r} is not {allowed}")
+    return value
+
+
+def _wish(text: str) -> str:
+    wish = str(text).strip().upper()
+    if wish not in _WISHES:
+        raise typer.BadParameter(f"{str(text)[:80]!r} is none of {', '.join(_WISHES)}")
+    return wish
+
+
+@command(app)
+async def simulate(
+    context: CommandContext,
+    trace: Annotated[
+        Path,
+        typer.Argument(help="Workload in the Standard Workload Format, also packed by gzip."),
+    ],
+    providers: Annotated[
+        Path, typer.Option("--providers", metavar="FILE", help="Clusters of the grid, in YAML.")
+    ],
+    load: Annotated[
+        list[float] | None,
+        typer.Option(
+            parser=_load, metavar="LOAD", help="Work over capacity; again for more. 0.9 by default."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(parser=whole(1, 1_000, 6), metavar="COUNT", help="Runs of each case.")
+    ] = 6,
+    want: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=_wish,
+            metavar="OBJECTIVE",
+            help="What jobs want: COST, TIME, ENERGY, or MIXED for a third each, which is the "
+            "default; again for more.",
+        ),
+    ] = None,
+    block: Annotated[
+        list[float] | None,
+        typer.Option(
+            parser=_block,
+            metavar="SECONDS",
+            help="Chain delay of blocks so far apart; again for more. 0, none, by default.",
+        ),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Also run what it is compared with.")
+    ] = True,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 256), metavar="COUNT", help="Processes; one per CPU by default."
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page (HTML) with tables and plots over time."),
+    ] = None,
+) -> None:
+    """Run a recorded workload through the policy on a grid of your own, and compare it.
+
+    The sizes of a trace from a machine larger than the largest cluster are scaled down to it; its
+    submissions are laid over each other until the grid has the wanted load. docs/scheduling.md
+    explains the figures.
+    """
+    import asyncio
+
+    from deepsquare_chain.errors import StoreError
+    from deepsquare_chain.metascheduler.simulation.experiment import (
+        BASELINES,
+        Experiment,
+        run_experiment,
+        summarise,
+    )
+    from deepsquare_chain.metascheduler.simulation.grid_file import read_grid
+    from deepsquare_chain.metascheduler.simulation.page import render
+    from deepsquare_chain.metascheduler.simulation.workload import read_trace
+
+    experiment = Experiment(
+        trace=await asyncio.to_thread(read_trace, trace),
+        grid=read_grid(providers),
+        loads=tuple(dict.fromkeys(load or [0.9])),
+        seeds=seeds,
+        wishes=tuple(dict.fromkeys(want or ["MIXED"])),
+        baselines=BASELINES if baselines else (),
+        blocks=tuple(dict.fromkeys(block or [0.0])),
+    )
+    with _progress() as (bar, advance):
+        measures = await asyncio.to_thread(
+            run_experiment,
+            experiment,
+            processes=processes or os.cpu_count() or 1,
+            progress=advance,
+        )
+        bar.stop()
+    rows = summarise(measures)
+    if page is not None:
+        try:
+            page.write_text(render(experiment, rows, measures), encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"The page {page} can't be written: {error.strerror}") from error
+        context.printer.note(f"Wrote {page}.")
+    _print(context, experiment.trace.name, rows)
+
+
+def _print(context: CommandContext, trace: str, rows: list[Row]) -> None:
+    from deepsquare_chain.metascheduler.simulation.page import change, number
+
+    if context.printer.style is Format.JSON:
+        context.printer.document({"trace": trace, "rows": [_document(trace, row) for row in rows]})
+        return
+    context.printer.rows(
+        _TABLE,
+        (
+            (
+                trace,
+                row.scheduler.value,
+                row.wish or None,
+                f"{row.load:g}",
+                f"{row.block:g}",
+                number(row.slowdown),
+                number(row.vs_merged_saf),
+                number(row.better_than_least_loaded, 1),
+                number(row.wait_p99_vs_fcfs),
+                number(row.wait_longest_vs_fcfs, 1),
+                change(row.money),
+                change(row.energy),
+                f"{row.utilisation:.0%}",
+            )
+            for row in rows
+        ),
+        empty="Nothing was simulated.",
+    )
+
+
+def _document(trace: str, row: Row) -> dict[str, Any]:
+    """A row for programs: ratios as numbers, waits in seconds."""
+    return {
+        "trace": trace,
+        "scheduler": row.scheduler.value,
+        "objective": row.wish or None,
+        "load": row.load,
+        "block_seconds": row.block,
+        "seeds": row.seeds,
+        "slowdown": row.slowdown,
+        "slowdown_vs_merged_saf": row.vs_merged_saf,
+        "slowdown_vs_merged_saf_by_seed": list(row.each_vs_merged_saf),
+        "times_better_than_least_loaded": row.better_than_least_loaded,
+        "wait_mean_seconds": row.wait_mean,
+        "wait_p99_seconds": row.wait_p99,
+        "wait_p99_vs_merged_fcfs": row.wait_p99_vs_fcfs,
+        "wait_longest_seconds": row.wait_longest,
+        "wait_longest_vs_merged_fcfs": row.wait_longest_vs_fcfs,
+        "utilisation": row.utilisation,
+        "money_vs_blind": row.money,
+        "energy_vs_blind": row.energy,
+        "worst_vs_median_customer": row.unfairness,
+    }
+
+
+def _progress() -> Any:
+    """A bar on stderr, and what moves it."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    @contextmanager
+    def opened() -> Any:
+        bar = Progress(
+            TextColumn("simulating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        task = bar.add_task("simulating", total=None)
+        with bar:
+            yield bar, lambda done, total: bar.update(task, completed=done, total=total)
+
+    return opened()

@@ -1,0 +1,399 @@
+"""Experiments: schedulers x objectives x loads x seeds, in several processes, and their measures.
+
+Measures leave the first 5 % of the jobs out. The bounded slowdown of a job is (wait + run) /
+max(run, 10 s), at least 1 (Feitelson et al., JSSPP 1997). Ratios are means over seeds of the ratio
+within a seed, so that a hard seed does not outweigh the others.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from deepsquare_chain.job import Objective
+from deepsquare_chain.metascheduler.history import SHORTEST_RUN
+from deepsquare_chain.metascheduler.policy import Rules
+from deepsquare_chain.metascheduler.simulation.baselines import (
+    Cluster,
+    Outcome,
+    first_come_first_served,
+    run_clusters,
+    smallest_area_first,
+    to_the_earliest_completion,
+    to_the_least_loaded,
+    to_the_only_one,
+)
+from deepsquare_chain.metascheduler.simulation.engine import run_policy
+from deepsquare_chain.metascheduler.simulation.grid_file import SimulatedGrid
+from deepsquare_chain.metascheduler.simulation.workload import (
+    Trace,
+    TraceJob,
+    fold,
+    scaled,
+    with_objectives,
+)
+
+#: Part of the jobs that is left out of all measures: the grid fills up.
+_WARM_UP: Final = 0.05
+#: Points of a series over time.
+_BINS: Final = 160
+#: Jobs of a customer that count for the comparison of customers.
+_ENOUGH: Final = 20
+_HOUR: Final = 3_600.0
+
+
+class Scheduler(StrEnum):
+    """The real policy, or a baseline."""
+
+    POLICY = "policy"
+    MERGED_SAF = "merged SAF-EASY"
+    MERGED_FCFS = "merged FCFS-EASY"
+    LEAST_LOADED = "least loaded"
+    EARLIEST_COMPLETION = "earliest completion"
+
+
+BASELINES: Final = tuple(each for each in Scheduler if each is not Scheduler.POLICY)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run of a simulation; baselines have no objective and no chain delay."""
+
+    scheduler: Scheduler
+    load: float
+    seed: int
+    wish: str = ""
+    block: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Figures over time, a value for each of equal bins of `width` seconds.
+
+    `busy` is the part of CPUs, `queued` a mean number of jobs, `wait` the mean wait in seconds of
+    jobs that were submitted then, `slowdown` their mean bounded slowdown, `money` credits per hour
+    and `power` watts.
+    """
+
+    width: float
+    busy: Sequence[float]
+    queued: Sequence[float]
+    wait: Sequence[float]
+    slowdown: Sequence[float]
+    money: Sequence[float]
+    power: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What came out of a run.
+
+    `money` and `energy` compare jobs that want COST and ENERGY with a choice that is blind to
+    prices and watts: the ratio of what their work cost, None without such jobs. `unfairness` is
+    the mean slowdown of the worst customer over that of the median customer.
+    """
+
+    case: Case
+    slowdown: float
+    wait_mean: float
+    wait_p99: float
+    wait_longest: float
+    utilisation: float
+    money: float | None
+    energy: float | None
+    unfairness: float | None
+    series: Series | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A scheduler's measures as means over seeds; ratios are None without their baseline."""
+
+    scheduler: Scheduler
+    wish: str
+    load: float
+    block: float
+    seeds: int
+    slowdown: float
+    vs_merged_saf: float | None
+    wait_mean: float
+    wait_p99: float
+    wait_p99_vs_fcfs: float | None
+    wait_longest: float
+    wait_longest_vs_fcfs: float | None
+    better_than_least_loaded: float | None
+    utilisation: float
+    money: float | None
+    energy: float | None
+    unfairness: float | None
+    each_vs_merged_saf: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What is to be simulated."""
+
+    trace: Trace
+    grid: SimulatedGrid
+    loads: Sequence[float]
+    seeds: int
+    wishes: Sequence[str]
+    baselines: Sequence[Scheduler] = BASELINES
+    blocks: Sequence[float] = (0.0,)
+    rules: Rules = field(default_factory=Rules)
+
+    def cases(self) -> list[Case]:
+        """All runs, those that take longest first."""
+        policy = [
+            Case(Scheduler.POLICY, load, seed, wish, block)
+            for load in sorted(self.loads, reverse=True)
+            for block in self.blocks
+            for wish in self.wishes
+            for seed in range(self.seeds)
+        ]
+        return policy + [
+            Case(scheduler, load, seed)
+            for load in self.loads
+            for scheduler in self.baselines
+            for seed in range(self.seeds)
+        ]
+
+
+def run_experiment(
+    experiment: Experiment, *, processes: int, progress: Callable[[int, int], None]
+) -> list[Measures]:
+    """Run all cases; `progress` gets how many of how many are done.
+
+    Results are in the order of the cases, and the same whatever the number of processes.
+    """
+    cases = experiment.cases()
+    progress(0, len(cases))
+    if processes <= 1:
+        found = []
+        for case in cases:
+            found.append(run_case(experiment, case))
+            progress(len(found), len(cases))
+        return found
+    results: dict[Case, Measures] = {}
+    with ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_remember,
+        initargs=(experiment,),
+    ) as pool:
+        for done in as_completed([pool.submit(_run_remembered, case) for case in cases]):
+            measures = done.result()
+            results[measures.case] = measures
+            progress(len(results), len(cases))
+    return [results[case] for case in cases]
+
+
+_remembered: list[Experiment] = []
+
+
+def _remember(experiment: Experiment) -> None:
+    _remembered[:] = [experiment]
+
+
+def _run_remembered(case: Case) -> Measures:
+    return run_case(_remembered[0], case)
+
+
+def run_case(experiment: Experiment, case: Case) -> Measures:
+    """Simulate one case."""
+    grid = experiment.grid
+    trace = scaled(experiment.trace, grid.largest, grid.memory_per_cpu)
+    jobs = fold(trace, capacity=grid.capacity, load=case.load, seed=case.seed)
+    if case.scheduler is Scheduler.POLICY:
+        jobs = with_objectives(jobs, case.wish, case.seed)
+        outcomes = run_policy(jobs, grid.views(), grid.speeds, experiment.rules, block=case.block)
+    else:
+        outcomes = _run_baseline(case.scheduler, jobs, grid)
+    merged = case.scheduler in {Scheduler.MERGED_SAF, Scheduler.MERGED_FCFS}
+    return _measure(case, outcomes, grid, merged=merged)
+
+
+def _run_baseline(
+    scheduler: Scheduler, jobs: Sequence[TraceJob], grid: SimulatedGrid
+) -> list[Outcome]:
+    if scheduler in {Scheduler.MERGED_SAF, Scheduler.MERGED_FCFS}:
+        order = (
+            smallest_area_first if scheduler is Scheduler.MERGED_SAF else first_come_first_served
+        )
+        one = Cluster(grid.cpus, grid.capacity / grid.cpus, order)
+        return run_clusters(jobs, [one], to_the_only_one)
+    route = (
+        to_the_least_loaded if scheduler is Scheduler.LEAST_LOADED else to_the_earliest_completion
+    )
+    clusters = [Cluster(each.cpus, each.speed, first_come_first_served) for each in grid.providers]
+    return run_clusters(jobs, clusters, route)
+
+
+# -- measures
+
+
+def slowdown(outcome: Outcome) -> float:
+    """The bounded slowdown of a job."""
+    run = outcome.end - outcome.start
+    return max(1.0, (outcome.wait + run) / max(run, SHORTEST_RUN))
+
+
+def _measure(
+    case: Case, outcomes: Sequence[Outcome], grid: SimulatedGrid, *, merged: bool
+) -> Measures:
+    counted = outcomes[int(_WARM_UP * len(outcomes)) :]
+    waits = sorted(outcome.wait for outcome in counted)
+    slowdowns = [slowdown(outcome) for outcome in counted]
+    first, last = counted[0].job.at, max(outcome.job.at for outcome in counted)
+    span = max(last - first, 1.0)
+    busy = sum(
+        outcome.job.cpus * max(0.0, min(outcome.end, last) - max(outcome.start, first))
+        for outcome in outcomes
+    )
+    return Measures(
+        case=case,
+        slowdown=statistics.fmean(slowdowns),
+        wait_mean=statistics.fmean(waits),
+        wait_p99=waits[int(0.99 * (len(waits) - 1))],
+        wait_longest=waits[-1],
+        utilisation=busy / (span * grid.cpus),
+        money=None if merged else against_blind(counted, grid, Objective.COST),
+        energy=None if merged else against_blind(counted, grid, Objective.ENERGY),
+        unfairness=_unfairness(counted, slowdowns),
+        series=_series(outcomes, slowdowns, grid, merged=merged) if case.seed == 0 else None,
+    )
+
+
+def against_blind(
+    outcomes: Sequence[Outcome], grid: SimulatedGrid, objective: Objective
+) -> float | None:
+    """Cost of the work of jobs that want an objective, over that at the mean of the grid."""
+    used = work = 0.0
+    for outcome in outcomes:
+        if outcome.job.objective is objective:
+            cluster = grid.providers[outcome.provider]
+            cpu_hours = outcome.job.cpus * (outcome.end - outcome.start)
+            by_money = objective is Objective.COST
+            used += cpu_hours * (float(cluster.cpu_price) if by_money else cluster.watts_per_cpu)
+            work += cpu_hours * cluster.speed
+    if not work:
+        return None
+    blind = grid.price_of_work if objective is Objective.COST else grid.watts_of_work
+    return used / (work * blind)
+
+
+def _unfairness(outcomes: Sequence[Outcome], slowdowns: Sequence[float]) -> float | None:
+    by_customer: defaultdict[str, list[float]] = defaultdict(list)
+    for outcome, value in zip(outcomes, slowdowns, strict=True):
+        by_customer[outcome.job.customer].append(value)
+    means = [statistics.fmean(each) for each in by_customer.values() if len(each) >= _ENOUGH]
+    return max(means) / statistics.median(means) if len(means) > 1 else None
+
+
+def _series(
+    outcomes: Sequence[Outcome], slowdowns: Sequence[float], grid: SimulatedGrid, *, merged: bool
+) -> Series:
+    end = max(outcome.job.at for outcome in outcomes)
+    width = max(end / _BINS, 1.0)
+    busy, queued, money, power = ([0.0] * _BINS for _ in range(4))
+    waits: list[list[float]] = [[] for _ in range(_BINS)]
+    slow: list[list[float]] = [[] for _ in range(_BINS)]
+    skipped = len(outcomes) - len(slowdowns)
+    for at, outcome in enumerate(outcomes):
+        place = min(int(outcome.job.at / width), _BINS - 1)
+        waits[place].append(outcome.wait)
+        if at >= skipped:
+            slow[place].append(slowdowns[at - skipped])
+        cluster = grid.providers[outcome.provider]
+        price, watts = float(cluster.cpu_price), cluster.watts_per_cpu
+        if merged:
+            speed = grid.capacity / grid.cpus
+            price, watts = grid.price_of_work * speed, grid.watts_of_work * speed
+        for i, part in _parts(outcome.start, outcome.end, width):
+            cpus = outcome.job.cpus * part
+            busy[i] += cpus / grid.cpus
+            money[i] += cpus * price
+            power[i] += cpus * watts
+        for i, part in _parts(outcome.job.at, outcome.start, width):
+            queued[i] += part
+    return Series(width, busy, queued, _means(waits), _means(slow), money, power)
+
+
+def _parts(start: float, end: float, width: float) -> Iterable[tuple[int, float]]:
+    """Bins that a time touches, each with the covered part of the bin."""
+    for i in range(int(start / width), min(int(end / width), _BINS - 1) + 1):
+        part = (min(end, (i + 1) * width) - max(start, i * width)) / width
+        if part > 0.0:
+            yield i, part
+
+
+def _means(bins: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(values) if values else 0.0 for values in bins]
+
+
+# -- rows
+
+
+def summarise(measures: Sequence[Measures]) -> list[Row]:
+    """Means over seeds, a row for each scheduler, objective, load and delay."""
+    by_case = {each.case: each for each in measures}
+    groups: dict[tuple[Scheduler, str, float, float], list[Measures]] = {}
+    for each in measures:
+        case = each.case
+        groups.setdefault((case.scheduler, case.wish, case.load, case.block), []).append(each)
+    rows = [_row(key, group, by_case) for key, group in groups.items()]
+    order = list(Scheduler)
+    return sorted(rows, key=lambda row: (row.load, row.block, order.index(row.scheduler)))
+
+
+def _row(
+    key: tuple[Scheduler, str, float, float],
+    group: Sequence[Measures],
+    by_case: Mapping[Case, Measures],
+) -> Row:
+    scheduler, wish, load, block = key
+
+    def ratios(
+        baseline: Scheduler, value: Callable[[Measures], float], *, inverse: bool = False
+    ) -> list[float]:
+        found = []
+        for each in group:
+            other = by_case.get(Case(baseline, load, each.case.seed))
+            if other is not None and value(each) > 0.0 and value(other) > 0.0:
+                ratio = value(each) / value(other)
+                found.append(1.0 / ratio if inverse else ratio)
+        return found
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if known else None
+
+    vs_saf = ratios(Scheduler.MERGED_SAF, lambda m: m.slowdown)
+    return Row(
+        scheduler=scheduler,
+        wish=wish,
+        load=load,
+        block=block,
+        seeds=len(group),
+        slowdown=statistics.fmean(each.slowdown for each in group),
+        vs_merged_saf=mean(vs_saf),
+        wait_mean=statistics.fmean(each.wait_mean for each in group),
+        wait_p99=statistics.fmean(each.wait_p99 for each in group),
+        wait_p99_vs_fcfs=mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_p99)),
+        wait_longest=statistics.fmean(each.wait_longest for each in group),
+        wait_longest_vs_fcfs=mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_longest)),
+        better_than_least_loaded=mean(
+            ratios(Scheduler.LEAST_LOADED, lambda m: m.slowdown, inverse=True)
+        ),
+        utilisation=statistics.fmean(each.utilisation for each in group),
+        money=mean(each.money for each in group),
+        energy=mean(each.energy for each in group),
+        unfairness=mean(each.unfairness for each in group),
+        each_vs_merged_saf=tuple(vs_saf),
+    )

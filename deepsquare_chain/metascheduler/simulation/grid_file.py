@@ -1,0 +1,157 @@
+"""The grid of a simulation, from a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.job import Hardware, Offer, Prices, Provider, ProviderStatus
+from deepsquare_chain.metascheduler.eligibility import ProviderView
+
+#: Chain time until which all providers of a simulation are approved.
+_APPROVED: Final = 2**40
+_MAX_BYTES: Final = 1_000_000
+_HINT: Final = "examples/grid.yaml shows a grid of eight clusters with every key."
+
+
+class SimulatedProvider(BaseModel):
+    """A cluster; memory in MB, prices in credits per hour, power in watts per busy CPU."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=80)
+    nodes: int = Field(ge=1, le=100_000)
+    cpus_per_node: int = Field(ge=1, le=65_535)
+    mem_per_node: int = Field(default=1_000_000, ge=1, le=10**9)
+    gpus_per_node: int = Field(default=0, ge=0, le=1_000)
+    speed: float = Field(default=1.0, gt=0, le=1_000, allow_inf_nan=False)
+    cpu_price: Decimal = Field(default=Decimal(1), gt=0, le=1_000_000)
+    gpu_price: Decimal = Field(default=Decimal(0), ge=0, le=1_000_000)
+    mem_price: Decimal = Field(default=Decimal(0), ge=0, le=1_000_000)
+    watts_per_cpu: float = Field(default=10.0, gt=0, le=100_000, allow_inf_nan=False)
+    grams_per_kwh: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of the cluster."""
+        return self.nodes * self.cpus_per_node
+
+
+class _GridFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    providers: Annotated[tuple[SimulatedProvider, ...], Field(min_length=1, max_length=10_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedGrid:
+    """Clusters in the order of the file; the first has id 1."""
+
+    providers: tuple[SimulatedProvider, ...]
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all clusters."""
+        return sum(each.cpus for each in self.providers)
+
+    @property
+    def capacity(self) -> float:
+        """CPUs x speed."""
+        return sum(each.cpus * each.speed for each in self.providers)
+
+    @property
+    def largest(self) -> int:
+        """CPUs of the largest cluster."""
+        return max(each.cpus for each in self.providers)
+
+    @property
+    def memory_per_cpu(self) -> int:
+        """MB per CPU with which jobs fill the largest cluster."""
+        widest = max(self.providers, key=lambda each: each.cpus)
+        return max(1, widest.mem_per_node // widest.cpus_per_node)
+
+    @property
+    def speeds(self) -> Sequence[float]:
+        """Speeds of the clusters."""
+        return [each.speed for each in self.providers]
+
+    @property
+    def price_of_work(self) -> float:
+        """Credits per hour of a CPU at speed 1, where all clusters are used alike."""
+        return sum(float(each.cpu_price) * each.cpus for each in self.providers) / self.capacity
+
+    @property
+    def watts_of_work(self) -> float:
+        """Watts of a CPU at speed 1, where all clusters are used alike."""
+        return sum(each.watts_per_cpu * each.cpus for each in self.providers) / self.capacity
+
+    def views(self) -> tuple[ProviderView, ...]:
+        """The clusters as the policy sees them; labels tell their true speeds and watts."""
+        return tuple(_view(number, each) for number, each in enumerate(self.providers, 1))
+
+
+def read_grid(path: Path) -> SimulatedGrid:
+    """Read the clusters of a simulation.
+
+    Raises:
+        UsageError: The file can't be read or names something wrong; the message says what.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        document: Any = yaml.safe_load(text.decode())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(
+            f"the grid {path} can't be read: {str(error)[:300]}", hint=_HINT
+        ) from error
+    if len(text) > _MAX_BYTES:
+        raise UsageError(f"the grid {path} holds more than {_MAX_BYTES} bytes", hint=_HINT)
+    try:
+        return SimulatedGrid(_GridFile.model_validate(document).providers)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the document"
+        raise UsageError(f"the grid {path}: {place}: {first['msg']}", hint=_HINT) from error
+
+
+def _view(number: int, cluster: SimulatedProvider) -> ProviderView:
+    memory, gpus = cluster.nodes * cluster.mem_per_node, cluster.nodes * cluster.gpus_per_node
+    labels = {
+        "cpu.speed": f"{cluster.speed:.6f}",
+        "energy.watts_per_cpu": f"{cluster.watts_per_cpu:.6f}",
+        **(
+            {}
+            if cluster.grams_per_kwh is None
+            else {"energy.grams_per_kwh": f"{cluster.grams_per_kwh:.6f}"}
+        ),
+        **cluster.labels,
+    }
+    provider = Provider(
+        id=number,
+        account=f"0x{number:040x}",
+        status=ProviderStatus.ACTIVE,
+        approved_until=_APPROVED,
+        version=1,
+        pending_version=1,
+        hardware=Hardware(
+            cluster.nodes, cluster.cpus_per_node, cluster.mem_per_node, cluster.gpus_per_node
+        ),
+        offer=Offer(cluster.cpus, memory, gpus),
+        prices=Prices(*map(_per_second, (cluster.cpu_price, cluster.gpu_price, cluster.mem_price))),
+        labels=labels,
+    )
+    return ProviderView(provider)
+
+
+def _per_second(per_hour: Decimal) -> int:
+    """Credit-wei per second of credits per hour."""
+    return int(per_hour * CREDIT) // SECONDS_PER_HOUR

@@ -1,0 +1,334 @@
+"""The simulation: traces, grids, baselines, measures, and what the command prints."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deepsquare_chain.cli.app import app
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.job import Objective
+from deepsquare_chain.metascheduler.policy import Rules
+from deepsquare_chain.metascheduler.simulation.baselines import (
+    Cluster,
+    Outcome,
+    first_come_first_served,
+    run_clusters,
+    smallest_area_first,
+    to_the_earliest_completion,
+    to_the_least_loaded,
+    to_the_only_one,
+)
+from deepsquare_chain.metascheduler.simulation.engine import run_policy
+from deepsquare_chain.metascheduler.simulation.experiment import (
+    Case,
+    Experiment,
+    Scheduler,
+    against_blind,
+    run_case,
+    run_experiment,
+    summarise,
+)
+from deepsquare_chain.metascheduler.simulation.grid_file import SimulatedGrid, read_grid
+from deepsquare_chain.metascheduler.simulation.page import render
+from deepsquare_chain.metascheduler.simulation.synthetic import synthetic
+from deepsquare_chain.metascheduler.simulation.workload import (
+    Trace,
+    TraceJob,
+    fold,
+    read_trace,
+    scaled,
+    with_objectives,
+)
+
+pytestmark = pytest.mark.unit
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+GRID = EXAMPLES / "grid.yaml"
+LINE = "{} {} 5 {} {} -1 -1 {} {} {} 1 7 1 -1 -1 -1 -1 -1"
+
+
+def line(number: int = 1, at: int = 0, ran: int = 60, cpus: int = 2, limit: int = 100) -> str:
+    return LINE.format(number, at, ran, cpus, cpus, limit, -1)
+
+
+def job(number: int, at: float, cpus: int, limit: int, seconds: float | None = None) -> TraceJob:
+    return TraceJob(number, at, cpus, limit, limit if seconds is None else seconds, "user 1")
+
+
+def starts(outcomes: list[Outcome]) -> dict[int, float]:
+    return {outcome.job.id: outcome.start for outcome in outcomes}
+
+
+class TestTraces:
+    def test_fields_and_comments(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.swf"
+        unfinished = line(3, 20, ran=-1)
+        path.write_text(
+            f"; MaxProcs: 100\n\n{line(1, 50, ran=150)}\n{line(2, 10, limit=-1)}\n{unfinished}\n"
+        )
+        trace = read_trace(path)
+        assert trace.processors == 100
+        first, second = trace.jobs
+        assert (first.id, first.at, first.cpus, first.limit, first.seconds) == (1, 0, 2, 60, 60.0)
+        # A run that was stopped late counts up to its limit.
+        assert (second.at, second.limit, second.seconds) == (40, 100, 100.0)
+        assert second.customer == "user 7"
+
+    def test_packed_traces_are_the_same(self, tmp_path: Path) -> None:
+        plain, packed = tmp_path / "a.swf", tmp_path / "b"
+        plain.write_text(line())
+        packed.write_bytes(gzip.compress(line().encode()))
+        assert read_trace(plain).jobs == read_trace(packed).jobs
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"", "holds no job that ran"),
+            (b"; only words\n", "holds no job that ran"),
+            (b"1 2 3\n", "line 1 of .* is no job: it needs 18 numbers"),
+            (line().replace("60", "sixty", 1).encode(), "line 1 of .* is no job"),
+            (line().replace("60", "nan", 1).encode(), "line 1 of .* is no job"),
+            (b"\x1f\x8bnonsense", "can't be read"),
+            (gzip.compress(line().encode())[:-9], "can't be read"),
+        ],
+    )
+    def test_bad_traces_are_named(self, tmp_path: Path, content: bytes, words: str) -> None:
+        path = tmp_path / "bad.swf"
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=words):
+            read_trace(path)
+        with pytest.raises(UsageError, match="can't be read"):
+            read_trace(tmp_path / "missing.swf")
+
+    def test_examples_are_what_the_script_makes(self) -> None:
+        for style, name in (("mixed", "mixed.swf"), ("campaign", "campaign.swf.gz")):
+            ours = synthetic(style, 1_500, 1)
+            found = read_trace(EXAMPLES / name)
+            assert [job.cpus for job in found.jobs] == [job.cpus for job in ours.jobs]
+            assert found.processors == ours.processors
+
+    def test_a_wide_machine_is_scaled_to_the_largest_cluster(self) -> None:
+        trace = Trace("x", (job(1, 0, 1_000, 10), job(2, 0, 1, 10), job(3, 0, 501, 10)), 1_000)
+        assert [each.cpus for each in scaled(trace, 100).jobs] == [100, 1, 51]
+        assert scaled(trace, 2_000) == trace
+
+    @pytest.mark.parametrize("load", [0.5, 0.9])
+    def test_folding_keeps_all_jobs_and_gives_the_load(self, load: float) -> None:
+        trace = synthetic("mixed", 400, 3)
+        folded = fold(trace, capacity=2_000.0, load=load, seed=1)
+        length = trace.work / (2_000.0 * load)
+        assert len(folded) == len(trace.jobs)
+        assert all(0 <= each.at < length for each in folded)
+        assert [each.at for each in folded] == sorted(each.at for each in folded)
+        assert fold(trace, capacity=2_000.0, load=load, seed=1) == folded
+        assert fold(trace, capacity=2_000.0, load=load, seed=2) != folded
+
+    def test_objectives(self) -> None:
+        jobs = [job(n, n, 1, 10) for n in range(300)]
+        mixed = [each.objective for each in with_objectives(jobs, "MIXED", 1)]
+        assert all(70 < mixed.count(objective) < 130 for objective in Objective)
+        assert {each.objective for each in with_objectives(jobs, "TIME", 1)} == {Objective.TIME}
+
+
+class TestBaselines:
+    def run(self, jobs: list[TraceJob], *sizes: int, route: object = to_the_only_one) -> dict:
+        clusters = [Cluster(size, 1.0, first_come_first_served) for size in sizes]
+        return starts(run_clusters(jobs, clusters, route))  # type: ignore[arg-type]
+
+    def test_easy_fills_in_without_delaying_the_first(self) -> None:
+        jobs = [
+            job(1, 0, 6, 100),
+            job(2, 1, 8, 50),  # waits for the first
+            job(3, 2, 2, 98),  # ends with the first: fills in
+            job(4, 3, 2, 98),  # would delay the second
+        ]
+        assert self.run(jobs, 8) == {1: 0, 2: 100, 3: 2, 4: 150}
+
+    def test_beside_the_reservation_longer_jobs_fit(self) -> None:
+        jobs = [job(1, 0, 6, 100), job(2, 1, 7, 50), job(3, 2, 1, 900), job(4, 3, 1, 900)]
+        assert self.run(jobs, 8) == {1: 0, 2: 100, 3: 2, 4: 150}
+
+    def test_smallest_area_first(self) -> None:
+        jobs = [job(1, 0, 8, 100), job(2, 1, 8, 90), job(3, 2, 8, 10)]
+        outcomes = run_clusters(jobs, [Cluster(8, 1.0, smallest_area_first)], to_the_only_one)
+        assert starts(outcomes) == {1: 0, 3: 100, 2: 110}
+
+    def test_runs_are_as_fast_as_the_cluster_and_stop_at_the_limit(self) -> None:
+        jobs = [job(1, 0, 8, 100, 80)]
+        for speed, end in ((2.0, 40.0), (0.5, 100.0)):
+            [outcome] = run_clusters(
+                jobs, [Cluster(8, speed, first_come_first_served)], to_the_only_one
+            )
+            assert outcome.end == end
+
+    def test_routes(self) -> None:
+        jobs = [job(1, 0, 8, 1_000), job(2, 1, 2, 10), job(3, 2, 8, 10)]
+        outcomes = run_clusters(
+            jobs,
+            [Cluster(8, 1.0, first_come_first_served), Cluster(4, 1.0, first_come_first_served)],
+            to_the_least_loaded,
+        )
+        # Eight CPUs fit the first cluster alone.
+        assert [outcome.provider for outcome in outcomes] == [0, 1, 0]
+        fast = Cluster(8, 4.0, first_come_first_served)
+        slow = Cluster(8, 1.0, first_come_first_served)
+        outcomes = run_clusters(
+            [job(1, 0, 8, 100), job(2, 1, 8, 100), job(3, 2, 8, 1_000)],
+            [slow, fast],
+            to_the_earliest_completion,
+        )
+        assert [outcome.provider for outcome in outcomes] == [1, 0, 1]
+
+
+class TestPolicyEngine:
+    def test_chain_delay(self) -> None:
+        """Seen in the next block, started three blocks after the plan, freed in the next block."""
+        grid = read_grid(GRID)
+        one = SimulatedGrid((replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0),))
+        jobs = [job(1, 1.0, 4, 20, 10), job(2, 1.5, 4, 20, 10)]
+        outcomes = run_policy(jobs, one.views(), one.speeds, Rules(), block=2)
+        # Blocks at 2, 4, ...: planned at 2, runs from 8 to 18, its end is seen at 20.
+        assert starts(outcomes) == {1: 8, 2: 26}
+        at_once = run_policy(jobs, one.views(), one.speeds, Rules())
+        assert starts(at_once) == {1: 1.0, 2: 11.0}
+
+
+def replace_cluster(grid: SimulatedGrid, **changes: object) -> object:
+    return grid.providers[0].model_copy(update=changes)
+
+
+class TestGrids:
+    def test_the_example(self) -> None:
+        grid = read_grid(GRID)
+        assert (len(grid.providers), grid.cpus, grid.largest) == (8, 1_032, 256)
+        assert (min(grid.speeds), max(grid.speeds)) == (0.7, 1.6)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", "the document: "),
+            ("providers: []", "providers: "),
+            ("providers: [{name: a, nodes: 1}]", r"providers\.0\.cpus_per_node: Field required"),
+            ("providers: [{name: a, nodes: 0, cpus_per_node: 1}]", r"providers\.0\.nodes: "),
+            ("providers: [{name: a, nodes: 1, cpus_per_node: 1, sped: 2}]", r"providers\.0\.sped"),
+            ("providers: [{name: a, nodes: 1, cpus_per_node: 1, speed: .nan}]", "speed"),
+            ("{", "can't be read"),
+            ("\x00", "can't be read"),
+        ],
+    )
+    def test_bad_grids_are_named(self, tmp_path: Path, text: str, words: str) -> None:
+        path = tmp_path / "grid.yaml"
+        path.write_text(text)
+        with pytest.raises(UsageError, match=words) as error:
+            read_grid(path)
+        assert "examples/grid.yaml" in (error.value.hint or "")
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return Experiment(synthetic("mixed", 300, 1), read_grid(GRID), [0.9], 2, ["MIXED"])
+
+
+class TestExperiments:
+    def test_measures_and_rows(self, experiment: Experiment) -> None:
+        told: list[tuple[int, int]] = []
+        measures = run_experiment(experiment, processes=1, progress=lambda *done: told.append(done))
+        assert told == [(n, 10) for n in range(11)]
+        rows = {row.scheduler: row for row in summarise(measures)}
+        assert set(rows) == set(Scheduler)
+        saf, fcfs = rows[Scheduler.MERGED_SAF], rows[Scheduler.MERGED_FCFS]
+        assert (saf.vs_merged_saf, fcfs.wait_p99_vs_fcfs) == (1.0, 1.0)
+        assert rows[Scheduler.LEAST_LOADED].better_than_least_loaded == 1.0
+        policy = rows[Scheduler.POLICY]
+        assert policy.money is not None
+        assert policy.energy is not None
+        assert policy.money < 1.0
+        assert policy.energy < 1.0
+        assert saf.money is None
+        page = render(experiment, list(rows.values()), measures)
+        assert page.count("<svg") == 6
+        assert "least loaded" in page
+
+    def test_what_a_blind_choice_costs_is_the_mean_of_the_grid(self) -> None:
+        """A workload that keeps every cluster busy all the time pays exactly that."""
+        grid = read_grid(GRID)
+        hours = [
+            Outcome(replace(job(n, 0, each.cpus, 3_600), objective=Objective.COST), n, 0, 3_600)
+            for n, each in enumerate(grid.providers)
+        ]
+
+        assert against_blind(hours, grid, Objective.COST) == pytest.approx(1.0)
+        assert against_blind(hours, grid, Objective.ENERGY) is None
+
+    def test_processes_give_the_same(self, experiment: Experiment) -> None:
+        small = replace(experiment, trace=synthetic("mixed", 80, 2), seeds=1)
+        assert run_experiment(small, processes=2, progress=lambda *_: None) == run_experiment(
+            small, processes=1, progress=lambda *_: None
+        )
+
+    def test_names_from_files_are_escaped(self, experiment: Experiment) -> None:
+        trace = replace(synthetic("mixed", 60, 2), name="<script>alert(1)</script>")
+        hostile = replace(experiment, trace=trace, seeds=1)
+        measures = [run_case(hostile, Case(Scheduler.POLICY, 0.9, 0, "COST"))]
+        assert "<script>" not in render(hostile, summarise(measures), measures)
+
+
+class TestCommand:
+    def invoke(self, *words: str) -> tuple[int, str]:
+        small = ["simulate", str(EXAMPLES / "mixed.swf"), "--providers", str(GRID)]
+        done = CliRunner().invoke(app, [*small, *words])
+        return done.exit_code, done.output
+
+    @pytest.fixture
+    def trace(self, tmp_path: Path) -> Path:
+        path = tmp_path / "few.swf"
+        path.write_text("\n".join(line(n, 30 * n, cpus=100) for n in range(60)))
+        return path
+
+    def test_json_csv_and_page(self, trace: Path, tmp_path: Path) -> None:
+        words = ["simulate", str(trace), "--providers", str(GRID), "--seeds", "1"]
+        page = tmp_path / "page.html"
+        words += ["--processes", "1", "--want", "time", "--block", "0", "--block", "1"]
+        done = CliRunner().invoke(app, [*words, "-o", "json", "--page", str(page)])
+        assert done.exit_code == 0, done.output
+        rows = json.loads(done.stdout)["rows"]
+        assert len(rows) == 6
+        policy = [row for row in rows if row["scheduler"] == "policy"]
+        assert [(row["objective"], row["block_seconds"]) for row in policy] == [
+            ("TIME", 0.0),
+            ("TIME", 1.0),
+        ]
+        assert page.read_text().startswith("<!doctype html>")
+        done = CliRunner().invoke(app, [*words, "-o", "csv", "--no-baselines"])
+        assert len(list(csv.reader(io.StringIO(done.stdout)))) == 3
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["--load", "0"], "a load above 0 and at most 3, such as 0.9"),
+            (["--load", "nan"], "a load above 0 and at most 3, such as 0.9"),
+            (["--block", "-1"], "seconds from 0 to 600, such as 2"),
+            (["--want", "speed"], "is none of MIXED, COST, TIME, ENERGY"),
+            (["--seeds", "0"], "is not a whole number from 1 to 1000, such as 6"),
+        ],
+    )
+    def test_bad_values_are_named(self, words: list[str], told: str) -> None:
+        code, output = self.invoke(*words)
+        assert code == 2
+        assert told in " ".join(output.replace("│", " ").split())
+
+    def test_a_page_that_cannot_be_written(self, trace: Path, tmp_path: Path) -> None:
+        words = ["simulate", str(trace), "--providers", str(GRID), "--seeds", "1", "--processes"]
+        done = CliRunner().invoke(
+            app, [*words, "1", "--no-baselines", "--page", str(tmp_path / "no" / "page.html")]
+        )
+        assert done.exit_code != 0
+        assert "can't be written" in done.output
