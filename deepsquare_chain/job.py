@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from enum import IntEnum, IntFlag
+from enum import IntEnum, IntFlag, StrEnum
 from types import MappingProxyType
 from typing import Final
 
@@ -283,6 +283,109 @@ class Affinity:
         return f"{self.key}{self.op}{self.value}"
 
 
+#: Begins keys in `uses` that are conditions for the scheduler instead of demands on labels.
+CONDITION_PREFIX: Final = "deepsquare."
+_ARRAY: Final = f"{CONDITION_PREFIX}array"
+#: Jobs of one submission that a condition or a command may name.
+MAX_LISTED_JOBS: Final = 10_000
+
+
+class Dependency(StrEnum):
+    """What must have become of another job before this one may be assigned, as in Slurm."""
+
+    AFTER_OK = "afterok"  # it FINISHED
+    AFTER_ANY = "afterany"  # it ended, whatever its end
+    AFTER_NOT_OK = "afternotok"  # it ended other than FINISHED
+
+    def holds(self, end: JobStatus) -> bool:
+        """Whether a job that ended so meets it; what is not met then never will be."""
+        if self is Dependency.AFTER_ANY:
+            return True
+        return (end is JobStatus.FINISHED) is (self is Dependency.AFTER_OK)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """When a job may be assigned, as its customer asked in `uses`.
+
+    `after` holds kind and job id of each dependency. `array` is the id of the submission that the
+    job belongs to, empty for none; at most `throttle` of its jobs are at providers at once, any
+    number if it is zero.
+    """
+
+    after: tuple[tuple[Dependency, int], ...] = ()
+    array: str = ""
+    throttle: int = 0
+
+    def to_uses(self) -> str:
+        """The conditions as they stand in `uses`."""
+        parts = [
+            f"{CONDITION_PREFIX}{kind}={spell_ids(number for each, number in self.after if each is kind)}"
+            for kind in Dependency
+            if any(each is kind for each, _ in self.after)
+        ]
+        if self.array:
+            parts.append(f"{_ARRAY}={self.array}" + (f"%{self.throttle}" if self.throttle else ""))
+        return ",".join(parts)
+
+
+def parse_conditions(uses: str) -> Conditions:
+    """The conditions in `uses`; the demands on labels beside them are passed over.
+
+    Raises:
+        ValueError: A condition is not understood; the message names it.
+    """
+    after: list[tuple[Dependency, int]] = []
+    array, throttle = "", 0
+    for affinity in parse_uses(uses):
+        if not affinity.key.startswith(CONDITION_PREFIX):
+            continue
+        name = affinity.key.removeprefix(CONDITION_PREFIX)
+        found = _ARRAY_VALUE.fullmatch(affinity.value)
+        if affinity.op == "=" and name in set(Dependency):
+            after += ((Dependency(name), number) for number in parse_ids(affinity.value, ":"))
+        elif affinity.op == "=" and affinity.key == _ARRAY and found:
+            array, throttle = found[1], int(found[2] or 0)
+        else:
+            raise ValueError(f"{str(affinity)[:80]!r} is not a condition of a job")
+    return Conditions(tuple(after), array, throttle)
+
+
+def parse_ids(text: str, separator: str = ",") -> list[int]:
+    """Numbers and ranges of them, such as `3,7-9`.
+
+    Raises:
+        ValueError: It is none, or names more than `MAX_LISTED_JOBS`.
+    """
+    found: list[int] = []
+    for part in text.split(separator):
+        ends = _ID_RANGE.fullmatch(part.strip())
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not 0 <= last - first < MAX_LISTED_JOBS - len(found):
+            raise ValueError(
+                f"{part[:40]!r} is not a number or a range such as 3-7, or names more than "
+                f"{MAX_LISTED_JOBS}"
+            )
+        found += range(first, last + 1)
+    return found
+
+
+def spell_ids(numbers: Iterable[int]) -> str:
+    """Job ids in a short form: `3:7-9`."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ":".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+_ID_RANGE: Final = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?")
+_ARRAY_VALUE: Final = re.compile(r"(sub-[0-9a-f]{8})(?:%([1-9][0-9]{0,4}))?")
+#: How people write the id of a submission.
+SUBMISSION_ID: Final = re.compile(r"sub-[0-9a-f]{8}")
+
 # A value can't begin with an operator, so that `a==b` is a mistake and not a strange value.
 _AFFINITY: Final = re.compile(
     r"(?P<key>[A-Za-z0-9][A-Za-z0-9._/-]*)\s*"
@@ -330,6 +433,8 @@ def unmet(affinities: Iterable[Affinity], labels: Mapping[str, str]) -> tuple[Af
 
 
 def _meets(affinity: Affinity, label: str | None) -> bool:
+    if affinity.key.startswith(CONDITION_PREFIX):
+        return True  # a condition for the scheduler, which no label can meet
     if label is None or affinity.op == "!=":
         return affinity.op == "!=" and label != affinity.value
     if affinity.op == "=":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -26,8 +27,10 @@ from deepsquare_chain.job import Job
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
+    from deepsquare_chain.client.gasless import GaslessWallet
     from deepsquare_chain.client.history import History
     from deepsquare_chain.client.job_list import ListedJob
+    from deepsquare_chain.client.network import WalletConnection
     from deepsquare_chain.client.watching import Ended
     from deepsquare_chain.errors import EndpointError
     from deepsquare_chain.store.gateway_client import GatewayClient
@@ -87,7 +90,10 @@ _WHY: Final = (
     Column("providers", "providers"),
     Column("next", "next"),
 )
+#: Jobs that one transaction cancels: each may cost a refund and an event.
+_CANCELLED_AT_ONCE: Final = 100
 _RESULTS: Final = (
+    Column("job", "job", Kind.NUMBER),
     Column("name", "file"),
     Column("size", "bytes", Kind.NUMBER),
     Column("sha256", "SHA-256", Kind.HASH),
@@ -165,16 +171,55 @@ async def why(context: CommandContext, job: JobArgument) -> None:
 @command(app)
 async def watch(
     context: CommandContext,
-    job: JobArgument,
+    jobs: JobArguments,
     wait_timeout: WaitTimeoutOption = None,
 ) -> int:
-    """Follow a job and its successors to the end; exit with the job's own code."""
+    """Follow jobs and their successors to the end; exit with the first code that is not zero."""
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        ended = await follow_to_end(context, contracts, job, wait_timeout)
-    context.printer.record(_JOB, _job_row(ended.job, ended.history))
-    return ended.exit_code
+        return await wait_for_all(
+            context, contracts, await _selected(context, contracts, jobs), wait_timeout
+        )
+
+
+async def _selected(
+    context: CommandContext, contracts: Contracts, words: Sequence[str]
+) -> list[int]:
+    from deepsquare_chain.client.job_list import select
+    from deepsquare_chain.client.network import own_address
+
+    return await select(contracts, words, lambda: own_address(context.settings, None))
+
+
+async def wait_for_all(
+    context: CommandContext,
+    contracts: Contracts,
+    job_ids: Sequence[int],
+    timeout: float | None,
+    *,
+    gateways: Sequence[GatewayClient] = (),
+    wallet: WalletConnection | GaslessWallet | None = None,
+) -> int:
+    """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins.
+
+    What each prints is shown as it comes where a gateway has it: on stdout for people, on stderr
+    where stdout is for data. With a wallet, jobs whose dependencies can't hold any more are cancelled by it.
+    """
+    from deepsquare_chain.cli.outputs import LogPrinter
+
+    deadline = None if timeout is None else time.monotonic() + timeout
+    found = []
+    for job_id in job_ids:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        async with LogPrinter(context, contracts, gateways) as logs:
+            ended = await follow_to_end(
+                context, contracts, job_id, left, on_change=logs.saw, wallet=wallet
+            )
+            found.append(ended)
+            await logs.finish()
+    await print_ended(context, found)
+    return next((each.exit_code for each in found if each.exit_code), 0)
 
 
 async def follow_to_end(
@@ -184,6 +229,7 @@ async def follow_to_end(
     timeout: float | None,
     *,
     on_change: Callable[[Job], None] = lambda _: None,
+    wallet: WalletConnection | GaslessWallet | None = None,
 ) -> Ended:
     """Wait for the end of a job's line; each change, and why it stands still, goes to stderr."""
     from deepsquare_chain.cli.why import Teller
@@ -201,7 +247,13 @@ async def follow_to_end(
     )
     interval = context.settings.poll_interval
     trouble = partial(tell_trouble, context, f"waiting for job {job_id} goes on")
-    async with Teller(contracts, context.printer.note) as teller:
+
+    async def give_up(job: Job) -> None:
+        if wallet is not None:
+            await wallet.send(contracts.scheduler.cancel([job.id]))
+            context.printer.note(f"Job {job.id} was cancelled: it could not run any more.")
+
+    async with Teller(contracts, context.printer.note, give_up) as teller:
         return await watch(
             contracts,
             job_id,
@@ -233,10 +285,10 @@ async def print_ended(context: CommandContext, found: Sequence[Ended]) -> None:
 @command(app)
 async def logs(
     context: CommandContext,
-    job: JobArgument,
+    jobs: JobArguments,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
 ) -> None:
-    """Print what a job printed, from a gateway.
+    """Print what jobs printed, from a gateway.
 
     Where no gateway is set, from the run's folder of a provider on this machine.
     """
@@ -244,18 +296,27 @@ async def logs(
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        await stream(context, contracts, job, follow=follow)
+        chosen = await _selected(context, contracts, jobs)
+        for job in chosen:
+            if len(chosen) > 1:
+                context.printer.note(f"==> job {job} <==")
+            await stream(context, contracts, job, follow=follow)
 
 
 @command(app)
 async def results(
     context: CommandContext,
-    job: JobArgument,
+    jobs: JobArguments,
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FOLDER", help="Copy them into a new folder.")
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="FOLDER",
+            help="Copy them into a new folder; of several jobs each into FOLDER/job-ID.",
+        ),
     ] = None,
 ) -> int:
-    """List the files that a job left, or download them, and compare the output with the chain.
+    """List the files that jobs left, or download them, and compare the output with the chain.
 
     They come from a gateway, or from a provider's folder on this machine where none is set. Exit 1 if a file can't be read; the others are listed and fetched all the same.
     """
@@ -264,31 +325,37 @@ async def results(
     from deepsquare_chain.client.results import job_results
     from deepsquare_chain.store.gateway_client import gateway_urls
 
+    found = []
     async with AsyncExitStack() as stack:
         contracts = await stack.enter_async_context(open_grid(context.settings))
+        chosen = await _selected(context, contracts, jobs)
         gateways: tuple[GatewayClient, ...] = ()
         if gateway_urls(context.settings, contracts.deployment):
             account = await open_account(context.settings)
             gateways = await stack.enter_async_context(
                 gateways_of(context.settings, contracts.deployment, account)
             )
-        found = await job_results(
-            contracts,
-            context.settings.state_dir,
-            job,
-            to,
-            gateways=gateways,
-            told=context.printer.note,
-        )
+        for job in chosen:
+            folder = to / f"job-{job}" if to is not None and len(chosen) > 1 else to
+            files = await job_results(
+                contracts,
+                context.settings.state_dir,
+                job,
+                folder,
+                gateways=gateways,
+                told=context.printer.note,
+            )
+            found += [(job, each) for each in files]
     rows = (
-        (each.name, each.size, each.digest or None, each.on_chain, each.problem or None)
-        for each in found
+        (job, each.name, each.size, each.digest or None, each.on_chain, each.problem or None)
+        for job, each in found
     )
-    context.printer.rows(_RESULTS, rows, empty=f"Job {job} left no file.")
-    if any(each.on_chain for each in found):
+    left = f"Job {chosen[0]} left no file." if len(chosen) == 1 else "They left no file."
+    context.printer.rows(_RESULTS, rows, empty=left)
+    if any(each.on_chain for _, each in found):
         context.printer.note("The output is the one whose SHA-256 the provider reported on chain.")
-    problems = sum(1 for each in found if each.problem and not each.special)
-    special = sum(1 for each in found if each.special)
+    problems = sum(1 for _, each in found if each.problem and not each.special)
+    special = sum(1 for _, each in found if each.special)
     if special:
         context.printer.note(
             f"{special} of {len(found)} are links, pipes, sockets or devices, which are not copied."
@@ -304,21 +371,48 @@ async def results(
 @command(app)
 async def cancel(
     context: CommandContext,
-    jobs: JobArguments,
+    jobs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="JOB...",
+            help="Ids, ranges (3-7), a submission (sub-1f3a9c04) or names of own jobs (train-*).",
+        ),
+    ] = None,
+    unmet: Annotated[
+        bool, typer.Option("--unmet", help="Own jobs whose dependencies can't hold any more.")
+    ] = False,
     gasless: GaslessOption = False,
     yes: YesOption = False,
 ) -> int:
     """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
     from deepsquare_chain.chain.bindings.events import TransitionSkipped
     from deepsquare_chain.cli.signing import open_sending
-    from deepsquare_chain.errors import RevertedError
+    from deepsquare_chain.cli.why import unmet_jobs
+    from deepsquare_chain.client.job_list import select
+    from deepsquare_chain.errors import RevertedError, UsageError
 
+    if bool(jobs) == unmet:
+        raise UsageError("Which jobs?", hint="Name them, such as 7, 3-5 or train-*; or --unmet.")
+    receipts = []
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
-        for job_id in jobs:
-            await wallet.contracts.scheduler.get_job(job_id)
-        receipt = await wallet.send(wallet.contracts.scheduler.cancel(jobs))
-    context.receipt(receipt)
-    left_out = [each for each in receipt.events if isinstance(each, TransitionSkipped)]
+        contracts = wallet.contracts
+        if unmet:
+            chosen = await unmet_jobs(contracts, wallet.address)
+        else:
+            chosen = await select(contracts, jobs or (), lambda: wallet.address)
+            records = [await contracts.scheduler.get_job(job_id) for job_id in chosen]
+            if len(chosen) > 1:
+                chosen = [job.id for job in records if job.status.is_live]
+        if not chosen:
+            context.unchanged("All of them have ended." if jobs else "No job waits in vain.")
+        for at in range(0, len(chosen), _CANCELLED_AT_ONCE):
+            part = chosen[at : at + _CANCELLED_AT_ONCE]
+            receipts.append(await wallet.send(contracts.scheduler.cancel(part)))
+    for receipt in receipts:
+        context.receipt(receipt)
+    left_out = [
+        each for one in receipts for each in one.events if isinstance(each, TransitionSkipped)
+    ]
     for each in left_out:
         context.printer.note(
             f"Job {each.job_id} was left out, it is {each.status.name} ({each.reason_name}); "

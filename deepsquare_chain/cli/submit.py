@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -11,20 +10,12 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import (
-    GaslessOption,
-    WaitTimeoutOption,
-    YesOption,
-    some,
-    whole,
-)
+from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, some
 from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
-    from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Terms
-    from deepsquare_chain.store.gateway_client import GatewayClient
     from deepsquare_chain.workflow import JobFile
 
 app = typer.Typer()
@@ -50,7 +41,9 @@ _BILL: Final = (
 _SUBMITTED: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
+    Column("index", "index", Kind.NUMBER),
     Column("escrow", "escrow", Kind.CREDITS),
+    Column("submission", "submission", Kind.WORD),
     Column("definition", "definition", Kind.HASH, detail=True),
     Column("transaction", "transaction", Kind.HASH),
 )
@@ -112,9 +105,25 @@ async def submit(
     credits: CreditsOption = None,
     time_limit: LimitOption = None,
     array: Annotated[
-        int,
-        typer.Option("--array", parser=whole(1), metavar="N", help="Submit it N times at once."),
-    ] = 1,
+        str | None,
+        typer.Option(
+            "--array",
+            metavar="INDICES",
+            help="A job for each index: 20, 1-20, 1-20%4 (at most 4 at once), 0-9:3, 1,3,7.",
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME=VALUE", help="A variable for the job; again for more."),
+    ] = None,
+    depends: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--depends",
+            metavar="KIND:JOB",
+            help="Run after other jobs: afterok, afterany or afternotok, then ids, ranges, names.",
+        ),
+    ] = None,
     permit: Annotated[
         bool, typer.Option("--permit", help="Sign a permit instead of sending an approval.")
     ] = False,
@@ -138,20 +147,29 @@ async def submit(
     wait_timeout: WaitTimeoutOption = None,
 ) -> int | None:
     """Pay for a job and put it into the grid's queue."""
+    from deepsquare_chain.cli.job import wait_for_all
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.gateways import definitions_of
     from deepsquare_chain.client.quotes import cheapest, quotes
     from deepsquare_chain.client.submission import (
-        Request,
         bill,
+        parse_array,
+        parse_depends,
         refuse_relayed_key,
         repeated,
+        request_of,
+        submission_id,
         submit,
     )
+    from deepsquare_chain.job import spell_ids
     from deepsquare_chain.store.definitions import FolderDefinitionStore
     from deepsquare_chain.store.gateway_client import GatewayDefinitionStore
+    from deepsquare_chain.workflow import digest
 
+    indices = None if array is None else parse_array(array)
+    variables = _variables(env or [])
     job_file, terms = _read(file, credits, time_limit)
+    definition = job_file.definition.with_env(variables) if env else job_file.definition
     async with (
         open_sending(context, gasless=gasless, yes=yes) as wallet,
         definitions_of(context.settings, wallet.contracts.deployment, wallet.account) as store,
@@ -159,7 +177,10 @@ async def submit(
         gateways = store.gateways if isinstance(store, GatewayDefinitionStore) else ()
         if not gasless:
             refuse_relayed_key(wallet.store, key)
-        requests = [Request(terms, (job_file.definition.to_bytes(),) * array)]
+        submission = submission_id(wallet.address, key) if indices else ""
+        after = await parse_depends(wallet.contracts, depends or (), lambda: wallet.address)
+        request = request_of(definition, terms, array=indices, submission=submission, after=after)
+        requests = [request]
         done = await repeated(
             wallet.contracts, wallet.sender, requests, key, context.settings.timeout
         )
@@ -194,15 +215,28 @@ async def submit(
                 timeout=context.settings.timeout,
                 key=key,
             )
-        digest, sent = job_file.definition.digest.hex(), done.receipts[-1].hash
-        submitted = [(i, terms.name, terms.amount, digest, sent) for i in done.job_ids]
+        sent, places = done.receipts[-1].hash, indices.indices if indices else (None,)
+        submitted = [
+            (job_id, terms.name, place, terms.amount, submission, digest(data).hex(), sent)
+            for job_id, place, data in zip(done.job_ids, places, request.definitions, strict=True)
+        ]
         if not wait:
             context.printer.rows(_SUBMITTED, submitted)
+            _advise(context, submission, after)
             return None
-        ids = ", ".join(map(str, done.job_ids))
-        context.printer.note(f"Submitted and paid for: job{'s' * (array > 1)} {ids}.")
+        context.printer.note(
+            f"Submitted and paid for: job{'s' * (len(submitted) > 1)} "
+            f"{spell_ids(done.job_ids).replace(':', ', ')}{submission and f' ({submission})'}."
+        )
         try:
-            return await _wait(context, wallet.contracts, gateways, done.job_ids, wait_timeout)
+            return await wait_for_all(
+                context,
+                wallet.contracts,
+                done.job_ids,
+                wait_timeout,
+                gateways=gateways,
+                wallet=wallet,
+            )
         except BaseException:
             # They are paid for: whoever waited must know which they are, whatever comes after.
             context.printer.rows(_SUBMITTED, submitted)
@@ -223,27 +257,28 @@ def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool
     )
 
 
-async def _wait(
-    context: CommandContext,
-    contracts: Contracts,
-    gateways: Sequence[GatewayClient],
-    job_ids: tuple[int, ...],
-    timeout: float | None,
-) -> int:
-    """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins.
+def _variables(words: list[str]) -> dict[str, str]:
+    from deepsquare_chain.errors import UsageError
 
-    What each prints is shown as it comes where a gateway has it: on stdout for people, on stderr
-    where stdout is for data.
-    """
-    from deepsquare_chain.cli.job import follow_to_end, print_ended
-    from deepsquare_chain.cli.outputs import LogPrinter
+    found = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not (name and separator):
+            raise UsageError(
+                f"--env {word[:60]!r} is not a variable", hint="Write NAME=VALUE, such as SEED=7."
+            )
+        found[name] = value
+    return found
 
-    deadline = None if timeout is None else time.monotonic() + timeout
-    found = []
-    for job_id in job_ids:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        async with LogPrinter(context, contracts, gateways) as logs:
-            found.append(await follow_to_end(context, contracts, job_id, left, on_change=logs.saw))
-            await logs.finish()
-    await print_ended(context, found)
-    return next((each.exit_code for each in found if each.exit_code), 0)
+
+def _advise(context: CommandContext, submission: str, after: Sequence[object]) -> None:
+    """Say how to go on with an array, and with what waits for other jobs."""
+    if submission:
+        context.printer.note(
+            f"All of them are {submission}: `deepsquare job watch {submission}`, and `logs`, "
+            "`results` and `cancel` take it as well."
+        )
+    if after:
+        context.printer.note(
+            "It is assigned when its dependencies hold; `deepsquare job why` tells where it stands."
+        )

@@ -112,7 +112,11 @@ CreditsArgument = Annotated[int, typer.Argument(parser=amount, metavar="CREDITS"
 _job_id = whole(1, MAX_JOB_ID, 42)
 JobArgument = Annotated[int, typer.Argument(parser=_job_id, metavar="JOB", help="Job id.")]
 JobArguments = Annotated[
-    list[int], typer.Argument(parser=_job_id, metavar="JOB...", help="Job ids.")
+    list[str],
+    typer.Argument(
+        metavar="JOB...",
+        help="Ids, ranges (3-7), a submission (sub-1f3a9c04) or names of own jobs (train-*).",
+    ),
 ]
 AccountArgument = Annotated[
     str | None, typer.Argument(help="Address; the keystore's own by default.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,7 +12,8 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.job import Conditions, Job, JobStatus
+from deepsquare_chain.metascheduler.dependencies import Hold, conditions
 from deepsquare_chain.metascheduler.eligibility import Refusal
 from deepsquare_chain.metascheduler.explain import (
     chain_time,
@@ -51,6 +52,7 @@ class JobSituation:
         advice: What its customer may do next; empty where there is nothing to do.
         cause: Equal as long as nothing but times and amounts in the text has changed; None where
             no reason is known.
+        unmet: Whether a dependency of the job can't hold any more.
     """
 
     job: Job
@@ -58,6 +60,7 @@ class JobSituation:
     details: tuple[str, ...] = ()
     advice: str = ""
     cause: Hashable = None
+    unmet: bool = False
 
     @property
     def words(self) -> str:
@@ -138,13 +141,14 @@ class DryRunScheduler:
         found = next((each for each in _reasons(service) if each.job_id == job.id), None)
         if found is None:
             return JobSituation(job, f"job {job.id} is {job.status.name}")
-        cause = (found.provider_id, found.refusals)
+        cause = (found.provider_id, found.refusals, found.hold)
         at_expiry: tuple[str, ...] = ()
         if cluster is not None:
             expiry = chain_time(job.since + cluster.block_context.times.pending_expiry)
             at_expiry = (f"if it is still PENDING at {expiry}, it is cancelled with a full refund",)
         details = (*found.details, *at_expiry, *still)
-        return JobSituation(job, found.text, details, _advice(found), cause)
+        unmet = found.hold is not None and found.hold.final
+        return JobSituation(job, found.text, details, _advice(found), cause, unmet)
 
 
 async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
@@ -162,9 +166,15 @@ class Teller:
     It looks beside the waiting, one look at a time: on a long chain the first one takes a while.
     """
 
-    def __init__(self, contracts: Contracts, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        contracts: Contracts,
+        tell: Callable[[str], None],
+        on_unmet: Callable[[Job], Awaitable[None]] | None = None,
+    ) -> None:
         self._contracts = contracts
         self._tell = tell
+        self._on_unmet = on_unmet
         self._dry_run: DryRunScheduler | None = None
         self._looking: asyncio.Task[None] | None = None
         self._told: Hashable = None
@@ -202,6 +212,8 @@ class Teller:
         if found.cause is not None and cause != self._told:
             self._told = cause
             self._tell(found.words)
+            if found.unmet and self._on_unmet is not None:
+                await self._on_unmet(found.job)
 
     def _close(self) -> None:
         dry_run, self._dry_run = self._dry_run, None
@@ -232,7 +244,8 @@ async def _ended(contracts: Contracts, job: Job) -> str:
 class Reason:
     """What a meta-scheduler would do with a waiting job; `provider_id` is None if it must wait.
 
-    `refusals` says of each provider why the job can't go there, None where it can.
+    `refusals` says of each provider why the job can't go there, None where it can. `hold` is set
+    where a dependency or its array's throttle keeps the job back.
     """
 
     job_id: int
@@ -240,6 +253,7 @@ class Reason:
     text: str
     details: tuple[str, ...] = ()
     refusals: tuple[Refusal | None, ...] = ()
+    hold: Hold | None = None
 
 
 async def reasons(contracts: Contracts) -> list[Reason]:
@@ -252,6 +266,31 @@ async def reasons(contracts: Contracts) -> list[Reason]:
         return list(_reasons(await dry_run.look()))
 
 
+async def unmet_jobs(contracts: Contracts, customer: str) -> list[int]:
+    """A customer's jobs whose dependencies can't hold any more, and those that wait for these.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    with DryRunScheduler(contracts) as dry_run:
+        cluster = (await dry_run.look()).cluster
+    if cluster is None:
+        return []
+    own = {each.job.id: each for each in cluster.waiting if each.job.customer == customer}
+    lost = {number for number, hold in cluster.held.items() if hold.final and number in own}
+    while True:
+        # Cancelled, they meet `afterany` and `afternotok` of others and nothing else.
+        more = {
+            number
+            for number, each in own.items()
+            for kind, other in (conditions(each.uses) or Conditions()).after
+            if other in lost and not kind.holds(JobStatus.CANCELLED)
+        }
+        if more <= lost:
+            return sorted(lost)
+        lost |= more
+
+
 def _reasons(service: SchedulerService) -> Iterator[Reason]:
     cluster, decided = service.cluster, set()
     if cluster is None:
@@ -262,7 +301,11 @@ def _reasons(service: SchedulerService) -> Iterator[Reason]:
         text = f"a meta-scheduler would assign it now: {explain_decision(decision, service.plan)}"
         yield Reason(job_id, decision.provider_id, text)
     for waiting in cluster.waiting:
-        if waiting.job.id not in decided:
+        hold = cluster.held.get(waiting.job.id)
+        if hold is not None:
+            text = f"job {waiting.job.id} waits: {hold.text}"
+            yield Reason(waiting.job.id, None, text, hold=hold)
+        elif waiting.job.id not in decided:
             found = explain_wait(waiting, cluster.snapshot, service.plan, service.rules)
             order = (found.order,) if found.order else ()
             details = (*order, *(each.text for each in found.verdicts))
@@ -278,6 +321,8 @@ def _advice(reason: Reason) -> str:
             "a running meta-scheduler does that within seconds; if it does not, none is running: "
             f"ask who runs the grid, or start `deepsquare metascheduler run`; {back}"
         )
+    if reason.hold is not None and reason.hold.final:
+        return f"it can't run any more: {back}"
     others = set(reason.refusals) - {Refusal.BANNED}
     if Refusal.BUDGET in reason.refusals and None not in reason.refusals:
         return f"`deepsquare job topup {reason.job_id} CREDITS` raises its escrow; {back}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
+import re
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from eth_account.signers.local import LocalAccount
@@ -19,14 +22,16 @@ from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender
 from deepsquare_chain.client.gateways import definitions_of
 from deepsquare_chain.client.history import histories
+from deepsquare_chain.client.job_list import select
 from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, StoreError, UsageError
-from deepsquare_chain.job import JobFlags, Terms
+from deepsquare_chain.job import Conditions, Dependency, JobFlags, Terms
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.store.requests import RequestTables
-from deepsquare_chain.workflow import digest
+from deepsquare_chain.workflow import Definition, digest
+from deepsquare_chain.workflow.checks import MAX_USES_BYTES
 
 #: Most jobs of one submission: what a block of 30 million gas holds with room to spare.
 MAX_JOBS: Final = 250
@@ -46,6 +51,7 @@ _ALLOWANCES: Final = 8
 #: Characters of a submission's key.
 MAX_KEY: Final = 120
 _PREFIX: Final = "submit:"
+_RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,124 @@ class Request:
     def total(self) -> int:
         """Credit-wei that its jobs take."""
         return self.terms.amount * len(self.definitions)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """Indices of an array, and how many of its jobs may be at providers at once (0: any number)."""
+
+    indices: tuple[int, ...]
+    throttle: int = 0
+
+
+def parse_array(text: str) -> ArraySpec:
+    """An array as Slurm writes it: `1-20%4`, `0-9:3`, `1,3,7`; a single number N is short for `1-N`.
+
+    Raises:
+        UsageError: It is none, or has more than `MAX_JOBS` indices.
+    """
+    body, _, limit = text.strip().partition("%")
+    indices: list[int] = []
+    right = not limit or re.fullmatch(r"[1-9][0-9]{0,4}", limit) is not None
+    right = right and ("%" not in text or bool(limit))
+    for part in body.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        right = right and found is not None
+        if found is None:
+            break
+        first, last, step = int(found[1]), int(found[2] or found[1]), int(found[3] or 1)
+        if body.strip() == part.strip() and found[2] is None:
+            first = 1
+        right = right and last >= first
+        indices += range(first, min(last, first + step * MAX_JOBS) + 1, step)
+    if not right or not indices or len(set(indices)) != len(indices):
+        raise UsageError(
+            f"{text[:60]!r} is not an array of jobs",
+            hint="Write 20, 1-20, 1-20%4 (4 at once), 0-9:3 or 1,3,7.",
+        )
+    if len(indices) > MAX_JOBS:
+        raise UsageError(
+            f"{len(indices)} jobs or more can't go into one submission: 1 to {MAX_JOBS} can",
+            hint="Lower --array, and submit the rest in further submissions.",
+        )
+    return ArraySpec(tuple(indices), int(limit or 0))
+
+
+def submission_id(customer: str, key: str | None) -> str:
+    """A new id of a submission; with a key always the same one."""
+    seed = secrets.token_bytes(16) if key is None else f"{customer}:{key}".encode()
+    return f"sub-{hashlib.sha256(seed).hexdigest()[:8]}"
+
+
+def request_of(
+    definition: Definition,
+    terms: Terms,
+    *,
+    array: ArraySpec | None = None,
+    submission: str = "",
+    after: Sequence[tuple[Dependency, int]] = (),
+) -> Request:
+    """The jobs of a submission: one, or an array.
+
+    Args:
+        definition: What each of them runs.
+        terms: Of each of them.
+        array: Its indices, None for a single job.
+        submission: Id of the submission, for an array.
+        after: Jobs that they depend on.
+
+    Raises:
+        UsageError: The dependencies do not fit on chain.
+    """
+    definitions: tuple[Definition, ...] = (definition,)
+    conditions = Conditions(tuple(after))
+    if array is not None:
+        size = len(array.indices)
+        definitions = tuple(definition.in_array(index, size) for index in array.indices)
+        throttle = array.throttle if array.throttle < size else 0
+        conditions = replace(conditions, array=submission, throttle=throttle)
+    if uses := conditions.to_uses():
+        # The contract knows nothing of conditions, so no provider may take the job by itself.
+        flags = terms.flags | JobFlags.NO_SELF_SCHEDULING
+        joined = ",".join(filter(None, [terms.uses, uses]))
+        terms = replace(terms, uses=joined, flags=flags)
+    if len(terms.uses.encode()) > MAX_USES_BYTES:
+        raise UsageError(
+            f"Requirements and dependencies take more than {MAX_USES_BYTES} bytes in all",
+            hint="Depend on ranges (afterok:10-60), or on the last job of a chain.",
+        )
+    return Request(terms, tuple(each.to_bytes() for each in definitions))
+
+
+async def parse_depends(
+    contracts: Contracts, words: Sequence[str], customer: Callable[[], str]
+) -> list[tuple[Dependency, int]]:
+    """Dependencies as Slurm writes them: `afterok:12:15-20,afterany:sub-1f3a9c04`; afterok by default.
+
+    Raises:
+        UsageError: The text is none, or a job has ended so that it can never hold.
+        NotFoundError: A named job does not exist.
+    """
+    found: list[tuple[Dependency, int]] = []
+    for part in ",".join(words).split(",") if words else ():
+        kind, *names = part.strip().split(":")
+        if kind not in set(Dependency):
+            kind, names = Dependency.AFTER_OK, [kind, *names]
+        if not all(names) or not names:
+            raise UsageError(
+                f"{part[:60]!r} is not a dependency",
+                hint="Write afterok:12, afterany:12:15-20 or afternotok:NAME.",
+            )
+        ids = await select(contracts, names, customer)
+        for job in await asyncio.gather(*map(contracts.scheduler.get_job, ids)):
+            lost = job.status.is_final and not Dependency(kind).holds(job.status)
+            if lost and (await histories(contracts, [job.id]))[job.id].successor is None:
+                raise UsageError(
+                    f"Job {job.id} ended {job.status.name}, so {kind}:{job.id} can never hold",
+                    hint="Leave that dependency out, or `deepsquare job retry` that job first.",
+                )
+            found.append((Dependency(kind), job.id))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

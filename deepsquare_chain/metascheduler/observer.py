@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Clock, Contracts, Parameters
 from deepsquare_chain.chain.rpc.batching import merged
 from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Provider
+from deepsquare_chain.metascheduler.dependencies import Hold, dependencies, held
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.liveness import (
     BlockContext,
@@ -32,18 +33,20 @@ _LONGEST_AVOIDANCE: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """Everything that one cycle decides by."""
+    """Everything that one cycle decides by; `held` says which waiting jobs must not be assigned."""
 
     block_context: BlockContext
     watched: Mapping[int, Watched]
     assigned: Sequence[Job]
     waiting: Sequence[Waiting]
     views: Sequence[ProviderView]
+    held: Mapping[int, Hold] = field(default_factory=dict)
 
     @property
     def snapshot(self) -> Snapshot:
         """The same as the policy sees it."""
-        return Snapshot(self.block_context.now, self.views, self.waiting, self.assigned)
+        waiting = [each for each in self.waiting if each.job.id not in self.held]
+        return Snapshot(self.block_context.now, self.views, waiting, self.assigned)
 
 
 def view_of(held: Watched, block_context: BlockContext, watch: Watch) -> ProviderView:
@@ -80,6 +83,7 @@ class GridObserver:
         self._cycles = 0
         self._pending: dict[int, Job] = {}
         self._lines: dict[int, frozenset[int]] = {}
+        self._ends: dict[int, JobStatus] = {}
         self._turn = 0
         self._facts: _Facts | None = None
         self._ahead: tuple[bytes, int, dict[int, Clock]] = (b"", 0, {})
@@ -121,6 +125,8 @@ class GridObserver:
         block_context = BlockContext(head.number, head.time, self._times)
         known = self._state.live()
         facts = self._facts
+        if self._state.all_touched:
+            self._ends.clear()  # blocks were replaced
         if facts is None or (facts.block, facts.events) != (head.hash, events):
             facts = self._facts = await self._read(head, known, events)
         watched = await self._watched(facts.providers, facts.clocks, block_context)
@@ -131,8 +137,13 @@ class GridObserver:
         waiting = [
             await self._wait(job, known[job.id], facts.providers, block_context) for job in pending
         ]
-        views = [view_of(held, block_context, self._watch) for held in watched.values()]
-        return ClusterSnapshot(block_context, watched, assigned, waiting, views)
+        views = [view_of(each, block_context, self._watch) for each in watched.values()]
+        holds = held(
+            [(job, known[job.id].uses) for job in pending],
+            [(job, known[job.id].uses) for job in assigned if job.id in known],
+            await self._ended(dependencies(known[job.id].uses for job in pending), known, head),
+        )
+        return ClusterSnapshot(block_context, watched, assigned, waiting, views, holds)
 
     async def _read(self, head: Head, known: Mapping[int, Known], events: int) -> _Facts:
         if self._ahead[0] != head.hash:
@@ -207,6 +218,26 @@ class GridObserver:
             before = await self.line(job.retry_of)
             self._lines[job_id] = before | {job.provider_id}
         return self._lines[job_id]
+
+    async def _ended(
+        self, wanted: Iterable[int], known: Mapping[int, Known], head: Head
+    ) -> Mapping[int, JobStatus]:
+        """How these jobs ended, as believed events tell it; of a line its last job counts."""
+        highest = self._state.highest()
+        ended = {job_id for job_id in wanted if job_id not in known and 0 < job_id <= highest}
+        fresh = sorted(ended - self._ends.keys())
+        if fresh:
+            records = await self._contracts.scheduler.get_jobs(fresh, block_identifier=head.number)
+            retried = self._state.successors(
+                job.id for job in records if job.status is JobStatus.PANICKED
+            )
+            last = await self._ended(retried.values(), known, head)
+            for job in records:
+                successor = retried.get(job.id)
+                end = job.status if successor is None else last.get(successor)
+                if end is not None and end.is_final:
+                    self._ends[job.id] = end
+        return {job_id: self._ends[job_id] for job_id in ended if job_id in self._ends}
 
     # -- providers
 

@@ -24,6 +24,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import SchedulerBatches
+from deepsquare_chain.metascheduler.dependencies import Hold
 from deepsquare_chain.metascheduler.eligibility import Waiting
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_rest, explain_wait
 from deepsquare_chain.metascheduler.liveness import (
@@ -122,6 +123,7 @@ class SchedulerService:
         self._followed = (b"", False)  # a block up to which all believed events are taken in
         self._looked_slowly: float | None = None
         self._waits: dict[int, str] = {}
+        self._holds: dict[int, Hold] = {}
         self._resting: frozenset[int] = frozenset()
 
     async def cycle(self) -> bool:
@@ -224,6 +226,7 @@ class SchedulerService:
         self.plan = self._planner.plan(snapshot, self.rules, self.state.history())
         self.figures.planning.observe(time.perf_counter() - began)
         self._explain(snapshot, self.plan)
+        self._tell_held(cluster)
         crash_point("scheduler.planned")
         groups = self.plan.by_provider()
         prices = {view.provider.id: view.provider.prices for view in cluster.views}
@@ -242,7 +245,7 @@ class SchedulerService:
         due = set(self._batches.due("assign", [each.job.id for each in cluster.waiting], now))
         return dataclasses.replace(
             cluster.snapshot,
-            waiting=[waiting for waiting in cluster.waiting if waiting.job.id in due],
+            waiting=[each for each in cluster.snapshot.waiting if each.job.id in due],
             providers=[
                 dataclasses.replace(
                     view, cooldown_until=self._batches.cooldown_until(view.provider.id)
@@ -309,6 +312,14 @@ class SchedulerService:
             if self._waits.get(waiting.job.id) != text:
                 _log.info("waits", job=waiting.job.id, why=text)
         self._waits = waits
+
+    def _tell_held(self, cluster: ClusterSnapshot) -> None:
+        """Log why jobs are not offered to the policy, and again when the reason changes."""
+        first = dict(sorted(cluster.held.items())[:_EXPLAINED])
+        for job_id, hold in first.items():
+            if self._holds.get(job_id) != hold:
+                _log.info("job held", job=job_id, why=hold.text, final=hold.final)
+        self._holds = first
 
 
 def _ids(jobs: Sequence[Job]) -> list[int]:

@@ -6,7 +6,7 @@ Everything can be lost: it is read again from the deployment's block on.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -213,6 +213,16 @@ class SchedulerState:
         """The highest job id that events told, zero before the first."""
         with self._store.read() as connection:
             return int(connection.execute(select(func.max(jobs.c.job_id))).scalar() or 0)
+
+    def successors(self, job_ids: Iterable[int]) -> dict[int, int]:
+        """The job that goes on for each of these that was retried."""
+        wanted = list(job_ids)
+        found: dict[int, int] = {}
+        with self._store.read() as connection:
+            for at in range(0, len(wanted), _CHUNK):
+                query = select(jobs).where(jobs.c.retry_of.in_(wanted[at : at + _CHUNK]))
+                found |= {row.retry_of: row.job_id for row in connection.execute(query)}
+        return found
 
     def last_signs(self) -> dict[str, int]:
         """Chain time of the last sign of each provider, by account."""

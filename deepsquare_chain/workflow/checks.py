@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic_core import PydanticCustomError
 
 from deepsquare_chain.credits import format_credits, parse_credits
-from deepsquare_chain.job import Objective, parse_uses
+from deepsquare_chain.job import CONDITION_PREFIX, Objective, parse_uses
 from deepsquare_chain.workflow.yamltree import PlainText
 
 UINT16_MAX: Final = 2**16 - 1
@@ -351,6 +351,8 @@ def affinity(value: Any) -> str:
         raise problem(f"is not understood: {error}") from None
     if len(found) != 1 or not str(found[0]).isprintable():
         raise problem("must hold one affinity, such as gpu.model=h100")
+    if found[0].key.startswith(CONDITION_PREFIX):
+        raise problem(f"can't be set: keys that begin with {CONDITION_PREFIX} are the grid's")
     return str(found[0])
 
 

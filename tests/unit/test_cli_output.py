@@ -129,7 +129,10 @@ LISTS = {
     ),
     "submit": (
         submit_commands._SUBMITTED,
-        (18_446, "train-resnet-lr-0.001-seed-17", 12 * CREDIT, ADDRESS, "0x" + "ab" * 32),
+        (
+            *(18_446, "train-resnet-lr-0.001-seed-17", 120, 12 * CREDIT, "sub-1f3a9c04"),
+            *(ADDRESS, "0x" + "ab" * 32),
+        ),
     ),
     "tx list": (
         tx_commands._LIST,
@@ -239,7 +242,7 @@ async def test_several_jobs_are_waited_for_no_longer_than_was_said(
     clock, left = [0.0], []  # type: tuple[list[float], list[float | None]]
 
     async def follow(
-        _desk: object, _contracts: object, _job: int, timeout: float | None, **_: object
+        _context: object, _contracts: object, _job: int, timeout: float | None, **_: object
     ) -> Any:
         left.append(timeout)
         clock[0] += 4
@@ -250,9 +253,9 @@ async def test_several_jobs_are_waited_for_no_longer_than_was_said(
 
     monkeypatch.setattr(job_commands, "follow_to_end", follow)
     monkeypatch.setattr(job_commands, "print_ended", say_nothing)
-    monkeypatch.setattr(submit_commands, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(job_commands, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     context: Any = SimpleNamespace(printer=SimpleNamespace(note=lambda _words: None))
     contracts: Any = None
-    assert await submit_commands._wait(context, contracts, (), (1, 2, 3), 6.0) == 0
-    assert await submit_commands._wait(context, contracts, (), (4,), None) == 0
+    assert await job_commands.wait_for_all(context, contracts, (1, 2, 3), 6.0) == 0
+    assert await job_commands.wait_for_all(context, contracts, (4,), None) == 0
     assert left == [6.0, 2.0, 0.0, None]

@@ -1,0 +1,159 @@
+"""Dependencies and throttled arrays: which waiting jobs the policy must not see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from deepsquare_chain.job import (
+    Conditions,
+    Dependency,
+    Job,
+    JobFlags,
+    JobStatus,
+    Resources,
+    matches,
+    parse_conditions,
+    parse_ids,
+    parse_uses,
+    spell_ids,
+)
+from deepsquare_chain.metascheduler.dependencies import dependencies, held
+
+pytestmark = pytest.mark.unit
+
+ALICE, BOB = "0x" + "a1" * 20, "0x" + "b0" * 20
+JOB = Job(
+    id=20,
+    customer=ALICE,
+    status=JobStatus.PENDING,
+    since=0,
+    provider_id=0,
+    resources=Resources(1, 1, 64, 0),
+    retries_left=0,
+    flags=JobFlags.NONE,
+    escrow=1,
+    rate=0,
+    time_limit=60,
+    fee_bps=0,
+    definition=bytes(32),
+    retry_of=0,
+)
+OK, BAD = JobStatus.FINISHED, JobStatus.FAILED
+ENDS = [status for status in JobStatus if status.is_final]
+
+
+def job(number: int, customer: str = ALICE) -> Job:
+    return replace(JOB, id=number, customer=customer)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("kind", Dependency)
+def test_each_kind_by_each_end(kind: Dependency, end: JobStatus) -> None:
+    """As Slurm has them: afternotok is every end but success."""
+    met = {
+        Dependency.AFTER_OK: end is OK,
+        Dependency.AFTER_ANY: True,
+        Dependency.AFTER_NOT_OK: end is not OK,
+    }[kind]
+    found = held([(JOB, f"deepsquare.{kind}=7")], [], {7: end})
+    assert (20 not in found) is met
+    if not met:
+        assert found[20].final
+        assert f"{kind}:7, and job 7 ended {end.name}" in found[20].text
+
+
+def test_a_job_waits_for_all_that_it_depends_on() -> None:
+    uses = "gpu=yes,deepsquare.afterok=7:9-10,deepsquare.afterany=3"
+    assert dependencies([uses, "gpu=yes"]) == {3, 7, 9, 10}
+    hold = held([(JOB, uses)], [], {7: OK, 3: BAD})[20]
+    assert (hold.final, hold.text) == (False, "it waits for the end of jobs 9, 10")
+    assert held([(JOB, uses)], [], {7: OK, 9: OK, 10: OK, 3: BAD}) == {}
+    # One that can't hold decides, whatever else is still open.
+    assert held([(JOB, uses)], [], {10: BAD})[20].final
+
+
+@pytest.mark.parametrize("number", [20, 21, 10**9])
+def test_a_job_can_t_wait_for_itself_or_a_later_one(number: int) -> None:
+    assert held([(JOB, f"deepsquare.afterany={number}")], [], {number: OK})[20].final
+
+
+def test_a_successor_keeps_the_dependencies_of_its_line() -> None:
+    successor = replace(JOB, id=40, retry_of=20)
+    assert held([(successor, "deepsquare.afterok=7")], [], {7: OK}) == {}
+    assert held([(successor, "deepsquare.afterok=30")], [], {30: OK})[40].final
+
+
+def test_an_array_goes_out_no_faster_than_its_throttle() -> None:
+    uses = "deepsquare.array=sub-00000001%2"
+    waiting = [(job(number), uses) for number in (9, 8, 7, 6)]
+    assert set(held(waiting, [], {})) == {8, 9}
+    assert set(held(waiting, [(job(5), uses)], {})) == {7, 8, 9}
+    assert set(held(waiting, [(job(4), uses), (job(5), uses)], {})) == {6, 7, 8, 9}
+    # Another customer's array of the same id, and jobs of none, count for themselves.
+    others = [(job(4, BOB), uses), (job(5), "")]
+    assert set(held(waiting, others, {})) == {8, 9}
+    assert held([(job(6), "deepsquare.array=sub-00000001")] * 3, [], {}) == {}
+
+
+def test_jobs_that_wait_for_others_take_no_place_of_their_array() -> None:
+    uses = "deepsquare.array=sub-00000001%1"
+    waiting = [(job(6), f"{uses},deepsquare.afterok=1"), (job(7), uses)]
+    assert set(held(waiting, [], {})) == {6}
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        "deepsquare.afterok=x",
+        "deepsquare.afterok!=7",
+        "deepsquare.afterok=7-",
+        "deepsquare.afterok=9-7",
+        "deepsquare.afterok=1-99999",
+        "deepsquare.later=7",
+        "deepsquare.array=sub-1",
+        "deepsquare.array=sub-00000001%0",
+        "no affinity",
+    ],
+)
+def test_conditions_that_can_t_be_read_never_hold(uses: str) -> None:
+    assert held([(JOB, uses)], [], {7: OK})[20].final
+
+
+def test_conditions_read_as_they_were_written() -> None:
+    wanted = Conditions(
+        after=(
+            (Dependency.AFTER_OK, 7),
+            (Dependency.AFTER_OK, 9),
+            (Dependency.AFTER_OK, 10),
+            (Dependency.AFTER_NOT_OK, 3),
+        ),
+        array="sub-1f3a9c04",
+        throttle=4,
+    )
+    text = wanted.to_uses()
+    assert text == (
+        "deepsquare.afterok=7:9-10,deepsquare.afternotok=3,deepsquare.array=sub-1f3a9c04%4"
+    )
+    assert parse_conditions(f"gpu.model=h100,{text}") == wanted
+    assert Conditions().to_uses() == ""
+
+
+def test_no_label_is_asked_to_meet_a_condition() -> None:
+    assert matches(parse_uses("gpu=yes,deepsquare.afterok=7"), {"gpu": "yes"})
+    assert not matches(parse_uses("gpu=yes,deepsquare.afterok=7"), {"deepsquare.afterok": "7"})
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("7", [7]), ("3-5", [3, 4, 5]), (" 3, 7-8", [3, 7, 8])]
+)
+def test_ids_and_ranges(text: str, numbers: list[int]) -> None:
+    assert parse_ids(text) == numbers
+    assert parse_ids(spell_ids(numbers), ":") == numbers
+
+
+@pytest.mark.parametrize("text", ["", "3-", "5-3", "a", "1-10001", "1-10000,1", "-3"])
+def test_what_is_no_range_of_ids(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a number or a range"):
+        parse_ids(text)
