@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -148,8 +149,13 @@ class _Rules:
         container = run.container
         if not run.command.strip() and container is None:
             yield (*path, "command"), "must be a command, such as: echo hello"
-        if run.shell == "ENTRYPOINT" and container is None:
-            yield (*path, "shell"), "ENTRYPOINT needs a container"
+        if run.shell == "ENTRYPOINT":
+            if container is None:
+                yield (*path, "shell"), "ENTRYPOINT needs a container"
+            try:
+                shlex.split(run.command)
+            except ValueError:
+                yield (*path, "command"), "has a quote that is not closed"
         yield from self._step_resources(path, run)
         isolated = run.network in {"slirp4netns", "pasta"}
         if run.custom_network_interfaces and not isolated:

@@ -1,65 +1,438 @@
-"""A definition as the bash script that an executor runs."""
+"""A definition as the bash script that an executor runs. Pure.
+
+The script is made of fixed functions (`runtime.sh`, and `transfers.sh` and `containers.sh` where
+they are needed), one function per step, and quoted data. Everything a customer wrote is quoted and
+never begins a line: a batch system that looks for directives in the script finds none of theirs.
+"""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from typing import Final
 
+from deepsquare_chain.workflow.abilities import RUNTIMES, runtime_of
+from deepsquare_chain.workflow.containers import container_lines
 from deepsquare_chain.workflow.definition import Definition, Step
+from deepsquare_chain.workflow.rules import handle, walk
+from deepsquare_chain.workflow.schema import (
+    ForSection,
+    LaunchSection,
+    RunSection,
+    S3Section,
+    TransferSection,
+    UseSection,
+)
+from deepsquare_chain.workflow.shell import exports, quote
 
 _HEADER: Final = """\
 #!/usr/bin/env bash
 # Made from a job definition. Steps run in order, each in a shell of its own; the first that
 # fails ends the job with its exit code.
-set -- "$BASH"
+# shellcheck disable=SC2016,SC2030,SC2031,SC2041,SC2317,SC2329
 """
+#: Seconds between two transfers of the output while the job runs.
+SYNC_INTERVAL: Final = 5
 
 
-def render_script(definition: Definition, job_env: Mapping[str, str]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a script may rely on where it runs.
+
+    Attributes:
+        abilities: That the provider has tested; see `abilities.ABILITIES`.
+    """
+
+    abilities: frozenset[str] = field(default_factory=frozenset)
+
+    def runtime(self, wanted: str | None) -> str:
+        """The container runtime of a step.
+
+        Raises:
+            ValueError: The provider has none that will do.
+        """
+        usable = [each for each in RUNTIMES if each in self.abilities and wanted in {None, each}]
+        if not usable:
+            raise ValueError(f"this provider has no {wanted or 'container runtime'}")
+        return usable[0]
+
+
+def render_script(
+    definition: Definition, job_env: Mapping[str, str], site: Site | None = None
+) -> bytes:
     """The script of a job.
-
-    Everything a customer wrote is quoted data, and never begins a line: a batch system that looks
-    for directives in the script finds none of theirs.
 
     Args:
         definition: What runs.
-        job_env: Variables that the grid sets for the job, such as `DEEPSQUARE_JOB_ID`. They stand
-            beside `DEEPSQUARE_TASKS`, `_CPUS_PER_TASK`, `_MEM_PER_CPU` (MB) and `_GPUS`.
+        job_env: Variables that the grid sets for the job, such as `DEEPSQUARE_JOB_ID`.
+        site: What the script may rely on where it runs.
 
     Raises:
-        ValueError: A name in `job_env` is no identifier, or a value holds a NUL.
+        ValueError: A name in `job_env` is no identifier, a value holds a NUL, or a step needs what
+            this provider can't do.
     """
-    resources = definition.resources
-    grid_env = {
-        "DEEPSQUARE_TASKS": str(resources.tasks),
-        "DEEPSQUARE_CPUS_PER_TASK": str(resources.cpus_per_task),
-        "DEEPSQUARE_MEM_PER_CPU": str(resources.mem_per_cpu),
-        "DEEPSQUARE_GPUS": str(resources.gpus),
-        **job_env,
+    return _Script(definition, job_env, site or Site()).render().encode()
+
+
+def grid_env(definition: Definition) -> dict[str, str]:
+    """Variables that tell a job what was allocated to it; memory in MB."""
+    size = definition.resources
+    found = {
+        "NTASKS": size.tasks,
+        "CPUS_PER_TASK": size.cpus_per_task,
+        "MEM_PER_CPU": size.mem_per_cpu,
+        "GPUS_PER_TASK": size.gpus // size.tasks,
+        "GPUS": size.gpus,
+        "CPUS": size.cpus,
+        "MEM": size.memory,
+        "DEEPSQUARE_TASKS": size.tasks,
+        "DEEPSQUARE_CPUS_PER_TASK": size.cpus_per_task,
+        "DEEPSQUARE_MEM_PER_CPU": size.mem_per_cpu,
+        "DEEPSQUARE_GPUS": size.gpus,
     }
-    blocks = [_HEADER, _exports({**definition.env, **grid_env})]
-    blocks += [_step(step) for step in definition.steps]
-    return "".join(blocks).encode()
+    if definition.array is not None:
+        found["DEEPSQUARE_ARRAY_INDEX"] = definition.array.index
+        found["DEEPSQUARE_ARRAY_SIZE"] = definition.array.size
+    return {name: str(value) for name, value in found.items()}
 
 
-def _step(step: Step) -> str:
-    # exec leaves one process a step, so a signal to the job reaches the customer's shell itself.
-    return f'(\n{_exports(step.run.env if step.run else {})}exec "$1" -c {_quote(step.run.command if step.run else "")}\n) || exit "$?"\n'
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What steps of one place share: inputs of modules, and variables of loops."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    loops: frozenset[str] = frozenset()
+
+    def within(self, loop: ForSection) -> _Scope:
+        return _Scope(self.env, self.loops | {"index" if loop.range else "item"})
+
+    def using(self, env: Mapping[str, str]) -> _Scope:
+        return _Scope({**self.env, **env}, self.loops)
 
 
-def _exports(env: Mapping[str, str]) -> str:
-    return "".join(f"export {_identifier(key)}={_quote(value)}\n" for key, value in env.items())
+class _Script:
+    def __init__(self, definition: Definition, job_env: Mapping[str, str], site: Site) -> None:
+        self._definition = definition
+        self._grid_env = {**grid_env(definition), **job_env}
+        self._site = site
+        self._functions: list[str] = []
+        self._count = 0
+
+    def render(self) -> str:
+        what = self._definition
+        environment = self._function("job_environment", self._environment())
+        main = self._main(self._steps(what.steps, _Scope()))
+        parts = [_HEADER, "\n", _library("runtime.sh")]
+        if what.input or what.output:
+            parts.append(_library("transfers.sh"))
+        if any(step.run and step.run.container for _, step in walk(what.steps)):
+            parts.append(_library("containers.sh"))
+        parts += ["\n# -- the job\n\n", environment, *self._functions, main]
+        return "".join(parts)
+
+    # -- the whole job
+
+    def _environment(self) -> list[str]:
+        lines = exports(self._definition.env)
+        lines += ['export STORAGE_PATH="$DEEPSQUARE_STORAGE"', *exports(self._grid_env)]
+        names = [*self._definition.env, *self._grid_env, "STORAGE_PATH"]
+        names += [
+            "DEEPSQUARE_INPUT",
+            "DEEPSQUARE_OUTPUT",
+            "DEEPSQUARE_ENV",
+            "DEEPSQUARE_ERROR_CODE",
+        ]
+        names += ["DEEPSQUARE_TMP", "DEEPSQUARE_SHARED_TMP", "DEEPSQUARE_SHARED_WORLD_TMP"]
+        names += ["DEEPSQUARE_DISK_TMP", "DEEPSQUARE_DISK_WORLD_TMP"]
+        lines += [f"DEEPSQUARE_PASSED=({' '.join(quote(name) for name in names)})", "load_env"]
+        return lines
+
+    def _main(self, main: str) -> str:
+        what = self._definition
+        lines = ["unset DEEPSQUARE_ERROR_CODE", "DEEPSQUARE_PASSED=()"]
+        lines += ["readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/.deepsquare"]
+        lines += ['mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit']
+        lines += ['chmod 700 "$DEEPSQUARE_STATE" || exit', ": >./env || exit"]
+        lines += ["export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output"]
+        lines += ["export DEEPSQUARE_ENV=$PWD/env"]
+        # A provider that keeps caches beyond a job names them in the job's environment.
+        for name, folder in (
+            ("DEEPSQUARE_SHARED_TMP", "user"),
+            ("DEEPSQUARE_SHARED_WORLD_TMP", "world"),
+            ("DEEPSQUARE_DISK_TMP", "disk"),
+            ("DEEPSQUARE_DISK_WORLD_TMP", "disk-world"),
+        ):
+            lines.append(f"export {name}=${{{name}:-$DEEPSQUARE_STATE/{folder}}}")
+        lines += ["export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP"]
+        lines += ["trap 'ended=143' TERM", "trap 'ended=130' INT", 'ended="" code=0 syncing=""']
+        if what.input is not None:
+            lines += [f"run_inner {self._pull(what.input)} || code=$?"]
+        if what.continuous_output_sync and what.output is not None and what.output.s3 is not None:
+            lines += [
+                "if ((code == 0)); then",
+                f"    run_async {self._sync_again(what.output.s3)} &",
+                "    syncing=$!",
+                "fi",
+            ]
+        lines += [f"if ((code == 0)); then run_inner {main} || code=$?; fi"]
+        lines += ["code=${ended:-$code}"]
+        if what.output is not None:
+            lines += ['if [[ -n $syncing ]]; then kill "$syncing"; wait "$syncing"; fi 2>/dev/null']
+            lines += [f"run_inner {self._push(what.output)} || code=$((code ? code : $?))"]
+        lines += ['cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"']
+        lines += ["rmdir input output 2>/dev/null", "rm -f ./env ./env.module-*", 'exit "$code"']
+        return "".join(f"{line}\n" for line in lines)
+
+    # -- data
+
+    def _pull(self, transfer: TransferSection) -> str:
+        if transfer.http is not None:
+            name = _file_name(transfer.http.url)
+            lines = [
+                *_curl_config(transfer.http.url),
+                f'file="$DEEPSQUARE_INPUT/"{quote(name)}',
+                'persist fetch_url "$config" "$file" || exit',
+                'unpack "$file" "$DEEPSQUARE_INPUT" || exit',
+            ]
+        elif transfer.s3 is not None:
+            where = transfer.s3
+            lines = [
+                *_s3_env(where),
+                f'persist pull_bucket {_s3_url(where)} "$DEEPSQUARE_INPUT" {quote(where.region)} || exit',
+            ]
+        else:
+            lines = []
+        mode = self._definition.input_mode
+        lines.append(f'chmod -R {0o700 if mode is None else mode:o} "$DEEPSQUARE_INPUT"')
+        return self._add(["obey_signals", *lines])
+
+    def _push(self, transfer: TransferSection) -> str:
+        if transfer.http is not None:
+            lines = [
+                *_curl_config(transfer.http.url),
+                'persist put_output "$config" "$DEEPSQUARE_OUTPUT"',
+            ]
+        else:
+            lines = self._push_bucket(transfer.s3, is_last=True)
+        return self._add(lines)
+
+    def _push_bucket(self, where: S3Section | None, *, is_last: bool) -> list[str]:
+        if where is None:
+            return []
+        delete = " --delete" if where.delete_sync and is_last else ""
+        call = f'push_bucket "$DEEPSQUARE_OUTPUT" {_s3_url(where)} {quote(where.region)}{delete}'
+        return [*_s3_env(where), f"persist {call}" if is_last else f"{call} 2>/dev/null"]
+
+    def _sync_again(self, where: S3Section) -> str:
+        *env, call = self._push_bucket(where, is_last=False)
+        return self._add(
+            [*env, "while :; do", f"    sleep {SYNC_INTERVAL} & wait $!", f"    {call}", "done"]
+        )
+
+    # -- steps
+
+    def _steps(self, steps: Sequence[Step], scope: _Scope) -> str:
+        """The function that runs steps one after the other."""
+        lines = [f"{self._step(step, scope)} || return" for step in steps]
+        inner = self._add(lines)
+        if not any(step.launch for step in steps):
+            return inner
+        return self._add([f"enclose {inner}"])
+
+    def _step(self, step: Step, scope: _Scope) -> str:
+        lines = []
+        if step.depends_on:
+            names = " ".join(quote(handle(name)) for name in step.depends_on)
+            lines.append(f"wait_for {names} || return")
+        if step.if_ is not None:
+            lines.append(
+                f"holds {self._condition(step.if_, scope)} || return $(($? == 1 ? 0 : $?))"
+            )
+        body = self._body(step, scope)
+        if step.catch or step.finally_:
+            catch = self._steps(step.catch, scope) if step.catch else ""
+            last = self._steps(step.finally_, scope) if step.finally_ else ""
+            body = self._add([f"guard {body or ':'} {quote(catch)} {quote(last)}"])
+        if step.launch:
+            lines.append(_launch(step.launch, body))
+        elif body:
+            lines.append(f"run_inner {body}")
+        return self._add(lines)
+
+    def _body(self, step: Step, scope: _Scope) -> str:
+        if step.run:
+            return self._run(step.run, scope)
+        if step.for_:
+            return self._for(step.for_, scope)
+        if step.launch:
+            return self._steps(step.launch.steps, scope)
+        if step.use:
+            return self._use(step.use, scope)
+        return self._steps(step.steps, scope) if step.steps else ""
+
+    def _condition(self, test: str, scope: _Scope) -> str:
+        script = f"if [[ {test} ]]; then exit 10; else exit 11; fi"
+        lines = ["job_environment", *_scope_lines(scope)]
+        return self._add(['set -- "$BASH"', *lines, f'exec "$1" -c {quote(script)}'])
+
+    def _for(self, loop: ForSection, scope: _Scope) -> str:
+        inner = self._steps(loop.steps, scope.within(loop))
+        if loop.range is not None:
+            step = loop.range.increment or 1
+            test = "<=" if step > 0 else ">="
+            head = f"for ((at = {loop.range.begin}; at {test} {loop.range.end}; at += {step})); do"
+            variable = "DEEPSQUARE_INDEX=$at"
+        else:
+            items = " ".join(quote(item) for item in loop.items or ())
+            head, variable = f"for at in {items}; do", "DEEPSQUARE_ITEM=$at"
+        lines = ["local at", head, f"    {variable}"]
+        if loop.parallel:
+            lines[0:1] = ["local at rounds=()", "trap 'wait; exit 143' TERM"]
+            lines += [f"    run_async {inner} &", '    rounds+=("$!")', "done"]
+            lines += ['wait_rounds "${rounds[@]}"']
+        else:
+            lines += [f"    run_inner {inner} || return", "done"]
+        return self._add(lines)
+
+    def _use(self, use: UseSection, scope: _Scope) -> str:
+        if use.module is None:
+            raise ValueError(
+                f"the module {use.source[:80]} was not fetched when the job was submitted"
+            )
+        inner = self._steps(use.module.steps, scope.using(use.module.env))
+        name = f"env.module-{self._count}"
+        lines = [
+            "obey_signals",
+            "outer=$DEEPSQUARE_ENV",
+            f'DEEPSQUARE_ENV="$DEEPSQUARE_STORAGE/"{name}',
+            'cp "$outer" "$DEEPSQUARE_ENV" || exit',
+            f"run_inner {inner} || exit",
+        ]
+        if use.export_env_as and use.module.outputs:
+            outputs = " ".join(quote(output) for output in use.module.outputs)
+            lines += [f'export_outputs "$outer" {quote(use.export_env_as)} {outputs}']
+        return self._add(lines)
+
+    def _run(self, run: RunSection, scope: _Scope) -> str:
+        lines = [_placement(run)]
+        wanted = run.resources
+        env = dict(run.env)
+        if wanted is not None and wanted.gpus_per_task is not None:
+            env = {"GPUS_PER_TASK": str(wanted.gpus_per_task), **env}
+        if run.container is None:
+            shell = '"$BASH"' if run.shell is None else run.shell
+            lines.append(f'set -- "$@" {" ".join([*_user_namespace(run), shell])}')
+        lines += ["job_environment", *_scope_lines(scope), *exports(env)]
+        lines.append('cd "$DEEPSQUARE_STORAGE" || exit')
+        if run.container is None:
+            if run.network in {"slirp4netns", "pasta"}:
+                raise ValueError("this provider has no network namespaces for steps on the host")
+            if run.work_dir is not None:
+                lines.append(f"mkdir -p {quote(run.work_dir)} && cd {quote(run.work_dir)} || exit")
+            lines.append(f'exec "$@" -c {quote(run.command)}')
+        else:
+            names = " ".join(quote(name) for name in (*scope.loops, *scope.env, *env))
+            lines += [f"DEEPSQUARE_PASSED+=({names})"] if names else []
+            runtime = self._site.runtime(runtime_of(run.container))
+            lines += container_lines(runtime, run, run.container)
+        return self._add(lines)
+
+    # -- functions
+
+    def _add(self, lines: Iterable[str]) -> str:
+        self._count += 1
+        name = f"step_{self._count}"
+        self._functions.append(self._function(name, lines))
+        return name
+
+    @staticmethod
+    def _function(name: str, lines: Iterable[str]) -> str:
+        body = "".join(f"    {line}\n" for line in lines) or "    :\n"
+        return f"{name}() {{\n{body}}}\n"
 
 
-def _identifier(name: str) -> str:
-    if not (name.isascii() and name.isidentifier()):
-        raise ValueError(f"{name[:60]!r} is no name of a variable")
-    return name
+def _launch(launch: LaunchSection, body: str) -> str:
+    name = "" if launch.handle_name is None else handle(launch.handle_name)
+    signal = launch.signal_on_parent_step_exit
+    return f"launch {body} {quote(name)} {quote('' if signal is None else str(signal))}"
 
 
-def _quote(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a NUL byte can't be passed to a program")
-    # A newline in quoted text would let that text begin a line of the script.
-    return shlex.quote(text).replace("\n", "'$'\\n''")
+def _placement(run: RunSection) -> str:
+    """Sets the words before a command: `srun` in a Slurm job, `mpirun` for several tasks elsewhere."""
+    wanted = run.resources
+    if wanted is None and run.mpi is None and not run.disable_cpu_binding:
+        return "set --"
+    tasks = (wanted.tasks if wanted else None) or 1
+    words = ["srun", f"--ntasks={tasks}"]
+    if wanted is not None:
+        for name, value in (
+            ("cpus-per-task", wanted.cpus_per_task),
+            ("mem-per-cpu", wanted.mem_per_cpu),
+            ("gpus-per-task", wanted.gpus_per_task),
+        ):
+            words += [] if value is None else [f"--{name}={value}"]
+    words += [] if run.mpi is None else [f"--mpi={run.mpi}"]
+    words += ["--cpu-bind=none"] if run.disable_cpu_binding else []
+    alone = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(tasks)]
+    otherwise = " ".join(["set", "--", *(alone if tasks > 1 else [])])
+    return f"if [[ -n ${{SLURM_JOB_ID-}} ]]; then set -- {' '.join(words)}; else {otherwise}; fi"
+
+
+def _user_namespace(run: RunSection) -> list[str]:
+    if run.map_uid is None and run.map_gid is None:
+        return []
+    words = ["unshare", "--user"]
+    words += [] if run.map_uid is None else [f"--map-user={run.map_uid}"]
+    words += [] if run.map_gid is None else [f"--map-group={run.map_gid}"]
+    return words
+
+
+def _scope_lines(scope: _Scope) -> list[str]:
+    lines = exports(scope.env)
+    if "index" in scope.loops:
+        lines.append('export index="$DEEPSQUARE_INDEX"')
+    if "item" in scope.loops:
+        lines.append('export item="$DEEPSQUARE_ITEM"')
+    return lines
+
+
+def _curl_config(url: str) -> list[str]:
+    escaped = url.replace("\\", "\\\\").replace('"', '\\"')
+    line = quote(f'url = "{escaped}"')
+    return [
+        "local config file",
+        "config=$DEEPSQUARE_STATE/address",
+        f"(umask 077 && printf '%s\\n' {line} >\"$config\") || exit",
+    ]
+
+
+def _s3_env(where: S3Section) -> list[str]:
+    return exports(
+        {
+            "AWS_ACCESS_KEY_ID": where.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": where.secret_access_key,
+            "AWS_REGION": where.region,
+            "S3_ENDPOINT_URL": where.endpoint_url,
+        }
+    )
+
+
+def _s3_url(where: S3Section) -> str:
+    path = "/".join(part for part in where.path.split("/") if part)
+    return quote(f"{where.bucket_url}/{path}")
+
+
+def _file_name(url: str) -> str:
+    """A plain file name from the path of an address."""
+    last = (
+        url.split("?", 1)[0].split("#", 1)[0].rstrip("/").split("/")[-1] if "/" in url[8:] else ""
+    )
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in last)
+    return plain.lstrip(".")[:200] or "input"
+
+
+@cache
+def _library(name: str) -> str:
+    return files("deepsquare_chain.workflow").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,200 @@
+"""Steps in containers, as lines of a job's script: one form per runtime. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from deepsquare_chain.workflow.schema import ContainerSection, RunSection
+from deepsquare_chain.workflow.shell import quote
+
+_DOCKER_HUB: Final = "registry-1.docker.io"
+#: Where providers keep the images that DeepSquare hosts.
+_HOSTED: Final = "/opt/software"
+#: Folders of the job, and where a container sees them.
+_FOLDERS: Final = (
+    ("$DEEPSQUARE_STORAGE", "/deepsquare"),
+    ("$DEEPSQUARE_HOST_SHARED", "/deepsquare/tmp"),
+    ("$DEEPSQUARE_HOST_WORLD", "/deepsquare/world-tmp"),
+    ("$DEEPSQUARE_HOST_DISK", "/deepsquare/disk/tmp"),
+    ("$DEEPSQUARE_HOST_DISK_WORLD", "/deepsquare/disk/world-tmp"),
+)
+
+
+def container_lines(runtime: str, run: RunSection, container: ContainerSection) -> list[str]:
+    """Lines that replace the shell of a step by its container.
+
+    `"$@"` holds the words that place the step, such as those of `srun`.
+
+    Raises:
+        ValueError: The step needs what no provider of this version can do.
+    """
+    if run.custom_network_interfaces:
+        raise ValueError("this provider has no network interfaces for steps")
+    if run.network in {"slirp4netns", "pasta"} and runtime != "podman":
+        raise ValueError("this provider has network namespaces in Podman alone")
+    return ["enter_container", *_login(container), *_FORMS[runtime](run, container)]
+
+
+def image_name(container: ContainerSection) -> str:
+    """The full name of an image in a registry."""
+    registry = container.registry or _DOCKER_HUB
+    image = container.image
+    if registry in {_DOCKER_HUB, "docker.io"}:
+        return f"docker.io/{image if '/' in image else f'library/{image}'}"
+    return f"{registry}/{image}"
+
+
+def _login(container: ContainerSection) -> list[str]:
+    """Put a registry's login into a file of this step: arguments can be seen by others."""
+    if container.username is None or container.password is None or container.registry is None:
+        return []
+    login = quote(f"{container.username}:{container.password}")
+    return [f"log_in {quote(container.registry)} {login} || exit"]
+
+
+def _inside(run: RunSection) -> str:
+    """The words that a container runs: its shell with the command, or arguments of its entrypoint."""
+    if run.shell == "ENTRYPOINT" or not run.command.strip():
+        # Split as a shell splits words, with nothing expanded.
+        return " ".join(quote(word) for word in split_words(run.command))
+    shell = run.shell or "/bin/sh"
+    if run.work_dir is None:
+        return f"{shell} -c {quote(run.command)}"
+    enter = 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"'
+    return f"{shell} -c {quote(enter)} enter {quote(run.work_dir)} {shell} -c {quote(run.command)}"
+
+
+def split_words(text: str) -> list[str]:
+    """Arguments written in one text, with quotes as in a shell.
+
+    Raises:
+        ValueError: A quote is not closed.
+    """
+    return shlex.split(text)
+
+
+def _uses_entrypoint(run: RunSection) -> bool:
+    return run.shell == "ENTRYPOINT" or not run.command.strip()
+
+
+def _podman(run: RunSection, container: ContainerSection) -> list[str]:
+    words = [
+        "run",
+        "--rm",
+        "--quiet",
+        "--cgroups=disabled",
+        "--log-driver=none",
+        "--security-opt",
+        "label=disable",
+    ]
+    words += [f"--network={run.network or 'host'}"]
+    words += [f"--dns={address}" for address in run.dns]
+    words += [f'--volume "{host}:{inside}"' for host, inside in _FOLDERS]
+    words += ['--volume "$HOME:$HOME"', "--env=HOME"] if container.mount_home else []
+    words += ["--volume=/tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
+    for mount in container.mounts:
+        words += [f"--volume={quote(f'{mount.host_dir}:{mount.container_dir}:{mount.options}')}"]
+    words += ["--read-only"] if container.read_only_root_fs else []
+    if run.map_uid is not None or run.map_gid is not None:
+        words += [f"--user={run.map_uid or 0}:{run.map_gid or 0}"]
+    if _uses_entrypoint(run):
+        words += [f"--workdir={quote(run.work_dir)}"] if run.work_dir else []
+        inside = _inside(run)
+    else:
+        words += ["--entrypoint="]
+        inside = _inside(run)
+    call = f'exec "$@" podman {" ".join(words)} "${{DEEPSQUARE_OPTIONS[@]}}" {inside}'.rstrip()
+    return [
+        "mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')",
+        f"podman_image {_image_words(container)} || exit",
+        call,
+    ]
+
+
+def _charliecloud(run: RunSection, container: ContainerSection) -> list[str]:
+    words = [] if container.read_only_root_fs else ["--write-fake"]
+    words += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
+    words += ["--home"] if container.mount_home else []
+    words += ["--bind /tmp/.X11-unix:/tmp/.X11-unix"] if container.x11 else []
+    words += [f"--bind {quote(f'{m.host_dir}:{m.container_dir}')}" for m in container.mounts]
+    words += [] if run.map_uid is None else [f"--uid={run.map_uid}"]
+    words += [] if run.map_gid is None else [f"--gid={run.map_gid}"]
+    words += ["--set-env"]
+    # Variables of the step win over those of the image.
+    words += [f'--set-env={name}="${{{name}}}"' for name in run.env]
+    if _uses_entrypoint(run):
+        raise ValueError("Charliecloud has no entrypoints: give the step a shell and a command")
+    return [
+        f"charliecloud_image {_image_words(container)} || exit",
+        f'exec "$@" ch-run {" ".join(words)} "$DEEPSQUARE_IMAGE" -- {_inside(run)}',
+    ]
+
+
+def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
+    words = ["--silent", "run" if _uses_entrypoint(run) else "exec", "--no-mount=cwd,tmp"]
+    words += [] if container.read_only_root_fs else ["--writable-tmpfs"]
+    words += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
+    words += [] if container.mount_home else ["--no-home"]
+    words += ["--bind /tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
+    for mount in container.mounts:
+        words += [f"--bind {quote(f'{mount.host_dir}:{mount.container_dir}:{mount.options}')}"]
+    words += ["--fakeroot"] if run.map_uid == 0 or run.map_gid == 0 else []
+    words += [f"--pwd {quote(run.work_dir)}"] if run.work_dir and _uses_entrypoint(run) else []
+    if container.deepsquare_hosted:
+        registry = container.registry or _DOCKER_HUB
+        image = quote(f"{_HOSTED}/{registry}/{container.image}")
+    elif container.image.startswith("/"):
+        image = f'"$DEEPSQUARE_STORAGE"{quote(container.image)}'
+    else:
+        image = quote(f"docker://{image_name(container)}")
+    lines = [
+        "if [[ -e /dev/nvidiactl ]]; then DEEPSQUARE_OPTIONS=(--nv); else DEEPSQUARE_OPTIONS=(); fi"
+    ]
+    call = (
+        f'exec "$@" apptainer {" ".join(words)} "${{DEEPSQUARE_OPTIONS[@]}}" {image} {_inside(run)}'
+    )
+    return [*lines, call.rstrip()]
+
+
+def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
+    words = [] if container.read_only_root_fs else ["--rw"]
+    words += [f'--mount "{host}:{inside}"' for host, inside in _FOLDERS]
+    words += ['--mount "$HOME:$HOME"'] if container.mount_home else []
+    words += ["--mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind"] if container.x11 else []
+    for mount in container.mounts:
+        words += [
+            f"--mount {quote(f'{mount.host_dir}:{mount.container_dir}:x-create=dir,bind,{mount.options}')}"
+        ]
+    words += ["--root"] if run.map_uid == 0 else []
+    if container.image.startswith("/"):
+        source = f'file "$DEEPSQUARE_STORAGE"{quote(container.image)}'
+    else:
+        registry, _, image = (
+            image_name(container).replace("docker.io/", f"{_DOCKER_HUB}/", 1).partition("/")
+        )
+        source = f"registry {quote(f'docker://{registry}#{image}')}"
+    call = f'exec "$@" enroot start {" ".join(words)} "${{DEEPSQUARE_OPTIONS[@]}}" "$DEEPSQUARE_IMAGE" {_inside(run)}'
+    return [
+        "mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')",
+        f"enroot_image {source} || exit",
+        call.rstrip(),
+    ]
+
+
+def _image_words(container: ContainerSection) -> str:
+    if container.image.startswith("/"):
+        return f'file "$DEEPSQUARE_STORAGE"{quote(container.image)}'
+    return f"registry {quote(image_name(container))}"
+
+
+_FORMS: Final[Mapping[str, Callable[[RunSection, ContainerSection], list[str]]]] = MappingProxyType(
+    {
+        "podman": _podman,
+        "charliecloud": _charliecloud,
+        "apptainer": _apptainer,
+        "enroot": _enroot,
+    }
+)

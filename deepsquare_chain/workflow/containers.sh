@@ -1,0 +1,89 @@
+
+# -- containers
+
+# Prints the names of all variables that a container gets.
+passed_names() {
+    local name
+    for name in "${DEEPSQUARE_PASSED[@]}"; do
+        if [[ -n ${!name+x} ]]; then echo "$name"; fi
+    done | sort -u
+}
+
+# Folders of the job as a container sees them.
+enter_container() {
+    DEEPSQUARE_HOST_SHARED=$DEEPSQUARE_SHARED_TMP DEEPSQUARE_HOST_WORLD=$DEEPSQUARE_SHARED_WORLD_TMP
+    DEEPSQUARE_HOST_DISK=$DEEPSQUARE_DISK_TMP DEEPSQUARE_HOST_DISK_WORLD=$DEEPSQUARE_DISK_WORLD_TMP
+    export STORAGE_PATH=/deepsquare
+    export DEEPSQUARE_INPUT=/deepsquare/input DEEPSQUARE_OUTPUT=/deepsquare/output
+    export DEEPSQUARE_ENV=/deepsquare/${DEEPSQUARE_ENV##*/}
+    export DEEPSQUARE_TMP=/deepsquare/tmp DEEPSQUARE_SHARED_TMP=/deepsquare/tmp
+    export DEEPSQUARE_SHARED_WORLD_TMP=/deepsquare/world-tmp
+    export DEEPSQUARE_DISK_TMP=/deepsquare/disk/tmp DEEPSQUARE_DISK_WORLD_TMP=/deepsquare/disk/world-tmp
+}
+
+# Writes the login of a registry where Podman, Charliecloud, Apptainer and Enroot look for it.
+log_in() {
+    local token
+    token=$(printf '%s' "$2" | base64 -w 0)
+    mkdir -p "$DEEPSQUARE_STATE/login" || return
+    (
+        umask 077
+        printf '{"auths":{"%s":{"auth":"%s"}}}\n' "$1" "$token" >"$DEEPSQUARE_STATE/login/config.json"
+        printf 'machine %s login %s password %s\n' "$1" "${2%%:*}" "${2#*:}" >"$DEEPSQUARE_STATE/login/.credentials"
+    ) || return
+    export REGISTRY_AUTH_FILE=$DEEPSQUARE_STATE/login/config.json DOCKER_CONFIG=$DEEPSQUARE_STATE/login
+    export ENROOT_CONFIG_PATH=$DEEPSQUARE_STATE/login
+    export APPTAINER_DOCKER_USERNAME=${2%%:*} APPTAINER_DOCKER_PASSWORD=${2#*:}
+    export CH_IMAGE_USERNAME=${2%%:*} CH_IMAGE_PASSWORD=${2#*:}
+}
+
+# Adds the image to the options: an image of a registry, a folder, or an archive of an image.
+podman_image() {
+    if [[ $1 == registry ]]; then
+        DEEPSQUARE_OPTIONS+=("$2")
+    elif [[ -d $2 ]]; then
+        DEEPSQUARE_OPTIONS+=(--rootfs "$2:O")
+    else
+        DEEPSQUARE_OPTIONS+=("docker-archive:$2")
+    fi
+}
+
+# Sets DEEPSQUARE_IMAGE to the folder of an image, which is fetched once per job.
+charliecloud_image() {
+    export USER=${USER:-job}
+    DEEPSQUARE_IMAGE=$2
+    if [[ $1 == file && -d $2 ]]; then return 0; fi
+    DEEPSQUARE_IMAGE=$DEEPSQUARE_STATE/images/$(printf '%s' "$2" | sha256sum | cut -c 1-32)
+    mkdir -p "$DEEPSQUARE_STATE/images" || return
+    (
+        exec 9>"$DEEPSQUARE_IMAGE.lock"
+        flock 9
+        if [[ -e $DEEPSQUARE_IMAGE ]]; then exit 0; fi
+        export CH_IMAGE_STORAGE=$DEEPSQUARE_STATE/ch-image
+        case $1 in
+        registry)
+            local options=()
+            if [[ -n ${CH_IMAGE_USERNAME-} ]]; then options=(--auth); fi
+            ch-image --quiet "${options[@]}" pull "$2" >&2 &&
+                ch-convert -i ch-image -o dir "$2" "$DEEPSQUARE_IMAGE.new" >&2
+            ;;
+        *) ch-convert -i tar -o dir "$2" "$DEEPSQUARE_IMAGE.new" >&2 ;;
+        esac && mv "$DEEPSQUARE_IMAGE.new" "$DEEPSQUARE_IMAGE"
+    )
+}
+
+# Sets DEEPSQUARE_IMAGE to the name of a container made of an image, once per job.
+enroot_image() {
+    local file=$2
+    DEEPSQUARE_IMAGE=deepsquare-${DEEPSQUARE_JOB_ID:-0}-$(printf '%s' "$2" | sha256sum | cut -c 1-16)
+    (
+        exec 9>"$DEEPSQUARE_STATE/$DEEPSQUARE_IMAGE.lock"
+        flock 9
+        if enroot list | grep -Fxq "$DEEPSQUARE_IMAGE"; then exit 0; fi
+        if [[ $1 == registry ]]; then
+            file=$DEEPSQUARE_STATE/$DEEPSQUARE_IMAGE.sqsh
+            enroot import --output "$file" "$2" >&2 || exit
+        fi
+        enroot create --name "$DEEPSQUARE_IMAGE" "$file" >&2
+    )
+}

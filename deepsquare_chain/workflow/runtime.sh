@@ -1,0 +1,201 @@
+# Functions of every job's script. Text of the customer is data to them, never code.
+
+# Ends a subshell when the job is ended: bash first waits for the command that it runs, which was
+# signalled as well, so that steps under `finally` come to their end.
+obey_signals() {
+    set +m
+    trap 'exit 143' TERM
+    trap 'exit 130' INT
+}
+
+# Exports what steps wrote to $DEEPSQUARE_ENV: lines NAME=value, lines from NAME<<END to END, and
+# lines that continue the value before them. Names of the grid and of bash itself are left out.
+load_env() {
+    local line="" name="" value="" end="" is_first=0
+    [[ -f $DEEPSQUARE_ENV && -r $DEEPSQUARE_ENV ]] || return 0
+    while IFS= read -r line || [[ -n $line ]]; do
+        if [[ -n $end ]]; then
+            if [[ $line == "$end" ]]; then
+                export_value "$name" "$value"
+                end="" name=""
+            elif ((is_first)); then
+                value=$line is_first=0
+            else
+                value+=$'\n'$line
+            fi
+        elif [[ $line == *=* && ${line%%=*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
+            export_text "$name" "$value"
+            name=${line%%=*} value=${line#*=}
+        elif [[ $line == *"<<"?* && ${line%%"<<"*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
+            export_text "$name" "$value"
+            name=${line%%"<<"*} end=${line#*"<<"} value="" is_first=1
+        elif [[ -n $name ]]; then
+            value+=$'\n'$line
+        fi
+    done <"$DEEPSQUARE_ENV"
+    if [[ -z $end ]]; then export_text "$name" "$value"; fi
+}
+
+# Exports a value without the empty lines at its end.
+export_text() {
+    local text=$2
+    while [[ $text == *$'\n' ]]; do text=${text%$'\n'}; done
+    export_value "$1" "$text"
+}
+
+export_value() {
+    case $1 in
+    "" | DEEPSQUARE_* | STORAGE_PATH | BASHOPTS | BASH_VERSINFO | EUID | PPID | SHELLOPTS | UID) ;;
+    *)
+        declare -gx -- "$1=$2"
+        DEEPSQUARE_PASSED+=("$1")
+        ;;
+    esac
+}
+
+# Waits for launched steps by their handles; fails with the code of the first that failed.
+wait_for() {
+    local handle code
+    for handle; do
+        until [[ -e $DEEPSQUARE_STATE/handle.$handle ]]; do sleep 0.1; done
+        code=$(<"$DEEPSQUARE_STATE/handle.$handle")
+        if [[ $code != 0 ]]; then
+            echo "The launched step $handle failed with exit code $code." >&2
+            return "$code"
+        fi
+    done
+}
+
+# Runs a launched step in the background, in a process group of its own.
+# Arguments: function, handle or nothing, signal at the end of the enclosing steps or nothing.
+launch() {
+    set -m
+    launched "$1" "$2" &
+    set +m
+    LAUNCHED+=("$!")
+    SIGNALS+=("$3")
+}
+
+launched() {
+    obey_signals
+    trap 'keep_code "$2" "$?"' EXIT
+    "$1"
+    exit
+}
+
+# Writes the code of a launched step where `wait_for` looks; it appears whole.
+keep_code() {
+    trap - EXIT
+    if [[ -n $1 ]]; then
+        echo "$2" >"$DEEPSQUARE_STATE/new.$1" && mv "$DEEPSQUARE_STATE/new.$1" "$DEEPSQUARE_STATE/handle.$1"
+    fi
+    exit "$2"
+}
+
+# Runs steps, and waits for what they launched. When a step fails, what was launched is ended.
+enclose() (
+    obey_signals
+    LAUNCHED=() SIGNALS=()
+    trap 'signal_launched TERM; wait; exit 143' TERM
+    "$1"
+    code=$?
+    if ((code)); then
+        signal_launched TERM
+        for pid in "${LAUNCHED[@]}"; do wait "$pid"; done
+        exit "$code"
+    fi
+    for at in "${!LAUNCHED[@]}"; do
+        if [[ ${SIGNALS[at]:-0} != 0 ]]; then kill "-${SIGNALS[at]}" -- "-${LAUNCHED[at]}"; fi 2>/dev/null
+        wait "${LAUNCHED[at]}"
+        ended=$?
+        # A step that ends by the signal of the file has not failed.
+        if [[ ${SIGNALS[at]:-0} != 0 && $ended -gt 128 ]]; then ended=0; fi
+        if ((code == 0)); then code=$ended; fi
+    done
+    exit "$code"
+)
+
+signal_launched() {
+    local pid
+    for pid in "${LAUNCHED[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null; done
+    return 0
+}
+
+# Runs a step, its `catch` when it failed, and its `finally` in any case. The code stays that of the
+# step; a `finally` that fails makes a failure of a success.
+# Arguments: three functions, of which the last two may be empty.
+guard() (
+    obey_signals
+    IS_ENDED=0
+    trap 'IS_ENDED=1; exit 143' TERM
+    trap 'end_guard "$2" "$3"' EXIT
+    run_inner "$1"
+    exit
+)
+
+end_guard() {
+    export DEEPSQUARE_ERROR_CODE=$?
+    trap - EXIT
+    trap : TERM INT
+    local code=$DEEPSQUARE_ERROR_CODE
+    if ((code && !IS_ENDED)) && [[ -n $1 ]]; then run_inner "$1"; fi
+    if [[ -n $2 ]]; then
+        run_inner "$2"
+        local last=$?
+        if ((code == 0)); then code=$last; fi
+    fi
+    exit "$code"
+}
+
+run_inner() (
+    obey_signals
+    "$1"
+)
+
+# As `run_inner`, for a shell that runs in the background already.
+run_async() {
+    obey_signals
+    "$1"
+    exit
+}
+
+# Waits for all rounds of a parallel loop; fails with the code of the first that failed.
+wait_rounds() {
+    local pid code=0 ended
+    for pid; do
+        wait "$pid"
+        ended=$?
+        if ((code == 0)); then code=$ended; fi
+    done
+    return "$code"
+}
+
+# Whether a condition holds: 0 for yes, 1 for no. The test itself ends with 10 or 11; anything else is
+# an error of the test.
+holds() {
+    local code
+    run_inner "$1"
+    code=$?
+    case $code in
+    10) return 0 ;;
+    11) return 1 ;;
+    *)
+        echo "The condition of a step can't be evaluated." >&2
+        return 2
+        ;;
+    esac
+}
+
+# Hands outputs of a module on to the steps after it.
+# Arguments: file, prefix, names of the outputs.
+export_outputs() (
+    file=$1 prefix=$2
+    shift 2
+    DEEPSQUARE_PASSED=()
+    load_env
+    for name; do
+        if [[ -n ${!name+x} ]]; then
+            printf '%s_%s<<%s\n%s\n%s\n' "$prefix" "$name" END_OF_OUTPUT "${!name}" END_OF_OUTPUT >>"$file"
+        fi
+    done
+)
