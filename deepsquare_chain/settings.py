@@ -226,6 +226,10 @@ class Settings(BaseSettings):
     follow_offer: bool = Field(
         False, description="Keep a provider's offer at what its cluster's own users leave free"
     )
+    publish_abilities: bool = Field(
+        True,
+        description="Test what jobs can do at a provider, and publish it as labels (ability.*)",
+    )
     disk_floor: int = Field(
         256,
         ge=1,

@@ -56,6 +56,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "unbilled_warning": (float, "Credits unbilled in one run that give a warning.", False),
     "health_port": (int, "Port on 127.0.0.1 of a service's health and figures.", False),
     "follow_offer": (bool, "Keep a provider's offer at what is free in its cluster.", False),
+    "publish_abilities": (bool, "Test what jobs can do here, and publish it as labels.", False),
     "disk_floor": (int, "MB of free disk below which a provider claims no job.", False),
     "keep_runs_days": (float, "Days for which folders of ended jobs are kept.", False),
     "keep_runs_mb": (int, "MB of disk that these folders may take; 0 for no limit.", False),

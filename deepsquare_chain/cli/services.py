@@ -51,6 +51,7 @@ async def provide(settings: Settings) -> None:
                 max_answer_fee=int(settings.max_answer_fee_gwei * _GWEI),
                 unbilled_warning=int(settings.unbilled_warning * CREDIT),
                 follow_offer=settings.follow_offer,
+                publish_abilities=settings.publish_abilities,
                 min_free=settings.disk_floor,
                 keep_seconds=settings.keep_runs_days * 86_400,
                 keep_megabytes=settings.keep_runs_mb,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.connection import chain_time
@@ -25,7 +26,8 @@ _LOOKED_AT = 20
 
 async def examine_provider(settings: Settings, account: str) -> list[Check]:
     """The checks of every command, and then the provider's own; nothing is changed."""
-    found = [*await examine(settings), _starts(settings, account)]
+    status = read_status(service_folder(settings.state_dir, "provider", account), "provider")
+    found = [*await examine(settings), _starts(status), _abilities(status)]
     try:
         async with open_grid(settings) as contracts:
             found.append(await _definitions(settings, contracts))
@@ -91,9 +93,21 @@ async def _definitions(settings: Settings, contracts: Contracts) -> Check:
     return Check(name, missing < len(jobs), text, hint, setting)
 
 
-def _starts(settings: Settings, account: str) -> Check:
+def _abilities(status: Mapping[str, Any] | None) -> Check:
+    """What jobs can do here beyond a shell and files, as the daemon tested it, and why not more."""
+    name, setting = "abilities", "publish_abilities"
+    found = status.get("abilities") if status else None
+    if not isinstance(found, Mapping) or not found:
+        text = "not known: the daemon does not run here, or has not tested them yet"
+        return Check(name, True, text, "", setting)
+    usable = sorted(str(each) for each, told in found.items() if told == "yes")
+    lacking = [f"{each}: {told}" for each, told in sorted(found.items()) if told != "yes"]
+    text = f"{', '.join(usable) or 'none'}; not {'; '.join(lacking)}"
+    return Check(name, True, text[:2_000], "", setting)
+
+
+def _starts(status: Mapping[str, Any] | None) -> Check:
     """Whether this provider's daemon runs on this machine, and can start jobs."""
-    status = read_status(service_folder(settings.state_dir, "provider", account), "provider")
     name, setting = "starting jobs", "state_dir, executor"
     if status is None:
         text = "not known: its daemon does not run here"

@@ -30,7 +30,9 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         *("collect_interval", "collect_gas_share", "coin_value", "unbilled_warning"),
     ),
     "What watches the daemon": ("health_port", "log_level", "log_format"),
-    "Where jobs run": ("executor", "follow_offer", "allow_unisolated", "allow_root"),
+    "Where jobs run": (
+        *("executor", "follow_offer", "publish_abilities", "allow_unisolated", "allow_root"),
+    ),
 }
 #: What a provider never needs.
 _OTHERS: Final = frozenset({"context", "relay", "explorer_database", "explorer_links"})

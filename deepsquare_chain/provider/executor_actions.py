@@ -43,7 +43,8 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.state import RunTable
-from deepsquare_chain.workflow import render_script
+from deepsquare_chain.workflow import Definition, Site, render_script
+from deepsquare_chain.workflow.abilities import needed_abilities
 
 #: Seconds between two looks whether a cycle has something better to do.
 _TICK: Final = 0.05
@@ -107,6 +108,7 @@ class ExecutorActions:
         table: Rows of this provider.
         materials: Definitions that were checked.
         env: Variables that every job gets, such as the chain's id.
+        abilities: Tells what jobs can do here, as it was tested last; None before it was.
     """
 
     def __init__(
@@ -115,7 +117,10 @@ class ExecutorActions:
         table: RunTable,
         materials: DefinitionCache,
         env: Mapping[str, str],
+        *,
+        abilities: Callable[[], frozenset[str] | None] = frozenset,
     ) -> None:
+        self._abilities = abilities
         self._executor = executor
         self._table = table
         self._materials = materials
@@ -202,6 +207,7 @@ class ExecutorActions:
         definition = self._materials.definition(view.job)
         if definition is None:
             return  # pushed out of memory meanwhile; fetched again in the next cycle
+        site = self._site(definition)
         run = run_transitions.submitting(view.run, action)
         crash_point("provider.submit.planned")
         self._table.put(run)
@@ -209,7 +215,7 @@ class ExecutorActions:
         try:
             spec = RunSpec(
                 key=run.key,
-                script=render_script(definition, self._job_env(view.job)),
+                script=render_script(definition, self._job_env(view.job), site),
                 resources=view.job.resources,
                 walltime=action.walltime,
                 env={},
@@ -273,8 +279,14 @@ class ExecutorActions:
             return bytes(32)
         return found.digest()
 
+    def _site(self, definition: Definition) -> Site:
+        abilities = self._abilities()
+        if abilities is None and needed_abilities(definition):
+            raise ExecutorUnavailableError("What jobs can do here is not tested yet")
+        return Site(abilities or frozenset())
+
     def _job_env(self, job: Job) -> dict[str, str]:
-        return {**self._env, "DEEPSQUARE_JOB_ID": str(job.id)}
+        return {"USER": job.customer, **self._env, "DEEPSQUARE_JOB_ID": str(job.id)}
 
 
 def _handle(run: Run) -> str:

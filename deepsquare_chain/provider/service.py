@@ -40,6 +40,7 @@ from deepsquare_chain.job import MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider import run_transitions
+from deepsquare_chain.provider.abilities import AbilityPublisher
 from deepsquare_chain.provider.batches import ProviderBatches
 from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.executor_actions import ExecutorActions
@@ -103,6 +104,7 @@ class ProviderSettings(ServiceSettings):
         unbilled_warning: Credit-wei that one run may earn without being billed before the
             operator is warned; 0 never warns.
         follow_offer: Keep the offer at what the cluster's own users leave free.
+        publish_abilities: Test what jobs can do here, and keep it on chain as labels.
         executor: Name of the executor; see `executors.registry`.
         executor_options: Options of it, which it checks itself.
         allow_unisolated: Run jobs that nothing keeps apart from the daemon.
@@ -123,6 +125,7 @@ class ProviderSettings(ServiceSettings):
     max_answer_fee: int = 5_000 * GWEI
     unbilled_warning: int = 100 * CREDIT
     follow_offer: bool = False
+    publish_abilities: bool = False
     executor: str = "local"
     executor_options: Mapping[str, Any] = field(default_factory=dict)
     allow_unisolated: bool = False
@@ -223,7 +226,12 @@ class ProviderService:
             first_block=deployment.block,
         )
         env = {"DEEPSQUARE_CHAIN_ID": str(deployment.chain_id), **settings.env}
-        self._executor_actions = ExecutorActions(executor, self.table, materials, env)
+        self._abilities = AbilityPublisher(
+            executor, contracts, sender, timeout=settings.send_timeout
+        )
+        self._executor_actions = ExecutorActions(
+            executor, self.table, materials, env, abilities=self._usable_abilities
+        )
         self._batches = ProviderBatches(
             sender,
             contracts.scheduler,
@@ -299,11 +307,15 @@ class ProviderService:
     def details(self) -> dict[str, Any]:
         """What the status file says beside the daemon's own state."""
         return {
+            "abilities": self._abilities.found,
             "fault": self._fault,
             "draining": self._maintenance.draining,
             "jobs": self._jobs,
             "shortage": self._shortage(free_megabytes(self._settings.state_dir)),
         }
+
+    def _usable_abilities(self) -> frozenset[str] | None:
+        return self._abilities.usable if self._settings.publish_abilities else frozenset()
 
     def drain(self, draining: bool) -> None:
         """Begin or end the maintenance of this provider on chain; running jobs go on."""
@@ -312,7 +324,9 @@ class ProviderService:
     async def close(self) -> None:
         """Wait for what goes on beside the cycles."""
         await gather_all(self._executor_actions.close(), self._batches.close(), self._offer.close())
-        await gather_all(self._maintenance.close(), self._retention.close())
+        await gather_all(
+            self._maintenance.close(), self._retention.close(), self._abilities.close()
+        )
         if self._uploader is not None:
             await self._uploader.close()
 
@@ -441,6 +455,8 @@ class ProviderService:
         self._watch_revenue(views, head)
         if self._settings.follow_offer:
             self._offer.follow(free, held_by(views))
+        if self._settings.publish_abilities and not self._fault:
+            self._abilities.follow()
         if not views:
             return 0
         situation = Situation(

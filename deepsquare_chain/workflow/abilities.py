@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from deepsquare_chain.workflow.containers import uses_entrypoint
 from deepsquare_chain.workflow.definition import Definition
 from deepsquare_chain.workflow.rules import walk
 from deepsquare_chain.workflow.schema import ContainerSection, RunSection
@@ -32,7 +33,8 @@ ABILITIES: Final[Mapping[str, str]] = MappingProxyType(
         "tasks": "steps of several tasks (srun or mpirun)",
         "mpi.pmix_v4": "MPI with PMIx 4",
         "mpi.pmi2": "MPI with PMI-2",
-        "netns": "network namespaces (slirp4netns or pasta)",
+        "netns": "network namespaces of containers (slirp4netns or pasta)",
+        "netns.host": "network namespaces of steps without a container",
         "userns": "user namespaces (mapUid, mapGid)",
         "bore": "bore tunnels",
         "vnet": "virtual networks",
@@ -81,13 +83,13 @@ def _needed(definition: Definition) -> Iterator[str]:
 
 def _of_run(run: RunSection) -> Iterator[str]:
     if run.container:
-        yield from _of_container(run.container)
+        yield from _of_container(run, run.container)
     if run.resources and (run.resources.tasks or 1) > 1:
         yield "tasks"
     if run.mpi in {"pmix_v4", "pmi2"}:
         yield f"mpi.{run.mpi}"
     if run.network in {"slirp4netns", "pasta"}:
-        yield "netns"
+        yield "netns" if run.container else "netns.host"
     if run.map_uid is not None or run.map_gid is not None:
         yield "userns"
     for interface in run.custom_network_interfaces:
@@ -99,8 +101,8 @@ def _of_run(run: RunSection) -> Iterator[str]:
             yield "wireguard"
 
 
-def _of_container(container: ContainerSection) -> Iterator[str]:
-    yield runtime_of(container) or "container"
+def _of_container(run: RunSection, container: ContainerSection) -> Iterator[str]:
+    yield wanted_runtime(run, container) or "container"
     if container.deepsquare_hosted:
         yield "hosted-images"
     elif not container.image.startswith("/"):
@@ -109,8 +111,11 @@ def _of_container(container: ContainerSection) -> Iterator[str]:
         yield "x11"
 
 
-def runtime_of(container: ContainerSection) -> str | None:
-    """The runtime that a container asks for; None if any will do."""
+def wanted_runtime(run: RunSection, container: ContainerSection) -> str | None:
+    """The runtime that a step needs; None if any will do."""
     if container.apptainer or container.deepsquare_hosted:
         return "apptainer"
+    if container.runtime is None and (uses_entrypoint(run) or run.network not in {None, "host"}):
+        # Charliecloud knows no entrypoints, and only Podman makes network namespaces here.
+        return "podman"
     return container.runtime

@@ -33,9 +33,7 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
     """
     if run.custom_network_interfaces:
         raise ValueError("this provider has no network interfaces for steps")
-    if run.network in {"slirp4netns", "pasta"} and runtime != "podman":
-        raise ValueError("this provider has network namespaces in Podman alone")
-    return ["enter_container", *_login(container), *_FORMS[runtime](run, container)]
+    return ["enter_container || exit", *_login(container), *_FORMS[runtime](run, container)]
 
 
 def image_name(container: ContainerSection) -> str:
@@ -76,7 +74,8 @@ def split_words(text: str) -> list[str]:
     return shlex.split(text)
 
 
-def _uses_entrypoint(run: RunSection) -> bool:
+def uses_entrypoint(run: RunSection) -> bool:
+    """Whether a step runs the entrypoint of its image instead of a shell."""
     return run.shell == "ENTRYPOINT" or not run.command.strip()
 
 
@@ -85,7 +84,6 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
         "run",
         "--rm",
         "--quiet",
-        "--cgroups=disabled",
         "--log-driver=none",
         "--security-opt",
         "label=disable",
@@ -100,7 +98,7 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
     words += ["--read-only"] if container.read_only_root_fs else []
     if run.map_uid is not None or run.map_gid is not None:
         words += [f"--user={run.map_uid or 0}:{run.map_gid or 0}"]
-    if _uses_entrypoint(run):
+    if uses_entrypoint(run):
         words += [f"--workdir={quote(run.work_dir)}"] if run.work_dir else []
         inside = _inside(run)
     else:
@@ -108,25 +106,23 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
         inside = _inside(run)
     call = f'exec "$@" podman {" ".join(words)} "${{DEEPSQUARE_OPTIONS[@]}}" {inside}'.rstrip()
     return [
-        "mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')",
+        "mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')",
         f"podman_image {_image_words(container)} || exit",
         call,
     ]
 
 
 def _charliecloud(run: RunSection, container: ContainerSection) -> list[str]:
-    words = [] if container.read_only_root_fs else ["--write-fake"]
+    words = [] if container.read_only_root_fs else ["--write"]
     words += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
     words += ["--home"] if container.mount_home else []
     words += ["--bind /tmp/.X11-unix:/tmp/.X11-unix"] if container.x11 else []
     words += [f"--bind {quote(f'{m.host_dir}:{m.container_dir}')}" for m in container.mounts]
     words += [] if run.map_uid is None else [f"--uid={run.map_uid}"]
     words += [] if run.map_gid is None else [f"--gid={run.map_gid}"]
-    words += ["--set-env"]
     # Variables of the step win over those of the image.
+    words += ['"${DEEPSQUARE_OPTIONS[@]}"']
     words += [f'--set-env={name}="${{{name}}}"' for name in run.env]
-    if _uses_entrypoint(run):
-        raise ValueError("Charliecloud has no entrypoints: give the step a shell and a command")
     return [
         f"charliecloud_image {_image_words(container)} || exit",
         f'exec "$@" ch-run {" ".join(words)} "$DEEPSQUARE_IMAGE" -- {_inside(run)}',
@@ -134,7 +130,7 @@ def _charliecloud(run: RunSection, container: ContainerSection) -> list[str]:
 
 
 def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
-    words = ["--silent", "run" if _uses_entrypoint(run) else "exec", "--no-mount=cwd,tmp"]
+    words = ["--silent", "run" if uses_entrypoint(run) else "exec", "--no-mount=cwd,tmp"]
     words += [] if container.read_only_root_fs else ["--writable-tmpfs"]
     words += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
     words += [] if container.mount_home else ["--no-home"]
@@ -142,7 +138,7 @@ def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
     for mount in container.mounts:
         words += [f"--bind {quote(f'{mount.host_dir}:{mount.container_dir}:{mount.options}')}"]
     words += ["--fakeroot"] if run.map_uid == 0 or run.map_gid == 0 else []
-    words += [f"--pwd {quote(run.work_dir)}"] if run.work_dir and _uses_entrypoint(run) else []
+    words += [f"--pwd {quote(run.work_dir)}"] if run.work_dir and uses_entrypoint(run) else []
     if container.deepsquare_hosted:
         registry = container.registry or _DOCKER_HUB
         image = quote(f"{_HOSTED}/{registry}/{container.image}")

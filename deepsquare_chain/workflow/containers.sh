@@ -13,6 +13,8 @@ passed_names() {
 enter_container() {
     DEEPSQUARE_HOST_SHARED=$DEEPSQUARE_SHARED_TMP DEEPSQUARE_HOST_WORLD=$DEEPSQUARE_SHARED_WORLD_TMP
     DEEPSQUARE_HOST_DISK=$DEEPSQUARE_DISK_TMP DEEPSQUARE_HOST_DISK_WORLD=$DEEPSQUARE_DISK_WORLD_TMP
+    # Where folders are mounted inside of the folder of the job.
+    mkdir -p "$DEEPSQUARE_STORAGE"/{tmp,world-tmp,disk/tmp,disk/world-tmp} || return
     export STORAGE_PATH=/deepsquare
     export DEEPSQUARE_INPUT=/deepsquare/input DEEPSQUARE_OUTPUT=/deepsquare/output
     export DEEPSQUARE_ENV=/deepsquare/${DEEPSQUARE_ENV##*/}
@@ -37,6 +39,15 @@ log_in() {
     export CH_IMAGE_USERNAME=${2%%:*} CH_IMAGE_PASSWORD=${2#*:}
 }
 
+# Prints limits that a container may have: Podman's defaults need the right to raise them.
+podman_limits() {
+    local files processes
+    files=$(ulimit -Hn) processes=$(ulimit -Hu)
+    if [[ $files == unlimited ]]; then files=1048576; fi
+    if [[ $processes == unlimited || $processes -gt 32768 ]]; then processes=32768; fi
+    printf '%s\n' "--ulimit=nofile=$files:$files" "--ulimit=nproc=$processes:$processes"
+}
+
 # Adds the image to the options: an image of a registry, a folder, or an archive of an image.
 podman_image() {
     if [[ $1 == registry ]]; then
@@ -51,10 +62,22 @@ podman_image() {
 # Sets DEEPSQUARE_IMAGE to the folder of an image, which is fetched once per job.
 charliecloud_image() {
     export USER=${USER:-job}
-    DEEPSQUARE_IMAGE=$2
-    if [[ $1 == file && -d $2 ]]; then return 0; fi
+    DEEPSQUARE_OPTIONS=() DEEPSQUARE_IMAGE=$2
+    if [[ $1 == file && -d $2 ]]; then mkdir -p "$2/deepsquare"; else charliecloud_unpack "$@"; fi || return
+    if [[ -f $DEEPSQUARE_IMAGE/ch/environment ]]; then DEEPSQUARE_OPTIONS=(--set-env); fi
+}
+
+charliecloud_unpack() {
     DEEPSQUARE_IMAGE=$DEEPSQUARE_STATE/images/$(printf '%s' "$2" | sha256sum | cut -c 1-32)
     mkdir -p "$DEEPSQUARE_STATE/images" || return
+    # What the tools say is for those who look for the cause of a failure.
+    if ! charliecloud_make "$@" >"$DEEPSQUARE_IMAGE.log" 2>&1; then
+        cat "$DEEPSQUARE_IMAGE.log" >&2
+        return 1
+    fi
+}
+
+charliecloud_make() {
     (
         exec 9>"$DEEPSQUARE_IMAGE.lock"
         flock 9
@@ -64,11 +87,11 @@ charliecloud_image() {
         registry)
             local options=()
             if [[ -n ${CH_IMAGE_USERNAME-} ]]; then options=(--auth); fi
-            ch-image --quiet "${options[@]}" pull "$2" >&2 &&
-                ch-convert -i ch-image -o dir "$2" "$DEEPSQUARE_IMAGE.new" >&2
+            ch-image --no-cache "${options[@]}" pull "$2" &&
+                ch-convert -i ch-image -o dir "$2" "$DEEPSQUARE_IMAGE.new"
             ;;
-        *) ch-convert -i tar -o dir "$2" "$DEEPSQUARE_IMAGE.new" >&2 ;;
-        esac && mv "$DEEPSQUARE_IMAGE.new" "$DEEPSQUARE_IMAGE"
+        *) ch-convert -i tar -o dir "$2" "$DEEPSQUARE_IMAGE.new" ;;
+        esac && mkdir -p "$DEEPSQUARE_IMAGE.new/deepsquare" && mv "$DEEPSQUARE_IMAGE.new" "$DEEPSQUARE_IMAGE"
     )
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from deepsquare_chain.workflow import checks
+from deepsquare_chain.workflow.containers import uses_entrypoint
 from deepsquare_chain.workflow.problems import Problem
 from deepsquare_chain.workflow.schema import (
     ContainerSection,
@@ -169,11 +170,7 @@ class _Rules:
             place = (*path, "customNetworkInterfaces", at)
             yield from self._interface(place, interface, run)
         if container:
-            yield from _container((*path, "container"), container)
-            if container.apptainer or container.deepsquare_hosted:
-                for key, value in (("mapUid", run.map_uid), ("mapGid", run.map_gid)):
-                    if value:
-                        yield (*path, key), "can only be 0 with Apptainer"
+            yield from _contained(path, run, container)
 
     def _step_resources(self, path: Path, run: RunSection) -> Iterator[Problem]:
         wanted, job = run.resources, self._document.resources
@@ -217,6 +214,18 @@ class _Rules:
 def _transfer(path: Path, transfer: TransferSection | None) -> Iterator[Problem]:
     if transfer and (transfer.http is None) == (transfer.s3 is None):
         yield path, "must have one of http, s3"
+
+
+def _contained(path: Path, run: RunSection, container: ContainerSection) -> Iterator[Problem]:
+    yield from _container((*path, "container"), container)
+    if container.runtime not in {None, "podman"} and run.network in {"slirp4netns", "pasta"}:
+        yield (*path, "network"), "needs Podman; leave runtime out, or name podman"
+    if container.runtime == "charliecloud" and uses_entrypoint(run):
+        yield (*path, "shell"), "Charliecloud has no entrypoints; choose a shell"
+    if container.apptainer or container.deepsquare_hosted:
+        for key, value in (("mapUid", run.map_uid), ("mapGid", run.map_gid)):
+            if value:
+                yield (*path, key), "can only be 0 with Apptainer"
 
 
 def _container(path: Path, container: ContainerSection) -> Iterator[Problem]:

@@ -13,11 +13,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-from deepsquare_chain.workflow.abilities import RUNTIMES, runtime_of
+from deepsquare_chain.workflow.abilities import RUNTIMES, wanted_runtime
 from deepsquare_chain.workflow.containers import container_lines
 from deepsquare_chain.workflow.definition import Definition, Step
 from deepsquare_chain.workflow.rules import handle, walk
 from deepsquare_chain.workflow.schema import (
+    ContainerSection,
     ForSection,
     LaunchSection,
     RunSection,
@@ -47,12 +48,13 @@ class Site:
 
     abilities: frozenset[str] = field(default_factory=frozenset)
 
-    def runtime(self, wanted: str | None) -> str:
+    def runtime(self, run: RunSection, container: ContainerSection) -> str:
         """The container runtime of a step.
 
         Raises:
             ValueError: The provider has none that will do.
         """
+        wanted = wanted_runtime(run, container)
         usable = [each for each in RUNTIMES if each in self.abilities and wanted in {None, each}]
         if not usable:
             raise ValueError(f"this provider has no {wanted or 'container runtime'}")
@@ -182,7 +184,11 @@ class _Script:
             lines += ['if [[ -n $syncing ]]; then kill "$syncing"; wait "$syncing"; fi 2>/dev/null']
             lines += [f"run_inner {self._push(what.output)} || code=$((code ? code : $?))"]
         lines += ['cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"']
-        lines += ["rmdir input output 2>/dev/null", "rm -f ./env ./env.module-*", 'exit "$code"']
+        lines += [
+            "rmdir disk/* disk tmp world-tmp input output 2>/dev/null",
+            "rm -f ./env ./env.module-*",
+            'exit "$code"',
+        ]
         return "".join(f"{line}\n" for line in lines)
 
     # -- data
@@ -335,7 +341,7 @@ class _Script:
         else:
             names = " ".join(quote(name) for name in (*scope.loops, *scope.env, *env))
             lines += [f"DEEPSQUARE_PASSED+=({names})"] if names else []
-            runtime = self._site.runtime(runtime_of(run.container))
+            runtime = self._site.runtime(run, run.container)
             lines += container_lines(runtime, run, run.container)
         return self._add(lines)
 

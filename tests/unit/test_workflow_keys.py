@@ -146,7 +146,7 @@ def test_every_key_is_understood() -> None:
     found = parse(EVERY_KEY)
     assert found.warnings == ()
     assert set(needed_abilities(found.definition)) == set(ABILITIES) - {
-        "charliecloud", "enroot", "podman", "mpi.pmi2"
+        "charliecloud", "container", "enroot", "mpi.pmi2", "netns"
     }  # fmt: skip
     assert found.definition.env == {"A": "a,b", "N": "1"}
     assert found.definition.output is not None

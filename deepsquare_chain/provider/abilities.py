@@ -1,0 +1,147 @@
+"""Tests what jobs can do at a provider, and publishes it as labels.
+
+The test is a run of the executor like that of a job: what it finds is what jobs find, also on the
+nodes of a cluster and in a sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Final
+
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.transactions.sender import Sender
+from deepsquare_chain.daemon.background import BackgroundTasks
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.base import Executor, RunSpec, RunState
+from deepsquare_chain.job import Resources
+from deepsquare_chain.observability import get_logger
+from deepsquare_chain.workflow.abilities import ABILITIES, LABEL_PREFIX, label_of
+
+#: Seconds between two tests.
+_INTERVAL: Final = 6 * 3_600.0
+#: Seconds to wait before a test that could not be made is made again.
+_RETRY: Final = 300.0
+#: Seconds that the run of a test may take.
+_WALLTIME: Final = 600
+_SIZE: Final = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=512, gpus=0)
+_PAGE: Final = 65_536
+_LINE: Final = re.compile(r"ability (\S+) (yes|no)(?: (.*))?")
+_YES: Final = "yes"
+_log = get_logger(__name__)
+
+
+async def probe_abilities(executor: Executor, *, wait: float = 0.5) -> dict[str, str]:
+    """Every ability with `yes`, or with the reason why jobs have not got it.
+
+    Args:
+        executor: Where jobs run.
+        wait: Seconds between two looks at the run.
+
+    Raises:
+        ExecutorError: The run can't be made now.
+    """
+    script = files("deepsquare_chain.provider").joinpath("abilities.sh").read_bytes()
+    handle = await executor.submit(
+        RunSpec(
+            key=f"abilities-{time.time_ns()}",
+            script=script,
+            resources=_SIZE,
+            walltime=_WALLTIME,
+            env={},
+            comment="test of abilities",
+        )
+    )
+    try:
+        while (await executor.poll([handle]))[handle].state is not RunState.ENDED:  # noqa: ASYNC110
+            await asyncio.sleep(wait)  # an executor tells nothing by itself
+        output = await executor.output(handle, 0, _PAGE)
+    except asyncio.CancelledError:
+        await executor.cancel(handle)
+        raise
+    await executor.forget(handle)
+    return read_abilities(output.decode(errors="replace"))
+
+
+def read_abilities(output: str) -> dict[str, str]:
+    """Abilities in what the test printed; one that it did not name was not tested."""
+    found = dict.fromkeys(ABILITIES, "not tested")
+    for line in output.splitlines():
+        match = _LINE.fullmatch(line.strip())
+        if match and match[1] in found:
+            found[match[1]] = _YES if match[2] == "yes" else (match[3] or "no").strip()[:200]
+    return found
+
+
+def labels_with(labels: Mapping[str, str], abilities: Mapping[str, str]) -> dict[str, str]:
+    """Labels of a provider, with those of its abilities in place of the ones it had."""
+    kept = {key: value for key, value in labels.items() if not key.startswith(LABEL_PREFIX)}
+    return kept | dict(label_of(name) for name, told in abilities.items() if told == _YES)
+
+
+class AbilityPublisher:
+    """Tests the abilities of an executor now and then, beside the cycles, and publishes them.
+
+    Args:
+        executor: Where jobs run.
+        contracts: Of the grid.
+        sender: The one sender of this account.
+        timeout: Seconds to wait for a receipt.
+    """
+
+    def __init__(
+        self, executor: Executor, contracts: Contracts, sender: Sender, *, timeout: float
+    ) -> None:
+        self._executor = executor
+        self._contracts = contracts
+        self._sender = sender
+        self._timeout = timeout
+        self._next = float("-inf")
+        self._tasks = BackgroundTasks()
+        #: Every ability with `yes` or a reason; empty until the first test has ended.
+        self.found: dict[str, str] = {}
+
+    @property
+    def usable(self) -> frozenset[str] | None:
+        """Abilities that the last test found; None before the first one has ended."""
+        if not self.found:
+            return None
+        return frozenset(name for name, told in self.found.items() if told == _YES)
+
+    def follow(self) -> None:
+        """Begin a test, if it is time."""
+        self._tasks.collect()
+        now = time.monotonic()
+        if self._tasks or now < self._next:
+            return
+        self._next = now + _RETRY
+        self._tasks.begin(self._test(), [])
+
+    async def close(self) -> None:
+        """End the test that is on its way."""
+        self._tasks.cut_off()
+        await self._tasks.wait()
+
+    async def _test(self) -> int:
+        try:
+            self.found = await probe_abilities(self._executor)
+            _log.info("abilities tested", found=",".join(sorted(self.usable or ())))
+            await self._publish()
+        except GridError as error:
+            _log.warning("abilities not published", error=error.message, hint=error.hint)
+            return 0
+        self._next = time.monotonic() + _INTERVAL
+        return 1
+
+    async def _publish(self) -> None:
+        registry = self._contracts.registry
+        provider = await registry.provider_of(self._sender.address)
+        labels = labels_with(provider.labels, self.found)
+        if labels == dict(provider.labels):
+            return
+        receipt = await self._sender.send(registry.set_labels(labels), timeout=self._timeout)
+        _log.info("abilities published", block=receipt.block_number)

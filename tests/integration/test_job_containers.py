@@ -1,0 +1,116 @@
+"""Steps in containers, for real: Podman and Charliecloud, images from a registry, a folder, an archive."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.workflow import Site, parse_job_file, render_script
+from tests.support.images import Image, image_folder, registry
+
+BASH = shutil.which("bash") or "/bin/bash"
+RUNTIMES = ("podman", "charliecloud")
+#: Variables that make the certificate of a test trusted.
+_TRUST = ("CONTAINERS_REGISTRIES_CONF", "REQUESTS_CA_BUNDLE")
+_PROGRAMS = {"podman": "podman", "charliecloud": "ch-run"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Image, Path]]:
+    """A registry with one image, the image, and its folder."""
+    base = tmp_path_factory.mktemp("images")
+    folder = image_folder(base / "folder")
+    image = Image(folder)
+    with registry(base / "registry") as address:
+        image.push(address, "user/box", "1")
+        conf = base / "registries.conf"
+        conf.write_text(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n')
+        os.environ["CONTAINERS_REGISTRIES_CONF"] = str(conf)
+        os.environ["REQUESTS_CA_BUNDLE"] = str(base / "registry" / "cert.pem")
+        yield address, image, folder
+        del os.environ["CONTAINERS_REGISTRIES_CONF"], os.environ["REQUESTS_CA_BUNDLE"]
+
+
+def run(runtime: str, steps: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    text = f"resources: {{tasks: 2, memPerCpu: 100}}\nenv: {{PLACE: job, LIST: 'a,b'}}\nsteps:\n{steps}"
+    definition = parse_job_file(text.encode()).definition
+    script = folder / "job.sh"
+    script.write_bytes(
+        render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, Site(frozenset({runtime})))
+    )
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    return subprocess.run(
+        [BASH, str(script)],
+        cwd=work, capture_output=True, text=True, timeout=120, check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(work), "LANG": "C.UTF-8", **{
+            name: value for name, value in os.environ.items() if name in _TRUST
+        }, **env},
+    )  # fmt: skip
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    name = str(request.param)
+    if shutil.which(_PROGRAMS[name]) is None or shutil.which("docker-registry") is None:
+        if os.environ.get("DEEPSQUARE_REQUIRE_REAL"):
+            pytest.fail(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+def test_an_image_of_a_registry(
+    runtime: str, images: tuple[str, Image, Path], tmp_path: Path
+) -> None:
+    address, image, _ = images
+    steps = f"""
+- run:
+    container: {{image: 'user/box:1', registry: '{address}'}}
+    env: {{STEP: "x y", PLACE: step}}
+    command: |
+      echo "$FROM_IMAGE $PLACE $LIST $STEP $DEEPSQUARE_JOB_ID $NTASKS"
+      echo "$STORAGE_PATH $DEEPSQUARE_INPUT $DEEPSQUARE_OUTPUT $DEEPSQUARE_ENV $DEEPSQUARE_TMP"
+      cat /app/marker
+      echo 'FOUND=a,b
+      second' >> "$DEEPSQUARE_ENV"
+      echo data > "$DEEPSQUARE_OUTPUT/file"
+      touch "$DEEPSQUARE_TMP/t" "$DEEPSQUARE_DISK_TMP/t" "$DEEPSQUARE_SHARED_WORLD_TMP/t" /written
+- run:
+    container: {{image: 'user/box@{image.digest}', registry: '{address}'}}
+    workDir: /new/folder
+    command: 'pwd; echo "[$FOUND]"; exit 7'
+"""
+    done = run(runtime, steps, tmp_path)
+    assert done.stdout.splitlines() == [
+        "image step a,b x y 7 2",
+        "/deepsquare /deepsquare/input /deepsquare/output /deepsquare/env /deepsquare/tmp",
+        "inside",
+        "/new/folder",
+        "[a,b",
+        "second]",
+    ], done.stderr
+    assert done.returncode == 7
+    assert (tmp_path / "work" / "output" / "file").read_text() == "data\n"
+
+
+def test_an_image_in_a_folder_or_an_archive(
+    runtime: str, images: tuple[str, Image, Path], tmp_path: Path
+) -> None:
+    _, image, folder = images
+    (tmp_path / "work").mkdir()
+    shutil.copytree(folder, tmp_path / "work" / "box", symlinks=True)
+    if runtime == "podman":
+        image.save(tmp_path / "work" / "box.tar")
+    else:  # Charliecloud reads archives of the file system
+        (tmp_path / "work" / "box.tar").write_bytes(image.plain)
+    steps = """
+- run: {container: {image: /box}, command: 'cat /app/marker'}
+- run: {container: {image: /box.tar}, command: 'cat /app/marker; id -u', mapUid: 0}
+"""
+    done = run(runtime, steps, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "inside\ninside\n0\n"), done.stderr
