@@ -20,7 +20,11 @@ from deepsquare_chain.workflow import (
     parse_job_file,
 )
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+EXAMPLES = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "examples").glob("*.yaml")
+    if "\nsteps:" in path.read_text()
+)
 
 FULL = b"""\
 name: hello
