@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from eth_typing import ChecksumAddress
 from web3 import AsyncWeb3
+from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.artifacts import load_artifact
@@ -20,6 +22,7 @@ from deepsquare_chain.chain.bindings.contracts import (
     Contracts,
 )
 from deepsquare_chain.chain.bindings.deployment import DAY, Deployment, Timeouts
+from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import UsageError
 
@@ -29,7 +32,9 @@ class GridParams:
     """What a deployment is made with.
 
     `fee_bps` in basis points; `admin_delay` and `approval_period` in seconds; role holders are
-    addresses, empty lists mean the deploying account; `treasury` defaults to it as well.
+    addresses, empty lists mean the deploying account; `treasury` defaults to it as well. `credit`
+    and `registry` name contracts that a new version goes on with, whose roles stay as they are;
+    `since_block` is where their events begin, None to look it up.
     """
 
     fee_bps: int = 500
@@ -40,6 +45,9 @@ class GridParams:
     schedulers: Sequence[str] = ()
     approvers: Sequence[str] = ()
     minters: Sequence[str] = ()
+    credit: str = ""
+    registry: str = ""
+    since_block: int | None = None
 
 
 #: The contracts' own bounds, looked at before the first of them is paid for.
@@ -110,11 +118,14 @@ async def deploy_grid(
     _check(params)
     work = _Deploying(sender, params, timeout, resumable=resumable)
     roles = work.roles()  # checked before anything is paid
+    since = await _reused(w3, params)
     admin = sender.address
     treasury = checked_address(params.treasury or admin, "treasury")
     credit, registry, forwarder = await asyncio.gather(
-        work.create("Credit", admin, params.admin_delay),
-        work.create("ProviderRegistry", admin, params.admin_delay, params.approval_period),
+        work.create_unless(params.credit, "Credit", admin, params.admin_delay),
+        work.create_unless(
+            params.registry, "ProviderRegistry", admin, params.admin_delay, params.approval_period
+        ),
         work.create("ERC2771Forwarder", FORWARDER_NAME),
     )
     times = tuple(asdict(params.timeouts).values())
@@ -129,7 +140,7 @@ async def deploy_grid(
         scheduler=scheduler,
         treasury=treasury,
         forwarder=forwarder,
-        block=min(work.blocks),
+        block=min([*work.blocks, *since]),
         transactions=work.transactions,
         constructor_args=work.arguments,
         compiler_digest=load_artifact("MetaScheduler").input_digest,
@@ -156,16 +167,20 @@ class _Deploying:
     def roles(self) -> list[tuple[str, bytes, str]]:
         """Contract, role and holder of everything to be granted."""
         params, own = self._params, (self._sender.address,)
-        groups = (
-            ("scheduler", METASCHEDULER_ROLE, params.schedulers or own),
-            ("registry", APPROVER_ROLE, params.approvers or own),
-            ("credit", MINTER_ROLE, params.minters or own),
-        )
+        groups = [("scheduler", METASCHEDULER_ROLE, params.schedulers or own)]
+        if not params.registry:
+            groups.append(("registry", APPROVER_ROLE, params.approvers or own))
+        if not params.credit:
+            groups.append(("credit", MINTER_ROLE, params.minters or own))
         return [
             (contract, role, checked_address(account, "address of a role holder"))
             for contract, role, accounts in groups
             for account in dict.fromkeys(accounts)
         ]
+
+    async def create_unless(self, there: str, name: str, *arguments: Any) -> str:
+        """The contract that is there, else a new one."""
+        return checked_address(there) if there else await self.create(name, *arguments)
 
     async def create(self, name: str, *arguments: Any) -> str:
         """Deploy one contract; its address."""
@@ -197,6 +212,48 @@ class _Deploying:
         self.transactions[name] = receipt.hash
         self.blocks.append(receipt.block_number)
         return receipt.contract
+
+
+async def _reused(w3: AsyncWeb3[Any], params: GridParams) -> list[int]:
+    """First blocks of the contracts that a new version goes on with.
+
+    Raises:
+        UsageError: One is not the contract that it should be, or its block can't be told.
+    """
+    reused = {"Credit": params.credit, "ProviderRegistry": params.registry}
+    found = []
+    for name, text in reused.items():
+        if not text:
+            continue
+        address = checked_address(text)
+        code = bytes(await w3.eth.get_code(address))
+        if not load_artifact(name).matches(code):
+            raise UsageError(
+                f"The code at {address} is not this package's {name}",
+                hint="Name the contract of the earlier deployment's record.",
+            )
+        found.append(await _first_block(w3, address, params.since_block))
+    return found
+
+
+async def _first_block(w3: AsyncWeb3[Any], address: ChecksumAddress, given: int | None) -> int:
+    """The first block with code at an address, by halving; needs a node that keeps old states."""
+    if given is not None:
+        return given
+    low, high = 0, int(await w3.eth.block_number)
+    try:
+        while low < high:
+            middle = (low + high) // 2
+            if await w3.eth.get_code(address, middle):
+                high = middle
+            else:
+                low = middle + 1
+    except Web3RPCError as error:
+        raise UsageError(
+            f"The node does not tell when {address} was deployed: {node_message(error)}",
+            hint="Give --since-block: the field block of the earlier deployment's record.",
+        ) from None
+    return low
 
 
 def _check(params: GridParams) -> None:

@@ -1,8 +1,9 @@
-"""For the holders of roles: approve and ban providers, open and close the scheduler."""
+"""For the holders of roles: roles and their handover, providers, the fee, open and close."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,7 +12,11 @@ from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import AgreeOption, whole
 from deepsquare_chain.job import ProviderStatus
 
-app = typer.Typer(help="Approve and ban providers, open and close.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from deepsquare_chain.chain.bindings.calls import ContractBase
+    from deepsquare_chain.chain.bindings.contracts import Contracts
+
+app = typer.Typer(help="Roles, providers, fee, handover, open and close.", no_args_is_help=True)
 
 _PARAMS: Final = (
     Column("claim_timeout", "claim timeout (s)", Kind.NUMBER),
@@ -26,6 +31,17 @@ _PARAMS: Final = (
     Column("credit", "credit", Kind.HASH),
     Column("registry", "registry", Kind.HASH),
     Column("treasury", "treasury", Kind.HASH),
+)
+_ROLES: Final = (
+    Column("contract", "contract", Kind.WORD),
+    Column("role", "role", Kind.WORD),
+    Column("holder", "holder", Kind.HASH),
+)
+_HANDOVER: Final = (
+    Column("contract", "contract", Kind.WORD),
+    Column("admin", "administrator", Kind.HASH),
+    Column("next", "next", Kind.HASH),
+    Column("from", "may accept after (UTC)", Kind.TIME),
 )
 ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="Its address.")]
 
@@ -130,3 +146,167 @@ async def _set_open(context: CommandContext, *, is_open: bool) -> None:
             context.unchanged(f"Submissions are {'open' if is_open else 'closed'} already.")
             return
         context.receipt(await wallet.send(scheduler.set_submissions_open(is_open)))
+
+
+class Role(StrEnum):
+    """Roles by what their holders do."""
+
+    SCHEDULER = "scheduler"
+    APPROVER = "approver"
+    MINTER = "minter"
+
+
+RoleArgument = Annotated[
+    Role,
+    typer.Argument(
+        metavar="ROLE",
+        help="scheduler (assigns jobs), approver (of providers), minter (of credits).",
+    ),
+]
+HolderArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Address of the holder.")]
+
+
+@command(app)
+async def roles(context: CommandContext) -> None:
+    """List who holds which role of the contracts."""
+    from deepsquare_chain.chain.bindings.verifying import named_holders
+    from deepsquare_chain.client.network import open_grid
+
+    async with open_grid(context.settings) as contracts:
+        found = await named_holders(contracts.w3, contracts.deployment)
+    context.printer.rows(_ROLES, found)
+
+
+@command(app)
+async def grant(context: CommandContext, role: RoleArgument, account: HolderArgument) -> None:
+    """Give a role to an account; for the administrator."""
+    async with context.wallet() as wallet:
+        contract, identifier = _role(wallet.contracts, role)
+        if await contract.has_role(identifier, account):
+            context.unchanged(f"{account} is {role} already.")
+            return
+        context.receipt(await wallet.send(contract.grant_role(identifier, account)))
+
+
+@command(app)
+async def revoke(
+    context: CommandContext,
+    role: RoleArgument,
+    account: HolderArgument,
+    yes: AgreeOption = False,
+) -> None:
+    """Take a role from an account; for the administrator."""
+    from deepsquare_chain.chain.bindings.verifying import role_holders
+
+    async with context.wallet() as wallet:
+        contract, identifier = _role(wallet.contracts, role)
+        if not await contract.has_role(identifier, account):
+            context.unchanged(f"{account} is not {role}.")
+            return
+        holders = (await role_holders(wallet.contracts.w3, wallet.contracts.deployment)).get(
+            contract.address, {}
+        )
+        left = len(holders.get(identifier, set())) - 1
+        doubt = f"{account} will not be {role} any more"
+        doubt += (
+            f"; {left} other{'s hold' if left > 1 else ' holds'} the role."
+            if left > 0
+            else (", and nobody else holds the role.")
+        )
+        if context.agrees([doubt], yes=yes):
+            context.receipt(await wallet.send(contract.revoke_role(identifier, account)))
+
+
+@command(app)
+async def fee(
+    context: CommandContext,
+    basis_points: Annotated[
+        int,
+        typer.Argument(
+            parser=whole(0, 2_000, 250), metavar="BASIS_POINTS", help="250 are 2.5 %; at most 2000."
+        ),
+    ],
+) -> None:
+    """Change the treasury's share of jobs that are assigned from now on; for the administrator."""
+    async with context.wallet() as wallet:
+        scheduler = wallet.contracts.scheduler
+        if (await scheduler.parameters()).fee_bps == basis_points:
+            context.unchanged(f"The fee is {basis_points} basis points already.")
+            return
+        context.receipt(await wallet.send(scheduler.set_fee(basis_points)))
+
+
+@command(app)
+async def handover(
+    context: CommandContext,
+    account: Annotated[
+        str | None,
+        typer.Argument(metavar="ACCOUNT", help="The next administrator, who must accept."),
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Become the administrator where this wallet was named.")
+    ] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Withdraw what was begun.")] = False,
+    yes: AgreeOption = False,
+) -> None:
+    """Hand the administration of all three contracts over, in two steps; without options show it.
+
+    The administrator names the next one; after the delay of the contracts that account accepts.
+    """
+    from deepsquare_chain.chain.bindings.calls import checked_address
+    from deepsquare_chain.chain.rpc.connection import chain_time
+    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.errors import UsageError
+
+    if (account is not None) + accept + cancel > 1:
+        raise UsageError("Give an account, --accept or --cancel, and only one of them")
+    if account is None and not accept and not cancel:
+        async with open_grid(context.settings) as contracts:
+            await _print_handover(context, contracts)
+        return
+    async with context.wallet() as wallet:
+        contracts = wallet.contracts
+        now = await chain_time(contracts.w3)
+        calls = []
+        for contract in (contracts.credit, contracts.registry, contracts.scheduler):
+            named, schedule = await contract.pending_admin()
+            if cancel and named:
+                calls.append(contract.cancel_handover())
+            elif accept and named == wallet.address and schedule < now:
+                calls.append(contract.accept_handover())
+            elif account is not None and named != checked_address(account):
+                calls.append(contract.begin_handover(account))
+        if not calls:
+            context.unchanged("There is nothing to do, or the delay has not passed.")
+        elif context.agrees(
+            [f"{account} is to become administrator of all contracts."] if account else [], yes=yes
+        ):
+            for call in calls:
+                await wallet.send(call)
+        await _print_handover(context, contracts)
+
+
+async def _print_handover(context: CommandContext, contracts: Contracts) -> None:
+    rows = []
+    for contract in (contracts.credit, contracts.registry, contracts.scheduler):
+        named, schedule = await contract.pending_admin()
+        admin = await contract.default_admin()
+        rows.append((contract.artifact, admin, named or None, schedule or None))
+    context.printer.rows(_HANDOVER, rows)
+
+
+def _role(contracts: Contracts, role: Role) -> tuple[ContractBase, bytes]:
+    """The contract that a role belongs to, and its identifier there."""
+    from deepsquare_chain.chain.bindings.roles import (
+        APPROVER_ROLE,
+        METASCHEDULER_ROLE,
+        MINTER_ROLE,
+    )
+
+    match role:
+        case Role.SCHEDULER:
+            return contracts.scheduler, METASCHEDULER_ROLE
+        case Role.APPROVER:
+            return contracts.registry, APPROVER_ROLE
+        case Role.MINTER:
+            return contracts.credit, MINTER_ROLE

@@ -48,8 +48,8 @@ COMMANDS: Final = {
 }
 #: Groups, each a file with an `app` of the same help.
 GROUPS: Final = {
-    "job": _Part("job", "List, look at, watch, read, fetch, cancel, top up, retry."),
-    "credit": _Part("credit", "Balances, transfers, allowances, statements."),
+    "job": _Part("job", "List, look at, watch, read, fetch, cancel, top up, retry, challenge."),
+    "credit": _Part("credit", "Balances, transfers, allowances, statements, mint and burn."),
     "wallet": _Part("wallet", "Make, import, list and show encrypted wallets."),
     "tx": _Part("tx", "Look at what a wallet has sent, and replace what is stuck."),
     "provider": _Part("provider", "Register, offer, price, label, run, drain, earn."),
@@ -60,7 +60,7 @@ GROUPS: Final = {
     "relay": _Part(
         "relay", "Run a relay that pays customers' gas, and look at what was signed for one."
     ),
-    "admin": _Part("admin", "Approve and ban providers, open and close."),
+    "admin": _Part("admin", "Roles, providers, fee, handover, open and close."),
     "audit": _Part("audit", "Check the books from events alone."),
     "explorer": _Part("explorer", "Look at jobs and credits in a browser."),
     "contracts": _Part("contracts", "Deploy, verify, show addresses."),

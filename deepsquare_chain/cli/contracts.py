@@ -59,19 +59,21 @@ async def verify(
         str, typer.Option(help="Blockscout explorer to submit the sources to.")
     ] = "",
 ) -> int:
-    """Compare code and parameters on chain with this program's build; exit 10 if they differ."""
+    """Compare code and parameters on chain with this build, list roles; exit 10 if they differ."""
     from deepsquare_chain.audit.verification import (
         submit_blockscout,
         submit_sourcify,
         write_tree,
     )
-    from deepsquare_chain.chain.bindings.verifying import verify_deployment
+    from deepsquare_chain.chain.bindings.verifying import named_holders, verify_deployment
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError
 
     async with open_grid(context.settings) as contracts:
         found = await verify_deployment(contracts.w3, contracts.deployment)
+        holders = await named_holders(contracts.w3, contracts.deployment)
     rows = [(each.what, each.ok, each.detail) for each in found]
+    rows += [(f"{role} of {name} is held by {holder}", True, "") for name, role, holder in holders]
     right = all(each.ok for each in found)
     if right and write is not None:
         files = write_tree(contracts.deployment, write)
@@ -95,6 +97,20 @@ async def deploy(
     scheduler: Annotated[
         list[str] | None, typer.Option(help="Who may assign jobs; may be repeated.")
     ] = None,
+    credit: Annotated[
+        str, typer.Option(help="Address of a Credit that is there already, for a new version.")
+    ] = "",
+    registry: Annotated[
+        str, typer.Option(help="Address of a ProviderRegistry that is there already.")
+    ] = "",
+    since_block: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(0),
+            metavar="N",
+            help="Block in which the older of these two was deployed; looked up by default.",
+        ),
+    ] = None,
     demo_timeouts: Annotated[
         bool, typer.Option("--demo-timeouts", help="Timeouts of seconds, for trying things out.")
     ] = False,
@@ -110,6 +126,9 @@ async def deploy(
         fee_bps=fee_bps,
         treasury=treasury,
         schedulers=tuple(scheduler or ()),
+        credit=credit,
+        registry=registry,
+        since_block=since_block,
     )
     deployment = await run(context.settings, params)
     context.printer.note(f"The record is {context.settings.deployment}.")

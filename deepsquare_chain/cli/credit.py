@@ -18,7 +18,9 @@ from deepsquare_chain.cli.types import (
 )
 from deepsquare_chain.credits import format_credits
 
-app = typer.Typer(help="Balances, transfers, allowances, statements.", no_args_is_help=True)
+app = typer.Typer(
+    help="Balances, transfers, allowances, statements, mint and burn.", no_args_is_help=True
+)
 
 _BALANCE: Final = (
     Column("account", "account", Kind.HASH),
@@ -53,6 +55,30 @@ async def transfer(
 
     async with context.wallet() as wallet:
         context.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
+
+
+@command(app)
+async def mint(
+    context: CommandContext,
+    to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
+    credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
+) -> None:
+    """Create credits for an account; for a holder of MINTER_ROLE."""
+    async with context.wallet() as wallet:
+        context.receipt(await wallet.send(wallet.contracts.credit.mint(to, credits)))
+
+
+@command(app)
+async def burn(
+    context: CommandContext,
+    credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
+    yes: AgreeOption = False,
+) -> None:
+    """Destroy credits of this wallet."""
+    async with context.wallet() as wallet:
+        doubt = f"{format_credits(credits)} credits of {wallet.address} will be gone for good."
+        if context.agrees([doubt], yes=yes):
+            context.receipt(await wallet.send(wallet.contracts.credit.burn(credits)))
 
 
 @command(app)

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from deepsquare_chain.store.gateway_client import GatewayClient
 
 app = typer.Typer(
-    help="List, look at, watch, read, fetch, cancel, top up, retry.", no_args_is_help=True
+    help="List, look at, watch, read, fetch, cancel, top up, retry, challenge.",
+    no_args_is_help=True,
 )
 
 _LIST: Final = (
@@ -419,6 +420,22 @@ async def cancel(
             f"see `deepsquare job get {each.job_id}`."
         )
     return RevertedError.exit_code if left_out else 0
+
+
+@command(app)
+async def challenge(context: CommandContext, job: JobArgument) -> None:
+    """Ask the provider of a live job for a sign of life; one that does not answer loses its jobs."""
+    async with context.wallet() as wallet:
+        scheduler = wallet.contracts.scheduler
+        record = await scheduler.get_job(job)
+        receipt = await wallet.send(scheduler.challenge(job))
+        times = await scheduler.parameters()
+    context.receipt(receipt)
+    context.printer.note(
+        f"Provider {record.provider_id} must answer within {times.response_timeout} s and "
+        f"{times.response_blocks} blocks to get new jobs; after {times.lost_timeout} s anyone may "
+        "end its running jobs with a full refund."
+    )
 
 
 @command(app)

@@ -369,6 +369,66 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
     assert (jobs.code, jobs.out) == (0, "")
 
 
+def test_roles_fee_mint_and_handover(cli: Cli, place: Place) -> None:
+    admin = ["--keystore", str(place.wallets / "admin.json"), "-o", "json"]
+    alice = json.loads(cli("wallet", "show", "-o", "json").out)["address"]
+    owner = json.loads(cli("wallet", "show", *admin).out)["address"]
+
+    def holders(role: str) -> set[str]:
+        rows = json.loads(cli("admin", "roles", "-o", "json").out)
+        return {each["holder"] for each in rows if each["role"] == role}
+
+    before = holders("METASCHEDULER_ROLE")
+    for verb, held in (("grant", before | {alice}), ("revoke", before)):
+        yes = ["--yes"] if verb == "revoke" else []
+        assert cli("admin", verb, "scheduler", alice, *yes, *admin).code == 0
+        assert holders("METASCHEDULER_ROLE") == held
+        again = cli("admin", verb, "scheduler", alice, *yes, *admin)
+        assert (again.code, again.out) == (0, "")
+    refused(cli("admin", "grant", "minter", alice), 8, "DEFAULT_ADMIN_ROLE")
+    assert cli("admin", "fee", "250", *admin).code == 0
+    assert json.loads(cli("admin", "params", "-o", "json").out)["fee_bps"] == 250
+    assert cli("admin", "fee", "500", *admin).code == 0
+
+    credits = worth(cli)
+    assert cli("credit", "mint", alice, "3", *admin).code == 0
+    refused(cli("credit", "mint", alice, "3"), 8, "MINTER_ROLE")
+    refused(cli("credit", "burn", "3"), 2, "no terminal to ask on")
+    assert cli("credit", "burn", "3", "--yes").code == 0
+    assert worth(cli) == credits
+
+    named = cli("admin", "handover", alice, "--yes", *admin)
+    assert [each["next"] for each in json.loads(named.out)] == [alice] * 3
+    withdrawn = cli("admin", "handover", "--cancel", *admin)
+    assert [each["next"] for each in json.loads(withdrawn.out)] == [None] * 3
+    nothing = cli("admin", "handover", "--accept", "-o", "json")
+    assert "nothing to do" in nothing.err
+    assert {each["admin"] for each in json.loads(nothing.out)} == {owner}
+
+
+def test_a_new_version_goes_on_with_the_old_credit_and_registry(
+    cli: Cli, place: Place, tmp_path: Path
+) -> None:
+    record = str(tmp_path / "new.json")
+    new = ["--keystore", str(place.wallets / "admin.json"), "--deployment", record]
+    old = place.record
+    wrong = ["--credit", old["registry"], "--registry", old["registry"]]
+    refused(cli("contracts", "deploy", *wrong, *new), 2, "is not this package's Credit")
+    kept = ["--credit", old["credit"], "--registry", old["registry"]]
+    assert cli("contracts", "deploy", *kept, "--demo-timeouts", *new).code == 0
+    made = json.loads(Path(record).read_text())
+    assert (made["credit"], made["registry"]) == (old["credit"], old["registry"])
+    assert made["scheduler"] != old["scheduler"]
+    assert made["block"] == old["block"]
+    verified = cli("contracts", "verify", "--deployment", record)
+    assert verified.code == 0
+    assert "METASCHEDULER_ROLE of MetaScheduler is held by" in verified.out
+    assert cli("audit", "verify", "--deployment", record).code == 0
+    # Its providers are those of the old version.
+    providers = cli("provider", "status", "--all", "--deployment", record, "-o", "json")
+    assert [each["status"] for each in json.loads(providers.out)][:2] == ["ACTIVE", "ACTIVE"]
+
+
 def test_closed_submissions(cli: Cli, place: Place) -> None:
     admin = ["--keystore", str(place.wallets / "admin.json")]
     assert cli("admin", "close", *admin).code == 0

@@ -120,6 +120,30 @@ class ContractBase:
         """Give a role; for the administrator."""
         return self._call("grantRole", role, checked_address(account))
 
+    def revoke_role(self, role: bytes, account: str) -> Call:
+        """Take a role away; for the administrator."""
+        return self._call("revokeRole", role, checked_address(account))
+
+    async def pending_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> tuple[str, int]:
+        """The account that a handover names and the chain time from which it may accept; "" for none."""
+        account, schedule = await self._view("pendingDefaultAdmin", block=block_identifier)
+        return (str(account) if int(account, 16) else "", int(schedule))
+
+    def begin_handover(self, account: str) -> Call:
+        """Name the next administrator, who must accept after the contract's delay."""
+        label = f"name {account} as the next administrator of {self.artifact}"
+        return self._call("beginDefaultAdminTransfer", checked_address(account), label=label)
+
+    def accept_handover(self) -> Call:
+        """Become the administrator; for the account that a handover names."""
+        label = f"become the administrator of {self.artifact}"
+        return self._call("acceptDefaultAdminTransfer", label=label)
+
+    def cancel_handover(self) -> Call:
+        """Withdraw a handover; for the administrator."""
+        label = f"withdraw the handover of {self.artifact}"
+        return self._call("cancelDefaultAdminTransfer", label=label)
+
     async def default_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> str:
         """The one administrator."""
         return str(await self._one("defaultAdmin", block=block_identifier))

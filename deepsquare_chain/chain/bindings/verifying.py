@@ -19,6 +19,7 @@ from deepsquare_chain.chain.bindings.events import (
     event_topics,
 )
 from deepsquare_chain.chain.bindings.metadata import ipfs_hash, metadata_hash
+from deepsquare_chain.chain.bindings.roles import role_name
 from deepsquare_chain.chain.rpc.connection import TransientEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.errors import GridError
@@ -117,6 +118,22 @@ def _arguments(recorded: Mapping[str, Any], contract: str) -> Mapping[str, Any]:
 def _equal(what: str, found: object, wanted: object) -> Finding:
     same = found == wanted
     return Finding(what, same, "" if same else f"it is {found}, the record says {wanted}")
+
+
+async def named_holders(w3: AsyncWeb3[Any], deployment: Deployment) -> list[tuple[str, str, str]]:
+    """Contract, role and holder of every role that is held, by name.
+
+    Raises:
+        EndpointError: The node does not answer.
+    """
+    found = await role_holders(w3, deployment)
+    names = {str(to_checksum_address(each)): name for name, each in deployment.contracts.items()}
+    return sorted(
+        (names.get(address, address), role_name(role), holder)
+        for address, held in found.items()
+        for role, holders in held.items()
+        for holder in holders
+    )
 
 
 async def role_holders(
