@@ -34,8 +34,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from deepsquare_chain.job import Job, Objective, Offer, Resources
-from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, affordable
+from deepsquare_chain.job import Job, Objective, Offer
+from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, History
 from deepsquare_chain.metascheduler.tables import (
     Answers,
@@ -48,6 +48,10 @@ from deepsquare_chain.metascheduler.tables import (
 )
 
 _NEVER: Final = 2**62
+#: Providers that a class of jobs keeps from one comparison with all.
+_SHORT: Final = 48
+#: Classes that are compared with all providers at once, so that the arrays stay in the cache.
+_CHUNK: Final = 64
 #: Weight of free GPUs in the choice for a job without GPUs: their CPUs are kept for jobs with.
 IDLE_GPUS: Final = 0.5
 
@@ -215,6 +219,23 @@ class _Tables:
     held: HeldTable
 
 
+@dataclass(slots=True)
+class _Shortlist:
+    """The best providers for a class of jobs, best first, when all were compared.
+
+    What others take meanwhile changes no order within one plan; a list that is used up is made
+    anew. `choices` counts all providers that could start a job of the class.
+    """
+
+    places: list[int]
+    choices: int
+    next: int = 0
+
+    @property
+    def used_up(self) -> bool:
+        return self.next >= len(self.places)
+
+
 class _Round:
     """One plan."""
 
@@ -230,14 +251,16 @@ class _Round:
         self._open = providers.open
         self._decisions: list[Decision] = []
         self._settled: set[int] = set()
-        self._taken: list[tuple[int, int, int, int, int]] = []
+        self._taken: list[tuple[int, int, Ints]] = []
         self._reservations: dict[int, Reservation] = {}
         # From when a provider is reserved, and what is left beside the reserved job then.
         self._reserved_at: Ints = np.full(len(providers.views), _NEVER, dtype=np.int64)
         self._spare: Ints = np.zeros_like(self._free)
+        self._reserved: dict[int, int] = {}
         self._releases: tuple[Ints, Ints, Ints] | None = None
-        # By class: the provider that took the last job, and the choices there were.
-        self._last: dict[int, tuple[int, int]] = {}
+        # The same as `_free`, by provider.
+        self._left: list[list[int]] = self._free.T.tolist()
+        self._shortlists: dict[int, _Shortlist] = {}
         # Classes that no provider has the free capacity for.
         self._full: set[int] = set()
         # Classes that no provider could run, were it empty.
@@ -293,7 +316,9 @@ class _Round:
         """Serve overdue jobs, the worst first, until they hold their reservations."""
         left = self._rules.overdue_reservations
         for row in self._overdue():
-            if self._start(row, overdue=True) or not self._reserve(row, overdue=True):
+            cls, seconds = int(self._queue.cls[row]), int(self._queue.seconds[row])
+            started = cls not in self._full and self._start(row, cls, seconds, overdue=True)
+            if started or not self._reserve(row, overdue=True):
                 continue
             left -= 1
             if left <= 0:
@@ -303,62 +328,62 @@ class _Round:
         """Serve the queue in order: the first without free capacity get reservations."""
         left = self._rules.reservations
         classes = self._queue.cls[order].tolist()
+        seconds = self._queue.seconds[order].tolist()
         rows = order.tolist()
         at = 0
         while left > 0 and at < len(rows):
-            row = rows[at]
+            row, cls = rows[at], classes[at]
             at += 1
             if row in self._settled:
                 continue
-            if (classes[at - 1] not in self._full and self._start(row)) or not self._can_run(row):
+            if cls not in self._full and self._start(row, cls, seconds[at - 1]):
                 continue
-            self._reserve(row)
-            left -= 1
+            if self._can_run(row, cls):
+                self._reserve(row)
+                left -= 1
         if at < len(rows):
             self._backfill(order[at:])
 
     def _backfill(self, order: Ints) -> None:
         """Start what fits, as reservations allow."""
-        possible, until = self._by_class()
         cls = self._queue.cls[order]
-        ends = self._earliest + self._queue.seconds[order]
-        mask = possible[cls] & (ends <= until[cls])
-        for row, each in zip(order[mask].tolist(), cls[mask].tolist(), strict=True):
+        seconds = self._queue.seconds[order]
+        possible, until = self._by_class(cls)
+        mask = possible[cls] & (self._earliest + seconds <= until[cls])
+        jobs = zip(order[mask].tolist(), cls[mask].tolist(), seconds[mask].tolist(), strict=True)
+        for row, each, limit in jobs:
             if each not in self._full and row not in self._settled:
-                self._start(row)
+                self._start(row, each, limit)
 
-    def _by_class(self) -> tuple[Flags, Ints]:
-        """Of each class: whether it fits somewhere, and the latest end of a job that does.
+    def _by_class(self, classes: Ints) -> tuple[Flags, Ints]:
+        """Of each of these classes: whether it fits somewhere, and the latest end of a job there.
 
         Capacity and reservations alone are looked at.
         """
-        queue = self._queue
-        keys = queue.class_keys
+        keys = self._queue.class_keys
         possible = np.zeros(len(keys), dtype=np.bool_)
         until = np.zeros(len(keys), dtype=np.int64)
-        live = np.array(
-            [c for c, n in enumerate(queue.members) if n and c not in self._full], dtype=np.int64
-        )
-        if not len(live):
-            return possible, until
-        need = np.array(
-            [(keys[c][0].cpus, keys[c][0].memory, keys[c][0].gpus) for c in live.tolist()],
-            dtype=np.int64,
-        )
+        there = np.zeros(len(keys), dtype=np.bool_)
+        there[classes] = True
+        there[list(self._full)] = False
+        live = there.nonzero()[0]
+        sizes = np.array([self._queue.class_sizes[c] for c in live.tolist()], dtype=np.int64)
         reserved = np.array([self._providers.rows[p] for p in self._reservations], dtype=np.int64)
         free = np.where(self._open, self._free, -1)
-        for first in range(0, len(live), 512):
-            some = live[first : first + 512]
-            wanted = need[first : first + 512].T[:, :, None]
-            fits = np.asarray((wanted <= free[:, None, :]).all(axis=0))
+        for first in range(0, len(live), _CHUNK):
+            some = live[first : first + _CHUNK]
+            need = sizes[first : first + _CHUNK].T[:, :, None]
+            fits = _all_within(need, free)
             possible[some] = fits.any(axis=1)
             if not len(reserved):
                 until[some] = _NEVER
                 continue
-            beside = (wanted <= self._spare[:, None, reserved]).all(axis=0)
-            ends = np.full(fits.shape, _NEVER)
-            ends[:, reserved] = np.where(beside, _NEVER, self._reserved_at[reserved])
-            until[some] = np.where(fits, ends, 0).max(axis=1)
+            beside = _all_within(need, self._spare[:, reserved])
+            ends = np.where(beside, _NEVER, self._reserved_at[reserved])
+            ends[~fits[:, reserved]] = 0
+            until[some] = ends.max(axis=1)
+            fits[:, reserved] = False
+            until[some[fits.any(axis=1)]] = _NEVER
         return possible, until
 
     def _answer(self, cls: int) -> Answers:
@@ -366,13 +391,11 @@ class _Round:
         if found is None:
             resources, uses, objective = self._queue.class_keys[cls]
             found = self._answers[cls] = self._providers.answers(resources, uses)
-            weight = self._rules.weights.of(objective)
-            self._costs[cls] = weight * found.costs[objective]
+            self._costs[cls] = found.weighted(objective, self._rules.weights.of(objective))
         return found
 
-    def _can_run(self, row: int) -> bool:
+    def _can_run(self, row: int, cls: int) -> bool:
         """Whether any provider could run a job if it were empty."""
-        cls = int(self._queue.cls[row])
         if cls in self._hopeless:
             return False
         answers = self._answer(cls)
@@ -383,69 +406,118 @@ class _Round:
         self._narrow(eligible, answers, self._queue.waiting[row])
         return bool(eligible.any())
 
-    @staticmethod
-    def _rate_limit(job: Job) -> int:
-        return job.escrow // job.time_limit if job.time_limit else _NEVER
-
     def _narrow(self, eligible: Flags, answers: Answers, waiting: Waiting) -> None:
         """Leave the providers that the job's budget and exclusions allow."""
-        ceiling = self._rate_limit(waiting.job)
-        if answers.dearest > ceiling:
-            eligible &= answers.rates <= min(
-                ceiling, _NEVER if answers.rates.dtype != object else ceiling
-            )
+        self._keep_affordable(eligible, answers, waiting.job)
         for provider_id in waiting.excluded:
             if (place := self._providers.rows.get(provider_id)) is not None:
                 eligible[place] = False
 
-    def _start(self, row: int, *, overdue: bool = False) -> bool:
+    @staticmethod
+    def _keep_affordable(eligible: Flags, answers: Answers, job: Job) -> None:
+        ceiling = job.escrow // max(job.time_limit, 1)
+        if answers.dearest > ceiling:
+            # Rates that do not fit 64 bits are kept as objects; elsewhere a wider ceiling is none.
+            eligible &= answers.rates <= ceiling
+
+    def _start(self, row: int, cls: int, seconds: int, *, overdue: bool = False) -> bool:
         """Assign a job if a provider can start it now."""
-        queue = self._queue
-        waiting = queue.waiting[row]
-        job = waiting.job
-        cls = int(queue.cls[row])
-        seconds = int(queue.seconds[row])
-        last = self._last.get(cls)
-        plain = not (waiting.excluded or waiting.avoided or job.until_spent)
-        if last is None or not plain or not self._fits_again(last[0], cls, job, seconds):
-            last = self._choose(row, cls, waiting)
-            if last is None:
-                return False
-            self._last[cls] = last
-        place, choices = last
-        answers = self._answer(cls)
+        waiting = self._queue.waiting[row]
+        if row in self._queue.special:
+            found = self._choose(row, cls, waiting)
+        else:
+            found = self._choose_again(cls, waiting.job, self._earliest + seconds)
+        if found is None:
+            return False
+        place, choices = found
+        answers = self._answers[cls]
         rate = int(answers.rates[place])
-        if job.until_spent:
-            seconds = job.escrow // rate
-        self._take(place, job.resources, self._earliest + seconds)
+        if waiting.job.until_spent:
+            seconds = waiting.job.escrow // rate
+        self._take(place, answers, self._earliest + seconds)
         self._settled.add(row)
         self._decisions.append(
             Decision(waiting, self._providers.ids[place], rate, overdue, choices)
         )
         return True
 
-    def _fits_again(self, place: int, cls: int, job: Job, seconds: int) -> bool:
-        """Whether the provider that took the last job of a class can take this one too."""
-        amounts = _amounts(job)
-        cpus, memory, gpus = self._free[:, place].tolist()
-        if amounts[0] > cpus or amounts[1] > memory or amounts[2] > gpus:
-            return False
+    def _choose_again(self, cls: int, job: Job, end: int) -> tuple[int, int] | None:
+        """The best provider for a job that differs from others of its class by limit and budget."""
+        shortlist = self._shortlists.get(cls)
+        if shortlist is None or shortlist.used_up:
+            shortlist = self._compare(cls)
+            if shortlist is None:
+                return None
         answers = self._answers[cls]
-        if answers.dearest > job.escrow // job.time_limit and not affordable(
-            job, int(answers.rates[place])
-        ):
-            return False
-        if self._earliest + seconds <= self._reserved_at[place]:
-            return True
-        cpus, memory, gpus = self._spare[:, place].tolist()
-        return bool(amounts[0] <= cpus and amounts[1] <= memory and amounts[2] <= gpus)
+        cpus, memory, gpus = answers.size
+        limit, escrow = job.time_limit, job.escrow
+        if answers.cheapest * limit > escrow:
+            return None
+        any_rate = answers.dearest * limit <= escrow
+        left, reserved, places = self._left, self._reserved, shortlist.places
+        for at in range(shortlist.next, len(places)):
+            place = places[at]
+            free = left[place]
+            if cpus > free[0] or memory > free[1] or gpus > free[2]:
+                # It never fits again in this plan.
+                if at == shortlist.next:
+                    shortlist.next += 1
+                continue
+            if not any_rate and int(answers.rates[place]) * limit > escrow:
+                continue
+            if place not in reserved or end <= reserved[place] or self._fits_beside(place, answers):
+                return place, shortlist.choices
+        if shortlist.used_up:
+            return self._choose_again(cls, job, end)
+        if len(places) == shortlist.choices:
+            return None
+        return self._choose_for(cls, job, end)
 
-    def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int] | None:
-        """The best provider that can start a job now, and how many could."""
+    def _fits_beside(self, place: int, answers: Answers) -> bool:
+        cpus, memory, gpus = self._spare[:, place].tolist()
+        size = answers.size
+        return bool(size[0] <= cpus and size[1] <= memory and size[2] <= gpus)
+
+    def _compare(self, cls: int) -> _Shortlist | None:
+        """Compare all providers that fit a class now; None where there is none."""
         answers = self._answer(cls)
+        fits = self._fitting(answers)
+        choices = int(np.count_nonzero(fits))
+        if not choices:
+            self._full.add(cls)
+            return None
+        places = fits.nonzero()[0]
+        if choices > _SHORT:
+            places = self._foremost(cls, places)
+        score = self._costs[cls][places] + self._left_over(answers, places)
+        order = score.argsort(kind="stable")[:_SHORT]
+        found = self._shortlists[cls] = _Shortlist(places[order].tolist(), choices)
+        return found
+
+    def _foremost(self, cls: int, places: Ints) -> Ints:
+        """Those among which the best are: what is much cheaper is better however it fits."""
+        costs = self._costs[cls][places]
+        bound = np.partition(costs, _SHORT - 1)[_SHORT - 1] + 1.0 + IDLE_GPUS
+        foremost: Ints = places[costs <= bound]
+        return foremost
+
+    def _fitting(self, answers: Answers) -> Flags:
         fits = _all_within(answers.need, self._free)
         fits &= answers.eligible
         fits &= self._open
+        return fits
+
+    def _choose_for(self, cls: int, job: Job, end: Any) -> tuple[int, int] | None:
+        """The best of all providers under a job's budget and its end there."""
+        answers = self._answer(cls)
+        fits = self._fitting(answers)
+        self._keep_affordable(fits, answers, job)
+        return self._pick(cls, answers, fits, end)
+
+    def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int] | None:
+        """The same for a job with exclusions of its own, or without a fixed end."""
+        answers = self._answer(cls)
+        fits = self._fitting(answers)
         if not fits.any():
             self._full.add(cls)
             return None
@@ -453,15 +525,17 @@ class _Round:
         for provider_id, until in waiting.avoided.items():
             if until > self._now and (place := self._providers.rows.get(provider_id)) is not None:
                 fits[place] = False
+        return self._pick(cls, answers, fits, self._ends(row, answers, waiting.job))
+
+    def _pick(self, cls: int, answers: Answers, fits: Flags, end: Any) -> tuple[int, int] | None:
         if self._reservations:
-            fits &= (self._reserved_at >= self._ends(row, answers, waiting.job)) | _all_within(
-                answers.need, self._spare
-            )
+            fits &= (self._reserved_at >= end) | _all_within(answers.need, self._spare)
         choices = int(np.count_nonzero(fits))
         if not choices:
             return None
-        score = np.where(fits, self._costs[cls] + self._left_over(answers.need), np.inf)
-        return int(score.argmin()), choices
+        places = fits.nonzero()[0]
+        score = self._costs[cls][places] + self._left_over(answers, places)
+        return int(places[score.argmin()]), choices
 
     def _ends(self, row: int, answers: Answers, job: Job) -> Any:
         """By when a job has left a provider at the latest."""
@@ -470,23 +544,27 @@ class _Round:
         rates = np.maximum(answers.rates, 1)
         return np.array([self._earliest + job.escrow // int(rate) for rate in rates])
 
-    def _left_over(self, need: Ints) -> Floats:
+    def _left_over(self, answers: Answers, places: Ints) -> Floats:
         """Free capacity in a job's dominant dimension; GPUs that it does not use count too."""
         largest = self._providers.largest
-        amounts = need[:, 0].tolist()
-        shares = [amount / most for amount, most in zip(amounts, largest, strict=True)]
+        shares = [amount / most for amount, most in zip(answers.size, largest, strict=True)]
         dominant = shares.index(max(shares))
-        left: Floats = self._free[dominant] / largest[dominant]
-        if not amounts[2] and self._providers.offer[2].any():
-            left = left + IDLE_GPUS * (self._free[2] / largest[2])
+        left: Floats = self._free[dominant][places] / largest[dominant]
+        if not answers.size[2] and self._providers.has_gpus:
+            left += (IDLE_GPUS / largest[2]) * self._free[2][places]
         return left
 
-    def _take(self, place: int, resources: Resources, end: int) -> None:
-        amounts = resources.cpus, resources.memory, resources.gpus
+    def _take(self, place: int, answers: Answers, end: int) -> None:
+        amounts = answers.amounts
         self._free[:, place] -= amounts
-        if end > self._reserved_at[place]:
+        left = self._left[place]
+        cpus, memory, gpus = answers.size
+        left[0] -= cpus
+        left[1] -= memory
+        left[2] -= gpus
+        if end > self._reserved.get(place, _NEVER):
             self._spare[:, place] -= amounts
-        self._taken.append((place, end, *amounts))
+        self._taken.append((place, end, amounts))
         self._releases = None
 
     # -- reservations
@@ -525,7 +603,7 @@ class _Round:
         mine = ((places == best) & (ends <= begin)).nonzero()[0]
         free = given[:, mine[-1]] if len(mine) else self._free[:, best]
         self._spare[:, best] = free - answers.need[:, 0]
-        self._reserved_at[best] = begin
+        self._reserved_at[best] = self._reserved[best] = begin
         provider_id = self._providers.ids[best]
         self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, begin, overdue)
         self._settled.add(row)
@@ -536,10 +614,10 @@ class _Round:
         if self._releases is None:
             places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
             if self._taken:
-                taken = np.array(self._taken, dtype=np.int64).T
-                places = np.concatenate([places, taken[0]])
-                ends = np.concatenate([ends, taken[1]])
-                amounts = np.concatenate([amounts, taken[2:]], axis=1)
+                taken_places, taken_ends, taken = zip(*self._taken, strict=True)
+                places = np.concatenate([places, np.array(taken_places, dtype=np.int64)])
+                ends = np.concatenate([ends, np.array(taken_ends, dtype=np.int64)])
+                amounts = np.concatenate([amounts, np.stack(taken, axis=1)], axis=1)
             order = np.lexsort((ends, places))
             if len(order) and places[order[0]] < 0:
                 order = order[places[order] >= 0]
@@ -561,7 +639,3 @@ def _all_within(need: Ints, amounts: Ints) -> Flags:
     enough &= amounts[1] >= need[1]
     enough &= amounts[2] >= need[2]
     return enough
-
-
-def _amounts(job: Job) -> tuple[int, int, int]:
-    return job.resources.cpus, job.resources.memory, job.resources.gpus

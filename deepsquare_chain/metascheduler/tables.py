@@ -57,19 +57,35 @@ class Answers:
     """What all providers answer to one class of jobs (equal resources and requirements).
 
     Attributes:
+        need, amounts, size: CPUs, MB and GPUs of a job: as a column, as a row, and as numbers.
         eligible: Whether hardware, offer, labels and prices serve the class, the load aside.
         rates: Credit-wei per second there; exact.
         costs: By objective, the logarithm of the cost of the work there.
     """
 
-    __slots__ = ("costs", "dearest", "eligible", "need", "rates")
+    __slots__ = (
+        *("amounts", "cheapest", "costs", "dearest", "eligible", "need", "rates", "size"),
+        "_weighted",
+    )
 
     def __init__(self, need: Ints, eligible: Flags, rates: Any, costs: Sequence[Floats]) -> None:
         self.need = need
+        self.amounts = need[:, 0]
+        self.size: tuple[int, int, int] = tuple(self.amounts.tolist())
         self.eligible = eligible
         self.rates = rates
         self.costs = costs
-        self.dearest: int = max(rates[eligible].tolist(), default=0)
+        asked = rates[eligible].tolist()
+        self.cheapest: int = min(asked, default=0)
+        self.dearest: int = max(asked, default=0)
+        self._weighted: dict[tuple[Objective, float], Floats] = {}
+
+    def weighted(self, objective: Objective, weight: float) -> Floats:
+        """Costs times a weight."""
+        found = self._weighted.get((objective, weight))
+        if found is None:
+            found = self._weighted[objective, weight] = weight * self.costs[objective]
+        return found
 
 
 class ProviderTable:
@@ -115,6 +131,7 @@ class ProviderTable:
         offers = [(p.offer.cpus, p.offer.memory, p.offer.gpus) for p in providers]
         self.offer: Ints = np.array(offers, dtype=np.int64).reshape(-1, 3).T.copy()
         self.largest = [float(max(values.tolist(), default=0)) or 1.0 for values in self.offer]
+        self.has_gpus = bool(self.offer[2].any())
         self.totals = [float(values.sum()) or 1.0 for values in self.offer]
         hardware = [
             (p.hardware.nodes, p.hardware.cpus_per_node, p.hardware.mem_per_node) for p in providers
@@ -267,13 +284,16 @@ class QueueTable(_Columns):
         self.waiting: list[Waiting] = []
         self.classes: dict[tuple[Resources, str, Objective], int] = {}
         self.class_keys: list[tuple[Resources, str, Objective]] = []
+        self.class_sizes: list[tuple[int, int, int]] = []
         self.members: list[int] = []
         self._history: History | None = None
         self._version = -1
         self._slots: dict[Key, int] = {}
         self._sums: Floats = np.zeros((3, _START))
-        #: Rows of jobs that run until their credits are spent: their length depends on prices.
+        #: Ids of jobs that run until their credits are spent: their length depends on prices.
         self.open_ended: set[int] = set()
+        #: Rows of jobs that differ from their class by more than limit and budget.
+        self.special: set[int] = set()
 
     def update(self, waiting: Sequence[Waiting], providers: ProviderTable, *, priced: bool) -> None:
         """Take in the queue of a snapshot; `priced` says that prices may have changed."""
@@ -313,10 +333,13 @@ class QueueTable(_Columns):
         if cls is None:
             cls = self.classes[key] = len(self.class_keys)
             self.class_keys.append(key)
+            self.class_sizes.append((resources.cpus, resources.memory, resources.gpus))
             self.members.append(0)
         self.cls[row] = cls
         self.members[cls] += 1
         seconds = job.time_limit
+        if job.until_spent or waiting.excluded or waiting.avoided:
+            self.special.add(row)
         if job.until_spent:
             self.open_ended.add(job.id)
             seconds = _longest(job, waiting, providers)
@@ -328,7 +351,12 @@ class QueueTable(_Columns):
         row = self.rows[job_id]
         self.members[int(self.cls[row])] -= 1
         self.open_ended.discard(job_id)
-        self._drop_row(job_id, self.waiting, int(self.ids[self.count - 1]))
+        last = self.count - 1
+        row = self._drop_row(job_id, self.waiting, int(self.ids[last]))
+        self.special.discard(row)
+        if last in self.special:
+            self.special.remove(last)
+            self.special.add(row)
 
     def _compact(self) -> None:
         """Number the classes anew, without those that have no jobs."""
@@ -337,6 +365,7 @@ class QueueTable(_Columns):
         numbers[live] = np.arange(len(live))
         self.cls[: self.count] = numbers[self.cls[: self.count]]
         self.class_keys = [self.class_keys[cls] for cls in live]
+        self.class_sizes = [self.class_sizes[cls] for cls in live]
         self.members = [self.members[cls] for cls in live]
         self.classes = {key: cls for cls, key in enumerate(self.class_keys)}
 
