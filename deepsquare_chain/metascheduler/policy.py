@@ -28,7 +28,7 @@ weight of a job's slowdown over its expected work, is our own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -200,8 +200,14 @@ class Planner:
         self._queue = QueueTable()
         self._held = HeldTable()
 
-    def plan(self, snapshot: Snapshot, rules: Rules, history: History) -> Plan:
-        """Decide about all waiting jobs of a snapshot."""
+    def plan(
+        self, snapshot: Snapshot, rules: Rules, history: History, *, complete: bool = True
+    ) -> Plan:
+        """Decide about all waiting jobs of a snapshot.
+
+        Without `complete` the decisions are the same, and what is only shown to people is left out:
+        reservations that nobody could break now, and what is free. Simulations need no more.
+        """
         replaced = self._providers.update(snapshot.providers, snapshot.now)
         self._held.update(snapshot.assigned, self._providers, replaced=replaced)
         self._queue.update(snapshot.waiting, self._providers, priced=True)
@@ -209,7 +215,7 @@ class Planner:
         if not self._providers.views:
             return Plan()
         tables = _Tables(self._providers, self._queue, self._held)
-        return _Round(tables, snapshot.now, rules, history).run()
+        return _Round(tables, snapshot.now, rules, history).run(complete=complete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,20 +274,23 @@ class _Round:
         self._answers: dict[int, Answers] = {}
         self._costs: dict[int, Floats] = {}
 
-    def run(self) -> Plan:
+    def run(self, *, complete: bool) -> Plan:
+        if not (self._queue.count and self._open.any()):
+            return Plan(free=self._free_offers())
+        possible = self._possible()
+        if not complete and not possible.any():
+            return Plan()
         order = self._order()
         ranking = Ranking(self._queue.ids[order], self._history)
-        if len(order) and self._open.any():
-            self._serve_overdue()
-            self._serve(order)
-        free = {
-            provider_id: Offer(*amounts)
-            for provider_id, amounts, is_open in zip(
-                self._providers.ids, self._free.T.tolist(), self._open.tolist(), strict=True
-            )
-            if is_open
-        }
+        self._serve_overdue()
+        self._serve(order, possible, complete=complete)
+        free = self._free_offers() if complete else {}
         return Plan(tuple(self._decisions), self._reservations, free, ranking)
+
+    def _free_offers(self) -> dict[int, Offer]:
+        """What open providers have left."""
+        rows = zip(self._providers.ids, self._left, self._open.tolist(), strict=True)
+        return {provider_id: Offer(*left) for provider_id, left, is_open in rows if is_open}
 
     # -- order
 
@@ -324,67 +333,75 @@ class _Round:
             if left <= 0:
                 return
 
-    def _serve(self, order: Ints) -> None:
-        """Serve the queue in order: the first without free capacity get reservations."""
-        left = self._rules.reservations
-        classes = self._queue.cls[order].tolist()
+    def _serve(self, order: Ints, possible: Flags, *, complete: bool) -> None:
+        """Serve the queue in order: the first without free capacity get reservations.
+
+        Only jobs of `possible` classes can start. After the last of them reservations change
+        nothing, and are made for a `complete` plan only.
+        """
+        cls_of = self._queue.cls[order]
+        candidates = possible[cls_of].nonzero()[0]
+        last = int(candidates[-1]) + 1 if len(candidates) else 0
+        classes, rows = cls_of.tolist(), order.tolist()
         seconds = self._queue.seconds[order].tolist()
-        rows = order.tolist()
-        at = 0
-        while left > 0 and at < len(rows):
+        left, at = self._rules.reservations, 0
+        until = len(rows) if complete else last
+        while left > 0 and at < until:
             row, cls = rows[at], classes[at]
             at += 1
             if row in self._settled:
                 continue
-            if cls not in self._full and self._start(row, cls, seconds[at - 1]):
+            if possible[cls] and cls not in self._full and self._start(row, cls, seconds[at - 1]):
                 continue
             if self._can_run(row, cls):
                 self._reserve(row)
                 left -= 1
-        if at < len(rows):
-            self._backfill(order[at:])
+        if at < last:
+            self._backfill(order[at:last], possible)
 
-    def _backfill(self, order: Ints) -> None:
+    def _backfill(self, order: Ints, possible: Flags) -> None:
         """Start what fits, as reservations allow."""
         cls = self._queue.cls[order]
         seconds = self._queue.seconds[order]
-        possible, until = self._by_class(cls)
-        mask = possible[cls] & (self._earliest + seconds <= until[cls])
+        mask = possible[cls]
+        if self._reservations:
+            mask &= self._earliest + seconds <= self._latest_ends(cls[mask])[cls]
         jobs = zip(order[mask].tolist(), cls[mask].tolist(), seconds[mask].tolist(), strict=True)
         for row, each, limit in jobs:
             if each not in self._full and row not in self._settled:
                 self._start(row, each, limit)
 
-    def _by_class(self, classes: Ints) -> tuple[Flags, Ints]:
-        """Of each of these classes: whether it fits somewhere, and the latest end of a job there.
-
-        Capacity and reservations alone are looked at.
-        """
-        keys = self._queue.class_keys
-        possible = np.zeros(len(keys), dtype=np.bool_)
-        until = np.zeros(len(keys), dtype=np.int64)
-        there = np.zeros(len(keys), dtype=np.bool_)
-        there[classes] = True
-        there[list(self._full)] = False
-        live = there.nonzero()[0]
-        sizes = np.array([self._queue.class_sizes[c] for c in live.tolist()], dtype=np.int64)
-        reserved = np.array([self._providers.rows[p] for p in self._reservations], dtype=np.int64)
+    def _possible(self) -> Flags:
+        """Classes with jobs that some provider has the free capacity for."""
+        possible = np.zeros(len(self._queue.class_keys), dtype=np.bool_)
+        live = np.array([cls for cls, count in enumerate(self._queue.members) if count])
         free = np.where(self._open, self._free, -1)
-        for first in range(0, len(live), _CHUNK):
-            some = live[first : first + _CHUNK]
-            need = sizes[first : first + _CHUNK].T[:, :, None]
+        for some, need in self._in_chunks(live):
+            possible[some] = _all_within(need, free).any(axis=1)
+        return possible
+
+    def _latest_ends(self, classes: Ints) -> Ints:
+        """By class, the latest end of a job that reservations allow somewhere; 0 for nowhere."""
+        until = np.zeros(len(self._queue.class_keys), dtype=np.int64)
+        there = np.zeros(len(until), dtype=np.bool_)
+        there[classes] = True
+        reserved = np.array(list(self._reserved), dtype=np.int64)
+        free = np.where(self._open, self._free, -1)
+        for some, need in self._in_chunks(there.nonzero()[0]):
             fits = _all_within(need, free)
-            possible[some] = fits.any(axis=1)
-            if not len(reserved):
-                until[some] = _NEVER
-                continue
             beside = _all_within(need, self._spare[:, reserved])
             ends = np.where(beside, _NEVER, self._reserved_at[reserved])
             ends[~fits[:, reserved]] = 0
             until[some] = ends.max(axis=1)
             fits[:, reserved] = False
             until[some[fits.any(axis=1)]] = _NEVER
-        return possible, until
+        return until
+
+    def _in_chunks(self, classes: Ints) -> Iterator[tuple[Ints, Ints]]:
+        """Classes with their sizes, to be compared with all providers."""
+        sizes = np.array([self._queue.class_sizes[cls] for cls in classes.tolist()], dtype=np.int64)
+        for first in range(0, len(classes), _CHUNK):
+            yield classes[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
 
     def _answer(self, cls: int) -> Answers:
         found = self._answers.get(cls)

@@ -120,7 +120,7 @@ class _Simulation:
         snapshot = Snapshot(
             math.floor(now), self._views, tuple(self._waiting.values()), tuple(self._held.values())
         )
-        decided = self._planner.plan(snapshot, self._rules, self._history)
+        decided = self._planner.plan(snapshot, self._rules, self._history, complete=False)
         for decision in decided.decisions:
             self._start(decision.waiting.job, decision.provider_id, decision.rate, now)
 
