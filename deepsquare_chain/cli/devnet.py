@@ -14,6 +14,7 @@ app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
 
 _PORT: Final = 8545
 _RELAY_PORT: Final = 8548
+_GATEWAY_PORT: Final = 8549
 
 
 @app.callback()
@@ -44,17 +45,27 @@ async def up(
             help="Of the relay; 8548 by default, a free one where --port is given or it is 0.",
         ),
     ] = None,
+    gateway_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            help="Of the gateway; 8549 by default, a free one where --port is given or it is 0.",
+        ),
+    ] = None,
     no_relay: Annotated[bool, typer.Option("--no-relay", help="Run no relay.")] = False,
     explorer: Annotated[bool, typer.Option(help="Serve pages of its jobs and credits.")] = True,
     folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
 ) -> None:
-    """Start chain, contracts, wallets, faucet, relay and explorer; stay until Ctrl-C."""
+    """Start chain, contracts, wallets, faucet, gateway, relay and explorer; stay until Ctrl-C."""
     from deepsquare_chain.devnet.up import run_devnet
 
     context.hush()
     if relay_port is None:
         # A second devnet is started by --port, and must not fail for what it did not name.
         relay_port = _RELAY_PORT if port == _PORT else 0
+    if gateway_port is None:
+        gateway_port = _GATEWAY_PORT if port == _PORT else 0
     await run_devnet(
         folder,
         chain=chain.value,
@@ -62,5 +73,6 @@ async def up(
         faucet_port=faucet_port,
         explorer_port=explorer_port if explorer else None,
         relay_port=None if no_relay else relay_port,
+        gateway_port=gateway_port,
         tell=context.printer.note,
     )

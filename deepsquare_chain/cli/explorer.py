@@ -83,7 +83,7 @@ async def serve(
         typer.Option("--name", metavar="HOST", help="Host name that may be asked (repeat)."),
     ] = None,
     submissions: Annotated[
-        bool, typer.Option(help="Take jobs from the browser into the folder of definitions.")
+        bool, typer.Option(help="Take jobs from the browser; without a gateway into a folder.")
     ] = True,
 ) -> None:
     """Serve the explorer's pages and keep their index; stay until Ctrl-C."""

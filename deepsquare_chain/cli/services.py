@@ -187,13 +187,17 @@ async def explore(
     configure_logging(settings.log_level, settings.log_format, service="explorer")
     common = _common(settings, "explorer", "")
     common["state_dir"] = settings.state_dir
+    gateways = gateway_urls(settings, deployment)
+    folder = FolderDefinitionStore(settings.store) if submissions and not gateways else None
     await run_explorer(
         settings.endpoint,
         deployment,
         index_place(settings),
         ServiceSettings(**common),
         address=Address(host, port, names),
-        store=FolderDefinitionStore(settings.store) if submissions else None,
+        store=folder,
+        gateway=gateways[0] if gateways else "",
+        submissions=submissions,
         links=Link.parse(settings.explorer_links),
         ready=ready,
     )

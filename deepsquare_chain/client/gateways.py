@@ -40,6 +40,8 @@ _LOOK: Final = 1.0
 _PAUSES: Final = (0.5, 10.0)
 #: Seconds for which the rest of a log is waited for after its job has ended.
 _LATE: Final = 20.0
+#: Seconds for which the results of an ended job are waited for: they come after its report.
+_DELIVERY: Final = 15.0
 #: Tries to go on with a download that was cut off, without a byte in between.
 _TRIES: Final = 5
 _OUTPUT: Final = "output"
@@ -236,7 +238,7 @@ async def remote_results(
             f"Job {job_id} has not ended: it is {job.status.name}",
             hint=f"Wait for it with `deepsquare job watch {job_id}`.",
         )
-    gateway, files = await _delivered(gateways, job)
+    gateway, files = await _delivered(gateways, job, told)
     reported = await reported_digest(contracts, job_id)
     output = b""
     names = {each.name for each in files if not each.problem}
@@ -255,17 +257,26 @@ async def remote_results(
 
 
 async def _delivered(
-    gateways: Sequence[GatewayClient], job: Job
+    gateways: Sequence[GatewayClient], job: Job, told: Callable[[str], None]
 ) -> tuple[GatewayClient, list[ResultFile]]:
-    failed: GridError | None = None
-    for each in gateways:
-        try:
-            found = await each.results(job.id)
-        except GridError as error:
-            failed = failed or error
-            continue
-        if found is not None:
-            return each, [_result_file(entry) for entry in found]
+    """The gateway that has the results, and their list; waits a little for a job that ran."""
+    deadline, waits = time.monotonic() + _DELIVERY, False
+    while True:
+        failed: GridError | None = None
+        for each in gateways:
+            try:
+                found = await each.results(job.id)
+            except GridError as error:
+                failed = failed or error
+                continue
+            if found is not None:
+                return each, [_result_file(entry) for entry in found]
+        if failed is not None or not job.rate or time.monotonic() > deadline:
+            break
+        if not waits:
+            told(f"The provider of job {job.id} is delivering its results ...")
+            waits = True
+        await asyncio.sleep(_LOOK)
     raise failed or NotFoundError(
         f"The provider of job {job.id} ({job.status.name}) has not delivered its results",
         hint="It delivers them after the end of a run; try again later."

@@ -25,7 +25,7 @@ from deepsquare_chain.demo.tracker import DemoTracker
 from deepsquare_chain.devnet.grid import COINLESS, PROVIDERS, LocalGrid
 from deepsquare_chain.errors import WaitTimeoutError
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.store.gateway_client import GatewayDefinitionStore
 from deepsquare_chain.workflow import load_job_file
 
 
@@ -127,6 +127,7 @@ class DemoRunner:
             await self.scene.look()
         finally:
             await self._settle_tasks()
+            await self.scene.close()
 
     def _ended(self) -> bool:
         whole = len(self.scene.parts) == len(STORY)
@@ -149,7 +150,7 @@ class DemoRunner:
         done = await submit(
             self._grid.contracts,
             await self._sender_of(customer),
-            FolderDefinitionStore(self._grid.definitions),
+            GatewayDefinitionStore(await self.scene.gateways(customer)),
             [self._request(part) for part in parts],
             permit=permit,
         )
@@ -199,11 +200,20 @@ class DemoRunner:
                     self._cancelled = True
                     self._begin(self._cancel(job_id, part))
             elif part.deed is Deed.KILL and not self._returned:
-                if running and printed and not self._killed:
+                if running and printed and not self._killed and self._runs_alone(job_id):
                     self._kill(job_id)
                 elif self.scene.jobs[job_id].status.is_final:
                     self._returned = True
                     self._begin(self._return())
+
+    def _runs_alone(self, job_id: int) -> bool:
+        """Whether the job is the only live one at its provider: a kill concerns no other."""
+        jobs = self.scene.jobs
+        host = jobs[job_id].provider_id
+        return not any(
+            job.status.is_live and job.provider_id == host and job.id != job_id
+            for job in jobs.values()
+        )
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.add(asyncio.create_task(work))

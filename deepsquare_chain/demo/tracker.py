@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from web3 import AsyncWeb3
 
@@ -20,13 +20,20 @@ from deepsquare_chain.chain.bindings.event_types import (
     ProviderChallenged,
 )
 from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.client.gateways import read_log
 from deepsquare_chain.client.history import History, inherit, replay
 from deepsquare_chain.credits import format_credits
+from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.demo.board import Board, Row
 from deepsquare_chain.demo.scenario import Line, Part, lines
 from deepsquare_chain.devnet.grid import LocalGrid
-from deepsquare_chain.job import Job
-from deepsquare_chain.provider.outputs import find_run, read_output
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.provider.outputs import find_run
+from deepsquare_chain.store.gateway_client import GatewayClient
+
+#: Seconds for which the rest of the jobs' output is waited for at the end.
+_REST_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -92,7 +99,8 @@ class DemoTracker:
         self.printed: dict[int, int] = {}
         self._grid = grid
         self._board = board
-        self._read: dict[int, int] = {}
+        self._gateways: dict[str, tuple[GatewayClient, ...]] = {}
+        self._following: dict[int, asyncio.Task[None]] = {}
         self._rest: dict[int, bytes] = {}
 
     @property
@@ -110,9 +118,25 @@ class DemoTracker:
         return told and all(job.status.is_final for job in self.jobs.values())
 
     def run_folder(self, job_id: int) -> Path | None:
-        """Where a job's latest run is kept."""
+        """Where the provider of a job keeps its latest run."""
+        role = self._grid.providers.get(self.jobs[job_id].provider_id)
+        if role is None:
+            return None
         deployment = self._grid.contracts.deployment
-        return find_run(self._grid.state, deployment.chain_id, deployment.scheduler, job_id)
+        return find_run(self._grid.state(role), deployment.chain_id, deployment.scheduler, job_id)
+
+    async def gateways(self, customer: str) -> tuple[GatewayClient, ...]:
+        """The gateway as a customer reaches it."""
+        if customer not in self._gateways:
+            self._gateways[customer] = await self._grid.gateways(customer)
+        return self._gateways[customer]
+
+    async def close(self) -> None:
+        """Show the rest of what jobs printed, as far as it comes soon, and stop following."""
+        if self._following:
+            await asyncio.wait(self._following.values(), timeout=_REST_SECONDS)
+        for task in self._following.values():
+            await cancelled(task)
 
     async def enter(self, parts: dict[int, Part]) -> None:
         """Know of newly submitted jobs."""
@@ -136,8 +160,10 @@ class DemoTracker:
         self.show()
         for event in events:
             self._tell(event)
-        for number in sorted(self.jobs):
-            self._print_output(number)
+        for job in self.jobs.values():
+            began = job.status is JobStatus.RUNNING or (job.status.is_final and job.rate)
+            if began and job.id not in self._following:
+                self._following[job.id] = asyncio.create_task(self._follow(job))
 
     def show(self) -> None:
         """Put all jobs on the board."""
@@ -181,11 +207,16 @@ class DemoTracker:
             case _:
                 pass
 
-    def _print_output(self, job_id: int) -> None:
-        run = self.run_folder(job_id)
-        if run is None:
-            return
-        data, self._read[job_id] = read_output(run, self._read.get(job_id, 0))
+    async def _follow(self, job: Job) -> None:
+        """Show what a job prints, as its customer reads it from the gateway."""
+        gateways = await self.gateways(self._grid.name_of(job.customer))
+        try:
+            async for data in read_log(self._grid.contracts, gateways, job.id, follow=True):
+                self._print_output(job.id, data)
+        except GridError as error:
+            self._board.step(f"the output of job {job.id} can't be shown: {error.message}")
+
+    def _print_output(self, job_id: int, data: bytes) -> None:
         *whole, rest = (self._rest.get(job_id, b"") + data).split(b"\n")
         self._rest[job_id] = rest
         self.printed[job_id] = self.printed.get(job_id, 0) + len(whole)

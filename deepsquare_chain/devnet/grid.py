@@ -20,6 +20,7 @@ from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
 from deepsquare_chain.chain.rpc.connection import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender
@@ -38,6 +39,7 @@ from deepsquare_chain.job import Hardware, Prices
 from deepsquare_chain.observability.serving import LoopbackServer, open_listener
 from deepsquare_chain.settings import ENV_PREFIX
 from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.gateway_client import GatewayClient, open_gateways
 
 #: Seconds that a program which serves a URL has to begin.
 _START: Final = 60.0
@@ -84,11 +86,13 @@ class LocalGrid:
     """A local grid, used as an async context manager.
 
     Args:
-        folder: Holds everything: deployment.json, definitions/, wallets/, state/, logs/.
+        folder: Holds everything: deployment.json, wallets/, logs/, and a folder for each role,
+            in which that role's programs keep all of theirs.
         chain: The embedded chain, or anvil.
         port: Of the chain on 127.0.0.1; 0 takes a free one.
         faucet_port: Of the faucet; None for no faucet.
         relay_port: Of the relay; None for no relay.
+        gateway_port: Of the gateway; 0 takes a free one.
         provider_settings: More environment variables of the providers' daemons.
         tell: Told of each step.
     """
@@ -101,6 +105,7 @@ class LocalGrid:
         port: int = 0,
         faucet_port: int | None = None,
         relay_port: int | None = None,
+        gateway_port: int = 0,
         provider_settings: Mapping[str, str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -115,6 +120,8 @@ class LocalGrid:
         self.faucet_url = ""
         self.explorer_url = ""
         self.relay_url = ""
+        self.gateway_url = ""
+        self._gateway_port = gateway_port
         self._port = port
         self._faucet_port = faucet_port
         self._relay_port = relay_port
@@ -147,11 +154,6 @@ class LocalGrid:
         return self.folder / "deployment.json"
 
     @property
-    def definitions(self) -> Path:
-        """Folder of job definitions."""
-        return self.folder / "definitions"
-
-    @property
     def password_file(self) -> Path:
         """Password of all keystores of this grid."""
         return self.folder / "wallets" / "password"
@@ -160,10 +162,9 @@ class LocalGrid:
         """Encrypted wallet of a role."""
         return self.folder / "wallets" / f"{role}.json"
 
-    @property
-    def state(self) -> Path:
-        """State of services and wallets, each in a place of its own below it."""
-        return self.folder / "state"
+    def state(self, role: str) -> Path:
+        """State of a role's services and wallet; no other role reads it."""
+        return self.folder / role / "state"
 
     def log(self, role: str) -> Path:
         """Log of a service."""
@@ -187,10 +188,10 @@ class LocalGrid:
         return {
             "DEEPSQUARE_ENDPOINT": self.node.url,
             "DEEPSQUARE_DEPLOYMENT": str(self.deployment_file),
-            "DEEPSQUARE_STORE": str(self.definitions),
+            "DEEPSQUARE_GATEWAY": self.gateway_url,
             "DEEPSQUARE_KEYSTORE": str(self.keystore(role)),
             "DEEPSQUARE_PASSWORD_FILE": str(self.password_file),
-            "DEEPSQUARE_STATE_DIR": str(self.state),
+            "DEEPSQUARE_STATE_DIR": str(self.state(role or "explorer")),
             "DEEPSQUARE_CONFIRMATIONS": "0",
             "DEEPSQUARE_POLL_INTERVAL": "0.4",
             **{f"{ENV_PREFIX}{name.upper()}": "1" for name in self.isolation.allowances},
@@ -213,10 +214,19 @@ class LocalGrid:
             GridError: It did not begin.
         """
         open_listener(port).close()
-        env = {key: text for key, text in self.environment("").items() if key not in _SECRETS}
         words = ["explorer", "serve", "--port", str(port)]
-        self.explorer_url = await self._start_serving("explorer", words, env)
+        self.explorer_url = await self._start_serving("explorer", words, self._walletless())
         return self.explorer_url
+
+    async def gateways(self, role: str) -> tuple[GatewayClient, ...]:
+        """The grid's gateway for a role's wallet."""
+        return await self._stack.enter_async_context(
+            open_gateways([self.gateway_url], self.accounts[role], self.contracts.deployment)
+        )
+
+    def _walletless(self) -> dict[str, str]:
+        """What a program needs that acts as nobody."""
+        return {key: text for key, text in self.environment("").items() if key not in _SECRETS}
 
     async def relayed(self, role: str, confirm: Confirm) -> RelayedSender:
         """A sender of a role's wallet whose gas the grid's relay pays.
@@ -240,6 +250,12 @@ class LocalGrid:
         """Run the relay as a process of its own; its URL."""
         words = ["relay", "serve", "--port", str(port)]
         return await self._start_serving("relay", words, self.environment("relay"))
+
+    async def _start_gateway(self, port: int) -> str:
+        """Run the gateway as a process of its own, without any wallet; its URL."""
+        words = ["gateway", "serve", "--port", str(port)]
+        env = self._walletless() | {"DEEPSQUARE_STATE_DIR": str(self.state("gateway"))}
+        return await self._start_serving("gateway", words, env)
 
     async def _start_serving(
         self, role: str, words: list[str], environment: Mapping[str, str]
@@ -296,7 +312,8 @@ class LocalGrid:
     # -- start
 
     async def _start(self) -> None:
-        for port in (self._port, self._faucet_port or 0, self._relay_port or 0):
+        ports = self._port, self._faucet_port or 0, self._relay_port or 0, self._gateway_port
+        for port in ports:
             # A port in use is told at once, not after the chain has been set up.
             if port:
                 open_listener(port).close()
@@ -317,8 +334,7 @@ class LocalGrid:
         self._contracts = Contracts(w3, deployment)
         if self._faucet_port is not None:
             await self._serve_faucet(self._faucet_port)
-            extra = {**deployment.extra, "faucet": self.faucet_url}
-            deployment = dataclasses.replace(deployment, extra=extra)
+            deployment = _with(deployment, faucet=self.faucet_url)
         self._tell("funding customers, registering and approving providers")
         await asyncio.gather(
             *(self._mint(role) for role in CUSTOMERS),
@@ -329,11 +345,15 @@ class LocalGrid:
             self.providers[number] = role
         # Written last: whoever finds the record finds a grid that works.
         deployment.save(self.deployment_file)
+        self._tell("starting the gateway")
+        self.gateway_url = await self._start_gateway(self._gateway_port)
+        deployment = _with(deployment, gateway=self.gateway_url)
+        deployment.save(self.deployment_file)
         if self._relay_port is not None:
             self._tell("starting the relay")
             self.relay_url = await self._start_relay(self._relay_port)
-            extra = {**deployment.extra, "relay": self.relay_url}
-            dataclasses.replace(deployment, extra=extra).save(self.deployment_file)
+            deployment = _with(deployment, relay=self.relay_url)
+            deployment.save(self.deployment_file)
 
     def _make_wallets(self) -> None:
         """Encrypted keystores of all accounts, under one random password."""
@@ -388,3 +408,8 @@ class LocalGrid:
         await server.start()
         self._stack.push_async_callback(server.stop)
         self.faucet_url = server.url
+
+
+def _with(deployment: Deployment, **extra: str) -> Deployment:
+    """A record with more in it."""
+    return dataclasses.replace(deployment, extra={**deployment.extra, **extra})

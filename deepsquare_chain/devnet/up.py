@@ -22,7 +22,12 @@ from deepsquare_chain.observability.serving import open_listener
 from deepsquare_chain.settings import PROJECT_FILE
 
 _MARK: Final = "# Written by `deepsquare devnet up`; replaced at its next start."
-_PARTS: Final = ("deployment.json", "definitions", "wallets", "state", "logs")
+#: Roles whose programs people run by hand, each from its own folder.
+_PEOPLE: Final = ("scheduler", *PROVIDERS, *CUSTOMERS)
+_PARTS: Final = (
+    *("deployment.json", "definitions", "wallets", "state", "logs"),
+    *("admin", "explorer", "gateway", "relay", *_PEOPLE),
+)
 
 
 async def run_devnet(
@@ -33,6 +38,7 @@ async def run_devnet(
     faucet_port: int,
     explorer_port: int | None,
     relay_port: int | None,
+    gateway_port: int,
     tell: Callable[[str], None],
 ) -> None:
     """Run a grid in a folder until SIGINT or SIGTERM.
@@ -44,6 +50,7 @@ async def run_devnet(
         faucet_port: Of the faucet; 0 takes a free one.
         explorer_port: Of the explorer's pages; 0 takes a free one, None starts none.
         relay_port: Of the relay; 0 takes a free one, None starts none.
+        gateway_port: Of the gateway; 0 takes a free one.
         tell: Told what happens, in lines for people.
 
     Raises:
@@ -59,6 +66,7 @@ async def run_devnet(
             port=port,
             faucet_port=faucet_port,
             relay_port=relay_port,
+            gateway_port=gateway_port,
             tell=tell,
         )
         if await until_stopped(stop, asyncio.create_task(_serve(grid, explorer_port, tell))):
@@ -72,6 +80,7 @@ async def _serve(grid: LocalGrid, explorer_port: int | None, tell: Callable[[str
         if explorer_port is not None:
             tell("starting the explorer")
             await grid.start_explorer(explorer_port)
+        _make_homes(grid)
         for line in _directory(grid, _write_settings(grid)):
             tell(line)
         while True:
@@ -117,25 +126,49 @@ def _put_aside(place: Path) -> None:
             shutil.move(path, aside / path.name)
 
 
-def _write_settings(grid: LocalGrid) -> Path | None:
-    """Write `.deepsquare.toml` beside the folder, unless somebody else's is there."""
-    path = Path.cwd() / PROJECT_FILE
-    if path.exists() and not path.read_text(errors="replace").startswith(_MARK):
-        return None
+def _make_homes(grid: LocalGrid) -> None:
+    """Give each role that people run by hand a folder with its wallet, password and settings.
+
+    Nothing in it is read by another role: what they exchange goes through the chain and the gateway.
+    """
+    for role in _PEOPLE:
+        home = grid.folder / role
+        try:
+            home.mkdir(mode=0o700, exist_ok=True)
+            for name, source in {
+                "wallet.json": grid.keystore(role),
+                "password": grid.password_file,
+                "deployment.json": grid.deployment_file,
+            }.items():
+                shutil.copy(source, home / name)
+            (home / PROJECT_FILE).write_text(_settings(grid, home))
+        except OSError as error:
+            raise GridError(f"{home} can't be written: {error.strerror}") from None
+
+
+def _settings(grid: LocalGrid, home: Path) -> str:
+    """Settings by which a role's programs find the grid and all of their own."""
     values = {
         "endpoint": grid.node.url,
-        "deployment": str(grid.deployment_file),
-        "keystore": str(grid.keystore("alice")),
-        "password_file": str(grid.password_file),
-        "store": str(grid.definitions),
-        "state_dir": str(grid.state),
+        "deployment": str(home / "deployment.json"),
+        "gateway": grid.gateway_url,
+        "keystore": str(home / "wallet.json"),
+        "password_file": str(home / "password"),
+        "state_dir": str(home / "state"),
     }
     lines = [f"{key} = {_quoted(value)}" for key, value in values.items()]
     # For the providers, which take what this machine has.
     lines += [f"{key} = true" for key in grid.isolation.allowances]
-    text = "\n".join([_MARK, *lines, "confirmations = 0", "poll_interval = 0.5", ""])
+    return "\n".join([_MARK, *lines, "confirmations = 0", "poll_interval = 0.5", ""])
+
+
+def _write_settings(grid: LocalGrid) -> Path | None:
+    """Write `.deepsquare.toml` for alice beside the folder, unless somebody else's is there."""
+    path = Path.cwd() / PROJECT_FILE
+    if path.exists() and not path.read_text(errors="replace").startswith(_MARK):
+        return None
     try:
-        path.write_text(text)
+        path.write_text(_settings(grid, grid.folder / "alice"))
     except OSError as error:
         raise GridError(f"{path} can't be written: {error.strerror}") from None
     return path
@@ -153,6 +186,7 @@ def _directory(grid: LocalGrid, settings: Path | None) -> list[str]:
         f"chain       {grid.node.url} (chain {grid.node.chain_id}, process {grid.node.pid})",
         f"faucet      {grid.faucet_url}",
         *([f"explorer    {grid.explorer_url}"] if grid.explorer_url else []),
+        f"gateway     {grid.gateway_url}",
         *([f"relay       {grid.relay_url}"] if grid.relay_url else []),
         f"deployment  {os.path.relpath(grid.deployment_file)}",
         f"isolation   {grid.isolation.words}",
@@ -170,12 +204,13 @@ def _directory(grid: LocalGrid, settings: Path | None) -> list[str]:
             "",
             f"{os.path.relpath(settings)} makes alice's wallet the one commands use here.",
         ]
-    lines += ["", "In other terminals, from this folder:"]
-    lines += [f"  deepsquare metascheduler run --keystore {wallets}/scheduler.json"]
-    lines += [f"  deepsquare provider run --keystore {wallets}/{role}.json" for role in PROVIDERS]
-    lines += ["  deepsquare submit examples/hello.yaml --wait"]
+    homes = {role: os.path.relpath(grid.folder / role) for role in _PEOPLE}
+    lines += ["", "In other terminals, each from a folder of its own:"]
+    lines += [f"  cd {homes['scheduler']} && deepsquare metascheduler run"]
+    lines += [f"  cd {homes[role]} && deepsquare provider run" for role in PROVIDERS]
+    lines += ["", "And from this one, as alice:", "  deepsquare submit examples/hello.yaml --wait"]
     if grid.relay_url:
-        wallet = f"--keystore {wallets}/{COINLESS}.json"
+        wallet = f"--keystore {homes[COINLESS]}/wallet.json"
         lines += [f"  deepsquare submit examples/hello.yaml --gasless {wallet}"]
     lines += ["", "Ctrl-C ends it."]
     return lines

@@ -34,6 +34,7 @@ from deepsquare_chain.store.gateway_client import contract_resource, jobs_resour
 _NONCE_SECONDS: Final = 300
 _SKEW: Final = 60
 _NONCE: Final = re.compile(r"[0-9a-f]{56}")
+_LOCAL: Final = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")
 _MAX_SESSIONS: Final = 100_000
 #: Seconds for which a job's record is believed without a new look.
 _JOB_SECONDS: Final = 1.0
@@ -206,7 +207,7 @@ class Access:
     def _check(self, message: SignInMessage) -> float:
         """Until when the message is good (epoch seconds)."""
         deployment = self._contracts.deployment
-        if message.domain not in self._domains:
+        if message.domain not in self._domains and not self._is_local(message.domain):
             raise _unsigned(
                 f"The message is for {message.domain[:80]}, not for this gateway",
                 code="wrong-domain",
@@ -235,6 +236,12 @@ class Access:
         if expires <= now or starts > now + _SKEW or starts < now - _NONCE_SECONDS - _SKEW:
             raise _unsigned("The message is not good at this time", code="wrong-time")
         return min(expires, now + self._rules.session_seconds)
+
+    def _is_local(self, domain: str) -> bool:
+        """Whether a page of this machine asks a gateway that serves this machine alone."""
+        return _LOCAL.fullmatch(domain) is not None and all(
+            _LOCAL.fullmatch(url.partition("://")[2]) for url in self.origins
+        )
 
     def _scope(self, message: SignInMessage) -> frozenset[int] | None:
         """The jobs that a message is for; None for all of the account's."""

@@ -67,7 +67,7 @@ class PageContext:
     @property
     def can_submit(self) -> bool:
         """Whether jobs can be submitted here."""
-        return self._site.store is not None
+        return self._site.storing
 
     @property
     def faucet(self) -> str:

@@ -35,10 +35,21 @@ HEADERS: Final = {
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer, streams included."""
+    """Adds the headers to every answer, streams included.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: What answers.
+        gateway: URL of the gateway that scripts of these pages may ask; empty for none.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: str = "") -> None:
         self._app = app
+        self._headers = dict(HEADERS)
+        if gateway:
+            policy = CONTENT_SECURITY_POLICY.replace(
+                "connect-src 'self'", f"connect-src 'self' {gateway}"
+            )
+            self._headers["Content-Security-Policy"] = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -49,7 +60,7 @@ class SecurityHeaders:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in self._headers.items():
                     headers.setdefault(name, value)
             await send(message)
 

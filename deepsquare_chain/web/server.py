@@ -82,6 +82,8 @@ async def run_explorer(
     address: Address | None = None,
     store: DefinitionStore | None = None,
     links: Sequence[Link] = (),
+    gateway: str = "",
+    submissions: bool = True,
     ready: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -95,6 +97,8 @@ async def run_explorer(
         address: Where pages are served.
         store: Where jobs submitted in the browser are kept for providers; None takes none.
         links: Other explorers to link to.
+        gateway: URL of the gateway where browsers put definitions and read output; empty for none.
+        submissions: Whether jobs can be submitted in the browser.
         ready: Gets the URL of the pages once they are served.
         stop: Ends it when set.
 
@@ -117,7 +121,7 @@ async def run_explorer(
             NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
         )
         app = explorer_app(
-            Site(service.index, contracts, store, tuple(links)),
+            Site(service.index, contracts, store, tuple(links), gateway, submissions),
             hosts=hosts,
             more_routes=api_routes(service.index),
             probe=daemon.health,

@@ -68,6 +68,8 @@ class Site:
         contracts: The deployment on a node, for live reads and what the index does not hold.
         store: Where definitions of jobs submitted here are kept; None where nobody can submit.
         links: Other explorers to point to.
+        gateway: URL of the gateway where browsers put definitions and read output; empty for none.
+        submissions: Whether jobs can be submitted here.
         clock: Seconds since the epoch.
     """
 
@@ -75,8 +77,15 @@ class Site:
     contracts: Contracts
     store: DefinitionStore | None = None
     links: Sequence[Link] = ()
+    gateway: str = ""
+    submissions: bool = True
     clock: Callable[[], float] = time.time
     _kept: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def storing(self) -> bool:
+        """Whether jobs can be submitted here: their definitions have somewhere to go."""
+        return self.submissions and (self.store is not None or bool(self.gateway))
 
     @property
     def faucet(self) -> str:

@@ -81,12 +81,15 @@ async def job(request: Request) -> Response:
         verdicts=why,
         definition=told,
         definition_note=text,
+        gateway=site.gateway,
         fields=views.fields,
     )
 
 
 async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None, str]:
     """The definition where the store has it, else why it is not shown."""
+    if site.store is None and site.gateway:
+        return None, "It is private: its customer and its provider read it from the gateway."
     if site.store is None:
         return None, "This explorer has no store of definitions."
     try:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from web3.exceptions import TransactionNotFound, Web3Exception
 
+from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import RateLimit
@@ -40,20 +41,33 @@ async def form(request: Request) -> Response:
         request,
         "submit.html",
         providers=[each for each in providers if each.active],
-        storing=site.store is not None,
+        storing=site.storing,
+        gateway=site.gateway,
     )
 
 
 async def grid(request: Request) -> Response:
-    """Which chain a wallet must be on."""
+    """Which chain a wallet must be on, where its gateway is, and its address with the checksum."""
     site = site_of(request)
-    return JSONResponse({"chain_id": site.contracts.deployment.chain_id})
+    account = request.query_params.get("account", "")
+    return JSONResponse(
+        {
+            "chain_id": site.contracts.deployment.chain_id,
+            "contract": site.contracts.scheduler.address.lower(),
+            "gateway": site.gateway,
+            "account": checked_address(account) if account else "",
+        }
+    )
 
 
 async def submit(request: Request) -> Response:
-    """Say what submitting the form's job does, and keep its definition once it can be sent."""
+    """Say what submitting the form's job does.
+
+    Its definition is kept here once it can be sent, or goes to the gateway from the browser, which
+    the wallet signs in to.
+    """
     site, given = await _posted(request)
-    if site.store is None:
+    if not site.storing:
         raise UsageError(
             "This explorer keeps no definitions, so that no job can be submitted here",
             hint="Use `deepsquare submit FILE`.",
@@ -64,9 +78,12 @@ async def submit(request: Request) -> Response:
     plan = await Planner(site.contracts).submit(
         _account(given), job_file.terms(), job_file.definition.digest, providers, given
     )
-    if plan.call is not None:
-        await site.store.put(data)
-    return _answer(site, plan)
+    if site.store is not None:
+        if plan.call is not None:
+            await site.store.put(data)
+        return _answer(site, plan)
+    digest = job_file.definition.digest.hex()
+    return _answer(site, plan, definition=data.decode(), digest=digest)
 
 
 async def top_up(request: Request) -> Response:
@@ -110,9 +127,10 @@ async def _born(site: Site, tx_hash: str) -> list[int]:
     return [each.job_id for each in decode_logs(receipt["logs"]) if isinstance(each, JobSubmitted)]
 
 
-def _answer(site: Site, plan: CallPlan) -> Response:
+def _answer(site: Site, plan: CallPlan, **more: str) -> Response:
     return JSONResponse(
-        plan.to_wire(site.contracts.deployment.chain_id), headers={"Cache-Control": "no-store"}
+        {**plan.to_wire(site.contracts.deployment.chain_id), **more},
+        headers={"Cache-Control": "no-store"},
     )
 
 

@@ -89,6 +89,12 @@ function exchange(fresh) {
   const scrolled = [...before.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
   const focus = document.activeElement;
   const place = focus && before.contains(focus) ? [...before.querySelectorAll("a, button, summary, .scroll")].indexOf(focus) : -1;
+  for (const kept of before.querySelectorAll("[data-stays]")) {
+    const made = after.querySelector(`#${kept.id}`);
+    if (!made) continue;
+    Object.assign(kept.dataset, made.dataset);
+    made.replaceWith(kept);
+  }
   before.replaceChildren(...after.childNodes);
   for (const each of before.querySelectorAll("details")) each.open ||= open.has(keyOf(each));
   before.querySelectorAll(".scroll").forEach((each, at) => (each.scrollLeft = scrolled[at] ?? 0));

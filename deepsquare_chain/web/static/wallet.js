@@ -1,6 +1,8 @@
 // A customer's own wallet (EIP-1193, found by EIP-6963). The server encodes calls and says what they
 // do; the wallet shows them once more and signs. No key is ever seen here.
 
+import { remembered, showOutput, signIn, upload } from "./gateway.js";
+
 const wallets = new Map();
 let provider = null;
 let account = "";
@@ -158,12 +160,57 @@ async function indexed(hash) {
   }
 }
 
+// The gateway's session of the connected account; the wallet signs a message unless there is one.
+async function signedIn() {
+  const known = await api(`/wallet/grid?account=${encodeURIComponent(account)}`);
+  try {
+    return await signIn(known, async (message) => {
+      const text = [...new TextEncoder().encode(message)].map((each) => each.toString(16).padStart(2, "0")).join("");
+      return provider.request({ method: "personal_sign", params: [`0x${text}`, account] });
+    });
+  } catch (error) {
+    if (error?.code !== undefined) throw error;
+    throw new Plain(`The sign-in to the gateway failed: ${String(error?.message ?? error).slice(0, 300)}`);
+  }
+}
+
+// Puts a definition where providers read it, before anything is paid.
+async function keep(plan, report) {
+  if (!plan.definition) return;
+  report("Sign in to the gateway with your wallet …");
+  const session = await signedIn();
+  report("Uploading the definition …");
+  try {
+    await upload(session, plan.digest, plan.definition);
+  } catch (error) {
+    throw new Plain(`The definition was not uploaded, and nothing was paid. ${String(error?.message ?? error).slice(0, 300)}`);
+  }
+}
+
+async function onOutput(section) {
+  const button = section.querySelector("button[data-output]");
+  const { gateway } = section.dataset;
+  let session = remembered(gateway);
+  if (!session) {
+    await connected();
+    session = await signedIn();
+  }
+  button.hidden = true;
+  try {
+    await showOutput(section, session);
+  } catch (error) {
+    section.querySelector("[data-note]").textContent = String(error?.message ?? error).slice(0, 300);
+    button.hidden = false;
+  }
+}
+
 // Allows what is missing (a permit that is signed, or an approval that is sent), then carries it out.
 async function carryOut(kind, body, report) {
   await connected();
   const asked = { ...body, account };
   let plan = await api(`/wallet/${kind}`, asked);
   await confirm(plan);
+  await keep(plan, report);
   if (plan.permit) {
     report("Sign the permit in your wallet …");
     await onTheGrid();
@@ -242,6 +289,8 @@ async function onForm(form) {
 }
 
 export function connectWallet() {
+  const output = document.getElementById("output");
+  if (output && remembered(output.dataset.gateway)) guarded(() => onOutput(output));
   dispatchEvent(new Event("eip6963:requestProvider"));
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -253,6 +302,7 @@ export function connectWallet() {
       });
     }
     if (button?.dataset.act) guarded(() => onJob(button));
+    if (button?.hasAttribute("data-output")) guarded(() => onOutput(button.closest("section")));
   });
   document.addEventListener("submit", (event) => {
     if (!event.target.matches("form[data-submit-job]")) return;
