@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.verifying import verify_deployment
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
 from deepsquare_chain.chain.transactions.fees import is_gas_free
 from deepsquare_chain.chain.transactions.gas_budget import runway
 from deepsquare_chain.client.accounts import balances
+from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.daemon.status import running_services
@@ -51,7 +53,7 @@ async def examine(settings: Settings) -> list[Check]:
         ("wallet", _wallet, "keystore"),
         ("password file", _password_file, "password_file"),
         ("balance", _balance, "keystore"),
-        ("definition store", _store, "store"),
+        ("definition store", _store, "gateway, store"),
         ("disk", _disk, "state_dir, disk_floor"),
         ("providers here", _providers, "state_dir"),
     ]
@@ -153,6 +155,12 @@ async def _balance(settings: Settings) -> str:
 
 
 async def _store(settings: Settings) -> tuple[str, str]:
+    deployment = Deployment.load(settings.deployment)
+    async with gateways_of(settings, deployment, None) as gateways:
+        for each in gateways:
+            await each.terms()
+        if gateways:
+            return f"answered by {', '.join(each.place for each in gateways)}", ""
     writable = _writable(settings.store)
     readers = await asyncio.to_thread(FolderDefinitionStore(settings.store).readers)
     if not readers:

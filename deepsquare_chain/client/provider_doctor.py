@@ -17,6 +17,7 @@ from deepsquare_chain.job import JobStatus, Provider, ProviderStatus
 from deepsquare_chain.observability.probe import Check
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
+from deepsquare_chain.store.gateway_client import gateway_urls
 
 #: An approval that ends within this many seconds is told.
 _SOON = 7 * 86_400
@@ -70,6 +71,10 @@ def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
 
 async def _definitions(settings: Settings, contracts: Contracts) -> Check:
     """Whether this machine reads the definitions of the grid's newest jobs, waiting ones first."""
+    if gateway_urls(settings, contracts.deployment):
+        # A gateway gives a definition to the provider that holds the job, so none is tried here.
+        text = "come from the gateways, see the check of the definition store"
+        return Check("definitions", True, text, "", "gateway")
     setting, store = "store", FolderDefinitionStore(settings.store)
     live = {each for each in JobStatus if each.is_live}
     jobs = await newest(contracts, limit=_LOOKED_AT, statuses=live)
