@@ -422,7 +422,8 @@ async def test_an_idle_provider_asks_twice_a_block(
 
     await host.drive(idle)
     requests = counted_requests(monkeypatch)
-    for _ in range(3):
+    in_vain = 0
+    while in_vain < 3:
         host.service._looked_at_account = None  # slow looks go along
         await host.grid.node.mine()
         host.service.heads.hint()
@@ -430,7 +431,11 @@ async def test_an_idle_provider_asks_twice_a_block(
         assert await host.service.cycle() is False
         assert 0 < len(requests) <= 2, requests
         assert "eth_getLogs" in requests[-1]
+        seen = host.service._followed
         requests.clear()
-        host.service.heads.hint()  # in vain
+        host.service.heads.hint()
         await host.service.cycle()
-        assert len(requests) <= 1, requests
+        # The chain makes a block by itself every second.
+        if host.service._followed == seen:
+            assert len(requests) <= 1, requests
+            in_vain += 1
