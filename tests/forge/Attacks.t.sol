@@ -203,11 +203,11 @@ contract AttacksTest is GridTest {
         uint256 alone = _finishGas(1);
         uint256 few = (_finishGas(50) - alone) / 49;
         uint256 many = (_finishGas(200) - alone) / 199;
-        assertApproxEqRel(many, few, 0.02e18);
+        assertApproxEqRel(many, few, 0.03e18);
         alone = _panicGas(1);
         few = (_panicGas(50) - alone) / 49;
         many = (_panicGas(200) - alone) / 199;
-        assertApproxEqRel(many, few, 0.02e18);
+        assertApproxEqRel(many, few, 0.03e18);
     }
 
     /// @dev Running jobs, each of another customer.
