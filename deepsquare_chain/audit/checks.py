@@ -78,14 +78,14 @@ def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
     """Findings where replayed events and storage differ; both must be of the same block."""
     found: list[AuditFinding] = []
 
-    def differ(what: str, told: object, held: object, job_id: int = 0) -> None:
-        if told != held:
-            message = f"{what}: events say {told}, storage says {held}"
+    def differ(what: str, from_events: object, held: object, job_id: int = 0) -> None:
+        if from_events != held:
+            message = f"{what}: events say {from_events}, storage says {held}"
             found.append(AuditFinding("storage", message, storage.block, "", job_id))
 
-    def differ_by_field(what: str, told: Any, held: Any, job_id: int = 0) -> None:
+    def differ_by_field(what: str, from_events: Any, held: Any, job_id: int = 0) -> None:
         for each in fields(held):
-            values = getattr(told, each.name), getattr(held, each.name)
+            values = getattr(from_events, each.name), getattr(held, each.name)
             differ(f"{each.name} of {what}", *values, job_id)
 
     ids = ledger.provider_ids

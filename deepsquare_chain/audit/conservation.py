@@ -179,13 +179,13 @@ def conservation(
     ]
     if supply is not None:
         asked = call(deployment, "Credit", block, "totalSupply")
-        told = Side("totalSupply()", (("supply", supply),))
-        found.append(ConservationCheck("supply on chain", created, told, (mints, burns, asked)))
+        reported = Side("totalSupply()", (("supply", supply),))
+        found.append(ConservationCheck("supply on chain", created, reported, (mints, burns, asked)))
     if scheduler_balance is not None:
         asked = call(deployment, "Credit", block, "balanceOf", ours)
-        told = Side("balanceOf(MetaScheduler)", (("balance", scheduler_balance),))
+        reported = Side("balanceOf(MetaScheduler)", (("balance", scheduler_balance),))
         found.append(
-            ConservationCheck("scheduler's balance on chain", owed, told, (*records, asked))
+            ConservationCheck("scheduler's balance on chain", owed, reported, (*records, asked))
         )
     return found
 

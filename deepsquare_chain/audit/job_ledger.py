@@ -230,9 +230,12 @@ class JobLedger:
 
     def _resulted(self, job: JobEntry, event: ev.JobResult, page: TransactionContext) -> None:
         self._follow(job, event, page)
-        told = {JobStatus.FINISHED: event.exit_code == 0, JobStatus.FAILED: event.exit_code != 0}
+        consistent = {
+            JobStatus.FINISHED: event.exit_code == 0,
+            JobStatus.FAILED: event.exit_code != 0,
+        }
         page.check(
-            told.get(job.status, True),
+            consistent.get(job.status, True),
             "result",
             f"exit code {event.exit_code} does not belong to job {job.id}, {job.status.name}",
             job.id,

@@ -75,11 +75,12 @@ class Ledger:
             if block not in block_times:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
-            told = list(run)
+            of_transaction = list(run)
             ledger._books.read(
-                TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries), told
+                TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
+                of_transaction,
             )
-            ledger._watch.read(told, ledger.jobs, Spot(block, time, tx_hash))
+            ledger._watch.read(of_transaction, ledger.jobs, Spot(block, time, tx_hash))
             ledger.block, ledger.time = block, time
         ledger.block = ledger.block if to_block is None else to_block
         ledger.time = ledger.time if now is None else now
@@ -194,8 +195,8 @@ class Ledger:
 
     def _check_statements(self) -> None:
         for account in sorted({*self._of, *self.balances}):
-            told = sum(entry.amount for entry in self._of.get(account, ()))
-            if told != self.balances.get(account, 0):
+            total = sum(entry.amount for entry in self._of.get(account, ()))
+            if total != self.balances.get(account, 0):
                 message = f"the statement of {account} does not end at its balance"
                 self.findings.append(AuditFinding("statement", message, self.block, ""))
 

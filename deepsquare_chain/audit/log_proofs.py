@@ -59,7 +59,7 @@ def digest_of_logs(logs: Sequence[Mapping[str, Any]]) -> str:
 async def prove(
     w3: AsyncWeb3[Any],
     deployment: Deployment,
-    told: LogDigests,
+    node_logs: LogDigests,
     to_block: int,
     *,
     progress: Progress | None = None,
@@ -79,7 +79,7 @@ async def prove(
     Raises:
         EndpointError: The node does not answer, or refuses receipts.
     """
-    proof = _Proof(w3, deployment, told)
+    proof = _Proof(w3, deployment, node_logs)
     for first in range(deployment.block, to_block + 1, _HEADERS):
         last = min(to_block, first + _HEADERS - 1)
         await proof.blocks(range(first, last + 1))
@@ -91,11 +91,11 @@ async def prove(
 
 
 class _Proof:
-    def __init__(self, w3: AsyncWeb3[Any], deployment: Deployment, told: LogDigests) -> None:
+    def __init__(self, w3: AsyncWeb3[Any], deployment: Deployment, node_logs: LogDigests) -> None:
         self.findings: list[AuditFinding] = []
         self._w3 = w3
         self._addresses = [each.lower() for each in deployment.addresses]
-        self._digests, self._hashes = told.digests, told.hashes
+        self._digests, self._hashes = node_logs.digests, node_logs.hashes
         self._parent = ""
 
     async def blocks(self, numbers: range) -> None:
@@ -153,7 +153,7 @@ class _Proof:
 async def compare_endpoints(
     other: AsyncWeb3[Any],
     deployment: Deployment,
-    told: LogDigests,
+    node_logs: LogDigests,
     to_block: int,
     block_hash: str,
     *,
@@ -172,7 +172,7 @@ async def compare_endpoints(
     if found.block_hash != block_hash:
         message = f"block {to_block} is {block_hash} here and {found.block_hash} there"
         findings.append(AuditFinding("endpoint", message, to_block, ""))
-    ours, others = told.digests, theirs.digests
+    ours, others = node_logs.digests, theirs.digests
     for block in sorted({*ours, *others}):
         if ours.get(block) != others.get(block):
             message = f"the endpoints tell other logs of block {block}"

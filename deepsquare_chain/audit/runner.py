@@ -90,23 +90,25 @@ async def audit_grid(
     """
     how = depth or Depth()
     # Digests of every block's logs are kept only where somebody asks for them.
-    told = LogDigests() if how.proofs or how.other is not None else None
+    digests = LogDigests() if how.proofs or how.other is not None else None
     with bars("Reading events") as progress:
         found = await read_chronicle(
-            contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=told
+            contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=digests
         )
     ledger, last = found.ledger(contracts.deployment), found.to_block
     more: list[AuditFinding] = []
     if how.block_hash and how.block_hash.lower() != found.block_hash:
         message = f"block {last} has the hash {found.block_hash}, not {how.block_hash[:80]}"
         more.append(AuditFinding("endpoint", message, last, ""))
-    if how.proofs and told is not None:
+    if how.proofs and digests is not None:
         with bars("Proving logs") as progress:
-            more += await prove(contracts.w3, contracts.deployment, told, last, progress=progress)
-    if how.other is not None and told is not None:
+            more += await prove(
+                contracts.w3, contracts.deployment, digests, last, progress=progress
+            )
+    if how.other is not None and digests is not None:
         with bars("Comparing endpoints") as progress:
             more += await compare_endpoints(
-                how.other, contracts.deployment, told, last, found.block_hash, progress=progress
+                how.other, contracts.deployment, digests, last, found.block_hash, progress=progress
             )
     storage = await read_storage(contracts, ledger, last) if how.storage else None
     report = _report(ledger, storage, more, found.block_hash, proven=how.proofs)
@@ -238,12 +240,12 @@ async def account_statement(
             contracts.w3, contracts.deployment, to_block=last, progress=progress
         )
     ledger = found.ledger(contracts.deployment)
-    told = statement_of(ledger, account, first, found.to_block)
+    statement = statement_of(ledger, account, first, found.to_block)
     held = 0
     # Before the deployment there is nobody to ask.
     if found.to_block >= contracts.deployment.block:
         held = await contracts.credit.balance_of(account, block_identifier=found.to_block)
-    return told, closing_check(ledger, told, held)
+    return statement, closing_check(ledger, statement, held)
 
 
 async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> JobBill:

@@ -59,8 +59,8 @@ def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = N
 def closing_check(ledger: Ledger, statement: Statement, held: int) -> ConservationCheck:
     """The closing balance against what `balanceOf` answers at that block, in credit-wei."""
     moved = (("opening", statement.opening), ("credits", statement.credits))
-    told = Side("opening + credits - debits", (*moved, ("debits", -statement.debits)))
+    computed = Side("opening + credits - debits", (*moved, ("debits", -statement.debits)))
     repeat = call(ledger.deployment, "Credit", statement.last, "balanceOf", statement.account)
     return ConservationCheck(
-        "closing balance", told, Side("balanceOf", (("balance", held),)), (repeat,)
+        "closing balance", computed, Side("balanceOf", (("balance", held),)), (repeat,)
     )

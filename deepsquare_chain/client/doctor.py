@@ -18,7 +18,7 @@ from deepsquare_chain.chain.bindings.verifying import verify_deployment
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
 from deepsquare_chain.chain.transactions.fees import is_gas_free
-from deepsquare_chain.chain.transactions.gas_budget import runway
+from deepsquare_chain.chain.transactions.gas_budget import gas_budget
 from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
@@ -144,7 +144,7 @@ async def _balance(settings: Settings) -> str:
         found = await balances(contracts, address)
         folder = settings.state_dir / FOLDER
         with await open_wallet_store(contracts.w3, contracts.deployment, address, folder) as store:
-            lasts = runway(found.gas, store.spent(), time.time())
+            lasts = gas_budget(found.gas, store.spent(), time.time())
         if lasts.low and await is_gas_free(contracts.w3):
             lasts = replace(lasts, free=True)
     if lasts.low:

@@ -40,12 +40,12 @@ async def serve(
     """
     stopping = stop or asyncio.Event()
 
-    def told(number: int) -> None:
+    def on_signal(number: int) -> None:
         _log.info("service stops", service=name, signal=signal.Signals(number).name)
         stopping.set()
 
     async with AsyncExitStack() as stack:
-        with heeding_signals(told):
+        with heeding_signals(on_signal):
             daemon = await open_patiently(
                 name, lambda parts: open_once(parts, stopping), stack, stopping
             )
@@ -61,7 +61,7 @@ async def open_patiently(
 ) -> T | None:
     """Open a service's parts, again and again while the endpoint does not answer.
 
-    Each reason to wait is told once, and when the waiting is over.
+    Each reason to wait is logged once, and so is the end of the wait.
 
     Args:
         name: Of the service, for the log.
@@ -78,7 +78,7 @@ async def open_patiently(
         GridError: Whatever else `open_once` raises.
     """
     pause, longest = _PAUSES
-    began, told = time.monotonic(), set[str]()
+    began, reported = time.monotonic(), set[str]()
     while not stop.is_set():
         try:
             async with AsyncExitStack() as parts:
@@ -89,8 +89,8 @@ async def open_patiently(
         except WrongEndpointError:
             raise
         except EndpointError as error:
-            if error.message not in told:
-                told.add(error.message)
+            if error.message not in reported:
+                reported.add(error.message)
                 _log.warning(
                     "service waits for its endpoint and begins when it answers",
                     service=name,
@@ -98,7 +98,7 @@ async def open_patiently(
                     hint=error.hint,
                 )
         else:
-            if told:
+            if reported:
                 waited = round(time.monotonic() - began, 1)
                 _log.info("endpoint answers", service=name, waited=waited)
             return found

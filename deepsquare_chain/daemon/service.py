@@ -196,7 +196,7 @@ async def open_daemon(
                 heads.hint()
             daemon.wake()
 
-        def told(up: bool) -> None:
+        def on_change(up: bool) -> None:
             if heads is not None:
                 heads.listen(up)
             listens.set(up)
@@ -205,7 +205,7 @@ async def open_daemon(
             settings.websocket,
             wake,
             chain_id=chain_id,
-            told=told,
+            on_change=on_change,
             transport=settings.transport,
         )
         watch.start()

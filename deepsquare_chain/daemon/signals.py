@@ -12,7 +12,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def heeding_signals(told: Callable[[int], None]) -> Iterator[None]:
+def heeding_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Give the signals' numbers to a callback of the running loop, and to who had them afterwards."""
     loop = asyncio.get_running_loop()
     before = {}
@@ -20,7 +20,7 @@ def heeding_signals(told: Callable[[int], None]) -> Iterator[None]:
         # Only the main thread takes signals; a service inside another program has its stop.
         with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
             previous = signal.getsignal(number)
-            loop.add_signal_handler(number, told, number)
+            loop.add_signal_handler(number, handler, number)
             before[number] = previous
     try:
         yield

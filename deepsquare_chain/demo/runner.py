@@ -167,10 +167,10 @@ class DemoRunner:
     def _show(self, preview: Preview) -> bool:
         """Tell what is signed; the demo's customers agree."""
         self.signed += 1
-        told = dict(preview.rows)
+        preview_rows = dict(preview.rows)
         for name in ("function", "amount", "allowance", "good until", "gas"):
-            if name in told:
-                self._board.say(f"  {COINLESS} signs: {name} {told[name]}")
+            if name in preview_rows:
+                self._board.say(f"  {COINLESS} signs: {name} {preview_rows[name]}")
         return True
 
     def _request(self, part: Part) -> Request:

@@ -111,11 +111,11 @@ class DemoTracker:
     @property
     def at_rest(self) -> bool:
         """Whether every job there is has ended, and none is to come from one that has."""
-        told = all(
+        all_known = all(
             history.successor is None or history.successor in self.jobs
             for history in self.histories.values()
         )
-        return told and all(job.status.is_final for job in self.jobs.values())
+        return all_known and all(job.status.is_final for job in self.jobs.values())
 
     def run_folder(self, job_id: int) -> Path | None:
         """Where the provider of a job keeps its latest run."""

@@ -30,7 +30,7 @@ class AccountQueries(Reader):
             UsageError: This is no address.
         """
         key = address(account)
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             own = jobs.c.customer == key
             last = connection.execute(
                 select(movements.c.line, movements.c.balance)
@@ -49,7 +49,7 @@ class AccountQueries(Reader):
                 provider_id=connection.execute(
                     select(providers.c.id).where(providers.c.account == key)
                 ).scalar(),
-                roles=held_roles(role_rows(connection, moment, key)),
+                roles=held_roles(role_rows(connection, snapshot, key)),
             )
 
     def statement(
@@ -68,12 +68,12 @@ class AccountQueries(Reader):
             UsageError: No address, or an invalid cursor or limit.
         """
         query = placed(movements).where(movements.c.account == address(account))
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 query,
                 [movements.c.line],
-                lambda row: movement_row(row, moment),
+                lambda row: movement_row(row, snapshot),
                 kind="statement" + "+" * oldest_first,
                 cursor=cursor,
                 limit=limit,
@@ -82,12 +82,12 @@ class AccountQueries(Reader):
 
     def movements(self, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[MovementRow]:
         """Lines of all statements, latest first; errors as `statement`."""
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 placed(movements),
                 [movements.c.block, movements.c.number],
-                lambda row: movement_row(row, moment),
+                lambda row: movement_row(row, snapshot),
                 kind="movements",
                 cursor=cursor,
                 limit=limit,

@@ -57,12 +57,12 @@ class AnomalyQueries(Reader):
                 )
             column = exceptions.c.subject if kind in list(Subject) else exceptions.c.code
             query = query.where(column == kind)
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 query,
                 [exceptions.c.block, exceptions.c.number],
-                lambda row: _exception(row, moment),
+                lambda row: _exception(row, snapshot),
                 kind="exceptions",
                 cursor=cursor,
                 limit=limit,
@@ -70,19 +70,19 @@ class AnomalyQueries(Reader):
 
     def open_exceptions(self) -> rows.OpenAnomalies:
         """What stands open at the index's block without anybody having acted, latest job first."""
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             entries = {
-                row.id: job_entry(row) for row in connection.execute(_candidates(moment)).all()
+                row.id: job_entry(row) for row in connection.execute(_candidates(snapshot)).all()
             }
             asked = select(providers.c.account).where(providers.c.answer_by != 0)
             accounts = list(connection.execute(asked).scalars())
             challenges = [last_challenge(connection, each) for each in accounts]
         watch = AnomalyRules(normalised(self.deployment))
         watch.resume(entries.values(), challenges)
-        spot = Spot(moment.number("block"), moment.number("time", 0))
+        spot = Spot(snapshot.number("block"), snapshot.number("time", 0))
         found = watch.so_far(entries, spot)
         found.sort(key=lambda row: -row.job_id)
-        at = moment.at(spot.block, spot.time, "", None)
+        at = snapshot.at(spot.block, spot.time, "", None)
         return rows.OpenAnomalies(
             tuple(rows.AnomalyRow(at=at, **_told(each)) for each in found[:SHOWN]),
             len(found) > SHOWN,
@@ -119,31 +119,31 @@ def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
     row = connection.execute(
         query.order_by(events.c.block.desc(), events.c.log_index.desc()).limit(1)
     ).one()
-    told = pydantic_core.from_json(row.body)
+    fields = pydantic_core.from_json(row.body)
     return ProviderChallenged(
-        told["job_id"],
+        fields["job_id"],
         account,
-        told["by"],
-        told["answer_by"],
+        fields["by"],
+        fields["answer_by"],
         block_number=row.block,
         log_index=row.log_index,
     )
 
 
-def _candidates(moment: IndexSnapshot) -> Select[Any]:
+def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
     """Jobs that may stand open: claimed ones, and runs past their limit.
 
     No allotment is shorter than the limit: the contract assigns no job whose escrow lacks for it.
     """
     # While a job runs, `since` is the time up to which it is billed.
-    past = jobs.c.since + jobs.c.time_limit < moment.number("time", 0)
+    past = jobs.c.since + jobs.c.time_limit < snapshot.number("time", 0)
     runs = and_(jobs.c.status == int(JobStatus.RUNNING), past)
     return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), runs))
 
 
-def _exception(row: Row[Any], moment: IndexSnapshot) -> rows.AnomalyRow:
+def _exception(row: Row[Any], snapshot: IndexSnapshot) -> rows.AnomalyRow:
     return read_model(
         rows.AnomalyRow,
         row,
-        at=moment.place(row, None),
+        at=snapshot.place(row, None),
     )

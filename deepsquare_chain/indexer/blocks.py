@@ -60,12 +60,12 @@ class BlockQueries(Reader):
         Raises:
             UsageError: An invalid cursor or limit.
         """
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 select(headers),
                 [headers.c.number],
-                lambda row: _block(row, moment),
+                lambda row: _block(row, snapshot),
                 kind="blocks",
                 cursor=cursor,
                 limit=limit,
@@ -81,7 +81,7 @@ class BlockQueries(Reader):
             key = headers.c.number == min(which, _MAX_BLOCK)
         else:
             key = headers.c.hash == which.lower()
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             row = connection.execute(select(headers).where(key)).one_or_none()
             if row is None:
                 raise NotFoundError(
@@ -93,8 +93,8 @@ class BlockQueries(Reader):
                 .limit(SHOWN + 1)
             ).all()
             return BlockDetail(
-                row=_block(row, moment),
-                transactions=tuple(_transaction(each, moment) for each in found[:SHOWN]),
+                row=_block(row, snapshot),
+                transactions=tuple(_transaction(each, snapshot) for each in found[:SHOWN]),
                 more_transactions=len(found) > SHOWN,
             )
 
@@ -128,12 +128,12 @@ class BlockQueries(Reader):
             query = query.where(own.exists())
         if block is not None:
             query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 query,
                 [transactions.c.block, transactions.c.position],
-                lambda row: _transaction(row, moment),
+                lambda row: _transaction(row, snapshot),
                 kind="transactions",
                 cursor=cursor,
                 limit=limit,
@@ -145,14 +145,14 @@ class BlockQueries(Reader):
         Raises:
             NotFoundError: There is none of that hash with events of the grid.
         """
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             query = _TRANSACTIONS.where(transactions.c.hash == tx_hash.lower())
             row = connection.execute(query).one_or_none()
             if row is None:
                 raise NotFoundError(
                     f"Transaction {tx_hash[:80]} made no event of this grid, or is not indexed yet"
                 )
-            return _transaction_detail(connection, row, moment)
+            return _transaction_detail(connection, row, snapshot)
 
     def search(self, text: str) -> tuple[Hit, ...]:
         """What a text can mean: a job's id or name, an address, a hash, a block's number."""
@@ -217,26 +217,26 @@ def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
     return [Hit("job", str(row.id), row.name) for row in connection.execute(query)]
 
 
-def _block(row: Row[Any], moment: IndexSnapshot) -> BlockRow:
+def _block(row: Row[Any], snapshot: IndexSnapshot) -> BlockRow:
     return read_model(
         BlockRow,
         row,
-        finalized=row.number <= moment.finalized,
+        finalized=row.number <= snapshot.finalized,
     )
 
 
-def _transaction(row: Row[Any], moment: IndexSnapshot) -> TransactionRow:
+def _transaction(row: Row[Any], snapshot: IndexSnapshot) -> TransactionRow:
     return read_model(
         TransactionRow,
         row,
-        at=moment.place(row, None),
+        at=snapshot.place(row, None),
     )
 
 
 def _transaction_detail(
-    connection: Connection, row: Row[Any], moment: IndexSnapshot
+    connection: Connection, row: Row[Any], snapshot: IndexSnapshot
 ) -> TransactionDetail:
-    told = connection.execute(
+    event_rows = connection.execute(
         placed(events)
         .where(events.c.block == row.block, events.c.position == row.position)
         .order_by(events.c.log_index)
@@ -254,7 +254,7 @@ def _transaction_detail(
         .order_by(forwarded.c.number)
     )
     return TransactionDetail(
-        row=_transaction(row, moment),
+        row=_transaction(row, snapshot),
         nonce=row.nonce,
         value=row.value,
         input="0x" + row.input.hex(),
@@ -262,7 +262,7 @@ def _transaction_detail(
             ForwardedRow(each.signer, each.to, each.contract, each.method, each.ok)
             for each in signed
         ),
-        events=tuple(event_row(each, moment) for each in told[:SHOWN]),
-        more_events=len(told) > SHOWN,
-        movements=tuple(movement_row(each, moment) for each in money),
+        events=tuple(event_row(each, snapshot) for each in event_rows[:SHOWN]),
+        more_events=len(event_rows) > SHOWN,
+        movements=tuple(movement_row(each, snapshot) for each in money),
     )

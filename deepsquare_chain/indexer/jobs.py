@@ -93,12 +93,12 @@ class JobQueries(Reader):
             query = query.where(jobs.c.name_key.contains(name.casefold(), autoescape=True))
         if definition is not None:
             query = query.where(jobs.c.definition == definition.lower().removeprefix("0x"))
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 query,
                 [jobs.c.id],
-                lambda row: job_row(row, moment),
+                lambda row: job_row(row, snapshot),
                 kind="jobs",
                 cursor=cursor,
                 limit=limit,
@@ -110,27 +110,27 @@ class JobQueries(Reader):
         Raises:
             NotFoundError: The index knows no such job.
         """
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             row = None
             if 0 < job_id <= _MAX_ID:
                 row = connection.execute(_JOBS.where(jobs.c.id == job_id)).one_or_none()
             if row is None:
                 raise NotFoundError(
-                    f"Job {job_id} does not exist up to block {moment.number('block')}",
+                    f"Job {job_id} does not exist up to block {snapshot.number('block')}",
                     hint="Is the index still catching up?",
                 )
-            return self._detail(connection, row, moment)
+            return self._detail(connection, row, snapshot)
 
     def transitions(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[TransitionRow]:
         """All status changes of the grid, latest first; arguments and errors as `jobs`."""
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 placed(transitions),
                 [transitions.c.block, transitions.c.log_index],
-                lambda row: transition_row(row, moment),
+                lambda row: transition_row(row, snapshot),
                 kind="transitions",
                 cursor=cursor,
                 limit=limit,
@@ -152,12 +152,12 @@ class JobQueries(Reader):
             query = query.where(events.c.job_id == job_id)
         if names:
             query = query.where(events.c.name.in_(list(names)))
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 query,
                 [events.c.block, events.c.log_index],
-                lambda row: event_row(row, moment),
+                lambda row: event_row(row, snapshot),
                 kind="events",
                 cursor=cursor,
                 limit=limit,
@@ -170,12 +170,12 @@ class JobQueries(Reader):
         query = _SETTLEMENTS
         if provider is not None:
             query = query.where(settlements.c.provider == address(provider))
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 query,
                 [settlements.c.block, settlements.c.log_index],
-                lambda row: _settlement_row(row, moment),
+                lambda row: _settlement_row(row, snapshot),
                 kind="settlements",
                 cursor=cursor,
                 limit=limit,
@@ -185,8 +185,8 @@ class JobQueries(Reader):
         """The last few settlements and interim payments, latest first."""
         return self.settlements(limit=count).items
 
-    def _detail(self, connection: Connection, row: Row[Any], moment: IndexSnapshot) -> JobDetail:
-        told = connection.execute(
+    def _detail(self, connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> JobDetail:
+        event_rows = connection.execute(
             placed(events)
             .where(events.c.job_id == row.id)
             .order_by(events.c.block, events.c.log_index)
@@ -213,15 +213,15 @@ class JobQueries(Reader):
         return read_model(
             JobDetail,
             row,
-            row=job_row(row, moment),
+            row=job_row(row, snapshot),
             allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
-            transitions=tuple(transition_row(each, moment) for each in moves),
-            payments=tuple(_settlement_row(each, moment) for each in payments),
-            movements=tuple(movement_row(each, moment) for each in money),
-            events=tuple(event_row(each, moment) for each in told[:SHOWN]),
-            more_events=len(told) > SHOWN,
+            transitions=tuple(transition_row(each, snapshot) for each in moves),
+            payments=tuple(_settlement_row(each, snapshot) for each in payments),
+            movements=tuple(movement_row(each, snapshot) for each in money),
+            events=tuple(event_row(each, snapshot) for each in event_rows[:SHOWN]),
+            more_events=len(event_rows) > SHOWN,
             line=_line(connection, row),
-            challenge=_challenge(connection, row, moment),
+            challenge=_challenge(connection, row, snapshot),
         )
 
 
@@ -230,10 +230,10 @@ def _last_escrow(row: Row[Any]) -> int:
     return int(row.funded + row.carried_in - row.collected_paid - row.collected_fee)
 
 
-def _challenge(connection: Connection, row: Row[Any], moment: IndexSnapshot) -> Any:
+def _challenge(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> Any:
     if row.provider is None or not JobStatus(row.status).is_assigned:
         return None
-    return open_challenge(connection, row.provider, moment)
+    return open_challenge(connection, row.provider, snapshot)
 
 
 def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
@@ -249,7 +249,7 @@ def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
     )
 
 
-def job_row(row: Row[Any], moment: IndexSnapshot) -> JobRow:
+def job_row(row: Row[Any], snapshot: IndexSnapshot) -> JobRow:
     """A job of a list; the row has its transaction's `hash`."""
     return read_model(
         JobRow,
@@ -258,25 +258,25 @@ def job_row(row: Row[Any], moment: IndexSnapshot) -> JobRow:
         resources=Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus),
         flags=JobFlags(row.flags),
         objective=Objective(row.objective),
-        changed=moment.at(row.block, row.since, row.hash, row.log_index),
+        changed=snapshot.at(row.block, row.since, row.hash, row.log_index),
     )
 
 
-def transition_row(row: Row[Any], moment: IndexSnapshot) -> TransitionRow:
+def transition_row(row: Row[Any], snapshot: IndexSnapshot) -> TransitionRow:
     """A row of `placed(transitions)`."""
     return read_model(
         TransitionRow,
         row,
-        at=moment.place(row, row.log_index),
+        at=snapshot.place(row, row.log_index),
         before=JobStatus(row.before),
         after=JobStatus(row.after),
     )
 
 
-def _settlement_row(row: Row[Any], moment: IndexSnapshot) -> SettlementRow:
+def _settlement_row(row: Row[Any], snapshot: IndexSnapshot) -> SettlementRow:
     return read_model(
         SettlementRow,
         row,
-        at=moment.place(row, row.log_index),
+        at=snapshot.place(row, row.log_index),
         status=JobStatus(row.status),
     )

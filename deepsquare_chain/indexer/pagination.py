@@ -162,19 +162,19 @@ def placed(table: Table, *more: Any) -> Select[Any]:
     return query if not time else query.join(headers, headers.c.number == table.c.block)
 
 
-def event_row(row: Row[Any], moment: IndexSnapshot) -> EventRow:
+def event_row(row: Row[Any], snapshot: IndexSnapshot) -> EventRow:
     """An event of `placed(events)`."""
     values = pydantic_core.from_json(row.body)
-    at = moment.place(row, row.log_index)
+    at = snapshot.place(row, row.log_index)
     return EventRow(at, row.contract, row.name, row.job_id, values)
 
 
-def movement_row(row: Row[Any], moment: IndexSnapshot) -> MovementRow:
+def movement_row(row: Row[Any], snapshot: IndexSnapshot) -> MovementRow:
     """A line of `placed(movements)`."""
     return read_model(
         MovementRow,
         row,
-        at=moment.place(row, row.log_index),
+        at=snapshot.place(row, row.log_index),
         debit=max(0, -row.amount),
         credit=max(0, row.amount),
     )

@@ -35,7 +35,7 @@ class Index(
     def status(self) -> Status:
         """How far the index is, and of which grid."""
         last = select(blocks.c.number, blocks.c.hash).where(blocks.c.name == CURSOR)
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             grid = self.deployment
             query = last.order_by(blocks.c.number.desc()).limit(1)
             cursor = connection.execute(query).one_or_none()
@@ -45,22 +45,22 @@ class Index(
                 registry=grid.registry,
                 credit=grid.credit,
                 treasury=grid.treasury,
-                genesis=moment.values.get("genesis", ""),
+                genesis=snapshot.values.get("genesis", ""),
                 start_block=grid.block,
-                block=moment.number("block"),
+                block=snapshot.number("block"),
                 block_hash=cursor.hash if cursor is not None else "",
-                time=moment.number("time", 0),
-                finalized=moment.finalized,
-                head=moment.number("head"),
-                head_time=moment.number("head_time", 0),
-                change=moment.number("change", 0),
-                built_since=float(moment.values.get("built_since", 0)),
+                time=snapshot.number("time", 0),
+                finalized=snapshot.finalized,
+                head=snapshot.number("head"),
+                head_time=snapshot.number("head_time", 0),
+                change=snapshot.number("change", 0),
+                built_since=float(snapshot.values.get("built_since", 0)),
             )
 
     def changes(self, since: int, limit: int = MAX_CHANGES) -> Changes:
         """What changed after the change of this number, for live pages."""
-        with self._read() as (connection, moment):
-            latest = moment.number("change", 0)
+        with self._read() as (connection, snapshot):
+            latest = snapshot.number("change", 0)
             query = select(changes).where(changes.c.number > since).order_by(changes.c.number)
             rows = connection.execute(query.limit(limit)).all()
             oldest = connection.execute(select(func.min(changes.c.number))).scalar()

@@ -65,10 +65,10 @@ class RegistryQueries(Reader):
 
     def providers(self) -> tuple[ProviderRow, ...]:
         """All providers in the order of their ids; those never approved come last."""
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             figures = latest_figures(connection)
             rows = connection.execute(select(providers)).all()
-        found = [_provider_row(row, figures.get(row.account), moment) for row in rows]
+        found = [_provider_row(row, figures.get(row.account), snapshot) for row in rows]
         return tuple(sorted(found, key=lambda each: (each.id is None, each.id or 0, each.account)))
 
     def provider(self, account: str | int) -> ProviderDetail:
@@ -80,21 +80,21 @@ class RegistryQueries(Reader):
         """
         by_id = isinstance(account, int)
         key = providers.c.id == account if by_id else providers.c.account == address(str(account))
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             row = connection.execute(select(providers).where(key)).one_or_none()
             if row is None:
                 raise NotFoundError(f"Provider {account} never registered")
-            told = connection.execute(
+            changes = connection.execute(
                 _changes(row.account)
                 .order_by(events.c.block.desc(), events.c.log_index.desc())
                 .limit(SHOWN + 1)
             ).all()
             figures = latest_figures(connection, row.account)
             return ProviderDetail(
-                row=_provider_row(row, figures.get(row.account), moment),
-                history=tuple(_change(each, moment) for each in told[:SHOWN]),
-                more_history=len(told) > SHOWN,
-                challenge=open_challenge(connection, row.account, moment),
+                row=_provider_row(row, figures.get(row.account), snapshot),
+                history=tuple(_change(each, snapshot) for each in changes[:SHOWN]),
+                more_history=len(changes) > SHOWN,
+                challenge=open_challenge(connection, row.account, snapshot),
             )
 
     def provider_history(
@@ -109,12 +109,12 @@ class RegistryQueries(Reader):
         query = _changes(address(account))
         if kind is not None:
             query = query.where(events.c.name.in_([n for n, k in KINDS.items() if k == kind]))
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             return paged(
                 connection,
                 query,
                 [events.c.block, events.c.log_index],
-                lambda row: _change(row, moment),
+                lambda row: _change(row, snapshot),
                 kind="provider",
                 cursor=cursor,
                 limit=limit,
@@ -122,19 +122,19 @@ class RegistryQueries(Reader):
 
     def roles(self) -> Roles:
         """Who may do what, and who gave it."""
-        with self._read() as (connection, moment):
-            found = role_rows(connection, moment)
+        with self._read() as (connection, snapshot):
+            found = role_rows(connection, snapshot)
         return Roles(held=held_roles(found), history=tuple(reversed(found)))
 
     def parameters(self) -> ParameterHistory:
         """Fee, timeouts and addresses; what can change has a history."""
-        with self._read() as (connection, moment):
+        with self._read() as (connection, snapshot):
             fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
             query = placed(parameters).order_by(
                 parameters.c.block.desc(), parameters.c.log_index.desc()
             )
             history = tuple(
-                ParameterRow(row.name, row.value, moment.place(row, row.log_index))
+                ParameterRow(row.name, row.value, snapshot.place(row, row.log_index))
                 for row in connection.execute(query)
             )
         latest = {row.name: row for row in reversed(history)}
@@ -143,7 +143,7 @@ class RegistryQueries(Reader):
 
 
 def role_rows(
-    connection: Connection, moment: IndexSnapshot, account: str | None = None
+    connection: Connection, snapshot: IndexSnapshot, account: str | None = None
 ) -> tuple[RoleRow, ...]:
     """Grants and losses, oldest first."""
     query = placed(roles).order_by(roles.c.block, roles.c.log_index)
@@ -153,7 +153,7 @@ def role_rows(
         read_model(
             RoleRow,
             row,
-            at=moment.place(row, row.log_index),
+            at=snapshot.place(row, row.log_index),
             name=ROLE_NAMES.get(row.role, row.role),
         )
         for row in connection.execute(query)
@@ -173,7 +173,7 @@ def held_roles(history: tuple[RoleRow, ...]) -> tuple[RoleRow, ...]:
 
 
 def open_challenge(
-    connection: Connection, account: str, moment: IndexSnapshot
+    connection: Connection, account: str, snapshot: IndexSnapshot
 ) -> ChallengeRow | None:
     """The challenge that a provider has not answered."""
     row = connection.execute(
@@ -187,9 +187,9 @@ def open_challenge(
     ).one_or_none()
     if row is None or row.name == "ProviderAnswered":
         return None
-    told = pydantic_core.from_json(row.body)
-    at = moment.place(row, row.log_index)
-    return ChallengeRow(at, told["job_id"], account, told["by"], told["answer_by"])
+    changes = pydantic_core.from_json(row.body)
+    at = snapshot.place(row, row.log_index)
+    return ChallengeRow(at, changes["job_id"], account, changes["by"], changes["answer_by"])
 
 
 def is_active(row: Row[Any], now: int) -> bool:
@@ -203,10 +203,10 @@ def _changes(account: str) -> Select[Any]:
     return placed(events).where(events.c.account == account, events.c.name.in_(list(KINDS)))
 
 
-def _change(row: Row[Any], moment: IndexSnapshot) -> ProviderChange:
+def _change(row: Row[Any], snapshot: IndexSnapshot) -> ProviderChange:
     values = pydantic_core.from_json(row.body)
     values.pop("provider", None)
-    return ProviderChange(moment.place(row, row.log_index), KINDS[row.name], values)
+    return ProviderChange(snapshot.place(row, row.log_index), KINDS[row.name], values)
 
 
 def latest_figures(connection: Connection, account: str | None = None) -> dict[str, Row[Any]]:
@@ -255,8 +255,8 @@ def _load(row: Row[Any]) -> Load:
     return Load(row.cpus_assigned, row.memory_assigned, row.gpus_assigned)
 
 
-def _provider_row(row: Row[Any], figures: Row[Any] | None, moment: IndexSnapshot) -> ProviderRow:
-    now = moment.number("time", 0)
+def _provider_row(row: Row[Any], figures: Row[Any] | None, snapshot: IndexSnapshot) -> ProviderRow:
+    now = snapshot.number("time", 0)
     return read_model(
         ProviderRow,
         row,

@@ -49,8 +49,8 @@ class SeriesQueries(Reader):
 
     def overview(self) -> Overview:
         """The grid at the index's block."""
-        with self._read() as (connection, moment):
-            now = moment.number("time", 0)
+        with self._read() as (connection, snapshot):
+            now = snapshot.number("time", 0)
             last, before = _sums(connection, [now, now - _HOUR])
             known = connection.execute(select(providers)).all()
             good = [row for row in known if is_active(row, now)]
@@ -59,7 +59,7 @@ class SeriesQueries(Reader):
         ended = sum(jobs[each] - earlier[each] for each in jobs if each.is_final)
         minted, burned = _sum(last, "minted"), _sum(last, "burned")
         return Overview(
-            block=moment.number("block"),
+            block=snapshot.number("block"),
             time=now,
             jobs=jobs,
             jobs_total=sum(jobs.values()),
@@ -93,8 +93,8 @@ class SeriesQueries(Reader):
         Raises:
             UsageError: An invalid number, or invalid times.
         """
-        with self._read() as (connection, moment):
-            times = _times(connection, moment, buckets, since, until)
+        with self._read() as (connection, snapshot):
+            times = _times(connection, snapshot, buckets, since, until)
             rows = _sums(connection, times)
         pairs = zip(times, rows, strict=True)
         return tuple(StatusPoint(time, _counts(row)) for time, row in pairs)
@@ -103,8 +103,8 @@ class SeriesQueries(Reader):
         self, buckets: int = 60, *, since: int | None = None, until: int | None = None
     ) -> tuple[EscrowPoint, ...]:
         """Where credits were; arguments and errors as `jobs_by_status_over_time`."""
-        with self._read() as (connection, moment):
-            times = _times(connection, moment, buckets, since, until)
+        with self._read() as (connection, snapshot):
+            times = _times(connection, snapshot, buckets, since, until)
             rows = _sums(connection, times)
         return tuple(_escrow(time, row) for time, row in zip(times, rows, strict=True))
 
@@ -121,20 +121,24 @@ class SeriesQueries(Reader):
         Arguments and errors as `jobs_by_status_over_time`; `account` for one provider alone.
         """
         key = None if account is None else address(account)
-        with self._read() as (connection, moment):
-            times = _times(connection, moment, buckets + 1, since, until)
+        with self._read() as (connection, snapshot):
+            times = _times(connection, snapshot, buckets + 1, since, until)
             rows = _figures(connection, times, key)
         return tuple(_use(each, times, rows[each]) for each in rows)
 
 
 def _times(
-    connection: Connection, moment: IndexSnapshot, count: int, since: int | None, until: int | None
+    connection: Connection,
+    snapshot: IndexSnapshot,
+    count: int,
+    since: int | None,
+    until: int | None,
 ) -> list[int]:
     if not 1 <= count <= MAX_BUCKETS + 1:
         raise UsageError(f"A series has 1 to {MAX_BUCKETS} points, not {count}")
     if since is None:
         since = connection.execute(select(func.min(totals.c.time))).scalar() or 0
-    last = moment.number("time", 0) if until is None else until
+    last = snapshot.number("time", 0) if until is None else until
     if last < since:
         raise UsageError("A series can't end before it begins")
     if count == 1:

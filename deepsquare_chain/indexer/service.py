@@ -224,10 +224,12 @@ class IndexService:
     def _keep_heads(self, head: int, head_time: int, finalized: int) -> None:
         with self.database.begin() as connection:
             state = get_state(connection)
-            told = connection.execute(select(func.max(schema.headers.c.number))).scalar() or 0
+            latest_known = (
+                connection.execute(select(func.max(schema.headers.c.number))).scalar() or 0
+            )
             before = int(state.get("finalized", -1))
             put_state(connection, head=head, head_time=head_time, finalized=finalized)
-            if min(finalized, told) != min(before, told):
+            if min(finalized, latest_known) != min(before, latest_known):
                 note(connection, "finality", before + 1, finalized, ())
 
     def _has_constants(self) -> bool:

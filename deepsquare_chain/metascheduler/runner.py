@@ -67,7 +67,7 @@ async def run_scheduler(
             stop=stop,
             heads=service.heads,
         )
-        daemon.unready = service.figures.head.problem
+        daemon.unready = service.metrics.head.problem
         return daemon
 
     await serve(NAME, open_once, stop)

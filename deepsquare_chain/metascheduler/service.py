@@ -88,7 +88,7 @@ class SchedulerService:
         self.state = SchedulerState(store)
         self.observer = GridObserver(contracts, self.state, settings.watch)
         metrics = metrics or Metrics("metascheduler")
-        self.figures = SchedulerMetrics(metrics)
+        self.metrics = SchedulerMetrics(metrics)
         self.cluster: ClusterSnapshot | None = None
         self.plan = Plan()
         self.rules = settings.rules
@@ -101,7 +101,7 @@ class SchedulerService:
             contracts.scheduler,
             size=settings.batch_size,
             timeout=settings.send_timeout,
-            counted=self.figures.sent,
+            counted=self.metrics.sent,
         )
         self._follower = Follower(
             self._w3,
@@ -117,7 +117,7 @@ class SchedulerService:
         self.heads = HeadSource(
             self._w3,
             None if sender is None else sender.tend,
-            self.figures.head,
+            self.metrics.head,
             poll=settings.poll_interval,
         )
         self._followed = (b"", False)  # a block up to which all believed events are taken in
@@ -141,7 +141,7 @@ class SchedulerService:
         crash_point("scheduler.followed")
         cluster = await self._look(head)
         self.cluster = cluster
-        self.figures.show(cluster)
+        self.metrics.show(cluster)
         self._tell_who_rests(cluster)
         # Different jobs each: only the waiting for a block is shared.
         moved = await asyncio.gather(self._hold_to_account(cluster), self._assign(cluster))
@@ -187,7 +187,7 @@ class SchedulerService:
         if self._sender is None or (last is not None and now - last < _SLOW_LOOKS):
             return
         balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
-        self.figures.gas.set(balance / CREDIT)
+        self.metrics.gas.set(balance / CREDIT)
         self._looked_slowly = now
 
     def _tell_who_rests(self, cluster: ClusterSnapshot) -> None:
@@ -224,7 +224,7 @@ class SchedulerService:
         snapshot = self._snapshot(cluster)
         began = time.perf_counter()
         self.plan = self._planner.plan(snapshot, self.rules, self.state.history())
-        self.figures.planning.observe(time.perf_counter() - began)
+        self.metrics.planning.observe(time.perf_counter() - began)
         self._explain(snapshot, self.plan)
         self._tell_held(cluster)
         crash_point("scheduler.planned")

@@ -37,7 +37,7 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
         health = probe()
         return JSONResponse({"live": health.live, "ready": health.ready, **health.details})
 
-    async def figures(_: Request) -> Response:
+    async def metrics_page(_: Request) -> Response:
         if metrics is None:
             return JSONResponse({"ok": False}, status_code=404)
         return Response(metrics.render(), media_type=CONTENT_TYPE)
@@ -48,7 +48,7 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
         Route("/live", live),
         Route("/ready", ready),
         Route("/status", status),
-        Route("/metrics", figures),
+        Route("/metrics", metrics_page),
     ]
     return Starlette(routes=routes, middleware=[guard])
 

@@ -102,7 +102,7 @@ async def run_provider(
             heads=service.heads,
         )
         daemon.details = service.details
-        daemon.unready = service.figures.head.problem
+        daemon.unready = service.metrics.head.problem
         maintenance.serve(service)
         daemon.on_close("starts", service.close)
         return daemon

@@ -202,8 +202,8 @@ class ProviderService:
             contract=contracts.scheduler.address,
         )
         metrics = metrics or Metrics("provider")
-        self.figures = ProviderMetrics(metrics)
-        self.figures.disk_floor.set(settings.min_free * MEGABYTE)
+        self.metrics = ProviderMetrics(metrics)
+        self.metrics.disk_floor.set(settings.min_free * MEGABYTE)
         self._w3 = contracts.w3
         self._contracts = contracts
         self._sender = sender
@@ -237,7 +237,7 @@ class ProviderService:
             contracts.scheduler,
             size=settings.batch_size,
             timeout=settings.send_timeout,
-            counted=self.figures.sent,
+            counted=self.metrics.sent,
         )
         # Events are hints here, so they are read up to the head; what can't be undone waits
         # for confirmed state.
@@ -256,7 +256,7 @@ class ProviderService:
             metrics=metrics,
         )
         self.heads = HeadSource(
-            self._w3, sender.tend, self.figures.head, poll=settings.poll_interval
+            self._w3, sender.tend, self.metrics.head, poll=settings.poll_interval
         )
         self._uploader = None
         if gateways:
@@ -276,7 +276,7 @@ class ProviderService:
             chain_id=deployment.chain_id,
             contract=contracts.scheduler.address,
             limits=Limits(settings.keep_seconds, settings.keep_megabytes * MEGABYTE),
-            shown=self.figures.keeps,
+            shown=self.metrics.keeps,
         )
         self._jobs = 0
         self._fault = ""
@@ -352,7 +352,7 @@ class ProviderService:
             UsageError: A nonce was used by a call that only such a daemon sends.
         """
         scheduler = self._contracts.scheduler.address.lower()
-        for each in self._sender.foreign():
+        for each in self._sender.nonce_conflicts():
             name = _DAEMON_CALLS.get(each.data[:4])
             if name is not None and each.to.lower() == scheduler:
                 raise UsageError(
@@ -428,11 +428,11 @@ class ProviderService:
             self._w3.eth.get_balance(self._sender.account.address, "latest"),
         )
         self._maintenance.saw(provider.status)
-        self.figures.active.set(provider.status is ProviderStatus.ACTIVE)
-        self.figures.approved_until.set(provider.approved_until)
+        self.metrics.active.set(provider.status is ProviderStatus.ACTIVE)
+        self.metrics.approved_until.set(provider.approved_until)
         if self._on_hardware is not None:
             self._on_hardware(in_all(provider.hardware))
-        self.figures.gas.set(balance / CREDIT)
+        self.metrics.gas.set(balance / CREDIT)
         self._looked_at_account = looked
 
     async def _mark_store(self) -> None:
@@ -446,11 +446,11 @@ class ProviderService:
         views = await self._observer.views(head, followed=followed)
         free = await self._observer.free()
         self._fault = await self._observer.fault()
-        self.figures.show(views, free)
-        self.figures.can_start.set(not self._fault)
-        self.figures.draining.set(self._maintenance.draining)
+        self.metrics.show(views, free)
+        self.metrics.can_start.set(not self._fault)
+        self.metrics.draining.set(self._maintenance.draining)
         disk = free_megabytes(self._settings.state_dir)
-        self.figures.disk.set(disk * MEGABYTE)
+        self.metrics.disk.set(disk * MEGABYTE)
         self._jobs = len(views)
         self._watch_revenue(views, head)
         if self._settings.follow_offer:
@@ -515,7 +515,7 @@ class ProviderService:
             for view in views
             if view.mine and view.chain is JobStatus.RUNNING
         }
-        self.figures.revenue(unbilled.values())
+        self.metrics.revenue(unbilled.values())
         limit = self._settings.unbilled_warning
         exceeding = {job_id for job_id, amount in unbilled.items() if limit and amount > limit}
         for job_id in sorted(exceeding - self._warned):

@@ -147,12 +147,12 @@ def _healthz(probe: Callable[[], Health] | None) -> Any:
 
 
 def _metrics(metrics: Metrics | None) -> Any:
-    async def figures(_: Request) -> Response:
+    async def metrics_page(_: Request) -> Response:
         if metrics is None:
             raise NotFoundError("This explorer keeps no figures")
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
-    return figures
+    return metrics_page
 
 
 def status_of(error: Exception) -> int:

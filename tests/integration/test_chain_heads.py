@@ -22,7 +22,7 @@ class Ear:
 
     def __init__(self) -> None:
         self.wakes = 0
-        self.told: list[bool] = []
+        self.on_change: list[bool] = []
         self._news = asyncio.Event()
 
     def wake(self) -> None:
@@ -30,7 +30,7 @@ class Ear:
         self._news.set()
 
     def tell(self, listens: bool) -> None:
-        self.told.append(listens)
+        self.on_change.append(listens)
         self._news.set()
 
     async def until(self, condition: Any) -> None:
@@ -42,7 +42,7 @@ class Ear:
 
 @asynccontextmanager
 async def listening(url: str, ear: Ear, chain_id: int = 7) -> AsyncIterator[HeadWatch]:
-    watch = HeadWatch(url, ear.wake, chain_id=chain_id, told=ear.tell, pauses=(0.01, 0.05))
+    watch = HeadWatch(url, ear.wake, chain_id=chain_id, on_change=ear.tell, pauses=(0.01, 0.05))
     watch.start()
     try:
         yield watch
@@ -56,14 +56,14 @@ async def test_a_real_node_wakes_at_each_block() -> None:
     async with start_anvil() as node, connected(node.url) as w3:
         url = node.url.replace("http", "ws")
         async with listening(url, ear, node.chain_id):
-            await ear.until(lambda found: found.told == [True])
+            await ear.until(lambda found: found.on_change == [True])
             for number in range(1, 4):
                 await w3.provider.make_request("evm_mine", [])
                 await ear.until(lambda found, number=number: found.wakes > number)
         port = int(url.rpartition(":")[2])
     async with listening(f"ws://127.0.0.1:{port}", ear):
         # The node has gone: it is told, and tried again.
-        await ear.until(lambda found: found.told.count(False) >= 2)
+        await ear.until(lambda found: found.on_change.count(False) >= 2)
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ async def test_it_comes_back_by_itself() -> None:
     async with server(HEAD, HEAD) as url, listening(url, ear):
         # Two heads and the wake-up after a connection, three times over.
         await ear.until(lambda found: found.wakes >= 9)
-    assert ear.told[:4] == [True, False, True, False]
+    assert ear.on_change[:4] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -100,23 +100,23 @@ async def test_it_comes_back_by_itself() -> None:
 async def test_nonsense_ends_a_connection_and_nothing_else(body: Any) -> None:
     ear = Ear()
     async with server(body) as url, listening(url, ear):
-        await ear.until(lambda found: found.told.count(False) >= 2)
+        await ear.until(lambda found: found.on_change.count(False) >= 2)
 
 
 async def test_messages_of_others_wake_nobody() -> None:
     ear = Ear()
     other = {"method": "eth_subscription", "params": {"subscription": "0xdef", "result": {}}}
     async with server(other, {"params": []}, {}) as url, listening(url, ear):
-        await ear.until(lambda found: found.told == [True, False, True])
-        assert ear.wakes == ear.told.count(True)  # by connections alone
+        await ear.until(lambda found: found.on_change == [True, False, True])
+        assert ear.wakes == ear.on_change.count(True)  # by connections alone
 
 
 @pytest.mark.parametrize("chain", ["0x8", 7, None, {}])
 async def test_another_chain_wakes_nobody(chain: Any) -> None:
     ear = Ear()
     async with server(HEAD, chain=chain) as url, listening(url, ear):
-        await ear.until(lambda found: len(found.told) >= 2)
-    assert (ear.wakes, set(ear.told)) == (0, {False})
+        await ear.until(lambda found: len(found.on_change) >= 2)
+    assert (ear.wakes, set(ear.on_change)) == (0, {False})
 
 
 def test_an_address_that_is_none() -> None:

@@ -93,7 +93,7 @@ class CommandContext:
         return self.service._waits[job_id]
 
     def sent(self, kind: str) -> float | None:
-        return self.service.figures.metrics.value("scheduler_jobs_total", kind=kind)
+        return self.service.metrics.metrics.value("scheduler_jobs_total", kind=kind)
 
 
 @asynccontextmanager
@@ -120,7 +120,7 @@ async def test_assigns_what_fits_and_settles_down(one: CommandContext) -> None:
     assert await one.places(*ids) == [1, 1, 1]
     assert await one.cycle() is False
     assert one.sent("assign") == 3
-    metrics = one.service.figures.metrics
+    metrics = one.service.metrics.metrics
     assert metrics.value("queue_jobs") == 0
     assert metrics.value("assigned_jobs") == 3
 
@@ -360,7 +360,7 @@ async def test_who_raises_each_time_is_asked_less_often(one: CommandContext) -> 
         raised = Prices(CHEAP.cpu * at, CHEAP.gpu * at, CHEAP.mem * at)
         await grid.send(grid.providers[0], registry.set_prices(raised))
 
-    refused = one.service.figures.metrics
+    refused = one.service.metrics.metrics
     async with in_front(one, raise_again):
         await one.cycle()
         assert refused.value("scheduler_refused_total", kind="assign") == 1
@@ -459,7 +459,7 @@ async def neglect(one: CommandContext, provider: int, expected: int) -> None:
     if (await one.clock(provider)).challenged_at:
         await grid.send(grid.providers[provider - 1], scheduler.answer())
     assert await one.statuses(job_id) == [S.PENDING]
-    assert one.service.figures.metrics.value("strikes_in_a_day") == expected - 1
+    assert one.service.metrics.metrics.value("strikes_in_a_day") == expected - 1
     await grid.send(grid.customers[0], scheduler.cancel([job_id]))
 
 
@@ -474,7 +474,7 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         assert await one.places(job_id) == [2]
         [told] = [each for each in logs if each["event"] == "provider rests"]
         assert (told["provider"], "it rests until" in told["why"]) == (1, True)
-        metrics = one.service.figures.metrics
+        metrics = one.service.metrics.metrics
         assert (metrics.value("strikes_in_a_day"), metrics.value("resting_providers")) == (3, 1)
         [large] = await grid.submit(1, resources=WHOLE)
         await one.cycle()
@@ -615,7 +615,7 @@ async def test_skipped_items_rest(one: CommandContext) -> None:
     await one.grid.send(one.grid.customers[0], cancel)
     assert await one.service._assign(cluster) == 1
     assert await one.statuses(*ids) == [S.CANCELLED, S.META_SCHEDULED]
-    refused = one.service.figures.metrics.value("scheduler_refused_total", kind="assign")
+    refused = one.service.metrics.metrics.value("scheduler_refused_total", kind="assign")
     assert refused == 1
     assert await one.cycle() is False
 
@@ -719,18 +719,18 @@ async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
                 return (await client.get("/ready")).status_code == 200
 
             await until(ready)
-            figures = (await client.get("/metrics")).text
+            metrics = (await client.get("/metrics")).text
             stop.set()
             await daemon
             with pytest.raises(httpx.TransportError):
                 await client.get("/live")
-    assert 'deepsquare_queue_jobs{service="metascheduler"}' in figures
-    assert 'deepsquare_follower_lag_blocks{service="metascheduler"} 0.0' in figures
+    assert 'deepsquare_queue_jobs{service="metascheduler"}' in metrics
+    assert 'deepsquare_follower_lag_blocks{service="metascheduler"} 0.0' in metrics
     age, skew = (
         float(value)
         for name in ("head_age", "clock_skew")
         for value in re.findall(
-            rf"^deepsquare_{name}_seconds\{{.*?\}} (\S+)$", figures, re.MULTILINE
+            rf"^deepsquare_{name}_seconds\{{.*?\}} (\S+)$", metrics, re.MULTILINE
         )
     )
     # Other tests set this chain's clock: its head may be of another day, for both alike.

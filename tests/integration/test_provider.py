@@ -99,7 +99,7 @@ async def _whole_life(host: Bench) -> None:
     folder = find_run(host.folder, deployment.chain_id, deployment.scheduler, job_id)
     assert folder is not None
     assert read_output(folder).data == output
-    metrics = host.service.figures.metrics
+    metrics = host.service.metrics.metrics
     assert metrics.value("follower_lag_blocks") == 0
     age = metrics.value("head_age_seconds")
     assert age is not None
@@ -283,7 +283,7 @@ async def test_maintenance_ends_what_runs_and_gives_back_the_rest(grid: LiveGrid
         await host.drive(
             lambda: not host.service.table.open() or host.service.details()["jobs"] < 2
         )
-        assert host.service.figures.metrics.value("provider_draining") == 1
+        assert host.service.metrics.metrics.value("provider_draining") == 1
         provider = await registry.provider_of(host.account.address)
         assert provider.status is ProviderStatus.DRAINING
     async with bench(grid, tmp_path) as host:
@@ -329,7 +329,7 @@ async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path
             "sleep 7", time_limit=600, flags=JobFlags.INTERIM_PAYMENTS, retries=0
         )
         await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
-        sent = host.service.figures.metrics.value
+        sent = host.service.metrics.metrics.value
         # There is nothing else to send: an answer of its own.
         await grid.send(grid.stranger, scheduler.challenge(job_id))
         await host.drive(lambda: sent("provider_jobs_total", kind="answer") == 1)

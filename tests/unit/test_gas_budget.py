@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.transactions.gas_budget import DAY, GasBudget, runway
+from deepsquare_chain.chain.transactions.gas_budget import DAY, GasBudget, gas_budget
 
 NOW = 1_800_000_000
 
 
 def test_nothing_sent_yet() -> None:
-    found = runway(10**18, [], NOW)
+    found = gas_budget(10**18, [], NOW)
     assert (found.transactions, found.days, found.low) == (None, None, False)
     assert found.words() == "1 coin for gas"
-    assert runway(0, [], NOW).low
+    assert gas_budget(0, [], NOW).low
 
 
 def test_one_after_the_other_through_half_a_day() -> None:
     spent = [(NOW - hours * 3_600, 10) for hours in range(13)]
-    found = runway(1_000, spent, NOW)
+    found = gas_budget(1_000, spent, NOW)
     assert (found.per_transaction, found.transactions) == (10, 100)
     assert found.per_day == 260
     assert found.days == pytest.approx(1_000 / 260)
@@ -29,10 +29,10 @@ def test_one_after_the_other_through_half_a_day() -> None:
 
 
 def test_older_than_a_day_says_nothing_of_a_day() -> None:
-    found = runway(1_000, [(NOW - 2 * DAY, 1), (NOW - 3 * DAY, 3)], NOW)
+    found = gas_budget(1_000, [(NOW - 2 * DAY, 1), (NOW - 3 * DAY, 3)], NOW)
     assert (found.per_transaction, found.days) == (2, None)
     # A burst of a minute is no rate of a day either.
-    assert runway(1_000, [(NOW - 60, 1)] * 30, NOW).days is None
+    assert gas_budget(1_000, [(NOW - 60, 1)] * 30, NOW).days is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_when_it_is_low(found: GasBudget, low: bool) -> None:
     spent=st.lists(st.tuples(st.integers(0, NOW), st.integers(0, 2**80)), max_size=20),
 )
 def test_any_history_has_an_answer(balance: int, spent: list[tuple[int, int]]) -> None:
-    found = runway(balance, spent, NOW)
+    found = gas_budget(balance, spent, NOW)
     assert found.words()
     if found.transactions is not None and found.per_transaction:
         assert found.transactions * found.per_transaction <= balance

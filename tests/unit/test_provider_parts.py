@@ -819,7 +819,7 @@ def test_another_daemon_of_the_account_ends_this_one(name: str, to: str, ends: b
     spender = Spender("0xab", 77, to, selector + bytes(32))
     service: Any = SimpleNamespace(
         _contracts=SimpleNamespace(scheduler=SimpleNamespace(address=SCHEDULER)),
-        _sender=SimpleNamespace(foreign=lambda: [spender], address="0x" + "55" * 20),
+        _sender=SimpleNamespace(nonce_conflicts=lambda: [spender], address="0x" + "55" * 20),
     )
     if not ends:
         ProviderService._refuse_second_daemon(service)

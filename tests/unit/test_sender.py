@@ -825,7 +825,7 @@ async def test_what_another_program_called_is_kept(
         await task
     if blocks is not None:
         blocks.cancel()
-    (found,) = sender.foreign()
+    (found,) = sender.nonce_conflicts()
     assert found.data == chain.mined()[0].data
 
 
@@ -839,7 +839,7 @@ async def test_what_was_under_way_before_is_no_other_program(
     foreign(chain, 0)
     chain.mine()
     await sender.tend()
-    assert sender.foreign() == []
+    assert sender.nonce_conflicts() == []
 
 
 async def test_a_nonce_taken_while_waiting_names_the_transaction(

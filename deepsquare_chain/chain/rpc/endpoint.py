@@ -399,10 +399,10 @@ class CheckedProvider(AsyncHTTPProvider):
             if self.on_head is not None:
                 block: Any = answer.get("result")
                 self.on_head(head, block if isinstance(block, dict) else None)
-            highest, told = self._highest
+            highest, seen_at = self._highest
             if head < highest:
                 self.doubtful = True
-            if head < highest and now - told < _HEAD_MEMORY:
+            if head < highest and now - seen_at < _HEAD_MEMORY:
                 behind = True
             else:
                 self._highest = (head, now)

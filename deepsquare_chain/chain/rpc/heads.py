@@ -119,13 +119,13 @@ class HeadSource:
         self,
         w3: AsyncWeb3[Any],
         tend: Callable[[], Awaitable[Mapping[str, Any]]] | None,
-        figures: HeadMetrics,
+        head_metrics: HeadMetrics,
         *,
         poll: float,
     ) -> None:
         self._w3 = w3
         self._tend = tend
-        self._figures = figures
+        self._metrics = head_metrics
         self._poll = poll
         self._header: Mapping[str, Any] | None = None
         self._number = 0
@@ -177,10 +177,10 @@ class HeadSource:
         number, chain_time = int(header["number"], 16), int(header["timestamp"], 16)
         if number < seen:
             _log.warning("endpoint lags", head=number, seen=seen)
-            self._figures.fell_behind(seen - number)
+            self._metrics.fell_behind(seen - number)
             return None
         self._header, self._number = header, number
-        self._figures.saw(chain_time, on_demand=still > 0)
+        self._metrics.saw(chain_time, on_demand=still > 0)
         return Head(
             number,
             chain_time + int(still),
@@ -225,7 +225,7 @@ class HeadWatch:
         wake: Callable[[], None],
         *,
         chain_id: int,
-        told: Callable[[bool], None] = lambda _listens: None,
+        on_change: Callable[[bool], None] = lambda _listens: None,
         pauses: tuple[float, float] = _PAUSES,
         transport: Transport | None = None,
     ) -> None:
@@ -234,7 +234,7 @@ class HeadWatch:
         self._url = url
         self._place = safe_url(url)
         self._wake = wake
-        self._told = told
+        self._on_change = on_change
         self._chain_id = chain_id
         self._pauses = pauses
         self._transport = transport or Transport()
@@ -258,7 +258,7 @@ class HeadWatch:
             try:
                 await self._listen()
             except (OSError, WebSocketException, TimeoutError, _UnusableError) as error:
-                self._told(False)
+                self._on_change(False)
                 self._failures += 1
                 low, high = self._pauses
                 pause = min(high, low * 2.0 ** min(self._failures - 1, 10))
@@ -291,7 +291,7 @@ class HeadWatch:
                 raise _UnusableError(f"it serves chain {str(found)[:40]}, not {self._chain_id}")
             subscription = await self._ask(socket, next(numbers), "eth_subscribe", "newHeads")
             self._failures = 0
-            self._told(True)
+            self._on_change(True)
             _log.info("websocket_listens", endpoint=self._place)
             self._wake()  # blocks of the time without a connection
             async for message in socket:

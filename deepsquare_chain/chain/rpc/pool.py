@@ -515,8 +515,8 @@ class Pool(AsyncBaseProvider):
         """Ask all for their heads at the same time; who is too far behind is not believed."""
         self._compared = time.monotonic()
         heads = await asyncio.gather(*(self._head(each) for each in self.members))
-        best, told = self._best
-        if time.monotonic() - told > _HEAD_MEMORY:
+        best, seen_at = self._best
+        if time.monotonic() - seen_at > _HEAD_MEMORY:
             best = -1
         if max(heads) >= best:
             self._best = (max(heads), time.monotonic())

@@ -71,7 +71,7 @@ class GasBudget:
         return lasts if self.days is None else f"{lasts}, or {self.days:,.1f} days as of late"
 
 
-def runway(balance: int, spent: Sequence[tuple[int, int]], now: float) -> GasBudget:
+def gas_budget(balance: int, spent: Sequence[tuple[int, int]], now: float) -> GasBudget:
     """Judge a balance by what was spent.
 
     Args:
@@ -123,7 +123,7 @@ class GasMonitor:
         address = to_checksum_address(self._address)
         balance = int(await self._w3.eth.get_balance(address, "latest"))
         self._looked = now
-        found = runway(balance, self._outbox.spent(), time.time())
+        found = gas_budget(balance, self._outbox.spent(), time.time())
         if found.low and await is_gas_free(self._w3):
             found = replace(found, free=True)
         if self._metrics is not None:

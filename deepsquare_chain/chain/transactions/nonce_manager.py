@@ -196,7 +196,7 @@ class NonceManager:
         self.refusals: dict[int, str] = {}
         #: The latest transactions of this account that nobody here sent, and that were not under
         #: way when this began.
-        self.foreign: list[Spender] = []
+        self.conflicts: list[Spender] = []
         self._metrics = metrics
         if metrics is not None:
             words = "Nonces of the wallet that somebody else used."
@@ -486,10 +486,10 @@ class NonceManager:
         if before is None or before >= count:
             return
         ours = {entry.nonce for entry in self._outbox.entries_from(before)}
-        foreign = [nonce for nonce in range(before, count) if nonce not in ours]
-        if foreign:
+        conflicts = [nonce for nonce in range(before, count) if nonce not in ours]
+        if conflicts:
             spender = None
-            for nonce in foreign[:_SHOWN]:
+            for nonce in conflicts[:_SHOWN]:
                 found = await find_spender(self._w3, self._account.address, nonce)
                 spender = spender or found
                 if found is not None:
@@ -497,17 +497,17 @@ class NonceManager:
             _log.warning(
                 "foreign_nonce",
                 account=self._account.address,
-                nonces=foreign[:10],
+                nonces=conflicts[:10],
                 used=used_by(spender),
                 hint="Another program uses this wallet: give each its own, or one --state-dir.",
             )
             if self._metrics is not None:
-                self._metrics.add(self._foreign, amount=len(foreign))
+                self._metrics.add(self._foreign, amount=len(conflicts))
 
     def note_foreign(self, spender: Spender) -> None:
         """Remember what somebody else sent, unless it may be from before the start of this."""
-        if spender not in self.foreign and 0 <= self._began < spender.block - _OLD_BLOCKS:
-            self.foreign = [*self.foreign, spender][-_SHOWN:]
+        if spender not in self.conflicts and 0 <= self._began < spender.block - _OLD_BLOCKS:
+            self.conflicts = [*self.conflicts, spender][-_SHOWN:]
 
     async def _raised(self, entry: Entry) -> Fees:
         """Fees of the next attempt: both at least 12.5 % higher."""

@@ -256,9 +256,9 @@ class Sender:
         attended = self._nonce_manager.attended
         return [entry for entry in self.pending() if entry.id not in attended]
 
-    def foreign(self) -> list[Spender]:
+    def nonce_conflicts(self) -> list[Spender]:
         """The latest transactions of this account that others sent while this sender was there."""
-        return list(self._nonce_manager.foreign)
+        return list(self._nonce_manager.conflicts)
 
     async def speed_up(self, entry: Entry) -> None:
         """Raise both fees of a pending transaction by at least 12.5 %, now.
