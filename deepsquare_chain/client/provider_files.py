@@ -54,6 +54,7 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "ca_file": "ca.pem",
     "headers_file": "headers.toml",
     "collect_interval": 3600,
+    "gateway": "https://gateway.example.org",
 }
 _HEAD: Final = """\
 # Settings of a DeepSquare provider. The daemon reads this file when it is started in this folder.
