@@ -60,10 +60,11 @@ LimitOption = Annotated[
 
 
 def _read(file: Path, credits: int | None, limit: str | None) -> tuple[JobFile, Terms]:
+    from deepsquare_chain.client.modules import load_job
     from deepsquare_chain.errors import UsageError
-    from deepsquare_chain.workflow import load_job_file, parse_duration
+    from deepsquare_chain.workflow import parse_duration
 
-    job_file = load_job_file(file)
+    job_file = load_job(file)
     try:
         seconds = None if limit is None else parse_duration(limit)
     except ValueError as error:

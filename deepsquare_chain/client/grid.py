@@ -18,6 +18,7 @@ from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
 from deepsquare_chain.client.gateways import gateways_of, read_log
 from deepsquare_chain.client.history import History
+from deepsquare_chain.client.modules import load_job
 from deepsquare_chain.client.network import (
     WalletConnection,
     open_grid,
@@ -40,7 +41,7 @@ from deepsquare_chain.provider.outputs import find_run, read_output
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 from deepsquare_chain.store.gateway_client import GatewayClient, GatewayDefinitionStore
-from deepsquare_chain.workflow import JobFile, load_job_file, parse_job_file
+from deepsquare_chain.workflow import JobFile, parse_job_file
 
 _CHUNK = 1_048_576
 
@@ -345,7 +346,7 @@ class Grid:
 async def _read(job: str | Path | bytes) -> JobFile:
     if isinstance(job, bytes):
         return parse_job_file(job)
-    return await asyncio.to_thread(load_job_file, job)
+    return await asyncio.to_thread(load_job, job)
 
 
 def _outcome(job: Job, history: History, exit_code: int) -> JobOutcome:

@@ -86,6 +86,7 @@ class Launched:
         if process is not None:
             self._handle, self._pid = process
         self._took = False
+        self._closing = threading.Lock()
         os.set_blocking(voice, False)
 
     @property
@@ -96,10 +97,12 @@ class Launched:
     @property
     def ended(self) -> bool:
         """Whether it is gone; what it said before can still be heard."""
-        if self._handle is not None and _is_readable(self._handle, 0.0):
-            os.close(self._handle)
-            self._handle = None
-        return self._handle is None
+        # Several parts of the daemon look at runs, each in a thread of its own.
+        with self._closing:
+            if self._handle is not None and _is_readable(self._handle, 0.0):
+                os.close(self._handle)
+                self._handle = None
+            return self._handle is None
 
     def took(self) -> bool:
         """Whether it took the run, by its own word: the run may have removed its folder since."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -39,7 +40,8 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
 def image_name(container: ContainerSection) -> str:
     """The full name of an image in a registry."""
     registry = container.registry or _DOCKER_HUB
-    image = container.image
+    # A digest says more than a tag, and not every runtime takes both.
+    image = re.sub(r":[^:/@]+@", "@", container.image)
     if registry in {_DOCKER_HUB, "docker.io"}:
         return f"docker.io/{image if '/' in image else f'library/{image}'}"
     return f"{registry}/{image}"
@@ -88,7 +90,8 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
         "--security-opt",
         "label=disable",
     ]
-    words += [f"--network={run.network or 'host'}"]
+    # Podman 4.3 has no pasta; to a step the two are the same.
+    words += [f"--network={'host' if run.network in {None, 'host'} else 'slirp4netns'}"]
     words += [f"--dns={address}" for address in run.dns]
     words += [f'--volume "{host}:{inside}"' for host, inside in _FOLDERS]
     words += ['--volume "$HOME:$HOME"', "--env=HOME"] if container.mount_home else []

@@ -21,7 +21,7 @@ from deepsquare_chain.workflow.problems import (
     problems_of,
     refusal,
 )
-from deepsquare_chain.workflow.rules import broken_rules, warnings_of
+from deepsquare_chain.workflow.rules import broken_rules, walk, warnings_of
 from deepsquare_chain.workflow.schema import JobFileDocument
 from deepsquare_chain.workflow.yamltree import Lines, TreeError, read_tree
 
@@ -59,6 +59,12 @@ class JobFile:
         Raises:
             JobFileError: Neither the file nor the argument says it, or the contract can't hold it.
         """
+        for _, step in walk(self.definition.steps):
+            if step.use and step.use.module is None:
+                raise JobFileError(
+                    f"{self.source}: the module {step.use.source} is not fetched",
+                    hint="Submit the file with `deepsquare submit`, which fetches modules.",
+                )
         amount = self.credits if credits is None else credits
         limit = self.time_limit if time_limit is None else time_limit
         if amount is None:

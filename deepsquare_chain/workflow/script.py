@@ -168,11 +168,12 @@ class _Script:
         ):
             lines.append(f"export {name}=${{{name}:-$DEEPSQUARE_STATE/{folder}}}")
         lines += ["export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP"]
-        lines += ["trap 'ended=143' TERM", "trap 'ended=130' INT", 'ended="" code=0 syncing=""']
+        lines += ["trap 'ended=143' TERM", "trap 'ended=130' INT", 'ended="" code=0']
         if what.input is not None:
             lines += [f"run_inner {self._pull(what.input)} || code=$?"]
         if what.continuous_output_sync and what.output is not None and what.output.s3 is not None:
             lines += [
+                'syncing=""',
                 "if ((code == 0)); then",
                 f"    run_async {self._sync_again(what.output.s3)} &",
                 "    syncing=$!",
@@ -180,8 +181,9 @@ class _Script:
             ]
         lines += [f"if ((code == 0)); then run_inner {main} || code=$?; fi"]
         lines += ["code=${ended:-$code}"]
-        if what.output is not None:
+        if what.output is not None and 'syncing=""' in lines:
             lines += ['if [[ -n $syncing ]]; then kill "$syncing"; wait "$syncing"; fi 2>/dev/null']
+        if what.output is not None:
             lines += [f"run_inner {self._push(what.output)} || code=$((code ? code : $?))"]
         lines += ['cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"']
         lines += [

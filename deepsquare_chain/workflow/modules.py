@@ -1,0 +1,172 @@
+"""Modules: steps that a job takes from elsewhere, put into its definition when it is submitted. Pure.
+
+A module.yaml may take in the steps of its user by `{{ .Step.Use.Steps | toYaml | nindent N }}`, as
+DeepSquare's modules do. Other template expressions are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from deepsquare_chain.errors import JobFileError
+from deepsquare_chain.job import Resources
+from deepsquare_chain.workflow.abilities import needed_abilities, requirements
+from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, definition_of
+from deepsquare_chain.workflow.jobfile import JobFile, read_job_tree
+from deepsquare_chain.workflow.problems import place, problems_of, refusal
+from deepsquare_chain.workflow.rules import walk
+from deepsquare_chain.workflow.schema import ModuleDocument
+
+#: Modules that use modules.
+_MAX_DEPTH: Final = 8
+_TAKES_STEPS: Final = re.compile(
+    r"[ \t]*\n?[ \t]*\{\{-?\s*\.Step\.Use\.Steps\s*\|\s*toYaml\s*\|\s*n?indent\s+(\d{1,2})\s*-?\}\}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedModule:
+    """The text of a module.yaml, and the commit from which it is."""
+
+    text: bytes
+    commit: str
+
+
+Fetch = Callable[[str], FetchedModule]
+
+
+def uses_modules(definition: Definition) -> bool:
+    """Whether a step uses a module that is not in the definition yet."""
+    return any(step.use and step.use.module is None for _, step in walk(definition.steps))
+
+
+def resolve_modules(job: JobFile, fetch: Fetch) -> JobFile:
+    """A job file with its modules in the definition.
+
+    Args:
+        job: As it was read.
+        fetch: Gets a module by its source.
+
+    Raises:
+        JobFileError: A module can't be fetched, is not valid, or does not fit the job.
+    """
+    if not uses_modules(job.definition):
+        return job
+    document = job.definition.document()
+    _resolve(document["steps"], job.definition.resources, fetch, 0)
+    definition = definition_of(document, job.source)
+    if len(definition.to_bytes()) > MAX_BYTES:
+        raise JobFileError(
+            f"{job.source}: defines more than {MAX_BYTES:,} bytes with its modules",
+            hint="Use fewer or smaller modules.",
+        )
+    uses = [each for each in job.uses.split(",") if each]
+    needed = requirements(needed_abilities(definition))
+    return replace(job, definition=definition, uses=",".join(dict.fromkeys([*uses, *needed])))
+
+
+def _resolve(steps: Sequence[dict[str, Any]], job: Resources, fetch: Fetch, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise JobFileError(
+            f"Modules use modules deeper than {_MAX_DEPTH} levels",
+            hint="Look for a module that uses itself.",
+        )
+    for step in _uses(steps):
+        use = step["use"]
+        if "module" in use:
+            continue
+        # The steps of the user stand in the module from now on, if it takes any.
+        _resolve(use.get("steps", []), job, fetch, depth + 1)
+        module, commit = _module(use, job, fetch)
+        _resolve(module["steps"], job, fetch, depth + 1)
+        use.pop("steps", None)
+        use["commit"], use["module"] = commit, module
+
+
+def _uses(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for step in steps:
+        if "use" in step:
+            yield step
+        for holder in (step, step.get("for", {}), step.get("launch", {})):
+            for key in ("steps", "catch", "finally"):
+                yield from _uses(holder.get(key, []))
+
+
+def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[str, Any], str]:
+    name = f"module {use['source']}"
+    fetched = fetch(use["source"])
+    document = parse_module(_with_steps(fetched.text, use.get("steps", []), name), name)
+    _check_resources(document, job, name)
+    known = {each.key: each.default for each in document.inputs}
+    for key in use.get("args", {}):
+        if key not in known:
+            raise JobFileError(
+                f"{name} has no input {key!r}",
+                hint=f"Its inputs are {', '.join(known) or 'none'}.",
+            )
+    module = {
+        "env": known | use.get("args", {}),
+        "outputs": [each.key for each in document.outputs],
+        "steps": [each.model_dump(by_alias=True, exclude_defaults=True) for each in document.steps],
+    }
+    return {key: value for key, value in module.items() if value}, fetched.commit
+
+
+def parse_module(text: bytes, name: str) -> ModuleDocument:
+    """A module.yaml.
+
+    Raises:
+        JobFileError: Naming each problem with its line.
+    """
+    tree, lines = read_job_tree(text, name)
+    try:
+        return ModuleDocument.model_validate(tree, by_name=False, by_alias=True)
+    except ValidationError as error:
+        problems = problems_of(error, ModuleDocument)
+        raise refusal(
+            name, (place(each, lines) for each in problems), "Ask its author to correct the module."
+        ) from None
+
+
+def _with_steps(text: bytes, steps: Sequence[dict[str, Any]], name: str) -> bytes:
+    """The module with the steps of its user where its template takes them in."""
+
+    def inserted(match: re.Match[str]) -> str:
+        if not steps:
+            return ""
+        margin = " " * int(match[1])
+        lines = yaml.safe_dump(list(steps), sort_keys=False, allow_unicode=True).splitlines()
+        return "\n" + "\n".join(f"{margin}{line}" for line in lines)
+
+    whole = text.decode("utf-8", "replace")
+    found, count = _TAKES_STEPS.subn(inserted, whole)
+    if steps and not count:
+        raise JobFileError(f"{name} takes no steps", hint="Remove use.steps.")
+    for number, line in enumerate(whole.splitlines(), 1):
+        if "{{" in _TAKES_STEPS.sub("", line) and not line.lstrip().startswith("#"):
+            raise JobFileError(
+                f"{name}:{number}: holds a template expression other than .Step.Use.Steps",
+                hint="Modules of this kind can't be used here; put its steps into the job file.",
+            )
+    return found.encode()
+
+
+def _check_resources(document: ModuleDocument, job: Resources, name: str) -> None:
+    least = document.minimum_resources
+    for key, wanted, given in (
+        ("tasks", least.tasks, job.tasks),
+        ("cpusPerTask", least.cpus_per_task, job.cpus_per_task),
+        ("memPerCpu", least.mem_per_cpu, job.mem_per_cpu),
+        ("gpus", max(least.gpus, least.gpus_per_task * least.tasks), job.gpus),
+    ):
+        if given < wanted:
+            raise JobFileError(
+                f"{name} needs resources.{key} of {wanted:,}, and the job has {given:,}",
+                hint=f"Raise resources.{key} of the job.",
+            )

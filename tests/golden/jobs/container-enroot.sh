@@ -1,0 +1,96 @@
+job_environment() {
+    export STORAGE_PATH="$DEEPSQUARE_STORAGE"
+    export NTASKS=2
+    export CPUS_PER_TASK=1
+    export MEM_PER_CPU=100
+    export GPUS_PER_TASK=0
+    export GPUS=0
+    export CPUS=2
+    export MEM=200
+    export DEEPSQUARE_TASKS=2
+    export DEEPSQUARE_CPUS_PER_TASK=1
+    export DEEPSQUARE_MEM_PER_CPU=100
+    export DEEPSQUARE_GPUS=0
+    export DEEPSQUARE_JOB_ID=7
+    DEEPSQUARE_PASSED=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
+    load_env
+}
+step_1() {
+    set --
+    job_environment
+    export STEP='it'"'"'s'
+    cd "$DEEPSQUARE_STORAGE" || exit
+    DEEPSQUARE_PASSED+=(STEP)
+    enter_container || exit
+    log_in registry.example 'user:pass'"'"'word' || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')
+    enroot_image registry 'docker://registry.example#user/app:1' || exit
+    exec "$@" enroot start --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$HOME:$HOME" --mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind --mount /opt/data:/data:x-create=dir,bind,ro "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'
+}
+step_2() {
+    run_inner step_1
+}
+step_3() {
+    if [[ -n ${SLURM_JOB_ID-} ]]; then set -- srun --ntasks=2; else set -- mpirun --allow-run-as-root --oversubscribe -n 2; fi
+    job_environment
+    cd "$DEEPSQUARE_STORAGE" || exit
+    enter_container || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')
+    enroot_image file "$DEEPSQUARE_STORAGE"/image || exit
+    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c ls
+}
+step_4() {
+    run_inner step_3
+}
+step_5() {
+    set --
+    job_environment
+    cd "$DEEPSQUARE_STORAGE" || exit
+    enter_container || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')
+    enroot_image registry 'docker://registry-1.docker.io#library/alpine@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef' || exit
+    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --root "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/ash -c ls
+}
+step_6() {
+    run_inner step_5
+}
+step_7() {
+    set --
+    job_environment
+    cd "$DEEPSQUARE_STORAGE" || exit
+    enter_container || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')
+    enroot_image registry 'docker://registry-1.docker.io#user/app' || exit
+    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" serve --name 'a b'
+}
+step_8() {
+    run_inner step_7
+}
+step_9() {
+    step_2 || return
+    step_4 || return
+    step_6 || return
+    step_8 || return
+}
+unset DEEPSQUARE_ERROR_CODE
+DEEPSQUARE_PASSED=()
+readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/.deepsquare
+mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit
+chmod 700 "$DEEPSQUARE_STATE" || exit
+: >./env || exit
+export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output
+export DEEPSQUARE_ENV=$PWD/env
+export DEEPSQUARE_SHARED_TMP=${DEEPSQUARE_SHARED_TMP:-$DEEPSQUARE_STATE/user}
+export DEEPSQUARE_SHARED_WORLD_TMP=${DEEPSQUARE_SHARED_WORLD_TMP:-$DEEPSQUARE_STATE/world}
+export DEEPSQUARE_DISK_TMP=${DEEPSQUARE_DISK_TMP:-$DEEPSQUARE_STATE/disk}
+export DEEPSQUARE_DISK_WORLD_TMP=${DEEPSQUARE_DISK_WORLD_TMP:-$DEEPSQUARE_STATE/disk-world}
+export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP
+trap 'ended=143' TERM
+trap 'ended=130' INT
+ended="" code=0
+if ((code == 0)); then run_inner step_9 || code=$?; fi
+code=${ended:-$code}
+cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"
+rmdir disk/* disk tmp world-tmp input output 2>/dev/null
+rm -f ./env ./env.module-*
+exit "$code"

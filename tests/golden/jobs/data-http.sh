@@ -1,0 +1,70 @@
+job_environment() {
+    export STORAGE_PATH="$DEEPSQUARE_STORAGE"
+    export NTASKS=1
+    export CPUS_PER_TASK=1
+    export MEM_PER_CPU=100
+    export GPUS_PER_TASK=0
+    export GPUS=0
+    export CPUS=1
+    export MEM=100
+    export DEEPSQUARE_TASKS=1
+    export DEEPSQUARE_CPUS_PER_TASK=1
+    export DEEPSQUARE_MEM_PER_CPU=100
+    export DEEPSQUARE_GPUS=0
+    export DEEPSQUARE_JOB_ID=7
+    DEEPSQUARE_PASSED=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
+    load_env
+}
+step_1() {
+    set --
+    set -- "$@" "$BASH"
+    job_environment
+    cd "$DEEPSQUARE_STORAGE" || exit
+    exec "$@" -c ls
+}
+step_2() {
+    run_inner step_1
+}
+step_3() {
+    step_2 || return
+}
+step_4() {
+    obey_signals
+    local config file
+    config=$DEEPSQUARE_STATE/address
+    (umask 077 && printf '%s\n' 'url = "https://user:password@files.example/input.tar.gz?key=\"value\""' >"$config") || exit
+    file="$DEEPSQUARE_INPUT/"input.tar.gz
+    persist fetch_url "$config" "$file" || exit
+    unpack "$file" "$DEEPSQUARE_INPUT" || exit
+    chmod -R 755 "$DEEPSQUARE_INPUT"
+}
+step_5() {
+    local config file
+    config=$DEEPSQUARE_STATE/address
+    (umask 077 && printf '%s\n' 'url = "https://files.example/"' >"$config") || exit
+    persist put_output "$config" "$DEEPSQUARE_OUTPUT"
+}
+unset DEEPSQUARE_ERROR_CODE
+DEEPSQUARE_PASSED=()
+readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/.deepsquare
+mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit
+chmod 700 "$DEEPSQUARE_STATE" || exit
+: >./env || exit
+export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output
+export DEEPSQUARE_ENV=$PWD/env
+export DEEPSQUARE_SHARED_TMP=${DEEPSQUARE_SHARED_TMP:-$DEEPSQUARE_STATE/user}
+export DEEPSQUARE_SHARED_WORLD_TMP=${DEEPSQUARE_SHARED_WORLD_TMP:-$DEEPSQUARE_STATE/world}
+export DEEPSQUARE_DISK_TMP=${DEEPSQUARE_DISK_TMP:-$DEEPSQUARE_STATE/disk}
+export DEEPSQUARE_DISK_WORLD_TMP=${DEEPSQUARE_DISK_WORLD_TMP:-$DEEPSQUARE_STATE/disk-world}
+export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP
+trap 'ended=143' TERM
+trap 'ended=130' INT
+ended="" code=0
+run_inner step_4 || code=$?
+if ((code == 0)); then run_inner step_3 || code=$?; fi
+code=${ended:-$code}
+run_inner step_5 || code=$((code ? code : $?))
+cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"
+rmdir disk/* disk tmp world-tmp input output 2>/dev/null
+rm -f ./env ./env.module-*
+exit "$code"

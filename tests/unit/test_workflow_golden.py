@@ -1,0 +1,51 @@
+"""Scripts of whole jobs, line by line, and the linter of shells on each of them.
+
+A change of a script shows in `tests/golden/jobs`; DEEPSQUARE_UPDATE_GOLDEN=1 writes the files anew.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepsquare_chain.workflow import Site, load_job_file, render_script
+from deepsquare_chain.workflow.abilities import RUNTIMES
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "jobs"
+PACKAGE = Path(__file__).parents[2] / "deepsquare_chain"
+SHELLCHECK = Path(sys.executable).parent / "shellcheck"
+#: Begins what differs between jobs; the functions before it stand in files of their own.
+MARK = "\n# -- the job\n\n"
+
+
+def render(name: str) -> str:
+    definition = load_job_file(GOLDEN / f"{name}.yaml").definition
+    return render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, Site(frozenset(RUNTIMES))).decode()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.yaml")))
+def test_a_script_is_as_it_was_and_clean(name: str, tmp_path: Path) -> None:
+    script = render(name)
+    golden = GOLDEN / f"{name}.sh"
+    _, _, own = script.partition(MARK)
+    if os.environ.get("DEEPSQUARE_UPDATE_GOLDEN"):
+        golden.write_text(own)
+    assert own == golden.read_text()
+    assert lint(script, tmp_path) == ""
+
+
+def test_the_test_of_abilities_is_clean(tmp_path: Path) -> None:
+    assert lint((PACKAGE / "provider" / "abilities.sh").read_text(), tmp_path) == ""
+
+
+def lint(script: str, folder: Path) -> str:
+    file = folder / "script.sh"
+    file.write_text(script)
+    done = subprocess.run(
+        [str(SHELLCHECK), "--format=gcc", str(file)], capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
