@@ -182,6 +182,13 @@ class Settings(BaseSettings):
         Path(".deepsquare/deployment.json"), description="Record of the deployed contracts"
     )
     keystore: FilePath | None = Field(None, description="Encrypted wallet file (keystore v3)")
+    signer: str | None = Field(
+        None,
+        description="URL of an external signer, which holds the key instead; clef+URL for clef",
+    )
+    signer_account: str | None = Field(
+        None, description="Address of the signer's account, where it has several"
+    )
     password_file: FilePath | None = Field(None, description="File that holds its password")
     store: FilePath = Field(Path(".deepsquare/definitions"), description="Folder of definitions")
     state_dir: FilePath = Field(Path(".deepsquare"), description="Databases, logs and runs")

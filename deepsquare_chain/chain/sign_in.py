@@ -14,7 +14,6 @@ from typing import Any, Final
 from eth_abi.abi import encode
 from eth_account import Account
 from eth_account.messages import SignableMessage, encode_defunct
-from eth_account.signers.local import LocalAccount
 from eth_keys.exceptions import BadSignature
 from eth_utils.address import is_checksum_address, to_checksum_address
 from eth_utils.crypto import keccak
@@ -23,6 +22,7 @@ from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
 
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.errors import UsageError
 
 MAX_MESSAGE: Final = 4_096
@@ -131,7 +131,7 @@ class SignInMessage:
             lines += [f"- {each}" for each in self.resources]
         return "\n".join(lines)
 
-    def sign(self, account: LocalAccount) -> bytes:
+    def sign(self, account: Signer) -> bytes:
         """The account's signature of the text (EIP-191, 65 bytes)."""
         return bytes(account.sign_message(encode_defunct(text=self.text())).signature)
 

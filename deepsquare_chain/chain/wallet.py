@@ -12,6 +12,7 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -35,6 +36,9 @@ _MAX_SCRYPT_BYTES: Final = 2**30
 _MAX_ROUNDS: Final = 10_000_000
 #: Wallets of which an address book keeps the address.
 _MAX_KNOWN: Final = 500
+#: Where most wallets keep their first account.
+DERIVATION: Final = "m/44'/60'/0'/0/0"
+_DERIVATION: Final = re.compile(r"m(/[0-9]{1,10}'?){1,10}")
 _BACKUP: Final = "Name the right file with --keystore, or bring it back from a backup."
 
 Prompt = Callable[[str], str]
@@ -76,6 +80,36 @@ def import_key(
     return _write(Path(path), account, password, light=light)
 
 
+def import_mnemonic(
+    path: str | Path,
+    words: str,
+    password: str,
+    *,
+    derivation: str = DERIVATION,
+    light: bool = False,
+) -> LocalAccount:
+    """Write the key that a mnemonic (BIP-39) gives at a derivation path (BIP-44) to a new file.
+
+    Raises:
+        UsageError: It is no mnemonic or no path, or the file can't be written.
+    """
+    if not _DERIVATION.fullmatch(derivation):
+        raise UsageError(
+            f"{derivation[:60]!r} is not a derivation path", hint=f"The usual one is {DERIVATION}."
+        )
+    Account.enable_unaudited_hdwallet_features()
+    try:
+        account: LocalAccount = Account.from_mnemonic(
+            " ".join(words.split()), account_path=derivation
+        )
+    except Exception:  # noqa: BLE001 - whatever it says may quote the words
+        raise UsageError(
+            "That is not a mnemonic",
+            hint="A mnemonic has 12, 15, 18, 21 or 24 English words; check their order and spelling.",
+        ) from None
+    return _write(Path(path), account, password, light=light)
+
+
 def import_keystore(path: str | Path, source: str | Path, password: str) -> LocalAccount:
     """Copy another program's keystore file to a new file, after opening it with its password.
 
@@ -91,7 +125,10 @@ def list_wallets(folder: str | Path) -> list[Wallet]:
     """The keystore files of a folder by name; anything else in it is passed over."""
     found = []
     place = Path(folder)
-    for path in sorted(place.glob("*.json")) if place.is_dir() else ():
+    for path in sorted(place.iterdir()) if place.is_dir() else ():
+        # Names differ by program: alice.json, geth's UTC--2026-..., cast's without an ending.
+        if path.name.startswith(".") or not path.is_file():
+            continue
         try:
             found.append(Wallet(path, stated_address(path)))
         except (UsageError, NotFoundError):
@@ -238,7 +275,7 @@ def read_password(
 
 
 def read_key(path: str | Path) -> str:
-    """A private key from a file of its owner alone; `import_key` judges whether it is one.
+    """A private key or mnemonic from a file of its owner alone; who imports it judges what it is.
 
     Raises:
         NotFoundError: There is no such file.

@@ -46,7 +46,7 @@ _HANDOVER: Final = (
 ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="Its address.")]
 
 
-@command(app)
+@command(app, sends=True)
 async def approve(
     context: CommandContext,
     provider: ProviderArgument,
@@ -64,7 +64,7 @@ async def approve(
         context.receipt(await wallet.send(call))
 
 
-@command(app)
+@command(app, sends=True)
 async def ban(
     context: CommandContext,
     provider: ProviderArgument,
@@ -86,7 +86,7 @@ async def ban(
             context.receipt(await wallet.send(registry.ban(provider, reason)))
 
 
-@command(app)
+@command(app, sends=True)
 async def unban(context: CommandContext, provider: ProviderArgument) -> None:
     """Lift a provider's ban."""
 
@@ -99,13 +99,13 @@ async def unban(context: CommandContext, provider: ProviderArgument) -> None:
         context.receipt(await wallet.send(registry.unban(provider)))
 
 
-@command(app, "open")
+@command(app, "open", sends=True)
 async def open_submissions(context: CommandContext) -> None:
     """Take new jobs."""
     await _set_open(context, is_open=True)
 
 
-@command(app)
+@command(app, sends=True)
 async def close(context: CommandContext) -> None:
     """Take no new jobs; live ones go on."""
     await _set_open(context, is_open=False)
@@ -177,7 +177,7 @@ async def roles(context: CommandContext) -> None:
     context.printer.rows(_ROLES, found)
 
 
-@command(app)
+@command(app, sends=True)
 async def grant(context: CommandContext, role: RoleArgument, account: HolderArgument) -> None:
     """Give a role to an account; for the administrator."""
     async with context.wallet() as wallet:
@@ -188,7 +188,7 @@ async def grant(context: CommandContext, role: RoleArgument, account: HolderArgu
         context.receipt(await wallet.send(contract.grant_role(identifier, account)))
 
 
-@command(app)
+@command(app, sends=True)
 async def revoke(
     context: CommandContext,
     role: RoleArgument,
@@ -217,7 +217,7 @@ async def revoke(
             context.receipt(await wallet.send(contract.revoke_role(identifier, account)))
 
 
-@command(app)
+@command(app, sends=True)
 async def fee(
     context: CommandContext,
     basis_points: Annotated[
@@ -236,7 +236,7 @@ async def fee(
         context.receipt(await wallet.send(scheduler.set_fee(basis_points)))
 
 
-@command(app)
+@command(app, sends=True)
 async def handover(
     context: CommandContext,
     account: Annotated[
@@ -283,7 +283,8 @@ async def handover(
         ):
             for call in calls:
                 await wallet.send(call)
-        await _print_handover(context, contracts)
+        if not context.unsigned:
+            await _print_handover(context, contracts)
 
 
 async def _print_handover(context: CommandContext, contracts: Contracts) -> None:

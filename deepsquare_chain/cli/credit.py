@@ -45,7 +45,7 @@ async def balance(context: CommandContext, account: AccountArgument = None) -> N
     )
 
 
-@command(app)
+@command(app, sends=True)
 async def transfer(
     context: CommandContext,
     to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
@@ -57,7 +57,7 @@ async def transfer(
         context.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
 
 
-@command(app)
+@command(app, sends=True)
 async def mint(
     context: CommandContext,
     to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
@@ -68,7 +68,7 @@ async def mint(
         context.receipt(await wallet.send(wallet.contracts.credit.mint(to, credits)))
 
 
-@command(app)
+@command(app, sends=True)
 async def burn(
     context: CommandContext,
     credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
@@ -81,7 +81,7 @@ async def burn(
             context.receipt(await wallet.send(wallet.contracts.credit.burn(credits)))
 
 
-@command(app)
+@command(app, sends=True)
 async def approve(
     context: CommandContext,
     credits: CreditsArgument,
@@ -109,7 +109,7 @@ async def approve(
         context.receipt(receipt)
 
 
-@command(app)
+@command(app, sends=True)
 async def withdraw(
     context: CommandContext,
     to: Annotated[

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+_UNSIGNED_HELP: Final = (
+    "Send nothing: print the calldata for this account, a Safe for instance, to send."
+)
 _PANEL: Final = "Common options"
 #: Seconds after which a person is told of a transaction that is in no block yet, and then again.
 _TELL_FIRST: Final = 3.0
@@ -41,6 +44,8 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "max_lag_blocks": (int, "Blocks that an endpoint may be behind the best one.", False),
     "deployment": (Path, "Record of the deployed contracts.", True),
     "keystore": (Path, "Encrypted wallet file.", True),
+    "signer": (str, "URL of an external signer (web3signer; clef+URL for clef).", False),
+    "signer_account": (str, "The signer's account, where it has several.", False),
     "password_file": (Path, "File that holds its password.", True),
     "store": (Path, "Folder of job definitions.", False),
     "state_dir": (Path, "Folder of databases, logs and runs.", False),
@@ -80,15 +85,30 @@ _RECEIPT: Final = (
 )
 
 
+_UNSIGNED: Final = (
+    Column("label", "does"),
+    Column("to", "to", Kind.HASH),
+    Column("value", "value (wei)", Kind.NUMBER),
+    Column("data", "data", Kind.TEXT),
+)
+
+
 class CommandContext:
     """What a command works with: a printer, and the settings once it asks for them."""
 
     def __init__(
-        self, printer: Printer, flags: Mapping[str, Any] | None = None, *, debug: bool = False
+        self,
+        printer: Printer,
+        flags: Mapping[str, Any] | None = None,
+        *,
+        debug: bool = False,
+        unsigned: str | None = None,
     ) -> None:
         self.printer = printer
         self.debug = debug
         self.flags = dict(flags or {})
+        #: The account whose calls are printed instead of sent; None to send them.
+        self.unsigned = unsigned
         #: What goes on although a person interrupts the command.
         self.goes_on = ""
 
@@ -113,6 +133,8 @@ class CommandContext:
 
     def receipt(self, receipt: TxReceipt) -> None:
         """Print what became of a transaction."""
+        if self.unsigned is not None:
+            return
         self.printer.record(
             _RECEIPT,
             (
@@ -135,6 +157,10 @@ class CommandContext:
 
         from deepsquare_chain.client.network import open_wallet
 
+        if self.unsigned is not None:
+            async with self._unsigned_wallet(self.unsigned) as unsigned:
+                yield unsigned
+            return
         async with open_wallet(self.settings) as wallet:
             ticker = asyncio.create_task(self._tick(wallet), name="transaction progress")
             try:
@@ -146,6 +172,31 @@ class CommandContext:
             finally:
                 ticker.cancel()
                 await asyncio.wait([ticker])
+
+    @asynccontextmanager
+    async def _unsigned_wallet(self, account: str) -> AsyncIterator[WalletConnection]:
+        """A wallet whose calls are printed at the end: as a table, or for Safe's Transaction Builder."""
+        from deepsquare_chain.client.unsigned import UnsignedSender, open_unsigned, safe_batch
+
+        async with open_unsigned(self.settings, account) as wallet:
+            yield wallet
+            chain_id = wallet.contracts.deployment.chain_id
+            calls = wallet.sender.calls if isinstance(wallet.sender, UnsignedSender) else []
+        if self.printer.style is Format.JSON:
+            self.printer.document(safe_batch(chain_id, wallet.address, calls))
+            return
+        rows = [(call.label, call.to, call.value, f"0x{call.data.hex()}") for call in calls]
+        if self.printer.style is Format.CSV:
+            self.printer.rows(_UNSIGNED, rows)
+            return
+        for row in rows:
+            self.printer.record(_UNSIGNED[:-1], row[:-1])
+            self.printer.text(row[-1])  # whole, on one line, to be copied
+        if rows:
+            self.printer.note(
+                f"Nothing was sent. Send this from {wallet.address} on chain {chain_id}, in this "
+                "order; -o json prints a file for Safe's Transaction Builder."
+            )
 
     async def _tick(self, wallet: WalletConnection) -> None:
         """Tell of transactions that are in no block yet: after some seconds, then now and then."""
@@ -208,7 +259,12 @@ class CommandContext:
 
 
 def command(
-    app: typer.Typer, name: str | None = None, *, service: bool = False, **options: Any
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    service: bool = False,
+    sends: bool = False,
+    **options: Any,
 ) -> Callable[
     [Callable[Concatenate[CommandContext, P], Awaitable[int | None]]],
     Callable[Concatenate[CommandContext, P], Awaitable[int | None]],
@@ -216,7 +272,7 @@ def command(
     """Register a coroutine as a command; its result is the exit code, None being 0.
 
     The function gets a `CommandContext` first and then its own parameters; the common options are added.
-    The help of a `service` lists every setting, that of other commands the usual ones.
+    One that `sends` transactions of a wallet takes --unsigned. The help of a `service` lists every setting, that of other commands the usual ones.
     """
 
     def register(
@@ -226,26 +282,32 @@ def command(
         def run(**given: Any) -> None:
             flags = {key: given.pop(key) for key in SETTING_FLAGS}
             debug = given.pop("debug")
-            context = CommandContext(
-                Printer(given.pop("output"), wide=given.pop("wide")), flags, debug=debug
-            )
+            printer = Printer(given.pop("output"), wide=given.pop("wide"))
+            unsigned = given.pop("unsigned", None)
+            context = CommandContext(printer, flags, debug=debug, unsigned=unsigned)
             code = _guarded(functools.partial(call, context, **given), context)
             if code:
                 raise typer.Exit(code)
 
         call = cast("Callable[..., Awaitable[int | None]]", func)
-        _describe(run, func, service=service)
+        _describe(run, func, service=service, sends=sends)
         app.command(name, **options)(run)
         return func
 
     return register
 
 
-def _describe(run: Callable[..., None], func: Callable[..., Any], *, service: bool) -> None:
+def _describe(
+    run: Callable[..., None], func: Callable[..., Any], *, service: bool, sends: bool
+) -> None:
     """Give the wrapper the function's parameters without the command context, and the common options."""
     signature = inspect.signature(func, eval_str=True)
     own = list(signature.parameters.values())[1:]
     shown = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
+    if sends:
+        shown.append(
+            _option("unsigned", str | None, None, _UNSIGNED_HELP, "--unsigned", metavar="ACCOUNT")
+        )
     parameters = [*shown, *_common(service=service)]
     del run.__dict__["__wrapped__"]
     run.__dict__["__signature__"] = inspect.Signature(parameters)
@@ -265,10 +327,21 @@ def _common(*, service: bool) -> list[inspect.Parameter]:
 
 
 def _option(
-    name: str, kind: Any, default: Any, text: str, *flags: str, hidden: bool = False
+    name: str,
+    kind: Any,
+    default: Any,
+    text: str,
+    *flags: str,
+    hidden: bool = False,
+    metavar: str | None = None,
 ) -> inspect.Parameter:
     option = typer.Option(
-        *flags, help=text, rich_help_panel=_PANEL, hidden=hidden, show_default=False
+        *flags,
+        help=text,
+        rich_help_panel=_PANEL,
+        hidden=hidden,
+        show_default=False,
+        metavar=metavar,
     )
     return inspect.Parameter(
         name,

@@ -369,7 +369,7 @@ async def results(
     return 1 if problems else 0
 
 
-@command(app)
+@command(app, sends=True)
 async def cancel(
     context: CommandContext,
     jobs: Annotated[
@@ -422,7 +422,7 @@ async def cancel(
     return RevertedError.exit_code if left_out else 0
 
 
-@command(app)
+@command(app, sends=True)
 async def challenge(context: CommandContext, job: JobArgument) -> None:
     """Ask the provider of a live job for a sign of life; one that does not answer loses its jobs."""
     async with context.wallet() as wallet:
@@ -438,7 +438,7 @@ async def challenge(context: CommandContext, job: JobArgument) -> None:
     )
 
 
-@command(app)
+@command(app, sends=True)
 async def topup(
     context: CommandContext,
     job: JobArgument,
@@ -454,7 +454,7 @@ async def topup(
         context.receipt(await top_up(wallet, job, credits))
 
 
-@command(app)
+@command(app, sends=True)
 async def retry(
     context: CommandContext,
     job: JobArgument,

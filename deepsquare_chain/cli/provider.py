@@ -113,7 +113,7 @@ async def init(
     )
 
 
-@command(app)
+@command(app, sends=True)
 async def register(
     context: CommandContext,
     cpu_price: CpuPrice = None,
@@ -192,6 +192,8 @@ async def register(
         if not context.agrees(doubts, yes=yes, warnings=missing):
             return
         receipt = await wallet.send(registry.register(hardware, prices, pairs))
+        if context.unsigned:
+            return
         provider = await registry.provider_of(wallet.address)
     context.receipt(receipt)
     context.printer.note(
@@ -200,7 +202,7 @@ async def register(
     )
 
 
-@command(app)
+@command(app, sends=True)
 async def offer(
     context: CommandContext,
     cpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")],
@@ -220,7 +222,7 @@ async def offer(
         context.receipt(await wallet.send(registry.set_offer(wanted)))
 
 
-@command(app, "price")
+@command(app, "price", sends=True)
 async def set_price(
     context: CommandContext,
     cpu_price: CpuPrice = None,
@@ -247,7 +249,7 @@ async def set_price(
             context.receipt(await wallet.send(registry.set_prices(prices)))
 
 
-@command(app, "labels")
+@command(app, "labels", sends=True)
 async def set_labels(
     context: CommandContext, labels: Labels = None, yes: AgreeOption = False
 ) -> None:
@@ -292,7 +294,7 @@ async def run(context: CommandContext) -> None:
     await provide(context.settings)
 
 
-@command(app)
+@command(app, sends=True)
 async def drain(
     context: CommandContext,
     wait: Annotated[
@@ -324,7 +326,7 @@ async def drain(
         context.receipt(receipt)
 
 
-@command(app)
+@command(app, sends=True)
 async def resume(context: CommandContext) -> None:
     """End maintenance."""
     from deepsquare_chain.job import ProviderStatus

@@ -24,18 +24,19 @@ def new_password(file: Path, password_file: Path | None) -> str:
     return typed
 
 
-def ask_key() -> str:
-    """A private key, typed without echo.
+def ask_secret(prompt: str) -> str:
+    """A private key or mnemonic, typed without echo.
 
     Raises:
         NotAuthorisedError: There is no terminal to ask on.
     """
     if not sys.stdin.isatty():
         raise NotAuthorisedError(
-            "A private key is only read from a terminal",
-            hint="Name its file with --key-file, import a keystore with --from, or use a terminal.",
+            "A secret is only read from a terminal",
+            hint="Name its file with --key-file or --mnemonic-file, import a keystore with --from, "
+            "or use a terminal.",
         )
-    return getpass.getpass("Private key (not shown): ")
+    return getpass.getpass(prompt)
 
 
 def or_stdin(path: Path) -> Path:

@@ -99,7 +99,7 @@ async def quote(
     )
 
 
-@command(app)
+@command(app, sends=True)
 async def submit(
     context: CommandContext,
     file: JobFilePath,
@@ -188,7 +188,12 @@ async def submit(
         if done is not None:
             context.printer.note(f"The key {key!r} was used before: nothing more is paid.")
         else:
-            due = await bill(wallet.contracts, wallet.address, requests, gasless=gasless)
+            due = await bill(
+                wallet.contracts,
+                wallet.address,
+                requests,
+                gasless=gasless or bool(context.unsigned),
+            )
             due.check()
             if cheapest(await quotes(wallet.contracts, terms)) is None:
                 context.printer.note(
@@ -216,6 +221,8 @@ async def submit(
                 timeout=context.settings.timeout,
                 key=key,
             )
+        if context.unsigned:
+            return None
         sent, places = done.receipts[-1].hash, indices.indices if indices else (None,)
         submitted = [
             (job_id, terms.name, place, terms.amount, submission, digest(data).hex(), sent)

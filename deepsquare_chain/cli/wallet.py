@@ -51,21 +51,59 @@ async def import_wallet(
             help="File of a private key in hex, readable by you alone; - for standard input.",
         ),
     ] = None,
+    mnemonic: Annotated[
+        bool, typer.Option("--mnemonic", help="Ask for the words of a mnemonic.")
+    ] = False,
+    mnemonic_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--mnemonic-file", help="File of these words, readable by you alone; - for stdin."
+        ),
+    ] = None,
+    derivation: Annotated[
+        str | None,
+        typer.Option(
+            "--path", metavar="PATH", help="Derivation path; m/44'/60'/0'/0/0 by default."
+        ),
+    ] = None,
 ) -> None:
-    """Import a keystore of another program, or a private key from a file or typed on the terminal."""
-    from deepsquare_chain.chain.wallet import import_key, import_keystore, read_key, read_password
-    from deepsquare_chain.cli.secrets import ask_key, or_stdin
+    """Import a keystore of another program, a private key, or a mnemonic, from a file or typed."""
+    from deepsquare_chain.chain.wallet import (
+        DERIVATION,
+        import_key,
+        import_keystore,
+        import_mnemonic,
+        read_key,
+        read_password,
+    )
+    from deepsquare_chain.cli.secrets import ask_secret, or_stdin
     from deepsquare_chain.errors import UsageError
 
-    if source is not None and key_file is not None:
+    given = [source is not None, key_file is not None, mnemonic or mnemonic_file is not None]
+    if sum(given) > 1:
         raise UsageError(
-            "--from and --key-file name two different wallets", hint="Give one of the two."
+            "--from, --key-file and --mnemonic name different wallets", hint="Give one of them."
         )
+    if derivation is not None and not given[2]:
+        raise UsageError("--path belongs to a mnemonic", hint="Give --mnemonic, or leave it out.")
     if source is not None:
         password = read_password(source, context.settings.password_file)
         account = import_keystore(file, or_stdin(source), password)
+    elif given[2]:
+        words = (
+            ask_secret("Mnemonic (not shown): ")
+            if mnemonic_file is None
+            else read_key(or_stdin(mnemonic_file))
+        )
+        account = import_mnemonic(
+            file, words, _new_password(context, file), derivation=derivation or DERIVATION
+        )
     else:
-        key = ask_key() if key_file is None else read_key(or_stdin(key_file))
+        key = (
+            ask_secret("Private key (not shown): ")
+            if key_file is None
+            else read_key(or_stdin(key_file))
+        )
         account = import_key(file, key, _new_password(context, file))
     _show(context, file, account)
 

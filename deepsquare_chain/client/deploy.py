@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import GridParams, deploy_grid
 from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import stated_address
-from deepsquare_chain.client.network import open_account, transport_of
+from deepsquare_chain.client.network import no_keystore, open_account, transport_of
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.database import Store
@@ -34,9 +34,10 @@ async def deploy(settings: Settings, params: GridParams) -> Deployment:
             f"{settings.deployment} exists already, and a record is never overwritten",
             hint="Verify what it says, move it away, or name another place for the new one.",
         )
-    if settings.keystore is None:
-        raise UsageError("No wallet is set", hint="Name one with --keystore.")
-    stated_address(settings.keystore)
+    if settings.keystore is None and not settings.signer:
+        raise no_keystore()
+    if settings.keystore is not None and not settings.signer:
+        stated_address(settings.keystore)
     progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
     async with connected(
         settings.endpoint,
@@ -54,7 +55,7 @@ async def deploy(settings: Settings, params: GridParams) -> Deployment:
 
 async def _deploy(
     w3: AsyncWeb3[Any],
-    account: LocalAccount,
+    account: Signer,
     settings: Settings,
     params: GridParams,
     progress: Path,

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3.exceptions import TransactionNotFound
@@ -34,6 +33,7 @@ from deepsquare_chain.chain.bindings.forwarder import (
 )
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.rpc.on_demand import next_block_time
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.transactions.sender import Sender
@@ -109,10 +109,13 @@ class RelayedSender:
         poll_interval: Seconds between two looks at the chain.
     """
 
+    #: The relay pays for what is sent.
+    pays_gas = False
+
     def __init__(
         self,
         contracts: Contracts,
-        account: LocalAccount,
+        account: Signer,
         store: RequestTables,
         relay: RelayClient,
         *,
@@ -575,7 +578,7 @@ class GaslessWallet:
     """A wallet whose calls a relay pays for; fields as in `client.network.Wallet`."""
 
     contracts: Contracts
-    account: LocalAccount
+    account: Signer
     sender: RelayedSender
     store: RequestTables
     timeout: float

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.client.history import reported_digest
 from deepsquare_chain.client.network import transport_of
 from deepsquare_chain.client.watching import OnTrouble, until_answered
@@ -50,7 +49,7 @@ _MAX_OUTPUT: Final = 16 * 1024 * 1024
 
 @asynccontextmanager
 async def gateways_of(
-    settings: Settings, deployment: Deployment, account: LocalAccount | None
+    settings: Settings, deployment: Deployment, account: Signer | None
 ) -> AsyncIterator[tuple[GatewayClient, ...]]:
     """The gateways of the settings for an account; empty where definitions are in a folder."""
     async with open_gateways(
@@ -61,7 +60,7 @@ async def gateways_of(
 
 @asynccontextmanager
 async def definitions_of(
-    settings: Settings, deployment: Deployment, account: LocalAccount
+    settings: Settings, deployment: Deployment, account: Signer
 ) -> AsyncIterator[DefinitionStore]:
     """Where definitions go: the gateways of the settings, else the folder that is shared."""
     async with gateways_of(settings, deployment, account) as gateways:

@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.rpc.transport import Transport
+from deepsquare_chain.chain.signers import ExternalSigner, Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import AddressBook, load_account, stated_address
 from deepsquare_chain.errors import UsageError
@@ -35,7 +34,7 @@ class WalletConnection:
     """
 
     contracts: Contracts
-    account: LocalAccount
+    account: Signer
     sender: Sender
     store: Store
     timeout: float
@@ -92,10 +91,11 @@ async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
         NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
         GridError: As `open_grid`.
     """
-    if settings.keystore is None:
+    if settings.keystore is None and not settings.signer:
         raise no_keystore()
     # A wrong path is told before anybody is asked for a password.
-    stated_address(settings.keystore)
+    if settings.keystore is not None and not settings.signer:
+        stated_address(settings.keystore)
     async with open_grid(settings) as contracts:
         account = await open_account(settings)
         deployment = contracts.deployment
@@ -111,13 +111,16 @@ async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
             yield WalletConnection(contracts, account, sender, store, settings.timeout)
 
 
-async def open_account(settings: Settings) -> LocalAccount:
-    """The account of the settings' keystore; errors as `load_account`, and without a keystore.
+async def open_account(settings: Settings) -> Signer:
+    """The account of the settings' external signer, else of their keystore.
 
     Raises:
-        UsageError: There is no keystore, or it is not usable.
+        UsageError: There is neither, or it is not usable.
         NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
+        EndpointError: The signer does not answer.
     """
+    if settings.signer:
+        return await asyncio.to_thread(_external, settings)
     if settings.keystore is None:
         raise no_keystore()
     account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
@@ -126,7 +129,7 @@ async def open_account(settings: Settings) -> LocalAccount:
 
 
 def own_address(settings: Settings, given: str | None) -> str:
-    """The given address, else the one of the settings' keystore.
+    """The given address, else the one of the settings' signer or keystore.
 
     The address is that of the key, never what the file states: a keystore that was not opened on
     this machine before is opened for it.
@@ -137,9 +140,16 @@ def own_address(settings: Settings, given: str | None) -> str:
     """
     if given is not None:
         return checked_address(given)
+    if settings.signer:
+        return checked_address(settings.signer_account or _external(settings).address)
     if settings.keystore is None:
         raise no_keystore()
     return address_book(settings).address_of(settings.keystore, settings.password_file)
+
+
+def _external(settings: Settings) -> ExternalSigner:
+    way = transport_of(settings)
+    return ExternalSigner(settings.signer or "", settings.signer_account or "", way)
 
 
 def address_book(settings: Settings) -> AddressBook:
@@ -151,6 +161,7 @@ def no_keystore() -> UsageError:
     """That a command needs to know whose it is."""
     return UsageError(
         "No wallet is set",
-        hint="Name one with --keystore or DEEPSQUARE_KEYSTORE; `deepsquare wallet new FILE` makes "
+        hint="Name one with --keystore or DEEPSQUARE_KEYSTORE, or an external signer with --signer; "
+        "`deepsquare wallet new FILE` makes "
         "one, and `deepsquare devnet up` a local grid with wallets for this folder.",
     )

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.rpc.on_demand import next_block_time
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender
 from deepsquare_chain.client.gateways import definitions_of
@@ -277,7 +276,7 @@ async def submit(
     store: DefinitionStore,
     requests: Sequence[Request],
     *,
-    permit: LocalAccount | None = None,
+    permit: Signer | None = None,
     timeout: float = 60.0,
     key: str | None = None,
 ) -> Submitted:
@@ -325,13 +324,12 @@ async def _pay(
     store: DefinitionStore,
     requests: Sequence[Request],
     *,
-    permit: LocalAccount | None,
+    permit: Signer | None,
     timeout: float,
     key: str | None,
 ) -> Submitted:
     """See `submit`, for what was not submitted before."""
-    relayed = isinstance(sender, RelayedSender)
-    due = await bill(contracts, sender.address, requests, gasless=relayed)
+    due = await bill(contracts, sender.address, requests, gasless=not sender.pays_gas)
     due.check()
     rows = [
         (request.terms, [await store.put(data) for data in request.definitions])
@@ -414,7 +412,7 @@ class SubmissionQueue:
         sender: Sender,
         store: DefinitionStore,
         *,
-        permit: LocalAccount,
+        permit: Signer,
         timeout: float,
     ) -> None:
         self._contracts = contracts

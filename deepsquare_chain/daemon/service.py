@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.follower import ReorgTooDeepError
@@ -19,6 +17,7 @@ from deepsquare_chain.chain.rpc.connection import WrongEndpointError, connected
 from deepsquare_chain.chain.rpc.heads import HeadSource, HeadWatch
 from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.rpc.transport import Transport
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.daemon.loop import Daemon
@@ -98,7 +97,7 @@ async def open_contracts(
 
 
 async def open_store(
-    name: str, contracts: Contracts, account: LocalAccount | None, settings: ServiceSettings
+    name: str, contracts: Contracts, account: Signer | None, settings: ServiceSettings
 ) -> Store:
     """The service's own database `NAME.db`; nobody's without an account.
 
@@ -122,7 +121,7 @@ async def open_store(
 async def open_sender(
     parts: AsyncExitStack,
     contracts: Contracts,
-    account: LocalAccount,
+    account: Signer,
     *,
     store: Store,
     settings: ServiceSettings,

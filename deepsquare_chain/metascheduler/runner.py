@@ -6,10 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.bindings.contracts import METASCHEDULER_ROLE, Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
@@ -25,7 +24,7 @@ _log = get_logger(__name__)
 async def run_scheduler(
     url: str,
     deployment: Deployment,
-    account: LocalAccount | None,
+    account: Signer | None,
     settings: SchedulerSettings,
     *,
     stop: asyncio.Event | None = None,
@@ -73,7 +72,7 @@ async def run_scheduler(
     await serve(NAME, open_once, stop)
 
 
-async def _check_role(contracts: Contracts, account: LocalAccount | None) -> None:
+async def _check_role(contracts: Contracts, account: Signer | None) -> None:
     if account is None:
         _log.warning("dry run", why="no wallet was given: nothing will be sent")
         return

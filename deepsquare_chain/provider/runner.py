@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
@@ -30,7 +29,7 @@ _MAINTENANCE: Final = ((signal.SIGUSR1, True), (signal.SIGUSR2, False))
 async def run_provider(
     url: str,
     deployment: Deployment,
-    account: LocalAccount,
+    account: Signer,
     definitions: DefinitionStore,
     settings: ProviderSettings,
     *,

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
-from eth_account.signers.local import LocalAccount
-
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
@@ -25,7 +24,7 @@ NAME: Final = "relay"
 async def run_relay(
     url: str,
     deployment: Deployment,
-    account: LocalAccount,
+    account: Signer,
     settings: RelaySettings,
     *,
     host: str,

@@ -19,7 +19,6 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 from eth_account.messages import SignableMessage, encode_typed_data
-from eth_account.signers.local import LocalAccount
 from pydantic_core import from_json
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -30,6 +29,7 @@ from deepsquare_chain.chain.rpc.transport import (
     why_failed,
 )
 from deepsquare_chain.chain.sign_in import SignInMessage
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
@@ -170,7 +170,7 @@ class GatewayClient:
     def __init__(
         self,
         url: str,
-        account: LocalAccount | None,
+        account: Signer | None,
         *,
         chain_id: int,
         contract: str,
@@ -479,7 +479,7 @@ class GatewayClient:
             raise self._refused(answer.status, answer.content)
         return answer
 
-    def _signer(self) -> LocalAccount:
+    def _signer(self) -> Signer:
         if self._account is None:
             raise NotAuthorisedError(
                 f"The gateway at {self.place} needs to know who asks, and no wallet is set",
@@ -586,7 +586,7 @@ class GatewayDefinitionStore:
 @asynccontextmanager
 async def open_gateways(
     urls: Sequence[str],
-    account: LocalAccount | None,
+    account: Signer | None,
     deployment: Deployment,
     way: Transport | None = None,
     *,

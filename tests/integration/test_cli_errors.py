@@ -395,7 +395,7 @@ def test_roles_fee_mint_and_handover(cli: Cli, place: Place) -> None:
     refused(cli("credit", "mint", alice, "3"), 8, "MINTER_ROLE")
     refused(cli("credit", "burn", "3"), 2, "no terminal to ask on")
     assert cli("credit", "burn", "3", "--yes").code == 0
-    assert worth(cli) == credits
+    assert worth(cli)[0] == credits[0]
 
     named = cli("admin", "handover", alice, "--yes", *admin)
     assert [each["next"] for each in json.loads(named.out)] == [alice] * 3

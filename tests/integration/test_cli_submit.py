@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from deepsquare_chain import Grid
+from deepsquare_chain.chain.bindings.scheduler import MetaSchedulerContract
 from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.transactions.outbox import Entry
+from deepsquare_chain.chain.wallet import load_account
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.store.outbox import OutboxTables
 from tests.support.cli import EXAMPLES, Outcome, run
 from tests.support.place import Cli, Place
+from tests.support.signer import ReferenceSigner, serving
 
 HELLO = str(EXAMPLES / "hello.yaml")
 PI = str(EXAMPLES / "pi.yaml")
@@ -297,3 +300,45 @@ def test_a_command_killed_anywhere_pays_once_when_repeated(
     assert before - credits(cli) == int(made["escrow"])
     assert data(cli(*words)) == [made]
     assert before - credits(cli) == int(made["escrow"])
+
+
+@pytest.mark.parametrize("clef", [False, True])
+def test_an_external_signer_holds_the_key(cli: Cli, place: Place, clef: bool) -> None:
+    """Approval, permit, submission and cancellation, with the keystore out of reach."""
+    account = load_account(place.wallets / "alice.json", place.wallets / "password")
+    signer = ReferenceSigner(account, clef=clef)
+    with serving(signer) as url:
+        own = ["--signer", f"{'clef+' if clef else ''}{url}", "--keystore", "/nowhere"]
+        [first] = data(cli("submit", HELLO, *own, "-o", "json"))
+        [second] = data(cli("submit", HELLO, "--permit", *own, "-o", "json"))
+        assert cli("job", "cancel", str(first["id"]), str(second["id"]), *own).code == 0
+        listed = data(cli("job", "list", "--limit", "2", *own, "-o", "json"))
+        assert [each["status"] for each in listed] == ["CANCELLED", "CANCELLED"]
+        assert listed[0]["customer"] == account.address
+    prefix = "account_sign" if clef else "eth_sign"
+    assert {"Transaction", "TypedData"} == {
+        each.removeprefix(prefix) for each in signer.asked if each.startswith(prefix)
+    }
+    away = cli("submit", HELLO, *own)
+    assert (away.code, away.out) == (7, "")
+    assert "does not answer" in away.err
+
+
+def test_unsigned_calls_are_printed_for_a_safe(cli: Cli, place: Place, sent: Any) -> None:
+    admin = load_account(place.wallets / "admin.json", place.wallets / "password").address
+    alice = load_account(place.wallets / "alice.json", place.wallets / "password").address
+    before = credits(cli)
+    batch = data(cli("submit", HELLO, "--array", "1-2", "--unsigned", alice, "-o", "json"))
+    assert (batch["version"], batch["chainId"]) == ("1.0", str(place.record["chain_id"]))
+    assert [each["to"] for each in batch["transactions"]] == [
+        place.record["credit"],
+        place.record["scheduler"],
+    ]
+    assert (credits(cli), sent()) == (before, 0)
+    # What the Safe could not do either is refused before anybody signs.
+    refused = cli("admin", "fee", "1", "--unsigned", alice)
+    assert (refused.code, refused.out) == (8, "")
+    shown = cli("admin", "fee", "1", "--unsigned", admin)
+    assert "set the fee to 1 basis points" in shown.out
+    call = MetaSchedulerContract(None, place.record["scheduler"]).set_fee(1)  # type: ignore[arg-type]
+    assert shown.out.splitlines()[-1] == f"0x{call.data.hex()}"

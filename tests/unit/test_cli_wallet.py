@@ -81,7 +81,7 @@ def test_two_sources_are_one_too_many(folder: Path) -> None:
     write(folder / "key", KEY)
     found = take("--key-file", "key", "--from", "other.json")
     assert found.exit_code == 2
-    assert "--from and --key-file" in found.output
+    assert "--from, --key-file and --mnemonic" in found.output
 
 
 def test_without_a_terminal_the_ways_in_are_named() -> None:

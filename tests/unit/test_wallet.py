@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from eth_account import Account
 
+from deepsquare_chain.chain import wallet as wallets
 from deepsquare_chain.chain.wallet import (
     PASSWORD_FILE_VARIABLE,
     AddressBook,
@@ -170,7 +171,7 @@ def test_a_missing_wallet() -> None:
 def test_other_files_of_a_folder_are_passed_over(wallet: Path) -> None:
     (wallet.parent / "a.json").write_text("{}")
     (wallet.parent / "b.json").write_text("no json")
-    (wallet.parent / "c.txt").write_text(wallet.read_text())
+    (wallet.parent / ".c.json").write_text(wallet.read_text())
     assert list_wallets(wallet.parent) == [Wallet(wallet, stated_address(wallet))]
     assert list_wallets(wallet.parent / "none") == []
 
@@ -315,3 +316,46 @@ def test_a_byte_order_mark_is_no_part_of_a_password_key_or_wallet(wallet: Path) 
     key_file.write_bytes(codecs.BOM_UTF8 + KEY.encode())
     key_file.chmod(0o600)
     assert import_key(wallet.parent / "k.json", read_key(key_file), SECRET, light=True) == account
+
+
+def test_a_mnemonic_gives_the_keys_that_other_wallets_show(tmp_path: Path) -> None:
+    """The words and accounts that every development node prints."""
+    words = "test test test test test test test test test test test junk"
+    first = wallets.import_mnemonic(tmp_path / "a.json", f" {words}\n", "pw", light=True)
+    second = wallets.import_mnemonic(
+        tmp_path / "b.json", words, "pw", derivation="m/44'/60'/0'/0/1", light=True
+    )
+    assert first.address == "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
+    assert second.address == "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+    assert wallets.unlock(tmp_path / "b.json", "pw").address == second.address
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        ("test test junk", "m/44'/60'/0'/0/0"),
+        ("test " * 12, "m/44'/60'/0'/0/0"),
+        ("test test test test test test test test test test test junk", "44/60"),
+    ],
+)
+def test_what_is_no_mnemonic_is_refused_unquoted(tmp_path: Path, words: str, path: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        wallets.import_mnemonic(tmp_path / "a.json", words, "pw", derivation=path, light=True)
+    assert "junk" not in caught.value.message
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_keystores_of_other_programs_are_listed(tmp_path: Path) -> None:
+    made = wallets.create_wallet(tmp_path / "own.json", "pw", light=True)
+    body = json.loads((tmp_path / "own.json").read_text())
+    (tmp_path / f"UTC--2026-11-27T00-00-00Z--{made.address[2:].lower()}").write_text(
+        json.dumps(body)
+    )
+    del body["address"]  # as cast writes them
+    (tmp_path / "deployer").write_text(json.dumps(body))
+    (tmp_path / "password").write_text("pw")
+    found = {each.path.name: each.address for each in wallets.list_wallets(tmp_path)}
+    assert len(found) == 3
+    assert found["deployer"] == ""
+    assert set(found.values()) == {"", made.address}
+    assert wallets.load_account(tmp_path / "deployer", None, lambda _: "pw").address == made.address

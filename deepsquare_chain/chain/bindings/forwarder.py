@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from eth_account import Account
 from eth_account.messages import SignableMessage, encode_typed_data
-from eth_account.signers.local import LocalAccount
 from eth_keys.constants import SECPK1_N
 from eth_keys.exceptions import BadSignature
 from eth_utils.address import to_canonical_address, to_checksum_address
@@ -33,6 +32,7 @@ from deepsquare_chain.chain.bindings.calls import (
 )
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, RevertedError, UsageError
 
 #: Gas of a transaction without calldata, and the most that a byte of calldata costs.
@@ -115,9 +115,9 @@ class ForwardRequest:
         message = self._signable(domain)
         return keccak(b"\x19" + message.version + message.header + message.body)
 
-    def sign(self, account: LocalAccount, domain: ForwarderDomain) -> SignedRequest:
+    def sign(self, account: Signer, domain: ForwarderDomain) -> SignedRequest:
         """Sign it with the customer's key."""
-        signed = account.sign_message(self._signable(domain))
+        signed = account.sign_typed_data(full_message=self.typed_data(domain))
         return SignedRequest(self, bytes(signed.signature))
 
     def _signable(self, domain: ForwarderDomain) -> SignableMessage:

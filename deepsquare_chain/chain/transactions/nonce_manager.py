@@ -12,7 +12,6 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
@@ -22,6 +21,7 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, error_body, node_message
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI, Fees, market
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.transactions.preflight import Preflight
@@ -168,7 +168,7 @@ class NonceManager:
     def __init__(
         self,
         w3: AsyncWeb3[Any],
-        account: LocalAccount,
+        account: Signer,
         outbox: Outbox,
         preflight: Preflight,
         *,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
 from web3.exceptions import Web3Exception
@@ -23,6 +22,7 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.on_demand import block_time_of
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.gas_budget import GasMonitor
 from deepsquare_chain.chain.transactions.nonce_manager import (
@@ -113,10 +113,13 @@ class Sender:
         metrics: Where the figures of the wallet's gas and nonces go.
     """
 
+    #: Whether the account pays for what is sent.
+    pays_gas = True
+
     def __init__(
         self,
         w3: AsyncWeb3[Any],
-        account: LocalAccount,
+        account: Signer,
         outbox: Outbox,
         *,
         chain_id: int,

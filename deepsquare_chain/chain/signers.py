@@ -1,0 +1,225 @@
+"""Who signs for an account: a key in this process, or an external signer over JSON-RPC.
+
+Methods and answers of the external signers: web3signer's and other nodes' `eth_signTransaction`,
+`eth_sign` and `eth_signTypedData` (https://docs.web3signer.consensys.io/reference/api/json-rpc),
+clef's `account_signTransaction`, `account_signData` and `account_signTypedData`
+(https://geth.ethereum.org/docs/tools/clef/apis).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import httpx
+from eth_account import Account
+from eth_account.datastructures import SignedMessage, SignedTransaction
+from eth_account.messages import SignableMessage, encode_typed_data
+from eth_account.typed_transactions.typed_transaction import TypedTransaction
+from eth_typing import ChecksumAddress
+from eth_utils.address import is_address, to_checksum_address
+from eth_utils.crypto import keccak
+from hexbytes import HexBytes
+
+from deepsquare_chain.chain.rpc.transport import Transport, proxy_for
+from deepsquare_chain.errors import EndpointError, NotAuthorisedError, UsageError
+from deepsquare_chain.settings import safe_url
+
+#: Seconds for an answer; clef asks a person.
+_TIMEOUT: Final = 120.0
+_CLEF: Final = "clef+"
+_PERSONAL: Final = b"E"  # version byte of EIP-191 text messages
+_QUANTITIES: Final = frozenset(
+    {"chainId", "nonce", "value", "gas", "maxFeePerGas", "maxPriorityFeePerGas"}
+)
+
+
+class Signer(Protocol):
+    """An account that signs; the methods are those of eth-account's `LocalAccount`.
+
+    Raises (of each method):
+        NotAuthorisedError: The signer refused.
+        EndpointError: It does not answer, or not with a signature of this account.
+    """
+
+    @property
+    def address(self) -> ChecksumAddress:
+        """Whose signatures they are."""
+
+    def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:
+        """Sign an EIP-1559 transaction."""
+
+    def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:
+        """Sign EIP-712 data."""
+
+    def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:
+        """Sign a text (EIP-191)."""
+
+
+class ExternalSigner:
+    """An account whose key another program holds; each signature is compared with what was asked for.
+
+    Args:
+        url: `http://HOST:PORT` of a web3signer or another signer with its methods, or the same
+            after `clef+` for clef.
+        address: The account; "" takes the only one that the signer has.
+        transport: Certificates and headers for the signer.
+
+    Raises:
+        UsageError: The address is none, or the signer has not got it.
+        EndpointError: The signer does not answer.
+    """
+
+    def __init__(self, url: str, address: str = "", transport: Transport | None = None) -> None:
+        self._clef = url.startswith(_CLEF)
+        self._url = url.removeprefix(_CLEF)
+        way = transport or Transport()
+        self._client = httpx.Client(
+            timeout=_TIMEOUT,
+            trust_env=False,
+            proxy=proxy_for(self._url),
+            verify=way.context() or True,
+            headers=way.headers_for(self._url),
+        )
+        self.address = self._own(address)
+
+    def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:
+        """See `Signer`."""
+        wanted = {**transaction_dict, "from": self.address}
+        method = "account_signTransaction" if self._clef else "eth_signTransaction"
+        answer = self._ask(method, [_as_json(wanted)])
+        raw = answer.get("raw", "") if isinstance(answer, dict) else answer
+        try:
+            data = HexBytes(raw)
+            found = TypedTransaction.from_bytes(data).as_dict()
+            sender = Account.recover_transaction(data)
+        except Exception:  # noqa: BLE001 - whatever the bytes are, they are no transaction
+            raise self._nonsense("a transaction") from None
+        if sender != self.address or not _same(found, transaction_dict):
+            raise self._nonsense("the transaction that was asked for")
+        return SignedTransaction(
+            raw_transaction=data,
+            hash=HexBytes(keccak(data)),
+            r=int(found["r"]),
+            s=int(found["s"]),
+            v=int(found["v"]),
+        )
+
+    def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:
+        """See `Signer`."""
+        method = "account_signTypedData" if self._clef else "eth_signTypedData"
+        answer = self._ask(method, [self.address, _plain(full_message)])
+        return self._signature(answer, encode_typed_data(full_message=full_message))
+
+    def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:
+        """See `Signer`."""
+        if signable_message.version != _PERSONAL:
+            raise UsageError("An external signer signs typed data from the whole document only")
+        text = "0x" + bytes(signable_message.body).hex()
+        if self._clef:
+            answer = self._ask("account_signData", ["text/plain", self.address, text])
+        else:
+            answer = self._ask("eth_sign", [self.address, text])
+        return self._signature(answer, signable_message)
+
+    def _own(self, wanted: str) -> ChecksumAddress:
+        """The account to use, which the signer has."""
+        if wanted and not is_address(wanted):
+            raise UsageError(f"{wanted[:80]!r} is not a valid address", hint="Set signer_account.")
+        found = self._ask("account_list" if self._clef else "eth_accounts", [])
+        listed = [each for each in found if is_address(each)] if isinstance(found, list) else []
+        accounts = [to_checksum_address(each) for each in listed]
+        if wanted and to_checksum_address(wanted) in accounts:
+            return to_checksum_address(wanted)
+        if wanted or len(accounts) != 1:
+            shown = ", ".join(accounts[:5]) or "none"
+            raise UsageError(
+                f"The signer at {safe_url(self._url)} has {len(accounts)} accounts: {shown}",
+                hint="Name one of them with --signer-account.",
+            )
+        return accounts[0]
+
+    def _signature(self, answer: Any, message: SignableMessage) -> SignedMessage:
+        try:
+            data = bytearray(HexBytes(answer))
+            if len(data) == 65 and data[64] < 27:
+                data[64] += 27  # some signers count from zero
+            signer = Account.recover_message(message, signature=bytes(data))
+        except Exception:  # noqa: BLE001 - whatever the bytes are, they are no signature
+            raise self._nonsense("a signature") from None
+        if signer != self.address:
+            raise self._nonsense(f"a signature of {self.address}")
+        digest = keccak(b"\x19" + message.version + message.header + message.body)
+        return SignedMessage(
+            message_hash=HexBytes(digest),
+            r=int.from_bytes(data[:32], "big"),
+            s=int.from_bytes(data[32:64], "big"),
+            v=data[64],
+            signature=HexBytes(bytes(data)),
+        )
+
+    def _ask(self, method: str, params: list[Any]) -> Any:
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        try:
+            answer = self._client.post(self._url, json=body).json()
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise EndpointError(
+                f"The signer at {safe_url(self._url)} does not answer {method}: {type(error).__name__}",
+                hint="Is it running, and does the setting signer name it?",
+            ) from None
+        if not isinstance(answer, dict) or ("error" not in answer and "result" not in answer):
+            raise self._nonsense("JSON-RPC")
+        if answer.get("error"):
+            reason = answer["error"]
+            words = reason.get("message") if isinstance(reason, dict) else reason
+            raise NotAuthorisedError(
+                f"The signer at {safe_url(self._url)} refused {method}: {str(words)[:200]}",
+                hint="Its rules or its user decide what it signs.",
+            )
+        return answer["result"]
+
+    def _nonsense(self, wanted: str) -> EndpointError:
+        return EndpointError(
+            f"The signer at {safe_url(self._url)} did not answer with {wanted}",
+            hint="Nothing was sent. Is the address that of a signer for this account?",
+        )
+
+
+def _as_json(transaction: Mapping[str, Any]) -> dict[str, Any]:
+    """A transaction as JSON-RPC has it."""
+    found: dict[str, Any] = {}
+    for name, value in transaction.items():
+        if name == "type":
+            found["type"] = hex(value)
+        elif name in _QUANTITIES:
+            found[name] = hex(value)
+        elif name == "data":
+            found["data"] = found["input"] = "0x" + bytes(value).hex()
+        elif value:  # no recipient: a contract is made
+            found[name] = value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Typed data without bytes and with numbers that any JSON reader holds."""
+    if isinstance(value, bytes | bytearray):
+        return "0x" + bytes(value).hex()
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 2**53:
+        return str(value)
+    return json.loads(json.dumps(value))
+
+
+def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a signed transaction is the one that was asked for, field by field."""
+    numbers = all(int(found[name]) == int(wanted[name]) for name in _QUANTITIES)
+    return (
+        numbers
+        and bytes(HexBytes(found["to"])) == bytes(HexBytes(wanted["to"]))
+        and bytes(HexBytes(found["data"])) == bytes(HexBytes(wanted["data"]))
+        and not found.get("accessList")
+    )

@@ -1,0 +1,108 @@
+"""Calls that another account sends: what a command would send, without a key and without sending it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from eth_account.datastructures import SignedMessage, SignedTransaction
+from eth_account.messages import SignableMessage
+from eth_typing import ChecksumAddress
+
+from deepsquare_chain.chain.bindings.calls import Call, checked_address
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
+from deepsquare_chain.client.network import WalletConnection, open_grid
+from deepsquare_chain.errors import NotAuthorisedError
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import Store
+
+
+@dataclass(frozen=True, slots=True)
+class AddressOnly:
+    """An account whose key is elsewhere: every signature is refused."""
+
+    address: ChecksumAddress
+
+    def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:  # noqa: ARG002
+        """Refuse."""
+        raise self._refusal()
+
+    def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:  # noqa: ARG002
+        """Refuse."""
+        raise self._refusal()
+
+    def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:  # noqa: ARG002
+        """Refuse."""
+        raise self._refusal()
+
+    def _refusal(self) -> NotAuthorisedError:
+        return NotAuthorisedError(
+            f"This needs a signature of {self.address}, whose key is not here",
+            hint="Leave out --permit, --gasless and gateways with --unsigned.",
+        )
+
+
+class UnsignedSender(Sender):
+    """Keeps calls instead of sending them."""
+
+    pays_gas = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.calls: list[Call] = []
+
+    async def send(self, call: Call, **_: Any) -> TxReceipt:
+        """Keep a call; the first one is tried on the latest block, later ones build on it.
+
+        Raises:
+            RevertedError: The contract would refuse it.
+            EndpointError: The node does not answer.
+        """
+        if not self.calls:
+            await self.simulate(call)
+        self.calls.append(call)
+        return TxReceipt("", 0, "", 0, 0, (), call.label)
+
+
+@asynccontextmanager
+async def open_unsigned(settings: Settings, account: str) -> AsyncIterator[WalletConnection]:
+    """An account on the settings' grid whose calls are kept; errors as `open_grid`."""
+    address = checked_address(account)
+    async with open_grid(settings) as contracts:
+        deployment = contracts.deployment
+        with Store.open(
+            None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=address
+        ) as store:
+            signer = AddressOnly(address)
+            sender = UnsignedSender(contracts.w3, signer, store, chain_id=deployment.chain_id)
+            yield WalletConnection(contracts, signer, sender, store, settings.timeout)
+
+
+def safe_batch(chain_id: int, account: str, calls: Sequence[Call]) -> dict[str, Any]:
+    """Calls as a file of Safe's Transaction Builder.
+
+    Source of the format: https://help.safe.global/en/articles/40841-transaction-builder
+    """
+    return {
+        "version": "1.0",
+        "chainId": str(chain_id),
+        "createdAt": int(time.time() * 1000),
+        "meta": {
+            "name": "deepsquare: " + ", ".join(call.label for call in calls)[:200],
+            "description": "",
+            "createdFromSafeAddress": account,
+        },
+        "transactions": [
+            {
+                "to": call.to,
+                "value": str(call.value),
+                "data": "0x" + call.data.hex(),
+                "contractMethod": None,
+                "contractInputsValues": None,
+            }
+            for call in calls
+        ],
+    }

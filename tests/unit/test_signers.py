@@ -1,0 +1,137 @@
+"""External signers: what they sign is what was asked for, or it is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from eth_account import Account
+from eth_account.messages import encode_defunct
+
+from deepsquare_chain.chain import signers
+from deepsquare_chain.chain.signers import ExternalSigner
+from deepsquare_chain.errors import EndpointError, NotAuthorisedError, UsageError
+from tests.support.signer import ReferenceSigner
+
+pytestmark = pytest.mark.unit
+
+OWN = Account.from_key(b"\x11" * 32)
+OTHER = Account.from_key(b"\x22" * 32)
+TRANSACTION = {
+    "type": 2,
+    "chainId": 1337,
+    "nonce": 7,
+    "to": OTHER.address,
+    "value": 0,
+    "data": b"\x01\x02",
+    "gas": 100_000,
+    "maxFeePerGas": 3 * 10**9,
+    "maxPriorityFeePerGas": 10**9,
+}
+TYPED: dict[str, Any] = {
+    "types": {
+        "EIP712Domain": [{"name": "name", "type": "string"}],
+        "Permit": [{"name": "owner", "type": "address"}, {"name": "value", "type": "uint256"}],
+    },
+    "primaryType": "Permit",
+    "domain": {"name": "test"},
+    "message": {"owner": OWN.address, "value": 2**200 + 1},
+}
+
+
+@pytest.fixture(params=["", "clef+"])
+def reference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A reference signer, reached without a socket, and the URL that the setting has."""
+    signer = ReferenceSigner(OWN, clef=bool(request.param))
+
+    def client(**_: Any) -> httpx.Client:
+        def handle(asked: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, json=signer.answer(json.loads(asked.content)))
+
+        return httpx.Client(transport=httpx.MockTransport(handle))
+
+    real = httpx.Client
+    monkeypatch.setattr(signers.httpx, "Client", lambda **_: real(transport=_transport(signer)))
+    return signer, f"{request.param}http://127.0.0.1:1"
+
+
+def _transport(signer: ReferenceSigner) -> httpx.MockTransport:
+    def handle(asked: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=signer.answer(json.loads(asked.content)))
+
+    return httpx.MockTransport(handle)
+
+
+def test_signatures_are_those_of_the_key(reference: Any) -> None:
+    _, url = reference
+    found = ExternalSigner(url)
+    assert found.address == OWN.address
+    signed, own = found.sign_transaction(TRANSACTION), OWN.sign_transaction(TRANSACTION)
+    assert (signed.raw_transaction, signed.hash) == (own.raw_transaction, own.hash)
+    creation = {**TRANSACTION, "to": b""}
+    assert found.sign_transaction(creation).hash == OWN.sign_transaction(creation).hash
+    typed, own_typed = (each.sign_typed_data(full_message=TYPED) for each in (found, OWN))
+    assert typed == own_typed
+    text = encode_defunct(text="sign in")
+    assert found.sign_message(text) == OWN.sign_message(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"to": OWN.address},
+        {"value": 1},
+        {"nonce": 8},
+        {"data": b"\x01"},
+        {"maxFeePerGas": 4 * 10**9},
+    ],
+)
+def test_another_transaction_than_asked_for_is_refused(
+    reference: Any, change: dict[str, Any]
+) -> None:
+    signer, url = reference
+    other = "0x" + bytes(OWN.sign_transaction({**TRANSACTION, **change}).raw_transaction).hex()
+    signer.bend = lambda method, answer: other if "Transaction" in method else answer
+    with pytest.raises(EndpointError, match="transaction that was asked for"):
+        ExternalSigner(url).sign_transaction(TRANSACTION)
+
+
+@pytest.mark.parametrize("bent", ["0x", "nonsense", None, 5, "0x" + "11" * 65])
+def test_what_is_no_signature_of_the_account_is_refused(reference: Any, bent: Any) -> None:
+    signer, url = reference
+    signer.bend = lambda method, answer: bent if "sign" in method else answer
+    found = ExternalSigner(url)
+    with pytest.raises(EndpointError):
+        found.sign_typed_data(full_message=TYPED)
+    with pytest.raises(EndpointError):
+        found.sign_transaction(TRANSACTION)
+
+
+def test_another_account_s_signature_is_refused(reference: Any) -> None:
+    signer, url = reference
+    theirs = "0x" + bytes(OTHER.sign_message(encode_defunct(text="a")).signature).hex()
+    signer.bend = lambda method, answer: theirs if "sign" in method else answer
+    with pytest.raises(EndpointError, match="a signature of"):
+        ExternalSigner(url).sign_message(encode_defunct(text="a"))
+
+
+def test_a_signer_of_several_accounts_needs_a_name(reference: Any) -> None:
+    signer, url = reference
+    signer.bend = lambda _method, _answer: [OWN.address, OTHER.address.lower()]
+    with pytest.raises(UsageError, match="has 2 accounts"):
+        ExternalSigner(url)
+    assert ExternalSigner(url, OTHER.address).address == OTHER.address
+    signer.bend = lambda _method, _answer: [OWN.address]
+    with pytest.raises(UsageError, match="has 1 accounts"):
+        ExternalSigner(url, OTHER.address)
+
+
+def test_a_refusal_of_the_signer_is_told() -> None:
+    signer = ReferenceSigner(OWN, clef=True)
+    with pytest.MonkeyPatch.context() as patch:
+        real = httpx.Client
+        patch.setattr(signers.httpx, "Client", lambda **_: real(transport=_transport(signer)))
+        with pytest.raises(NotAuthorisedError, match="no method eth_accounts"):
+            ExternalSigner("http://127.0.0.1:1")
