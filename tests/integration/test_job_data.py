@@ -66,6 +66,18 @@ class Files(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[None]:
+        """Answer in a thread."""
+        thread = threading.Thread(target=self.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield
+        finally:
+            self.shutdown()
+            thread.join()
+            self.server_close()
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: Files
@@ -107,12 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def web() -> Iterator[Files]:
     server = Files()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with server.serving():
+        yield server
 
 
 def tar(*names: str, link: str = "") -> bytes:
@@ -218,13 +226,13 @@ steps: [{{run: {{command: 'cd "$DEEPSQUARE_OUTPUT"; mkdir d; echo a > a; echo b 
 class Bucket:
     """A bucket of moto's server, seen by s5cmd."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: str, name: str = "data") -> None:
+        self.endpoint, self.name = endpoint, name
         self._env = {
             "PATH": str(TOOLS), "AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": "us-east-1", "S3_ENDPOINT_URL": endpoint,
         }  # fmt: skip
-        self.call("mb", "s3://data")
+        self.call("mb", f"s3://{name}")
 
     def call(self, *words: str, data: str = "") -> str:
         done = subprocess.run(
@@ -234,10 +242,10 @@ class Bucket:
         return done.stdout if not done.returncode else ""
 
     def put(self, key: str, text: str) -> None:
-        self.call("pipe", f"s3://data/{key}", data=text)
+        self.call("pipe", f"s3://{self.name}/{key}", data=text)
 
     def get(self, key: str) -> str:
-        return self.call("cat", f"s3://data/{key}")
+        return self.call("cat", f"s3://{self.name}/{key}")
 
     def section(self, path: str, more: str = "") -> str:
         return (
