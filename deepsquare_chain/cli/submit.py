@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.jobfile import LenientOption
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, some
 from deepsquare_chain.credits import format_credits
@@ -59,12 +60,16 @@ LimitOption = Annotated[
 ]
 
 
-def _read(file: Path, credits: int | None, limit: str | None) -> tuple[JobFile, Terms]:
+def _read(
+    context: CommandContext, file: Path, credits: int | None, limit: str | None, lenient: bool
+) -> tuple[JobFile, Terms]:
     from deepsquare_chain.client.modules import load_job
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.workflow import parse_duration
 
-    job_file = load_job(file)
+    job_file = load_job(file, lenient=lenient)
+    for warning in job_file.warnings:
+        context.printer.note(f"Warning: {warning}")
     try:
         seconds = None if limit is None else parse_duration(limit)
     except ValueError as error:
@@ -78,12 +83,13 @@ async def quote(
     file: JobFilePath,
     credits: CreditsOption = None,
     time_limit: LimitOption = None,
+    lenient: LenientOption = False,
 ) -> None:
     """Show what a job would cost at each provider, how long it could run, and when it may start."""
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.client.offers import offers
 
-    _, terms = _read(file, credits, time_limit)
+    _, terms = _read(context, file, credits, time_limit, lenient)
     async with open_grid(context.settings) as contracts:
         found = await offers(contracts, terms)
     context.printer.rows(
@@ -125,6 +131,7 @@ async def submit(
             help="Run after other jobs: afterok, afterany or afternotok, then ids, ranges, names.",
         ),
     ] = None,
+    lenient: LenientOption = False,
     permit: Annotated[
         bool, typer.Option("--permit", help="Sign a permit instead of sending an approval.")
     ] = False,
@@ -169,7 +176,7 @@ async def submit(
 
     indices = None if array is None else parse_array(array)
     variables = _variables(env or [])
-    job_file, terms = _read(file, credits, time_limit)
+    job_file, terms = _read(context, file, credits, time_limit, lenient)
     definition = job_file.definition.with_env(variables) if env else job_file.definition
     async with (
         open_sending(context, gasless=gasless, yes=yes) as wallet,
@@ -179,7 +186,9 @@ async def submit(
         if not gasless:
             refuse_relayed_key(wallet.store, key)
         submission = submission_id(wallet.address, key) if indices else ""
-        after = await parse_depends(wallet.contracts, depends or (), lambda: wallet.address)
+        after = await parse_depends(
+            wallet.contracts, [*job_file.depends_on, *(depends or ())], lambda: wallet.address
+        )
         request = request_of(definition, terms, array=indices, submission=submission, after=after)
         requests = [request]
         done = await repeated(

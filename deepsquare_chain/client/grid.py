@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.relay_client import RelayClient, relay_url
 from deepsquare_chain.client.results import Result, job_results
 from deepsquare_chain.client.submission import (
-    Request,
     SubmissionQueue,
+    parse_depends,
     refuse_relayed_key,
+    request_of,
     submit,
 )
 from deepsquare_chain.client.watching import watch
@@ -208,7 +209,9 @@ class Grid:
         """
         wallet, file = self.wallet, await _read(job)
         terms: Terms = file.terms(credits=credits, time_limit=time_limit)
-        request = Request(terms, (file.definition.to_bytes(),) * count)
+        after = await parse_depends(self.contracts, file.depends_on, lambda: wallet.address)
+        request = request_of(file.definition, terms, after=after)
+        request = replace(request, definitions=request.definitions * count)
         if gasless:
             async with self._relayed() as relayed:
                 done = await submit(

@@ -21,14 +21,19 @@ _TIMEOUT: Final = 120.0
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,40}")
 
 
-def load_job(path: str | Path) -> JobFile:
+def load_job(path: str | Path, *, lenient: bool = False) -> JobFile:
     """Read a job file and put its modules into the definition; local ones are relative to the file.
+
+    Args:
+        path: Of the job file.
+        lenient: Leave out unknown keys and warn instead of refusing them.
 
     Raises:
         JobFileError: The file is not valid, or a module can't be had or does not fit.
     """
     folder = Path(path).absolute().parent
-    return resolve_modules(load_job_file(path), lambda source: fetch_module(source, folder))
+    job = load_job_file(path, lenient=lenient)
+    return resolve_modules(job, lambda source: fetch_module(source, folder))
 
 
 def fetch_module(source: str, folder: Path) -> FetchedModule:

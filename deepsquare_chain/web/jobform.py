@@ -44,11 +44,17 @@ def read_form(given: Mapping[str, Any]) -> JobFile:
             hint="Submit it with `deepsquare submit FILE`.",
         )
     try:
-        return parse_job_file(text.encode("utf-8", "replace"), "job file" if file else _SOURCE)
+        job = parse_job_file(text.encode("utf-8", "replace"), "job file" if file else _SOURCE)
     except JobFileError as error:
         if file:
             raise
         raise JobFileError(_in_words_of_the_form(error.message), hint="Correct it above.") from None
+    if job.depends_on:
+        raise JobFileError(
+            "A job that depends on others can't be submitted by this form",
+            hint="Submit it with `deepsquare submit FILE`.",
+        )
+    return job
 
 
 def _document(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ _HANDLE: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 _REMOTE_MODULE: Final = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*){2,12}(?:@[A-Za-z0-9_][A-Za-z0-9_./-]{0,127})?"
 )
+_DEPENDENCY: Final = re.compile(r"(?:(?:afterok|afterany|afternotok):)?[^,:\s]+(?::[^,:\s]+)*")
 _LOCAL_MODULE: Final = re.compile(r"(?:\.{1,2})?/[^\0\n]{0,1023}|\.{1,2}")
 #: Boolean words of YAML's core schema beside `true` and `false`, which the reader resolves itself.
 _BOOLEANS: Final[Mapping[str, bool]] = {
@@ -278,6 +279,14 @@ def module_source(value: Any) -> str:
             "must be HOST/OWNER/REPOSITORY[/FOLDER][@TAG or @COMMIT], or a folder that begins "
             f"with / or ./, not {show(checked)}"
         )
+    return checked
+
+
+def dependency(value: Any) -> str:
+    """Jobs after which a job runs."""
+    checked = line(value)
+    if not _DEPENDENCY.fullmatch(checked):
+        raise problem(f"must be afterok:JOB, afterany:JOB or afternotok:JOB, not {show(checked)}")
     return checked
 
 

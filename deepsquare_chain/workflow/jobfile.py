@@ -34,7 +34,8 @@ class JobFile:
 
     `time_limit` is in seconds and `credits` in credit-wei; None means that the file leaves them
     to the command line. `uses` holds requirements on labels joined by commas: those of the file, and
-    the abilities that the job needs. `warnings` tell of keys that have no effect.
+    the abilities that the job needs. `warnings` tell of keys that have no effect. `depends_on` names
+    the jobs after which it runs, as `--depends` does.
     """
 
     source: str
@@ -48,6 +49,7 @@ class JobFile:
     interim_payments: bool
     uses: str
     warnings: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
 
     def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
         """What is submitted; arguments win over the file.
@@ -177,6 +179,7 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         until_spent=document.until_spent,
         interim_payments=document.interim_payments,
         uses=all_uses,
+        depends_on=tuple(document.depends_on),
         warnings=tuple(_spoken(source, place(each, lines)) for each in warnings),
     )
 

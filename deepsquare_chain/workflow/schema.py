@@ -468,6 +468,9 @@ class JobFileDocument(Runnable):
     interim_payments: Flag = Field(
         False, description="The provider may collect payments while the job runs."
     )
+    depends_on: Annotated[
+        list[Annotated[str, _text(checks.dependency)]], Field(max_length=checks.MAX_LIST)
+    ] = Field([], description="Jobs to run after, such as afterok:12; --depends adds to them.")
     uses: Uses = Field([], description="Requirements on labels; another name of requirements.")
     requirements: Uses = Field(
         [], description="Labels that a provider must have, such as gpu.model=h100."

@@ -25,6 +25,7 @@ EVERY_KEY = """\
 # A comment
 job:
   enableLogging: true
+  dependsOn: ['afterok:12:15-20', prepare]
   resources: {tasks: 4, cpusPerTask: 2, memPerCpu: 100, gpus: 4}
   env:
     - {key: A, value: 'a,b'}
@@ -149,6 +150,7 @@ def test_every_key_is_understood() -> None:
         "charliecloud", "container", "enroot", "mpi.pmi2", "netns"
     }  # fmt: skip
     assert found.definition.env == {"A": "a,b", "N": "1"}
+    assert found.depends_on == ("afterok:12:15-20", "prepare")
     assert found.definition.output is not None
     assert found.definition.output.s3 is not None
     assert found.definition.output.s3.path == "/out"
@@ -235,6 +237,7 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("env: {A: 1}", top="input: {}"), "input must have one of http, s3"),
         (with_run("env: {A: 1}", top="output: {http: {url: 'ftp://x'}}"), "must be an http or https address"),
         (with_run("env: {A: 1}", top="virtualNetworks: [{name: a, gatewayAddress: x}]"), "gatewayAddress must be an address"),
+        (with_run("env: {A: 1}", top="dependsOn: [after:1 2]"), "dependsOn[0] must be afterok:JOB"),
         (with_run("env: {A: 1}", top="uses: [a=b]\nrequirements: [c=d]"), "another name of requirements"),
     ],
 )  # fmt: skip
