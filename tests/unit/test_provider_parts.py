@@ -776,16 +776,16 @@ def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
     service: Any = object.__new__(ProviderService)
     service._settings = ProviderSettings(state_dir=tmp_path, unbilled_warning=8 * CREDIT)
     service._warned = set()
-    service.figures = ProviderMetrics(Metrics("provider"))
+    service.metrics = ProviderMetrics(Metrics("provider"))
     with capture_logs() as logs:
         for now in (900, 1_000, 1_000):
             service._watch_revenue([long, short], Head(1, now, b""))
     # 900 s of the first less its fee, and all of the second.
-    assert service.figures.metrics.value("revenue_accrued_credits") == pytest.approx(8.1 + 5)
-    assert service.figures.metrics.value("revenue_at_risk_credits") == pytest.approx(8.1)
+    assert service.metrics.metrics.value("revenue_accrued_credits") == pytest.approx(8.1 + 5)
+    assert service.metrics.metrics.value("revenue_at_risk_credits") == pytest.approx(8.1)
     assert [(each["job"], each["credits"]) for each in logs] == [(1, "8.1")]
     service._watch_revenue([], Head(1, 1_000, b""))
-    assert service.figures.metrics.value("revenue_accrued_credits") == 0
+    assert service.metrics.metrics.value("revenue_accrued_credits") == 0
 
 
 async def test_what_is_mined_during_the_look_is_no_lag():
