@@ -34,21 +34,21 @@ async def test_doctors_say_what_a_daemon_can_not_start(tmp_path: Path) -> None:
     with pytest.raises(GridError, match=f"{folder.name} can't start jobs: no shell") as error:
         await _providers(settings)
     assert "tries again by itself" in error.value.hint
-    check = _starts(settings, ACCOUNT)
+    check = _starts(read_status(folder, "provider"))
     assert (check.ok, check.text) == (False, "no shell")
     write(tmp_path)
     assert await _providers(settings) == "1 running, each can start jobs"
-    assert _starts(settings, ACCOUNT).ok
+    assert _starts(read_status(folder, "provider")).ok
 
 
 @pytest.mark.parametrize(
     "changes", [{"state": "stopped"}, {"pid": 2**22 + 1}, {"pid": "x"}, {"pid": None}]
 )
 async def test_a_daemon_that_ended_says_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
-    write(tmp_path, fault="no shell", **changes)
+    folder = write(tmp_path, fault="no shell", **changes)
     assert list(running_services(tmp_path, "provider")) == []
     assert await _providers(Settings(state_dir=tmp_path)) == "none is running"
-    assert "does not run here" in _starts(Settings(state_dir=tmp_path), ACCOUNT).text
+    assert "does not run here" in _starts(read_status(folder, "provider")).text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "5", "{"])
