@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -14,6 +15,10 @@ app = typer.Typer(
     help="Run the meta-scheduler, and see what it would decide.", no_args_is_help=True
 )
 
+RulesFile = Annotated[
+    Path | None,
+    typer.Option("--rules", metavar="FILE", help="Rules of the policy, in YAML; see examples/."),
+]
 _PLAN: Final = (
     Column("job", "job", Kind.NUMBER),
     Column("provider_id", "provider", Kind.NUMBER),
@@ -38,6 +43,7 @@ async def run(
             "claim timeout by default.",
         ),
     ] = None,
+    rules: RulesFile = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Without a wallet: say what it would do.")
     ] = False,
@@ -45,7 +51,7 @@ async def run(
     """Run the meta-scheduler until Ctrl-C: assign jobs, watch over silent providers."""
     from deepsquare_chain.cli.services import schedule
 
-    await schedule(context.settings, challenge_after=challenge_after, dry_run=dry_run)
+    await schedule(context.settings, challenge_after=challenge_after, rules=rules, dry_run=dry_run)
 
 
 @command(app)
@@ -54,15 +60,18 @@ async def explain(
     job: Annotated[
         int | None, typer.Argument(parser=whole(1), metavar="JOB", help="Only this job.")
     ] = None,
+    rules: RulesFile = None,
 ) -> None:
     """Show what a meta-scheduler would decide now of each waiting job, and why."""
     from deepsquare_chain.cli.why import reasons
     from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.metascheduler.rules_file import read_rules
 
+    wanted = None if rules is None else read_rules(rules)
     async with open_grid(context.settings) as contracts:
         if job is not None:
             await contracts.scheduler.get_job(job)
-        found = await reasons(contracts)
+        found = await reasons(contracts, wanted)
     context.printer.rows(
         _PLAN,
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -85,9 +86,13 @@ def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
     }
 
 
-async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: bool) -> None:
+async def schedule(
+    settings: Settings, *, challenge_after: int | None, rules: Path | None, dry_run: bool
+) -> None:
     """Run the meta-scheduler until a signal; errors as `run_scheduler`."""
     from deepsquare_chain.metascheduler.liveness import Watch
+    from deepsquare_chain.metascheduler.policy import Rules
+    from deepsquare_chain.metascheduler.rules_file import read_rules
     from deepsquare_chain.metascheduler.runner import run_scheduler
     from deepsquare_chain.metascheduler.service import SchedulerSettings
 
@@ -101,6 +106,7 @@ async def schedule(settings: Settings, *, challenge_after: int | None, dry_run: 
         account,
         SchedulerSettings(
             watch=Watch(challenge_after=challenge_after),
+            rules=Rules() if rules is None else read_rules(rules),
             **_common(settings, "metascheduler", who),
         ),
     )

@@ -101,6 +101,10 @@ async def simulate(
             help="Chain delay of blocks so far apart; again for more. 0, none, by default.",
         ),
     ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Rules of the policy, in YAML; see examples/."),
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also run what it is compared with.")
     ] = True,
@@ -124,6 +128,8 @@ async def simulate(
     import asyncio
 
     from deepsquare_chain.errors import StoreError
+    from deepsquare_chain.metascheduler.policy import Rules
+    from deepsquare_chain.metascheduler.rules_file import read_rules
     from deepsquare_chain.metascheduler.simulation.experiment import (
         BASELINES,
         Experiment,
@@ -142,6 +148,7 @@ async def simulate(
         wishes=tuple(dict.fromkeys(want or ["MIXED"])),
         baselines=BASELINES if baselines else (),
         blocks=tuple(dict.fromkeys(block or [0.0])),
+        rules=Rules() if rules is None else read_rules(rules),
     )
     with _progress() as (bar, advance):
         measures = await asyncio.to_thread(

@@ -22,6 +22,7 @@ from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_wait,
 )
+from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.store.database import Store
@@ -86,13 +87,15 @@ async def explain(contracts: Contracts, job_id: int) -> JobSituation:
 class DryRunScheduler:
     """A scheduler without a wallet; it remembers what it has seen from one look to the next."""
 
-    def __init__(self, contracts: Contracts) -> None:
+    def __init__(self, contracts: Contracts, rules: Rules | None = None) -> None:
         deployment = contracts.deployment
         self._contracts = contracts
         self._store = Store.open(
             None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
         )
-        self._settings = SchedulerSettings(state_dir=Path(), confirmations=0)
+        self._settings = SchedulerSettings(
+            state_dir=Path(), confirmations=0, rules=rules or Rules()
+        )
         self._service = SchedulerService(contracts, None, self._store, settings=self._settings)
 
     def __enter__(self) -> Self:
@@ -256,13 +259,13 @@ class Reason:
     hold: Hold | None = None
 
 
-async def reasons(contracts: Contracts) -> list[Reason]:
-    """What a meta-scheduler would decide now, in its own order.
+async def reasons(contracts: Contracts, rules: Rules | None = None) -> list[Reason]:
+    """What a meta-scheduler would decide now, in its own order; by the default rules if none are given.
 
     Raises:
         EndpointError: The node does not answer.
     """
-    with DryRunScheduler(contracts) as dry_run:
+    with DryRunScheduler(contracts, rules) as dry_run:
         return list(_reasons(await dry_run.look()))
 
 

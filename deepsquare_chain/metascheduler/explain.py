@@ -5,7 +5,7 @@ What customers wrote (affinities) appears quoted and cut: it is data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -34,6 +34,7 @@ from deepsquare_chain.metascheduler.liveness import BlockContext, is_gone, is_si
 from deepsquare_chain.metascheduler.policy import (
     Decision,
     Plan,
+    Ranking,
     Rules,
     Snapshot,
     is_overdue,
@@ -127,7 +128,17 @@ def explain_order(job: Job, decided: Plan) -> str:
             f"it is expected to use {estimate.used:.0%} of its limit of {job.time_limit} s, "
             f"{_SOURCES[estimate.source]}"
         )
-    return f"it is number {place} of {len(decided.ranking)} in the queue, smallest first; {why}"
+    text = f"it is number {place} of {len(decided.ranking)} in the queue, smallest first; {why}"
+    return text + "".join(f"; {words}" for words in _customer_words(job, decided.ranking))
+
+
+def _customer_words(job: Job, ranking: Ranking) -> Iterator[str]:
+    """What its customer does to a job's place."""
+    rules = ranking.rules
+    if rules.fair_share and (share := ranking.shares.get(job.customer, 0.0)):
+        yield f"its customer has used {share:.1f} times the mean of late"
+    if (priority := rules.priorities.get(job.customer, 1.0)) != 1.0:
+        yield f"its customer has priority {priority:g}"
 
 
 def explain_wait(
@@ -278,6 +289,12 @@ def _waits_for_capacity(
         return (
             f"job {job.id} waits for free capacity at {names}: it {why}, and provider "
             f"{kept.provider_id} is reserved for it, from {chain_time(kept.at)} at the latest"
+        )
+    held = sum(each.customer == job.customer for each in snapshot.assigned)
+    if rules.max_running and held >= rules.max_running:
+        return (
+            f"job {job.id} waits: its customer has {held} jobs at providers, and this scheduler "
+            f"allows {rules.max_running}"
         )
     overdue = is_overdue(waiting, snapshot.now, rules, job.time_limit)
     late = " (it is overdue, and others are more so)" if overdue else ""

@@ -18,7 +18,7 @@ SC 2015. The sums and the shrinkage are our own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
@@ -28,6 +28,12 @@ SHORTEST_RUN: Final = 10.0
 #: A sum keeps this part of its past at each run.
 MEMORY: Final = 0.9
 MEMORY_OF_ALL: Final = 0.995
+#: An amount of credits keeps this part at each payment in the grid: half is left after 700.
+MEMORY_OF_USE: Final = 0.999
+#: What a provider did keeps this part at each of its ends: half is left after 14 jobs.
+MEMORY_OF_PROVIDERS: Final = 0.95
+#: Ends without a fault that every provider is believed to have behind it.
+PRIOR_OF_PROVIDERS: Final = 5.0
 #: Weights, in runs, of the next coarser estimate.
 PRIOR_OF_KIND: Final = 1.0
 PRIOR_OF_CUSTOMER: Final = 1.0
@@ -48,13 +54,18 @@ NO_SUMS: Final[Sums] = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """A run that ended; `seconds` are at the grid's median speed, `time_limit` is in seconds."""
+    """A run that ended; `seconds` are at the grid's median speed, `time_limit` is in seconds.
+
+    `paid` is in credits. A run that its customer stopped says nothing about how long it would have
+    taken: its `seconds` are None, and only what was paid counts.
+    """
 
     customer: str
     cpus: int
     gpus: int
     time_limit: int
-    seconds: float
+    seconds: float | None
+    paid: float = 0.0
 
 
 class Source(StrEnum):
@@ -102,6 +113,11 @@ class History:
         self._levels: dict[int, dict[Key, Sums]] = {4: {}, 2: {}, 1: {}}
         self._changes: list[Key] = []
         self._first_change = 0
+        #: Payments so far, and by customer: faded credits and the number of payments then.
+        self._payments = 0
+        self._usage: dict[str, tuple[float, int]] = {}
+        #: By provider: faded numbers of jobs that it ended or gave up, and of those it gave up.
+        self._providers: dict[str, tuple[float, float]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, History) and self.rows() == other.rows()
@@ -113,6 +129,10 @@ class History:
 
     def record(self, run: FinishedRun) -> None:
         """Take in a run; runs must come in the order of the chain."""
+        if run.paid > 0.0:
+            self._pay(run.customer, run.paid)
+        if run.seconds is None:
+            return
         used = run.seconds / max(run.time_limit, 1)
         inverse = 1.0 / max(run.seconds, SHORTEST_RUN)
         for key in keys_of(run.customer, run.cpus, run.gpus, run.time_limit):
@@ -125,6 +145,36 @@ class History:
                 oldest = next(iter(level))
                 del level[oldest]
                 self._note(oldest)
+
+    def _pay(self, customer: str, paid: float) -> None:
+        credits, at = self._usage.pop(customer, (0.0, self._payments))
+        self._payments += 1
+        self._usage[customer] = (credits * _faded(self._payments - at) + paid, self._payments)
+        if len(self._usage) > MAX_SUMS:
+            del self._usage[next(iter(self._usage))]
+
+    def shares(self) -> dict[str, float]:
+        """What each customer has used of late, in multiples of the mean of all that used some."""
+        used = {
+            customer: credits * _faded(self._payments - at)
+            for customer, (credits, at) in self._usage.items()
+        }
+        # Summed in a fixed order, so that every scheduler has the same to the last bit.
+        total = sum(used[customer] for customer in sorted(used))
+        return {customer: credits * len(used) / total for customer, credits in used.items()}
+
+    def record_end(self, provider: str, *, given_up: bool) -> None:
+        """Take in that a provider ended a job by itself, or gave it up."""
+        ended, faults = self._providers.pop(provider, (0.0, 0.0))
+        keep = MEMORY_OF_PROVIDERS
+        self._providers[provider] = (keep * ended + 1.0, keep * faults + float(given_up))
+        if len(self._providers) > MAX_SUMS:
+            del self._providers[next(iter(self._providers))]
+
+    def fault_rate(self, provider: str) -> float:
+        """The part of its jobs that a provider gives up, by what it did of late; 0 if unknown."""
+        ended, faults = self._providers.get(provider, (0.0, 0.0))
+        return faults / (ended + PRIOR_OF_PROVIDERS)
 
     def sums(self, key: Key) -> Sums:
         """The sums of a key, zeros for one that is not known."""
@@ -150,6 +200,11 @@ class History:
                 return Estimate(used, inverse, source, sums[0])
         return Estimate(used, inverse, Source.LIMIT, 0.0)
 
+    @property
+    def payments(self) -> int:
+        """Payments so far; shares change with it alone."""
+        return self._payments
+
     # -- for copies
 
     @property
@@ -172,16 +227,31 @@ class History:
 
     # -- for storage
 
-    def rows(self) -> list[list[Any]]:
-        """All sums as lists that JSON keeps exactly: key, then the three numbers."""
-        return [
-            [list(key), *sums] for level in self._levels.values() for key, sums in level.items()
-        ]
+    def rows(self) -> dict[str, Any]:
+        """Everything as JSON keeps it exactly: floats as floats, in the order of last use."""
+        return {
+            "sums": [
+                [list(key), *sums] for level in self._levels.values() for key, sums in level.items()
+            ],
+            "payments": self._payments,
+            "usage": [[customer, *used] for customer, used in self._usage.items()],
+            "providers": [[provider, *ends] for provider, ends in self._providers.items()],
+        }
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Sequence[Any]]) -> History:
-        """What `rows` gave."""
+    def of_rows(cls, rows: Mapping[str, Any]) -> History:
+        """What `rows` gave; empty for an empty mapping."""
         history = cls()
-        for key, weight, used, inverse in rows:
+        for key, weight, used, inverse in rows.get("sums", ()):
             history._levels[len(key)][tuple(key)] = (weight, used, inverse)
+        history._payments = rows.get("payments", 0)
+        history._usage = {customer: (used, at) for customer, used, at in rows.get("usage", ())}
+        history._providers = {
+            provider: (ended, faults) for provider, ended, faults in rows.get("providers", ())
+        }
         return history
+
+
+def _faded(payments: int) -> float:
+    """What is left of an amount after so many payments of anybody."""
+    return float(MEMORY_OF_USE**payments)

@@ -18,8 +18,8 @@ no free capacity holds a reservation too. No job starves: what is reserved for t
 nobody takes.
 
 **Choice.** Least w x log(cost of the work) + capacity left over, as a share of the largest
-provider. The cost of the work is price / speed, 1 / speed or watts / speed, by the objective; its
-weight w decides how far apart costs must be to outweigh a better fit (`Rules.weights`).
+provider. The cost of the work is price / speed, 1 / speed or watts / speed, by the objective, and
+times the number of tries that a provider needs by the faults that it had of late; its weight w decides how far apart costs must be to outweigh a better fit (`Rules.weights`).
 
 Sources: smallest area first with a threshold: Carastan-Santos et al., CCGrid 2019; EASY
 backfilling: Lifka, JSSPP 1995; dominant share: Ghodsi et al., NSDI 2011. The order's index, the
@@ -28,6 +28,7 @@ weight of a job's slowdown over its expected work, is our own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -48,6 +49,9 @@ from deepsquare_chain.metascheduler.tables import (
 )
 
 _NEVER: Final = 2**62
+#: Weight of faults in the choice beside that of the cost: a provider that gives half of its jobs up
+#: must leave 0.7 x this of the largest provider less over.
+FAULT_WEIGHT: Final = 1.0
 #: Providers that a class of jobs keeps from one comparison with all.
 _SHORT: Final = 48
 #: Classes that are compared with all providers at once, so that the arrays stay in the cache.
@@ -80,6 +84,12 @@ class Rules:
     A job is overdue after waiting for `overdue_after` plus `overdue_factor` times its limit.
     `reservations` counts jobs without free capacity that hold one, `overdue_reservations` overdue
     ones. `start_margin` is allowed from an assignment to the start.
+
+    `fair_share` lets customers who have used more than others of late wait longer: a job counts as
+    (1 + use) ** fair_share times as large, use being in multiples of the mean; 0 turns it off.
+    `priorities` makes jobs of customers, by address, count as so many times smaller. Both change
+    the order alone: an overdue job still goes before all others. `max_running` is the most jobs
+    that a customer may have at providers, 0 for any number.
     """
 
     overdue_after: int = 3_600
@@ -88,6 +98,9 @@ class Rules:
     overdue_reservations: int = 1
     start_margin: int = 15
     weights: Weights = field(default_factory=Weights)
+    fair_share: float = 0.0
+    priorities: Mapping[str, float] = field(default_factory=dict, hash=False)
+    max_running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +144,17 @@ class Reservation:
 
 
 class Ranking:
-    """The order of the queue that a plan followed."""
+    """The order of the queue that a plan followed, with its rules and its customers' use."""
 
-    def __init__(self, ids: Sequence[int] | Ints = (), history: History | None = None) -> None:
+    def __init__(
+        self,
+        ids: Sequence[int] | Ints = (),
+        history: History | None = None,
+        rules: Rules | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        self.rules = rules or Rules()
+        self.shares = shares or {}
         self._ids = ids
         self._history = history
         self._places: dict[int, int] | None = None
@@ -150,7 +171,7 @@ class Ranking:
     def estimate(self, job: Job) -> Estimate:
         """What finished runs tell about a job."""
         resources = job.resources
-        history = self._history or History()
+        history = History() if self._history is None else self._history
         return history.estimate(job.customer, resources.cpus, resources.gpus, job.time_limit)
 
 
@@ -181,7 +202,8 @@ def plan(snapshot: Snapshot, rules: Rules | None = None, history: History | None
 
     Equal snapshots, rules and histories give equal plans, whatever the order of their parts.
     """
-    return Planner().plan(snapshot, rules or Rules(), history or History())
+    history = History() if history is None else history
+    return Planner().plan(snapshot, rules or Rules(), history)
 
 
 def is_overdue(waiting: Waiting, now: int, rules: Rules, seconds: int) -> bool:
@@ -199,6 +221,9 @@ class Planner:
         self._providers = ProviderTable()
         self._queue = QueueTable()
         self._held = HeldTable()
+        self._shares: Mapping[str, float] = {}
+        self._shared: History | None = None
+        self._paid = -1
 
     def plan(
         self, snapshot: Snapshot, rules: Rules, history: History, *, complete: bool = True
@@ -215,7 +240,11 @@ class Planner:
         if not self._providers.views:
             return Plan()
         tables = _Tables(self._providers, self._queue, self._held)
-        return _Round(tables, snapshot.now, rules, history).run(complete=complete)
+        if rules.fair_share and (history is not self._shared or history.payments != self._paid):
+            self._shares = history.shares()
+            self._shared, self._paid = history, history.payments
+        round_ = _Round(tables, snapshot.now, rules, history, shares=self._shares)
+        return round_.run(complete=complete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +274,25 @@ class _Shortlist:
 class _Round:
     """One plan."""
 
-    def __init__(self, tables: _Tables, now: int, rules: Rules, history: History) -> None:
+    def __init__(
+        self,
+        tables: _Tables,
+        now: int,
+        rules: Rules,
+        history: History,
+        *,
+        shares: Mapping[str, float],
+    ) -> None:
         self._providers = providers = tables.providers
         self._queue = tables.queue
         self._held = tables.held
         self._now = now
         self._rules = rules
         self._history = history
+        self._shares = shares
+        self._faults = self._fault_costs()
+        # Jobs at providers by customer, where they are limited.
+        self._busy = Counter(job.customer for job in tables.held.jobs if rules.max_running)
         self._earliest = now + rules.start_margin
         self._free: Ints = providers.offer - tables.held.load
         self._open = providers.open
@@ -281,7 +322,7 @@ class _Round:
         if not complete and not possible.any():
             return Plan()
         order = self._order()
-        ranking = Ranking(self._queue.ids[order], self._history)
+        ranking = Ranking(self._queue.ids[order], self._history, self._rules, self._shares)
         self._serve_overdue()
         self._serve(order, possible, complete=complete)
         free = self._free_offers() if complete else {}
@@ -304,8 +345,31 @@ class _Round:
         np.maximum(share, queue.gpus[:n] / totals[2], out=share)
         work = np.maximum(used * queue.seconds[:n], SHORTEST_RUN)
         index = share * work / np.sqrt(SHORTEST_RUN * inverse)
+        if self._rules.fair_share or self._rules.priorities:
+            index *= self._customers_factors()[queue.customer[:n]]
         order: Ints = np.lexsort((queue.ids[:n], queue.queued_at[:n], index))
         return order
+
+    def _customers_factors(self) -> Floats:
+        """By customer, how many times as large its jobs count."""
+        rules = self._rules
+        return np.array(
+            [
+                (1.0 + self._shares.get(customer, 0.0)) ** rules.fair_share
+                / rules.priorities.get(customer, 1.0)
+                for customer in self._queue.customers
+            ]
+        )
+
+    def _fault_costs(self) -> Floats | None:
+        """By provider, the logarithm of how often its jobs are tried until one ends; None for once."""
+        rates = [self._history.fault_rate(view.provider.account) for view in self._providers.views]
+        return -np.log1p(-np.array(rates)) if any(rates) else None
+
+    def _is_capped(self, row: int) -> bool:
+        """Whether a job's customer has as many jobs at providers as it may."""
+        most = self._rules.max_running
+        return bool(most) and self._busy[self._queue.waiting[row].job.customer] >= most
 
     def _overdue(self) -> list[int]:
         queue, n = self._queue, self._queue.count
@@ -325,6 +389,8 @@ class _Round:
         """Serve overdue jobs, the worst first, until they hold their reservations."""
         left = self._rules.overdue_reservations
         for row in self._overdue():
+            if self._is_capped(row):
+                continue
             cls, seconds = int(self._queue.cls[row]), int(self._queue.seconds[row])
             started = cls not in self._full and self._start(row, cls, seconds, overdue=True)
             if started or not self._reserve(row, overdue=True):
@@ -349,7 +415,7 @@ class _Round:
         while left > 0 and at < until:
             row, cls = rows[at], classes[at]
             at += 1
-            if row in self._settled:
+            if row in self._settled or self._is_capped(row):
                 continue
             if possible[cls] and cls not in self._full and self._start(row, cls, seconds[at - 1]):
                 continue
@@ -368,7 +434,7 @@ class _Round:
             mask &= self._earliest + seconds <= self._latest_ends(cls[mask])[cls]
         jobs = zip(order[mask].tolist(), cls[mask].tolist(), seconds[mask].tolist(), strict=True)
         for row, each, limit in jobs:
-            if each not in self._full and row not in self._settled:
+            if each not in self._full and row not in self._settled and not self._is_capped(row):
                 self._start(row, each, limit)
 
     def _possible(self) -> Flags:
@@ -408,7 +474,10 @@ class _Round:
         if found is None:
             resources, uses, objective = self._queue.class_keys[cls]
             found = self._answers[cls] = self._providers.answers(resources, uses)
-            self._costs[cls] = found.weighted(objective, self._rules.weights.of(objective))
+            weight = self._rules.weights.of(objective)
+            self._costs[cls] = found.weighted(objective, weight)
+            if self._faults is not None:
+                self._costs[cls] = self._costs[cls] + (weight + FAULT_WEIGHT) * self._faults
         return found
 
     def _can_run(self, row: int, cls: int) -> bool:
@@ -453,6 +522,8 @@ class _Round:
             seconds = waiting.job.escrow // rate
         self._take(place, answers, self._earliest + seconds)
         self._settled.add(row)
+        if self._rules.max_running:
+            self._busy[waiting.job.customer] += 1
         self._decisions.append(
             Decision(waiting, self._providers.ids[place], rate, overdue, choices)
         )

@@ -2,7 +2,8 @@
 
 A run's length is what was billed for it: the sum over `JobCollected` and `JobSettled`. Runs that
 ended FINISHED, FAILED or OUT_OF_CREDITS count; cancelled and panicked ones say nothing about how
-long the job would have run. Seconds are brought to the grid's median speed by the labels that the
+long the job would have run, but what was paid for them counts as use. Jobs that a provider gave up
+(panicked, requeued, or let time out) count against it. Seconds are brought to the grid's median speed by the labels that the
 provider had at the end.
 
 Runs of the last blocks are kept one by one, so that a reorganisation can take them back; older ones
@@ -33,6 +34,7 @@ from sqlalchemy import (
 
 from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler.history import FinishedRun, History
 from deepsquare_chain.metascheduler.ranking import relative_speeds
@@ -58,10 +60,12 @@ collected: Final = Table(
     Column("id", Integer, primary_key=True),
     Column("job_id", Integer, nullable=False, index=True),
     Column("seconds", Integer, nullable=False),
+    Column("paid", Float, nullable=False),
     Column("block", Integer, nullable=False, index=True),
 )
 
-#: Runs since the stored history, in the order of the chain.
+#: Ends of jobs since the stored history, in the order of the chain. A job that a provider gave up
+#: has no customer; a run that its customer stopped has no seconds.
 finished: Final = Table(
     "scheduler_finished",
     metadata,
@@ -70,7 +74,10 @@ finished: Final = Table(
     Column("cpus", Integer, nullable=False),
     Column("gpus", Integer, nullable=False),
     Column("time_limit", Integer, nullable=False),
-    Column("seconds", Float, nullable=False),
+    Column("seconds", Float, nullable=True),
+    Column("paid", Float, nullable=False),
+    Column("provider", String, nullable=False),
+    Column("given_up", Integer, nullable=False),
     Column("block", Integer, nullable=False, index=True),
     sqlite_autoincrement=True,  # an id is never used twice, so that new rows are those above the last
 )
@@ -104,6 +111,16 @@ FOLLOWED: Final = (
 )
 _TABLES: Final = (shapes, collected, finished, histories, labels)
 _COUNTED: Final = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS})
+#: A provider gave a job up: it let a run die, or gave back what it had claimed or was given.
+_GIVEN_UP: Final = frozenset(
+    {
+        (JobStatus.RUNNING, JobStatus.PANICKED),
+        (JobStatus.SCHEDULED, JobStatus.PANICKED),
+        (JobStatus.META_SCHEDULED, JobStatus.PANICKED),
+        (JobStatus.SCHEDULED, JobStatus.PENDING),
+        (JobStatus.META_SCHEDULED, JobStatus.PENDING),
+    }
+)
 #: Runs that are folded into the stored history at once.
 _FOLDED: Final = 512
 
@@ -127,7 +144,7 @@ class Runs:
         """Start from the first block on."""
         for table in _TABLES:
             connection.execute(delete(table))
-        connection.execute(insert(histories), {"id": 1, "block": -1, "sums": "[]"})
+        connection.execute(insert(histories), {"id": 1, "block": -1, "sums": "{}"})
         self._forget()
 
     def history(self) -> History:
@@ -135,11 +152,11 @@ class Runs:
         with self._store.read() as connection:
             if self._history is None:
                 row = connection.execute(select(histories)).one_or_none()
-                self._history = History.of_rows(json.loads(row.sums) if row else [])
+                self._history = History.of_rows(json.loads(row.sums) if row else {})
                 self._last = 0
             query = select(finished).where(finished.c.id > self._last).order_by(finished.c.id)
             for row in connection.execute(query):
-                self._history.record(_run(row))
+                _record(self._history, row)
                 self._last = row.id
         return self._history
 
@@ -160,27 +177,43 @@ class Runs:
             elif isinstance(event, ev.LabelsChanged):
                 self._relabel(event, connection)
             elif isinstance(event, ev.JobCollected):
-                values = {"job_id": event.job_id, "seconds": event.billed_seconds}
+                values = {
+                    "job_id": event.job_id,
+                    "seconds": event.billed_seconds,
+                    "paid": (event.paid + event.fee) / CREDIT,
+                }
                 connection.execute(insert(collected), {**values, "block": event.block_number})
-            elif isinstance(event, ev.JobSettled) and ends.get(event.job_id) in _COUNTED:
-                self._finished(event, connection)
+            elif isinstance(event, ev.JobTransition) and (event.before, event.after) in _GIVEN_UP:
+                _given_up(event, connection)
+            elif isinstance(event, ev.JobSettled):
+                self._finished(event, ends.get(event.job_id), connection)
         if ends:
             _ended(ends, batch, connection)
         self._fold(batch.to_block - KEPT_BLOCKS, connection)
 
-    def _finished(self, event: ev.JobSettled, connection: Connection) -> None:
+    def _finished(
+        self, event: ev.JobSettled, end: JobStatus | None, connection: Connection
+    ) -> None:
+        """A run that was settled; one that its customer stopped tells only what was paid."""
         query = select(shapes).where(shapes.c.job_id == event.job_id)
         shape = connection.execute(query).one_or_none()
-        if shape is None:
+        counts = end in _COUNTED
+        if shape is None or not (counts or event.billed_seconds):
             return
-        before = select(func.sum(collected.c.seconds)).where(collected.c.job_id == event.job_id)
-        billed = event.billed_seconds + (connection.execute(before).scalar() or 0)
+        before = select(func.sum(collected.c.seconds), func.sum(collected.c.paid))
+        of_job = before.where(collected.c.job_id == event.job_id)
+        seconds, paid = connection.execute(of_job).one()
+        billed = event.billed_seconds + (seconds or 0)
+        speed = self._speed(event.provider, connection)
         values = {
             "customer": shape.customer,
             "cpus": shape.cpus,
             "gpus": shape.gpus,
             "time_limit": shape.time_limit,
-            "seconds": billed * self._speed(event.provider, connection),
+            "seconds": billed * speed if counts else None,
+            "paid": (event.paid + event.fee) / CREDIT + (paid or 0.0),
+            "provider": event.provider if counts else "",
+            "given_up": 0,
             "block": event.block_number,
         }
         connection.execute(insert(finished), values)
@@ -212,7 +245,7 @@ class Runs:
         history = History.of_rows(json.loads(row.sums))
         query = select(finished).where(finished.c.block <= until).order_by(finished.c.id)
         for run in connection.execute(query):
-            history.record(_run(run))
+            _record(history, run)
         sums = json.dumps(history.rows(), separators=(",", ":"))
         connection.execute(update(histories).values(block=until, sums=sums))
         connection.execute(delete(finished).where(finished.c.block <= until))
@@ -265,5 +298,16 @@ def _ended(ends: dict[int, JobStatus], batch: Batch, connection: Connection) -> 
         connection.execute(query.values(ended_block=batch.to_block))
 
 
-def _run(row: Any) -> FinishedRun:
-    return FinishedRun(row.customer, row.cpus, row.gpus, row.time_limit, row.seconds)
+def _given_up(event: ev.JobTransition, connection: Connection) -> None:
+    nothing: dict[str, Any] = {"customer": "", "cpus": 0, "gpus": 0, "time_limit": 0, "paid": 0.0}
+    values = {"seconds": None, "provider": event.provider, "given_up": 1}
+    connection.execute(insert(finished), {**nothing, **values, "block": event.block_number})
+
+
+def _record(history: History, row: Any) -> None:
+    if row.customer:
+        history.record(
+            FinishedRun(row.customer, row.cpus, row.gpus, row.time_limit, row.seconds, row.paid)
+        )
+    if row.provider:
+        history.record_end(row.provider, given_up=bool(row.given_up))

@@ -258,6 +258,7 @@ class QueueTable(_Columns):
     seconds: Ints
     queued_at: Ints
     cls: Ints
+    customer: Ints
     kind: Ints
     own: Ints
     everybody: Ints
@@ -273,6 +274,7 @@ class QueueTable(_Columns):
             seconds=whole,
             queued_at=whole,
             cls=whole,
+            customer=whole,
             kind=whole,
             own=whole,
             everybody=whole,
@@ -286,6 +288,8 @@ class QueueTable(_Columns):
         self.class_keys: list[tuple[Resources, str, Objective]] = []
         self.class_sizes: list[tuple[int, int, int]] = []
         self.members: list[int] = []
+        self.customers: list[str] = []
+        self._customer_rows: dict[str, int] = {}
         self._history: History | None = None
         self._version = -1
         self._slots: dict[Key, int] = {}
@@ -314,6 +318,8 @@ class QueueTable(_Columns):
                 self.seconds[row] = _longest(self.waiting[row].job, self.waiting[row], providers)
         if len(self.class_keys) > 2 * _KEPT_CLASSES + 2 * self.count:
             self._compact()
+        if len(self.customers) > 2 * _KEPT_CLASSES + 2 * self.count:
+            self._renumber_customers()
 
     def _add(self, waiting: Waiting, providers: ProviderTable) -> None:
         job = waiting.job
@@ -337,6 +343,10 @@ class QueueTable(_Columns):
             self.members.append(0)
         self.cls[row] = cls
         self.members[cls] += 1
+        customer = self._customer_rows.setdefault(job.customer, len(self.customers))
+        if customer == len(self.customers):
+            self.customers.append(job.customer)
+        self.customer[row] = customer
         seconds = job.time_limit
         if job.until_spent or waiting.excluded or waiting.avoided:
             self.special.add(row)
@@ -368,6 +378,13 @@ class QueueTable(_Columns):
         self.class_sizes = [self.class_sizes[cls] for cls in live]
         self.members = [self.members[cls] for cls in live]
         self.classes = {key: cls for cls, key in enumerate(self.class_keys)}
+
+    def _renumber_customers(self) -> None:
+        """Number the customers anew, without those that have no jobs."""
+        self.customers = list(dict.fromkeys(waiting.job.customer for waiting in self.waiting))
+        self._customer_rows = {customer: i for i, customer in enumerate(self.customers)}
+        for row, waiting in enumerate(self.waiting):
+            self.customer[row] = self._customer_rows[waiting.job.customer]
 
     # -- what finished runs tell
 

@@ -10,6 +10,7 @@ import pytest
 
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.follower import Batch, Block
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources, Terms
 from deepsquare_chain.metascheduler import history as learning
 from deepsquare_chain.metascheduler import runs as running
@@ -57,10 +58,11 @@ def apply(store: Store, state: SchedulerState, block: int, *events: Any, **more:
     assert state.history() == SchedulerState(store).history()
 
 
-def known(*seconds: float, limit: int = 1_000) -> History:
+def known(*seconds: float, limit: int = 1_000, paid: int = 1) -> History:
     history = History()
     for each in seconds:
-        history.record(FinishedRun(CUSTOMER, 8, 1, limit, each))
+        history.record(FinishedRun(CUSTOMER, 8, 1, limit, each, paid / CREDIT))
+        history.record_end(HOST, given_up=False)
     return history
 
 
@@ -68,7 +70,7 @@ def test_a_run_is_what_was_billed(store: Store, state: SchedulerState) -> None:
     apply(store, state, 1, submitted(1, 1))
     apply(store, state, 2, ev.JobCollected(1, HOST, CUSTOMER, 100, 1, 0, 1, 1, block_number=2))
     apply(store, state, 3, *ended(1, 3, 150))
-    assert state.history() == known(250)
+    assert state.history() == known(250, paid=2)
 
 
 @pytest.mark.parametrize("after", [S.FINISHED, S.FAILED, S.OUT_OF_CREDITS])
@@ -83,6 +85,32 @@ def test_ends_that_tell_how_long_a_job_runs(
 def test_ends_that_do_not(store: Store, state: SchedulerState, after: JobStatus) -> None:
     apply(store, state, 1, submitted(1, 1), *ended(1, 1, 5, after))
     assert len(state.history()) == 0
+
+
+def test_what_was_paid_for_a_stopped_run_counts_as_use(store: Store, state: SchedulerState) -> None:
+    apply(store, state, 1, submitted(1, 1), *ended(1, 1, 5, S.CANCELLED))
+    assert state.history().shares() == {CUSTOMER: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "given_up"),
+    [
+        (S.RUNNING, S.PANICKED, True),
+        (S.SCHEDULED, S.PANICKED, True),
+        (S.META_SCHEDULED, S.PENDING, True),
+        (S.SCHEDULED, S.PENDING, True),
+        (S.NONE, S.PENDING, False),
+        (S.META_SCHEDULED, S.CANCELLED, False),
+        (S.RUNNING, S.CANCELLED, False),
+    ],
+)
+def test_jobs_that_a_provider_gives_up(
+    store: Store, state: SchedulerState, before: JobStatus, after: JobStatus, given_up: bool
+) -> None:
+    moved = ev.JobTransition(1, CUSTOMER, HOST, before, after, block_number=1)
+    apply(store, state, 1, submitted(1, 1), moved)
+    assert state.history().fault_rate(HOST) == (1 / 6 if given_up else 0.0)
+    assert state.history().fault_rate(address(2)) == 0.0
 
 
 def test_a_successor_is_of_the_same_kind(store: Store, state: SchedulerState) -> None:
@@ -197,6 +225,26 @@ class TestSums:
             history.record(FinishedRun(CUSTOMER, 8, 1, limit, 50.0))
         weights = {n: history.sums((CUSTOMER, 8, 1, n))[0] for n in range(1_000, 1_004)}
         assert weights == {1_000: 1.9, 1_001: 0.0, 1_002: 1.0, 1_003: 1.0}
+
+    def test_use_fades_with_the_payments_of_others(self) -> None:
+        history = History()
+        history.record(FinishedRun(CUSTOMER, 1, 0, 60, 60.0, 100.0))
+        before = history.shares()
+        for _ in range(700):
+            history.record(FinishedRun(address(3), 1, 0, 60, 60.0, 1.0))
+        assert before == {CUSTOMER: 1.0}
+        assert 0.15 < history.shares()[CUSTOMER] < 0.2
+        assert math.isclose(sum(history.shares().values()), 2.0)
+
+    def test_faults_fade_with_what_a_provider_ends(self) -> None:
+        history = History()
+        for _ in range(3):
+            history.record_end(HOST, given_up=True)
+        worst = history.fault_rate(HOST)
+        for _ in range(60):
+            history.record_end(HOST, given_up=False)
+        assert worst > 0.3
+        assert history.fault_rate(HOST) < 0.02
 
     def test_it_survives_storage_to_the_last_bit(self) -> None:
         history = known(*[1 / 3 + n for n in range(20)])

@@ -33,7 +33,7 @@ from deepsquare_chain.metascheduler.policy import (
     plan,
 )
 from deepsquare_chain.metascheduler.ranking import relative_speeds
-from tests.support.workloads import NOW, provider, running, waiting
+from tests.support.workloads import NOW, address, provider, running, waiting
 
 #: All jobs that waited at all are overdue, and they alone hold a reservation.
 OVERDUE = Rules(overdue_after=0, overdue_factor=0, reservations=0, start_margin=0)
@@ -352,6 +352,66 @@ class TestObjective:
         for better, worse in ((low, high), (high, {})):
             grid = [provider(1, price=2, labels=better), provider(2, price=1, labels=worse)]
             assert places(decide(queue, grid)) == {1: 1}
+
+
+class TestCustomers:
+    heavy, light = address(71), address(72)
+
+    def history(self) -> History:
+        history = History()
+        history.record(FinishedRun(self.heavy, 1, 0, 60, None, 9.0))
+        history.record(FinishedRun(self.light, 1, 0, 60, None, 1.0))
+        return history
+
+    def first(self, rules: Rules, **more: Any) -> int:
+        """The job that a full provider takes: of the heavy user 1, of the light one 2."""
+        queue = [
+            waiting(1, cpus=8, time_limit=60, customer=self.heavy, **more),
+            waiting(2, cpus=8, time_limit=90, customer=self.light),
+        ]
+        [decision] = plan(Snapshot(NOW, [provider()], queue, []), rules, self.history()).decisions
+        return decision.waiting.job.id
+
+    def test_who_has_used_more_of_late_waits_longer(self) -> None:
+        assert self.first(PLAIN) == 1
+        assert self.first(dataclasses.replace(PLAIN, fair_share=1.0)) == 2
+        assert self.first(dataclasses.replace(PLAIN, fair_share=0.2)) == 1
+
+    def test_priorities_order(self) -> None:
+        rules = dataclasses.replace(PLAIN, priorities={self.light: 2.0})
+        assert self.first(rules) == 2
+
+    def test_an_overdue_job_goes_first_all_the_same(self) -> None:
+        rules = dataclasses.replace(LATE, fair_share=5.0, priorities={self.light: 100.0})
+        assert self.first(rules, queued_at=NOW - 501) == 1
+
+    @pytest.mark.parametrize("rules", [PLAIN, OVERDUE, Rules()])
+    def test_a_customer_has_no_more_jobs_at_providers_than_allowed(self, rules: Rules) -> None:
+        queue = [waiting(n, customer=self.heavy, queued_at=NOW - n) for n in range(1, 5)]
+        other = waiting(9, customer=self.light, time_limit=900)
+        held = [running(20, customer=self.heavy)]
+        limited = dataclasses.replace(rules, max_running=3)
+        decided = decide([*queue, other], [provider()], held, limited)
+        customers = [d.waiting.job.customer for d in decided.decisions]
+        assert sorted(customers) == [self.heavy, self.heavy, self.light]
+        # What may not start holds no reservation either.
+        full = [*held, running(21, customer=self.heavy), running(22, customer=self.heavy, cpus=6)]
+        assert kept(decide(queue, [provider()], full, limited)) == []
+
+
+def test_a_provider_that_gives_jobs_up_is_chosen_less() -> None:
+    """It costs more for the work, in proportion to the tries that a job needs there."""
+    history = History()
+    for _ in range(4):
+        history.record_end(address(1), given_up=True)
+    for objective in Objective:
+        grid = [provider(1, price=10), provider(2, price=11)]
+        snapshot = Snapshot(NOW, grid, [waiting(objective=objective)], [])
+        assert places(plan(snapshot, PLAIN)) == {1: 1}
+        assert places(plan(snapshot, PLAIN, history)) == {1: 2}
+    # A large difference of prices outweighs it.
+    grid = [provider(1, price=10), provider(2, price=100)]
+    assert places(plan(Snapshot(NOW, grid, [waiting()], []), PLAIN, history)) == {1: 1}
 
 
 class TestEligibility:

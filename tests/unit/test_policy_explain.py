@@ -208,6 +208,23 @@ def test_the_first_without_free_capacity_know_their_reservation() -> None:
     )
 
 
+def test_use_priority_and_the_limit_of_a_customer_are_told() -> None:
+    history = History()
+    history.record(FinishedRun(address(7), 1, 0, 60, None, 3.0))
+    history.record(FinishedRun(address(8), 1, 0, 60, None, 1.0))
+    rules = dataclasses.replace(RULES, fair_share=0.5, priorities={address(7): 4.0}, max_running=1)
+    wait = waiting(1, customer=address(7))
+    held = [running(9, customer=address(7))]
+    snapshot = Snapshot(NOW, [provider()], [wait], held)
+    explained = explain_wait(wait, snapshot, plan(snapshot, rules, history), rules)
+    assert explained.text == (
+        "job 1 waits: its customer has 1 jobs at providers, and this scheduler allows 1"
+    )
+    assert explained.order.endswith(
+        "; its customer has used 1.5 times the mean of late; its customer has priority 4"
+    )
+
+
 def test_an_overdue_job_behind_another_is_told_so() -> None:
     worse = waiting(2, cpus=8, queued_at=NOW - 10**6)
     explained = why(waiting(1, cpus=8, queued_at=NOW - 5_000), [provider()], [running(9)], [worse])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.history import FinishedRun, History
@@ -63,6 +64,7 @@ class _Simulation:
         self._views = tuple(views)
         self._places = {view.provider.id: place for place, view in enumerate(views)}
         self._speeds = speeds
+        self._prices = [view.provider.prices.cpu / CREDIT for view in views]
         self._relative = relative_speeds([view.provider.labels for view in views])
         self._rules = replace(rules, start_margin=math.ceil(_BLOCKS_TO_START * block))
         self._block = block
@@ -114,7 +116,8 @@ class _Simulation:
         outcome = self._outcomes[job_id]
         seconds = (outcome.end - outcome.start) * self._relative[outcome.provider]
         job = outcome.job
-        self._history.record(FinishedRun(job.customer, job.cpus, 0, job.limit, seconds))
+        paid = job.cpus * (outcome.end - outcome.start) * self._prices[outcome.provider]
+        self._history.record(FinishedRun(job.customer, job.cpus, 0, job.limit, seconds, paid))
 
     def _plan(self, now: float) -> None:
         snapshot = Snapshot(

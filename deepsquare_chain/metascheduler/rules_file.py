@@ -1,0 +1,77 @@
+"""The rules of a meta-scheduler, from a YAML file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from eth_utils.address import to_checksum_address
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.metascheduler.policy import Rules, Weights
+
+_MAX_BYTES: Final = 1_000_000
+_HINT: Final = "examples/rules.yaml shows every rule with its default."
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
+_DEFAULTS: Final = Rules()
+
+_Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+_Factor = Annotated[float, Field(ge=0.001, le=1_000, allow_inf_nan=False)]
+
+
+class _Weights(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    cost: _Weight = _DEFAULTS.weights.cost
+    time: _Weight = _DEFAULTS.weights.time
+    energy: _Weight = _DEFAULTS.weights.energy
+
+
+class _RulesFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    overdue_after: int = Field(_DEFAULTS.overdue_after, ge=0, le=10**8)
+    overdue_factor: int = Field(_DEFAULTS.overdue_factor, ge=0, le=10**6)
+    reservations: int = Field(_DEFAULTS.reservations, ge=0, le=1_000)
+    overdue_reservations: int = Field(_DEFAULTS.overdue_reservations, ge=1, le=1_000)
+    start_margin: int = Field(_DEFAULTS.start_margin, ge=0, le=86_400)
+    weights: _Weights = Field(default_factory=_Weights)
+    fair_share: float = Field(_DEFAULTS.fair_share, ge=0, le=10, allow_inf_nan=False)
+    priorities: dict[str, _Factor] = Field(default_factory=dict, max_length=100_000)
+    max_running: int = Field(_DEFAULTS.max_running, ge=0, le=10**9)
+
+
+def read_rules(path: Path) -> Rules:
+    """Read rules; what the file leaves out has its default.
+
+    Raises:
+        UsageError: The file can't be read or names something wrong; the message says what.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        document: Any = yaml.safe_load(text.decode())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(
+            f"The rules {path} can't be read: {str(error)[:300]}", hint=_HINT
+        ) from error
+    if len(text) > _MAX_BYTES:
+        raise UsageError(f"The rules {path} hold more than {_MAX_BYTES} bytes", hint=_HINT)
+    try:
+        found = _RulesFile.model_validate({} if document is None else document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the document"
+        raise UsageError(f"The rules {path}: {place}: {first['msg']}", hint=_HINT) from error
+    values = found.model_dump()
+    values["weights"] = Weights(**values["weights"])
+    values["priorities"] = {_customer(name): each for name, each in found.priorities.items()}
+    return Rules(**values)
+
+
+def _customer(name: str) -> str:
+    """An address as events spell it; customers of a trace keep their names."""
+    return to_checksum_address(name) if _ADDRESS.fullmatch(name) else name
