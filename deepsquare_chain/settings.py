@@ -373,7 +373,7 @@ def find_sources(
     chosen, place, origin = _chosen_context(given, files)
     if chosen:
         layers[place:place] = _context_layers(chosen, files, origin)
-    known: dict[str, str] = {}
+    known: dict[str, str] = dict.fromkeys(READY_CONTEXTS, "")
     for file in reversed(files):
         for name, values in file.contexts.items():
             known[name] = str(values.get("endpoint", known.get(name, "")))
@@ -412,6 +412,38 @@ def resolve(sources: Sources) -> Settings:
         ) from None
 
 
+def _links(explorer: str) -> str:
+    """Links of an explorer that has Etherscan's paths."""
+    return " ".join(
+        f"explorer.{kind}={explorer}/{kind}/{{}}" for kind in ("tx", "address", "block")
+    )
+
+
+#: Public test networks whose figures needn't be looked up; each still needs an endpoint and a record
+#: of a deployment. Looks at the chain come about as often as its blocks.
+READY_CONTEXTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "sepolia": {
+        "chain_id": 11_155_111,
+        "confirmations": 3,
+        "poll_interval": 12.0,
+        "timeout": 300.0,
+        "explorer_links": _links("https://sepolia.etherscan.io"),
+    },
+    "base-sepolia": {
+        "chain_id": 84_532,
+        "confirmations": 5,
+        "poll_interval": 2.0,
+        "explorer_links": _links("https://sepolia.basescan.org"),
+    },
+    "arbitrum-sepolia": {
+        "chain_id": 421_614,
+        "confirmations": 10,
+        "poll_interval": 1.0,
+        "explorer_links": _links("https://sepolia.arbiscan.io"),
+    },
+}
+
+
 def _variable(name: str) -> str:
     """The environment's variable of a setting, where it says something."""
     wanted = f"{ENV_PREFIX}{name}".upper()
@@ -440,17 +472,22 @@ def _chosen_context(given: Mapping[str, Any], files: Sequence[_File]) -> tuple[s
 
 
 def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Layer]:
-    found = [file for file in files if name in file.contexts]
+    found = [
+        Layer(f"context {name} of {file.path}", file.contexts[name])
+        for file in files
+        if name in file.contexts
+    ]
+    if name in READY_CONTEXTS:
+        found.append(Layer(f"context {name} of this program", READY_CONTEXTS[name]))
     if not found:
-        known = sorted({each for file in files for each in file.contexts})
+        known = sorted({*READY_CONTEXTS, *(each for file in files for each in file.contexts)})
         raise UsageError(
             f"There is no context {name[:60]!r}, which {origin} names",
-            hint=f"Known are {', '.join(known)}."
-            if known
-            else f"Write a table [contexts.{name[:60] if name.isprintable() else 'NAME'}] into "
+            hint=f"Known are {', '.join(known)}; or write a table "
+            f"[contexts.{name[:60] if name.isprintable() else 'NAME'}] into "
             f"{' or '.join(str(file.path) for file in files)}.",
         )
-    return [Layer(f"context {name} of {file.path}", file.contexts[name]) for file in found]
+    return found
 
 
 def _read_file(path: Path) -> _File:

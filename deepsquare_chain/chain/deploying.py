@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from eth_typing import ChecksumAddress
+from hexbytes import HexBytes
 from web3 import AsyncWeb3
-from web3.exceptions import Web3RPCError
+from web3.exceptions import ContractLogicError, Web3RPCError
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.artifacts import load_artifact
@@ -22,9 +23,9 @@ from deepsquare_chain.chain.bindings.contracts import (
     Contracts,
 )
 from deepsquare_chain.chain.bindings.deployment import DAY, Deployment, Timeouts
-from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.chain.rpc.node_errors import error_body, is_verdict, node_message
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import EndpointError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ _BOUNDS: Final = {
 
 _AT_LEAST: Final = (("pending_expiry", "pending_timeout"), ("lost_timeout", "response_timeout"))
 
+#: Creation code that copies memory (MCOPY), reads transient storage (TLOAD) and returns nothing.
+_CANCUN_PROBE: Final = "0x5f5f5f5e5f5c505f5ff3"
 #: EIP-712 name of the forwarder, which signed requests carry.
 FORWARDER_NAME: Final = "DeepSquare"
 
@@ -118,6 +121,7 @@ async def deploy_grid(
     _check(params)
     work = _Deploying(sender, params, timeout, resumable=resumable)
     roles = work.roles()  # checked before anything is paid
+    await check_rules(w3)
     since = await _reused(w3, params)
     admin = sender.address
     treasury = checked_address(params.treasury or admin, "treasury")
@@ -212,6 +216,29 @@ class _Deploying:
         self.transactions[name] = receipt.hash
         self.blocks.append(receipt.block_number)
         return receipt.contract
+
+
+async def check_rules(w3: AsyncWeb3[Any]) -> None:
+    """Try instructions of Cancun, which the contracts are built for, before anything is paid.
+
+    Raises:
+        UsageError: The chain does not know them.
+        EndpointError: The node does not answer.
+    """
+    try:
+        await w3.eth.call({"data": HexBytes(_CANCUN_PROBE)})
+    except (ContractLogicError, Web3RPCError) as error:
+        body = error_body(error) if isinstance(error, Web3RPCError) else {"code": 3}
+        if not is_verdict("eth_call", body):
+            raise EndpointError(
+                f"The node does not try the chain's rules: {node_message(error)}",  # type: ignore[arg-type]
+                hint="Use another endpoint: it must serve eth_call without a recipient.",
+            ) from None
+        raise UsageError(
+            "This chain does not have the Cancun rules that the contracts need: it refused the "
+            "instructions MCOPY and TLOAD",
+            hint="Use a chain or node with Cancun (March 2024) or later; for anvil: --hardfork cancun.",
+        ) from None
 
 
 async def _reused(w3: AsyncWeb3[Any], params: GridParams) -> list[int]:

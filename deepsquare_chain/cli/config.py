@@ -63,7 +63,7 @@ async def show(context: CommandContext) -> None:
 
 @command(app)
 async def contexts(context: CommandContext) -> None:
-    """List the contexts that the configuration files know."""
+    """List the contexts that the configuration files know, and those that are built in."""
     from deepsquare_chain.settings import find_sources
 
     _show_contexts(context, find_sources(context.flags))

@@ -15,6 +15,7 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.verifying import verify_deployment
+from deepsquare_chain.chain.deploying import check_rules
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
 from deepsquare_chain.chain.transactions.fees import is_gas_free
@@ -48,6 +49,7 @@ async def examine(settings: Settings) -> list[Check]:
     checks: list[tuple[str, _Examine, str]] = [
         ("python", _python, ""),
         ("deployment and endpoint", _endpoint, "endpoint, chain_id, deployment"),
+        ("rules", _rules, "endpoint"),
         ("contracts", _contracts, "deployment"),
         ("clock", _clock, ""),
         ("wallet", _wallet, "keystore"),
@@ -82,6 +84,12 @@ async def _endpoint(settings: Settings) -> str:
         block = await contracts.w3.eth.block_number
         chain = contracts.deployment.chain_id
         return f"{safe_url(settings.endpoint)}: chain {chain}, block {block}"
+
+
+async def _rules(settings: Settings) -> str:
+    async with open_grid(settings) as contracts:
+        await check_rules(contracts.w3)
+    return "the chain has the Cancun rules"
 
 
 async def _contracts(settings: Settings) -> str:

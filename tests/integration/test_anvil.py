@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.deploying import check_rules
+from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.transactions.fees import market
 from deepsquare_chain.devnet.node import anvil as anvil_module
 from deepsquare_chain.devnet.node.anvil import VARIABLE, Anvil, find_anvil
 from deepsquare_chain.devnet.node.base import DEV_BALANCE, Node, dev_accounts
@@ -179,3 +182,18 @@ def _init_code(runtime: str) -> str:
 
 async def _timestamp(node: Node) -> int:
     return int((await node.rpc("eth_getBlockByNumber", "latest", False))["timestamp"], 16)
+
+
+@pytest.mark.parametrize(("hardfork", "fits"), [("shanghai", False), ("prague", True)])
+async def test_a_chain_without_cancun_is_refused_before_anything_is_paid(
+    hardfork: str, fits: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    async with Anvil(hardfork=hardfork) as node, connected(node.url) as w3:
+        if fits:
+            await check_rules(w3)
+        else:
+            with pytest.raises(UsageError, match="Cancun") as caught:
+                await check_rules(w3)
+            assert "--hardfork cancun" in caught.value.hint
+        await market(w3)
+    assert not [each for each in recwarn if "eth_maxPriorityFeePerGas" in str(each.message)]

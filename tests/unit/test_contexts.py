@@ -83,11 +83,12 @@ def test_the_command_chooses_and_says_what_goes_before_it(
     done = CliRunner().invoke(app, ["config", "use", "main", "-o", "json"])
     assert done.exit_code == 0
     used = {each["name"]: each["used"] for each in json.loads(done.stdout)}
-    assert used == {"test": False, "main": True}
+    assert {name for name, is_used in used.items() if is_used} == {"main"}
+    assert {"test", "sepolia", "base-sepolia", "arbitrum-sepolia"} <= set(used)
     assert tomllib.loads(path.read_text())["context"] == "main"
     refused = CliRunner().invoke(app, ["config", "use", "prod"])
     assert refused.exit_code == 2
-    assert "Known are main, test." in refused.stderr
+    assert "Known are arbitrum-sepolia, base-sepolia, main, sepolia, test;" in refused.stderr
     monkeypatch.setenv("DEEPSQUARE_CONTEXT", "test")
     done = CliRunner().invoke(app, ["config", "use", "main"])
     assert done.exit_code == 0

@@ -46,6 +46,16 @@ SAYINGS = [
     ("unknown block", NodeError.UNKNOWN_BLOCK),
     ("exceeds block gas limit", NodeError.INVALID),
     ("intrinsic gas too low", NodeError.INVALID),
+    ("NonceGap, Future nonce. Expected nonce: 3", NodeError.NONCE_TOO_HIGH),
+    (
+        "Transaction nonce is too distant from current sender nonce",
+        NodeError.NONCE_TOO_HIGH,
+    ),
+    ("could not replace existing tx", NodeError.REPLACEMENT_UNDERPRICED),
+    ("future transaction tries to replace pending", NodeError.POOL_FULL),
+    ("in-flight transaction limit reached for delegated accounts", NodeError.POOL_FULL),
+    ("project ID request rate exceeded", NodeError.RATE_LIMITED),
+    ("You've exceeded the RPS limit available on the current plan.", NodeError.RATE_LIMITED),
     ("internal error", NodeError.OTHER),
     ("", NodeError.OTHER),
 ]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import (
+    READY_CONTEXTS,
     Settings,
     find_sources,
     load_settings,
@@ -20,6 +21,7 @@ from deepsquare_chain.settings import (
     split_urls,
     user_config_path,
 )
+from deepsquare_chain.web.site import Link
 
 
 @pytest.fixture(autouse=True)
@@ -306,7 +308,9 @@ def test_an_unknown_context_is_refused_with_those_there_are(project: Path, user:
     write(user, CONTEXTS)
     with pytest.raises(UsageError) as caught:
         load(project, user, context="tset")
-    assert caught.value.hint == "Known are main, test."
+    assert caught.value.hint.startswith(
+        "Known are arbitrum-sepolia, base-sepolia, main, sepolia, test; "
+    )
 
 
 @pytest.mark.parametrize(
@@ -341,7 +345,7 @@ def test_each_value_says_what_told_it(
     assert found.origin("confirmations") == str(project / ".deepsquare.toml")
     assert found.origin("timeout") == str(user)
     assert found.origin("keystore") == "the defaults"
-    assert set(found.contexts) == {"test", "main"}
+    assert set(found.contexts) - set(READY_CONTEXTS) == {"test", "main"}
 
 
 def test_a_shown_value_hides_what_addresses_carry() -> None:
@@ -371,3 +375,14 @@ def test_a_user_configuration_that_may_not_be_read_is_named(
     monkeypatch.setattr(Path, "open", closed)
     with pytest.raises(UsageError, match="can't be read: Permission denied"):
         load(project, user)
+
+
+@pytest.mark.parametrize("name", READY_CONTEXTS)
+def test_ready_contexts_hold_valid_settings_which_a_file_may_change(
+    project: Path, user: Path, name: str
+) -> None:
+    found = load(project, user, context=name)
+    assert found.chain_id == READY_CONTEXTS[name]["chain_id"]
+    assert Link.parse(found.explorer_links)[0].urls.keys() == {"tx", "address", "block"}
+    write(user, f"[contexts.{name}]\nconfirmations = 7")
+    assert load(project, user, context=name).confirmations == 7

@@ -40,6 +40,8 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("alreadyknown", NodeError.ALREADY_KNOWN),
     ("known transaction", NodeError.ALREADY_KNOWN),
     ("existing tx with same hash", NodeError.ALREADY_KNOWN),
+    # erigon, txpool/txpoolcfg: DiscardReason NotReplaced
+    ("could not replace existing tx", NodeError.REPLACEMENT_UNDERPRICED),
     ("replacement", NodeError.REPLACEMENT_UNDERPRICED),
     ("nonce too low", NodeError.NONCE_TOO_LOW),
     ("nonce is too low", NodeError.NONCE_TOO_LOW),
@@ -48,6 +50,10 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("nonce is too high", NodeError.NONCE_TOO_HIGH),
     ("nonce gap", NodeError.NONCE_TOO_HIGH),
     ("gapped-nonce", NodeError.NONCE_TOO_HIGH),
+    # Nethermind, TxPool/AcceptTxResult: NonceGap
+    ("noncegap", NodeError.NONCE_TOO_HIGH),
+    # Besu, TransactionInvalidReason: NONCE_TOO_FAR_IN_FUTURE_FOR_SENDER
+    ("nonce is too distant", NodeError.NONCE_TOO_HIGH),
     ("underpriced", NodeError.UNDERPRICED),
     ("max fee per gas less than block base fee", NodeError.UNDERPRICED),
     ("feetoolow", NodeError.UNDERPRICED),
@@ -71,6 +77,10 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("rlp:", NodeError.INVALID),
     ("txpool is full", NodeError.POOL_FULL),
     ("pool is full", NodeError.POOL_FULL),
+    # geth, core/txpool/legacypool: ErrFutureReplacePending, told by a pool that is full
+    ("future transaction tries to replace pending", NodeError.POOL_FULL),
+    # geth, core/txpool: ErrInflightTxLimitReached, for accounts with delegated code
+    ("in-flight transaction limit reached", NodeError.POOL_FULL),
     ("rate limit", NodeError.RATE_LIMITED),
     ("too many requests", NodeError.RATE_LIMITED),
     ("request limit", NodeError.RATE_LIMITED),
@@ -78,6 +88,10 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("compute units per second", NodeError.RATE_LIMITED),
     ("requests per second", NodeError.RATE_LIMITED),
     ("request count exceeded", NodeError.RATE_LIMITED),
+    # Infura, documentation of rate limits: "project ID request rate exceeded"
+    ("request rate exceeded", NodeError.RATE_LIMITED),
+    # Chainstack, documentation of limits: "You've exceeded the RPS limit available on the current plan"
+    ("exceeded the rps limit", NodeError.RATE_LIMITED),
     ("beyond current head", NodeError.UNKNOWN_BLOCK),
     ("block range", NodeError.RANGE_TOO_LARGE),
     ("range is too", NodeError.RANGE_TOO_LARGE),

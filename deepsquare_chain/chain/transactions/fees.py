@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
+from web3.types import RPCEndpoint
 
 GWEI: Final = 10**9
 #: What pools ask of a replacement is 10 %; some ask 12.5 %.
@@ -78,7 +79,9 @@ async def is_gas_free(w3: AsyncWeb3[Any]) -> bool:
 
 async def _tip(w3: AsyncWeb3[Any]) -> int:
     try:
-        tip = int(await w3.eth.max_priority_fee)
+        # web3's own property warns on stderr where a node lacks the method.
+        answer = await w3.manager.coro_request(RPCEndpoint("eth_maxPriorityFeePerGas"), [])
+        tip = int(answer, 16) if isinstance(answer, str) else int(answer)
     except Web3RPCError:
         tip = GWEI
     return max(tip, _MIN_PRIORITY)
