@@ -152,6 +152,10 @@ class Access:
         self.origins = tuple(origins)
         self._domains = frozenset(url.partition("://")[2] for url in (*origins, *sites))
 
+    def now(self) -> float:
+        """The time by which sessions and shares end, in seconds since the epoch."""
+        return self._clock()
+
     # -- sign-in
 
     def challenge(self) -> dict[str, str]:

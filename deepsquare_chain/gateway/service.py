@@ -279,7 +279,7 @@ class GatewayService:
         self._streams[session.account] += 1
         self._open.inc()
         try:
-            while not self._closed.is_set() and time.time() < session.expires:
+            while not self._closed.is_set() and self.access.now() < session.expires:
                 space = await self.access.job(session, job_id, Right.READ)
                 file = self._records.file(space, LOG)
                 if file is not None and offset < file.size:
@@ -330,7 +330,7 @@ class GatewayService:
             EndpointError: The chain does not answer.
         """
         space = await self.access.job(session, job_id, Right.OWN)
-        if not is_address(reader) or not 0 <= until <= time.time() + _MAX_SHARE:
+        if not is_address(reader) or not 0 <= until <= self.access.now() + _MAX_SHARE:
             raise UsageError(
                 "A share names an address, and a time within a year",
                 hint="A time in the past ends an earlier share.",

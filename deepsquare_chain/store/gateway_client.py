@@ -374,7 +374,7 @@ class GatewayClient:
         content = bytearray()
         try:
             async with self._client.stream(method, path, **request) as response:
-                async for piece in response.aiter_raw():
+                async for piece in response.aiter_bytes():
                     content += piece
                     if len(content) > _MAX_ANSWER:
                         raise self._nonsense("an answer without end")
@@ -402,7 +402,7 @@ class GatewayClient:
 
     async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
         try:
-            async for piece in response.aiter_raw():
+            async for piece in response.aiter_bytes():
                 yield piece
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
@@ -503,10 +503,7 @@ class GatewayClient:
         body = _tree(content) or {}
         detail, code, hint = body.get("detail"), body.get("code"), body.get("hint")
         if not isinstance(detail, str):
-            # HEAD has no body.
-            if status == HTTPStatus.NOT_FOUND and not content:
-                return NotFoundError(f"The gateway at {self.place} does not have that")
-            return self._nonsense(f"status {status}")
+            return self._bare(status) if not content else self._nonsense(f"status {status}")
         words = f"The gateway at {self.place} refused: {plain(detail)[:500]}"
         advice = plain(hint)[:300] if isinstance(hint, str) else ""
         if status == HTTPStatus.NOT_FOUND and isinstance(code, str):
@@ -520,6 +517,17 @@ class GatewayClient:
             code=code[:40] if isinstance(code, str) else "",
             offset=offset if type(offset) is int and offset >= 0 else None,
         )
+
+    def _bare(self, status: int) -> GridError:
+        """A refusal without words, as HEAD gets it."""
+        if status == HTTPStatus.NOT_FOUND:
+            return NotFoundError(f"The gateway at {self.place} does not have that")
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            return WrongAccountError(
+                f"The gateway at {self.place} does not let this account read that",
+                hint="Its customer reads a job's output; `deepsquare job share` lets others.",
+            )
+        return GatewayRefusedError(f"The gateway at {self.place} answers with status {status}")
 
     def _unreachable(self, error: Exception) -> EndpointError:
         why = why_failed(error)

@@ -1,0 +1,686 @@
+"""The gateway's rules over HTTP, without any network: who gets what, in which sizes, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepsquare_chain.chain.sign_in import SignInMessage, rfc3339
+from deepsquare_chain.errors import EndpointError, NotFoundError, StoreError
+from deepsquare_chain.gateway.access import Access
+from deepsquare_chain.gateway.app import gateway_app
+from deepsquare_chain.gateway.objects import Objects, open_object_store
+from deepsquare_chain.gateway.records import GatewayRecords
+from deepsquare_chain.gateway.rules import GatewayRules
+from deepsquare_chain.gateway.service import GatewayService
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
+from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.definitions import DefinitionMismatch
+from deepsquare_chain.store.gateway_client import (
+    GatewayClient,
+    GatewayDefinitionStore,
+    GatewayRefusedError,
+    LogPart,
+    WrongAccountError,
+    contract_resource,
+    is_file_name,
+)
+from deepsquare_chain.workflow import Definition, Step
+
+URL = "http://gateway.test"
+CONTRACT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+CHAIN = 1337
+ALICE, BOB, HOST, FORMER, STRANGER = (Account.from_key(bytes([n]) * 32) for n in range(1, 6))
+DATA = Definition(Resources(1, 1, 64, 0), {}, (Step.simple("only", "echo hello"),)).to_bytes()
+JOB = Job(
+    id=7,
+    customer=ALICE.address,
+    status=JobStatus.RUNNING,
+    since=1_000,
+    provider_id=1,
+    resources=Resources(1, 1, 64, 0),
+    retries_left=0,
+    flags=JobFlags.NONE,
+    escrow=10**18,
+    rate=1,
+    time_limit=60,
+    fee_bps=0,
+    definition=hashlib.sha256(DATA).digest(),
+    retry_of=0,
+)
+
+
+class World:
+    """A gateway with a chain of this test's making."""
+
+    def __init__(self, folder: Path, **rules: Any) -> None:
+        self.now = 1_100.0
+        self.jobs = {7: JOB, 8: replace(JOB, id=8, customer=BOB.address)}
+        self.accounts = {1: HOST.address, 2: FORMER.address}
+        self.credits = {ALICE.address: 1}
+        self.down = False
+        store = Store.open(None, chain_id=CHAIN, contract=CONTRACT, account=ALICE.address)
+        self.folder = folder
+        contracts: Any = SimpleNamespace(
+            w3=SimpleNamespace(eth=SimpleNamespace(get_code=self._nothing)),
+            deployment=SimpleNamespace(chain_id=CHAIN, scheduler=CONTRACT),
+            scheduler=SimpleNamespace(address=CONTRACT, get_job=self._job),
+            registry=SimpleNamespace(account_of=self._account),
+            credit=SimpleNamespace(balance_of=self._balance),
+        )
+        records = GatewayRecords(store)
+        limits = GatewayRules(rate=0, sign_in_rate=0, **rules)
+        self.access = Access(contracts, records, limits, clock=lambda: self.now)
+        self.access.serve_under([URL], ["https://explorer.test"])
+        self.objects = Objects(open_object_store(folder), records)
+        self.service = GatewayService(
+            contracts, self.access, records, self.objects, rules=limits, metrics=Metrics("gateway")
+        )
+        app = gateway_app(self.service, lambda: Health(live=True, ready=True, details={}))
+        self.transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.clients: list[GatewayClient] = []
+
+    async def _nothing(self, _address: str) -> bytes:
+        return b""
+
+    async def _job(self, job_id: int) -> Job:
+        if self.down:
+            raise EndpointError("down")
+        if job_id not in self.jobs:
+            raise NotFoundError("none")
+        return self.jobs[job_id]
+
+    async def _account(self, provider_id: int) -> str | None:
+        return self.accounts.get(provider_id)
+
+    async def _balance(self, account: str) -> int:
+        return self.credits.get(account, 0)
+
+    def client(self, account: LocalAccount | None, **options: Any) -> GatewayClient:
+        """The gateway as an account reaches it."""
+        given = {"chain_id": CHAIN, "contract": CONTRACT, **options}
+        found = GatewayClient(URL, account, transport=self.transport, **given)
+        self.clients.append(found)
+        return found
+
+    def change(self, job_id: int, **changes: Any) -> None:
+        """Something happens on chain, and the gateway looks again."""
+        self.jobs[job_id] = replace(self.jobs[job_id], **changes)
+        self.access._jobs.clear()
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def one(**rules: Any) -> World:
+        made.append(World(tmp_path / str(len(made)), **rules))
+        return made[-1]
+
+    yield one
+    for world in made:
+        for client in world.clients:
+            await client.close()
+
+
+@pytest.fixture
+async def world(make: Callable[..., World]) -> World:
+    found = make()
+    await found.client(ALICE).put_definition(DATA)
+    return found
+
+
+# -- who gets what
+
+
+async def test_the_customer_and_the_assigned_provider_read_the_definition(world: World) -> None:
+    for account in (ALICE, HOST):
+        assert await world.client(account).definition(7, JOB.definition) == DATA
+    for account in (BOB, FORMER, STRANGER):
+        with pytest.raises(WrongAccountError, match="may not read the definition of job 7"):
+            await world.client(account).definition(7, JOB.definition)
+    # The same definition is not read for another's job, nor for none.
+    with pytest.raises(WrongAccountError):
+        await world.client(ALICE).definition(8, JOB.definition)
+    with pytest.raises(WrongAccountError):
+        await world.client(ALICE).definition(9, JOB.definition)
+
+
+async def test_a_provider_reads_and_writes_while_it_holds_the_job(world: World) -> None:
+    host, former = world.client(HOST), world.client(FORMER)
+    assert (await host.append(7, "log", 0, b"one\n")).size == 4
+    with pytest.raises(WrongAccountError):
+        await former.append(7, "log", 4, b"two\n")
+    world.change(7, provider_id=2)
+    with pytest.raises(WrongAccountError):
+        await host.append(7, "log", 4, b"two\n")
+    with pytest.raises(WrongAccountError):
+        await host.definition(7, JOB.definition)
+    assert (await former.append(7, "log", 0, b"new\n")).size == 4
+    # Nobody else's output is read under the new provider.
+    async with world.client(ALICE).download(7, "log") as pieces:
+        assert b"".join([x async for x in pieces]) == b"new\n"
+    world.change(7, status=JobStatus.PENDING, provider_id=0)
+    with pytest.raises(WrongAccountError):
+        await former.append(7, "log", 4, b"more\n")
+
+
+async def test_an_ended_job_takes_what_is_late_for_a_while(make: Callable[..., World]) -> None:
+    world = make(catch_up_seconds=500)
+    await world.client(ALICE).put_definition(DATA)
+    world.change(7, status=JobStatus.FINISHED, since=1_050)
+    host = world.client(HOST)
+    assert (await host.append(7, "log", 0, b"late\n", complete=True)).complete
+    with pytest.raises(WrongAccountError):
+        await host.definition(7, JOB.definition)
+    world.now = 1_551
+    host = world.client(HOST)
+    with pytest.raises(WrongAccountError):
+        await host.append(7, "work/x", 0, b"later")
+
+
+async def test_a_new_assignment_is_seen_at_once(world: World) -> None:
+    former = world.client(FORMER)
+    with pytest.raises(WrongAccountError):
+        await former.definition(7, JOB.definition)
+    world.access._jobs[7] = (world.access._jobs[7][0] - 0.5, world.access._jobs[7][1])
+    world.jobs[7] = replace(JOB, provider_id=2)
+    assert await former.definition(7, JOB.definition) == DATA
+
+
+async def test_a_customer_shares_a_job_until_a_date(world: World) -> None:
+    await world.client(HOST).append(7, "log", 0, b"hello\n", complete=True)
+    bob, alice = world.client(BOB), world.client(ALICE)
+    with pytest.raises(WrongAccountError):
+        await bob.size(7, "log")
+    with pytest.raises(WrongAccountError):
+        await bob.share(7, BOB.address, 2_000)
+    await alice.share(7, BOB.address, 2_000)
+    assert await bob.size(7, "log") is not None
+    with pytest.raises(WrongAccountError):
+        await bob.definition(7, JOB.definition)
+    with pytest.raises(WrongAccountError):
+        await bob.append(7, "log", 6, b"forged")
+    world.now = 2_001.0
+    with pytest.raises(WrongAccountError):
+        await world.client(BOB).size(7, "log")
+
+
+async def test_a_share_is_for_one_job_reader_and_time(world: World) -> None:
+    world.change(8, customer=ALICE.address)
+    alice = world.client(ALICE)
+    taken: list[dict[str, Any]] = []
+
+    async def record(method: str, path: str, **request: Any) -> Any:
+        taken.append(request["json"])
+        raise EndpointError("kept")
+
+    ask, alice._ask = alice._ask, record  # type: ignore[method-assign]
+    with pytest.raises(EndpointError):
+        await alice.share(7, BOB.address, 2_000)
+    [body] = taken
+    for job_id, changed in (
+        (8, body),
+        (7, body | {"reader": STRANGER.address}),
+        (7, body | {"until": 2_001}),
+    ):
+        with pytest.raises(WrongAccountError, match="did not sign this share"):
+            await ask("PUT", f"/v1/jobs/{job_id}/shares", json=changed)
+    await ask("PUT", "/v1/jobs/7/shares", json=body)
+
+
+async def test_definitions_are_taken_from_who_can_pay(world: World) -> None:
+    with pytest.raises(WrongAccountError, match="holds no credits"):
+        await world.client(STRANGER).put_definition(DATA)
+    world.credits.clear()
+    await world.client(ALICE).put_definition(DATA)  # it keeps one already
+
+
+# -- sign-in
+
+
+def message(world: World, account: LocalAccount = ALICE, **changes: Any) -> SignInMessage:
+    """A message that is good, but for what is changed."""
+    fields: dict[str, Any] = {
+        "domain": "gateway.test",
+        "address": account.address,
+        "uri": f"{URL}/v1/sign-in",
+        "chain_id": CHAIN,
+        "nonce": world.access.challenge()["nonce"],
+        "issued_at": rfc3339(world.now),
+        "expiration_time": rfc3339(world.now + 600),
+        "resources": (contract_resource(CHAIN, CONTRACT), f"{URL}/v1/jobs"),
+    }
+    return SignInMessage(**(fields | changes))
+
+
+async def sign_in(world: World, made: SignInMessage, signer: LocalAccount = ALICE) -> Any:
+    """The answer to a sign-in."""
+    async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+        body = {"message": made.text(), "signature": "0x" + made.sign(signer).hex()}
+        answer = await web.post("/v1/sign-in", json=body)
+        return answer.status_code, answer.json()
+
+
+async def test_a_good_message_gives_a_token(world: World) -> None:
+    status, body = await sign_in(world, message(world))
+    assert (status, body["account"], body["expires"]) == (200, ALICE.address, 1_700)
+    status, _ = await sign_in(world, message(world, domain="explorer.test"))
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"domain": "evil.test"}, "wrong-domain"),
+        ({"domain": "gateway.test.evil"}, "wrong-domain"),
+        ({"domain": "127.0.0.1:80"}, "wrong-domain"),
+        ({"uri": "http://other.test/v1/sign-in"}, "wrong-uri"),
+        ({"uri": f"{URL}.evil/v1"}, "wrong-uri"),
+        ({"chain_id": 1}, "wrong-chain"),
+        ({"resources": ()}, "wrong-contract"),
+        ({"resources": (contract_resource(CHAIN, BOB.address),)}, "wrong-contract"),
+        ({"resources": (contract_resource(1, CONTRACT),)}, "wrong-contract"),
+        ({"expiration_time": ""}, "no-expiry"),
+        ({"expiration_time": rfc3339(1_099)}, "wrong-time"),
+        ({"issued_at": rfc3339(1_200)}, "wrong-time"),
+        ({"issued_at": rfc3339(100)}, "wrong-time"),
+        ({"not_before": rfc3339(1_500)}, "wrong-time"),
+        ({"nonce": "0" * 56}, "unknown-nonce"),
+        ({"nonce": "abcdefgh"}, "unknown-nonce"),
+        ({"address": BOB.address}, "wrong-signature"),
+    ],
+)
+async def test_every_wrong_message_is_refused(
+    world: World, changes: dict[str, Any], code: str
+) -> None:
+    status, body = await sign_in(world, message(world, **changes))
+    assert (status, body["code"]) == (401, code)
+
+
+async def test_a_nonce_is_used_once_and_expires(world: World) -> None:
+    made = message(world)
+    status, body = await sign_in(world, made, signer=BOB)  # a forger does not use it up
+    assert (status, body["code"]) == (401, "wrong-signature")
+    assert (await sign_in(world, made))[0] == 200
+    status, body = await sign_in(world, made)
+    assert (status, body["code"]) == (401, "used-nonce")
+    late = message(world)
+    world.now += 301
+    late = replace(late, issued_at=rfc3339(world.now), expiration_time=rfc3339(world.now + 60))
+    status, body = await sign_in(world, late)
+    assert (status, body["code"]) == (401, "expired-nonce")
+
+
+async def test_a_nonce_of_an_earlier_process_is_unknown(
+    world: World, make: Callable[..., World]
+) -> None:
+    status, body = await sign_in(make(), message(world))
+    assert (status, body["code"]) == (401, "unknown-nonce")
+
+
+async def test_a_sign_in_for_one_job_is_for_no_other(world: World) -> None:
+    world.change(8, customer=ALICE.address)
+    client = world.client(ALICE, job_id=7)
+    assert await client.definition(7, JOB.definition) == DATA
+    with pytest.raises(WrongAccountError, match="not for job 8"):
+        await client.definition(8, JOB.definition)
+    with pytest.raises(WrongAccountError, match="for a job alone"):
+        await client.put_definition(DATA)
+
+
+async def test_a_token_expires_and_the_client_signs_in_again(world: World) -> None:
+    client = world.client(ALICE)
+    assert await client.definition(7, JOB.definition) == DATA
+    old = client._token
+    world.now += 1_000
+    assert await client.definition(7, JOB.definition) == DATA
+    assert client._token != old
+    for token in ("", "nonsense", old):
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+            answer = await web.get("/v1/jobs/7/definition", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "signed-out")
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("field", ["nonce", "issued_at", "expiration_time"])
+async def test_a_gateway_does_not_choose_what_is_signed(world: World, field: str) -> None:
+    """A gateway that answers with more than a nonce or a time gets no signature."""
+    signed: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("nonce"):
+            body = world.access.challenge()
+            body[field] += "\nResources:\n- https://elsewhere.test"
+            return httpx.Response(200, json=body)
+        signed.append(request.url.path)
+        return httpx.Response(500)
+
+    client = GatewayClient(
+        URL, ALICE, chain_id=CHAIN, contract=CONTRACT, transport=httpx.MockTransport(answer)
+    )
+    with pytest.raises(EndpointError, match="no gateway that works"):
+        await client.definition(7, JOB.definition)
+    assert signed == []
+    await client.close()
+
+
+# -- definitions
+
+
+async def test_other_bytes_than_the_digest_says_are_not_kept(world: World) -> None:
+    client = world.client(ALICE)
+    for data in (DATA + b" ", b"{}", b""):
+        with pytest.raises(GatewayRefusedError):
+            await client._ask("PUT", f"/v1/definitions/{JOB.definition.hex()}", content=data)
+    with pytest.raises(GatewayRefusedError, match="no definition"):
+        await client.put_definition(b"{}")
+    with pytest.raises(GatewayRefusedError, match="longer than"):
+        await client._ask("PUT", f"/v1/definitions/{'0' * 64}", content=b" " * 1_000_001)
+
+
+async def test_a_lost_or_altered_definition_is_told_from_a_gateway_that_is_down(
+    world: World, make: Callable[..., World]
+) -> None:
+    [path] = [each for each in world.folder.rglob("*") if each.name == JOB.definition.hex()]
+    host = world.client(HOST)
+    store = GatewayDefinitionStore([host])
+    path.write_bytes(DATA.replace(b"hello", b"evil!"))
+    with pytest.raises(NotFoundError, match="altered"):
+        await store.get(JOB.definition, 7)
+    path.unlink()
+    with pytest.raises(NotFoundError):
+        await store.get(JOB.definition, 7)
+    # With several, one that is down may have it, and one that has it is enough.
+    other = make()
+    await other.client(ALICE).put_definition(DATA)
+    both = GatewayDefinitionStore([host, other.client(HOST)])
+    assert await both.get(JOB.definition, 7) == DATA
+    other.down = True
+    other.access._jobs.clear()
+    with pytest.raises(EndpointError):
+        await both.get(JOB.definition, 7)
+    mine = GatewayDefinitionStore([world.client(ALICE), other.client(ALICE)])
+    assert await mine.put(DATA) == JOB.definition  # one that is down is no obstacle
+
+
+async def test_a_gateway_that_lies_is_found_out() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.startswith("/v1/sign-in"):
+            times = {"issued_at": rfc3339(1), "expiration_time": rfc3339(2)}
+            return httpx.Response(200, json={"nonce": "a" * 20, "token": "t", **times})
+        return httpx.Response(200, content=b"something else")
+
+    client = GatewayClient(
+        URL, HOST, chain_id=CHAIN, contract=CONTRACT, transport=httpx.MockTransport(answer)
+    )
+    with pytest.raises(DefinitionMismatch):
+        await client.definition(7, JOB.definition)
+    await client.close()
+
+
+# -- files
+
+
+async def test_an_upload_goes_on_where_it_was_cut_off(world: World) -> None:
+    host = world.client(HOST)
+    assert (await host.size(7, "work/a")).size == 0  # type: ignore[union-attr]
+    assert (await host.append(7, "work/a", 0, b"0123")).size == 4
+    assert (await host.append(7, "work/a", 0, b"0123")).size == 4  # sent twice, kept once
+    assert (await host.append(7, "work/a", 2, b"2345")).size == 6
+    with pytest.raises(GatewayRefusedError) as told:
+        await host.append(7, "work/a", 7, b"8")
+    assert (told.value.code, told.value.offset) == ("wrong-offset", 6)
+    assert (await host.append(7, "work/a", 6, b"67", complete=True)).complete
+    with pytest.raises(GatewayRefusedError, match="complete"):
+        await host.append(7, "work/a", 8, b"9")
+    assert (await host.append(7, "work/a", 6, b"67", complete=True)).size == 8
+
+
+# Each example makes a gateway of its own.
+@settings(max_examples=12)
+@given(
+    st.lists(st.binary(max_size=400_000 // 8), max_size=8),
+    st.integers(0, 200_000),
+    st.integers(0, 200_000),
+)
+def test_parts_and_ranges_give_the_bytes_back(parts: list[bytes], one: int, two: int) -> None:
+    """Whatever the parts, a range is that range of the whole."""
+
+    async def check() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            world = World(Path(folder))
+            await world.client(ALICE).put_definition(DATA)
+            host, whole = world.client(HOST), b""
+            for part in parts:
+                await host.append(7, "work/x", len(whole), part)
+                whole += part
+            await host.append(7, "work/x", len(whole), b"", complete=True)
+            start, end = sorted((one, two))
+            answer = None
+            try:
+                answer = await world.client(ALICE)._ask(
+                    "GET", "/v1/jobs/7/files/work/x", headers={"Range": f"bytes={start}-{end}"}
+                )
+            except EndpointError:
+                assert start >= len(whole)
+            if answer is not None:
+                assert answer.content == whole[start : end + 1]
+                assert answer.headers["content-range"].endswith(f"/{len(whole)}")
+            for client in world.clients:
+                await client.close()
+
+    asyncio.run(check())
+
+
+TRICKS = st.one_of(
+    st.text(max_size=40),
+    st.lists(
+        st.sampled_from(["..", ".", "", "work", "log", "\\", "%2e%2e", "a\0b", "8", "files", "~"]),
+        min_size=1,
+        max_size=8,
+    ).map("/".join),
+    st.text(max_size=20).map(lambda text: f"work/{text}"),
+)
+
+
+@given(TRICKS)
+def test_no_name_leads_anywhere_else(name: str) -> None:
+    if is_file_name(name):
+        parts = name.split("/")
+        assert parts[0] in {"log", "output", "work"}
+        assert not {"", ".", ".."} & set(parts)
+        assert not Path("/x", name).is_relative_to("/y")
+        assert Path("/x", name).resolve().is_relative_to("/x")
+        assert name.isprintable()
+
+
+@settings(max_examples=25)
+@given(TRICKS, st.booleans())
+def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
+    """Paths of every kind, as sent raw: nothing but the own job's files is ever made."""
+    path = quote(trick, safe="" if encoded else "/.\\~")
+
+    async def check() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            world = World(Path(folder) / "objects")
+            await world.client(ALICE).put_definition(DATA)
+            host = world.client(HOST)
+            headers = {"Upload-Offset": "0", **await host._authorisation()}
+            async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+                request = web.build_request("PATCH", URL, headers=headers, content=b"x")
+                raw = f"/v1/jobs/7/files/{path}".encode()
+                request.url = request.url.copy_with(raw_path=raw)
+                answer = await web.send(request)
+            assert answer.status_code in {204, 307, 400, 404, 405}
+            made = [each for each in Path(folder).rglob("*") if each.is_file()]
+            inside = [each for each in made if "jobs/7-" in str(each)]
+            assert len(made) == 1 + len(inside)  # the definition
+            assert len(inside) == (answer.status_code == 204)
+            for client in world.clients:
+                await client.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/jobs/-1/definition", "/v1/jobs/+7/definition", "/v1/jobs/7%0a/definition"),
+        *("/v1/jobs/0x7/definition", "/v1/jobs/7/../8/definition", "/v1/jobs/ 7/definition"),
+        *("/v1/jobs/99999999999999999999/definition", "/v1/definitions/../x", "/v1/jobs//log"),
+    ],
+)
+async def test_paths_that_are_none_find_nothing(world: World, path: str) -> None:
+    headers = await world.client(ALICE)._authorisation()
+    async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+        answer = await web.get(path, headers=headers)
+    assert answer.status_code in {403, 404, 405}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Upload-Offset": "-1"},
+        {"Upload-Offset": "1e3"},
+        {"Upload-Offset": "٣"},
+        {},
+        {"Upload-Offset": "9" * 40},
+    ],
+)
+async def test_headers_that_are_none_are_refused(world: World, headers: dict[str, str]) -> None:
+    host = world.client(HOST)
+    given = {key: text.encode() for key, text in (headers | await host._authorisation()).items()}
+    async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+        answer = await web.patch("/v1/jobs/7/files/log", headers=given, content=b"x")
+    assert answer.status_code == 400
+
+
+async def test_sizes_are_bounded_for_a_job_and_its_customer(make: Callable[..., World]) -> None:
+    world = make(max_part=8, max_log=10, max_job=20, max_account=25, max_files=3)
+    world.change(8, customer=ALICE.address)
+    await world.client(ALICE).put_definition(DATA)
+    host = world.client(HOST)
+
+    async def refused(job_id: int, name: str, size: int, offset: int = 0) -> str:
+        with pytest.raises(GatewayRefusedError) as told:
+            await host.append(job_id, name, offset, b"x" * size)
+        return told.value.code
+
+    assert await refused(7, "work/a", 9) == "too-large"
+    await host.append(7, "log", 0, b"x" * 8)
+    assert await refused(7, "log", 3, 8) == "quota"
+    await host.append(7, "work/a", 0, b"x" * 8)
+    assert await refused(7, "work/b", 5) == "quota"
+    await host.append(7, "work/b", 0, b"x")
+    assert await refused(7, "work/c", 1) == "quota"
+    assert await refused(8, "work/a", 8 + 1) == "too-large"
+    await host.append(8, "work/a", 0, b"x" * 8)
+    assert await refused(8, "work/b", 1) == "quota"
+
+
+async def test_results_are_told_once_all_of_them_are_there(world: World) -> None:
+    host, alice = world.client(HOST), world.client(ALICE)
+    listed = {"name": "work/a", "size": 3, "digest": "d", "problem": ""}
+    assert await alice.results(7) is None
+    with pytest.raises(GatewayRefusedError, match="not complete"):
+        await host.put_results(7, [listed])
+    await host.append(7, "work/a", 0, b"abc", complete=True)
+    for wrong in ({"size": 4}, {"name": "work/../a"}, {"name": 1}, {"size": True}):
+        with pytest.raises(GatewayRefusedError):
+            await host.put_results(7, [listed | wrong])
+    await host.put_results(7, [listed, {"name": "work/p", "size": 0, "problem": "a pipe"}])
+    found = await alice.results(7)
+    assert found is not None
+    assert [each["name"] for each in found] == ["work/a", "work/p"]
+
+
+async def test_files_are_removed_after_their_time(make: Callable[..., World]) -> None:
+    world = make(keep_seconds=-1)
+    await world.client(ALICE).put_definition(DATA)
+    await world.client(HOST).append(7, "log", 0, b"hello\n")
+    assert len([each for each in world.folder.rglob("*") if each.is_file()]) == 2
+    await world.service.clean()
+    assert [each for each in world.folder.rglob("*") if each.is_file()] == []
+    with pytest.raises(NotFoundError):
+        await world.client(ALICE).definition(7, JOB.definition)
+
+
+# -- the log as it grows
+
+
+async def test_a_log_is_followed_by_byte_offsets(world: World) -> None:
+    """Pieces have no gap and no repeat, from any offset, whatever bytes are in them."""
+    host, alice = world.client(HOST), world.client(ALICE)
+    text = bytes(range(256)) * 3 + "zwölf\r\n\n: data: x\n".encode()
+    await host.append(7, "log", 0, text[:300])
+    await host.append(7, "log", 300, text[300:], complete=True)
+    for start in (0, 1, 299, 300, len(text)):
+        parts = [part async for part in alice.follow(7, start)]
+        assert b"".join(part.data for part in parts) == text[start:]
+        assert parts[-1] == LogPart(b"", len(text), end=True)
+
+
+async def test_a_stream_waits_for_what_comes_and_ends_with_its_session(world: World) -> None:
+    host, alice = world.client(HOST), world.client(ALICE)
+    token = (await alice._authorisation())["Authorization"].removeprefix("Bearer ")
+    session = world.access.session(token)
+    stream = world.service.open_stream(session, 7, 0)
+    coming = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    await host.append(7, "log", 0, b"first")
+    assert await asyncio.wait_for(coming, 5) == (b"first", 5)
+    coming = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.01)
+    await host.append(7, "log", 5, b"second")
+    assert await asyncio.wait_for(coming, 5) == (b"second", 11)
+    world.now = 2_001.0
+    assert [each async for each in stream] == []  # without an end: the reader comes back
+    await host.append(7, "log", 11, b"", complete=True)
+
+
+async def test_a_store_that_fails_is_no_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = world.client(HOST)
+    await host.append(7, "log", 0, b"one")
+
+    async def fail(_path: str, _data: bytes) -> None:
+        raise StoreError("gone")
+
+    monkeypatch.setattr(world.objects, "_put", fail)
+    with pytest.raises(GatewayRefusedError, match="its store") as told:
+        await host.append(7, "log", 3, b"two")
+    assert told.value.code == "unavailable"
+    monkeypatch.undo()
+    assert (await host.append(7, "log", 3, b"two")).size == 6
+
+
+async def test_what_others_may_see_of_the_inside(world: World) -> None:
+    """Errors of the inside are one sentence; nothing of a file is ever shown as a page."""
+    world.down = True
+    world.access._jobs.clear()
+    with pytest.raises(GatewayRefusedError, match="can't reach the chain now"):
+        await world.client(ALICE).definition(7, JOB.definition)
+    world.down = False
+    await world.client(HOST).append(7, "output", 0, b"<script>", complete=True)
+    answer = await world.client(ALICE)._ask("GET", "/v1/jobs/7/files/output")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == "attachment"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in answer.headers["content-security-policy"]
