@@ -146,6 +146,11 @@ async def world(make: Callable[..., World]) -> World:
     return found
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder."""
+    return [each for each in folder.rglob("*") if each.is_file()]
+
+
 # -- who gets what
 
 
@@ -530,7 +535,7 @@ def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
                 request.url = request.url.copy_with(raw_path=raw)
                 answer = await web.send(request)
             assert answer.status_code in {204, 307, 400, 404, 405}
-            made = [each for each in Path(folder).rglob("*") if each.is_file()]
+            made = files_in(Path(folder))
             inside = [each for each in made if "jobs/7-" in str(each)]
             assert len(made) == 1 + len(inside)  # the definition
             assert len(inside) == (answer.status_code == 204)
@@ -616,9 +621,9 @@ async def test_files_are_removed_after_their_time(make: Callable[..., World]) ->
     world = make(keep_seconds=-1)
     await world.client(ALICE).put_definition(DATA)
     await world.client(HOST).append(7, "log", 0, b"hello\n")
-    assert len([each for each in world.folder.rglob("*") if each.is_file()]) == 2
+    assert len(files_in(world.folder)) == 2
     await world.service.clean()
-    assert [each for each in world.folder.rglob("*") if each.is_file()] == []
+    assert files_in(world.folder) == []
     with pytest.raises(NotFoundError):
         await world.client(ALICE).definition(7, JOB.definition)
 
