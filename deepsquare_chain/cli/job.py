@@ -312,6 +312,7 @@ async def results(
         Path | None,
         typer.Option(
             "--to",
+            "--into",
             metavar="FOLDER",
             help="Copy them into a new folder; of several jobs each into FOLDER/job-ID.",
         ),
@@ -319,7 +320,8 @@ async def results(
 ) -> int:
     """List the files that jobs left, or download them, and compare the output with the chain.
 
-    They come from a gateway, or from a provider's folder on this machine where none is set. Exit 1 if a file can't be read; the others are listed and fetched all the same.
+    They come from a gateway, or from a provider's folder on this machine where none is set. Exit 1
+    if a file can't be read; the others are listed and fetched all the same.
     """
     from deepsquare_chain.client.gateways import gateways_of
     from deepsquare_chain.client.network import open_account, open_grid
@@ -367,6 +369,40 @@ async def results(
             f"{problems} of {len(found)} files or folders have a problem; the others are {done}."
         )
     return 1 if problems else 0
+
+
+@command(app)
+async def share(
+    context: CommandContext,
+    job: JobArgument,
+    reader: Annotated[str, typer.Argument(metavar="ADDRESS", help="Who may read.")],
+    until: Annotated[
+        str,
+        typer.Option(
+            "--until", metavar="WHEN", help="A date (2026-12-24) or a time from now (7d, 12h)."
+        ),
+    ] = "7d",
+    end: Annotated[bool, typer.Option("--end", help="End an earlier share at once.")] = False,
+) -> None:
+    """Let another address read a job's output and results at the gateway, until a date.
+
+    The wallet signs; nothing goes to the chain. The definition stays private.
+    """
+    from deepsquare_chain.chain.bindings.calls import checked_address
+    from deepsquare_chain.chain.sign_in import rfc3339
+    from deepsquare_chain.client.gateways import gateways_of, no_gateway, share_end
+    from deepsquare_chain.client.network import open_account, open_grid
+
+    address, ends = checked_address(reader), 0 if end else share_end(until)
+    async with open_grid(context.settings) as contracts:
+        account = await open_account(context.settings)
+        async with gateways_of(context.settings, contracts.deployment, account) as gateways:
+            if not gateways:
+                raise no_gateway()
+            for each in gateways:
+                await each.share(job, address, ends)
+    words = "is not shared" if end else f"is shared until {rfc3339(ends)}"
+    context.printer.note(f"Job {job} {words} with {address}.")
 
 
 @command(app, sends=True)

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -33,6 +34,7 @@ from deepsquare_chain.store.gateway_client import (
     is_file_name,
     open_gateways,
 )
+from deepsquare_chain.workflow import parse_duration
 
 #: Seconds between two looks which gateway has a log, and before a lost connection is made again.
 _LOOK: Final = 1.0
@@ -68,6 +70,37 @@ async def definitions_of(
             yield GatewayDefinitionStore(gateways)
         else:
             yield FolderDefinitionStore(settings.store)
+
+
+def no_gateway() -> UsageError:
+    """That something needs a gateway, and none is set."""
+    return UsageError(
+        "No gateway is set, and the deployment record names none",
+        hint="Name one with --gateway or DEEPSQUARE_GATEWAY; `deepsquare gateway serve` runs one.",
+    )
+
+
+def share_end(text: str) -> int:
+    """When a share ends, in seconds since the epoch: a date, or a time from now such as 7d.
+
+    Raises:
+        UsageError: It is neither, or is over.
+    """
+    now = time.time()
+    try:
+        ends = now + parse_duration(text)
+    except ValueError:
+        try:
+            date = datetime.fromisoformat(text)
+        except ValueError:
+            raise UsageError(
+                f"--until: {text[:40]!r} is neither a date nor a time",
+                hint="Write 2026-12-24, 2026-12-24T18:00 (UTC), 7d or 12h.",
+            ) from None
+        ends = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    if ends <= now:
+        raise UsageError(f"--until: {text[:40]} is over", hint="Name a date in the future.")
+    return int(ends)
 
 
 async def read_log(

@@ -76,3 +76,62 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
                     await other.results(job_id)
                 with pytest.raises(WrongAccountError):
                     await other.definition(job_id, (await host.job(job_id)).definition)
+
+
+async def test_runs_go_on_without_the_gateway_and_catch_up(grid: LiveGrid, tmp_path: Path) -> None:
+    """Killed while a job runs and gone until it has ended: nothing of it is lost."""
+    async with AsyncExitStack() as stack:
+        gone = await stack.enter_async_context(AsyncExitStack())
+        url = await gone.enter_async_context(served(grid, tmp_path / "gateway"))
+        host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
+        job_id = await submit(host, url, 0, "for i in 1 2 3 4; do echo line $i; sleep 0.5; done")
+        alice = await stack.enter_async_context(client(grid, url, grid.customers[0]))
+        live: list[bytes] = []
+        troubles: list[bool] = []
+
+        async def follow() -> None:
+            log = read_log(
+                grid.contracts,
+                [alice],
+                job_id,
+                follow=True,
+                on_trouble=lambda error: troubles.append(error is not None),
+            )
+            async for data in log:
+                live.append(data)  # noqa: PERF401 - each is seen as it comes
+
+        following = asyncio.create_task(follow())
+        await host.drive(lambda: bool(live))
+        await gone.aclose()
+        await host.until([job_id])
+        assert (await host.job(job_id)).status is S.FINISHED
+        port = int(url.rpartition(":")[2])
+        await stack.enter_async_context(served(grid, tmp_path / "gateway", port=port))
+        await asyncio.wait_for(following, 30)
+        assert b"".join(live) == b"".join(b"line %d\n" % n for n in (1, 2, 3, 4))
+        assert troubles == [True, False]
+        [output] = await job_results(grid.contracts, tmp_path, job_id, gateways=[alice])
+        assert output.on_chain
+
+
+async def test_a_definition_that_no_gateway_has_costs_nothing(
+    grid: LiveGrid, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        urls = [
+            await stack.enter_async_context(served(grid, tmp_path / name)) for name in ("a", "b")
+        ]
+        host = await stack.enter_async_context(
+            bench(grid, tmp_path / "p", gateways=urls, assignment_timeout=2)
+        )
+        lost, altered = definition("echo lost"), definition("echo altered")
+        async with client(grid, urls[1], grid.customers[0]) as gateway:
+            await gateway.put_definition(altered.to_bytes())
+        [path] = [x for x in (tmp_path / "b").rglob("*") if x.name == altered.digest.hex()]
+        path.write_bytes(altered.to_bytes().replace(b"altered", b"changed"))
+        ids = await host.submit_digests([lost.digest, altered.digest], retries=0)
+        kept = await submit(host, urls[1], 0, "echo kept")  # in the second gateway alone
+        await host.until([*ids, kept])
+        jobs = await grid.contracts.scheduler.get_jobs([*ids, kept])
+        assert [job.status for job in jobs] == [S.PANICKED, S.PANICKED, S.FINISHED]
+        assert [job.escrow for job in jobs[:2]] == [0, 0]
