@@ -102,16 +102,22 @@ def grid_env(definition: Definition) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What steps of one place share: inputs of modules, and variables of loops."""
+    """What steps of one place share: functions that export inputs of modules, and variables of loops."""
 
-    env: Mapping[str, str] = field(default_factory=dict)
-    loops: frozenset[str] = frozenset()
+    modules: tuple[str, ...] = ()
+    loops: tuple[str, ...] = ()
 
     def within(self, loop: ForSection) -> _Scope:
-        return _Scope(self.env, self.loops | {"index" if loop.range else "item"})
+        name = "index" if loop.range else "item"
+        return _Scope(self.modules, tuple(sorted({*self.loops, name})))
 
-    def using(self, env: Mapping[str, str]) -> _Scope:
-        return _Scope({**self.env, **env}, self.loops)
+    def using(self, function: str) -> _Scope:
+        return _Scope((*self.modules, function), self.loops)
+
+    def lines(self) -> list[str]:
+        """Lines that make the variables of this place known to a step."""
+        loops = [f'export {name}="$DEEPSQUARE_{name.upper()}"' for name in self.loops]
+        return [*self.modules, *loops]
 
 
 class _Script:
@@ -282,7 +288,7 @@ class _Script:
 
     def _condition(self, test: str, scope: _Scope) -> str:
         script = f"if [[ {test} ]]; then exit 10; else exit 11; fi"
-        lines = ["job_environment", *_scope_lines(scope)]
+        lines = ["job_environment", *scope.lines()]
         return self._add(['set -- "$BASH"', *lines, f'exec "$1" -c {quote(script)}'])
 
     def _for(self, loop: ForSection, scope: _Scope) -> str:
@@ -309,7 +315,10 @@ class _Script:
             raise ValueError(
                 f"the module {use.source[:80]} was not fetched when the job was submitted"
             )
-        inner = self._steps(use.module.steps, scope.using(use.module.env))
+        env = use.module.env
+        names = " ".join(quote(name) for name in env)
+        inputs = self._add([*exports(env), *([f"DEEPSQUARE_PASSED+=({names})"] if names else [])])
+        inner = self._steps(use.module.steps, scope.using(inputs))
         name = f"env.module-{self._count}"
         lines = [
             "obey_signals",
@@ -332,7 +341,7 @@ class _Script:
         if run.container is None:
             shell = '"$BASH"' if run.shell is None else run.shell
             lines.append(f'set -- "$@" {" ".join([*_user_namespace(run), shell])}')
-        lines += ["job_environment", *_scope_lines(scope), *exports(env)]
+        lines += ["job_environment", *scope.lines(), *exports(env)]
         lines.append('cd "$DEEPSQUARE_STORAGE" || exit')
         if run.container is None:
             if run.network in {"slirp4netns", "pasta"}:
@@ -341,7 +350,7 @@ class _Script:
                 lines.append(f"mkdir -p {quote(run.work_dir)} && cd {quote(run.work_dir)} || exit")
             lines.append(f'exec "$@" -c {quote(run.command)}')
         else:
-            names = " ".join(quote(name) for name in (*scope.loops, *scope.env, *env))
+            names = " ".join(quote(name) for name in (*scope.loops, *env))
             lines += [f"DEEPSQUARE_PASSED+=({names})"] if names else []
             runtime = self._site.runtime(run, run.container)
             lines += container_lines(runtime, run, run.container)
@@ -395,15 +404,6 @@ def _user_namespace(run: RunSection) -> list[str]:
     words += [] if run.map_uid is None else [f"--map-user={run.map_uid}"]
     words += [] if run.map_gid is None else [f"--map-group={run.map_gid}"]
     return words
-
-
-def _scope_lines(scope: _Scope) -> list[str]:
-    lines = exports(scope.env)
-    if "index" in scope.loops:
-        lines.append('export index="$DEEPSQUARE_INDEX"')
-    if "item" in scope.loops:
-        lines.append('export item="$DEEPSQUARE_ITEM"')
-    return lines
 
 
 def _curl_config(url: str) -> list[str]:

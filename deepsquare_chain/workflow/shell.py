@@ -7,15 +7,18 @@ from collections.abc import Mapping
 
 
 def quote(text: str) -> str:
-    """One word of bash, which is on one line whatever the text holds.
+    """One word of bash, which is on one line whatever the text holds, and at most twice as long.
 
     Raises:
         ValueError: The text holds a NUL byte.
     """
     if "\0" in text:
         raise ValueError("a NUL byte can't be passed to a program")
+    if "\n" not in text and "'" not in text:
+        return shlex.quote(text)
     # A newline in quoted text would let that text begin a line of the script.
-    return shlex.quote(text).replace("\n", "'$'\\n''")
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"$'{escaped}'"
 
 
 def exports(env: Mapping[str, str]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from deepsquare_chain.executors.base import MAX_SCRIPT_BYTES
 from deepsquare_chain.job import Resources
 from deepsquare_chain.workflow import Definition, Step, load_job_file, render_script
 
@@ -136,6 +137,12 @@ def test_nothing_of_a_customer_begins_a_line(texts: list[str]) -> None:
 
     hostile = [text if text.strip() else "x" for text in texts]
     assert outline(hostile) == outline(["'x'" for _ in texts])
+
+
+@pytest.mark.parametrize("text", ["'", "\n", "\\", "'\n", "$"])
+def test_the_largest_definitions_make_scripts_that_executors_take(text: str) -> None:
+    what = definition(*("x" + text * (60_000 // len(text)) for _ in range(15)))
+    assert len(render_script(what, {})) <= MAX_SCRIPT_BYTES
 
 
 def test_the_grid_can_not_make_a_broken_script() -> None:

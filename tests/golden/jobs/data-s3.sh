@@ -31,7 +31,7 @@ step_3() {
 step_4() {
     obey_signals
     export AWS_ACCESS_KEY_ID=key
-    export AWS_SECRET_ACCESS_KEY='sec'"'"'ret'
+    export AWS_SECRET_ACCESS_KEY=$'sec\'ret'
     export AWS_REGION=eu
     export S3_ENDPOINT_URL=https://s3.example
     persist pull_bucket s3://data/in "$DEEPSQUARE_INPUT" eu || exit

@@ -1,6 +1,6 @@
 job_environment() {
-    export QUOTED='it'"'"'s $(here)'
-    export LINES='one'$'\n''two'
+    export QUOTED=$'it\'s $(here)'
+    export LINES=$'one\ntwo'
     export STORAGE_PATH="$DEEPSQUARE_STORAGE"
     export NTASKS=4
     export CPUS_PER_TASK=2
@@ -45,7 +45,7 @@ step_6() {
     export GPUS_PER_TASK=1
     export STEP=a,b
     cd "$DEEPSQUARE_STORAGE" || exit
-    mkdir -p '/work/it'"'"'s' && cd '/work/it'"'"'s' || exit
+    mkdir -p $'/work/it\'s' && cd $'/work/it\'s' || exit
     exec "$@" -c ./main
 }
 step_7() {
@@ -99,7 +99,7 @@ step_17() {
 }
 step_18() {
     local at
-    for at in 'a b' 'c'"'"'d'; do
+    for at in 'a b' $'c\'d'; do
         DEEPSQUARE_ITEM=$at
         run_inner step_17 || return
     done
