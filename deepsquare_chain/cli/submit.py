@@ -30,6 +30,8 @@ _QUOTES: Final = (
     Column("start", "start"),
     Column("starts_in", "starts in", Kind.SECONDS, detail=True),
     Column("eligible", "eligible", Kind.FLAG),
+    Column("joules", "energy by label (J)", Kind.NUMBER, detail=True),
+    Column("grams", "CO2 by label (g)", Kind.NUMBER, detail=True),
     Column("reason", "reason"),
 )
 _BILL: Final = (
@@ -97,7 +99,8 @@ async def quote(
         (
             (
                 *(o.provider_id, o.account, o.rate, o.cost, o.longest),
-                *(o.start, o.starts_in, o.eligible, o.refusal),
+                *(o.start, o.starts_in, o.eligible, o.joules),
+                *(None if o.grams is None else round(o.grams, 1), o.refusal),
             )
             for o in found
         ),

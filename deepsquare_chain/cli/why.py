@@ -22,6 +22,7 @@ from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_wait,
 )
+from deepsquare_chain.metascheduler.forecast import forecast
 from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.observability import get_logger
@@ -149,9 +150,21 @@ class DryRunScheduler:
         if cluster is not None:
             expiry = chain_time(job.since + cluster.block_context.times.pending_expiry)
             at_expiry = (f"if it is still PENDING at {expiry}, it is cancelled with a full refund",)
-        details = (*found.details, *at_expiry, *still)
+        details = (*found.details, *self._expected_start(job, found), *at_expiry, *still)
         unmet = found.hold is not None and found.hold.final
         return JobSituation(job, found.text, details, _advice(found), cause, unmet)
+
+    def _expected_start(self, job: Job, reason: Reason) -> tuple[str, ...]:
+        """When a job without a place is expected to start, where that can be said."""
+        cluster = self._service.cluster
+        if cluster is None or reason.hold is not None or reason.provider_id is not None:
+            return ()
+        history = self._service.state.history()
+        found = forecast(cluster.snapshot, self._service.rules, history, job.id)
+        if found is None:
+            return ()
+        where = f"about {chain_time(found.at)} at provider {found.provider_id}"
+        return (f"it is expected to start {where}, if nothing else is submitted meanwhile",)
 
 
 async def _on_demand(contracts: Contracts) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from deepsquare_chain.client.quotes import Quote, quotes
 from deepsquare_chain.job import Job, Resources, Terms
 from deepsquare_chain.metascheduler.eligibility import ProviderView
 from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, release, room_from
+from deepsquare_chain.metascheduler.ranking import energy_use
 
 #: Newest records that are looked through for live jobs; what lives is rarely older.
 LOOKED_AT: Final = 2_000
@@ -31,6 +32,9 @@ class PricedOffer:
         starts_in: Seconds until there is room at the latest, if the job goes first; None where
             the provider can't take it, or its whole offer is too small.
         refusal: Why it can't run there, empty if it can.
+        joules: Energy of the whole time limit by the provider's labels; None where they do not
+            tell. The provider's word: nobody measures it.
+        grams: Carbon dioxide of the same, in grams.
     """
 
     provider_id: int
@@ -40,6 +44,8 @@ class PricedOffer:
     longest: int
     starts_in: int | None
     refusal: str
+    joules: int | None = None
+    grams: float | None = None
 
     @property
     def eligible(self) -> bool:
@@ -65,11 +71,14 @@ async def offers(contracts: Contracts, terms: Terms) -> list[PricedOffer]:
     """
     found = await quotes(contracts, terms)
     live, now = await _live(contracts), await chain_time(contracts.w3)
-    return [_offer(each, terms.resources, live, now) for each in found]
+    return [_offer(each, terms.resources, terms.time_limit, live, now) for each in found]
 
 
-def _offer(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> PricedOffer:
+def _offer(
+    quote: Quote, wanted: Resources, limit: int, live: Sequence[Job], now: int
+) -> PricedOffer:
     starts_in = _starts_in(quote, wanted, live, now) if quote.eligible else None
+    joules, grams = energy_use(quote.provider.labels, wanted.cpus, limit)
     return PricedOffer(
         quote.provider.id,
         quote.provider.account,
@@ -78,6 +87,8 @@ def _offer(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> Pr
         quote.seconds,
         starts_in,
         quote.refusal,
+        joules,
+        grams,
     )
 
 

@@ -16,6 +16,8 @@ _NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
 SPEED_LABELS: Final = ("compute.gflops", "cpu.speed")
 WATTS_LABEL: Final = "energy.watts_per_cpu"
 CARBON_LABEL: Final = "energy.grams_per_kwh"
+#: Joules of a kilowatt-hour.
+_KWH: Final = 3_600_000
 #: A claimed speed counts as at most this many times the median, and at least its inverse.
 _SPREAD: Final = 16.0
 #: Speed of a provider that tells none, in multiples of the slowest that does.
@@ -66,6 +68,20 @@ def watts_of(labels: Mapping[str, str]) -> float | None:
 def grams_of(labels: Mapping[str, str]) -> float | None:
     """Grams of carbon dioxide per kWh; None where the provider does not tell."""
     return measure(labels.get(CARBON_LABEL))
+
+
+def energy_use(
+    labels: Mapping[str, str], cpus: int, seconds: int
+) -> tuple[int | None, float | None]:
+    """Joules and grams of carbon dioxide of a run, as labels tell; None where they do not.
+
+    The whole run counts all of its CPUs as busy, so that this is an upper bound by the labels.
+    """
+    watts, grams = watts_of(labels), grams_of(labels)
+    if watts is None:
+        return None, None
+    joules = watts * cpus * seconds
+    return round(joules), None if grams is None else grams * joules / _KWH
 
 
 def energy_costs(providers: Sequence[Mapping[str, str]], speeds: Sequence[float]) -> list[float]:

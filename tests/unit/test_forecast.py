@@ -1,0 +1,77 @@
+"""When a job is expected to start."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.metascheduler import forecast as forecasting
+from deepsquare_chain.metascheduler.forecast import Forecast, forecast
+from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.policy import Rules, Snapshot
+from deepsquare_chain.metascheduler.ranking import energy_use
+from tests.support.workloads import NOW, address, provider, running, waiting
+
+pytestmark = pytest.mark.unit
+
+RULES = Rules(start_margin=0)
+WIDE = waiting(1, cpus=8, time_limit=500)
+
+
+def test_without_runs_it_is_the_end_by_limits() -> None:
+    held = [running(9, cpus=8, time_limit=300), running(8, 2, cpus=8, time_limit=400)]
+    snapshot = Snapshot(NOW, [provider(1), provider(2)], [WIDE], held)
+    assert forecast(snapshot, RULES, History(), 1) == Forecast(1, 1, NOW + 300)
+
+
+def test_finished_runs_bring_it_forward() -> None:
+    history = History()
+    for _ in range(40):
+        history.record(FinishedRun(address(10**6), 8, 0, 300, 30.0))
+    snapshot = Snapshot(NOW, [provider()], [WIDE], [running(9, cpus=8, time_limit=300)])
+    found = forecast(snapshot, RULES, history, 1)
+    assert found is not None
+    assert NOW + 30 <= found.at <= NOW + 45
+
+
+def test_jobs_before_it_run_first() -> None:
+    small = waiting(2, cpus=8, time_limit=100)
+    snapshot = Snapshot(NOW, [provider()], [WIDE, small], [running(9, cpus=8, time_limit=300)])
+    assert forecast(snapshot, RULES, History(), 1) == Forecast(1, 1, NOW + 400)
+    assert forecast(snapshot, RULES, History(), 2) == Forecast(2, 1, NOW + 300)
+
+
+def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
+    history = History()
+    for _ in range(200):
+        history.record(FinishedRun(address(10**6), 8, 0, 300, 1.0))
+    held = running(9, cpus=8, time_limit=300, since=NOW - 100)
+    found = forecast(Snapshot(NOW, [provider()], [WIDE], [held]), RULES, history, 1)
+    assert found == Forecast(1, 1, NOW + 100)
+
+
+def test_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed = dataclasses.replace(running(9, cpus=8), status=JobStatus.SCHEDULED)
+    nowhere = Snapshot(NOW, [provider(cpus=4)], [WIDE], [claimed])
+    assert forecast(nowhere, RULES, History(), 1) is None
+    monkeypatch.setattr(forecasting, "MAX_QUEUE", 0)
+    assert forecast(Snapshot(NOW, [provider()], [WIDE], []), RULES, History(), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({}, (None, None)),
+        ({"energy.watts_per_cpu": "10"}, (144_000, None)),
+        ({"energy.watts_per_cpu": "10", "energy.grams_per_kwh": "50"}, (144_000, 2.0)),
+        ({"energy.grams_per_kwh": "50"}, (None, None)),
+        ({"energy.watts_per_cpu": "nan"}, (None, None)),
+    ],
+)
+def test_energy_and_carbon_of_a_job(
+    labels: dict[str, str], expected: tuple[int | None, float | None]
+) -> None:
+    """10 W x 4 CPUs x 3,600 s are 0.04 kWh."""
+    assert energy_use(labels, 4, 3_600) == expected
