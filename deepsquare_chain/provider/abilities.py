@@ -28,7 +28,7 @@ _INTERVAL: Final = 6 * 3_600.0
 _RETRY: Final = 300.0
 #: Seconds that the run of a test may take.
 _WALLTIME: Final = 600
-_SIZE: Final = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=512, gpus=0)
+_SIZE: Final = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=256, gpus=0)
 _PAGE: Final = 65_536
 _LINE: Final = re.compile(r"ability (\S+) (yes|no)(?: (.*))?")
 _YES: Final = "yes"

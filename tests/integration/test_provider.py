@@ -32,6 +32,7 @@ from deepsquare_chain.job import JobFlags, JobStatus, ProviderStatus, Resources
 from deepsquare_chain.provider.metrics import KINDS
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
+from deepsquare_chain.workflow import load_job_file
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
 from tests.support.provider import Bench, bench, definition
 from tests.support.rpccount import counted_requests
@@ -439,3 +440,31 @@ async def test_an_idle_provider_asks_twice_a_block(
         if host.service._followed == seen:
             assert len(requests) <= 1, requests
             in_vain += 1
+
+
+async def test_abilities_are_published_and_a_job_in_a_container_runs(
+    grid: LiveGrid, tmp_path: Path
+) -> None:
+    if shutil.which("podman") is None and not os.environ.get("DEEPSQUARE_REQUIRE_REAL"):
+        pytest.skip("podman is not installed")
+    job = load_job_file(Path(__file__).parents[2] / "examples" / "workflows" / "container.yaml")
+    assert job.uses == "ability.container=yes"
+    async with bench(grid, tmp_path, publish_abilities=True) as host:
+        registry, account = grid.contracts.registry, grid.providers[0].address
+        before = await registry.provider_of(account)
+
+        async def is_published() -> bool:
+            labels = (await registry.provider_of(account)).labels
+            return "ability.container" in labels
+
+        # The job is there before the test of abilities has ended, and waits for it.
+        digest = await host.definitions.put(job.definition.to_bytes())
+        [job_id] = await host.submit_digests([digest], job.definition.resources)
+        await host.drive(is_published, timeout=90)
+        labels = (await registry.provider_of(account)).labels
+        assert labels["ability.podman"] == "yes"
+        assert set(before.labels) <= set(labels)
+        assert host.service.details()["abilities"]["enroot"] != ""
+        await host.until([job_id])
+        assert (await host.job(job_id)).status is S.FINISHED
+        assert (await host.result(job_id)).exit_code == 0
