@@ -229,8 +229,8 @@ async def account_statement(
     first: int = 0,
     last: int | None = None,
     bars: Bars = silent,
-) -> tuple[Statement, ConservationCheck]:
-    """An account's statement over a range, and whether it ends at the chain's `balanceOf`.
+) -> tuple[Statement, dict[int, str], ConservationCheck]:
+    """An account's statement over a range, names of its jobs, and whether it ends at `balanceOf`.
 
     Raises:
         EndpointError: The node does not answer, or keeps no state of the last block.
@@ -245,7 +245,8 @@ async def account_statement(
     # Before the deployment there is nobody to ask.
     if found.to_block >= contracts.deployment.block:
         held = await contracts.credit.balance_of(account, block_identifier=found.to_block)
-    return statement, closing_check(ledger, statement, held)
+    names = {row.job_id: ledger.jobs[row.job_id].name for row in statement.rows if row.job_id}
+    return statement, names, closing_check(ledger, statement, held)
 
 
 async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> JobBill:

@@ -11,13 +11,24 @@ import typer
 from deepsquare_chain.cli.audit_output import (
     EXCEPTIONS,
     EXPORT,
+    INVOICE,
+    INVOICE_LINES,
     STATEMENT,
     exception_rows,
     print_job,
     print_report,
 )
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.types import AccountArgument, JobArgument, TableKind, whole
+from deepsquare_chain.cli.output import Format
+from deepsquare_chain.cli.types import (
+    AccountArgument,
+    FromOption,
+    JobArgument,
+    MonthOption,
+    TableKind,
+    ToOption,
+    whole,
+)
 
 app = typer.Typer(help="Check the books from events alone.", no_args_is_help=True)
 
@@ -108,35 +119,34 @@ async def exceptions(context: CommandContext, block: BlockOption = None) -> None
 async def statement(
     context: CommandContext,
     account: AccountArgument = None,
-    first: Annotated[
-        int, typer.Option("--from", parser=whole(0), metavar="N", help="First block.")
-    ] = 0,
-    last: Annotated[
-        int | None,
-        typer.Option(
-            "--to", parser=whole(0), metavar="N", help="Last block; the newest by default."
-        ),
-    ] = None,
+    month: MonthOption = None,
+    first: FromOption = None,
+    last: ToOption = None,
 ) -> int:
     """Show all that an account paid and got; exit 10 if it does not end at its balance."""
-    return await print_statement(context, account, first, last)
+    return await print_statement(context, account, month, first, last)
 
 
 async def print_statement(
-    context: CommandContext, account: str | None, first: int = 0, last: int | None = None
+    context: CommandContext,
+    account: str | None,
+    month: str | None = None,
+    first: str | None = None,
+    last: str | None = None,
 ) -> int:
-    """All movements of an account in a range of blocks, oldest first; the exit code."""
+    """All movements of an account in a period, oldest first; the exit code."""
     from deepsquare_chain.audit.runner import account_statement
     from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.periods import blocks_of, parse_period
     from deepsquare_chain.credits import format_credits
-    from deepsquare_chain.errors import AuditError, UsageError
+    from deepsquare_chain.errors import AuditError
 
-    if last is not None and last < first:
-        raise UsageError(f"No block is from {first} on and up to {last}")
+    period = parse_period(month, first, last)
     address = own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
-        found, check = await account_statement(
-            contracts, address, first=first, last=last, bars=_bars
+        since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
+        found, names, check = await account_statement(
+            contracts, address, first=since, last=until, bars=_bars
         )
     rows = [
         (
@@ -144,6 +154,7 @@ async def print_statement(
             row.time,
             row.kind.value,
             row.job_id or None,
+            names.get(row.job_id),
             max(-row.amount, 0) or None,
             max(row.amount, 0) or None,
             row.balance,
@@ -153,15 +164,57 @@ async def print_statement(
         )
         for row in found.rows
     ]
-    context.printer.rows(STATEMENT, rows, empty=f"No credits of {address} moved in these blocks.")
+    context.printer.rows(STATEMENT, rows, empty=f"No credits of {address} moved in this period.")
     opening, closing = format_credits(found.opening), format_credits(found.closing)
     context.printer.note(
-        f"Opening balance {opening}, closing balance {closing} at block {found.last}."
+        f"Opening balance {opening}, closing balance {closing}; blocks {found.first} to {found.last}."
     )
     if not check.ok:
         held = format_credits(check.right.amount)
         context.printer.note(f"The chain's balanceOf says {held}: the statement is wrong.")
     return 0 if check.ok else AuditError.exit_code
+
+
+@command(app)
+async def invoice(
+    context: CommandContext,
+    job: JobArgument,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page that prints well, as PDF too."),
+    ] = None,
+) -> int:
+    """Show what a job cost, with the evidence: events, transactions, the bill computed anew.
+
+    Exit 10 if the bill is not as computed.
+    """
+    from deepsquare_chain.audit.invoice import invoice_of, render_html
+    from deepsquare_chain.audit.reader import read_ledger
+    from deepsquare_chain.audit.runner import job_bill
+    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
+
+    async with open_grid(context.settings) as contracts:
+        with _bars("Reading events") as progress:
+            ledger, last = await read_ledger(contracts, progress=progress)
+        if job not in ledger.jobs:
+            raise NotFoundError(
+                f"Job {job} does not exist up to block {last}",
+                hint="List jobs with `deepsquare job list`.",
+            )
+        found = invoice_of(ledger, job, await job_bill(contracts, ledger, job))
+    if html is not None:
+        try:
+            html.write_text(render_html(found), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{html} can't be written: {error.strerror}") from None
+        context.printer.note(f"Wrote {html}; print it, or save it as PDF, from a browser.")
+    context.printer.record(INVOICE, found.row())
+    if context.printer.style is Format.TABLE:
+        context.printer.rows(
+            INVOICE_LINES, [(e.time, e.what, e.amount, e.tx_hash) for e in found.lines]
+        )
+    return 0 if found.ok else AuditError.exit_code
 
 
 @command(app)

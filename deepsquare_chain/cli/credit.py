@@ -12,7 +12,10 @@ from deepsquare_chain.cli.types import (
     AccountArgument,
     AgreeOption,
     CreditsArgument,
+    FromOption,
     GaslessOption,
+    MonthOption,
+    ToOption,
     YesOption,
     some,
 )
@@ -127,11 +130,17 @@ async def withdraw(
 
 
 @command(app)
-async def statement(context: CommandContext, account: AccountArgument = None) -> int:
+async def statement(
+    context: CommandContext,
+    account: AccountArgument = None,
+    month: MonthOption = None,
+    first: FromOption = None,
+    last: ToOption = None,
+) -> int:
     """Show all that an account paid and got, from events alone."""
     from deepsquare_chain.cli.audit import print_statement
 
-    return await print_statement(context, account)
+    return await print_statement(context, account, month, first, last)
 
 
 @command(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,6 +14,9 @@ from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import (
     AccountArgument,
     AgreeOption,
+    FromOption,
+    MonthOption,
+    ToOption,
     WaitTimeoutOption,
     label,
     price,
@@ -47,7 +51,7 @@ _PROVIDER: Final = (
     Column("silent", "unresponsive", Kind.FLAG),
 )
 _EARNINGS: Final = (
-    Column("day", "day (UTC)"),
+    Column("day", "period (UTC)"),
     Column("jobs", "jobs", Kind.NUMBER),
     Column("seconds", "billed (s)", Kind.NUMBER),
     Column("paid", "earned", Kind.CREDITS),
@@ -65,6 +69,17 @@ _JOBS: Final = (
     Column("since", "last change (UTC)", Kind.TIME, detail=True),
 )
 
+
+class Span(StrEnum):
+    """What a line of earnings sums up."""
+
+    DAY = "day"
+    MONTH = "month"
+    YEAR = "year"
+
+
+#: How periods are written, which sorts them.
+_SPANS: Final = {Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m", Span.YEAR: "%Y"}
 CpuPrice = Annotated[
     int | None,
     typer.Option("--cpu-price", parser=price, metavar="CREDITS", help="Per CPU and hour."),
@@ -366,24 +381,36 @@ async def jobs(
 
 
 @command(app)
-async def earnings(context: CommandContext, account: AccountArgument = None) -> None:
-    """Show what a provider earned by day (UTC), and what its runs accrued and have not billed.
+async def earnings(
+    context: CommandContext,
+    account: AccountArgument = None,
+    by: Annotated[
+        Span, typer.Option("--by", help="A line for each day, month or year, in UTC.")
+    ] = Span.DAY,
+    month: MonthOption = None,
+    first: FromOption = None,
+    last: ToOption = None,
+) -> None:
+    """Show what a provider earned, and what its runs accrued and have not billed.
 
     The last row is of jobs that are RUNNING: what they earned since their start or their last
     interim payment, and the largest part of it that one lost run would forfeit now.
     """
-    from deepsquare_chain.client.earnings import accrued_now, earnings_by_day
+    from deepsquare_chain.client.earnings import accrued_now, earnings_by
     from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.periods import Period, blocks_of, parse_period
 
+    period = parse_period(month, first, last)
     address = own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
         provider = await contracts.registry.provider_of(address)
-        days = await earnings_by_day(contracts, address)
+        since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
+        days = await earnings_by(contracts, address, span=_SPANS[by], first=since, last=until)
         now = await accrued_now(contracts, provider.id)
     rows: list[tuple[object, ...]] = [
         (each.day, each.jobs, each.seconds, each.paid, each.sum, None, None) for each in days
     ]
-    if now.runs:
+    if now.runs and period == Period():
         earned = days[-1].sum if days else 0
         rows.append(("running", now.runs, None, None, earned, now.amount, now.at_risk))
     context.printer.rows(_EARNINGS, rows, empty=f"{address} has earned nothing yet.")

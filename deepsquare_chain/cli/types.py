@@ -151,6 +151,20 @@ WaitTimeoutOption = Annotated[
 port = whole(0, 65_535, 8545)
 
 
+MonthOption = Annotated[
+    str | None,
+    typer.Option("--month", metavar="YYYY-MM", help="A month in UTC, such as 2026-11."),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="DATE", help="From this day, moment (UTC) or block on."),
+]
+ToOption = Annotated[
+    str | None,
+    typer.Option("--to", metavar="DATE", help="Up to this day, moment (UTC) or block, included."),
+]
+
+
 class ChainKind(StrEnum):
     """Chains that a local grid can stand on."""
 

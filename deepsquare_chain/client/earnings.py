@@ -30,7 +30,7 @@ Payment = JobCollected | JobSettled
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One day with payments: jobs that paid, billed seconds, and credit-wei without the fee.
+    """One day, month or year with payments: jobs that paid, billed seconds, and credit-wei without the fee.
 
     `sum` is all that was earned up to its end.
     """
@@ -56,25 +56,42 @@ class Accrued:
     job_id: int = 0
 
 
-async def earnings_by_day(contracts: Contracts, account: str) -> list[Day]:
-    """Days on which jobs paid a provider, interim payments included, oldest first.
+async def earnings_by(
+    contracts: Contracts,
+    account: str,
+    *,
+    span: str = "%Y-%m-%d",
+    first: int = 0,
+    last: int | None = None,
+) -> list[Day]:
+    """Periods in which jobs paid a provider, interim payments included, oldest first.
+
+    Args:
+        contracts: The deployment.
+        account: The provider.
+        span: How a moment of a period is written (strftime): the same text, the same period.
+        first: First block that counts.
+        last: Last block that counts; the newest by default.
 
     Raises:
         EndpointError: The node does not answer.
     """
     topics = event_filter(JobSettled, JobCollected, provider=account)
-    start = contracts.deployment.block
-    logs = await read_logs(contracts.w3, [contracts.scheduler.address], topics, start)
+    start = max(first, contracts.deployment.block)
+    logs = await read_logs(contracts.w3, [contracts.scheduler.address], topics, start, last)
     payments = [event for event in decode_logs(logs) if isinstance(event, Payment)]
-    return by_day(payments, await _times(contracts, {each.block_number for each in payments}))
+    times = await _times(contracts, {each.block_number for each in payments})
+    return by_period(payments, times, span)
 
 
-def by_day(payments: Iterable[Payment], times: Mapping[int, int]) -> list[Day]:
+def by_period(
+    payments: Iterable[Payment], times: Mapping[int, int], span: str = "%Y-%m-%d"
+) -> list[Day]:
     """The same from the events of a provider and the chain times of their blocks."""
     paid = [each for each in payments if each.billed_seconds]
     paid.sort(key=lambda each: each.place)
     found, total = [], 0
-    for day, some in groupby(paid, key=lambda each: _day(times[each.block_number])):
+    for day, some in groupby(paid, key=lambda each: _written(times[each.block_number], span)):
         of_day = list(some)
         amount = sum(each.paid for each in of_day)
         total += amount
@@ -117,5 +134,5 @@ async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
     return times
 
 
-def _day(time: int) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d")
+def _written(time: int, span: str) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime(span)

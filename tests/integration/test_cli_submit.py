@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -342,3 +345,32 @@ def test_unsigned_calls_are_printed_for_a_safe(cli: Cli, place: Place, sent: Any
     assert "set the fee to 1 basis points" in shown.out
     call = MetaSchedulerContract(None, place.record["scheduler"]).set_fee(1)  # type: ignore[arg-type]
     assert shown.out.splitlines()[-1] == f"0x{call.data.hex()}"
+
+
+def test_statements_by_date_and_an_invoice_as_a_page(
+    cli: Cli, place: Place, tmp_path: Path
+) -> None:
+    [sent] = data(cli("submit", HELLO, "-o", "json"))
+    assert cli("job", "cancel", str(sent["id"])).code == 0
+    [row] = [
+        each
+        for each in data(cli("audit", "statement", "--month", month(), "-o", "json"))
+        if (each["job_id"], each["kind"]) == (sent["id"], "refund")
+    ]
+    assert row["job_name"] == "hello"
+    later = cli("audit", "statement", "--from", "2999-01-01")
+    assert (later.code, later.out) == (2, "")
+    page = tmp_path / "invoice.html"
+    found = data(cli("audit", "invoice", str(sent["id"]), "--html", str(page), "-o", "json"))
+    assert (found["status"], found["cost"], found["refunded"]) == ("CANCELLED", "0", str(10**18))
+    assert found["ok"] is True
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert row["transaction"] in text
+    assert "The bill is as computed anew." in text
+    assert not re.search(r"<script|https?://", text), "a page of its own, for any printer"
+
+
+def month() -> str:
+    """The month of the devnet's clock."""
+    return datetime.now(UTC).strftime("%Y-%m")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deepsquare_chain.chain.bindings.events import JobCollected, JobSettled
-from deepsquare_chain.client.earnings import Accrued, accrued, by_day
+from deepsquare_chain.client.earnings import Accrued, accrued, by_period
 from deepsquare_chain.client.provider_doctor import standing
 from deepsquare_chain.job import Offer, Prices, Provider, ProviderStatus
 from tests.support.workloads import NOW, running
@@ -64,12 +64,12 @@ def test_earnings_are_summed_by_day_of_the_payment() -> None:
         *(settled(1, 4, 10, 3), collected(1, 1, 7), settled(2, 3, 1), collected(2, 2, 4, 2)),
         settled(3, 5, 0, 0),  # cancelled before its start
     ]
-    found = by_day(payments, times)
+    found = by_period(payments, times)
     assert [(each.day, each.jobs, each.seconds, each.paid, each.sum) for each in found] == [
         ("1970-01-01", 2, 3, 11, 11),
         ("1970-01-02", 2, 4, 11, 22),
     ]
-    assert by_day([], {}) == []
+    assert by_period([], {}) == []
 
 
 def test_what_runs_have_earned_and_not_billed() -> None:
