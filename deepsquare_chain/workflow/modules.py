@@ -1,11 +1,12 @@
 """Modules: steps that a job takes from elsewhere, put into its definition when it is submitted. Pure.
 
-A module.yaml may take in the steps of its user by `{{ .Step.Use.Steps | toYaml | nindent N }}`, as
-DeepSquare's modules do. Other template expressions are refused.
+A module.yaml may take in the steps of its user by `{{ .Step.Use.Steps | toYaml | nindent N }}`, and an
+argument as a value of YAML, in the forms of DeepSquare's modules. Other expressions are refused.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,13 @@ from deepsquare_chain.workflow.schema import ModuleDocument
 _MAX_DEPTH: Final = 8
 _TAKES_STEPS: Final = re.compile(
     r"[ \t]*\n?[ \t]*\{\{-?\s*\.Step\.Use\.Steps\s*\|\s*toYaml\s*\|\s*n?indent\s+(\d{1,2})\s*-?\}\}"
+)
+
+#: The value of one argument, or a default without arguments, where YAML itself needs it.
+_TAKES_ARGUMENT: Final = re.compile(
+    r"\{\{\s*if \.Step\.Use\.Args\s*\}\}\{\{\s*range \.Step\.Use\.Args\s*\}\}"
+    r"\{\{\s*if eq \.Key \"(\w+)\"\s*\}\}\{\{\s*\.Value\s*\}\}\{\{\s*end\s*\}\}\{\{\s*end\s*\}\}"
+    r"\{\{\s*else\s*\}\}([^{}\n]*)\{\{\s*end\s*\}\}"
 )
 
 
@@ -101,7 +109,7 @@ def _uses(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[str, Any], str]:
     name = f"module {use['source']}"
     fetched = fetch(use["source"])
-    document = parse_module(_with_steps(fetched.text, use.get("steps", []), name), name)
+    document = parse_module(_filled_in(fetched.text, use, name), name)
     _check_resources(document, job, name)
     known = {each.key: each.default for each in document.inputs}
     for key in use.get("args", {}):
@@ -134,8 +142,12 @@ def parse_module(text: bytes, name: str) -> ModuleDocument:
         ) from None
 
 
-def _with_steps(text: bytes, steps: Sequence[dict[str, Any]], name: str) -> bytes:
-    """The module with the steps of its user where its template takes them in."""
+def _filled_in(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
+    """The module with the steps and arguments of its user where its template takes them in."""
+    steps, args = use.get("steps", []), use.get("args", {})
+
+    def argument(match: re.Match[str]) -> str:
+        return json.dumps(args.get(match[1], match[2]))
 
     def inserted(match: re.Match[str]) -> str:
         if not steps:
@@ -144,14 +156,14 @@ def _with_steps(text: bytes, steps: Sequence[dict[str, Any]], name: str) -> byte
         lines = yaml.safe_dump(list(steps), sort_keys=False, allow_unicode=True).splitlines()
         return "\n" + "\n".join(f"{margin}{line}" for line in lines)
 
-    whole = text.decode("utf-8", "replace")
+    whole = _TAKES_ARGUMENT.sub(argument, text.decode("utf-8", "replace"))
     found, count = _TAKES_STEPS.subn(inserted, whole)
     if steps and not count:
         raise JobFileError(f"{name} takes no steps", hint="Remove use.steps.")
     for number, line in enumerate(whole.splitlines(), 1):
         if "{{" in _TAKES_STEPS.sub("", line) and not line.lstrip().startswith("#"):
             raise JobFileError(
-                f"{name}:{number}: holds a template expression other than .Step.Use.Steps",
+                f"{name}:{number}: holds a template expression that is not understood",
                 hint="Modules of this kind can't be used here; put its steps into the job file.",
             )
     return found.encode()

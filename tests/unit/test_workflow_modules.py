@@ -80,6 +80,22 @@ def test_a_module_without_steps_of_its_user(tmp_path: Path) -> None:
     ]
 
 
+def test_an_argument_may_be_a_value_of_the_module() -> None:
+    taken = (
+        b'{{ if .Step.Use.Args }}{{ range .Step.Use.Args }}{{ if eq .Key "WHO" }}{{ .Value }}{{ end }}'
+        b"{{ end }}{{ else }}/tmp{{ end }}"
+    )
+    module = GREET.replace(
+        b"- run: {command: 'echo \"bye", b"- run: {workDir: %s, command: 'echo \"bye" % taken
+    )
+    for use, folder in (
+        ("{source: ./m}", "/tmp"),
+        ("{source: ./m, args: {WHO: '/a: b'}}", "/a: b"),
+    ):
+        found = resolved(job(use), {"./m": module}).to_bytes().decode()
+        assert f'"workDir":"{folder}"' in found
+
+
 def test_abilities_of_modules_are_requirements() -> None:
     module = GREET.replace(
         b"      {{-", b"      - run: {container: {image: a}, command: x}\n      {{-"
@@ -99,7 +115,7 @@ def test_abilities_of_modules_are_requirements() -> None:
         ("{source: ./m}", GREET.replace(b"name: greet\n", b"", 1), "module ./m:1: name is missing"),
         ("{source: ./m}", GREET.replace(b"    steps:", b"    stepz:", 1), "module ./m:11: steps[0].stepz is an unknown key; did you mean steps?"),
         ("{source: ./m}", GREET + b"# {{ fine }}\n", ""),
-        ("{source: ./m}", GREET.replace(b"Greets.", b"{{ .Job }}"), "module ./m:2: holds a template expression"),
+        ("{source: ./m}", GREET.replace(b"Greets.", b"{{ .Job }}"), "module ./m:2: holds a template expression that is not understood"),
         ("{source: ./m, steps: [{run: {command: x}}]}", GREET.replace(b"{{- .Step.Use.Steps | toYaml | nindent 6 }}", b""), "module ./m takes no steps"),
         ("{source: ./m}", GREET.replace(b"{{- .Step", b"- use: {source: ./m}\n      {{- .Step"), "deeper than 8 levels"),
         ("{source: ./m}", b"a: [", "module ./m:"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -13,7 +16,15 @@ from hypothesis import strategies as st
 
 from deepsquare_chain.executors.base import MAX_SCRIPT_BYTES
 from deepsquare_chain.job import Resources
-from deepsquare_chain.workflow import Definition, Step, load_job_file, render_script
+from deepsquare_chain.workflow import (
+    Definition,
+    Site,
+    Step,
+    load_job_file,
+    parse_job_file,
+    render_script,
+)
+from deepsquare_chain.workflow.abilities import RUNTIMES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BASH = shutil.which("bash") or "/bin/bash"
@@ -137,6 +148,50 @@ def test_nothing_of_a_customer_begins_a_line(texts: list[str]) -> None:
 
     hostile = [text if text.strip() else "x" for text in texts]
     assert outline(hostile) == outline(["'x'" for _ in texts])
+
+
+ONE_LINE = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("'\"\\$`;&|<>()#!*~ "),
+    min_size=1, max_size=40,
+)  # fmt: skip
+
+
+def everything(text: str, line: str) -> Definition:
+    """A job with a customer's text in every place that takes any."""
+    path = f"/{line.replace('..', '')}"
+    container = {"image": path, "registry": "r", "username": line, "password": line}
+    container["mounts"] = [{"hostDir": path, "containerDir": path, "options": "ro"}]
+    keys = {"accessKeyId": line, "secretAccessKey": line, "region": line, "bucketUrl": "s3://bb"}
+    keys |= {"endpointUrl": "http://h", "path": "/" + re.sub(r"[*?\[\]]", "", line)}
+    run = {"command": text, "env": {"A": text}, "workDir": path}
+    steps: list[dict[str, Any]] = [
+        {"name": line, "if": text, "run": run},
+        {"for": {"parallel": False, "items": [text], "steps": [{"run": {"command": text}}]}},
+        *(
+            {"run": {**run, "container": {**container, "runtime": runtime}}}
+            for runtime in ("podman", "charliecloud", "enroot", "apptainer")
+        ),
+    ]
+    tree = {"resources": {"memPerCpu": 1}, "env": {"A": text}, "steps": steps}
+    tree |= {"input": {"s3": keys}, "output": {"s3": keys}, "continuousOutputSync": True}
+    return parse_job_file(json.dumps(tree).encode()).definition
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example("'\n#SBATCH x\n", "'; exit; '")
+@example("$(id)\n}\n`", "\\")
+@given(TEXT.filter(str.strip), ONE_LINE.filter(lambda text: text.strip() and text.isprintable()))
+def test_hostile_text_changes_no_line_of_any_script(tmp_path: Path, text: str, line: str) -> None:
+    def outline(text: str, line: str) -> tuple[int, list[str]]:
+        lines = render_script(everything(text, line), {}, Site(frozenset(RUNTIMES))).decode()
+        return lines.count("\n"), [
+            re.sub(r"[^a-zA-Z_({}=].*", "", each) for each in lines.split("\n")
+        ]
+
+    assert outline(text, line) == outline("'", "'")
+    script = tmp_path / "job.sh"
+    script.write_bytes(render_script(everything(text, line), {}, Site(frozenset(RUNTIMES))))
+    assert subprocess.run([BASH, "-n", str(script)], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("text", ["'", "\n", "\\", "'\n", "$"])
