@@ -383,11 +383,11 @@ async def _events(
     offset = 0
     async for piece in stream:
         if piece is None:
-            yield ServerSentEvent(event="end", data=json.dumps({"offset": offset}))
+            yield ServerSentEvent(event="end", data=json.dumps({"offset": offset}), sep="\n")
             return
         data, offset = piece
         text = base64.b64encode(data).decode()
-        yield ServerSentEvent(event="log", id=str(offset), data=text)
+        yield ServerSentEvent(event="log", id=str(offset), data=text, sep="\n")
 
 
 def _probed(good: bool) -> Response:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+from eth_account.messages import encode_defunct, encode_typed_data
+from eth_utils.address import to_checksum_address
+from playwright.sync_api import Page, expect
 
+from deepsquare_chain.chain.wallet import unlock
 from deepsquare_chain.demo.runner import processes_of
+from tests.support.browser import open_browser
 from tests.support.cli import EXAMPLES, Outcome, clean_environment, devnet, run, running
 
 
@@ -89,6 +95,109 @@ def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(place: Path) 
     assert any(re.fullmatch(r"output: \d+ bytes, as reported on chain: True", x) for x in lines)
     assert "s billed:" in lines[-2]
     assert lines[-1].endswith("credits after a refund")
+
+
+class BrowserWallet:
+    """A wallet in a page (EIP-1193) whose key this test holds; addresses in small letters."""
+
+    def __init__(self, page: Page, home: Path) -> None:
+        settings = tomllib.loads((home / ".deepsquare.toml").read_text())
+        password = (home / "password").read_text().strip()
+        self.account = unlock(home / "wallet.json", password)
+        self.asked: list[str] = []
+        self._node = settings["endpoint"]
+        page.expose_function("walletAsked", self._answer)
+        page.add_init_script(
+            """window.ethereum = { on() {}, request: async (asked) => {
+              const told = JSON.parse(await window.walletAsked(JSON.stringify(asked)));
+              if (told.error) throw new Error(told.error.message);
+              return told.result;
+            } };"""
+        )
+
+    def _answer(self, text: str) -> str:
+        body = json.loads(text)
+        method, params = body["method"], body.get("params") or []
+        self.asked.append(method)
+        match method:
+            case "eth_requestAccounts":
+                result: Any = [self.account.address.lower()]
+            case "personal_sign":
+                signable = encode_defunct(hexstr=params[0])
+                result = "0x" + bytes(self.account.sign_message(signable).signature).hex()
+            case "eth_signTypedData_v4":
+                signable = encode_typed_data(full_message=json.loads(params[1]))
+                result = "0x" + bytes(self.account.sign_message(signable).signature).hex()
+            case "eth_sendTransaction":
+                result = self._send(params[0])
+            case _:
+                return json.dumps(self._rpc(method, params))
+        return json.dumps({"result": result})
+
+    def _send(self, asked: dict[str, Any]) -> str:
+        number = self._rpc("eth_getTransactionCount", [self.account.address, "latest"])["result"]
+        price = int(self._rpc("eth_gasPrice", [])["result"], 16)
+        signed = self.account.sign_transaction(
+            {
+                "to": to_checksum_address(asked["to"]),
+                "data": asked["data"],
+                "value": int(asked["value"], 16),
+                "chainId": int(asked["chainId"], 16),
+                "nonce": int(number, 16),
+                "gas": 1_000_000,
+                "maxFeePerGas": 2 * price,
+                "maxPriorityFeePerGas": 10**9,
+            }
+        )
+        raw = "0x" + bytes(signed.raw_transaction).hex()
+        return str(self._rpc("eth_sendRawTransaction", [raw])["result"])
+
+    def _rpc(self, method: str, params: list[Any]) -> Any:
+        call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return httpx.post(self._node, json=call, trust_env=False, timeout=30).json()
+
+
+FROM_BROWSER = """\
+name: from a browser
+resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64, gpus: 0}
+timeLimit: 60
+credits: "1"
+steps:
+  - name: say
+    run: {command: "echo private words; sleep 3; echo the end; echo kept > kept.txt"}
+"""
+
+
+def test_a_job_file_goes_from_the_browser_to_its_live_page(place: Path) -> None:
+    """The definition is uploaded by the page, and only the wallet that signed in sees the output."""
+    told = re.search(r"^explorer +(http://\S+)$", (place / "devnet.log").read_text(), re.MULTILINE)
+    assert told is not None
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        faults: list[str] = []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        wallet = BrowserWallet(page, place / ".deepsquare" / "alice")
+        page.goto(f"{told[1]}/submit")
+        page.get_by_text("Use a whole job file instead").click()
+        page.locator("[name=file]").fill(FROM_BROWSER)
+        page.locator("#submit-job").click()
+        page.locator("dialog").get_by_role("button", name="Submit").click()
+        page.wait_for_url(re.compile(r"/jobs/\d+$"))
+        assert "personal_sign" in wallet.asked
+        output = page.locator("#output")
+        expect(output.locator("pre")).to_contain_text("private words", timeout=60_000)
+        expect(output.locator("pre")).to_contain_text("the end", timeout=60_000)
+        expect(output).to_contain_text("as its provider reported on chain", timeout=60_000)
+        with page.expect_download() as downloading:
+            output.get_by_role("button", name="work/kept.txt").click()
+        assert Path(downloading.value.path()).read_text() == "kept\n"
+        assert wallet.asked.count("personal_sign") == 1
+        assert faults == []
+        stranger = browser.new_page()
+        stranger.goto(page.url)
+        expect(stranger.locator("#output")).to_contain_text("Sign in to see it")
+        assert "private words" not in stranger.content()
 
 
 def test_books_add_up(place: Path) -> None:

@@ -74,7 +74,7 @@ async function* lines(body) {
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    const whole = (rest + value).split("\n");
+    const whole = (rest + value).split(/\r?\n/);
     rest = whole.pop();
     yield* whole;
   }
@@ -170,7 +170,7 @@ async function verdict(section, session, file) {
   const data = await (await fetched(section, session, file)).arrayBuffer();
   const sum = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
   const found = [...sum].map((each) => each.toString(16).padStart(2, "0")).join("");
-  return section.dataset.result === `0x${found}` ? "as its provider reported on chain" : "NOT what its provider reported on chain";
+  return section.dataset.result.replace(/^0x/, "") === found ? "as its provider reported on chain" : "NOT what its provider reported on chain";
 }
 
 async function save(section, session, file) {
