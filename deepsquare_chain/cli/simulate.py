@@ -105,6 +105,14 @@ async def simulate(
         Path | None,
         typer.Option(metavar="FILE", help="Rules of the policy, in YAML; see examples/."),
     ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 10**6, 128),
+            metavar="CPUS",
+            help="What the trace's machine counts as; itself, or the mean cluster if it is wider.",
+        ),
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also run what it is compared with.")
     ] = True,
@@ -121,13 +129,13 @@ async def simulate(
 ) -> None:
     """Run a recorded workload through the policy on a grid of your own, and compare it.
 
-    The sizes of a trace from a machine larger than the largest cluster are scaled down to it; its
+    The sizes of a trace from a machine wider than the mean cluster are scaled down to it; its
     submissions are laid over each other until the grid has the wanted load. docs/scheduling.md
     explains the figures.
     """
     import asyncio
 
-    from deepsquare_chain.errors import StoreError
+    from deepsquare_chain.errors import StoreError, UsageError
     from deepsquare_chain.metascheduler.policy import Rules
     from deepsquare_chain.metascheduler.rules_file import read_rules
     from deepsquare_chain.metascheduler.simulation.experiment import (
@@ -149,7 +157,14 @@ async def simulate(
         baselines=BASELINES if baselines else (),
         blocks=tuple(dict.fromkeys(block or [0.0])),
         rules=Rules() if rules is None else read_rules(rules),
+        width=width or 0,
     )
+    if experiment.width > experiment.grid.largest:
+        raise UsageError(
+            f"The largest cluster has {experiment.grid.largest} CPUs, and jobs may be "
+            f"{experiment.width} wide",
+            hint="Give a smaller --width, or a larger cluster.",
+        )
     with _progress() as (bar, advance):
         measures = await asyncio.to_thread(
             run_experiment,

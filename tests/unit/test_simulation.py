@@ -115,7 +115,14 @@ class TestTraces:
             assert [job.cpus for job in found.jobs] == [job.cpus for job in ours.jobs]
             assert found.processors == ours.processors
 
-    def test_a_wide_machine_is_scaled_to_the_largest_cluster(self) -> None:
+    def test_a_wide_machine_counts_as_the_mean_cluster(self) -> None:
+        grid = read_grid(GRID)
+        for processors, width in ((5_000, 129), (100, 100)):
+            trace = Trace("x", (job(1, 0, processors, 10),), processors)
+            assert Experiment(trace, grid, [0.9], 1, ["TIME"]).width == width
+        assert Experiment(trace, grid, [0.9], 1, ["TIME"], width=7).width == 7
+
+    def test_sizes_are_scaled_in_proportion(self) -> None:
         trace = Trace("x", (job(1, 0, 1_000, 10), job(2, 0, 1, 10), job(3, 0, 501, 10)), 1_000)
         assert [each.cpus for each in scaled(trace, 100).jobs] == [100, 1, 51]
         assert scaled(trace, 2_000) == trace
@@ -324,6 +331,11 @@ class TestCommand:
         code, output = self.invoke(*words)
         assert code == 2
         assert told in " ".join(output.replace("│", " ").split())
+
+    def test_jobs_wider_than_every_cluster_are_refused(self) -> None:
+        code, output = self.invoke("--width", "257")
+        assert code == 2
+        assert "The largest cluster has 256 CPUs, and jobs may be 257 wide" in output
 
     def test_a_page_that_cannot_be_written(self, trace: Path, tmp_path: Path) -> None:
         words = ["simulate", str(trace), "--providers", str(GRID), "--seeds", "1", "--processes"]

@@ -135,9 +135,18 @@ class Row:
     each_vs_merged_saf: tuple[float, ...] = ()
 
 
+def default_width(trace: Trace, grid: SimulatedGrid) -> int:
+    """What a trace's machine counts as: itself, or the mean cluster if it is wider than that.
+
+    The widest jobs then fit about half of the clusters. Jobs as wide as the largest cluster could go
+    to that one alone, and no policy could choose.
+    """
+    return min(trace.processors, grid.cpus // len(grid.providers))
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What is to be simulated."""
+    """What is to be simulated; `width` is what the trace's machine counts as, in CPUs."""
 
     trace: Trace
     grid: SimulatedGrid
@@ -147,6 +156,11 @@ class Experiment:
     baselines: Sequence[Scheduler] = BASELINES
     blocks: Sequence[float] = (0.0,)
     rules: Rules = field(default_factory=Rules)
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.width:
+            object.__setattr__(self, "width", default_width(self.trace, self.grid))
 
     def cases(self) -> list[Case]:
         """All runs, those that take longest first."""
@@ -208,7 +222,7 @@ def _run_remembered(case: Case) -> Measures:
 def run_case(experiment: Experiment, case: Case) -> Measures:
     """Simulate one case."""
     grid = experiment.grid
-    trace = scaled(experiment.trace, grid.largest, grid.memory_per_cpu)
+    trace = scaled(experiment.trace, experiment.width, grid.memory_per_cpu)
     jobs = fold(trace, capacity=grid.capacity, load=case.load, seed=case.seed)
     if case.scheduler is Scheduler.POLICY:
         jobs = with_objectives(jobs, case.wish, case.seed)

@@ -145,22 +145,21 @@ def _read_job(path: Path, number: int, text: str) -> TraceJob | None:
     )
 
 
-def scaled(trace: Trace, largest: int, memory: int = 1) -> Trace:
-    """The trace with its sizes scaled so that its machine becomes as large as a cluster.
+def scaled(trace: Trace, width: int, memory: int = 1) -> Trace:
+    """The trace with its sizes scaled so that its machine becomes `width` CPUs wide.
 
-    A trace of a smaller machine stays as it is; no job is wider than the cluster, nor does it take
-    more than `memory` MB per CPU.
+    A trace of a smaller machine stays as it is. No job takes more than `memory` MB per CPU.
     """
-    factor = min(1.0, largest / trace.processors)
+    factor = min(1.0, width / trace.processors)
     jobs = tuple(
         replace(
             job,
-            cpus=min(largest, max(1, math.ceil(job.cpus * factor - 1e-9))),
+            cpus=max(1, math.ceil(job.cpus * factor - 1e-9)),
             memory=min(job.memory, memory),
         )
         for job in trace.jobs
     )
-    return replace(trace, jobs=jobs, processors=min(trace.processors, largest))
+    return replace(trace, jobs=jobs, processors=min(trace.processors, width))
 
 
 def fold(trace: Trace, *, capacity: float, load: float, seed: int) -> list[TraceJob]:
