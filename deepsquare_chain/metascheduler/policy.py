@@ -28,15 +28,18 @@ weight of a job's slowdown over its expected work, is our own.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from deepsquare_chain.job import Job, Objective, Offer
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
+from deepsquare_chain.metascheduler.free_capacity import within
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, History
 from deepsquare_chain.metascheduler.tables import (
     Answers,
@@ -113,8 +116,7 @@ class Snapshot:
     assigned: Sequence[Job]
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """A job to assign.
 
     Attributes:
@@ -243,8 +245,21 @@ class Planner:
         if rules.fair_share and (history is not self._shared or history.payments != self._paid):
             self._shares = history.shares()
             self._shared, self._paid = history, history.payments
-        round_ = _Round(tables, snapshot.now, rules, history, shares=self._shares)
-        return round_.run(complete=complete)
+        with _without_collections():
+            round_ = _Round(tables, snapshot.now, rules, history, shares=self._shares)
+            return round_.run(complete=complete)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection meanwhile: thousands of new decisions would make it walk all jobs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,10 +280,6 @@ class _Shortlist:
     places: list[int]
     choices: int
     next: int = 0
-
-    @property
-    def used_up(self) -> bool:
-        return self.next >= len(self.places)
 
 
 class _Round:
@@ -304,6 +315,7 @@ class _Round:
         self._reserved_at: Ints = np.full(len(providers.views), _NEVER, dtype=np.int64)
         self._spare: Ints = np.zeros_like(self._free)
         self._reserved: dict[int, int] = {}
+        self._beside: dict[int, list[int]] = {}
         self._releases: tuple[Ints, Ints, Ints] | None = None
         # The same as `_free`, by provider.
         self._left: list[list[int]] = self._free.T.tolist()
@@ -369,7 +381,7 @@ class _Round:
     def _is_capped(self, row: int) -> bool:
         """Whether a job's customer has as many jobs at providers as it may."""
         most = self._rules.max_running
-        return bool(most) and self._busy[self._queue.waiting[row].job.customer] >= most
+        return most > 0 and self._busy[self._queue.waiting[row].job.customer] >= most
 
     def _overdue(self) -> list[int]:
         queue, n = self._queue, self._queue.count
@@ -411,11 +423,12 @@ class _Round:
         classes, rows = cls_of.tolist(), order.tolist()
         seconds = self._queue.seconds[order].tolist()
         left, at = self._rules.reservations, 0
+        limited = bool(self._rules.max_running)
         until = len(rows) if complete else last
         while left > 0 and at < until:
             row, cls = rows[at], classes[at]
             at += 1
-            if row in self._settled or self._is_capped(row):
+            if row in self._settled or (limited and self._is_capped(row)):
                 continue
             if possible[cls] and cls not in self._full and self._start(row, cls, seconds[at - 1]):
                 continue
@@ -433,9 +446,11 @@ class _Round:
         if self._reservations:
             mask &= self._earliest + seconds <= self._latest_ends(cls[mask])[cls]
         jobs = zip(order[mask].tolist(), cls[mask].tolist(), seconds[mask].tolist(), strict=True)
+        limited = bool(self._rules.max_running)
         for row, each, limit in jobs:
-            if each not in self._full and row not in self._settled and not self._is_capped(row):
-                self._start(row, each, limit)
+            if each in self._full or row in self._settled or (limited and self._is_capped(row)):
+                continue
+            self._start(row, each, limit)
 
     def _possible(self) -> Flags:
         """Classes with jobs that some provider has the free capacity for."""
@@ -509,7 +524,8 @@ class _Round:
     def _start(self, row: int, cls: int, seconds: int, *, overdue: bool = False) -> bool:
         """Assign a job if a provider can start it now."""
         waiting = self._queue.waiting[row]
-        if row in self._queue.special:
+        special = row in self._queue.special
+        if special:
             found = self._choose(row, cls, waiting)
         else:
             found = self._choose_again(cls, waiting.job, self._earliest + seconds)
@@ -518,7 +534,7 @@ class _Round:
         place, choices = found
         answers = self._answers[cls]
         rate = int(answers.rates[place])
-        if waiting.job.until_spent:
+        if special and waiting.job.until_spent:
             seconds = waiting.job.escrow // rate
         self._take(place, answers, self._earliest + seconds)
         self._settled.add(row)
@@ -532,7 +548,7 @@ class _Round:
     def _choose_again(self, cls: int, job: Job, end: int) -> tuple[int, int] | None:
         """The best provider for a job that differs from others of its class by limit and budget."""
         shortlist = self._shortlists.get(cls)
-        if shortlist is None or shortlist.used_up:
+        if shortlist is None or shortlist.next >= len(shortlist.places):
             shortlist = self._compare(cls)
             if shortlist is None:
                 return None
@@ -555,37 +571,44 @@ class _Round:
                 continue
             if place not in reserved or end <= reserved[place] or self._fits_beside(place, answers):
                 return place, shortlist.choices
-        if shortlist.used_up:
+        if shortlist.next >= len(places):
             return self._choose_again(cls, job, end)
         if len(places) == shortlist.choices:
             return None
         return self._choose_for(cls, job, end)
 
     def _fits_beside(self, place: int, answers: Answers) -> bool:
-        cpus, memory, gpus = self._spare[:, place].tolist()
-        size = answers.size
-        return bool(size[0] <= cpus and size[1] <= memory and size[2] <= gpus)
+        """Whether a job leaves the reservation of a provider alone however long it runs."""
+        return within(answers.size, self._beside[place])
 
     def _compare(self, cls: int) -> _Shortlist | None:
         """Compare all providers that fit a class now; None where there is none."""
         answers = self._answer(cls)
         fits = self._fitting(answers)
-        choices = int(np.count_nonzero(fits))
+        places = fits.nonzero()[0]
+        choices = len(places)
         if not choices:
             self._full.add(cls)
             return None
-        places = fits.nonzero()[0]
         if choices > _SHORT:
-            places = self._foremost(cls, places)
+            places = self._foremost(cls, answers, places)
         score = self._costs[cls][places] + self._left_over(answers, places)
-        order = score.argsort(kind="stable")[:_SHORT]
-        found = self._shortlists[cls] = _Shortlist(places[order].tolist(), choices)
+        if len(places) > _SHORT:
+            best = score.argpartition(_SHORT)[:_SHORT]
+            best.sort()
+            places, score = places[best], score[best]
+        found = _Shortlist(places[score.argsort(kind="stable")].tolist(), choices)
+        self._shortlists[cls] = found
         return found
 
-    def _foremost(self, cls: int, places: Ints) -> Ints:
+    def _foremost(self, cls: int, answers: Answers, places: Ints) -> Ints:
         """Those among which the best are: what is much cheaper is better however it fits."""
+        objective = self._queue.class_keys[cls][2]
+        margin = 1.0 + IDLE_GPUS
+        if self._rules.weights.of(objective) * answers.spans[objective] < margin:
+            return places
         costs = self._costs[cls][places]
-        bound = np.partition(costs, _SHORT - 1)[_SHORT - 1] + 1.0 + IDLE_GPUS
+        bound = np.partition(costs, _SHORT - 1)[_SHORT - 1] + margin
         foremost: Ints = places[costs <= bound]
         return foremost
 
@@ -652,6 +675,7 @@ class _Round:
         left[2] -= gpus
         if end > self._reserved.get(place, _NEVER):
             self._spare[:, place] -= amounts
+            self._beside[place] = self._spare[:, place].tolist()
         self._taken.append((place, end, amounts))
         self._releases = None
 
@@ -690,7 +714,8 @@ class _Round:
         best = int(first[self._costs[cls][first].argmin()])
         mine = ((places == best) & (ends <= begin)).nonzero()[0]
         free = given[:, mine[-1]] if len(mine) else self._free[:, best]
-        self._spare[:, best] = free - answers.need[:, 0]
+        self._spare[:, best] = free - answers.amounts
+        self._beside[best] = self._spare[:, best].tolist()
         self._reserved_at[best] = self._reserved[best] = begin
         provider_id = self._providers.ids[best]
         self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, begin, overdue)

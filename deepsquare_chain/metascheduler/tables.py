@@ -65,7 +65,7 @@ class Answers:
 
     __slots__ = (
         *("amounts", "cheapest", "costs", "dearest", "eligible", "need", "rates", "size"),
-        "_weighted",
+        *("spans", "_weighted"),
     )
 
     def __init__(self, need: Ints, eligible: Flags, rates: Any, costs: Sequence[Floats]) -> None:
@@ -78,6 +78,8 @@ class Answers:
         asked = rates[eligible].tolist()
         self.cheapest: int = min(asked, default=0)
         self.dearest: int = max(asked, default=0)
+        #: By objective, the difference between the dearest and the cheapest.
+        self.spans = [float(np.ptp(each)) if len(each) else 0.0 for each in costs]
         self._weighted: dict[tuple[Objective, float], Floats] = {}
 
     def weighted(self, objective: Objective, weight: float) -> Floats:
