@@ -53,12 +53,15 @@ export_value() {
     esac
 }
 
-# Waits for launched steps by their handles; fails with the code of the first that failed.
+# Waits for launched steps by their handles; fails with the code of the first that failed. One that was
+# skipped by its own condition has nothing to wait for.
 wait_for() {
-    local handle code
+    local handle variable code
     for handle; do
-        until [[ -e $DEEPSQUARE_STATE/handle.$handle ]]; do sleep 0.1; done
-        code=$(<"$DEEPSQUARE_STATE/handle.$handle")
+        variable=HANDLE_$handle
+        if [[ -z ${!variable-} ]]; then continue; fi
+        until [[ -e ${!variable} ]]; do sleep 0.1; done
+        code=$(<"${!variable}")
         if [[ $code != 0 ]]; then
             echo "The launched step $handle failed with exit code $code." >&2
             return "$code"
@@ -69,8 +72,11 @@ wait_for() {
 # Runs a launched step in the background, in a process group of its own.
 # Arguments: function, handle or nothing, signal at the end of the enclosing steps or nothing.
 launch() {
+    # Rounds of a loop launch under the same handle: each has a file of its own.
+    local end=$DEEPSQUARE_STATE/end.$BASHPID.${#LAUNCHED[@]}
+    if [[ -n $2 ]]; then declare -g "HANDLE_$2=$end"; fi
     set -m
-    launched "$1" "$2" &
+    launched "$1" "$end" &
     set +m
     LAUNCHED+=("$!")
     SIGNALS+=("$3")
@@ -78,17 +84,17 @@ launch() {
 
 launched() {
     obey_signals
-    trap 'keep_code "$2" "$?"' EXIT
+    END_FILE=$2
+    trap 'keep_code "$END_FILE" "$?"' EXIT
     "$1"
     exit
 }
 
 # Writes the code of a launched step where `wait_for` looks; it appears whole.
+# Arguments: file, code.
 keep_code() {
     trap - EXIT
-    if [[ -n $1 ]]; then
-        echo "$2" >"$DEEPSQUARE_STATE/new.$1" && mv "$DEEPSQUARE_STATE/new.$1" "$DEEPSQUARE_STATE/handle.$1"
-    fi
+    echo "$2" >"$1.new" && mv "$1.new" "$1"
     exit "$2"
 }
 
@@ -126,9 +132,9 @@ signal_launched() {
 # Arguments: three functions, of which the last two may be empty.
 guard() (
     obey_signals
-    IS_ENDED=0
+    IS_ENDED=0 CATCH=$2 FINALLY=$3
     trap 'IS_ENDED=1; exit 143' TERM
-    trap 'end_guard "$2" "$3"' EXIT
+    trap 'end_guard "$CATCH" "$FINALLY"' EXIT
     run_inner "$1"
     exit
 )

@@ -167,6 +167,31 @@ steps:
     assert done.stderr == "The launched step TASK1 failed with exit code 5.\n"
 
 
+@pytest.mark.parametrize("parallel", ["true", "false"])
+def test_each_round_waits_for_what_it_launched_itself(tmp_path: Path, parallel: str) -> None:
+    text = f"""
+steps:
+- launch: {{handleName: outer, steps: [{{run: {{command: 'sleep 0.3; touch outer'}}}}]}}
+- for:
+    parallel: {parallel}
+    range: {{begin: 1, end: 2}}
+    steps:
+    - launch: {{handleName: a, steps: [{{run: {{command: 'sleep 0.$index; touch "a.$index"'}}}}]}}
+    - dependsOn: [a, outer]
+      run: {{command: '[ -e "a.$index" ] && [ -e outer ]'}}
+"""
+    assert run(text, tmp_path) == (0, [])
+
+
+def test_a_launched_step_that_is_skipped_is_not_waited_for(tmp_path: Path) -> None:
+    text = """
+steps:
+- {if: 1 -eq 2, launch: {handleName: a, steps: [{run: {command: echo never}}]}}
+- {dependsOn: [a], run: {command: echo on}}
+"""
+    assert run(text, tmp_path) == (0, ["on"])
+
+
 @pytest.mark.parametrize(("number", "code"), [(15, 0), (9, 0)])
 def test_a_server_is_ended_by_the_signal_of_the_file(
     tmp_path: Path, number: int, code: int
