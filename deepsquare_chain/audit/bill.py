@@ -136,9 +136,9 @@ def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:
     if not job.started_at:
         found = 0, "it never ran"
     elif job.status in _REPORTED and reported is not None:
-        found = min(reported, most), "the least of reported, elapsed and allotted seconds"
+        found = min(reported, most), "the least of reported, elapsed and granted seconds"
     elif job.status in _REPORTED:
-        found = min(last, most), "what was reported, at most elapsed and allotted"
+        found = min(last, most), "what was reported, at most elapsed and granted"
     elif job.status is JobStatus.PANICKED:
         found = 0, "a panic costs nothing"
     elif job.status is not JobStatus.CANCELLED:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits
+from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits, hourly, parse_credits
 from deepsquare_chain.job import Hardware, Resources
 
 _MINUTE: Final = 60
@@ -19,6 +19,7 @@ _DAY: Final = 86_400
 _PLACES: Final = 6
 _SPANS: Final = ((_DAY, "d"), (SECONDS_PER_HOUR, "h"), (_MINUTE, "min"), (1, "s"))
 _GWEI: Final = 10**9
+_GIGABYTE: Final = 1_024
 
 
 def grouped(number: int) -> str:
@@ -29,12 +30,13 @@ def grouped(number: int) -> str:
 def amount(wei: int) -> tuple[str, str]:
     """An amount of credits as whole part with its sign, and decimals with their point.
 
-    At least two decimals, at most six, and an ellipsis where there are more: pages show the exact
-    amount on demand.
+    At least two decimals, and at most six, cut and never rounded up: pages show the exact amount on
+    demand. An amount too small for them has all of its decimals.
     """
     whole, part = divmod(abs(wei), CREDIT)
     digits = f"{part:018d}".rstrip("0")
-    shown = digits[:_PLACES].ljust(2, "0") + ("\u2026" if len(digits) > _PLACES else "")
+    shown = digits[:_PLACES] if whole or digits[:_PLACES].strip("0") else digits
+    shown = shown.rstrip("0").ljust(2, "0")
     return ("\u2212" if wei < 0 else "") + grouped(whole), f".{shown}"
 
 
@@ -49,8 +51,8 @@ def plain_amount(wei: int) -> str:
 
 
 def per_hour(rate: int) -> int:
-    """Credit-wei an hour of a rate in credit-wei a second."""
-    return rate * SECONDS_PER_HOUR
+    """Credit-wei per hour of a rate in credit-wei per second, as the price was entered."""
+    return parse_credits(hourly(rate))
 
 
 def gwei(wei: int) -> str:
@@ -125,25 +127,25 @@ def duration(seconds: int) -> str:
 
 
 def memory(megabytes: int) -> str:
-    """Memory in MB or GB (of 1,000 MB)."""
-    if megabytes < 10_000:
-        return f"{grouped(megabytes)}\u00a0MB"
-    return f"{megabytes / 1_000:.4g}\u00a0GB"
+    """Memory in MB, or from one GB (1,024 MB) on in GB."""
+    if megabytes < _GIGABYTE:
+        return f"{megabytes}\u00a0MB"
+    return f"{megabytes / _GIGABYTE:.4g}\u00a0GB"
 
 
 def size_of(resources: Resources) -> str:
     """What a job asks for, in a few words."""
-    words = [f"{grouped(resources.cpus)}\u00a0cpu", memory(resources.memory)]
+    words = [f"{grouped(resources.cpus)}\u00a0CPU", memory(resources.memory)]
     if resources.gpus:
-        words.append(f"{grouped(resources.gpus)}\u00a0gpu")
+        words.append(f"{grouped(resources.gpus)}\u00a0GPU")
     return " \u00b7 ".join(words)
 
 
 def hardware(found: Hardware) -> str:
     """What a cluster consists of, in a few words."""
-    each = f"{grouped(found.cpus_per_node)}\u00a0cpu, {memory(found.mem_per_node)}"
+    each = f"{grouped(found.cpus_per_node)}\u00a0CPU, {memory(found.mem_per_node)}"
     if found.gpus_per_node:
-        each += f", {found.gpus_per_node}\u00a0gpu"
+        each += f", {found.gpus_per_node}\u00a0GPU"
     nodes = "1 node" if found.nodes == 1 else f"{grouped(found.nodes)} nodes"
     return f"{nodes} of {each}"
 

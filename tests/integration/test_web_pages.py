@@ -152,7 +152,7 @@ def test_only_its_own_names_are_answered(web: httpx.Client) -> None:
         ("/jobs/999999", 404, "Job 999999 does not exist"),
         ("/jobs/abc", 404, "is no job id"),
         ("/jobs/" + "9" * 40, 404, ""),
-        ("/jobs?status=sleeping", 400, "is no status of a job"),
+        ("/jobs?status=sleeping", 400, "is not a status of a job"),
         ("/jobs?cursor=xyz", 400, "is no cursor"),
         ("/?range=century", 400, "is no range"),
         ("/accounts/0x12", 400, "is not a valid address"),
@@ -203,7 +203,7 @@ def test_a_job_of_every_status_has_its_page(
 ) -> None:
     number = job_of(explorer, status)
     text = web.get(f"/jobs/{number}").text
-    assert f'<span class="status s-{status.name}">' in text
+    assert f'<span class="status s-{status.name}" title="{status.meaning.capitalize()}">' in text
     assert "Where the credits went" in text
     ended = status.is_final
     assert ("agrees with the chain" in text) == ended

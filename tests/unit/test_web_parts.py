@@ -78,8 +78,8 @@ S = JobStatus
         (0, "0", ".00"),
         (CREDIT, "1", ".00"),
         (15 * CREDIT // 10, "1", ".50"),
-        (-CREDIT // 3, "\u22120", ".333333\u2026"),
-        (1, "0", ".000000\u2026"),
+        (-CREDIT // 3, "\u22120", ".333333"),
+        (1, "0", ".000000000000000001"),
         (12_345_678 * CREDIT + 4_256 * 10**12, "12\u2009345\u2009678", ".004256"),
     ],
 )
@@ -90,7 +90,7 @@ def test_amounts_are_grouped_and_cut_but_never_rounded(wei: int, whole: str, par
 @given(st.integers(min_value=-(2**200), max_value=2**200))
 def test_a_shown_amount_begins_like_the_exact_one(wei: int) -> None:
     whole, part = formats.amount(wei)
-    shown = (whole + part).replace("\u2009", "").replace("\u2212", "-").rstrip("\u2026")
+    shown = (whole + part).replace("\u2009", "").replace("\u2212", "-")
     exact = formats.exact(wei)
     exact = exact if "." in exact else exact + "."
     assert shown.rstrip("0").startswith(exact[: len(shown.rstrip("0"))].rstrip("0"))
@@ -564,7 +564,7 @@ def provider(**labels: str) -> ProviderRow:
 
 def test_load_stands_against_the_offer() -> None:
     told = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
-    assert told == [("cpus", 0.75, "3 of 4"), ("memory", 0.5, "500\u00a0MB of 1\u2009000\u00a0MB")]
+    assert told == [("cpus", 0.75, "3 of 4"), ("memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
 
 
 def test_labels_are_judged_after_the_contract() -> None:

@@ -29,11 +29,18 @@ async def jobs(request: Request) -> Response:
     chosen = request.query_params.get("status", "all").lower()
     if chosen not in FILTERS:
         raise UsageError(
-            f"{chosen[:40]!r} is no status of a job", hint=f"There are {', '.join(FILTERS)}."
+            f"{chosen[:40]!r} is not a status of a job", hint=f"There are {', '.join(FILTERS)}."
         )
     name = request.query_params.get("name", "").strip()[:64]
+    customer = request.query_params.get("customer", "").strip()[:42]
     index = site_of(request).index
-    found = await ask(index.jobs, cursor_of(request), statuses=FILTERS[chosen], name=name or None)
+    found = await ask(
+        index.jobs,
+        cursor_of(request),
+        statuses=FILTERS[chosen],
+        name=name or None,
+        customer=customer or None,
+    )
     overview = await ask(index.overview)
     return await show(
         request,
@@ -41,6 +48,7 @@ async def jobs(request: Request) -> Response:
         found=found,
         chosen=chosen,
         name=name,
+        customer=customer,
         filters=_filters(overview.jobs),
         total=overview.jobs_total,
     )
