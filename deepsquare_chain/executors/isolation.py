@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import ExecutorContext
@@ -74,7 +74,23 @@ def refuse_exposure(options: SandboxOptions, private: Iterable[Path]) -> None:
         )
 
 
-def isolate(options: SandboxOptions, context: ExecutorContext) -> Isolation:
+class LocalOptions(SandboxOptions):
+    """What a provider may say in `executor_options` of the local executor.
+
+    Attributes:
+        isolation: `sandbox`, or `none` for jobs as plain processes: containers need that.
+    """
+
+    isolation: Literal["sandbox", "none"] = "sandbox"
+
+    def probe(self) -> SandboxProbe:
+        """The sandbox of jobs on this machine, or why there is none."""
+        if self.isolation == "none":
+            return SandboxProbe(None, "the option isolation is none")
+        return probe_sandbox()
+
+
+def isolate(options: LocalOptions, context: ExecutorContext) -> Isolation:
     """How jobs of this machine are isolated, which is also logged.
 
     Raises:
@@ -82,7 +98,7 @@ def isolate(options: SandboxOptions, context: ExecutorContext) -> Isolation:
     """
     private = (context.state_dir, *context.private)
     refuse_exposure(options, private)
-    probe = probe_sandbox()
+    probe = options.probe()
     if probe.sandbox is None:
         refuse_unisolated(context, _sentence(probe.reason))
     cgroups = find_cgroups()
@@ -128,14 +144,14 @@ def describe(probe: SandboxProbe, cgroups: CgroupParent) -> str:
     return f"{words}; limits by control groups: {limits or 'none'}"
 
 
-def local_checks(options: SandboxOptions, context: ExecutorContext) -> list[Check]:
+def local_checks(options: LocalOptions, context: ExecutorContext) -> list[Check]:
     """How jobs of this machine would be isolated; nothing is changed.
 
     Raises:
         UsageError: An option is unsafe.
     """
     refuse_exposure(options, (context.state_dir, *context.private))
-    probe, cgroups = probe_sandbox(), find_cgroups(enable=False)
+    probe, cgroups = options.probe(), find_cgroups(enable=False)
     if probe.sandbox is None:
         reason = _sentence(probe.reason)
         isolation = Check("isolation", False, reason, _INSTALL, "allow_unisolated")

@@ -32,11 +32,11 @@ from deepsquare_chain.executors.base import (
     unavailable,
 )
 from deepsquare_chain.executors.gpus import device_names
-from deepsquare_chain.executors.isolation import isolate, local_checks
+from deepsquare_chain.executors.isolation import LocalOptions, isolate, local_checks
 from deepsquare_chain.executors.orphaned_processes import StubbornError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
-from deepsquare_chain.executors.sandbox import Isolation, SandboxOptions, parse_options
+from deepsquare_chain.executors.sandbox import Isolation, parse_options
 from deepsquare_chain.executors.startprobe import StartProbe
 from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.job import Offer
@@ -233,7 +233,7 @@ async def examine(context: ExecutorContext) -> list[Check]:
     Raises:
         UsageError: An option is wrong.
     """
-    options = parse_options("local", SandboxOptions, context.options)
+    options = parse_options("local", LocalOptions, context.options)
     return await asyncio.to_thread(local_checks, options, context)
 
 
@@ -244,7 +244,7 @@ def create(context: ExecutorContext) -> LocalExecutor:
         UsageError: An option is wrong, or jobs would not be isolated and that is not allowed.
         ExecutorUnavailableError: Its folder can't be made.
     """
-    options = parse_options("local", SandboxOptions, context.options)
+    options = parse_options("local", LocalOptions, context.options)
     isolation = isolate(options, context)
     return LocalExecutor(
         context.state_dir, context.capacity, min_free=context.min_free, isolation=isolation

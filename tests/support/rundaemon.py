@@ -20,9 +20,8 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.devnet.node.base import dev_accounts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import ExecutorContext
-from deepsquare_chain.executors.isolation import isolate
+from deepsquare_chain.executors.isolation import LocalOptions, isolate
 from deepsquare_chain.executors.local import LocalExecutor
-from deepsquare_chain.executors.sandbox import SandboxOptions
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.liveness import Watch
@@ -186,7 +185,7 @@ def _writable(folder: Path) -> list[str]:
 
 
 def _queueing_executor(folder: Path) -> QueueingExecutor:
-    options = SandboxOptions.model_validate({"writable": _writable(folder)})
+    options = LocalOptions.model_validate({"writable": _writable(folder)})
     isolation = isolate(options, ExecutorContext(folder, CAPACITY, **ALLOWED))
     return QueueingExecutor(folder, CAPACITY, isolation=isolation)
 

@@ -82,7 +82,9 @@ def test_the_documented_commands_are_there() -> None:
         "config": "show",
     }
     wanted = {(noun, verb) for noun, verbs in groups.items() for verb in verbs.split()}
-    wanted |= {(name,) for name in ("demo", "validate", "quote", "submit", "doctor")}
+    wanted |= {
+        (name,) for name in ("demo", "validate", "convert", "schema", "quote", "submit", "doctor")
+    }
     assert wanted <= set(TREE)
 
 

@@ -63,6 +63,13 @@ def test_jobs_that_are_not_isolated_are_refused_unless_that_is_allowed(
     assert isolation.machine_isolation().allowances["allow_unisolated"]
 
 
+def test_the_sandbox_can_be_left_out_where_that_is_allowed(tmp_path: Path) -> None:
+    options = {"isolation": "none"}
+    with pytest.raises(UsageError, match="The option isolation is none"):
+        local.create(context(tmp_path, options=options))
+    local.create(context(tmp_path, options=options, allow_unisolated=True))
+
+
 def test_slurm_without_the_sandbox_is_refused_unless_that_is_allowed(tmp_path: Path) -> None:
     plain = {"isolation": "none"}
     with pytest.raises(UsageError, match="not isolated"):
