@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -68,19 +68,20 @@ async def gateway(grid: LiveGrid, folder: Path) -> AsyncIterator[tuple[str, psut
         await child.end()
 
 
-async def running_jobs(grid: LiveGrid, data: bytes, count: int) -> list[int]:
-    """Jobs of one definition that run at the first provider."""
+async def running_jobs(grid: LiveGrid, data: bytes, count: int) -> list[tuple[int, int]]:
+    """Jobs of one definition that run, each with the place of its provider: half at each of two."""
     digest = Definition.from_bytes(data).digest
     asked = terms(amount=CREDIT // 10, resources=_SMALL, time_limit=3_600)
-    ids: list[int] = []
+    found: list[tuple[int, int]] = []
     for start in range(0, count, 25):
         digests = [digest] * min(25, count - start)
         call = grid.contracts.scheduler.submit_jobs([(asked, digests)])
         receipt = await grid.send(grid.customers[0], call)
         made = [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
-        await grid.run(made)
-        ids += made
-    return ids
+        place = start // 25 % 2
+        await grid.run(made, place)
+        found += [(job, place) for job in made]
+    return found
 
 
 class Peak:
@@ -155,17 +156,16 @@ async def transfer(  # noqa: PLR0917
 
 
 async def streams(
-    host: GatewayClient,
+    hosts: Sequence[GatewayClient],
     alice: GatewayClient,
     process: psutil.Process,
-    jobs: list[int],
+    jobs: list[tuple[int, int]],
     seconds: float,
 ) -> dict[str, Any]:
     """A line per second and job, each followed by a reader: delays, and bytes that differ."""
     delays: list[float] = []
-    wrong = 0
 
-    async def write(job: int) -> bytes:
+    async def write(job: int, host: GatewayClient) -> bytes:
         whole = b""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
@@ -186,8 +186,8 @@ async def streams(
 
     async with Peak(process) as peak:
         written, seen = await asyncio.gather(
-            asyncio.gather(*(write(job) for job in jobs)),
-            asyncio.gather(*(read(job) for job in jobs)),
+            asyncio.gather(*(write(job, hosts[place]) for job, place in jobs)),
+            asyncio.gather(*(read(job) for job, _ in jobs)),
         )
     wrong = sum(one != other for one, other in zip(written, seen, strict=True))
     delays.sort()
@@ -228,19 +228,20 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         async with ChainProcess(block_time=0) as node, live_grid(node) as grid:
             data = definition("bench")
             jobs = await running_jobs(grid, data, args.streams)
-            alice, host = grid.customers[0], grid.providers[0]
+            alice, (one, two) = grid.customers[0], grid.providers
             async with (
                 gateway(grid, folder) as (url, process),
                 open_gateways([url], alice, grid.deployment) as (reader,),
-                open_gateways([url], host, grid.deployment) as (writer,),
+                open_gateways([url], one, grid.deployment) as (first,),
+                open_gateways([url], two, grid.deployment) as (second,),
             ):
                 await reader.put_definition(data)
                 return {
                     "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
                     "uploads": await uploads(reader, process, args.jobs),
-                    "streams": await streams(writer, reader, process, jobs, args.seconds),
+                    "streams": await streams((first, second), reader, process, jobs, args.seconds),
                     "transfer": await transfer(
-                        writer, reader, process, jobs[0], folder, args.megabytes * MB
+                        first, reader, process, jobs[0][0], folder, args.megabytes * MB
                     ),
                 }
 

@@ -27,7 +27,7 @@ from deepsquare_chain.chain.sign_in import SignInMessage, is_signed_by, rfc3339,
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace
 from deepsquare_chain.gateway.rules import GatewayRules, RefusedError
-from deepsquare_chain.job import Job
+from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.store.gateway_client import contract_resource, jobs_resource
 
 #: Seconds for which a nonce is good, and by which clocks may differ.
@@ -36,8 +36,10 @@ _SKEW: Final = 60
 _NONCE: Final = re.compile(r"[0-9a-f]{56}")
 _LOCAL: Final = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")
 _MAX_SESSIONS: Final = 100_000
-#: Seconds for which a job's record is believed without a new look.
-_JOB_SECONDS: Final = 1.0
+#: Seconds for which a job's record is believed without a new look: of one that waits, and of one
+#: that runs or has ended, whose provider rarely changes.
+_WAITING_SECONDS: Final = 1.0
+_JOB_SECONDS: Final = 5.0
 #: Seconds between two looks that a refusal alone is worth.
 _LOOK_AGAIN: Final = 0.25
 _MAX_CACHED: Final = 10_000
@@ -321,7 +323,8 @@ class Access:
         """A job's record, at most `age` seconds old, and whether it was read just now."""
         now = time.monotonic()
         read_at, job = self._jobs.get(job_id, (float("-inf"), None))
-        if now - read_at < age:
+        waits = job is None or job.status < JobStatus.RUNNING
+        if now - read_at < min(age, _WAITING_SECONDS if waits else _JOB_SECONDS):
             return job, False
         try:
             job = await self._contracts.scheduler.get_job(job_id)
