@@ -152,7 +152,12 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
     Raises:
         JobFileError: Naming each problem with its line, as far as it has one.
     """
-    tree, lines = unwrap(*read_job_tree(text, source))
+    tree, lines = read_job_tree(text, source)
+    if isinstance(tree, dict) and isinstance(tree.get("job"), dict) and len(tree) > 1:
+        other = next(key for key in tree if key != "job")
+        words = "stands beside job; with the key job, everything stands under it"
+        raise refusal(source, [place(((other,), words), lines)])
+    tree, lines = unwrap(tree, lines)
     warnings: list[Problem] = list(drop_unknown(tree)) if lenient else []
     document = _document(tree, lines, source)
     warnings += warnings_of(document)

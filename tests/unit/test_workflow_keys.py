@@ -191,6 +191,7 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_step("use: {source: ./m, commit: abc}"), "steps[0].use.commit is written when"),
         ("resources: {memPerCpu: 1, gpusPerTask: 1}\nsteps: [{run: {command: x}}]", "resources.gpusPerTask is the key of before November 2023, and resources.gpus is missing"),
         (with_step("run: {command: x}, steps: [{run: {command: y}}]"), "has run and steps"),
+        ("job: {steps: []}\nname: x\n", "job.yaml:2: name stands beside job; with the key job"),
         (with_step("name: only"), "job.yaml:3: steps[0] has nothing to run"),
         (with_step("dependsOn: [later], run: {command: x}"), "names no launched step before this one: 'later'"),
         (with_step("launch: {handleName: 'a b', steps: [{run: {command: x}}]}"), "must be a name of letters"),
