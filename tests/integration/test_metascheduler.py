@@ -27,7 +27,7 @@ from deepsquare_chain.chain.bindings.events import (
     TransitionSkipped,
 )
 from deepsquare_chain.chain.rpc.heads import Head
-from deepsquare_chain.cli.why import explain
+from deepsquare_chain.cli.why import explain, unmet_jobs
 from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
@@ -758,3 +758,38 @@ async def test_an_idle_scheduler_asks_twice_a_block(
         one.service.heads.hint()  # in vain
         await one.service.cycle()
         assert len(requests) <= 1, requests
+
+
+async def test_dependent_jobs_wait_for_the_end_of_the_line(one: CommandContext) -> None:
+    """What was retried counts by its successor; what can't hold is told, and never assigned."""
+    grid, scheduler = one.grid, one.grid.contracts.scheduler
+    [first] = await grid.submit(retries=1)
+    await grid.run([first])
+    [then] = await grid.submit(uses=f"deepsquare.afterok={first}")
+    [instead] = await grid.submit(uses=f"deepsquare.afternotok={first}")
+    await grid.send(grid.providers[0], scheduler.panic([first], "lost"))
+    successor = await scheduler.job_count()
+    await one.cycle()
+    assert await one.statuses(then, instead) == [S.PENDING, S.PENDING]
+    assert await one.places(successor) == [2], "not the provider that lost it"
+    assert f"waits for the end of job {first}" in (await explain(grid.contracts, then)).text
+    await grid.send(grid.providers[1], scheduler.claim_and_start([successor]))
+    await grid.send(grid.providers[1], scheduler.finish([Report(successor, 1, 0, bytes(32), "")]))
+    await one.cycle(2)
+    assert await one.statuses(then, instead) == [S.META_SCHEDULED, S.PENDING]
+    told = await explain(grid.contracts, instead)
+    assert told.unmet
+    assert f"job {first} ended FINISHED" in told.text
+    assert await unmet_jobs(grid.contracts, grid.customers[0].address) == [instead]
+
+
+async def test_an_array_is_at_providers_no_more_often_than_its_throttle(
+    one: CommandContext,
+) -> None:
+    ids = await one.grid.submit(3, uses="deepsquare.array=sub-00000001%2")
+    await one.cycle(2)
+    assert await one.statuses(*ids) == [S.META_SCHEDULED, S.META_SCHEDULED, S.PENDING]
+    assert "no more than 2 may be at once" in (await explain(one.grid.contracts, ids[2])).text
+    await one.grid.send(one.grid.customers[0], one.grid.contracts.scheduler.cancel(ids[:1]))
+    await one.cycle(2)
+    assert await one.statuses(*ids) == [S.CANCELLED, S.META_SCHEDULED, S.META_SCHEDULED]
