@@ -148,10 +148,13 @@ def _new_folder(folder: Path | None) -> Path:
 
 
 def _examples() -> Path:
-    """The job files, beside the package or here."""
-    for place in (Path(__file__).parents[2] / "examples", Path.cwd() / "examples"):
+    """The job files: of the project, of the installed package, or here."""
+    package = Path(__file__).parent
+    places = (package.parents[1] / "examples", package / "examples", Path.cwd() / "examples")
+    for place in places:
         if (place / "hello.yaml").is_file():
             return place
     raise NotFoundError(
-        "The job files of examples/ are not there", hint="Run the demo from the project's folder."
+        "The job files of examples/ are not there",
+        hint="Install the package again, or run it from the project's folder.",
     )

@@ -12,7 +12,6 @@ import pytest
 
 from deepsquare_chain.chain.deploying import check_rules
 from deepsquare_chain.chain.rpc.connection import connected
-from deepsquare_chain.chain.transactions.fees import market
 from deepsquare_chain.devnet.node import anvil as anvil_module
 from deepsquare_chain.devnet.node.anvil import VARIABLE, Anvil, find_anvil
 from deepsquare_chain.devnet.node.base import DEV_BALANCE, Node, dev_accounts
@@ -186,7 +185,7 @@ async def _timestamp(node: Node) -> int:
 
 @pytest.mark.parametrize(("hardfork", "fits"), [("shanghai", False), ("prague", True)])
 async def test_a_chain_without_cancun_is_refused_before_anything_is_paid(
-    hardfork: str, fits: bool, recwarn: pytest.WarningsRecorder
+    hardfork: str, fits: bool
 ) -> None:
     async with Anvil(hardfork=hardfork) as node, connected(node.url) as w3:
         if fits:
@@ -195,5 +194,3 @@ async def test_a_chain_without_cancun_is_refused_before_anything_is_paid(
             with pytest.raises(UsageError, match="Cancun") as caught:
                 await check_rules(w3)
             assert "--hardfork cancun" in caught.value.hint
-        await market(w3)
-    assert not [each for each in recwarn if "eth_maxPriorityFeePerGas" in str(each.message)]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
-from deepsquare_chain.chain.transactions.fees import Fees
-from tests.support.fakechain import refusal
+from deepsquare_chain.chain.transactions.fees import Fees, market
+from tests.support.fakechain import FakeChain, refusal
 
 SAYINGS = [
     ("already known", NodeError.ALREADY_KNOWN),
@@ -89,3 +89,14 @@ def test_a_ceiling_cuts_both(fees: tuple[int, int], ceiling: int) -> None:
     cut = Fees(*fees).within(ceiling)
     assert cut.max_fee <= ceiling
     assert cut.priority_fee <= max(cut.max_fee, 0)
+
+
+async def test_a_node_without_the_tips_method_is_asked_for_nothing_else(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """web3's own property would warn on stderr, outside all logs."""
+    chain = FakeChain()
+    chain.tip_error = refusal("the method eth_maxPriorityFeePerGas does not exist/is not available")
+    found = await market(chain)  # type: ignore[arg-type]
+    assert found.fees == Fees(max_fee=3 * 10**9, priority_fee=10**9)
+    assert not list(recwarn)
