@@ -257,7 +257,7 @@ def test_a_job_that_nobody_runs(cli: Cli, place: Place, tmp_path: Path) -> None:
     sent = json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)
     job = str(sent[0]["id"])
     refused(cli("job", "watch", job, "--wait-timeout", "0"), 9, "still PENDING")
-    refused(cli("job", "logs", job), 4, "No run of job")
+    refused(cli("job", "logs", job), 4, "No gateway has a log of job")
     refused(cli("job", "retry", job), 6, "has not ended")
     refused(cli("job", "topup", job, "5000"), 5, "has 99", "5000")
     bob = str(place.wallets / "bob.json")
