@@ -151,7 +151,7 @@ def test_wrong_password(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("wrong\n")
     file.chmod(0o600)
-    refused(cli("submit", HELLO, "--password-file", str(file)), 8, "password", "alice.json")
+    refused(cli("submit", HELLO, "--password-file", str(file)), 8, "password", "alice")
     file.chmod(0o644)
     refused(cli("submit", HELLO, "--password-file", str(file)), 2, "chmod 600")
     refused(cli("submit", HELLO, "--password-file", str(tmp_path / "none")), 4, "none")
