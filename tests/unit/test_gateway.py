@@ -506,6 +506,27 @@ TRICKS = st.one_of(
 )
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "work", "work/", "/work/a", "../work/a", "work/..", "work/../log", "work/./a"),
+        *(
+            "work//a",
+            "work/a/..",
+            "work/a\\b",
+            "work/a\n",
+            "work/a\0",
+            "log/a",
+            "logs",
+            "etc/passwd",
+        ),
+        "work/" + "a" * 1_024,
+    ],
+)
+def test_these_are_no_names(name: str) -> None:
+    assert not is_file_name(name)
+
+
 @given(TRICKS)
 def test_no_name_leads_anywhere_else(name: str) -> None:
     if is_file_name(name):
