@@ -41,7 +41,8 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
     made = cli("submit", HELLO, "--array", "2", "--gasless", "--yes", "-o", "json", *bob)
     first, second = (str(each["id"]) for each in data(made))
     for words in (
-        "function    submitJobs",
+        "function",
+        "submitJobs",
         "2 jobs named 'hello'",
         "2 credits into escrow",
         "a permit for 2 credits",
