@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from deepsquare_chain.chain.bindings.calls import plural
 from deepsquare_chain.cli.doctor import print_checks
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
@@ -515,8 +516,8 @@ async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]
     found = registered_hardware(await read_nodes(options))
     hardware = found.hardware
     context.printer.note(
-        f"Slurm has {hardware.nodes} nodes with {hardware.cpus_per_node} CPUs, "
-        f"{hardware.mem_per_node} MB and {hardware.gpus_per_node} GPUs each."
+        f"Slurm has {plural(hardware.nodes, 'node')} with {plural(hardware.cpus_per_node, 'CPU')}, "
+        f"{hardware.mem_per_node} MB and {plural(hardware.gpus_per_node, 'GPU')} each."
     )
     if found.left_out:
         names = ", ".join(found.left_out[:10]) + (" ..." if len(found.left_out) > 10 else "")

@@ -53,10 +53,13 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
         own = tmp_path / "provider"
         own.mkdir()
         options = f'executor = "slurm"\n[executor_options]\nconf = "{cluster.conf}"\n'
+        home = tmp_path / ".deepsquare/alice"
+        settings_of_alice = grid.replace(str(home), str(own))
         (own / ".deepsquare.toml").write_text(
-            grid.replace("alice.json", "../../provider/provider.json") + options
+            settings_of_alice.replace("wallet.json", "provider.json") + options
         )
-        shutil.copy(next(tmp_path.glob(".deepsquare/**/password*")), own / "password")
+        for name in ("password", "deployment.json"):
+            shutil.copy(home / name, own / name)
 
         wallet = ["wallet", "new", "provider.json", "--password-file", "password", "-o", "json"]
         address = data(run(wallet, own))["address"]
@@ -65,7 +68,7 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
         assert run(["provider", "register", "--from-slurm", "--nodes", "3", *prices], own).code == 2
         registered = run(["provider", "register", "--from-slurm", *prices], own)
         assert registered.code == 0, registered
-        assert "Slurm has 2 nodes with 4 cpus, 2048 MB and 1 gpus each." in registered.err
+        assert "Slurm has 2 nodes with 4 CPUs, 2048 MB and 1 GPU each." in registered.err
         admin = ["admin", "approve", address, "--keystore", ".deepsquare/wallets/admin.json"]
         assert run(admin, tmp_path).code == 0
         stack.enter_context(running(["provider", "run"], own, "provider"))
