@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.resources import files
 from typing import Final
 
@@ -132,11 +131,11 @@ class _Script:
         what = self._definition
         environment = self._function("job_environment", self._environment())
         main = self._main(self._steps(what.steps, _Scope()))
-        parts = [_HEADER, "\n", _library("runtime.sh")]
+        parts = [_HEADER, "\n", _LIBRARIES["runtime.sh"]]
         if what.input or what.output:
-            parts.append(_library("transfers.sh"))
+            parts.append(_LIBRARIES["transfers.sh"])
         if any(step.run and step.run.container for _, step in walk(what.steps)):
-            parts.append(_library("containers.sh"))
+            parts.append(_LIBRARIES["containers.sh"])
         parts += ["\n# -- the job\n\n", environment, *self._functions, main]
         return "".join(parts)
 
@@ -441,6 +440,8 @@ def _file_name(url: str) -> str:
     return plain.lstrip(".")[:200] or "input"
 
 
-@cache
-def _library(name: str) -> str:
-    return files("deepsquare_chain.workflow").joinpath(name).read_text(encoding="utf-8")
+#: Functions of the shell that a script begins with. Read once and early: rendering itself does no I/O.
+_LIBRARIES: Final = {
+    name: files("deepsquare_chain.workflow").joinpath(name).read_text(encoding="utf-8")
+    for name in ("runtime.sh", "transfers.sh", "containers.sh")
+}

@@ -222,7 +222,7 @@ def test_one_jobs_credits_are_audited_by_hand(place: Path) -> None:
     assert (block["block"], block["jobs"], block["supply"]) == (0, 0, "0")
     none = run(["audit", "statement", "--from", "0", "--to", "0", "-o", "json"], place)
     assert data(none) == []
-    assert "Opening balance 0, closing balance 0 at block 0." in none.err
+    assert "Opening balance 0, closing balance 0; blocks 0 to 0." in none.err
     rows = data(run(["audit", "statement", "-o", "json"], place))
     kinds = [row["kind"] for row in rows]
     assert kinds[0] == "mint"
