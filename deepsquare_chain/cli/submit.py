@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -183,7 +184,10 @@ async def submit(
     definition = job_file.definition.with_env(variables) if env else job_file.definition
     async with (
         open_sending(context, gasless=gasless, yes=yes) as wallet,
-        definitions_of(context.settings, wallet.contracts.deployment, wallet.account) as store,
+        # A gateway wants a signature of the customer, whose key is elsewhere.
+        nullcontext(FolderDefinitionStore(context.settings.store))
+        if context.unsigned
+        else definitions_of(context.settings, wallet.contracts.deployment, wallet.account) as store,
     ):
         gateways = store.gateways if isinstance(store, GatewayDefinitionStore) else ()
         if not gasless:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from deepsquare_chain.job import Conditions, Job, JobStatus, parse_conditions
+from deepsquare_chain.job import CONDITION_PREFIX, Conditions, Job, JobStatus, parse_conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,14 @@ class Hold:
 
 @lru_cache(maxsize=4096)
 def conditions(uses: str) -> Conditions | None:
-    """The conditions of a job, None where they can't be read: such a job is never assigned."""
+    """The conditions of a job, None where they can't be read: such a job is never assigned.
+
+    Requirements that can't be read, without a condition among them, are left to the policy.
+    """
     try:
         return parse_conditions(uses)
     except ValueError:
-        return None
+        return None if CONDITION_PREFIX in uses else Conditions()
 
 
 def dependencies(uses: Iterable[str]) -> set[int]:

@@ -524,7 +524,7 @@ def test_doctor_finds_what_is_wrong(cli: Cli, place: Place) -> None:
     found = cli("doctor", "-o", "json", "--endpoint", "http://127.0.0.1:9")
     wrong = {check["check"] for check in json.loads(found.out) if not check["ok"]}
     assert found.code == 1
-    assert {"deployment and endpoint", "contracts", "clock", "balance"} == wrong
+    assert {"deployment and endpoint", "rules", "contracts", "clock", "balance"} == wrong
 
 
 def test_doctor_tries_the_password(cli: Cli, tmp_path: Path) -> None:
