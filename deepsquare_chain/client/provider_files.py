@@ -55,6 +55,8 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "headers_file": "headers.toml",
     "collect_interval": 3600,
     "gateway": "https://gateway.example.org",
+    "signer": "http://127.0.0.1:9000",
+    "signer_account": "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
 }
 _HEAD: Final = """\
 # Settings of a DeepSquare provider. The daemon reads this file when it is started in this folder.

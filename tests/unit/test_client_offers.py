@@ -26,7 +26,7 @@ def held(since: int, *, status: JobStatus = JobStatus.RUNNING, provider: int = 1
 
 def starts_in(live: list[Job], wanted: Resources = SMALL) -> int | None:
     found = quote(PROVIDER, replace(TERMS, resources=wanted), now=NOW)
-    return _offer(found, wanted, live, NOW).starts_in
+    return _offer(found, wanted, TERMS.time_limit, live, NOW).starts_in
 
 
 def test_an_empty_provider_starts_now() -> None:
@@ -57,7 +57,7 @@ def test_what_is_refused_has_no_start() -> None:
     banned = replace(PROVIDER, offer=Offer(2, 800, 0))
     found = quote(banned, replace(TERMS, resources=SMALL), now=NOW)
     assert not found.eligible
-    offer = _offer(found, SMALL, [], NOW)
+    offer = _offer(found, SMALL, TERMS.time_limit, [], NOW)
     assert (offer.starts_in, offer.start) == (None, "-")
     assert offer.refusal
 
