@@ -199,6 +199,7 @@ def test_logs_and_record_are_kept_and_secrets_are_private(played: tuple[Outcome,
     assert {path.name for path in (folder / "logs").iterdir()} == {
         "alpine.log",
         "explorer.log",
+        "gateway.log",
         "jura.log",
         "relay.log",
         "scheduler.log",

@@ -141,7 +141,7 @@ async def test_refusals(shell: Shell) -> None:
         (8, "does not open", ("--keystore", "w.json", "--password-file", "wrong")),
         (7, "serves chain", ("--keystore", "w.json", "--chain-id", "5")),
         (2, "fee_bps is 9999", (*_WALLET, "--fee-bps", "9999")),
-        (2, "is no treasury", (*_WALLET, "--treasury", "0x12")),
+        (2, "is not a valid treasury", (*_WALLET, "--treasury", "0x12")),
         (2, "is not a valid address of a role holder", (*_WALLET, "--scheduler", "me")),
     ]
     results = [await shell.run(*options) for _, _, options in cases]

@@ -76,7 +76,7 @@ def make(key: str, script: str, **changes: Any) -> RunSpec:
     return RunSpec(key=key, script=script.encode(), **values)
 
 
-async def until(look: Callable[[], Awaitable[T]], seconds: float = 90.0) -> T:
+async def until(look: Callable[[], Awaitable[T]], seconds: float = 220.0) -> T:
     deadline = time.monotonic() + seconds
     while not (found := await look()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -525,14 +525,15 @@ async def test_mpi_program_on_two_nodes(
     script = (
         f"export MINE=shared; srun --mpi={interface} {program}; srun printenv MINE SLURMD_NODENAME"
     )
-    wide = Resources(tasks=8, cpus_per_task=1, mem_per_cpu=100, gpus=0)
-    await executor.submit(make(f"mpi-{build}", script, resources=wide))
+    wide = Resources(tasks=4, cpus_per_task=2, mem_per_cpu=100, gpus=0)
+    # Waiting ranks spin, which takes its time on a busy machine.
+    await executor.submit(make(f"mpi-{build}", script, resources=wide, walltime=200))
     end = await ended(executor, f"mpi-{build}")
     lines = (await executor.output(f"mpi-{build}")).decode().splitlines()
     assert end.code == 0, lines
-    assert sorted(lines[:8]) == [f"rank {rank} of 8: 28" for rank in range(8)]
-    assert {line for line in lines[8:] if line != "shared"} == set(cluster.nodes)
-    assert lines.count("shared") == 8
+    assert sorted(lines[:4]) == [f"rank {rank} of 4: 6" for rank in range(4)]
+    assert {line for line in lines[4:] if line != "shared"} == set(cluster.nodes)
+    assert lines.count("shared") == 4
 
 
 async def test_nodes_that_do_not_see_the_folder_stop_attracting_jobs(
