@@ -40,7 +40,7 @@ from deepsquare_chain.job import (
     Resources,
 )
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
-from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot
 
 NOW = 1_800_000_000
@@ -159,7 +159,7 @@ def measure(jobs: int, providers: int, busy: float, cycles: int) -> Measured:
     views = tuple(grid(providers, dice))
     queue = {n: waiting(n, dice) for n in range(1, jobs + 1)}
     held = {each.id: each for each in assigned(list(views), busy, 10**6, dice)}
-    history = History()
+    history = RunHistory()
     for each in list(queue.values())[:20_000]:
         record_run(history, each.job, dice)
     planner, rules, times, cpu_times = Planner(), Rules(), [], []
@@ -196,7 +196,7 @@ def measure(jobs: int, providers: int, busy: float, cycles: int) -> Measured:
     )
 
 
-def record_run(history: History, done: Job, dice: random.Random) -> None:
+def record_run(history: RunHistory, done: Job, dice: random.Random) -> None:
     size = done.resources
     seconds = done.time_limit * dice.random()
     history.record(FinishedRun(done.customer, size.cpus, size.gpus, done.time_limit, seconds))

@@ -71,7 +71,7 @@ _JOBS: Final = (
 )
 
 
-class Span(StrEnum):
+class EarningsPeriod(StrEnum):
     """What a line of earnings sums up."""
 
     DAY = "day"
@@ -80,7 +80,11 @@ class Span(StrEnum):
 
 
 #: How periods are written, which sorts them.
-_SPANS: Final = {Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m", Span.YEAR: "%Y"}
+_SPANS: Final = {
+    EarningsPeriod.DAY: "%Y-%m-%d",
+    EarningsPeriod.MONTH: "%Y-%m",
+    EarningsPeriod.YEAR: "%Y",
+}
 CpuPrice = Annotated[
     int | None,
     typer.Option("--cpu-price", parser=price, metavar="CREDITS", help="Per CPU and hour."),
@@ -386,8 +390,8 @@ async def earnings(
     context: CommandContext,
     account: AccountArgument = None,
     by: Annotated[
-        Span, typer.Option("--by", help="A line for each day, month or year, in UTC.")
-    ] = Span.DAY,
+        EarningsPeriod, typer.Option("--by", help="A line for each day, month or year, in UTC.")
+    ] = EarningsPeriod.DAY,
     month: MonthOption = None,
     first: FromOption = None,
     last: ToOption = None,

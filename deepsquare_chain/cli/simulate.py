@@ -13,7 +13,7 @@ from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import whole
 
 if TYPE_CHECKING:
-    from deepsquare_chain.metascheduler.simulation.experiment import Row
+    from deepsquare_chain.metascheduler.simulation.experiment import ResultRow
 
 app = typer.Typer()
 
@@ -183,7 +183,7 @@ async def simulate(
     _print(context, experiment.trace.name, rows)
 
 
-def _print(context: CommandContext, trace: str, rows: list[Row]) -> None:
+def _print(context: CommandContext, trace: str, rows: list[ResultRow]) -> None:
     from deepsquare_chain.metascheduler.simulation.page import change, number
 
     if context.printer.style is Format.JSON:
@@ -213,7 +213,7 @@ def _print(context: CommandContext, trace: str, rows: list[Row]) -> None:
     )
 
 
-def _document(trace: str, row: Row) -> dict[str, Any]:
+def _document(trace: str, row: ResultRow) -> dict[str, Any]:
     """A row for programs: ratios as numbers, waits in seconds."""
     return {
         "trace": trace,

@@ -26,7 +26,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.sign_in import SignInMessage, is_signed_by, rfc3339, seconds_of
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace
-from deepsquare_chain.gateway.rules import GatewayRules, RefusedError
+from deepsquare_chain.gateway.rules import GatewayRules, RequestDeniedError
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.store.gateway_client import contract_resource, jobs_resource
 
@@ -63,12 +63,12 @@ class Session:
     expires: float
 
 
-def _denied(message: str, *, code: str, hint: str = "") -> RefusedError:
-    return RefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
+def _denied(message: str, *, code: str, hint: str = "") -> RequestDeniedError:
+    return RequestDeniedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
 
 
-def _unsigned(message: str, *, code: str) -> RefusedError:
-    return RefusedError(
+def _unsigned(message: str, *, code: str) -> RequestDeniedError:
+    return RequestDeniedError(
         message,
         code=code,
         status=HTTPStatus.UNAUTHORIZED,
@@ -182,7 +182,7 @@ class Access:
         try:
             message = SignInMessage.parse(text)
         except UsageError as error:
-            raise RefusedError(
+            raise RequestDeniedError(
                 error.message, code="no-message", status=HTTPStatus.BAD_REQUEST, hint=error.hint
             ) from None
         expires = self._check(message)

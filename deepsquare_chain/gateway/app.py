@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from deepsquare_chain import __version__
 from deepsquare_chain.errors import EndpointError, GridError, StoreError, UsageError
 from deepsquare_chain.gateway.access import Right, Session
-from deepsquare_chain.gateway.rules import RefusedError, check_name
+from deepsquare_chain.gateway.rules import RequestDeniedError, check_name
 from deepsquare_chain.gateway.service import GatewayService
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.probe import Health
@@ -272,7 +272,7 @@ async def share(gateway: Gateway, request: Request, job_id: JobId, session: Sign
 
 def _heed(wait: float) -> None:
     if wait:
-        raise RefusedError(
+        raise RequestDeniedError(
             "Too many requests",
             code="too-many",
             status=HTTPStatus.TOO_MANY_REQUESTS,
@@ -284,7 +284,7 @@ def _heed(wait: float) -> None:
 async def _answered(request: Request, error: Exception) -> Response:
     """The response to what an endpoint raised; nothing of the inside is told."""
     match error:
-        case RefusedError():
+        case RequestDeniedError():
             response = problem(
                 error.status,
                 error.message,
@@ -329,7 +329,7 @@ async def _part(request: Request, limit: int) -> bytes:
     too_long = length.isascii() and length.isdigit() and int(length[:19]) > limit
     data = None if too_long else await read_body(request, limit)
     if data is None:
-        raise RefusedError(
+        raise RequestDeniedError(
             f"The body is longer than {limit:,} bytes",
             code="too-large",
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -13,7 +13,7 @@ DAY: Final = 86_400
 MIB: Final = 1024 * 1024
 
 
-class RefusedError(GridError):
+class RequestDeniedError(GridError):
     """A request that the gateway does not carry out; `code` is a short name for programs."""
 
     def __init__(
@@ -77,7 +77,7 @@ def check_name(name: str) -> str:
         RefusedError: It is none of these, or a path that leads elsewhere.
     """
     if not is_file_name(name):
-        raise RefusedError(
+        raise RequestDeniedError(
             "That is no name of a file of a job",
             code="bad-name",
             status=HTTPStatus.BAD_REQUEST,

@@ -21,7 +21,7 @@ from deepsquare_chain.errors import GridError, JobFileError, UsageError
 from deepsquare_chain.gateway.access import Access, Right, Session
 from deepsquare_chain.gateway.objects import Objects
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, StoredFile
-from deepsquare_chain.gateway.rules import DAY, GatewayRules, RefusedError, check_name
+from deepsquare_chain.gateway.rules import DAY, GatewayRules, RequestDeniedError, check_name
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.definitions import MAX_BYTES
@@ -176,7 +176,7 @@ class GatewayService:
         """A file of a job, for who writes it and for who reads it; errors as `Access.job`."""
         try:
             space = await self.access.job(session, job_id, Right.WRITE)
-        except RefusedError:
+        except RequestDeniedError:
             return self.file(await self.access.job(session, job_id, Right.READ), name)
         found = self._records.file(space, name)
         if found is None:
@@ -197,7 +197,7 @@ class GatewayService:
             file = self._records.file(space, name)
             size = 0 if file is None else file.size
             if offset > size:
-                raise RefusedError(
+                raise RequestDeniedError(
                     f"The file has {size} bytes, the part begins at {offset}",
                     code="wrong-offset",
                     status=HTTPStatus.CONFLICT,
@@ -207,7 +207,7 @@ class GatewayService:
             data = data[size - offset :]
             if file is not None and file.complete:
                 if data:
-                    raise RefusedError(
+                    raise RequestDeniedError(
                         "The file is complete",
                         code="complete",
                         status=HTTPStatus.CONFLICT,
@@ -265,7 +265,7 @@ class GatewayService:
             RefusedError: The account has too many streams open.
         """
         if self._closed.is_set() or self._streams[session.account] >= self.rules.max_streams:
-            raise RefusedError(
+            raise RequestDeniedError(
                 "Too many streams are open",
                 code="too-many-streams",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
@@ -343,7 +343,7 @@ class GatewayService:
             until,
         )
         if not await is_signed_by(self._contracts.w3, message, signature, space.customer):
-            raise RefusedError(
+            raise RequestDeniedError(
                 "The customer of the job did not sign this share",
                 code="wrong-signature",
                 status=HTTPStatus.FORBIDDEN,
@@ -435,16 +435,16 @@ def _entry(given: Any) -> dict[str, Any]:
     raise _unfit("That is no list of files", "bad-results")
 
 
-def _unfit(message: str, code: str) -> RefusedError:
-    return RefusedError(message, code=code, status=HTTPStatus.UNPROCESSABLE_ENTITY)
+def _unfit(message: str, code: str) -> RequestDeniedError:
+    return RequestDeniedError(message, code=code, status=HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
-def _missing(message: str) -> RefusedError:
-    return RefusedError(message, code="not-found", status=HTTPStatus.NOT_FOUND)
+def _missing(message: str) -> RequestDeniedError:
+    return RequestDeniedError(message, code="not-found", status=HTTPStatus.NOT_FOUND)
 
 
-def _too_much(message: str) -> RefusedError:
-    return RefusedError(
+def _too_much(message: str) -> RequestDeniedError:
+    return RequestDeniedError(
         message,
         code="quota",
         status=HTTPStatus.INSUFFICIENT_STORAGE,

@@ -29,7 +29,7 @@ from deepsquare_chain.metascheduler.free_capacity import (
     room_from,
     within,
 )
-from deepsquare_chain.metascheduler.history import Source
+from deepsquare_chain.metascheduler.history import EstimateSource
 from deepsquare_chain.metascheduler.liveness import BlockContext, is_gone, is_silent
 from deepsquare_chain.metascheduler.policy import (
     Decision,
@@ -47,9 +47,9 @@ _CHOSEN: Final = {
 }
 
 _SOURCES: Final = {
-    Source.KIND: "from its customer's runs of the same size and limit",
-    Source.CUSTOMER: "from its customer's runs with similar limits",
-    Source.EVERYBODY: "from everybody's runs with similar limits",
+    EstimateSource.KIND: "from its customer's runs of the same size and limit",
+    EstimateSource.CUSTOMER: "from its customer's runs with similar limits",
+    EstimateSource.EVERYBODY: "from everybody's runs with similar limits",
 }
 
 _AWAY: Final = {
@@ -121,7 +121,7 @@ def explain_order(job: Job, decided: Plan) -> str:
     if place is None:
         return ""
     estimate = decided.ranking.estimate(job)
-    if estimate.source is Source.LIMIT:
+    if estimate.source is EstimateSource.LIMIT:
         why = f"no finished runs tell about it, so all of its limit of {job.time_limit} s counts"
     else:
         why = (

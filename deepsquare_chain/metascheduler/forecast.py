@@ -12,7 +12,7 @@ from typing import Final
 
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.eligibility import run_time
-from deepsquare_chain.metascheduler.history import History
+from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot
 from deepsquare_chain.metascheduler.ranking import relative_speeds
 
@@ -32,7 +32,7 @@ class Forecast:
     at: int
 
 
-def forecast(snapshot: Snapshot, rules: Rules, history: History, job_id: int) -> Forecast | None:
+def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int) -> Forecast | None:
     """When a waiting job starts, if nothing else is submitted; None where that is not known."""
     if len(snapshot.waiting) > MAX_QUEUE:
         return None
@@ -77,7 +77,7 @@ def forecast(snapshot: Snapshot, rules: Rules, history: History, job_id: int) ->
     return None
 
 
-def _end(job: Job, now: int, speed: float, history: History) -> int:
+def _end(job: Job, now: int, speed: float, history: RunHistory) -> int:
     """When an assigned job is expected to end; after `now`."""
     size = job.resources
     estimate = history.estimate(job.customer, size.cpus, size.gpus, job.time_limit)

@@ -68,7 +68,7 @@ class FinishedRun:
     paid: float = 0.0
 
 
-class Source(StrEnum):
+class EstimateSource(StrEnum):
     """Where an estimate comes from: the finest level that has seen runs."""
 
     KIND = "kind"
@@ -90,7 +90,7 @@ class Estimate:
 
     used: float
     inverse: float
-    source: Source
+    source: EstimateSource
     runs: float
 
 
@@ -105,7 +105,7 @@ def keys_of(customer: str, cpus: int, gpus: int, time_limit: int) -> tuple[Key, 
     return (customer, cpus, gpus, time_limit), (customer, size), (size,)
 
 
-class History:
+class RunHistory:
     """Sums over finished runs, in the order of the chain."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class History:
         self._providers: dict[str, tuple[float, float]] = {}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, History) and self.rows() == other.rows()
+        return isinstance(other, RunHistory) and self.rows() == other.rows()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -192,13 +192,13 @@ class History:
             used = (sums[1] + prior * used) / (sums[0] + prior)
             inverse = (sums[2] + prior * inverse) / (sums[0] + prior)
         for source, sums in (
-            (Source.KIND, kind),
-            (Source.CUSTOMER, own),
-            (Source.EVERYBODY, everybody),
+            (EstimateSource.KIND, kind),
+            (EstimateSource.CUSTOMER, own),
+            (EstimateSource.EVERYBODY, everybody),
         ):
             if sums[0] > 0.0:
                 return Estimate(used, inverse, source, sums[0])
-        return Estimate(used, inverse, Source.LIMIT, 0.0)
+        return Estimate(used, inverse, EstimateSource.LIMIT, 0.0)
 
     @property
     def payments(self) -> int:
@@ -239,7 +239,7 @@ class History:
         }
 
     @classmethod
-    def of_rows(cls, rows: Mapping[str, Any]) -> History:
+    def of_rows(cls, rows: Mapping[str, Any]) -> RunHistory:
         """What `rows` gave; empty for an empty mapping."""
         history = cls()
         for key, weight, used, inverse in rows.get("sums", ()):

@@ -40,7 +40,7 @@ import numpy as np
 from deepsquare_chain.job import Job, Objective, Offer
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.free_capacity import within
-from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, History
+from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, RunHistory
 from deepsquare_chain.metascheduler.tables import (
     Answers,
     Flags,
@@ -151,7 +151,7 @@ class Ranking:
     def __init__(
         self,
         ids: Sequence[int] | Ints = (),
-        history: History | None = None,
+        history: RunHistory | None = None,
         rules: Rules | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> None:
@@ -173,7 +173,7 @@ class Ranking:
     def estimate(self, job: Job) -> Estimate:
         """What finished runs tell about a job."""
         resources = job.resources
-        history = History() if self._history is None else self._history
+        history = RunHistory() if self._history is None else self._history
         return history.estimate(job.customer, resources.cpus, resources.gpus, job.time_limit)
 
 
@@ -199,12 +199,12 @@ class Plan:
         return next(kept, None)
 
 
-def plan(snapshot: Snapshot, rules: Rules | None = None, history: History | None = None) -> Plan:
+def plan(snapshot: Snapshot, rules: Rules | None = None, history: RunHistory | None = None) -> Plan:
     """Decide about all waiting jobs.
 
     Equal snapshots, rules and histories give equal plans, whatever the order of their parts.
     """
-    history = History() if history is None else history
+    history = RunHistory() if history is None else history
     return Planner().plan(snapshot, rules or Rules(), history)
 
 
@@ -224,11 +224,11 @@ class Planner:
         self._queue = QueueTable()
         self._held = HeldTable()
         self._shares: Mapping[str, float] = {}
-        self._shared: History | None = None
+        self._shared: RunHistory | None = None
         self._paid = -1
 
     def plan(
-        self, snapshot: Snapshot, rules: Rules, history: History, *, complete: bool = True
+        self, snapshot: Snapshot, rules: Rules, history: RunHistory, *, complete: bool = True
     ) -> Plan:
         """Decide about all waiting jobs of a snapshot.
 
@@ -290,7 +290,7 @@ class _Round:
         tables: _Tables,
         now: int,
         rules: Rules,
-        history: History,
+        history: RunHistory,
         *,
         shares: Mapping[str, float],
     ) -> None:

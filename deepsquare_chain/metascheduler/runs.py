@@ -36,7 +36,7 @@ from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.ranking import relative_speeds
 from deepsquare_chain.store.database import Store, metadata
 
@@ -125,12 +125,12 @@ _GIVEN_UP: Final = frozenset(
 _FOLDED: Final = 512
 
 
-class Runs:
+class ObservedRuns:
     """Finished runs in a scheduler's database, which is opened after this module's import."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._history: History | None = None
+        self._history: RunHistory | None = None
         self._last = 0
         self._labels: dict[str, dict[str, str]] | None = None
         self._speeds: dict[str, float] = {}
@@ -147,12 +147,12 @@ class Runs:
         connection.execute(insert(histories), {"id": 1, "block": -1, "sums": "{}"})
         self._forget()
 
-    def history(self) -> History:
+    def history(self) -> RunHistory:
         """What all finished runs tell; the same object, kept up to date."""
         with self._store.read() as connection:
             if self._history is None:
                 row = connection.execute(select(histories)).one_or_none()
-                self._history = History.of_rows(json.loads(row.sums) if row else {})
+                self._history = RunHistory.of_rows(json.loads(row.sums) if row else {})
                 self._last = 0
             query = select(finished).where(finished.c.id > self._last).order_by(finished.c.id)
             for row in connection.execute(query):
@@ -242,7 +242,7 @@ class Runs:
         if (connection.execute(old).scalar() or 0) < _FOLDED:
             return
         row = connection.execute(select(histories)).one()
-        history = History.of_rows(json.loads(row.sums))
+        history = RunHistory.of_rows(json.loads(row.sums))
         query = select(finished).where(finished.c.block <= until).order_by(finished.c.id)
         for run in connection.execute(query):
             _record(history, run)
@@ -304,7 +304,7 @@ def _given_up(event: ev.JobTransition, connection: Connection) -> None:
     connection.execute(insert(finished), {**nothing, **values, "block": event.block_number})
 
 
-def _record(history: History, row: Any) -> None:
+def _record(history: RunHistory, row: Any) -> None:
     if row.customer:
         history.record(
             FinishedRun(row.customer, row.cpus, row.gpus, row.time_limit, row.seconds, row.paid)

@@ -29,9 +29,9 @@ from sqlalchemy import (
 from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus, Objective
-from deepsquare_chain.metascheduler.history import History
+from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.runs import FOLLOWED as RUN_EVENTS
-from deepsquare_chain.metascheduler.runs import Runs
+from deepsquare_chain.metascheduler.runs import ObservedRuns
 from deepsquare_chain.metascheduler.strikes import FOLLOWED as STRIKE_EVENTS
 from deepsquare_chain.metascheduler.strikes import Strikes, strikes
 from deepsquare_chain.store.database import Store, metadata
@@ -160,7 +160,7 @@ class SchedulerState:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.strikes = Strikes(store)
-        self.runs = Runs(store)
+        self.runs = ObservedRuns(store)
         #: Set by registry events; whoever reads the providers again clears it.
         self.registry_changed = True
         #: Jobs whose records have changed, and whether any may have; cleared likewise.
@@ -179,7 +179,7 @@ class SchedulerState:
             self.runs.begin(connection)
             self._store.rewind(connection, CURSOR, -1)
 
-    def history(self) -> History:
+    def history(self) -> RunHistory:
         """What finished runs tell about those to come."""
         return self.runs.history()
 

@@ -28,8 +28,8 @@ from deepsquare_chain.metascheduler.history import (
     PRIOR_OF_CUSTOMER,
     PRIOR_OF_KIND,
     SHORTEST_RUN,
-    History,
     Key,
+    RunHistory,
     keys_of,
 )
 from deepsquare_chain.metascheduler.ranking import energy_costs, relative_speeds
@@ -292,7 +292,7 @@ class QueueTable(_Columns):
         self.members: list[int] = []
         self.customers: list[str] = []
         self._customer_rows: dict[str, int] = {}
-        self._history: History | None = None
+        self._history: RunHistory | None = None
         self._version = -1
         self._slots: dict[Key, int] = {}
         self._sums: Floats = np.zeros((3, _START))
@@ -399,7 +399,7 @@ class QueueTable(_Columns):
             self._sums[:, slot] = NO_SUMS if self._history is None else self._history.sums(key)
         return slot
 
-    def learn(self, history: History) -> None:
+    def learn(self, history: RunHistory) -> None:
         """Take in the sums that have changed."""
         if len(self._slots) > 4 * self.count + 100_000:
             self._slots.clear()

@@ -43,7 +43,7 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.state import RunTable
-from deepsquare_chain.workflow import Definition, Site, render_script
+from deepsquare_chain.workflow import Definition, ExecutionSite, render_script
 from deepsquare_chain.workflow.abilities import needed_abilities
 
 #: Seconds between two looks whether a cycle has something better to do.
@@ -279,11 +279,11 @@ class ExecutorActions:
             return bytes(32)
         return found.digest()
 
-    def _site(self, definition: Definition) -> Site:
+    def _site(self, definition: Definition) -> ExecutionSite:
         abilities = self._abilities()
         if abilities is None and needed_abilities(definition):
             raise ExecutorUnavailableError("What jobs can do here is not tested yet")
-        return Site(abilities or frozenset())
+        return ExecutionSite(abilities or frozenset())
 
     def _job_env(self, job: Job) -> dict[str, str]:
         return {"USER": job.customer, **self._env, "DEEPSQUARE_JOB_ID": str(job.id)}

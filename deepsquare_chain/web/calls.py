@@ -84,7 +84,7 @@ class Payer:
     gas_price: int
 
 
-class Planner:
+class CallPlanner:
     """Makes plans for one deployment."""
 
     def __init__(self, contracts: Contracts) -> None:

@@ -38,7 +38,7 @@ SYNC_INTERVAL: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class ExecutionSite:
     """What a script may rely on where it runs.
 
     Attributes:
@@ -61,7 +61,7 @@ class Site:
 
 
 def render_script(
-    definition: Definition, job_env: Mapping[str, str], site: Site | None = None
+    definition: Definition, job_env: Mapping[str, str], site: ExecutionSite | None = None
 ) -> bytes:
     """The script of a job.
 
@@ -74,7 +74,7 @@ def render_script(
         ValueError: A name in `job_env` is no identifier, a value holds a NUL, or a step needs what
             this provider can't do.
     """
-    return _Script(definition, job_env, site or Site()).render().encode()
+    return _Script(definition, job_env, site or ExecutionSite()).render().encode()
 
 
 def grid_env(definition: Definition) -> dict[str, str]:
@@ -120,7 +120,9 @@ class _Scope:
 
 
 class _Script:
-    def __init__(self, definition: Definition, job_env: Mapping[str, str], site: Site) -> None:
+    def __init__(
+        self, definition: Definition, job_env: Mapping[str, str], site: ExecutionSite
+    ) -> None:
         self._definition = definition
         self._grid_env = {**grid_env(definition), **job_env}
         self._site = site

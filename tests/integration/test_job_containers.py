@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.workflow import Site, parse_job_file, render_script
+from deepsquare_chain.workflow import ExecutionSite, parse_job_file, render_script
 from tests.support.images import Image, image_folder, registry
 
 BASH = shutil.which("bash") or "/bin/bash"
@@ -41,7 +41,7 @@ def run(runtime: str, steps: str, folder: Path, **env: str) -> subprocess.Comple
     definition = parse_job_file(text.encode()).definition
     script = folder / "job.sh"
     script.write_bytes(
-        render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, Site(frozenset({runtime})))
+        render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, ExecutionSite(frozenset({runtime})))
     )
     work = folder / "work"
     work.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from deepsquare_chain.executors.base import Executor, Exit, RunSpec, RunState
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Offer
 from deepsquare_chain.provider.abilities import probe_abilities
-from deepsquare_chain.workflow import Site, render_script
+from deepsquare_chain.workflow import ExecutionSite, render_script
 from deepsquare_chain.workflow.abilities import needed_abilities
 from tests.integration.test_job_data import Bucket, Files
 from tests.support.images import free_port, serving
@@ -95,7 +95,7 @@ def prepared(name: str, services: Services, folder: Path) -> Path:
     return file
 
 
-async def run(executor: Executor, name: str, file: Path, site: Site) -> tuple[Exit, str]:
+async def run(executor: Executor, name: str, file: Path, site: ExecutionSite) -> tuple[Exit, str]:
     definition = load_job(file).definition
     lacking = set(needed_abilities(definition)) - site.abilities
     assert not lacking, f"{name} needs {lacking}"
@@ -124,7 +124,7 @@ async def run_all(
     found = await probe_abilities(executor)
     # Reachable for these examples is this machine, and s5cmd is where PATH finds it.
     usable = {name for name, told in found.items() if told == "yes"} | {"internet", "s3"}
-    site = Site(frozenset(usable))
+    site = ExecutionSite(frozenset(usable))
 
     async def one(name: str, *parts: str) -> tuple[str, tuple[int, list[str]]]:
         codes, lines = [], []

@@ -9,7 +9,7 @@ import pytest
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler import forecast as forecasting
 from deepsquare_chain.metascheduler.forecast import Forecast, forecast
-from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot
 from deepsquare_chain.metascheduler.ranking import energy_use
 from tests.support.workloads import NOW, address, provider, running, waiting
@@ -23,11 +23,11 @@ WIDE = waiting(1, cpus=8, time_limit=500)
 def test_without_runs_it_is_the_end_by_limits() -> None:
     held = [running(9, cpus=8, time_limit=300), running(8, 2, cpus=8, time_limit=400)]
     snapshot = Snapshot(NOW, [provider(1), provider(2)], [WIDE], held)
-    assert forecast(snapshot, RULES, History(), 1) == Forecast(1, 1, NOW + 300)
+    assert forecast(snapshot, RULES, RunHistory(), 1) == Forecast(1, 1, NOW + 300)
 
 
 def test_finished_runs_bring_it_forward() -> None:
-    history = History()
+    history = RunHistory()
     for _ in range(40):
         history.record(FinishedRun(address(10**6), 8, 0, 300, 30.0))
     snapshot = Snapshot(NOW, [provider()], [WIDE], [running(9, cpus=8, time_limit=300)])
@@ -39,12 +39,12 @@ def test_finished_runs_bring_it_forward() -> None:
 def test_jobs_before_it_run_first() -> None:
     small = waiting(2, cpus=8, time_limit=100)
     snapshot = Snapshot(NOW, [provider()], [WIDE, small], [running(9, cpus=8, time_limit=300)])
-    assert forecast(snapshot, RULES, History(), 1) == Forecast(1, 1, NOW + 400)
-    assert forecast(snapshot, RULES, History(), 2) == Forecast(2, 1, NOW + 300)
+    assert forecast(snapshot, RULES, RunHistory(), 1) == Forecast(1, 1, NOW + 400)
+    assert forecast(snapshot, RULES, RunHistory(), 2) == Forecast(2, 1, NOW + 300)
 
 
 def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
-    history = History()
+    history = RunHistory()
     for _ in range(200):
         history.record(FinishedRun(address(10**6), 8, 0, 300, 1.0))
     held = running(9, cpus=8, time_limit=300, since=NOW - 100)
@@ -55,9 +55,9 @@ def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
 def test_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     claimed = dataclasses.replace(running(9, cpus=8), status=JobStatus.SCHEDULED)
     nowhere = Snapshot(NOW, [provider(cpus=4)], [WIDE], [claimed])
-    assert forecast(nowhere, RULES, History(), 1) is None
+    assert forecast(nowhere, RULES, RunHistory(), 1) is None
     monkeypatch.setattr(forecasting, "MAX_QUEUE", 0)
-    assert forecast(Snapshot(NOW, [provider()], [WIDE], []), RULES, History(), 1) is None
+    assert forecast(Snapshot(NOW, [provider()], [WIDE], []), RULES, RunHistory(), 1) is None
 
 
 @pytest.mark.parametrize(

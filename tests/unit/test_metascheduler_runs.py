@@ -14,7 +14,13 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources, Terms
 from deepsquare_chain.metascheduler import history as learning
 from deepsquare_chain.metascheduler import runs as running
-from deepsquare_chain.metascheduler.history import Estimate, FinishedRun, History, Source, magnitude
+from deepsquare_chain.metascheduler.history import (
+    Estimate,
+    EstimateSource,
+    FinishedRun,
+    RunHistory,
+    magnitude,
+)
 from deepsquare_chain.metascheduler.state import CURSOR, SchedulerState
 from deepsquare_chain.store.database import Store
 from tests.support.workloads import NOW, address
@@ -58,8 +64,8 @@ def apply(store: Store, state: SchedulerState, block: int, *events: Any, **more:
     assert state.history() == SchedulerState(store).history()
 
 
-def known(*seconds: float, limit: int = 1_000, paid: int = 1) -> History:
-    history = History()
+def known(*seconds: float, limit: int = 1_000, paid: int = 1) -> RunHistory:
+    history = RunHistory()
     for each in seconds:
         history.record(FinishedRun(CUSTOMER, 8, 1, limit, each, paid / CREDIT))
         history.record_end(HOST, given_up=False)
@@ -187,15 +193,15 @@ def test_a_database_without_runs_is_read_from_the_first_block_on(store: Store) -
 
 class TestSums:
     def test_the_estimate_begins_with_the_limit(self) -> None:
-        expected = Estimate(1.0, 1 / 1_000, Source.LIMIT, 0.0)
-        assert History().estimate(CUSTOMER, 8, 1, 1_000) == expected
+        expected = Estimate(1.0, 1 / 1_000, EstimateSource.LIMIT, 0.0)
+        assert RunHistory().estimate(CUSTOMER, 8, 1, 1_000) == expected
 
     def test_each_level_corrects_the_coarser_one(self) -> None:
         estimate = known(200.0).estimate(CUSTOMER, 8, 1, 1_000)
         everybody = (0.2 + 2 * 1.0) / 3
         own = (0.2 + everybody) / 2
         assert estimate.used == (0.2 + own) / 2
-        assert (estimate.source, estimate.runs) == (Source.KIND, 1.0)
+        assert (estimate.source, estimate.runs) == (EstimateSource.KIND, 1.0)
         inverse = (1 / 200 + 2 / 1_000) / 3
         inverse = (1 / 200 + (1 / 200 + inverse) / 2) / 2
         assert math.isclose(estimate.inverse, inverse)
@@ -206,7 +212,7 @@ class TestSums:
 
     def test_runs_of_others_count_where_the_customer_has_none(self) -> None:
         estimate = known(*[100.0] * 9).estimate(address(3), 8, 1, 1_000)
-        assert estimate.source is Source.EVERYBODY
+        assert estimate.source is EstimateSource.EVERYBODY
         assert 0.1 < estimate.used < 0.5
 
     def test_short_runs_count_as_ten_seconds(self) -> None:
@@ -220,14 +226,14 @@ class TestSums:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(learning, "MAX_SUMS", 3)
-        history = History()
+        history = RunHistory()
         for limit in (1_000, 1_001, 1_002, 1_000, 1_003):
             history.record(FinishedRun(CUSTOMER, 8, 1, limit, 50.0))
         weights = {n: history.sums((CUSTOMER, 8, 1, n))[0] for n in range(1_000, 1_004)}
         assert weights == {1_000: 1.9, 1_001: 0.0, 1_002: 1.0, 1_003: 1.0}
 
     def test_use_fades_with_the_payments_of_others(self) -> None:
-        history = History()
+        history = RunHistory()
         history.record(FinishedRun(CUSTOMER, 1, 0, 60, 60.0, 100.0))
         before = history.shares()
         for _ in range(700):
@@ -237,7 +243,7 @@ class TestSums:
         assert math.isclose(sum(history.shares().values()), 2.0)
 
     def test_faults_fade_with_what_a_provider_ends(self) -> None:
-        history = History()
+        history = RunHistory()
         for _ in range(3):
             history.record_end(HOST, given_up=True)
         worst = history.fault_rate(HOST)
@@ -248,7 +254,7 @@ class TestSums:
 
     def test_it_survives_storage_to_the_last_bit(self) -> None:
         history = known(*[1 / 3 + n for n in range(20)])
-        assert History.of_rows(history.rows()) == history
+        assert RunHistory.of_rows(history.rows()) == history
 
     def test_copies_are_told_what_has_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(learning, "_MAX_CHANGES", 8)

@@ -25,7 +25,7 @@ from deepsquare_chain.metascheduler.eligibility import (
     Waiting,
     refusal,
 )
-from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import (
     Plan,
     Rules,
@@ -149,7 +149,7 @@ class TestOrder:
     def test_finished_runs_order(self) -> None:
         """A customer whose jobs end early goes before one whose jobs use their limits."""
         slow, quick = "0x" + "aa" * 20, "0x" + "bb" * 20
-        history = History()
+        history = RunHistory()
         for _ in range(5):
             history.record(FinishedRun(slow, 8, 0, 3_600, 3_600.0))
             history.record(FinishedRun(quick, 8, 0, 3_600, 30.0))
@@ -357,8 +357,8 @@ class TestObjective:
 class TestCustomers:
     heavy, light = address(71), address(72)
 
-    def history(self) -> History:
-        history = History()
+    def history(self) -> RunHistory:
+        history = RunHistory()
         history.record(FinishedRun(self.heavy, 1, 0, 60, None, 9.0))
         history.record(FinishedRun(self.light, 1, 0, 60, None, 1.0))
         return history
@@ -401,7 +401,7 @@ class TestCustomers:
 
 def test_a_provider_that_gives_jobs_up_is_chosen_less() -> None:
     """It costs more for the work, in proportion to the tries that a job needs there."""
-    history = History()
+    history = RunHistory()
     for _ in range(4):
         history.record_end(address(1), given_up=True)
     for objective in Objective:

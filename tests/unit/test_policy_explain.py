@@ -18,7 +18,7 @@ from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_wait,
 )
-from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from tests.support.workloads import NOW, address, provider, running, waiting
 from tests.unit.test_metascheduler_liveness import BLOCK, MOMENT
@@ -185,7 +185,7 @@ def test_a_decision_without_choice_for_who_is_overdue() -> None:
     ],
 )
 def test_the_expected_use_and_where_it_comes_from(customer: str, limit: int, words: str) -> None:
-    history = History()
+    history = RunHistory()
     for _ in range(2):
         history.record(FinishedRun(address(7), 8, 0, 3_600, 720.0))
     wait = waiting(1, cpus=8, customer=customer, time_limit=limit)
@@ -209,7 +209,7 @@ def test_the_first_without_free_capacity_know_their_reservation() -> None:
 
 
 def test_use_priority_and_the_limit_of_a_customer_are_told() -> None:
-    history = History()
+    history = RunHistory()
     history.record(FinishedRun(address(7), 1, 0, 60, None, 3.0))
     history.record(FinishedRun(address(8), 1, 0, 60, None, 1.0))
     rules = dataclasses.replace(RULES, fair_share=0.5, priorities={address(7): 4.0}, max_running=1)

@@ -13,12 +13,12 @@ from deepsquare_chain.metascheduler import policy
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, refusal, run_time
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
 from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, within
-from deepsquare_chain.metascheduler.history import History
+from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.simulation import engine
 from deepsquare_chain.metascheduler.simulation.baselines import (
     Cluster,
-    Outcome,
+    SimulatedRun,
     first_come_first_served,
     run_clusters,
     to_the_only_one,
@@ -241,7 +241,7 @@ def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
 
     class Checked(policy.Planner):
         def plan(
-            self, snapshot: Snapshot, ruled: Rules, history: History, **_: bool
+            self, snapshot: Snapshot, ruled: Rules, history: RunHistory, **_: bool
         ) -> policy.Plan:
             decided = super().plan(snapshot, ruled, history)
             assert decided == plan(snapshot, ruled, history)
@@ -261,7 +261,7 @@ def test_small_jobs_are_quicker_than_first_come_first_served() -> None:
     jobs = fold(scaled(synthetic("mixed", 800, 1), 32), capacity=64, load=0.95, seed=1)
     grid = [provider(n, cpus=32, memory=10**6, approved_until=10**10) for n in (1, 2)]
 
-    def slowdown(outcomes: list[Outcome]) -> float:
+    def slowdown(outcomes: list[SimulatedRun]) -> float:
         return sum((o.end - o.job.at) / max(o.end - o.start, 10) for o in outcomes) / len(outcomes)
 
     merged = run_clusters(jobs, [Cluster(64, 1.0, first_come_first_served)], to_the_only_one)

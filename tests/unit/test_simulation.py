@@ -18,7 +18,7 @@ from deepsquare_chain.job import Objective
 from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.simulation.baselines import (
     Cluster,
-    Outcome,
+    SimulatedRun,
     first_come_first_served,
     run_clusters,
     smallest_area_first,
@@ -63,7 +63,7 @@ def job(number: int, at: float, cpus: int, limit: int, seconds: float | None = N
     return TraceJob(number, at, cpus, limit, limit if seconds is None else seconds, "user 1")
 
 
-def starts(outcomes: list[Outcome]) -> dict[int, float]:
+def starts(outcomes: list[SimulatedRun]) -> dict[int, float]:
     return {outcome.job.id: outcome.start for outcome in outcomes}
 
 
@@ -268,7 +268,9 @@ class TestExperiments:
         """A workload that keeps every cluster busy all the time pays exactly that."""
         grid = read_grid(GRID)
         hours = [
-            Outcome(replace(job(n, 0, each.cpus, 3_600), objective=Objective.COST), n, 0, 3_600)
+            SimulatedRun(
+                replace(job(n, 0, each.cpus, 3_600), objective=Objective.COST), n, 0, 3_600
+            )
             for n, each in enumerate(grid.providers)
         ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.workflow import Site, load_job_file, render_script
+from deepsquare_chain.workflow import ExecutionSite, load_job_file, render_script
 from deepsquare_chain.workflow.abilities import RUNTIMES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "jobs"
@@ -24,7 +24,9 @@ MARK = "\n# -- the job\n\n"
 
 def render(name: str) -> str:
     definition = load_job_file(GOLDEN / f"{name}.yaml").definition
-    return render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, Site(frozenset(RUNTIMES))).decode()
+    return render_script(
+        definition, {"DEEPSQUARE_JOB_ID": "7"}, ExecutionSite(frozenset(RUNTIMES))
+    ).decode()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.yaml")))

@@ -18,7 +18,7 @@ from deepsquare_chain.executors.base import MAX_SCRIPT_BYTES
 from deepsquare_chain.job import Resources
 from deepsquare_chain.workflow import (
     Definition,
-    Site,
+    ExecutionSite,
     Step,
     load_job_file,
     parse_job_file,
@@ -183,14 +183,18 @@ def everything(text: str, line: str) -> Definition:
 @given(TEXT.filter(str.strip), ONE_LINE.filter(lambda text: text.strip() and text.isprintable()))
 def test_hostile_text_changes_no_line_of_any_script(tmp_path: Path, text: str, line: str) -> None:
     def outline(text: str, line: str) -> tuple[int, list[str]]:
-        lines = render_script(everything(text, line), {}, Site(frozenset(RUNTIMES))).decode()
+        lines = render_script(
+            everything(text, line), {}, ExecutionSite(frozenset(RUNTIMES))
+        ).decode()
         return lines.count("\n"), [
             re.sub(r"[^a-zA-Z_({}=].*", "", each) for each in lines.split("\n")
         ]
 
     assert outline(text, line) == outline("'", "'")
     script = tmp_path / "job.sh"
-    script.write_bytes(render_script(everything(text, line), {}, Site(frozenset(RUNTIMES))))
+    script.write_bytes(
+        render_script(everything(text, line), {}, ExecutionSite(frozenset(RUNTIMES)))
+    )
     assert subprocess.run([BASH, "-n", str(script)], check=False).returncode == 0
 
 

@@ -15,7 +15,7 @@ from deepsquare_chain.metascheduler.simulation.workload import TraceJob
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulatedRun:
     """When and where a job ran: `provider` counts from 0, times in seconds."""
 
     job: TraceJob
@@ -158,10 +158,10 @@ def to_the_earliest_completion(job: TraceJob, clusters: Sequence[Cluster], now: 
 
 def run_clusters(
     jobs: Sequence[TraceJob], clusters: Sequence[Cluster], route: Route
-) -> list[Outcome]:
+) -> list[SimulatedRun]:
     """Run a workload to its end; outcomes are in order of submission."""
     ends: list[tuple[float, int, int, float]] = []
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, SimulatedRun] = {}
     by_id = {job.id: job for job in jobs}
     at = 0
     while at < len(jobs) or ends:
@@ -182,6 +182,6 @@ def run_clusters(
             cluster = clusters[place]
             for job in cluster.start_what_fits(now):
                 end = now + job.run_at(cluster.speed)
-                outcomes[job.id] = Outcome(job, place, now, end)
+                outcomes[job.id] = SimulatedRun(job, place, now, end)
                 heapq.heappush(ends, (end, job.id, place, now + job.limit))
     return [outcomes[job.id] for job in jobs]

@@ -16,10 +16,10 @@ from typing import Final
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
-from deepsquare_chain.metascheduler.history import FinishedRun, History
+from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot
 from deepsquare_chain.metascheduler.ranking import relative_speeds
-from deepsquare_chain.metascheduler.simulation.baselines import Outcome
+from deepsquare_chain.metascheduler.simulation.baselines import SimulatedRun
 from deepsquare_chain.metascheduler.simulation.workload import TraceJob
 
 _ESCROW: Final = 2**95
@@ -35,7 +35,7 @@ def run_policy(
     *,
     block: float = 0.0,
     progress: Callable[[float], None] | None = None,
-) -> list[Outcome]:
+) -> list[SimulatedRun]:
     """Run a workload to its end; outcomes are in order of submission.
 
     Args:
@@ -70,16 +70,16 @@ class _Simulation:
         self._block = block
         self._progress = progress
         self._planner = Planner()
-        self._history = History()
+        self._history = RunHistory()
         self._waiting: dict[int, Waiting] = {}
         self._held: dict[int, Job] = {}
         self._events: list[tuple[float, int, int]] = [
             (self._seen(job.at), _ARRIVAL, job.id) for job in jobs
         ]
         heapq.heapify(self._events)
-        self._outcomes: dict[int, Outcome] = {}
+        self._outcomes: dict[int, SimulatedRun] = {}
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[SimulatedRun]:
         events, total, cycles = self._events, len(self._jobs), 0
         while events:
             now, changed = events[0][0], False
@@ -133,7 +133,7 @@ class _Simulation:
         begin = now + _BLOCKS_TO_START * self._block
         end = begin + job.run_at(self._speeds[place])
         del self._waiting[job.id]
-        self._outcomes[job.id] = Outcome(job, place, begin, end)
+        self._outcomes[job.id] = SimulatedRun(job, place, begin, end)
         status = JobStatus.META_SCHEDULED if self._block > 0 else JobStatus.RUNNING
         self._held[job.id] = replace(
             record, status=status, since=math.floor(now), provider_id=provider_id, rate=rate

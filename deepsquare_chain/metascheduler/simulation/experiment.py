@@ -21,7 +21,7 @@ from deepsquare_chain.metascheduler.history import SHORTEST_RUN
 from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.simulation.baselines import (
     Cluster,
-    Outcome,
+    SimulatedRun,
     first_come_first_served,
     run_clusters,
     smallest_area_first,
@@ -73,7 +73,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class ResultSeries:
     """Figures over time, a value for each of equal bins of `width` seconds.
 
     `busy` is the part of CPUs, `queued` a mean number of jobs, `wait` the mean wait in seconds of
@@ -108,11 +108,11 @@ class Measures:
     money: float | None
     energy: float | None
     unfairness: float | None
-    series: Series | None = None
+    series: ResultSeries | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """A scheduler's measures as means over seeds; ratios are None without their baseline."""
 
     scheduler: Scheduler
@@ -235,7 +235,7 @@ def run_case(experiment: Experiment, case: Case) -> Measures:
 
 def _run_baseline(
     scheduler: Scheduler, jobs: Sequence[TraceJob], grid: SimulatedGrid
-) -> list[Outcome]:
+) -> list[SimulatedRun]:
     if scheduler in {Scheduler.MERGED_SAF, Scheduler.MERGED_FCFS}:
         order = (
             smallest_area_first if scheduler is Scheduler.MERGED_SAF else first_come_first_served
@@ -252,14 +252,14 @@ def _run_baseline(
 # -- measures
 
 
-def slowdown(outcome: Outcome) -> float:
+def slowdown(outcome: SimulatedRun) -> float:
     """The bounded slowdown of a job."""
     run = outcome.end - outcome.start
     return max(1.0, (outcome.wait + run) / max(run, SHORTEST_RUN))
 
 
 def _measure(
-    case: Case, outcomes: Sequence[Outcome], grid: SimulatedGrid, *, merged: bool
+    case: Case, outcomes: Sequence[SimulatedRun], grid: SimulatedGrid, *, merged: bool
 ) -> Measures:
     counted = outcomes[int(_WARM_UP * len(outcomes)) :]
     waits = sorted(outcome.wait for outcome in counted)
@@ -285,7 +285,7 @@ def _measure(
 
 
 def against_blind(
-    outcomes: Sequence[Outcome], grid: SimulatedGrid, objective: Objective
+    outcomes: Sequence[SimulatedRun], grid: SimulatedGrid, objective: Objective
 ) -> float | None:
     """Cost of the work of jobs that want an objective, over that at the mean of the grid."""
     used = work = 0.0
@@ -302,7 +302,7 @@ def against_blind(
     return used / (work * blind)
 
 
-def _unfairness(outcomes: Sequence[Outcome], slowdowns: Sequence[float]) -> float | None:
+def _unfairness(outcomes: Sequence[SimulatedRun], slowdowns: Sequence[float]) -> float | None:
     by_customer: defaultdict[str, list[float]] = defaultdict(list)
     for outcome, value in zip(outcomes, slowdowns, strict=True):
         by_customer[outcome.job.customer].append(value)
@@ -311,8 +311,12 @@ def _unfairness(outcomes: Sequence[Outcome], slowdowns: Sequence[float]) -> floa
 
 
 def _series(
-    outcomes: Sequence[Outcome], slowdowns: Sequence[float], grid: SimulatedGrid, *, merged: bool
-) -> Series:
+    outcomes: Sequence[SimulatedRun],
+    slowdowns: Sequence[float],
+    grid: SimulatedGrid,
+    *,
+    merged: bool,
+) -> ResultSeries:
     end = max(outcome.job.at for outcome in outcomes)
     width = max(end / _BINS, 1.0)
     busy, queued, money, power = ([0.0] * _BINS for _ in range(4))
@@ -336,7 +340,7 @@ def _series(
             power[i] += cpus * watts
         for i, part in _parts(outcome.job.at, outcome.start, width):
             queued[i] += part
-    return Series(width, busy, queued, _means(waits), _means(slow), money, power)
+    return ResultSeries(width, busy, queued, _means(waits), _means(slow), money, power)
 
 
 def _parts(start: float, end: float, width: float) -> Iterable[tuple[int, float]]:
@@ -354,7 +358,7 @@ def _means(bins: Sequence[Sequence[float]]) -> list[float]:
 # -- rows
 
 
-def summarise(measures: Sequence[Measures]) -> list[Row]:
+def summarise(measures: Sequence[Measures]) -> list[ResultRow]:
     """Means over seeds, a row for each scheduler, objective, load and delay."""
     by_case = {each.case: each for each in measures}
     groups: dict[tuple[Scheduler, str, float, float], list[Measures]] = {}
@@ -370,7 +374,7 @@ def _row(
     key: tuple[Scheduler, str, float, float],
     group: Sequence[Measures],
     by_case: Mapping[Case, Measures],
-) -> Row:
+) -> ResultRow:
     scheduler, wish, load, block = key
 
     def ratios(
@@ -389,7 +393,7 @@ def _row(
         return statistics.fmean(known) if known else None
 
     vs_saf = ratios(Scheduler.MERGED_SAF, lambda m: m.slowdown)
-    return Row(
+    return ResultRow(
         scheduler=scheduler,
         wish=wish,
         load=load,

@@ -9,8 +9,8 @@ from typing import Final
 from deepsquare_chain.metascheduler.simulation.experiment import (
     Experiment,
     Measures,
-    Row,
-    Series,
+    ResultRow,
+    ResultSeries,
 )
 
 _COLOURS: Final = (
@@ -29,7 +29,7 @@ figure { margin: 1.5rem 0 } figcaption { font-weight: 600 }
 """
 
 #: Title of a plot, and its values.
-_PLOTS: Final[tuple[tuple[str, Callable[[Series], Sequence[float]]], ...]] = (
+_PLOTS: Final[tuple[tuple[str, Callable[[ResultSeries], Sequence[float]]], ...]] = (
     ("Busy CPUs, part of the grid", lambda series: series.busy),
     ("Jobs that wait", lambda series: series.queued),
     ("Mean wait by time of submission, seconds", lambda series: series.wait),
@@ -39,7 +39,7 @@ _PLOTS: Final[tuple[tuple[str, Callable[[Series], Sequence[float]]], ...]] = (
 )
 
 #: Title of a column, and its text.
-COLUMNS: Final[tuple[tuple[str, Callable[[Row], str]], ...]] = (
+COLUMNS: Final[tuple[tuple[str, Callable[[ResultRow], str]], ...]] = (
     ("scheduler", lambda row: row.scheduler.value),
     ("jobs want", lambda row: row.wish or "-"),
     ("load", lambda row: f"{row.load:g}"),
@@ -68,7 +68,7 @@ def change(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio - 1:+.1%}"
 
 
-def render(experiment: Experiment, rows: Sequence[Row], measures: Sequence[Measures]) -> str:
+def render(experiment: Experiment, rows: Sequence[ResultRow], measures: Sequence[Measures]) -> str:
     """The whole page; names from files appear escaped."""
     grid, trace = experiment.grid, experiment.trace
     parts = [
@@ -106,7 +106,7 @@ def _name(measures: Measures) -> str:
     return f"{case.scheduler.value}{wish}" + (f", {case.block:g} s blocks" if case.block else "")
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[ResultRow]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title, _ in COLUMNS)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(show(row))}</td>" for _, show in COLUMNS) + "</tr>"

@@ -15,7 +15,7 @@ from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import RateLimit
-from deepsquare_chain.web.calls import CallPlan, Planner
+from deepsquare_chain.web.calls import CallPlan, CallPlanner
 from deepsquare_chain.web.jobform import read_form
 from deepsquare_chain.web.lookup import look_up
 from deepsquare_chain.web.pages.common import MAX_NUMBER, ask, show, site_of
@@ -75,7 +75,7 @@ async def submit(request: Request) -> Response:
     job_file = await ask(read_form, given)
     data = job_file.definition.to_bytes()
     providers = await ask(site.index.providers)
-    plan = await Planner(site.contracts).submit(
+    plan = await CallPlanner(site.contracts).submit(
         _account(given), job_file.terms(), job_file.definition.digest, providers, given
     )
     if site.store is not None:
@@ -89,14 +89,14 @@ async def submit(request: Request) -> Response:
 async def top_up(request: Request) -> Response:
     """Say what a top-up does."""
     site, given = await _posted(request)
-    planner = Planner(site.contracts)
+    planner = CallPlanner(site.contracts)
     return _answer(site, await planner.top_up(_account(given), _job(given), given))
 
 
 async def cancel(request: Request) -> Response:
     """Say what a cancellation does."""
     site, given = await _posted(request)
-    return _answer(site, await Planner(site.contracts).cancel(_account(given), _job(given)))
+    return _answer(site, await CallPlanner(site.contracts).cancel(_account(given), _job(given)))
 
 
 async def outcome(request: Request) -> Response:
