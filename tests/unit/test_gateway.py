@@ -35,8 +35,8 @@ from deepsquare_chain.store.definitions import DefinitionMismatch
 from deepsquare_chain.store.gateway_client import (
     GatewayClient,
     GatewayDefinitionStore,
+    GatewayRefusedError,
     LogPart,
-    RequestDeniedError,
     WrongAccountError,
     contract_resource,
     is_file_name,
@@ -393,11 +393,11 @@ async def test_a_gateway_does_not_choose_what_is_signed(world: World, field: str
 async def test_other_bytes_than_the_digest_says_are_not_kept(world: World) -> None:
     client = world.client(ALICE)
     for data in (DATA + b" ", b"{}", b""):
-        with pytest.raises(RequestDeniedError):
+        with pytest.raises(GatewayRefusedError):
             await client._ask("PUT", f"/v1/definitions/{JOB.definition.hex()}", content=data)
-    with pytest.raises(RequestDeniedError, match="no definition"):
+    with pytest.raises(GatewayRefusedError, match="no definition"):
         await client.put_definition(b"{}")
-    with pytest.raises(RequestDeniedError, match="longer than"):
+    with pytest.raises(GatewayRefusedError, match="longer than"):
         await client._ask("PUT", f"/v1/definitions/{'0' * 64}", content=b" " * 1_000_001)
 
 
@@ -450,11 +450,11 @@ async def test_an_upload_goes_on_where_it_was_cut_off(world: World) -> None:
     assert (await host.append(7, "work/a", 0, b"0123")).size == 4
     assert (await host.append(7, "work/a", 0, b"0123")).size == 4  # sent twice, kept once
     assert (await host.append(7, "work/a", 2, b"2345")).size == 6
-    with pytest.raises(RequestDeniedError) as told:
+    with pytest.raises(GatewayRefusedError) as told:
         await host.append(7, "work/a", 7, b"8")
     assert (told.value.code, told.value.offset) == ("wrong-offset", 6)
     assert (await host.append(7, "work/a", 6, b"67", complete=True)).complete
-    with pytest.raises(RequestDeniedError, match="complete"):
+    with pytest.raises(GatewayRefusedError, match="complete"):
         await host.append(7, "work/a", 8, b"9")
     assert (await host.append(7, "work/a", 6, b"67", complete=True)).size == 8
 
@@ -606,7 +606,7 @@ async def test_sizes_are_bounded_for_a_job_and_its_customer(make: Callable[..., 
     host = world.client(HOST)
 
     async def refused(job_id: int, name: str, size: int, offset: int = 0) -> str:
-        with pytest.raises(RequestDeniedError) as told:
+        with pytest.raises(GatewayRefusedError) as told:
             await host.append(job_id, name, offset, b"x" * size)
         return told.value.code
 
@@ -626,11 +626,11 @@ async def test_results_are_told_once_all_of_them_are_there(world: World) -> None
     host, alice = world.client(HOST), world.client(ALICE)
     listed = {"name": "work/a", "size": 3, "digest": "d", "problem": ""}
     assert await alice.results(7) is None
-    with pytest.raises(RequestDeniedError, match="not complete"):
+    with pytest.raises(GatewayRefusedError, match="not complete"):
         await host.put_results(7, [listed])
     await host.append(7, "work/a", 0, b"abc", complete=True)
     for wrong in ({"size": 4}, {"name": "work/../a"}, {"name": 1}, {"size": True}):
-        with pytest.raises(RequestDeniedError):
+        with pytest.raises(GatewayRefusedError):
             await host.put_results(7, [listed | wrong])
     await host.put_results(7, [listed, {"name": "work/p", "size": 0, "problem": "a pipe"}])
     found = await alice.results(7)
@@ -690,7 +690,7 @@ async def test_a_store_that_fails_is_no_end(world: World, monkeypatch: pytest.Mo
         raise StoreError("gone")
 
     monkeypatch.setattr(world.objects, "_put", fail)
-    with pytest.raises(RequestDeniedError, match="its store") as told:
+    with pytest.raises(GatewayRefusedError, match="its store") as told:
         await host.append(7, "log", 3, b"two")
     assert told.value.code == "unavailable"
     monkeypatch.undo()
@@ -701,7 +701,7 @@ async def test_what_others_may_see_of_the_inside(world: World) -> None:
     """Errors of the inside are one sentence; nothing of a file is ever shown as a page."""
     world.down = True
     world.access._jobs.clear()
-    with pytest.raises(RequestDeniedError, match="can't reach the chain now"):
+    with pytest.raises(GatewayRefusedError, match="can't reach the chain now"):
         await world.client(ALICE).definition(7, JOB.definition)
     world.down = False
     await world.client(HOST).append(7, "output", 0, b"<script>", complete=True)
