@@ -437,8 +437,8 @@ async def cancel(
             chosen = await unmet_jobs(contracts, wallet.address)
         else:
             chosen = await select(contracts, jobs or (), lambda: wallet.address)
+            records = [await contracts.scheduler.get_job(job_id) for job_id in chosen]
             if len(chosen) > 1:
-                records = await contracts.scheduler.get_jobs(list(chosen))
                 for job in records:
                     if not job.status.is_live:
                         context.printer.note(f"Job {job.id} was left out, it is {job.status.name}.")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deepsquare_chain.chain.bindings.calls import plural
 from deepsquare_chain.cli.doctor import print_checks
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
@@ -506,6 +505,7 @@ async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[s
 
 async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]) -> Hardware:
     """The hardware of the Slurm cluster that this machine submits to."""
+    from deepsquare_chain.chain.bindings.calls import plural
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.slurm.client import read_nodes
     from deepsquare_chain.executors.slurm.options import parse_options

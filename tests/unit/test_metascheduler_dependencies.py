@@ -114,11 +114,15 @@ def test_jobs_that_wait_for_others_take_no_place_of_their_array() -> None:
         "deepsquare.later=7",
         "deepsquare.array=sub-1",
         "deepsquare.array=sub-00000001%0",
-        "no affinity",
+        "no affinity,deepsquare.afterok=7",
     ],
 )
 def test_conditions_that_can_t_be_read_never_hold(uses: str) -> None:
     assert held([(JOB, uses)], [], {7: OK})[20].final
+
+
+def test_requirements_that_can_t_be_read_are_left_to_the_policy() -> None:
+    assert held([(JOB, "no affinity")], [], {7: OK}) == {}
 
 
 def test_conditions_read_as_they_were_written() -> None:
