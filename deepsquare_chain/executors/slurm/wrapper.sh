@@ -75,7 +75,9 @@ join_memory() {
     for other in "/dev/shm/deepsquare-$UID-"*; do
         if [[ -d $other && ! -L $other && -O $other ]]; then leave_memory "$other"; fi
     done
-    memory=/dev/shm/deepsquare-$UID-$JOB
+    # Clusters on one machine give their jobs the same numbers.
+    read -r other _ < <(cksum <<<"$folder")
+    memory=/dev/shm/deepsquare-$UID-$JOB-$other
     while :; do
         mkdir -m 0700 "$memory" 2>/dev/null
         [[ -d $memory && ! -L $memory && -O $memory ]] || return
@@ -88,7 +90,8 @@ join_memory() {
 # Removes such a folder that no task has any more.
 leave_memory() {
     exec 7<"$1" || return
-    if flock --nonblock 7; then rm -rf "$1"; fi
+    # It may have been removed and made again by a task since it was opened.
+    if flock --nonblock 7 && [[ /proc/self/fd/7 -ef $1 ]]; then rm -rf "$1"; fi
     exec 7<&-
 } 2>/dev/null
 
@@ -102,6 +105,8 @@ readonly ENTER='
     done </run/job/environment 2>/dev/null
     # Its shared memory fails where each task has namespaces of its own; "sm" is its later name.
     export OMPI_MCA_btl=${OMPI_MCA_btl-^vader,sm}
+    # Nor do its files of job data in memory that all tasks map: now and then a task crashed when it began.
+    export PMIX_MCA_gds=${PMIX_MCA_gds-hash}
     cd -- "$1" 2>/dev/null
     shift
     exec "$@"
