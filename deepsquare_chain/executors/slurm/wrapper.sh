@@ -318,6 +318,8 @@ run_step() {
             wait "$step_pid"
             code=$?
             kill "$watcher"
+            # Until it is gone it may take a byte of the next call in this slot.
+            wait "$watcher" 2>/dev/null
         else
             code=2
         fi
