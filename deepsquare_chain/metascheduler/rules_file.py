@@ -1,14 +1,14 @@
-"""The rules of a meta-scheduler, from a YAML file."""
+"""The rules of a meta-scheduler, from a YAML file; and how such files of operators are read."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import yaml
 from eth_utils.address import to_checksum_address
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.metascheduler.policy import Rules, Weights
@@ -17,6 +17,7 @@ _MAX_BYTES: Final = 1_000_000
 _HINT: Final = "examples/rules.yaml shows every rule with its default."
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _DEFAULTS: Final = Rules()
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 _Factor = Annotated[float, Field(ge=0.001, le=1_000, allow_inf_nan=False)]
@@ -43,9 +44,34 @@ class _RulesFile(BaseModel):
     priorities: dict[str, _Factor] = Field(default_factory=dict, max_length=100_000)
     max_running: int = Field(_DEFAULTS.max_running, ge=0, le=10**9)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, document: Any) -> Any:
+        """An empty file has every default."""
+        return {} if document is None else document
+
 
 def read_rules(path: Path) -> Rules:
     """Read rules; what the file leaves out has its default.
+
+    Raises:
+        UsageError: The file can't be read or names something wrong; the message says what.
+    """
+    found = read_yaml(path, _RulesFile, what="The rules", hint=_HINT)
+    values = found.model_dump()
+    values["weights"] = Weights(**values["weights"])
+    values["priorities"] = {_customer(name): each for name, each in found.priorities.items()}
+    return Rules(**values)
+
+
+def read_yaml(path: Path, model: type[_Model], *, what: str, hint: str) -> _Model:
+    """Read a YAML file of at most a megabyte.
+
+    Args:
+        path: The file.
+        model: What it must hold.
+        what: Name of the content, for messages.
+        hint: Where to see a right one.
 
     Raises:
         UsageError: The file can't be read or names something wrong; the message says what.
@@ -55,21 +81,15 @@ def read_rules(path: Path) -> Rules:
             text = file.read(_MAX_BYTES + 1)
         document: Any = yaml.safe_load(text.decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(
-            f"The rules {path} can't be read: {str(error)[:300]}", hint=_HINT
-        ) from error
+        raise UsageError(f"{what} {path} can't be read: {str(error)[:300]}", hint=hint) from error
     if len(text) > _MAX_BYTES:
-        raise UsageError(f"The rules {path} hold more than {_MAX_BYTES} bytes", hint=_HINT)
+        raise UsageError(f"{what} {path}: more than {_MAX_BYTES} bytes", hint=hint)
     try:
-        found = _RulesFile.model_validate({} if document is None else document)
+        return model.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the document"
-        raise UsageError(f"The rules {path}: {place}: {first['msg']}", hint=_HINT) from error
-    values = found.model_dump()
-    values["weights"] = Weights(**values["weights"])
-    values["priorities"] = {_customer(name): each for name, each in found.priorities.items()}
-    return Rules(**values)
+        raise UsageError(f"{what} {path}: {place}: {first['msg']}", hint=hint) from error
 
 
 def _customer(name: str) -> str:

@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR
-from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import Hardware, Offer, Prices, Provider, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import ProviderView
+from deepsquare_chain.metascheduler.rules_file import read_yaml
 
 #: Chain time until which all providers of a simulation are approved.
 _APPROVED: Final = 2**40
-_MAX_BYTES: Final = 1_000_000
 _HINT: Final = "examples/grid.yaml shows a grid of eight clusters with every key."
 
 
@@ -105,22 +103,7 @@ def read_grid(path: Path) -> SimulatedGrid:
     Raises:
         UsageError: The file can't be read or names something wrong; the message says what.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        document: Any = yaml.safe_load(text.decode())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(
-            f"the grid {path} can't be read: {str(error)[:300]}", hint=_HINT
-        ) from error
-    if len(text) > _MAX_BYTES:
-        raise UsageError(f"the grid {path} holds more than {_MAX_BYTES} bytes", hint=_HINT)
-    try:
-        return SimulatedGrid(_GridFile.model_validate(document).providers)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the document"
-        raise UsageError(f"the grid {path}: {place}: {first['msg']}", hint=_HINT) from error
+    return SimulatedGrid(read_yaml(path, _GridFile, what="the grid", hint=_HINT).providers)
 
 
 def _view(number: int, cluster: SimulatedProvider) -> ProviderView:
