@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Column, Index, Integer, String, Table, Text, delete, func, insert, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy import update as update_rows
 
 from deepsquare_chain.job import Job
@@ -206,11 +218,12 @@ class GatewayRecords:
             connection.execute(
                 insert(_segments).values(file=file.id, start=segment.start, size=segment.size)
             )
-        return self._resize(file, size, complete=complete)
+            return _resize(connection, file, size, complete=complete)
 
     def finish(self, file: StoredFile) -> StoredFile:
         """A file is complete as it is."""
-        return self._resize(file, file.size, complete=True)
+        with self._store.begin() as connection:
+            return _resize(connection, file, file.size, complete=True)
 
     def job_bytes(self, space: JobSpace) -> int:
         """Bytes of all files of a job."""
@@ -289,19 +302,19 @@ class GatewayRecords:
         with self._store.begin(durable=False) as connection:
             connection.execute(delete(_shares).where(_shares.c.until < before))
 
-    def _resize(self, file: StoredFile, size: int, *, complete: bool) -> StoredFile:
-        with self._store.begin(durable=complete) as connection:
-            connection.execute(
-                update_rows(_files)
-                .where(_files.c.id == file.id)
-                .values(size=size, complete=int(complete), changed_at=_now())
-            )
-        return StoredFile(file.id, file.space, file.name, size, complete)
-
     def _sum(self, column: Any, condition: Any) -> int:
         query = select(func.coalesce(func.sum(column), 0)).where(condition)
         with self._store.read() as connection:
             return int(connection.execute(query).scalar_one())
+
+
+def _resize(connection: Connection, file: StoredFile, size: int, *, complete: bool) -> StoredFile:
+    connection.execute(
+        update_rows(_files)
+        .where(_files.c.id == file.id)
+        .values(size=size, complete=int(complete), changed_at=_now())
+    )
+    return StoredFile(file.id, file.space, file.name, size, complete)
 
 
 def _file(row: Any) -> StoredFile:
