@@ -16,7 +16,6 @@ app = typer.Typer(
 )
 
 PORT: Final = 8549
-_MB: Final = 1024 * 1024
 _TERMS: Final = (
     Column("url", "gateway"),
     Column("chain_id", "chain", Kind.NUMBER),
@@ -87,11 +86,12 @@ async def serve(
     """Keep definitions, logs and results for those whom the chain names; until Ctrl-C."""
     from deepsquare_chain.cli.services import serve_gateway
     from deepsquare_chain.gateway.rules import DAY, GatewayRules
+    from deepsquare_chain.job import MEGABYTE
 
     rules = GatewayRules(
-        max_log=max_log_mb * _MB,
-        max_job=max_job_mb * _MB,
-        max_account=max_customer_mb * _MB,
+        max_log=max_log_mb * MEGABYTE,
+        max_job=max_job_mb * MEGABYTE,
+        max_account=max_customer_mb * MEGABYTE,
         rate=per_account,
         keep_seconds=int(keep_days * DAY),
     )

@@ -97,7 +97,7 @@ class Nonces:
         """Refuse a nonce that is not good now, without using it.
 
         Raises:
-            RefusedError: It is of somebody else, too old, or used.
+            RequestDeniedError: It is of somebody else, too old, or used.
         """
         good = _NONCE.fullmatch(nonce) is not None
         if not good or not hmac.compare_digest(self._proof(nonce[:24]), nonce[24:]):
@@ -175,7 +175,7 @@ class Access:
         """A token and its session for a signed message.
 
         Raises:
-            RefusedError: The message is of another site, chain, contract or time, its nonce is
+            RequestDeniedError: The message is of another site, chain, contract or time, its nonce is
                 not good, or somebody else signed it.
             EndpointError: The chain does not answer, which a contract's wallet needs.
         """
@@ -201,7 +201,7 @@ class Access:
         """The session of a token.
 
         Raises:
-            RefusedError: There is none, or it has expired.
+            RequestDeniedError: There is none, or it has expired.
         """
         key = hashlib.sha256(token.encode()).hexdigest()
         session = self._sessions.get(key)
@@ -281,7 +281,7 @@ class Access:
         """The job, once it is sure that the account has this right to it.
 
         Raises:
-            RefusedError: It has not, or there is no such job: a stranger learns no difference.
+            RequestDeniedError: It has not, or there is no such job: a stranger learns no difference.
             EndpointError: The chain does not answer.
         """
         if session.jobs is not None and job_id not in session.jobs:
@@ -306,7 +306,7 @@ class Access:
         """Refuse to keep definitions for an account that can't pay for any job.
 
         Raises:
-            RefusedError: It holds no credits.
+            RequestDeniedError: It holds no credits.
             EndpointError: The chain does not answer.
         """
         if session.jobs is not None:

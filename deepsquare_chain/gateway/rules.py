@@ -7,10 +7,10 @@ from http import HTTPStatus
 from typing import Final
 
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import MEGABYTE
 from deepsquare_chain.store.gateway_client import is_file_name
 
 DAY: Final = 86_400
-MIB: Final = 1024 * 1024
 
 
 class RequestDeniedError(GridError):
@@ -54,12 +54,12 @@ class GatewayRules:
         catch_up_seconds: Seconds after the end of a job in which its provider may deliver.
     """
 
-    max_part: int = 4 * MIB
-    max_log: int = 64 * MIB
-    max_job: int = 16 * 1024 * MIB
+    max_part: int = 4 * MEGABYTE
+    max_log: int = 64 * MEGABYTE
+    max_job: int = 16 * 1024 * MEGABYTE
     max_files: int = 10_000
-    max_account: int = 64 * 1024 * MIB
-    max_definitions: int = 256 * MIB
+    max_account: int = 64 * 1024 * MEGABYTE
+    max_definitions: int = 256 * MEGABYTE
     max_streams: int = 200
     rate: float = 100.0
     burst: int = 2_000
@@ -74,7 +74,7 @@ def check_name(name: str) -> str:
     """The name of a file of a job: `log`, `output`, or a path below `work/`.
 
     Raises:
-        RefusedError: It is none of these, or a path that leads elsewhere.
+        RequestDeniedError: It is none of these, or a path that leads elsewhere.
     """
     if not is_file_name(name):
         raise RequestDeniedError(

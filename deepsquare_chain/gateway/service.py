@@ -117,7 +117,7 @@ class GatewayService:
         """Keep a definition.
 
         Raises:
-            RefusedError: It is not what its digest says, no definition, or too much.
+            RequestDeniedError: It is not what its digest says, no definition, or too much.
             StoreError: The store does not take it now.
         """
         if hashlib.sha256(data).hexdigest() != digest:
@@ -144,7 +144,7 @@ class GatewayService:
         """The definition of a job.
 
         Raises:
-            RefusedError: There is none, or what is there is something else.
+            RequestDeniedError: There is none, or what is there is something else.
             StoreError: The store does not answer.
         """
         digest = space.job.definition.hex()
@@ -165,7 +165,7 @@ class GatewayService:
         """A file of a job.
 
         Raises:
-            RefusedError: There is none.
+            RequestDeniedError: There is none.
         """
         found = self._records.file(space, name)
         if found is None:
@@ -190,7 +190,7 @@ class GatewayService:
         """Add the part of a file that begins at `offset`; what is there already is left alone.
 
         Raises:
-            RefusedError: The part begins beyond the end of the file, or is too much.
+            RequestDeniedError: The part begins beyond the end of the file, or is too much.
             StoreError: The store does not take it now.
         """
         async with self.objects.lock(space, name):
@@ -226,7 +226,7 @@ class GatewayService:
         """Keep what a provider says that a run left.
 
         Raises:
-            RefusedError: A file is not complete here, or the list is none.
+            RequestDeniedError: A file is not complete here, or the list is none.
         """
         files = body.get("files")
         if not isinstance(files, list) or len(files) > self.rules.max_files:
@@ -245,7 +245,7 @@ class GatewayService:
         """What a run left (JSON).
 
         Raises:
-            RefusedError: Its provider has not delivered all of it.
+            RequestDeniedError: Its provider has not delivered all of it.
         """
         found = self._records.results(space)
         if found is None:
@@ -262,7 +262,7 @@ class GatewayService:
         It ends without None when the session ends or the gateway closes: the reader comes back.
 
         Raises:
-            RefusedError: The account has too many streams open.
+            RequestDeniedError: The account has too many streams open.
         """
         if self._closed.is_set() or self._streams[session.account] >= self.rules.max_streams:
             raise RequestDeniedError(
@@ -326,7 +326,7 @@ class GatewayService:
         """Let a reader read a job until then; the customer's signature says so.
 
         Raises:
-            RefusedError: The account is not the customer, or did not sign this.
+            RequestDeniedError: The account is not the customer, or did not sign this.
             EndpointError: The chain does not answer.
         """
         space = await self.access.job(session, job_id, Right.OWN)
@@ -390,7 +390,7 @@ class GatewayService:
         """Refuse files of a job whose definition is kept elsewhere: its customer looks there.
 
         Raises:
-            RefusedError: The definition is not here.
+            RequestDeniedError: The definition is not here.
         """
         if not self._records.has_definition(space.job.definition.hex()):
             raise _missing(f"The definition of job {space.job_id} is not here")
@@ -417,7 +417,7 @@ def _entry(given: Any) -> dict[str, Any]:
     """A file of a list of results, checked.
 
     Raises:
-        RefusedError: It is none.
+        RequestDeniedError: It is none.
     """
     if isinstance(given, dict):
         entry = {
