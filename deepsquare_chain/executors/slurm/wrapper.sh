@@ -432,14 +432,16 @@ end_script() {
 end_leftovers() {
     local file other parent found tries
     for ((tries = 0; tries < 40; tries++)); do
-        found=0
+        found=()
         while IFS= read -r file; do
             other=${file#/proc/} other=${other%/environ}
             parent=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$other/status" 2>/dev/null)
             case " $$ $PPID $keeper $BASHPID " in *" $other "* | *" ${parent:-none} "*) continue ;; esac
-            kill -KILL "$other" 2>/dev/null && found=1
+            # A shell that sees its child killed would write so into the output.
+            kill -STOP "$other" 2>/dev/null && found+=("$other")
         done < <(grep -lszxF "GRID_RUN=$MARK" /proc/[0-9]*/environ)
-        ((found)) || return
+        ((${#found[@]})) || return
+        kill -KILL "${found[@]}" 2>/dev/null
         sleep 0.05
     done
 }
