@@ -330,7 +330,7 @@ class Conditions:
 
 
 def parse_conditions(uses: str) -> Conditions:
-    """The conditions in `uses`; the demands on labels beside them are passed over.
+    """The conditions in `uses`; requirements of labels are ignored.
 
     Raises:
         ValueError: A condition is not understood; the message names it.

@@ -146,7 +146,7 @@ SocketUrl = Annotated[str, AfterValidator(_check_socket)]
 
 
 class Settings(BaseSettings):
-    """What every command and daemon may be told. Paths are relative to where they are written."""
+    """The settings of every command and daemon. Paths are relative to the file that gives them."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
@@ -172,7 +172,7 @@ class Settings(BaseSettings):
         5, ge=0, le=10_000, description="Blocks that an endpoint may be behind the best one"
     )
     ca_file: FilePath | None = Field(
-        None, description="Certificates (PEM) that endpoints may have beside the system's"
+        None, description="Certificates (PEM) that endpoints may use in addition to the system's"
     )
     headers_file: FilePath | None = Field(
         None, description="File of headers for endpoints, such as keys, readable by you alone"
@@ -322,7 +322,7 @@ class Sources:
     contexts: Mapping[str, str]
 
     def origin(self, name: str) -> str:
-        """What a setting's value in force was told by."""
+        """The source of a setting's value in force."""
         if name in self.given:
             return "the command line"
         variable = _variable(name)
@@ -531,7 +531,7 @@ def _anchored(values: Mapping[str, Any], path: Path, where: str) -> dict[str, An
 
 def _anchor(key: str, value: Any, folder: Path) -> Any:
     if key in _PATHS and isinstance(value, str) and value and "://" not in value:
-        with suppress(RuntimeError):  # nobody's home: told where the value is checked
+        with suppress(RuntimeError):  # no home directory: reported where the value is checked
             return str(folder / Path(value).expanduser())
     return value
 

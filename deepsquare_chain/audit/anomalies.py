@@ -1,7 +1,7 @@
 """What is lawful in a grid's history but worth a look: the kinds and their rows. Pure.
 
 A finding says that the books are wrong; an exception says that somebody should ask why. Both are
-told apart everywhere: only findings make an audit fail. `watch` has the rules.
+kept apart everywhere: only findings make an audit fail. `watch` has the rules.
 """
 
 from __future__ import annotations

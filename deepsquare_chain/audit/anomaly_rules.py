@@ -1,4 +1,4 @@
-"""The rules that say what is worth a look, applied to events beside the books. Pure."""
+"""The rules that find anomalies in events, given the ledgers. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepsquare_chain.job import JobFlags, JobStatus
 
 
 class AnomalyRules:
-    """Reads events beside the books and notes exceptions.
+    """Reads events along with the ledgers and records anomalies.
 
     Args:
         deployment: Its recorded timeouts, or the usual ones, say what is long; addresses are

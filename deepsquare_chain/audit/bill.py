@@ -1,4 +1,4 @@
-"""The bill of a job computed again, beside what was paid. Pure.
+"""The bill of a job, recomputed and compared with the payments. Pure.
 
 seconds x rate is the cost; the fee is floor(cost x basis points / 10000); the provider gets the
 rest of the cost, the customer the rest of the escrow. What interim payments billed is not billed

@@ -106,7 +106,7 @@ async def export(
     except OSError as error:
         raise UsageError(
             f"{folder} can't be written: {error.strerror}; the export is not complete",
-            hint="Make room, remove the folder, and export again.",
+            hint="Free disk space, remove the folder, and export again.",
         ) from None
 
 

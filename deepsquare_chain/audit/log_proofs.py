@@ -64,7 +64,7 @@ async def prove(
     *,
     progress: Progress | None = None,
 ) -> list[AuditFinding]:
-    """Prove that a node told all logs of a grid and no other, by its headers alone.
+    """Prove by its headers alone that a node returned all logs of a grid and no others.
 
     Every header from the deployment on is hashed and chained to its parent; where the bloom allows
     for our logs, the block's receipts are fetched and their trie is built again.
@@ -74,7 +74,7 @@ async def prove(
         deployment: Whose logs.
         told: What `eth_getLogs` said.
         to_block: Last block; whoever trusts its hash needs to trust nothing else.
-        progress: Told how far it is.
+        progress: Called with the progress.
 
     Raises:
         EndpointError: The node does not answer, or refuses receipts.
@@ -117,7 +117,7 @@ class _Proof:
             raise ProofError(f"its logs name the block {self._hashes[number]}")
         if not any(may_hold(header, each) for each in self._addresses):
             if number in self._digests:
-                raise ProofError("its bloom excludes the logs that the node told of it")
+                raise ProofError("its bloom filter excludes the logs that the node returned for it")
             return
         logs = check_receipts(header, await self._receipts(header))
         ours = [log for log in logs if log["address"].lower() in self._addresses]
@@ -126,7 +126,9 @@ class _Proof:
             if log["logIndex"] != hex(index) or log["blockHash"] != header["hash"]:
                 raise ProofError(f"log {index} of its receipts names another place")
         if digest_of_logs(ours) != self._digests.get(number, digest_of_logs([])):
-            raise ProofError(f"it holds {len(ours)} logs of the grid, and not those that were told")
+            raise ProofError(
+                f"it holds {len(ours)} logs of the grid, and not those that the node returned"
+            )
 
     async def _receipts(self, header: Mapping[str, Any]) -> list[Any]:
         """All receipts of a block, at once or, where the node can't, one by one."""

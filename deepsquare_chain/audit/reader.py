@@ -37,7 +37,7 @@ class LogSink(Protocol):
         """Logs of some blocks, as JSON-RPC gives them."""
 
 
-#: Told the last block that was read and the last one there is to read.
+#: Called with the last block that was read and the last one there is to read.
 Progress = Callable[[int, int], None]
 
 
@@ -146,7 +146,7 @@ async def audit_chain(
         contracts: Of the grid.
         to_block: Last block; the head of now by default.
         compare: Also compare with what the contracts hold at that block.
-        progress: Told how far the reading is.
+        progress: Called with the progress of reading.
 
     Raises:
         EndpointError: The node does not answer.

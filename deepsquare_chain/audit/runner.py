@@ -136,8 +136,8 @@ async def audit_export(
         with bars("Comparing with the chain") as progress:
             against = await compare_with_chain(contracts, path, progress=progress)
         more += against
-        foreign = any(finding.code == "manifest" for finding in against)
-        if replayed.ledger is not None and not foreign:
+        wrong_manifest = any(finding.code == "manifest" for finding in against)
+        if replayed.ledger is not None and not wrong_manifest:
             block_hash = replayed.manifest.block_hash
             if how.storage:
                 last = replayed.manifest.last_block
@@ -149,10 +149,10 @@ async def audit_export(
             hint="Export again with `deepsquare audit export`.",
         )
     own = {id(finding) for finding in replayed.ledger.findings}
-    beside = [finding for finding in more if id(finding) not in own]
-    report = _report(replayed.ledger, storage, beside, block_hash, proven=False)
+    others = [finding for finding in more if id(finding) not in own]
+    report = _report(replayed.ledger, storage, others, block_hash, proven=False)
     # A chain that tells something else need not know these transactions.
-    if contracts is None or not block_hash or beside:
+    if contracts is None or not block_hash or others:
         return report
     return await _with_senders(contracts, report)
 

@@ -94,7 +94,7 @@ def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
     """Write the standard input of each contract and a Sourcify repository.
 
     `NAME.input.json` is for forms that take standard JSON; below `contracts/full_match/` stands
-    what Sourcify and Otterscan read: metadata.json byte for byte, and its sources beside it.
+    what Sourcify and Otterscan read: metadata.json byte for byte, and its sources in the same folder.
 
     Returns:
         All files, sorted.

@@ -245,7 +245,7 @@ async def _reused(w3: AsyncWeb3[Any], params: GridParams) -> list[int]:
     """First blocks of the contracts that a new version goes on with.
 
     Raises:
-        UsageError: One is not the contract that it should be, or its block can't be told.
+        UsageError: One is not the contract that it should be, or its block can't be determined.
     """
     reused = {"Credit": params.credit, "ProviderRegistry": params.registry}
     found = []

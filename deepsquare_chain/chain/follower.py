@@ -209,7 +209,7 @@ class Follower(Generic[T]):
             return None
         before, after, rest, last = found.before, found.after, found.more, found.last
         if before is None or after is None or before["hash"] != after["hash"]:
-            return None  # it lags behind the head that another node told, or is being replaced
+            return None  # it lags behind the head that another node reported, or is being replaced
         if cursor is not None and (rest[0] is None or rest[0]["hash"] != cursor.hash):
             return None if rest[0] is None else _Moved()
         blocks = self._blocks(found.logs, first, Block(last, after["hash"]))

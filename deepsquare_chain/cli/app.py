@@ -18,7 +18,7 @@ from deepsquare_chain.cli.frame import SETTING_FLAGS
 
 
 class _Part(NamedTuple):
-    """Where a command or group stands: a file beside this one, and its line in the root's help."""
+    """A command or group: its module in this package, and its line in the root's help."""
 
     module: str
     help: str

@@ -28,7 +28,7 @@ _UNSIGNED_HELP: Final = (
     "Send nothing: print the calldata for this account, a Safe for instance, to send."
 )
 _PANEL: Final = "Common options"
-#: Seconds after which a person is told of a transaction that is in no block yet, and then again.
+#: Seconds after which a person is informed of a transaction that is in no block yet, and then again.
 _TELL_FIRST: Final = 3.0
 _TELL_EVERY: Final = 15.0
 
@@ -235,7 +235,7 @@ class CommandContext:
         Args:
             doubts: What it undoes, or what is odd about it; nothing is asked without any.
             yes: Whether the person has agreed already.
-            warnings: What may be right all the same: asked on a terminal, else only told.
+            warnings: What may be right all the same: asked on a terminal, else only printed.
 
         Raises:
             UsageError: There are doubts, no terminal to ask on, and --yes was not given.

@@ -165,8 +165,8 @@ async def why(context: CommandContext, job: JobArgument) -> None:
     if context.printer.style is Format.TABLE:
         context.printer.text(found.words)
         return
-    told = (found.job.id, found.job.status.name, found.text, "\n".join(found.details))
-    context.printer.record(_WHY, (*told, found.advice))
+    why = (found.job.id, found.job.status.name, found.text, "\n".join(found.details))
+    context.printer.record(_WHY, (*why, found.advice))
 
 
 @command(app)
@@ -346,7 +346,7 @@ async def results(
                 job,
                 folder,
                 gateways=gateways,
-                told=context.printer.note,
+                report=context.printer.note,
             )
             found += [(job, each) for each in files]
     rows = (

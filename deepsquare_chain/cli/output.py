@@ -40,7 +40,7 @@ class Kind(StrEnum):
     HASH = "hash"  # an address, a digest or a transaction, in hexadecimal
 
 
-#: Kinds that stand for an amount of wei: name and form of the decimal beside it.
+#: Kinds that stand for an amount of wei: name and form of the accompanying decimal.
 _DECIMALS: Final[Mapping[Kind, tuple[str, Callable[[int], str]]]] = {
     Kind.CREDITS: ("credits", format_credits),
     Kind.COIN: ("coin", format_credits),
@@ -96,7 +96,7 @@ class Printer:
         return self._err or sys.stderr
 
     def note(self, text: str) -> None:
-        """Say something beside the data."""
+        """Print a message to people, apart from the data."""
         self.err.write(f"{plain(text, keep=chr(10))}\n")
         self.err.flush()
 
@@ -268,7 +268,7 @@ def _object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for column, value in zip(columns, row, strict=True):
         if column.kind in _DECIMALS:
-            # Wei do not fit a JSON number; the decimal beside it is for people.
+            # Wei do not fit a JSON number; the accompanying decimal is for people.
             suffix, show = _DECIMALS[column.kind]
             found[column.key] = None if value is None else str(value)
             found[f"{column.key}_{suffix}"] = None if value is None else show(value)
@@ -287,7 +287,7 @@ def _csv_cell(value: Any, is_text: bool) -> Any:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that is told how far the work is, and how far it goes."""
+    """A function to call with the progress and the total of the work."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining

@@ -82,7 +82,7 @@ async def print_log(
 class LogPrinter:
     """Shows what the jobs of a line print while somebody waits for its end; nothing without gateways.
 
-    A log that can't be shown is told of and changes nothing about the waiting.
+    A log that can't be shown is reported and does not affect the wait.
     """
 
     def __init__(

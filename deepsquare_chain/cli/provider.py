@@ -337,7 +337,7 @@ async def drain(
             receipt = await wallet.send(registry.set_draining(True))
         if wait:
             await wait_until_empty(
-                wallet.contracts, provider.id, timeout=wait_timeout, told=context.printer.note
+                wallet.contracts, provider.id, timeout=wait_timeout, report=context.printer.note
             )
     if receipt is None:
         context.unchanged("The maintenance had begun already.")
@@ -440,7 +440,7 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
     except GridError as error:
         if account is not None:
             raise
-        # Whose provider it is can't be told: all else can still be examined.
+        # The provider's owner can't be determined: all else can still be examined.
         address = ""
         found = await examine(settings)
         found.append(Check("registration", False, error.message, error.hint, "keystore"))

@@ -68,7 +68,7 @@ async def provide(settings: Settings) -> None:
 
 
 def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
-    """What every service is told, as `ServiceSettings` has it."""
+    """The settings of every service as `ServiceSettings`."""
     from deepsquare_chain.daemon.status import service_folder
 
     return {

@@ -179,7 +179,7 @@ async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
 class Teller:
     """Tells why a job that is waited for does not move, and tells it again when that changes.
 
-    It looks beside the waiting, one look at a time: on a long chain the first one takes a while.
+    It looks in the background, one look at a time: on a long chain the first one takes a while.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Teller:
         self._on_unmet = on_unmet
         self._dry_run: DryRunScheduler | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._told: Hashable = None
+        self._reported: Hashable = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -219,14 +219,14 @@ class Teller:
             self._dry_run = self._dry_run or DryRunScheduler(self._contracts)
             found = await self._dry_run.situation(job)
         except Exception as error:  # noqa: BLE001 - a reason that can't be found must not end the wait
-            # An endpoint that fails is told by the waiting itself. What was seen may be of a
+            # A failing endpoint is reported by the wait itself. What was seen may be of a
             # branch that is gone: the next look begins anew.
             _log.debug("no reason found", job=job.id, error=str(error))
             self._close()
             return
         cause = (job.id, found.cause)
-        if found.cause is not None and cause != self._told:
-            self._told = cause
+        if found.cause is not None and cause != self._reported:
+            self._reported = cause
             self._tell(found.words)
             if found.unmet and self._on_unmet is not None:
                 await self._on_unmet(found.job)
@@ -238,21 +238,21 @@ class Teller:
 
 
 async def _ended(contracts: Contracts, job: Job) -> str:
-    told = (await histories(contracts, [job.id]))[job.id]
+    history = (await histories(contracts, [job.id]))[job.id]
     where = f" at provider {job.provider_id}" if job.provider_id else ""
     lines = [f"job {job.id} ended {job.status.name}{where}"]
-    if told.exit_code is not None:
-        lines.append(f"its exit code is {told.exit_code}")
-    if told.reason:
-        lines.append(f"the reason given is {told.reason!r}")
-    if told.billed_seconds is not None:
-        used, back = told.paid + told.fee, told.refunded
+    if history.exit_code is not None:
+        lines.append(f"its exit code is {history.exit_code}")
+    if history.reason:
+        lines.append(f"the reason given is {history.reason!r}")
+    if history.billed_seconds is not None:
+        used, back = history.paid + history.fee, history.refunded
         lines.append(
-            f"{told.billed_seconds} s were billed: {format_credits(used)} credits used, "
+            f"{history.billed_seconds} s were billed: {format_credits(used)} credits used, "
             f"{format_credits(back)} refunded"
         )
-    if told.successor is not None:
-        lines.append(f"job {told.successor} goes on with its credits")
+    if history.successor is not None:
+        lines.append(f"job {history.successor} goes on with its credits")
     return "\n".join(lines)
 
 

@@ -142,7 +142,7 @@ async def _password_file(settings: Settings) -> str:
 
 
 async def _is_wallet(settings: Settings) -> bool:
-    """Whether the check of the wallet finds nothing: what it finds is told once."""
+    """Whether the check of the wallet finds nothing: what it finds is reported once."""
     return (await run_check("wallet", _wallet, settings)).ok
 
 

@@ -197,7 +197,7 @@ class RelayedSender:
 
         Returns:
             Requests that a relay had refused and that had their effect all the same, as far as
-            nobody was told yet.
+            nobody knows of it yet.
 
         Raises:
             EndpointError: The chain does not answer.

@@ -243,7 +243,7 @@ async def remote_results(
     gateways: Sequence[GatewayClient],
     job_id: int,
     to: Path | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[ResultFile], str]:
     """What a job left, from a gateway, and the digest of its output that is on chain.
 
@@ -255,7 +255,7 @@ async def remote_results(
         gateways: Where it is looked for.
         job_id: The job.
         to: A new folder to download into; the output becomes `output`, the others `work/...`.
-        told: Told of a download that goes on after it was cut off.
+        report: Called when a download resumes after it was cut off.
 
     Raises:
         NotFoundError: There is no such job, or its provider has not delivered its results.
@@ -270,7 +270,7 @@ async def remote_results(
             f"Job {job_id} has not ended: it is {job.status.name}",
             hint=f"Wait for it with `deepsquare job watch {job_id}`.",
         )
-    gateway, files = await _delivered(gateways, job, told)
+    gateway, files = await _delivered(gateways, job, report)
     reported = await reported_digest(contracts, job_id)
     output = b""
     names = {each.name for each in files if not each.problem}
@@ -284,12 +284,12 @@ async def remote_results(
         )
     if to is not None:
         _make(to)
-        files = [await _saved(gateway, job_id, each, to, told) for each in files]
+        files = [await _saved(gateway, job_id, each, to, report) for each in files]
     return files, reported
 
 
 async def _delivered(
-    gateways: Sequence[GatewayClient], job: Job, told: Callable[[str], None]
+    gateways: Sequence[GatewayClient], job: Job, report: Callable[[str], None]
 ) -> tuple[GatewayClient, list[ResultFile]]:
     """The gateway that has the results, and their list; waits a little for a job that ran."""
     deadline, waits = time.monotonic() + _DELIVERY, False
@@ -306,7 +306,7 @@ async def _delivered(
         if failed is not None or not job.rate or time.monotonic() > deadline:
             break
         if not waits:
-            told(f"The provider of job {job.id} is delivering its results ...")
+            report(f"The provider of job {job.id} is delivering its results ...")
             waits = True
         await asyncio.sleep(_LOOK)
     raise failed or NotFoundError(
@@ -351,7 +351,7 @@ def _make(folder: Path) -> None:
 
 
 async def _saved(
-    gateway: GatewayClient, job_id: int, file: ResultFile, to: Path, told: Callable[[str], None]
+    gateway: GatewayClient, job_id: int, file: ResultFile, to: Path, report: Callable[[str], None]
 ) -> ResultFile:
     """Download a file and compare it with what the provider says of it."""
     if file.problem:
@@ -360,7 +360,7 @@ async def _saved(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as target:
-            digest = await _download(gateway, job_id, file, target, told)
+            digest = await _download(gateway, job_id, file, target, report)
     except OSError as error:
         return _unsaved(file, path, f"can't be written: {error.strerror}")
     except GridError as error:
@@ -381,7 +381,7 @@ async def _download(
     job_id: int,
     file: ResultFile,
     target: BinaryIO,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> str:
     """Download into a file, on from where it was cut off; the SHA-256 of all."""
     whole, at, tries = hashlib.sha256(), 0, _TRIES
@@ -404,7 +404,7 @@ async def _download(
             )
             if not tries:
                 raise
-            told(f"{file.name}: {error.message}; going on at byte {at}.")
+            report(f"{file.name}: {error.message}; going on at byte {at}.")
             await asyncio.sleep(pause)
         else:
             if at == before:

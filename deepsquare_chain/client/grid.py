@@ -253,7 +253,7 @@ class Grid:
         Args:
             job_id: The job.
             timeout: Seconds to wait at most; None waits for ever.
-            on_change: Told of the job as found first, and after every change of its status.
+            on_change: Called with the job as found first, and after every change of its status.
 
         Raises:
             NotFoundError: There is no such job.

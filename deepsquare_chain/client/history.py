@@ -76,8 +76,8 @@ async def histories(contracts: Contracts, job_ids: Sequence[int]) -> dict[int, H
 async def reported_digest(contracts: Contracts, job_id: int) -> str:
     """SHA-256 (hexadecimal) of the output that a job's provider reported, empty if none did."""
     history = (await histories(contracts, [job_id]))[job_id]
-    told = [event for event in history.events if isinstance(event, JobResult)]
-    return told[-1].result.hex() if told and any(told[-1].result) else ""
+    results = [event for event in history.events if isinstance(event, JobResult)]
+    return results[-1].result.hex() if results and any(results[-1].result) else ""
 
 
 def replay(found: dict[int, History], events: Iterable[Event]) -> None:
@@ -137,7 +137,7 @@ async def _events(contracts: Contracts, job_ids: list[int]) -> list[Event]:
     address = contracts.scheduler.address
     start = contracts.deployment.block
     own = await read_logs(contracts.w3, [address], [kinds, numbers], start)
-    # A carry is told by the predecessor's event, whose second topic is the successor.
+    # A carry is in the predecessor's event, whose second topic is the successor.
     carried = await read_logs(
         contracts.w3, [address], [event_topics(JobRetried), None, numbers], start
     )

@@ -94,12 +94,12 @@ async def newest(
         ]
         if not (names or submission):
             wanted = wanted[: limit - len(found)]
-        told = await histories(contracts, [job.id for job in wanted]) if wanted else {}
+        history_of = await histories(contracts, [job.id for job in wanted]) if wanted else {}
         found += [
-            ListedJob(job, told[job.id])
+            ListedJob(job, history_of[job.id])
             for job in wanted
-            if (not names or any(fnmatchcase(told[job.id].name, name) for name in names))
-            and (not submission or _submission(told[job.id].uses) == submission)
+            if (not names or any(fnmatchcase(history_of[job.id].name, name) for name in names))
+            and (not submission or _submission(history_of[job.id].uses) == submission)
         ]
         top = bottom - 1
     return found[:limit]

@@ -23,7 +23,7 @@ async def wait_until_empty(
     provider_id: int,
     *,
     timeout: float | None,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
     interval: float = _INTERVAL,
 ) -> None:
     """Wait until no job is assigned to a provider; an endpoint that is away is waited for.
@@ -32,7 +32,7 @@ async def wait_until_empty(
         contracts: Of the grid.
         provider_id: The provider.
         timeout: Seconds to wait at most; None for any time.
-        told: Gets a line whenever the number of jobs has changed.
+        report: Called with a line whenever the number of jobs has changed.
         interval: Seconds between two looks.
 
     Raises:
@@ -46,17 +46,17 @@ async def wait_until_empty(
             jobs = await newest(contracts, limit=_LIMIT, provider_id=provider_id, statuses=assigned)
         except EndpointError as error:
             if not away:
-                told(f"Waiting for the endpoint: {error.message}")
+                report(f"Waiting for the endpoint: {error.message}")
             away = True
         else:
             away = False
             if not jobs:
-                told("No job is left with this provider.")
+                report("No job is left with this provider.")
                 return
             if len(jobs) != before:
                 before = len(jobs)
                 running = sum(job.status is JobStatus.RUNNING for job, _ in jobs)
-                told(f"Jobs left: {before}, of which {running} are running.")
+                report(f"Jobs left: {before}, of which {running} are running.")
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
                 f"Jobs were left when the {timeout:.3g} s were up",

@@ -22,7 +22,7 @@ from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _GWEI: Final = 10**9
-#: A person waits: an endpoint that is down is told after seconds, not minutes.
+#: A person waits: an endpoint that is down is reported after seconds, not minutes.
 _ATTEMPTS: Final = 4
 
 
@@ -93,7 +93,7 @@ async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
     """
     if settings.keystore is None and not settings.signer:
         raise no_keystore()
-    # A wrong path is told before anybody is asked for a password.
+    # A wrong path is reported before anybody is asked for a password.
     if settings.keystore is not None and not settings.signer:
         stated_address(settings.keystore)
     async with open_grid(settings) as contracts:

@@ -29,7 +29,7 @@ class PricedOffer:
         rate: Credit-wei a second.
         cost: Credit-wei of the whole time limit.
         longest: Seconds that the offered credits buy.
-        starts_in: Seconds until there is room at the latest, if the job goes first; None where
+        starts_in: Seconds until there is free capacity at the latest, if the job goes first; None where
             the provider can't take it, or its whole offer is too small.
         refusal: Why it can't run there, empty if it can.
         joules: Energy of the whole time limit by the provider's labels; None where they do not

@@ -19,7 +19,7 @@ from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.gateway_client import gateway_urls
 
-#: An approval that ends within this many seconds is told.
+#: An approval that ends within this many seconds is reported.
 _SOON = 7 * 86_400
 #: Jobs whose definitions are looked for.
 _LOOKED_AT = 20
@@ -81,7 +81,7 @@ async def _definitions(settings: Settings, contracts: Contracts) -> Check:
     jobs = jobs or await newest(contracts, limit=_LOOKED_AT, statuses=set(JobStatus))
     name = "definitions"
     if not jobs:
-        return Check(name, True, "there is no job yet by which it could be told", "", setting)
+        return Check(name, True, "there is no job yet by which it could be checked", "", setting)
     missing = 0
     for job, _ in jobs:
         try:
@@ -105,8 +105,8 @@ def _abilities(status: Mapping[str, Any] | None) -> Check:
     if not isinstance(found, Mapping) or not found:
         text = "not known: the daemon does not run here, or has not tested them yet"
         return Check(name, True, text, "", setting)
-    usable = sorted(str(each) for each, told in found.items() if told == "yes")
-    lacking = [f"{each}: {told}" for each, told in sorted(found.items()) if told != "yes"]
+    usable = sorted(str(each) for each, state in found.items() if state == "yes")
+    lacking = [f"{each}: {state}" for each, state in sorted(found.items()) if state != "yes"]
     text = f"{', '.join(usable) or 'none'}; not {'; '.join(lacking)}"
     return Check(name, True, text[:2_000], "", setting)
 

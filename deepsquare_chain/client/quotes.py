@@ -35,7 +35,7 @@ class Quote:
 async def quotes(contracts: Contracts, terms: Terms) -> list[Quote]:
     """Every provider's answer: those that suit first, the cheapest first.
 
-    Room that running jobs take up now is left aside: it comes back.
+    Capacity that running jobs use now is ignored: it becomes free.
     """
     providers, now = await asyncio.gather(contracts.registry.providers(), chain_time(contracts.w3))
     silent = await asyncio.gather(

@@ -51,7 +51,7 @@ async def job_results(
     to: Path | None = None,
     *,
     gateways: Sequence[GatewayClient] = (),
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
     """The output and the files of a job that has ended, from a gateway, else from this machine.
 
@@ -61,7 +61,7 @@ async def job_results(
         job_id: The job.
         to: A new folder to copy them into, once the output is known to be the reported one.
         gateways: Where they are looked for.
-        told: Told of a download that goes on after it was cut off.
+        report: Called when a download resumes after it was cut off.
 
     Raises:
         NotFoundError: There is no such job, or no provider below `root` has run it, or none has
@@ -71,7 +71,7 @@ async def job_results(
         GridError: No gateway answers, or none lets this account read it.
     """
     if gateways:
-        files, reported = await remote_results(contracts, gateways, job_id, to, told)
+        files, reported = await remote_results(contracts, gateways, job_id, to, report)
         return _compared(files, reported, job_id, gateways[0].place)
     job = await contracts.scheduler.get_job(job_id)
     grid = contracts.deployment.chain_id, contracts.scheduler.address
@@ -83,12 +83,12 @@ async def job_results(
             f"Job {job_id} has not ended: it is {job.status.name}",
             hint=f"Wait for it with `deepsquare job watch {job_id}`.",
         )
-    told_digest = await reported_digest(contracts, job_id)
+    on_chain = await reported_digest(contracts, job_id)
     place = f"below {run}"
-    found = _compared(await asyncio.to_thread(result_files, run), told_digest, job_id, place)
+    found = _compared(await asyncio.to_thread(result_files, run), on_chain, job_id, place)
     if to is not None:
         files = await asyncio.to_thread(result_files, run, to)
-        found = _compared(files, told_digest, job_id, place)
+        found = _compared(files, on_chain, job_id, place)
     return found
 
 
@@ -105,10 +105,10 @@ def no_run(job: Job, root: Path) -> NotFoundError:
     )
 
 
-def _compared(files: Sequence[ResultFile], told: str, job_id: int, place: str) -> list[Result]:
+def _compared(files: Sequence[ResultFile], reported: str, job_id: int, place: str) -> list[Result]:
     output = files[0] if files and files[0].name == "output" else None
     unreadable = output is not None and not output.digest
-    if told and not unreadable and (output is None or output.digest != told):
+    if reported and not unreadable and (output is None or output.digest != reported):
         raise AuditError(
             f"The output of job {job_id} {place} is not the one that its provider reported",
             hint="It was changed since, or is another run's; ask the provider.",
@@ -119,7 +119,7 @@ def _compared(files: Sequence[ResultFile], told: str, job_id: int, place: str) -
             each.name,
             each.size,
             each.digest,
-            True if told and each is output and each.digest else None,
+            True if reported and each is output and each.digest else None,
             each.problem,
             each.special,
         )

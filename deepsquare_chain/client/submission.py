@@ -32,7 +32,7 @@ from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.workflow import Definition, digest
 from deepsquare_chain.workflow.checks import MAX_USES_BYTES
 
-#: Most jobs of one submission: what a block of 30 million gas holds with room to spare.
+#: Most jobs of one submission: what a block of 30 million gas holds with a margin.
 MAX_JOBS: Final = 250
 # Gas by which a wallet is judged before it pays: above what the gas report measures.
 _GAS_CALL: Final = 120_000
@@ -311,7 +311,7 @@ async def submit(
                 contracts, sender, store, requests, permit=permit, timeout=timeout, key=key
             )
     except (StoreError, InsufficientFundsError, RevertedError):
-        # The same command beside this one may have been quicker with its key, credits or permit.
+        # The same command running at the same time may have been quicker with its key, credits or permit.
         found = await repeated(contracts, sender, requests, key, timeout)
         if found is None:
             raise
@@ -576,16 +576,16 @@ async def resubmit(
             f"Job {job_id} is {job.status.name} and has not ended",
             hint=f"Cancel it first: `deepsquare job cancel {job_id}`.",
         )
-    told = (await histories(wallet.contracts, [job_id]))[job_id]
+    history = (await histories(wallet.contracts, [job_id]))[job_id]
     terms = Terms(
-        amount=told.funded + told.carried_in if amount is None else amount,
+        amount=history.funded + history.carried_in if amount is None else amount,
         time_limit=job.time_limit,
         resources=job.resources,
         retries=job.retries_left,
         flags=job.flags & ~JobFlags.SUCCESSOR,
-        objective=told.objective,
-        name=told.name,
-        uses=told.uses,
+        objective=history.objective,
+        name=history.name,
+        uses=history.uses,
     )
     async with definitions_of(settings, wallet.contracts.deployment, wallet.account) as store:
         data = await store.get(job.definition, job_id)

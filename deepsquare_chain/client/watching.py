@@ -24,7 +24,7 @@ PATIENCE = 5
 
 
 T = TypeVar("T")
-#: Told once of each outage of the endpoint, and with None when it answers again.
+#: Called once for each outage of the endpoint, and with None when it answers again.
 OnTrouble = Callable[[EndpointError | None], None]
 
 
@@ -39,7 +39,7 @@ async def until_answered(
     Args:
         ask: The question; asked again after growing pauses while the endpoint fails.
         deadline: Monotonic seconds after which its failure is raised; None for never.
-        on_trouble: Told of the first failure, and when it is over.
+        on_trouble: Called with the first failure, and with None when it is over.
 
     Raises:
         WrongEndpointError: The endpoint serves another chain: waiting won't help.
@@ -99,10 +99,10 @@ async def watch(
         job_id: The job.
         interval: Seconds between two looks.
         timeout: Seconds to wait at most; None waits for ever.
-        on_change: Told of the job as found first, and after every change of its status.
-        on_rest: Told of a job that still has the status, short of RUNNING, that it had
+        on_change: Called with the job as found first, and after every change of its status.
+        on_rest: Called with a job that still has the status, short of RUNNING, that it had
             `PATIENCE` looks ago, and again after each further so many.
-        on_trouble: Told of an endpoint that does not answer, and when it does again.
+        on_trouble: Called when an endpoint does not answer, and with None when it does again.
 
     Raises:
         NotFoundError: There is no such job.

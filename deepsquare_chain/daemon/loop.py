@@ -33,7 +33,7 @@ _log = get_logger(__name__)
 
 
 class Daemon:
-    """Runs a cycle again and again until it is told to stop.
+    """Runs a cycle again and again until it is stopped.
 
     Args:
         name: Of the service; stands in logs, metrics and the status file.

@@ -44,7 +44,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """What every service is told.
+    """Settings of every service.
 
     Attributes:
         state_dir: Folder of the database and the status file.
@@ -169,7 +169,7 @@ async def open_daemon(
         cycle: One look at the world; True when something moved, so that the next should follow.
         settings: How it runs.
         chain_id: Chain of the grid, which a websocket must serve.
-        metrics: The service's figures, served beside its health.
+        metrics: The service's metrics, served with its health.
         stop: Ends it when set.
         heads: Where the service takes the latest block from; cycles begin when the next is due too.
 

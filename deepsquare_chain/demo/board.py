@@ -93,7 +93,7 @@ class Board:
         self.console.print(text, soft_wrap=True)
 
     def show(self, rows: Iterable[Row]) -> None:
-        """Put these rows on the board; without a terminal, only changes are told."""
+        """Put these rows on the board; without a terminal, only changes are printed."""
         self._rows = tuple(rows)
         if self._live is not None:
             self._refresh()

@@ -44,7 +44,7 @@ async def run_demo(
     Args:
         chain: The embedded chain, or anvil.
         folder: New folder for state and logs; `.deepsquare/demo-<time>` if None.
-        stream: Where the story is told.
+        stream: Where the demonstration is printed.
         executor: `slurm` runs the jobs on a Slurm cluster that the demo starts and ends.
         serve: Keep the finished grid and its explorer until a signal.
         explorer_port: Of the explorer's pages; 0 takes a free one.

@@ -43,7 +43,7 @@ from deepsquare_chain.store.gateway_client import GatewayClient, open_gateways
 
 #: Seconds that a program which serves a URL has to begin.
 _START: Final = 60.0
-#: What a program that needs no wallet is not told.
+#: Settings that are withheld from a program that needs no wallet.
 _SECRETS: Final = frozenset({"DEEPSQUARE_KEYSTORE", "DEEPSQUARE_PASSWORD_FILE"})
 #: Seconds without a sign after which a provider that holds work is asked; a demo has no patience.
 _CHALLENGE_AFTER: Final = 4
@@ -94,7 +94,7 @@ class LocalGrid:
         relay_port: Of the relay; None for no relay.
         gateway_port: Of the gateway; 0 takes a free one.
         provider_settings: More environment variables of the providers' daemons.
-        tell: Told of each step.
+        tell: Called with each step.
     """
 
     def __init__(
@@ -314,7 +314,7 @@ class LocalGrid:
     async def _start(self) -> None:
         ports = self._port, self._faucet_port or 0, self._relay_port or 0, self._gateway_port
         for port in ports:
-            # A port in use is told at once, not after the chain has been set up.
+            # A port in use is reported at once, not after the chain has been set up.
             if port:
                 open_listener(port).close()
         self.isolation = await asyncio.to_thread(machine_isolation)

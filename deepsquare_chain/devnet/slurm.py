@@ -55,7 +55,7 @@ async def slurm_cluster(tell: Callable[[str], None]) -> AsyncIterator[SlurmClust
     """A cluster of three nodes, which ends with the block.
 
     Args:
-        tell: Told that it starts.
+        tell: Called when it starts.
 
     Raises:
         NotFoundError: Slurm is not installed.

@@ -51,7 +51,7 @@ async def run_devnet(
         explorer_port: Of the explorer's pages; 0 takes a free one, None starts none.
         relay_port: Of the relay; 0 takes a free one, None starts none.
         gateway_port: Of the gateway; 0 takes a free one.
-        tell: Told what happens, in lines for people.
+        tell: Called with each step, in lines for people.
 
     Raises:
         UsageError: A port is in use, another devnet runs in the folder, or the folder belongs to
@@ -75,7 +75,9 @@ async def run_devnet(
 
 async def _serve(grid: LocalGrid, explorer_port: int | None, tell: Callable[[str], None]) -> None:
     if explorer_port:
-        open_listener(explorer_port).close()  # told at once, not after the chain has been set up
+        open_listener(
+            explorer_port
+        ).close()  # reported at once, not after the chain has been set up
     async with grid:
         if explorer_port is not None:
             tell("starting the explorer")
@@ -85,7 +87,7 @@ async def _serve(grid: LocalGrid, explorer_port: int | None, tell: Callable[[str
             tell(line)
         while True:
             await asyncio.sleep(2.0)
-            await grid.node.rpc("eth_blockNumber")  # a chain that died is told, not sat out
+            await grid.node.rpc("eth_blockNumber")  # a dead chain is reported at once
 
 
 def _absolute(folder: Path) -> Path:
@@ -163,7 +165,7 @@ def _settings(grid: LocalGrid, home: Path) -> str:
 
 
 def _write_settings(grid: LocalGrid) -> Path | None:
-    """Write `.deepsquare.toml` for alice beside the folder, unless somebody else's is there."""
+    """Write `.deepsquare.toml` for alice next to the folder, unless another one is there."""
     path = Path.cwd() / PROJECT_FILE
     if path.exists() and not path.read_text(errors="replace").startswith(_MARK):
         return None

@@ -1,4 +1,4 @@
-"""GPUs by name: which a machine hands out, and how a run is told which are its own.
+"""GPUs by name: which a machine hands out, and how a run learns which are its own.
 
 A GPU is named by its number, or as the daemon's own CUDA_VISIBLE_DEVICES (on AMD machines
 ROCR_VISIBLE_DEVICES) names it, where that is set: so an owner keeps some of them back.
@@ -59,7 +59,7 @@ def free_devices(
 
     Args:
         names: All that are handed out.
-        held: For each live run the names it holds, or their number where it was told none.
+        held: For each live run the names it holds, or their number where it was given no names.
         wanted: How many.
     """
     taken = {name for each in held if not isinstance(each, int) for name in each}

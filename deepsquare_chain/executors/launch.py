@@ -190,9 +190,9 @@ class ForkServer:
         if "LD_LIBRARY_PATH" in os.environ:
             env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         # Without site packages and working folder: quick to start, and nobody else's modules.
-        # A supervisor writes its folder over the last argument, so that it can be told apart.
-        room = "." * (len(os.fsencode(self._runs)) + _LONGEST_NAME)
-        command = [sys.executable, "-S", "-P", "-m", orphaned_processes.SUPERVISOR_MODULE, room]
+        # A supervisor writes its folder over the last argument, so that it can be recognised.
+        padding = "." * (len(os.fsencode(self._runs)) + _LONGEST_NAME)
+        command = [sys.executable, "-S", "-P", "-m", orphaned_processes.SUPERVISOR_MODULE, padding]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:

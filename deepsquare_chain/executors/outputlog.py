@@ -29,7 +29,7 @@ class OutputWriter:
     """Writes the log of one run. A full disk loses output, never the run.
 
     Args:
-        path: The file of the beginning; segments stand beside it.
+        path: The file of the beginning; segments are in the same folder.
         limit: Bytes that all files may hold together.
     """
 

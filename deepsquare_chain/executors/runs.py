@@ -195,7 +195,7 @@ class Runs:
             return False
 
     def poll(self, key: str, census: Census | None = None) -> RunStatus:
-        """Status of a run; UNKNOWN, with one line in the log, where it can't be told."""
+        """Status of a run; UNKNOWN, with one line in the log, where it can't be determined."""
         known = self._ended.get(key)
         if known is not None:
             return RunStatus(RunState.ENDED, known)

@@ -96,7 +96,7 @@ _ETC: Final = (
 )
 #: Parts of /proc that stay this machine's: root's jobs could write to them.
 _PROC: Final = ("sys", "sysrq-trigger", "irq", "bus")
-#: What every NVIDIA driver needs beside the devices themselves.
+#: What every NVIDIA driver needs in addition to the devices themselves.
 _NVIDIA: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
 _AMD: Final = ("kfd", "dri")
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")

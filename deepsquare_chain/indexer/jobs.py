@@ -144,7 +144,7 @@ class JobQueries(Reader):
         job_id: int | None = None,
         names: Sequence[str] = (),
     ) -> Page[EventRow]:
-        """Events as the contracts told them, latest first; of one job, or some kinds."""
+        """Events as the contracts emitted them, latest first; of one job, or some kinds."""
         query = placed(events)
         if job_id is not None:
             if not 0 < job_id <= _MAX_ID:

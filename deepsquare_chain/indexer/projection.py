@@ -1,6 +1,6 @@
 """Events of some blocks become rows, through the same books that the audit keeps.
 
-What the books find wrong is passed over here: the index shows what was told, the audit judges.
+Violations that the ledgers find are ignored here: the index shows what was emitted, the audit judges.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _CONSTANTS: Final = (
 )
 _log = get_logger(__name__)
 
-#: Told the last block that was read and the last one there is to read.
+#: Called with the last block that was read and the last one there is to read.
 Progress = Callable[[int, int], None]
 
 
@@ -108,7 +108,7 @@ async def index_service(
             marked as not final.
         rebuild: Begin again from the first block, whatever is there, of whatever chain.
         metrics: Where the figures go.
-        progress: Told how far a catch-up is.
+        progress: Called with the progress of a catch-up.
 
     Raises:
         UsageError: The database is of another grid, or has a writer already.
@@ -180,7 +180,7 @@ class IndexService:
         Raises:
             EndpointError: The node does not answer, or not lawfully.
             StoreError: The database does not answer, or is full.
-            ReorgTooDeepError: The chain replaced more than can be told apart from another chain.
+            ReorgTooDeepError: The chain replaced so much that it can't be distinguished from another chain.
         """
         await asyncio.to_thread(self.database.check_writer)
         if not await asyncio.to_thread(self._has_constants):

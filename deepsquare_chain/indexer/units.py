@@ -33,7 +33,7 @@ class Companion:
     show: Callable[[int], str]
 
     def field(self, name: str) -> core_schema.ComputedField:
-        """The member beside the one of this name."""
+        """The companion of the member of this name."""
         shown = core_schema.plain_serializer_function_ser_schema(
             self.show, return_schema=core_schema.str_schema(pattern=r"^-?[0-9]+(\.[0-9]+)?$")
         )
@@ -77,7 +77,7 @@ class Record:
 
 
 class ReadModel:
-    """Base of read models: JSON shows properties and companions of amounts beside the fields."""
+    """Base of read models: JSON shows properties and companions of amounts in addition to the fields."""
 
     __slots__ = ()
 

@@ -166,7 +166,7 @@ _TOLD: Final = (
     .subquery()
 )
 _PLACE: Final = frozenset({"block", "time"})
-#: Of a job that no transition told of, which no lawful chain has.
+#: Of a job without any transition, which no lawful chain has.
 _NOWHERE: Final[Spot] = (0, 0, 0)
 
 

@@ -42,7 +42,7 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
             return JSONResponse({"ok": False}, status_code=404)
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
-    # A foreign page must not read this by pointing its own name at loopback.
+    # A page of another site must not read this by pointing its own name at loopback.
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     routes = [
         Route("/live", live),

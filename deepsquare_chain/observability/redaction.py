@@ -1,4 +1,4 @@
-"""Takes secrets out of everything that is logged, and the teeth out of foreign text.
+"""Removes secrets from everything that is logged, and neutralises untrusted text.
 
 Three nets: the name of a field, the shape of a text, and the very secrets that the program
 loaded. Log lines are written for strangers.

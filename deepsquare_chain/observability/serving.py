@@ -110,7 +110,7 @@ def problem(
 
 
 def sends_json(request: Request) -> bool:
-    """Whether the body is declared as JSON, which no browser sends to a foreign site unasked."""
+    """Whether the body is declared as JSON, which no browser sends to another site unasked."""
     declared = request.headers.get("content-type", "").partition(";")[0]
     return declared.strip().lower() == "application/json"
 

@@ -80,11 +80,11 @@ def read_abilities(output: str) -> dict[str, str]:
 def labels_with(labels: Mapping[str, str], abilities: Mapping[str, str]) -> dict[str, str]:
     """Labels of a provider, with those of its abilities in place of the ones it had."""
     kept = {key: value for key, value in labels.items() if not key.startswith(LABEL_PREFIX)}
-    return kept | dict(label_of(name) for name, told in abilities.items() if told == _YES)
+    return kept | dict(label_of(name) for name, state in abilities.items() if state == _YES)
 
 
 class AbilityPublisher:
-    """Tests the abilities of an executor now and then, beside the cycles, and publishes them.
+    """Tests the abilities of an executor periodically, in the background, and publishes them.
 
     Args:
         executor: Where jobs run.
@@ -110,7 +110,7 @@ class AbilityPublisher:
         """Abilities that the last test found; None before the first one has ended."""
         if not self.found:
             return None
-        return frozenset(name for name, told in self.found.items() if told == _YES)
+        return frozenset(name for name, state in self.found.items() if state == _YES)
 
     def follow(self) -> None:
         """Begin a test, if it is time."""

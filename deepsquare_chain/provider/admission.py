@@ -26,7 +26,7 @@ class FreeCapacity:
         self._unlimited = unlimited
 
     def holds(self, wanted: Resources) -> bool:
-        """Whether a job fits beside what was taken before."""
+        """Whether a job fits in the capacity that is left."""
         left = self._free
         return self._unlimited or (
             wanted.cpus <= left.cpus and wanted.memory <= left.memory and wanted.gpus <= left.gpus
@@ -49,14 +49,14 @@ def drain(view: View, action: Action, situation: Situation) -> Action:
     return action
 
 
-def admit(view: View, action: Action, situation: Situation, room: FreeCapacity) -> Action:
-    """Let new work in while there is room; what can't be served soon goes back."""
+def admit(view: View, action: Action, situation: Situation, free: FreeCapacity) -> Action:
+    """Admit new work while there is free capacity; give back what can't be served soon."""
     wanted = view.job.resources
     if view.run.began and (view.placed or view.run.phase is not Phase.SUBMITTING):
         return action  # the executor counts it already
-    fits = room.holds(wanted)
+    fits = free.holds(wanted)
     if fits or view.chain is not JobStatus.META_SCHEDULED:
-        room.take(wanted)
+        free.take(wanted)
     if not isinstance(action, Claim | ClaimAndStart | Start) or view.run.began:
         return action
     if situation.fault:
@@ -64,9 +64,13 @@ def admit(view: View, action: Action, situation: Situation, room: FreeCapacity) 
         return Requeue(f"the provider can't start jobs: {situation.fault}")
     if not isinstance(action, Start) and not situation.room_to_write:
         return _shortage(view, situation, "the provider is short of disk space")
-    if not room.known:
+    if not free.known:
         return _shortage(view, situation, "the provider's executor does not answer")
-    return action if fits else _shortage(view, situation, "the provider has no room for it now")
+    return (
+        action
+        if fits
+        else _shortage(view, situation, "the provider has no free capacity for it now")
+    )
 
 
 def _shortage(view: View, situation: Situation, reason: str) -> Action:

@@ -44,12 +44,12 @@ class Run:
     Attributes:
         attempt: How often the job came back after a run of an earlier assignment was given up;
             part of the run's key, because a key runs at most once.
-        allotment: Seconds of allotment, from the start, that the run was last told of; 0 when not
+        allotment: Seconds of allotment, from the start, that was last sent to the run; 0 when not
             known.
         lead: Seconds of the allotment that had passed when the run was submitted.
         exit: How it ended, once ENDED.
         result: SHA-256 of the output that was kept, once ENDED.
-        note: Why the executor refused it, or what was last told about it.
+        note: Why the executor refused it, or the last message about it.
     """
 
     job_id: int
@@ -160,7 +160,7 @@ class Situation:
         fault: Why the executor can't start anything, in words; empty when it can.
         draining: The provider is in maintenance: what has not begun goes back to the queue.
         room_to_write: There is enough free disk for new work.
-        assignment_timeout: Seconds that an assigned job may wait for its definition or for room.
+        assignment_timeout: Seconds that an assigned job may wait for its definition or for free capacity.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
         max_misses: Unknown answers in a row that make a submitted run vanished.
         collecting: When interim payments are collected; None for never.

@@ -250,7 +250,7 @@ def _same(job: Job, confirmed: Job) -> bool:
 
 
 def free_megabytes(folder: Path) -> int:
-    """Free disk below a folder, in MB; none where it can't be told."""
+    """Free disk below a folder, in MB; none where it can't be determined."""
     try:
         return shutil.disk_usage(folder).free // MEGABYTE
     except OSError:

@@ -68,7 +68,7 @@ def held_by(views: Iterable[View]) -> Offer:
 
 
 class OfferFollower:
-    """Changes a provider's offer now and then, beside the cycles.
+    """Updates a provider's offer periodically, in the background.
 
     Args:
         contracts: Of the grid.

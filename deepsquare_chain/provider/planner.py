@@ -1,7 +1,7 @@
 """The next action for each job; pure.
 
 It sees what the chain says, what the database remembers and what the executor answers, and knows
-no history beside: a daemon that was killed anywhere plans the same next step as one that was not.
+no other history: a daemon that was killed anywhere plans the same next step as one that was not.
 
 A definition that the store surely does not have, or that no provider could ever run, ends in a
 panic before the meter starts: the customer is refunded at once, or the job goes on elsewhere as a
@@ -45,14 +45,14 @@ from deepsquare_chain.provider.model import (
 
 
 def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action]]:
-    """One action for each job; what does not fit beside the others now waits or goes back."""
+    """One action for each job; a job that exceeds the free capacity waits or is given back."""
     ordered = sorted(views, key=lambda view: (-view.chain, view.job.since, view.job.id))
-    room = FreeCapacity(situation.free, unlimited=situation.queues)
+    free = FreeCapacity(situation.free, unlimited=situation.queues)
     planned = []
     for view in ordered:
         action = plan_job(view, situation)
         if view.mine:
-            action = admit(view, drain(view, action, situation), situation, room)
+            action = admit(view, drain(view, action, situation), situation, free)
         planned.append((view, _spoken(action)))
     return planned
 
@@ -247,7 +247,7 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
 
 
 def _given(view: View, ended: Exit, allotted: int) -> int:
-    """Allotment that the run was told of; judged by its length where the database is new."""
+    """Allotment that was last sent to the run; judged by its length where the database is new."""
     if view.run.allotment:
         return view.run.allotment
     return allotted if ended.seconds * 2 >= allotted else 0

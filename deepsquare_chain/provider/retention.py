@@ -66,7 +66,7 @@ class Retention:
         chain_id: Of the grid.
         contract: Address of the MetaScheduler.
         limits: What is kept.
-        shown: Told the number of kept folders and their bytes.
+        shown: Called with the number of kept folders and their bytes.
         interval: Least seconds between two looks.
     """
 

@@ -91,7 +91,7 @@ class ProviderSettings(ServiceSettings):
         keep_megabytes: MB that the folders of ended runs may take together before the oldest are
             removed; 0 for no limit.
         start_grace: Seconds after its start on chain within which a run is begun in any case.
-        assignment_timeout: Seconds that an assigned job may wait for its definition or for room; None is
+        assignment_timeout: Seconds that an assigned job may wait for its definition or for free capacity; None is
             half of the grid's claim timeout.
         env: Variables that every job gets.
         collect_interval: Seconds after which an interim payment is collected from a run whose
@@ -109,7 +109,7 @@ class ProviderSettings(ServiceSettings):
         executor_options: Options of it, which it checks itself.
         allow_unisolated: Run jobs that nothing keeps apart from the daemon.
         allow_root: Run jobs as root.
-        private_paths: Folders and files of the daemon, beside its state, that no job may see.
+        private_paths: Folders and files of the daemon, in addition to its state, that no job may see.
     """
 
     capacity: Offer | None = None
@@ -175,7 +175,7 @@ class ProviderService:
         settings: How it runs.
         standing: Who this account is; see `look_up`.
         metrics: Where the figures go.
-        on_hardware: Told what the registered hardware offers in all, now and then.
+        on_hardware: Called with the total of the registered hardware, at every refresh.
         gateways: Where output is delivered.
     """
 
@@ -305,7 +305,7 @@ class ProviderService:
         return await self._act(head, busy) > 0
 
     def details(self) -> dict[str, Any]:
-        """What the status file says beside the daemon's own state."""
+        """Fields of the status file in addition to the daemon's own state."""
         return {
             "abilities": self._abilities.found,
             "fault": self._fault,
@@ -322,7 +322,7 @@ class ProviderService:
         self._maintenance.ask(draining=draining)
 
     async def close(self) -> None:
-        """Wait for what goes on beside the cycles."""
+        """Wait for the background tasks."""
         await gather_all(self._executor_actions.close(), self._batches.close(), self._offer.close())
         await gather_all(
             self._maintenance.close(), self._retention.close(), self._abilities.close()

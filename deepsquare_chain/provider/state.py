@@ -138,7 +138,7 @@ class RunTable:
     # -- writing
 
     def put(self, *changed: Run, durable: bool = True) -> None:
-        """Write rows; on the disk when this returns, but for what can be told again."""
+        """Write rows; on the disk when this returns, except for rows that can be derived again."""
         if changed:
             with self._store.begin(durable=durable) as connection:
                 for run in changed:

@@ -20,7 +20,7 @@ FUNCTIONS: Final = (
     "cancel",
     "withdraw",
 )
-#: Least escrow of a job and least top-up unless told otherwise, in credit-wei.
+#: Least escrow of a job and least top-up by default, in credit-wei.
 MIN_AMOUNT: Final = CREDIT // 100
 #: Gas that the forwarder spends on one request around its inner call, calldata apart.
 REQUEST_GAS: Final = 60_000

@@ -65,7 +65,7 @@ class FolderDefinitionStore:
         except OSError as error:
             raise GridError(
                 f"Definition {key.hex()} can't be kept in {self.path}: {error.strerror}",
-                hint="Check the setting store, and the room and rights of that folder.",
+                hint="Check the setting store, and that folder's free space and permissions.",
             ) from None
         return key
 

@@ -22,7 +22,7 @@ MAX_USES_BYTES: Final = 512
 MAX_RETRIES: Final = 5
 MAX_STEPS: Final = 1_000
 MAX_ENV: Final = 256
-# Linux passes no single argument or variable of 128 KiB or more; quoting needs room as well.
+# Linux passes no single argument or variable of 128 KiB or more; quoting needs space as well.
 MAX_COMMAND_BYTES: Final = 65_536
 MAX_ENV_VALUE_BYTES: Final = 32_768
 
@@ -52,7 +52,7 @@ _REMOTE_MODULE: Final = re.compile(
 )
 _DEPENDENCY: Final = re.compile(r"(?:(?:afterok|afterany|afternotok):)?[^,:\s]+(?::[^,:\s]+)*")
 _LOCAL_MODULE: Final = re.compile(r"(?:\.{1,2})?/[^\0\n]{0,1023}|\.{1,2}")
-#: Boolean words of YAML's core schema beside `true` and `false`, which the reader resolves itself.
+#: Boolean words of YAML's core schema in addition to `true` and `false`, which the reader resolves itself.
 _BOOLEANS: Final[Mapping[str, bool]] = {
     "True": True,
     "TRUE": True,

@@ -55,7 +55,7 @@ class TreeError(ValueError):
 
     Args:
         problem: What is wrong.
-        line: Where, from 1; None when it can't be told.
+        line: Where, from 1; None when it can't be determined.
     """
 
     def __init__(self, problem: str, line: int | None = None) -> None:

@@ -182,5 +182,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
     words = str(error)
-    # The reader of JSON tells its place; everything else is told by us.
+    # The reader of JSON gives its position; everything else is described here.
     return "no JSON" if " at line " in words else words[:200]

@@ -109,13 +109,13 @@ async def _ask_all(
 ) -> None:
     """Ask for all in as few batches as the endpoint takes; each reader's stay together."""
     packs: list[list[int]] = []
-    room = 0
+    free = 0
     for place, (questions, _) in enumerate(waiting):
-        if not packs or len(questions) > room:
+        if not packs or len(questions) > free:
             packs.append([])
-            room = most
+            free = most
         packs[-1].append(place)
-        room -= len(questions)
+        free -= len(questions)
     try:
         await asyncio.gather(
             *(_ask_pack([waiting[place] for place in pack], ask_once) for pack in packs)

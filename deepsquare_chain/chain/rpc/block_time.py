@@ -105,7 +105,7 @@ class BlockTimeEstimate:
             self._headers.append((number, chain_time, empty))
 
     def saw(self, number: int, now: float) -> None:
-        """Take in that the node was asked and told this head."""
+        """Record that the node was asked and reported this head."""
         missed, self._looked = self._looked, now
         hinted, self._hinted = self._hinted, False
         if number <= self.head:

@@ -118,7 +118,7 @@ class CheckedProvider(AsyncHTTPProvider):
         log_range: Blocks of which it gives logs in one answer.
         doubtful: Whether it may serve another chain than before: its head fell, or connections
             were opened anew after a while. Who has looked sets it to false.
-        on_head: Told of each head, and of its header where that came with it.
+        on_head: Called with each head, and with its header where that came with it.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class CheckedProvider(AsyncHTTPProvider):
         self._looked = time.monotonic()  # when its chain was known last, or a connection opened
         self._session: aiohttp.ClientSession | None = None
         self._users: Counter[aiohttp.ClientSession] = Counter()  # questions on their way
-        self._highest = (-1, 0.0)  # head that was told, and when
+        self._highest = (-1, 0.0)  # head that was reported, and when
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Ask once."""
@@ -254,7 +254,7 @@ class CheckedProvider(AsyncHTTPProvider):
             return None
         by_id = {_id_of(each): each for each in answers if isinstance(each, dict)}
         if any(_id_of(request) not in by_id for request in requests):
-            return None  # errors that name no question, or answers that can't be told apart
+            return None  # errors that name no question, or answers that can't be distinguished
         found = [self._checked(request, by_id[_id_of(request)]) for request in requests]
         if all("error" in each for each in found) and not all(
             is_verdict(request["method"], _error_of(each))

@@ -211,7 +211,7 @@ class HeadWatch:
         url: ws:// or wss:// address of a node.
         wake: Called without arguments, also after each new connection.
         chain_id: Chain that the node must serve.
-        told: Called with whether it listens now.
+        on_change: Called with whether it listens now.
         pauses: Shortest and longest pause before the next connection, in seconds.
         transport: Certificates and headers for a remote address.
 
@@ -242,7 +242,7 @@ class HeadWatch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to listen, beside everything else."""
+        """Begin to listen, in the background."""
         self._task = asyncio.create_task(self._run(), name="websocket")
 
     async def stop(self) -> None:

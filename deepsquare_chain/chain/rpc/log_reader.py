@@ -4,7 +4,7 @@ An endpoint refuses a range in many words and with many codes, for its blocks or
 them. Whatever it says, the range is halved, down to one block; `endpoint` remembers what it took.
 
 Logs and headers of one request come from one node. Where the endpoint takes no such batch, a node
-that lags may say that a range holds no logs beside headers of another node that has seen it all.
+that lags may return no logs of a range while another node returns the headers of all of it.
 Logs of the latest blocks are then asked for by block hash: a node knows the block or says so.
 """
 

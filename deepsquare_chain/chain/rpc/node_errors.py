@@ -77,7 +77,7 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("rlp:", NodeError.INVALID),
     ("txpool is full", NodeError.POOL_FULL),
     ("pool is full", NodeError.POOL_FULL),
-    # geth, core/txpool/legacypool: ErrFutureReplacePending, told by a pool that is full
+    # geth, core/txpool/legacypool: ErrFutureReplacePending, returned by a pool that is full
     ("future transaction tries to replace pending", NodeError.POOL_FULL),
     # geth, core/txpool: ErrInflightTxLimitReached, for accounts with delegated code
     ("in-flight transaction limit reached", NodeError.POOL_FULL),

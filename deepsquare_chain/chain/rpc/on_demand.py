@@ -1,4 +1,4 @@
-"""Chains that make a block only when somebody sends: how they are told from others.
+"""Detects chains that make a block only when somebody sends a transaction.
 
 Development nodes, some subnets and rollups stand still until there is a transaction. Whoever waits
 there for another block, or for chain time, waits for a transaction that only itself would send.
@@ -48,7 +48,7 @@ class OnDemandDetector:
         self._told = False
 
     def saw(self, number: int, block: Mapping[str, Any] | None = None) -> None:
-        """A head that the endpoint told, and its header where that came with it."""
+        """A head that the endpoint reported, and its header where that came with it."""
         if block is not None:
             self.note([block])
         if number != self.head:

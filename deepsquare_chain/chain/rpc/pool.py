@@ -1,7 +1,7 @@
 """Several endpoints of one chain behind web3's provider interface.
 
 One of them answers everything as long as it is good; when it fails, limits its requests or falls
-behind the others, the next takes its place and it rests. A batch is answered by one endpoint. A
+behind the others, the next takes its place and it cools down. A batch is answered by one endpoint. A
 transaction goes to one endpoint, once: whether its bytes go to another is its sender's decision.
 """
 
@@ -77,7 +77,7 @@ class EndpointMetrics:
             self._metrics.add(self._changes)
 
     def compared(self, place: str, *, up: bool, lag: int | None = None) -> None:
-        """How it stood beside the others."""
+        """Its state in comparison with the others."""
         if self._metrics is None:
             return
         self._metrics.set(self._up, up, self._names[place])
@@ -110,7 +110,7 @@ _LOOK_PAUSE: Final = 0.1
 #: Seconds between two comparisons of all heads, and for one of them.
 PROBE_SECONDS: Final = 10.0
 _PROBE_TIMEOUT: Final = 5.0
-#: Seconds for which the best head counts, although the one who told it is gone.
+#: Seconds for which the best head counts, although the endpoint that reported it is gone.
 _HEAD_MEMORY: Final = 60.0
 #: Seconds of rest after a failure, doubled with each in a row.
 _REST: Final = (1.0, 60.0)
@@ -176,7 +176,7 @@ class Pool(AsyncBaseProvider):
         self._landmark = landmark
         self._attempts = attempts
         self._max_lag = max_lag_blocks
-        self._best = (-1, 0.0)  # highest head, and when it was told
+        self._best = (-1, 0.0)  # highest head, and when it was reported
         self._compared = 0.0
         self._comparing: asyncio.Task[None] | None = None
         self._figures = EndpointMetrics(metrics, [each.place for each in providers])
@@ -506,7 +506,7 @@ class Pool(AsyncBaseProvider):
     # -- whether they agree on the head
 
     def _compare_when_due(self) -> None:
-        """Compare all heads now and then, beside the work."""
+        """Compare all heads periodically, in the background."""
         idle = self._comparing is None or self._comparing.done()
         if len(self.members) > 1 and idle and time.monotonic() - self._compared >= PROBE_SECONDS:
             self._comparing = asyncio.create_task(self._compare(), name="endpoint heads")

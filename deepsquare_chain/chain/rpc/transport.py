@@ -36,10 +36,10 @@ _RESERVED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """What is needed to reach remote addresses, beside the environment's proxies.
+    """Settings to reach remote addresses, in addition to the environment's proxies.
 
     Attributes:
-        ca_file: Certificates (PEM) of authorities that are trusted beside the system's.
+        ca_file: Certificates (PEM) of authorities that are trusted in addition to the system's.
         headers: Headers by `host` or `host:port`; they hold keys and are never shown.
     """
 

@@ -153,7 +153,7 @@ def refusal(error: Web3RPCError | None) -> str:
 
 #: Looks for an own transaction before a nonce counts as used by somebody else.
 _OWN_LOOKS: Final = 5
-#: Foreign nonces whose transactions are looked for, and blocks in which those from before the
+#: Nonces used by another sender whose transactions are looked for, and blocks in which those from before the
 #: start of this program are mined.
 _SHOWN: Final = 4
 _OLD_BLOCKS: Final = 8
@@ -460,7 +460,7 @@ class NonceManager:
         return int(self.latest["number"], 16), count
 
     async def _ask_with_nonce(self, method: str, params: list[Any]) -> tuple[Any, int]:
-        """One more answer beside the account's next nonce, and not older than that."""
+        """One more answer, read after the account's next nonce."""
         address = to_checksum_address(self._account.address)
         asked = [("eth_getTransactionCount", [address, "latest"]), (method, params)]
         try:

@@ -337,7 +337,7 @@ class Sender:
                 raise
             except (EndpointError, StoreError, Web3Exception) as error:
                 # Unknown is not gone: it is on its way, whether the node answers or not, and
-                # whether there is room for what becomes of it.
+                # whether there is space to record its outcome.
                 _log.warning("endpoint_failed", label=entry.call.label, error=str(error)[:300])
                 receipt = None
                 await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
@@ -366,7 +366,7 @@ class Sender:
         try:
             self._nonce_manager.settle(entry, receipt)
         except StoreError as error:
-            # It is mined, and its sender must be told so. The chain tells it again next time.
+            # It is mined, and its sender must learn of it. The chain reports it again next time.
             _log.warning("receipt_not_recorded", label=entry.call.label, error=error.message)
         self._watches.pop(entry.id, None)
         crash_point("sender.settled")

@@ -23,7 +23,7 @@ Tag = str | int | bytes
 
 
 class ChainClock:
-    """Chain time in seconds: wall time plus an offset, or a hand that only moves when told."""
+    """Chain time in seconds: wall time plus an offset, or a clock that only moves on request."""
 
     def __init__(self, *, frozen: bool) -> None:
         self._frozen = int(time.time()) if frozen else None

@@ -38,7 +38,7 @@ class EmbeddedChain(Node):
         port: On 127.0.0.1; 0 takes a free one.
         block_time: Whole seconds between blocks, stamped with the wall clock's second. 0 makes a
             block as soon as transactions are there (its stamps may run ahead of the wall clock).
-            None makes blocks only when told, on a clock that only moves when told.
+            None makes blocks only on request, on a clock that only moves on request.
     """
 
     def __init__(
@@ -183,7 +183,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8545, help="on 127.0.0.1; 0: a free one")
     parser.add_argument("--chain-id", type=int, default=DEFAULT_CHAIN_ID)
     parser.add_argument(
-        "--block-time", type=_block_time, default=1, help="seconds; 0: at once; 'manual': when told"
+        "--block-time",
+        type=_block_time,
+        default=1,
+        help="seconds; 0: at once; 'manual': on request",
     )
     parser.add_argument("--parent-pid", type=int, default=0, help="end when this process has ended")
     try:

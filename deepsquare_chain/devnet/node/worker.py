@@ -26,7 +26,7 @@ class Worker(threading.Thread):
     """Runs a ``Core``.
 
     ``block_time`` is in whole seconds: blocks fall on the wall clock's full seconds, empty ones
-    included. ``INSTANT`` seals as soon as nothing is left to execute; None only when told.
+    included. ``INSTANT`` seals as soon as nothing is left to execute; None only on request.
     """
 
     def __init__(self, core: Core, block_time: int | None) -> None:

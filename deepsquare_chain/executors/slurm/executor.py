@@ -1,7 +1,7 @@
 """Runs jobs as jobs of a Slurm cluster.
 
 A run has a folder that the nodes share with the daemon, and at most one Slurm job, found by its
-name. What a job does is told by the queue, then by accounting where there is any, then by the
+name. A job's state comes from the queue, then from accounting where there is any, then by the
 records that the wrapper leaves in the folder.
 """
 
@@ -121,7 +121,7 @@ class SlurmExecutor(Executor):
         state_dir: Folder of the daemon; runs are in `runs/` below it, or in the option `run_dir`.
         options: How jobs are submitted.
         owner: Account of the provider; jobs of another one in the same cluster are left alone.
-        private: Folders and files of the daemon, beside its state, that no job may see.
+        private: Folders and files of the daemon, in addition to its state, that no job may see.
 
     Raises:
         ExecutorUnavailableError: The folder can't be made or read.
@@ -290,7 +290,7 @@ class SlurmExecutor(Executor):
         )
 
     async def _longer(self, minutes: int, spec: RunSpec) -> int:
-        """The limit with room for top-ups, as far as the partitions allow."""
+        """The limit with a margin for top-ups, as far as the partitions allow."""
         headroom = self._options.limit_headroom
         if headroom is None:
             headroom = 0 if await self._may_raise_limits() else _DAY

@@ -1,4 +1,4 @@
-"""The folder of a Slurm run: what the daemon and the wrapper write beside what every run has.
+"""The folder of a Slurm run: the files of the daemon and the wrapper in addition to those of every run.
 
     environment      variables of the script                 executor, before sbatch
     sandbox          bubblewrap's command, where jobs are    executor, before sbatch
@@ -168,7 +168,7 @@ class SlurmFolder(RunFolder):
         return Orders(cancel=control.get("cancel") is True, overdue=control.get("overdue") is True)
 
     def walltime(self) -> int:
-        """Seconds that the run may take, as last told."""
+        """Seconds that the run may take, as last written."""
         return int(_number(self.control(), "walltime"))
 
     def verdict(self) -> Exit | None:
