@@ -184,6 +184,7 @@ async def explore(
     ready: Callable[[str], None],
 ) -> None:
     """Serve the explorer until a signal; `ready` gets its URL. Errors as `run_explorer`."""
+    from deepsquare_chain.client.relay_client import known_relay
     from deepsquare_chain.daemon.service import ServiceSettings
     from deepsquare_chain.indexer.service import index_place
     from deepsquare_chain.web.server import Address, run_explorer
@@ -203,6 +204,7 @@ async def explore(
         address=Address(host, port, names),
         store=folder,
         gateway=gateways[0] if gateways else "",
+        relay=known_relay(settings, deployment),
         submissions=submissions,
         links=Link.parse(settings.explorer_links),
         ready=ready,

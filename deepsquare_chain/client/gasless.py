@@ -96,6 +96,14 @@ class PermitPlan:
     call: Callable[[Permit], Call]
 
 
+async def own_domain(contracts: Contracts) -> ForwarderDomain:
+    """The domain of a deployment's forwarder; its address is the record's, whatever it answers."""
+    found = await contracts.forwarder.domain()
+    return dataclasses.replace(
+        found, chain_id=contracts.deployment.chain_id, contract=contracts.forwarder.address
+    )
+
+
 class RelayedSender:
     """Sends an account's calls through a relay, in the manner of `chain.sender.Sender`.
 
@@ -173,7 +181,7 @@ class RelayedSender:
                 return await self._finish(recorded, until)
             if (entry := self._direct.sent(key)) is not None:
                 return await self._direct.wait(entry, timeout=timeout)
-        terms = await self._checked_terms()
+        terms = await self._relay.terms_for(self._contracts.deployment)
         carried_out = await self.tend()
         if key is not None and (recorded := self._store.request_by_key(key)) is not None:
             return await self._finish(recorded, until)  # a relay carried out what it had refused
@@ -286,37 +294,13 @@ class RelayedSender:
 
     async def _own_domain(self) -> ForwarderDomain:
         if self._domain is None:
-            # Read once; the address is the record's, whatever the contract says of itself.
-            found = await self._contracts.forwarder.domain()
-            self._domain = dataclasses.replace(
-                found,
-                chain_id=self._contracts.deployment.chain_id,
-                contract=self._contracts.forwarder.address,
-            )
+            self._domain = await own_domain(self._contracts)
         return self._domain
 
     async def _floor(self, wanted: int | None) -> int:
         """The nonce that a relay wants, as far as it can be believed."""
         nonce = await self._contracts.forwarder.nonce_of(self.address)
         return wanted if wanted is not None and nonce <= wanted <= nonce + _MAX_AHEAD else nonce
-
-    async def _checked_terms(self) -> RelayTerms:
-        terms = await self._relay.terms()
-        deployment = self._contracts.deployment
-        here = (deployment.chain_id, deployment.forwarder.lower(), deployment.scheduler.lower())
-        if (terms.chain_id, terms.forwarder.lower(), terms.scheduler.lower()) != here:
-            raise EndpointError(
-                f"The relay at {self._relay.place} serves another grid: chain {terms.chain_id}",
-                hint="Name a relay of this deployment with --relay.",
-            )
-        if not terms.is_open:
-            raise RelayRefusedError(
-                f"The relay at {self._relay.place} takes no requests now: it has too little coin",
-                hint="Try again later, or name another relay with --relay.",
-                code="relay-out-of-coin",
-                temporary=True,
-            )
-        return terms
 
     async def _ask_person(
         self, call: Call, permit: PermitPlan | None, terms: RelayTerms, deadline: int

@@ -8,7 +8,7 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.connection import chain_time
-from deepsquare_chain.client.quotes import Quote, quotes
+from deepsquare_chain.client.quotes import OVER_BUDGET, Quote, quotes
 from deepsquare_chain.job import Job, Resources, Terms
 from deepsquare_chain.metascheduler.eligibility import ProviderView
 from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, release, room_from
@@ -51,6 +51,11 @@ class PricedOffer:
     def eligible(self) -> bool:
         """Whether the provider could take the job."""
         return not self.refusal
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether nothing but the credits is too little."""
+        return self.refusal == OVER_BUDGET
 
     @property
     def start(self) -> str:

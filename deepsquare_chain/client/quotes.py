@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import cost, fits, job_rate
 from deepsquare_chain.job import Provider, ProviderStatus, Terms, parse_uses, unmet
+
+OVER_BUDGET: Final = "over budget: the credits do not buy the time limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def _refusal(provider: Provider, terms: Terms, whole: int, now: int, silent: boo
         (not fitting, "does not fit its hardware or offer"),
         (bool(lacking), f"its labels do not meet: {lacking}"),
         (whole == 0, "has no price"),
-        (whole > terms.amount, "over budget: the credits do not buy the time limit"),
+        (whole > terms.amount, OVER_BUDGET),
     )
     return next((reason for applies, reason in reasons if applies), "")
 

@@ -78,19 +78,26 @@ class RelayAnswer:
     detail: str
 
 
+def known_relay(settings: Settings, deployment: Deployment) -> str:
+    """The relay of the settings, else the one that a devnet recorded, else an empty text."""
+    url = settings.relay or deployment.extra.get("relay")
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        return ""
+    return url.rstrip("/")
+
+
 def relay_url(settings: Settings, deployment: Deployment) -> str:
-    """The relay of the settings, else the one that a devnet recorded.
+    """As `known_relay`.
 
     Raises:
         NotFoundError: There is neither.
     """
-    url = settings.relay or deployment.extra.get("relay")
-    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-        raise NotFoundError(
-            "No relay is set, and the deployment record names none",
-            hint="Name one with --relay or DEEPSQUARE_RELAY; `deepsquare relay serve` runs one.",
-        )
-    return url.rstrip("/")
+    if url := known_relay(settings, deployment):
+        return url
+    raise NotFoundError(
+        "No relay is set, and the deployment record names none",
+        hint="Name one with --relay or DEEPSQUARE_RELAY; `deepsquare relay serve` runs one.",
+    )
 
 
 class RelayClient:
@@ -149,6 +156,29 @@ class RelayClient:
             )
         except (KeyError, TypeError, ValueError):
             raise self._nonsense() from None
+
+    async def terms_for(self, deployment: Deployment) -> RelayTerms:
+        """Its terms, for requests of one deployment.
+
+        Raises:
+            RelayRefusedError: It takes no requests now.
+            EndpointError: It serves another grid; else as `terms`.
+        """
+        terms = await self.terms()
+        here = (deployment.chain_id, deployment.forwarder.lower(), deployment.scheduler.lower())
+        if (terms.chain_id, terms.forwarder.lower(), terms.scheduler.lower()) != here:
+            raise EndpointError(
+                f"The relay at {self.place} serves another grid: chain {terms.chain_id}",
+                hint="Name a relay of this deployment with --relay.",
+            )
+        if not terms.is_open:
+            raise RelayRefusedError(
+                f"The relay at {self.place} takes no requests now: it has too little coin",
+                hint="Try again later, or name another relay with --relay.",
+                code="relay-out-of-coin",
+                temporary=True,
+            )
+        return terms
 
     async def hand_over(self, signed: SignedRequest, digest: str) -> RelayAnswer:
         """Hand a request over; doing so again gives the same answer and has no further effect.

@@ -15,11 +15,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from deepsquare_chain.client.relay_client import RelayRefusedError
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
     InsufficientFundsError,
     JobFileError,
+    NotAuthorisedError,
     NotFoundError,
     RevertedError,
     UsageError,
@@ -45,11 +47,13 @@ from deepsquare_chain.web.site import Site
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 #: Posts per minute of one client.
-POSTS_PER_MINUTE: Final = 60
+POSTS_PER_MINUTE: Final = 120
 _STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
     (NotFoundError, 404),
     (InsufficientFundsError, 409),
     (RevertedError, 409),
+    (RelayRefusedError, 409),
+    (NotAuthorisedError, 403),
     (JobFileError, 400),
     (UsageError, 400),
     (EndpointError, 502),
@@ -85,9 +89,13 @@ PAGES: Final[Sequence[BaseRoute]] = (
     Route("/contracts/{contract}", contracts.contract),
     Route("/contracts/{contract}/abi.json", contracts.abi),
     Route("/submit", wallet.form),
+    Route("/submit/schema.json", wallet.schema),
     Route("/live", live),
     Route("/wallet/grid", wallet.grid),
+    Route("/wallet/quote", wallet.quote, methods=["POST"]),
     Route("/wallet/submit", wallet.submit, methods=["POST"]),
+    Route("/wallet/relay", wallet.relay, methods=["POST"]),
+    Route("/wallet/relay/{digest}", wallet.relayed),
     Route("/wallet/topup", wallet.top_up, methods=["POST"]),
     Route("/wallet/cancel", wallet.cancel, methods=["POST"]),
     Route("/wallet/outcome/{hash}", wallet.outcome),

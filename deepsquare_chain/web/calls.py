@@ -1,7 +1,8 @@
 """What a wallet is asked to sign: calls encoded and explained, after looking whether they pass.
 
 The server holds no key. It says what a call does in words and amounts, encodes it, tries it on
-the latest block as the account that would send it, and leaves the rest to the wallet.
+the latest block as the account that would send it, and leaves the rest to the wallet. With a relay,
+the wallet signs a request instead of sending a transaction, and needs no coin.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from web3.exceptions import ContractLogicError, Web3RPCError
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.credit import Permit
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.chain.rpc.on_demand import next_block_time
-from deepsquare_chain.credits import cost, fits, format_credits, job_rate, parse_credits
+from deepsquare_chain.client.gasless import DEADLINE_SECONDS, own_domain
+from deepsquare_chain.client.offers import PricedOffer
+from deepsquare_chain.client.relay_client import RelayClient
+from deepsquare_chain.credits import format_credits, parse_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, UsageError
-from deepsquare_chain.indexer.read_models import ProviderRow
-from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms, matches, parse_uses
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
 from deepsquare_chain.web.formats import count, duration, size_of
 
 #: Seconds for which a permit is good: what a person needs to read and sign.
@@ -39,7 +43,8 @@ _SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
 class CallPlan:
     """What will happen: in words, and what the wallet gets.
 
-    One of `call`, `approval` and `permit` is there: the call itself, or what must come before it.
+    One of the last four is there: the call itself, the request that a relay carries out (EIP-712),
+    or what must come before them.
     """
 
     title: str
@@ -48,6 +53,12 @@ class CallPlan:
     call: Call | None = None
     approval: Call | None = None
     permit: Mapping[str, Any] | None = None
+    request: Mapping[str, Any] | None = None
+
+    @property
+    def is_payable(self) -> bool:
+        """Whether nothing but the wallet's last word is missing."""
+        return self.call is not None or self.request is not None
 
     def to_wire(self, chain_id: int) -> dict[str, Any]:
         """JSON form; numbers that a browser could round are strings."""
@@ -58,6 +69,7 @@ class CallPlan:
             "call": _call_wire(self.call, chain_id),
             "approval": _call_wire(self.approval, chain_id),
             "permit": self.permit,
+            "request": self.request,
         }
 
 
@@ -75,30 +87,42 @@ def _call_wire(call: Call | None, chain_id: int) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Payer:
-    """An account about to pay; credit-wei, and wei of the chain's own coin."""
+    """An account about to pay, in credit-wei; `relayed` where a relay pays its gas."""
 
     account: str
     balance: int
     allowance: int
-    coin: int
-    gas_price: int
+    relayed: bool
 
 
 class CallPlanner:
-    """Makes plans for one deployment."""
+    """Makes plans for one deployment.
 
-    def __init__(self, contracts: Contracts) -> None:
+    Args:
+        contracts: The deployment.
+        relay: URL of the relay that pays the gas where a customer wishes it, or has no coin.
+    """
+
+    def __init__(self, contracts: Contracts, relay: str = "") -> None:
         self._contracts = contracts
+        self._relay = relay
 
     async def submit(
         self,
         account: str,
         terms: Terms,
         definition: bytes,
-        providers: Sequence[ProviderRow],
+        offers: Sequence[PricedOffer],
         given: Mapping[str, Any],
     ) -> CallPlan:
         """Submit one job whose definition has this SHA-256.
+
+        Args:
+            account: Who pays and signs.
+            terms: Of the job.
+            definition: SHA-256 of what it runs.
+            offers: What each provider would take for it.
+            given: The `way` of payment (permit, approve or relay), and a `permit` once signed.
 
         Raises:
             UsageError: No address, or no permit that was signed here.
@@ -106,14 +130,13 @@ class CallPlanner:
             RevertedError: The contract would refuse it.
         """
         scheduler = self._contracts.scheduler
-        payer = await self._payer(account, "submit", terms.amount)
+        payer = await self._payer(account, "submit", terms.amount, given)
         rows = [(terms, [definition])]
         effects = (
             *_escrow_effects(payer, terms.amount),
-            f"One job, {size_of(terms.resources)}, for at most {duration(terms.time_limit)}"
-            + (", or until its credits are spent." if terms.until_spent else "."),
+            f"One job, {size_of(terms.resources)}, {runtime(terms)}.",
             *_flag_effects(terms),
-            _offers(terms, providers),
+            offers_in_words(offers),
             "What it does not use comes back in the transaction that ends it.",
         )
         permit = _signed(given, terms.amount)
@@ -131,7 +154,7 @@ class CallPlanner:
         amount = _amount(given.get("credits"))
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
-        payer = await self._payer(account, "topup", amount)
+        payer = await self._payer(account, "topup", amount, given)
         effects = (
             *_escrow_effects(payer, amount),
             f"The escrow of job {job_id} grows to {format_credits(job.escrow + amount)} credits.",
@@ -147,15 +170,15 @@ class CallPlanner:
             title, "Top up", effects, call, payer=payer, amount=amount, given=given, permit=permit
         )
 
-    async def cancel(self, account: str, job_id: int) -> CallPlan:
+    async def cancel(self, account: str, job_id: int, given: Mapping[str, Any]) -> CallPlan:
         """End a job of one's own; errors as `top_up`."""
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
-        payer = await self._payer(account, "cancel", 0)
+        payer = await self._payer(account, "cancel", 0, given)
         call = scheduler.cancel([job_id])
         effects = (f"Job {job_id} ends as CANCELLED; that can't be undone.", _back(job))
         title = f"Cancel job {job_id}"
-        return await self._plan(title, "Cancel the job", effects, call, payer=payer)
+        return await self._plan(title, "Cancel the job", effects, call, payer=payer, given=given)
 
     async def _plan(
         self,
@@ -165,14 +188,19 @@ class CallPlanner:
         call: Call,
         *,
         payer: Payer,
+        given: Mapping[str, Any],
         amount: int = 0,
-        given: Mapping[str, Any] | None = None,
         permit: Permit | None = None,
     ) -> CallPlan:
+        if payer.relayed:
+            effects = (*effects, "A relay pays the gas: your wallet signs a request, and no coin.")
         if permit is not None or payer.allowance >= amount:
+            if payer.relayed:
+                request = await self._request(payer.account, call)
+                return CallPlan(title, action, effects, request=request)
             await self._try(payer.account, call)
             return CallPlan(title, action, effects, call=call)
-        if given is not None and given.get("way") == "approve":
+        if given.get("way") == "approve" and not payer.relayed:
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
             first = f"First an approval of exactly {format_credits(amount)} credits, then the call."
             return CallPlan(title, action, (*effects, first), approval=approval)
@@ -193,7 +221,35 @@ class CallPlanner:
         }
         return {**data, "message": message}
 
-    async def _payer(self, account: str, kind: str, amount: int) -> Payer:
+    async def _request(self, account: str, call: Call) -> Mapping[str, Any]:
+        """What the wallet signs for the relay.
+
+        Raises:
+            RevertedError: The contract would refuse the call.
+            EndpointError: The relay or the node does not answer, or not for this grid.
+            UsageError: The call takes more gas than the relay pays.
+        """
+        forwarder = self._contracts.forwarder
+        async with RelayClient(self._relay) as relay:
+            terms = await relay.terms_for(self._contracts.deployment)
+        gas, nonce, now, domain = await asyncio.gather(
+            forwarder.estimate_gas(account, call),
+            forwarder.nonce_of(account),
+            next_block_time(self._contracts.w3),
+            own_domain(self._contracts),
+        )
+        if gas > terms.max_gas:
+            raise UsageError(f"This may take {gas:,} gas, the relay pays {terms.max_gas:,} at most")
+        deadline = now + min(DEADLINE_SECONDS, terms.max_lead)
+        request = ForwardRequest(account, call.to, 0, gas, nonce, deadline, call.data)
+        data = request.typed_data(domain)
+        message = {
+            key: "0x" + value.hex() if isinstance(value, bytes) else str(value)
+            for key, value in data["message"].items()
+        }
+        return {**data, "message": message}
+
+    async def _payer(self, account: str, kind: str, amount: int, given: Mapping[str, Any]) -> Payer:
         address = checked_address(account)
         credit, w3 = self._contracts.credit, self._contracts.w3
         balance, allowance, coin, price = await asyncio.gather(
@@ -202,17 +258,18 @@ class CallPlanner:
             w3.eth.get_balance(address),
             w3.eth.gas_price,
         )
-        payer = Payer(address, balance, allowance, int(coin), int(price))
+        gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * int(price)
+        relayed = bool(self._relay) and (given.get("way") == "relay" or coin < gas)
+        payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(
                 f"The wallet has {format_credits(balance)} credits, this takes "
                 f"{format_credits(amount)}",
                 hint="Lower the credits, or get some: `deepsquare credit faucet` on a devnet.",
             )
-        gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * payer.gas_price
-        if payer.coin < gas:
+        if coin < gas and not relayed:
             raise InsufficientFundsError(
-                f"The wallet has {format_credits(payer.coin)} of the chain's own coin, the gas of "
+                f"The wallet has {format_credits(coin)} of the chain's own coin, the gas of "
                 f"this may take {format_credits(gas)}",
                 hint="Send it some for gas; `deepsquare credit faucet` does on a devnet.",
             )
@@ -236,29 +293,37 @@ def _escrow_effects(payer: Payer, amount: int) -> tuple[str, ...]:
     return (f"{moved}; {left} stay in the wallet.",)
 
 
-def _offers(terms: Terms, providers: Sequence[ProviderRow]) -> str:
-    uses = parse_uses(terms.uses)
-    costs = sorted(
-        cost(job_rate(each.prices, terms.resources), terms.time_limit)
-        for each in providers
-        if each.active
-        and fits(each.hardware, each.offer, terms.resources, each.load)
-        and matches(uses, each.labels)
-    )
-    affordable = [each for each in costs if 0 < each <= terms.amount]
-    if not costs:
-        return (
-            "No provider could run it now: it would wait, and can be cancelled for a full refund."
+def offers_in_words(offers: Sequence[PricedOffer]) -> str:
+    """Who could run a job, and for how much, in a sentence or two."""
+    able = [each for each in offers if each.eligible]
+    if able:
+        soonest = min(
+            (each for each in able if each.starts_in is not None), key=_start, default=None
         )
-    if not affordable:
+        start = f" It could start {soonest.start}." if soonest is not None else ""
+        return (
+            f"{count(len(able), 'provider')} could run it; the whole time limit costs "
+            f"{format_credits(able[0].cost)} credits at the cheapest.{start}"
+        )
+    dear = [each.cost for each in offers if each.is_over_budget]
+    if dear:
         return (
             f"Its credits do not buy its time limit: the cheapest provider would take "
-            f"{format_credits(costs[0])}. It would wait."
+            f"{format_credits(min(dear))}. It would wait."
         )
-    return (
-        f"{count(len(affordable), 'provider')} could run it now; the whole time limit costs "
-        f"{format_credits(affordable[0])} credits at the cheapest."
-    )
+    return "No provider could run it now: it would wait, and can be cancelled for a full refund."
+
+
+def runtime(terms: Terms) -> str:
+    """How long a job may run."""
+    limit = duration(terms.time_limit)
+    if terms.until_spent:
+        return f"until its credits are spent, which must buy {limit}"
+    return f"for at most {limit}"
+
+
+def _start(offer: PricedOffer) -> int:
+    return offer.starts_in or 0
 
 
 def _flag_effects(terms: Terms) -> Iterator[str]:
@@ -298,20 +363,29 @@ def _amount(text: Any) -> int:
     return amount
 
 
+def signature_of(text: Any) -> bytes:
+    """A wallet's signature: r, s and v, 65 bytes.
+
+    Raises:
+        UsageError: It has another form.
+    """
+    if not _SIGNATURE.fullmatch(str(text)):
+        raise UsageError("The wallet's signature has not the form of one")
+    raw = bytes.fromhex(str(text)[2:])
+    # Some wallets count the recovery id from zero.
+    return raw if raw[64] >= 27 else raw[:64] + bytes([raw[64] + 27])
+
+
 def _signed(given: Mapping[str, Any], amount: int) -> Permit | None:
     """A permit that the wallet signed."""
     body = given.get("permit")
     if not body:
         return None
-    if not isinstance(body, Mapping) or not _SIGNATURE.fullmatch(str(body.get("signature", ""))):
-        raise UsageError("The wallet's signature has not the form of one")
+    raw = signature_of(body.get("signature") if isinstance(body, Mapping) else "")
     try:
         value, deadline = int(str(body.get("value"))), int(str(body.get("deadline")))
     except ValueError:
         raise UsageError("The permit's value and deadline must be numbers") from None
     if value != amount or not 0 <= deadline < 2**64:
         raise UsageError("The permit was signed for something else", hint="Begin again.")
-    raw = bytes.fromhex(body["signature"][2:])
-    # Some wallets count the recovery id from zero.
-    v = raw[64] if raw[64] >= 27 else raw[64] + 27
-    return Permit(value, deadline, v, raw[:32], raw[32:64])
+    return Permit(value, deadline, raw[64], raw[:32], raw[32:64])

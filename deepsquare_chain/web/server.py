@@ -83,6 +83,7 @@ async def run_explorer(
     store: DefinitionStore | None = None,
     links: Sequence[Link] = (),
     gateway: str = "",
+    relay: str = "",
     submissions: bool = True,
     ready: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
@@ -98,6 +99,7 @@ async def run_explorer(
         store: Where jobs submitted in the browser are kept for providers; None takes none.
         links: Other explorers to link to.
         gateway: URL of the gateway where browsers put definitions and read output; empty for none.
+        relay: URL of the relay that pays the gas of customers; empty for none.
         submissions: Whether jobs can be submitted in the browser.
         ready: Gets the URL of the pages once they are served.
         stop: Ends it when set.
@@ -121,7 +123,7 @@ async def run_explorer(
             NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
         )
         app = explorer_app(
-            Site(service.index, contracts, store, tuple(links), gateway, submissions),
+            Site(service.index, contracts, store, tuple(links), gateway, relay, submissions),
             hosts=hosts,
             more_routes=api_routes(service.index),
             probe=daemon.health,

@@ -10,14 +10,19 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from eth_utils.address import is_address, to_checksum_address
+from starlette.concurrency import run_in_threadpool
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import ProviderRow, Status
+from deepsquare_chain.job import Terms
 from deepsquare_chain.store.definitions import DefinitionStore
 
 T = TypeVar("T")
+#: Jobs of which the offers are kept.
+_MAX_OFFERS: Final = 64
 _KINDS: Final = frozenset({"tx", "address", "block"})
 
 
@@ -69,6 +74,7 @@ class Site:
         store: Where definitions of jobs submitted here are kept; None where nobody can submit.
         links: Other explorers to point to.
         gateway: URL of the gateway where browsers put definitions and read output; empty for none.
+        relay: URL of the relay that pays the gas of customers; empty for none.
         submissions: Whether jobs can be submitted here.
         clock: Seconds since the epoch.
     """
@@ -78,9 +84,11 @@ class Site:
     store: DefinitionStore | None = None
     links: Sequence[Link] = ()
     gateway: str = ""
+    relay: str = ""
     submissions: bool = True
     clock: Callable[[], float] = time.time
     _kept: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
+    _offers: dict[object, list[PricedOffer]] = field(default_factory=dict, repr=False)
 
     @property
     def storing(self) -> bool:
@@ -122,6 +130,20 @@ class Site:
             self._kept[name] = found = (moment, make())
         kept: T = found[1]
         return kept
+
+    async def offers(self, terms: Terms) -> list[PricedOffer]:
+        """What each provider would take for a job, asked of the node once for each change.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        change = (await run_in_threadpool(self.index.status)).change
+        key = (change, terms.resources, terms.time_limit, terms.amount, terms.uses)
+        if key not in self._offers:
+            if len(self._offers) >= _MAX_OFFERS:
+                self._offers.clear()
+            self._offers[key] = await offers(self.contracts, terms)
+        return self._offers[key]
 
     def names(self, change: int) -> Mapping[str, Name]:
         """Names of accounts as of a change of the index."""

@@ -518,7 +518,7 @@ def test_a_whole_file_stands_for_the_form() -> None:
     ("change", "words"),
     [
         ({"mem_per_cpu": "none"}, "Memory per CPU"),
-        ({"cpus_per_task": "0"}, "Cpus a task"),
+        ({"cpus_per_task": "0"}, "CPUs per task"),
         ({"script": ""}, "Script"),
         ({"time_limit": "x"}, "Time limit"),
         ({"objective": "fame"}, "Objective"),

@@ -13,14 +13,25 @@ from web3.exceptions import TransactionNotFound, Web3Exception
 
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
-from deepsquare_chain.errors import GridError, NotFoundError, UsageError
+from deepsquare_chain.chain.bindings.forwarder import SignedRequest
+from deepsquare_chain.client.gasless import own_domain
+from deepsquare_chain.client.relay_client import RelayClient
+from deepsquare_chain.errors import GridError, JobFileError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import RateLimit
-from deepsquare_chain.web.calls import CallPlan, CallPlanner
-from deepsquare_chain.web.jobform import read_form
+from deepsquare_chain.web.calls import (
+    CallPlan,
+    CallPlanner,
+    offers_in_words,
+    runtime,
+    signature_of,
+)
+from deepsquare_chain.web.formats import amount, exact, size_of, visible
+from deepsquare_chain.web.jobform import form_as_file, problems, read_form
 from deepsquare_chain.web.lookup import look_up
 from deepsquare_chain.web.pages.common import MAX_NUMBER, ask, show, site_of
 from deepsquare_chain.web.security import client_of, is_own
-from deepsquare_chain.web.site import Site
+from deepsquare_chain.web.site import Name, Site
+from deepsquare_chain.workflow.schema import job_file_schema
 
 MAX_BODY: Final = 160_000
 
@@ -42,7 +53,7 @@ async def form(request: Request) -> Response:
         "submit.html",
         providers=[each for each in providers if each.active],
         storing=site.storing,
-        gateway=site.gateway,
+        relay=bool(site.relay),
     )
 
 
@@ -60,6 +71,52 @@ async def grid(request: Request) -> Response:
     )
 
 
+async def schema(_: Request) -> Response:
+    """JSON schema of job files, for the editor."""
+    return JSONResponse(job_file_schema(), headers={"Cache-Control": "max-age=3600"})
+
+
+async def quote(request: Request) -> Response:
+    """Check a job of the form or the editor, and say what each provider would take for it.
+
+    A job with mistakes is an answer too: `problems` names them. No wallet is needed.
+    """
+    site, given = await _posted(request)
+    file = {} if given.get("mode") == "file" else {"file": form_as_file(given)}
+    try:
+        job_file = await ask(read_form, given)
+        terms = job_file.terms()
+    except JobFileError as error:
+        found = [{"line": line, "text": text} for line, text in problems(error)]
+        return JSONResponse({"problems": found, "hint": error.hint, **file})
+    offers = await site.offers(terms)
+    names = await ask(_names, site)
+    return JSONResponse(
+        {
+            "problems": [],
+            "warnings": list(job_file.warnings),
+            "summary": f"{size_of(terms.resources)}, {runtime(terms)}, "
+            f"{exact(terms.amount)} credits at most.",
+            "verdict": offers_in_words(offers),
+            "offers": [
+                {
+                    "provider": visible(names[each.account].text if each.account in names else ""),
+                    "account": each.account,
+                    "cost": "".join(amount(each.cost)) if each.cost else "",
+                    "start": each.start,
+                    "refusal": visible(each.refusal),
+                }
+                for each in offers
+            ],
+            **file,
+        }
+    )
+
+
+def _names(site: Site) -> Mapping[str, Name]:
+    return site.names(site.index.status().change)
+
+
 async def submit(request: Request) -> Response:
     """Say what submitting the form's job does.
 
@@ -73,36 +130,74 @@ async def submit(request: Request) -> Response:
             hint="Use `deepsquare submit FILE`.",
         )
     job_file = await ask(read_form, given)
-    data = job_file.definition.to_bytes()
-    providers = await ask(site.index.providers)
-    plan = await CallPlanner(site.contracts).submit(
-        _account(given), job_file.terms(), job_file.definition.digest, providers, given
-    )
+    terms = job_file.terms()
+    data, digest = job_file.definition.to_bytes(), job_file.definition.digest
+    account = checked_address(_account(given))
+    offers = await site.offers(terms)
+    plan = await _planner(site).submit(account, terms, digest, offers, given)
     if site.store is not None:
-        if plan.call is not None:
+        if plan.is_payable:
             await site.store.put(data)
         return _answer(site, plan)
-    digest = job_file.definition.digest.hex()
-    return _answer(site, plan, definition=data.decode(), digest=digest)
+    return _answer(site, plan, definition=data.decode(), digest=digest.hex())
 
 
 async def top_up(request: Request) -> Response:
     """Say what a top-up does."""
     site, given = await _posted(request)
-    planner = CallPlanner(site.contracts)
-    return _answer(site, await planner.top_up(_account(given), _job(given), given))
+    return _answer(site, await _planner(site).top_up(_account(given), _job(given), given))
 
 
 async def cancel(request: Request) -> Response:
     """Say what a cancellation does."""
     site, given = await _posted(request)
-    return _answer(site, await CallPlanner(site.contracts).cancel(_account(given), _job(given)))
+    return _answer(site, await _planner(site).cancel(_account(given), _job(given), given))
+
+
+async def relay(request: Request) -> Response:
+    """Hand a signed request over to the relay; `digest` names it from then on."""
+    site, given = await _posted(request)
+    signature = signature_of(given.get("signature"))
+    signed = SignedRequest.from_wire({**_mapping(given.get("message")), "signature": "0x"})
+    signed = SignedRequest(signed.request, signature)
+    domain = await own_domain(site.contracts)
+    signed.check_signer(domain)
+    digest = "0x" + signed.request.digest(domain).hex()
+    async with _relay(site) as client:
+        found = await client.hand_over(signed, digest)
+    return JSONResponse({"digest": digest, "state": found.state})
+
+
+async def relayed(request: Request) -> Response:
+    """What the relay says of a request; the transaction is looked at with `outcome`."""
+    async with _relay(site_of(request)) as client:
+        found = await client.state(request.path_params["digest"].lower())
+    return JSONResponse(
+        {"state": found.state, "transaction": found.transaction, "reason": visible(found.detail)}
+    )
+
+
+def _relay(site: Site) -> RelayClient:
+    if not site.relay:
+        raise NotFoundError("This explorer knows no relay")
+    return RelayClient(site.relay)
+
+
+def _planner(site: Site) -> CallPlanner:
+    return CallPlanner(site.contracts, site.relay)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError("The request is no JSON object")
+    return value
 
 
 async def outcome(request: Request) -> Response:
     """What became of a transaction: waiting, done (with the jobs that it made) or refused.
 
-    `indexed` says whether pages know of it already.
+    `indexed` says whether pages know of it already. A transaction of a relay carries calls of
+    several customers: with `account`, only that customer's jobs are named.
     """
     site = site_of(request)
     tx_hash = request.path_params["hash"].lower()
@@ -114,17 +209,23 @@ async def outcome(request: Request) -> Response:
     found = await look_up(site.contracts, tx_hash)
     if found is None or found.ok is None:
         return JSONResponse({"state": "waiting", "jobs": [], "indexed": indexed, "reason": ""})
-    jobs = await _born(site, tx_hash) if found.ok else []
+    account = request.query_params.get("account", "")
+    jobs = await _born(site, tx_hash, account) if found.ok else []
     state = "done" if found.ok else "refused"
     return JSONResponse({"state": state, "jobs": jobs, "indexed": indexed, "reason": found.reason})
 
 
-async def _born(site: Site, tx_hash: str) -> list[int]:
+async def _born(site: Site, tx_hash: str, account: str) -> list[int]:
     try:
         receipt: Any = await site.contracts.w3.eth.get_transaction_receipt(HexBytes(tx_hash))
     except (TransactionNotFound, Web3Exception, GridError):
         return []
-    return [each.job_id for each in decode_logs(receipt["logs"]) if isinstance(each, JobSubmitted)]
+    return [
+        each.job_id
+        for each in decode_logs(receipt["logs"])
+        if isinstance(each, JobSubmitted)
+        and (not account or each.customer.lower() == account.lower())
+    ]
 
 
 def _answer(site: Site, plan: CallPlan, **more: str) -> Response:

@@ -18,7 +18,7 @@ addEventListener("eip6963:announceProvider", (event) => {
 // Something to be told as it is.
 class Plain extends Error {}
 
-function element(tag, text = "", attributes = {}) {
+export function element(tag, text = "", attributes = {}) {
   const made = document.createElement(tag);
   made.textContent = text;
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -56,7 +56,7 @@ function ask(title, parts, choices) {
 
 const tell = (title, text) => ask(title, [element("p", text)], [["", "Close", true]]);
 
-async function api(path, body) {
+export async function api(path, body) {
   const post = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
   let answer = null;
   let found = null;
@@ -143,7 +143,7 @@ async function send(call) {
 // Follows a transaction by the explorer's own node until it is in a block.
 async function mined(hash, report, wait = 600) {
   for (let at = 0; at < wait; at += 1) {
-    const found = await api(`/wallet/outcome/${hash}`);
+    const found = await api(`/wallet/outcome/${hash}?account=${account}`);
     if (found.state === "refused") throw new Plain(`The contract refused it: ${found.reason || hash} Only gas was paid.`);
     if (found.state === "done") return found;
     if (at === 3) report(`Sent as ${short(hash)}; waits for its block …`);
@@ -204,6 +204,27 @@ async function onOutput(section) {
   }
 }
 
+async function signTyped(data) {
+  await onTheGrid();
+  return provider.request({ method: "eth_signTypedData_v4", params: [account, JSON.stringify(data)] });
+}
+
+// Hands a signed request to the relay, and waits until it is part of a transaction.
+async function relayed(request, report) {
+  report("Sign the request in your wallet …");
+  const signature = await signTyped(request);
+  report("The relay has it …");
+  const { digest } = await api("/wallet/relay", { message: request.message, signature });
+  for (let at = 0; at < 600; at += 1) {
+    const found = await api(`/wallet/relay/${digest}`);
+    if (found.state === "executed") return found.transaction;
+    if (found.state === "failed") throw new Plain(`The contract refused it: ${found.reason || digest}. Nothing was paid.`);
+    if (found.state === "dropped") throw new Plain(`The relay did not carry it out: ${found.reason || digest}. Nothing was paid.`);
+    await pause(500);
+  }
+  throw new Plain("The relay has not carried it out yet. Look at your jobs later; the request is good for a few minutes.");
+}
+
 // Allows what is missing (a permit that is signed, or an approval that is sent), then carries it out.
 async function carryOut(kind, body, report) {
   await connected();
@@ -213,9 +234,7 @@ async function carryOut(kind, body, report) {
   await keep(plan, report);
   if (plan.permit) {
     report("Sign the permit in your wallet …");
-    await onTheGrid();
-    const params = [account, JSON.stringify(plan.permit)];
-    const signature = await provider.request({ method: "eth_signTypedData_v4", params });
+    const signature = await signTyped(plan.permit);
     const { value, deadline } = plan.permit.message;
     plan = await api(`/wallet/${kind}`, { ...asked, permit: { value, deadline, signature } });
   } else if (plan.approval) {
@@ -223,9 +242,9 @@ async function carryOut(kind, body, report) {
     await mined(await send(plan.approval), report);
     plan = await api(`/wallet/${kind}`, asked);
   }
-  if (!plan.call) throw new Plain("The explorer asked for something else than before; nothing more was sent.");
-  report("Confirm the transaction in your wallet …");
-  const hash = await send(plan.call);
+  if (!plan.call && !plan.request) throw new Plain("The explorer asked for something else than before; nothing more was sent.");
+  if (plan.call) report("Confirm the transaction in your wallet …");
+  const hash = plan.request ? await relayed(plan.request, report) : await send(plan.call);
   report(`Sent as ${short(hash)} …`);
   const found = await mined(hash, report);
   report("Done.");
@@ -269,22 +288,13 @@ async function onJob(button) {
   }
 }
 
-async function onForm(form) {
-  const output = form.querySelector("[data-report]");
-  const button = form.querySelector("button[type=submit]");
-  const report = (text, bad = false) => {
-    output.textContent = text;
-    output.classList.toggle("bad", bad);
-  };
-  button.disabled = true;
-  report("");
+// Submits what the form says, and goes to the job.
+export async function submitJob(body, report) {
   try {
-    const { hash, jobs } = await carryOut("submit", Object.fromEntries(new FormData(form)), report);
+    const { hash, jobs } = await carryOut("submit", body, report);
     location.assign(jobs.length === 1 ? `/jobs/${jobs[0]}` : `/transactions/${hash}`);
   } catch (error) {
     report(wordsOf(error), true);
-  } finally {
-    button.disabled = false;
   }
 }
 
@@ -303,10 +313,5 @@ export function connectWallet() {
     }
     if (button?.dataset.act) guarded(() => onJob(button));
     if (button?.hasAttribute("data-output")) guarded(() => onOutput(button.closest("section")));
-  });
-  document.addEventListener("submit", (event) => {
-    if (!event.target.matches("form[data-submit-job]")) return;
-    event.preventDefault();
-    onForm(event.target);
   });
 }
