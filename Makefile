@@ -4,6 +4,7 @@
 .PHONY: help setup setup-dev demo test test-unit test-contracts check contracts bench clean distclean
 .PHONY: bench-grid soak kills reorgs
 .PHONY: fuzz-long coverage prove slither mutate
+.PHONY: test-nodes nodes
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -27,6 +28,7 @@ help:
 	@echo 'make bench      measure gas on a real node (needs the npm parts)'
 	@echo 'make bench-grid  measure a whole grid on a real node; make soak: an hour of kills and faults'
 	@echo 'make kills      kill daemons at every labelled step; make reorgs: replace blocks under them'
+	@echo 'make test-nodes  try a grid on every node that npm has; docs/networks.md'
 	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
 
 setup: $(RUNTIME)
@@ -104,13 +106,27 @@ kills: $(DEV) $(NODE)
 reorgs: $(DEV) $(NODE)
 	DEEPSQUARE_REORGS=all $(BIN)/python -m pytest -q -s --timeout 1800 tests/e2e/test_reorgs.py $(ARGS)
 
+# A grid on each node that npm has: ARGS='--only hardhat' chooses. NODES names the packages to install.
+NODES = hardhat2 hardhat3 ethereumjs ganache
+test-nodes: $(DEV) $(NODE) nodes
+	$(BIN)/python scripts/try_nodes.py $(ARGS)
+
+# Their install scripts would only download compilers.
+nodes:
+	@for node in $(NODES); do \
+	    stamp=tests/nodes/$$node/node_modules/.package-lock.json; \
+	    if [ tests/nodes/$$node/package-lock.json -nt $$stamp ]; then \
+	        npm ci --prefix tests/nodes/$$node --ignore-scripts && touch $$stamp || exit 1; \
+	    fi; \
+	done
+
 clean:
 	rm -rf build dist out cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf .import_linter_cache .coverage
 	find contracts deepsquare_chain scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) .venv-slither .venv-halmos node_modules
+	rm -rf $(VENV) .venv-slither .venv-halmos node_modules tests/nodes/*/node_modules
 
 # A newer pyproject.toml installs again; an interrupted set-up leaves no stamp and is repeated.
 $(RUNTIME): pyproject.toml

@@ -24,6 +24,7 @@ from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.isolation import machine_isolation
@@ -34,6 +35,7 @@ from deepsquare_chain.workflow import Definition, Step
 
 SMALL: Final = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
 PRICES: Final = Prices(cpu=10**12, gpu=0, mem=10**8)
+COINS: Final = 10**22  # wei that each account has for gas
 PASSWORD: Final = "a bench has no secrets"  # noqa: S105 - of keys that hold nothing
 
 
@@ -48,7 +50,7 @@ class Yard:
     cpus: int = 64
     log_level: str = "warning"
     settings: dict[str, str] = field(default_factory=dict)  # more variables of the daemons
-    node: Anvil = field(default_factory=Anvil)
+    node: Node = field(default_factory=Anvil)
     endpoints: dict[str, str] = field(
         default_factory=dict
     )  # of roles that do not ask the node itself
@@ -64,6 +66,11 @@ class Yard:
         self.stack = contextlib.AsyncExitStack()
         self.senders: dict[str, Sender] = {}
         self.definitions = FolderDefinitionStore(self.folder / "definitions")
+
+    @property
+    def password_file(self) -> Path:
+        """Password of all wallets of this grid."""
+        return self.folder / "password"
 
     @property
     def provider_roles(self) -> list[str]:
@@ -86,18 +93,19 @@ class Yard:
         await self.node.start()
         self.w3: AsyncWeb3[Any] = await connect(self.node.url, chain_id=self.node.chain_id)
         self.stack.push_async_callback(close, self.w3)
+        await asyncio.gather(
+            *(self.node.fund(account.address, COINS) for account in self.accounts.values())
+        )
         for role, account in self.accounts.items():
-            await self.node.rpc("anvil_setBalance", account.address, hex(10**24))
             store = self.stack.enter_context(
                 Store.open(None, chain_id=self.node.chain_id, contract="", account=account.address)
             )
             self.senders[role] = Sender(
                 self.w3, account, store, chain_id=self.node.chain_id, poll_interval=0.1
             )
-            import_key(self._keystore(role), bytes(account.key), PASSWORD, light=True)
-        password = self.folder / "password"
-        password.write_text(PASSWORD)
-        password.chmod(0o600)
+            import_key(self.keystore(role), bytes(account.key), PASSWORD, light=True)
+        self.password_file.write_text(PASSWORD)
+        self.password_file.chmod(0o600)
         params = GridParams(admin_delay=0, schedulers=[self.accounts["scheduler"].address])
         self.deployment = await deploy_grid(self.w3, self.senders["admin"], params)
         self.deployment.save(self.folder / "deployment.json")
@@ -124,7 +132,8 @@ class Yard:
             )
         )
 
-    def _keystore(self, role: str) -> Path:
+    def keystore(self, role: str) -> Path:
+        """Encrypted wallet of a role."""
         return self.folder / f"{role}.wallet.json"
 
     async def send(self, role: str, call: Any) -> Any:
@@ -173,8 +182,8 @@ class Yard:
             "DEEPSQUARE_ENDPOINT": self.endpoints.get(account, self.node.url),
             "DEEPSQUARE_DEPLOYMENT": str(self.folder / "deployment.json"),
             "DEEPSQUARE_STORE": str(self.folder / "definitions"),
-            "DEEPSQUARE_KEYSTORE": str(self._keystore(account)),
-            "DEEPSQUARE_PASSWORD_FILE": str(self.folder / "password"),
+            "DEEPSQUARE_KEYSTORE": str(self.keystore(account)),
+            "DEEPSQUARE_PASSWORD_FILE": str(self.password_file),
             "DEEPSQUARE_STATE_DIR": str(self.folder / f"state-{role}"),
             "DEEPSQUARE_CONFIRMATIONS": str(self.confirmations),
             "DEEPSQUARE_POLL_INTERVAL": str(self.poll_interval),

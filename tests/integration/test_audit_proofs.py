@@ -102,6 +102,21 @@ async def test_honest_nodes_prove_all_their_logs(used: LiveGrid) -> None:
     assert len(digests.digests) > 10
 
 
+async def test_places_of_logs_follow_from_the_trie(used: LiveGrid) -> None:
+    """EthereumJS numbers the logs of eth_getBlockReceipts wrongly; a wrong eth_getLogs is a lie."""
+
+    def misnumber(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**each, "logIndex": hex(int(each["logIndex"], 16) + 3)} for each in logs]
+
+    def receipts(method: str, _: list[Any], result: Any) -> Any:
+        if method == "eth_getBlockReceipts":
+            return [{**each, "logs": misnumber(each["logs"])} for each in result]
+        return result
+
+    assert await proven(used, receipts) == []
+    assert await proven(used, about_logs(misnumber))
+
+
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
 async def test_a_lie_about_one_log_is_proven(used: LiveGrid, lie: Lie) -> None:
     [message] = await proven(used, about_logs(lie))

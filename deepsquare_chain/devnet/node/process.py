@@ -52,6 +52,7 @@ class ChildProcess:
         stdout: int | IO[bytes] = asyncio.subprocess.DEVNULL,
         stderr: int | IO[bytes] | None = asyncio.subprocess.DEVNULL,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> ChildProcess:
         """Start ``command``, away from the terminal's Ctrl-C.
 
@@ -64,6 +65,7 @@ class ChildProcess:
             stdout=stdout,
             stderr=stderr,
             env=None if env is None else dict(env),
+            cwd=cwd,
             start_new_session=True,
         )
         return cls(process)

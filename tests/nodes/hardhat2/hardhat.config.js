@@ -1,0 +1,14 @@
+// A block for each transaction and one each second; the accounts are the development accounts of the devnet.
+const mnemonic = "test test test test test test test test test test test junk";
+
+module.exports = {
+  solidity: "0.8.28",
+  networks: {
+    hardhat: {
+      chainId: 1337,
+      hardfork: "cancun",
+      accounts: { mnemonic, count: 11, accountsBalance: "1000000000000000000000000" },
+      mining: { auto: true, interval: 1000 },
+    },
+  },
+};
