@@ -190,6 +190,10 @@ class Settings(BaseSettings):
         None, description="Address of the signer's account, where it has several"
     )
     password_file: FilePath | None = Field(None, description="File that holds its password")
+    result_key: FilePath | None = Field(
+        None,
+        description="File of the age key that decrypts results; KEYSTORE.age-key by default",
+    )
     store: FilePath = Field(Path(".deepsquare/definitions"), description="Folder of definitions")
     state_dir: FilePath = Field(Path(".deepsquare"), description="Databases, logs and runs")
     confirmations: int = Field(1, ge=0, le=10_000, description="Blocks before a fact is believed")
@@ -281,9 +285,21 @@ class Settings(BaseSettings):
     )
 
     @property
+    def result_key_file(self) -> Path:
+        """File of the age key that decrypts results, whether it exists or not."""
+        if self.result_key is not None:
+            return self.result_key
+        if self.keystore is not None:
+            return self.keystore.with_name(f"{self.keystore.name}.age-key")
+        return self.state_dir / "results.age-key"
+
+    @property
     def private_paths(self) -> tuple[Path, ...]:
         """Files and folders that no job may see: keys, passwords, state, other jobs' definitions."""
-        paths = (self.keystore, self.password_file, self.headers_file, self.state_dir, self.store)
+        paths = (
+            *(self.keystore, self.password_file, self.result_key_file),
+            *(self.headers_file, self.state_dir, self.store),
+        )
         return tuple(Path(os.path.abspath(path)) for path in paths if path is not None)
 
 
@@ -544,6 +560,7 @@ _PATHS: Final = frozenset(
         "headers_file",
         "keystore",
         "password_file",
+        "result_key",
         "state_dir",
         "store",
     }

@@ -117,7 +117,7 @@ def import_keystore(path: str | Path, source: str | Path, password: str) -> Loca
     """
     body = _read(Path(source))[0]  # once: it may come through a pipe
     account = _decrypted(source, body, password)
-    _store(Path(path), json.dumps(body | {"address": account.address[2:].lower()}))
+    write_secret(Path(path), json.dumps(body | {"address": account.address[2:].lower()}))
     return account
 
 
@@ -281,15 +281,20 @@ def read_key(path: str | Path) -> str:
         NotFoundError: There is no such file.
         UsageError: It can't be read, is not text, or others can read it.
     """
-    return _secret_from(Path(path), "key file")
+    return read_secret(Path(path), "key file")
 
 
 def _password_from(path: Path) -> str:
-    return _secret_from(path, "password file")
+    return read_secret(path, "password file")
 
 
-def _secret_from(path: Path, what: str) -> str:
-    """Text of a secret's file; one newline at the end is dropped."""
+def read_secret(path: Path, what: str) -> str:
+    """Text of a secret's file; one newline at the end is dropped. `what` names it in messages.
+
+    Raises:
+        NotFoundError: There is no such file.
+        UsageError: It can't be read, is not text, or others can read it.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -321,18 +326,22 @@ def _write(path: Path, account: LocalAccount, password: str, *, light: bool) -> 
     body = Account.encrypt(
         account.key, password, kdf="scrypt", iterations=_LIGHT if light else _STRONG
     )
-    _store(path, json.dumps(body))
+    write_secret(path, json.dumps(body))
     return account
 
 
-def _store(path: Path, text: str) -> None:
-    """Write a new file for the owner alone; an existing key is never overwritten."""
+def write_secret(path: Path, text: str, what: str = "wallet") -> None:
+    """Write a new file for the owner alone; `what` names it in messages.
+
+    Raises:
+        UsageError: The file exists, which is never overwritten, or can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UsageError(
-            f"{path} exists already, and a wallet is never overwritten", hint="Choose another name."
+            f"{path} exists already, and a {what} is never overwritten", hint="Choose another name."
         ) from None
     except OSError as error:
         raise UsageError(f"{path} can't be written: {error.strerror}") from None

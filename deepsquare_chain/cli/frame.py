@@ -47,6 +47,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "signer": (str, "URL of an external signer (web3signer; clef+URL for clef).", False),
     "signer_account": (str, "The signer's account, where it has several.", False),
     "password_file": (Path, "File that holds its password.", True),
+    "result_key": (Path, "File of the age key that decrypts results.", False),
     "store": (Path, "Folder of job definitions.", False),
     "state_dir": (Path, "Folder of databases, logs and runs.", False),
     "chain_id": (int, "Chain id that the endpoint must have.", False),

@@ -347,6 +347,7 @@ async def results(
                 folder,
                 gateways=gateways,
                 report=context.printer.note,
+                key_file=context.settings.result_key_file,
             )
             found += [(job, each) for each in files]
     rows = (

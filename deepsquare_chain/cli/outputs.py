@@ -74,7 +74,12 @@ async def print_log(
 ) -> None:
     """Print a job's log from a gateway; errors as `read_log`."""
     trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
-    log = read_log(contracts, gateways, job_id, follow=follow, on_trouble=trouble)
+    log = read_log(
+        *(contracts, gateways, job_id),
+        follow=follow,
+        key_file=context.settings.result_key_file,
+        on_trouble=trouble,
+    )
     async for data in log:
         (write or context.printer.raw)(data)
 

@@ -18,7 +18,7 @@ from deepsquare_chain.credits import format_credits
 if TYPE_CHECKING:
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Terms
-    from deepsquare_chain.workflow import JobFile
+    from deepsquare_chain.workflow import Definition, JobFile
 
 app = typer.Typer()
 
@@ -135,6 +135,20 @@ async def submit(
             help="Run after other jobs: afterok, afterany or afternotok, then ids, ranges, names.",
         ),
     ] = None,
+    encrypt: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt", help="Encrypt log and results to your own key, which is made if missing."
+        ),
+    ] = False,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipient",
+            metavar="KEY",
+            help="Encrypt log and results to this public key of age (age1...); again for more.",
+        ),
+    ] = None,
     lenient: LenientOption = False,
     permit: Annotated[
         bool, typer.Option("--permit", help="Sign a permit instead of sending an approval.")
@@ -181,7 +195,10 @@ async def submit(
     indices = None if array is None else parse_array(array)
     variables = _variables(env or [])
     job_file, terms = _read(context, file, credits, time_limit, lenient)
-    definition = job_file.definition.with_env(variables) if env else job_file.definition
+    definition = _encrypted(
+        *(context, job_file.definition.with_env(variables) if env else job_file.definition),
+        *(encrypt, recipient or ()),
+    )
     async with (
         open_sending(context, gasless=gasless, yes=yes) as wallet,
         # A gateway wants a signature of the customer, whose key is elsewhere.
@@ -293,6 +310,23 @@ def _variables(words: list[str]) -> dict[str, str]:
             )
         found[name] = value
     return found
+
+
+def _encrypted(
+    context: CommandContext, definition: Definition, own: bool, recipients: Sequence[str]
+) -> Definition:
+    """The definition with its recipients; the own key is made where it is missing."""
+    from deepsquare_chain.store.encryption import ensure_result_key
+
+    if not own:
+        return definition.encrypted_to(recipients) if recipients else definition
+    key, made = ensure_result_key(context.settings.result_key_file)
+    if made:
+        context.printer.note(
+            f"Made a key for results in {key.path}: keep a copy, for nothing else decrypts them."
+        )
+    context.printer.note(f"Log and results are encrypted to {key.recipient}.")
+    return definition.encrypted_to([key.recipient, *recipients])
 
 
 def _advise(context: CommandContext, submission: str, after: Sequence[object]) -> None:

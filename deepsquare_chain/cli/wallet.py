@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make, import, list and show encrypted wallets.", no_args_is_help=True)
 
 _WALLET: Final = (Column("address", "address", Kind.HASH), Column("path", "keystore"))
+_RESULT_KEY: Final = (Column("recipient", "public key"), Column("path", "file"))
 _LIST: Final = (
     Column("address", "stated address", Kind.HASH),
     Column("path", "keystore"),
@@ -151,6 +152,22 @@ async def show(context: CommandContext) -> None:
             f"The file states this address; it was not compared with the key: {error.message}."
         )
     context.printer.record(_WALLET, (address, str(context.settings.keystore)))
+
+
+@command(app, "result-key")
+async def result_key(context: CommandContext) -> None:
+    """Show the public key to which results are encrypted, and make the key if it is missing.
+
+    `submit --encrypt` uses it. Put it into a job file (recipients) or give it to others.
+    """
+    from deepsquare_chain.store.encryption import ensure_result_key
+
+    key, made = ensure_result_key(context.settings.result_key_file)
+    if made:
+        context.printer.note(
+            f"Made {key.path}: keep a copy, for nothing else decrypts what is encrypted to it."
+        )
+    context.printer.record(_RESULT_KEY, (key.recipient, str(key.path)))
 
 
 def _show(context: CommandContext, file: Path, account: LocalAccount) -> None:

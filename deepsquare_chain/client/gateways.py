@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +26,13 @@ from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.provider.outputs import ResultFile
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.encryption import (
+    MANIFEST,
+    LogDecoder,
+    ResultKey,
+    find_result_key,
+    read_manifest,
+)
 from deepsquare_chain.store.gateway_client import (
     LOG,
     GatewayClient,
@@ -47,6 +55,7 @@ _DELIVERY: Final = 15.0
 _TRIES: Final = 5
 _OUTPUT: Final = "output"
 _MAX_OUTPUT: Final = 16 * 1024 * 1024
+_MAX_MANIFEST: Final = 16 * 1024 * 1024
 
 
 @asynccontextmanager
@@ -109,19 +118,34 @@ async def read_log(
     job_id: int,
     *,
     follow: bool,
+    key_file: Path | None = None,
     on_trouble: OnTrouble | None = None,
 ) -> AsyncIterator[bytes]:
     """A job's log from its beginning; with `follow` until its end, through lost connections.
 
+    A log that is encrypted is decrypted with the age key in `key_file`.
+
     Raises:
         NotFoundError: There is no such job, or no gateway has its log.
-        NotAuthorisedError: The account may not read it.
+        NotAuthorisedError: The account may not read it, or the key does not decrypt it.
+        AuditError: It is encrypted and was altered.
         EndpointError: No gateway answers; with `follow`, none does after the end of the job.
     """
+    decoder = LogDecoder(job_id, key_file)
     if follow:
-        async for data in _follow(contracts, gateways, job_id, on_trouble):
-            yield data
-        return
+        raw = _follow(contracts, gateways, job_id, on_trouble)
+    else:
+        raw = _read(contracts, gateways, job_id)
+    async for data in raw:
+        if found := decoder.feed(data):
+            yield found
+    if rest := decoder.finish():
+        yield rest
+
+
+async def _read(
+    contracts: Contracts, gateways: Sequence[GatewayClient], job_id: int
+) -> AsyncIterator[bytes]:
     job = await contracts.scheduler.get_job(job_id)
     gateway = await _holder(gateways, job_id)
     if gateway is None:
@@ -243,25 +267,28 @@ async def remote_results(
     gateways: Sequence[GatewayClient],
     job_id: int,
     to: Path | None = None,
+    *,
     report: Callable[[str], None] = lambda _: None,
+    key_file: Path | None = None,
 ) -> tuple[list[ResultFile], str]:
     """What a job left, from a gateway, and the digest of its output that is on chain.
 
     The output is read and compared with the chain in any case, and the other files with what the
-    provider says of them when they are downloaded.
+    provider says of them when they are downloaded. What is encrypted is decrypted first.
 
     Args:
         contracts: The deployment.
         gateways: Where it is looked for.
         job_id: The job.
         to: A new folder to download into; the output becomes `output`, the others `work/...`.
-        report: Called when a download resumes after it was cut off.
+        key_file: File of the age key for results that are encrypted.
+        report: Called when a download resumes after it was cut off, and when results are decrypted.
 
     Raises:
         NotFoundError: There is no such job, or its provider has not delivered its results.
         UsageError: It has not ended, or the folder is there already.
         AuditError: The output is other than the chain says; nothing was written.
-        NotAuthorisedError: The account may not read it.
+        NotAuthorisedError: The account may not read it, or the key does not decrypt it.
         EndpointError: No gateway answers.
     """
     job = await contracts.scheduler.get_job(job_id)
@@ -270,21 +297,20 @@ async def remote_results(
             f"Job {job_id} has not ended: it is {job.status.name}",
             hint=f"Wait for it with `deepsquare job watch {job_id}`.",
         )
-    gateway, files = await _delivered(gateways, job, report)
+    gateway, delivered = await _delivered(gateways, job, report)
+    source = await _source(gateway, job_id, delivered, report, key_file)
     reported = await reported_digest(contracts, job_id)
-    output = b""
-    names = {each.name for each in files if not each.problem}
-    if _OUTPUT in names:
-        output = await _output(gateway, job_id)
-    if reported and (hashlib.sha256(output).hexdigest() != reported or _OUTPUT not in names):
+    output = await source.output()
+    if reported and (output is None or hashlib.sha256(output).hexdigest() != reported):
         raise AuditError(
             f"The output of job {job_id} at {gateway.place} is not the one that its provider "
             "reported on chain",
             hint="It was changed since, or is another run's; ask the provider.",
         )
+    files = source.files
     if to is not None:
         _make(to)
-        files = [await _saved(gateway, job_id, each, to, report) for each in files]
+        files = [await source.save(each, to) for each in files]
     return files, reported
 
 
@@ -329,16 +355,144 @@ def _result_file(entry: dict[str, Any]) -> ResultFile:
     return ResultFile(name, size, digest, problem, entry.get("special") is True)
 
 
-async def _output(gateway: GatewayClient, job_id: int) -> bytes:
-    data = bytearray()
-    async with gateway.download(job_id, _OUTPUT) as pieces:
-        async for piece in pieces:
-            data += piece
-            if len(data) > _MAX_OUTPUT:
-                raise EndpointError(
-                    f"The output of job {job_id} at {gateway.place} is longer than any provider keeps"
-                )
-    return bytes(data)
+async def _source(
+    gateway: GatewayClient,
+    job_id: int,
+    delivered: list[ResultFile],
+    report: Callable[[str], None],
+    key_file: Path | None,
+) -> _Source:
+    """What the list of a provider is read from; an encrypted one has a manifest in it."""
+    parts = {each.name: each for each in delivered if not each.problem}
+    plain_source = _Source(gateway, job_id, delivered, report)
+    if MANIFEST not in parts:
+        return plain_source
+    key = find_result_key(key_file, f"What job {job_id} left")
+    sealed = await plain_source.read(parts[MANIFEST], _MAX_MANIFEST)
+    listed = read_manifest(await asyncio.to_thread(key.decrypt, sealed), job_id)
+    report(f"The results of job {job_id} are encrypted; decrypted with {key.path}.")
+    files = [_result_file(entry) for entry in listed]
+    sources = {
+        file.name: parts.get(str(entry.get("part")))
+        for file, entry in zip(files, listed, strict=True)
+    }
+    return _EncryptedSource(gateway, job_id, files, report, key=key, sources=sources)
+
+
+class _Source:
+    """Files of one job at one gateway, downloaded and compared with the list of its provider."""
+
+    def __init__(
+        self,
+        gateway: GatewayClient,
+        job_id: int,
+        files: list[ResultFile],
+        report: Callable[[str], None],
+    ) -> None:
+        self.files = files
+        self._gateway = gateway
+        self._job_id = job_id
+        self._report = report
+
+    async def output(self) -> bytes | None:
+        """What the provider kept of the output; None where there is none."""
+        file = next((each for each in self.files if each.name == _OUTPUT), None)
+        return None if file is None or file.problem else await self.read(file, _MAX_OUTPUT)
+
+    async def read(self, file: ResultFile, limit: int) -> bytes:
+        """The content of a small file.
+
+        Raises:
+            EndpointError: It is longer than `limit` bytes, or the gateway does not answer.
+        """
+        data = bytearray()
+        async with self._gateway.download(self._job_id, file.name) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) > limit:
+                    raise EndpointError(
+                        f"{file.name} of job {self._job_id} at {self._gateway.place} is longer "
+                        "than any provider makes it"
+                    )
+        return bytes(data)
+
+    async def save(self, file: ResultFile, to: Path) -> ResultFile:
+        """Download a file and compare it with what the provider says of it."""
+        if file.problem:
+            return file
+        path = to / file.name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as target:
+                digest = await self.copy(file, target)
+        except OSError as error:
+            return _unsaved(file, path, f"can't be written: {error.strerror}")
+        except GridError as error:
+            return _unsaved(file, path, f"can't be downloaded: {error.message}")
+        if digest != file.digest:
+            return _unsaved(file, path, "is not what the provider says of it, not kept")
+        return file
+
+    async def copy(self, file: ResultFile, target: BinaryIO) -> str:
+        """Write a file's content into an open one, and return its SHA-256."""
+        return await _download(self._gateway, self._job_id, file, target, self._report)
+
+
+class _EncryptedSource(_Source):
+    """The same for files that are encrypted; `sources` are the encrypted files of each name."""
+
+    def __init__(
+        self,
+        gateway: GatewayClient,
+        job_id: int,
+        files: list[ResultFile],
+        report: Callable[[str], None],
+        *,
+        key: ResultKey,
+        sources: Mapping[str, ResultFile | None],
+    ) -> None:
+        super().__init__(gateway, job_id, files, report)
+        self._key = key
+        self._sources = sources
+
+    async def read(self, file: ResultFile, limit: int) -> bytes:
+        """As for any file, decrypted."""
+        sealed = await super().read(self._sealed(file), 2 * limit)
+        return await asyncio.to_thread(self._key.decrypt, sealed)
+
+    async def copy(self, file: ResultFile, target: BinaryIO) -> str:
+        """As for any file, decrypted; the encrypted one is kept in a temporary file meanwhile."""
+        sealed = self._sealed(file)
+        with tempfile.TemporaryFile(dir=Path(target.name).parent) as fetched:
+            digest = await _download(self._gateway, self._job_id, sealed, fetched, self._report)
+            if digest != sealed.digest:
+                return ""
+            fetched.seek(0)
+            return await asyncio.to_thread(self._decrypted, fetched, target)
+
+    def _decrypted(self, source: BinaryIO, target: BinaryIO) -> str:
+        writer = _HashingWriter(target)
+        self._key.decrypt_file(source, writer)
+        return writer.digest.hexdigest()
+
+    def _sealed(self, file: ResultFile) -> ResultFile:
+        found = self._sources.get(file.name)
+        if found is None:
+            raise NotFoundError(f"The gateway at {self._gateway.place} lacks the encrypted file")
+        return found
+
+
+class _HashingWriter:
+    """Writes into a file and makes the SHA-256 of all that was written."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target = target
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Write all of the data."""
+        self.digest.update(data)
+        return self._target.write(data)
 
 
 def _make(folder: Path) -> None:
@@ -348,26 +502,6 @@ def _make(folder: Path) -> None:
         raise UsageError(
             f"{folder} can't be made: {error.strerror}", hint="Give a folder that is not there yet."
         ) from None
-
-
-async def _saved(
-    gateway: GatewayClient, job_id: int, file: ResultFile, to: Path, report: Callable[[str], None]
-) -> ResultFile:
-    """Download a file and compare it with what the provider says of it."""
-    if file.problem:
-        return file
-    path = to / file.name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as target:
-            digest = await _download(gateway, job_id, file, target, report)
-    except OSError as error:
-        return _unsaved(file, path, f"can't be written: {error.strerror}")
-    except GridError as error:
-        return _unsaved(file, path, f"can't be downloaded: {error.message}")
-    if digest != file.digest:
-        return _unsaved(file, path, "is not what the provider says of it, not kept")
-    return file
 
 
 def _unsaved(file: ResultFile, path: Path, problem: str) -> ResultFile:

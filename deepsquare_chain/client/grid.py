@@ -41,6 +41,7 @@ from deepsquare_chain.job import Job, JobStatus, Terms
 from deepsquare_chain.provider.outputs import find_run, read_output
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.encryption import ensure_result_key
 from deepsquare_chain.store.gateway_client import GatewayClient, GatewayDefinitionStore
 from deepsquare_chain.workflow import JobFile, parse_job_file
 
@@ -184,6 +185,7 @@ class Grid:
         permit: bool = False,
         key: str | None = None,
         gasless: bool = False,
+        encrypt: bool = False,
     ) -> Submission:
         """Pay for a job and put it into the grid's queue; returns once that is in a block.
 
@@ -199,6 +201,8 @@ class Grid:
             key: The caller's own name of this submission: whoever repeats it, after a crash or
                 by mistake, gets the same jobs and pays nothing more.
             gasless: Sign a request and let the relay of the settings pay the gas.
+            encrypt: Encrypt log and results to the key of the setting `result_key`, which is made
+                if it is missing.
 
         Raises:
             JobFileError: The job file is not valid.
@@ -210,7 +214,11 @@ class Grid:
         wallet, file = self.wallet, await _read(job)
         terms: Terms = file.terms(credits=credits, time_limit=time_limit)
         after = await parse_depends(self.contracts, file.depends_on, lambda: wallet.address)
-        request = request_of(file.definition, terms, after=after)
+        definition = file.definition
+        if encrypt:
+            own, _ = await asyncio.to_thread(ensure_result_key, self.settings.result_key_file)
+            definition = definition.encrypted_to([own.recipient])
+        request = request_of(definition, terms, after=after)
         request = replace(request, definitions=request.definitions * count)
         if gasless:
             async with self._relayed() as relayed:
@@ -276,7 +284,13 @@ class Grid:
             NotAuthorisedError: The wallet may not read it.
         """
         if self._gateways:
-            log = read_log(self.contracts, self._gateways, job_id, follow=False)
+            log = read_log(
+                self.contracts,
+                self._gateways,
+                job_id,
+                follow=False,
+                key_file=self.settings.result_key_file,
+            )
             return b"".join([data async for data in log])
         root, chain_id = self.settings.state_dir, self.contracts.deployment.chain_id
         address = self.contracts.scheduler.address
@@ -304,7 +318,12 @@ class Grid:
             AuditError: The output is not the one that its provider reported; nothing is copied.
         """
         return await job_results(
-            self.contracts, self.settings.state_dir, job_id, to, gateways=self._gateways
+            self.contracts,
+            self.settings.state_dir,
+            job_id,
+            to,
+            gateways=self._gateways,
+            key_file=self.settings.result_key_file,
         )
 
     async def cancel(self, *job_ids: int, gasless: bool = False) -> TxReceipt:

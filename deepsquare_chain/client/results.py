@@ -52,6 +52,7 @@ async def job_results(
     *,
     gateways: Sequence[GatewayClient] = (),
     report: Callable[[str], None] = lambda _: None,
+    key_file: Path | None = None,
 ) -> list[Result]:
     """The output and the files of a job that has ended, from a gateway, else from this machine.
 
@@ -61,7 +62,8 @@ async def job_results(
         job_id: The job.
         to: A new folder to copy them into, once the output is known to be the reported one.
         gateways: Where they are looked for.
-        report: Called when a download resumes after it was cut off.
+        report: Called when a download resumes after it was cut off, and when results are decrypted.
+        key_file: File of the age key for results that are encrypted at a gateway.
 
     Raises:
         NotFoundError: There is no such job, or no provider below `root` has run it, or none has
@@ -71,7 +73,9 @@ async def job_results(
         GridError: No gateway answers, or none lets this account read it.
     """
     if gateways:
-        files, reported = await remote_results(contracts, gateways, job_id, to, report)
+        files, reported = await remote_results(
+            contracts, gateways, job_id, to, report=report, key_file=key_file
+        )
         return _compared(files, reported, job_id, gateways[0].place)
     job = await contracts.scheduler.get_job(job_id)
     grid = contracts.deployment.chain_id, contracts.scheduler.address

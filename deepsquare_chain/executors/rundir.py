@@ -25,7 +25,7 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from deepsquare_chain.executors.procfs import Identity
 
@@ -223,20 +223,24 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def read_bytes(path: Path, offset: int, limit: int) -> bytes:
-    """Part of a regular file; a link or a pipe that a job put there is not followed."""
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file for reading; a link or a pipe that a job put there is not followed."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(handle, "rb", buffering=0)
+
+
+def read_bytes(path: Path, offset: int, limit: int) -> bytes:
+    """Part of a regular file, which is opened as `open_regular` does."""
+    with open_regular(path) as file:
         parts = []
-        while limit > 0 and (part := os.pread(handle, limit, offset)):
+        while limit > 0 and (part := os.pread(file.fileno(), limit, offset)):
             parts.append(part)
             offset += len(part)
             limit -= len(part)
         return b"".join(parts)
-    finally:
-        os.close(handle)
 
 
 def read_record(path: Path) -> dict[str, Any]:

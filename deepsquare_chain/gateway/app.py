@@ -174,16 +174,21 @@ async def definition(gateway: Gateway, job_id: JobId, session: Signed) -> Respon
 async def append(
     gateway: Gateway, request: Request, job_id: JobId, name: str, session: Signed
 ) -> Response:
-    """Add a part at the offset in `Upload-Offset`; `Upload-Complete: ?1` with the last one."""
+    """Add a part at the offset in `Upload-Offset`; `Upload-Complete: ?1` with the last one.
+
+    With `Upload-Exact: ?1` it is refused where the file does not end at that offset.
+    """
     check_name(name)
     space = await gateway.access.job(session, int(job_id), Right.WRITE)
     offset = request.headers.get("upload-offset", "")
     if not _OFFSET.fullmatch(offset):
         raise UsageError("Upload-Offset must be a number of bytes")
-    complete = request.headers.get("upload-complete", "?0") == "?1"
+    complete = _is_set(request, "complete")
     async with gateway.uploads:
         data = await _part(request, gateway.rules.max_part)
-        file = await gateway.append(space, name, int(offset), data, complete=complete)
+        file = await gateway.append(
+            space, name, int(offset), data, complete=complete, exact=_is_set(request, "exact")
+        )
     return Response(
         status_code=HTTPStatus.NO_CONTENT, headers=_upload_headers(file.size, file.complete)
     )
@@ -371,6 +376,11 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
             {"Content-Range": f"bytes */{size}"},
         )
     return start, end
+
+
+def _is_set(request: Request, name: str) -> bool:
+    """Whether a structured header of an upload is true (RFC 9651)."""
+    return request.headers.get(f"upload-{name}", "?0") == "?1"
 
 
 def _upload_headers(size: int, complete: bool) -> dict[str, str]:

@@ -185,18 +185,26 @@ class GatewayService:
         return found
 
     async def append(
-        self, space: JobSpace, name: str, offset: int, data: bytes, *, complete: bool
+        self,
+        space: JobSpace,
+        name: str,
+        offset: int,
+        data: bytes,
+        *,
+        complete: bool,
+        exact: bool = False,
     ) -> StoredFile:
         """Add the part of a file that begins at `offset`; what is there already is left alone.
 
         Raises:
-            RequestDeniedError: The part begins beyond the end of the file, or is too much.
+            RequestDeniedError: The part begins beyond the end of the file, or, with `exact`, before
+                it; or it is too much.
             StoreError: The store does not take it now.
         """
         async with self.objects.lock(space, name):
             file = self._records.file(space, name)
             size = 0 if file is None else file.size
-            if offset > size:
+            if offset > size or (exact and offset < size):
                 raise RequestDeniedError(
                     f"The file has {size} bytes, the part begins at {offset}",
                     code="wrong-offset",

@@ -210,6 +210,8 @@ class ExecutorActions:
         site = self._site(definition)
         run = run_transitions.submitting(view.run, action)
         crash_point("provider.submit.planned")
+        if definition.recipients:  # known before anything is printed that must be encrypted
+            self._table.set_recipients(run.key, definition.recipients)
         self._table.put(run)
         crash_point("provider.submit.intended")
         try:

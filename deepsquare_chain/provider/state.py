@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +50,13 @@ runs: Final = Table(
     Column("ended_at", Float),
     Column("result", LargeBinary, nullable=False),
     Column("note", Text, nullable=False),
+)
+
+recipients: Final = Table(
+    "run_recipients",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("recipients", Text, nullable=False),
 )
 
 earnings: Final = Table(
@@ -135,7 +143,19 @@ class RunTable:
                 found[row.job_id] += row.billed_seconds
         return dict(found)
 
+    def recipients(self, key: str) -> tuple[str, ...]:
+        """Public keys to which the output of a run is encrypted; none where it is not encrypted."""
+        with self._store.read() as connection:
+            query = select(recipients.c.recipients).where(recipients.c.key == key)
+            return tuple((connection.execute(query).scalar_one_or_none() or "").split())
+
     # -- writing
+
+    def set_recipients(self, key: str, keys: Sequence[str]) -> None:
+        """Remember for whom the output of a run is encrypted, before the run exists."""
+        with self._store.begin() as connection:
+            connection.execute(delete(recipients).where(recipients.c.key == key))
+            connection.execute(insert(recipients).values(key=key, recipients=" ".join(keys)))
 
     def put(self, *changed: Run, durable: bool = True) -> None:
         """Write rows; on the disk when this returns, except for rows that can be derived again."""

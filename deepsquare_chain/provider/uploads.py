@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import io
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from sqlalchemy import Boolean, Column, Integer, String, Table, delete, insert, select
 
@@ -21,13 +24,25 @@ from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.executors.base import Executor
 from deepsquare_chain.executors.outputlog import read_kept
-from deepsquare_chain.executors.rundir import RunFolder, read_bytes
+from deepsquare_chain.executors.rundir import (
+    OUTPUT_LIMIT,
+    RunFolder,
+    open_regular,
+    read_bytes,
+)
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import ResultFile, read_output, result_files
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store, metadata
+from deepsquare_chain.store.encryption import (
+    FOLDER,
+    MANIFEST,
+    encrypt_file,
+    encrypted_log_part,
+    manifest,
+)
 from deepsquare_chain.store.gateway_client import (
     LOG,
     GatewayClient,
@@ -42,6 +57,8 @@ _INTERVAL: Final = 0.4
 _AT_ONCE: Final = 8
 _LOG_PART: Final = 256 * 1024
 _FILE_PART: Final = 4 * 1024 * 1024
+#: Times that one delivery begins again because the gateway has another part of the log.
+_REWINDS: Final = 3
 #: Seconds before a gateway, or a run that it refuses, is tried again: at first, and at most.
 _PAUSES: Final = (0.5, 30.0)
 #: Seconds after which what could not be delivered is given up.
@@ -230,19 +247,29 @@ class OutputUploader:
         self, gateway: GatewayClient, upload: Upload, folder: Path, *, ended: bool
     ) -> Upload:
         """Send what the run has printed since."""
+        recipients = self._table.recipients(upload.key)
+        rewinds = 0
         while True:
             part = await asyncio.to_thread(_read_log, folder, upload.position)
             complete = ended and not part[0]
             if not part[0] and not complete:
                 return upload
+            data = part[0]
+            if data and recipients:
+                data = encrypted_log_part(
+                    *(upload.job_id, upload.position, part[1], data, recipients),
+                    first=not upload.offset,
+                )
             try:
                 there = await gateway.append(
-                    upload.job_id, LOG, upload.offset, part[0], complete=complete
+                    *(upload.job_id, LOG, upload.offset, data),
+                    complete=complete,
+                    exact=bool(recipients),
                 )
             except GatewayRefusedError as error:
-                if error.code == "wrong-offset":
-                    # It has less than was sent: it leaves alone what it has.
-                    upload = replace(upload, position=0, offset=0)
+                if error.code == "wrong-offset" and rewinds < _REWINDS:
+                    rewinds += 1
+                    upload = _rewound(upload, error.offset or 0, encrypted=bool(recipients))
                     continue
                 if error.code not in {"quota", "complete"}:
                     raise
@@ -255,7 +282,7 @@ class OutputUploader:
             upload = replace(
                 upload,
                 position=part[1],
-                offset=upload.offset + len(part[0]),
+                offset=upload.offset + len(data),
                 log_done=complete or there.complete,
             )
             self._put(upload)
@@ -264,6 +291,10 @@ class OutputUploader:
 
     async def _results(self, gateway: GatewayClient, upload: Upload, folder: Path) -> None:
         """Send the kept output and the files of the working folder, then their list."""
+        recipients = self._table.recipients(upload.key)
+        if recipients:
+            await self._encrypted_results(gateway, upload, folder, recipients)
+            return
         entries = []
         for file in await asyncio.to_thread(result_files, folder):
             problem = file.problem
@@ -273,6 +304,29 @@ class OutputUploader:
                 problem = await self._file(gateway, upload.job_id, folder, file)
             entries.append(_entry(file, problem))
         await gateway.put_results(upload.job_id, entries)
+
+    async def _encrypted_results(
+        self, gateway: GatewayClient, upload: Upload, folder: Path, recipients: Sequence[str]
+    ) -> None:
+        """The same encrypted: files have numbers for names, and their list is encrypted as well.
+
+        What was encrypted stays in the folder until all is delivered, so that an upload that was
+        cut off goes on with the same bytes.
+        """
+        listed, sent = [], []
+        for number, file in enumerate(await asyncio.to_thread(result_files, folder)):
+            problem, part = file.problem, f"{FOLDER}/{number}"
+            if not problem:
+                sealed = await asyncio.to_thread(_encrypted, folder, file.name, part, recipients)
+                problem = await self._file(gateway, upload.job_id, folder, sealed)
+                if not problem:
+                    sent.append(_entry(sealed, ""))
+            listed.append({**_entry(file, problem), "part": part})
+        data = manifest(upload.job_id, listed)
+        sealed = await asyncio.to_thread(_encrypted, folder, None, MANIFEST, recipients, data)
+        problem = await self._file(gateway, upload.job_id, folder, sealed)
+        await gateway.put_results(upload.job_id, [*sent, _entry(sealed, problem)])
+        await asyncio.to_thread(shutil.rmtree, folder / FOLDER, ignore_errors=True)
 
     async def _file(
         self, gateway: GatewayClient, job_id: int, folder: Path, file: ResultFile
@@ -329,6 +383,41 @@ class OutputUploader:
         first, longest = _PAUSES
         pause = min(longest, 2 * self._resting.get(what, (first / 2, 0.0))[0])
         self._resting[what] = (pause, time.monotonic() + pause)
+
+
+def _rewound(upload: Upload, size: int, *, encrypted: bool) -> Upload:
+    """From where to go on with a log of which the gateway has `size` bytes."""
+    if not encrypted:
+        return replace(upload, position=0, offset=0)  # it leaves alone what it has
+    # Nothing can be encrypted to the same bytes again: readers skip what they have seen.
+    lost = size < upload.offset
+    return replace(upload, position=0 if lost else upload.position, offset=size)
+
+
+def _encrypted(
+    folder: Path, name: str | None, part: str, recipients: Sequence[str], data: bytes = b""
+) -> ResultFile:
+    """A file of a run, or data, encrypted into a file of its folder; one that is there is kept."""
+    place = folder / part
+    if not place.exists():
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        fresh = place.with_name(f".{place.name}.new")
+        with _source(folder, name, data) as source, fresh.open("wb") as target:
+            encrypt_file(source, target, recipients)
+        fresh.replace(place)
+    whole = hashlib.sha256()
+    with place.open("rb") as file:
+        while piece := file.read(_FILE_PART):
+            whole.update(piece)
+        return ResultFile(part, file.tell(), whole.hexdigest())
+
+
+def _source(folder: Path, name: str | None, data: bytes) -> BinaryIO:
+    if name is None:
+        return io.BytesIO(data)
+    if name == "output":
+        return io.BytesIO(read_kept(RunFolder(folder).output, 0, 2 * OUTPUT_LIMIT))
+    return open_regular(folder / name)
 
 
 def _read_log(folder: Path, position: int) -> tuple[bytes, int]:

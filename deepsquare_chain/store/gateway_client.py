@@ -40,6 +40,7 @@ from deepsquare_chain.errors import (
 from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.settings import Settings, safe_url, split_urls
 from deepsquare_chain.store.definitions import MAX_BYTES, DefinitionMismatch
+from deepsquare_chain.store.encryption import FOLDER as ENCRYPTED
 from deepsquare_chain.workflow import digest as digest_of
 
 #: Name of what a run prints while it runs.
@@ -58,11 +59,11 @@ def is_file_name(name: str) -> bool:
     """Whether a gateway keeps a file of a job under this name.
 
     Names are `log` (what a run prints while it runs), `output` (what its provider kept of that and
-    reported on chain) and paths below `work/`.
+    reported on chain) and paths below `work/`, or below `encrypted/` where the job has recipients.
     """
     parts = name.split("/")
     plain_text = name.isprintable() and "\\" not in name and len(name) <= _MAX_NAME
-    inside = name in {LOG, "output"} or (parts[0] == "work" and len(parts) > 1)
+    inside = name in {LOG, "output"} or (parts[0] in {"work", ENCRYPTED} and len(parts) > 1)
     return plain_text and inside and not any(part in {"", ".", ".."} for part in parts)
 
 
@@ -268,9 +269,19 @@ class GatewayClient:
         return self._file_of(name, response)
 
     async def append(
-        self, job_id: int, name: str, offset: int, data: bytes, *, complete: bool = False
+        self,
+        job_id: int,
+        name: str,
+        offset: int,
+        data: bytes,
+        *,
+        complete: bool = False,
+        exact: bool = False,
     ) -> RemoteFile:
         """Upload the part of a file that begins at `offset`; what is there already is left alone.
+
+        With `exact` the part is refused where the file does not end at `offset`, because the same
+        bytes can't be made twice.
 
         Raises:
             NotFoundError: The gateway does not know the job's definition: another one has it.
@@ -279,6 +290,8 @@ class GatewayClient:
             EndpointError: The gateway is down.
         """
         headers = {"Upload-Offset": str(offset), "Upload-Complete": "?1" if complete else "?0"}
+        if exact:
+            headers["Upload-Exact"] = "?1"
         response = await self._ask("PATCH", _file(job_id, name), content=data, headers=headers)
         return self._file_of(name, response)
 

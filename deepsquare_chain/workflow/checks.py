@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pydantic_core import PydanticCustomError
+from pyrage import RecipientError, x25519
 
 from deepsquare_chain.credits import format_credits, parse_credits
 from deepsquare_chain.job import CONDITION_PREFIX, Objective, parse_uses
@@ -28,6 +29,7 @@ MAX_ENV_VALUE_BYTES: Final = 32_768
 
 MAX_STEP_NAME_BYTES: Final = 256
 MAX_LIST: Final = 256
+MAX_RECIPIENTS: Final = 20
 MAX_TEXT_BYTES: Final = 4_096
 
 #: Names that the grid itself sets for a job.
@@ -363,6 +365,16 @@ def affinity(value: Any) -> str:
     if found[0].key.startswith(CONDITION_PREFIX):
         raise problem(f"can't be set: keys that begin with {CONDITION_PREFIX} are the grid's")
     return str(found[0])
+
+
+def recipient(value: Any) -> str:
+    """A public key of age, to which results are encrypted."""
+    checked = line(value)
+    try:
+        x25519.Recipient.from_str(checked)
+    except RecipientError:
+        raise problem(f"must be a public key of age such as age1..., not {show(checked)}") from None
+    return checked
 
 
 def objective(value: Any) -> Objective:

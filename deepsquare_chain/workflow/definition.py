@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -62,6 +62,7 @@ class Definition:
     continuous_output_sync: bool = False
     virtual_networks: tuple[VirtualNetworkSection, ...] = ()
     array: ArraySection | None = None
+    recipients: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces, UTF-8. The same definition, the same bytes.
@@ -95,6 +96,8 @@ class Definition:
             document["continuousOutputSync"] = True
         if self.virtual_networks:
             document["virtualNetworks"] = [_plain(each) for each in self.virtual_networks]
+        if self.recipients:
+            document["recipients"] = list(self.recipients)
         if self.array is not None:
             document["array"] = _plain(self.array)
         return document
@@ -130,6 +133,16 @@ class Definition:
         document = self.document()
         document["env"] = {**document["env"], **env}
         return definition_of(document, "the given variables")
+
+    def encrypted_to(self, recipients: Sequence[str]) -> Definition:
+        """The same with more public keys of age to which log and results are encrypted.
+
+        Raises:
+            JobFileError: One is no such key, or there are too many.
+        """
+        document = self.document()
+        document["recipients"] = list(dict.fromkeys([*self.recipients, *recipients]))
+        return definition_of(document, "the given recipients")
 
     def in_array(self, index: int, size: int) -> Definition:
         """The same as one job of an array: DEEPSQUARE_ARRAY_INDEX and DEEPSQUARE_ARRAY_SIZE."""
@@ -197,6 +210,7 @@ def from_document(document: Runnable, array: ArraySection | None = None) -> Defi
         output=document.output,
         continuous_output_sync=document.continuous_output_sync,
         virtual_networks=tuple(document.virtual_networks),
+        recipients=tuple(document.recipients),
         array=array,
     )
 

@@ -125,6 +125,7 @@ ObjectiveWord = Annotated[
     _Checked(checks.objective, {"type": "string", "enum": [each.name for each in Objective]}),
 ]
 Uses = Annotated[list[Annotated[str, _text(checks.affinity)]], AfterValidator(checks.total_uses)]
+Recipient = Annotated[str, _text(checks.recipient, pattern="^age1")]
 _BOUNDED: Final = Field(max_length=checks.MAX_LIST)
 
 
@@ -439,6 +440,9 @@ class Runnable(Section):
     )
     virtual_networks: Annotated[list[VirtualNetworkSection], Field(max_length=checks.MAX_LIST)] = (
         Field([], description="Networks between steps.")
+    )
+    recipients: Annotated[list[Recipient], Field(max_length=checks.MAX_RECIPIENTS)] = Field(
+        [], description="Public keys (age1...) to which log and results are encrypted."
     )
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from deepsquare_chain.client.gateways import read_log
 from deepsquare_chain.client.results import job_results
+from deepsquare_chain.errors import NotAuthorisedError
 from deepsquare_chain.job import JobStatus as S
+from deepsquare_chain.store.encryption import ensure_result_key
 from deepsquare_chain.store.gateway_client import WrongAccountError
 from tests.support.gateway import client, served
 from tests.support.livegrid import LiveGrid
@@ -20,9 +22,9 @@ from tests.support.provider import Bench, bench, definition
 pytestmark = pytest.mark.parametrize("shared_node", ["embedded"], indirect=True)
 
 
-async def submit(host: Bench, url: str, customer: int, command: str) -> int:
+async def submit(host: Bench, url: str, customer: int, command: str, *recipients: str) -> int:
     """Upload a definition as a customer, and submit it to a provider."""
-    made = definition(command)
+    made = definition(command, recipients=recipients)
     async with client(host.grid, url, host.grid.customers[customer]) as gateway:
         assert await gateway.put_definition(made.to_bytes()) == made.digest
     [job_id] = await host.submit_digests([made.digest], customer=customer)
@@ -112,6 +114,65 @@ async def test_runs_go_on_without_the_gateway_and_catch_up(grid: LiveGrid, tmp_p
         assert troubles == [True, False]
         [output] = await job_results(grid.contracts, tmp_path, job_id, gateways=[alice])
         assert output.on_chain
+
+
+async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_path: Path) -> None:
+    """Followed live through a restart of the gateway, which sees neither output nor names."""
+    key, _ = ensure_result_key(tmp_path / "alice.age-key")
+    stranger, _ = ensure_result_key(tmp_path / "stranger.age-key")
+    async with AsyncExitStack() as stack:
+        gone = await stack.enter_async_context(AsyncExitStack())
+        url = await gone.enter_async_context(served(grid, tmp_path / "gateway"))
+        host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
+        program = (
+            "for i in 1 2 3 4; do echo secret $i; sleep 0.5; done; mkdir private; "
+            "head -c 3000000 /dev/zero > private/model.bin; : > private/empty"
+        )
+        job_id = await submit(host, url, 0, program, key.recipient)
+        alice = await stack.enter_async_context(client(grid, url, grid.customers[0]))
+        live: list[bytes] = []
+
+        async def follow() -> None:
+            log = read_log(grid.contracts, [alice], job_id, follow=True, key_file=key.path)
+            async for data in log:
+                live.append(data)  # noqa: PERF401 - each is seen as it comes
+
+        following = asyncio.create_task(follow())
+        await host.drive(lambda: bool(live))
+        await gone.aclose()
+        port = int(url.rpartition(":")[2])
+        await stack.enter_async_context(served(grid, tmp_path / "gateway", port=port))
+        await host.until([job_id])
+        await asyncio.wait_for(following, 60)
+        printed = b"".join(b"secret %d\n" % n for n in (1, 2, 3, 4))
+        assert b"".join(live) == printed
+
+        to, said = tmp_path / "got", list[str]()
+        found = await job_results(
+            *(grid.contracts, tmp_path, job_id, to),
+            gateways=[alice],
+            key_file=key.path,
+            report=said.append,
+        )
+        assert [(each.name, each.on_chain, each.problem) for each in found] == [
+            ("output", True, ""),
+            ("work/private/empty", None, ""),
+            ("work/private/model.bin", None, ""),
+        ]
+        assert any(str(key.path) in each for each in said)
+        assert (to / "output").read_bytes() == printed
+        assert (to / "work/private/model.bin").read_bytes() == bytes(3_000_000)
+        for wrong in (None, stranger.path):
+            with pytest.raises(NotAuthorisedError, match="encrypted"):
+                await job_results(
+                    *(grid.contracts, tmp_path, job_id), gateways=[alice], key_file=wrong
+                )
+        # Beside the definition, whose commands it reads, the gateway has nothing to read.
+        kept = [x for x in (tmp_path / "gateway").rglob("*") if x.is_file()]
+        kept = [x for x in kept if "definitions" not in x.parts]
+        assert any("jobs" in x.parts for x in kept)
+        assert not any(word in x.read_bytes() for x in kept for word in (b"secret ", b"model.bin"))
+        assert not list((tmp_path / "p").rglob("encrypted"))
 
 
 async def test_a_definition_that_no_gateway_has_costs_nothing(

@@ -1,0 +1,303 @@
+"""Results and logs encrypted with age (X25519), so that gateways and object stores can't read them.
+
+The recipients are part of the definition. The provider encrypts before it delivers, and keeps the
+names of files in an encrypted manifest. A log is a sequence of frames: the length in four bytes,
+then an age file of one line (`JOB FROM TO`, positions in the output) and the bytes printed between
+them. Frames may repeat what earlier ones hold, as after an upload that was cut off; readers skip it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import pyrage
+from pyrage import x25519
+
+from deepsquare_chain.chain.wallet import read_secret, write_secret
+from deepsquare_chain.errors import AuditError, NotAuthorisedError, NotFoundError, UsageError
+
+#: Folder of encrypted files, both at a gateway and below a provider's folder of the run.
+FOLDER: Final = "encrypted"
+MANIFEST: Final = f"{FOLDER}/manifest"
+_LOG_START: Final = b"deepsquare-encrypted-log/1\n"
+_LENGTH: Final = 4
+_MAX_FRAME: Final = 1024 * 1024
+_MAX_HEAD: Final = 64
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ResultKey:
+    """The age key of a customer; `recipient` is its public part, which others may know."""
+
+    path: Path
+    recipient: str
+    _identities: tuple[Any, ...]
+
+    def decrypt(self, data: bytes) -> bytes:
+        """The content of an age file.
+
+        Raises:
+            NotAuthorisedError: It is encrypted to other keys.
+            AuditError: It was altered.
+        """
+        target = io.BytesIO()
+        self.decrypt_file(io.BytesIO(data), target)
+        return target.getvalue()
+
+    def decrypt_file(self, source: BinaryIO, target: Any) -> None:
+        """Decrypt from one binary stream into another, in pieces.
+
+        Raises:
+            NotAuthorisedError: It is encrypted to other keys.
+            AuditError: It was altered.
+            OSError: One of them can't be read or written.
+        """
+        try:
+            with _writer(target) as writer:
+                pyrage.decrypt_io(source, writer, list(self._identities))
+        except (pyrage.DecryptError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the streams, not of what is in them
+            if "matching keys" in str(error):
+                raise NotAuthorisedError(
+                    f"It is encrypted to other keys than the one in {self.path}",
+                    hint="Name the right one with --result-key.",
+                ) from None
+            raise AuditError(
+                "What was encrypted was altered, or is incomplete",
+                hint="Ask who runs the gateway; its provider may still have the original.",
+            ) from None
+
+
+def load_result_key(path: Path) -> ResultKey:
+    """The key in a file, as `age-keygen` writes them: the first key is the one to encrypt to.
+
+    Raises:
+        NotFoundError: There is no such file.
+        UsageError: It can't be read, holds no key, or others can read it.
+    """
+    lines = [line.strip() for line in read_secret(path, "result key").splitlines()]
+    try:
+        found = [x25519.Identity.from_str(line) for line in lines if line and line[0] != "#"]
+    except pyrage.IdentityError:
+        found = []
+    if not found:
+        raise UsageError(
+            f"{path} holds no age key",
+            hint="It has a line AGE-SECRET-KEY-1...; bring it back from a backup, or name another "
+            "file with --result-key.",
+        )
+    return ResultKey(path, str(found[0].to_public()), tuple(found))
+
+
+def ensure_result_key(path: Path) -> tuple[ResultKey, bool]:
+    """The key in a file, made where there is none, and whether it was made; errors as `load_result_key`."""
+    try:
+        return load_result_key(path), False
+    except NotFoundError:
+        made = x25519.Identity.generate()
+    try:
+        write_secret(path, f"# public key: {made.to_public()}\n{made}\n", "result key")
+    except UsageError:
+        if not path.exists():
+            raise
+        return load_result_key(path), False  # another command was quicker
+    return load_result_key(path), True
+
+
+def find_result_key(path: Path | None, what: str) -> ResultKey:
+    """The key that decrypts something; `what` names that in messages.
+
+    Raises:
+        NotAuthorisedError: There is no key.
+        UsageError: The file can't be used.
+    """
+    try:
+        if path is not None:
+            return load_result_key(path)
+    except NotFoundError:
+        pass
+    raise NotAuthorisedError(
+        f"{what} is encrypted, and there is no key{'' if path is None else f' at {path}'}",
+        hint="Name the file of the key with --result-key; nothing else can decrypt it.",
+    )
+
+
+# -- what providers do
+
+
+def encrypt(data: bytes, recipients: Sequence[str]) -> bytes:
+    """Data encrypted to recipients, which were checked with the definition."""
+    sealed: bytes = pyrage.encrypt(data, _keys(recipients))
+    return sealed
+
+
+def encrypt_file(source: BinaryIO, target: BinaryIO, recipients: Sequence[str]) -> None:
+    """Encrypt from one binary stream into another, in pieces.
+
+    Raises:
+        OSError: One of them can't be read or written.
+    """
+    with _writer(target) as writer:
+        pyrage.encrypt_io(source, writer, _keys(recipients))
+
+
+def encrypted_log_part(
+    job_id: int, start: int, end: int, data: bytes, recipients: Sequence[str], *, first: bool
+) -> bytes:
+    """What is appended to an encrypted log for the output between two positions."""
+    frame = encrypt(f"{job_id} {start} {end}\n".encode() + data, recipients)
+    return (_LOG_START if first else b"") + len(frame).to_bytes(_LENGTH, "big") + frame
+
+
+def manifest(job_id: int, files: Sequence[dict[str, Any]]) -> bytes:
+    """The list of an encrypted job's files; `part` names the encrypted file of each."""
+    return json.dumps({"version": _VERSION, "job": job_id, "files": list(files)}).encode()
+
+
+class _Writer:
+    """Writes into a stream and keeps the error of a write, which age may pass over at the end."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all of the data."""
+        try:
+            self._target.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the stream is flushed when it is closed."""
+
+
+@contextmanager
+def _writer(target: Any) -> Iterator[_Writer]:
+    """What age writes into; raises the error of a write whatever age made of it."""
+    writer = _Writer(target)
+    try:
+        yield writer
+    finally:
+        if writer.error is not None:
+            raise writer.error
+
+
+def _keys(recipients: Sequence[str]) -> list[Any]:
+    return [x25519.Recipient.from_str(each) for each in recipients]
+
+
+# -- what customers do
+
+
+def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
+    """The files in a decrypted manifest; its values are the provider's and unchecked.
+
+    Raises:
+        AuditError: It is none, or of another job.
+    """
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        body = None
+    files = body.get("files") if isinstance(body, dict) else None
+    if (
+        not isinstance(body, dict)
+        or body.get("version") != _VERSION
+        or body.get("job") != job_id
+        or not isinstance(files, list)
+        or not all(isinstance(each, dict) for each in files)
+    ):
+        raise AuditError(
+            f"What the gateway has is not the list of files of job {job_id}",
+            hint="Ask the provider of the job, or who runs the gateway.",
+        )
+    return files
+
+
+class LogDecoder:
+    """Decrypts the log of one job as it comes; passes one that is not encrypted through.
+
+    Args:
+        job_id: The job.
+        key_file: File of the key, read once it is needed; None for no key.
+    """
+
+    def __init__(self, job_id: int, key_file: Path | None) -> None:
+        self._job_id = job_id
+        self._key_file = key_file
+        self._key: ResultKey | None = None
+        self._encrypted: bool | None = None
+        self._rest = b""
+        self._position = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """The output in the next bytes of a log; frames that are not complete yet are kept.
+
+        Raises:
+            NotAuthorisedError: The log is encrypted to another key, or there is no key.
+            AuditError: It was altered, or is of another job.
+        """
+        self._rest += data
+        if self._encrypted is None:
+            head = self._rest[: len(_LOG_START)]
+            if len(head) < len(_LOG_START) and _LOG_START.startswith(head):
+                return b""
+            self._encrypted = head == _LOG_START
+            if self._encrypted:
+                self._rest = self._rest[len(_LOG_START) :]
+        if not self._encrypted:
+            return self.finish()
+        found = b""
+        while (frame := self._frame()) is not None:
+            found += self._opened(frame)
+        return found
+
+    def finish(self) -> bytes:
+        """What is left of a log at its end that was too short to be judged."""
+        rest, self._rest = (b"", self._rest) if self._encrypted else (self._rest, b"")
+        return rest
+
+    def _frame(self) -> bytes | None:
+        length = int.from_bytes(self._rest[:_LENGTH], "big")
+        if length > _MAX_FRAME:
+            raise self._altered()
+        if len(self._rest) < _LENGTH + length or not self._rest:
+            return None
+        frame = self._rest[_LENGTH : _LENGTH + length]
+        self._rest = self._rest[_LENGTH + length :]
+        return frame
+
+    def _opened(self, frame: bytes) -> bytes:
+        self._key = self._key or find_result_key(
+            self._key_file, f"The output of job {self._job_id}"
+        )
+        head, newline, data = self._key.decrypt(frame).partition(b"\n")
+        numbers = head.split(b" ")
+        if not newline or len(head) > _MAX_HEAD or not all(each.isdigit() for each in numbers):
+            raise self._altered()
+        if len(numbers) != 3 or int(numbers[0]) != self._job_id:
+            raise self._altered()
+        start, end = int(numbers[1]), int(numbers[2])
+        if start > self._position or end < start:
+            raise self._altered()
+        known = self._position - start
+        self._position = max(self._position, end)
+        # Bytes that the provider left out are a note in the data, which is not cut.
+        return data[known:] if len(data) == end - start else data if end > start + known else b""
+
+    def _altered(self) -> AuditError:
+        return AuditError(
+            f"The encrypted log of job {self._job_id} was altered at the gateway",
+            hint=f"`deepsquare job results {self._job_id}` compares the output with the chain.",
+        )

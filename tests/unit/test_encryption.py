@@ -1,0 +1,199 @@
+"""Results and logs that only the holder of an age key can read."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyrage import x25519
+
+from deepsquare_chain.errors import AuditError, JobFileError, NotAuthorisedError, UsageError
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.encryption import (
+    LogDecoder,
+    encrypt,
+    encrypt_file,
+    encrypted_log_part,
+    ensure_result_key,
+    find_result_key,
+    load_result_key,
+    manifest,
+    read_manifest,
+)
+from deepsquare_chain.workflow import Definition, parse_job_file
+
+KEY = x25519.Identity.generate()
+OTHER = x25519.Identity.generate()
+TO = [str(KEY.to_public())]
+JOB_FILE = b"""
+resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64, gpus: 0}
+timeLimit: 1m
+credits: 1
+steps: [{run: {command: echo hello}}]
+"""
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "alice.json.age-key"
+    path.write_text(f"# made by age-keygen\n{KEY}\n{OTHER}\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "wallets" / "alice.age-key"
+    made, new = ensure_result_key(path)
+    assert new
+    assert path.stat().st_mode & 0o777 == 0o600
+    again, new = ensure_result_key(path)
+    assert (again.recipient, new) == (made.recipient, False)
+    assert made.recipient in path.read_text()
+    assert made.decrypt(encrypt(b"secret", [made.recipient])) == b"secret"
+
+
+def test_the_first_key_of_a_file_is_encrypted_to_and_all_decrypt(key_file: Path) -> None:
+    key = load_result_key(key_file)
+    assert key.recipient == TO[0]
+    for each in (KEY, OTHER):
+        assert key.decrypt(encrypt(b"x", [str(each.to_public())])) == b"x"
+
+
+@pytest.mark.parametrize("text", ["", "# a comment\n", "AGE-SECRET-KEY-1XYZ\n", "age1abc\n"])
+def test_what_is_no_key_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "key"
+    path.write_text(text)
+    path.chmod(0o600)
+    for use in (load_result_key, ensure_result_key):
+        with pytest.raises(UsageError, match="holds no age key"):
+            use(path)
+    assert path.read_text() == text
+
+
+def test_a_key_that_others_can_read_is_refused(key_file: Path) -> None:
+    key_file.chmod(0o644)
+    with pytest.raises(UsageError, match="can be read by others"):
+        load_result_key(key_file)
+
+
+def test_no_key_and_a_wrong_key_are_told_apart_from_altered_data(
+    tmp_path: Path, key_file: Path
+) -> None:
+    with pytest.raises(NotAuthorisedError, match="no key at"):
+        find_result_key(tmp_path / "none", "It")
+    sealed = encrypt(b"secret" * 100, TO)
+    stranger, _ = ensure_result_key(tmp_path / "stranger")
+    with pytest.raises(NotAuthorisedError, match="encrypted to other keys"):
+        stranger.decrypt(sealed)
+    key = load_result_key(key_file)
+    for altered in (sealed[:-1], sealed[:-1] + bytes([sealed[-1] ^ 1]), b"", b"age"):
+        with pytest.raises(AuditError, match="altered"):
+            key.decrypt(altered)
+
+
+def test_a_full_disk_is_no_altered_file(key_file: Path) -> None:
+    class Full(io.BytesIO):
+        def write(self, _data: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        load_result_key(key_file).decrypt_file(io.BytesIO(encrypt(b"x" * 200_000, TO)), Full())
+    with pytest.raises(OSError, match="No space"):
+        encrypt_file(io.BytesIO(b"x"), Full(), TO)
+
+
+def test_the_key_stands_with_the_wallet_unless_it_is_named(tmp_path: Path) -> None:
+    wallet = tmp_path / "alice.json"
+    assert Settings(keystore=wallet).result_key_file == tmp_path / "alice.json.age-key"
+    assert Settings(state_dir=tmp_path).result_key_file == tmp_path / "results.age-key"
+    named = Settings(keystore=wallet, result_key=tmp_path / "key")
+    assert named.result_key_file == tmp_path / "key"
+    assert named.result_key_file in named.private_paths  # no job sees it
+
+
+def test_recipients_are_part_of_the_definition() -> None:
+    plain = parse_job_file(JOB_FILE).definition
+    made = parse_job_file(JOB_FILE + f"recipients: [{TO[0]}]\n".encode()).definition
+    assert made.recipients == tuple(TO)
+    assert Definition.from_bytes(made.to_bytes()) == made
+    assert plain.encrypted_to(TO * 2) == made
+    assert b"recipients" not in plain.to_bytes()
+    for wrong in (f"{TO[0][:-1]}q", str(KEY), "ssh-ed25519 AAAA", "age1"):
+        with pytest.raises(JobFileError, match="public key of age"):
+            plain.encrypted_to([wrong])
+
+
+def test_a_manifest_is_of_one_job(key_file: Path) -> None:
+    files = [{"name": "output", "size": 3, "digest": "ab", "part": "encrypted/0"}]
+    data = manifest(7, files)
+    assert read_manifest(data, 7) == files
+    for wrong, job_id in ((data, 8), (b"{}", 7), (b"[" * 10_000, 7), (b"", 7)):
+        with pytest.raises(AuditError):
+            read_manifest(wrong, job_id)
+
+
+# -- logs
+
+
+def decoded(key_file: Path | None, *pieces: bytes, job_id: int = 7) -> bytes:
+    decoder = LogDecoder(job_id, key_file)
+    return b"".join([*(decoder.feed(each) for each in pieces), decoder.finish()])
+
+
+def log_of(*parts: tuple[int, int, bytes], job_id: int = 7) -> list[bytes]:
+    return [
+        encrypted_log_part(job_id, start, end, data, TO, first=number == 0)
+        for number, (start, end, data) in enumerate(parts)
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 30), max_size=5), size=st.integers(1, 400), seed=st.randoms())
+def test_a_log_is_the_same_however_it_is_cut(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], size: int, seed: object
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "log.age-key"
+    if not path.exists():
+        path.touch(0o600)
+        path.write_text(str(KEY))
+    text = bytes(range(65, 95))
+    places = sorted({0, *cuts, len(text)})
+    parts = [(start, end, text[start:end]) for start, end in pairwise(places)]
+    whole = b"".join(log_of(*parts))
+    assert text[:20] not in whole
+    pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert decoded(path, *pieces) == text
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"d", b"deepsquare-encrypted-log", b"hello\n", b"deepsquare-encrypted-log/2\n"]
+)
+def test_a_log_that_is_not_encrypted_passes_through(text: bytes) -> None:
+    assert decoded(None, *(bytes([each]) for each in text)) == text
+
+
+def test_what_is_sent_again_is_shown_once(key_file: Path) -> None:
+    """A gateway that lost the end of a log gets all of it again, in other parts."""
+    parts = log_of((0, 4, b"abcd"), (4, 6, b"ef"), (0, 5, b"abcde"), (5, 9, b"fghi"))
+    assert decoded(key_file, *parts) == b"abcdefghi"
+
+
+def test_a_note_of_what_was_left_out_is_shown(key_file: Path) -> None:
+    parts = log_of((0, 4, b"abcd"), (4, 90, b"[... 86 bytes left out ...]"), (90, 91, b"z"))
+    assert decoded(key_file, *parts) == b"abcd[... 86 bytes left out ...]z"
+
+
+def test_an_altered_log_is_found_out(tmp_path: Path, key_file: Path) -> None:
+    first, second, third = log_of((0, 2, b"ab"), (2, 4, b"cd"), (4, 6, b"ef"))
+    other = log_of((0, 2, b"xy"), job_id=8)[0]
+    flipped = first[:-1] + bytes([first[-1] ^ 1])
+    start = first[: first.index(b"\n") + 1]
+    for altered in (first + third, other, flipped, start + b"\xff" * 8, start + bytes(8)):
+        with pytest.raises(AuditError):
+            decoded(key_file, altered, second)
+    with pytest.raises(NotAuthorisedError, match="no key"):
+        decoded(tmp_path / "none", first)
