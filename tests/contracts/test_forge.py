@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.contracts
+# All of them are run once, by the first test: two minutes, and more on a busy machine.
+pytestmark = [pytest.mark.contracts, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 FORGE = ROOT / "node_modules" / "@foundry-rs" / "forge-linux-amd64" / "bin" / "forge"
