@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,8 @@ EXPECTED: dict[str, tuple[int, tuple[str, ...]]] = {
     "sweep": (0, ("job 3 of 4: pi is about 3.14",)),
     "user-namespace": (0, ("user 1337, group 1337", "/tmp")),
 }
-#: What a cluster of one machine, which tests start, can't do; provider and scheduler see the same.
-NOT_ON_SLURM = {"mpi"}
+#: What the example's comment says for a cluster: Open MPI finds its ranks by PMIx.
+ON_SLURM = {"mpi": ("command: ./ring", "command: ./ring\n      mpi: pmix_v4")}
 
 
 @dataclass
@@ -80,10 +80,13 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         yield Services(bucket, web)
 
 
-def prepared(name: str, services: Services, folder: Path) -> Path:
-    """The example with the addresses of the services of this test."""
+def prepared(
+    name: str, services: Services, folder: Path, changes: Iterable[tuple[str, str]]
+) -> Path:
+    """The example with the addresses of the services of this test, and other changes."""
     text = (FOLDER / f"{name}.yaml").read_text()
     for old, new in (
+        *changes,
         ("https://s3.example.org", services.bucket.endpoint),
         ("ACCESS_KEY", "AK"),
         ("https://files.example.org", services.web.url),
@@ -118,24 +121,28 @@ async def run(executor: Executor, name: str, file: Path, site: ExecutionSite) ->
 
 
 async def run_all(
-    executor: Executor, services: Services, folder: Path, left_out: set[str]
+    executor: Executor,
+    services: Services,
+    folder: Path,
+    changes: Mapping[str, tuple[str, str]],
 ) -> dict[str, tuple[int, list[str]]]:
     """Code and lines of every example; all run at once, but the jobs of the pipeline."""
     found = await probe_abilities(executor)
     # Reachable for these examples is this machine, and s5cmd is where PATH finds it.
-    usable = {name for name, told in found.items() if told == "yes"} | {"internet", "s3"}
+    usable = {name for name, state in found.items() if state == "yes"} | {"internet", "s3"}
     site = ExecutionSite(frozenset(usable))
 
     async def one(name: str, *parts: str) -> tuple[str, tuple[int, list[str]]]:
         codes, lines = [], []
+        given = [changes[name]] if name in changes else []
         for part in parts or (name,):
-            ended, output = await run(executor, part, prepared(part, services, folder), site)
+            ended, output = await run(executor, part, prepared(part, services, folder, given), site)
             codes.append(ended.code)
             lines += output.splitlines()
         return name, (max(codes), lines)
 
     pipeline = sorted(path.stem for path in FOLDER.glob("pipeline-*.yaml"))
-    wanted = set(EXPECTED) - left_out - {"pipeline"}
+    wanted = set(EXPECTED) - {"pipeline"}
     return dict(
         await asyncio.gather(one("pipeline", *pipeline), *(one(name) for name in sorted(wanted)))
     )
@@ -158,7 +165,7 @@ def test_every_example_is_expected() -> None:
 
 async def test_examples_under_the_local_executor(services: Services, tmp_path: Path) -> None:
     executor = LocalExecutor(tmp_path / "state", Offer(cpus=64, memory=65_536, gpus=0))
-    check(await run_all(executor, services, tmp_path, set()))
+    check(await run_all(executor, services, tmp_path, {}))
     assert services.bucket.get("sums/a.txt") == "6\n"
     assert services.web.put["/results/words.txt"] == b"6\n"
 
@@ -175,4 +182,4 @@ def cluster() -> Iterator[LocalSlurm]:
 async def test_examples_on_slurm(services: Services, tmp_path: Path) -> None:
     with cluster() as slurm:
         executor = slurm.executor(tmp_path / "state")
-        check(await run_all(executor, services, tmp_path, NOT_ON_SLURM))
+        check(await run_all(executor, services, tmp_path, ON_SLURM))
