@@ -34,7 +34,11 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
     """
     if run.custom_network_interfaces:
         raise ValueError("this provider has no network interfaces for steps")
-    return ["enter_container || exit", *_login(container), *_FORMS[runtime](run, container)]
+    return [
+        "enter_container || exit",
+        *_login(runtime, container),
+        *_FORMS[runtime](run, container),
+    ]
 
 
 def image_name(container: ContainerSection) -> str:
@@ -47,12 +51,12 @@ def image_name(container: ContainerSection) -> str:
     return f"{registry}/{image}"
 
 
-def _login(container: ContainerSection) -> list[str]:
+def _login(runtime: str, container: ContainerSection) -> list[str]:
     """Put a registry's login into a file of this step: arguments can be seen by others."""
     if container.username is None or container.password is None or container.registry is None:
         return []
     login = quote(f"{container.username}:{container.password}")
-    return [f"log_in {quote(container.registry)} {login} || exit"]
+    return [f"log_in {runtime} {quote(container.registry)} {login} || exit"]
 
 
 def _inside(run: RunSection) -> str:

@@ -23,20 +23,24 @@ enter_container() {
     export DEEPSQUARE_DISK_TMP=/deepsquare/disk/tmp DEEPSQUARE_DISK_WORLD_TMP=/deepsquare/disk/world-tmp
 }
 
-# Writes the login of a registry where Podman, Charliecloud, Apptainer and Enroot look for it.
+# Gives a container runtime (the first argument) the login of a registry, where it looks for one. Only there: a
+# runtime may pass variables of the others on to the container.
 log_in() {
-    local token
-    token=$(printf '%s' "$2" | base64 -w 0)
-    mkdir -p "$DEEPSQUARE_STATE/login" || return
-    (
-        umask 077
-        printf '{"auths":{"%s":{"auth":"%s"}}}\n' "$1" "$token" >"$DEEPSQUARE_STATE/login/config.json"
-        printf 'machine %s login %s password %s\n' "$1" "${2%%:*}" "${2#*:}" >"$DEEPSQUARE_STATE/login/.credentials"
-    ) || return
-    export REGISTRY_AUTH_FILE=$DEEPSQUARE_STATE/login/config.json DOCKER_CONFIG=$DEEPSQUARE_STATE/login
-    export ENROOT_CONFIG_PATH=$DEEPSQUARE_STATE/login
-    export APPTAINER_DOCKER_USERNAME=${2%%:*} APPTAINER_DOCKER_PASSWORD=${2#*:}
-    export CH_IMAGE_USERNAME=${2%%:*} CH_IMAGE_PASSWORD=${2#*:}
+    local folder=$DEEPSQUARE_STATE/login user=${3%%:*} password=${3#*:} token
+    mkdir -p "$folder" || return
+    case $1 in
+    podman)
+        token=$(printf '%s' "$3" | base64 -w 0)
+        (umask 077 && printf '{"auths":{"%s":{"auth":"%s"}}}\n' "$2" "$token" >"$folder/config.json") || return
+        export REGISTRY_AUTH_FILE=$folder/config.json
+        ;;
+    charliecloud) DEEPSQUARE_REGISTRY_USER=$user DEEPSQUARE_REGISTRY_PASSWORD=$password ;;
+    apptainer) export APPTAINER_DOCKER_USERNAME=$user APPTAINER_DOCKER_PASSWORD=$password ;;
+    enroot)
+        (umask 077 && printf 'machine %s login %s password %s\n' "$2" "$user" "$password" >"$folder/.credentials") || return
+        export ENROOT_CONFIG_PATH=$folder
+        ;;
+    esac
 }
 
 # Prints limits that a container may have: Podman's defaults need the right to raise them.
@@ -86,7 +90,10 @@ charliecloud_make() {
         case $1 in
         registry)
             local options=()
-            if [[ -n ${CH_IMAGE_USERNAME-} ]]; then options=(--auth); fi
+            if [[ -n ${DEEPSQUARE_REGISTRY_USER-} ]]; then
+                options=(--auth)
+                export CH_IMAGE_USERNAME=$DEEPSQUARE_REGISTRY_USER CH_IMAGE_PASSWORD=$DEEPSQUARE_REGISTRY_PASSWORD
+            fi
             ch-image --no-cache "${options[@]}" pull "$2" &&
                 ch-convert -i ch-image -o dir "$2" "$DEEPSQUARE_IMAGE.new"
             ;;

@@ -190,6 +190,23 @@ def test_a_first_job_file_is_valid_and_never_overwritten(cli: Cli, place: Place)
     assert cli("init", "no/such/folder/x.yaml").code == 2
 
 
+def test_an_older_job_file_is_converted_and_the_schema_printed(cli: Cli, place: Place) -> None:
+    (place.folder / "old.json").write_text(
+        '{"resources": {"tasks": 2, "gpusPerTask": 1, "memPerCpu": 100},'
+        ' "steps": [{"run": {"command": "true"}}]}'
+    )
+    shown = cli("convert", "old.json")
+    assert "resources.gpusPerTask is now resources.gpus: 2" in shown.err
+    assert cli("convert", "old.json", "--to", "new.yaml").code == 0
+    assert (place.folder / "new.yaml").read_text() == shown.out
+    assert data(cli("validate", "new.yaml", "-o", "json"))["gpus"] == 2
+    again = cli("convert", "old.json", "--to", "new.yaml")
+    assert (again.code, again.out) == (2, "")
+    assert "new.yaml is there already" in again.err
+    found = json.loads(cli("schema").out)
+    assert {"resources", "steps", "name"} <= set(found["properties"])
+
+
 def test_the_schedulers_view_of_waiting_jobs(cli: Cli) -> None:
     made = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
     found = data(cli("metascheduler", "explain", str(made), "-o", "json"))

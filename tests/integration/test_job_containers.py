@@ -17,6 +17,9 @@ BASH = shutil.which("bash") or "/bin/bash"
 RUNTIMES = ("podman", "charliecloud")
 #: Variables that make the certificate of a test trusted.
 _TRUST = ("CONTAINERS_REGISTRIES_CONF", "REQUESTS_CA_BUNDLE")
+#: A login, and the same for the registry.
+_LOGIN = ("user", "it's $HOME, secret")
+_USERS = "user:$2b$05$abcdefghijklmnopqrstuu9MF.Cw/RWaEOg0MO4qYf8J34kiHe/gi\n"
 _PROGRAMS = {"podman": "podman", "charliecloud": "ch-run"}
 
 
@@ -96,6 +99,46 @@ def test_an_image_of_a_registry(
     ], done.stderr
     assert done.returncode == 7
     assert (tmp_path / "work" / "output" / "file").read_text() == "data\n"
+
+
+@pytest.fixture(scope="module")
+def closed_registry(
+    images: tuple[str, Image, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """A registry with the same image that wants a login, and its certificate."""
+    _, image, _ = images
+    folder = tmp_path_factory.mktemp("closed")
+    with registry(folder, _USERS) as address:
+        image.push(address, "user/box", "1", _LOGIN)
+        yield address, folder / "cert.pem"
+
+
+def test_an_image_behind_a_login(
+    runtime: str,
+    closed_registry: tuple[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address, certificate = closed_registry
+    conf = tmp_path / "registries.conf"
+    conf.write_text(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n')
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(conf))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    steps = """
+- run:
+    container: {{image: 'user/box:1', registry: '{}', username: user, password: "{}"}}
+    command: cat /app/marker; env
+"""
+    refused = run(runtime, steps.format(address, "wrong"), tmp_path)
+    assert refused.returncode != 0
+    assert "inside" not in refused.stdout
+    done = run(runtime, steps.format(address, _LOGIN[1]), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("inside\n")
+    assert "secret" not in done.stdout + done.stderr
+    # Nothing of it is left in the job's folder, which its customer may upload.
+    left = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert not [path for path in left if b"secret" in path.read_bytes()]
 
 
 def test_an_image_in_a_folder_or_an_archive(

@@ -103,10 +103,13 @@ class Image:
                 tar.addfile(info, io.BytesIO(data))
         return path
 
-    def push(self, registry: str, name: str, tag: str) -> None:
+    def push(
+        self, registry: str, name: str, tag: str, login: tuple[str, str] | None = None
+    ) -> None:
         """Upload the image to a registry."""
         with httpx.Client(
             base_url=f"https://{registry}/v2/{name}/",
+            auth=login,
             verify=False,  # noqa: S501 - a certificate of this test
         ) as client:
             for data in (self.config, self.layer):
@@ -118,8 +121,12 @@ class Image:
 
 
 @contextlib.contextmanager
-def registry(folder: Path) -> Iterator[str]:
+def registry(folder: Path, users: str = "") -> Iterator[str]:
     """Run Debian's docker-registry on loopback, with the certificate `cert.pem` in its folder.
+
+    Args:
+        folder: Its data and log.
+        users: Lines `NAME:BCRYPT` of those who may use it; empty lets everybody.
 
     Yields its host and port.
     """
@@ -140,6 +147,10 @@ def registry(folder: Path) -> Iterator[str]:
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}', tls: {{certificate: {certificate}, key: {key}}}}}\n"
     )
+    if users:
+        (folder / "users").write_text(users)
+        with config.open("a") as file:
+            file.write(f"auth: {{htpasswd: {{realm: test, path: {folder}/users}}}}\n")
     with serving(["docker-registry", "serve", str(config)], port, folder / "log"):
         yield f"127.0.0.1:{port}"
 

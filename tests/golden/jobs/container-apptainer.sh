@@ -22,7 +22,7 @@ step_1() {
     cd "$DEEPSQUARE_STORAGE" || exit
     DEEPSQUARE_PASSED+=(STEP)
     enter_container || exit
-    log_in registry.example $'user:pass\'word' || exit
+    log_in apptainer registry.example $'user:pass\'word' || exit
     if [[ -e /dev/nvidiactl ]]; then DEEPSQUARE_OPTIONS=(--nv); else DEEPSQUARE_OPTIONS=(); fi
     exec "$@" apptainer --silent exec --no-mount=cwd,tmp --bind "$DEEPSQUARE_STORAGE:/deepsquare" --bind "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --bind "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --bind "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --bind "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --bind /tmp/.X11-unix:/tmp/.X11-unix:ro --bind /opt/data:/data:ro "${DEEPSQUARE_OPTIONS[@]}" docker://registry.example/user/app:1 /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'
 }

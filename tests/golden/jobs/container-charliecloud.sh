@@ -22,7 +22,7 @@ step_1() {
     cd "$DEEPSQUARE_STORAGE" || exit
     DEEPSQUARE_PASSED+=(STEP)
     enter_container || exit
-    log_in registry.example $'user:pass\'word' || exit
+    log_in charliecloud registry.example $'user:pass\'word' || exit
     charliecloud_image registry registry.example/user/app:1 || exit
     exec "$@" ch-run --bind "$DEEPSQUARE_STORAGE:/deepsquare" --bind "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --bind "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --bind "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --bind "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --home --bind /tmp/.X11-unix:/tmp/.X11-unix --bind /opt/data:/data "${DEEPSQUARE_OPTIONS[@]}" --set-env=STEP="${STEP}" "$DEEPSQUARE_IMAGE" -- /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'
 }

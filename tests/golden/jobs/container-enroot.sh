@@ -22,7 +22,7 @@ step_1() {
     cd "$DEEPSQUARE_STORAGE" || exit
     DEEPSQUARE_PASSED+=(STEP)
     enter_container || exit
-    log_in registry.example $'user:pass\'word' || exit
+    log_in enroot registry.example $'user:pass\'word' || exit
     mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')
     enroot_image registry 'docker://registry.example#user/app:1' || exit
     exec "$@" enroot start --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$HOME:$HOME" --mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind --mount /opt/data:/data:x-create=dir,bind,ro "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'

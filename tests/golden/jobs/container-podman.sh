@@ -22,7 +22,7 @@ step_1() {
     cd "$DEEPSQUARE_STORAGE" || exit
     DEEPSQUARE_PASSED+=(STEP)
     enter_container || exit
-    log_in registry.example $'user:pass\'word' || exit
+    log_in podman registry.example $'user:pass\'word' || exit
     mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')
     podman_image registry registry.example/user/app:1 || exit
     exec "$@" podman run --rm --quiet --log-driver=none --security-opt label=disable --network=host --volume "$DEEPSQUARE_STORAGE:/deepsquare" --volume "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --volume "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --volume "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --volume "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --volume "$HOME:$HOME" --env=HOME --volume=/tmp/.X11-unix:/tmp/.X11-unix:ro --volume=/opt/data:/data:ro --read-only --entrypoint= "${DEEPSQUARE_OPTIONS[@]}" /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'
