@@ -32,12 +32,14 @@ from deepsquare_chain.store.database import Store
 from tests.support.livegrid import LiveGrid
 from tests.support.proxy import (
     BATCH_REFUSALS,
+    HOSTED,
     RANGE_REFUSALS,
     READ_ERRORS,
     Proxy,
     failing,
     few_blocks,
     few_calls,
+    hosted,
     refusal,
 )
 
@@ -103,6 +105,26 @@ async def test_any_refused_batch_is_split(grid: LiveGrid, proxy: Proxy, kind: st
         assert await ask_all(w3, asked) == truth
         assert proxy.counts["refused"] == 0, "what it takes is remembered"
         assert proxy.counts["requests"] <= 10
+
+
+@pytest.mark.parametrize("name", HOSTED)
+async def test_hosted_endpoints_are_read_and_written_within_their_limits(
+    grid: LiveGrid, proxy: Proxy, name: str
+) -> None:
+    truth = await logs(grid.w3, grid)
+    asked: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x1", False])] * 8
+    credit, account = grid.contracts.credit, grid.customers[0]
+    target = f"0x{list(HOSTED).index(name) + 0xB057:040x}"
+    async with connected(proxy.url) as w3:
+        proxy.profile = hosted(HOSTED[name])
+        assert await logs(w3, grid) == truth
+        assert len(await ask_all(w3, asked)) == 8
+        with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
+            sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
+            await sender.send(credit.transfer(target, 1))
+            assert [each.state for each in store.recent_entries()] == [TxState.MINED]
+    assert proxy.counts["refused"] > 2
+    assert await credit.balance_of(target) == 1
 
 
 async def test_an_outage_teaches_nothing_about_batches(grid: LiveGrid, proxy: Proxy) -> None:

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Self
 
 import httpx
@@ -165,6 +166,75 @@ READ_ERRORS: Mapping[str, tuple[str, int, str]] = {
     "400": ("400 Bad Request", -32600, "something is wrong with this"),
     "unheard of": ("200 OK", 19, "temporary trouble, retry"),
 }
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What a hosted endpoint takes, and how it refuses more.
+
+    `blocks` is the largest range of logs, `calls` the largest batch; each `every`th request is over the limit of
+    requests. A refusal is an HTTP status, a code and a text.
+    """
+
+    blocks: int
+    range_refusal: tuple[str, int, str]
+    every: int
+    rate_refusal: tuple[str, int, str]
+    calls: int = 1000
+    batch_refusal: tuple[str, int, str] = ("200 OK", -32600, "batch too large")
+
+
+#: Limits are smaller than the real ones, so that a short chain meets them.
+HOSTED: Mapping[str, Habits] = {
+    "alchemy": Habits(
+        *(10, RANGE_REFUSALS["alchemy"], 5),
+        (
+            "429 Too Many Requests",
+            429,
+            "Your app has exceeded its compute units per second capacity.",
+        ),
+    ),
+    "infura": Habits(
+        *(10, RANGE_REFUSALS["infura"], 5),
+        ("429 Too Many Requests", 429, "Too Many Requests"),
+    ),
+    "infura, older": Habits(
+        *(10, RANGE_REFUSALS["infura"], 5),
+        ("200 OK", -32005, "project ID request rate exceeded"),
+    ),
+    "quicknode": Habits(
+        *(10, RANGE_REFUSALS["quicknode"], 5),
+        ("429 Too Many Requests", -32007, "15/second request limit reached"),
+    ),
+    "chainstack": Habits(
+        *(10, ("200 OK", -32602, "Block range limit exceeded."), 5),
+        ("200 OK", -32005, "You've exceeded the RPS limit available on the current plan."),
+    ),
+    "drpc": Habits(
+        *(10, RANGE_REFUSALS["drpc"], 5),
+        ("429 Too Many Requests", 15, "Too many requests, please retry"),
+        *(3, BATCH_REFUSALS["drpc"][1:4]),
+    ),
+}
+
+
+def hosted(habits: Habits) -> Profile:
+    """A hosted endpoint: limits of requests, of ranges and of batches together."""
+    limits = (
+        few_blocks(habits.blocks, *habits.range_refusal),
+        few_calls(habits.calls, *habits.batch_refusal),
+    )
+    asked = 0
+
+    def profile(question: Any) -> tuple[str, Any] | None:
+        nonlocal asked
+        asked += 1
+        if asked % habits.every == 0:
+            line, code, words = habits.rate_refusal
+            return line, _errors(question, {"code": code, "message": words})
+        return next((found for limit in limits if (found := limit(question))), None)
+
+    return profile
 
 
 def mixed(rate: float) -> dict[str, float]:

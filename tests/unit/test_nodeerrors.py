@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, is_unsupported, node_message
 from deepsquare_chain.chain.transactions.fees import Fees, market
 from tests.support.fakechain import FakeChain, refusal
 
@@ -56,6 +56,45 @@ SAYINGS = [
     ("in-flight transaction limit reached for delegated accounts", NodeError.POOL_FULL),
     ("project ID request rate exceeded", NodeError.RATE_LIMITED),
     ("You've exceeded the RPS limit available on the current plan.", NodeError.RATE_LIMITED),
+    # erigon 3: a sender's own transaction again, a full sub-pool, names in one word
+    ("existing txn with same hash", NodeError.ALREADY_KNOWN),
+    ("pending sub-pool is full", NodeError.POOL_FULL),
+    ("spammer", NodeError.POOL_FULL),
+    ("IntrinsicGas", NodeError.INVALID),
+    # Nethermind since 2026
+    ("nonce too far in future", NodeError.NONCE_TOO_HIGH),
+    ("delegation nonce gap", NodeError.NONCE_TOO_HIGH),
+    ("gas limit reached", NodeError.INVALID),
+    # Besu
+    ("An invalid transaction with a lower nonce exists", NodeError.NONCE_TOO_HIGH),
+    ("Requested range exceeds maximum RPC range limit", NodeError.RANGE_TOO_LARGE),
+    ("Wrong chainId", NodeError.INVALID),
+    # geth: no limit of a range of logs, although it sounds like one
+    ("account limit exceeded", NodeError.POOL_FULL),
+    ("address already reserved", NodeError.POOL_FULL),
+    # reth
+    ("transaction priority fee below minimum required priority fee 1", NodeError.UNDERPRICED),
+    ("exceeds max transaction gas limit", NodeError.INVALID),
+    # anvil
+    (
+        "Tx: [0x01] insufficient gas price to replace existing transaction",
+        NodeError.REPLACEMENT_UNDERPRICED,
+    ),
+    # hardhat
+    ("Known transaction: 0x01", NodeError.ALREADY_KNOWN),
+    (
+        "Sender doesn't have enough funds to send tx. The max upfront cost is: 2",
+        NodeError.NO_GAS_MONEY,
+    ),
+    # EthereumJS
+    ("0x01: this transaction is already in the TxPool", NodeError.ALREADY_KNOWN),
+    ("replacement gas too low, got tip 1, min: 2", NodeError.REPLACEMENT_UNDERPRICED),
+    (
+        "Cannot add tx for 0x01: already have max amount of txs for this account",
+        NodeError.POOL_FULL,
+    ),
+    ("Payment Required", NodeError.RATE_LIMITED),
+    ("15/second request limit reached", NodeError.RATE_LIMITED),
     ("internal error", NodeError.OTHER),
     ("", NodeError.OTHER),
 ]
@@ -71,6 +110,13 @@ def test_answers_without_a_proper_error() -> None:
     odd = Web3RPCError("x", rpc_response={"error": "insufficient funds"})  # type: ignore[typeddict-item]
     assert node_message(odd) == "x"
     assert len(node_message(refusal("w" * 5_000))) == 300
+
+
+def test_a_code_of_several_meanings() -> None:
+    """EIP-1474 means a method that is not served, Besu an account that can't pay."""
+    assert is_unsupported({"code": -32004, "message": "Method not supported"})
+    assert is_unsupported({"code": -32004, "message": "no"})
+    assert not is_unsupported({"code": -32004, "message": "Upfront cost exceeds account balance"})
 
 
 wei = st.integers(0, 10**14)

@@ -32,71 +32,116 @@ class NodeError(StrEnum):
     OTHER = "other"
 
 
-# The first hit counts: narrower words stand before wider ones.
+# The first hit counts: narrower texts stand before wider ones. Each group names the sources it was read in:
+#   geth        ethereum/go-ethereum: core/error.go, core/txpool/errors.go, core/txpool/legacypool/legacypool.go
+#   erigon      erigontech/erigon: txnprovider/txpool/txpoolcfg/txpoolcfg.go (String of DiscardReason)
+#   Nethermind  NethermindEth/nethermind: Nethermind.TxPool/TxPoolErrorMessages.cs; until 2025 the names of
+#               AcceptTxResult.cs in one word (NonceGap)
+#   Besu        hyperledger/besu: ...internal/response/RpcErrorType.java
+#   reth        paradigmxyz/reth: crates/rpc/rpc-eth-types/src/error/mod.rs
+#   anvil       foundry-rs/foundry: crates/anvil/src/eth/error.rs
+#   hardhat     NomicFoundation/edr: texts of the compiled package @nomicfoundation/edr
+#   EthereumJS  ethereumjs/ethereumjs-monorepo: packages/client/src/service/txpool.ts
 _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
-    ("already known", NodeError.ALREADY_KNOWN),
-    ("already imported", NodeError.ALREADY_KNOWN),
+    ("already known", NodeError.ALREADY_KNOWN),  # geth, erigon, Nethermind, reth
+    ("already imported", NodeError.ALREADY_KNOWN),  # anvil
+    ("alreadyknown", NodeError.ALREADY_KNOWN),  # Nethermind until 2025
+    ("known transaction", NodeError.ALREADY_KNOWN),  # Besu, hardhat
+    ("existing tx with same hash", NodeError.ALREADY_KNOWN),  # erigon 2
+    ("existing txn with same hash", NodeError.ALREADY_KNOWN),  # erigon 3
+    ("already in the txpool", NodeError.ALREADY_KNOWN),  # EthereumJS
     ("already exists", NodeError.ALREADY_KNOWN),
-    ("alreadyknown", NodeError.ALREADY_KNOWN),
-    ("known transaction", NodeError.ALREADY_KNOWN),
-    ("existing tx with same hash", NodeError.ALREADY_KNOWN),
-    # erigon, txpool/txpoolcfg: DiscardReason NotReplaced
-    ("could not replace existing tx", NodeError.REPLACEMENT_UNDERPRICED),
-    ("replacement", NodeError.REPLACEMENT_UNDERPRICED),
-    ("nonce too low", NodeError.NONCE_TOO_LOW),
+    ("could not replace existing tx", NodeError.REPLACEMENT_UNDERPRICED),  # erigon: NotReplaced
+    ("to replace existing transaction", NodeError.REPLACEMENT_UNDERPRICED),  # anvil
+    ("replacement", NodeError.REPLACEMENT_UNDERPRICED),  # all others
+    ("ownnoncealreadyused", NodeError.REPLACEMENT_UNDERPRICED),  # Nethermind until 2025
+    ("nonce too low", NodeError.NONCE_TOO_LOW),  # all but the next two
     ("nonce is too low", NodeError.NONCE_TOO_LOW),
-    ("oldnonce", NodeError.NONCE_TOO_LOW),
-    ("nonce too high", NodeError.NONCE_TOO_HIGH),
+    ("oldnonce", NodeError.NONCE_TOO_LOW),  # Nethermind until 2025
+    ("nonce too high", NodeError.NONCE_TOO_HIGH),  # geth, Nethermind, Besu, reth, anvil, hardhat
     ("nonce is too high", NodeError.NONCE_TOO_HIGH),
-    ("nonce gap", NodeError.NONCE_TOO_HIGH),
-    ("gapped-nonce", NodeError.NONCE_TOO_HIGH),
-    # Nethermind, TxPool/AcceptTxResult: NonceGap
-    ("noncegap", NodeError.NONCE_TOO_HIGH),
-    # Besu, TransactionInvalidReason: NONCE_TOO_FAR_IN_FUTURE_FOR_SENDER
+    ("nonce too far in future", NodeError.NONCE_TOO_HIGH),  # Nethermind
+    ("nonce gap", NodeError.NONCE_TOO_HIGH),  # Nethermind, of delegated accounts
+    ("noncegap", NodeError.NONCE_TOO_HIGH),  # Nethermind until 2025
+    ("gapped-nonce", NodeError.NONCE_TOO_HIGH),  # geth: ErrOutOfOrderTxFromDelegated
+    # Besu: NONCE_TOO_FAR_IN_FUTURE_FOR_SENDER
     ("nonce is too distant", NodeError.NONCE_TOO_HIGH),
-    ("underpriced", NodeError.UNDERPRICED),
-    ("max fee per gas less than block base fee", NodeError.UNDERPRICED),
-    ("feetoolow", NodeError.UNDERPRICED),
-    ("fee too low", NodeError.UNDERPRICED),
-    ("gas price below", NodeError.UNDERPRICED),
-    ("insufficient funds", NodeError.NO_GAS_MONEY),
-    ("insufficient balance", NodeError.NO_GAS_MONEY),
-    ("upfront cost exceeds account balance", NodeError.NO_GAS_MONEY),
-    ("insufficientfunds", NodeError.NO_GAS_MONEY),
-    ("intrinsic gas", NodeError.INVALID),
-    ("exceeds block gas limit", NodeError.INVALID),
-    ("gas limit too high", NodeError.INVALID),
-    ("exceeds the configured cap", NodeError.INVALID),
-    ("invalid sender", NodeError.INVALID),
-    ("invalid signature", NodeError.INVALID),
-    ("invalid chain id", NodeError.INVALID),
+    # Besu: LOWER_NONCE_INVALID_TRANSACTION_EXISTS
+    ("invalid transaction with a lower nonce", NodeError.NONCE_TOO_HIGH),
+    ("underpriced", NodeError.UNDERPRICED),  # geth, erigon, Nethermind, reth
+    ("max fee per gas less than block base fee", NodeError.UNDERPRICED),  # geth, reth, anvil
+    ("feetoolow", NodeError.UNDERPRICED),  # Nethermind until 2025
+    ("fee too low", NodeError.UNDERPRICED),  # erigon
+    ("gas price below", NodeError.UNDERPRICED),  # Besu
+    ("priority fee below", NodeError.UNDERPRICED),  # reth
+    ("does not pay the minimum gas price", NodeError.UNDERPRICED),  # EthereumJS
+    ("cannot pay basefee", NodeError.UNDERPRICED),  # EthereumJS
+    ("insufficient funds", NodeError.NO_GAS_MONEY),  # geth, erigon, Nethermind, reth, anvil
+    ("insufficient balance", NodeError.NO_GAS_MONEY),  # EthereumJS
+    ("upfront cost exceeds account balance", NodeError.NO_GAS_MONEY),  # Besu
+    ("insufficientfunds", NodeError.NO_GAS_MONEY),  # Nethermind until 2025
+    ("doesn't have enough funds", NodeError.NO_GAS_MONEY),  # hardhat
+    ("intrinsic gas", NodeError.INVALID),  # geth, Besu, reth, anvil
+    ("intrinsicgas", NodeError.INVALID),  # erigon
+    ("exceeds block gas limit", NodeError.INVALID),  # geth, Besu, reth, EthereumJS
+    ("gas limit reached", NodeError.INVALID),  # Nethermind
+    ("gaslimitexceeded", NodeError.INVALID),  # Nethermind until 2025
+    ("gas limit too high", NodeError.INVALID),  # reth
+    ("gas limit is too high", NodeError.INVALID),  # erigon
+    ("exceeds max transaction gas limit", NodeError.INVALID),  # reth
+    ("greater than the block gas limit", NodeError.INVALID),  # anvil
+    ("exceeds the configured cap", NodeError.INVALID),  # geth, reth
+    ("fee cap exceeded", NodeError.INVALID),  # Besu
+    ("invalid sender", NodeError.INVALID),  # geth, erigon, reth
+    ("failed to recover sender", NodeError.INVALID),  # Nethermind
+    ("sender not an eoa", NodeError.INVALID),  # geth, Nethermind, anvil
+    ("sender is not an eoa", NodeError.INVALID),  # reth
+    ("invalid signature", NodeError.INVALID),  # Besu
+    ("invalid chain id", NodeError.INVALID),  # geth, reth, anvil
+    ("wrong chainid", NodeError.INVALID),  # Besu
     ("chain id mismatch", NodeError.INVALID),
-    ("transaction type not supported", NodeError.INVALID),
-    ("oversized data", NodeError.INVALID),
-    ("max initcode size", NodeError.INVALID),
-    ("rlp:", NodeError.INVALID),
-    ("txpool is full", NodeError.POOL_FULL),
-    ("pool is full", NodeError.POOL_FULL),
-    # geth, core/txpool/legacypool: ErrFutureReplacePending, returned by a pool that is full
+    ("transaction type not supported", NodeError.INVALID),  # geth, reth
+    ("unsupported transaction type", NodeError.INVALID),  # Nethermind
+    ("invalid transaction type", NodeError.INVALID),  # Besu
+    ("oversized data", NodeError.INVALID),  # geth, erigon, reth
+    ("transaction too large", NodeError.INVALID),  # Nethermind
+    ("max initcode size", NodeError.INVALID),  # geth, reth, anvil
+    ("initcode too large", NodeError.INVALID),  # erigon
+    ("rlptoolong", NodeError.INVALID),  # erigon
+    ("rlp:", NodeError.INVALID),  # geth
+    ("txpool is full", NodeError.POOL_FULL),  # geth, reth
+    ("pool is full", NodeError.POOL_FULL),  # erigon ("pending sub-pool is full"), EthereumJS
+    ("spammer", NodeError.POOL_FULL),  # erigon: too many transactions of one sender
+    ("account limit exceeded", NodeError.POOL_FULL),  # geth: ErrAccountLimitExceeded
+    ("already have max amount of txs", NodeError.POOL_FULL),  # EthereumJS
+    # geth: ErrAlreadyReserved, of a sender with a transaction in another pool; reth
+    ("address already reserved", NodeError.POOL_FULL),
+    ("pending transaction type conflict", NodeError.POOL_FULL),  # Nethermind
+    ("delegation authority has pending", NodeError.POOL_FULL),  # Nethermind
+    # geth: ErrFutureReplacePending, of a full pool for a transaction whose nonce has a gap before it
     ("future transaction tries to replace pending", NodeError.POOL_FULL),
-    # geth, core/txpool: ErrInflightTxLimitReached, for accounts with delegated code
+    # geth: ErrInflightTxLimitReached, for accounts with delegated code
     ("in-flight transaction limit reached", NodeError.POOL_FULL),
     ("rate limit", NodeError.RATE_LIMITED),
-    ("too many requests", NodeError.RATE_LIMITED),
-    ("request limit", NodeError.RATE_LIMITED),
-    ("exceeded its compute", NodeError.RATE_LIMITED),
-    ("compute units per second", NodeError.RATE_LIMITED),
+    ("too many requests", NodeError.RATE_LIMITED),  # docs.metamask.io (Infura): rate limits
+    ("payment required", NodeError.RATE_LIMITED),  # the same, of credits per day
+    ("request limit", NodeError.RATE_LIMITED),  # QuickNode: "15/second request limit reached"
+    ("exceeded its compute", NodeError.RATE_LIMITED),  # Alchemy
+    ("compute units per second", NodeError.RATE_LIMITED),  # Alchemy
     ("requests per second", NodeError.RATE_LIMITED),
+    # Infura until 2024, as quoted in issues of gochain/web3 and of status-im/status-app
     ("request count exceeded", NodeError.RATE_LIMITED),
-    # Infura, documentation of rate limits: "project ID request rate exceeded"
     ("request rate exceeded", NodeError.RATE_LIMITED),
-    # Chainstack, documentation of limits: "You've exceeded the RPS limit available on the current plan"
+    # Chainstack, without a 429: BobTheBuidler/dank_mids, dank_mids/types.py
     ("exceeded the rps limit", NodeError.RATE_LIMITED),
-    ("beyond current head", NodeError.UNKNOWN_BLOCK),
+    # EthereumJS: packages/client/src/rpc/modules/eth.ts, before its first block
+    ("not aware of the current chain height", NodeError.RATE_LIMITED),
+    ("beyond current head", NodeError.UNKNOWN_BLOCK),  # reth, erigon
     ("block range", NodeError.RANGE_TOO_LARGE),
     ("range is too", NodeError.RANGE_TOO_LARGE),
     ("range too large", NodeError.RANGE_TOO_LARGE),
     ("too many blocks", NodeError.RANGE_TOO_LARGE),
+    ("maximum rpc range", NodeError.RANGE_TOO_LARGE),  # Besu
     ("query returned more than", NodeError.RANGE_TOO_LARGE),
     ("more than 10000 results", NodeError.RANGE_TOO_LARGE),
     ("log response size exceeded", NodeError.RANGE_TOO_LARGE),
@@ -110,20 +155,22 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("too many results", NodeError.RANGE_TOO_LARGE),
     ("too many logs", NodeError.RANGE_TOO_LARGE),
     ("exceed max", NodeError.RANGE_TOO_LARGE),
-    ("limit exceeded", NodeError.RANGE_TOO_LARGE),
-    ("out of gas", NodeError.OUT_OF_GAS),
+    ("limit exceeded", NodeError.RANGE_TOO_LARGE),  # EIP-1474
+    ("out of gas", NodeError.OUT_OF_GAS),  # reth, anvil
     ("outofgas", NodeError.OUT_OF_GAS),
-    ("gas required exceeds", NodeError.OUT_OF_GAS),
-    ("header not found", NodeError.UNKNOWN_BLOCK),
-    ("unknown block", NodeError.UNKNOWN_BLOCK),
-    ("block not found", NodeError.UNKNOWN_BLOCK),
+    ("gas required exceeds", NodeError.OUT_OF_GAS),  # geth, reth
+    ("header not found", NodeError.UNKNOWN_BLOCK),  # geth
+    ("unknown block", NodeError.UNKNOWN_BLOCK),  # geth, Besu
+    ("block not found", NodeError.UNKNOWN_BLOCK),  # Besu, reth
 )
 
 
 _TOO_MANY: Final = 429
 _LIMITED: Final = -32005
-#: -32601 is JSON-RPC's own code, -32004 the one of EIP-1474.
-_UNSUPPORTED_CODES: Final = frozenset({-32601, -32004})
+#: JSON-RPC's own code of a method that is not there.
+_NO_METHOD: Final = -32601
+#: EIP-1474's code of the same; Besu's of an account that can't pay.
+_NOT_SUPPORTED: Final = -32004
 _UNSUPPORTED_WORDS: Final = (
     "method not found",
     "method not supported",
@@ -188,10 +235,10 @@ def is_busy(error: Mapping[str, Any]) -> bool:
 
 def is_unsupported(error: Mapping[str, Any]) -> bool:
     """Whether this endpoint does not serve such a question at all; another one may."""
-    words = str(error.get("message", "")).lower()
-    return error.get("code") in _UNSUPPORTED_CODES or any(
-        each in words for each in _UNSUPPORTED_WORDS
-    )
+    words, code = str(error.get("message", "")).lower(), error.get("code")
+    if code == _NOT_SUPPORTED:
+        return kind_of(words) is NodeError.OTHER
+    return code == _NO_METHOD or any(each in words for each in _UNSUPPORTED_WORDS)
 
 
 def is_verdict(method: str, error: Mapping[str, Any]) -> bool:

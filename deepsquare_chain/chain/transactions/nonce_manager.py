@@ -20,7 +20,13 @@ from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, error_body, node_message
+from deepsquare_chain.chain.rpc.node_errors import (
+    NodeError,
+    classify,
+    error_body,
+    is_unsupported,
+    node_message,
+)
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI, Fees, market
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
@@ -109,8 +115,8 @@ _OUTCOMES: Final = {
     NodeError.POOL_FULL: Outcome.BUSY,
     NodeError.INVALID: Outcome.REFUSED,
 }
-#: JSON-RPC's own codes: the request itself was refused, before any transaction was read.
-_REFUSED_CODES: Final = frozenset({-32700, -32601, -32004})
+#: JSON-RPC's own code of a request that could not be read, and so no transaction in it.
+_PARSE_ERROR: Final = -32700
 
 
 async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3RPCError | None]:
@@ -122,7 +128,8 @@ async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3
     try:
         await w3.eth.send_raw_transaction(HexBytes(attempt.raw))
     except Web3RPCError as error:
-        if error_body(error).get("code") in _REFUSED_CODES:
+        body = error_body(error)
+        if body.get("code") == _PARSE_ERROR or is_unsupported(body):
             return Outcome.REFUSED, error
         outcome = _OUTCOMES.get(classify(error), Outcome.UNCLEAR)
         if outcome is Outcome.REFUSED:
