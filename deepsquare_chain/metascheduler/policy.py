@@ -52,13 +52,20 @@ from deepsquare_chain.metascheduler.tables import (
 )
 
 _NEVER: Final = 2**62
+#: Seconds after which ends of jobs are not told apart, some 35,000 years.
+_FAR: Final = 2**40
 #: Weight of faults in the choice beside that of the cost: a provider that gives half of its jobs up
 #: must leave 0.7 x this of the largest provider less over.
 FAULT_WEIGHT: Final = 1.0
-#: Providers that a class of jobs keeps from one comparison with all.
-_SHORT: Final = 48
+#: Providers of a class's shortlist; when they are used up, the next ones in order follow.
+_SHORT: Final = 128
 #: Classes that are compared with all providers at once, so that the arrays stay in the cache.
-_CHUNK: Final = 64
+_CHUNK: Final = 32
+#: Of the classes compared so far, the part that is compared along with the next one.
+_AHEAD: Final = 4
+#: Largest difference that the place of a provider makes to its score, so that no two are equal and
+#: every machine sorts them alike.
+_TIE_BREAK: Final = 1e-4
 #: Weight of free GPUs in the choice for a job without GPUs: their CPUs are kept for jobs with.
 IDLE_GPUS: Final = 0.5
 
@@ -246,8 +253,14 @@ class Planner:
             self._shares = history.shares()
             self._shared, self._paid = history, history.payments
         with _without_collections():
-            round_ = _Round(tables, snapshot.now, rules, history, shares=self._shares)
-            return round_.run(complete=complete)
+            return self._decide(tables, snapshot.now, rules, history, complete=complete)
+
+    def _decide(
+        self, tables: _Tables, now: int, rules: Rules, history: RunHistory, *, complete: bool
+    ) -> Plan:
+        # A function of its own, so that its working set is gone before collections begin again.
+        round_ = _Round(tables, now, rules, history, shares=self._shares)
+        return round_.run(complete=complete)
 
 
 @contextmanager
@@ -271,15 +284,29 @@ class _Tables:
 
 @dataclass(slots=True)
 class _Shortlist:
-    """The best providers for a class of jobs, best first, when all were compared.
+    """Providers that fit a class of jobs, best first, as they were when all were compared.
 
-    What others take meanwhile changes no order within one plan; a list that is used up is made
-    anew. `choices` counts all providers that could start a job of the class.
+    `places` are those that are tried next, from `next` on, and `rates` what they ask; of `order`
+    those up to `read` were among them. `choices` counts all providers that could start a job of the class; none of those that
+    still can asks less than `cheapest`, in credit-wei per second. `refused` are price ceilings and
+    latest ends of jobs that found no provider: within a plan no job finds one that offers no more
+    and ends no earlier.
     """
 
-    places: list[int]
+    order: Ints
     choices: int
+    places: list[int] = field(default_factory=list)
+    rates: list[int] = field(default_factory=list)
     next: int = 0
+    read: int = 0
+    cheapest: int = 0
+    refused: list[tuple[int, int]] = field(default_factory=list)
+
+    def refuses(self, ceiling: int, end: int) -> bool:
+        """Whether a job that offered as much and ended as early found no provider."""
+        return self.cheapest > ceiling or any(
+            ceiling <= offered and end >= ended for offered, ended in self.refused
+        )
 
 
 class _Round:
@@ -309,7 +336,8 @@ class _Round:
         self._open = providers.open
         self._decisions: list[Decision] = []
         self._settled: set[int] = set()
-        self._taken: list[tuple[int, int, Ints]] = []
+        # Place, end and amounts of each job that was assigned.
+        self._taken: list[tuple[int, int, int, int, int]] = []
         self._reservations: dict[int, Reservation] = {}
         # From when a provider is reserved, and what is left beside the reserved job then.
         self._reserved_at: Ints = np.full(len(providers.views), _NEVER, dtype=np.int64)
@@ -317,8 +345,12 @@ class _Round:
         self._reserved: dict[int, int] = {}
         self._beside: dict[int, list[int]] = {}
         self._releases: tuple[Ints, Ints, Ints] | None = None
-        # The same as `_free`, by provider.
+        # The same as `_free` by provider; where they differ, in `_changed`, this one is right.
         self._left: list[list[int]] = self._free.T.tolist()
+        self._changed: set[int] = set()
+        self._tie_break = np.arange(len(self._left)) * (_TIE_BREAK / max(1, len(self._left)))
+        # Classes in the order in which they will be served first, those to come last.
+        self._coming: list[int] = []
         self._shortlists: dict[int, _Shortlist] = {}
         # Classes that no provider has the free capacity for.
         self._full: set[int] = set()
@@ -421,6 +453,7 @@ class _Round:
         candidates = possible[cls_of].nonzero()[0]
         last = int(candidates[-1]) + 1 if len(candidates) else 0
         classes, rows = cls_of.tolist(), order.tolist()
+        self._coming = list(dict.fromkeys(cls_of[candidates].tolist()))[::-1]
         seconds = self._queue.seconds[order].tolist()
         left, at = self._rules.reservations, 0
         limited = bool(self._rules.max_running)
@@ -509,14 +542,14 @@ class _Round:
 
     def _narrow(self, eligible: Flags, answers: Answers, waiting: Waiting) -> None:
         """Leave the providers that the job's budget and exclusions allow."""
-        self._keep_affordable(eligible, answers, waiting.job)
+        job = waiting.job
+        self._keep_affordable(eligible, answers, job.escrow // max(job.time_limit, 1))
         for provider_id in waiting.excluded:
             if (place := self._providers.rows.get(provider_id)) is not None:
                 eligible[place] = False
 
     @staticmethod
-    def _keep_affordable(eligible: Flags, answers: Answers, job: Job) -> None:
-        ceiling = job.escrow // max(job.time_limit, 1)
+    def _keep_affordable(eligible: Flags, answers: Answers, ceiling: int) -> None:
         if answers.dearest > ceiling:
             # Rates that do not fit 64 bits are kept as objects; elsewhere a wider ceiling is none.
             eligible &= answers.rates <= ceiling
@@ -531,12 +564,10 @@ class _Round:
             found = self._choose_again(cls, waiting.job, self._earliest + seconds)
         if found is None:
             return False
-        place, choices = found
-        answers = self._answers[cls]
-        rate = int(answers.rates[place])
+        place, rate, choices = found
         if special and waiting.job.until_spent:
             seconds = waiting.job.escrow // rate
-        self._take(place, answers, self._earliest + seconds)
+        self._take(place, self._answers[cls], self._earliest + seconds)
         self._settled.add(row)
         if self._rules.max_running:
             self._busy[waiting.job.customer] += 1
@@ -545,20 +576,34 @@ class _Round:
         )
         return True
 
-    def _choose_again(self, cls: int, job: Job, end: int) -> tuple[int, int] | None:
+    def _choose_again(self, cls: int, job: Job, end: int) -> tuple[int, int, int] | None:
         """The best provider for a job that differs from others of its class by limit and budget."""
-        shortlist = self._shortlists.get(cls)
-        if shortlist is None or shortlist.next >= len(shortlist.places):
-            shortlist = self._compare(cls)
-            if shortlist is None:
-                return None
-        answers = self._answers[cls]
-        cpus, memory, gpus = answers.size
-        limit, escrow = job.time_limit, job.escrow
-        if answers.cheapest * limit > escrow:
+        shortlist = self._shortlists.get(cls) or self._compare(cls)
+        ceiling = job.escrow // max(job.time_limit, 1)
+        if shortlist is None or shortlist.refuses(ceiling, end):
             return None
-        any_rate = answers.dearest * limit <= escrow
-        left, reserved, places = self._left, self._reserved, shortlist.places
+        answers = self._answers[cls]
+        found = self._first(shortlist, answers, ceiling, end)
+        while found is None and shortlist.next >= len(shortlist.places):
+            self._read_on(shortlist, answers)
+            if not shortlist.places:
+                self._full.add(cls)
+                return None
+            found = self._first(shortlist, answers, ceiling, end)
+        if found is None:
+            if shortlist.read < shortlist.choices:
+                found = self._choose_for(cls, shortlist, ceiling, end)
+            if found is None:
+                shortlist.refused.append((ceiling, end))
+        return found
+
+    def _first(
+        self, shortlist: _Shortlist, answers: Answers, ceiling: int, end: int
+    ) -> tuple[int, int, int] | None:
+        """The first place of a shortlist that can start a job, its rate, and the choices."""
+        cpus, memory, gpus = answers.size
+        left, reserved = self._left, self._reserved
+        places, rates = shortlist.places, shortlist.rates
         for at in range(shortlist.next, len(places)):
             place = places[at]
             free = left[place]
@@ -566,66 +611,99 @@ class _Round:
                 # It never fits again in this plan.
                 if at == shortlist.next:
                     shortlist.next += 1
-                continue
-            if not any_rate and int(answers.rates[place]) * limit > escrow:
-                continue
-            if place not in reserved or end <= reserved[place] or self._fits_beside(place, answers):
-                return place, shortlist.choices
-        if shortlist.next >= len(places):
-            return self._choose_again(cls, job, end)
-        if len(places) == shortlist.choices:
-            return None
-        return self._choose_for(cls, job, end)
+            elif rates[at] <= ceiling and (
+                place not in reserved or end <= reserved[place] or self._fits_beside(place, answers)
+            ):
+                return place, rates[at], shortlist.choices
+        return None
+
+    def _read_on(self, shortlist: _Shortlist, answers: Answers) -> None:
+        """Put the next providers in order that still fit on a shortlist."""
+        rest = shortlist.order[shortlist.read : shortlist.choices]
+        if shortlist.read:
+            self._write_changed()
+            fitting = _all_within(answers.need, self._free[:, rest]).nonzero()[0]
+            some: Any = fitting[:_SHORT]
+            last = len(rest) if len(fitting) <= _SHORT else int(some[-1]) + 1
+        else:
+            some, last = slice(_SHORT), min(_SHORT, len(rest))
+        places = rest[some]
+        shortlist.places = places.tolist()
+        shortlist.rates = answers.rates[places].tolist()
+        shortlist.next = 0
+        shortlist.read += last
 
     def _fits_beside(self, place: int, answers: Answers) -> bool:
         """Whether a job leaves the reservation of a provider alone however long it runs."""
         return within(answers.size, self._beside[place])
 
     def _compare(self, cls: int) -> _Shortlist | None:
-        """Compare all providers that fit a class now; None where there is none."""
-        answers = self._answer(cls)
-        fits = self._fitting(answers)
-        places = fits.nonzero()[0]
-        choices = len(places)
-        if not choices:
-            self._full.add(cls)
-            return None
-        if choices > _SHORT:
-            places = self._foremost(cls, answers, places)
-        score = self._costs[cls][places] + self._left_over(answers, places)
-        if len(places) > _SHORT:
-            best = score.argpartition(_SHORT)[:_SHORT]
-            best.sort()
-            places, score = places[best], score[best]
-        found = _Shortlist(places[score.argsort(kind="stable")].tolist(), choices)
-        self._shortlists[cls] = found
-        return found
+        """Compare all providers that fit a class now; None where there is none.
 
-    def _foremost(self, cls: int, answers: Answers, places: Ints) -> Ints:
-        """Those among which the best are: what is much cheaper is better however it fits."""
-        objective = self._queue.class_keys[cls][2]
-        margin = 1.0 + IDLE_GPUS
-        if self._rules.weights.of(objective) * answers.spans[objective] < margin:
-            return places
-        costs = self._costs[cls][places]
-        bound = np.partition(costs, _SHORT - 1)[_SHORT - 1] + margin
-        foremost: Ints = places[costs <= bound]
-        return foremost
+        Some of the classes that come next are compared along with it.
+        The more classes have been compared, the more: a comparison of many at once costs a third,
+        and in a plan with few decisions each is made when it is needed.
+        """
+        classes = [cls]
+        coming, known = self._coming, self._shortlists
+        ahead = min(_CHUNK, 1 + len(known) // _AHEAD)
+        while coming and len(classes) < ahead:
+            upcoming = coming.pop()
+            if upcoming != cls and upcoming not in known and upcoming not in self._full:
+                classes.append(upcoming)
+        self._write_changed()
+        answers = [self._answer(each) for each in classes]
+        need = np.array([each.size for each in answers], dtype=np.int64).T[:, :, None]
+        fits = np.array([each.eligible for each in answers])
+        fits &= _all_within(need, np.where(self._open, self._free, -1))
+        score = np.array([self._costs[each] for each in classes])
+        score += self._left_over_of(answers)
+        score[~fits] = np.inf
+        order = score.argsort(axis=1)
+        counts = np.count_nonzero(fits, axis=1).tolist()
+        for each, places, choices in zip(classes, order, counts, strict=True):
+            if choices:
+                known[each] = _Shortlist(places, choices, cheapest=self._answers[each].cheapest)
+            else:
+                self._full.add(each)
+        return known.get(cls)
+
+    def _left_over_of(self, answers: Sequence[Answers]) -> Floats:
+        """By class and provider, free capacity as `_left_over` counts it, each a little different."""
+        largest = self._providers.largest
+        shares = self._free / np.array(largest)[:, None] + self._tie_break
+        left: Floats = shares[[each.dominant(largest) for each in answers]]
+        if self._providers.has_gpus:
+            left[[not each.size[2] for each in answers]] += IDLE_GPUS * shares[2]
+        return left
+
+    def _write_changed(self) -> None:
+        """Bring `_free` up to date."""
+        if self._changed:
+            places = list(self._changed)
+            self._free[:, places] = np.array([self._left[place] for place in places]).T
+            self._changed.clear()
 
     def _fitting(self, answers: Answers) -> Flags:
+        self._write_changed()
         fits = _all_within(answers.need, self._free)
         fits &= answers.eligible
         fits &= self._open
         return fits
 
-    def _choose_for(self, cls: int, job: Job, end: Any) -> tuple[int, int] | None:
+    def _choose_for(
+        self, cls: int, shortlist: _Shortlist, ceiling: int, end: int
+    ) -> tuple[int, int, int] | None:
         """The best of all providers under a job's budget and its end there."""
-        answers = self._answer(cls)
+        answers = self._answers[cls]
         fits = self._fitting(answers)
-        self._keep_affordable(fits, answers, job)
+        shortlist.cheapest = min(answers.rates[fits].tolist(), default=shortlist.cheapest)
+        if shortlist.cheapest > ceiling:
+            return None
+        self._keep_affordable(fits, answers, ceiling)
         return self._pick(cls, answers, fits, end)
 
-    def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int] | None:
+    def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int, int] | None:
         """The same for a job with exclusions of its own, or without a fixed end."""
         answers = self._answer(cls)
         fits = self._fitting(answers)
@@ -638,7 +716,9 @@ class _Round:
                 fits[place] = False
         return self._pick(cls, answers, fits, self._ends(row, answers, waiting.job))
 
-    def _pick(self, cls: int, answers: Answers, fits: Flags, end: Any) -> tuple[int, int] | None:
+    def _pick(
+        self, cls: int, answers: Answers, fits: Flags, end: Any
+    ) -> tuple[int, int, int] | None:
         if self._reservations:
             fits &= (self._reserved_at >= end) | _all_within(answers.need, self._spare)
         choices = int(np.count_nonzero(fits))
@@ -646,7 +726,8 @@ class _Round:
             return None
         places = fits.nonzero()[0]
         score = self._costs[cls][places] + self._left_over(answers, places)
-        return int(places[score.argmin()]), choices
+        best = int(places[score.argmin()])
+        return best, int(answers.rates[best]), choices
 
     def _ends(self, row: int, answers: Answers, job: Job) -> Any:
         """By when a job has left a provider at the latest."""
@@ -658,25 +739,23 @@ class _Round:
     def _left_over(self, answers: Answers, places: Ints) -> Floats:
         """Free capacity in a job's dominant dimension; GPUs that it does not use count too."""
         largest = self._providers.largest
-        shares = [amount / most for amount, most in zip(answers.size, largest, strict=True)]
-        dominant = shares.index(max(shares))
+        dominant = answers.dominant(largest)
         left: Floats = self._free[dominant][places] / largest[dominant]
         if not answers.size[2] and self._providers.has_gpus:
             left += (IDLE_GPUS / largest[2]) * self._free[2][places]
         return left
 
     def _take(self, place: int, answers: Answers, end: int) -> None:
-        amounts = answers.amounts
-        self._free[:, place] -= amounts
         left = self._left[place]
         cpus, memory, gpus = answers.size
         left[0] -= cpus
         left[1] -= memory
         left[2] -= gpus
+        self._changed.add(place)
         if end > self._reserved.get(place, _NEVER):
-            self._spare[:, place] -= amounts
+            self._spare[:, place] -= answers.amounts
             self._beside[place] = self._spare[:, place].tolist()
-        self._taken.append((place, end, amounts))
+        self._taken.append((place, end, cpus, memory, gpus))
         self._releases = None
 
     # -- reservations
@@ -693,6 +772,7 @@ class _Round:
         self._narrow(eligible, answers, waiting)
         if not eligible.any():
             return False
+        self._write_changed()
         eligible &= self._reserved_at == _NEVER
         need = answers.need
         at: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
@@ -727,11 +807,13 @@ class _Round:
         if self._releases is None:
             places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
             if self._taken:
-                taken_places, taken_ends, taken = zip(*self._taken, strict=True)
-                places = np.concatenate([places, np.array(taken_places, dtype=np.int64)])
-                ends = np.concatenate([ends, np.array(taken_ends, dtype=np.int64)])
-                amounts = np.concatenate([amounts, np.stack(taken, axis=1)], axis=1)
-            order = np.lexsort((ends, places))
+                taken = np.array(self._taken, dtype=np.int64).T
+                places = np.concatenate([places, taken[0]])
+                ends = np.concatenate([ends, taken[1]])
+                amounts = np.concatenate([amounts, taken[2:]], axis=1)
+            # One key sorts several times as fast as two; ends that far away are equal to a plan.
+            far = np.clip(ends - self._now, 0, _FAR - 1)
+            order = (places * _FAR + far).argsort()
             if len(order) and places[order[0]] < 0:
                 order = order[places[order] >= 0]
             places, ends = places[order], ends[order]

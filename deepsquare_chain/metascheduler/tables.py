@@ -65,7 +65,7 @@ class Answers:
 
     __slots__ = (
         *("amounts", "cheapest", "costs", "dearest", "eligible", "need", "rates", "size"),
-        *("spans", "_weighted"),
+        *("_dominant", "_weighted"),
     )
 
     def __init__(self, need: Ints, eligible: Flags, rates: Any, costs: Sequence[Floats]) -> None:
@@ -78,9 +78,15 @@ class Answers:
         asked = rates[eligible].tolist()
         self.cheapest: int = min(asked, default=0)
         self.dearest: int = max(asked, default=0)
-        #: By objective, the difference between the dearest and the cheapest.
-        self.spans = [float(np.ptp(each)) if len(each) else 0.0 for each in costs]
         self._weighted: dict[tuple[Objective, float], Floats] = {}
+        self._dominant: int | None = None
+
+    def dominant(self, largest: Sequence[float]) -> int:
+        """The dimension of which a job takes the largest share of the largest provider."""
+        if self._dominant is None:
+            shares = [amount / most for amount, most in zip(self.size, largest, strict=True)]
+            self._dominant = shares.index(max(shares))
+        return self._dominant
 
     def weighted(self, objective: Objective, weight: float) -> Floats:
         """Costs times a weight."""
