@@ -414,6 +414,21 @@ def test_a_provider_that_gives_jobs_up_is_chosen_less() -> None:
     assert places(plan(Snapshot(NOW, grid, [waiting()], []), PLAIN, history)) == {1: 1}
 
 
+def test_jobs_of_one_class_fill_more_providers_than_a_shortlist_holds() -> None:
+    grid = [provider(n, price=1_000 + n) for n in range(1, 301)]
+    queue = [waiting(n, cpus=8) for n in range(1, 303)]
+    decided = decide(queue, grid)
+    # Each takes the cheapest that is left; two find none.
+    assert [d.provider_id for d in decided.decisions] == list(range(1, 301))
+
+
+def test_a_budget_that_found_nothing_does_not_stop_larger_ones() -> None:
+    grid = [provider(n, price=100 * n) for n in range(1, 201)]
+    poor = [waiting(n, cpus=8, time_limit=100, escrow=8 * 50 * 100) for n in range(1, 4)]
+    rich = [waiting(n, cpus=8, time_limit=100, escrow=8 * 250 * 100) for n in range(4, 8)]
+    assert places(decide([*poor, *rich], grid)) == {4: 1, 5: 2}
+
+
 class TestEligibility:
     @pytest.mark.parametrize(
         ("view", "wanted", "why"),
