@@ -233,7 +233,7 @@ def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
     found: tuple[Code, Severity, str, str] | None = None
     match event:
         case ev.PaymentParked():
-            words = f"{format_credits(event.amount)} credits for {event.recipient} had to be parked"
+            words = f"{format_credits(event.amount)} credits for {event.recipient} could not be paid and can be withdrawn"
             found = Code.PARKED, warning, event.recipient, words
         case ev.FeeChanged():
             words = f"the fee became {event.fee_bps} basis points"

@@ -171,7 +171,7 @@ def conservation(
             (mints, burns, everything),
         ),
         ConservationCheck(
-            "scheduler's balance = escrows of live jobs + parked",
+            "scheduler's balance = live escrows + withdrawable",
             held,
             owed,
             (into, out_of, *records),
@@ -191,10 +191,10 @@ def conservation(
 
 
 def _owed(totals: Totals) -> Side:
-    terms = [("escrow of live jobs", totals.escrow), ("parked", totals.parked)]
+    terms = [("escrow of live jobs", totals.escrow), ("withdrawable", totals.parked)]
     if totals.donated:
         terms.append(("given to it by mistake", totals.donated))
-    return Side("escrows + parked", tuple(terms))
+    return Side("escrows + withdrawable", tuple(terms))
 
 
 def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> ConservationCheck:

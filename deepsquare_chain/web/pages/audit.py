@@ -63,7 +63,7 @@ class Equation:
 async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation, ...]:
     """Supply, and the scheduler's balance, at the block of the overview."""
     supply = Side("events", (("minted", overview.minted), ("burned", -overview.burned)))
-    owed = [("in escrow", overview.escrow), ("parked", overview.parked)]
+    owed = [("in escrow", overview.escrow), ("withdrawable", overview.parked)]
     if overview.donated:
         owed.append(("given to it by mistake", overview.donated))
     block, scheduler = max(overview.block, 0), contracts.scheduler.address
