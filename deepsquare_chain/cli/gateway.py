@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.types import amount
 
 app = typer.Typer(
     help="Run a gateway of definitions, logs and results, and look at one.",
@@ -68,6 +69,10 @@ async def serve(
     keep_days: Annotated[
         float, typer.Option("--keep-days", min=0.01, help="Days for which files are kept.")
     ] = 30.0,
+    late_days: Annotated[
+        float,
+        typer.Option("--late-days", min=0, help="Days after a job's end for late delivery."),
+    ] = 7.0,
     max_job_mb: Annotated[
         int, typer.Option("--max-job-mb", min=1, help="MB that the files of one job may take.")
     ] = 16_384,
@@ -75,42 +80,136 @@ async def serve(
         int,
         typer.Option("--max-customer-mb", min=1, help="MB of all jobs of one customer."),
     ] = 65_536,
+    max_definitions_mb: Annotated[
+        int,
+        typer.Option("--max-definitions-mb", min=1, help="MB of one customer's definitions."),
+    ] = 256,
     max_log_mb: Annotated[
         int, typer.Option("--max-log-mb", min=1, help="MB that the log of one job may take.")
     ] = 64,
+    max_files: Annotated[
+        int, typer.Option("--max-files", min=1, help="Files of one job.")
+    ] = 10_000,
+    max_streams: Annotated[
+        int, typer.Option("--max-streams", min=1, help="Log streams of one account at once.")
+    ] = 200,
     per_account: Annotated[
         float,
         typer.Option("--per-account", min=0, help="Requests per second of one account; 0 for any."),
     ] = 100.0,
+    burst: Annotated[
+        int, typer.Option("--burst", min=1, help="Requests that one account may make at once.")
+    ] = 2_000,
+    sign_ins: Annotated[
+        float,
+        typer.Option(
+            "--sign-ins", min=0, help="Sign-ins per second of one network address; 0 for any."
+        ),
+    ] = 5.0,
+    sign_in_burst: Annotated[
+        int,
+        typer.Option(
+            "--sign-in-burst", min=1, help="Sign-ins that one network address may make at once."
+        ),
+    ] = 300,
+    session_minutes: Annotated[
+        int,
+        typer.Option("--session-minutes", min=1, max=1_440, help="Minutes of one sign-in."),
+    ] = 15,
+    with_relay: Annotated[
+        bool,
+        typer.Option("--with-relay", help="Relay gasless requests too; the wallet pays their gas."),
+    ] = False,
+    relay_min_credits: Annotated[
+        int | None,
+        typer.Option(
+            "--relay-min-credits",
+            parser=amount,
+            metavar="CREDITS",
+            help="Least escrow of a relayed job, and least top-up; 0.01 by default.",
+        ),
+    ] = None,
+    relay_max_gas: Annotated[
+        int, typer.Option("--relay-max-gas", min=100_000, help="Most gas of one relayed request.")
+    ] = 3_000_000,
+    relay_per_customer: Annotated[
+        int,
+        typer.Option("--relay-per-customer", min=1, help="Relayed requests per customer and hour."),
+    ] = 60,
+    relay_per_hour: Annotated[
+        int, typer.Option("--relay-per-hour", min=1, help="Relayed requests per hour.")
+    ] = 2_000,
+    relay_min_coin: Annotated[
+        int | None,
+        typer.Option(
+            "--relay-min-coin",
+            parser=amount,
+            metavar="COIN",
+            help="Relay nothing while the wallet holds less; by default what one request costs.",
+        ),
+    ] = None,
+    relay_health_port: Annotated[
+        int | None,
+        typer.Option(
+            "--relay-health-port",
+            min=0,
+            max=65_535,
+            help="Port on 127.0.0.1 of the relay's own health and metrics.",
+        ),
+    ] = None,
 ) -> None:
     """Keep definitions, logs and results for those whom the chain names; until Ctrl-C."""
-    from deepsquare_chain.cli.services import serve_gateway
+    from deepsquare_chain.cli.services import serve_gateway, serve_gateway_and_relay
     from deepsquare_chain.gateway.rules import DAY, GatewayRules
     from deepsquare_chain.job import MEGABYTE
+    from deepsquare_chain.relay.rules import MIN_AMOUNT, RelayRules
 
     rules = GatewayRules(
         max_log=max_log_mb * MEGABYTE,
         max_job=max_job_mb * MEGABYTE,
+        max_files=max_files,
         max_account=max_customer_mb * MEGABYTE,
+        max_definitions=max_definitions_mb * MEGABYTE,
+        max_streams=max_streams,
         rate=per_account,
+        burst=burst,
+        sign_in_rate=sign_ins,
+        sign_in_burst=sign_in_burst,
+        session_seconds=60 * session_minutes,
         keep_seconds=int(keep_days * DAY),
+        catch_up_seconds=int(late_days * DAY),
     )
 
-    def ready(url: str) -> None:
+    def report(name: str, text: str) -> None:
         if context.printer.style is Format.JSON:
-            context.printer.text(json.dumps({"url": url}))
+            context.printer.text(json.dumps({name: text}))
         else:
-            context.printer.note(f"gateway     {url}")
+            context.printer.note(f"{'gateway' if name == 'url' else name:<12}{text}")
 
-    await serve_gateway(
+    options: dict[str, Any] = {
+        "rules": rules,
+        "objects": objects,
+        "urls": tuple(map(web_url, url or ())),
+        "sites": tuple(map(web_url, site or ())),
+        "host": host,
+        "port": port,
+        "ready": lambda address: report("url", address),
+    }
+    if not with_relay:
+        await serve_gateway(context.settings, **options)
+        return
+    await serve_gateway_and_relay(
         context.settings,
-        rules=rules,
-        objects=objects,
-        urls=tuple(map(web_url, url or ())),
-        sites=tuple(map(web_url, site or ())),
-        host=host,
-        port=port,
-        ready=ready,
+        options,
+        RelayRules(
+            min_amount=MIN_AMOUNT if relay_min_credits is None else relay_min_credits,
+            max_gas=relay_max_gas,
+            per_customer=relay_per_customer,
+            per_hour=relay_per_hour,
+        ),
+        min_balance=relay_min_coin or 0,
+        health_port=relay_health_port,
+        ready=lambda: report("relay", "takes requests at the same address"),
     )
 
 

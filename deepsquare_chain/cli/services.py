@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.client.network import open_account, transport_of
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observability import configure_logging
@@ -118,17 +120,19 @@ async def relay(
     rules: RelayRules,
     collect_seconds: float,
     min_balance: int,
-    host: str,
-    port: int,
+    host: str = "",
+    port: int = 0,
     ready: Callable[[str], None],
+    **more: Any,
 ) -> None:
-    """Run a relay until a signal; `ready` gets its URL. Errors as `run_relay`."""
+    """Run a relay until a signal; `ready` gets its URL. `more` and errors as `run_relay` has them."""
     from deepsquare_chain.relay.runner import run_relay
     from deepsquare_chain.relay.service import RelaySettings
 
     deployment = Deployment.load(settings.deployment)
     account = await open_account(settings)
-    configure_logging(settings.log_level, settings.log_format, service="relay")
+    if "served_by" not in more:
+        configure_logging(settings.log_level, settings.log_format, service="relay")
     await run_relay(
         settings.endpoint,
         deployment,
@@ -142,6 +146,7 @@ async def relay(
         host=host,
         port=port,
         ready=ready,
+        **more,
     )
 
 
@@ -155,8 +160,9 @@ async def serve_gateway(
     host: str,
     port: int,
     ready: Callable[[str], None],
+    **more: Any,
 ) -> None:
-    """Run a gateway until a signal; `ready` gets its URL. Errors as `run_gateway`."""
+    """Run a gateway until a signal; `ready` gets its URL. `more` and errors as `run_gateway` has them."""
     from deepsquare_chain.gateway.runner import run_gateway
     from deepsquare_chain.gateway.service import GatewaySettings
 
@@ -171,6 +177,57 @@ async def serve_gateway(
         host=host,
         port=port,
         ready=ready,
+        **more,
+    )
+
+
+async def serve_gateway_and_relay(
+    settings: Settings,
+    gateway: Mapping[str, Any],
+    rules: RelayRules,
+    *,
+    min_balance: int,
+    health_port: int | None,
+    ready: Callable[[], None],
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a gateway and a relay on one address, in one process; the end of one ends the other.
+
+    Args:
+        settings: Of both; the wallet is the relay's.
+        gateway: Arguments of `serve_gateway`.
+        rules: What the relay takes.
+        min_balance: Wei of coin below which the relay's wallet counts as empty.
+        health_port: Of the relay's own health and metrics; None for none.
+        ready: Called once the relay takes requests.
+        stop: Ends both when set.
+    """
+    from deepsquare_chain.observability.serving import LateApp
+    from deepsquare_chain.relay.app import PATHS
+
+    late, stopping = LateApp("relay"), stop or asyncio.Event()
+
+    async def until_one_ends(service: Awaitable[None]) -> None:
+        try:
+            await service
+        finally:
+            stopping.set()
+
+    await gather_all(
+        until_one_ends(
+            serve_gateway(settings, stop=stopping, more=dict.fromkeys(PATHS, late), **gateway)
+        ),
+        until_one_ends(
+            relay(
+                settings.model_copy(update={"health_port": health_port}),
+                rules=rules,
+                collect_seconds=0.3,
+                min_balance=min_balance,
+                ready=lambda _: ready(),
+                stop=stopping,
+                served_by=late,
+            )
+        ),
     )
 
 

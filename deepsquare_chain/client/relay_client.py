@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Final, Self
-
-import httpx
-from pydantic_core import from_json
+from typing import Any, ClassVar, Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import SignedRequest
-from deepsquare_chain.chain.rpc.transport import (
-    CERTIFICATE_HINT,
-    Transport,
-    http_client,
-    why_failed,
-)
 from deepsquare_chain.errors import EndpointError, NotFoundError
 from deepsquare_chain.observability.redaction import plain
-from deepsquare_chain.settings import Settings, safe_url
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.service_client import ServiceClient
 
-_TIMEOUT: Final = 15.0
-_MAX_ANSWER: Final = 65_536
 #: Statuses of refusals that may be gone when the same is asked again.
 _TEMPORARY: Final = frozenset({408, 425, 429, 503})
 _ELSEWHERE: Final = "Name another relay with --relay, or pay the gas yourself: without --gasless."
@@ -100,7 +89,7 @@ def relay_url(settings: Settings, deployment: Deployment) -> str:
     )
 
 
-class RelayClient:
+class RelayClient(ServiceClient):
     """Speaks to one relay; used as an async context manager.
 
     Args:
@@ -112,26 +101,9 @@ class RelayClient:
         UsageError: The environment names a proxy that can't be used.
     """
 
-    def __init__(
-        self,
-        url: str,
-        way: Transport | None = None,
-        *,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self.place = safe_url(url)
-        self._client = http_client(url, way, timeout=_TIMEOUT, transport=transport)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._client.aclose()
+    service: ClassVar[str] = "relay"
+    advice: ClassVar[str] = _ELSEWHERE
+    max_answer: ClassVar[int] = 65_536
 
     async def terms(self) -> RelayTerms:
         """What it takes.
@@ -203,23 +175,11 @@ class RelayClient:
         )
 
     async def _ask(self, method: str, path: str, body: Any = None) -> Mapping[str, Any]:
-        try:
-            async with self._client.stream(method, path, json=body) as response:
-                data = b""
-                async for part in response.aiter_bytes():
-                    data += part
-                    if len(data) > _MAX_ANSWER:
-                        raise self._nonsense()
-                found = _tree(data)
-                if response.is_success and found is not None:
-                    return found
-                raise self._refused(response.status_code, found)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            why = why_failed(error)
-            hint = CERTIFICATE_HINT if "certificate" in why else _ELSEWHERE
-            raise EndpointError(
-                f"The relay at {self.place} can't be reached: {why}", hint=hint
-            ) from None
+        answer = await self._send(method, path, json=body)
+        found = answer.body()
+        if answer.is_success and found is not None:
+            return found
+        raise self._refused(answer.status, found)
 
     def _refused(self, status: int, body: Mapping[str, Any] | None) -> EndpointError:
         detail = body.get("detail") if body is not None else None
@@ -236,18 +196,3 @@ class RelayClient:
             next_nonce=nonce if type(nonce) is int and nonce >= 0 else None,
             temporary=temporary,
         )
-
-    def _nonsense(self, what: str = "") -> EndpointError:
-        detail = f" ({what})" if what else ""
-        return EndpointError(
-            f"What answers at {self.place} is no relay that works{detail}",
-            hint=f"Check the URL. {_ELSEWHERE}",
-        )
-
-
-def _tree(data: bytes) -> Mapping[str, Any] | None:
-    try:
-        found = from_json(data, allow_inf_nan=False)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -26,8 +26,9 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.sign_in import SignInMessage, is_signed_by, rfc3339, seconds_of
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace
-from deepsquare_chain.gateway.rules import GatewayRules, RequestDeniedError
+from deepsquare_chain.gateway.rules import GatewayRules
 from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.store.gateway_client import contract_resource, jobs_resource
 
 #: Seconds for which a nonce is good, and by which clocks may differ.
@@ -63,12 +64,12 @@ class Session:
     expires: float
 
 
-def _denied(message: str, *, code: str, hint: str = "") -> RequestDeniedError:
-    return RequestDeniedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
+def _denied(message: str, *, code: str, hint: str = "") -> RequestRefusedError:
+    return RequestRefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
 
 
-def _unsigned(message: str, *, code: str) -> RequestDeniedError:
-    return RequestDeniedError(
+def _unsigned(message: str, *, code: str) -> RequestRefusedError:
+    return RequestRefusedError(
         message,
         code=code,
         status=HTTPStatus.UNAUTHORIZED,
@@ -97,7 +98,7 @@ class Nonces:
         """Refuse a nonce that is not good now, without using it.
 
         Raises:
-            RequestDeniedError: It is of somebody else, too old, or used.
+            RequestRefusedError: It is of somebody else, too old, or used.
         """
         good = _NONCE.fullmatch(nonce) is not None
         if not good or not hmac.compare_digest(self._proof(nonce[:24]), nonce[24:]):
@@ -175,14 +176,14 @@ class Access:
         """A token and its session for a signed message.
 
         Raises:
-            RequestDeniedError: The message is of another site, chain, contract or time, its nonce is
+            RequestRefusedError: The message is of another site, chain, contract or time, its nonce is
                 not good, or somebody else signed it.
             EndpointError: The chain does not answer, which a contract's wallet needs.
         """
         try:
             message = SignInMessage.parse(text)
         except UsageError as error:
-            raise RequestDeniedError(
+            raise RequestRefusedError(
                 error.message, code="no-message", status=HTTPStatus.BAD_REQUEST, hint=error.hint
             ) from None
         expires = self._check(message)
@@ -201,7 +202,7 @@ class Access:
         """The session of a token.
 
         Raises:
-            RequestDeniedError: There is none, or it has expired.
+            RequestRefusedError: There is none, or it has expired.
         """
         key = hashlib.sha256(token.encode()).hexdigest()
         session = self._sessions.get(key)
@@ -281,7 +282,7 @@ class Access:
         """The job, once it is sure that the account has this right to it.
 
         Raises:
-            RequestDeniedError: It has not, or there is no such job: a stranger learns no difference.
+            RequestRefusedError: It has not, or there is no such job: a stranger learns no difference.
             EndpointError: The chain does not answer.
         """
         if session.jobs is not None and job_id not in session.jobs:
@@ -306,7 +307,7 @@ class Access:
         """Refuse to keep definitions for an account that can't pay for any job.
 
         Raises:
-            RequestDeniedError: It holds no credits.
+            RequestRefusedError: It holds no credits.
             EndpointError: The chain does not answer.
         """
         if session.jobs is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -22,26 +22,33 @@ from pydantic_core import from_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from deepsquare_chain import __version__
-from deepsquare_chain.errors import EndpointError, GridError, StoreError, UsageError
+from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.gateway.access import Right, Session
-from deepsquare_chain.gateway.rules import RequestDeniedError, check_name
+from deepsquare_chain.gateway.rules import check_name
 from deepsquare_chain.gateway.service import GatewayService
-from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.probe import Health
-from deepsquare_chain.observability.serving import RateLimit, problem, read_body, sends_json
+from deepsquare_chain.observability.serving import (
+    RateLimit,
+    RequestRefusedError,
+    failure_response,
+    probe_response,
+    problem,
+    read_body,
+    sends_json,
+)
 
-_RETRY_SECONDS: Final = 5
 _MAX_JSON: Final = 16 * 1024
 _MAX_RESULTS: Final = 8 * 1024 * 1024
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _OFFSET: Final = re.compile(r"[0-9]{1,18}")
 #: Seconds after which a silent stream shows that it lives: proxies cut what is silent.
 _HEARTBEAT: Final = 15
-_log = get_logger(__name__)
 _SAFE: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "sandbox; default-src 'none'",
@@ -52,12 +59,15 @@ Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 T = TypeVar("T")
 
 
-def gateway_app(gateway: GatewayService, probe: Callable[[], Health]) -> FastAPI:
+def gateway_app(
+    gateway: GatewayService, probe: Callable[[], Health], more: Mapping[str, ASGIApp] | None = None
+) -> FastAPI:
     """The HTTP application of a gateway.
 
     Args:
         gateway: What answers.
         probe: Health of its daemon.
+        more: Applications of other services by path.
     """
     app = FastAPI(
         title="DeepSquare gateway",
@@ -75,13 +85,15 @@ def gateway_app(gateway: GatewayService, probe: Callable[[], Health]) -> FastAPI
     app.include_router(router)
 
     async def live() -> Response:
-        return _probed(probe().live)
+        return probe_response(probe().live)
 
     async def ready() -> Response:
-        return _probed(probe().ready)
+        return probe_response(probe().ready)
 
     app.add_api_route("/live", live, include_in_schema=False)
     app.add_api_route("/ready", ready, include_in_schema=False)
+    for path, other in (more or {}).items():
+        app.router.routes.append(Route(path, other, include_in_schema=False))
     for kind in (GridError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answered)
     # Tokens are sent by scripts and never by browsers on their own, so any page may ask.
@@ -277,7 +289,7 @@ async def share(gateway: Gateway, request: Request, job_id: JobId, session: Sign
 
 def _heed(wait: float) -> None:
     if wait:
-        raise RequestDeniedError(
+        raise RequestRefusedError(
             "Too many requests",
             code="too-many",
             status=HTTPStatus.TOO_MANY_REQUESTS,
@@ -287,45 +299,9 @@ def _heed(wait: float) -> None:
 
 
 async def _answered(request: Request, error: Exception) -> Response:
-    """The response to what an endpoint raised; nothing of the inside is told."""
-    match error:
-        case RequestDeniedError():
-            response = problem(
-                error.status,
-                error.message,
-                hint=error.hint,
-                code=error.code,
-                retry=error.retry,
-                offset=error.offset,
-            )
-            if error.status == HTTPStatus.UNAUTHORIZED:
-                response.headers["WWW-Authenticate"] = "Bearer"
-        case UsageError():
-            response = problem(
-                HTTPStatus.BAD_REQUEST, error.message, hint=error.hint, code="bad-request"
-            )
-        case RequestValidationError():
-            response = problem(HTTPStatus.NOT_FOUND, "There is nothing here")
-        case HTTPException():
-            response = problem(HTTPStatus(error.status_code), str(error.detail))
-            response.headers.update(error.headers or {})
-        case EndpointError() | StoreError():
-            _log.warning("gateway can't answer", error=error.message)
-            what = "the chain" if isinstance(error, EndpointError) else "its store"
-            response = problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"This gateway can't reach {what} now",
-                code="unavailable",
-                retry=_RETRY_SECONDS,
-            )
-        case ClientDisconnect():
-            response = problem(HTTPStatus.BAD_REQUEST, "The request was cut off", code="cut-off")
-        case _:
-            _log.error("gateway failed", path=request.url.path[:200], exc_info=error)
-            response = problem(
-                HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here", code="internal"
-            )
-    return response
+    if isinstance(error, RequestValidationError):
+        return problem(HTTPStatus.NOT_FOUND, "There is nothing here")
+    return failure_response(error, "gateway", request.url.path)
 
 
 async def _part(request: Request, limit: int) -> bytes:
@@ -334,7 +310,7 @@ async def _part(request: Request, limit: int) -> bytes:
     too_long = length.isascii() and length.isdigit() and int(length[:19]) > limit
     data = None if too_long else await read_body(request, limit)
     if data is None:
-        raise RequestDeniedError(
+        raise RequestRefusedError(
             f"The body is longer than {limit:,} bytes",
             code="too-large",
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -398,7 +374,3 @@ async def _events(
         data, offset = piece
         text = base64.b64encode(data).decode()
         yield ServerSentEvent(event="log", id=str(offset), data=text, sep="\n")
-
-
-def _probed(good: bool) -> Response:
-    return JSONResponse({"ok": good}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)

@@ -1,4 +1,4 @@
-"""Limits of a gateway, and its refusals."""
+"""Limits of a gateway."""
 
 from __future__ import annotations
 
@@ -6,31 +6,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import MEGABYTE
+from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.store.gateway_client import is_file_name
 
 DAY: Final = 86_400
-
-
-class RequestDeniedError(GridError):
-    """A request that the gateway does not carry out; `code` is a short name for programs."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str,
-        status: HTTPStatus,
-        hint: str = "",
-        retry: int | None = None,
-        offset: int | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.code = code
-        self.status = status
-        self.retry = retry
-        self.offset = offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +54,10 @@ def check_name(name: str) -> str:
     """The name of a file of a job: `log`, `output`, or a path below `work/`.
 
     Raises:
-        RequestDeniedError: It is none of these, or a path that leads elsewhere.
+        RequestRefusedError: It is none of these, or a path that leads elsewhere.
     """
     if not is_file_name(name):
-        raise RequestDeniedError(
+        raise RequestRefusedError(
             "That is no name of a file of a job",
             code="bad-name",
             status=HTTPStatus.BAD_REQUEST,

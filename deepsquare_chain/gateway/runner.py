@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Final
+
+from starlette.types import ASGIApp
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon import Daemon
@@ -31,6 +33,7 @@ async def run_gateway(
     port: int,
     ready: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
+    more: Mapping[str, ASGIApp] | None = None,
 ) -> None:
     """Run a gateway until SIGINT, SIGTERM or `stop`; it needs no wallet.
 
@@ -42,6 +45,7 @@ async def run_gateway(
         port: Port on which it listens; 0 takes a free one.
         ready: Gets the gateway's URL once it answers.
         stop: Ends it when set.
+        more: Applications of other services at paths of this server, such as a relay's.
 
     Raises:
         UsageError: The address or the object store can't be used, or the database is in use or
@@ -65,7 +69,7 @@ async def run_gateway(
         daemon = await open_daemon(
             NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
         )
-        server = LoopbackServer(gateway_app(service, daemon.health), port, host)
+        server = LoopbackServer(gateway_app(service, daemon.health, more or {}), port, host)
         await server.start()
         urls = tuple(each.rstrip("/") for each in settings.urls) or _own(server.url)
         access.serve_under(urls, [each.rstrip("/") for each in settings.sites])

@@ -21,9 +21,10 @@ from deepsquare_chain.errors import GridError, JobFileError, UsageError
 from deepsquare_chain.gateway.access import Access, Right, Session
 from deepsquare_chain.gateway.objects import Objects
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, StoredFile
-from deepsquare_chain.gateway.rules import DAY, GatewayRules, RequestDeniedError, check_name
+from deepsquare_chain.gateway.rules import DAY, GatewayRules, check_name
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.store.definitions import MAX_BYTES
 from deepsquare_chain.store.gateway_client import LOG, share_message
 from deepsquare_chain.workflow import Definition
@@ -117,7 +118,7 @@ class GatewayService:
         """Keep a definition.
 
         Raises:
-            RequestDeniedError: It is not what its digest says, no definition, or too much.
+            RequestRefusedError: It is not what its digest says, no definition, or too much.
             StoreError: The store does not take it now.
         """
         if hashlib.sha256(data).hexdigest() != digest:
@@ -144,7 +145,7 @@ class GatewayService:
         """The definition of a job.
 
         Raises:
-            RequestDeniedError: There is none, or what is there is something else.
+            RequestRefusedError: There is none, or what is there is something else.
             StoreError: The store does not answer.
         """
         digest = space.job.definition.hex()
@@ -165,7 +166,7 @@ class GatewayService:
         """A file of a job.
 
         Raises:
-            RequestDeniedError: There is none.
+            RequestRefusedError: There is none.
         """
         found = self._records.file(space, name)
         if found is None:
@@ -176,7 +177,7 @@ class GatewayService:
         """A file of a job, for who writes it and for who reads it; errors as `Access.job`."""
         try:
             space = await self.access.job(session, job_id, Right.WRITE)
-        except RequestDeniedError:
+        except RequestRefusedError:
             return self.file(await self.access.job(session, job_id, Right.READ), name)
         found = self._records.file(space, name)
         if found is None:
@@ -197,7 +198,7 @@ class GatewayService:
         """Add the part of a file that begins at `offset`; what is there already is left alone.
 
         Raises:
-            RequestDeniedError: The part begins beyond the end of the file, or, with `exact`, before
+            RequestRefusedError: The part begins beyond the end of the file, or, with `exact`, before
                 it; or it is too much.
             StoreError: The store does not take it now.
         """
@@ -205,7 +206,7 @@ class GatewayService:
             file = self._records.file(space, name)
             size = 0 if file is None else file.size
             if offset > size or (exact and offset < size):
-                raise RequestDeniedError(
+                raise RequestRefusedError(
                     f"The file has {size} bytes, the part begins at {offset}",
                     code="wrong-offset",
                     status=HTTPStatus.CONFLICT,
@@ -215,7 +216,7 @@ class GatewayService:
             data = data[size - offset :]
             if file is not None and file.complete:
                 if data:
-                    raise RequestDeniedError(
+                    raise RequestRefusedError(
                         "The file is complete",
                         code="complete",
                         status=HTTPStatus.CONFLICT,
@@ -234,7 +235,7 @@ class GatewayService:
         """Keep what a provider says that a run left.
 
         Raises:
-            RequestDeniedError: A file is not complete here, or the list is none.
+            RequestRefusedError: A file is not complete here, or the list is none.
         """
         files = body.get("files")
         if not isinstance(files, list) or len(files) > self.rules.max_files:
@@ -253,7 +254,7 @@ class GatewayService:
         """What a run left (JSON).
 
         Raises:
-            RequestDeniedError: Its provider has not delivered all of it.
+            RequestRefusedError: Its provider has not delivered all of it.
         """
         found = self._records.results(space)
         if found is None:
@@ -270,10 +271,10 @@ class GatewayService:
         It ends without None when the session ends or the gateway closes: the reader comes back.
 
         Raises:
-            RequestDeniedError: The account has too many streams open.
+            RequestRefusedError: The account has too many streams open.
         """
         if self._closed.is_set() or self._streams[session.account] >= self.rules.max_streams:
-            raise RequestDeniedError(
+            raise RequestRefusedError(
                 "Too many streams are open",
                 code="too-many-streams",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
@@ -334,7 +335,7 @@ class GatewayService:
         """Let a reader read a job until then; the customer's signature says so.
 
         Raises:
-            RequestDeniedError: The account is not the customer, or did not sign this.
+            RequestRefusedError: The account is not the customer, or did not sign this.
             EndpointError: The chain does not answer.
         """
         space = await self.access.job(session, job_id, Right.OWN)
@@ -351,7 +352,7 @@ class GatewayService:
             until,
         )
         if not await is_signed_by(self._contracts.w3, message, signature, space.customer):
-            raise RequestDeniedError(
+            raise RequestRefusedError(
                 "The customer of the job did not sign this share",
                 code="wrong-signature",
                 status=HTTPStatus.FORBIDDEN,
@@ -398,7 +399,7 @@ class GatewayService:
         """Refuse files of a job whose definition is kept elsewhere: its customer looks there.
 
         Raises:
-            RequestDeniedError: The definition is not here.
+            RequestRefusedError: The definition is not here.
         """
         if not self._records.has_definition(space.job.definition.hex()):
             raise _missing(f"The definition of job {space.job_id} is not here")
@@ -425,7 +426,7 @@ def _entry(given: Any) -> dict[str, Any]:
     """A file of a list of results, checked.
 
     Raises:
-        RequestDeniedError: It is none.
+        RequestRefusedError: It is none.
     """
     if isinstance(given, dict):
         entry = {
@@ -443,16 +444,16 @@ def _entry(given: Any) -> dict[str, Any]:
     raise _unfit("That is no list of files", "bad-results")
 
 
-def _unfit(message: str, code: str) -> RequestDeniedError:
-    return RequestDeniedError(message, code=code, status=HTTPStatus.UNPROCESSABLE_ENTITY)
+def _unfit(message: str, code: str) -> RequestRefusedError:
+    return RequestRefusedError(message, code=code, status=HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
-def _missing(message: str) -> RequestDeniedError:
-    return RequestDeniedError(message, code="not-found", status=HTTPStatus.NOT_FOUND)
+def _missing(message: str) -> RequestRefusedError:
+    return RequestRefusedError(message, code="not-found", status=HTTPStatus.NOT_FOUND)
 
 
-def _too_much(message: str) -> RequestDeniedError:
-    return RequestDeniedError(
+def _too_much(message: str) -> RequestRefusedError:
+    return RequestRefusedError(
         message,
         code="quota",
         status=HTTPStatus.INSUFFICIENT_STORAGE,

@@ -14,13 +14,18 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import EndpointError, GridError, StoreError, UsageError
+from deepsquare_chain.observability.logs import get_logger
 
+_RETRY_SECONDS: Final = 5
+_log = get_logger(__name__)
 HOST = "127.0.0.1"
 PROBLEM: Final = "application/problem+json"
 # A page whose name was re-bound to loopback comes with its own host name, and is turned away.
@@ -92,7 +97,7 @@ def problem(
     hint: str = "",
     code: str = "",
     retry: int | None = None,
-    **more: int | str | None,
+    **more: int,
 ) -> Response:
     """A problem (RFC 9457); `code` is its short name, `retry` in seconds, `more` further fields."""
     body: dict[str, Any] = {
@@ -101,12 +106,115 @@ def problem(
         "status": int(status),
         "detail": detail,
     }
-    more = {"hint": hint, "code": code, **more}
-    body |= {name: value for name, value in more.items() if value not in ("", None)}
+    body |= {name: text for name, text in (("hint", hint), ("code", code)) if text} | more
     headers = {"Cache-Control": "no-store"}
     if retry is not None:
         headers["Retry-After"] = str(retry)
     return JSONResponse(body, status, headers, media_type=PROBLEM)
+
+
+class RequestRefusedError(GridError):
+    """A service does not carry out a request.
+
+    Args:
+        message: What is wrong with the request.
+        code: Short name of the reason, for programs.
+        status: The HTTP status of the answer.
+        hint: What to do next.
+        retry: Seconds after which another try makes sense; None where it makes none.
+        fields: Further numbers for programs, such as the offset that an upload goes on at.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: HTTPStatus,
+        hint: str = "",
+        retry: int | None = None,
+        **fields: int,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.status = status
+        self.retry = retry
+        self.fields = fields
+
+
+def failure_response(error: Exception, service: str, path: str) -> Response:
+    """The response to what an endpoint raised; nothing of the inside is told to the outside.
+
+    Args:
+        error: What was raised.
+        service: Name of the service, for people.
+        path: Of the request, for the log.
+    """
+    match error:
+        case RequestRefusedError():
+            response = problem(
+                error.status,
+                error.message,
+                hint=error.hint,
+                code=error.code,
+                retry=error.retry,
+                **error.fields,
+            )
+            if error.status == HTTPStatus.UNAUTHORIZED:
+                response.headers["WWW-Authenticate"] = "Bearer"
+        case UsageError():
+            response = problem(
+                HTTPStatus.BAD_REQUEST, error.message, hint=error.hint, code="bad-request"
+            )
+        case HTTPException():
+            response = problem(HTTPStatus(error.status_code), str(error.detail))
+            response.headers.update(error.headers or {})
+        case EndpointError() | StoreError():
+            _log.warning("request not answered", service=service, error=error.message)
+            what = "the chain" if isinstance(error, EndpointError) else "its store"
+            response = problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"This {service} can't reach {what} now",
+                code="unavailable",
+                retry=_RETRY_SECONDS,
+            )
+        case ClientDisconnect():
+            response = problem(HTTPStatus.BAD_REQUEST, "The request was cut off", code="cut-off")
+        case _:
+            _log.error("request failed", service=service, path=path[:200], exc_info=error)
+            response = problem(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here", code="internal"
+            )
+    return response
+
+
+class LateApp:
+    """An application that another service serves once this one is open; answers 503 before.
+
+    Args:
+        service: Name of the service, for people.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self.app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+            return
+        response = problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"The {self._service} is not open yet",
+            code="unavailable",
+            retry=_RETRY_SECONDS,
+        )
+        await response(scope, receive, send)
+
+
+def probe_response(good: bool) -> Response:
+    """The answer of `/live` and `/ready`."""
+    return JSONResponse({"ok": good}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def sends_json(request: Request) -> bool:

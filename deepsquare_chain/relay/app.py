@@ -19,18 +19,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deepsquare_chain.chain.bindings.forwarder import SignedRequest
-from deepsquare_chain.errors import EndpointError, GridError, UsageError
-from deepsquare_chain.observability import get_logger
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.probe import Health
-from deepsquare_chain.observability.serving import problem, read_body, sends_json
+from deepsquare_chain.observability.serving import (
+    RequestRefusedError,
+    failure_response,
+    probe_response,
+    problem,
+    read_body,
+    sends_json,
+)
 from deepsquare_chain.relay.records import PENDING, RelayedRequest
-from deepsquare_chain.relay.rules import RefusedError
 from deepsquare_chain.relay.service import RelayService
 
-_RETRY_SECONDS: Final = 5
-_log = get_logger(__name__)
-
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+#: Where requests for a relay go.
+PATHS: Final = ("/v1/relay", "/v1/requests", "/v1/requests/{digest}")
 
 
 def relay_app(relay: RelayService, probe: Callable[[], Health]) -> Starlette:
@@ -57,16 +63,16 @@ def relay_app(relay: RelayService, probe: Callable[[], Health]) -> Starlette:
         return JSONResponse(_wire(relay, found))
 
     async def live(_: Request) -> Response:
-        return _probed(probe().live)
+        return probe_response(probe().live)
 
     async def ready(_: Request) -> Response:
-        return _probed(probe().ready)
+        return probe_response(probe().ready)
 
     return Starlette(
         routes=[
-            Route("/v1/relay", guarded(terms)),
-            Route("/v1/requests", guarded(take), methods=["POST"]),
-            Route("/v1/requests/{digest}", guarded(find)),
+            Route(PATHS[0], guarded(terms)),
+            Route(PATHS[1], guarded(take), methods=["POST"]),
+            Route(PATHS[2], guarded(find)),
             Route("/live", live),
             Route("/ready", ready),
         ],
@@ -80,33 +86,8 @@ def guarded(endpoint: Endpoint) -> Endpoint:
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except RefusedError as error:
-            return problem(
-                error.status,
-                error.message,
-                hint=error.hint,
-                code=error.code,
-                retry=error.retry_after,
-                next_nonce=error.next_nonce,
-            )
-        except UsageError as error:
-            return problem(
-                HTTPStatus.BAD_REQUEST, error.message, hint=error.hint, code="bad-request"
-            )
-        except EndpointError as error:
-            _log.warning("endpoint failed", error=error.message)
-            return problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "This relay can't reach the chain now",
-                code="endpoint",
-                retry=_RETRY_SECONDS,
-            )
         except Exception as error:  # noqa: BLE001 - nobody outside learns what it was
-            message = error.message if isinstance(error, GridError) else None
-            _log.error("relay failed", path=request.url.path, error=message, exc_info=error)
-            return problem(
-                HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here", code="internal"
-            )
+            return failure_response(error, "relay", request.url.path)
 
     return answer
 
@@ -116,7 +97,7 @@ async def _read(request: Request, limit: int) -> SignedRequest:
         raise UsageError("Requests are sent as application/json")
     body = await read_body(request, limit)
     if body is None:
-        raise RefusedError(
+        raise RequestRefusedError(
             f"The body is longer than {limit:,} bytes",
             code="too-large",
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -139,12 +120,5 @@ def _wire(relay: RelayService, request: RelayedRequest) -> dict[str, Any]:
     }
 
 
-def _probed(good: bool) -> Response:
-    return JSONResponse({"ok": good}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-async def _http_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
-    response = problem(HTTPStatus(error.status_code), str(error.detail))
-    response.headers.update(error.headers or {})
-    return response
+async def _http_problem(request: Request, error: Exception) -> Response:
+    return failure_response(error, "relay", request.url.path)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.forwarder import CALLDATA_GAS, ForwardRequest, SignedRequest
 from deepsquare_chain.credits import CREDIT, format_credits
-from deepsquare_chain.errors import GridError
+from deepsquare_chain.observability.serving import RequestRefusedError
 
 #: Functions of the MetaScheduler that a relay may carry.
 FUNCTIONS: Final = (
@@ -24,35 +24,6 @@ FUNCTIONS: Final = (
 MIN_AMOUNT: Final = CREDIT // 100
 #: Gas that the forwarder spends on one request around its inner call, calldata apart.
 REQUEST_GAS: Final = 60_000
-
-
-class RefusedError(GridError):
-    """The relay does not take a request.
-
-    Args:
-        message: What is wrong with the request.
-        code: Short name of the reason, for programs.
-        status: The HTTP status of the answer.
-        hint: What to do next.
-        retry_after: Seconds after which another try makes sense; None where it makes none.
-        next_nonce: The nonce that the relay would take, where the nonce is the reason.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str,
-        status: HTTPStatus,
-        hint: str = "",
-        retry_after: int | None = None,
-        next_nonce: int | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.code = code
-        self.status = status
-        self.retry_after = retry_after
-        self.next_nonce = next_nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +63,7 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
     """Judge a request by itself; its signature, nonce and deadline apart.
 
     Raises:
-        RefusedError: It calls something else, pays too little, or is too large.
+        RequestRefusedError: It calls something else, pays too little, or is too large.
     """
     request = signed.request
     if request.to != scheduler:
@@ -125,18 +96,18 @@ def check_deadline(request: ForwardRequest, now: int, rules: RelayRules) -> None
     """Judge the deadline at a chain time in seconds.
 
     Raises:
-        RefusedError: It has passed or is too near, or it is too far away.
+        RequestRefusedError: It has passed or is too near, or it is too far away.
     """
     left = request.deadline - now
     if left < rules.min_lead:
-        raise RefusedError(
+        raise RequestRefusedError(
             "The request has expired" if left < 0 else f"The request expires in {left} s",
             code="expired",
             status=HTTPStatus.BAD_REQUEST,
             hint=f"Sign a deadline at least {rules.min_lead} s away in chain time.",
         )
     if left > rules.max_lead:
-        raise RefusedError(
+        raise RequestRefusedError(
             f"The request's deadline is {left} s away, this relay takes {rules.max_lead} s at most",
             code="deadline-too-far",
             status=HTTPStatus.BAD_REQUEST,
@@ -166,7 +137,7 @@ def _allowed(data: bytes) -> AllowedCall:
     try:
         function, values = interface("MetaScheduler").read_call(data)
     except AbiError as error:
-        raise RefusedError(
+        raise RequestRefusedError(
             f"The request's data is no call of the MetaScheduler: {str(error)[:200]}",
             code="not-a-call",
             status=HTTPStatus.BAD_REQUEST,
@@ -188,5 +159,5 @@ def _amount(function: str, values: tuple[Any, ...]) -> int:
     return int(values[2]) if function.startswith("topUp") else 0
 
 
-def _forbidden(message: str, code: str, hint: str) -> RefusedError:
-    return RefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
+def _forbidden(message: str, code: str, hint: str) -> RequestRefusedError:
+    return RequestRefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)

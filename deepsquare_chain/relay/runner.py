@@ -14,7 +14,7 @@ from deepsquare_chain.daemon.opening import serve
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.serving import LoopbackServer
+from deepsquare_chain.observability.serving import LateApp, LoopbackServer
 from deepsquare_chain.relay.app import relay_app
 from deepsquare_chain.relay.service import RelayService, RelaySettings
 
@@ -31,6 +31,7 @@ async def run_relay(
     port: int,
     ready: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
+    served_by: LateApp | None = None,
 ) -> None:
     """Run a relay until SIGINT, SIGTERM or `stop`.
 
@@ -43,6 +44,8 @@ async def run_relay(
         port: Port on which they are taken; 0 takes a free one.
         ready: Gets the relay's URL once it takes requests.
         stop: Ends it when set.
+        served_by: Gets the application in place of a server of its own; host and port are then
+            unused, and `ready` gets an empty text.
 
     Raises:
         UsageError: The deployment has no forwarder, the address can't be used, or the database is
@@ -84,7 +87,13 @@ async def run_relay(
         )
         service.wake = daemon.wake
         await service.look_at_wallet()
-        server = LoopbackServer(relay_app(service, daemon.health), port, host)
+        app = relay_app(service, daemon.health)
+        if served_by is not None:
+            served_by.app = app
+            parts.callback(setattr, served_by, "app", None)
+            ready("")
+            return daemon
+        server = LoopbackServer(app, port, host)
         await server.start()
         parts.push_async_callback(server.stop)
         ready(server.url)

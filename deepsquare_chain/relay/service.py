@@ -27,10 +27,10 @@ from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.relay.records import RelayedRequest, Requests, State
 from deepsquare_chain.relay.rules import (
     FUNCTIONS,
-    RefusedError,
     RelayRules,
     check,
     check_deadline,
@@ -161,7 +161,7 @@ class RelayService:
         """Take a request, or answer a repeated one with what became of it.
 
         Raises:
-            RefusedError: It is not taken; nothing of it is recorded.
+            RequestRefusedError: It is not taken; nothing of it is recorded.
             EndpointError: The chain does not answer now.
         """
         try:
@@ -181,7 +181,7 @@ class RelayService:
         try:
             async with self._lookups:
                 await self._look_up(signed, allowed.function)
-        except RefusedError:
+        except RequestRefusedError:
             # The same request, sent twice at once, may have been taken and carried out meanwhile.
             if (known := self._known(digest)) is not None:
                 return known
@@ -217,12 +217,12 @@ class RelayService:
 
     def _check_open(self) -> None:
         if not self._can_pay():
-            raise RefusedError(
+            raise RequestRefusedError(
                 "This relay has too little coin for gas now",
                 code="relay-out-of-coin",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
                 hint="Try again later, use another relay, or send the transaction yourself.",
-                retry_after=_RETRY_SECONDS,
+                retry=_RETRY_SECONDS,
             )
 
     def _can_pay(self) -> bool:
@@ -238,12 +238,12 @@ class RelayService:
         for limit, who in ((rules.per_customer, sender), (rules.per_hour, None)):
             if self._requests.count_since(since, who) >= limit:
                 whose = "this wallet" if who else "all customers together"
-                raise RefusedError(
+                raise RequestRefusedError(
                     f"This relay takes {limit} requests per hour of {whose}; they are used up",
                     code="too-many-requests",
                     status=HTTPStatus.TOO_MANY_REQUESTS,
                     hint="Try again later, put several jobs into one request, or use another relay.",
-                    retry_after=_RETRY_SECONDS,
+                    retry=_RETRY_SECONDS,
                 )
 
     async def _look_up(self, signed: SignedRequest, function: str) -> None:
@@ -254,7 +254,7 @@ class RelayService:
         try:
             await forwarder.simulate(request.sender, call, gas=request.gas)
         except RevertedError as error:
-            raise RefusedError(
+            raise RequestRefusedError(
                 error.message,
                 code="reverted",
                 status=HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -269,7 +269,7 @@ class RelayService:
         for each in pending:
             due += _nonce(each) == due
         if request.nonce != due:
-            raise RefusedError(
+            raise RequestRefusedError(
                 f"The request has nonce {request.nonce}, the next one of {request.sender} is {due}",
                 code="nonce",
                 status=HTTPStatus.CONFLICT,
@@ -277,12 +277,12 @@ class RelayService:
                 next_nonce=due,
             )
         if len(pending) >= self.rules.pending:
-            raise RefusedError(
+            raise RequestRefusedError(
                 f"{len(pending)} requests of {request.sender} wait already",
                 code="too-many-pending",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
                 hint="Wait until they are carried out.",
-                retry_after=_RETRY_SECONDS,
+                retry=_RETRY_SECONDS,
             )
 
     # -- carrying them out
@@ -487,6 +487,6 @@ def _check_signature(signed: SignedRequest, domain: ForwarderDomain) -> None:
     try:
         signed.check_signer(domain)
     except NotAuthorisedError as error:
-        raise RefusedError(
+        raise RequestRefusedError(
             error.message, code="wrong-signer", status=HTTPStatus.FORBIDDEN, hint=error.hint
         ) from None

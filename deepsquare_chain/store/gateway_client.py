@@ -13,21 +13,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final
 from urllib.parse import quote, urlsplit
 
 import httpx
 from eth_account.messages import SignableMessage, encode_typed_data
-from pydantic_core import from_json
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.rpc.transport import (
-    CERTIFICATE_HINT,
-    Transport,
-    http_client,
-    why_failed,
-)
+from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.sign_in import SignInMessage
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.errors import (
@@ -38,21 +31,19 @@ from deepsquare_chain.errors import (
     NotFoundError,
 )
 from deepsquare_chain.observability.redaction import plain
-from deepsquare_chain.settings import Settings, safe_url, split_urls
+from deepsquare_chain.settings import Settings, split_urls
 from deepsquare_chain.store.definitions import MAX_BYTES, DefinitionMismatch
 from deepsquare_chain.store.encryption import FOLDER as ENCRYPTED
+from deepsquare_chain.store.service_client import Answer, ServiceClient, json_object
 from deepsquare_chain.workflow import digest as digest_of
 
 #: Name of what a run prints while it runs.
 LOG: Final = "log"
 _MAX_NAME: Final = 1_024
-_TIMEOUT: Final = httpx.Timeout(15.0)
 _STREAM_TIMEOUT: Final = httpx.Timeout(15.0, read=60.0)
-_MAX_ANSWER: Final = 16 * 1024 * 1024
 _MAX_EVENT: Final = 256 * 1024
 _TRIES: Final = 5
 _STATEMENT: Final = "Sign in to the gateway. This moves no credits and costs no gas."
-_ELSEWHERE: Final = "Is it running? Name another one with --gateway."
 
 
 def is_file_name(name: str) -> bool:
@@ -121,20 +112,6 @@ class WrongAccountError(NotAuthorisedError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """A response whose body was read, up to a bound."""
-
-    status: int
-    headers: httpx.Headers
-    content: bytes
-
-    @property
-    def is_success(self) -> bool:
-        """Whether the request was carried out."""
-        return 200 <= self.status < 300
-
-
-@dataclass(frozen=True, slots=True)
 class RemoteFile:
     """A file of a job as the gateway has it; `size` in bytes."""
 
@@ -152,7 +129,7 @@ class LogPart:
     end: bool = False
 
 
-class GatewayClient:
+class GatewayClient(ServiceClient):
     """Speaks to one gateway for one account; used as an async context manager.
 
     Args:
@@ -168,6 +145,10 @@ class GatewayClient:
         UsageError: The environment names a proxy that can't be used.
     """
 
+    service: ClassVar[str] = "gateway"
+    advice: ClassVar[str] = "Is it running? Name another one with --gateway."
+    max_answer: ClassVar[int] = 16 * 1024 * 1024
+
     def __init__(
         self,
         url: str,
@@ -179,29 +160,12 @@ class GatewayClient:
         way: Transport | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
-        self.place = safe_url(url)
+        super().__init__(url, way, transport=transport)
         self._account = account
         self._grid = (chain_id, contract)
         self._job_id = job_id
         self._token = ""
         self._signing = asyncio.Lock()
-        self._client = http_client(self.url, way, timeout=_TIMEOUT, transport=transport)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """End all connections."""
-        await self._client.aclose()
 
     async def terms(self) -> dict[str, Any]:
         """What the gateway says of itself; no sign-in is needed.
@@ -210,7 +174,7 @@ class GatewayClient:
             EndpointError: It is down, or is of another grid.
         """
         answer = await self._send("GET", "/v1/gateway")
-        found = _tree(answer.content) if answer.is_success else None
+        found = answer.body() if answer.is_success else None
         if found is None:
             raise self._nonsense()
         chain_id, contract = self._grid
@@ -366,7 +330,7 @@ class GatewayClient:
 
     async def _ask(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
-    ) -> _Answer:
+    ) -> Answer:
         """One request, signed in; tried again where the gateway asks for patience."""
         pause, renewed = 0.5, False
         for left in range(_TRIES - 1, -1, -1):
@@ -382,18 +346,6 @@ class GatewayClient:
             await asyncio.sleep(min(5.0, _number(answer.headers.get("retry-after"), pause)))
             pause *= 2
         raise self._refused(answer.status, answer.content)
-
-    async def _send(self, method: str, path: str, **request: Any) -> _Answer:
-        content = bytearray()
-        try:
-            async with self._client.stream(method, path, **request) as response:
-                async for piece in response.aiter_bytes():
-                    content += piece
-                    if len(content) > _MAX_ANSWER:
-                        raise self._nonsense("an answer without end")
-                return _Answer(response.status_code, response.headers, bytes(content))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._unreachable(error) from None
 
     @asynccontextmanager
     async def _stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
@@ -486,7 +438,7 @@ class GatewayClient:
             raise self._nonsense()
         return token
 
-    async def _plain(self, method: str, path: str, body: Any) -> _Answer:
+    async def _plain(self, method: str, path: str, body: Any) -> Answer:
         answer = await self._send(method, path, json=body)
         if not answer.is_success:
             raise self._refused(answer.status, answer.content)
@@ -500,20 +452,20 @@ class GatewayClient:
             )
         return self._account
 
-    def _file_of(self, name: str, response: _Answer) -> RemoteFile:
+    def _file_of(self, name: str, response: Answer) -> RemoteFile:
         size = response.headers.get("upload-offset", "")
         if not (size.isascii() and size.isdigit() and len(size) < 20):
             raise self._nonsense()
         return RemoteFile(name, int(size), response.headers.get("upload-complete") == "?1")
 
-    def _object(self, response: _Answer) -> dict[str, Any]:
-        found = _tree(response.content)
+    def _object(self, response: Answer) -> dict[str, Any]:
+        found = response.body()
         if found is None:
             raise self._nonsense()
         return found
 
     def _refused(self, status: int, content: bytes) -> GridError:
-        body = _tree(content) or {}
+        body = json_object(content) or {}
         detail, code, hint = body.get("detail"), body.get("code"), body.get("hint")
         if not isinstance(detail, str):
             return self._bare(status) if not content else self._nonsense(f"status {status}")
@@ -526,7 +478,7 @@ class GatewayClient:
         offset = body.get("offset")
         return GatewayRefusedError(
             words,
-            hint=advice or _ELSEWHERE,
+            hint=advice or self.advice,
             code=code[:40] if isinstance(code, str) else "",
             offset=offset if type(offset) is int and offset >= 0 else None,
         )
@@ -541,17 +493,6 @@ class GatewayClient:
                 hint="Its customer reads a job's output; `deepsquare job share` lets others.",
             )
         return GatewayRefusedError(f"The gateway at {self.place} answers with status {status}")
-
-    def _unreachable(self, error: Exception) -> EndpointError:
-        why = why_failed(error)
-        hint = CERTIFICATE_HINT if "certificate" in why else _ELSEWHERE
-        return EndpointError(f"The gateway at {self.place} can't be reached: {why}", hint=hint)
-
-    def _nonsense(self, what: str = "") -> EndpointError:
-        detail = f" ({what})" if what else ""
-        return EndpointError(
-            f"What answers at {self.place} is no gateway that works{detail}", hint=_ELSEWHERE
-        )
 
 
 class GatewayDefinitionStore:
@@ -648,13 +589,3 @@ def _number(text: str | None, default: float) -> float:
         return max(0.05, float(text or default))
     except ValueError:
         return default
-
-
-def _tree(data: bytes) -> dict[str, Any] | None:
-    if len(data) > _MAX_ANSWER:
-        return None
-    try:
-        found = from_json(data, allow_inf_nan=False)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -9,15 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from deepsquare_chain.chain.wallet import import_key
+from deepsquare_chain.cli.services import serve_gateway_and_relay
 from deepsquare_chain.client.gateways import read_log
 from deepsquare_chain.client.results import job_results
+from deepsquare_chain.client.submission import Request
+from deepsquare_chain.client.submission import submit as submit_jobs
 from deepsquare_chain.errors import NotAuthorisedError
+from deepsquare_chain.gateway.rules import GatewayRules
 from deepsquare_chain.job import JobStatus as S
+from deepsquare_chain.relay.rules import RelayRules
+from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.encryption import ensure_result_key
-from deepsquare_chain.store.gateway_client import WrongAccountError
+from deepsquare_chain.store.gateway_client import (
+    GatewayDefinitionStore,
+    WrongAccountError,
+    open_gateways,
+)
 from tests.support.gateway import client, served
-from tests.support.livegrid import LiveGrid
+from tests.support.livegrid import LiveGrid, terms
 from tests.support.provider import Bench, bench, definition
+from tests.support.relay import coinless, relayed
 
 pytestmark = pytest.mark.parametrize("shared_node", ["embedded"], indirect=True)
 
@@ -173,6 +185,60 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
         assert any("jobs" in x.parts for x in kept)
         assert not any(word in x.read_bytes() for x in kept for word in (b"secret ", b"model.bin"))
         assert not list((tmp_path / "p").rglob("encrypted"))
+
+
+async def test_one_process_is_gateway_and_relay(grid: LiveGrid, tmp_path: Path) -> None:
+    """A wallet without coin uploads and submits at one address; both end together."""
+    password, record = tmp_path / "password", tmp_path / "deployment.json"
+    password.touch(0o600)
+    password.write_text("relay")
+    grid.deployment.save(record)
+    import_key(tmp_path / "relay.json", bytes(grid.stranger.key).hex(), "relay", light=True)
+    settings = Settings(
+        endpoint=grid.node.url,
+        deployment=record,
+        keystore=tmp_path / "relay.json",
+        password_file=password,
+        state_dir=tmp_path / "state",
+        confirmations=0,
+        poll_interval=0.1,
+    )
+    stop, relaying = asyncio.Event(), asyncio.Event()
+    url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gateway = {
+        "rules": GatewayRules(),
+        "objects": "",
+        "urls": (),
+        "sites": (),
+        "host": "127.0.0.1",
+        "port": 0,
+        "ready": url.set_result,
+    }
+    serving = asyncio.create_task(
+        serve_gateway_and_relay(
+            *(settings, gateway, RelayRules()),
+            min_balance=0,
+            health_port=None,
+            ready=relaying.set,
+            stop=stop,
+        )
+    )
+    try:
+        opened = asyncio.ensure_future(asyncio.gather(url, relaying.wait()))
+        await asyncio.wait({serving, opened}, return_when=asyncio.FIRST_COMPLETED)
+        account = await coinless(grid)
+        async with relayed(grid, url.result(), account) as wallet:
+            async with open_gateways([url.result()], account, grid.deployment) as gateways:
+                store = GatewayDefinitionStore(gateways)
+                request = Request(terms(), (definition("echo hello").to_bytes(),))
+                done = await submit_jobs(wallet.contracts, wallet.sender, store, [request])
+            [job] = await grid.contracts.scheduler.get_jobs(done.job_ids)
+            assert job.customer == account.address
+        async with client(grid, url.result(), account) as owner:
+            assert await owner.definition(job.id, job.definition)
+    finally:
+        stop.set()
+        await asyncio.wait_for(serving, 60)
 
 
 async def test_a_definition_that_no_gateway_has_costs_nothing(

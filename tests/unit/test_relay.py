@@ -23,8 +23,9 @@ from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError,
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 from deepsquare_chain.job import JobFlags, Objective, Resources, Terms
+from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.relay.records import Requests, State
-from deepsquare_chain.relay.rules import RefusedError, RelayRules, check, check_deadline, gas_of
+from deepsquare_chain.relay.rules import RelayRules, check, check_deadline, gas_of
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.requests import RequestState
@@ -99,7 +100,7 @@ def test_what_customers_do_is_allowed(content: bytes, function: str, amount: int
     ],
 )
 def test_everything_else_is_refused(content: bytes, changes: dict[str, Any], code: str) -> None:
-    with pytest.raises(RefusedError) as told:
+    with pytest.raises(RequestRefusedError) as told:
         check(signed(content, **changes), SCHEDULER, RelayRules())
     assert told.value.code == code
     assert told.value.hint
@@ -114,7 +115,7 @@ def test_deadlines_have_bounds_in_chain_time() -> None:
     for now in (400, 985):
         check_deadline(request, now, rules)
     for now, code in ((399, "deadline-too-far"), (986, "expired"), (1_001, "expired")):
-        with pytest.raises(RefusedError) as told:
+        with pytest.raises(RequestRefusedError) as told:
             check_deadline(request, now, rules)
         assert told.value.code == code
 
