@@ -6,11 +6,13 @@ from sqlalchemy import Connection, func, select
 
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
+    Period,
     Reader,
     address,
     movement_row,
     paged,
     placed,
+    within,
 )
 from deepsquare_chain.indexer.read_models import AccountRow, MovementRow, Page
 from deepsquare_chain.indexer.registry import held_roles, role_rows
@@ -55,10 +57,12 @@ class AccountQueries(Reader):
     def statement(
         self,
         account: str,
-        cursor: str | None = None,
+        cursor: str | int | None = None,
         limit: int = DEFAULT_LIMIT,
         *,
         oldest_first: bool = False,
+        period: Period | None = None,
+        kind: str | None = None,
     ) -> Page[MovementRow]:
         """All that an account paid and got, with the balance after each, latest first.
 
@@ -68,6 +72,10 @@ class AccountQueries(Reader):
             UsageError: No address, or an invalid cursor or limit.
         """
         query = placed(movements).where(movements.c.account == address(account))
+        if period is not None:
+            query = query.where(*within(movements.c.time, period))
+        if kind is not None:
+            query = query.where(movements.c.kind == kind)
         with self._read() as (connection, snapshot):
             return paged(
                 connection,
@@ -80,7 +88,9 @@ class AccountQueries(Reader):
                 oldest_first=oldest_first,
             )
 
-    def movements(self, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[MovementRow]:
+    def movements(
+        self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
+    ) -> Page[MovementRow]:
         """Lines of all statements, latest first; errors as `statement`."""
         with self._read() as (connection, snapshot):
             return paged(

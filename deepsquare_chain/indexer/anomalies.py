@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pydantic_core
-from sqlalchemy import Connection, Row, Select, and_, or_, select
+from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, Code, Spot, Subject
 from deepsquare_chain.audit.anomaly_rules import AnomalyRules
@@ -23,9 +23,10 @@ from deepsquare_chain.indexer.pagination import (
     read_model,
 )
 from deepsquare_chain.indexer.records import job_entry
-from deepsquare_chain.indexer.schema import events, exceptions, jobs, providers
+from deepsquare_chain.indexer.schema import events, exceptions, jobs, providers, transitions
 from deepsquare_chain.job import JobStatus
 
+_NO_BLOCK: Final = 2**63 - 1
 KINDS: Final = (*(each.value for each in Subject), *(each.value for each in Code))
 
 
@@ -34,10 +35,11 @@ class AnomalyQueries(Reader):
 
     def exceptions(
         self,
-        cursor: str | None = None,
+        cursor: str | int | None = None,
         limit: int = DEFAULT_LIMIT,
         *,
         kind: str | None = None,
+        setup: bool | None = None,
     ) -> rows.Page[rows.AnomalyRow]:
         """Exceptions that somebody's transaction made, latest first.
 
@@ -45,6 +47,8 @@ class AnomalyQueries(Reader):
             cursor: Where to go on.
             limit: Rows of a page.
             kind: One code or one subject, all by default.
+            setup: Whether those of the deployment's set-up are wanted, which are those of its
+                administration before the first job; both by default.
 
         Raises:
             UsageError: There is no such kind; an invalid cursor or limit.
@@ -57,6 +61,12 @@ class AnomalyQueries(Reader):
                 )
             column = exceptions.c.subject if kind in list(Subject) else exceptions.c.code
             query = query.where(column == kind)
+        if setup is not None:
+            first = select(
+                func.coalesce(func.min(transitions.c.block), _NO_BLOCK)
+            ).scalar_subquery()
+            early = and_(exceptions.c.subject == Subject.ADMINISTRATION, exceptions.c.block < first)
+            query = query.where(early if setup else ~early)
         with self._read() as (connection, snapshot):
             return paged(
                 connection,

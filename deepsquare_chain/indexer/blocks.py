@@ -54,7 +54,7 @@ _TRANSACTIONS: Final = select(transactions, headers.c.time).join(
 class BlockQueries(Reader):
     """Blocks and transactions that hold events of the grid; others are the node's to show."""
 
-    def blocks(self, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[BlockRow]:
+    def blocks(self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT) -> Page[BlockRow]:
         """Blocks, latest first.
 
         Raises:
@@ -100,7 +100,7 @@ class BlockQueries(Reader):
 
     def transactions(
         self,
-        cursor: str | None = None,
+        cursor: str | int | None = None,
         limit: int = DEFAULT_LIMIT,
         *,
         sender: str | None = None,

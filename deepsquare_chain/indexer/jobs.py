@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.errors import NotFoundError, UsageError
@@ -13,6 +13,7 @@ from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     SHOWN,
     IndexSnapshot,
+    Period,
     Reader,
     address,
     event_row,
@@ -20,6 +21,7 @@ from deepsquare_chain.indexer.pagination import (
     paged,
     placed,
     read_model,
+    within,
 )
 from deepsquare_chain.indexer.read_models import (
     EventRow,
@@ -47,6 +49,19 @@ _JOBS: Final = select(jobs, transactions.c.hash).join(
 )
 _SETTLEMENTS: Final = placed(settlements, jobs.c.name).join(jobs, jobs.c.id == settlements.c.job_id)
 _MAX_NAME: Final = 64
+#: What lists of jobs are sorted by. Amounts are kept as text: the longer one is the greater.
+SORTS: Final[Mapping[str, Sequence[ColumnElement[Any]]]] = {
+    "job": (jobs.c.id,),
+    "name": (jobs.c.name_key,),
+    "status": (jobs.c.status,),
+    "customer": (jobs.c.customer,),
+    "provider": (jobs.c.provider,),
+    "size": (jobs.c.tasks * jobs.c.cpus_per_task, jobs.c.mem_per_cpu),
+    "billed": (jobs.c.billed_seconds,),
+    "escrow": (func.length(jobs.c.escrow), jobs.c.escrow),
+    "cost": (func.length(jobs.c.paid), jobs.c.paid),
+    "changed": (jobs.c.block, jobs.c.log_index),
+}
 _MAX_ID: Final = 2**63 - 1
 #: A job has at most five retries, so that a longer line is a forged one.
 _MAX_LINE: Final = 16
@@ -57,7 +72,7 @@ class JobQueries(Reader):
 
     def jobs(
         self,
-        cursor: str | None = None,
+        cursor: str | int | None = None,
         limit: int = DEFAULT_LIMIT,
         *,
         statuses: Sequence[JobStatus] = (),
@@ -65,17 +80,21 @@ class JobQueries(Reader):
         provider: str | None = None,
         name: str | None = None,
         definition: str | None = None,
+        submitted: Period | None = None,
+        sort: str = "",
     ) -> Page[JobRow]:
         """Jobs, latest first.
 
         Args:
-            cursor: `next` of the page before.
+            cursor: `next` of the page before, or the number of a page.
             limit: Rows of a page, 1 to 200.
             statuses: Any of these; all where empty.
             customer: Address of who submitted them.
             provider: Account of who has them, or had them at their end.
             name: Part of the name, whatever its case.
             definition: SHA-256 of the definition in hexadecimal.
+            submitted: When they were submitted.
+            sort: A key of `SORTS`, after a `-` for the greatest first; only with a page's number.
 
         Raises:
             UsageError: An invalid filter, cursor or limit.
@@ -93,6 +112,8 @@ class JobQueries(Reader):
             query = query.where(jobs.c.name_key.contains(name.casefold(), autoescape=True))
         if definition is not None:
             query = query.where(jobs.c.definition == definition.lower().removeprefix("0x"))
+        if submitted is not None:
+            query = query.where(*within(jobs.c.submitted_at, submitted))
         with self._read() as (connection, snapshot):
             return paged(
                 connection,
@@ -102,6 +123,7 @@ class JobQueries(Reader):
                 kind="jobs",
                 cursor=cursor,
                 limit=limit,
+                order=_order(sort),
             )
 
     def job(self, job_id: int) -> JobDetail:
@@ -223,6 +245,22 @@ class JobQueries(Reader):
             line=_line(connection, row),
             challenge=_challenge(connection, row, snapshot),
         )
+
+
+def _order(sort: str) -> list[ColumnElement[Any]]:
+    """Columns of a sort.
+
+    Raises:
+        UsageError: There is no such sort.
+    """
+    if not sort:
+        return []
+    columns = SORTS.get(sort.removeprefix("-"))
+    if columns is None:
+        raise UsageError(
+            f"{sort[:40]!r} is nothing to sort jobs by", hint=f"There are {', '.join(SORTS)}."
+        )
+    return [each.desc() if sort.startswith("-") else each.asc() for each in columns]
 
 
 def _last_escrow(row: Row[Any]) -> int:

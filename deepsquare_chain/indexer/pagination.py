@@ -8,22 +8,24 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import pydantic_core
 from eth_utils.address import to_checksum_address
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, select, tuple_
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.indexer.read_models import EventRow, MovementRow, Page, Place
+from deepsquare_chain.indexer.read_models import EventRow, MovementRow, NumberedPage, Page, Place
 from deepsquare_chain.indexer.schema import headers, state, transactions
 from deepsquare_chain.store.base import Database
 
 MAX_LIMIT: Final = 200
 DEFAULT_LIMIT: Final = 50
+#: The last page that can be asked for by its number; a database counts up to it row by row.
+MAX_PAGE: Final = 10_000
 #: Rows of a kind that a detail shows before one has to page.
 SHOWN: Final = 200
 _MAX_INT: Final = 2**63 - 1
@@ -83,6 +85,23 @@ def address(text: str) -> str:
     return str(checked_address(text))
 
 
+class Period(NamedTuple):
+    """Seconds of chain time: from `start` up to, and without, `end`; None for no bound."""
+
+    start: int | None
+    end: int | None
+
+
+def within(time: ColumnElement[int], period: Period) -> list[ColumnElement[bool]]:
+    """Conditions on rows whose time lies in a period."""
+    bounds = []
+    if period.start is not None:
+        bounds.append(time >= period.start)
+    if period.end is not None:
+        bounds.append(time < period.end)
+    return bounds
+
+
 def encode_cursor(kind: str, key: Sequence[Any]) -> str:
     """An opaque cursor."""
     body = json.dumps([kind, *key], separators=(",", ":")).encode()
@@ -115,20 +134,26 @@ def paged(
     make: Callable[[Row[Any]], T],
     *,
     kind: str,
-    cursor: str | None,
+    cursor: str | int | None,
     limit: int,
     oldest_first: bool = False,
+    order: Sequence[ColumnElement[Any]] = (),
 ) -> Page[T]:
     """A page of a query in the order of its integer keys, latest first.
 
-    The cursor holds the last key that was shown, so that rows that come or vanish in between
-    neither repeat nor hide others. The keys must be among the query's columns, by name.
+    A cursor holds the last key that was shown, so that rows that come or vanish in between
+    neither repeat nor hide others. The keys must be among the query's columns, by name. With the
+    number of a page instead of a cursor, the page is a `NumberedPage`, and its rows are in `order`
+    before that of the keys.
 
     Raises:
-        UsageError: A cursor of another list, or a limit out of bounds.
+        UsageError: A cursor of another list, a page or a limit out of bounds.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
+    if isinstance(cursor, int):
+        columns = [*order, *(each.desc() for each in keys)]
+        return _numbered(connection, query, columns, make, number=cursor, limit=limit)
     if cursor is not None:
         last = tuple(decode_cursor(kind, cursor, len(keys)))
         here: Any = tuple_(*keys)
@@ -141,6 +166,23 @@ def paged(
     if more:
         following = encode_cursor(kind, [getattr(rows[limit - 1], name) for name in names])
     return Page(tuple(make(row) for row in rows[:limit]), following)
+
+
+def _numbered(
+    connection: Connection,
+    query: Select[Any],
+    order: Sequence[ColumnElement[Any]],
+    make: Callable[[Row[Any]], T],
+    *,
+    number: int,
+    limit: int,
+) -> NumberedPage[T]:
+    if not 1 <= number <= MAX_PAGE:
+        raise UsageError(f"Pages have the numbers 1 to {MAX_PAGE}, not {number}")
+    total = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+    rows = connection.execute(query.order_by(*order).limit(limit).offset((number - 1) * limit))
+    pages = min(MAX_PAGE, max(1, -(-total // limit)))
+    return NumberedPage(tuple(make(row) for row in rows), None, number, pages, total)
 
 
 # -- read models of rows

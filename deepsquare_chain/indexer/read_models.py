@@ -42,6 +42,15 @@ class Page(ReadModel, Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class NumberedPage(Page[T]):
+    """Some rows of a list whose pages have numbers, from 1 on; `total` counts the rows of all."""
+
+    number: int
+    pages: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Place(ReadModel):
     """Where on the chain something stands.
 
@@ -327,6 +336,11 @@ class ProviderFigures(ReadModel):
     earned: Credits
     busy_seconds: int
     cpu_seconds: int
+
+    @property
+    def ended(self) -> int:
+        """Jobs that ended, in whatever way."""
+        return self.finished + self.failed + self.out_of_credits + self.cancelled + self.panicked
 
     @property
     def success_rate(self) -> float | None:

@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -75,8 +76,8 @@ PAGES: Final[Sequence[BaseRoute]] = (
     Route("/search", home.search),
     Route("/jobs", jobs.jobs),
     Route("/jobs/{job}", jobs.job),
+    Route("/jobs/{job}/invoice", jobs.invoice),
     Route("/accounts/{account}", accounts.account),
-    Route("/accounts/{account}/jobs", accounts.account_jobs),
     Route("/accounts/{account}/statement.csv", accounts.statement),
     Route("/providers", providers.providers),
     Route("/providers/{provider}", providers.provider),
@@ -125,9 +126,10 @@ def explorer_app(
             *more_routes,
             Route("/healthz", _healthz(probe)),
             Route("/metrics", _metrics(metrics)),
-            Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
+            Mount("/static", RevalidatedFiles(directory=FOLDER / "static"), name="static"),
         ],
         middleware=[
+            Middleware(GZipMiddleware, minimum_size=1_000, compresslevel=6),
             Middleware(SecurityHeaders, gateway=site.gateway),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
         ],
@@ -142,6 +144,16 @@ def explorer_app(
     app.state.feed = Feed(site.index)
     app.state.post_limit = RateLimit(POSTS_PER_MINUTE / 60, POSTS_PER_MINUTE)
     return app
+
+
+class RevalidatedFiles(StaticFiles):
+    """Files that a browser keeps and asks after: a new version of the pages brings new ones."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """The file, or that it has not changed."""
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def _healthz(probe: Callable[[], Health] | None) -> Any:
@@ -189,7 +201,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
         message=message,
         hint=hint,
     )
-    return HTMLResponse(page, status_code=code, headers={"Cache-Control": "no-store"})
+    return HTMLResponse(page, status_code=code, headers={"Cache-Control": "no-cache"})
 
 
 _ERRORS: Final = environment()

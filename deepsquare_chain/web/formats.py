@@ -11,7 +11,7 @@ from typing import Any, Final
 from markupsafe import Markup, escape
 
 from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits, hourly, parse_credits
-from deepsquare_chain.job import Hardware, Resources
+from deepsquare_chain.job import Hardware, Offer, Resources
 
 _MINUTE: Final = 60
 _DAY: Final = 86_400
@@ -150,6 +150,12 @@ def hardware(found: Hardware) -> str:
     return f"{nodes} of {each}"
 
 
+def capacity(offer: Offer) -> str:
+    """What a provider offers, in a few words."""
+    text = f"{grouped(offer.cpus)}\u00a0CPU, {memory(offer.memory)}"
+    return text + (f", {grouped(offer.gpus)}\u00a0GPU" if offer.gpus else "")
+
+
 def percent(share: float) -> str:
     """A share between zero and one."""
     return f"{share * 100:.0f}\u2009%" if share in (0, 1) else f"{share * 100:.1f}\u2009%"
@@ -158,6 +164,17 @@ def percent(share: float) -> str:
 def count(number: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{grouped(number)} {noun}" + ("" if number == 1 else "s")
+
+
+def page_numbers(here: int, last: int) -> list[int | None]:
+    """Numbers of pages to link to: the ends, and those around `here`; None for those between."""
+    near = {1, last, *range(max(1, here - 2), min(last, here + 2) + 1)}
+    shown: list[int | None] = []
+    for number in sorted(near):
+        if shown and shown[-1] is not None and number > shown[-1] + 1:
+            shown.append(None)
+        shown.append(number)
+    return shown
 
 
 def words(name: str) -> str:
@@ -227,6 +244,7 @@ FILTERS: Final[dict[str, Any]] = {
     "memory": memory,
     "size_of": size_of,
     "hardware": hardware,
+    "capacity": capacity,
     "percent": percent,
     "words": words,
     "visible": visible,

@@ -19,7 +19,7 @@ _WORDS: Final = {
     "ProviderNotActive": "is not active, or its approval has run out",
     "ProviderSilent": "has not answered a challenge",
     "ProviderExcluded": "lost this job before and can't get it again",
-    "DoesNotFit": "does not have the cpus, memory or gpus free",
+    "DoesNotFit": "does not have the CPUs, memory or GPUs free",
     "RateOutOfRange": "has no usable price for it",
     "OverBudget": "is too dear: the credits do not buy the time limit",
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
@@ -37,7 +38,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters.update(formats.FILTERS)
-    found.globals.update(ago=formats.ago, count=formats.count, JobStatus=JobStatus)
+    found.globals.update(
+        ago=formats.ago,
+        count=formats.count,
+        page_numbers=formats.page_numbers,
+        JobStatus=JobStatus,
+    )
     return found
 
 
@@ -47,7 +53,7 @@ class PageContext:
     def __init__(self, site: Site, request: Request) -> None:
         self._site = site
         self.path = request.url.path
-        self.query = request.url.query
+        self._query = request.query_params
 
     @cached_property
     def status(self) -> Status:
@@ -63,6 +69,21 @@ class PageContext:
     def sections(self) -> list[tuple[str, str, bool]]:
         """Places of the menu, and whether one is here."""
         return [(href, text, self.path.startswith(href)) for href, text in SECTIONS]
+
+    def link(self, **changes: object) -> str:
+        """This page with other parameters in its address; None takes one away.
+
+        Another filter or order begins at the first page.
+        """
+        query = {key: text for key, text in self._query.items() if key != "page"}
+        query |= {key: str(value) for key, value in changes.items() if value is not None}
+        kept = [each for each in query.items() if changes.get(each[0], "") is not None]
+        return f"{quote(self.path)}{'?' if kept else ''}{urlencode(kept)}"
+
+    @property
+    def order(self) -> str:
+        """The column that the list is sorted by, after a `-` for the greatest first."""
+        return self._query.get("sort", "")
 
     @property
     def can_submit(self) -> bool:
@@ -104,5 +125,5 @@ class Renderer:
         """A page; `context` is what its template needs besides `page`."""
         scene = PageContext(self._site, request)
         body = self._environment.get_template(template).render(page=scene, **context)
-        # A page shows what was so at one moment: nobody may keep it.
-        return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-store"})
+        # A page shows one moment: it is asked for again, but a browser may go back to it.
+        return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-cache"})

@@ -113,6 +113,11 @@ class Site:
             if is_address(account)
         }
 
+    def account_of(self, text: str) -> str:
+        """The address of an account that the deployment names, else the text as it is."""
+        named = (account for account, name in self.given_names.items() if name == text.lower())
+        return next(named, text)
+
     def now(self, status: Status) -> int:
         """Now, in seconds; a chain whose clock is ahead of ours is right."""
         return max(int(self.clock()), status.head_time)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from deepsquare_chain.audit.bill import JobBill, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
+from deepsquare_chain.audit.invoice import Invoice, InvoiceLine
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.roles import ROLE_NAMES
 from deepsquare_chain.credits import cost
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.read_models import (
     EscrowPoint,
     JobDetail,
+    Place,
     ProviderChange,
     ProviderRow,
     StatusPoint,
@@ -21,9 +25,18 @@ from deepsquare_chain.indexer.read_models import (
     UsePoint,
     Utilisation,
 )
-from deepsquare_chain.job import JobFlags, JobStatus, Terms
+from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Terms
 from deepsquare_chain.web import charts
-from deepsquare_chain.web.formats import count, duration, grouped, memory, plain_amount
+from deepsquare_chain.web.formats import (
+    capacity,
+    count,
+    duration,
+    grouped,
+    hardware,
+    memory,
+    plain_amount,
+    words,
+)
 
 LIVE: Final = tuple(each for each in JobStatus if each.is_live)
 ENDS: Final = (
@@ -95,25 +108,66 @@ def bill(detail: JobDetail) -> JobBill | None:
     return recompute_bill(_entry(detail)) if detail.row.status.is_final else None
 
 
-def _entry(detail: JobDetail) -> JobEntry:
-    """The job as a replay of its events writes it down, as far as a bill needs it."""
+def terms_of(detail: JobDetail) -> Terms:
+    """What the customer asked for, with the credits and the limit that hold now."""
     row = detail.row
-    terms = Terms(
-        amount=row.funded,
+    return Terms(
+        amount=row.funded + detail.carried_in,
         time_limit=row.time_limit,
         resources=row.resources,
-        retries=0,
+        retries=detail.retries_left,
         flags=row.flags,
         objective=row.objective,
         name=row.name,
         uses=detail.uses,
     )
+
+
+def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
+    """The invoice of a job that has ended.
+
+    Args:
+        detail: The job.
+        deployment: The contracts that settled it.
+        block: The block up to which events were read.
+
+    Raises:
+        UsageError: It has not ended.
+    """
+    found = bill(detail)
+    if found is None:
+        raise UsageError(
+            f"Job {detail.row.id} has not ended: there is nothing to invoice yet",
+            hint=f"See /jobs/{detail.row.id} for what it has cost so far.",
+        )
+    parties = {detail.row.customer: "customer", detail.row.provider: "provider"}
+    lines = [
+        InvoiceLine(each.at.time, f"became {each.after.name}", None, each.at.tx_hash)
+        for each in detail.transitions
+    ]
+    lines += [
+        InvoiceLine(
+            each.at.time, f"{each.kind} ({parties[each.account]})", each.amount, each.at.tx_hash
+        )
+        for each in detail.movements
+        if each.account in parties
+    ]
+    lines.sort(key=lambda line: (line.time, line.amount is not None))
+    return Invoice(
+        _entry(detail), found, deployment.chain_id, deployment.scheduler, block, tuple(lines)
+    )
+
+
+def _entry(detail: JobDetail) -> JobEntry:
+    """The job as a replay of its events writes it down."""
+    row = detail.row
     return JobEntry(
         id=row.id,
         customer=row.customer,
-        definition=b"",
-        terms=terms,
+        definition=bytes.fromhex(detail.definition.removeprefix("0x")),
+        terms=terms_of(detail),
         status=row.status,
+        provider=row.provider or ZERO_ADDRESS,
         rate=row.rate,
         fee_bps=detail.fee_bps,
         time_limit=row.time_limit,
@@ -166,9 +220,9 @@ def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
             "",
         )
         for name, assigned, offered, write in (
-            ("cpus", load.cpus, offer.cpus, grouped),
-            ("memory", load.memory, offer.memory, memory),
-            ("gpus", load.gpus, offer.gpus, grouped),
+            ("CPUs", load.cpus, offer.cpus, grouped),
+            ("Memory", load.memory, offer.memory, memory),
+            ("GPUs", load.gpus, offer.gpus, grouped),
         )
         if offered or assigned
     )
@@ -224,7 +278,7 @@ def use_chart(found: Utilisation) -> charts.Chart:
     """Share of the offered cpus of one provider that was in use."""
     points = found.points
     return charts.lines(
-        f"Offered cpus in use: {_share(points):.0%} of the time shown.",
+        f"Offered CPUs in use: {_share(points):.0%} of the time shown.",
         [point.time for point in points],
         [charts.Series("in use", "line", [point.share * 100 for point in points])],
         lambda value: f"{value:.0f}\u2009%",
@@ -248,7 +302,7 @@ def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.
     whole = _share([point for each in found for point in each.points])
     times = [point.time for point in busiest[0].points] if busiest else []
     return charts.lines(
-        f"Offered cpus in use: {whole:.0%} of the time shown.",
+        f"Offered CPUs in use: {whole:.0%} of the time shown.",
         times,
         series,
         lambda value: f"{value:.0f}\u2009%",
@@ -277,7 +331,9 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
     rows = [(each.at.time, each.values["prices"]) for each in told]
     rows.append((max(now, rows[-1][0]), rows[-1][1]))
     series = [
-        charts.Series(f"1 {name}", css, [prices[name] * _HOUR / _CREDIT for _, prices in rows])
+        charts.Series(
+            f"1 {name.upper()}", css, [prices[name] * _HOUR / _CREDIT for _, prices in rows]
+        )
         for name, css in (("cpu", "line"), ("gpu", "line-2"))
     ]
     if not any(series[1].values):
@@ -289,6 +345,61 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
         series,
         lambda value: f"{value:.4g}",
     )
+
+
+# -- a provider's history
+
+_CHALLENGES: Final = frozenset({"challenged", "answered"})
+_CHANGES: Final[Mapping[str, str]] = {
+    "registered": "Registered",
+    "hardware": "Proposed its hardware",
+    "approved": "Hardware approved",
+    "offer": "Changed its offer",
+    "prices": "Changed its prices",
+    "labels": "Changed its labels",
+    "draining": "Draining",
+    "ban": "Ban",
+    "challenged": "Challenged",
+    "answered": "Answered a challenge",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderHistoryLine:
+    """A change of a provider: what changed, and to which values, by name."""
+
+    at: Place
+    title: str
+    values: tuple[Field, ...]
+
+
+def provider_history(
+    changes: Sequence[ProviderChange],
+) -> tuple[tuple[ProviderHistoryLine, ...], tuple[ProviderHistoryLine, ...]]:
+    """A provider's changes in words, and apart from them its challenges and answers."""
+    lines: tuple[list[ProviderHistoryLine], list[ProviderHistoryLine]] = ([], [])
+    for each in changes:
+        title = _CHANGES.get(each.kind, words(each.kind).capitalize())
+        line = ProviderHistoryLine(each.at, title, tuple(_named_values(each.values)))
+        lines[each.kind in _CHALLENGES].append(line)
+    return tuple(lines[0]), tuple(lines[1])
+
+
+def _named_values(values: Mapping[str, Any]) -> Iterator[Field]:
+    for key, value in values.items():
+        match key, value:
+            case "hardware", Mapping():
+                yield Field("hardware", "text", hardware(Hardware(**value)))
+            case "offer", Mapping():
+                yield Field("offer", "text", capacity(Offer(**value)))
+            case "prices", Mapping():
+                yield Field("per CPU-hour", "rate", value["cpu"])
+                yield Field("per GB-hour", "rate", value["mem"] * 1_024)
+                yield Field("per GPU-hour", "rate", value["gpu"])
+            case "labels", Mapping():
+                yield from (Field(str(name), "text", text) for name, text in value.items())
+            case _:
+                yield from (replace(each, path=words(each.path)) for each in fields({key: value}))
 
 
 # -- values of events and calls

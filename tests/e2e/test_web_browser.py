@@ -71,7 +71,7 @@ def every_page(explorer: BusyExplorer) -> list[str]:
         *("/providers/2", "/transactions", sent[0], sent[-1], "/blocks", block[0], "/audit"),
         *("/audit?of=jobs", "/contracts", "/contracts/Credit", "/contracts/MetaScheduler"),
         *("/contracts/Credit?call=totalSupply", "/submit", "/search?q=e", "/search?q=zzzz"),
-        *(f"/accounts/{explorer.alice}", f"/accounts/{explorer.alice}/jobs"),
+        *(f"/accounts/{explorer.alice}", f"/jobs?customer={explorer.alice}&sort=-cost&page=2"),
         *(f"/accounts/0x{'12' * 20}", *(f"/jobs/{number}" for number in explorer.run(numbers()))),
     ]
 

@@ -97,7 +97,7 @@ def pages(web: httpx.Client) -> dict[str, Tags]:
 def test_every_link_leads_somewhere(pages: dict[str, Tags]) -> None:
     kinds = {re.sub(r"0x[0-9a-fA-F]+|\d+", "N", path).partition("?")[0] for path in pages}
     for kind in (
-        *("/", "/jobs", "/jobs/N", "/accounts/N", "/accounts/N/jobs", "/providers"),
+        *("/", "/jobs", "/jobs/N", "/accounts/N", "/jobs/N/invoice", "/providers"),
         *("/providers/N", "/transactions", "/transactions/N", "/blocks", "/blocks/N"),
         *("/audit", "/contracts", "/contracts/Credit", "/contracts/MetaScheduler", "/submit"),
     ):
@@ -153,7 +153,13 @@ def test_only_its_own_names_are_answered(web: httpx.Client) -> None:
         ("/jobs/abc", 404, "is no job id"),
         ("/jobs/" + "9" * 40, 404, ""),
         ("/jobs?status=sleeping", 400, "is not a status of a job"),
-        ("/jobs?cursor=xyz", 400, "is no cursor"),
+        ("/jobs?page=xyz", 400, "is not the number of a page"),
+        ("/jobs?page=0", 400, "Pages have the numbers"),
+        ("/jobs?sort=colour", 400, "nothing to sort jobs by"),
+        ("/jobs?from=yesterday", 400, "is not a date"),
+        ("/jobs?from=2026-11-27&to=2026-11-20", 400, "No time lies"),
+        ("/providers?sort=colour", 400, "nothing to sort providers by"),
+        ("/accounts/0x" + "12" * 20 + "?kind=gift", 400, "is not a kind of movement"),
         ("/?range=century", 400, "is no range"),
         ("/accounts/0x12", 400, "is not a valid address"),
         ("/accounts/<script>alert(1)", 400, "&lt;script&gt;"),

@@ -564,7 +564,7 @@ def provider(**labels: str) -> ProviderRow:
 
 def test_load_stands_against_the_offer() -> None:
     told = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
-    assert told == [("cpus", 0.75, "3 of 4"), ("memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
+    assert told == [("CPUs", 0.75, "3 of 4"), ("Memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
 
 
 def test_labels_are_judged_after_the_contract() -> None:

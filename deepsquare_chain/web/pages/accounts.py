@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from deepsquare_chain.audit.entries import MovementKind
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer.pagination import Period
 from deepsquare_chain.indexer.queries import Index
-from deepsquare_chain.indexer.read_models import MovementRow
+from deepsquare_chain.indexer.read_models import MovementRow, Place
 from deepsquare_chain.web.formats import clock, exact
-from deepsquare_chain.web.pages.common import ask, cursor_of, show, site_of
+from deepsquare_chain.web.pages.common import ask, page_of, period_of, show, site_of, text_of
 
-_CHUNK = 200
-_JOBS = 8
+_CHUNK: Final = 200
+_JOBS: Final = 8
+#: Lines in a row that are shown as one.
+_FOLDED: Final = 4
 COLUMNS = (
     *("block", "log_index", "time", "time_utc", "kind", "job", "counterparty", "debit"),
     *("credit", "balance", "debit_credits", "credit_credits", "balance_credits", "transaction"),
@@ -23,51 +31,113 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class FoldedMovements:
+    """Lines of a statement in a row that are alike: their sums, and the balance after the last.
+
+    `at` is the place of the latest line, `first` that of the earliest.
+    """
+
+    count: int
+    at: Place
+    first: Place
+    account: str
+    kind: str
+    counterparty: str
+    debit: int
+    credit: int
+    balance: int
+    job_id: int | None = None
+
+
+def fold(rows: Sequence[MovementRow]) -> list[MovementRow | FoldedMovements]:
+    """Rows, latest first, with runs of alike ones as one."""
+    found: list[MovementRow | FoldedMovements] = []
+    for (kind, counterparty), run in itertools.groupby(rows, lambda r: (r.kind, r.counterparty)):
+        alike = list(run)
+        if len(alike) < _FOLDED:
+            found += alike
+            continue
+        latest = alike[0]
+        found.append(
+            FoldedMovements(
+                count=len(alike),
+                at=latest.at,
+                first=alike[-1].at,
+                account=latest.account,
+                kind=kind,
+                counterparty=counterparty,
+                debit=sum(each.debit for each in alike),
+                credit=sum(each.credit for each in alike),
+                balance=latest.balance,
+            )
+        )
+    return found
+
+
 async def account(request: Request) -> Response:
     """One account."""
     index = site_of(request).index
     row = await ask(index.account, request.path_params["account"])
-    found = await ask(index.statement, row.address, cursor_of(request))
+    kind = _kind_of(request)
+    found = await ask(
+        index.statement, row.address, page_of(request), period=period_of(request), kind=kind
+    )
     own = await ask(index.jobs, limit=_JOBS, customer=row.address)
+    lines = found.items if kind or text_of(request, "lines") == "all" else fold(found.items)
     return await show(
         request,
         "account.html",
         row=row,
         found=found,
+        lines=lines,
         jobs=own.items,
-        first=cursor_of(request) is None,
+        kind=kind,
+        kinds=[each.value for each in MovementKind],
+        texts={"from": text_of(request, "from"), "to": text_of(request, "to")},
     )
 
 
-async def account_jobs(request: Request) -> Response:
-    """All jobs of a customer."""
-    index = site_of(request).index
-    row = await ask(index.account, request.path_params["account"])
-    found = await ask(index.jobs, cursor_of(request), customer=row.address)
-    return await show(request, "account_jobs.html", row=row, found=found)
+def _kind_of(request: Request) -> str | None:
+    """The chosen kind of movements; None for all.
+
+    Raises:
+        UsageError: There is no such kind.
+    """
+    kind = text_of(request, "kind")
+    if kind and kind not in list(MovementKind):
+        raise UsageError(
+            f"{kind!r} is not a kind of movement", hint=f"There are {', '.join(MovementKind)}."
+        )
+    return kind or None
 
 
 async def statement(request: Request) -> Response:
-    """The whole statement as CSV, oldest first; amounts in credit-wei and in credits."""
+    """The statement as CSV, oldest first; amounts in credit-wei and in credits.
+
+    It has the lines that the page's filters leave, all of them without a filter.
+    """
     index = site_of(request).index
     row = await ask(index.account, request.path_params["account"])
     name = f"statement-{row.address}.csv"
     return StreamingResponse(
-        _lines(index, row.address),
+        _lines(index, row.address, period_of(request), _kind_of(request)),
         media_type="text/csv; charset=utf-8",
         headers={
             "Content-Disposition": f'attachment; filename="{name}"',
-            "Cache-Control": "no-store",
+            "Cache-Control": "no-cache",
         },
     )
 
 
-def _lines(index: Index, account: str) -> Iterator[str]:
+def _lines(index: Index, account: str, period: Period | None, kind: str | None) -> Iterator[str]:
     """Chunk by chunk: a statement may be longer than memory."""
     yield ",".join(COLUMNS) + "\n"
     cursor: str | None = None
     while True:
-        found = index.statement(account, cursor, _CHUNK, oldest_first=True)
+        found = index.statement(
+            account, cursor, _CHUNK, oldest_first=True, period=period, kind=kind
+        )
         yield _text(found.items)
         cursor = found.next
         if cursor is None:

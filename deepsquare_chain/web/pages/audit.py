@@ -17,9 +17,10 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.indexer.read_models import Overview
 from deepsquare_chain.web import views
-from deepsquare_chain.web.pages.common import ask, cursor_of, show, site_of
+from deepsquare_chain.web.pages.common import ask, page_of, show, site_of
 
 _ALL: Final = "all"
+_SETUP: Final = 200
 
 
 async def audit(request: Request) -> Response:
@@ -27,7 +28,11 @@ async def audit(request: Request) -> Response:
     site = site_of(request)
     chosen = request.query_params.get("of", _ALL)
     kind = None if chosen == _ALL else chosen
-    found = await ask(site.index.exceptions, cursor_of(request), kind=kind)
+    # What the deployment granted before its first job would fill the first page of all.
+    setup = await ask(site.index.exceptions, limit=_SETUP, setup=True) if kind is None else None
+    found = await ask(
+        site.index.exceptions, page_of(request), kind=kind, setup=False if kind is None else None
+    )
     overview = await ask(site.index.overview)
     return await show(
         request,
@@ -36,6 +41,7 @@ async def audit(request: Request) -> Response:
         equations=await equations(site.contracts, overview),
         standing=await ask(site.index.open_exceptions),
         found=found,
+        setup=setup.items if setup is not None else (),
         chosen=chosen,
         kinds=[_ALL, *Subject],
         phrases=views.phrases,

@@ -10,13 +10,13 @@ from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, 
 from deepsquare_chain.web import views
 from deepsquare_chain.web.decoding import decode_call, inner_calls, names_of
 from deepsquare_chain.web.lookup import look_up, look_up_block
-from deepsquare_chain.web.pages.common import ask, cursor_of, number_of, show, site_of
+from deepsquare_chain.web.pages.common import ask, number_of, page_of, show, site_of
 from deepsquare_chain.web.site import Site
 
 
 async def transactions(request: Request) -> Response:
     """Transactions that did something to the grid, latest first."""
-    found = await ask(site_of(request).index.transactions, cursor_of(request))
+    found = await ask(site_of(request).index.transactions, page_of(request))
     return await show(request, "transactions.html", found=found)
 
 
@@ -47,7 +47,7 @@ async def transaction(request: Request) -> Response:
 
 async def blocks(request: Request) -> Response:
     """Blocks with events of the grid, latest first."""
-    found = await ask(site_of(request).index.blocks, cursor_of(request))
+    found = await ask(site_of(request).index.blocks, page_of(request))
     return await show(request, "blocks.html", found=found)
 
 

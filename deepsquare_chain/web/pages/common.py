@@ -9,7 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepsquare_chain.client.periods import parse_period
 from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.indexer.pagination import Period
 from deepsquare_chain.web.render import Renderer
 from deepsquare_chain.web.site import Site
 
@@ -38,9 +40,37 @@ async def show(
     return await run_in_threadpool(render, request, template, status_code=status_code, **context)
 
 
-def cursor_of(request: Request) -> str | None:
-    """Where a list goes on; None for its beginning."""
-    return request.query_params.get("cursor") or None
+def page_of(request: Request) -> int:
+    """The number of a list's page; 1 is the first.
+
+    Raises:
+        UsageError: It is no number.
+    """
+    text = request.query_params.get("page", "1")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise UsageError(f"{text[:40]!r} is not the number of a page", hint="Write page=1.")
+    return int(text)
+
+
+def text_of(request: Request, name: str, most: int = 64) -> str:
+    """A text of the address, at most so long; empty where there is none."""
+    return request.query_params.get(name, "").strip()[:most]
+
+
+def period_of(request: Request) -> Period | None:
+    """The days `from` and `to`, both included, in UTC; None where neither is given.
+
+    Raises:
+        UsageError: One is no date, or the second is before the first.
+    """
+    since, until = text_of(request, "from"), text_of(request, "to")
+    if not since and not until:
+        return None
+    for text in (since, until):
+        if text.isdigit():
+            raise UsageError(f"{text!r} is not a date", hint="Write 2026-11-27.")
+    found = parse_period(None, since or None, until or None)
+    return Period(found.start, found.end)
 
 
 def number_of(text: str, what: str) -> int:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+import hashlib
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
+from deepsquare_chain.audit.invoice import STYLE, render_html
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.indexer.read_models import JobDetail
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.web import views
 from deepsquare_chain.web.job_explanation import verdicts, wanted
-from deepsquare_chain.web.pages.common import ask, cursor_of, number_of, show, site_of
+from deepsquare_chain.web.pages.common import (
+    ask,
+    number_of,
+    page_of,
+    period_of,
+    show,
+    site_of,
+    text_of,
+)
+from deepsquare_chain.web.security import CONTENT_SECURITY_POLICY
 from deepsquare_chain.web.site import Site
 from deepsquare_chain.workflow import Definition
 
@@ -25,32 +37,34 @@ FILTERS: dict[str, tuple[JobStatus, ...]] = {
 
 
 async def jobs(request: Request) -> Response:
-    """Jobs, latest first."""
+    """Jobs, latest first, or as they are sorted and filtered."""
+    site = site_of(request)
     chosen = request.query_params.get("status", "all").lower()
     if chosen not in FILTERS:
         raise UsageError(
             f"{chosen[:40]!r} is not a status of a job", hint=f"There are {', '.join(FILTERS)}."
         )
-    name = request.query_params.get("name", "").strip()[:64]
-    customer = request.query_params.get("customer", "").strip()[:42]
-    index = site_of(request).index
+    texts = {name: text_of(request, name) for name in ("name", "customer", "provider")}
     found = await ask(
-        index.jobs,
-        cursor_of(request),
+        site.index.jobs,
+        page_of(request),
         statuses=FILTERS[chosen],
-        name=name or None,
-        customer=customer or None,
+        name=texts["name"] or None,
+        customer=site.account_of(texts["customer"]) or None,
+        provider=site.account_of(texts["provider"]) or None,
+        submitted=period_of(request),
+        sort=text_of(request, "sort"),
     )
-    overview = await ask(index.overview)
+    overview = await ask(site.index.overview)
     return await show(
         request,
         "jobs.html",
         found=found,
         chosen=chosen,
-        name=name,
-        customer=customer,
+        texts={**texts, "from": text_of(request, "from"), "to": text_of(request, "to")},
         filters=_filters(overview.jobs),
         total=overview.jobs_total,
+        names=sorted(each for each in site.given_names.values()),
     )
 
 
@@ -85,13 +99,50 @@ async def job(request: Request) -> Response:
         bill=views.bill(detail),
         accrued=views.accrued(detail, now),
         flags=views.flags_in_words(detail.row.flags),
+        start=await _expected_start(site, detail, now),
         affinities=[str(each) for each in wanted(detail.uses)],
         verdicts=why,
         definition=told,
         definition_note=text,
+        lines=sum(text.count("\n") + 1 for _, text in told.commands()) if told else 0,
         gateway=site.gateway,
         fields=views.fields,
     )
+
+
+async def invoice(request: Request) -> Response:
+    """The invoice of a job that ended: the page that `deepsquare audit invoice --html` writes."""
+    site = site_of(request)
+    detail = await ask(site.index.job, number_of(request.path_params["job"], "job id"))
+    status = await ask(site.index.status)
+    found = views.invoice(detail, site.contracts.deployment, status.block)
+    page = await ask(render_html, found)
+    style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return HTMLResponse(page, headers=headers)
+
+
+async def _expected_start(site: Site, detail: JobDetail, now: int) -> ExpectedStart | None:
+    """When and where a waiting job could start at the latest; None where that can't be said."""
+    if detail.row.status is not JobStatus.PENDING:
+        return None
+    try:
+        offers = await site.offers(views.terms_of(detail))
+    except (GridError, ValueError):
+        return None
+    able = [(each.starts_in, each) for each in offers if each.starts_in is not None]
+    if not able:
+        return None
+    seconds, offer = min(able, key=lambda each: each[0])
+    return ExpectedStart(now + seconds, offer.account)
+
+
+class ExpectedStart(NamedTuple):
+    """Chain time and account of the provider at which a job could start at the latest."""
+
+    at: int
+    provider: str
 
 
 async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None, str]:

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer.read_models import ProviderRow
 from deepsquare_chain.web import views
 from deepsquare_chain.web.pages.common import (
     RANGES,
     ask,
-    cursor_of,
     number_of,
     range_of,
     show,
     site_of,
+    text_of,
 )
 
-_POINTS = 80
-_ROWS = 10
+_POINTS: Final = 80
+_ROWS: Final = 10
+#: What the list is sorted by.
+SORTS: Final[Mapping[str, Callable[[ProviderRow], Any]]] = {
+    "provider": lambda row: (row.id is None, row.id or 0),
+    "status": lambda row: (not row.active, row.status),
+    "used": lambda row: row.figures.cpus_busy,
+    "memory": lambda row: row.offer.memory,
+    "gpus": lambda row: row.offer.gpus,
+    "cpu-price": lambda row: row.prices.cpu,
+    "memory-price": lambda row: row.prices.mem,
+    "running": lambda row: row.figures.running,
+    "ended": lambda row: row.figures.ended,
+    "success": lambda row: row.figures.success_rate or 0,
+    "earned": lambda row: row.figures.earned,
+}
 
 
 async def providers(request: Request) -> Response:
     """All providers."""
     found = await ask(site_of(request).index.providers)
+    sort = text_of(request, "sort")
+    key = SORTS.get(sort.removeprefix("-"))
+    if sort and key is None:
+        raise UsageError(
+            f"{sort!r} is nothing to sort providers by", hint=f"There are {', '.join(SORTS)}."
+        )
+    if key is not None:
+        found = tuple(sorted(found, key=key, reverse=sort.startswith("-")))
     return await show(request, "providers.html", found=found)
 
 
@@ -37,8 +64,9 @@ async def provider(request: Request) -> Response:
     status = await ask(index.status)
     since = max(0, status.time - seconds) if seconds else None
     used = await ask(index.utilisation, _POINTS, account=row.account, since=since)
-    jobs = await ask(index.jobs, cursor_of(request), _ROWS, provider=row.account)
+    jobs = await ask(index.jobs, limit=_ROWS, provider=row.account)
     settled = await ask(index.settlements, limit=_ROWS, provider=row.account)
+    history, challenges = views.provider_history(detail.history)
     return await show(
         request,
         "provider.html",
@@ -48,9 +76,11 @@ async def provider(request: Request) -> Response:
         load_bars=views.load_bars(row),
         use_chart=views.use_chart(used[0]) if used else None,
         price_chart=views.price_chart(detail.history, status.time),
-        jobs=jobs,
+        jobs=jobs.items,
+        more_jobs=jobs.next is not None,
         settlements=settled.items,
-        fields=views.fields,
+        history=history,
+        challenges=challenges,
         ranges=list(RANGES),
         chosen=name,
     )

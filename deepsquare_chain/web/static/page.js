@@ -121,8 +121,10 @@ function concerns(change) {
   return wanted === "job" && change.jobs.includes(Number(document.body.dataset.job));
 }
 
+// A page that waits in the browser's back-forward cache holds no stream open.
+let stream = null;
 function follow() {
-  const stream = new EventSource(`/live?since=${encodeURIComponent(document.body.dataset.change)}`);
+  stream = new EventSource(`/live?since=${encodeURIComponent(document.body.dataset.change)}`);
   let soon = 0;
   stream.addEventListener("open", () => mark(true));
   stream.addEventListener("error", () => mark(false));
@@ -131,7 +133,6 @@ function follow() {
     clearTimeout(soon);
     soon = setTimeout(refresh, 250);
   });
-  setInterval(() => again && refresh(), 2000);
 }
 
 document.addEventListener("keydown", (event) => {
@@ -149,5 +150,11 @@ document.addEventListener("click", (event) => {
 noteClock();
 tellAges();
 setInterval(tellAges, 5000);
-if (document.body.dataset.reload && "EventSource" in window) follow();
+if (document.body.dataset.reload && "EventSource" in window) {
+  follow();
+  setInterval(() => again && refresh(), 2000);
+  addEventListener("pagehide", () => stream.close());
+  addEventListener("pageshow", (event) => event.persisted && follow());
+}
+document.querySelector("nav.main [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 connectWallet();
