@@ -24,6 +24,8 @@ PROJECT = Path(__file__).parents[2]
 AXE = PROJECT / "node_modules" / "axe-core" / "axe.min.js"
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1_280, "height": 900}
+# A machine under load is slow, not wrong.
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +256,66 @@ def test_a_new_job_comes_by_itself(tab: Watched, explorer: BusyExplorer) -> None
     ids = explorer.run(explorer.busy.submit(1, name="comes by itself"))
     expect(page.locator(f'tr[data-row="{ids[0]}"]')).to_contain_text("comes by itself")
     assert page.evaluate("window.stayed")
+    tab.check()
+
+
+def test_a_job_is_checked_and_priced_before_there_is_a_wallet(
+    tab: Watched, explorer: BusyExplorer
+) -> None:
+    page = tab.page
+    page.goto(f"{explorer.url}/submit")
+    quote = page.locator("#quote")
+    expect(quote).to_contain_text("the whole time limit costs")
+    page.locator("[name=credits]").fill("abc")
+    expect(quote).to_contain_text("'abc' is not a valid amount of credits")
+    page.locator("#submit-job").click()
+    expect(page.locator("[data-report]")).to_contain_text("is not a valid amount of credits")
+    page.locator("[name=credits]").fill("2")
+    expect(quote).to_contain_text("the whole time limit costs")
+    tab.check()
+
+
+def test_a_job_file_is_written_with_the_schemas_help(tab: Watched, explorer: BusyExplorer) -> None:
+    page = tab.page
+    page.goto(f"{explorer.url}/submit")
+    page.locator("[name=name]").fill("as a file")
+    expect(page.locator("#quote")).to_contain_text("the whole time limit costs")
+    page.get_by_label("Job file", exact=True).check()
+    expect(page.locator("[name=name]")).to_be_hidden()
+    editor = page.locator("#file")
+    expect(editor).to_have_value(re.compile(r"name: as a file\n[^$]*command: \|"))
+    editor.press("Control+End")
+    page.keyboard.type("ret")
+    expect(page.get_by_role("option")).to_have_count(1)
+    expect(page.get_by_role("option")).to_contain_text("retries")
+    page.keyboard.press("Enter")
+    page.keyboard.type("many")
+    wrong = page.locator("#quote .problems button")
+    expect(wrong).to_have_text(re.compile(r"line \d+"))
+    expect(page.locator("[data-help]")).to_contain_text("retries: integer 0 to 5")
+    for _ in "many":
+        page.keyboard.press("Backspace")
+    page.keyboard.type("2\nobjective: ")
+    page.keyboard.press("Control+Space")
+    expect(page.get_by_role("option")).to_have_text(["COST", "TIME", "ENERGY"])
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    # The form wrote an objective already: the second one is a mistake of its own line.
+    expect(editor).to_have_value(re.compile(r"retries: 2\nobjective: TIME$"))
+    expect(wrong).to_have_count(1)
+    tab.check()
+
+
+def test_a_page_in_the_back_forward_cache_holds_no_stream(
+    tab: Watched, explorer: BusyExplorer
+) -> None:
+    page = tab.page
+    page.goto(f"{explorer.url}/jobs")
+    expect(page.locator("#live")).to_have_class(re.compile("on"))
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    ids = explorer.run(explorer.busy.submit(1, name="while it was away"))
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    expect(page.locator(f'tr[data-row="{ids[0]}"]')).to_contain_text("while it was away")
     tab.check()
 
 

@@ -294,6 +294,44 @@ def test_the_forwarder_is_one_of_the_contracts(web: httpx.Client) -> None:
     assert "DeepSquare" in answer
 
 
+def test_an_ended_job_has_an_invoice(explorer: BusyExplorer, web: httpx.Client) -> None:
+    number = job_of(explorer, JobStatus.FINISHED)
+    answer = web.get(f"/jobs/{number}/invoice")
+    assert f"Invoice for job {number}" in answer.text
+    assert "The bill is as computed anew." in answer.text
+    assert "style-src 'sha256-" in answer.headers["content-security-policy"]
+    answer = web.get(f"/jobs/{job_of(explorer, JobStatus.RUNNING)}/invoice")
+    assert (answer.status_code, "has not ended" in answer.text) == (400, True)
+
+
+def test_a_job_is_priced_and_its_mistakes_are_named_without_a_wallet(web: httpx.Client) -> None:
+    found = web.post("/wallet/quote", json={**FORM, "credits": "900"}).json()
+    assert found["problems"] == []
+    assert "could run it; the whole time limit costs" in found["verdict"]
+    names = {row["provider"] for row in found["offers"]}
+    assert names == {"provider 1 \u00b7 alpine", "provider 2 \u00b7 jura"}
+    costs = [float(row["cost"]) for row in found["offers"] if not row["refusal"]]
+    assert costs == sorted(costs)
+    file = found["file"]
+    again = web.post("/wallet/quote", json={"mode": "file", "file": file}).json()
+    assert again["offers"] == found["offers"]
+    wrong = web.post("/wallet/quote", json={"mode": "file", "file": file + "retires: 1\n"}).json()
+    assert [each["line"] for each in wrong["problems"]] == [len(file.splitlines()) + 1]
+    form = web.post("/wallet/quote", json={**FORM, "credits": "abc", "time_limit": "soon"}).json()
+    assert len(form["problems"]) == 2
+    schema = web.get("/submit/schema.json").json()
+    assert "timeLimit" in schema["properties"]
+
+
+def test_pages_are_compressed_and_can_be_gone_back_to(web: httpx.Client) -> None:
+    for path in ("/", "/jobs", "/submit", "/static/style.css"):
+        answer = web.get(path, headers={"Accept-Encoding": "gzip"})
+        assert answer.headers["content-encoding"] == "gzip", path
+        assert answer.headers["cache-control"] == "no-cache", path
+    with web.stream("GET", "/live", headers={"Accept-Encoding": "gzip"}) as stream:
+        assert "content-encoding" not in stream.headers
+
+
 def test_a_waiting_job_says_why(explorer: BusyExplorer, web: httpx.Client) -> None:
     ids = explorer.run(explorer.busy.submit(1, uses="gpu.model=b200"))
     wait_for_page(web, f"/jobs/{ids[0]}")
@@ -361,6 +399,43 @@ def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx.Cl
     assert ("Open now" in page.text) == bool(shown)
     for kind, words in (("jobs", "was given up"), ("administration", "role MINTER_ROLE of")):
         assert words in Tags(web.get("/audit", params={"of": kind}).text).text
+
+
+def test_the_set_up_is_folded_on_the_first_page_of_the_audit(web: httpx.Client) -> None:
+    both = {
+        row["at"]["tx_hash"]: row
+        for row in web.get("/api/v1/exceptions?kind=administration&limit=200").json()["items"]
+    }
+    text = web.get("/audit").text
+    listed, _, folded = text.partition(" of the set-up:")
+    assert both
+    for tx_hash in both:
+        assert tx_hash not in listed
+        assert tx_hash in folded
+
+
+def test_lists_are_filtered_sorted_and_numbered(explorer: BusyExplorer, web: httpx.Client) -> None:
+    def ids(**query: object) -> list[int]:
+        text = web.get("/jobs", params={key: str(value) for key, value in query.items()}).text
+        return [int(each) for each in re.findall(r'<tr data-row="(\d+)"', text)]
+
+    customer = web.get("/api/v1/jobs", params={"customer": explorer.alice, "limit": 200}).json()
+    own = [row["id"] for row in customer["items"]]
+    assert ids(customer="alice") == ids(customer=explorer.alice) == own[:50]
+    assert ids(customer="alice", sort="job") == sorted(own)[:50]
+    assert (
+        ids(status="finished", customer="alice", name="WORD")
+        == [
+            row["id"]
+            for row in customer["items"]
+            if row["status"] == "FINISHED" and "word" in row["name"].casefold()
+        ][:50]
+    )
+    assert ids(to="2001-01-01") == []
+    assert "No job matches" in web.get("/jobs?to=2001-01-01").text
+    rows = web.get("/transactions").text.count("<tr data-row=")
+    assert ('rel="next"' in web.get("/transactions").text) == (rows == 50)
+    assert "/transactions?page=2" in web.get("/transactions").text
 
 
 def test_the_call_by_hand_gives_the_same(explorer: BusyExplorer, web: httpx.Client) -> None:

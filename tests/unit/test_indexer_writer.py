@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.database import IndexDatabase
+from deepsquare_chain.indexer.pagination import Period
 from deepsquare_chain.indexer.queries import CURSOR, Index
-from deepsquare_chain.indexer.read_models import AnomalyRow, MovementRow
+from deepsquare_chain.indexer.read_models import AnomalyRow, JobRow, MovementRow, NumberedPage
 from deepsquare_chain.indexer.schema import metadata
 from deepsquare_chain.job import JobStatus
 from tests.support.index import Indexed, dump
@@ -127,6 +128,44 @@ def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger
             # What its customer and others put in and nobody got back is held, or was consumed.
             moved = sum(e.amount for e in detail.movements if e.kind in {"escrow", "top-up"})
             assert -moved == row.funded == row.escrow + row.paid + row.fee + row.refunded
+
+
+def test_numbered_pages_have_every_job_once_in_the_wanted_order(whole: Indexed) -> None:
+    rows = whole.index.jobs(limit=200).items
+    order: dict[str, Callable[[JobRow], Any]] = {
+        "": lambda row: -row.id,
+        "name": lambda row: (row.name.casefold(), -row.id),
+        "-escrow": lambda row: (-row.escrow, -row.id),
+        "cost": lambda row: (row.paid, -row.id),
+        "-billed": lambda row: (-row.billed_seconds, -row.id),
+    }
+    for sort, key in order.items():
+        first = whole.index.jobs(1, 3, sort=sort)
+        assert isinstance(first, NumberedPage)
+        assert (first.total, first.pages) == (len(rows), -(-len(rows) // 3))
+        pages = [whole.index.jobs(number + 1, 3, sort=sort) for number in range(first.pages)]
+        assert [row for page in pages for row in page.items] == sorted(rows, key=key), sort
+    assert whole.index.jobs(first.pages + 1, 3).items == ()
+    for number in (0, 10_001):
+        with pytest.raises(UsageError, match="numbers 1 to 10000"):
+            whole.index.jobs(number)
+    with pytest.raises(UsageError, match="nothing to sort jobs by"):
+        whole.index.jobs(1, sort="colour")
+
+
+def test_lists_can_be_cut_to_a_period(whole: Indexed) -> None:
+    rows = whole.index.jobs(limit=200).items
+    times = sorted({row.submitted_at for row in rows})
+    start, end = times[len(times) // 3], times[2 * len(times) // 3]
+    assert start < end
+    found = whole.index.jobs(1, 200, submitted=Period(start, end))
+    assert found.items == tuple(row for row in rows if start <= row.submitted_at < end)
+    account = rows[0].customer
+    lines = whole.index.statement(account, limit=200).items
+    moment = lines[len(lines) // 2].at.time
+    late = whole.index.statement(account, 1, 200, period=Period(moment, None), kind="escrow").items
+    assert late == tuple(each for each in lines if each.at.time >= moment and each.kind == "escrow")
+    assert 0 < len(late) < len(lines)
 
 
 def test_statements_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> None:

@@ -22,14 +22,19 @@ from starlette.routing import Route
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import ForwardedCall
+from deepsquare_chain.client.offers import PricedOffer
+from deepsquare_chain.client.quotes import OVER_BUDGET
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import JobFileError, UsageError
 from deepsquare_chain.indexer.block_data import outcomes
 from deepsquare_chain.indexer.read_models import (
     JobDetail,
     JobRow,
+    MovementRow,
     Place,
+    ProviderChange,
     ProviderFigures,
     ProviderRow,
     StatusPoint,
@@ -49,7 +54,7 @@ from deepsquare_chain.job import (
     Resources,
 )
 from deepsquare_chain.web import charts, formats, views
-from deepsquare_chain.web.calls import CallPlan
+from deepsquare_chain.web.calls import CallPlan, offers_in_words, signature_of
 from deepsquare_chain.web.decoding import (
     decode_call,
     find_view,
@@ -57,7 +62,8 @@ from deepsquare_chain.web.decoding import (
     read_argument,
 )
 from deepsquare_chain.web.job_explanation import judge
-from deepsquare_chain.web.jobform import read_form
+from deepsquare_chain.web.jobform import form_as_file, problems, read_form
+from deepsquare_chain.web.pages.accounts import FoldedMovements, fold
 from deepsquare_chain.web.render import environment
 from deepsquare_chain.web.security import is_own
 from deepsquare_chain.web.server import Address
@@ -532,12 +538,142 @@ def test_mistakes_are_told_in_words_of_the_form(change: dict[str, str], words: s
     assert "form" not in caught.value.message
 
 
+def test_mistakes_of_a_file_have_their_lines() -> None:
+    text = form_as_file({**FORM, "uses": ""}) + "retires: 1\ncolour: red\n"
+    with pytest.raises(JobFileError) as caught:
+        read_form({**FORM, "mode": "file", "file": text})
+    found = problems(caught.value)
+    last = len(text.splitlines())
+    assert {line for line, _ in found} == {last - 1, last}
+    assert any(words.startswith("retires is an unknown key") for _, words in found)
+
+
+@pytest.mark.parametrize("mode", ["form", "file"])
+def test_only_the_chosen_half_of_the_page_counts(mode: str) -> None:
+    other = form_as_file({**FORM, "name": "from the file"})
+    name = read_form({**FORM, "mode": mode, "file": other}).name
+    assert name == (FORM["name"] if mode == "form" else "from the file")
+    with pytest.raises(JobFileError, match="empty"):
+        read_form({**FORM, "mode": "file", "file": ""})
+
+
+@given(st.text(), st.text())
+def test_a_form_written_as_a_file_means_the_same(name: str, script: str) -> None:
+    fields = {**FORM, "name": name, "script": script}
+    try:
+        job = read_form(fields)
+    except JobFileError:
+        return
+    again = read_form({"mode": "file", "file": form_as_file(fields)})
+    assert (again.terms(), again.definition) == (job.terms(), job.definition)
+
+
 @given(st.dictionaries(st.sampled_from(sorted(FORM)), st.text() | st.integers() | st.none()))
 def test_any_form_is_read_or_refused(given_values: dict[str, Any]) -> None:
     try:
         read_form(given_values)
     except JobFileError as error:
         assert error.message  # noqa: PT017 - either is fine, anything else is not
+
+
+# -- what is priced before a wallet is asked
+
+
+def offer(number: int, cost: int, starts_in: int | None = 0, refusal: str = "") -> PricedOffer:
+    return PricedOffer(number, HOST, 1, cost * CREDIT, 60, starts_in, refusal)
+
+
+@pytest.mark.parametrize(
+    ("offers", "words"),
+    [
+        (
+            [offer(1, 2, 90), offer(2, 3, 30), offer(3, 9, None, OVER_BUDGET)],
+            "costs 2 credits at the cheapest. It could start within 30 s.",
+        ),
+        (
+            [offer(1, 8, None, OVER_BUDGET), offer(2, 5, None, OVER_BUDGET)],
+            "would take 5. It would",
+        ),
+        ([offer(1, 1, None, "banned")], "No provider could run it now"),
+        ([], "No provider could run it now"),
+    ],
+)
+def test_offers_are_summed_up_in_words(offers: list[PricedOffer], words: str) -> None:
+    assert words in offers_in_words(offers)
+
+
+def test_a_signature_has_one_form() -> None:
+    body = "11" * 64
+    assert signature_of(f"0x{body}1b") == bytes.fromhex(body + "1b")
+    assert signature_of(f"0x{body}01") == bytes.fromhex(body + "1c")
+    for wrong in (None, "", "0x", f"0x{body}", f"{body}1b", f"0x{body}1b00"):
+        with pytest.raises(UsageError, match="form of one"):
+            signature_of(wrong)
+
+
+# -- lists, statements and histories
+
+
+@pytest.mark.parametrize(
+    ("here", "last", "numbers"),
+    [
+        (1, 1, [1]),
+        (2, 3, [1, 2, 3]),
+        (1, 9, [1, 2, 3, None, 9]),
+        (5, 9, [1, None, 3, 4, 5, 6, 7, None, 9]),
+        (9, 9, [1, None, 7, 8, 9]),
+    ],
+)
+def test_a_pager_names_the_ends_and_what_is_near(
+    here: int, last: int, numbers: list[int | None]
+) -> None:
+    assert formats.page_numbers(here, last) == numbers
+
+
+def movement(at: int, kind: str, amount: int, balance: int) -> MovementRow:
+    debit, credit = max(0, -amount), max(0, amount)
+    return MovementRow(place(at, at), ALICE, kind, at, HOST, debit, credit, balance)
+
+
+def test_alike_lines_of_a_statement_are_folded_with_their_sum() -> None:
+    refunds = [movement(10 - at, "refund", 5, 100 - 5 * at) for at in range(6)]
+    rows = [movement(12, "escrow", -7, 93), *refunds, movement(3, "escrow", -2, 70)]
+    first, folded, last = fold(rows)
+    assert (first, last) == (rows[0], rows[-1])
+    assert isinstance(folded, FoldedMovements)
+    assert (folded.count, folded.credit, folded.debit, folded.balance) == (6, 30, 0, 100)
+    assert (folded.at.time, folded.first.time) == (10, 5)
+    assert fold(rows[:4]) == rows[:4]
+
+
+def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
+    wide = {"nodes": 2, "cpus_per_node": 4, "mem_per_node": 2_048, "gpus_per_node": 0}
+    prices = {"cpu": 10**15, "gpu": 0, "mem": 10**12}
+    found = [
+        ProviderChange(place(), kind, values)
+        for kind, values in (
+            ("hardware", {"version": 1, "hardware": wide}),
+            ("challenged", {"job_id": 3, "by": ALICE}),
+            ("prices", {"prices": prices}),
+            ("offer", {"offer": {"cpus": 8, "memory": 4_096, "gpus": 1}}),
+        )
+    ]
+    lines, challenges = views.provider_history(found)
+    assert [each.title for each in challenges] == ["Challenged"]
+    shown = {value.path: value.value for line in lines for value in line.values}
+    assert shown["hardware"] == "2 nodes of 4\u00a0CPU, 2\u00a0GB"
+    assert shown["offer"] == "8\u00a0CPU, 4\u00a0GB, 1\u00a0GPU"
+    assert shown["per GB-hour"] == 1_024 * 10**12
+    assert not [path for path in shown if "_" in path or "." in path]
+
+
+def test_an_invoice_comes_with_the_end_of_a_job() -> None:
+    grid = Deployment(1337, *[ALICE] * 5, block=1)
+    found = views.invoice(detail(), grid, 7)
+    assert found.ok
+    assert found.row()[9:12] == (40_000, 38_000, 2_000)
+    with pytest.raises(UsageError, match="has not ended"):
+        views.invoice(detail(status=S.RUNNING), grid, 7)
 
 
 # -- why it waits

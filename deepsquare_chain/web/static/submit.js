@@ -6,7 +6,6 @@ import { api, element, submitJob } from "./wallet.js";
 const form = document.getElementById("job-form");
 const file = form?.elements.namedItem("file");
 let editor = null;
-let written = ""; // the form's fields as a job file, as the server last wrote them
 let asked = 0;
 let latest = null;
 
@@ -23,7 +22,6 @@ async function check() {
   }
   if (turn !== asked) return latest;
   latest = answer;
-  written = answer.file ?? written;
   show(answer);
   return answer;
 }
@@ -77,15 +75,25 @@ function offers(rows) {
 async function turn() {
   const chosen = mode();
   for (const part of form.querySelectorAll("[data-mode]")) part.hidden = part.dataset.mode !== chosen;
-  if (chosen === "file") {
-    editor ??= attachEditor(file, await api("/submit/schema.json"));
-    if (!file.value.trim()) {
-      file.value = written;
-      editor.draw();
-    }
-    file.focus();
-  }
+  if (chosen === "file") await openEditor().catch((error) => report(error.message, true));
   check();
+}
+
+async function openEditor() {
+  editor ??= attachEditor(file, await api("/submit/schema.json"));
+  if (!file.value.trim()) {
+    // The form as it is now, as the server writes it.
+    const { file: text } = await api("/wallet/quote", { ...values(), mode: "form" });
+    file.value ||= text;
+    editor.draw();
+  }
+  file.focus();
+}
+
+function report(text, bad = false) {
+  const output = form.querySelector("[data-report]");
+  output.textContent = text;
+  output.classList.toggle("bad", bad);
 }
 
 let soon = 0;
@@ -96,12 +104,7 @@ function later() {
 
 async function onSubmit(event) {
   event.preventDefault();
-  const output = form.querySelector("[data-report]");
   const button = form.querySelector("button[type=submit]");
-  const report = (text, bad = false) => {
-    output.textContent = text;
-    output.classList.toggle("bad", bad);
-  };
   clearTimeout(soon);
   button.disabled = true;
   report("");
