@@ -1,1 +1,4 @@
-"""Audit of a grid: a ledger rebuilt from events alone, and what it proves. It trusts no index and no page."""
+"""Audit of a grid: rebuilds a ledger from on-chain events and verifies it.
+
+The audit does not depend on the index or on any web page.
+"""

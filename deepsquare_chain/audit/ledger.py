@@ -1,7 +1,8 @@
-"""The ledger of a grid, rebuilt from its events and from nothing else. Pure.
+"""The ledger of a grid, rebuilt only from its events. Pure.
 
-Each bill is computed again from rate, fee and block times; each payment is matched with the
-token's transfers in the same transaction. What the contracts would not have done is a finding.
+Each bill is recomputed from the rate, the fee and the block times. Each payment is matched with
+the token's transfers in the same transaction. Anything that the contracts would not have done is
+recorded as a finding.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Ledger:
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment = normalised(deployment)
         self.findings: list[AuditFinding] = []
-        #: Up to where it reaches: block, and chain time in seconds.
+        #: Last block of the replay, and its chain time in seconds.
         self.block = deployment.block
         self.time = 0
         self._entries: list[LedgerEntry] = []
@@ -55,14 +56,14 @@ class Ledger:
         to_block: int | None = None,
         now: int | None = None,
     ) -> Ledger:
-        """Read events from the deployment on, in any order.
+        """Build a ledger from all events since the deployment, given in any order.
 
         Args:
-            events: All events of the three contracts; those of other addresses are passed over.
-            deployment: Where the contracts and the treasury are.
-            block_times: Chain time of every block that holds an event, in seconds.
-            to_block: Up to which the events were read; that of the last one by default.
-            now: Its chain time, in seconds; likewise.
+            events: All events of the three contracts; events of other addresses are ignored.
+            deployment: Addresses of the contracts and the treasury.
+            block_times: Chain time of every block with an event, in seconds.
+            to_block: Last block that was read; the block of the last event by default.
+            now: Chain time of that block in seconds; the time of the last event by default.
 
         Raises:
             AuditError: The time of a block is missing.
@@ -71,16 +72,16 @@ class Ledger:
         ours = [event for event in events if event.address in ledger.deployment.addresses]
         ours.sort(key=lambda event: event.place)
         ledger._check_places(ours)
-        for (block, tx_hash), run in groupby(ours, key=lambda e: (e.block_number, e.tx_hash)):
+        for (block, tx_hash), group in groupby(ours, key=lambda e: (e.block_number, e.tx_hash)):
             if block not in block_times:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
-            of_transaction = list(run)
+            transaction_events = list(group)
             ledger._books.read(
                 TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
-                of_transaction,
+                transaction_events,
             )
-            ledger._watch.read(of_transaction, ledger.jobs, Spot(block, time, tx_hash))
+            ledger._watch.read(transaction_events, ledger.jobs, Spot(block, time, tx_hash))
             ledger.block, ledger.time = block, time
         ledger.block = ledger.block if to_block is None else to_block
         ledger.time = ledger.time if now is None else now
@@ -104,13 +105,13 @@ class Ledger:
 
     @property
     def balances(self) -> Mapping[str, int]:
-        """Credits by account, of everybody who ever had some."""
+        """Balances in credit-wei, of every account that ever held credits."""
         return self._books.cash.balances
 
     @property
     def parked(self) -> Mapping[str, int]:
-        """What waits for somebody's withdrawal."""
-        return {who: amount for who, amount in self._books.cash.parked.items() if amount}
+        """Parked credit-wei by account, until the account withdraws them."""
+        return {account: amount for account, amount in self._books.cash.parked.items() if amount}
 
     @property
     def accounts(self) -> list[str]:
@@ -119,14 +120,14 @@ class Ledger:
 
     @property
     def exceptions(self) -> list[Anomaly]:
-        """What is lawful but worth a look, oldest first."""
+        """Anomalies (allowed but unusual), oldest first."""
         return self._watch.so_far(self.jobs, Spot(self.block, self.time))
 
     @property
     def totals(self) -> Totals:
-        """The sums of everything."""
+        """Totals of the whole ledger."""
         jobs = self.jobs.values()
-        held = self._books.cash.balances.get(self.deployment.scheduler, 0)
+        scheduler_balance = self._books.cash.balances.get(self.deployment.scheduler, 0)
         escrow = sum(job.escrow for job in jobs)
         parked = sum(self._books.cash.parked.values())
         return Totals(
@@ -134,7 +135,7 @@ class Ledger:
             minted=self._books.cash.minted,
             burned=self._books.cash.burned,
             supply=self._books.cash.supply,
-            scheduler_balance=held,
+            scheduler_balance=scheduler_balance,
             escrow=escrow,
             parked=parked,
             donated=self._books.cash.donated,
@@ -142,11 +143,11 @@ class Ledger:
             paid=sum(job.paid for job in jobs),
             fees=sum(job.fee for job in jobs),
             refunded=sum(job.refunded for job in jobs),
-            difference=held - escrow - parked - self._books.cash.donated,
+            difference=scheduler_balance - escrow - parked - self._books.cash.donated,
         )
 
     def statement(self, account: str) -> list[StatementRow]:
-        """All movements of an account, oldest first, with the balance after each."""
+        """Return all movements of an account, oldest first, with the balance after each."""
         return list(self._rows(to_checksum_address(account)))
 
     def _rows(self, account: str) -> Iterator[StatementRow]:
@@ -173,7 +174,7 @@ class Ledger:
                 self.findings.append(AuditFinding("order", message, block, tx_hash))
 
     def _close(self) -> None:
-        """What must hold at the end of any replay."""
+        """Check the invariants that hold at the end of every replay."""
         for entry in self._entries:
             self._of.setdefault(entry.account, []).append(entry)
         self._entries.clear()
@@ -202,7 +203,7 @@ class Ledger:
 
 
 def normalised(deployment: Deployment) -> Deployment:
-    """Addresses spelled as in events, so that they can be compared."""
+    """Return the deployment with checksummed addresses, so that they compare equal to those in events."""
     return dataclasses.replace(
         deployment,
         credit=to_checksum_address(deployment.credit),
@@ -214,7 +215,7 @@ def normalised(deployment: Deployment) -> Deployment:
 
 
 class GridLedgers:
-    """The three books of a grid; addresses of the deployment are spelled as in events."""
+    """The registry, job and token ledgers of a grid. The deployment must be `normalised`."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.registry = RegistryLedger(deployment)
@@ -223,7 +224,7 @@ class GridLedgers:
         self._deployment = deployment
 
     def read(self, page: TransactionContext, events: Iterable[ev.Event]) -> None:
-        """Write one transaction, whose events are in the order of the chain."""
+        """Apply the events of one transaction, given in chain order."""
         transfers = []
         for event in events:
             page.log_index = event.log_index

@@ -1,4 +1,4 @@
-"""All events of a grid and what its contracts hold, read from a node without an index."""
+"""Reads all events of a grid and the storage of its contracts from a node, without the index."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _ATTEMPTS: Final = 3
 
 
 class LogSink(Protocol):
-    """Gets the raw logs that a reading meets, in the order of the chain."""
+    """Receives the raw logs while events are read, in chain order."""
 
     def begin(self) -> None:
-        """A reading begins, or begins again because blocks were replaced."""
+        """Start a new read. Called again if a reorg forces the read to restart."""
 
     def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
-        """Logs of some blocks, as JSON-RPC gives them."""
+        """Receive the logs of some blocks in JSON-RPC form."""
 
 
-#: Called with the last block that was read and the last one there is to read.
+#: Called with the last block that was read and the last block to read.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Chronicle:
-    """Everything that the three contracts said up to a block, with its chain time by block.
+    """All events of the three contracts up to a block, with the time of each block that has events.
 
-    `block_hash` and `time` are those of the last block; times are seconds.
+    `block_hash` and `time` belong to the last block. Times are chain time in seconds.
     """
 
     events: tuple[Event, ...]
@@ -55,7 +55,7 @@ class Chronicle:
     time: int
 
     def ledger(self, deployment: Deployment) -> Ledger:
-        """The books that it makes.
+        """Replay the events into a ledger.
 
         Raises:
             AuditError: The time of a block is missing.
@@ -73,19 +73,19 @@ async def read_chronicle(
     progress: Progress | None = None,
     sink: LogSink | None = None,
 ) -> Chronicle:
-    """Read all events from the deployment on, up to a block or the head of now.
+    """Read all events from the deployment up to a block, by default the current head.
 
-    Raw logs are not kept: who wants them gives a `sink`.
+    Raw logs are not kept; pass a `sink` to receive them.
 
     Raises:
-        EndpointError: The node does not answer, refuses even one block, or replaces blocks
-            faster than they can be read.
+        EndpointError: The node does not answer, refuses a range of even one block, or reorgs
+            interrupt every attempt.
     """
     for _ in range(_ATTEMPTS):
         last = int(await w3.eth.block_number) if to_block is None else to_block
-        found = await _Reading(w3, deployment, last, progress, sink).read()
-        if found is not None:
-            return found
+        chronicle = await _Reading(w3, deployment, last, progress, sink).read()
+        if chronicle is not None:
+            return chronicle
     raise EndpointError(
         "The chain was replaced while it was read",
         hint="Try again, or read up to an older block.",
@@ -93,10 +93,10 @@ async def read_chronicle(
 
 
 async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Storage:
-    """What the contracts hold at a block: all jobs and providers, and the ledger's accounts.
+    """Read the contracts' storage at a block: all jobs, all providers, and the ledger's accounts.
 
     Raises:
-        EndpointError: The node does not answer, or keeps no state of that block.
+        EndpointError: The node does not answer, or has no state of that block.
     """
     credit, scheduler = contracts.credit, contracts.scheduler
     accounts = sorted({*ledger.accounts, *ledger.balances})
@@ -108,29 +108,31 @@ async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Stor
     )
     balances: dict[str, int] = {}
     parked: dict[str, int] = {}
-    for some in _slices(accounts, _READS):
-        held, waiting = await asyncio.gather(
-            asyncio.gather(*(credit.balance_of(each, block_identifier=block) for each in some)),
-            asyncio.gather(*(scheduler.parked_of(each, block_identifier=block) for each in some)),
+    for batch in _slices(accounts, _READS):
+        amounts, parked_amounts = await asyncio.gather(
+            asyncio.gather(*(credit.balance_of(each, block_identifier=block) for each in batch)),
+            asyncio.gather(*(scheduler.parked_of(each, block_identifier=block) for each in batch)),
         )
-        balances |= dict(zip(some, held, strict=True))
-        parked |= dict(zip(some, waiting, strict=True))
+        balances |= dict(zip(batch, amounts, strict=True))
+        parked |= dict(zip(batch, parked_amounts, strict=True))
     loads: dict[str, Load] = {}
-    for few in _slices(providers, _READS):
-        asked = (scheduler.load_of(each.id, block_identifier=block) for each in few)
-        found = await asyncio.gather(*asked)
-        loads |= {each.account: load for each, load in zip(few, found, strict=True)}
+    for provider_batch in _slices(providers, _READS):
+        requests = (scheduler.load_of(each.id, block_identifier=block) for each in provider_batch)
+        batch_loads = await asyncio.gather(*requests)
+        loads |= {
+            each.account: load for each, load in zip(provider_batch, batch_loads, strict=True)
+        }
     return Storage(block, jobs, providers, balances, parked, supply, loads)
 
 
 async def read_ledger(
     contracts: Contracts, *, to_block: int | None = None, progress: Progress | None = None
 ) -> tuple[Ledger, int]:
-    """The ledger of a grid, and the block up to which it reaches; errors as `read_chronicle`."""
-    found = await read_chronicle(
+    """Return the ledger of a grid and its last block. Raises the errors of `read_chronicle`."""
+    chronicle = await read_chronicle(
         contracts.w3, contracts.deployment, to_block=to_block, progress=progress
     )
-    return found.ledger(contracts.deployment), found.to_block
+    return chronicle.ledger(contracts.deployment), chronicle.to_block
 
 
 async def audit_chain(
@@ -140,17 +142,17 @@ async def audit_chain(
     compare: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Ledger, Audit]:
-    """Rebuild the ledger from events and judge it.
+    """Rebuild the ledger from events and verify it.
 
     Args:
-        contracts: Of the grid.
-        to_block: Last block; the head of now by default.
-        compare: Also compare with what the contracts hold at that block.
-        progress: Called with the progress of reading.
+        contracts: Contracts of the grid.
+        to_block: Last block; the current head by default.
+        compare: Also compare the ledger with the contracts' storage at that block.
+        progress: Called while events are read.
 
     Raises:
         EndpointError: The node does not answer.
-        AuditError: The events can't be read as books at all.
+        AuditError: No ledger can be built from the events.
     """
     ledger, block = await read_ledger(contracts, to_block=to_block, progress=progress)
     storage = await read_storage(contracts, ledger, block) if compare else None
@@ -158,7 +160,7 @@ async def audit_chain(
 
 
 class _Reading:
-    """One walk from the deployment to a block."""
+    """One attempt to read all events from the deployment to a block."""
 
     def __init__(
         self,
@@ -175,23 +177,23 @@ class _Reading:
         self._progress = progress
 
     async def read(self) -> Chronicle | None:
-        """None where the chain was replaced on the way."""
+        """Read the events; return None if a reorg happened meanwhile."""
         anchor = await self._header(self._last)
         events: list[Event] = []
         first = self._deployment.block
         if self._sink is not None:
             self._sink.begin()
         while first <= self._last:
-            found = await read_range(self._w3, self._deployment.addresses, [()], first, self._last)
-            if found is None or found.after is None:
-                # It lags behind: what it does not know yet is not empty.
+            chunk = await read_range(self._w3, self._deployment.addresses, [()], first, self._last)
+            if chunk is None or chunk.after is None:
+                # The node lags behind. Blocks that it does not have yet are not empty.
                 raise EndpointError(
                     f"The node does not know all blocks up to {self._last} yet", hint="Try again."
                 )
-            self._take(found.logs, events)
-            first = found.last + 1
+            self._take(chunk.logs, events)
+            first = chunk.last + 1
             if self._progress is not None:
-                self._progress(found.last, self._last)
+                self._progress(chunk.last, self._last)
         times = await self._times(events)
         if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
             return None
@@ -204,16 +206,16 @@ class _Reading:
             self._sink.take(sorted(logs, key=_place))
 
     async def _times(self, events: Iterable[Event]) -> dict[int, int] | None:
-        """Time of each block with events; None where one was replaced."""
+        """Return the time of each block with events; None if a block was replaced."""
         hashes = {event.block_number: event.block_hash for event in events}
         times: dict[int, int] = {}
-        for some in _slices(sorted(hashes), _HEADERS):
-            asked = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
+        for numbers in _slices(sorted(hashes), _HEADERS):
+            requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
             try:
-                headers = await ask_all(self._w3, asked)
+                headers = await ask_all(self._w3, requests)
             except Web3RPCError as error:
                 raise self._refusal(error) from None
-            for number, header in zip(some, headers, strict=True):
+            for number, header in zip(numbers, headers, strict=True):
                 if header is None or header["hash"] != hashes[number]:
                     return None
                 times[number] = int(header["timestamp"], 16)
@@ -226,8 +228,8 @@ class _Reading:
             raise self._refusal(error) from None
         if header is None:
             raise EndpointError(f"The node does not know block {number}")
-        found: Mapping[str, Any] = header
-        return found
+        block: Mapping[str, Any] = header
+        return block
 
     @staticmethod
     def _refusal(error: Web3RPCError) -> EndpointError:
@@ -239,4 +241,4 @@ def _place(log: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[at : at + size] for at in range(0, len(items), size))
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,4 +1,4 @@
-"""Audits as a whole: of a chain at a block, or of an export, with every check that was asked for."""
+"""Runs a complete audit of a chain at a block, or of an export, with the requested checks."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import JobFlags
 
-#: Transactions that are asked for at once.
+#: Transactions that are requested concurrently.
 _READS: Final = 50
 
-#: Opens a bar with a title for one piece of work.
+#: Opens a progress bar with the given title.
 Bars = Callable[[str], AbstractContextManager[Progress]]
 
 
 @contextmanager
 def silent(_title: str) -> Iterator[Progress]:
-    """No bar at all."""
+    """Show no progress bar."""
     yield lambda _done, _total: None
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How far an audit goes beyond the events.
+    """Checks that an audit makes in addition to replaying events.
 
     Args:
-        storage: Compare with what the contracts hold.
-        proofs: Prove the logs by the block headers.
-        other: A second endpoint that must tell the same logs.
-        block_hash: Hash of the last block from somewhere that is trusted; empty for none.
+        storage: Compare the ledger with the storage of the contracts.
+        proofs: Prove the logs against the block headers.
+        other: A second endpoint that must return the same logs.
+        block_hash: Hash of the last block from a trusted source; empty for none.
     """
 
     storage: bool = True
@@ -60,7 +60,11 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """An audit with both sides of each sum; `block_hash` is empty where no chain was asked."""
+    """The result of an audit.
+
+    `checks` hold both sides of each sum. `exceptions` are anomalies. `block_hash` is empty if the
+    audit did not read from a chain.
+    """
 
     audit: Audit
     ledger: Ledger
@@ -71,7 +75,7 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong; exceptions are lawful."""
+        """Whether there are no findings and all sums agree. Anomalies do not count as faults."""
         return self.audit.ok and all(check.ok for check in self.checks)
 
 
@@ -82,36 +86,41 @@ async def audit_grid(
     depth: Depth | None = None,
     bars: Bars = silent,
 ) -> AuditReport:
-    """Rebuild the books of a chain at a block and judge them.
+    """Rebuild the ledger of a grid from its events up to a block, and verify it.
 
     Raises:
-        EndpointError: A node does not answer, or keeps no state of that block.
-        AuditError: The events can't be read as books at all.
+        EndpointError: A node does not answer, or has no state of that block.
+        AuditError: No ledger can be built from the events.
     """
-    how = depth or Depth()
-    # Digests of every block's logs are kept only where somebody asks for them.
-    digests = LogDigests() if how.proofs or how.other is not None else None
+    checks = depth or Depth()
+    # Only proofs and the comparison of endpoints need digests of each block's logs.
+    digests = LogDigests() if checks.proofs or checks.other is not None else None
     with bars("Reading events") as progress:
-        found = await read_chronicle(
+        chronicle = await read_chronicle(
             contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=digests
         )
-    ledger, last = found.ledger(contracts.deployment), found.to_block
-    more: list[AuditFinding] = []
-    if how.block_hash and how.block_hash.lower() != found.block_hash:
-        message = f"block {last} has the hash {found.block_hash}, not {how.block_hash[:80]}"
-        more.append(AuditFinding("endpoint", message, last, ""))
-    if how.proofs and digests is not None:
+    ledger, last = chronicle.ledger(contracts.deployment), chronicle.to_block
+    findings: list[AuditFinding] = []
+    if checks.block_hash and checks.block_hash.lower() != chronicle.block_hash:
+        message = f"block {last} has the hash {chronicle.block_hash}, not {checks.block_hash[:80]}"
+        findings.append(AuditFinding("endpoint", message, last, ""))
+    if checks.proofs and digests is not None:
         with bars("Proving logs") as progress:
-            more += await prove(
+            findings += await prove(
                 contracts.w3, contracts.deployment, digests, last, progress=progress
             )
-    if how.other is not None and digests is not None:
+    if checks.other is not None and digests is not None:
         with bars("Comparing endpoints") as progress:
-            more += await compare_endpoints(
-                how.other, contracts.deployment, digests, last, found.block_hash, progress=progress
+            findings += await compare_endpoints(
+                checks.other,
+                contracts.deployment,
+                digests,
+                last,
+                chronicle.block_hash,
+                progress=progress,
             )
-    storage = await read_storage(contracts, ledger, last) if how.storage else None
-    report = _report(ledger, storage, more, found.block_hash, proven=how.proofs)
+    storage = await read_storage(contracts, ledger, last) if checks.storage else None
+    report = _report(ledger, storage, findings, chronicle.block_hash, proven=checks.proofs)
     return await _with_senders(contracts, report)
 
 
@@ -122,36 +131,36 @@ async def audit_export(
     depth: Depth | None = None,
     bars: Bars = silent,
 ) -> AuditReport:
-    """Replay an export, against itself and, unless `contracts` is None, against a chain.
+    """Replay an export and verify it; unless `contracts` is None, compare it with the chain too.
 
     Raises:
         NotFoundError: There is no export.
-        AuditError: Its manifest can't be trusted, or its logs can't be read as books.
-        EndpointError: The node does not answer, or does not know the export's last block.
+        AuditError: Its manifest is invalid, or no ledger can be built from its logs.
+        EndpointError: The node does not answer, or does not have the export's last block.
     """
-    how = depth or Depth()
+    checks = depth or Depth()
     replayed = replay_export(path)
-    more, block_hash, storage = list(replayed.findings), "", None
+    findings, block_hash, storage = list(replayed.findings), "", None
     if contracts is not None:
         with bars("Comparing with the chain") as progress:
-            against = await compare_with_chain(contracts, path, progress=progress)
-        more += against
-        wrong_manifest = any(finding.code == "manifest" for finding in against)
+            chain_findings = await compare_with_chain(contracts, path, progress=progress)
+        findings += chain_findings
+        wrong_manifest = any(finding.code == "manifest" for finding in chain_findings)
         if replayed.ledger is not None and not wrong_manifest:
             block_hash = replayed.manifest.block_hash
-            if how.storage:
+            if checks.storage:
                 last = replayed.manifest.last_block
                 storage = await read_storage(contracts, replayed.ledger, last)
     if replayed.ledger is None:
-        words = "; ".join(str(finding) for finding in more[:3])
+        summary = "; ".join(str(finding) for finding in findings[:3])
         raise AuditError(
-            f"The export can't be read as books: {words}",
+            f"The export can't be read as books: {summary}",
             hint="Export again with `deepsquare audit export`.",
         )
-    own = {id(finding) for finding in replayed.ledger.findings}
-    others = [finding for finding in more if id(finding) not in own]
+    replay_findings = {id(finding) for finding in replayed.ledger.findings}
+    others = [finding for finding in findings if id(finding) not in replay_findings]
     report = _report(replayed.ledger, storage, others, block_hash, proven=False)
-    # A chain that tells something else need not know these transactions.
+    # A chain that differs from the export may not have these transactions.
     if contracts is None or not block_hash or others:
         return report
     return await _with_senders(contracts, report)
@@ -167,13 +176,15 @@ def _report(
 ) -> AuditReport:
     audit = verify(ledger, storage)
     audit = replace(audit, findings=(*audit.findings, *more))
-    held = storage.balances.get(ledger.deployment.scheduler, 0) if storage is not None else None
+    scheduler_balance = (
+        storage.balances.get(ledger.deployment.scheduler, 0) if storage is not None else None
+    )
     checks = conservation(
         ledger.totals,
         ledger.deployment,
         ledger.block,
         supply=storage.supply if storage is not None else None,
-        scheduler_balance=held,
+        scheduler_balance=scheduler_balance,
         live=[job.id for job in ledger.jobs.values() if job.status.is_live],
         parked=sorted(ledger.parked),
     )
@@ -182,32 +193,38 @@ def _report(
 
 
 async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditReport:
-    """Say of late assignments whether providers made them themselves, and whether they might."""
+    """Read the transactions of late assignments to find those that providers made themselves.
+
+    Adds a finding for each self-assignment that the customer had forbidden.
+    """
     late = [row for row in report.exceptions if row.code is Code.LATE_ASSIGNMENT]
     hashes = sorted({row.tx_hash for row in late})
-    sent: dict[str, Any] = {}
-    for at in range(0, len(hashes), _READS):
-        some = hashes[at : at + _READS]
-        asked = (contracts.w3.eth.get_transaction(HexBytes(each)) for each in some)
-        sent |= zip(some, await asyncio.gather(*asked), strict=True)
+    transactions: dict[str, Any] = {}
+    for start in range(0, len(hashes), _READS):
+        batch = hashes[start : start + _READS]
+        requests = (contracts.w3.eth.get_transaction(HexBytes(tx_hash)) for tx_hash in batch)
+        transactions |= zip(batch, await asyncio.gather(*requests), strict=True)
     named = name_self_scheduled(
-        report.exceptions, {each: str(found["from"]) for each, found in sent.items()}
+        report.exceptions,
+        {tx_hash: str(transaction["from"]) for tx_hash, transaction in transactions.items()},
     )
-    own = interface("MetaScheduler").function("selfSchedule").selector
-    taken = [row for row in late if bytes(sent[row.tx_hash]["input"])[:4] == own]
+    self_schedule = interface("MetaScheduler").function("selfSchedule").selector
+    self_assigned = [
+        row for row in late if bytes(transactions[row.tx_hash]["input"])[:4] == self_schedule
+    ]
     audit = replace(
         report.audit,
-        findings=(*report.audit.findings, *forbidden_self_scheduling(report.ledger, taken)),
+        findings=(*report.audit.findings, *forbidden_self_scheduling(report.ledger, self_assigned)),
     )
     return replace(report, audit=audit, exceptions=tuple(named))
 
 
 def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[Anomaly]) -> list[AuditFinding]:
-    """Findings of jobs that providers assigned to themselves although their customers forbid it.
+    """Return a finding for each job that a provider assigned to itself against the customer's flags.
 
     Args:
-        ledger: That knows the jobs.
-        taken: Late assignments that calls of `selfSchedule` made.
+        ledger: The ledger that contains the jobs.
+        taken: Late assignments that were made by calls of `selfSchedule`.
     """
     return [
         AuditFinding(
@@ -230,37 +247,39 @@ async def account_statement(
     last: int | None = None,
     bars: Bars = silent,
 ) -> tuple[Statement, dict[int, str], ConservationCheck]:
-    """An account's statement over a range, names of its jobs, and whether it ends at `balanceOf`.
+    """Return an account's statement over a range of blocks, the names of its jobs, and a check.
+
+    The check compares the closing balance with `balanceOf` at the last block.
 
     Raises:
-        EndpointError: The node does not answer, or keeps no state of the last block.
+        EndpointError: The node does not answer, or has no state of the last block.
     """
     with bars("Reading events") as progress:
-        found = await read_chronicle(
+        chronicle = await read_chronicle(
             contracts.w3, contracts.deployment, to_block=last, progress=progress
         )
-    ledger = found.ledger(contracts.deployment)
-    statement = statement_of(ledger, account, first, found.to_block)
-    held = 0
-    # Before the deployment there is nobody to ask.
-    if found.to_block >= contracts.deployment.block:
-        held = await contracts.credit.balance_of(account, block_identifier=found.to_block)
+    ledger = chronicle.ledger(contracts.deployment)
+    statement = statement_of(ledger, account, first, chronicle.to_block)
+    balance = 0
+    # The token contract does not exist before the deployment.
+    if chronicle.to_block >= contracts.deployment.block:
+        balance = await contracts.credit.balance_of(account, block_identifier=chronicle.to_block)
     names = {row.job_id: ledger.jobs[row.job_id].name for row in statement.rows if row.job_id}
-    return statement, names, closing_check(ledger, statement, held)
+    return statement, names, closing_check(ledger, statement, balance)
 
 
 async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> JobBill:
-    """A job's bill, with the seconds that its provider's own transaction reports."""
+    """Recompute a job's bill, using the seconds that the provider's transaction reports."""
     job = ledger.jobs[job_id]
     reported = None
     if job.status.is_final and job.exit_code is not None:
-        sent = await contracts.w3.eth.get_transaction(HexBytes(job.transitions[-1][2]))
-        reported = reported_seconds(bytes(sent["input"]), job_id)
+        transaction = await contracts.w3.eth.get_transaction(HexBytes(job.transitions[-1][2]))
+        reported = reported_seconds(bytes(transaction["input"]), job_id)
     return recompute_bill(job, now=ledger.time, reported=reported)
 
 
 def reported_seconds(calldata: bytes, job_id: int) -> int | None:
-    """Seconds that a call of `finish` reports of a job; None if it is no such call."""
+    """Return the seconds that a `finish` call reports for a job; None for any other calldata."""
     function = interface("MetaScheduler").function("finish")
     if calldata[:4] != function.selector:
         return None
@@ -268,5 +287,5 @@ def reported_seconds(calldata: bytes, job_id: int) -> int | None:
         (reports,) = decode_values(function.inputs, calldata[4:])
     except AbiError:
         return None
-    # A job that a batch names twice is ended by the first report of it.
+    # If a batch names a job twice, the first report ends the job.
     return next((int(report[1]) for report in reports if report[0] == job_id), None)

@@ -1,7 +1,8 @@
-"""What people and machines see of a running service: logs, metrics, health.
+"""Logs, metrics and health of a running service.
 
-`metrics` and `health` are imported by those who serve them; logs are everybody's, but loaded when
-they are asked for: what cleans text for a terminal starts without them.
+Services that export metrics or health import `metrics` and `health` themselves. Logging is
+exported here but loaded on first use, so that code that only cleans text for a terminal starts
+without the logging library.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["configure_logging", "get_logger", "hide_secret", "redact_text"]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `logs`, which bring the logging library with them."""
+    """Load the functions of `logs` lazily, because they import the logging library."""
     if name in {"configure_logging", "get_logger"}:
         return getattr(import_module("deepsquare_chain.observability.logs"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""A small web page of one service's health, on loopback only.
+"""HTTP health endpoints of one service, on loopback only.
 
-`/live` and `/ready` answer 200 or 503, `/status` shows all, `/metrics` is for Prometheus.
+`/live` and `/ready` return 200 or 503, `/status` returns all details, `/metrics` is for Prometheus.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deepsquare_chain.observability.serving import HOST, LoopbackServer
 
 
 def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> Starlette:
-    """The pages of one service."""
+    """Return the ASGI application with the health endpoints of one service."""
 
     def answer(good: bool) -> JSONResponse:
         return JSONResponse({"ok": good}, status_code=200 if good else 503)
@@ -42,7 +42,8 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
             return JSONResponse({"ok": False}, status_code=404)
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
-    # A page of another site must not read this by pointing its own name at loopback.
+    # Checks the Host header to prevent DNS rebinding: a foreign site could otherwise resolve its
+    # own name to loopback and read these endpoints.
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     routes = [
         Route("/live", live),
@@ -54,11 +55,11 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
 
 
 def health_server(app: Starlette, *, port: int = 0, host: str = HOST) -> LoopbackServer:
-    """A server of these pages, on loopback only; port 0 takes a free one.
+    """Return a server for the health endpoints, on loopback only.
 
     Args:
         app: See `health_app`.
-        port: Where it listens once it is started.
+        port: Port to listen on once started; 0 selects a free port.
         host: A loopback address.
 
     Raises:

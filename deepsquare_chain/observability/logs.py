@@ -1,6 +1,6 @@
-"""Logs: one event a line, JSON for machines, columns for people, on standard error.
+"""Structured logs on standard error: one event per line, as JSON or as columns for a terminal.
 
-Libraries that use the standard `logging` go through the same processors.
+Libraries that use the standard `logging` module go through the same processors.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-# Chatty below warning, and no news to anybody who runs a grid.
+# Verbose below warning, and not useful to operators of a grid.
 _QUIET: Final = ("asyncio", "httpx", "httpcore", "urllib3", "uvicorn", "web3", "websockets")
 
 
 def configure_logging(
     level: str = "info", fmt: str = "auto", stream: TextIO | None = None, **bound: object
 ) -> None:
-    """Send all logs of this process to one stream. May be called again.
+    """Send all logs of this process to one stream. May be called repeatedly.
 
     Args:
         level: debug, info, warning or error.
-        fmt: json, console, or auto: console on a terminal, JSON elsewhere.
-        stream: Standard error by default.
-        bound: Fields that every line carries, such as the service's name.
+        fmt: json, console, or auto (console on a terminal, JSON elsewhere).
+        stream: Output stream; standard error by default.
+        bound: Fields added to every line, such as the service's name.
 
     Raises:
         UsageError: The level or the format is unknown.
@@ -55,9 +55,9 @@ def configure_logging(
         )
     )
     root = logging.getLogger()
-    for old in list(root.handlers):
-        if getattr(old, "_deepsquare", False):
-            root.removeHandler(old)
+    for old_handler in list(root.handlers):
+        if getattr(old_handler, "_deepsquare", False):
+            root.removeHandler(old_handler)
     handler._deepsquare = True  # type: ignore[attr-defined]  # noqa: SLF001
     root.addHandler(handler)
     root.setLevel(LEVELS[level.lower()])
@@ -73,13 +73,13 @@ def configure_logging(
         ],
         wrapper_class=BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
-        # A module's logger is made at import, before this ran.
+        # Modules create their loggers at import, before this function runs.
         cache_logger_on_first_use=False,
     )
 
 
 def get_logger(name: str) -> BoundLogger:
-    """Logger of a module. Events are short phrases; everything variable is a field."""
+    """Return the logger of a module. Events are short constant phrases; variable data goes into fields."""
     logger: BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
@@ -97,8 +97,8 @@ def _shared() -> list[Processor]:
 
 def _final(fmt: str, stream: TextIO) -> list[Processor]:
     terminal = stream.isatty()
-    # Tracebacks become text before redaction, and never show local variables.
-    last: list[Processor] = [structlog.processors.format_exc_info, redact]
+    # Tracebacks are rendered to text before redaction, without local variables.
+    processors: list[Processor] = [structlog.processors.format_exc_info, redact]
     if fmt == "json" or (fmt == "auto" and not terminal):
-        return [*last, structlog.processors.JSONRenderer(sort_keys=True, default=str)]
-    return [*last, structlog.dev.ConsoleRenderer(colors=terminal)]
+        return [*processors, structlog.processors.JSONRenderer(sort_keys=True, default=str)]
+    return [*processors, structlog.dev.ConsoleRenderer(colors=terminal)]

@@ -1,4 +1,4 @@
-"""Health of a service and findings about its surroundings as values, apart from what shows them."""
+"""Data classes for the health of a service and for checks of its environment."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was examined.
+    """The result of one check.
 
     Attributes:
-        name: What was examined.
-        ok: Whether it is in order.
-        text: What was found.
-        hint: What to do; may be there for something in order as well.
-        setting: Settings that decide about it, joined by commas; empty where none does.
+        name: Subject of the check.
+        ok: Whether the check passed.
+        text: Description of the result.
+        hint: Recommended action; may be set even if the check passed.
+        setting: Names of the settings that affect the check, joined by commas; may be empty.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Health of a service now.
+    """Current health of a service.
 
     Attributes:
-        live: It still turns; restart it when not.
-        ready: It has done its first full cycle and is not failing.
-        details: Whatever else is worth seeing; JSON values.
+        live: Whether its cycles still run; if not, restart the service.
+        ready: Whether it completed its first full cycle and is not failing.
+        details: Further information, as JSON values.
     """
 
     live: bool

@@ -1,7 +1,7 @@
-"""Removes secrets from everything that is logged, and neutralises untrusted text.
+"""Removes secrets from log records and escapes untrusted text.
 
-Three nets: the name of a field, the shape of a text, and the very secrets that the program
-loaded. Log lines are written for strangers.
+Secrets are recognised in three ways: by the name of a field, by a pattern in the text, and by the
+values of the secrets that the program loaded. Log lines may be read by third parties.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ASSIGNED: Final = re.compile(
 _BEARER: Final = re.compile(r"\b(?P<name>(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _USER_INFO: Final = re.compile(r"\b(?P<scheme>[a-z][a-z0-9+.-]{1,20}://)[^\s/?#@]*@", re.IGNORECASE)
 _URL: Final = re.compile(r"\b(?:https?|wss?)://[^\s\"'<>]+", re.IGNORECASE)
-# Hosted endpoints carry their key as a long path segment, or in the query.
+# URLs of hosted endpoints contain the API key as a long path segment, or in the query.
 _KEY_SEGMENT: Final = re.compile(r"(?<=/)(?!0x)(?=[^/?#]*\d)[A-Za-z0-9_-]{20,}(?=[/?#]|$)")
 _QUERY: Final = re.compile(
     r"(?<=[?&])(?P<name>[^=&#\s]*(?:key|token|secret|pass|auth)[^=&#\s]*=)[^&#\s]+"
@@ -46,9 +46,9 @@ _known: set[str] = set()
 
 
 def hide_secret(secret: str | bytes) -> None:
-    """Hide this very value in every later log line; very short ones are left alone.
+    """Register a value to be hidden in all later log lines. Values under 4 characters are ignored.
 
-    Bytes are hidden in their hexadecimal form, as keys are shown.
+    Bytes are hidden in their hexadecimal form, which is how keys are displayed.
     """
     text = secret.hex() if isinstance(secret, bytes) else secret.strip()
     if len(text) >= _SHORTEST_SECRET:
@@ -56,8 +56,8 @@ def hide_secret(secret: str | bytes) -> None:
 
 
 def redact_text(text: str) -> str:
-    """The text without secrets: credentials in URLs, `password=...`, and what was loaded."""
-    # Longest first: a secret may be the beginning of another.
+    """Return the text without credentials in URLs, `password=...` values, and registered secrets."""
+    # Longest first: a secret may be a prefix of another.
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = _USER_INFO.sub(rf"\g<scheme>{HIDDEN}@", text)
@@ -67,7 +67,7 @@ def redact_text(text: str) -> str:
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Processor for structlog: no secrets, no control characters, bounded texts."""
+    """Structlog processor: removes secrets, escapes control characters, and truncates long texts."""
     for name, value in event.items():
         if name.startswith("_"):
             continue  # structlog's own
@@ -106,7 +106,7 @@ def _is_secret(name: str) -> bool:
 
 def _plain(text: str, *, lines: bool = False) -> str:
     if len(text) > MAX_TEXT:
-        # A secret may lie across the cut, so it is looked for beyond it first.
+        # A secret may span the cut, so redact a longer prefix first.
         text = redact_text(text[: 2 * MAX_TEXT])[:MAX_TEXT] + f"... {len(text)} characters in all"
     else:
         text = redact_text(text)
@@ -115,12 +115,12 @@ def _plain(text: str, *, lines: bool = False) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
-# Cc moves the cursor or worse; Cf holds the marks that turn the reading direction.
+# Cc contains terminal control codes; Cf contains the bidirectional override marks.
 _UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def plain(text: str, *, keep: str = "") -> str:
-    """The text with every control character written out as an escape, but for those to keep."""
+    """Return the text with every control character escaped, except those in `keep`."""
     return "".join(char if char in keep or _is_safe(char) else _escape(char) for char in text)
 
 

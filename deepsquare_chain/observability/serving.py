@@ -1,4 +1,4 @@
-"""The HTTP server of every service of this machine, and how much one client may ask of it."""
+"""The HTTP server shared by all local services, and a per-client rate limit."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _RETRY_SECONDS: Final = 5
 _log = get_logger(__name__)
 HOST = "127.0.0.1"
 PROBLEM: Final = "application/problem+json"
-# A page whose name was re-bound to loopback comes with its own host name, and is turned away.
+# Prevents DNS rebinding: a page whose name was re-bound to loopback sends its own host name.
 LOOPBACK_ONLY: Final = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
 
 class LoopbackServer:
-    """Serves an ASGI application on 127.0.0.1; the caller decides about signals.
+    """Serves an ASGI application on 127.0.0.1 by default. Signals are left to the caller.
 
-    Raises ``UsageError`` where the port can't be had. Port 0 takes a free one. Another ``host``
-    is for what the whole network may ask.
+    Port 0 selects a free port. Set ``host`` for services that the whole network may use.
+    Raises ``UsageError`` if the port is not available.
     """
 
     def __init__(self, app: Any, port: int = 0, host: str = HOST) -> None:
@@ -53,7 +53,7 @@ class LoopbackServer:
         return f"http://{host}:{self.port}"
 
     async def start(self) -> None:
-        """Listen; returns once requests are answered."""
+        """Start listening; returns once the server accepts requests."""
         listener = open_listener(self._wanted, self._host)
         self.port = int(listener.getsockname()[1])
         self._server = _Server(
@@ -74,7 +74,7 @@ class LoopbackServer:
             await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
-        """Stop listening, answer what is under way (3 seconds at most), close."""
+        """Stop listening, finish open requests (within 3 seconds), and close."""
         if self._server is None or self._task is None:
             return
         self._server.should_exit = True
@@ -83,7 +83,7 @@ class LoopbackServer:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: several servers share one process."""
+    """A uvicorn server without signal handlers, so that several servers can share one process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -99,7 +99,10 @@ def problem(
     retry: int | None = None,
     **more: int,
 ) -> Response:
-    """A problem (RFC 9457); `code` is its short name, `retry` in seconds, `more` further fields."""
+    """Return a problem response (RFC 9457).
+
+    `code` is a short name, `retry` is Retry-After in seconds, `more` are further fields.
+    """
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": status.phrase,
@@ -218,13 +221,16 @@ def probe_response(good: bool) -> Response:
 
 
 def sends_json(request: Request) -> bool:
-    """Whether the body is declared as JSON, which no browser sends to another site unasked."""
+    """Return whether the body is declared as JSON.
+
+    Browsers do not send JSON to another origin without a CORS preflight.
+    """
     declared = request.headers.get("content-type", "").partition(";")[0]
     return declared.strip().lower() == "application/json"
 
 
 async def read_body(request: Request, limit: int) -> bytes | None:
-    """The body, or None where it is longer than ``limit`` bytes."""
+    """Return the body, or None if it is longer than ``limit`` bytes."""
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
@@ -236,16 +242,20 @@ async def read_body(request: Request, limit: int) -> bytes | None:
 
 
 def open_listener(port: int, host: str = HOST) -> socket.socket:
-    """A listening-to-be socket, on 127.0.0.1 by default, or ``UsageError`` with what to do."""
+    """Return a listening socket, on 127.0.0.1 by default.
+
+    Raises ``UsageError`` with a hint if the port is not available.
+    """
     if not 0 <= port <= 65_535:
         raise UsageError(f"{port} is not a port.", hint="Ports go from 0 (any free one) to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named as TCP, or asyncio leaves out TCP_NODELAY and each answer waits 40 ms for an ACK.
+    # The protocol must be explicit: asyncio sets TCP_NODELAY only then, and without it each
+    # response waits 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        # uvicorn listens again with its own backlog; here it makes the port ours at once.
+        # Reserves the port at once; uvicorn calls listen again with its own backlog.
         listener.listen(128)
     except OSError as error:
         listener.close()
@@ -270,18 +280,19 @@ def _refused(host: str, port: int, error: OSError) -> UsageError:
     )
 
 
-#: Clients that are remembered; whoever was away longest is forgotten, and starts with a full bucket.
+#: Number of clients whose buckets are kept. The least recently seen client is evicted, and starts
+#: with a full bucket when it returns.
 MAX_CLIENTS: Final = 10_000
 
 
 class RateLimit:
-    """A token bucket per client: a rate in the long run and a burst at once; rate zero is no limit.
+    """A rate limit with a token bucket per client.
 
     Args:
-        rate: Requests per second.
-        burst: Requests at once.
-        clients: How many clients are remembered.
-        clock: Seconds that never go back.
+        rate: Sustained requests per second; zero disables the limit.
+        burst: Size of the bucket: requests that are allowed at once.
+        clients: Maximum number of buckets that are kept.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -299,7 +310,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, client: str) -> float:
-        """Count a request; the seconds that this client has to wait for the next, zero if none."""
+        """Count a request. Return zero if it is allowed, else the seconds that the client must wait."""
         if self._rate <= 0:
             return 0.0
         now, key = self._clock(), network_of(client)
@@ -312,16 +323,19 @@ class RateLimit:
         return 0.0 if allowed else (1.0 - tokens) / self._rate
 
     def __len__(self) -> int:
-        """Clients that are remembered."""
+        """Return the number of clients with a bucket."""
         return len(self._buckets)
 
 
 def network_of(client: str) -> str:
-    """An address, or the network of an IPv6 address: one client has a whole one of those."""
+    """Return an IPv4 address as it is, and the /64 network of an IPv6 address.
+
+    One IPv6 client usually has a whole /64 network.
+    """
     try:
-        found = ipaddress.ip_address(client)
+        address = ipaddress.ip_address(client)
     except ValueError:
         return client
-    if found.version == 6 and found.ipv4_mapped is None:
+    if address.version == 6 and address.ipv4_mapped is None:
         return str(ipaddress.ip_network((client, 64), strict=False))
     return client
