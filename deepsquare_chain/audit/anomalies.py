@@ -1,7 +1,8 @@
-"""What is lawful in a grid's history but worth a look: the kinds and their rows. Pure.
+"""Anomalies in a grid's history: events that are allowed but unusual. Pure.
 
-A finding says that the books are wrong; an exception says that somebody should ask why. Both are
-kept apart everywhere: only findings make an audit fail. `watch` has the rules.
+A finding means that the ledger is wrong. An anomaly means that an operator should look into the
+matter. The two are kept separate: only findings make an audit fail. The rules are in
+`anomaly_rules`. The command line and the exports call anomalies "exceptions".
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-#: What nobody but the sender of an assignment can tell.
+#: Part of a message that applies until the sender of the assignment is known.
 MAY_HAVE_TAKEN: Final = "its provider may have taken it itself"
 
 
 class Severity(StrEnum):
-    """How soon somebody should look."""
+    """How urgent an anomaly is."""
 
     NOTICE = "notice"
     WARNING = "warning"
 
 
 class Code(StrEnum):
-    """Kinds of exceptions."""
+    """Kinds of anomalies."""
 
     OVERRUN = "overrun"
     REQUEUE = "requeue"
@@ -45,7 +46,7 @@ class Code(StrEnum):
 
 
 class Subject(StrEnum):
-    """What an exception is about."""
+    """Subject area of an anomaly."""
 
     JOBS = "jobs"
     PROVIDERS = "providers"
@@ -71,9 +72,9 @@ SUBJECTS: Final[Mapping[Code, Subject]] = {
 
 @dataclass(frozen=True, slots=True)
 class Anomaly:
-    """One exception; job zero and an empty account or transaction where none is meant.
+    """One anomaly. The job is zero and the account empty if none applies.
 
-    `tx_hash` is empty for what is so at the end of the replay without anybody having acted.
+    `tx_hash` is empty for a condition at the end of the replay that no transaction caused.
     """
 
     code: Code
@@ -88,7 +89,7 @@ class Anomaly:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A transaction, or the end of a replay: block, chain time in seconds, hash."""
+    """A transaction, or the end of a replay: block, chain time in seconds, transaction hash."""
 
     block: int
     time: int
@@ -96,11 +97,13 @@ class Spot:
 
 
 def name_self_scheduled(rows: Iterable[Anomaly], senders: Mapping[str, str]) -> list[Anomaly]:
-    """Say which late assignments providers made themselves, as only their transactions tell.
+    """Mark the late assignments that providers made themselves.
+
+    Events do not name the sender of an assignment, so the senders must be given.
 
     Args:
-        rows: Of a replay.
-        senders: Who sent a transaction, by its hash; the others stay as they are.
+        rows: Anomalies of a replay.
+        senders: Sender of each transaction, by its hash. Other rows stay unchanged.
     """
     return [
         replace(

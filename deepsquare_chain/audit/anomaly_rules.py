@@ -23,11 +23,11 @@ from deepsquare_chain.job import JobFlags, JobStatus
 
 
 class AnomalyRules:
-    """Reads events along with the ledgers and records anomalies.
+    """Reads events along with the ledgers, and records anomalies.
 
     Args:
-        deployment: Its recorded timeouts, or the usual ones, say what is long; addresses are
-            spelled as in events.
+        deployment: Provides the thresholds: its recorded timeouts, or the defaults. Its addresses
+            must be checksummed, as in events.
     """
 
     def __init__(self, deployment: Deployment) -> None:
@@ -48,11 +48,11 @@ class AnomalyRules:
     def resume(
         self, jobs: Iterable[JobEntry], challenges: Iterable[ev.ProviderChallenged] = ()
     ) -> None:
-        """Go on where a reader of everything before would stand.
+        """Restore the state after all earlier events, in order to continue from there.
 
         Args:
-            jobs: All that further events may be about, as the books hold them.
-            challenges: Those that stand open.
+            jobs: Entries of all jobs that further events may concern.
+            challenges: Open challenges.
         """
         for job in jobs:
             if job.status is JobStatus.PENDING:
@@ -61,27 +61,27 @@ class AnomalyRules:
                 self._claims[job.id] = job.since, job.provider
             elif job.status is JobStatus.RUNNING:
                 self._running[job.id] = job.provider
-        self._challenges.update({each.provider: each for each in challenges})
+        self._challenges.update({challenge.provider: challenge for challenge in challenges})
 
     def take(self) -> list[Anomaly]:
-        """What was noted since the last time, oldest first."""
-        found, self.rows = self.rows, []
-        return found
+        """Return and clear the recorded anomalies, oldest first."""
+        anomalies, self.rows = self.rows, []
+        return anomalies
 
     def read(self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], spot: Spot) -> None:
-        """Look at one transaction, once the books hold it."""
-        owed: set[str] = set()
-        run = list(events)
-        for event in run:
+        """Examine one transaction. The ledgers must already include it."""
+        payers: set[str] = set()
+        transaction_events = list(events)
+        for event in transaction_events:
             if isinstance(event, ev.JobSubmitted):
-                owed.add(event.customer)
+                payers.add(event.customer)
             elif isinstance(event, ev.JobToppedUp):
-                owed.add(event.payer)
-        for event in run:
+                payers.add(event.payer)
+        for event in transaction_events:
             if isinstance(event, ev.JobTransition):
                 self._moved(event, jobs.get(event.job_id), spot)
             elif isinstance(event, ev.Transfer):
-                self._transferred(event, owed, spot)
+                self._transferred(event, payers, spot)
             elif isinstance(event, ev.JobRequeued | ev.JobPanicked):
                 self._gave_up(event, jobs.get(event.job_id), spot)
             elif isinstance(event, ev.ProviderChallenged | ev.ProviderAnswered):
@@ -90,31 +90,31 @@ class AnomalyRules:
                 self._acted(event, spot)
 
     def so_far(self, jobs: Mapping[int, JobEntry], spot: Spot) -> list[Anomaly]:
-        """All exceptions, with those that stand open at a spot; oldest first."""
-        kept, self.rows = self.rows, list(self.rows)
+        """Return all anomalies, including the open conditions at a spot; oldest first."""
+        recorded, self.rows = self.rows, list(self.rows)
         for job_id, account in sorted(self._running.items()):
             if (job := jobs.get(job_id)) is not None:
                 self._overrun(job, account, spot, "runs")
         for job_id, (since, account) in sorted(self._claims.items()):
             if (idle := spot.time - since) > self._idle_after:
-                words = f"job {job_id} was claimed {idle} s ago and does not run"
+                message = f"job {job_id} was claimed {idle} s ago and does not run"
                 self._note(
-                    Code.IDLE_CLAIM, Severity.WARNING, words, spot, account=account, job_id=job_id
+                    Code.IDLE_CLAIM, Severity.WARNING, message, spot, account=account, job_id=job_id
                 )
         for account, event in sorted(self._challenges.items()):
             if (late := spot.time - event.answer_by) > 0:
-                words = f"{account} has not answered a challenge over job {event.job_id}, "
-                words += f"{late} s after it had to"
+                message = f"{account} has not answered a challenge over job {event.job_id}, "
+                message += f"{late} s after it had to"
                 self._note(
                     Code.UNANSWERED,
                     Severity.WARNING,
-                    words,
+                    message,
                     spot,
                     account=account,
                     job_id=event.job_id,
                 )
-        found, self.rows = self.rows, kept
-        return found
+        anomalies, self.rows = self.rows, recorded
+        return anomalies
 
     def _note(
         self,
@@ -126,18 +126,18 @@ class AnomalyRules:
         account: str = "",
         job_id: int = 0,
     ) -> None:
-        place = (spot.block, spot.time, spot.tx_hash)
-        self.rows.append(Anomaly(code, severity, message, job_id, account, *place))
+        location = (spot.block, spot.time, spot.tx_hash)
+        self.rows.append(Anomaly(code, severity, message, job_id, account, *location))
 
     def _moved(self, event: ev.JobTransition, job: JobEntry | None, spot: Spot) -> None:
         job_id, account, after = event.job_id, event.provider, event.after
         self._holders[job_id] = account
         if (claim := self._claims.pop(job_id, None)) and spot.time - claim[0] > self._idle_after:
-            words = (
+            message = (
                 f"job {job_id} was claimed and became {after.name} {spot.time - claim[0]} s later"
             )
             self._note(
-                Code.IDLE_CLAIM, Severity.NOTICE, words, spot, account=account, job_id=job_id
+                Code.IDLE_CLAIM, Severity.NOTICE, message, spot, account=account, job_id=job_id
             )
         if after is JobStatus.PENDING:
             self._pending[job_id] = spot.time
@@ -145,13 +145,13 @@ class AnomalyRules:
             waited = spot.time - self._pending.pop(job_id, spot.time)
             if waited >= self._pending_timeout:
                 forbidden = job is not None and JobFlags.NO_SELF_SCHEDULING in job.terms.flags
-                words = f"job {job_id} waited {waited} s"
-                # Providers can't take such a job themselves; then the scheduler was late.
-                words += "" if forbidden else f": {MAY_HAVE_TAKEN}"
+                message = f"job {job_id} waited {waited} s"
+                # Providers can't assign such a job to themselves, so the scheduler was late.
+                message += "" if forbidden else f": {MAY_HAVE_TAKEN}"
                 self._note(
                     Code.LATE_ASSIGNMENT,
                     Severity.NOTICE,
-                    words,
+                    message,
                     spot,
                     account=account,
                     job_id=job_id,
@@ -163,94 +163,96 @@ class AnomalyRules:
         if after.is_final:
             waited = spot.time - self._pending.pop(job_id, spot.time)
             if waited >= self._pending_expiry:
-                words = f"job {job_id} was cancelled after {waited} s without a provider, when "
-                words += "anyone may; its credits went back to its customer"
-                self._note(Code.EXPIRED, Severity.NOTICE, words, spot, job_id=job_id)
+                message = f"job {job_id} was cancelled after {waited} s without a provider, when "
+                message += "anyone may; its credits went back to its customer"
+                self._note(Code.EXPIRED, Severity.NOTICE, message, spot, job_id=job_id)
             if self._running.pop(job_id, None) is not None and job is not None:
                 self._overrun(job, account, spot, "ran")
 
     def _overrun(self, job: JobEntry, account: str, spot: Spot, verb: str) -> None:
-        over = spot.time - job.billed_until - job.allotment
-        if over > 0:
-            severity = Severity.WARNING if over > MIN_REPORT_GRACE else Severity.NOTICE
-            given = job.collected_seconds + job.allotment
-            words = f"job {job.id} {verb} {over} s past its {given} s, by the chain's clock"
-            self._note(Code.OVERRUN, severity, words, spot, account=account, job_id=job.id)
+        overrun = spot.time - job.billed_until - job.allotment
+        if overrun > 0:
+            severity = Severity.WARNING if overrun > MIN_REPORT_GRACE else Severity.NOTICE
+            granted = job.collected_seconds + job.allotment
+            message = f"job {job.id} {verb} {overrun} s past its {granted} s, by the chain's clock"
+            self._note(Code.OVERRUN, severity, message, spot, account=account, job_id=job.id)
 
     def _gave_up(
         self, event: ev.JobRequeued | ev.JobPanicked, job: JobEntry | None, spot: Spot
     ) -> None:
         holder = self._holders.get(event.job_id, ZERO_ADDRESS)
-        why = f": {event.reason}" if event.reason else ""
+        reason = f": {event.reason}" if event.reason else ""
         if isinstance(event, ev.JobRequeued):
-            own = event.by == holder
-            verb = "refused by" if own else f"taken by {event.by} from"
-            words = f"job {event.job_id} was {verb} {holder}{why}"
-            severity = Severity.NOTICE if own else Severity.WARNING
-            self._note(Code.REQUEUE, severity, words, spot, account=holder, job_id=event.job_id)
+            own_provider = event.by == holder
+            verb = "refused by" if own_provider else f"taken by {event.by} from"
+            message = f"job {event.job_id} was {verb} {holder}{reason}"
+            severity = Severity.NOTICE if own_provider else Severity.WARNING
+            self._note(Code.REQUEUE, severity, message, spot, account=holder, job_id=event.job_id)
             return
-        heir = f", job {job.successor} goes on" if job is not None and job.successor else ""
-        words = f"job {event.job_id} was given up by {event.by}{heir}{why}"
-        self._note(Code.PANIC, Severity.WARNING, words, spot, account=holder, job_id=event.job_id)
+        successor = f", job {job.successor} goes on" if job is not None and job.successor else ""
+        message = f"job {event.job_id} was given up by {event.by}{successor}{reason}"
+        self._note(Code.PANIC, Severity.WARNING, message, spot, account=holder, job_id=event.job_id)
 
     def _asked(self, event: ev.ProviderChallenged | ev.ProviderAnswered, spot: Spot) -> None:
         account = event.provider
         if isinstance(event, ev.ProviderChallenged):
             self._challenges[account] = event
             return
-        asked = self._challenges.pop(account, None)
-        if asked is not None and spot.time > asked.answer_by:
-            late = spot.time - asked.answer_by
-            words = f"{account} answered a challenge over job {asked.job_id} {late} s too late"
+        challenge = self._challenges.pop(account, None)
+        if challenge is not None and spot.time > challenge.answer_by:
+            late = spot.time - challenge.answer_by
+            message = (
+                f"{account} answered a challenge over job {challenge.job_id} {late} s too late"
+            )
             self._note(
                 Code.LATE_ANSWER,
                 Severity.WARNING,
-                words,
+                message,
                 spot,
                 account=account,
-                job_id=asked.job_id,
+                job_id=challenge.job_id,
             )
 
     def _transferred(self, event: ev.Transfer, owed: set[str], spot: Spot) -> None:
         amount = format_credits(event.amount)
         if event.sender == ZERO_ADDRESS:
-            words = f"{amount} credits were minted for {event.recipient}"
-            self._note(Code.MINT, Severity.NOTICE, words, spot, account=event.recipient)
+            message = f"{amount} credits were minted for {event.recipient}"
+            self._note(Code.MINT, Severity.NOTICE, message, spot, account=event.recipient)
         if event.recipient == self._scheduler and event.sender not in owed:
-            words = f"{amount} credits went to the scheduler for no job; nobody gets them back"
-            self._note(Code.GIFT, Severity.WARNING, words, spot, account=event.sender)
+            message = f"{amount} credits went to the scheduler for no job; nobody gets them back"
+            self._note(Code.GIFT, Severity.WARNING, message, spot, account=event.sender)
 
     def _acted(self, event: ev.Event, spot: Spot) -> None:
-        found = _acts(event, self._names.get(event.address, event.address))
-        if found is not None:
-            code, severity, account, words = found
-            self._note(code, severity, words, spot, account=account)
+        anomaly = _acts(event, self._names.get(event.address, event.address))
+        if anomaly is not None:
+            code, severity, account, message = anomaly
+            self._note(code, severity, message, spot, account=account)
 
 
 def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
-    """What an administrator, an approver or a blocked token did: code, severity, account, words."""
+    """Return code, severity, account and message for an administrative event or a parked payment."""
     notice, warning = Severity.NOTICE, Severity.WARNING
-    found: tuple[Code, Severity, str, str] | None = None
+    anomaly: tuple[Code, Severity, str, str] | None = None
     match event:
         case ev.PaymentParked():
-            words = f"{format_credits(event.amount)} credits for {event.recipient} could not be paid and can be withdrawn"
-            found = Code.PARKED, warning, event.recipient, words
+            message = f"{format_credits(event.amount)} credits for {event.recipient} could not be paid and can be withdrawn"
+            anomaly = Code.PARKED, warning, event.recipient, message
         case ev.FeeChanged():
-            words = f"the fee became {event.fee_bps} basis points"
-            found = Code.FEE, notice, "", words
+            message = f"the fee became {event.fee_bps} basis points"
+            anomaly = Code.FEE, notice, "", message
         case ev.SubmissionsChanged():
-            words = f"new submissions were {'opened' if event.open else 'closed'}"
-            found = Code.SUBMISSIONS, notice, "", words
+            message = f"new submissions were {'opened' if event.open else 'closed'}"
+            anomaly = Code.SUBMISSIONS, notice, "", message
         case ev.RoleGranted() | ev.RoleRevoked():
             verb = "granted to" if isinstance(event, ev.RoleGranted) else "taken from"
             role = "administrator" if event.role == bytes(32) else role_name(event.role)
-            words = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
-            found = Code.ROLE, notice, event.account, words
+            message = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
+            anomaly = Code.ROLE, notice, event.account, message
         case ev.BanChanged():
             verb = "banned" if event.banned else "let in again"
-            why = f": {event.reason}" if event.reason else ""
-            found = Code.BAN, warning, event.provider, f"{event.provider} was {verb}{why}"
+            reason = f": {event.reason}" if event.reason else ""
+            anomaly = Code.BAN, warning, event.provider, f"{event.provider} was {verb}{reason}"
         case ev.ProviderApproved():
-            words = f"version {event.version} of {event.provider} was approved"
-            found = Code.APPROVAL, notice, event.provider, words
-    return found
+            message = f"version {event.version} of {event.provider} was approved"
+            anomaly = Code.APPROVAL, notice, event.provider, message
+    return anomaly

@@ -1,8 +1,8 @@
-"""The bill of a job, recomputed and compared with the payments. Pure.
+"""Recomputes the bill of a job and compares it with the payments. Pure.
 
-seconds x rate is the cost; the fee is floor(cost x basis points / 10000); the provider gets the
-rest of the cost, the customer the rest of the escrow. What interim payments billed is not billed
-again: the settlement is computed from the last of them on, and the sums hold both.
+The cost is seconds x rate. The fee is floor(cost x basis points / 10000). The provider receives the
+rest of the cost, and the customer receives the rest of the escrow. The settlement bills only the
+time since the last interim payment; the lines of a bill include both.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from deepsquare_chain.audit.entries import JobEntry
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.job import JobStatus
 
-#: Endings at which the provider says how long the run was.
+#: Final statuses for which the provider reports the duration of the run.
 _REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
 
 
 @dataclass(frozen=True, slots=True)
 class BillLine:
-    """One sum of a bill: what it should be and what it is, in credit-wei."""
+    """One amount of a bill: expected and actual, in credit-wei."""
 
     name: str
     expected: int
@@ -27,20 +27,20 @@ class BillLine:
 
     @property
     def difference(self) -> int:
-        """Zero, or the bill is wrong."""
+        """Actual minus expected amount; nonzero if the bill is wrong."""
         return self.actual - self.expected
 
 
 @dataclass(frozen=True, slots=True)
 class JobBill:
-    """A bill with all that it was computed from; times are the chain's, in seconds.
+    """A recomputed bill with its inputs. Times are chain time in seconds.
 
-    `reported` is what the provider's transaction says, None where nobody looked or nobody had to
-    report. `settled` is false as long as the job lives: its lines then compare nothing.
-    `allotment`, `most` (the most that can be billed), `reported`, `seconds`, `escrow` and `cost` are
-    those of the settlement alone, `collected_seconds` and `collected` (paid and fee, in credit-wei)
-    those of interim payments; `billed_seconds` and the lines are of both together. `why` names the
-    rule that gave `seconds`.
+    `reported` is the duration in the provider's transaction; None if the transaction was not read
+    or if the status needs no report. `settled` is false while the job is live; its lines then
+    contain no comparison. `allotment`, `most` (the maximum that can be billed), `reported`,
+    `seconds`, `escrow` and `cost` belong to the settlement. `collected_seconds` and `collected`
+    (paid and fee, in credit-wei) belong to interim payments. `billed_seconds` and the lines include
+    both. `why` is the rule that determined `seconds`.
     """
 
     job_id: int
@@ -64,12 +64,12 @@ class JobBill:
 
     @property
     def elapsed(self) -> int:
-        """Seconds from the start to the end; zero if it never ran."""
+        """Seconds from the start to the end of the run; zero if the job never ran."""
         return self.ended_at - self.started_at if self.started_at else 0
 
     @property
     def ok(self) -> bool:
-        """Whether seconds and every sum are as they must be."""
+        """Whether the billed seconds and all amounts are as expected."""
         if not self.settled:
             return True
         total = self.collected_seconds + self.seconds
@@ -82,10 +82,10 @@ def recompute_bill(
     """Compute a job's bill from start, end, rate and fee.
 
     Args:
-        job: As its events tell it.
-        now: Chain time up to which a job that still runs is charged; its last move by default.
-        reported: Seconds in the provider's report, if known; without them the billed seconds are
-            only held against the most that they can be.
+        job: The job, as derived from its events.
+        now: Chain time up to which a running job is charged; its `since` by default.
+        reported: Seconds in the provider's report, if known. Without them, the billed seconds are
+            only compared with their maximum.
     """
     final = job.status.is_final
     ended_at = job.ended_at if final else max(now or 0, job.since)
@@ -96,11 +96,11 @@ def recompute_bill(
     seconds, why = _seconds(job, most, reported)
     cost = job.rate * seconds
     share = fee_of(cost, job.fee_bps)
-    back = 0 if job.carried_out else escrow - cost
+    refund = 0 if job.carried_out else escrow - cost
     lines = (
         _sum("paid", job.collected_paid + cost - share, job.paid, final=final),
         _sum("fee", job.collected_fee + share, job.fee, final=final),
-        _sum("refunded", back, job.refunded, final=final),
+        _sum("refunded", refund, job.refunded, final=final),
         BillLine("carried_out", escrow if job.carried_out else 0, job.carried_out),
     )
     return JobBill(
@@ -126,26 +126,26 @@ def recompute_bill(
 
 
 def _sum(name: str, expected: int, actual: int, *, final: bool) -> BillLine:
-    """A line; what is not settled yet has nothing to be compared with."""
+    """Return a line. Before the settlement there is no actual amount to compare with."""
     return BillLine(name, expected, actual if final else expected)
 
 
 def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:
-    """Seconds that the settlement must have billed, and the rule that says so."""
-    last = job.billed_seconds - job.collected_seconds
+    """Return the seconds that the settlement must have billed, and the rule that determines them."""
+    settled_seconds = job.billed_seconds - job.collected_seconds
     if not job.started_at:
-        found = 0, "it never ran"
+        result = 0, "it never ran"
     elif job.status in _REPORTED and reported is not None:
-        found = min(reported, most), "the least of reported, elapsed and granted seconds"
+        result = min(reported, most), "the least of reported, elapsed and granted seconds"
     elif job.status in _REPORTED:
-        found = min(last, most), "what was reported, at most elapsed and granted"
+        result = min(settled_seconds, most), "what was reported, at most elapsed and granted"
     elif job.status is JobStatus.PANICKED:
-        found = 0, "a panic costs nothing"
+        result = 0, "a panic costs nothing"
     elif job.status is not JobStatus.CANCELLED:
-        found = most, "so far: elapsed seconds, at most the allotment"
-    elif last == 0:
-        # Whether the run was lost is judged by the replay, which knows the provider's clock.
-        found = 0, "cancelled as a lost run, which costs nothing"
+        result = most, "so far: elapsed seconds, at most the allotment"
+    elif settled_seconds == 0:
+        # The replay checks whether the run was lost, because it has the provider's challenges.
+        result = 0, "cancelled as a lost run, which costs nothing"
     else:
-        found = most, "cancelled while it ran: elapsed seconds, at most the allotment"
-    return found
+        result = most, "cancelled while it ran: elapsed seconds, at most the allotment"
+    return result

@@ -1,6 +1,6 @@
-"""Do the books add up, and does the chain's storage say the same? Pure.
+"""Verifies a ledger, and compares it with the contracts' storage. Pure.
 
-`verify` judges a ledger; with what storage holds it also proves that the events tell everything.
+The comparison with storage also proves that the events are complete.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from deepsquare_chain.job import Job, Load, Provider
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the contracts hold at one block, as `reader.read_storage` fetches it.
+    """The contracts' storage at one block, as fetched by `reader.read_storage`.
 
-    `loads` are those of providers, by account.
+    `loads` are the loads of providers by account.
     """
 
     block: int
@@ -33,7 +33,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The outcome; `difference` is in credit-wei and must be zero."""
+    """The result of verifying a ledger. `compared` tells whether storage was compared."""
 
     block: int
     totals: Totals
@@ -42,19 +42,19 @@ class Audit:
 
     @property
     def difference(self) -> int:
-        """What the scheduler holds without an owner."""
+        """Credit-wei that the scheduler holds without an owner; must be zero."""
         return self.totals.difference
 
     @property
     def ok(self) -> bool:
-        """Whether everything adds up."""
+        """Whether there are no findings and no difference."""
         return not self.findings and self.difference == 0
 
     def raise_if_wrong(self) -> None:
-        """Refuse books that do not add up.
+        """Raise an error if the audit failed.
 
         Raises:
-            AuditError: The first findings, in words.
+            AuditError: The audit failed; the message contains the first findings.
         """
         if self.ok:
             return
@@ -67,7 +67,7 @@ class Audit:
 
 
 def verify(ledger: Ledger, storage: Storage | None = None) -> Audit:
-    """Judge a ledger, and compare it with the contracts' storage where that is given."""
+    """Verify a ledger, and compare it with the contracts' storage if that is given."""
     findings = list(ledger.findings)
     if storage is not None:
         findings += compare(ledger, storage)
@@ -75,13 +75,13 @@ def verify(ledger: Ledger, storage: Storage | None = None) -> Audit:
 
 
 def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
-    """Findings where replayed events and storage differ; both must be of the same block."""
-    found: list[AuditFinding] = []
+    """Return a finding for each difference between ledger and storage, both at the same block."""
+    findings: list[AuditFinding] = []
 
     def differ(what: str, from_events: object, held: object, job_id: int = 0) -> None:
         if from_events != held:
             message = f"{what}: events say {from_events}, storage says {held}"
-            found.append(AuditFinding("storage", message, storage.block, "", job_id))
+            findings.append(AuditFinding("storage", message, storage.block, "", job_id))
 
     def differ_by_field(what: str, from_events: Any, held: Any, job_id: int = 0) -> None:
         for each in fields(held):
@@ -105,4 +105,4 @@ def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
         if (known := ledger.providers.get(account)) is not None:
             differ_by_field(f"the load of {account}", known.load, load)
     differ("supply of credits", ledger.totals.supply, storage.supply)
-    return found
+    return findings

@@ -1,7 +1,7 @@
-"""Do the sums of a grid agree, and how does one count each of them by hand? Pure.
+"""Conservation checks: whether the totals of a grid agree, and how to reproduce each. Pure.
 
-Each check has two sides, counted in different ways. Beside every number stand the requests to a
-node that give it again, so that nobody has to believe this program.
+Each check has two sides, computed in different ways. Each check also lists the node requests that
+reproduce its numbers, so that they can be verified without this program.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Transfer
 from deepsquare_chain.chain.bindings.events import event_topics, topic_of
 
-#: Records in one `getJobs` by hand: far below any node's limit of gas for a call.
+#: Records per `getJobs` call to reproduce: far below any node's gas limit for a call.
 _JOBS_A_CALL: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A request to a node that gives a number again.
+    """A node request that reproduces a number.
 
-    `shown` says it in words, `method` and `params` are JSON-RPC; `cast` is the same as a command
-    of foundry's `cast`.
+    `shown` is a description, `method` and `params` are the JSON-RPC request, and `cast` is the
+    same request as a command of Foundry's `cast`.
     """
 
     shown: str
@@ -36,27 +36,27 @@ class Repeat:
 
     @property
     def body(self) -> str:
-        """The JSON-RPC request, as `curl --data` takes it."""
+        """The JSON-RPC request body, for `curl --data`."""
         request = {"jsonrpc": "2.0", "id": 1, "method": self.method, "params": list(self.params)}
         return json.dumps(request)
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One way to count a sum: its terms in credit-wei, by name."""
+    """One side of a check: named terms in credit-wei."""
 
     title: str
     terms: tuple[tuple[str, int], ...]
 
     @property
     def amount(self) -> int:
-        """The sum, in credit-wei."""
+        """Sum of the terms, in credit-wei."""
         return sum(amount for _, amount in self.terms)
 
 
 @dataclass(frozen=True, slots=True)
 class ConservationCheck:
-    """Two sides that must be equal, and how to count them by hand; zero is no job."""
+    """Two sides that must be equal, and how to reproduce them. `job_id` is zero if none applies."""
 
     name: str
     left: Side
@@ -66,7 +66,7 @@ class ConservationCheck:
 
     @property
     def difference(self) -> int:
-        """Left minus right, in credit-wei: zero, or the books do not add up."""
+        """Left minus right, in credit-wei; must be zero."""
         return self.left.amount - self.right.amount
 
     @property
@@ -78,7 +78,9 @@ class ConservationCheck:
 def call(
     deployment: Deployment, contract: str, block: int, function: str, *arguments: Any
 ) -> Repeat:
-    """A view of a contract (Credit, ProviderRegistry, MetaScheduler) at a block.
+    """Return the request for a view function at a block.
+
+    `contract` is Credit, ProviderRegistry or MetaScheduler.
 
     Raises:
         UsageError: An argument does not fit its type.
@@ -104,7 +106,7 @@ def _word(argument: Any) -> str:
 def transfers(
     deployment: Deployment, block: int, *, sender: str = "", recipient: str = ""
 ) -> Repeat:
-    """All transfers of the credit up to a block, of one sender or recipient where given."""
+    """Return the request for all credit transfers up to a block, filtered by sender or recipient."""
     topics: list[str | None] = [event_topics(Transfer)[0], _topic(sender), _topic(recipient)]
     while topics[-1] is None:
         topics.pop()
@@ -115,10 +117,10 @@ def transfers(
         "topics": topics,
     }
     names = (("from", sender), ("to", recipient))
-    whose = "".join(f" {word} {who}" for word, who in names if who)
+    filters = "".join(f" {word} {account}" for word, account in names if account)
     shown = " ".join("null" if each is None else each for each in topics)
     return Repeat(
-        f"Transfer events of the credit{whose}, blocks {deployment.block} to {block}",
+        f"Transfer events of the credit{filters}, blocks {deployment.block} to {block}",
         "eth_getLogs",
         (query,),
         f"cast logs --address {deployment.credit} --from-block {deployment.block} "
@@ -140,54 +142,58 @@ def conservation(
     live: Sequence[int] = (),
     parked: Iterable[str] = (),
 ) -> list[ConservationCheck]:
-    """The sums of the whole grid at a block.
+    """Return the conservation checks of the whole grid at a block.
 
     Args:
-        totals: Of the events up to the block.
-        deployment: Where the contracts are.
-        block: Of totals and of the node's answers.
-        supply: What `totalSupply` answers there, credit-wei; None if nobody asked.
-        scheduler_balance: What `balanceOf` the MetaScheduler answers there; None likewise.
-        live: Ids of live jobs, to repeat the sum of escrows by hand.
-        parked: Accounts with parked credits, likewise.
+        totals: Totals of the events up to the block.
+        deployment: Addresses of the contracts.
+        block: Block of the totals and of the node's answers.
+        supply: Result of `totalSupply` at the block, in credit-wei; None if it was not read.
+        scheduler_balance: Result of `balanceOf` the MetaScheduler; None if it was not read.
+        live: IDs of live jobs, for the requests that reproduce the sum of escrows.
+        parked: Accounts with parked credits, for the same purpose.
     """
     mints = transfers(deployment, block, sender=ZERO_ADDRESS)
     burns = transfers(deployment, block, recipient=ZERO_ADDRESS)
-    everything = transfers(deployment, block)
-    ours = deployment.scheduler
-    into = transfers(deployment, block, recipient=ours)
-    out_of = transfers(deployment, block, sender=ours)
+    all_transfers = transfers(deployment, block)
+    scheduler = deployment.scheduler
+    incoming = transfers(deployment, block, recipient=scheduler)
+    outgoing = transfers(deployment, block, sender=scheduler)
     created = Side("mints - burns", (("minted", totals.minted), ("burned", -totals.burned)))
     owed = _owed(totals)
-    held = Side("transfers to - transfers from", (("balance", totals.scheduler_balance),))
-    slices = [list(live[at : at + _JOBS_A_CALL]) for at in range(0, len(live), _JOBS_A_CALL)]
+    balance = Side("transfers to - transfers from", (("balance", totals.scheduler_balance),))
+    slices = [
+        list(live[start : start + _JOBS_A_CALL]) for start in range(0, len(live), _JOBS_A_CALL)
+    ]
     records = [call(deployment, "MetaScheduler", block, "getJobs", each) for each in slices]
     records += [call(deployment, "MetaScheduler", block, "parkedOf", each) for each in parked]
-    found = [
+    checks = [
         ConservationCheck(
             "supply = mints - burns = sum of balances",
             created,
             Side("sum of balances", (("balances", totals.balances),)),
-            (mints, burns, everything),
+            (mints, burns, all_transfers),
         ),
         ConservationCheck(
             "scheduler's balance = live escrows + withdrawable",
-            held,
+            balance,
             owed,
-            (into, out_of, *records),
+            (incoming, outgoing, *records),
         ),
     ]
     if supply is not None:
-        asked = call(deployment, "Credit", block, "totalSupply")
+        request = call(deployment, "Credit", block, "totalSupply")
         reported = Side("totalSupply()", (("supply", supply),))
-        found.append(ConservationCheck("supply on chain", created, reported, (mints, burns, asked)))
-    if scheduler_balance is not None:
-        asked = call(deployment, "Credit", block, "balanceOf", ours)
-        reported = Side("balanceOf(MetaScheduler)", (("balance", scheduler_balance),))
-        found.append(
-            ConservationCheck("scheduler's balance on chain", owed, reported, (*records, asked))
+        checks.append(
+            ConservationCheck("supply on chain", created, reported, (mints, burns, request))
         )
-    return found
+    if scheduler_balance is not None:
+        request = call(deployment, "Credit", block, "balanceOf", scheduler)
+        reported = Side("balanceOf(MetaScheduler)", (("balance", scheduler_balance),))
+        checks.append(
+            ConservationCheck("scheduler's balance on chain", owed, reported, (*records, request))
+        )
+    return checks
 
 
 def _owed(totals: Totals) -> Side:
@@ -198,25 +204,25 @@ def _owed(totals: Totals) -> Side:
 
 
 def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> ConservationCheck:
-    """What came into a job is what it holds and what left it (invariant 2 of the protocol)."""
-    came = Side("funded + carried in", (("funded", job.funded), ("carried in", job.carried_in)))
+    """Return the check that a job's inflow equals escrow plus outflow (protocol invariant 2)."""
+    inflow = Side("funded + carried in", (("funded", job.funded), ("carried in", job.carried_in)))
     if job.status.is_final:
         names = ("paid", "fee", "refunded", "carried_out")
         terms = tuple((name.replace("_", " "), getattr(job, name)) for name in names)
-        went = Side("paid + fee + refunded + carried out", (*terms, ("escrow", job.escrow)))
+        outflow = Side("paid + fee + refunded + carried out", (*terms, ("escrow", job.escrow)))
         name = "once final: funded + carried in = paid + fee + refunded + carried out"
     else:
         held = (("escrow", job.escrow), ("paid", job.paid), ("fee", job.fee))
-        went = Side("escrow + paid + fee", held)
+        outflow = Side("escrow + paid + fee", held)
         name = "while live: funded + carried in = escrow + paid + fee"
     record = call(deployment, "MetaScheduler", block, "getJob", job.id)
     return ConservationCheck(
-        name, came, went, (record, job_logs(deployment, block, job.id)), job.id
+        name, inflow, outflow, (record, job_logs(deployment, block, job.id)), job.id
     )
 
 
 def job_logs(deployment: Deployment, block: int, job_id: int) -> Repeat:
-    """All events of the MetaScheduler about a job: its id is their first indexed field."""
+    """Return the request for all MetaScheduler events of a job, whose ID is their first indexed field."""
     topic = f"0x{job_id:064x}"
     query = {
         "fromBlock": hex(deployment.block),
@@ -228,6 +234,6 @@ def job_logs(deployment: Deployment, block: int, job_id: int) -> Repeat:
         f"events of job {job_id}, blocks {deployment.block} to {block}",
         "eth_getLogs",
         (query,),
-        # cast filters by the event first: without one it can't ask for a second topic alone.
+        # `cast logs` requires the event as first topic, so it can't filter by the second topic only.
         f"cast rpc eth_getLogs '{json.dumps(query)}'",
     )

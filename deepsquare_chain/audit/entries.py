@@ -1,4 +1,4 @@
-"""What a replay of events writes down. Amounts are credit-wei, times seconds of chain time."""
+"""Records that a replay of events produces. Amounts are credit-wei, times are chain time in seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ZERO_HARDWARE: Final = Hardware(0, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """Something that the contracts would not have done; `job_id` is zero where no job is meant."""
+    """A violation: something that the contracts would not have done. `job_id` is zero if none applies."""
 
     code: str
     message: str
@@ -37,12 +37,12 @@ class AuditFinding:
     job_id: int = 0
 
     def __str__(self) -> str:
-        place = f" (block {self.block}, transaction {self.tx_hash})" if self.tx_hash else ""
-        return f"{self.message}{place}"
+        location = f" (block {self.block}, transaction {self.tx_hash})" if self.tx_hash else ""
+        return f"{self.message}{location}"
 
 
 class MovementKind(StrEnum):
-    """Why a balance moved."""
+    """The reason for a movement of credits."""
 
     MINT = "mint"
     BURN = "burn"
@@ -59,9 +59,9 @@ class MovementKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One movement of one account; `amount` is signed, `job_id` zero where no job is meant.
+    """One movement of one account. `amount` is signed; `job_id` is zero if no job is involved.
 
-    `log_index` is that of the event that caused it: one transfer may pay several jobs.
+    `log_index` belongs to the event that caused the movement: one transfer may pay several jobs.
     """
 
     account: str
@@ -77,7 +77,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class StatementRow:
-    """An entry with the account's balance after it."""
+    """A ledger entry with the account's balance after it."""
 
     block: int
     time: int
@@ -92,12 +92,12 @@ class StatementRow:
 
 @dataclass(slots=True)
 class JobEntry:
-    """A job as its events tell it.
+    """The state of a job, as derived from its events.
 
-    While the job is live, funded + carried_in = escrow + paid + fee; once it is final,
+    While the job is live, funded + carried_in = escrow + paid + fee. Once it is final,
     funded + carried_in = paid + fee + refunded + carried_out, and escrow is zero. `paid`, `fee` and
-    `billed_seconds` are sums over interim payments and the settlement; the `collected_` ones are
-    those of interim payments alone. `since` is the time of the last transition or interim payment.
+    `billed_seconds` are totals of interim payments and the settlement; the `collected_` fields are
+    totals of interim payments only. `since` is the time of the last transition or interim payment.
     """
 
     id: int
@@ -135,32 +135,32 @@ class JobEntry:
 
     @property
     def name(self) -> str:
-        """Name that the customer gave, data of a stranger."""
+        """Name given by the customer; untrusted text."""
         return self.terms.name
 
     @property
     def billed_until(self) -> int:
-        """Chain time up to which interim payments bill its run; its start where there is none."""
+        """Chain time up to which interim payments billed the run; its start if there are none."""
         return self.started_at + self.collected_seconds
 
     @property
     def allotment(self) -> int:
-        """Seconds that it may run from `billed_until` on; zero until it is assigned."""
+        """Seconds that the job may run after `billed_until`; zero until it is assigned."""
         return allotment(self.time_limit, self.terms.until_spent, self.last_escrow, self.rate)
 
     @property
     def last_escrow(self) -> int:
-        """What its escrow was when it was last billed or ended, or is now, in credit-wei."""
+        """Escrow in credit-wei after interim payments, but before the settlement."""
         return self.funded + self.carried_in - self.collected_paid - self.collected_fee
 
     @property
     def difference(self) -> int:
-        """What came in minus what is held or went out: zero, or the books do not add up."""
+        """Inflow minus escrow and outflow, in credit-wei. Nonzero means that the ledger does not balance."""
         out = self.paid + self.fee + self.refunded + self.carried_out
         return self.funded + self.carried_in - self.escrow - out
 
     def record(self, provider_ids: Mapping[str, int]) -> Job:
-        """The record that the contract must hold, if the events are true."""
+        """Return the record that the contract must store if the events are correct."""
         consumed = self.paid + self.fee - self.collected_paid - self.collected_fee
         return Job(
             id=self.id,
@@ -182,10 +182,10 @@ class JobEntry:
 
 @dataclass(slots=True)
 class ProviderEntry:
-    """A provider as its events tell it.
+    """The state of a provider, as derived from its events.
 
-    `challenged_at` and `answer_by` are zero while no challenge is open; `load` is what its live
-    assigned jobs occupy.
+    `challenged_at` and `answer_by` are zero while no challenge is open. `load` is the resources of
+    its live assigned jobs.
     """
 
     id: int
@@ -205,7 +205,7 @@ class ProviderEntry:
 
     @property
     def status(self) -> ProviderStatus:
-        """Standing, as the registry names it."""
+        """Status, as defined by the registry."""
         if self.banned:
             return ProviderStatus.BANNED
         if self.version == 0:
@@ -213,7 +213,7 @@ class ProviderEntry:
         return ProviderStatus.DRAINING if self.draining else ProviderStatus.ACTIVE
 
     def record(self) -> Provider:
-        """The record that the registry must hold, if the events are true."""
+        """Return the record that the registry must store if the events are correct."""
         return Provider(
             id=self.id,
             account=self.account,
@@ -228,23 +228,25 @@ class ProviderEntry:
         )
 
     def is_gone(self, now: int, lost_timeout: int) -> bool:
-        """Whether its runs count as lost, as far as time alone tells.
+        """Return whether the provider's runs count as lost, judged by time only.
 
-        The contract also counts blocks, which on a rollup are not those of the events.
+        The contract also counts blocks. On a rollup, its block numbers differ from those of the
+        events, so they are not checked here.
 
         Args:
             now: Chain time in seconds.
-            lost_timeout: Of the deployment, in seconds; zero where it is not known, and then the
-                response timeout decides, which is never longer.
+            lost_timeout: Lost timeout of the deployment in seconds. Zero if unknown; then the
+                response timeout applies, which is never longer.
         """
         return self.answer_by != 0 and now > max(self.answer_by, self.challenged_at + lost_timeout)
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The sums of a ledger; `difference` is what the scheduler holds without an owner: zero.
+    """The totals of a ledger, in credit-wei except for `jobs`.
 
-    `donated` went to the scheduler for no job, `balances` is the sum over all accounts.
+    `donated` was sent to the scheduler without a job. `balances` is the sum over all accounts.
+    `difference` is the part of the scheduler's balance that has no owner; it must be zero.
     """
 
     jobs: int

@@ -1,7 +1,7 @@
-"""What an export of a grid's history holds: raw logs, and the tables that follow from them. Pure.
+"""The format of an audit export: raw logs, and the tables derived from them. Pure.
 
-`logs.jsonl` and `blocks.jsonl` are what a node said; every other file is computed from them, so
-that whoever reads an export can compute it again. The same history gives the same bytes.
+`logs.jsonl` and `blocks.jsonl` contain data from a node. Every other file is computed from them, so
+that a reader of the export can recompute it. The same history always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MANIFEST: Final = "manifest.json"
 LOGS: Final = "logs.jsonl"
 BLOCKS: Final = "blocks.jsonl"
 MAX_MANIFEST: Final = 1_000_000
-#: Columns of credit-wei, which outgrow the integers of many readers of JSON.
+#: Columns in credit-wei. They can exceed the integer range of many JSON parsers.
 _AMOUNTS: Final = frozenset(
     {
         *("debit", "credit", "balance", "rate", "funded", "carried_in", "escrow", "paid"),
@@ -38,7 +38,7 @@ _AMOUNTS: Final = frozenset(
 
 
 class TableFormat(StrEnum):
-    """How tables are written."""
+    """File format of the tables."""
 
     CSV = "csv"
     JSONL = "jsonl"
@@ -46,14 +46,14 @@ class TableFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns and rows that follow from a ledger; amounts are credit-wei, times seconds."""
+    """A table derived from a ledger. Amounts are credit-wei, times are seconds."""
 
     name: str
     columns: tuple[str, ...]
     rows: Callable[[Ledger], Iterator[tuple[Any, ...]]]
 
     def lines(self, ledger: Ledger, style: TableFormat) -> Iterator[bytes]:
-        """The file's lines, their ends included."""
+        """Yield the lines of the file, including line ends."""
         if style is TableFormat.CSV:
             yield _csv(self.columns)
             yield from (_csv(row) for row in self.rows(ledger))
@@ -68,7 +68,7 @@ class Table:
 
 
 def json_line(body: Mapping[str, Any]) -> bytes:
-    """One line of JSON, ASCII, keys as they come."""
+    """Return one line of ASCII JSON, with keys in the given order."""
     return json.dumps(body, separators=(",", ":")).encode() + b"\n"
 
 
@@ -80,13 +80,13 @@ def _csv(row: Iterable[Any]) -> bytes:
 
 def _jobs(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for job in ledger.jobs.values():
-        money = (job.funded, job.carried_in, job.escrow, job.paid, job.fee, job.refunded)
+        amounts = (job.funded, job.carried_in, job.escrow, job.paid, job.fee, job.refunded)
         parties = (job.id, job.status.name, job.customer, job.provider)
         terms = (job.rate, job.fee_bps, job.time_limit)
         times = (job.submitted_at, job.started_at, job.ended_at, job.billed_seconds)
-        line = (job.carried_out, job.retry_of, job.successor, job.definition.hex())
+        retry_fields = (job.carried_out, job.retry_of, job.successor, job.definition.hex())
         interim = (int(job.terms.flags), job.collected_seconds)
-        yield (*parties, *terms, *times, *money, *line, *interim, _collected(job))
+        yield (*parties, *terms, *times, *amounts, *retry_fields, *interim, _collected(job))
 
 
 def _collected(job: JobEntry) -> int:
@@ -97,15 +97,15 @@ def _statements(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for account in ledger.accounts:
         for row in ledger.statement(account):
             debit, credit = max(-row.amount, 0), max(row.amount, 0)
-            what = (row.kind.value, row.job_id, row.counterparty)
-            place = (row.tx_hash, row.log_index)
-            yield (account, row.block, row.time, *what, debit, credit, row.balance, *place)
+            details = (row.kind.value, row.job_id, row.counterparty)
+            location = (row.tx_hash, row.log_index)
+            yield (account, row.block, row.time, *details, debit, credit, row.balance, *location)
 
 
 def _exceptions(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for row in ledger.exceptions:
-        place = (row.block, row.time, row.tx_hash)
-        yield (row.code.value, row.severity.value, row.job_id, row.account, *place, row.message)
+        location = (row.block, row.time, row.tx_hash)
+        yield (row.code.value, row.severity.value, row.job_id, row.account, *location, row.message)
 
 
 TABLES: Final = (
@@ -137,7 +137,7 @@ TABLES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file of an export: its lines and the SHA-256 of its bytes."""
+    """A file of an export: its number of lines, and the SHA-256 of its bytes."""
 
     rows: int
     sha256: str
@@ -145,9 +145,10 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an export says of itself; `deployment` holds no more than an audit needs.
+    """The manifest of an export. `deployment` contains only what an audit needs.
 
-    The range goes from `deployment.block` to `last_block`, whose hash and chain time these are.
+    The export covers the blocks from `deployment.block` to `last_block`. `block_hash` and
+    `block_time` (chain time in seconds) belong to the last block.
     """
 
     deployment: Deployment
@@ -159,7 +160,7 @@ class Manifest:
     program: str = __version__
 
     def body(self) -> dict[str, Any]:
-        """The manifest as JSON, without its digest."""
+        """Return the manifest as a JSON object, without its digest."""
         return {
             "schema": SCHEMA,
             "program": self.program,
@@ -170,22 +171,25 @@ class Manifest:
             "block_time": self.block_time,
             "format": self.style.value,
             "files": {
-                name: {"rows": each.rows, "sha256": each.sha256}
-                for name, each in sorted(self.files.items())
+                name: {"rows": entry.rows, "sha256": entry.sha256}
+                for name, entry in sorted(self.files.items())
             },
         }
 
     def to_json(self) -> bytes:
-        """The file's bytes; the digest finds accidents, forgers only the chain finds."""
+        """Return the bytes of the file.
+
+        The digest detects accidental damage. Only a comparison with the chain detects forgery.
+        """
         body = self.body()
         return (json.dumps(body | {"sha256": digest_of(body)}, indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, raw: bytes) -> Manifest:
-        """Read a manifest.
+        """Parse a manifest.
 
         Raises:
-            AuditError: These bytes are none, or of another schema, or were changed.
+            AuditError: It can't be parsed, has another schema, or was changed.
         """
         try:
             return cls._checked(pydantic_core.from_json(raw, allow_inf_nan=False))
@@ -198,20 +202,20 @@ class Manifest:
 
     @classmethod
     def _checked(cls, body: Any) -> Manifest:
-        stated = body.pop("sha256")
+        digest = body.pop("sha256")
         if body["schema"] != SCHEMA:
             raise ValueError(f"its schema is {str(body['schema'])[:40]!r}, not {SCHEMA!r}")
-        found = cls._from_body(body)
-        if found.body() != body or digest_of(body) != stated:
+        manifest = cls._from_body(body)
+        if manifest.body() != body or digest_of(body) != digest:
             raise ValueError("it was changed: its own SHA-256 is another")
-        return found
+        return manifest
 
     @classmethod
     def _from_body(cls, body: Mapping[str, Any]) -> Manifest:
         deployment = Deployment.from_json(json.dumps(body["deployment"]), source="its deployment")
         files = {
-            str(name): FileEntry(_count(each["rows"]), str(each["sha256"]))
-            for name, each in body["files"].items()
+            str(name): FileEntry(_count(entry["rows"]), str(entry["sha256"]))
+            for name, entry in body["files"].items()
         }
         style = TableFormat(body["format"])
         if set(files) != set(file_names(style)):
@@ -234,33 +238,33 @@ def _count(value: Any) -> int:
 
 
 def digest_of(body: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a manifest without its digest."""
+    """Return the SHA-256 of the canonical JSON of a manifest without its digest."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def file_names(style: TableFormat) -> tuple[str, ...]:
-    """Names of an export's files, the manifest apart."""
+    """Return the names of an export's files, without the manifest."""
     return (LOGS, BLOCKS, *(f"{table.name}.{style.value}" for table in TABLES))
 
 
 def audited(deployment: Deployment) -> Deployment:
-    """The part of a deployment record that an audit depends on."""
-    times = list(deployment.timeouts.values())
-    spelled = normalised(deployment)
+    """Return the part of a deployment record that an audit depends on."""
+    timeouts = list(deployment.timeouts.values())
+    checksummed = normalised(deployment)
     return Deployment(
-        spelled.chain_id,
-        spelled.credit,
-        spelled.registry,
-        spelled.scheduler,
-        spelled.treasury,
-        spelled.forwarder,
-        spelled.block,
-        constructor_args={"MetaScheduler": {"timeouts": times}} if times else {},
+        checksummed.chain_id,
+        checksummed.credit,
+        checksummed.registry,
+        checksummed.scheduler,
+        checksummed.treasury,
+        checksummed.forwarder,
+        checksummed.block,
+        constructor_args={"MetaScheduler": {"timeouts": timeouts}} if timeouts else {},
     )
 
 
 def log_line(log: Mapping[str, Any]) -> bytes:
-    """A raw log as a line of `logs.jsonl`, in the spelling of JSON-RPC."""
+    """Return a raw log as a line of `logs.jsonl`, with values encoded as in JSON-RPC."""
     return json_line(
         {
             "blockNumber": _hex_number(log["blockNumber"]),
@@ -275,7 +279,7 @@ def log_line(log: Mapping[str, Any]) -> bytes:
 
 
 def block_line(number: int, block_hash: str, time: int) -> bytes:
-    """A block with events as a line of `blocks.jsonl`."""
+    """Return a block with events as a line of `blocks.jsonl`."""
     return json_line({"number": number, "hash": block_hash, "time": time})
 
 
@@ -288,10 +292,10 @@ def _hex_number(value: Any) -> str:
 
 
 def place_of(log: Mapping[str, Any]) -> tuple[int, int]:
-    """Block and index of a raw log.
+    """Return block number and log index of a raw log.
 
     Raises:
-        ValueError: It has none.
+        ValueError: One of them is missing or invalid.
     """
     try:
         return int(str(log["blockNumber"]), 16), int(str(log["logIndex"]), 16)
@@ -300,13 +304,13 @@ def place_of(log: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def first_difference(ours: Iterable[bytes], theirs: Iterable[bytes]) -> int:
-    """Number of the first line that differs, counted from one; zero where none does."""
+    """Return the number of the first line that differs, counted from one; zero if none does."""
     left, right = iter(ours), iter(theirs)
     number = 0
     while True:
         number += 1
-        one, other = next(left, None), next(right, None)
-        if one != other:
+        left_line, right_line = next(left, None), next(right, None)
+        if left_line != right_line:
             return number
-        if one is None:
+        if left_line is None:
             return 0

@@ -1,4 +1,4 @@
-"""Writing a grid's history into a folder, and holding such a folder against itself and a chain."""
+"""Writes audit exports to a folder, and verifies exports on their own and against a chain."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import decode_log
 from deepsquare_chain.errors import NotFoundError, UsageError
 
-#: More than any log of a block can hold; a longer line is no log.
+#: Maximum bytes per line. No log can be longer.
 _MAX_LINE: Final = 4_000_000
-#: After this many faults of one file its rest says nothing new.
+#: Maximum number of findings that are recorded.
 _ENOUGH: Final = 100
 
 
 class _Writer:
-    """A file of an export that counts its lines and hashes its bytes."""
+    """Writes a file of an export, counts its lines and hashes its bytes."""
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = path.open("wb")
@@ -68,7 +68,7 @@ class _Writer:
 
 
 class _LogFile:
-    """A sink that writes `logs.jsonl` and remembers the hashes of its blocks."""
+    """A log sink that writes `logs.jsonl` and keeps the hashes of the blocks."""
 
     def __init__(self, writer: _Writer) -> None:
         self._writer = writer
@@ -92,12 +92,12 @@ async def export(
     style: TableFormat = TableFormat.CSV,
     progress: Progress | None = None,
 ) -> tuple[Manifest, Ledger]:
-    """Write all logs up to a block, and the tables that follow from them.
+    """Write all logs up to a block, and the tables derived from them.
 
-    The manifest is written last: without one a folder is no export.
+    The manifest is written last, so that an incomplete export has no manifest.
 
     Raises:
-        UsageError: The folder holds something already, or can't be written.
+        UsageError: The folder is not empty, or can't be written.
         EndpointError: The node does not answer.
     """
     _prepare(folder)
@@ -117,7 +117,7 @@ async def _export(
     style: TableFormat,
     progress: Progress | None,
 ) -> tuple[Manifest, Ledger]:
-    """See `export`.
+    """Write an export into a prepared folder; see `export`.
 
     Raises:
         OSError: A file can't be written.
@@ -125,15 +125,20 @@ async def _export(
     deployment = audited(contracts.deployment)
     logs = _Writer(folder / LOGS)
     sink = _LogFile(logs)
-    found = await read_chronicle(
+    chronicle = await read_chronicle(
         contracts.w3, deployment, to_block=to_block, progress=progress, sink=sink
     )
-    ledger = found.ledger(deployment)
-    files = {LOGS: logs.close(), BLOCKS: _write(folder / BLOCKS, _block_lines(found, sink.hashes))}
+    ledger = chronicle.ledger(deployment)
+    files = {
+        LOGS: logs.close(),
+        BLOCKS: _write(folder / BLOCKS, _block_lines(chronicle, sink.hashes)),
+    }
     for table in TABLES:
         name = f"{table.name}.{style.value}"
         files[name] = _write(folder / name, table.lines(ledger, style))
-    manifest = Manifest(deployment, found.to_block, found.block_hash, found.time, style, files)
+    manifest = Manifest(
+        deployment, chronicle.to_block, chronicle.block_hash, chronicle.time, style, files
+    )
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return manifest, ledger
 
@@ -158,11 +163,14 @@ def _write(path: Path, lines: Iterable[bytes]) -> FileEntry:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file of an export, which may come from anybody: a pipe or a device has no end.
+    """Open a file of an export for reading.
+
+    Exports are untrusted: a pipe or a device could block or never end, so only regular files are
+    accepted.
 
     Raises:
-        UsageError: It can't be read, or is no regular file.
-        FileNotFoundError: It is not there.
+        UsageError: The file can't be read, or is not a regular file.
+        FileNotFoundError: The file does not exist.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -183,7 +191,7 @@ def _block_lines(found: Chronicle, hashes: Mapping[int, str]) -> Iterator[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """An export that was read back; without a ledger its logs could not be read at all."""
+    """The result of replaying an export. `ledger` is None if the logs could not be parsed."""
 
     manifest: Manifest
     ledger: Ledger | None
@@ -191,14 +199,14 @@ class Replayed:
 
 
 def replay_export(path: Path) -> Replayed:
-    """Read an export back and hold it against itself: hashes, order, books, tables.
+    """Replay an export and verify its hashes, order, ledger and tables.
 
     Args:
-        path: Its folder, or its manifest.
+        path: Folder or manifest of the export.
 
     Raises:
         NotFoundError: There is no manifest.
-        AuditError: The manifest can't be trusted.
+        AuditError: The manifest is invalid.
         UsageError: A file can't be read.
     """
     folder, manifest = read_manifest(path)
@@ -221,7 +229,7 @@ def replay_export(path: Path) -> Replayed:
 
 
 def read_manifest(path: Path) -> tuple[Path, Manifest]:
-    """The folder of an export and its manifest; errors as `replay_export`."""
+    """Return folder and manifest of an export. Raises the errors of `replay_export`."""
     file = path / MANIFEST if path.is_dir() else path
     try:
         with _opened(file) as handle:
@@ -234,11 +242,11 @@ def read_manifest(path: Path) -> tuple[Path, Manifest]:
 
 
 class _Check:
-    """One export held against itself."""
+    """Verifies the consistency of one export."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.findings: list[AuditFinding] = []
-        #: Whether logs or blocks can't be read, so that no books can be made of them.
+        #: Whether logs or blocks can't be parsed, so that no ledger can be built.
         self.broken = False
         self._folder = folder
         self._manifest = manifest
@@ -248,7 +256,7 @@ class _Check:
             self.findings.append(AuditFinding(code, message, block, ""))
 
     def file(self, name: str, entry: FileEntry) -> None:
-        """Lines and bytes are those that the manifest names."""
+        """Check number of lines and digest of a file against the manifest."""
         rows, digest = 0, hashlib.sha256()
         try:
             with _opened(self._folder / name) as file:
@@ -278,9 +286,9 @@ class _Check:
                     self.find("file", f"line {number} of {name} is no JSON")
 
     def blocks(self) -> dict[int, tuple[str, int]]:
-        """Hash and chain time of each block with events."""
-        found: dict[int, tuple[str, int]] = {}
-        last = -1
+        """Return hash and chain time of each block with events."""
+        blocks: dict[int, tuple[str, int]] = {}
+        previous = -1
         for number, line, body in self._parsed(BLOCKS):
             try:
                 block, block_hash, time = int(body["number"]), str(body["hash"]), int(body["time"])
@@ -288,13 +296,13 @@ class _Check:
                 self.broken = True
                 self.find("file", f"line {number} of {BLOCKS} is no block")
                 continue
-            if block <= last or line != block_line(block, block_hash, time):
+            if block <= previous or line != block_line(block, block_hash, time):
                 self.find("order", f"line {number} of {BLOCKS} is out of order or shape", block)
-            found[block], last = (block_hash, time), block
-        return found
+            blocks[block], previous = (block_hash, time), block
+        return blocks
 
     def events(self, times: Mapping[int, tuple[str, int]]) -> Iterator[Event]:
-        """Events of the logs, in the order of the file."""
+        """Yield the events of the logs, in file order."""
         before, seen = (-1, -1), set()
         manifest = self._manifest
         ours = {each.lower() for each in manifest.deployment.addresses}
@@ -333,7 +341,7 @@ class _Check:
             self.find("block", "the last block is another than the manifest says")
 
     def tables(self, ledger: Ledger) -> None:
-        """Every table is what the logs make."""
+        """Check that every table matches the ledger."""
         style = self._manifest.style
         for table in TABLES:
             name = f"{table.name}.{style.value}"
@@ -346,7 +354,7 @@ class _Check:
 
 
 class _Comparer:
-    """A sink that holds a chain's logs against those of an export, both in order."""
+    """A log sink that compares a chain's logs with those of an export, both in order."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -388,7 +396,7 @@ class _Comparer:
             )
 
     def finish(self) -> None:
-        """What the export holds beyond the chain."""
+        """Record a finding for each remaining log of the export, which is not on the chain."""
         while self._next is not None:
             self._skip("is not on the chain")
 
@@ -396,15 +404,15 @@ class _Comparer:
 async def compare_with_chain(
     contracts: Contracts, path: Path, *, progress: Progress | None = None
 ) -> list[AuditFinding]:
-    """Hold an export's logs, times and last block against a chain.
+    """Compare an export's logs, block times and last block with a chain.
 
     Raises:
-        EndpointError: The node does not answer, or does not know the export's last block.
+        EndpointError: The node does not answer, or does not have the export's last block.
     """
     folder, manifest = read_manifest(path)
-    found = _other_grid(manifest, contracts.deployment)
-    if found:
-        return found
+    findings = _other_grid(manifest, contracts.deployment)
+    if findings:
+        return findings
     comparer = _Comparer(folder / LOGS)
     chronicle = await read_chronicle(
         contracts.w3,
@@ -414,21 +422,21 @@ async def compare_with_chain(
         sink=comparer,
     )
     comparer.finish()
-    found = list(comparer.findings)
+    findings = list(comparer.findings)
     last = (chronicle.block_hash, chronicle.time)
     if last != (manifest.block_hash, manifest.block_time):
         message = f"block {manifest.last_block} is another on the chain: {chronicle.block_hash}"
-        found.append(AuditFinding("chain", message, manifest.last_block, ""))
+        findings.append(AuditFinding("chain", message, manifest.last_block, ""))
     times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}
     for number, time in chronicle.block_times.items():
         if times.get(number) != time:
             message = f"the time of block {number} is {time} on the chain"
-            found.append(AuditFinding("chain", message, number, ""))
-    return found
+            findings.append(AuditFinding("chain", message, number, ""))
+    return findings
 
 
 def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding]:
-    """Findings where the export is of another grid than the deployment record."""
+    """Return a finding for each difference between the export's deployment and the given one."""
     theirs, ours = manifest.deployment, audited(deployment)
     names = (
         *("chain_id", "credit", "registry", "scheduler", "treasury", "forwarder", "block"),
@@ -448,5 +456,5 @@ def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding
 
 
 def export_files(folder: Path, style: TableFormat) -> list[Path]:
-    """All files of an export, its manifest last."""
+    """Return the paths of all files of an export, with the manifest last."""
     return [*(folder / name for name in file_names(style)), folder / MANIFEST]

@@ -1,4 +1,4 @@
-"""The invoice of a job, with the evidence for every figure, and as a page that prints well. Pure."""
+"""The invoice of a job with the evidence for every amount, and its printable HTML page. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PARTIES: Final = ("customer", "provider")
 
 @dataclass(frozen=True, slots=True)
 class InvoiceLine:
-    """A piece of evidence: a movement of credits (credit-wei) or, without an amount, a status change."""
+    """Evidence: a movement of credits (in credit-wei) or, if it has no amount, a transition."""
 
     time: int
     what: str
@@ -38,9 +38,9 @@ class InvoiceLine:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """What a job cost; amounts are credit-wei, times seconds of chain time.
+    """The invoice of a job. Amounts are credit-wei, times are chain time in seconds.
 
-    `ok` tells whether the bill is the one that follows from rate and times.
+    `ok` tells whether the bill matches the one recomputed from rate and times.
     """
 
     job: JobEntry
@@ -52,11 +52,11 @@ class Invoice:
 
     @property
     def ok(self) -> bool:
-        """Whether the bill is as computed anew."""
+        """Whether the bill matches the recomputed one."""
         return self.bill.ok
 
     def row(self) -> tuple[Any, ...]:
-        """The figures, in the order of the invoice."""
+        """Return the values of the invoice, in column order."""
         job = self.job
         return (
             job.id,
@@ -82,12 +82,12 @@ class Invoice:
 
 
 def invoice_of(ledger: Ledger, job_id: int, bill: JobBill) -> Invoice:
-    """The invoice of a job of the ledger.
+    """Return the invoice of a job.
 
     Args:
-        ledger: That has the job.
-        job_id: The job.
-        bill: Its bill, computed anew.
+        ledger: The ledger that contains the job.
+        job_id: ID of the job.
+        bill: The recomputed bill of the job.
     """
     job = ledger.jobs[job_id]
     lines = [
@@ -109,10 +109,10 @@ def invoice_of(ledger: Ledger, job_id: int, bill: JobBill) -> Invoice:
 
 
 def render_html(invoice: Invoice) -> str:
-    """A page without scripts or references to elsewhere, laid out for A4."""
+    """Return the invoice as an HTML page for A4, without scripts or external resources."""
     job, bill = invoice.job, invoice.bill
     total = job.paid + job.fee
-    head = [
+    summary = [
         ("Job", f"{job.id}, {job.name or 'without a name'}"),
         ("Status", f"{job.status.name}: {job.status.meaning}"),
         ("Customer", job.customer),
@@ -121,7 +121,7 @@ def render_html(invoice: Invoice) -> str:
         ("Ended", _time(job.ended_at)),
         ("Definition (SHA-256)", job.definition.hex()),
     ]
-    sums = [
+    amounts = [
         ("Rate", f"{hourly(job.rate)} credits per hour"),
         ("Billed time", f"{job.billed_seconds} s"),
         (f"To the provider, {job.billed_seconds} s x rate less the fee", _credits(job.paid)),
@@ -130,7 +130,7 @@ def render_html(invoice: Invoice) -> str:
         ("Paid in", _credits(job.funded + job.carried_in)),
         ("Returned", _credits(job.refunded)),
     ]
-    check = [
+    bill_checks = [
         (
             line.name,
             _credits(line.expected),
@@ -154,12 +154,12 @@ def render_html(invoice: Invoice) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>{STYLE}</style></head><body>
 <h1>Invoice for job {job.id}</h1>
-{_table((), head)}
+{_table((), summary)}
 <h2>Amounts</h2>
-{_table((), sums, numbers={1})}
+{_table((), amounts, numbers={1})}
 <h2>Bill check</h2>
 <p>{escape(verdict)} Rule: {escape(bill.why or "nothing to bill")}.</p>
-{_table(("Sum", "Must be", "Is", "Same"), check, numbers={1, 2})}
+{_table(("Sum", "Must be", "Is", "Same"), bill_checks, numbers={1, 2})}
 <h2>Evidence</h2>
 {_table(("Time (UTC)", "What", "Credits", "Transaction"), evidence, numbers={2})}
 <p><small>From the events of MetaScheduler {escape(invoice.contract)} on chain {invoice.chain_id}, up to block
@@ -177,8 +177,10 @@ def _table(
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="n">{escape(cell)}</td>' if at in numbers else f"<td>{escape(cell)}</td>"
-            for at, cell in enumerate(row)
+            f'<td class="n">{escape(cell)}</td>'
+            if column in numbers
+            else f"<td>{escape(cell)}</td>"
+            for column, cell in enumerate(row)
         )
         + "</tr>"
         for row in rows

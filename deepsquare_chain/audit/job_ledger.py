@@ -1,4 +1,4 @@
-"""Jobs as events tell them: every status, every price and every bill is checked. Pure."""
+"""Replays the events of jobs, and checks every status, price and bill. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deepsquare_chain.job import JobStatus, can_transition
 
 
 class JobLedger:
-    """All jobs; addresses of the deployment are spelled as in events."""
+    """The ledger of all jobs. The deployment must have checksummed addresses, as events have."""
 
     def __init__(self, registry: RegistryLedger, deployment: Deployment) -> None:
         self.jobs: dict[int, JobEntry] = {}
@@ -26,7 +26,7 @@ class JobLedger:
         self._interval = deployment.timeouts.get("collect_interval", MIN_COLLECT_INTERVAL)
 
     def read(self, event: ev.Event, page: TransactionContext) -> None:
-        """Apply an event of the scheduler about a job."""
+        """Apply a scheduler event that concerns a job."""
         handler = _HANDLERS.get(type(event))
         if handler is None:
             return
@@ -45,7 +45,7 @@ class JobLedger:
         handler(self, job, event, page)
 
     def close(self, page: TransactionContext) -> None:
-        """What must not be left open at the end of a transaction."""
+        """Record a finding for everything that the transaction left incomplete."""
         for job_id in page.ended:
             page.find("unsettled", f"job {job_id} ended without a settlement or successor", job_id)
         for job_id, name in sorted(page.awaited):
@@ -57,7 +57,7 @@ class JobLedger:
         page.awaited.add((job.id, ev.JobTransition.__name__))
 
     def _follow(self, job: JobEntry, event: ev.Event, page: TransactionContext) -> None:
-        """An event that only ever comes right after a move of its job."""
+        """Check that the event was expected: it may only follow a transition of its job."""
         name = type(event).__name__
         awaited = (job.id, name) in page.awaited
         page.check(awaited, "stray", f"{name} of job {job.id} without its cause", job.id)
@@ -78,7 +78,7 @@ class JobLedger:
         page.enter(event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id)
 
     def _check_signer(self, account: str, job_id: int, page: TransactionContext) -> None:
-        """A call through the forwarder is its signer's, who also pays."""
+        """Check that the signer, not the forwarder, paid for a forwarded call."""
         page.check(
             account != self._forwarder or account == ZERO_ADDRESS,
             "forwarder",
@@ -131,17 +131,17 @@ class JobLedger:
             page.ended[job.id] = page.time
 
     def _check_line(self, job: JobEntry, provider: str, page: TransactionContext) -> None:
-        """A successor never goes to a provider that lost one of its line."""
-        heir, before = job, self.jobs.get(job.retry_of)
-        # Ids of a true line fall; a forged one must not lead in circles.
-        while before is not None and before.id < heir.id:
+        """Check that a retry is not assigned to a provider of one of its predecessors."""
+        successor, predecessor = job, self.jobs.get(job.retry_of)
+        # Predecessors have lower IDs. This check prevents an endless loop on forged events.
+        while predecessor is not None and predecessor.id < successor.id:
             page.check(
-                before.provider != provider,
+                predecessor.provider != provider,
                 "excluded",
-                f"job {job.id} went to {provider}, which lost job {before.id} of its line",
+                f"job {job.id} went to {provider}, which lost job {predecessor.id} of its line",
                 job.id,
             )
-            heir, before = before, self.jobs.get(before.retry_of)
+            successor, predecessor = predecessor, self.jobs.get(predecessor.retry_of)
 
     def _priced(self, job: JobEntry, event: ev.JobPriced, page: TransactionContext) -> None:
         self._follow(job, event, page)
@@ -177,8 +177,8 @@ class JobLedger:
     def _settled(self, job: JobEntry, event: ev.JobSettled, page: TransactionContext) -> None:
         if page.ended.pop(job.id, None) is None:
             page.find("settlement", f"job {job.id} was settled without having ended", job.id)
-        gone = self._registry.is_gone(job.provider, page.time)
-        check_settlement(job, event, page, gone=gone)
+        provider_gone = self._registry.is_gone(job.provider, page.time)
+        check_settlement(job, event, page, gone=provider_gone)
         job.settled = True
         job.billed_seconds += event.billed_seconds
         job.paid += event.paid
@@ -211,8 +211,8 @@ class JobLedger:
 
     def _retried(self, job: JobEntry, event: ev.JobRetried, page: TransactionContext) -> None:
         ended = page.ended.pop(job.id, None) is not None
-        lawful = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
-        page.check(lawful, "retry", f"job {job.id} can't have a successor", job.id)
+        allowed = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
+        page.check(allowed, "retry", f"job {job.id} can't have a successor", job.id)
         page.check(
             event.escrow == job.escrow,
             "retry",
@@ -222,11 +222,11 @@ class JobLedger:
         if event.successor in self.jobs:
             page.find("ids", f"job {event.successor} can't succeed job {job.id}", job.id)
             return
-        heir = JobEntry(event.successor, job.customer, job.definition, job.terms)
-        heir.escrow = heir.carried_in = job.carried_out = event.escrow
-        heir.time_limit, heir.retries_left = job.time_limit, job.retries_left - 1
-        heir.retry_of, job.successor, job.escrow = job.id, event.successor, 0
-        self._open(heir, page)
+        successor = JobEntry(event.successor, job.customer, job.definition, job.terms)
+        successor.escrow = successor.carried_in = job.carried_out = event.escrow
+        successor.time_limit, successor.retries_left = job.time_limit, job.retries_left - 1
+        successor.retry_of, job.successor, job.escrow = job.id, event.successor, 0
+        self._open(successor, page)
 
     def _resulted(self, job: JobEntry, event: ev.JobResult, page: TransactionContext) -> None:
         self._follow(job, event, page)
@@ -252,8 +252,8 @@ class JobLedger:
         if event.by == job.provider:
             self._registry.acted(event.by, job.id, page)
         else:
-            gone = self._registry.is_gone(job.provider, page.time)
-            lost = bool(job.started_at) and is_lost(job, page.time, gone=gone)
+            provider_gone = self._registry.is_gone(job.provider, page.time)
+            lost = bool(job.started_at) and is_lost(job, page.time, gone=provider_gone)
             page.check(lost, "party", f"{event.by} gave up job {job.id}, not lost", job.id)
 
     def _skipped(
@@ -277,14 +277,14 @@ _FOLLOWED_BY: Final[Mapping[JobStatus, type[ev.Event]]] = {
 }
 
 
-#: Statuses that nobody but the assigned provider leads to.
+#: Statuses that only the assigned provider can set.
 _BY_PROVIDER: Final = frozenset(
     {
         *(JobStatus.SCHEDULED, JobStatus.RUNNING),
         *(JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS),
     }
 )
-#: Least seconds between two interim payments that any deployment can have.
+#: Minimum seconds between two interim payments in any deployment.
 MIN_COLLECT_INTERVAL: Final = 5
 
 

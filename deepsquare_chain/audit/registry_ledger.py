@@ -1,4 +1,4 @@
-"""Providers, their load, fee and challenge clocks as events tell them. Pure."""
+"""Replays the events of providers: their records, load and challenges, and the fee. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepsquare_chain.job import JobStatus, Load, ProviderStatus, Resources
 
 
 class RegistryLedger:
-    """What decided about assignments at each moment of the replay."""
+    """The providers and the fee: the state that decides about assignments during the replay."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.providers: dict[str, ProviderEntry] = {}
@@ -23,26 +23,26 @@ class RegistryLedger:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Provider ids by account."""
-        return {account: each.id for account, each in self.providers.items() if each.id}
+        """Provider IDs by account."""
+        return {account: provider.id for account, provider in self.providers.items() if provider.id}
 
     def read(self, event: ev.Event, page: TransactionContext) -> None:
-        """Apply an event of the registry, or one of the scheduler about a provider."""
+        """Apply an event of the registry, or a scheduler event that concerns a provider."""
         handler = _HANDLERS.get(type(event))
         if handler is not None:
             handler(self, event, page)
 
     def of(self, account: str) -> ProviderEntry:
-        """The entry of an account, opened on first sight."""
+        """Return the entry of an account, and create it if it does not exist."""
         return self.providers.setdefault(account, ProviderEntry(0, account))
 
     def is_gone(self, account: str, now: int) -> bool:
-        """Whether a provider's runs can count as lost, as far as time alone tells."""
+        """Return whether a provider's runs can count as lost, judged by time only."""
         entry = self.providers.get(account)
         return entry is not None and entry.is_gone(now, self._lost_timeout)
 
     def move(self, account: str, before: JobStatus, after: JobStatus, size: Resources) -> None:
-        """A provider gets, or no longer has, a job of this size."""
+        """Update a provider's load after a transition of a job of this size."""
         entry = self.of(account)
         if after is JobStatus.META_SCHEDULED:
             entry.load += Load.of(size)
@@ -50,12 +50,12 @@ class RegistryLedger:
             entry.load -= Load.of(size)
 
     def acted(self, account: str, job_id: int, page: TransactionContext) -> None:
-        """A provider moved a job of its own, which answers an open challenge."""
+        """Note that a provider moved one of its jobs, which must answer its open challenge."""
         if self.of(account).answer_by:
             page.unanswered[account] = job_id
 
     def close(self, page: TransactionContext) -> None:
-        """What must not be left open at the end of a transaction."""
+        """Record a finding for each challenge that should have been answered by the transaction."""
         for account, job_id in page.unanswered.items():
             page.find(
                 "challenge",
@@ -64,19 +64,19 @@ class RegistryLedger:
             )
 
     def check_assignment(self, job: JobEntry, page: TransactionContext) -> None:
-        """Whether the contract could have given a job to its provider at this price."""
+        """Check that the contract could have assigned the job to its provider at this price."""
         provider = self.providers.get(job.provider)
-        where = f"job {job.id} was assigned to {job.provider}"
+        subject = f"job {job.id} was assigned to {job.provider}"
         if provider is None or provider.id == 0:
-            page.find("eligible", f"{where}, which is no approved provider", job.id)
+            page.find("eligible", f"{subject}, which is no approved provider", job.id)
             return
-        lawful = provider.status is ProviderStatus.ACTIVE and provider.approved_until >= page.time
-        page.check(lawful, "eligible", f"{where}, which was not active then", job.id)
+        active = provider.status is ProviderStatus.ACTIVE and provider.approved_until >= page.time
+        page.check(active, "eligible", f"{subject}, which was not active then", job.id)
         size = job.terms.resources
         page.check(
             fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
             "eligible",
-            f"{where}, whose hardware, or offer less its load, it does not fit",
+            f"{subject}, whose hardware, or offer less its load, it does not fit",
             job.id,
         )
         expected = job_rate(provider.prices, job.terms.resources)
@@ -100,8 +100,8 @@ class RegistryLedger:
         )
 
     def _registered(self, event: ev.ProviderRegistered, page: TransactionContext) -> None:
-        taken = sum(1 for each in self.providers.values() if each.id)
-        page.check(event.id == taken + 1, "ids", f"provider id {event.id} is out of order")
+        registered = sum(1 for provider in self.providers.values() if provider.id)
+        page.check(event.id == registered + 1, "ids", f"provider id {event.id} is out of order")
         entry = self.of(event.provider)
         page.check(entry.id == 0, "ids", f"{event.provider} got a second id")
         entry.id = event.id

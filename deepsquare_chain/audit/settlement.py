@@ -1,4 +1,4 @@
-"""Whether a bill or an interim payment is the one that the contract must have written. Pure."""
+"""Checks that bills and interim payments are those that the contract must have computed. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.job import JobFlags, JobStatus
 
-#: The least grace that any deployment gives a provider to report, in seconds.
+#: Minimum grace period in seconds in which a provider may report, in any deployment.
 MIN_REPORT_GRACE = 3_600
 
 _REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
@@ -17,36 +17,38 @@ _REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
 def check_collection(
     job: JobEntry, event: JobCollected, page: TransactionContext, interval: int
 ) -> None:
-    """Recompute an interim payment from rate, fee and the time since the last one, or the start.
+    """Recompute an interim payment and compare it with the event.
+
+    The payment follows from the rate, the fee, and the time since the last payment or the start.
 
     Args:
-        job: The job as it was before the payment.
-        event: What the contract says.
-        page: Where findings go; its time is that of the payment.
-        interval: Least seconds between two of them.
+        job: The job before the payment.
+        event: The payment according to the contract.
+        page: Receives the findings; its time is the time of the payment.
+        interval: Minimum seconds between two interim payments.
     """
-    elapsed, what = page.time - job.billed_until, f"an interim payment of job {job.id}"
-    lawful = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
-    page.check(lawful, "interim", f"{what}, which is {job.status.name}, is not allowed", job.id)
+    elapsed, label = page.time - job.billed_until, f"an interim payment of job {job.id}"
+    allowed = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
+    page.check(allowed, "interim", f"{label}, which is {job.status.name}, is not allowed", job.id)
     page.check(
         event.customer == job.customer and event.provider == job.provider,
         "interim",
-        f"{what} was made between other parties than its own",
+        f"{label} was made between other parties than its own",
         job.id,
     )
     page.check(
-        elapsed >= interval, "interim", f"{what} came after {elapsed} of {interval} s", job.id
+        elapsed >= interval, "interim", f"{label} came after {elapsed} of {interval} s", job.id
     )
     page.check(
         elapsed < job.allotment,
         "interim",
-        f"{what} came when its {job.allotment} s were used up",
+        f"{label} came when its {job.allotment} s were used up",
         job.id,
     )
     page.check(
         event.billed_seconds == elapsed,
         "interim",
-        f"{what} bills {event.billed_seconds} s where {elapsed} s passed",
+        f"{label} bills {event.billed_seconds} s where {elapsed} s passed",
         job.id,
     )
     cost = job.rate * event.billed_seconds
@@ -57,15 +59,15 @@ def check_collection(
     page.check(
         actual == expected,
         "interim",
-        f"{what} made paid, fee, escrow and time limit {actual} instead of {expected}",
+        f"{label} made paid, fee, escrow and time limit {actual} instead of {expected}",
         job.id,
     )
 
 
 def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
-    """Time limit in seconds after an interim payment that leaves this escrow.
+    """Return the time limit in seconds after an interim payment that leaves this escrow.
 
-    A job that runs until its credits are spent keeps its price ceiling, escrow / limit.
+    A job that runs until its credits are spent keeps its price ceiling, escrow / time limit.
     """
     if job.terms.until_spent:
         return max(1, job.time_limit * escrow // job.escrow) if job.escrow else 1
@@ -75,12 +77,12 @@ def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
 def check_settlement(
     job: JobEntry, event: JobSettled, page: TransactionContext, *, gone: bool
 ) -> None:
-    """Recompute a bill from rate, fee, start (or the last interim payment) and end.
+    """Recompute a bill from rate, fee, start (or last interim payment) and end.
 
     Args:
-        job: The job as it was when it ended; it still holds its escrow.
-        event: What the contract says.
-        page: Where findings go; its time is the end.
+        job: The job when it ended, before its escrow was divided.
+        event: The settlement according to the contract.
+        page: Receives the findings; its time is the end of the job.
         gone: Whether the provider's runs can count as lost at that time.
     """
     _check_seconds(job, event, page, gone=gone)
@@ -111,25 +113,25 @@ def check_settlement(
 def _check_seconds(
     job: JobEntry, event: JobSettled, page: TransactionContext, *, gone: bool
 ) -> None:
-    billed, why = event.billed_seconds, ""
+    billed, problem = event.billed_seconds, ""
     elapsed = page.time - job.billed_until
     if job.status in _REPORTED:
-        most = min(elapsed, job.allotment)
-        spent = job.status is JobStatus.OUT_OF_CREDITS
-        if billed > most:
-            why = f"{billed} s were billed where only {most} s can be"
-        elif spent != (billed == job.allotment):
-            why = f"{billed} of {job.allotment} s do not make it {job.status.name}"
+        maximum = min(elapsed, job.allotment)
+        out_of_credits = job.status is JobStatus.OUT_OF_CREDITS
+        if billed > maximum:
+            problem = f"{billed} s were billed where only {maximum} s can be"
+        elif out_of_credits != (billed == job.allotment):
+            problem = f"{billed} of {job.allotment} s do not make it {job.status.name}"
     elif job.status is JobStatus.CANCELLED and job.started_at:
-        used = min(elapsed, job.allotment)
-        free = billed == 0 and is_lost(job, page.time, gone=gone)
-        if billed != used and not free:
-            why = f"{billed} s were billed where {used} s were used"
+        charged = min(elapsed, job.allotment)
+        is_free = billed == 0 and is_lost(job, page.time, gone=gone)
+        if billed != charged and not is_free:
+            problem = f"{billed} s were billed where {charged} s were used"
     elif billed:
-        why = f"{billed} s were billed although nothing may be"
-    page.check(not why, "billing", f"job {job.id}: {why}", job.id)
+        problem = f"{billed} s were billed although nothing may be"
+    page.check(not problem, "billing", f"job {job.id}: {problem}", job.id)
 
 
 def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
-    """Whether a run can count as lost: what every deployment demands at least."""
+    """Return whether a run can count as lost, by the minimum that every deployment requires."""
     return gone or now > job.billed_until + job.allotment + MIN_REPORT_GRACE

@@ -1,4 +1,4 @@
-"""The statement of an account over a range of blocks, and the check that it ends right. Pure."""
+"""The statement of an account over a range of blocks, and a check of its closing balance. Pure."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ class Statement:
 
     @property
     def debits(self) -> int:
-        """All that went out."""
+        """Total of outgoing movements, in credit-wei."""
         return sum(-row.amount for row in self.rows if row.amount < 0)
 
     @property
     def credits(self) -> int:
-        """All that came in."""
+        """Total of incoming movements, in credit-wei."""
         return sum(row.amount for row in self.rows if row.amount > 0)
 
 
 def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = None) -> Statement:
-    """An account's statement.
+    """Return an account's statement.
 
     Args:
-        ledger: That reaches at least to `last`.
-        account: Its address.
+        ledger: A ledger that covers all blocks up to `last`.
+        account: Address of the account.
         first: First block of the range.
-        last: Last block of the range; the ledger's own by default.
+        last: Last block of the range; the last block of the ledger by default.
     """
     until = ledger.block if last is None else last
-    before, rows = 0, []
+    opening, rows = 0, []
     closing = 0
     for row in ledger.statement(account):
         if row.block > until:
             break
         closing = row.balance
         if row.block < first:
-            before = row.balance
+            opening = row.balance
         else:
             rows.append(row)
-    return Statement(to_checksum_address(account), first, until, before, closing, tuple(rows))
+    return Statement(to_checksum_address(account), first, until, opening, closing, tuple(rows))
 
 
 def closing_check(ledger: Ledger, statement: Statement, held: int) -> ConservationCheck:
-    """The closing balance against what `balanceOf` answers at that block, in credit-wei."""
-    moved = (("opening", statement.opening), ("credits", statement.credits))
-    computed = Side("opening + credits - debits", (*moved, ("debits", -statement.debits)))
+    """Return the check of the closing balance against `held`, the `balanceOf` in credit-wei."""
+    terms = (("opening", statement.opening), ("credits", statement.credits))
+    computed = Side("opening + credits - debits", (*terms, ("debits", -statement.debits)))
     repeat = call(ledger.deployment, "Credit", statement.last, "balanceOf", statement.account)
     return ConservationCheck(
         "closing balance", computed, Side("balanceOf", (("balance", held),)), (repeat,)

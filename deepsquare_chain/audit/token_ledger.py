@@ -1,4 +1,4 @@
-"""Credits as the token's transfers tell them, matched with what jobs owe. Pure."""
+"""Replays the token's transfers, and matches them with the payments that jobs require. Pure."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ from deepsquare_chain.chain.bindings import event_types as ev
 
 
 class TokenLedger:
-    """Balances, supply, and what waits parked. `scheduler` holds the escrow."""
+    """The ledger of balances, supply and parked credits. `scheduler` holds the escrow."""
 
     def __init__(self, scheduler: str) -> None:
         self.balances: defaultdict[str, int] = defaultdict(int)
         self.parked: defaultdict[str, int] = defaultdict(int)
         self.minted = 0
         self.burned = 0
-        #: What the scheduler got without any job: by mistake, and for good.
+        #: Credit-wei sent to the scheduler without a job. They cannot be recovered.
         self.donated = 0
         self._scheduler = scheduler
 
     @property
     def supply(self) -> int:
-        """All credits there are."""
+        """Total supply in credit-wei."""
         return self.minted - self.burned
 
     def park(self, event: ev.PaymentParked, page: TransactionContext) -> None:
-        """A recipient could not be paid."""
+        """Park a payment that could not be delivered to its recipient."""
         self.parked[event.recipient] += event.amount
         page.owed_out[event.recipient] -= event.amount
         page.check(event.amount > 0, "parked", "nothing was parked")
         page.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
 
     def withdraw(self, event: ev.PaymentWithdrawn, page: TransactionContext) -> None:
-        """Parked credits were taken out, all at once."""
-        held = self.parked[event.recipient]
+        """Apply a withdrawal, which must take all parked credits of the recipient."""
+        parked = self.parked[event.recipient]
         page.check(
-            event.amount == held and held > 0,
+            event.amount == parked and parked > 0,
             "parked",
-            f"{event.recipient} took out {event.amount} of {held} parked",
+            f"{event.recipient} took out {event.amount} of {parked} parked",
         )
-        self.parked[event.recipient] = held - event.amount
+        self.parked[event.recipient] = parked - event.amount
         page.owed_out[event.to] += event.amount
         page.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
 
     def close(self, transfers: Iterable[ev.Transfer], page: TransactionContext) -> None:
-        """Apply a transaction's transfers and match them with what was owed in it."""
+        """Apply a transaction's transfers, and match them with the payments owed in it."""
         paid_in: defaultdict[str, int] = defaultdict(int)
         paid_out: defaultdict[str, int] = defaultdict(int)
-        places: dict[str, int] = {}
+        log_indexes: dict[str, int] = {}
         for transfer in transfers:
             page.log_index = transfer.log_index
             self._move(transfer, page)
             if transfer.recipient == self._scheduler:
                 paid_in[transfer.sender] += transfer.amount
-                places[transfer.sender] = transfer.log_index
+                log_indexes[transfer.sender] = transfer.log_index
             elif transfer.sender == self._scheduler:
                 paid_out[transfer.recipient] += transfer.amount
-                places[transfer.recipient] = transfer.log_index
+                log_indexes[transfer.recipient] = transfer.log_index
             else:
                 self._between_others(transfer, page)
-        self._match_in(paid_in, places, page)
-        self._match_out(paid_out, places, page)
+        self._match_in(paid_in, log_indexes, page)
+        self._match_out(paid_out, log_indexes, page)
 
     def _move(self, transfer: ev.Transfer, page: TransactionContext) -> None:
         if transfer.sender == ZERO_ADDRESS:
@@ -97,7 +97,7 @@ class TokenLedger:
             paid, owed = paid_in.get(payer, 0), page.owed_in.get(payer, 0)
             page.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
             if owed == 0:
-                # Nobody asked for it: a gift, or a mint to the wrong address.
+                # No job required this payment: a gift, or a mint to the wrong address.
                 self.donated += paid
                 kind = MovementKind.TRANSFER
                 if payer != ZERO_ADDRESS:

@@ -1,4 +1,4 @@
-"""The transaction that a replay is reading: its place, what it owes, and what was found in it."""
+"""The transaction being replayed: its position, the payments it owes, and its findings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from deepsquare_chain.audit.entries import AuditFinding, LedgerEntry, MovementKi
 
 @dataclass(slots=True)
 class TransactionContext:
-    """One transaction.
+    """The context of one transaction during a replay.
 
-    `owed_in` is what accounts must pay to the scheduler in it, `owed_out` what the scheduler must
-    pay; both are matched with the token's transfers once the transaction is read. `ended` holds
-    the jobs that became final and have not been settled or carried on yet, `awaited` the events
-    that must still follow a move, by job. `unanswered` are providers that moved a job while a
-    challenge was open, which answers it, with that job; `left` are the providers that jobs were
-    taken from, by job.
+    Attributes:
+        owed_in: Credit-wei that each account must pay to the scheduler. At the end of the
+            transaction, `owed_in` and `owed_out` are matched with the token's transfers.
+        owed_out: Credit-wei that the scheduler must pay to each account.
+        ended: Jobs that became final but were not yet settled or succeeded by a retry.
+        awaited: Events that must still follow a transition: job ID and event name.
+        unanswered: Providers that moved a job (the value) while a challenge was open, which
+            must answer the challenge.
+        left: Former providers of jobs that returned to PENDING, by job.
     """
 
     block: int
@@ -34,18 +37,18 @@ class TransactionContext:
     log_index: int = 0
 
     def find(self, code: str, message: str, job_id: int = 0) -> None:
-        """Note what can't be."""
+        """Record a finding."""
         self.findings.append(AuditFinding(code, message, self.block, self.tx_hash, job_id))
 
     def check(self, holds: bool, code: str, message: str, job_id: int = 0) -> None:
-        """Note it unless it holds."""
+        """Record a finding unless `holds` is true."""
         if not holds:
             self.find(code, message, job_id)
 
     def enter(
         self, account: str, kind: MovementKind, amount: int, counterparty: str, job_id: int = 0
     ) -> None:
-        """Write a movement of an account; nothing is written for nothing."""
+        """Record a movement of an account. An amount of zero is not recorded."""
         if amount:
             self.entries.append(
                 LedgerEntry(
