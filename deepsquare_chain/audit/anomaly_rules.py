@@ -230,7 +230,7 @@ class AnomalyRules:
 
 
 def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
-    """Return code, severity, account and message for an administrative event or a parked payment."""
+    """Return code, severity, account and message of an administrative event or parked payment."""
     notice, warning = Severity.NOTICE, Severity.WARNING
     anomaly: tuple[Code, Severity, str, str] | None = None
     match event:

@@ -131,7 +131,7 @@ def _sum(name: str, expected: int, actual: int, *, final: bool) -> BillLine:
 
 
 def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:
-    """Return the seconds that the settlement must have billed, and the rule that determines them."""
+    """Return the seconds that the settlement must have billed, and the rule behind them."""
     settled_seconds = job.billed_seconds - job.collected_seconds
     if not job.started_at:
         result = 0, "it never ran"

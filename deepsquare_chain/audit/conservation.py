@@ -106,7 +106,7 @@ def _word(argument: Any) -> str:
 def transfers(
     deployment: Deployment, block: int, *, sender: str = "", recipient: str = ""
 ) -> Repeat:
-    """Return the request for all credit transfers up to a block, filtered by sender or recipient."""
+    """Return the request for credit transfers up to a block, filtered by sender or recipient."""
     topics: list[str | None] = [event_topics(Transfer)[0], _topic(sender), _topic(recipient)]
     while topics[-1] is None:
         topics.pop()
@@ -222,7 +222,10 @@ def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Conse
 
 
 def job_logs(deployment: Deployment, block: int, job_id: int) -> Repeat:
-    """Return the request for all MetaScheduler events of a job, whose ID is their first indexed field."""
+    """Return the request for all MetaScheduler events of a job.
+
+    The job ID is the first indexed field of these events.
+    """
     topic = f"0x{job_id:064x}"
     query = {
         "fromBlock": hex(deployment.block),
@@ -234,6 +237,6 @@ def job_logs(deployment: Deployment, block: int, job_id: int) -> Repeat:
         f"events of job {job_id}, blocks {deployment.block} to {block}",
         "eth_getLogs",
         (query,),
-        # `cast logs` requires the event as first topic, so it can't filter by the second topic only.
+        # `cast logs` requires the event as first topic; it can't filter by the second one only.
         f"cast rpc eth_getLogs '{json.dumps(query)}'",
     )

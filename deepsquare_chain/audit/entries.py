@@ -1,4 +1,4 @@
-"""Records that a replay of events produces. Amounts are credit-wei, times are chain time in seconds."""
+"""Records that a replay of events produces. Amounts are credit-wei, times are seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ZERO_HARDWARE: Final = Hardware(0, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """A violation: something that the contracts would not have done. `job_id` is zero if none applies."""
+    """Something that the contracts would not have done. `job_id` is zero if none applies."""
 
     code: str
     message: str
@@ -155,7 +155,7 @@ class JobEntry:
 
     @property
     def difference(self) -> int:
-        """Inflow minus escrow and outflow, in credit-wei. Nonzero means that the ledger does not balance."""
+        """Inflow minus escrow and outflow, in credit-wei; nonzero if the ledger is unbalanced."""
         out = self.paid + self.fee + self.refunded + self.carried_out
         return self.funded + self.carried_in - self.escrow - out
 

@@ -303,24 +303,24 @@ class _Check:
 
     def events(self, times: Mapping[int, tuple[str, int]]) -> Iterator[Event]:
         """Yield the events of the logs, in file order."""
-        before, seen = (-1, -1), set()
+        previous, blocks_with_logs = (-1, -1), set()
         manifest = self._manifest
-        ours = {each.lower() for each in manifest.deployment.addresses}
+        addresses = {contract.lower() for contract in manifest.deployment.addresses}
         for number, line, body in self._parsed(LOGS):
             try:
-                place = place_of(body)
-                same = line == log_line(body)
+                position = place_of(body)
+                canonical = line == log_line(body)
                 address, block_hash = body["address"], body["blockHash"]
             except (KeyError, TypeError, ValueError, AttributeError):
                 self.broken = True
                 self.find("file", f"line {number} of {LOGS} is no log")
                 continue
-            block = place[0]
-            if place <= before or not same:
+            block = position[0]
+            if position <= previous or not canonical:
                 self.find("order", f"line {number} of {LOGS} is out of order or shape", block)
-            before = place
-            seen.add(block)
-            if address not in ours:
+            previous = position
+            blocks_with_logs.add(block)
+            if address not in addresses:
                 self.find("address", f"line {number} of {LOGS} is of another contract", block)
             if not manifest.deployment.block <= block <= manifest.last_block:
                 self.find("range", f"line {number} of {LOGS} is outside of the range", block)
@@ -330,7 +330,7 @@ class _Check:
             event = decode_log(body)
             if event is not None:
                 yield event
-        self._spare(times, seen)
+        self._spare(times, blocks_with_logs)
 
     def _spare(self, times: Mapping[int, tuple[str, int]], seen: set[int]) -> None:
         for block in sorted({*times} - seen):
@@ -373,14 +373,14 @@ class _Comparer:
     def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
         for log in logs:
             line = log_line(log)
-            place = place_of(pydantic_core.from_json(line))
-            while self._next is not None and self._next[0] < place:
+            position = place_of(pydantic_core.from_json(line))
+            while self._next is not None and self._next[0] < position:
                 self._skip("is not on the chain")
-            if self._next is None or self._next[0] > place:
-                self._find(place, "is missing from the export")
+            if self._next is None or self._next[0] > position:
+                self._find(position, "is missing from the export")
                 continue
             if self._next[1] != line:
-                self._find(place, "is another on the chain")
+                self._find(position, "is another on the chain")
             self._next = next(self._theirs, None)
 
     def _skip(self, what: str) -> None:

@@ -203,7 +203,7 @@ class Ledger:
 
 
 def normalised(deployment: Deployment) -> Deployment:
-    """Return the deployment with checksummed addresses, so that they compare equal to those in events."""
+    """Return the deployment with checksummed addresses, to compare them with those in events."""
     return dataclasses.replace(
         deployment,
         credit=to_checksum_address(deployment.credit),

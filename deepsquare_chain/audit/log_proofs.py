@@ -1,4 +1,4 @@
-"""Holding a node's logs against its own block headers, and against another node."""
+"""Proves a node's logs against its block headers, and compares them with another node's logs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deepsquare_chain.errors import EndpointError
 _HEADERS: Final = 100
 _ENOUGH: Final = 100
 
-#: SHA-256 over the logs of each block that has some.
+#: SHA-256 over the logs of each block that has logs.
 Digests = Mapping[int, str]
 
 
 class LogDigests(LogSink):
-    """A sink that keeps a digest of each block's logs, and the block's hash."""
+    """A log sink that keeps the hash of each block with logs, and a digest of these logs."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, str] = {}
@@ -34,12 +34,12 @@ class LogDigests(LogSink):
         self._sums: dict[int, Any] = {}
 
     def begin(self) -> None:
-        """Forget everything."""
+        """Clear all digests and hashes."""
         self._sums.clear()
         self.hashes.clear()
 
     def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
-        """Add logs in the order of the chain."""
+        """Add logs in chain order."""
         for log in logs:
             block = int(log["blockNumber"], 16)
             self._sums.setdefault(block, hashlib.sha256()).update(log_line(log))
@@ -47,12 +47,12 @@ class LogDigests(LogSink):
 
     @property
     def digests(self) -> Digests:
-        """By block."""
+        """Digests by block."""
         return {block: each.hexdigest() for block, each in self._sums.items()}
 
 
 def digest_of_logs(logs: Sequence[Mapping[str, Any]]) -> str:
-    """As `LogDigests` makes it for the logs of one block."""
+    """Return the digest of the logs of one block, as computed by `LogDigests`."""
     return hashlib.sha256(b"".join(log_line(log) for log in logs)).hexdigest()
 
 
@@ -64,17 +64,17 @@ async def prove(
     *,
     progress: Progress | None = None,
 ) -> list[AuditFinding]:
-    """Prove by its headers alone that a node returned all logs of a grid and no others.
+    """Prove from block headers that a node returned all logs of a grid and no others.
 
-    Every header from the deployment on is hashed and chained to its parent; where the bloom allows
-    for our logs, the block's receipts are fetched and their trie is built again.
+    Every header since the deployment is hashed and linked to its parent. If the bloom filter of a
+    block may match the contracts, its receipts are fetched and their trie is rebuilt.
 
     Args:
         w3: The node.
-        deployment: Whose logs.
-        told: What `eth_getLogs` said.
-        to_block: Last block; whoever trusts its hash needs to trust nothing else.
-        progress: Called with the progress.
+        deployment: Deployment whose logs are proven.
+        node_logs: Digests of the logs that `eth_getLogs` returned.
+        to_block: Last block. Its hash is the only value that must be trusted.
+        progress: Called with the last block that was proven.
 
     Raises:
         EndpointError: The node does not answer, or refuses receipts.
@@ -99,9 +99,9 @@ class _Proof:
         self._parent = ""
 
     async def blocks(self, numbers: range) -> None:
-        """Headers of a range, and the receipts of those that may hold our logs."""
-        asked = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
-        for number, header in zip(numbers, await self._ask(asked), strict=True):
+        """Prove a range of blocks by headers, and by receipts if a block may have our logs."""
+        requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
+        for number, header in zip(numbers, await self._ask(requests), strict=True):
             try:
                 await self._block(number, header)
             except ProofError as error:
@@ -120,32 +120,33 @@ class _Proof:
                 raise ProofError("its bloom filter excludes the logs that the node returned for it")
             return
         logs = check_receipts(header, await self._receipts(header))
-        # Hashes and indices stand in no trie: they follow from the place in it, whatever the node
-        # states (EthereumJS counts the logs of eth_getBlockReceipts from the transaction's index).
-        placed = [
+        # The trie contains no block hashes or log indexes. Derive them from the position in the
+        # trie instead of using the node's values: EthereumJS numbers the logs of
+        # eth_getBlockReceipts from the transaction's index.
+        indexed_logs = [
             {**log, "logIndex": hex(index), "blockHash": header["hash"]}
             for index, log in enumerate(logs)
         ]
-        ours = [log for log in placed if log["address"].lower() in self._addresses]
-        if digest_of_logs(ours) != self._digests.get(number, digest_of_logs([])):
+        grid_logs = [log for log in indexed_logs if log["address"].lower() in self._addresses]
+        if digest_of_logs(grid_logs) != self._digests.get(number, digest_of_logs([])):
             raise ProofError(
-                f"it holds {len(ours)} logs of the grid, and not those that the node returned"
+                f"it holds {len(grid_logs)} logs of the grid, and not those that the node returned"
             )
 
     async def _receipts(self, header: Mapping[str, Any]) -> list[Any]:
-        """All receipts of a block, at once or, where the node can't, one by one."""
+        """Return all receipts of a block, one by one if the node lacks the bulk method."""
         hashes = header["transactions"]
         try:
-            (found,) = await self._ask([("eth_getBlockReceipts", [header["number"]])])
+            (receipts,) = await self._ask([("eth_getBlockReceipts", [header["number"]])])
         except EndpointError:
-            asked = [("eth_getTransactionReceipt", [each]) for each in hashes]
-            found = await self._ask(asked)
-        if not isinstance(found, list) or len(found) != len(hashes) or None in found:
+            requests = [("eth_getTransactionReceipt", [each]) for each in hashes]
+            receipts = await self._ask(requests)
+        if not isinstance(receipts, list) or len(receipts) != len(hashes) or None in receipts:
             raise ProofError("the node does not give its receipts")
-        for receipt, tx_hash in zip(found, hashes, strict=True):
+        for receipt, tx_hash in zip(receipts, hashes, strict=True):
             if any(log["transactionHash"] != tx_hash for log in receipt["logs"]):
                 raise ProofError(f"a log of transaction {tx_hash} names another")
-        return found
+        return receipts
 
     async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
         try:
@@ -163,22 +164,22 @@ async def compare_endpoints(
     *,
     progress: Progress | None = None,
 ) -> list[AuditFinding]:
-    """Findings where another node tells other logs, or another last block.
+    """Return a finding for each block whose logs differ on another node, and for another last hash.
 
     Raises:
-        EndpointError: It does not answer, or does not know the block.
+        EndpointError: The other node does not answer, or does not have the last block.
     """
     theirs = LogDigests()
-    found = await read_chronicle(
+    chronicle = await read_chronicle(
         other, deployment, to_block=to_block, progress=progress, sink=theirs
     )
     findings = []
-    if found.block_hash != block_hash:
-        message = f"block {to_block} is {block_hash} here and {found.block_hash} there"
+    if chronicle.block_hash != block_hash:
+        message = f"block {to_block} is {block_hash} here and {chronicle.block_hash} there"
         findings.append(AuditFinding("endpoint", message, to_block, ""))
-    ours, others = node_logs.digests, theirs.digests
-    for block in sorted({*ours, *others}):
-        if ours.get(block) != others.get(block):
+    digests, other_digests = node_logs.digests, theirs.digests
+    for block in sorted({*digests, *other_digests}):
+        if digests.get(block) != other_digests.get(block):
             message = f"the endpoints tell other logs of block {block}"
             findings.append(AuditFinding("endpoint", message, block, ""))
     return findings[:_ENOUGH]

@@ -1,8 +1,8 @@
-"""Proofs that a node can't fake: header hashes, receipts' roots, blooms. Pure.
+"""Proofs that a node can't fake: header hashes, receipts roots and bloom filters. Pure.
 
-A block's hash is the keccak of its header; the header holds the root of a trie of all receipts,
-and each receipt all of its logs. So a hash that somebody trusts fixes every log of the block and,
-through the parents' hashes, of all blocks before it.
+A block's hash is the Keccak-256 hash of its header. The header contains the root of a trie of all
+receipts, and each receipt contains its logs. A trusted block hash therefore determines every log of
+the block and, through the parent hashes, every log of all earlier blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from eth_bloom.bloom import BloomFilter
 from eth_utils.crypto import keccak
 from trie.hexary import HexaryTrie
 
-#: Fields of a header in the order of the chain; those of later forks follow where they exist.
+#: Fields of a header in encoding order. Fields of later forks come last, and may be absent.
 _FIELDS: Final = (
     *("parentHash", "sha3Uncles", "miner", "stateRoot", "transactionsRoot", "receiptsRoot"),
     *("logsBloom", "difficulty", "number", "gasLimit", "gasUsed", "timestamp", "extraData"),
@@ -28,19 +28,19 @@ _NUMBERS: Final = frozenset(
         *("blobGasUsed", "excessBlobGas"),
     }
 )
-#: Types of receipts whose encoding is common to all chains; rollups have more of their own.
+#: Receipt types whose encoding is the same on all chains. Rollups have additional types.
 _PLAIN_TYPES: Final = range(5)
 
 
 class ProofError(ValueError):
-    """An answer of a node that can't be true, or that no proof exists for."""
+    """A node's response is provably wrong, or can't be proven."""
 
 
 def header_hash(header: Mapping[str, Any]) -> str:
-    """The hash of a header as JSON-RPC gives it.
+    """Compute the hash of a header in JSON-RPC form.
 
     Raises:
-        ProofError: A field is missing or unreadable.
+        ProofError: A field is missing or invalid.
     """
     try:
         parts = [
@@ -54,60 +54,62 @@ def header_hash(header: Mapping[str, Any]) -> str:
 
 
 def check_header(header: Mapping[str, Any], parent: str = "") -> None:
-    """A header has the hash that it says, and the parent that came before it.
+    """Check that a header has the stated hash and, if given, the expected parent hash.
 
     Raises:
-        ProofError: It has not.
+        ProofError: A hash differs.
     """
-    found = header_hash(header)
-    if found != header.get("hash"):
-        raise ProofError(f"its header hashes to {found}, the node says {header.get('hash')}")
+    computed_hash = header_hash(header)
+    if computed_hash != header.get("hash"):
+        raise ProofError(
+            f"its header hashes to {computed_hash}, the node says {header.get('hash')}"
+        )
     if parent and header["parentHash"] != parent:
         raise ProofError(f"its parent is {header['parentHash']}, not {parent}")
 
 
 def may_hold(header: Mapping[str, Any], address: str) -> bool:
-    """Whether a block's bloom allows for logs of an address; false is certain."""
+    """Return whether a block's bloom filter may match an address. False is certain."""
     bloom = BloomFilter(int(str(header["logsBloom"]), 16))
     return _bytes(address) in bloom
 
 
 def receipts_root(receipts: Sequence[Mapping[str, Any]]) -> str:
-    """The root of the trie of a block's receipts, as JSON-RPC gives them.
+    """Compute the root of the trie of a block's receipts, given in JSON-RPC form.
 
     Raises:
-        ProofError: A receipt can't be read, or is of a kind of its own chain.
+        ProofError: A receipt is invalid, or has a chain-specific type.
     """
     trie = HexaryTrie(db={}, prune=True)
-    for place, receipt in enumerate(receipts):
+    for index, receipt in enumerate(receipts):
         try:
-            trie[rlp.encode(place)] = _receipt(receipt)
+            trie[rlp.encode(index)] = _receipt(receipt)
         except (KeyError, TypeError, ValueError) as error:
-            raise ProofError(f"receipt {place} can't be read: {error}") from None
+            raise ProofError(f"receipt {index} can't be read: {error}") from None
     return "0x" + bytes(trie.root_hash).hex()
 
 
 def _receipt(receipt: Mapping[str, Any]) -> bytes:
-    kind = _number(receipt.get("type") or "0x0")
-    if kind not in _PLAIN_TYPES:
-        raise ProofError(f"type {kind} is one of this chain alone")
+    receipt_type = _number(receipt.get("type") or "0x0")
+    if receipt_type not in _PLAIN_TYPES:
+        raise ProofError(f"type {receipt_type} is one of this chain alone")
     logs = [
         [_bytes(log["address"]), [_bytes(topic) for topic in log["topics"]], _bytes(log["data"])]
         for log in receipt["logs"]
     ]
-    done = _number(receipt["status"])
-    fields = [done, _number(receipt["cumulativeGasUsed"]), _bytes(receipt["logsBloom"]), logs]
+    status = _number(receipt["status"])
+    fields = [status, _number(receipt["cumulativeGasUsed"]), _bytes(receipt["logsBloom"]), logs]
     encoded = cast("bytes", rlp.encode(fields))
-    return bytes([kind]) + encoded if kind else encoded
+    return bytes([receipt_type]) + encoded if receipt_type else encoded
 
 
 def check_receipts(
     header: Mapping[str, Any], receipts: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """All logs of a block, proven to be the ones that its header stands for.
+    """Return all logs of a block, after proving them against its header.
 
     Raises:
-        ProofError: The receipts' root or their bloom is another than the header's.
+        ProofError: The root or the bloom filter of the receipts differs from the header's.
     """
     root = receipts_root(receipts)
     if root != header["receiptsRoot"]:

@@ -279,7 +279,7 @@ async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> JobBill
 
 
 def reported_seconds(calldata: bytes, job_id: int) -> int | None:
-    """Return the seconds that a `finish` call reports for a job; None for any other calldata."""
+    """Return the seconds that a `finish` call reports for a job; None for other calldata."""
     function = interface("MetaScheduler").function("finish")
     if calldata[:4] != function.selector:
         return None

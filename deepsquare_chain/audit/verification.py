@@ -1,4 +1,4 @@
-"""Sources of a deployment for other explorers: as files that they read, and sent to their APIs."""
+"""Publishes the contract sources of a deployment: as files, and through Sourcify and Blockscout."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url
 
 _TIMEOUT: Final = 30.0
-#: How long a verifier may compile: pauses in seconds between looks, and how many looks.
+#: Polling while a verifier compiles: interval in seconds, and number of polls.
 _PAUSE: Final = 2.0
 _LOOKS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One deployed contract with all that a verifier asks for.
+    """One deployed contract, with the data that a verifier requires.
 
-    `identifier` is source and name as compilers write them, `arguments` are the constructor's,
-    encoded; both they and `transaction` are empty where the deployment record lacks them.
+    `identifier` is `path:name`, as compilers write it. `arguments` are the encoded constructor
+    arguments. `arguments` and `transaction` are empty if the deployment record lacks them.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class SourceSubmission:
-    """What became of one contract at a verifier; `ok` also where it was verified before."""
+    """The result of submitting one contract. `ok` is also true if it was already verified."""
 
     verifier: str
     name: str
@@ -55,14 +55,14 @@ class SourceSubmission:
 
 
 def sources(deployment: Deployment) -> list[Source]:
-    """The contracts of a deployment; there may be no forwarder."""
-    found = []
+    """Return the contracts of a deployment. The forwarder is left out if there is none."""
+    contract_sources = []
     for name, address in deployment.contracts.items():
         if not int(address, 16):
             continue
         metadata = metadata_of(name)
         ((path, contract),) = metadata["settings"]["compilationTarget"].items()
-        found.append(
+        contract_sources.append(
             Source(
                 name,
                 to_checksum_address(address),
@@ -72,11 +72,11 @@ def sources(deployment: Deployment) -> list[Source]:
                 deployment.transactions.get(name, ""),
             )
         )
-    return found
+    return contract_sources
 
 
 def _arguments(deployment: Deployment, name: str) -> bytes:
-    """The constructor's arguments as the chain got them; empty where nobody wrote them down."""
+    """Return the encoded constructor arguments; empty if the deployment record lacks them."""
     recorded = deployment.constructor_args.get(name)
     if not isinstance(recorded, Mapping):
         return b""
@@ -85,16 +85,16 @@ def _arguments(deployment: Deployment, name: str) -> bytes:
         values = [recorded[part["name"].rstrip("_")] for part in inputs]
     except KeyError:
         return b""
-    given = [tuple(each) if isinstance(each, list) else each for each in values]
-    code = interface(name).creation_code(*given)
+    arguments = [tuple(each) if isinstance(each, list) else each for each in values]
+    code = interface(name).creation_code(*arguments)
     return code[len(load_artifact(name).bytecode) :]
 
 
 def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
     """Write the standard input of each contract and a Sourcify repository.
 
-    `NAME.input.json` is for forms that take standard JSON; below `contracts/full_match/` stands
-    what Sourcify and Otterscan read: metadata.json byte for byte, and its sources in the same folder.
+    `NAME.input.json` is for forms that accept standard JSON. `contracts/full_match/` is for Sourcify
+    and Otterscan: it contains the exact metadata.json, with its sources in the same folder.
 
     Returns:
         All files, sorted.
@@ -103,16 +103,16 @@ def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
         UsageError: The folder can't be written.
     """
     files: dict[Path, str] = {}
-    for each in sources(deployment):
-        files[Path(f"{each.name}.input.json")] = json.dumps(standard_input(), indent=1) + "\n"
-        match = Path("contracts", "full_match", str(deployment.chain_id), each.address)
-        files[match / "metadata.json"] = load_artifact(each.name).metadata
-        for name, content in sources_of(each.name).items():
-            files[match / "sources" / name] = content
-        if each.arguments:
-            files[match / "constructor-args.txt"] = "0x" + each.arguments.hex()
-        if each.transaction:
-            files[match / "creator-tx-hash.txt"] = each.transaction
+    for source in sources(deployment):
+        files[Path(f"{source.name}.input.json")] = json.dumps(standard_input(), indent=1) + "\n"
+        match_folder = Path("contracts", "full_match", str(deployment.chain_id), source.address)
+        files[match_folder / "metadata.json"] = load_artifact(source.name).metadata
+        for name, content in sources_of(source.name).items():
+            files[match_folder / "sources" / name] = content
+        if source.arguments:
+            files[match_folder / "constructor-args.txt"] = "0x" + source.arguments.hex()
+        if source.transaction:
+            files[match_folder / "creator-tx-hash.txt"] = source.transaction
     try:
         for path, text in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -125,16 +125,16 @@ def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
 async def submit_sourcify(
     url: str, deployment: Deployment, *, pause: float = _PAUSE, way: Transport | None = None
 ) -> list[SourceSubmission]:
-    """Send all contracts to a Sourcify server (API v2) and wait for what it says.
+    """Submit all contracts to a Sourcify server (API v2) and wait for the results.
 
     Args:
-        url: Of the server, without `/v2`.
-        deployment: Whose contracts; the server must follow their chain.
-        pause: Seconds between two looks at a verification.
-        way: Certificates and headers for remote addresses.
+        url: URL of the server, without `/v2`.
+        deployment: Deployment to verify. The server must support its chain.
+        pause: Seconds between two polls of a verification.
+        way: Certificates and headers for remote servers.
 
     Raises:
-        EndpointError: The server can't be reached or is none.
+        EndpointError: The server can't be reached, or is not a Sourcify server.
     """
     async with _client(url, way) as client:
         return [
@@ -176,9 +176,9 @@ async def _sourcify(
 async def submit_blockscout(
     url: str, deployment: Deployment, *, pause: float = _PAUSE, way: Transport | None = None
 ) -> list[SourceSubmission]:
-    """Send all contracts to a Blockscout explorer (API v2) and wait until it shows them.
+    """Submit all contracts to a Blockscout explorer (API v2) and wait until they are verified.
 
-    Args and errors as `submit_sourcify`; `url` is the explorer's, without `/api`.
+    Arguments and errors are those of `submit_sourcify`; `url` is the explorer's, without `/api`.
     """
     async with _client(url, way) as client:
         return [await _blockscout(client, url, each, pause) for each in sources(deployment)]
@@ -231,25 +231,25 @@ def _client(url: str, way: Transport | None) -> httpx.AsyncClient:
 async def _asked(
     client: httpx.AsyncClient, url: str, method: str, path: str, **content: Any
 ) -> tuple[int, Mapping[str, Any]]:
-    """Status and JSON object of an answer; an empty one where it is none.
+    """Send a request. Return the status and the JSON object, empty if the body is not an object.
 
     Raises:
-        EndpointError: There is no answer, or the server failed.
+        EndpointError: The server can't be reached, or returned a 5xx status.
     """
-    place = safe_url(url)
+    server = safe_url(url)
     try:
-        found = await client.request(method, f"{url.rstrip('/')}/{path}", **content)
+        response = await client.request(method, f"{url.rstrip('/')}/{path}", **content)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EndpointError(
-            f"{place} can't be reached: {tls_problem(error) or type(error).__name__}"
+            f"{server} can't be reached: {tls_problem(error) or type(error).__name__}"
         ) from None
-    if found.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-        raise EndpointError(f"{place} answered with HTTP status {found.status_code}")
+    if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+        raise EndpointError(f"{server} answered with HTTP status {response.status_code}")
     try:
-        body = pydantic_core.from_json(found.content, allow_inf_nan=False)
+        body = pydantic_core.from_json(response.content, allow_inf_nan=False)
     except ValueError:
         body = None
-    return found.status_code, body if isinstance(body, Mapping) else {}
+    return response.status_code, body if isinstance(body, Mapping) else {}
 
 
 def _outcome(verifier: str, source: Source, ok: bool, detail: str) -> SourceSubmission:
@@ -258,6 +258,6 @@ def _outcome(verifier: str, source: Source, ok: bool, detail: str) -> SourceSubm
 
 def _reason(status: int, answer: Mapping[str, Any]) -> str:
     error = answer.get("error")
-    inner = error if isinstance(error, Mapping) else {}
-    words = inner.get("message") or answer.get("message") or error or answer.get("errors")
-    return f"HTTP status {status}: {str(words)[:300]}" if words else f"HTTP status {status}"
+    details = error if isinstance(error, Mapping) else {}
+    message = details.get("message") or answer.get("message") or error or answer.get("errors")
+    return f"HTTP status {status}: {str(message)[:300]}" if message else f"HTTP status {status}"

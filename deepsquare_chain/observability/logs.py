@@ -79,7 +79,7 @@ def configure_logging(
 
 
 def get_logger(name: str) -> BoundLogger:
-    """Return the logger of a module. Events are short constant phrases; variable data goes into fields."""
+    """Return the logger of a module. Events are short, constant phrases; data goes into fields."""
     logger: BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 

@@ -39,7 +39,7 @@ class Metrics:
         return gauge.labels(self.service)
 
     def gauges(self, name: str, text: str, **labels: Sequence[str]) -> Gauge:
-        """Return a new gauge with labels; `labels` list every value that each label can take."""
+        """Return a new gauge with labels; `labels` list every value of each label."""
         gauge = Gauge(f"deepsquare_{name}", text, self._names(labels), registry=self.registry)
         for values in self._combinations(labels):
             gauge.labels(self.service, *values)
@@ -61,7 +61,7 @@ class Metrics:
         gauge.labels(self.service, *labels).set(value)
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Return the current value of a sample such as `cycles_total`; None if it does not exist."""
+        """Return the value of a sample such as `cycles_total`; None if it does not exist."""
         sample_labels = {"service": self.service, **labels}
         return self.registry.get_sample_value(f"deepsquare_{name}", sample_labels)
 

@@ -46,7 +46,7 @@ _known: set[str] = set()
 
 
 def hide_secret(secret: str | bytes) -> None:
-    """Register a value to be hidden in all later log lines. Values under 4 characters are ignored.
+    """Hide a value in all later log lines. Values of less than 4 characters are ignored.
 
     Bytes are hidden in their hexadecimal form, which is how keys are displayed.
     """
@@ -56,7 +56,7 @@ def hide_secret(secret: str | bytes) -> None:
 
 
 def redact_text(text: str) -> str:
-    """Return the text without credentials in URLs, `password=...` values, and registered secrets."""
+    """Return the text without URL credentials, `password=...` values and registered secrets."""
     # Longest first: a secret may be a prefix of another.
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)

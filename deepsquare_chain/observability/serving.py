@@ -280,8 +280,8 @@ def _refused(host: str, port: int, error: OSError) -> UsageError:
     )
 
 
-#: Number of clients whose buckets are kept. The least recently seen client is evicted, and starts
-#: with a full bucket when it returns.
+#: Number of clients whose buckets are kept. The least recently seen client is evicted; its next
+#: request starts with a full bucket.
 MAX_CLIENTS: Final = 10_000
 
 
