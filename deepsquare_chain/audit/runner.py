@@ -220,7 +220,7 @@ async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditRepor
 
 
 def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[Anomaly]) -> list[AuditFinding]:
-    """Return a finding for each job that a provider assigned to itself against the customer's flags.
+    """Return a finding for each job that a provider took against the customer's flags.
 
     Args:
         ledger: The ledger that contains the jobs.

@@ -93,8 +93,8 @@ def _arguments(deployment: Deployment, name: str) -> bytes:
 def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
     """Write the standard input of each contract and a Sourcify repository.
 
-    `NAME.input.json` is for forms that accept standard JSON. `contracts/full_match/` is for Sourcify
-    and Otterscan: it contains the exact metadata.json, with its sources in the same folder.
+    `NAME.input.json` is for forms that accept standard JSON. `contracts/full_match/` is for
+    Sourcify and Otterscan: the exact metadata.json, with its sources in the same folder.
 
     Returns:
         All files, sorted.

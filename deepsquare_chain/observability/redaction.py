@@ -67,7 +67,7 @@ def redact_text(text: str) -> str:
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Structlog processor: removes secrets, escapes control characters, and truncates long texts."""
+    """Structlog processor: removes secrets, escapes control characters, truncates long texts."""
     for name, value in event.items():
         if name.startswith("_"):
             continue  # structlog's own

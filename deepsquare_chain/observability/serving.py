@@ -310,7 +310,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, client: str) -> float:
-        """Count a request. Return zero if it is allowed, else the seconds that the client must wait."""
+        """Count a request. Return zero if it is allowed, else the seconds to wait."""
         if self._rate <= 0:
             return 0.0
         now, key = self._clock(), network_of(client)
