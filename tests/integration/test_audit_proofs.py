@@ -120,7 +120,7 @@ async def test_places_of_logs_follow_from_the_trie(used: LiveGrid) -> None:
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
 async def test_a_lie_about_one_log_is_proven(used: LiveGrid, lie: Lie) -> None:
     [message] = await proven(used, about_logs(lie))
-    assert "not those that were told" in message
+    assert "not those that the node returned" in message
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
