@@ -1,6 +1,6 @@
-"""DeepSquare chain: the grid's contracts and the programs around them.
+"""DeepSquare chain: the contracts of the grid, and the programs that use them.
 
-Programs use `Grid`; see docs/sdk.md.
+`Grid` is the entry point for programs; see docs/sdk.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Grid", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Grid` with all that it needs is loaded when it is asked for: commands start without it."""
+    """Import `Grid` and its dependencies on first access, so that commands start faster."""
     if name == "Grid":
         from deepsquare_chain.client.grid import Grid
 

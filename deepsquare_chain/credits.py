@@ -1,7 +1,6 @@
-"""Exact integer money: the same arithmetic as the contract's `Billing`, to the wei.
+"""Billing in exact integers: the same arithmetic as the contract's `Billing`, to the wei.
 
-Units: credit-wei, seconds, MB. No float, and no division on the way to a bill but the fee, which
-is floored.
+Units: credit-wei, seconds, MB. No floats. The only division in a bill is the fee, which is floored.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ CREDIT: Final = 10**DECIMALS
 BASIS_POINTS: Final = 10_000
 SECONDS_PER_HOUR: Final = 3_600
 _RATE_PRECISION: Final = 10**9
-#: Digits up to which an hourly price is shown exactly.
+#: Prices per hour of up to this many digits are shown exactly.
 _SHORT: Final = 9
 
-# Sixty digits hold any uint256 of credit-wei; more is a mistake or an attack.
+# Sixty digits hold any uint256 of credit-wei; longer numbers are a mistake or an attack.
 _AMOUNT: Final = re.compile(r"(?P<whole>[0-9]{1,60})(?:\.(?P<part>[0-9]{1,60}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How an escrow was split at the end of a job, in credit-wei.
+    """The split of an escrow at the end of a job, in credit-wei.
 
     `paid` goes to the provider and excludes `fee`, which goes to the treasury.
     """
@@ -38,24 +37,24 @@ class Settlement:
 
 
 def parse_credits(text: str) -> int:
-    """Credit-wei of a decimal amount of credits such as `1.5`.
+    """Convert a decimal amount of credits, such as `1.5`, to credit-wei.
 
     Raises:
-        ValueError: No plain decimal number, negative, or finer than 18 decimals.
+        ValueError: Not a plain decimal number, negative, or with more than 18 decimals.
     """
-    found = _AMOUNT.fullmatch(text.strip())
-    if found is None:
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None:
         raise ValueError(
             f"{text[:80]!r} is not a valid amount of credits: write a number such as 1.5"
         )
-    part = (found["part"] or "").rstrip("0")
+    part = (match["part"] or "").rstrip("0")
     if len(part) > DECIMALS:
         raise ValueError(f"{text[:80]!r} is finer than {DECIMALS} decimals")
-    return int(found["whole"]) * CREDIT + int(part.ljust(DECIMALS, "0"))
+    return int(match["whole"]) * CREDIT + int(part.ljust(DECIMALS, "0"))
 
 
 def format_credits(amount: int) -> str:
-    """The exact decimal of an amount in credit-wei, without trailing zeros."""
+    """Format an amount in credit-wei as exact decimal credits, without trailing zeros."""
     whole, part = divmod(abs(amount), CREDIT)
     sign = "-" if amount < 0 else ""
     decimals = f"{part:0{DECIMALS}d}".rstrip("0")
@@ -63,11 +62,11 @@ def format_credits(amount: int) -> str:
 
 
 def hourly(wei_per_second: int) -> str:
-    """A price per second in credit-wei as decimal credits per hour, as it was entered.
+    """Format a price in credit-wei per second as credits per hour, as it was entered.
 
-    A price that a person enters per hour is kept per second, rounded down to the wei. Shown is the
-    shortest decimal that gives the same price again; a sum of such prices (a job's rate) is rounded
-    up within one part in 10^9.
+    Prices are entered per hour and stored per second, rounded down to the wei. The result is the
+    shortest decimal that gives the same price again. A sum of such prices (a job's rate) is rounded
+    up by at most one part in 10^9.
     """
     least = wei_per_second * SECONDS_PER_HOUR
     if len(str(least).rstrip("0")) <= _SHORT:
@@ -80,37 +79,40 @@ def hourly(wei_per_second: int) -> str:
 
 
 def job_rate(prices: Prices, resources: Resources) -> int:
-    """Price of a job in credit-wei a second."""
+    """Return the price of a job in credit-wei per second."""
     return resources.cpus * prices.cpu + resources.gpus * prices.gpu + resources.memory * prices.mem
 
 
 def cost(rate: int, seconds: int) -> int:
-    """Price of a run in credit-wei, the fee included."""
+    """Return the price of a run in credit-wei, including the fee."""
     return rate * seconds
 
 
 def fee(cost: int, bps: int) -> int:
-    """The treasury's share of a cost, in credit-wei, floored."""
+    """Return the treasury's share of a cost in credit-wei, floored."""
     return cost * bps // BASIS_POINTS
 
 
 def allotment(time_limit: int, until_spent: bool, escrow: int, rate: int) -> int:
-    """Seconds that a run may last: its limit, or until the escrow is spent; zero without a rate."""
+    """Return the maximum length of a run in seconds; zero without a rate.
+
+    It is the time limit, or the time until the escrow is spent.
+    """
     if rate == 0:
         return 0
     return escrow // rate if until_spent else time_limit
 
 
 def billed_seconds(reported: int, elapsed: int, allotment: int) -> int:
-    """Seconds that are billed: never more than passed on chain, never more than allotted."""
+    """Return the seconds to bill: at most the elapsed chain time and at most the allotment."""
     return min(reported, elapsed, allotment)
 
 
 def unbilled_revenue(job: Job, now: int) -> int:
-    """What a RUNNING job has earned for its provider at chain time `now` and nobody has billed yet.
+    """Return the unbilled earnings of a RUNNING job's provider at chain time `now`, in credit-wei.
 
-    Credit-wei, without the fee; by chain time since the start or the last interim payment, and never
-    more than the allotment. A run that is lost forfeits it.
+    The fee is excluded. The time counts from the start or the last interim payment, and is at most
+    the allotment. If the run is lost, the provider forfeits this amount.
     """
     allotted = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
     consumed = cost(job.rate, billed_seconds(allotted, max(0, now - job.since), allotted))
@@ -131,7 +133,7 @@ def settle(
 
     Args:
         escrow: Credit-wei held for the job.
-        rate: Credit-wei a second, fixed at assignment.
+        rate: Credit-wei per second, fixed at assignment.
         fee_bps: Fee in basis points, fixed at assignment.
         time_limit: Walltime in seconds.
         until_spent: Whether the run lasts until the escrow is spent.
@@ -139,7 +141,7 @@ def settle(
         elapsed: Seconds of chain time since the start.
 
     Raises:
-        ValueError: The terms bill more than the escrow holds, which no record on chain does.
+        ValueError: The bill exceeds the escrow, which does not happen with records on chain.
     """
     billed = billed_seconds(reported, elapsed, allotment(time_limit, until_spent, escrow, rate))
     consumed = cost(rate, billed)
@@ -150,7 +152,7 @@ def settle(
 
 
 def fits(hardware: Hardware, offer: Offer, resources: Resources, load: Load = NO_LOAD) -> bool:
-    """Whether the tasks fit node by node, and the whole fits the offer less the load."""
+    """Whether each task fits on a node, and the whole job fits the offer less the load."""
     memory_per_task = resources.cpus_per_task * resources.mem_per_cpu
     if resources.cpus_per_task < 1 or memory_per_task < 1:
         return False

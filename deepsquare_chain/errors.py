@@ -1,7 +1,7 @@
-"""Errors for people: what happened, to which job or file, and what to do next.
+"""Errors for users: what happened, to which job or file, and what to do next.
 
-The command line prints `message` and `hint` and ends with `exit_code`; nothing else of the
-program decides about exit codes.
+The command line prints `message` and `hint` and exits with `exit_code`. Exit codes are defined
+only here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import ClassVar
 
 
 class GridError(Exception):
-    """Something the person or service in front of it can act on.
+    """An error that the user or the calling service can act on.
 
     Args:
         message: What happened, naming the job, file or address.
-        hint: What to do next, as a whole sentence; empty when there is nothing to add.
+        hint: What to do next, as a whole sentence; may be empty.
     """
 
     exit_code: ClassVar[int] = 1
@@ -25,18 +25,18 @@ class GridError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type[GridError], tuple[str], dict[str, object]]:
-        # Exceptions cross process borders by their positional arguments; the hint rides along.
+        # Pickle restores exceptions from their positional arguments; the state adds the hint.
         return type(self), (self.message,), dict(self.__dict__)
 
 
 class UsageError(GridError):
-    """Options, arguments or settings that can't be meant."""
+    """Invalid options, arguments or settings."""
 
     exit_code = 2
 
 
 class JobFileError(GridError):
-    """A job file, or a job definition, that does not hold what it must."""
+    """An invalid job file or job definition."""
 
     exit_code = 3
 
@@ -48,40 +48,40 @@ class NotFoundError(GridError):
 
 
 class InsufficientFundsError(GridError):
-    """Too few credits, or no gas."""
+    """Too few credits, or no coins to pay for gas."""
 
     exit_code = 5
 
 
 class RevertedError(GridError):
-    """A contract refused the call."""
+    """The contract reverted the call."""
 
     exit_code = 6
 
 
 class EndpointError(GridError):
-    """An endpoint that is down, answers nonsense, or serves another chain."""
+    """An endpoint that is down, gives invalid responses, or serves another chain."""
 
     exit_code = 7
 
 
 class StoreError(GridError):
-    """A database can't be read or written now: disk full, locked, taken away."""
+    """A database that can't be read or written now: disk full, locked or removed."""
 
 
 class NotAuthorisedError(GridError):
-    """A missing role, a wrong password, or somebody else's job."""
+    """A missing role, a wrong password, or a job of another customer."""
 
     exit_code = 8
 
 
 class WaitTimeoutError(GridError):
-    """What was waited for did not happen in time."""
+    """A timeout while waiting for an event."""
 
     exit_code = 9
 
 
 class AuditError(GridError):
-    """The books do not add up."""
+    """The audit found that the ledgers do not balance."""
 
     exit_code = 10

@@ -1,8 +1,9 @@
-"""Labelled points at which a test may kill this process, as a power cut would.
+"""Crash points: labelled places where a test may kill this process, as a power cut would.
 
-`DEEPSQUARE_CRASH_AT=label` kills at the first passage of the label, `label:3` at the third; the
-last word on stderr says so. Without the variable a point costs one look at the environment and
-does nothing. Supervisors of runs pass labels too, without any package: nothing is imported here.
+`DEEPSQUARE_CRASH_AT=label` kills the process when it first reaches the label, `label:3` the third
+time; the last line on stderr reports it. Without the variable, a crash point only reads the
+environment. The supervisors of runs have crash points too and run without third-party packages, so
+this module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _passed: Final[Counter[str]] = Counter()
 
 
 def crash_point(label: str) -> None:
-    """End the process with SIGKILL if a test ordered it here."""
+    """Kill the process with SIGKILL if a test has selected this label."""
     ordered = os.environ.get(VARIABLE)
     if not ordered:
         return

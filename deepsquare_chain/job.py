@@ -1,7 +1,6 @@
-"""The vocabulary of the grid: jobs, providers and what a job may ask of a provider.
+"""The data types of the grid: jobs, providers, and the requirements of jobs.
 
-Units everywhere: credit-wei, seconds of chain time, MB. Names and numbers of the enums are those
-of the contracts.
+Units: credit-wei, seconds of chain time, MB. The enums have the names and numbers of the contracts.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Final
 
 
 class JobStatus(IntEnum):
-    """Where a job stands in its life; NONE means that no such job exists."""
+    """The status of a job; NONE means that no such job exists."""
 
     NONE = 0
     PENDING = 1
@@ -32,22 +31,22 @@ class JobStatus(IntEnum):
 
     @property
     def is_live(self) -> bool:
-        """Whether the job holds escrow and can still move."""
+        """Whether the job holds escrow and can still change its status."""
         return JobStatus.PENDING <= self <= JobStatus.RUNNING
 
     @property
     def is_final(self) -> bool:
-        """Whether the record is frozen."""
+        """Whether the job has ended; its record no longer changes."""
         return self >= JobStatus.CANCELLED
 
     @property
     def is_assigned(self) -> bool:
-        """Whether a provider holds the job now."""
+        """Whether the job is assigned to a provider now."""
         return JobStatus.META_SCHEDULED <= self <= JobStatus.RUNNING
 
     @property
     def meaning(self) -> str:
-        """The status in plain words, one line."""
+        """A description of the status for people, one line."""
         return _MEANINGS[self]
 
 
@@ -68,7 +67,7 @@ _MEANINGS: Final[Mapping[JobStatus, str]] = {
 MEGABYTE: Final = 1024 * 1024
 _ENDS: Final = frozenset({JobStatus.CANCELLED, JobStatus.PANICKED})
 
-#: The twelve arrows of the life cycle, three of redistribution, and birth (NONE to PENDING).
+#: Allowed transitions: twelve of the life cycle, three of redistribution, and NONE to PENDING.
 TRANSITIONS: Final[Mapping[JobStatus, frozenset[JobStatus]]] = MappingProxyType(
     {
         JobStatus.NONE: frozenset({JobStatus.PENDING}),
@@ -86,12 +85,12 @@ TRANSITIONS: Final[Mapping[JobStatus, frozenset[JobStatus]]] = MappingProxyType(
 
 
 def can_transition(before: JobStatus, after: JobStatus) -> bool:
-    """Whether the one transition table has this arrow, birth included."""
+    """Whether `TRANSITIONS` allows this transition; submission is NONE to PENDING."""
     return after in TRANSITIONS[before]
 
 
 class Objective(IntEnum):
-    """What the scheduler favours among the providers that fit."""
+    """What the scheduler minimises when it chooses among eligible providers."""
 
     COST = 0
     TIME = 1
@@ -99,9 +98,9 @@ class Objective(IntEnum):
 
 
 class JobFlags(IntFlag):
-    """Options of a job; the numbers are those of the contract.
+    """Options of a job, with the numbers of the contract.
 
-    SUCCESSOR is set by the contract alone, on a job that continues another one.
+    Only the contract sets SUCCESSOR, on a job that continues another one.
     """
 
     NONE = 0
@@ -112,7 +111,7 @@ class JobFlags(IntFlag):
 
 
 class ProviderStatus(IntEnum):
-    """Standing of a provider; NONE means that it never registered."""
+    """The status of a provider; NONE means that it never registered."""
 
     NONE = 0
     WAITING_APPROVAL = 1
@@ -123,9 +122,9 @@ class ProviderStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a job occupies while it is assigned.
+    """Resources that a job occupies while it is assigned.
 
-    `mem_per_cpu` is in MB; `gpus` counts the whole job.
+    `mem_per_cpu` is in MB; `gpus` is the number of GPUs of the whole job.
     """
 
     tasks: int
@@ -135,7 +134,7 @@ class Resources:
 
     @property
     def cpus(self) -> int:
-        """Cpus of the whole job."""
+        """CPUs of the whole job."""
         return self.tasks * self.cpus_per_task
 
     @property
@@ -146,9 +145,9 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a customer submits, apart from the definition.
+    """The terms of a submission, without the definition.
 
-    `amount` is the escrow in credit-wei, `time_limit` is in seconds, `uses` holds affinities
+    `amount` is the escrow in credit-wei and `time_limit` is in seconds. `uses` holds affinities
     joined by commas.
     """
 
@@ -169,13 +168,14 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job record as the chain holds it.
+    """A job record on chain.
 
-    `since` is the chain time of the last transition, and while RUNNING the time up to which the run
-    is billed (its start, or its last interim payment). `escrow` is what is held while the job is
-    live; once it is final, what its settlement consumed, without earlier interim payments.
-    `time_limit` is in seconds, less what interim payments billed. `rate` is in credit-wei per
-    second, zero until the job is assigned; `retry_of` is the predecessor's id or zero.
+    `since` is the chain time of the last transition; while RUNNING, the time up to which the run
+    is billed (its start, or its last interim payment). `escrow` is the amount held while the job is
+    live; once it is final, the amount that its settlement consumed, without earlier interim
+    payments. `time_limit` is in seconds, less the seconds billed by interim payments. `rate` is in
+    credit-wei per second, zero until the job is assigned. `retry_of` is the ID of the predecessor,
+    or zero.
     """
 
     id: int
@@ -200,13 +200,13 @@ class Job:
 
     @property
     def allows_interim_payments(self) -> bool:
-        """Whether its provider may collect payments while it runs."""
+        """Whether the provider may collect payments while the job runs."""
         return JobFlags.INTERIM_PAYMENTS in self.flags
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a cluster consists of; `mem_per_node` is in MB."""
+    """The hardware of a cluster; `mem_per_node` is in MB."""
 
     nodes: int
     cpus_per_node: int
@@ -216,7 +216,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What of its hardware a provider gives to the grid now; `memory` is in MB."""
+    """The part of its hardware that a provider offers to the grid now; `memory` is in MB."""
 
     cpus: int
     memory: int
@@ -225,7 +225,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the live assigned jobs of a provider occupy; `memory` is in MB."""
+    """Resources that the assigned jobs of a provider occupy; `memory` is in MB."""
 
     cpus: int = 0
     memory: int = 0
@@ -233,7 +233,7 @@ class Load:
 
     @classmethod
     def of(cls, resources: Resources) -> Load:
-        """What one job occupies."""
+        """The load of one job."""
         return cls(resources.cpus, resources.memory, resources.gpus)
 
     def __add__(self, other: Load) -> Load:
@@ -248,7 +248,7 @@ NO_LOAD: Final = Load()
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices in credit-wei a second, for one cpu, one gpu and one MB."""
+    """Prices in credit-wei per second, per CPU, per GPU and per MB."""
 
     cpu: int
     gpu: int
@@ -257,7 +257,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A provider as the registry holds it; `approved_until` is chain time in seconds."""
+    """A provider's record in the registry; `approved_until` is chain time in seconds."""
 
     id: int
     account: str
@@ -273,7 +273,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Affinity:
-    """One demand on a provider's labels, such as `compute.gflops>=1000`."""
+    """One requirement on a provider's labels, such as `compute.gflops>=1000`."""
 
     key: str
     op: str
@@ -283,22 +283,25 @@ class Affinity:
         return f"{self.key}{self.op}{self.value}"
 
 
-#: Begins keys in `uses` that are conditions for the scheduler instead of demands on labels.
+#: Prefix of the keys in `uses` that are conditions for the scheduler, not requirements on labels.
 CONDITION_PREFIX: Final = "deepsquare."
 _ARRAY: Final = f"{CONDITION_PREFIX}array"
-#: Jobs of one submission that a condition or a command may name.
+#: Maximum number of jobs that a condition or a command may name.
 MAX_LISTED_JOBS: Final = 10_000
 
 
 class Dependency(StrEnum):
-    """What must have become of another job before this one may be assigned, as in Slurm."""
+    """How another job must have ended before this one may be assigned, as in Slurm."""
 
-    AFTER_OK = "afterok"  # it FINISHED
-    AFTER_ANY = "afterany"  # it ended, whatever its end
-    AFTER_NOT_OK = "afternotok"  # it ended other than FINISHED
+    AFTER_OK = "afterok"  # it ended as FINISHED
+    AFTER_ANY = "afterany"  # it ended, with any status
+    AFTER_NOT_OK = "afternotok"  # it ended with a status other than FINISHED
 
     def holds(self, end: JobStatus) -> bool:
-        """Whether a job that ended so meets it; what is not met then never will be."""
+        """Whether a job with this final status meets the dependency.
+
+        If it does not, the dependency can never be met.
+        """
         if self is Dependency.AFTER_ANY:
             return True
         return (end is JobStatus.FINISHED) is (self is Dependency.AFTER_OK)
@@ -306,11 +309,11 @@ class Dependency(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """When a job may be assigned, as its customer asked in `uses`.
+    """Conditions of a customer, given in `uses`, for when a job may be assigned.
 
-    `after` holds kind and job id of each dependency. `array` is the id of the submission that the
-    job belongs to, empty for none; at most `throttle` of its jobs are at providers at once, any
-    number if it is zero.
+    `after` holds the kind and the job ID of each dependency. `array` is the ID of the submission
+    that the job belongs to, or empty. At most `throttle` of its jobs are assigned at once; zero
+    means no limit.
     """
 
     after: tuple[tuple[Dependency, int], ...] = ()
@@ -318,7 +321,7 @@ class Conditions:
     throttle: int = 0
 
     def to_uses(self) -> str:
-        """The conditions as they stand in `uses`."""
+        """Format the conditions for `uses`."""
         parts = [
             f"{CONDITION_PREFIX}{kind}={spell_ids(number for each, number in self.after if each is kind)}"
             for kind in Dependency
@@ -330,10 +333,10 @@ class Conditions:
 
 
 def parse_conditions(uses: str) -> Conditions:
-    """The conditions in `uses`; requirements of labels are ignored.
+    """Parse the conditions in `uses`; requirements on labels are ignored.
 
     Raises:
-        ValueError: A condition is not understood; the message names it.
+        ValueError: A condition is invalid; the message names it.
     """
     after: list[tuple[Dependency, int]] = []
     array, throttle = "", 0
@@ -341,37 +344,37 @@ def parse_conditions(uses: str) -> Conditions:
         if not affinity.key.startswith(CONDITION_PREFIX):
             continue
         name = affinity.key.removeprefix(CONDITION_PREFIX)
-        found = _ARRAY_VALUE.fullmatch(affinity.value)
+        array_match = _ARRAY_VALUE.fullmatch(affinity.value)
         if affinity.op == "=" and name in set(Dependency):
             after += ((Dependency(name), number) for number in parse_ids(affinity.value, ":"))
-        elif affinity.op == "=" and affinity.key == _ARRAY and found:
-            array, throttle = found[1], int(found[2] or 0)
+        elif affinity.op == "=" and affinity.key == _ARRAY and array_match:
+            array, throttle = array_match[1], int(array_match[2] or 0)
         else:
             raise ValueError(f"{str(affinity)[:80]!r} is not a condition of a job")
     return Conditions(tuple(after), array, throttle)
 
 
 def parse_ids(text: str, separator: str = ",") -> list[int]:
-    """Numbers and ranges of them, such as `3,7-9`.
+    """Parse numbers and ranges, such as `3,7-9`.
 
     Raises:
-        ValueError: It is none, or names more than `MAX_LISTED_JOBS`.
+        ValueError: A part is not a number or range, or there are more than `MAX_LISTED_JOBS`.
     """
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(separator):
         ends = _ID_RANGE.fullmatch(part.strip())
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
-        if not 0 <= last - first < MAX_LISTED_JOBS - len(found):
+        if not 0 <= last - first < MAX_LISTED_JOBS - len(numbers):
             raise ValueError(
                 f"{part[:40]!r} is not a number or a range such as 3-7, or names more than "
                 f"{MAX_LISTED_JOBS}"
             )
-        found += range(first, last + 1)
-    return found
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def spell_ids(numbers: Iterable[int]) -> str:
-    """Job ids in a short form: `3:7-9`."""
+    """Format job IDs in a short form: `3:7-9`."""
     parts: list[list[int]] = []
     for number in sorted(set(numbers)):
         if parts and parts[-1][1] == number - 1:
@@ -383,10 +386,10 @@ def spell_ids(numbers: Iterable[int]) -> str:
 
 _ID_RANGE: Final = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?")
 _ARRAY_VALUE: Final = re.compile(r"(sub-[0-9a-f]{8})(?:%([1-9][0-9]{0,4}))?")
-#: How people write the id of a submission.
+#: The format of submission IDs.
 SUBMISSION_ID: Final = re.compile(r"sub-[0-9a-f]{8}")
 
-# A value can't begin with an operator, so that `a==b` is a mistake and not a strange value.
+# A value can't begin with an operator, so that `a==b` is an error.
 _AFFINITY: Final = re.compile(
     r"(?P<key>[A-Za-z0-9][A-Za-z0-9._/-]*)\s*"
     r"(?P<op>:in:|!=|<=|>=|=|<|>)\s*"
@@ -399,10 +402,10 @@ _ORDER: Final[Mapping[str, Callable[[Decimal, Decimal], bool]]] = MappingProxyTy
 
 
 def parse_uses(text: str) -> tuple[Affinity, ...]:
-    """Read affinities joined by commas; an empty text holds none.
+    """Parse affinities joined by commas; an empty text gives an empty tuple.
 
     Raises:
-        ValueError: A part is no `key operator value`; the message names it.
+        ValueError: A part is not of the form `key operator value`; the message names it.
     """
     if not text.strip():
         return ()
@@ -410,31 +413,33 @@ def parse_uses(text: str) -> tuple[Affinity, ...]:
 
 
 def _parse_affinity(part: str) -> Affinity:
-    found = _AFFINITY.fullmatch(part.strip())
-    if found is None:
+    match = _AFFINITY.fullmatch(part.strip())
+    if match is None:
         raise ValueError(
             f"{part.strip()[:80]!r} is no affinity: write key, one of = != < <= > >= :in:, and a value"
         )
-    return Affinity(found["key"], found["op"], found["value"].strip())
+    return Affinity(match["key"], match["op"], match["value"].strip())
 
 
 def matches(affinities: Iterable[Affinity], labels: Mapping[str, str]) -> bool:
     """Whether a provider's labels meet all affinities.
 
-    A label that is not there meets `!=` and nothing else. Order is numeric: it never holds where
-    one side is no number. The value of `:in:` lists alternatives, as in `eu|ch`.
+    A missing label meets `!=` only. `<`, `<=`, `>` and `>=` compare numbers, and are not met if a
+    side is not a number. The value of `:in:` lists alternatives, as in `eu|ch`.
     """
     return not unmet(affinities, labels)
 
 
 def unmet(affinities: Iterable[Affinity], labels: Mapping[str, str]) -> tuple[Affinity, ...]:
-    """The affinities that a provider's labels do not meet; see `matches`."""
-    return tuple(each for each in affinities if not _meets(each, labels.get(each.key)))
+    """Return the affinities that a provider's labels do not meet; see `matches`."""
+    return tuple(
+        affinity for affinity in affinities if not _meets(affinity, labels.get(affinity.key))
+    )
 
 
 def _meets(affinity: Affinity, label: str | None) -> bool:
     if affinity.key.startswith(CONDITION_PREFIX):
-        return True  # a condition for the scheduler, which no label can meet
+        return True  # the scheduler checks conditions; they do not concern labels
     if label is None or affinity.op == "!=":
         return affinity.op == "!=" and label != affinity.value
     if affinity.op == "=":

@@ -1,8 +1,8 @@
 """Settings: flag > environment `DEEPSQUARE_*` > `.deepsquare.toml` > user config > default.
 
-A context is a named set of values in a file, for a network; see `find_sources`.
+A context is a named set of values for a network, in a file; see `find_sources`.
 
-They are read once at the edge of a program and passed in; nothing reads them from a global.
+Each program reads its settings once, when it starts, and passes them on as arguments.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ PROJECT_FILE: Final = ".deepsquare.toml"
 MAX_FILE_BYTES: Final = 1_000_000
 _MEND: Final = "Correct the file, or move it away: every setting has a default."
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
-# A comma may also stand within a URL: only one before a scheme parts two.
+# A URL may contain commas: only a comma before a scheme separates two URLs.
 _BETWEEN_URLS: Final = re.compile(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 
 
 def split_urls(text: str) -> tuple[str, ...]:
-    """The URLs of a setting that takes several, parted by commas; in their order, each once."""
+    """Split a comma-separated list of URLs; keeps their order and removes duplicates."""
     return tuple(dict.fromkeys(_BETWEEN_URLS.split(text.strip())))
 
 
 def safe_url(url: str) -> str:
-    """The URL (or several) as logs and messages may show it: no credentials, path or query.
+    """Return one or more URLs without credentials, path and query, for logs and messages.
 
-    Hosted endpoints carry their keys in any of those.
+    The URLs of hosted endpoints contain their keys in any of these parts.
     """
-    return ", ".join(_safe(each) for each in split_urls(url))
+    return ", ".join(_safe(url_part) for url_part in split_urls(url))
 
 
 def shown(value: Any) -> str | None:
-    """A setting's value for people and logs: addresses without what they may hide."""
+    """Format the value of a setting for output and logs; URLs are made safe by `safe_url`."""
     if value is None:
         return None
     text = str(value)
@@ -67,9 +67,9 @@ def _safe(url: str) -> str:
     except ValueError:
         return "(unreadable URL)"
     host = f"[{host}]" if ":" in host else host
-    place = host if port is None else f"{host}:{port}"
+    netloc = host if port is None else f"{host}:{port}"
     hidden = "/..." if parts.path.strip("/") or parts.query else ""
-    return urlunsplit((parts.scheme, place, hidden, "", ""))
+    return urlunsplit((parts.scheme, netloc, hidden, "", ""))
 
 
 def _check_url(url: str) -> str:
@@ -105,7 +105,7 @@ def _check_webs(text: str) -> str:
 
 
 def _joined(value: Any) -> Any:
-    """A list, as files and repeated flags give it, as the text that a variable would hold."""
+    """Join a list, from a file or repeated flags, to the text that a variable would have."""
     if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
         return ",".join(value)
     return value
@@ -121,7 +121,7 @@ def _expand(path: Path) -> Path:
 
 
 def _options(value: Any) -> Any:
-    """A table as files have it; a list or a text of KEY=VALUE as flags and variables give it."""
+    """Convert KEY=VALUE texts, from flags or a variable, to a mapping; tables pass unchanged."""
     if isinstance(value, str):
         try:
             value = shlex.split(value)
@@ -146,7 +146,7 @@ SocketUrl = Annotated[str, AfterValidator(_check_socket)]
 
 
 class Settings(BaseSettings):
-    """The settings of every command and daemon. Paths are relative to the file that gives them."""
+    """The settings of all commands and daemons. Paths are relative to the file that sets them."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
@@ -286,7 +286,7 @@ class Settings(BaseSettings):
 
     @property
     def result_key_file(self) -> Path:
-        """File of the age key that decrypts results, whether it exists or not."""
+        """Path of the age key that decrypts results; the file may not exist."""
         if self.result_key is not None:
             return self.result_key
         if self.keystore is not None:
@@ -295,7 +295,7 @@ class Settings(BaseSettings):
 
     @property
     def private_paths(self) -> tuple[Path, ...]:
-        """Files and folders that no job may see: keys, passwords, state, other jobs' definitions."""
+        """Files and folders hidden from jobs: keys, passwords, state, other jobs' definitions."""
         paths = (
             *(self.keystore, self.password_file, self.result_key_file),
             *(self.headers_file, self.state_dir, self.store),
@@ -304,10 +304,10 @@ class Settings(BaseSettings):
 
 
 def user_config_path(environ: Mapping[str, str] | None = None) -> Path | None:
-    """Where the user's own configuration stands, whether it exists or not.
+    """Return the path of the user's configuration file; the file may not exist.
 
-    None for a user without a home: without HOME and an entry in the list of users, as in many
-    containers.
+    None if the user has no home directory: neither HOME nor an entry in the user database, as in
+    many containers.
     """
     env = os.environ if environ is None else environ
     base = env.get("XDG_CONFIG_HOME") or "~/.config"
@@ -319,7 +319,7 @@ def user_config_path(environ: Mapping[str, str] | None = None) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values of one source below the environment; `origin` is what people call it."""
+    """Values of one source below the environment; `origin` is its name in messages."""
 
     origin: str
     values: Mapping[str, Any]
@@ -327,9 +327,9 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where settings came from: the command line's values, then layers in falling order.
+    """The sources of the settings: the values of the command line, then layers, highest first.
 
-    `contexts` names those that the files know, with the endpoint of each where it has one.
+    `contexts` maps the name of each known context to its endpoint, or to an empty text.
     """
 
     given: Mapping[str, Any]
@@ -338,7 +338,7 @@ class Sources:
     contexts: Mapping[str, str]
 
     def origin(self, name: str) -> str:
-        """The source of a setting's value in force."""
+        """Return the name of the source that gives the effective value of a setting."""
         if name in self.given:
             return "the command line"
         variable = _variable(name)
@@ -353,10 +353,10 @@ def load_settings(
     project_dir: Path | None = None,
     user_config: Path | None = None,
 ) -> Settings:
-    """Read all layers; arguments and errors as `find_sources`.
+    """Read all layers; for arguments and further errors, see `find_sources`.
 
     Raises:
-        UsageError: A value is wrong; the message names the setting and the layer.
+        UsageError: A value is invalid; the message names the setting and the layer.
     """
     return resolve(find_sources(flags, project_dir=project_dir, user_config=user_config))
 
@@ -369,8 +369,8 @@ def find_sources(
 ) -> Sources:
     """Read the files and choose the context.
 
-    A context chosen by flag or environment stands above the plain values of both files, one that
-    a file chooses right above that file's own.
+    A context chosen by flag or environment takes precedence over the plain values of both files.
+    A context chosen by a file takes precedence over that file's own values.
 
     Args:
         flags: Values given on the command line; None means that a flag was not given.
@@ -378,7 +378,7 @@ def find_sources(
         user_config: The user's configuration; `~/.config/deepsquare/config.toml` by default.
 
     Raises:
-        UsageError: A file can't be read, has an unknown key, or there is no context of the name.
+        UsageError: A file can't be read or has an unknown key, or the context does not exist.
     """
     given = {key: value for key, value in (flags or {}).items() if value not in (None, [], ())}
     _refuse_unknown(given, "the command line")
@@ -386,9 +386,9 @@ def find_sources(
     paths = (project, user_config or user_config_path())
     files = [_read_file(path) for path in paths if path is not None]
     layers = [Layer(str(file.path), file.values) for file in files]
-    chosen, place, origin = _chosen_context(given, files)
+    chosen, position, origin = _chosen_context(given, files)
     if chosen:
-        layers[place:place] = _context_layers(chosen, files, origin)
+        layers[position:position] = _context_layers(chosen, files, origin)
     known: dict[str, str] = dict.fromkeys(READY_CONTEXTS, "")
     for file in reversed(files):
         for name, values in file.contexts.items():
@@ -397,10 +397,10 @@ def find_sources(
 
 
 def resolve(sources: Sources) -> Settings:
-    """The settings in force.
+    """Return the effective settings.
 
     Raises:
-        UsageError: A value is wrong; the message names the setting and the layer.
+        UsageError: A value is invalid; the message names the setting and the layer.
     """
 
     class Layered(Settings):
@@ -429,14 +429,14 @@ def resolve(sources: Sources) -> Settings:
 
 
 def _links(explorer: str) -> str:
-    """Links of an explorer that has Etherscan's paths."""
+    """Return the links of an explorer with the URL paths of Etherscan."""
     return " ".join(
         f"explorer.{kind}={explorer}/{kind}/{{}}" for kind in ("tx", "address", "block")
     )
 
 
-#: Public test networks whose figures needn't be looked up; each still needs an endpoint and a record
-#: of a deployment. Looks at the chain come about as often as its blocks.
+#: Built-in contexts of public test networks; each still needs an endpoint and the record of a
+#: deployment. The poll interval is about the block time.
 READY_CONTEXTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "sepolia": {
         "chain_id": 11_155_111,
@@ -461,14 +461,14 @@ READY_CONTEXTS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def _variable(name: str) -> str:
-    """The environment's variable of a setting, where it says something."""
+    """Return the name of the environment variable of a setting, or empty if it is not set."""
     wanted = f"{ENV_PREFIX}{name}".upper()
     return next((key for key, value in os.environ.items() if key.upper() == wanted and value), "")
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A configuration file: its own values, and those of its contexts by name."""
+    """A configuration file: its own values, and the values of its contexts by name."""
 
     path: Path
     values: Mapping[str, Any]
@@ -476,26 +476,26 @@ class _File:
 
 
 def _chosen_context(given: Mapping[str, Any], files: Sequence[_File]) -> tuple[str, int, str]:
-    """The context's name, empty for none; how many layers of files stand above it; who says so."""
+    """Return the context's name (or empty), the number of layers above it, and the source."""
     if "context" in given:
         return str(given["context"]), 0, "the command line"
     if variable := _variable("context"):
         return os.environ[variable], 0, f"the environment ({variable})"
-    for place, file in enumerate(files):
+    for position, file in enumerate(files):
         if file.values.get("context"):
-            return str(file.values["context"]), place, str(file.path)
+            return str(file.values["context"]), position, str(file.path)
     return "", 0, ""
 
 
 def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Layer]:
-    found = [
+    layers = [
         Layer(f"context {name} of {file.path}", file.contexts[name])
         for file in files
         if name in file.contexts
     ]
     if name in READY_CONTEXTS:
-        found.append(Layer(f"context {name} of this program", READY_CONTEXTS[name]))
-    if not found:
+        layers.append(Layer(f"context {name} of this program", READY_CONTEXTS[name]))
+    if not layers:
         known = sorted({*READY_CONTEXTS, *(each for file in files for each in file.contexts)})
         raise UsageError(
             f"There is no context {name[:60]!r}, which {origin} names",
@@ -503,18 +503,18 @@ def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Laye
             f"[contexts.{name[:60] if name.isprintable() else 'NAME'}] into "
             f"{' or '.join(str(file.path) for file in files)}.",
         )
-    return found
+    return layers
 
 
 def _read_file(path: Path) -> _File:
-    """A configuration file, its paths made relative to its folder; empty without a file."""
+    """Read a configuration file and resolve its paths against its folder; empty without a file."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return _File(path, {}, {})
     except OSError as error:
-        if not os.path.lexists(path):  # HOME is another user's, as in many containers
+        if not os.path.lexists(path):  # HOME belongs to another user, as in many containers
             return _File(path, {}, {})
         raise UsageError(f"{path} can't be read: {error.strerror}", hint=_MEND) from None
     if len(raw) > MAX_FILE_BYTES:
@@ -547,7 +547,7 @@ def _anchored(values: Mapping[str, Any], path: Path, where: str) -> dict[str, An
 
 def _anchor(key: str, value: Any, folder: Path) -> Any:
     if key in _PATHS and isinstance(value, str) and value and "://" not in value:
-        with suppress(RuntimeError):  # no home directory: reported where the value is checked
+        with suppress(RuntimeError):  # no home directory: `_expand` reports it
             return str(folder / Path(value).expanduser())
     return value
 

@@ -1,4 +1,4 @@
-"""From a job file to a validated definition to the script that runs."""
+"""Job files, validated definitions, and the scripts that run them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a job needs of a provider beyond a shell and files, as requirements on labels.
+"""Abilities: features that a job needs beyond a shell and files, as requirements on labels.
 
-A provider's daemon publishes a label for each ability that it has tested; the scheduler assigns a
-job only where its requirements match.
+A provider's daemon publishes a label for each ability that it has tested. The scheduler assigns a
+job only to providers whose labels match its requirements.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from deepsquare_chain.workflow.definition import Definition
 from deepsquare_chain.workflow.rules import walk
 from deepsquare_chain.workflow.schema import ContainerSection, RunSection
 
-#: Begins the label of an ability, such as `ability.podman=yes`.
+#: Prefix of the labels of abilities, such as `ability.podman=yes`.
 LABEL_PREFIX: Final = "ability."
 _YES: Final = "yes"
 
-#: Every ability, and what it lets a job do.
+#: All abilities, with the feature that each provides to jobs.
 ABILITIES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "container": "containers, in any runtime",
@@ -42,17 +42,17 @@ ABILITIES: Final[Mapping[str, str]] = MappingProxyType(
         "x11": "X11",
     }
 )
-#: Runtimes in the order in which a provider prefers them for a job that asks for none.
+#: Container runtimes in the order of preference, for jobs that do not name one.
 RUNTIMES: Final = ("enroot", "podman", "charliecloud", "apptainer")
 
 
 def label_of(ability: str) -> tuple[str, str]:
-    """Key and value of the label of an ability."""
+    """Return key and value of an ability's label."""
     return f"{LABEL_PREFIX}{ability}", _YES
 
 
 def abilities_in(labels: Mapping[str, str]) -> frozenset[str]:
-    """Abilities that labels state."""
+    """Return the abilities that a provider's labels state."""
     return frozenset(
         key.removeprefix(LABEL_PREFIX)
         for key, value in labels.items()
@@ -61,12 +61,12 @@ def abilities_in(labels: Mapping[str, str]) -> frozenset[str]:
 
 
 def needed_abilities(definition: Definition) -> tuple[str, ...]:
-    """Abilities that a definition needs, in alphabetical order."""
+    """Return the abilities that a definition needs, in alphabetical order."""
     return tuple(sorted(set(_needed(definition))))
 
 
 def requirements(abilities: Iterable[str]) -> tuple[str, ...]:
-    """Abilities as requirements on labels."""
+    """Convert abilities to requirements on labels."""
     return tuple("=".join(label_of(ability)) for ability in abilities)
 
 
@@ -112,10 +112,10 @@ def _of_container(run: RunSection, container: ContainerSection) -> Iterator[str]
 
 
 def wanted_runtime(run: RunSection, container: ContainerSection) -> str | None:
-    """The runtime that a step needs; None if any will do."""
+    """Return the container runtime that a step needs; None if any is suitable."""
     if container.apptainer or container.deepsquare_hosted:
         return "apptainer"
     if container.runtime is None and (uses_entrypoint(run) or run.network not in {None, "host"}):
-        # Charliecloud knows no entrypoints, and only Podman makes network namespaces here.
+        # Charliecloud has no entrypoints, and only Podman supports network namespaces here.
         return "podman"
     return container.runtime

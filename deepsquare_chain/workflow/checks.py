@@ -1,4 +1,4 @@
-"""Bounds and forms of single values in a job file; each check says in one clause what is wrong."""
+"""Validation of single values in a job file; each check reports the problem in one clause."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_USES_BYTES: Final = 512
 MAX_RETRIES: Final = 5
 MAX_STEPS: Final = 1_000
 MAX_ENV: Final = 256
-# Linux passes no single argument or variable of 128 KiB or more; quoting needs space as well.
+# Linux limits a single argument or variable to less than 128 KiB; quoting takes space too.
 MAX_COMMAND_BYTES: Final = 65_536
 MAX_ENV_VALUE_BYTES: Final = 32_768
 
@@ -32,7 +32,7 @@ MAX_LIST: Final = 256
 MAX_RECIPIENTS: Final = 20
 MAX_TEXT_BYTES: Final = 4_096
 
-#: Names that the grid itself sets for a job.
+#: Prefix of the variables that the grid sets for a job.
 RESERVED_ENV_PREFIX: Final = "DEEPSQUARE_"
 _REFUSED_ENV: Final = frozenset({"PATH", "LD_LIBRARY_PATH"})
 _READONLY_IN_BASH: Final = frozenset(
@@ -54,14 +54,14 @@ _REMOTE_MODULE: Final = re.compile(
 )
 _DEPENDENCY: Final = re.compile(r"(?:(?:afterok|afterany|afternotok):)?[^,:\s]+(?::[^,:\s]+)*")
 _LOCAL_MODULE: Final = re.compile(r"(?:\.{1,2})?/[^\0\n]{0,1023}|\.{1,2}")
-#: Boolean words of YAML's core schema in addition to `true` and `false`, which the reader resolves itself.
+#: Boolean words of YAML's core schema besides `true` and `false`, which the parser resolves.
 _BOOLEANS: Final[Mapping[str, bool]] = {
     "True": True,
     "TRUE": True,
     "False": False,
     "FALSE": False,
 }
-# Forms of a time limit: days, hours, minutes and seconds, the clock read as Slurm reads it.
+# Formats of a time limit: days, hours, minutes and seconds; clock formats as in Slurm.
 _DURATIONS: Final = tuple(
     map(
         re.compile,
@@ -76,12 +76,12 @@ _DURATIONS: Final = tuple(
 
 
 def problem(text: str) -> PydanticCustomError:
-    """An error of a field, worded to follow the field's name."""
+    """Return the error of a field; its text follows the field's name in the message."""
     return PydanticCustomError("job_file", "{text}", {"text": text})
 
 
 def show(value: Any) -> str:
-    """A value as a message may show it: short, on one line, without control characters."""
+    """Format a value for a message: short, on one line, without control characters."""
     match value:
         case None:
             return "nothing"
@@ -99,7 +99,7 @@ def show(value: Any) -> str:
 
 
 def whole(low: int, high: int) -> Callable[[Any], int]:
-    """A check for integers of the contract; text, booleans and decimals are none."""
+    """Return a check for integers in a range; refuses text, booleans and decimals."""
 
     def check(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
@@ -110,7 +110,7 @@ def whole(low: int, high: int) -> Callable[[Any], int]:
 
 
 def text(value: Any) -> str:
-    """Text; a plain `5` or `true` is taken as it was written."""
+    """Check a text; integers and booleans without quotes are converted to text."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -127,7 +127,7 @@ def text(value: Any) -> str:
 
 
 def name(value: Any) -> str:
-    """A name for people, as the chain keeps it."""
+    """Check the name of a job, as stored on chain."""
     checked = text(value)
     if len(checked.encode()) > MAX_NAME_BYTES:
         raise problem(f"is longer than {MAX_NAME_BYTES} bytes")
@@ -137,7 +137,7 @@ def name(value: Any) -> str:
 
 
 def step_name(value: Any) -> str:
-    """A step's name, for people who read the output."""
+    """Check the name of a step, which is shown in the output."""
     checked = text(value)
     if len(checked.encode()) > MAX_STEP_NAME_BYTES:
         raise problem(f"is longer than {MAX_STEP_NAME_BYTES} bytes")
@@ -147,7 +147,7 @@ def step_name(value: Any) -> str:
 
 
 def boolean(value: Any) -> bool:
-    """True or false, unquoted."""
+    """Check an unquoted `true` or `false`."""
     if isinstance(value, bool):
         return value
     if isinstance(value, PlainText) and str(value) in _BOOLEANS:
@@ -156,7 +156,7 @@ def boolean(value: Any) -> bool:
 
 
 def choice(*allowed: str) -> Callable[[Any], str]:
-    """A check for one word of a few."""
+    """Return a check for one of several words."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in allowed:
@@ -168,7 +168,7 @@ def choice(*allowed: str) -> Callable[[Any], str]:
 
 
 def line(value: Any) -> str:
-    """Text of one line that is not empty."""
+    """Check a text that is one line and not empty."""
     checked = text(value)
     if not checked or len(checked.encode()) > MAX_TEXT_BYTES:
         raise problem(f"must have from 1 to {MAX_TEXT_BYTES:,} bytes")
@@ -196,7 +196,7 @@ handle_name = _matching(_HANDLE, "a name of letters, digits and _")
 
 
 def image(value: Any) -> str:
-    """An image in a registry, or a file of the job."""
+    """Check an image in a registry, or a file of the job."""
     checked = line(value)
     if not _IMAGE.fullmatch(checked) and not checked.startswith("/"):
         raise problem(
@@ -209,7 +209,7 @@ def image(value: Any) -> str:
 
 
 def absolute_path(value: Any) -> str:
-    """A path from the root, without steps upwards."""
+    """Check an absolute path without `..`."""
     checked = line(value)
     if not checked.startswith("/"):
         raise problem(f"must be an absolute path, which begins with /, not {show(checked)}")
@@ -219,7 +219,7 @@ def absolute_path(value: Any) -> str:
 
 
 def bucket_path(value: Any) -> str:
-    """A path in a bucket."""
+    """Check a path in a bucket."""
     checked = line(value)
     if not checked.startswith("/"):
         raise problem(f"must begin with /, not {show(checked)}")
@@ -229,7 +229,7 @@ def bucket_path(value: Any) -> str:
 
 
 def web_url(value: Any) -> str:
-    """An http or https address."""
+    """Check an http or https URL."""
     checked = line(value)
     try:
         parts = urlsplit(checked)
@@ -243,7 +243,7 @@ def web_url(value: Any) -> str:
 
 
 def ip_address(value: Any) -> str:
-    """An IP address."""
+    """Check an IP address."""
     checked = line(value)
     try:
         ipaddress.ip_address(checked)
@@ -253,7 +253,7 @@ def ip_address(value: Any) -> str:
 
 
 def cidr(value: Any) -> str:
-    """An IP address with the length of its network's prefix."""
+    """Check an IP address with a prefix length."""
     checked = line(value)
     try:
         ipaddress.ip_interface(checked)
@@ -263,7 +263,7 @@ def cidr(value: Any) -> str:
 
 
 def file_mode(value: Any) -> int:
-    """Mode of files: decimal as DeepSquare documents it, octal with a zero in front as YAML 1.1 reads it."""
+    """Check a file mode: decimal as DeepSquare documents it, or octal with a leading zero (YAML 1.1)."""
     if isinstance(value, PlainText) and re.fullmatch(r"0o?[0-7]{3}", value):
         return int(str(value).replace("o", ""), 8)
     if type(value) is not int or not 0 <= value <= 511:
@@ -274,7 +274,7 @@ def file_mode(value: Any) -> int:
 
 
 def module_source(value: Any) -> str:
-    """Where a module comes from: a git repository, or a folder."""
+    """Check the source of a module: a git repository or a folder."""
     checked = line(value)
     if not _REMOTE_MODULE.fullmatch(checked) and not _LOCAL_MODULE.fullmatch(checked):
         raise problem(
@@ -285,7 +285,7 @@ def module_source(value: Any) -> str:
 
 
 def dependency(value: Any) -> str:
-    """Jobs after which a job runs."""
+    """Check a dependency on other jobs."""
     checked = line(value)
     if not _DEPENDENCY.fullmatch(checked):
         raise problem(f"must be afterok:JOB, afterany:JOB or afternotok:JOB, not {show(checked)}")
@@ -293,7 +293,7 @@ def dependency(value: Any) -> str:
 
 
 def condition(value: Any) -> str:
-    """The inside of a bash test."""
+    """Check the expression of a bash test."""
     checked = text(value)
     if not checked.strip() or len(checked.encode()) > MAX_TEXT_BYTES:
         raise problem('must be a test of bash, such as: "$index" -gt 2')
@@ -301,10 +301,10 @@ def condition(value: Any) -> str:
 
 
 def env_list(value: Any) -> Any:
-    """Variables as a mapping; a list of `key` and `value` is turned into one."""
+    """Convert a list of `key` and `value` to a mapping of variables; other values pass unchanged."""
     if not isinstance(value, list):
         return value
-    found: dict[Any, Any] = {}
+    variables: dict[Any, Any] = {}
     for at, entry in enumerate(value):
         if not isinstance(entry, dict):
             raise problem(f"[{at}] must be a mapping with key, value, not {show(entry)}")
@@ -317,14 +317,14 @@ def env_list(value: Any) -> Any:
         name = entry["key"]
         if not isinstance(name, str):
             raise problem(f"[{at}].key must be text, not {show(name)}")
-        if name in found:
+        if name in variables:
             raise problem(f"[{at}] sets {show(name)} a second time")
-        found[str(name)] = entry["value"]
-    return found
+        variables[str(name)] = entry["value"]
+    return variables
 
 
 def command(value: Any) -> str:
-    """What a step runs."""
+    """Check the command of a step."""
     checked = text(value)
     if len(checked.encode()) > MAX_COMMAND_BYTES:
         raise problem(f"is longer than {MAX_COMMAND_BYTES:,} bytes; put it in several steps")
@@ -332,7 +332,7 @@ def command(value: Any) -> str:
 
 
 def env_name(value: Any) -> str:
-    """Name of an environment variable that a shell can export."""
+    """Check the name of an environment variable that a shell can export."""
     checked = text(value)
     if not _ENV_NAME.fullmatch(checked):
         raise problem("is no name of a variable: letters, digits and _, no digit first")
@@ -346,7 +346,7 @@ def env_name(value: Any) -> str:
 
 
 def env_value(value: Any) -> str:
-    """Value of an environment variable."""
+    """Check the value of an environment variable."""
     checked = text(value)
     if len(checked.encode()) > MAX_ENV_VALUE_BYTES:
         raise problem(f"is longer than {MAX_ENV_VALUE_BYTES:,} bytes")
@@ -354,21 +354,21 @@ def env_value(value: Any) -> str:
 
 
 def affinity(value: Any) -> str:
-    """One affinity in its canonical form."""
+    """Check one affinity, and return its canonical form."""
     checked = text(value)
     try:
-        found = parse_uses(checked)
+        affinities = parse_uses(checked)
     except ValueError as error:
         raise problem(f"is not understood: {error}") from None
-    if len(found) != 1 or not str(found[0]).isprintable():
+    if len(affinities) != 1 or not str(affinities[0]).isprintable():
         raise problem("must hold one affinity, such as gpu.model=h100")
-    if found[0].key.startswith(CONDITION_PREFIX):
+    if affinities[0].key.startswith(CONDITION_PREFIX):
         raise problem(f"can't be set: keys that begin with {CONDITION_PREFIX} are the grid's")
-    return str(found[0])
+    return str(affinities[0])
 
 
 def recipient(value: Any) -> str:
-    """A public key of age, to which results are encrypted."""
+    """Check a public key of age, to which results are encrypted."""
     checked = line(value)
     try:
         x25519.Recipient.from_str(checked)
@@ -378,14 +378,14 @@ def recipient(value: Any) -> str:
 
 
 def objective(value: Any) -> Objective:
-    """COST, TIME or ENERGY."""
+    """Check an objective: COST, TIME or ENERGY."""
     if isinstance(value, str) and value in Objective.__members__:
         return Objective[value]
     raise problem(f"must be COST, TIME or ENERGY, not {show(value)}")
 
 
 def amount(value: Any) -> int:
-    """Credit-wei of an escrow written in credits."""
+    """Check an escrow in credits, and return it in credit-wei."""
     written = text(value)
     try:
         parsed = parse_credits(written)
@@ -395,14 +395,14 @@ def amount(value: Any) -> int:
 
 
 def bounded_amount(value: int) -> int:
-    """An escrow in credit-wei that the contract can hold."""
+    """Check that the contract can hold an escrow in credit-wei."""
     if not 0 < value <= AMOUNT_MAX:
         raise problem(f"must be more than 0 and at most {format_credits(AMOUNT_MAX)}")
     return value
 
 
 def duration(value: Any) -> int:
-    """Seconds of a time limit."""
+    """Check a time limit, and return it in seconds."""
     if type(value) is int:
         return whole(1, UINT24_MAX)(value)
     if not isinstance(value, str):
@@ -414,18 +414,18 @@ def duration(value: Any) -> int:
 
 
 def parse_duration(written: str) -> int:
-    """Seconds of `90`, `90s`, `10m`, `1h30m`, `10:00` or `01:30:00`.
+    """Convert `90`, `90s`, `10m`, `1h30m`, `10:00` or `01:30:00` to seconds.
 
     Raises:
-        ValueError: Another form, zero, or more than the contract can hold (about 194 days).
+        ValueError: Another format, zero, or more than the contract can hold (about 194 days).
     """
     stripped = written.strip()
-    found = next((found for form in _DURATIONS if (found := form.fullmatch(stripped))), None)
-    if found is None or not stripped:
+    match = next((match for form in _DURATIONS if (match := form.fullmatch(stripped))), None)
+    if match is None or not stripped:
         raise ValueError(
             f"must be seconds or a text such as 90s, 10m, 1h30m, 2d or 01:30:00, not {show(written)}"
         )
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     total = (days * 24 + hours) * 3_600 + minutes * 60 + seconds
     if not 1 <= total <= UINT24_MAX:
         raise ValueError(f"must be from 1 to {UINT24_MAX} seconds, not {show(written)}")
@@ -433,7 +433,7 @@ def parse_duration(written: str) -> int:
 
 
 def total_uses(values: list[str]) -> list[str]:
-    """Affinities that fit on chain when joined by commas."""
+    """Check that affinities fit on chain when joined by commas."""
     if len(",".join(values).encode()) > MAX_USES_BYTES:
         raise problem(f"are longer than {MAX_USES_BYTES} bytes in all")
     return values

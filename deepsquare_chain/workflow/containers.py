@@ -1,4 +1,4 @@
-"""Steps in containers, as lines of a job's script: one form per runtime. Pure."""
+"""Script lines that run a step in a container, one function per runtime. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from deepsquare_chain.workflow.schema import ContainerSection, RunSection
 from deepsquare_chain.workflow.shell import quote
 
 _DOCKER_HUB: Final = "registry-1.docker.io"
-#: Where providers keep the images that DeepSquare hosts.
+#: Folder of the images hosted by DeepSquare, on providers.
 _HOSTED: Final = "/opt/software"
-#: Folders of the job, and where a container sees them.
+#: Folders of the job, and their mount points in a container.
 _FOLDERS: Final = (
     ("$DEEPSQUARE_STORAGE", "/deepsquare"),
     ("$DEEPSQUARE_HOST_SHARED", "/deepsquare/tmp"),
@@ -25,12 +25,12 @@ _FOLDERS: Final = (
 
 
 def container_lines(runtime: str, run: RunSection, container: ContainerSection) -> list[str]:
-    """Lines that replace the shell of a step by its container.
+    """Return the lines that replace the shell of a step by its container.
 
-    `"$@"` holds the words that place the step, such as those of `srun`.
+    `"$@"` holds the launch command of the step, such as `srun` and its options.
 
     Raises:
-        ValueError: The step needs what no provider of this version can do.
+        ValueError: The step needs a feature that providers of this version do not support.
     """
     if run.custom_network_interfaces:
         raise ValueError("this provider has no network interfaces for steps")
@@ -42,9 +42,9 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
 
 
 def image_name(container: ContainerSection) -> str:
-    """The full name of an image in a registry."""
+    """Return the full name of an image, including its registry."""
     registry = container.registry or _DOCKER_HUB
-    # A digest says more than a tag, and not every runtime takes both.
+    # A digest is more precise than a tag, and some runtimes do not accept both.
     image = re.sub(r":[^:/@]+@", "@", container.image)
     if registry in {_DOCKER_HUB, "docker.io"}:
         return f"docker.io/{image if '/' in image else f'library/{image}'}"
@@ -52,7 +52,7 @@ def image_name(container: ContainerSection) -> str:
 
 
 def _login(runtime: str, container: ContainerSection) -> list[str]:
-    """Put a registry's login into a file of this step: arguments can be seen by others."""
+    """Return lines that write the registry login to a file: other users can see arguments."""
     if container.username is None or container.password is None or container.registry is None:
         return []
     login = quote(f"{container.username}:{container.password}")
@@ -60,9 +60,9 @@ def _login(runtime: str, container: ContainerSection) -> list[str]:
 
 
 def _inside(run: RunSection) -> str:
-    """The words that a container runs: its shell with the command, or arguments of its entrypoint."""
+    """Return the command of a container: a shell with the step's command, or entrypoint arguments."""
     if run.shell == "ENTRYPOINT" or not run.command.strip():
-        # Split as a shell splits words, with nothing expanded.
+        # Split into words like a shell, without expansion.
         return " ".join(quote(word) for word in split_words(run.command))
     shell = run.shell or "/bin/sh"
     if run.work_dir is None:
@@ -72,7 +72,7 @@ def _inside(run: RunSection) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Arguments written in one text, with quotes as in a shell.
+    """Split a text into arguments, with the quoting rules of a shell.
 
     Raises:
         ValueError: A quote is not closed.
@@ -94,7 +94,7 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
         "--security-opt",
         "label=disable",
     ]
-    # Podman 4.3 has no pasta; to a step the two are the same.
+    # Podman 4.3 has no pasta; for a step, slirp4netns is equivalent.
     words += [f"--network={'host' if run.network in {None, 'host'} else 'slirp4netns'}"]
     words += [f"--dns={address}" for address in run.dns]
     words += [f'--volume "{host}:{inside}"' for host, inside in _FOLDERS]
@@ -127,7 +127,7 @@ def _charliecloud(run: RunSection, container: ContainerSection) -> list[str]:
     words += [f"--bind {quote(f'{m.host_dir}:{m.container_dir}')}" for m in container.mounts]
     words += [] if run.map_uid is None else [f"--uid={run.map_uid}"]
     words += [] if run.map_gid is None else [f"--gid={run.map_gid}"]
-    # Variables of the step win over those of the image.
+    # Variables of the step override those of the image.
     words += ['"${DEEPSQUARE_OPTIONS[@]}"']
     words += [f'--set-env={name}="${{{name}}}"' for name in run.env]
     return [

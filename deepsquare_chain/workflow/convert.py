@@ -1,4 +1,4 @@
-"""Rewrites job files of older versions of the format, and keys that stand in the wrong section."""
+"""Converts job files from older versions of the format, and moves keys to the right section."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _OF_RUN: Final = frozenset(keys_of(RunSection)) - frozenset(keys_of(StepSection)
 
 
 def convert(tree: Any) -> list[str]:
-    """Rewrite the plain values of a job file in place; returns what was changed, one line each.
+    """Rewrite the plain values of a job file in place; return one line per change.
 
-    Older keys become today's, and keys of `run` that stand on its step move into `run`. What can't
-    be rewritten without a guess stays as it is.
+    Old keys are replaced by the current ones, and keys of `run` that are set on the step are moved
+    into `run`. Ambiguous cases are left unchanged.
     """
     if not isinstance(tree, dict):
         return []
@@ -29,7 +29,7 @@ def convert(tree: Any) -> list[str]:
 
 
 def dump(tree: Any, text: str) -> str:
-    """A job file of plain values, under the comments that begin the original text."""
+    """Format plain values as a job file, below the leading comments of the original text."""
     head = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -40,16 +40,16 @@ def dump(tree: Any, text: str) -> str:
 
 
 def _resources(tree: dict[str, Any]) -> Iterator[str]:
-    found = tree.get("resources")
-    if not isinstance(found, dict):
+    resources = tree.get("resources")
+    if not isinstance(resources, dict):
         return
-    if "ntasks" in found and "tasks" not in found:
-        found["tasks"] = found.pop("ntasks")
+    if "ntasks" in resources and "tasks" not in resources:
+        resources["tasks"] = resources.pop("ntasks")
         yield "resources.ntasks is now resources.tasks"
-    per_task, tasks = found.get("gpusPerTask"), found.get("tasks", 1)
-    if type(per_task) is int and type(tasks) is int and "gpus" not in found:
-        del found["gpusPerTask"]
-        found["gpus"] = per_task * tasks
+    per_task, tasks = resources.get("gpusPerTask"), resources.get("tasks", 1)
+    if type(per_task) is int and type(tasks) is int and "gpus" not in resources:
+        del resources["gpusPerTask"]
+        resources["gpus"] = per_task * tasks
         yield f"resources.gpusPerTask is now resources.gpus: {per_task * tasks}, of the whole job"
 
 
@@ -59,14 +59,14 @@ def _steps(steps: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for at, step in enumerate(steps):
         if not isinstance(step, dict):
             continue
-        place = (*path, at)
-        yield place, step
+        step_path = (*path, at)
+        yield step_path, step
         for key in ("steps", "catch", "finally"):
-            yield from _steps(step.get(key), (*place, key))
+            yield from _steps(step.get(key), (*step_path, key))
         for key in ("for", "launch", "use"):
             inner = step.get(key)
             if isinstance(inner, dict):
-                yield from _steps(inner.get("steps"), (*place, key, "steps"))
+                yield from _steps(inner.get("steps"), (*step_path, key, "steps"))
 
 
 def _step(path: Path, step: dict[str, Any]) -> Iterator[str]:
@@ -100,7 +100,7 @@ def _bore(path: Path, interface: Any) -> Iterator[str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text without quotes where it stood so, and commands as blocks."""
+    """Writes text without quotes if the original had none, and commands as block scalars."""
 
     def ignore_aliases(self, _data: Any) -> bool:
         return True

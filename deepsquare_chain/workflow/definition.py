@@ -1,4 +1,4 @@
-"""A definition: what a job runs, as canonical bytes under their SHA-256."""
+"""Definitions: the steps of a job as canonical bytes, identified by their SHA-256."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _SECRET_NAME: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What runs, and on which resources; terms such as credits and time limit are not part."""
+    """The steps of a job and the resources they run on, without terms such as credits."""
 
     resources: Resources
     env: Mapping[str, str] = field(hash=False)
@@ -65,16 +65,17 @@ class Definition:
     recipients: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: sorted keys, no spaces, UTF-8. The same definition, the same bytes.
+        """Serialise to canonical JSON: sorted keys, no spaces, UTF-8.
 
-        A key that has its default is left out, except for those of the first version.
+        Equal definitions give equal bytes. Keys with their default value are left out, except
+        those of the first version of the format.
         """
         return json.dumps(
             self.document(), ensure_ascii=False, sort_keys=True, separators=(",", ":")
         ).encode()
 
     def document(self) -> dict[str, Any]:
-        """The definition as plain values, in the keys of the file."""
+        """Return the definition as plain values, with the keys of the file."""
         document: dict[str, Any] = {
             "version": VERSION,
             "resources": {
@@ -95,7 +96,7 @@ class Definition:
         if self.continuous_output_sync:
             document["continuousOutputSync"] = True
         if self.virtual_networks:
-            document["virtualNetworks"] = [_plain(each) for each in self.virtual_networks]
+            document["virtualNetworks"] = [_plain(network) for network in self.virtual_networks]
         if self.recipients:
             document["recipients"] = list(self.recipients)
         if self.array is not None:
@@ -103,21 +104,21 @@ class Definition:
         return document
 
     def redacted(self) -> dict[str, Any]:
-        """The document without secrets, for pages and other readers than the provider.
+        """Return the document without secrets, for pages and other readers than the provider.
 
-        Keys and logins of storage, registries and networks are hidden, and so are variables with
-        names such as DB_PASSWORD, and what stands in an address before @ or behind ?.
+        Hides keys and logins of storage, registries and networks, variables with names such as
+        DB_PASSWORD, and the part of a URL before @ or after ?.
         """
         hidden: dict[str, Any] = _redact(self.document())
         return hidden
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the canonical bytes: `definition` on chain."""
+        """SHA-256 of the canonical bytes; the field `definition` on chain."""
         return digest(self.to_bytes())
 
     def commands(self) -> list[tuple[str, str]]:
-        """Path and command of every step that runs one, in the order of the file."""
+        """Return name or position, and command, of all steps with a command, in file order."""
         return [
             (step.name or f"step {_spell(path)}", step.run.command)
             for path, step in walk(self.steps)
@@ -125,7 +126,7 @@ class Definition:
         ]
 
     def with_env(self, env: Mapping[str, str]) -> Definition:
-        """The same with more variables of the whole job, which win over those of the file.
+        """Return a copy with more variables of the whole job, which override those of the file.
 
         Raises:
             JobFileError: A name or value is not allowed.
@@ -135,47 +136,50 @@ class Definition:
         return definition_of(document, "the given variables")
 
     def encrypted_to(self, recipients: Sequence[str]) -> Definition:
-        """The same with more public keys of age to which log and results are encrypted.
+        """Return a copy with more age public keys to which log and results are encrypted.
 
         Raises:
-            JobFileError: One is no such key, or there are too many.
+            JobFileError: A key is invalid, or there are too many.
         """
         document = self.document()
         document["recipients"] = list(dict.fromkeys([*self.recipients, *recipients]))
         return definition_of(document, "the given recipients")
 
     def in_array(self, index: int, size: int) -> Definition:
-        """The same as one job of an array: DEEPSQUARE_ARRAY_INDEX and DEEPSQUARE_ARRAY_SIZE."""
+        """Return a copy for one job of an array.
+
+        It sets DEEPSQUARE_ARRAY_INDEX and DEEPSQUARE_ARRAY_SIZE.
+        """
         return replace(self, array=ArraySection(index=index, size=size))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Definition:
-        """Read canonical bytes; whoever made them is not trusted.
+        """Parse canonical bytes from an untrusted source.
 
         Raises:
-            JobFileError: The bytes are no canonical definition of this version.
+            JobFileError: The bytes are not a canonical definition of this version.
         """
         source = f"definition {digest(data).hex()[:16]}"
         if len(data) > MAX_BYTES:
             raise JobFileError(f"{source}: larger than {MAX_BYTES:,} bytes", hint=_AGAIN)
         try:
-            # Bounded in depth by itself: the standard parser follows Python's recursion limit,
-            # which cryptographic packages raise far above what the C stack holds.
+            # This parser limits the depth itself. The standard parser uses Python's recursion limit,
+            # which cryptographic packages raise far above what the C stack can hold.
             tree = from_json(data, allow_inf_nan=False)
         except ValueError:
             raise JobFileError(f"{source}: not valid JSON", hint=_AGAIN) from None
-        found = definition_of(tree, source)
-        # One definition, one digest: no second spelling of the same content is accepted.
-        if found.to_bytes() != data:
+        definition = definition_of(tree, source)
+        # Each definition has one digest: other encodings of the same content are refused.
+        if definition.to_bytes() != data:
             raise JobFileError(f"{source}: not in canonical form", hint=_AGAIN)
-        return found
+        return definition
 
 
 def definition_of(tree: Any, source: str) -> Definition:
-    """The definition in plain values.
+    """Validate plain values and convert them to a definition.
 
     Raises:
-        JobFileError: Naming each problem.
+        JobFileError: The values are invalid; the message names each problem.
     """
     try:
         document = DefinitionDocument.model_validate(tree, by_name=False, by_alias=True)
@@ -184,24 +188,24 @@ def definition_of(tree: Any, source: str) -> Definition:
     else:
         problems = list(broken_rules(document, is_definition=True))
     if problems:
-        raise refusal(source, (place(each, {}) for each in problems))
+        raise refusal(source, (place(problem, {}) for problem in problems))
     return from_document(document, array=document.array)
 
 
 def digest(data: bytes) -> bytes:
-    """SHA-256 of a definition's bytes."""
+    """Return the SHA-256 of a definition's bytes."""
     return hashlib.sha256(data).digest()
 
 
 def from_document(document: Runnable, array: ArraySection | None = None) -> Definition:
-    """The definition in a validated document."""
-    wanted = document.resources
+    """Convert a validated document to a definition."""
+    resources = document.resources
     return Definition(
         resources=Resources(
-            tasks=wanted.tasks,
-            cpus_per_task=wanted.cpus_per_task,
-            mem_per_cpu=wanted.mem_per_cpu,
-            gpus=wanted.gpus,
+            tasks=resources.tasks,
+            cpus_per_task=resources.cpus_per_task,
+            mem_per_cpu=resources.mem_per_cpu,
+            gpus=resources.gpus,
         ),
         env=dict(document.env),
         steps=tuple(document.steps),
@@ -216,12 +220,12 @@ def from_document(document: Runnable, array: ArraySection | None = None) -> Defi
 
 
 def _plain(section: Any) -> dict[str, Any]:
-    found: dict[str, Any] = section.model_dump(by_alias=True, exclude_defaults=True)
-    return found
+    values: dict[str, Any] = section.model_dump(by_alias=True, exclude_defaults=True)
+    return values
 
 
 def _step(step: dict[str, Any]) -> dict[str, Any]:
-    """Add the keys of the first version, which always stand."""
+    """Add the keys of the first version of the format, which are always written."""
     step.setdefault("name", "")
     if "run" in step:
         step["run"].setdefault("env", {})

@@ -1,4 +1,4 @@
-"""A job file: a definition and the terms under which it is submitted."""
+"""Job files: a definition and the terms of its submission."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ MAX_FILE_BYTES: Final = 1_000_000
 class JobFile:
     """A valid job file.
 
-    `time_limit` is in seconds and `credits` in credit-wei; None means that the file leaves them
-    to the command line. `uses` holds requirements on labels joined by commas: those of the file, and
-    the abilities that the job needs. `warnings` tell of keys that have no effect. `depends_on` names
-    the jobs after which it runs, as `--depends` does.
+    `time_limit` is in seconds and `credits` in credit-wei; None means that the command line must
+    give them. `uses` holds requirements on labels joined by commas: those of the file, and the
+    abilities that the job needs. `warnings` report keys that have no effect. `depends_on` names
+    the jobs after which this one runs, in the form of `--depends`.
     """
 
     source: str
@@ -52,14 +52,15 @@ class JobFile:
     depends_on: tuple[str, ...] = ()
 
     def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
-        """What is submitted; arguments win over the file.
+        """Return the terms to submit; arguments override the file.
 
         Args:
             credits: Escrow in credit-wei.
             time_limit: Walltime in seconds.
 
         Raises:
-            JobFileError: Neither the file nor the argument says it, or the contract can't hold it.
+            JobFileError: A value is given neither by the file nor by the argument, the contract
+                can't hold it, or a module was not fetched.
         """
         for _, step in walk(self.definition.steps):
             if step.use and step.use.module is None:
@@ -115,18 +116,18 @@ def load_job_file(path: str | Path, *, lenient: bool = False) -> JobFile:
     """Read and check a job file.
 
     Args:
-        path: Of the file.
-        lenient: Leave out unknown keys and warn instead of refusing them.
+        path: Path of the file.
+        lenient: Ignore unknown keys with a warning instead of refusing them.
 
     Raises:
-        JobFileError: The file can't be read or does not hold a valid job.
+        JobFileError: The file can't be read or does not contain a valid job.
     """
     source = str(path)
     return parse_job_file(read_file(path), source, lenient=lenient)
 
 
 def read_file(path: str | Path) -> bytes:
-    """Bytes of a job file, one more than allowed at most.
+    """Read a job file, at most one byte more than the maximum size.
 
     Raises:
         JobFileError: The file can't be read.
@@ -146,11 +147,11 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
 
     Args:
         text: The file's bytes.
-        source: What messages call it.
-        lenient: Leave out unknown keys and warn instead of refusing them.
+        source: Name of the file in messages.
+        lenient: Ignore unknown keys with a warning instead of refusing them.
 
     Raises:
-        JobFileError: Naming each problem with its line, as far as it has one.
+        JobFileError: The job file is invalid; the message names each problem, with its line if known.
     """
     tree, lines = read_job_tree(text, source)
     if isinstance(tree, dict) and isinstance(tree.get("job"), dict) and len(tree) > 1:
@@ -185,15 +186,15 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         interim_payments=document.interim_payments,
         uses=all_uses,
         depends_on=tuple(document.depends_on),
-        warnings=tuple(_spoken(source, place(each, lines)) for each in warnings),
+        warnings=tuple(_spoken(source, place(warning, lines)) for warning in warnings),
     )
 
 
 def read_job_tree(text: bytes, source: str) -> tuple[Any, Lines]:
-    """Plain values of a job file, and the lines where they stand.
+    """Parse a job file to plain values and their line numbers.
 
     Raises:
-        JobFileError: The bytes are too many, no text, or no YAML.
+        JobFileError: The file is too large, empty, not UTF-8 text, or not YAML.
     """
     if len(text) > MAX_FILE_BYTES:
         raise refusal(
@@ -214,7 +215,7 @@ def read_job_tree(text: bytes, source: str) -> tuple[Any, Lines]:
 
 
 def unwrap(tree: Any, lines: Lines) -> tuple[Any, Lines]:
-    """The job of a file that holds it under one key `job`."""
+    """Return the content of the key `job` if it is the only key; otherwise the tree unchanged."""
     if not isinstance(tree, dict) or list(tree) != ["job"]:
         return tree, lines
     return tree["job"], {path[1:]: line for path, line in lines.items() if path[:1] == ("job",)}

@@ -1,7 +1,8 @@
-"""Modules: steps that a job takes from elsewhere, put into its definition when it is submitted. Pure.
+"""Modules: reusable steps, copied into the definition of a job when it is submitted. Pure.
 
-A module.yaml may take in the steps of its user by `{{ .Step.Use.Steps | toYaml | nindent N }}`, and an
-argument as a value of YAML, in the forms of DeepSquare's modules. Other expressions are refused.
+A module.yaml may include the steps of the job that uses it by
+`{{ .Step.Use.Steps | toYaml | nindent N }}`, and an argument as a YAML value, in the forms of
+DeepSquare's modules. Other template expressions are refused.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from deepsquare_chain.workflow.problems import place, problems_of, refusal
 from deepsquare_chain.workflow.rules import walk
 from deepsquare_chain.workflow.schema import ModuleDocument
 
-#: Modules that use modules.
+#: Maximum nesting of modules that use modules.
 _MAX_DEPTH: Final = 8
 _TAKES_STEPS: Final = re.compile(
     r"[ \t]*\n?[ \t]*\{\{-?\s*\.Step\.Use\.Steps\s*\|\s*toYaml\s*\|\s*n?indent\s+(\d{1,2})\s*-?\}\}"
 )
 
-#: The value of one argument, or a default without arguments, where YAML itself needs it.
+#: The value of one argument, or a default if there are no arguments, in place of a YAML value.
 _TAKES_ARGUMENT: Final = re.compile(
     r"\{\{\s*if \.Step\.Use\.Args\s*\}\}\{\{\s*range \.Step\.Use\.Args\s*\}\}"
     r"\{\{\s*if eq \.Key \"(\w+)\"\s*\}\}\{\{\s*\.Value\s*\}\}\{\{\s*end\s*\}\}\{\{\s*end\s*\}\}"
@@ -40,7 +41,7 @@ _TAKES_ARGUMENT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FetchedModule:
-    """The text of a module.yaml, and the commit from which it is."""
+    """The text of a module.yaml, and its commit."""
 
     text: bytes
     commit: str
@@ -50,16 +51,16 @@ Fetch = Callable[[str], FetchedModule]
 
 
 def uses_modules(definition: Definition) -> bool:
-    """Whether a step uses a module that is not in the definition yet."""
+    """Whether a step uses a module that has not been fetched into the definition."""
     return any(step.use and step.use.module is None for _, step in walk(definition.steps))
 
 
 def resolve_modules(job: JobFile, fetch: Fetch) -> JobFile:
-    """A job file with its modules in the definition.
+    """Return the job file with its modules in the definition.
 
     Args:
-        job: As it was read.
-        fetch: Gets a module by its source.
+        job: The parsed job file.
+        fetch: Fetches a module by its source.
 
     Raises:
         JobFileError: A module can't be fetched, is not valid, or does not fit the job.
@@ -74,7 +75,7 @@ def resolve_modules(job: JobFile, fetch: Fetch) -> JobFile:
             f"{job.source}: defines more than {MAX_BYTES:,} bytes with its modules",
             hint="Use fewer or smaller modules.",
         )
-    uses = [each for each in job.uses.split(",") if each]
+    uses = [requirement for requirement in job.uses.split(",") if requirement]
     needed = requirements(needed_abilities(definition))
     return replace(job, definition=definition, uses=",".join(dict.fromkeys([*uses, *needed])))
 
@@ -89,7 +90,7 @@ def _resolve(steps: Sequence[dict[str, Any]], job: Resources, fetch: Fetch, dept
         use = step["use"]
         if "module" in use:
             continue
-        # The steps of the user stand in the module from now on, if it takes any.
+        # Resolve these steps first: the module includes them, if it takes steps.
         _resolve(use.get("steps", []), job, fetch, depth + 1)
         module, commit = _module(use, job, fetch)
         _resolve(module["steps"], job, fetch, depth + 1)
@@ -127,10 +128,10 @@ def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[
 
 
 def parse_module(text: bytes, name: str) -> ModuleDocument:
-    """A module.yaml.
+    """Parse a module.yaml.
 
     Raises:
-        JobFileError: Naming each problem with its line.
+        JobFileError: The module is invalid; the message names each problem with its line.
     """
     tree, lines = read_job_tree(text, name)
     try:
@@ -138,12 +139,14 @@ def parse_module(text: bytes, name: str) -> ModuleDocument:
     except ValidationError as error:
         problems = problems_of(error, ModuleDocument)
         raise refusal(
-            name, (place(each, lines) for each in problems), "Ask its author to correct the module."
+            name,
+            (place(problem, lines) for problem in problems),
+            "Ask its author to correct the module.",
         ) from None
 
 
 def _filled_in(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
-    """The module with the steps and arguments of its user where its template takes them in."""
+    """Fill the steps and arguments of the job into the template of a module."""
     steps, args = use.get("steps", []), use.get("args", {})
 
     def argument(match: re.Match[str]) -> str:
@@ -157,7 +160,7 @@ def _filled_in(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
         return "\n" + "\n".join(f"{margin}{line}" for line in lines)
 
     whole = _TAKES_ARGUMENT.sub(argument, text.decode("utf-8", "replace"))
-    found, count = _TAKES_STEPS.subn(inserted, whole)
+    filled, count = _TAKES_STEPS.subn(inserted, whole)
     if steps and not count:
         raise JobFileError(f"{name} takes no steps", hint="Remove use.steps.")
     for number, line in enumerate(whole.splitlines(), 1):
@@ -166,7 +169,7 @@ def _filled_in(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
                 f"{name}:{number}: holds a template expression that is not understood",
                 hint="Modules of this kind can't be used here; put its steps into the job file.",
             )
-    return found.encode()
+    return filled.encode()
 
 
 def _check_resources(document: ModuleDocument, job: Resources, name: str) -> None:

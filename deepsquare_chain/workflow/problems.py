@@ -1,4 +1,4 @@
-"""Errors of a job file in words of the file: path, line, and where an unknown key belongs."""
+"""Error messages for job files: the path, the line, and where an unknown key belongs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deepsquare_chain.workflow.yamltree import Path
 MAX_SHOWN_PROBLEMS: Final = 5
 HINT: Final = "Correct the file; docs/jobs.md explains every key, examples/ shows working files."
 
-#: A problem: the path of the value, and what is wrong with it.
+#: A problem: the path of the value, and the reason.
 Problem = tuple[Path, str]
 
 #: Keys of older versions of the format, by section and name.
@@ -37,7 +37,7 @@ _WORDS: Final = {"missing": "is missing", "too_short": "must have at least one e
 
 
 def spell(path: Path) -> str:
-    """A path as people write it: `steps[0].run.command`."""
+    """Format a path, such as `steps[0].run.command`."""
     spelled = ""
     for part in path:
         if isinstance(part, int):
@@ -49,18 +49,18 @@ def spell(path: Path) -> str:
 
 
 def locate(error: ErrorDetails) -> Path:
-    """Path of the value that an error is about."""
+    """Return the path of the invalid value."""
     return tuple(part for part in error["loc"] if part != "[key]")
 
 
 def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
-    """Keys that a section of a job file may have."""
+    """Return the allowed keys of a section of a job file."""
     return tuple(children_by_key(section))
 
 
 @cache
 def children_by_key(section: type[BaseModel]) -> Mapping[str, type[BaseModel] | None]:
-    """Keys of a section, with the section that a key leads to, if it leads to one."""
+    """Map the keys of a section to the nested section of each key, or to None."""
     hidden = {"commit", "module"} if section.__name__ == "UseSection" else set()
     return {
         field.alias or name: _section_in(field.annotation)
@@ -73,9 +73,9 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for part in get_args(annotation):
-        found = _section_in(part)
-        if found is not None:
-            return found
+        section = _section_in(part)
+        if section is not None:
+            return section
     return None
 
 
@@ -90,7 +90,7 @@ def _section_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def _home(section: type[BaseModel], key: str) -> tuple[str, ...] | None:
-    """Names that lead from a section to the nearest one below it that knows the key."""
+    """Return the keys from a section to the nearest nested section that has the key."""
     queue: deque[tuple[type[BaseModel], tuple[str, ...]]] = deque([(section, ())])
     seen = {section}
     while queue:
@@ -106,7 +106,7 @@ def _home(section: type[BaseModel], key: str) -> tuple[str, ...] | None:
 
 
 def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
-    """One problem in words of the file, without the path."""
+    """Return the message of one problem, without its path."""
     path = locate(error)
     match error["type"]:
         case "extra_forbidden":
@@ -146,7 +146,7 @@ def _explain_unknown(path: Path, root: type[BaseModel]) -> str:
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Problem]:
-    """Path and words of each problem."""
+    """Yield path and message of each problem."""
     for details in error.errors(include_url=False):
         yield locate(details), explain(details, root)
 
@@ -154,7 +154,7 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Probl
 def refusal(
     source: str, problems: Iterable[tuple[int | None, str]], hint: str = HINT
 ) -> JobFileError:
-    """The error for a file: one line per problem, the first few of them."""
+    """Return the error for a file: one line per problem, at most `MAX_SHOWN_PROBLEMS`."""
     texts = [f"{source}:{line}: {text}" if line else f"{source}: {text}" for line, text in problems]
     more = len(texts) - MAX_SHOWN_PROBLEMS
     shown = texts[:MAX_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
@@ -162,7 +162,7 @@ def refusal(
 
 
 def place(problem: Problem, lines: Mapping[Path, int]) -> tuple[int | None, str]:
-    """Line and words of a problem; a missing key is reported where its section stands."""
+    """Return line and message of a problem; a missing key has the line of its section."""
     path, text = problem
     known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), None)
     joint = "" if text.startswith("[") else " "
@@ -170,22 +170,22 @@ def place(problem: Problem, lines: Mapping[Path, int]) -> tuple[int | None, str]
 
 
 def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Problem]:
-    """Remove unknown keys from a tree, and say which they were."""
+    """Remove unknown keys from a tree in place, and return them as problems."""
     dropped: list[Problem] = []
     while True:
         try:
             root.model_validate(tree, by_name=False, by_alias=True)
         except ValidationError as error:
             unknown = [
-                each
-                for each in error.errors(include_url=False)
-                if each["type"] == "extra_forbidden"
+                details
+                for details in error.errors(include_url=False)
+                if details["type"] == "extra_forbidden"
             ]
             if not unknown:
                 return dropped
-            for each in unknown:
-                path = locate(each)
-                dropped.append((path, explain(each, root)))
+            for details in unknown:
+                path = locate(details)
+                dropped.append((path, explain(details, root)))
                 _remove(tree, path)
         else:
             return dropped

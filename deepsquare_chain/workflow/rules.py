@@ -1,4 +1,4 @@
-"""Rules between the keys of a job: what single values can't tell. Each breach has a path and a reason."""
+"""Rules that involve several keys of a job. Each violation is reported with a path and a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deepsquare_chain.workflow.schema import (
 )
 from deepsquare_chain.workflow.yamltree import Path
 
-#: Rounds of a parallel loop; each is a process of the job.
+#: Maximum rounds of a parallel loop; each is a process of the job.
 MAX_PARALLEL: Final = 1_024
 #: Variables that the grid sets for the whole job.
 GRID_ENV: Final = (
@@ -37,17 +37,17 @@ _ACTIONS: Final = ("run", "for", "launch", "use", "steps")
 
 
 def broken_rules(document: Runnable, *, is_definition: bool = False) -> Iterator[Problem]:
-    """Problems of a document whose single values are valid.
+    """Yield the violations of rules in a document whose single values are valid.
 
     Args:
         document: A job file or a definition.
-        is_definition: Whether fetched modules may stand in it.
+        is_definition: Whether the document may contain fetched modules.
     """
     return _Rules(document, is_definition=is_definition).check()
 
 
 def warnings_of(document: Runnable) -> Iterator[Problem]:
-    """Keys that are accepted and have no effect as they stand."""
+    """Yield the keys that are valid but have no effect in this document."""
     if document.continuous_output_sync and (document.output is None or document.output.s3 is None):
         yield ("continuousOutputSync",), "has an effect only with output.s3"
     if document.input_mode is not None and document.input is None:
@@ -59,16 +59,16 @@ def warnings_of(document: Runnable) -> Iterator[Problem]:
 def walk(
     steps: Sequence[StepSection], path: Path = ("steps",)
 ) -> Iterator[tuple[Path, StepSection]]:
-    """Every step, also those inside of others."""
+    """Yield path and step of all steps, including nested ones."""
     for at, step in enumerate(steps):
-        place = (*path, at)
-        yield place, step
+        step_path = (*path, at)
+        yield step_path, step
         for inner, below in inner_steps(step):
-            yield from walk(below, (*place, *inner))
+            yield from walk(below, (*step_path, *inner))
 
 
 def inner_steps(step: StepSection) -> Iterator[tuple[Path, Sequence[StepSection]]]:
-    """The lists of steps that a step holds."""
+    """Yield path and content of the lists of steps within a step."""
     if step.for_:
         yield ("for", "steps"), step.for_.steps
     if step.launch:
@@ -84,12 +84,12 @@ def inner_steps(step: StepSection) -> Iterator[tuple[Path, Sequence[StepSection]
 
 
 def handle(name: str) -> str:
-    """A handle as it is compared: its case does not matter."""
+    """Normalise a handle for comparison; handles are case-insensitive."""
     return name.upper()
 
 
 def rounds(loop: ForSection) -> int:
-    """How often a loop runs its steps."""
+    """Return the number of rounds of a loop."""
     if loop.items is not None:
         return len(loop.items)
     if loop.range is None:
@@ -103,7 +103,7 @@ class _Rules:
         self._document = document
         self._is_definition = is_definition
         self._networks: Mapping[str, int] = {
-            each.name: at for at, each in enumerate(document.virtual_networks)
+            network.name: at for at, network in enumerate(document.virtual_networks)
         }
 
     def check(self) -> Iterator[Problem]:
@@ -167,8 +167,8 @@ class _Rules:
         if run.dns and not isolated:
             yield (*path, "dns"), "needs network: slirp4netns or pasta"
         for at, interface in enumerate(run.custom_network_interfaces):
-            place = (*path, "customNetworkInterfaces", at)
-            yield from self._interface(place, interface, run)
+            interface_path = (*path, "customNetworkInterfaces", at)
+            yield from self._interface(interface_path, interface, run)
         if container:
             yield from _contained(path, run, container)
 
@@ -178,23 +178,29 @@ class _Rules:
             return
         tasks = wanted.tasks or 1
         cpus = wanted.cpus_per_task or job.cpus_per_task
-        place = (*path, "resources")
+        resources_path = (*path, "resources")
         if tasks * cpus > job.tasks * job.cpus_per_task:
-            yield place, f"ask for {tasks * cpus:,} CPUs of {job.tasks * job.cpus_per_task:,}"
+            yield (
+                resources_path,
+                f"ask for {tasks * cpus:,} CPUs of {job.tasks * job.cpus_per_task:,}",
+            )
         memory = tasks * cpus * (wanted.mem_per_cpu or job.mem_per_cpu)
         paid = job.tasks * job.cpus_per_task * job.mem_per_cpu
         if memory > paid:
-            yield place, f"ask for {memory:,} MB of memory of {paid:,}"
+            yield resources_path, f"ask for {memory:,} MB of memory of {paid:,}"
         if tasks * (wanted.gpus_per_task or 0) > job.gpus:
-            yield place, f"ask for {tasks * (wanted.gpus_per_task or 0):,} GPUs of {job.gpus:,}"
+            yield (
+                resources_path,
+                f"ask for {tasks * (wanted.gpus_per_task or 0):,} GPUs of {job.gpus:,}",
+            )
 
     def _interface(
         self, path: Path, interface: InterfaceSection, run: RunSection
     ) -> Iterator[Problem]:
         given = [
-            each
-            for each in (interface.wireguard, interface.bore, interface.vnet)
-            if each is not None
+            section
+            for section in (interface.wireguard, interface.bore, interface.vnet)
+            if section is not None
         ]
         if len(given) != 1:
             yield path, "must be one of wireguard, bore, vnet"
@@ -246,22 +252,22 @@ def _loop(path: Path, loop: ForSection) -> Iterator[Problem]:
 
 
 def _handles(steps: Sequence[StepSection], path: Path, known: frozenset[str]) -> Iterator[Problem]:
-    """Handles that are not launched before a step that depends on them, and those that stand twice."""
+    """Yield dependencies on handles that no earlier step launches, and duplicate handles."""
     for at, step in enumerate(steps):
-        place = (*path, at)
+        step_path = (*path, at)
         for number, name in enumerate(step.depends_on):
             if handle(name) not in known:
                 yield (
-                    (*place, "dependsOn", number),
+                    (*step_path, "dependsOn", number),
                     f"names no launched step before this one: {name!r}",
                 )
         for inner, below in inner_steps(step):
-            yield from _handles(below, (*place, *inner), known)
+            yield from _handles(below, (*step_path, *inner), known)
         launch = step.launch
         if launch and launch.handle_name is not None:
             if handle(launch.handle_name) in known:
                 yield (
-                    (*place, "launch", "handleName"),
+                    (*step_path, "launch", "handleName"),
                     f"{launch.handle_name!r} stands twice; case does not matter",
                 )
             known |= {handle(launch.handle_name)}

@@ -1,7 +1,7 @@
-"""The keys of job files and definitions: one model per section, from which the rest is derived.
+"""The keys of job files and definitions: one model per section.
 
-Names and meanings are those of DeepSquare's workflow format; what is ours stands in
-`JobFileDocument`. Rules between keys stand in `rules`, the wording of errors in `problems`.
+Names and meanings are those of DeepSquare's workflow format; our additions are in
+`JobFileDocument`. `rules` checks rules between keys, and `problems` words the errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from deepsquare_chain.workflow import checks
 
 @dataclass(frozen=True)
 class _Checked:
-    """A value that one function of `checks` decides about, and its JSON schema for editors."""
+    """A field type validated by one function of `checks`, with its JSON schema for editors."""
 
     check: Callable[[Any], Any]
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"}, hash=False)
@@ -58,7 +58,7 @@ def _text(check: Callable[[Any], str], **schema: Any) -> _Checked:
     return _Checked(check, {"type": "string", **schema})
 
 
-#: Values that are taken as text also where they stand without quotes.
+#: Values that are accepted as text without quotes.
 _PLAIN: Final = {"type": ["string", "integer", "boolean"]}
 _ENV_JSON: Final = {
     "oneOf": [
@@ -130,7 +130,7 @@ _BOUNDED: Final = Field(max_length=checks.MAX_LIST)
 
 
 class Section(BaseModel):
-    """A mapping of a job file; a key without a value (`null`) is a key that is not given."""
+    """A mapping of a job file; an optional key with the value `null` counts as not given."""
 
     model_config = ConfigDict(
         strict=True,
@@ -157,7 +157,7 @@ class Section(BaseModel):
 
 
 class ResourcesSection(Section):
-    """What is allocated to the job, and paid for."""
+    """Resources that are allocated to the job and paid for."""
 
     tasks: Count = Field(1, description="Processes of the job.")
     cpus_per_task: Count = Field(1, description="CPU threads per task.")
@@ -166,7 +166,7 @@ class ResourcesSection(Section):
 
 
 class StepResourcesSection(Section):
-    """The share of the job's resources that a step takes; without it, the step sees all of them."""
+    """The part of the job's resources that a step uses; without it, the step sees all of them."""
 
     tasks: Count | None = Field(None, description="Processes of the step; 1 if not given.")
     cpus_per_task: Count | None = Field(None, description="CPU threads per task; the job's.")
@@ -195,7 +195,7 @@ class S3Section(Section):
 
 
 class TransferSection(Section):
-    """Where data comes from or goes to: `http` or `s3`."""
+    """Source or destination of data: `http` or `s3`."""
 
     http: HttpSection | None = Field(None, description="HTTP or HTTPS.")
     s3: S3Section | None = Field(None, description="An S3 bucket.")
@@ -210,7 +210,7 @@ class MountSection(Section):
 
 
 class ContainerSection(Section):
-    """The image in which a step runs."""
+    """The container image of a step."""
 
     image: Image = Field(
         description="image[:tag][@sha256:digest], or an absolute path below STORAGE_PATH."
@@ -324,7 +324,7 @@ class RunSection(Section):
 
 
 class RangeSection(Section):
-    """Numbers of a loop."""
+    """The range of numbers of a loop."""
 
     begin: Number = Field(description="First number.")
     end: Number = Field(description="Last number.")
@@ -347,7 +347,7 @@ class ForSection(Section):
 
 
 class LaunchSection(Section):
-    """Steps in the background."""
+    """Steps that run in the background."""
 
     handle_name: HandleName | None = Field(None, description="Name for dependsOn.")
     signal_on_parent_step_exit: Signal | None = Field(
@@ -358,10 +358,10 @@ class LaunchSection(Section):
 
 
 class UseSection(Section):
-    """A module: steps of a git repository or a folder.
+    """A module: steps from a git repository or a folder.
 
-    `commit` and `module` belong to definitions: what was fetched when the job was submitted. The
-    commit of a local module is the SHA-256 of its file.
+    `commit` and `module` appear only in definitions: they hold the module fetched when the job was
+    submitted. The commit of a local module is the SHA-256 of its file.
     """
 
     source: ModuleSource = Field(
@@ -375,7 +375,7 @@ class UseSection(Section):
 
 
 class ModuleSection(Section):
-    """What a module runs, as it was when the job was submitted."""
+    """The steps of a module, as fetched when the job was submitted."""
 
     env: Env = Field({}, description="Inputs, with defaults.")
     outputs: Annotated[list[EnvName], _BOUNDED] = Field([], description="Names of outputs.")
@@ -383,7 +383,7 @@ class ModuleSection(Section):
 
 
 class StepSection(Section):
-    """One of: `run`, `for`, `launch`, `use` or `steps`."""
+    """A step: one of `run`, `for`, `launch`, `use` or `steps`."""
 
     name: StepName = Field("", description="Shown when the step begins.")
     depends_on: Annotated[
@@ -405,7 +405,7 @@ class StepSection(Section):
 
     @classmethod
     def simple(cls, name: str, command: str, env: dict[str, str] | None = None) -> Self:
-        """A step that runs one command."""
+        """Return a step that runs one command."""
         return cls(name=name, run=RunSection(command=command, env=env or {}))
 
 
@@ -414,14 +414,14 @@ Steps = Annotated[OptionalSteps, Field(min_length=1)]
 
 
 class ArraySection(Section):
-    """Place of a job in an array: DEEPSQUARE_ARRAY_INDEX and DEEPSQUARE_ARRAY_SIZE; set by the client."""
+    """Index and size of a job array: DEEPSQUARE_ARRAY_INDEX and _SIZE; set by the client."""
 
     index: Natural = Field(description="Index of the job.")
     size: Natural = Field(description="Number of jobs.")
 
 
 class Runnable(Section):
-    """What runs, in job files and in definitions."""
+    """The keys that job files and definitions have in common."""
 
     resources: ResourcesSection = Field(description="What is allocated to the job.")
     env: Env = Field({}, description="Variables of the whole job.")
@@ -447,14 +447,14 @@ class Runnable(Section):
 
 
 class DefinitionDocument(Runnable):
-    """A definition: what a job runs, as it is stored."""
+    """A definition, as it is stored."""
 
     version: Literal[1]
     array: ArraySection | None = None
 
 
 class JobFileDocument(Runnable):
-    """A job file: what runs, and the terms under which it is submitted."""
+    """A job file: the steps, and the terms of the submission."""
 
     enable_logging: Flag = Field(
         False, description="Accepted; the output of a job is always kept for its customer."
@@ -497,7 +497,7 @@ class ModuleOutputSection(Section):
 
 
 class MinimumResourcesSection(Section):
-    """What a module needs of the job that uses it."""
+    """Minimum resources of a job that uses the module."""
 
     tasks: Count = Field(1, description="Processes.")
     cpus_per_task: Count = Field(1, description="CPU threads per task.")
@@ -524,12 +524,12 @@ for _document in (Runnable, DefinitionDocument, JobFileDocument, ModuleDocument)
 
 
 def job_file_schema() -> dict[str, Any]:
-    """JSON schema of job files, for editors."""
-    found = JobFileDocument.model_json_schema(by_alias=True)
+    """Return the JSON schema of job files, for editors."""
+    schema = JobFileDocument.model_json_schema(by_alias=True)
     for key in ("commit", "module"):
-        del found["$defs"]["UseSection"]["properties"][key]
+        del schema["$defs"]["UseSection"]["properties"][key]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **found,
+        **schema,
         "title": "DeepSquare job file",
     }

@@ -1,8 +1,8 @@
-"""A definition as the bash script that an executor runs. Pure.
+"""Renders a definition to the bash script that an executor runs. Pure.
 
-The script is made of fixed functions (`runtime.sh`, and `transfers.sh` and `containers.sh` where
-they are needed), one function per step, and quoted data. Everything a customer wrote is quoted and
-never begins a line: a batch system that looks for directives in the script finds none of theirs.
+The script consists of fixed functions (`runtime.sh`, and `transfers.sh` and `containers.sh` if
+needed), one function per step, and quoted data. All customer text is quoted and never starts a
+line, so that a batch system does not find directives in it.
 """
 
 from __future__ import annotations
@@ -39,22 +39,26 @@ SYNC_INTERVAL: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class ExecutionSite:
-    """What a script may rely on where it runs.
+    """The features of the provider that a script may use.
 
     Attributes:
-        abilities: That the provider has tested; see `abilities.ABILITIES`.
+        abilities: Abilities that the provider has tested; see `abilities.ABILITIES`.
     """
 
     abilities: frozenset[str] = field(default_factory=frozenset)
 
     def runtime(self, run: RunSection, container: ContainerSection) -> str:
-        """The container runtime of a step.
+        """Return the container runtime to use for a step.
 
         Raises:
-            ValueError: The provider has none that will do.
+            ValueError: The provider has no suitable runtime.
         """
         wanted = wanted_runtime(run, container)
-        usable = [each for each in RUNTIMES if each in self.abilities and wanted in {None, each}]
+        usable = [
+            runtime
+            for runtime in RUNTIMES
+            if runtime in self.abilities and wanted in {None, runtime}
+        ]
         if not usable:
             raise ValueError(f"this provider has no {wanted or 'container runtime'}")
         return usable[0]
@@ -63,45 +67,48 @@ class ExecutionSite:
 def render_script(
     definition: Definition, job_env: Mapping[str, str], site: ExecutionSite | None = None
 ) -> bytes:
-    """The script of a job.
+    """Render the script of a job.
 
     Args:
-        definition: What runs.
+        definition: The definition to run.
         job_env: Variables that the grid sets for the job, such as `DEEPSQUARE_JOB_ID`.
-        site: What the script may rely on where it runs.
+        site: Features of the provider that the script may use.
 
     Raises:
-        ValueError: A name in `job_env` is no identifier, a value holds a NUL, or a step needs what
-            this provider can't do.
+        ValueError: A name in `job_env` is not an identifier, a value contains a NUL, or a step
+            needs a feature that this provider does not have.
     """
     return _Script(definition, job_env, site or ExecutionSite()).render().encode()
 
 
 def grid_env(definition: Definition) -> dict[str, str]:
-    """Variables that tell a job what was allocated to it; memory in MB."""
-    size = definition.resources
-    found = {
-        "NTASKS": size.tasks,
-        "CPUS_PER_TASK": size.cpus_per_task,
-        "MEM_PER_CPU": size.mem_per_cpu,
-        "GPUS_PER_TASK": size.gpus // size.tasks,
-        "GPUS": size.gpus,
-        "CPUS": size.cpus,
-        "MEM": size.memory,
-        "DEEPSQUARE_TASKS": size.tasks,
-        "DEEPSQUARE_CPUS_PER_TASK": size.cpus_per_task,
-        "DEEPSQUARE_MEM_PER_CPU": size.mem_per_cpu,
-        "DEEPSQUARE_GPUS": size.gpus,
+    """Return the variables that describe the resources allocated to a job; memory in MB."""
+    resources = definition.resources
+    variables = {
+        "NTASKS": resources.tasks,
+        "CPUS_PER_TASK": resources.cpus_per_task,
+        "MEM_PER_CPU": resources.mem_per_cpu,
+        "GPUS_PER_TASK": resources.gpus // resources.tasks,
+        "GPUS": resources.gpus,
+        "CPUS": resources.cpus,
+        "MEM": resources.memory,
+        "DEEPSQUARE_TASKS": resources.tasks,
+        "DEEPSQUARE_CPUS_PER_TASK": resources.cpus_per_task,
+        "DEEPSQUARE_MEM_PER_CPU": resources.mem_per_cpu,
+        "DEEPSQUARE_GPUS": resources.gpus,
     }
     if definition.array is not None:
-        found["DEEPSQUARE_ARRAY_INDEX"] = definition.array.index
-        found["DEEPSQUARE_ARRAY_SIZE"] = definition.array.size
-    return {name: str(value) for name, value in found.items()}
+        variables["DEEPSQUARE_ARRAY_INDEX"] = definition.array.index
+        variables["DEEPSQUARE_ARRAY_SIZE"] = definition.array.size
+    return {name: str(value) for name, value in variables.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What steps of one place share: functions that export inputs of modules, and variables of loops."""
+    """The enclosing modules and loops of steps.
+
+    `modules` names the functions that export inputs of modules; `loops` the loop variables.
+    """
 
     modules: tuple[str, ...] = ()
     loops: tuple[str, ...] = ()
@@ -114,7 +121,7 @@ class _Scope:
         return _Scope((*self.modules, function), self.loops)
 
     def lines(self) -> list[str]:
-        """Lines that make the variables of this place known to a step."""
+        """Return the lines that set the variables of this scope for a step."""
         loops = [f'export {name}="$DEEPSQUARE_{name.upper()}"' for name in self.loops]
         return [*self.modules, *loops]
 
@@ -130,13 +137,13 @@ class _Script:
         self._count = 0
 
     def render(self) -> str:
-        what = self._definition
+        definition = self._definition
         environment = self._function("job_environment", self._environment())
-        main = self._main(self._steps(what.steps, _Scope()))
+        main = self._main(self._steps(definition.steps, _Scope()))
         parts = [_HEADER, "\n", _LIBRARIES["runtime.sh"]]
-        if what.input or what.output:
+        if definition.input or definition.output:
             parts.append(_LIBRARIES["transfers.sh"])
-        if any(step.run and step.run.container for _, step in walk(what.steps)):
+        if any(step.run and step.run.container for _, step in walk(definition.steps)):
             parts.append(_LIBRARIES["containers.sh"])
         parts += ["\n# -- the job\n\n", environment, *self._functions, main]
         return "".join(parts)
@@ -159,14 +166,14 @@ class _Script:
         return lines
 
     def _main(self, main: str) -> str:
-        what = self._definition
+        definition = self._definition
         lines = ["unset DEEPSQUARE_ERROR_CODE", "DEEPSQUARE_PASSED=()"]
         lines += ["readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/.deepsquare"]
         lines += ['mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit']
         lines += ['chmod 700 "$DEEPSQUARE_STATE" || exit', ": >./env || exit"]
         lines += ["export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output"]
         lines += ["export DEEPSQUARE_ENV=$PWD/env"]
-        # A provider that keeps caches beyond a job names them in the job's environment.
+        # The job's environment may name caches that the provider keeps after the job.
         for name, folder in (
             ("DEEPSQUARE_SHARED_TMP", "user"),
             ("DEEPSQUARE_SHARED_WORLD_TMP", "world"),
@@ -176,22 +183,26 @@ class _Script:
             lines.append(f"export {name}=${{{name}:-$DEEPSQUARE_STATE/{folder}}}")
         lines += ["export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP"]
         lines += ["trap 'ended=143' TERM", "trap 'ended=130' INT", 'ended="" code=0']
-        if what.input is not None:
-            lines += [f"run_inner {self._pull(what.input)} || code=$?"]
-        if what.continuous_output_sync and what.output is not None and what.output.s3 is not None:
+        if definition.input is not None:
+            lines += [f"run_inner {self._pull(definition.input)} || code=$?"]
+        if (
+            definition.continuous_output_sync
+            and definition.output is not None
+            and definition.output.s3 is not None
+        ):
             lines += [
                 'syncing=""',
                 "if ((code == 0)); then",
-                f"    run_async {self._sync_again(what.output.s3)} &",
+                f"    run_async {self._sync_again(definition.output.s3)} &",
                 "    syncing=$!",
                 "fi",
             ]
         lines += [f"if ((code == 0)); then run_inner {main} || code=$?; fi"]
         lines += ["code=${ended:-$code}"]
-        if what.output is not None and 'syncing=""' in lines:
+        if definition.output is not None and 'syncing=""' in lines:
             lines += ['if [[ -n $syncing ]]; then kill "$syncing"; wait "$syncing"; fi 2>/dev/null']
-        if what.output is not None:
-            lines += [f"run_inner {self._push(what.output)} || code=$((code ? code : $?))"]
+        if definition.output is not None:
+            lines += [f"run_inner {self._push(definition.output)} || code=$((code ? code : $?))"]
         lines += ['cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"']
         lines += [
             "rmdir disk/* disk tmp world-tmp input output 2>/dev/null",
@@ -212,10 +223,10 @@ class _Script:
                 'unpack "$file" "$DEEPSQUARE_INPUT" || exit',
             ]
         elif transfer.s3 is not None:
-            where = transfer.s3
+            bucket = transfer.s3
             lines = [
-                *_s3_env(where),
-                f'persist pull_bucket {_s3_url(where)} "$DEEPSQUARE_INPUT" {quote(where.region)} || exit',
+                *_s3_env(bucket),
+                f'persist pull_bucket {_s3_url(bucket)} "$DEEPSQUARE_INPUT" {quote(bucket.region)} || exit',
             ]
         else:
             lines = []
@@ -249,7 +260,7 @@ class _Script:
     # -- steps
 
     def _steps(self, steps: Sequence[Step], scope: _Scope) -> str:
-        """The function that runs steps one after the other."""
+        """Add a function that runs steps one after the other, and return its name."""
         lines = [f"{self._step(step, scope)} || return" for step in steps]
         inner = self._add(lines)
         if not any(step.launch for step in steps):
@@ -335,10 +346,10 @@ class _Script:
 
     def _run(self, run: RunSection, scope: _Scope) -> str:
         lines = [_placement(run)]
-        wanted = run.resources
+        resources = run.resources
         env = dict(run.env)
-        if wanted is not None and wanted.gpus_per_task is not None:
-            env = {"GPUS_PER_TASK": str(wanted.gpus_per_task), **env}
+        if resources is not None and resources.gpus_per_task is not None:
+            env = {"GPUS_PER_TASK": str(resources.gpus_per_task), **env}
         if run.container is None:
             shell = '"$BASH"' if run.shell is None else run.shell
             lines.append(f'set -- "$@" {" ".join([*_user_namespace(run), shell])}')
@@ -378,24 +389,24 @@ def _launch(launch: LaunchSection, body: str) -> str:
 
 
 def _placement(run: RunSection) -> str:
-    """Sets the words before a command: `srun` in a Slurm job, `mpirun` for several tasks elsewhere."""
-    wanted = run.resources
-    if wanted is None and run.mpi is None and not run.disable_cpu_binding:
+    """Return the line that sets the launcher: `srun` in a Slurm job, else `mpirun` for several tasks."""
+    resources = run.resources
+    if resources is None and run.mpi is None and not run.disable_cpu_binding:
         return "set --"
-    tasks = (wanted.tasks if wanted else None) or 1
+    tasks = (resources.tasks if resources else None) or 1
     words = ["srun", f"--ntasks={tasks}"]
-    if wanted is not None:
+    if resources is not None:
         for name, value in (
-            ("cpus-per-task", wanted.cpus_per_task),
-            ("mem-per-cpu", wanted.mem_per_cpu),
-            ("gpus-per-task", wanted.gpus_per_task),
+            ("cpus-per-task", resources.cpus_per_task),
+            ("mem-per-cpu", resources.mem_per_cpu),
+            ("gpus-per-task", resources.gpus_per_task),
         ):
             words += [] if value is None else [f"--{name}={value}"]
     words += [] if run.mpi is None else [f"--mpi={run.mpi}"]
     words += ["--cpu-bind=none"] if run.disable_cpu_binding else []
-    alone = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(tasks)]
-    otherwise = " ".join(["set", "--", *(alone if tasks > 1 else [])])
-    return f"if [[ -n ${{SLURM_JOB_ID-}} ]]; then set -- {' '.join(words)}; else {otherwise}; fi"
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(tasks)]
+    fallback = " ".join(["set", "--", *(mpirun if tasks > 1 else [])])
+    return f"if [[ -n ${{SLURM_JOB_ID-}} ]]; then set -- {' '.join(words)}; else {fallback}; fi"
 
 
 def _user_namespace(run: RunSection) -> list[str]:
@@ -434,7 +445,7 @@ def _s3_url(where: S3Section) -> str:
 
 
 def _file_name(url: str) -> str:
-    """A plain file name from the path of an address."""
+    """Derive a plain file name from the path of a URL."""
     last = (
         url.split("?", 1)[0].split("#", 1)[0].rstrip("/").split("/")[-1] if "/" in url[8:] else ""
     )
@@ -442,7 +453,7 @@ def _file_name(url: str) -> str:
     return plain.lstrip(".")[:200] or "input"
 
 
-#: Functions of the shell that a script begins with. Read once and early: rendering itself does no I/O.
+#: Shell functions at the start of each script. Read on import, so that rendering does no I/O.
 _LIBRARIES: Final = {
     name: files("deepsquare_chain.workflow").joinpath(name).read_text(encoding="utf-8")
     for name in ("runtime.sh", "transfers.sh", "containers.sh")

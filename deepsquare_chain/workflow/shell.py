@@ -1,4 +1,4 @@
-"""Text as words of a bash script."""
+"""Quoting for bash scripts."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Mapping
 
 
 def quote(text: str) -> str:
-    """One word of bash, which is on one line whatever the text holds, and at most twice as long.
+    """Quote a text as one bash word, always on one line, and at most about twice as long.
 
     Raises:
-        ValueError: The text holds a NUL byte.
+        ValueError: The text contains a NUL byte.
     """
     if "\0" in text:
         raise ValueError("a NUL byte can't be passed to a program")
     if "\n" not in text and "'" not in text:
         return shlex.quote(text)
-    # A newline in quoted text would let that text begin a line of the script.
+    # A raw newline in the quoted text would start a line of the script with customer text.
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"$'{escaped}'"
 
 
 def exports(env: Mapping[str, str]) -> list[str]:
-    """Lines that export variables.
+    """Return lines that export variables.
 
     Raises:
-        ValueError: A name is no identifier, or a value holds a NUL byte.
+        ValueError: A name is not an identifier, or a value contains a NUL byte.
     """
     return [f"export {identifier(key)}={quote(value)}" for key, value in env.items()]
 
 
 def identifier(name: str) -> str:
-    """The name of a variable.
+    """Return the name unchanged if it is a valid variable name.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The name is not an ASCII identifier.
     """
     if not (name.isascii() and name.isidentifier()):
         raise ValueError(f"{name[:60]!r} is no name of a variable")

@@ -1,8 +1,8 @@
-"""Reads the YAML and JSON of job files, and remembers lines.
+"""Parses the YAML and JSON of job files, and records line numbers.
 
-Anchors, aliases and merge keys are expanded within a limit of values; duplicate keys and tags
-beyond those of YAML's core schema are refused. Only `null`, `true`, `false` and decimal integers
-are more than text: `yes`, `1.50` and `01:30:00` stay the text that was written, as `PlainText`.
+Anchors, aliases and merge keys are expanded up to a maximum number of values. Duplicate keys and
+tags outside YAML's core schema are refused. Only `null`, `true`, `false` and decimal integers have
+types: `yes`, `1.50` and `01:30:00` remain text, as `PlainText`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from yaml.scanner import Scanner
 MAX_DEPTH: Final = 64
 MAX_NODES: Final = 20_000
 
-#: Where something stands: keys and positions from the root.
+#: The path of a value: keys and list indices from the root.
 Path = tuple[str | int, ...]
 #: Line (from 1) of each value, and of each key under the path of its value.
 Lines = dict[Path, int]
@@ -45,17 +45,17 @@ _PATTERNS: Final = {
 
 
 class PlainText(str):
-    """Text that stood in the file without quotes."""
+    """Text that was not quoted in the file."""
 
     __slots__ = ()
 
 
 class TreeError(ValueError):
-    """Text that is no YAML, or more YAML than a job file needs.
+    """Text that is not valid YAML, or uses YAML features that job files do not need.
 
     Args:
-        problem: What is wrong.
-        line: Where, from 1; None when it can't be determined.
+        problem: The reason.
+        line: Line number from 1; None if unknown.
     """
 
     def __init__(self, problem: str, line: int | None = None) -> None:
@@ -65,7 +65,7 @@ class TreeError(ValueError):
 
 
 class _Resolver(BaseResolver):
-    """Types of plain scalars; everything else is text."""
+    """Resolves the types of plain scalars; other scalars are text."""
 
 
 for _tag, _first in (
@@ -78,7 +78,7 @@ _Resolver.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 
 
 class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
-    """Composes nodes lazily, and stops at the first thing that a job file does not need."""
+    """Composes nodes, and stops at the first feature that is not accepted in job files."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -99,7 +99,7 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
             )
         anchor = getattr(event, "anchor", None)
         if anchor is not None and not isinstance(event, AliasEvent):
-            self.anchors.pop(anchor, None)  # YAML lets a later anchor take over a name
+            self.anchors.pop(anchor, None)  # in YAML, a later anchor may reuse a name
         self.count += 1
         if self.count > MAX_NODES:
             raise TreeError(f"more than {MAX_NODES:,} values", line)
@@ -113,17 +113,17 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
 
 
 def read_tree(text: str) -> tuple[Any, Lines]:
-    """Plain mappings, lists, texts, integers, booleans and None of one YAML document.
+    """Parse one YAML document to mappings, lists, texts, integers, booleans and None.
 
     Returns:
-        The document, and the lines where its parts stand.
+        The document, and the line numbers of its parts.
 
     Raises:
-        TreeError: The text is broken, or uses what a job file does not need.
+        TreeError: The text is invalid, or uses YAML features that job files do not need.
     """
     lines: Lines = {}
     if _is_json(text):
-        # Tabs are white space in JSON, and can't stand in its strings; YAML has no tabs there.
+        # JSON allows tabs as white space but not in strings; YAML does not allow them as indents.
         text = text.replace("\t", " ")
     try:
         node = _Loader(text).get_single_node()
@@ -152,10 +152,10 @@ def _is_json(text: str) -> bool:
 
 
 class _Builder:
-    """Makes plain values of composed nodes; what aliases repeat counts again.
+    """Builds plain values from composed nodes; nodes repeated by aliases count each time.
 
     Args:
-        lines: Where values stand; filled while they are built.
+        lines: Line numbers of values; filled by `build`.
     """
 
     def __init__(self, lines: Lines) -> None:
@@ -195,7 +195,7 @@ class _Builder:
         if node.tag == _INT:
             return int(text)
         if "\\" not in text and any("\ud800" <= character <= "\udfff" for character in text):
-            # JSON escapes a character beyond the basic plane as two halves.
+            # JSON escapes a character outside the basic plane as a surrogate pair.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return PlainText(text) if node.style is None else text
 
@@ -226,16 +226,16 @@ class _Builder:
         return str(node.value), line
 
     def _merged(self, node: Node) -> Iterator[tuple[Node, Node]]:
-        """Keys and values that `<<` takes over, in the order in which the first one wins."""
+        """Yield the keys and values that `<<` merges; the first value of a key takes precedence."""
         line = node.start_mark.line + 1
-        for each in node.value if isinstance(node, SequenceNode) else [node]:
-            if not isinstance(each, MappingNode):
+        for mapping in node.value if isinstance(node, SequenceNode) else [node]:
+            if not isinstance(mapping, MappingNode):
                 raise TreeError("<< must name a mapping, or a list of mappings", line)
-            if id(each) in self._open:
+            if id(mapping) in self._open:
                 raise TreeError("an alias (*) inside of its own anchor (&)", line)
-            self._open.add(id(each))
+            self._open.add(id(mapping))
             inner: list[tuple[Node, Node]] = []
-            for key_node, value_node in each.value:
+            for key_node, value_node in mapping.value:
                 self._count += 1
                 if self._count > MAX_NODES:
                     raise TreeError(f"more than {MAX_NODES:,} values", line)
@@ -243,5 +243,5 @@ class _Builder:
                     inner += self._merged(value_node)
                 else:
                     yield key_node, value_node
-            self._open.discard(id(each))
+            self._open.discard(id(mapping))
             yield from inner
