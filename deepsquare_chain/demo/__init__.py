@@ -1,1 +1,1 @@
-"""The scripted story of `deepsquare demo`: one grid, from submission to audit."""
+"""The scenario of `deepsquare demo`: one grid, from submission to audit."""

@@ -1,4 +1,4 @@
-"""What the demo shows: a live table on a terminal, plain lines elsewhere."""
+"""Output of the demo: a live table on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _GWEI: Final = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A job on the board; amounts are credit-wei, `gas_wei` is what its transactions cost.
+    """A job in the table; amounts are in credit-wei, `gas_wei` is the cost of its transactions.
 
-    `used` is what a final job consumed, None while it is live.
+    `used` is the amount that a final job consumed, None while it is live.
     """
 
     job_id: int
@@ -48,7 +48,7 @@ class Row:
 
 
 class Board:
-    """Shows rows and says lines; used as a context manager."""
+    """Shows a table of jobs, and prints lines; used as a context manager."""
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
@@ -77,35 +77,35 @@ class Board:
             self._live = None
 
     def say(self, text: str, style: str = "") -> None:
-        """A line of the story, above the table."""
+        """Print a line above the table."""
         self.console.print(Text(plain(text), style=style), soft_wrap=True)
 
     def step(self, text: str) -> None:
-        """What the demo does now."""
+        """Print the current step of the demo."""
         self._note = text
         self.say(f"* {text}", "bold")
         self._refresh()
 
     def job_says(self, name: str, job_id: int, line: str) -> None:
-        """A line that a job printed; customers' text is data."""
+        """Print an output line of a job; control characters are escaped."""
         text = Text(f"  {name}#{job_id} | ", style="dim")
         text.append(plain(line), style="default")
         self.console.print(text, soft_wrap=True)
 
     def show(self, rows: Iterable[Row]) -> None:
-        """Put these rows on the board; without a terminal, only changes are printed."""
+        """Show these rows; without a terminal, print only changes."""
         self._rows = tuple(rows)
         if self._live is not None:
             self._refresh()
             return
         for row in self._rows:
-            now = row.status, row.provider
-            if self._seen.get(row.job_id) != now:
-                self._seen[row.job_id] = now
+            state = row.status, row.provider
+            if self._seen.get(row.job_id) != state:
+                self._seen[row.job_id] = state
                 self.say(f"  job {row.job_id} {row.name}: {_sentence(row)}")
 
     def table(self) -> Table:
-        """The rows as a table."""
+        """Return the rows as a table."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("job", justify="right")
         for title in ("name", "customer", "status", "provider"):

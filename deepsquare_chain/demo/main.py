@@ -1,4 +1,4 @@
-"""The demo: a grid of its own, seven jobs, every way in which a job can end, and the books."""
+"""The demo: runs seven jobs on a local grid, shows every final status, and audits the ledgers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from deepsquare_chain.devnet.grid import ChainKind, LocalGrid
 from deepsquare_chain.devnet.slurm import slurm_cluster
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 
-_WIDTH: Final = 150  # of lines that go to no terminal
+_WIDTH: Final = 150  # line width of output that is not a terminal
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """How the demo ended; `document` is what `-o json` prints."""
+    """The result of the demo; `document` is the output of `-o json`."""
 
     ok: bool
     document: dict[str, Any]
@@ -39,38 +39,38 @@ async def run_demo(
     serve: bool = False,
     explorer_port: int = 0,
 ) -> DemoResult:
-    """Run the whole story; everything that was started is ended, whatever happens.
+    """Run the scenario; always stop everything that was started.
 
     Args:
         chain: The embedded chain, or anvil.
         folder: New folder for state and logs; `.deepsquare/demo-<time>` if None.
-        stream: Where the demonstration is printed.
-        executor: `slurm` runs the jobs on a Slurm cluster that the demo starts and ends.
-        serve: Keep the finished grid and its explorer until a signal.
-        explorer_port: Of the explorer's pages; 0 takes a free one.
+        stream: Output stream of the demo.
+        executor: `slurm` runs the jobs on a Slurm cluster that the demo starts and stops.
+        serve: Keep the finished grid and its explorer running until a signal.
+        explorer_port: Port of the explorer; 0 chooses a free one.
 
     Raises:
-        KeyboardInterrupt: A signal ended it.
-        NotFoundError: The example job files, anvil, or Slurm, are not there.
-        UsageError: The folder exists, or the demo does not know the executor.
+        KeyboardInterrupt: A signal interrupted the demo.
+        NotFoundError: The example job files, anvil or Slurm were not found.
+        UsageError: The folder exists, or the executor is not supported.
     """
     if executor not in {"local", "slurm"}:
         raise UsageError(
             f"The demo can't run jobs with executor {executor}", hint="Use local or slurm."
         )
     began = time.monotonic()
-    place = _new_folder(folder)
+    path = _new_folder(folder)
     examples = _examples()
     console = Console(file=stream, width=None if stream.isatty() else _WIDTH, highlight=False)
-    found: list[DemoSummary] = []
+    summaries: list[DemoSummary] = []
     with stopped_by_signals() as stop:
         work = asyncio.create_task(
             _play(
-                place,
+                path,
                 chain,
                 examples,
                 console,
-                found,
+                summaries,
                 executor=executor,
                 serve=serve,
                 port=explorer_port,
@@ -79,20 +79,20 @@ async def run_demo(
         try:
             stopped = await until_stopped(stop, work)
         finally:
-            # Runs outlive their daemons by design; nothing outlives the demo.
-            left = await asyncio.to_thread(end_processes_of, place)
-    if stopped and not (serve and found):
-        console.print(f"Interrupted: everything is ended. Logs: {place / 'logs'}")
+            # Runs survive their daemons by design; the demo must leave no process behind.
+            survivors = await asyncio.to_thread(end_processes_of, path)
+    if stopped and not (serve and summaries):
+        console.print(f"Interrupted: everything is ended. Logs: {path / 'logs'}")
         raise KeyboardInterrupt
-    closing = found[0]
-    if left:
-        closing.problems.append(f"processes {left} could not be ended")
+    summary = summaries[0]
+    if survivors:
+        summary.problems.append(f"processes {survivors} could not be ended")
     seconds = round(time.monotonic() - began, 1)
-    for problem in closing.problems:
+    for problem in summary.problems:
         console.print(f"NOT AS EXPECTED: {problem}", style="bold red", markup=False)
-    verdict = "All jobs ended as expected" if closing.ok else "The demo failed"
+    verdict = "All jobs ended as expected" if summary.ok else "The demo failed"
     console.print(f"{verdict}, {seconds} seconds.", style="bold", markup=False)
-    return DemoResult(closing.ok, {**closing.document, "seconds": seconds})
+    return DemoResult(summary.ok, {**summary.document, "seconds": seconds})
 
 
 async def _play(
@@ -118,15 +118,15 @@ async def _play(
                 )
             )
             board.step(f"watch it in a browser: {await grid.start_explorer(port)}")
-            play = DemoRunner(grid, board, examples)
-            await play.perform()
+            runner = DemoRunner(grid, board, examples)
+            await runner.perform()
             board.step("closing the books")
-            closing = await close_books(grid, play.scene, play.problems, play.signed)
+            summary = await close_books(grid, runner.scene, runner.problems, runner.signed)
             if not serve:
                 await stack.aclose()
         console.print(board.table())
-        closing.show(console)
-        found.append(closing)
+        summary.show(console)
+        found.append(summary)
         if serve:
             console.print(f"Browse it all: {grid.explorer_url} (Ctrl-C ends it)", markup=False)
             await asyncio.Event().wait()
@@ -137,23 +137,23 @@ async def _play(
 
 def _new_folder(folder: Path | None) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    place = (folder or Path(".deepsquare") / f"demo-{stamp}").absolute()
+    path = (folder or Path(".deepsquare") / f"demo-{stamp}").absolute()
     try:
-        place.mkdir(parents=True, mode=0o700)
+        path.mkdir(parents=True, mode=0o700)
     except FileExistsError:
-        raise UsageError(f"{place} exists already", hint="Name a new folder.") from None
+        raise UsageError(f"{path} exists already", hint="Name a new folder.") from None
     except OSError as error:
-        raise GridError(f"{place} can't be made: {error.strerror}") from None
-    return place
+        raise GridError(f"{path} can't be made: {error.strerror}") from None
+    return path
 
 
 def _examples() -> Path:
-    """The job files: of the project, of the installed package, or here."""
+    """Find the example job files: in the project, the installed package or the working folder."""
     package = Path(__file__).parent
-    places = (package.parents[1] / "examples", package / "examples", Path.cwd() / "examples")
-    for place in places:
-        if (place / "hello.yaml").is_file():
-            return place
+    candidates = (package.parents[1] / "examples", package / "examples", Path.cwd() / "examples")
+    for candidate in candidates:
+        if (candidate / "hello.yaml").is_file():
+            return candidate
     raise NotFoundError(
         "The job files of examples/ are not there",
         hint="Install the package again, or run it from the project's folder.",

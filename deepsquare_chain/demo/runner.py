@@ -1,4 +1,4 @@
-"""Performs the demo's story on a running grid."""
+"""Runs the scenario of the demo on a running grid."""
 
 from __future__ import annotations
 
@@ -30,61 +30,61 @@ from deepsquare_chain.workflow import load_job_file
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Processes that stand in the folder, or were started for it, without this one."""
+    """Return processes with the folder as working folder or in their arguments, except this one."""
     root = os.path.realpath(folder)
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and _belongs(process, root):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def end_processes_of(folder: Path, grace: float = 3.0) -> list[int]:
-    """Kill them, until none is left or `grace` seconds are over; the pids that still live."""
-    doomed = processes_of(folder)
-    while doomed:
-        for process in doomed:
+    """Kill the processes of a folder; return the PIDs of those that survive for `grace` seconds."""
+    processes = processes_of(folder)
+    while processes:
+        for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        _, alive = psutil.wait_procs(doomed, timeout=grace)
+        _, alive = psutil.wait_procs(processes, timeout=grace)
         if alive:
             return [process.pid for process in alive]
-        # What they had started in the meantime.
-        doomed = processes_of(folder)
+        # They may have started new processes in the meantime.
+        processes = processes_of(folder)
     return []
 
 
 def _belongs(process: psutil.Process, root: str) -> bool:
     if process.status() == psutil.STATUS_ZOMBIE:
         return False
-    places = [*process.cmdline(), process.cwd()]
-    return any(place == root or place.startswith(root + os.sep) for place in places)
+    paths = [*process.cmdline(), process.cwd()]
+    return any(path == root or path.startswith(root + os.sep) for path in paths)
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether that very process still runs; a zombie does not."""
+    """Whether this process (not a later one with its PID) still runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
 
-TICK: Final = 0.3  # seconds between two looks
-PATIENCE: Final = 150.0  # seconds for the whole story
-_RETURN_SECONDS: Final = 30.0  # for a daemon that comes back to end its orphans
-_CANCEL_AFTER: Final = 2  # lines that the job prints before its customer cancels it
+TICK: Final = 0.3  # poll interval in seconds
+PATIENCE: Final = 150.0  # timeout of the whole scenario in seconds
+_RETURN_SECONDS: Final = 30.0  # timeout for a restarted daemon to end its orphaned processes
+_CANCEL_AFTER: Final = 2  # lines of output after which the customer cancels the job
 
 
 class DemoRunner:
-    """The story as far as it has gone."""
+    """Runs the scenario, and holds its progress."""
 
     def __init__(self, grid: LocalGrid, board: Board, examples: Path) -> None:
         self.scene = DemoTracker(grid, board)
         self._grid = grid
         self._board = board
         self._examples = examples
-        #: Requests that the customer without coin has signed.
+        #: Number of requests signed by the customer without coins.
         self.signed = 0
         self._relayed: RelayedSender | None = None
         self._problems: list[str] = []
@@ -96,16 +96,16 @@ class DemoRunner:
 
     @property
     def problems(self) -> list[str]:
-        """What went otherwise than the story says."""
+        """Differences from the scenario."""
         scene = self.scene
         return self._problems + problems(STORY, scene.lines, scene.jobs, scene.histories)
 
     async def perform(self) -> None:
-        """Play it to the end.
+        """Run the scenario to the end.
 
         Raises:
-            WaitTimeoutError: It takes far too long.
-            GridError: Something that the story needs failed.
+            WaitTimeoutError: The scenario exceeded its timeout.
+            GridError: A step failed.
         """
         self._board.step("starting the meta-scheduler and two providers, each its own process")
         for role in ("scheduler", *PROVIDERS):
@@ -123,7 +123,7 @@ class DemoRunner:
                 await self.scene.look()
                 await self._act()
                 await asyncio.sleep(TICK)
-            # Records are read after events: the last records may be ahead of them.
+            # `look` reads records after events, so the last records may be newer than the events.
             await self.scene.look()
         finally:
             await self._settle_tasks()
@@ -157,7 +157,7 @@ class DemoRunner:
         await self.scene.enter(dict(zip(done.job_ids, parts, strict=True)))
 
     async def _sender_of(self, customer: str) -> Sender | RelayedSender:
-        """Who sends for a customer: itself, or the relay for the one without coin."""
+        """Return a customer's sender: its wallet, or the relay for the customer without coins."""
         if customer != COINLESS:
             return self._grid.senders[customer]
         if self._relayed is None:
@@ -165,7 +165,7 @@ class DemoRunner:
         return self._relayed
 
     def _show(self, preview: Preview) -> bool:
-        """Tell what is signed; the demo's customers agree."""
+        """Print the call to be signed; always confirm it."""
         self.signed += 1
         preview_rows = dict(preview.rows)
         for name in ("function", "amount", "allowance", "good until", "gas"):
@@ -186,7 +186,7 @@ class DemoRunner:
         sender = await self._sender_of(part.customer)
         await sender.send(call, timeout=30)
 
-    # -- deeds
+    # -- actions
 
     async def _act(self) -> None:
         for task in [task for task in self._tasks if task.done()]:
@@ -207,7 +207,7 @@ class DemoRunner:
                     self._begin(self._return())
 
     def _runs_alone(self, job_id: int) -> bool:
-        """Whether the job is the only live one at its provider: a kill concerns no other."""
+        """Whether the job is the only live one at its provider, so that a kill affects no other."""
         jobs = self.scene.jobs
         host = jobs[job_id].provider_id
         return not any(
@@ -224,7 +224,7 @@ class DemoRunner:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _kill(self, job_id: int) -> None:
-        """SIGKILL to the daemon alone; the run goes on without it."""
+        """Kill only the daemon with SIGKILL; the run continues without it."""
         role = self._grid.providers[self.scene.jobs[job_id].provider_id]
         child = self._grid.services[role]
         os.kill(child.pid, signal.SIGKILL)
@@ -238,7 +238,7 @@ class DemoRunner:
         )
 
     async def _return(self) -> None:
-        """Start the killed daemon again: it must end the orphans; then submit what is late."""
+        """Restart the killed daemon, which must end its orphaned processes; submit the late jobs."""
         if not self._killed:
             self._problems.append("the job whose daemon is to be killed ended before that")
         else:
@@ -260,7 +260,7 @@ class DemoRunner:
             self._problems.append(f"{self._killed} did not answer after it came back")
 
     def _is_heard(self) -> bool:
-        """Whether the provider that came back has answered its challenge."""
+        """Whether the restarted provider has answered its challenge."""
         account = self._grid.accounts[self._killed].address
         answers = (e for e in self.scene.reader.events if isinstance(e, ProviderAnswered))
         return any(event.provider == account for event in answers)

@@ -1,4 +1,4 @@
-"""The demo's story: who submits which job, and how each must end. Pure."""
+"""The scenario of the demo: the jobs of each customer, and their expected ends. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepsquare_chain.job import Job, JobStatus, Objective
 
 
 class Deed(StrEnum):
-    """What happens to a job while it runs."""
+    """An action on a job while it runs."""
 
     NONE = "none"
     CANCEL = "its customer cancels it"
@@ -21,10 +21,11 @@ class Deed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One job file of the story.
+    """One job file of the scenario.
 
-    `ends` are the statuses of the job and of its successors, in order; `objective` stands in for
-    the file's own, None keeps it. `late` jobs are submitted once the killed daemon is back.
+    `ends` are the expected statuses of the job and of its successors, in order. `objective`
+    replaces that of the file; None keeps it. `late` jobs are submitted after the killed daemon has
+    been restarted.
     """
 
     name: str
@@ -37,11 +38,11 @@ class Part:
 
     @property
     def file(self) -> str:
-        """Name of its job file."""
+        """Name of the job file."""
         return f"{self.name}.yaml"
 
 
-#: Alice takes what is cheapest, Bob is in a hurry: so each keeps to one provider while both live.
+#: Alice minimises cost and Bob time, so that each uses one provider while both are available.
 STORY: Final[Sequence[Part]] = (
     Part(
         "survives",
@@ -61,21 +62,21 @@ STORY: Final[Sequence[Part]] = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A part with the ids of its job and successors, as far as they are known."""
+    """A part with the IDs of its job and of the known successors."""
 
     part: Part
     job_ids: tuple[int, ...]
 
 
 def lines(parts: Mapping[int, Part], histories: Mapping[int, History]) -> list[Line]:
-    """Each part's line of jobs; `parts` is by the id of the first job."""
-    found = []
+    """Return the jobs of each part; `parts` is keyed by the ID of the first job."""
+    result = []
     for first, part in sorted(parts.items()):
         ids = [first]
         while (after := histories[ids[-1]].successor) is not None and after in histories:
             ids.append(after)
-        found.append(Line(part, tuple(ids)))
-    return found
+        result.append(Line(part, tuple(ids)))
+    return result
 
 
 def problems(
@@ -84,7 +85,7 @@ def problems(
     jobs: Mapping[int, Job],
     histories: Mapping[int, History],
 ) -> list[str]:
-    """What went otherwise than the story says; empty when all is well."""
+    """Return the differences from the scenario; empty if there are none."""
     by_name = {line.part.name: line for line in found}
     return [
         text for part in parts for text in _problems(part, by_name.get(part.name), jobs, histories)
@@ -99,8 +100,8 @@ def _problems(
         return
     ends = tuple(jobs[number].status for number in line.job_ids)
     if ends != part.ends:
-        wanted = " then ".join(each.name for each in part.ends)
-        yield f"{part.name} ended {' then '.join(each.name for each in ends)}, not {wanted}"
+        expected = " then ".join(status.name for status in part.ends)
+        yield f"{part.name} ended {' then '.join(status.name for status in ends)}, not {expected}"
         return
     last = histories[line.job_ids[-1]]
     if part.exit_code is not None and last.exit_code != part.exit_code:

@@ -1,4 +1,4 @@
-"""The demo's end: statements, conservation, gas, and where everything is kept."""
+"""The summary of the demo: statements, conservation of credits, gas costs, and paths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deepsquare_chain.devnet.grid import COINLESS, LocalGrid
 from deepsquare_chain.observability.redaction import plain
 
 _GWEI: Final = 10**9
-#: What a statement adds up, in this order; the rest of the kinds stand under "other".
+#: Columns of a statement, in this order; the other kinds are summed as "other".
 _SHOWN: Final = (
     *(MovementKind.MINT, MovementKind.ESCROW, MovementKind.REFUND),
     *(MovementKind.INTERIM, MovementKind.PAYMENT, MovementKind.FEE),
@@ -29,9 +29,9 @@ _SHOWN: Final = (
 
 @dataclass(slots=True)
 class DemoSummary:
-    """The books at the end; `gas` is by role, `statements` by role and kind in credit-wei.
+    """The ledgers at the end; `gas` is keyed by role, `statements` by role and kind, in credit-wei.
 
-    `signed` counts the requests of the customer without coin.
+    `signed` is the number of requests signed by the customer without coins.
     """
 
     document: dict[str, Any]
@@ -45,11 +45,11 @@ class DemoSummary:
 
     @property
     def ok(self) -> bool:
-        """Whether the story ended as it should and the books add up."""
+        """Whether the scenario ended as expected and the audit found no problem."""
         return self.audit.ok and not self.problems
 
     def show(self, console: Console) -> None:
-        """Print statements, conservation, gas and places."""
+        """Print statements, conservation of credits, gas costs and paths."""
         console.print(self._statement_table())
         totals = self.audit.totals
         console.print(
@@ -100,16 +100,16 @@ class DemoSummary:
 async def close_books(
     grid: LocalGrid, scene: DemoTracker, problems: list[str], signed: int
 ) -> DemoSummary:
-    """Rebuild the books from events alone, and compare them with the contracts' storage.
+    """Rebuild the ledgers from events only, and compare them with the contracts' storage.
 
     Args:
         grid: The demo's grid.
-        scene: What was seen.
-        problems: What went otherwise than expected so far.
-        signed: Requests of the customer without coin.
+        scene: The tracker of the demo's jobs.
+        problems: Differences from the scenario so far.
+        signed: Number of requests signed by the customer without coins.
 
     Raises:
-        AuditError: The events can't be read as books at all.
+        AuditError: The events are inconsistent, so that the ledgers can't be rebuilt.
     """
     ledger, audit = await audit_chain(grid.contracts)
     jobs = [_job(scene, number) for number in sorted(scene.jobs)]
@@ -117,10 +117,10 @@ async def close_books(
         "jobs": jobs,
         "audit": {"difference": str(audit.difference), "ok": audit.ok},
     }
-    poor = grid.accounts[COINLESS].address
-    coin = await grid.contracts.w3.eth.get_balance(poor)
-    document["gasless"] = {"customer": poor, "requests": signed, "coin_wei": str(coin)}
-    if coin or poor in scene.reader.by_account or not signed:
+    coinless_address = grid.accounts[COINLESS].address
+    coin = await grid.contracts.w3.eth.get_balance(coinless_address)
+    document["gasless"] = {"customer": coinless_address, "requests": signed, "coin_wei": str(coin)}
+    if coin or coinless_address in scene.reader.by_account or not signed:
         problems = [*problems, f"{COINLESS} paid gas, or signed no request"]
     names = {account: grid.name_of(account) for account in ledger.accounts}
     names = {account: name for account, name in names.items() if name != account}
@@ -129,7 +129,7 @@ async def close_books(
         audit=audit,
         statements={name: _sums(ledger.statement(account)) for account, name in names.items()},
         balances={name: ledger.balances.get(account, 0) for account, name in names.items()},
-        gas={grid.name_of(who): gas for who, gas in scene.reader.by_account.items()},
+        gas={grid.name_of(sender): gas for sender, gas in scene.reader.by_account.items()},
         folder=grid.folder,
         signed=signed,
         problems=problems,
@@ -137,10 +137,10 @@ async def close_books(
 
 
 def _sums(rows: list[StatementRow]) -> dict[MovementKind, int]:
-    found: dict[MovementKind, int] = {}
+    sums: dict[MovementKind, int] = {}
     for row in rows:
-        found[row.kind] = found.get(row.kind, 0) + row.amount
-    return found
+        sums[row.kind] = sums.get(row.kind, 0) + row.amount
+    return sums
 
 
 def _job(scene: DemoTracker, number: int) -> dict[str, Any]:

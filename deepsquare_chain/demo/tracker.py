@@ -1,4 +1,4 @@
-"""What is going on in the demo: jobs, their histories and what they print, looked at each tick."""
+"""Tracks the jobs of the demo, their histories and their output, by polling."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.provider.outputs import find_run
 from deepsquare_chain.store.gateway_client import GatewayClient
 
-#: Seconds for which the rest of the jobs' output is waited for at the end.
+#: Seconds to wait for the rest of the jobs' output at the end.
 _REST_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True)
 class Gas:
-    """What an account paid: transactions, gas units and wei."""
+    """Transactions of an account, with the gas used and the wei paid."""
 
     transactions: int = 0
     used: int = 0
@@ -46,10 +46,10 @@ class Gas:
 
 
 class BlockReader:
-    """Follows a chain that never reorganises, from its first block.
+    """Reads a chain without reorgs, from its first block.
 
-    `by_account` holds every transaction there was; `by_job` shares each transaction's wei equally
-    among the jobs that its events name. `events` are all so far.
+    `by_account` sums all transactions. `by_job` divides the wei of each transaction equally among
+    the jobs that its events name. `events` holds all events so far.
     """
 
     def __init__(self, w3: AsyncWeb3[Any]) -> None:
@@ -60,20 +60,20 @@ class BlockReader:
         self.events: list[Event] = []
 
     async def poll(self) -> list[Event]:
-        """Events of all blocks that are new, in their order."""
+        """Return the events of all new blocks, in order."""
         head = await self._w3.eth.block_number
-        found: list[Event] = []
+        events: list[Event] = []
         while self._next <= head:
             block = await self._w3.eth.get_block(self._next)
             hashes = block.get("transactions", [])
             receipts = await asyncio.gather(
-                *(self._w3.eth.get_transaction_receipt(each) for each in hashes)  # type: ignore[arg-type]
+                *(self._w3.eth.get_transaction_receipt(tx_hash) for tx_hash in hashes)  # type: ignore[arg-type]
             )
             for receipt in receipts:
-                found += self._read(dict(receipt))
+                events += self._read(dict(receipt))
             self._next += 1
-        self.events += found
-        return found
+        self.events += events
+        return events
 
     def _read(self, receipt: dict[str, Any]) -> list[Event]:
         wei = int(receipt["gasUsed"]) * int(receipt["effectiveGasPrice"])
@@ -89,7 +89,10 @@ class BlockReader:
 
 
 class DemoTracker:
-    """`jobs` and `histories` are by job id, `parts` by the id of a part's first job."""
+    """Tracks jobs and their output.
+
+    `jobs` and `histories` are keyed by job ID, `parts` by the ID of a part's first job.
+    """
 
     def __init__(self, grid: LocalGrid, board: Board) -> None:
         self.reader = BlockReader(grid.contracts.w3)
@@ -105,12 +108,12 @@ class DemoTracker:
 
     @property
     def lines(self) -> list[Line]:
-        """Every part with its job and successors."""
+        """All parts with their jobs and successors."""
         return lines(self.parts, self.histories)
 
     @property
     def at_rest(self) -> bool:
-        """Whether every job there is has ended, and none is to come from one that has."""
+        """Whether all jobs have ended, and all their successors are known."""
         all_known = all(
             history.successor is None or history.successor in self.jobs
             for history in self.histories.values()
@@ -118,7 +121,7 @@ class DemoTracker:
         return all_known and all(job.status.is_final for job in self.jobs.values())
 
     def run_folder(self, job_id: int) -> Path | None:
-        """Where the provider of a job keeps its latest run."""
+        """Return the folder of a job's latest run at its provider."""
         role = self._grid.providers.get(self.jobs[job_id].provider_id)
         if role is None:
             return None
@@ -126,28 +129,28 @@ class DemoTracker:
         return find_run(self._grid.state(role), deployment.chain_id, deployment.scheduler, job_id)
 
     async def gateways(self, customer: str) -> tuple[GatewayClient, ...]:
-        """The gateway as a customer reaches it."""
+        """Return the gateway clients of a customer."""
         if customer not in self._gateways:
             self._gateways[customer] = await self._grid.gateways(customer)
         return self._gateways[customer]
 
     async def close(self) -> None:
-        """Show the rest of what jobs printed, as far as it comes soon, and stop following."""
+        """Show the rest of the jobs' output until a short timeout, and stop following it."""
         if self._following:
             await asyncio.wait(self._following.values(), timeout=_REST_SECONDS)
         for task in self._following.values():
             await cancelled(task)
 
     async def enter(self, parts: dict[int, Part]) -> None:
-        """Know of newly submitted jobs."""
+        """Add newly submitted jobs."""
         for job_id in parts:
             self.histories.setdefault(job_id, History(job_id))
         await self._update(tuple(parts))
-        # Last: whoever goes through the parts finds their jobs.
+        # Last, so that `jobs` has the job of every part.
         self.parts |= parts
 
     async def look(self) -> None:
-        """Take in what happened, and show it."""
+        """Read new events and job records, and show the changes."""
         events = await self.reader.poll()
         for event in events:
             if isinstance(event, JobSubmitted):
@@ -166,12 +169,12 @@ class DemoTracker:
                 self._following[job.id] = asyncio.create_task(self._follow(job))
 
     def show(self) -> None:
-        """Put all jobs on the board."""
+        """Show all jobs in the table."""
         self._board.show(self._row(self.jobs[number]) for number in sorted(self.jobs))
 
     async def _update(self, numbers: Sequence[int]) -> None:
-        found = await self._grid.contracts.scheduler.get_jobs(numbers)
-        self.jobs |= {job.id: job for job in found}
+        jobs = await self._grid.contracts.scheduler.get_jobs(numbers)
+        self.jobs |= {job.id: job for job in jobs}
 
     def _row(self, job: Job) -> Row:
         history = self.histories[job.id]
@@ -190,14 +193,14 @@ class DemoTracker:
     def _tell(self, event: Event) -> None:
         match event:
             case ProviderChallenged():
-                who = self._grid.name_of(event.provider)
-                self._board.step(f"{who} is challenged to show that it is there")
+                provider = self._grid.name_of(event.provider)
+                self._board.step(f"{provider} is challenged to show that it is there")
             case ProviderAnswered():
                 self._board.step(f"{self._grid.name_of(event.provider)} answers the challenge")
             case JobCollected():
-                who, paid = self._grid.name_of(event.provider), format_credits(event.paid)
+                provider, paid = self._grid.name_of(event.provider), format_credits(event.paid)
                 self._board.step(
-                    f"{who} collects {paid} credits for {event.billed_seconds} s of job "
+                    f"{provider} collects {paid} credits for {event.billed_seconds} s of job "
                     f"{event.job_id}, which goes on"
                 )
             case JobRetried():
@@ -208,7 +211,7 @@ class DemoTracker:
                 pass
 
     async def _follow(self, job: Job) -> None:
-        """Show what a job prints, as its customer reads it from the gateway."""
+        """Show the output of a job, read from the gateway with the customer's wallet."""
         gateways = await self.gateways(self._grid.name_of(job.customer))
         try:
             async for data in read_log(self._grid.contracts, gateways, job.id, follow=True):

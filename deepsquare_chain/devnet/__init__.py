@@ -1,4 +1,4 @@
-"""A chain of one's own: the embedded node, a real node, and the parts of a local grid.
+"""Local development chains (the embedded node and anvil), and the parts of a local grid.
 
-Nothing is imported here, so that a program which only needs anvil never loads an EVM.
+This module imports nothing, so that programs that only need anvil do not load an EVM.
 """

@@ -1,7 +1,7 @@
-"""A faucet for the devnet: gas from its account, and newly minted credits, for whoever asks.
+"""A faucet for the devnet: sends coins for gas from its account, and mints credits.
 
-``POST /`` with ``{"address": "0x..."}`` answers ``{"address", "gas_wei", "credit_wei",
-"transactions"}`` once both are mined; a refusal answers ``{"error", "hint"}``.
+``POST /`` with ``{"address": "0x..."}`` returns ``{"address", "gas_wei", "credit_wei",
+"transactions"}`` when both transactions are mined. Errors return ``{"error", "hint"}``.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _HINT = 'Send {"address": "0x..."} as application/json.'
 
 
 class Receipt(Protocol):
-    """What is looked at of a mined transaction."""
+    """The fields of a transaction receipt that the faucet reads."""
 
     @property
     def hash(self) -> str: ...
 
 
 class Sends(Protocol):
-    """A sender whose account may mint."""
+    """A sender whose account has the minter role."""
 
     async def send(self, call: Call) -> Receipt: ...
 
 
 class Mints(Protocol):
-    """The credit contract's way to mint."""
+    """The mint function of the credit contract."""
 
     def mint(self, to: str, amount: int) -> Call: ...
 
 
 class TooSoonError(GridError):
-    """The address was paid a moment ago."""
+    """The address was paid within the interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Drip:
     transactions: tuple[str, ...]
 
     def to_wire(self) -> dict[str, Any]:
-        """JSON form; amounts as strings, as everywhere in JSON."""
+        """Return the JSON form; amounts are strings, as everywhere in JSON."""
         return {
             "address": self.address,
             "gas_wei": str(self.gas_wei),
@@ -90,12 +90,12 @@ class Faucet:
         self._paid: dict[str, float] = {}
 
     async def pay(self, address: str) -> Drip:
-        """Send gas and credits; returns when both are mined.
+        """Send gas and credits; return when both transactions are mined.
 
         Raises:
-            UsageError: The text is no address.
-            TooSoonError: It was paid within the interval.
-            GridError: What the sender raises.
+            UsageError: The text is not an address.
+            TooSoonError: The address was paid within the interval.
+            GridError: The sender failed.
         """
         receiver = checked_address(address)
         self._admit(receiver)
@@ -105,14 +105,18 @@ class Faucet:
                 self._sender.send(self._credit.mint(receiver, self._credit_wei)),
             )
         except BaseException:
-            self._paid.pop(receiver, None)  # it may ask again at once
+            self._paid.pop(receiver, None)  # allow an immediate retry
             raise
         hashes = tuple(receipt.hash for receipt in receipts)
         return Drip(receiver, self._gas_wei, self._credit_wei, hashes)
 
     def _admit(self, receiver: str) -> None:
         now = time.monotonic()
-        self._paid = {who: at for who, at in self._paid.items() if now - at < self._interval}
+        self._paid = {
+            address: paid_at
+            for address, paid_at in self._paid.items()
+            if now - paid_at < self._interval
+        }
         if receiver in self._paid:
             raise TooSoonError(
                 f"The faucet paid {receiver} a moment ago.",
@@ -122,7 +126,7 @@ class Faucet:
 
 
 def faucet_app(faucet: Faucet) -> Starlette:
-    """The faucet over HTTP; serve it with ``LoopbackServer``."""
+    """Return the HTTP application of the faucet, for ``LoopbackServer``."""
 
     async def pay(request: Request) -> Response:
         try:
@@ -139,9 +143,9 @@ def faucet_app(faucet: Faucet) -> Starlette:
 async def _address(request: Request) -> str:
     body = await read_body(request, _MAX_BODY) if sends_json(request) else None
     try:
-        asked = from_json(body or b"")
+        document = from_json(body or b"")
     except ValueError:
-        asked = None
-    if not isinstance(asked, dict) or not isinstance(asked.get("address"), str):
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get("address"), str):
         raise UsageError("The faucet needs an address.", hint=_HINT)
-    return str(asked["address"])
+    return str(document["address"])

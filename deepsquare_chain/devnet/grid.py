@@ -1,4 +1,4 @@
-"""A whole grid on this machine, in one folder: chain, contracts, wallets, providers, faucet."""
+"""A complete local grid in one folder: chain, contracts, wallets, providers and faucet."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ from deepsquare_chain.settings import ENV_PREFIX
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.gateway_client import GatewayClient, open_gateways
 
-#: Seconds that a program which serves a URL has to begin.
+#: Start timeout of a service that serves a URL, in seconds.
 _START: Final = 60.0
-#: Settings that are withheld from a program that needs no wallet.
+#: Environment variables removed for services without a wallet.
 _SECRETS: Final = frozenset({"DEEPSQUARE_KEYSTORE", "DEEPSQUARE_PASSWORD_FILE"})
-#: Seconds without a sign after which a provider that holds work is asked; a demo has no patience.
+#: Seconds without activity after which a provider with jobs is challenged; short for the demo.
 _CHALLENGE_AFTER: Final = 4
 ChainKind = Literal["embedded", "anvil"]
-#: Credit-wei that each example customer begins with.
+#: Initial credits of each example customer, in credit-wei.
 PURSE: Final = 1_000 * CREDIT
-#: The node's funded accounts by what they are here, in this order.
+#: Roles of the node's funded accounts, in the order of the accounts.
 FUNDED: Final = ("admin", "treasury", "scheduler", "alpine", "jura", "alice", "relay", "faucet")
-#: A customer of a new account, which holds credits and never any coin.
+#: A customer with a new account that has credits but no coins for gas.
 COINLESS: Final = "bob"
 ROLES: Final = (*FUNDED, COINLESS)
 CUSTOMERS: Final = ("alice", COINLESS)
@@ -60,14 +60,14 @@ CUSTOMERS: Final = ("alice", COINLESS)
 
 @dataclass(frozen=True, slots=True)
 class ProviderPlan:
-    """A provider of the local grid; prices are credit-wei a second."""
+    """A provider of the local grid; prices are in credit-wei per second."""
 
     hardware: Hardware
     prices: Prices
     labels: Mapping[str, str]
 
 
-#: A small cheap provider and a larger, faster, dearer one.
+#: A small, cheap provider and a larger, faster, more expensive one.
 PROVIDERS: Final[Mapping[str, ProviderPlan]] = {
     "alpine": ProviderPlan(
         Hardware(nodes=1, cpus_per_node=4, mem_per_node=2_048, gpus_per_node=0),
@@ -86,15 +86,15 @@ class LocalGrid:
     """A local grid, used as an async context manager.
 
     Args:
-        folder: Holds everything: deployment.json, wallets/, logs/, and a folder for each role,
-            in which that role's programs keep all of theirs.
+        folder: Folder of the grid: deployment.json, wallets/, logs/, and a folder for each role
+            with the files of its programs.
         chain: The embedded chain, or anvil.
-        port: Of the chain on 127.0.0.1; 0 takes a free one.
-        faucet_port: Of the faucet; None for no faucet.
-        relay_port: Of the relay; None for no relay.
-        gateway_port: Of the gateway; 0 takes a free one.
-        provider_settings: More environment variables of the providers' daemons.
-        tell: Called with each step.
+        port: Port of the chain on 127.0.0.1; 0 chooses a free one.
+        faucet_port: Port of the faucet; None for no faucet.
+        relay_port: Port of the relay; None for no relay.
+        gateway_port: Port of the gateway; 0 chooses a free one.
+        provider_settings: Additional environment variables of the providers' daemons.
+        tell: Called with a message for each step.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class LocalGrid:
         self.senders: dict[str, Sender] = {}
         self.services: dict[str, ChildProcess] = {}
         self.providers: dict[int, str] = {}
-        #: What this machine has to isolate jobs, once started.
+        #: How this machine isolates jobs; set when the grid has started.
         self.isolation = MachineIsolation("not known yet", {})
         self.faucet_url = ""
         self.explorer_url = ""
@@ -146,7 +146,7 @@ class LocalGrid:
     ) -> None:
         await self.close()
 
-    # -- places
+    # -- paths
 
     @property
     def deployment_file(self) -> Path:
@@ -163,7 +163,7 @@ class LocalGrid:
         return self.folder / "wallets" / f"{role}.json"
 
     def state(self, role: str) -> Path:
-        """State of a role's services and wallet; no other role reads it."""
+        """State folder of a role's services and wallet; other roles do not read it."""
         return self.folder / role / "state"
 
     def log(self, role: str) -> Path:
@@ -172,19 +172,19 @@ class LocalGrid:
 
     @property
     def contracts(self) -> Contracts:
-        """The deployed contracts, once started."""
+        """The deployed contracts; available when the grid has started."""
         assert self._contracts is not None  # noqa: S101 - used inside the context only
         return self._contracts
 
     def name_of(self, address: str) -> str:
-        """The role of an address, or the address."""
+        """Return the role of an address, or the address if it has none."""
         return next(
             (role for role, account in self.accounts.items() if account.address == address),
             address,
         )
 
     def environment(self, role: str) -> dict[str, str]:
-        """What a program needs to act as a role on this grid."""
+        """Return the environment variables of a program that acts as a role on this grid."""
         return {
             "DEEPSQUARE_ENDPOINT": self.node.url,
             "DEEPSQUARE_DEPLOYMENT": str(self.deployment_file),
@@ -200,18 +200,18 @@ class LocalGrid:
     # -- services
 
     async def start_service(self, role: str) -> ChildProcess:
-        """Run the meta-scheduler's or a provider's daemon as a process of its own."""
+        """Start the daemon of the meta-scheduler or of a provider as a child process."""
         words, more = ["provider", "run"], self._provider_settings
         if role == "scheduler":
             words, more = ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)], {}
         return await self._spawn(role, words, {**self.environment(role), **more})
 
     async def start_explorer(self, port: int) -> str:
-        """Run the explorer as a process of its own, without any wallet; its URL.
+        """Start the explorer as a child process without a wallet, and return its URL.
 
         Raises:
             UsageError: The port is in use.
-            GridError: It did not begin.
+            GridError: The explorer did not start.
         """
         open_listener(port).close()
         words = ["explorer", "serve", "--port", str(port)]
@@ -219,21 +219,21 @@ class LocalGrid:
         return self.explorer_url
 
     async def gateways(self, role: str) -> tuple[GatewayClient, ...]:
-        """The grid's gateway for a role's wallet."""
+        """Open clients of the grid's gateway with a role's wallet."""
         return await self._stack.enter_async_context(
             open_gateways([self.gateway_url], self.accounts[role], self.contracts.deployment)
         )
 
     def _walletless(self) -> dict[str, str]:
-        """What a program needs that acts as nobody."""
+        """Return the environment variables of a program without a wallet."""
         return {key: text for key, text in self.environment("").items() if key not in _SECRETS}
 
     async def relayed(self, role: str, confirm: Confirm) -> RelayedSender:
-        """A sender of a role's wallet whose gas the grid's relay pays.
+        """Return a sender for a role's wallet; the grid's relay pays the gas.
 
         Args:
-            role: Whose wallet.
-            confirm: Is shown each call before it is signed.
+            role: Role that owns the wallet.
+            confirm: Called with the preview of each call before it is signed.
         """
         relay = await self._stack.enter_async_context(RelayClient(self.relay_url))
         return RelayedSender(
@@ -247,12 +247,12 @@ class LocalGrid:
         )
 
     async def _start_relay(self, port: int) -> str:
-        """Run the relay as a process of its own; its URL."""
+        """Start the relay as a child process, and return its URL."""
         words = ["relay", "serve", "--port", str(port)]
         return await self._start_serving("relay", words, self.environment("relay"))
 
     async def _start_gateway(self, port: int) -> str:
-        """Run the gateway as a process of its own, without any wallet; its URL."""
+        """Start the gateway as a child process without a wallet, and return its URL."""
         words = ["gateway", "serve", "--port", str(port)]
         env = self._walletless() | {"DEEPSQUARE_STATE_DIR": str(self.state("gateway"))}
         return await self._start_serving("gateway", words, env)
@@ -260,15 +260,15 @@ class LocalGrid:
     async def _start_serving(
         self, role: str, words: list[str], environment: Mapping[str, str]
     ) -> str:
-        """Run a program that says its URL once it serves.
+        """Start a service, and return the URL that it prints when it is ready.
 
         Raises:
-            GridError: It did not begin.
+            GridError: The service did not start within the timeout.
         """
         child = await self._spawn(
             role, [*words, "-o", "json"], environment, stdout=asyncio.subprocess.PIPE
         )
-        assert child.stdout is not None  # noqa: S101 - it was asked for
+        assert child.stdout is not None  # noqa: S101 - requested as a pipe
         line = b""
         with contextlib.suppress(TimeoutError):
             line = await asyncio.wait_for(child.stdout.readline(), _START)
@@ -299,12 +299,12 @@ class LocalGrid:
         return child
 
     async def end_services(self) -> None:
-        """End all daemons, in order."""
+        """Stop all services gracefully."""
         services, self.services = self.services, {}
         await asyncio.gather(*(child.end() for child in services.values()))
 
     async def close(self) -> None:
-        """End everything that was started; harmless a second time."""
+        """Stop everything that was started; idempotent."""
         await self.end_services()
         await self._stack.aclose()
         await self.node.close()
@@ -314,7 +314,7 @@ class LocalGrid:
     async def _start(self) -> None:
         ports = self._port, self._faucet_port or 0, self._relay_port or 0, self._gateway_port
         for port in ports:
-            # A port in use is reported at once, not after the chain has been set up.
+            # Report a port in use before the chain is set up.
             if port:
                 open_listener(port).close()
         self.isolation = await asyncio.to_thread(machine_isolation)
@@ -343,7 +343,7 @@ class LocalGrid:
         for number, role in enumerate(PROVIDERS, start=1):
             await self._approve(role)
             self.providers[number] = role
-        # Written last: whoever finds the record finds a grid that works.
+        # The record is written last, so that it exists only for a working grid.
         deployment.save(self.deployment_file)
         self._tell("starting the gateway")
         self.gateway_url = await self._start_gateway(self._gateway_port)
@@ -356,7 +356,7 @@ class LocalGrid:
             deployment.save(self.deployment_file)
 
     def _make_wallets(self) -> None:
-        """Encrypted keystores of all accounts, under one random password."""
+        """Write encrypted keystores of all accounts, with one random password."""
         self.password_file.parent.mkdir(parents=True, mode=0o700)
         password = secrets.token_urlsafe(24)
         handle = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -368,12 +368,12 @@ class LocalGrid:
             import_key(self.keystore(role), bytes(account.key), password, light=True)
 
     def _sender(self, w3: AsyncWeb3[Any], role: str) -> Sender:
-        """A sender that forgets with this process: its wallet is used by nobody else meanwhile."""
+        """Return a sender that keeps no state: no other process uses the wallet meanwhile."""
         account, store = self.accounts[role], self._store(role)
         return Sender(w3, account, store, chain_id=self.node.chain_id, poll_interval=0.1)
 
     def _store(self, role: str) -> Store:
-        """A database in memory for a role's wallet."""
+        """Open an in-memory database for a role's wallet."""
         address = self.accounts[role].address
         store = Store.open(None, chain_id=self.node.chain_id, contract="", account=address)
         self._stack.callback(store.close)
@@ -398,7 +398,7 @@ class LocalGrid:
         await self.senders[role].send(call, timeout=60)
 
     async def _approve(self, role: str) -> None:
-        """One after the other: a provider gets its id when it is first approved."""
+        """Approve a provider. Call it sequentially: the first approval assigns the provider ID."""
         call = self.contracts.registry.approve(self.accounts[role].address, 1)
         await self.senders["admin"].send(call, timeout=60)
 
@@ -411,5 +411,5 @@ class LocalGrid:
 
 
 def _with(deployment: Deployment, **extra: str) -> Deployment:
-    """A record with more in it."""
+    """Return a copy of a record with additional fields."""
     return dataclasses.replace(deployment, extra={**deployment.extra, **extra})

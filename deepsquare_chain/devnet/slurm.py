@@ -1,7 +1,7 @@
-"""A Slurm cluster on this machine on which a demo runs its jobs.
+"""A Slurm cluster on this machine for the jobs of a demo.
 
-It is the demo's own: grids of two demos have the same chain id and accounts, so that in one cluster
-their jobs would have the same names.
+Each demo has its own cluster: the grids of two demos have the same chain ID and accounts, so that
+their jobs would have the same names in a shared cluster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deepsquare_chain.executors.isolation import machine_isolation
 
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch")
-#: Nodes of a cluster of its own, with 4 CPUs each: what the two providers offer together.
+#: Nodes of the cluster, with 4 CPUs each: as many CPUs as both providers offer together.
 _NODES: Final = 3
 
 
@@ -30,8 +30,8 @@ class SlurmCluster:
     """A cluster that jobs can be submitted to.
 
     Attributes:
-        conf: Its `slurm.conf`.
-        sandboxed: Whether its nodes, which are this machine, can run jobs in a sandbox.
+        conf: Path of its `slurm.conf`.
+        sandboxed: Whether its nodes (this machine) can run jobs in a sandbox.
     """
 
     conf: Path
@@ -39,7 +39,7 @@ class SlurmCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Settings of a provider that runs its jobs there."""
+        """Settings of a provider that runs its jobs on this cluster."""
         isolation = "sandbox" if self.sandboxed else "none"
         settings = {
             "DEEPSQUARE_EXECUTOR": "slurm",
@@ -52,17 +52,17 @@ class SlurmCluster:
 
 @contextlib.asynccontextmanager
 async def slurm_cluster(tell: Callable[[str], None]) -> AsyncIterator[SlurmCluster]:
-    """A cluster of three nodes, which ends with the block.
+    """Run a cluster of three nodes within an `async with` block.
 
     Args:
-        tell: Called when it starts.
+        tell: Called with a message when the cluster starts.
 
     Raises:
         NotFoundError: Slurm is not installed.
         GridError: It did not start.
     """
     script = _script()
-    # A socket's path is limited, so that the demo's own folder may be too deep.
+    # The length of a socket path is limited, so that the demo's folder may be too deep.
     folder = Path(tempfile.mkdtemp(prefix="deepsquare-slurm-"))
     try:
         allowances = await asyncio.to_thread(lambda: machine_isolation().allowances)
@@ -85,8 +85,8 @@ def _script() -> Path:
             f"Slurm is not installed: {', '.join(missing)} is missing",
             hint="Debian, Ubuntu: apt-get install slurm-wlm munge.",
         )
-    for place in (Path(__file__).parents[2], Path.cwd()):
-        script = place / "scripts" / "local_slurm.sh"
+    for folder in (Path(__file__).parents[2], Path.cwd()):
+        script = folder / "scripts" / "local_slurm.sh"
         if script.is_file():
             return script
     raise NotFoundError(
@@ -95,7 +95,7 @@ def _script() -> Path:
 
 
 async def _run_script(script: Path, command: str, folder: Path, *options: str) -> None:
-    # In a session of its own: Ctrl-C is for the demo, which then ends the cluster in order.
+    # A separate session: Ctrl-C reaches only the demo, which then stops the cluster gracefully.
     process = await asyncio.create_subprocess_exec(
         str(script),
         command,
@@ -107,13 +107,13 @@ async def _run_script(script: Path, command: str, folder: Path, *options: str) -
         start_new_session=True,
     )
     try:
-        _, said = await process.communicate()
+        _, errors = await process.communicate()
     except asyncio.CancelledError:
         await process.wait()
         raise
     if process.returncode:
-        words = said.decode(errors="replace").strip().splitlines()
+        lines = errors.decode(errors="replace").strip().splitlines()
         raise GridError(
-            f"The local Slurm cluster: {words[-1] if words else 'the script failed'}",
+            f"The local Slurm cluster: {lines[-1] if lines else 'the script failed'}",
             hint="Run the script by hand: scripts/local_slurm.sh up DIR, and look at the logs in DIR.",
         )

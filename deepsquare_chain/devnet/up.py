@@ -1,4 +1,4 @@
-"""`devnet up`: a local grid that stays, and the settings by which other terminals find it."""
+"""`devnet up`: runs a local grid until a signal, and writes the settings for other terminals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deepsquare_chain.observability.serving import open_listener
 from deepsquare_chain.settings import PROJECT_FILE
 
 _MARK: Final = "# Written by `deepsquare devnet up`; replaced at its next start."
-#: Roles whose programs people run by hand, each from its own folder.
+#: Roles whose programs users run by hand, each from its own folder.
 _PEOPLE: Final = ("scheduler", *PROVIDERS, *CUSTOMERS)
 _PARTS: Final = (
     *("deployment.json", "definitions", "wallets", "state", "logs"),
@@ -44,24 +44,24 @@ async def run_devnet(
     """Run a grid in a folder until SIGINT or SIGTERM.
 
     Args:
-        folder: Where its state goes; what an earlier devnet left there is put aside.
+        folder: Folder of its state; files of an earlier devnet are moved to a subfolder.
         chain: The embedded chain, or anvil.
-        port: Of the chain; 0 takes a free one.
-        faucet_port: Of the faucet; 0 takes a free one.
-        explorer_port: Of the explorer's pages; 0 takes a free one, None starts none.
-        relay_port: Of the relay; 0 takes a free one, None starts none.
-        gateway_port: Of the gateway; 0 takes a free one.
-        tell: Called with each step, in lines for people.
+        port: Port of the chain; 0 chooses a free one.
+        faucet_port: Port of the faucet; 0 chooses a free one.
+        explorer_port: Port of the explorer; 0 chooses a free one, None starts no explorer.
+        relay_port: Port of the relay; 0 chooses a free one, None starts no relay.
+        gateway_port: Port of the gateway; 0 chooses a free one.
+        tell: Called with the lines of output for the user.
 
     Raises:
         UsageError: A port is in use, another devnet runs in the folder, or the folder belongs to
             a real deployment.
     """
-    place = _absolute(folder)
-    with _alone(place), stopped_by_signals() as stop:
-        _put_aside(place)
+    path = _absolute(folder)
+    with _alone(path), stopped_by_signals() as stop:
+        _put_aside(path)
         grid = LocalGrid(
-            place,
+            path,
             chain=chain,
             port=port,
             faucet_port=faucet_port,
@@ -75,9 +75,7 @@ async def run_devnet(
 
 async def _serve(grid: LocalGrid, explorer_port: int | None, tell: Callable[[str], None]) -> None:
     if explorer_port:
-        open_listener(
-            explorer_port
-        ).close()  # reported at once, not after the chain has been set up
+        open_listener(explorer_port).close()  # reports a port in use before the chain is set up
     async with grid:
         if explorer_port is not None:
             tell("starting the explorer")
@@ -87,7 +85,7 @@ async def _serve(grid: LocalGrid, explorer_port: int | None, tell: Callable[[str
             tell(line)
         while True:
             await asyncio.sleep(2.0)
-            await grid.node.rpc("eth_blockNumber")  # a dead chain is reported at once
+            await grid.node.rpc("eth_blockNumber")  # raises if the chain has stopped
 
 
 def _absolute(folder: Path) -> Path:
@@ -96,7 +94,7 @@ def _absolute(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Hold the folder for this process."""
+    """Lock the folder for this process."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = (place / "devnet.lock").open("ab")
@@ -113,25 +111,25 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _put_aside(place: Path) -> None:
-    """Move what an earlier devnet left; a chain that is gone fits none of it."""
+    """Move the files of an earlier devnet to a subfolder: they belong to a chain that is gone."""
     record = place / "deployment.json"
     if record.exists() and not Deployment.load(record).extra.get("devnet"):
         raise UsageError(
             f"{record} is the record of a deployment that is no devnet",
             hint="Give another --folder, so that it is not lost.",
         )
-    found = [place / name for name in _PARTS if (place / name).exists()]
-    if found:
-        aside = place / f"ended-{time.strftime('%Y%m%d-%H%M%S')}"
-        aside.mkdir(exist_ok=True)
-        for path in found:
-            shutil.move(path, aside / path.name)
+    leftovers = [place / name for name in _PARTS if (place / name).exists()]
+    if leftovers:
+        archive = place / f"ended-{time.strftime('%Y%m%d-%H%M%S')}"
+        archive.mkdir(exist_ok=True)
+        for path in leftovers:
+            shutil.move(path, archive / path.name)
 
 
 def _make_homes(grid: LocalGrid) -> None:
-    """Give each role that people run by hand a folder with its wallet, password and settings.
+    """Create a folder with wallet, password and settings for each role that users run by hand.
 
-    Nothing in it is read by another role: what they exchange goes through the chain and the gateway.
+    Roles do not read each other's folders: they communicate through the chain and the gateway.
     """
     for role in _PEOPLE:
         home = grid.folder / role
@@ -149,7 +147,7 @@ def _make_homes(grid: LocalGrid) -> None:
 
 
 def _settings(grid: LocalGrid, home: Path) -> str:
-    """Settings by which a role's programs find the grid and all of their own."""
+    """Return the settings file of a role: addresses of the grid and paths of the role's files."""
     values = {
         "endpoint": grid.node.url,
         "deployment": str(home / "deployment.json"),
@@ -159,13 +157,13 @@ def _settings(grid: LocalGrid, home: Path) -> str:
         "state_dir": str(home / "state"),
     }
     lines = [f"{key} = {_quoted(value)}" for key, value in values.items()]
-    # For the providers, which take what this machine has.
+    # Providers need these on machines without isolation, or as root.
     lines += [f"{key} = true" for key in grid.isolation.allowances]
     return "\n".join([_MARK, *lines, "confirmations = 0", "poll_interval = 0.5", ""])
 
 
 def _write_settings(grid: LocalGrid) -> Path | None:
-    """Write `.deepsquare.toml` for alice next to the folder, unless another one is there."""
+    """Write `.deepsquare.toml` for alice to the working folder, unless the user has one there."""
     path = Path.cwd() / PROJECT_FILE
     if path.exists() and not path.read_text(errors="replace").startswith(_MARK):
         return None
@@ -181,7 +179,7 @@ def _quoted(value: str) -> str:
 
 
 def _directory(grid: LocalGrid, settings: Path | None) -> list[str]:
-    """What runs where, and what to type next."""
+    """Return the lines that list all services and the next commands."""
     wallets = os.path.relpath(grid.folder / "wallets")
     lines = [
         "",

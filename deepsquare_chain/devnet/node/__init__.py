@@ -1,1 +1,1 @@
-"""The embedded node, and anvil: JSON-RPC nodes for one machine."""
+"""JSON-RPC nodes for development: the embedded node, and anvil."""

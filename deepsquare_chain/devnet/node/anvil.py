@@ -1,4 +1,4 @@
-"""A real node for tests and demos: anvil, from its npm package or wherever it is installed."""
+"""Anvil, a real node for tests and demos, from its npm package or another installation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _IN_PACKAGE = Path("node_modules") / PACKAGE / "bin" / "anvil"
 
 
 def find_anvil() -> Path:
-    """The anvil program: ``DEEPSQUARE_ANVIL``, npm's package here or in the project, the PATH.
+    """Find anvil: ``DEEPSQUARE_ANVIL``, npm's package here or in the project, then the PATH.
 
-    Raises ``UsageError`` where the variable points nowhere, ``NotFoundError`` where there is none.
+    Raises ``UsageError`` if the variable does not name a program, ``NotFoundError`` if there is none.
     """
     named = os.environ.get(VARIABLE)
     if named:
@@ -48,13 +48,13 @@ def find_anvil() -> Path:
 
 
 class Anvil(ProgramNode):
-    """An anvil process on loopback, ended with this one.
+    """An anvil process on 127.0.0.1, which ends with this process.
 
     Args:
-        port: On 127.0.0.1; 0 takes a free one.
-        block_time: Seconds between blocks; None mines each transaction at once.
-        hardfork: Rules of the EVM; cancun is what the contracts are built for.
-        options: Further words of anvil's command line.
+        port: Port on 127.0.0.1; 0 chooses a free one.
+        block_time: Seconds between blocks; None mines each transaction immediately.
+        hardfork: Rules of the EVM; the contracts are compiled for cancun.
+        options: Additional command-line options of anvil.
     """
 
     name = "anvil"
@@ -74,7 +74,7 @@ class Anvil(ProgramNode):
         self._options = options
 
     def command(self, port: int) -> list[str | Path]:
-        """anvil's command line."""
+        """Return the command line of anvil."""
         pace = [] if self._block_time is None else ["--block-time", str(self._block_time)]
         return [
             *(find_anvil(), "--silent", "--host", HOST, "--port", str(port)),

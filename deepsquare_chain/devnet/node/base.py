@@ -1,4 +1,4 @@
-"""What every devnet node offers: an address, funded keys, and a little control over time."""
+"""The interface of devnet nodes: a URL, funded accounts, and control over chain time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from eth_utils.address import to_checksum_address
 
 from deepsquare_chain.errors import EndpointError, GridError
 
-# The phrase every Ethereum tool ships for tests: its keys are public, and worth nothing.
+# The standard test mnemonic of Ethereum tools: its keys are public and must never hold value.
 DEV_MNEMONIC = "test test test test test test test test test test test junk"
 DEV_ACCOUNTS = 10
-DEV_BALANCE = 1_000_000 * 10**18  # wei of each, and of the bank
+DEV_BALANCE = 1_000_000 * 10**18  # wei per account, including the bank
 DEFAULT_CHAIN_ID = 1337
 
 
 @lru_cache(maxsize=1)
 def dev_accounts() -> tuple[LocalAccount, ...]:
-    """The funded accounts, and as the last one the bank that ``Node.fund`` pays from."""
+    """Return the funded accounts; the last one is the bank that ``Node.fund`` pays from."""
     Account.enable_unaudited_hdwallet_features()
     return tuple(
         Account.from_mnemonic(DEV_MNEMONIC, account_path=f"m/44'/60'/0'/0/{index}")
@@ -35,7 +35,7 @@ def dev_accounts() -> tuple[LocalAccount, ...]:
 class Node(ABC):
     """A chain for development, used as an async context manager.
 
-    ``url`` and ``chain_id`` say where it is; ``accounts`` are funded; ``pid`` is its process.
+    ``url`` is its JSON-RPC endpoint, ``accounts`` are funded, and ``pid`` is its process ID.
     """
 
     def __init__(self, chain_id: int = DEFAULT_CHAIN_ID) -> None:
@@ -58,11 +58,11 @@ class Node(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Run the node; returns when it answers. ``url`` and ``pid`` are set then."""
+        """Start the node; return when it accepts requests and ``url`` and ``pid`` are set."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """End the node; harmless a second time."""
+        """Stop the node; idempotent."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -81,30 +81,30 @@ class Node(ABC):
         await self.close()
 
     async def close(self) -> None:
-        """Stop the node and drop the connections to it."""
+        """Stop the node and close the connections to it."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None
         await self.stop()
 
     async def rpc(self, method: str, *params: Any) -> Any:
-        """One JSON-RPC call; ``EndpointError`` where there is no result."""
+        """Send one JSON-RPC request and return the result; raises ``EndpointError`` on failure."""
         if self._client is None:
             self._client = httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
         self._requests += 1
         body = {"jsonrpc": "2.0", "id": self._requests, "method": method, "params": params}
         try:
-            answer = (await self._client.post("/", json=body)).json()
+            response = (await self._client.post("/", json=body)).json()
         except (httpx.HTTPError, ValueError) as error:
             raise EndpointError(f"The devnet node at {self.url} doesn't answer: {error}") from error
-        if "error" in answer:
-            raise EndpointError(f"{method}: {answer['error'].get('message')}")
-        return answer["result"]
+        if "error" in response:
+            raise EndpointError(f"{method}: {response['error'].get('message')}")
+        return response["result"]
 
     async def fund(self, address: str, wei: int, *, timeout: float = 30.0) -> None:
-        """Pay ``wei`` to an address from the bank; returns once mined (``timeout`` in seconds)."""
+        """Send ``wei`` from the bank to an address; return when mined (``timeout`` in seconds)."""
         bank = dev_accounts()[-1]
-        async with self._bank:  # one nonce owner
+        async with self._bank:  # serialises the use of nonces
             nonce = int(await self.rpc("eth_getTransactionCount", bank.address, "pending"), 16)
             payment: dict[str, Any] = {
                 "chainId": self.chain_id,
@@ -122,17 +122,17 @@ class Node(ABC):
         await self._mined(tx_hash, timeout)
 
     async def mine(self, blocks: int = 1) -> None:
-        """Make blocks now."""
+        """Mine blocks immediately."""
         for _ in range(blocks):
             await self.rpc("evm_mine")
 
     async def increase_time(self, seconds: int) -> None:
-        """Move chain time forward and make a block that shows it."""
+        """Advance chain time, and mine a block with the new time."""
         await self.rpc("evm_increaseTime", seconds)
         await self.mine()
 
     async def set_time(self, timestamp: int) -> None:
-        """Make a block at ``timestamp`` seconds, later than the head's; time goes on from there."""
+        """Mine a block at ``timestamp`` seconds, later than the head's; time continues from it."""
         await self.rpc("evm_setNextBlockTimestamp", timestamp)
         await self.mine()
 

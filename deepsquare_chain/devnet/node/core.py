@@ -1,4 +1,4 @@
-"""The embedded node itself: pool, engine and index together. Belongs to one thread."""
+"""The core of the embedded node: transaction pool, engine and index. Used by one thread only."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from deepsquare_chain.devnet.node.rpcerrors import RpcError, bad_params, refused
 from deepsquare_chain.devnet.node.wire import Wire, block_fields, data, transaction_fields
 
 GAS_LIMIT = 60_000_000
-_CATCH_UP = 50  # transactions, a tenth of a second
+_CATCH_UP = 50  # transactions; takes about a tenth of a second
 Tag = str | int | bytes
 
 
 class ChainClock:
-    """Chain time in seconds: wall time plus an offset, or a clock that only moves on request."""
+    """Chain time in seconds: wall time plus an offset, or a clock that advances only on request."""
 
     def __init__(self, *, frozen: bool) -> None:
         self._frozen = int(time.time()) if frozen else None
         self._offset = 0
-        self.exact: int | None = None  # the stamp somebody ordered for the next block
+        self.exact: int | None = None  # requested timestamp of the next block
 
     @property
     def offset(self) -> int:
@@ -38,7 +38,7 @@ class ChainClock:
         return self.at(int(time.time()))
 
     def at(self, wall: int) -> int:
-        """Chain time at ``wall`` seconds; the hand of a frozen clock knows no wall."""
+        """Return chain time at ``wall`` seconds; a frozen clock ignores wall time."""
         return self._frozen if self._frozen is not None else wall + self._offset
 
     def advance(self, seconds: int) -> None:
@@ -47,7 +47,7 @@ class ChainClock:
         self._offset += seconds
 
     def sealed(self, timestamp: int) -> None:
-        """A block was made at ``timestamp``: an ordered time goes on from there."""
+        """Update the clock after a block at ``timestamp``; a requested time continues from it."""
         if self._frozen is not None:
             self._frozen = max(self._frozen, timestamp)
         elif self.exact is not None:
@@ -56,7 +56,7 @@ class ChainClock:
 
 
 class Core:
-    """What the worker thread does, one call at a time. Refusals are ``RpcError``."""
+    """The operations of the worker thread, one at a time. Refused requests raise ``RpcError``."""
 
     def __init__(
         self,
@@ -72,17 +72,17 @@ class Core:
         self.index.append(self.engine.genesis, self.engine.next_base_fee)
         self._pool = TransactionPool()
         self._executed: dict[bytes, PooledTransaction] = {}
-        self.plan: int | None = None  # wall second of the next block, where a worker keeps time
+        self.plan: int | None = None  # wall second of the next block, set by the worker
 
     @property
     def has_executed(self) -> bool:
-        """Whether the pending block holds transactions."""
+        """Whether the pending block contains transactions."""
         return bool(self._executed)
 
     # -- transactions and blocks
 
     def send_raw(self, raw: bytes) -> str:
-        """Take a signed transaction into the pool; its hash."""
+        """Add a signed transaction to the pool, and return its hash."""
         pooled = decode_transaction(
             raw,
             self.engine.builder,
@@ -96,7 +96,7 @@ class Core:
         return data(pooled.hash)
 
     def step(self) -> bool:
-        """Execute one waiting transaction into the pending block; False if none is ready."""
+        """Execute one queued transaction in the pending block; return False if none is ready."""
         if not self._pool:
             return False
         pending = self.engine.open_block(self._stamp())
@@ -110,33 +110,33 @@ class Core:
         try:
             self.engine.apply(pooled.tx, pending.header.timestamp)
         except RpcError:
-            return True  # no longer payable: dropped, as a node drops it
+            return True  # its sender can no longer pay: dropped, as by other nodes
         self._executed[pooled.hash] = pooled
         return True
 
     def seal(self) -> int:
-        """Mine the pending block, or an empty one; its number."""
+        """Mine the pending block, or an empty one, and return its number."""
         sealed = self.engine.seal(self._stamp())
         self._executed.clear()
         self.clock.sealed(sealed.block.header.timestamp)
         return self.index.append(sealed, self.engine.next_base_fee).number
 
     def mine(self) -> int:
-        """A block at once, with everything that is ready and fits; its number."""
+        """Mine a block with all ready transactions that fit, and return its number."""
         while self.step():
             pass
         return self.seal()
 
     def increase_time(self, seconds: int) -> int:
-        """Move the clock forward; the total moved, in seconds."""
-        # Many instant blocks put the head before the clock; people count from what they see.
+        """Advance the clock, and return its total offset in seconds."""
+        # Many instant blocks can move the head ahead of the clock; users count from the head.
         ahead = max(0, int(self.engine.head.timestamp) - self.clock.now())
         self.clock.advance(seconds + ahead)
         self._restamp()
         return self.clock.offset
 
     def set_next_timestamp(self, timestamp: int) -> None:
-        """Order the next block's time, in seconds, later than the head's."""
+        """Set the timestamp of the next block, in seconds, later than the head's."""
         if timestamp <= self.engine.head.timestamp:
             raise bad_params(
                 f"timestamp {timestamp} is not later than the head's {self.engine.head.timestamp}"
@@ -178,7 +178,7 @@ class Core:
         return transaction_fields(pooled.tx, None, None) if pooled else None
 
     def pending_block(self, full: bool) -> Wire:
-        """The block under construction, without a hash, as nodes show it."""
+        """Return the pending block without a hash, in the form of other nodes."""
         self._catch_up()
         pending = self.engine.open_block(self._stamp())
         hidden = {"hash": None, "nonce": None, "logsBloom": None, "miner": None}
@@ -191,21 +191,21 @@ class Core:
     # -- private
 
     def _stamp(self) -> int:
-        """Time of the pending block, in seconds: ordered, planned or now; after the head's."""
+        """Return the timestamp of the pending block: requested, planned or now; after the head's."""
         planned = self.clock.exact
         if planned is None:
             planned = self.clock.now() if self.plan is None else self.clock.at(self.plan)
         return max(planned, int(self.engine.head.timestamp) + 1)
 
     def _restamp(self) -> None:
-        """The clock was moved: what the pending block took executes again under the new time."""
+        """Return the pending block's transactions to the pool, to execute them at the new time."""
         self.engine.drop_block()
         for pooled in self._executed.values():
             self._pool.put(pooled)
         self._executed.clear()
 
     def _moment(self, tag: Tag) -> tuple[Any | None, int | None]:
-        """Header (None: pending) and TIMESTAMP for a call; ``latest`` sees the present."""
+        """Return header (None: pending) and TIMESTAMP for a call; ``latest`` uses the current time."""
         head = self.engine.head
         if tag == "pending":
             self._catch_up()
@@ -223,7 +223,7 @@ class Core:
         return self.engine.header(number), None
 
     def _catch_up(self) -> None:
-        """What was sent before counts as pending; bounded, so that no block comes late."""
+        """Execute queued transactions, so that they count as pending; limited, to not delay blocks."""
         for _ in range(_CATCH_UP):
             if not self.step():
                 return
@@ -232,25 +232,27 @@ class Core:
         nonce = self.nonce(pooled.sender, "latest")
         if pooled.nonce < nonce:
             raise refused(f"nonce too low: next nonce {nonce}, tx nonce {pooled.nonce}")
-        for done in self._executed.values():
-            if (done.sender, done.nonce) == (pooled.sender, pooled.nonce):
-                check_bump(done, pooled)
-                raise refused("replacement transaction underpriced")  # it is as good as mined
-        ahead = sum(tx.cost for tx in self._pool.of(pooled.sender) if tx.nonce != pooled.nonce)
+        for executed in self._executed.values():
+            if (executed.sender, executed.nonce) == (pooled.sender, pooled.nonce):
+                check_bump(executed, pooled)
+                raise refused("replacement transaction underpriced")  # it is already executed
+        queued_cost = sum(
+            tx.cost for tx in self._pool.of(pooled.sender) if tx.nonce != pooled.nonce
+        )
         with self.engine.state_at(None) as state:
             balance = int(state.get_balance(pooled.sender))
-        if balance < ahead + pooled.cost:
+        if balance < queued_cost + pooled.cost:
             raise refused(
                 f"insufficient funds for gas * price + value: balance {balance}, "
-                f"queued cost {ahead}, tx cost {pooled.cost}, "
-                f"overshot {ahead + pooled.cost - balance}"
+                f"queued cost {queued_cost}, tx cost {pooled.cost}, "
+                f"overshot {queued_cost + pooled.cost - balance}"
             )
 
     def _check_price(self, request: CallRequest, tag: Tag) -> None:
-        want = (request.gas or 0) * (request.max_fee or 0) + request.value
-        have = self.balance(request.sender, tag)
-        if have < want:
+        needed = (request.gas or 0) * (request.max_fee or 0) + request.value
+        balance = self.balance(request.sender, tag)
+        if balance < needed:
             raise refused(
                 "insufficient funds for gas * price + value: "
-                f"address 0x{request.sender.hex()} have {have} want {want}"
+                f"address 0x{request.sender.hex()} have {balance} want {needed}"
             )

@@ -1,4 +1,4 @@
-"""The embedded chain: a node of one process, in this one or as a child.
+"""The embedded chain: a node that runs in this process or in a child process.
 
 ``python -m deepsquare_chain.devnet.node.embedded --port 8545`` prints one JSON line when it is ready.
 """
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-# The C keccak is seven times the pure one's speed and half of the EVM's work here.
+# The C keccak is seven times faster than the Python one, and half of the EVM's work is keccak.
 if importlib.util.find_spec("sha3") is not None:
     os.environ.setdefault("ETH_HASH_BACKEND", "pysha3")
 
@@ -32,13 +32,13 @@ _READY_SECONDS = 30.0
 
 
 class EmbeddedChain(Node):
-    """The chain inside this process: one thread for the EVM, the server on the running loop.
+    """The chain in this process: the EVM in one thread, the server on the running event loop.
 
     Args:
-        port: On 127.0.0.1; 0 takes a free one.
-        block_time: Whole seconds between blocks, stamped with the wall clock's second. 0 makes a
-            block as soon as transactions are there (its stamps may run ahead of the wall clock).
-            None makes blocks only on request, on a clock that only moves on request.
+        port: Port on 127.0.0.1; 0 chooses a free one.
+        block_time: Whole seconds between blocks; timestamps follow the wall clock. 0 mines a block
+            as soon as there are transactions (timestamps may run ahead of the wall clock). None
+            mines blocks only on request, with a clock that advances only on request.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class EmbeddedChain(Node):
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the block production, if it ended by itself."""
+        """The exception that ended block production, or None."""
         return self._worker.failure if self._worker else None
 
     async def start(self) -> None:
-        """Raises ``UsageError`` where the port can't be had."""
+        """Start the chain; raises ``UsageError`` if the port is not available."""
         balances = {bytes.fromhex(a.address[2:]): DEV_BALANCE for a in dev_accounts()}
         core = Core(self.chain_id, balances, frozen=self._block_time is None)
         self._worker = Worker(core, self._block_time)
@@ -78,7 +78,7 @@ class EmbeddedChain(Node):
 
 
 class ChainProcess(Node):
-    """The same chain as a child process, which ends with this one."""
+    """The embedded chain in a child process, which ends with this process."""
 
     def __init__(
         self, *, port: int = 0, chain_id: int = DEFAULT_CHAIN_ID, block_time: int | None = 1
@@ -89,7 +89,10 @@ class ChainProcess(Node):
         self._child: ChildProcess | None = None
 
     async def start(self) -> None:
-        """Raises ``UsageError`` where the port can't be had, ``EndpointError`` on a bad start."""
+        """Start the chain.
+
+        Raises ``UsageError`` if the port is not available, ``EndpointError`` if it did not start.
+        """
         block_time = "manual" if self._block_time is None else str(self._block_time)
         self._child = await ChildProcess.spawn(
             [
@@ -117,7 +120,7 @@ class ChainProcess(Node):
             await child.end()
 
     async def _first_line(self, child: ChildProcess) -> dict[str, str]:
-        assert child.stdout is not None  # noqa: S101 - it was asked for
+        assert child.stdout is not None  # noqa: S101 - requested as a pipe
         line = b""
         with suppress(TimeoutError):
             line = await asyncio.wait_for(child.stdout.readline(), _READY_SECONDS)
@@ -155,10 +158,10 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _orphan_check(parent: int) -> Callable[[], bool]:
-    """A question that turns true once process ``parent`` (0: nobody) has ended."""
+    """Return a function that tells whether the process ``parent`` (0: none) has ended."""
     if not parent:
         return lambda: False
-    if os.getppid() == parent:  # also right while a dead parent waits to be reaped
+    if os.getppid() == parent:  # also correct while the parent is a zombie
         return lambda: os.getppid() != parent
     return lambda: not _exists(parent)
 
@@ -178,7 +181,7 @@ def _block_time(text: str) -> int | None:
 
 
 def main() -> int:
-    """Run the chain until SIGINT or SIGTERM; 0 for an orderly end."""
+    """Run the chain until SIGINT or SIGTERM; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m deepsquare_chain.devnet.node.embedded")
     parser.add_argument("--port", type=int, default=8545, help="on 127.0.0.1; 0: a free one")
     parser.add_argument("--chain-id", type=int, default=DEFAULT_CHAIN_ID)

@@ -1,7 +1,7 @@
-"""The EVM under the embedded node: py-evm as eth-tester sets it up, one pending block at a time.
+"""The EVM of the embedded node: py-evm as configured by eth-tester, with one pending block.
 
-Everything here belongs to one thread. The pending block keeps one state open and takes
-transactions as they come; sealing costs one state root a block instead of one a transaction.
+Used by one thread only. The pending block keeps one state open for all its transactions, so that
+a state root is computed once per block instead of once per transaction.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from deepsquare_chain.devnet.node.rpcerrors import RpcError, refused, reverted
 ZERO_ADDRESS = bytes(20)
 BASE_GAS = 21_000
 CALL_STIPEND = 2_300
-_READERS = 4  # states kept warm: the head, and a few blocks somebody looks back at
+_READERS = 4  # cached states: the head, and a few earlier blocks
 
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """The parts of an ``eth_call`` that reach the EVM; amounts in wei, ``to`` empty to create."""
+    """The fields of an ``eth_call``; amounts in wei, ``to`` is empty for a contract creation."""
 
     sender: bytes = ZERO_ADDRESS
     to: bytes = b""
@@ -42,7 +42,7 @@ class CallRequest:
 
 @dataclass(slots=True)
 class Pending:
-    """The block under construction."""
+    """The pending block."""
 
     vm: Any
     header: Any
@@ -56,19 +56,19 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class SealedBlock:
-    """A block as mined: py-evm's block and the receipts of its transactions, in order."""
+    """A mined block: py-evm's block, and the receipts of its transactions in order."""
 
     block: Any
     receipts: tuple[Any, ...]
 
 
 class Engine:
-    """State, execution and blocks. Raises ``RpcError`` in a node's words."""
+    """State, execution and blocks. Raises ``RpcError`` with the messages of geth."""
 
     def __init__(
         self, chain_id: int, balances: Mapping[bytes, int], *, gas_limit: int, timestamp: int
     ) -> None:
-        """Make the genesis block; ``balances`` in wei by address, ``timestamp`` in seconds."""
+        """Create the genesis block; ``balances`` in wei by address, ``timestamp`` in seconds."""
         empty: dict[str, Any] = {"nonce": 0, "code": b"", "storage": {}}
         self._backend = PyEVMBackend(
             genesis_parameters=PyEVMBackend.generate_genesis_params(
@@ -100,7 +100,7 @@ class Engine:
 
     @property
     def next_base_fee(self) -> int:
-        """Base fee of the pending block, wei a gas."""
+        """Base fee of the pending block, in wei per gas."""
         return int(self._chain.header.base_fee_per_gas)
 
     @property
@@ -108,21 +108,21 @@ class Engine:
         return self._pending
 
     def open_block(self, timestamp: int) -> Pending:
-        """The block under construction; a new one is stamped ``timestamp`` (seconds)."""
+        """Return the pending block; a new one gets ``timestamp`` (seconds)."""
         if self._pending is None:
-            # The whole block executes under the header it is sealed with.
+            # All transactions execute with the header with which the block is sealed.
             header = self._chain.header.copy(timestamp=timestamp, mix_hash=os.urandom(32))
             self._pending = Pending(self._chain.get_vm(header), header)
         return self._pending
 
     def drop_block(self) -> list[Any]:
-        """Forget the block under construction; its transactions, for another attempt."""
+        """Discard the pending block, and return its transactions for another attempt."""
         dropped = self._pending.transactions if self._pending else []
         self._pending = None
         return dropped
 
     def apply(self, transaction: Any, timestamp: int) -> None:
-        """Execute into the pending block; a revert is a receipt, an invalid one an ``RpcError``."""
+        """Execute in the pending block. A revert gives a receipt; invalid ones raise ``RpcError``."""
         pending = self.open_block(timestamp)
         try:
             receipt, _ = pending.vm.apply_transaction(pending.header, transaction)
@@ -134,7 +134,7 @@ class Engine:
         pending.receipts.append(receipt)
 
     def seal(self, timestamp: int) -> SealedBlock:
-        """Mine the pending block (an empty one stamped ``timestamp`` where there is none)."""
+        """Mine the pending block, or an empty one with ``timestamp`` if there is none."""
         pending = self.open_block(timestamp)
         block = pending.vm.set_block_transactions_and_withdrawals(
             pending.vm.get_block(),
@@ -150,30 +150,32 @@ class Engine:
 
     @contextmanager
     def state_at(self, header: Any | None, timestamp: int | None = None) -> Iterator[Any]:
-        """The state after ``header``'s block (None: pending); what is done to it is undone.
+        """Provide the state after ``header``'s block (None: pending); changes to it are reverted.
 
-        ``timestamp`` (seconds) is what the TIMESTAMP opcode answers, the block's own if None.
+        ``timestamp`` (seconds) is the result of the TIMESTAMP opcode; None for the block's own.
         """
         if header is None and self._pending is None:
-            header = self.head  # nothing is pending: the head's state is the pending state
+            header = self.head  # without a pending block, its state is that of the head
         vm = self._reader(header) if header is not None else self._pending.vm  # type: ignore[union-attr]
-        seen = vm.get_header()
-        free = seen.copy(base_fee_per_gas=0, timestamp=timestamp or seen.timestamp)
+        header_seen = vm.get_header()
+        free_header = header_seen.copy(
+            base_fee_per_gas=0, timestamp=timestamp or header_seen.timestamp
+        )
         state = vm.state
-        kept = state.execution_context
-        state.lock_changes()  # slots start cold and "original" means before this call
+        saved_context = state.execution_context
+        state.lock_changes()  # slots start cold, and "original" values are those before this call
         snapshot = state.snapshot()
         state.execution_context = vm.create_execution_context(
-            free, vm.previous_hashes, vm.chain_context
+            free_header, vm.previous_hashes, vm.chain_context
         )
         try:
             yield state
         finally:
             state.revert(snapshot)
-            state.execution_context = kept
+            state.execution_context = saved_context
 
     def call(self, request: CallRequest, header: Any | None, timestamp: int | None) -> bytes:
-        """Return data of a call without a trace; a revert is ``RpcError`` 3 with its bytes."""
+        """Return the data of a call that leaves no changes; a revert raises ``RpcError`` 3."""
         gas = min(request.gas or self.gas_limit, self.gas_limit)
         computation = self._try(request, gas, header, timestamp)
         if computation.is_error:
@@ -181,7 +183,7 @@ class Engine:
         return bytes(computation.output)
 
     def estimate_gas(self, request: CallRequest, header: Any | None, timestamp: int | None) -> int:
-        """Gas that lets the call succeed, at most a few percent more than it needs."""
+        """Return a gas limit with which the call succeeds, at most a few percent too high."""
         cap = self._gas_cap(request, header)
         first = self._try(request, cap, header, timestamp)
         if first.is_error:
@@ -189,14 +191,14 @@ class Engine:
         spent = cap - first.get_gas_remaining()
         if spent == BASE_GAS:
             return BASE_GAS
-        # Each inner call leaves a 64th behind, so what was spent alone may not be enough.
+        # EIP-150: each inner call gets at most 63/64 of the gas, so the spent gas may not suffice.
         guess = min(cap, (spent + CALL_STIPEND) * 64 // 63)
         while guess < cap and self._try(request, guess, header, timestamp).is_error:
             guess = min(cap, guess + max((cap - guess) // 4, guess // 50))
         return int(guess)
 
     def _gas_cap(self, request: CallRequest, header: Any | None) -> int:
-        """The most gas the sender could pay for, within the block's limit."""
+        """Return the maximum gas that the sender can pay for, within the block's gas limit."""
         cap = min(request.gas or self.gas_limit, self.gas_limit)
         if request.max_fee:
             with self.state_at(header) as state:
@@ -238,7 +240,7 @@ class Engine:
             raise refused(str(error)) from error
 
     def _reader(self, header: Any) -> Any:
-        """A VM on a sealed block's state whose caches stay warm between calls."""
+        """Return a VM on a sealed block's state; it is cached, to keep its caches between calls."""
         vm = self._readers.get(header.hash)
         if vm is None:
             vm = self._chain.get_vm(header)

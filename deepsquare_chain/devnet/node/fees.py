@@ -1,4 +1,4 @@
-"""``eth_feeHistory`` from sealed blocks."""
+"""``eth_feeHistory``, computed from sealed blocks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from deepsquare_chain.devnet.node.index import BlockRecord, ChainIndex
 from deepsquare_chain.devnet.node.rpcerrors import bad_params
 from deepsquare_chain.devnet.node.wire import Wire, quantity
 
-SUGGESTED_TIP = 10**9  # wei a gas, what anvil suggests as well
+SUGGESTED_TIP = 10**9  # wei per gas, the same as anvil's
 _MAX_BLOCKS = 1_024
 _MAX_PERCENTILES = 100
 
 
 def fee_history(index: ChainIndex, count: int, newest: BlockRecord, percentiles: Any) -> Wire:
-    """Base fees of ``count`` blocks up to ``newest`` and of the one after it, and tips paid."""
+    """Return base fees of ``count`` blocks up to ``newest`` and of the next one, and paid tips."""
     wanted = _read_percentiles(percentiles)
     count = min(count, _MAX_BLOCKS, newest.number + 1)
     if count < 1:
@@ -39,7 +39,7 @@ def fee_history(index: ChainIndex, count: int, newest: BlockRecord, percentiles:
 
 
 def _rewards(record: BlockRecord, percentiles: list[float]) -> list[int]:
-    """Tips in wei a gas at each percentile of the block's gas."""
+    """Return the tips in wei per gas at each percentile of the block's gas."""
     base_fee = int(record.fields["baseFeePerGas"], 16)
     paid = sorted(
         (int(receipt["effectiveGasPrice"], 16) - base_fee, int(receipt["gasUsed"], 16))
@@ -48,13 +48,13 @@ def _rewards(record: BlockRecord, percentiles: list[float]) -> list[int]:
     total = sum(gas for _, gas in paid)
     rewards = []
     for percentile in percentiles:
-        reached, tip_there = 0, 0
+        gas_so_far, percentile_tip = 0, 0
         for tip, gas in paid:
-            tip_there = tip
-            reached += gas
-            if reached >= total * percentile / 100:
+            percentile_tip = tip
+            gas_so_far += gas
+            if gas_so_far >= total * percentile / 100:
                 break
-        rewards.append(tip_there)
+        rewards.append(percentile_tip)
     return rewards
 
 
@@ -62,8 +62,10 @@ def _read_percentiles(value: Any) -> list[float]:
     value = value or []
     if not isinstance(value, list) or len(value) > _MAX_PERCENTILES:
         raise bad_params(f"reward percentiles must be a list of at most {_MAX_PERCENTILES}")
-    if not all(isinstance(each, (int, float)) and 0 <= each <= 100 for each in value):
+    if not all(
+        isinstance(percentile, (int, float)) and 0 <= percentile <= 100 for percentile in value
+    ):
         raise bad_params("reward percentiles must be numbers from 0 to 100")
     if value != sorted(value):
         raise bad_params("reward percentiles must be in ascending order")
-    return [float(each) for each in value]
+    return [float(percentile) for percentile in value]

@@ -1,7 +1,7 @@
-"""Sealed blocks in wire form, found by number, hash, transaction and log.
+"""An index of sealed blocks in JSON form, by number, hash, transaction and log.
 
-Written by the worker thread, read by the server's: append-only, and a block becomes visible
-as the last step of ``append``.
+The worker thread writes it and the server's thread reads it: it is append-only, and a block becomes
+visible in the last step of ``append``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deepsquare_chain.devnet.node.wire import (
 
 @dataclass(frozen=True, slots=True)
 class BlockRecord:
-    """One block; ``next_base_fee`` (wei a gas) is what the block after it asks."""
+    """One block; ``next_base_fee`` (wei per gas) is the base fee of the block after it."""
 
     number: int
     timestamp: int
@@ -34,14 +34,14 @@ class BlockRecord:
     logs: tuple[Wire, ...]
 
     def to_wire(self, full: bool) -> Wire:
-        """The block with whole transactions, or with their hashes."""
+        """Return the block with full transactions, or with their hashes."""
         shown = list(self.transactions) if full else [tx["hash"] for tx in self.transactions]
         return {**self.fields, "transactions": shown}
 
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """Addresses and topics in lower-case hex; an empty set, or None, takes everything."""
+    """Addresses and topics in lower-case hex; an empty set, or None, matches everything."""
 
     addresses: frozenset[str]
     topics: tuple[frozenset[str] | None, ...]
@@ -49,17 +49,17 @@ class LogFilter:
     def matches(self, log: Wire) -> bool:
         if self.addresses and log["address"] not in self.addresses:
             return False
-        found = log["topics"]
-        if len(self.topics) > len(found):
+        topics = log["topics"]
+        if len(self.topics) > len(topics):
             return False
         return all(
             wanted is None or topic in wanted
-            for wanted, topic in zip(self.topics, found, strict=False)
+            for wanted, topic in zip(self.topics, topics, strict=False)
         )
 
 
 class ChainIndex:
-    """Every sealed block of the embedded chain."""
+    """All sealed blocks of the embedded chain."""
 
     def __init__(self) -> None:
         self._blocks: list[BlockRecord] = []
@@ -90,15 +90,15 @@ class ChainIndex:
         return None if number is None else self.by_number(number)
 
     def transaction(self, tx_hash: str) -> Wire | None:
-        place = self._find(tx_hash)
-        return None if place is None else place[0].transactions[place[1]]
+        entry = self._find(tx_hash)
+        return None if entry is None else entry[0].transactions[entry[1]]
 
     def receipt(self, tx_hash: str) -> Wire | None:
-        place = self._find(tx_hash)
-        return None if place is None else place[0].receipts[place[1]]
+        entry = self._find(tx_hash)
+        return None if entry is None else entry[0].receipts[entry[1]]
 
     def logs(self, first: int, last: int, wanted: LogFilter) -> Iterator[Wire]:
-        """Matching logs of the blocks ``first`` to ``last``, both included, in chain order."""
+        """Yield the matching logs of the blocks ``first`` to ``last`` inclusive, in chain order."""
         last = min(last, self.head.number)
         start = bisect_left(self._with_logs, first)
         end = bisect_right(self._with_logs, last)
@@ -106,9 +106,9 @@ class ChainIndex:
             yield from filter(wanted.matches, self._blocks[number].logs)
 
     def _find(self, tx_hash: str) -> tuple[BlockRecord, int] | None:
-        place = self._places.get(tx_hash)
-        record = None if place is None else self.by_number(place[0])
-        return None if place is None or record is None else (record, place[1])
+        position = self._places.get(tx_hash)
+        record = None if position is None else self.by_number(position[0])
+        return None if position is None or record is None else (record, position[1])
 
 
 def _record(sealed: SealedBlock, next_base_fee: int) -> BlockRecord:

@@ -1,7 +1,7 @@
 """The JSON-RPC methods of the embedded node, by name.
 
-What only needs sealed blocks is answered from the index at once; what needs the state goes to
-the worker thread.
+Methods that need only sealed blocks read the index directly; methods that need the state run on the
+worker thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_TOPICS = 4
 
 
 class Methods:
-    """Answers calls. ``await methods.call(name, params)`` returns the result or raises RpcError."""
+    """Executes JSON-RPC methods: ``await methods.call(name, params)``; raises ``RpcError``."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -41,21 +41,21 @@ class Methods:
         self._table = self._build()
 
     async def call(self, name: str, params: list[Any]) -> Any:
-        found = self._table.get(name)
-        if found is None:
+        entry = self._table.get(name)
+        if entry is None:
             raise RpcError(
                 METHOD_NOT_FOUND, f"the method {name[:80]} does not exist/is not available"
             )
-        handler, required, allowed = found
+        handler, required, allowed = entry
         if len(params) < required:
             raise bad_params(f"missing value for required argument {len(params)}")
         if len(params) > allowed:
             raise bad_params(f"too many arguments, want at most {allowed}")
-        answer = handler(*params)
-        return await answer if asyncio.iscoroutine(answer) else answer
+        result = handler(*params)
+        return await result if asyncio.iscoroutine(result) else result
 
     def _build(self) -> dict[str, tuple[Handler, int, int]]:
-        """Name -> (handler, least and greatest number of parameters)."""
+        """Map the names to (handler, minimum and maximum number of parameters)."""
         return {
             "web3_clientVersion": (lambda: f"DeepSquare-devnet/v{__version__}/py-evm", 0, 0),
             "net_version": (lambda: str(self._chain_id), 0, 0),
@@ -100,12 +100,12 @@ class Methods:
     # -- blocks, transactions, logs: from the index
 
     def _record(self, tag: Any) -> BlockRecord | None:
-        where = read_tag(tag)
-        if isinstance(where, bytes):
-            return self._index.by_hash(data(where))
-        if isinstance(where, int):
-            return self._index.by_number(where)
-        return self._index.by_number(0) if where == "earliest" else self._index.head
+        block = read_tag(tag)
+        if isinstance(block, bytes):
+            return self._index.by_hash(data(block))
+        if isinstance(block, int):
+            return self._index.by_number(block)
+        return self._index.by_number(0) if block == "earliest" else self._index.head
 
     def _block_by_number(self, tag: Any, full: Any = False) -> Any:
         if tag == "pending":
@@ -134,11 +134,11 @@ class Methods:
 
     async def _transaction(self, tx_hash: Any) -> Any:
         raw = read_data(tx_hash, "transaction hash", 32)
-        found = self._index.transaction(data(raw))
-        if found is None:
-            found = await self._work(lambda: self._core.waiting_transaction(raw), urgent=True)
-        # It may have been sealed between the two looks.
-        return found or self._index.transaction(data(raw))
+        transaction = self._index.transaction(data(raw))
+        if transaction is None:
+            transaction = await self._work(lambda: self._core.waiting_transaction(raw), urgent=True)
+        # It may have been sealed between the two lookups.
+        return transaction or self._index.transaction(data(raw))
 
     def _receipt(self, tx_hash: Any) -> Any:
         return self._index.receipt(data(read_data(tx_hash, "transaction hash", 32)))
@@ -172,37 +172,37 @@ class Methods:
     async def _call(self, request: Any, tag: Any = None, *overrides: Any) -> str:
         if any(overrides):
             raise bad_params("state and block overrides are not supported by the embedded chain")
-        call, where = read_call(request), read_tag(tag)
-        return await self._work(lambda: self._core.call(call, where))
+        call, block = read_call(request), read_tag(tag)
+        return await self._work(lambda: self._core.call(call, block))
 
     async def _estimate(self, request: Any, tag: Any = None, *overrides: Any) -> str:
         if any(overrides):
             raise bad_params("state overrides are not supported by the embedded chain")
-        call, where = read_call(request), read_tag(tag)
-        return quantity(await self._work(lambda: self._core.estimate_gas(call, where)))
+        call, block = read_call(request), read_tag(tag)
+        return quantity(await self._work(lambda: self._core.estimate_gas(call, block)))
 
     async def _balance(self, address: Any, tag: Any = None) -> str:
-        account, where = read_data(address, "address", 20), read_tag(tag)
-        return quantity(await self._work(lambda: self._core.balance(account, where)))
+        account, block = read_data(address, "address", 20), read_tag(tag)
+        return quantity(await self._work(lambda: self._core.balance(account, block)))
 
     async def _nonce(self, address: Any, tag: Any = None) -> str:
-        account, where = read_data(address, "address", 20), read_tag(tag)
-        return quantity(await self._work(lambda: self._core.nonce(account, where)))
+        account, block = read_data(address, "address", 20), read_tag(tag)
+        return quantity(await self._work(lambda: self._core.nonce(account, block)))
 
     async def _code(self, address: Any, tag: Any = None) -> str:
-        account, where = read_data(address, "address", 20), read_tag(tag)
-        return await self._work(lambda: self._core.code(account, where))
+        account, block = read_data(address, "address", 20), read_tag(tag)
+        return await self._work(lambda: self._core.code(account, block))
 
     async def _storage(self, address: Any, slot: Any, tag: Any = None) -> str:
-        account, where = read_data(address, "address", 20), read_tag(tag)
+        account, block = read_data(address, "address", 20), read_tag(tag)
         key = read_quantity(slot, "slot")
-        return await self._work(lambda: self._core.storage(account, key, where))
+        return await self._work(lambda: self._core.storage(account, key, block))
 
     async def _send_raw(self, raw: Any) -> str:
         signed = read_data(raw, "transaction")
         return await self._work(lambda: self._core.send_raw(signed), urgent=True)
 
-    # -- for tests: time and blocks by hand, as anvil names them
+    # -- for tests: control of time and blocks, with anvil's names
 
     async def _mine(self, timestamp: Any = None) -> str:
         if timestamp is not None:
@@ -215,21 +215,21 @@ class Methods:
         return quantity(await self._work(lambda: self._core.increase_time(step)))
 
     async def _set_next_timestamp(self, timestamp: Any) -> None:
-        moment = read_quantity(timestamp, "timestamp")
-        await self._work(lambda: self._core.set_next_timestamp(moment))
+        value = read_quantity(timestamp, "timestamp")
+        await self._work(lambda: self._core.set_next_timestamp(value))
 
 
 def _hash_or_tag(value: Any) -> Any:
-    """A bare 32-byte hash reads as a block hash, as nodes take it here."""
+    """Convert a bare 32-byte hash to the object form of EIP-1898; other values pass unchanged."""
     is_hash = isinstance(value, str) and len(value) == 66
     return {"blockHash": value} if is_hash else value
 
 
 def _height(value: Any, head: int) -> int:
-    where = read_tag(value)
-    if isinstance(where, int):
-        return where
-    return 0 if where == "earliest" else head
+    block = read_tag(value)
+    if isinstance(block, int):
+        return block
+    return 0 if block == "earliest" else head
 
 
 def _read_filter(wanted: dict[str, Any]) -> LogFilter:
@@ -240,16 +240,16 @@ def _read_filter(wanted: dict[str, Any]) -> LogFilter:
     if not isinstance(topics, list) or len(topics) > _MAX_TOPICS:
         raise bad_params(f"topics must be a list of at most {_MAX_TOPICS}")
     return LogFilter(
-        addresses=frozenset(data(read_data(each, "address", 20)) for each in addresses),
-        topics=tuple(_read_topic(each) for each in topics),
+        addresses=frozenset(data(read_data(item, "address", 20)) for item in addresses),
+        topics=tuple(_read_topic(item) for item in topics),
     )
 
 
 def _read_topic(value: Any) -> frozenset[str] | None:
-    """One place of a topic filter: a hash, a list of alternatives, or None for any."""
+    """Read one position of a topic filter: a hash, a list of alternatives, or None for any."""
     if value is None:
         return None
     alternatives = value if isinstance(value, list) else [value]
     if not alternatives or None in alternatives:
         return None
-    return frozenset(data(read_data(each, "topic", 32)) for each in alternatives)
+    return frozenset(data(read_data(topic, "topic", 32)) for topic in alternatives)

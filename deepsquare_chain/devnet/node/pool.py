@@ -1,6 +1,6 @@
-"""Transactions that wait for a block: admission in geth's order and words, and the queue.
+"""The transaction pool: admission checks in geth's order with its messages, and the queue.
 
-A transaction with a nonce ahead of its account's waits until the gap is filled.
+A transaction with a nonce gap stays in the pool until the gap is filled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DECODED_TYPES = (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class PooledTransaction:
-    """A decoded transaction; fees in wei a gas, ``cost`` the most it can take, in wei."""
+    """A decoded transaction; fees are in wei per gas, ``cost`` is its maximum cost in wei."""
 
     tx: Any
     hash: bytes
@@ -41,7 +41,7 @@ class PooledTransaction:
 def decode_transaction(
     raw: bytes, builder: Any, *, chain_id: int, gas_limit: int
 ) -> PooledTransaction:
-    """Read and check what doesn't depend on the state; ``RpcError`` in a node's words."""
+    """Decode a transaction and check it without the state; raises ``RpcError``."""
     if len(raw) > MAX_RAW:
         raise refused(f"oversized data: transaction size {len(raw)}, limit {MAX_RAW}")
     if raw[:1] and 2 < raw[0] < 0x80:
@@ -51,7 +51,7 @@ def decode_transaction(
         sender, tx_hash = tx.sender, tx.hash
     except (RLPException, UnrecognizedTransactionType, ValidationError, ValueError) as error:
         raise refused(f"rlp: can't decode the transaction: {str(error)[:200]}") from error
-    except Exception as error:  # a bad signature ends in several libraries' own errors
+    except Exception as error:  # a bad signature raises errors of several libraries
         raise refused("invalid sender: the signature doesn't recover to an address") from error
     _check_envelope(tx, chain_id)
     dynamic = transaction_type(tx) >= 2
@@ -96,7 +96,7 @@ def _check_limits(pooled: PooledTransaction, gas_limit: int) -> None:
 
 
 class TransactionPool:
-    """Waiting transactions by sender and nonce; senders take turns."""
+    """Queued transactions by sender and nonce; senders take turns."""
 
     def __init__(self) -> None:
         self._senders: dict[bytes, dict[int, PooledTransaction]] = {}
@@ -109,7 +109,10 @@ class TransactionPool:
         return self._by_hash.get(tx_hash)
 
     def add(self, pooled: PooledTransaction) -> None:
-        """Take it, or replace one of the same nonce that pays 10 % less; else ``RpcError``."""
+        """Add a transaction, or replace one with the same nonce if both fees are 10 % higher.
+
+        Raises ``RpcError`` if the fees are too low for a replacement, or the pool is full.
+        """
         waiting = self._senders.get(pooled.sender, {})
         old = waiting.get(pooled.nonce)
         if old is not None:
@@ -120,20 +123,20 @@ class TransactionPool:
         self.put(pooled)
 
     def put(self, pooled: PooledTransaction) -> None:
-        """Take it without a question: it was here before."""
+        """Add a transaction without checks."""
         self._senders.setdefault(pooled.sender, {})[pooled.nonce] = pooled
         self._by_hash[pooled.hash] = pooled
 
     def take(
         self, nonce_of: Callable[[bytes], int], *, base_fee: int, gas_left: int
     ) -> PooledTransaction | None:
-        """Remove and return the next one that fits into the block, or None."""
+        """Remove and return the next transaction that fits into the block, or None."""
         for sender, waiting in self._senders.items():
             pooled = waiting.get(nonce_of(sender))
             if pooled is None or pooled.max_fee < base_fee or pooled.gas > gas_left:
                 continue
             self.remove(pooled)
-            if waiting:  # to the end of the queue, so that one sender can't starve the others
+            if waiting:  # move the sender to the end, so that it can't starve the others
                 self._senders[sender] = self._senders.pop(sender)
             return pooled
         return None
@@ -145,11 +148,11 @@ class TransactionPool:
             del self._senders[pooled.sender]
 
     def of(self, sender: bytes) -> Iterator[PooledTransaction]:
-        """What waits of one sender, in no order."""
+        """Return an iterator over the queued transactions of a sender, in no order."""
         return iter(self._senders.get(sender, {}).values())
 
     def next_nonce(self, sender: bytes, start: int) -> int:
-        """The first nonce from ``start`` on that nothing waits with."""
+        """Return the first nonce from ``start`` without a queued transaction."""
         waiting = self._senders.get(sender, {})
         while start in waiting:
             start += 1
@@ -157,7 +160,7 @@ class TransactionPool:
 
 
 def check_bump(old: PooledTransaction, new: PooledTransaction) -> None:
-    """``RpcError`` unless both fees are at least 10 % above the old ones."""
+    """Raise ``RpcError`` unless both fees are at least 10 % above the old ones."""
     factor = 100 + BUMP_PERCENT
     if new.max_fee * 100 < old.max_fee * factor or new.tip * 100 < old.tip * factor:
         raise refused("replacement transaction underpriced")

@@ -1,4 +1,4 @@
-"""Child processes of the devnet: started in a session of their own, ended by their pid."""
+"""Child processes of the devnet: started in their own session, and stopped by their PID."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-# Sets "die with your parent" on itself, then becomes the program: same pid, no orphan even
-# after a SIGKILL of the parent. Non-Linux systems go on without it.
+# Sets the parent death signal (PR_SET_PDEATHSIG) and then executes the program with the same PID:
+# no orphaned process remains, even after a SIGKILL of the parent. Other systems than Linux skip it.
 _TIED = """
 import ctypes, os, sys
 try:
@@ -26,7 +26,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class ChildProcess:
-    """A program that lives no longer than this one."""
+    """A child process that ends when this process ends."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -54,9 +54,9 @@ class ChildProcess:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> ChildProcess:
-        """Start ``command``, away from the terminal's Ctrl-C.
+        """Start ``command`` in its own session, so that it does not receive the terminal's Ctrl-C.
 
-        Its first part is an absolute path; ``stderr=None`` shares this program's own.
+        Its first part is an absolute path; ``stderr=None`` inherits standard error.
         """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid())),
@@ -71,7 +71,7 @@ class ChildProcess:
         return cls(process)
 
     async def end(self, grace: float = 5.0) -> None:
-        """SIGTERM, after ``grace`` seconds SIGKILL; returns when the process is gone."""
+        """Send SIGTERM, then SIGKILL after ``grace`` seconds; wait until the process has ended."""
         for signum in (signal.SIGTERM, signal.SIGKILL):
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -79,6 +79,6 @@ class ChildProcess:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._process.wait(), grace)
         if self._process.stdout is not None:
-            # Read to its end, the pipe closes with the loop still there to close it.
+            # Reading to the end closes the pipe while the event loop still runs.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.stdout.read(), grace)

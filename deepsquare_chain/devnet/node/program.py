@@ -1,4 +1,4 @@
-"""A node that is a program of its own: started on a loopback port, ended with this process."""
+"""A node that runs as a separate program on a loopback port, and ends with this process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PORT_ATTEMPTS: Final = 3
 
 
 class ProgramNode(Node):
-    """Runs a node's program; a subclass says by which command.
+    """Runs the program of a node; subclasses define its command.
 
     Attributes:
-        name: The program, for messages.
-        start_seconds: How long it may take until it answers.
+        name: Name of the program in messages.
+        start_seconds: Start timeout in seconds.
         folder: Working folder of the program; None for that of this process.
     """
 
@@ -40,25 +40,29 @@ class ProgramNode(Node):
 
     @abstractmethod
     def command(self, port: int) -> list[str | Path]:
-        """The command that serves JSON-RPC on this port of 127.0.0.1.
+        """Return the command that serves JSON-RPC on this port of 127.0.0.1.
 
         Raises:
             NotFoundError: The program is not installed.
         """
 
     async def start(self) -> None:
-        """Raises ``NotFoundError`` without the program, ``UsageError`` for a port that can't be had."""
+        """Start the program.
+
+        Raises ``NotFoundError`` if it is not installed, ``UsageError`` if the port is not available,
+        and ``EndpointError`` if it did not start.
+        """
         attempts = _PORT_ATTEMPTS if self._port == 0 else 1
         for attempt in range(attempts):
             port = free_port(self._port)
             await self._spawn(self.command(port), port)
             if await self._answers():
                 return
-            words = self._last_words()
+            output = self._last_words()
             await self.stop()
-            # Between choosing a free port and the program's taking it, somebody may have been faster.
-            if "in use" not in words or attempt + 1 == attempts:
-                raise EndpointError(f"{self.name} did not start on port {port}: {words}")
+            # Another process may have taken the port since it was found free.
+            if "in use" not in output or attempt + 1 == attempts:
+                raise EndpointError(f"{self.name} did not start on port {port}: {output}")
 
     async def stop(self) -> None:
         child, self._child = self._child, None
@@ -77,7 +81,7 @@ class ProgramNode(Node):
         self.pid = self._child.pid
 
     async def _answers(self) -> bool:
-        """Wait until it speaks for our chain; False once it has ended or time is up."""
+        """Wait until the node serves our chain; return False if it ended or timed out."""
         assert self._child is not None  # noqa: S101 - just spawned
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.start_seconds
@@ -85,8 +89,8 @@ class ProgramNode(Node):
         async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
             while loop.time() < deadline and self._child.returncode is None:
                 try:
-                    answer = (await client.post(self.url, json=body)).json()
-                    return bool(int(answer["result"], 16) == self.chain_id)
+                    response = (await client.post(self.url, json=body)).json()
+                    return bool(int(response["result"], 16) == self.chain_id)
                 except (httpx.HTTPError, ValueError, KeyError):
                     await asyncio.sleep(0.02)
         return False
@@ -99,7 +103,7 @@ class ProgramNode(Node):
 
 
 def free_port(port: int = 0) -> int:
-    """A port that is free at this moment; ``UsageError`` where the wanted one is not."""
+    """Return a port that is free now; raises ``UsageError`` if the requested one is not."""
     listener: socket.socket = open_listener(port)
     with listener:
         return int(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What a node answers when it refuses: JSON-RPC errors in geth's numbers and words."""
+"""JSON-RPC errors of the embedded node, with the codes and messages of geth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PANIC_WORDS = {
 
 
 class RpcError(Exception):
-    """A refusal with its JSON-RPC code, message and, for a revert, the data as hex."""
+    """A JSON-RPC error with its code, message and, for a revert, the data as hex."""
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class RpcError(Exception):
         self.data = data
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON object under ``error``."""
+        """Return the JSON object under ``error``."""
         body: dict[str, Any] = {"code": self.code, "message": self.message}
         if self.data is not None:
             body["data"] = self.data
@@ -48,24 +48,24 @@ class RpcError(Exception):
 
 
 def refused(message: str) -> RpcError:
-    """A transaction or state request the node understands but turns down."""
+    """Return the error of a valid request that the node refuses."""
     return RpcError(SERVER_ERROR, message)
 
 
 def bad_params(message: str) -> RpcError:
-    """Arguments that can't be read."""
+    """Return the error of invalid parameters."""
     return RpcError(INVALID_PARAMS, message)
 
 
 def reverted(data: bytes) -> RpcError:
-    """Code 3 with the revert bytes, so that clients can decode custom errors."""
+    """Return error 3 with the revert data, so that clients can decode custom errors."""
     reason = _reason(data)
     message = f"execution reverted: {reason}" if reason else "execution reverted"
     return RpcError(REVERTED, message, "0x" + data.hex())
 
 
 def _reason(data: bytes) -> str:
-    """The text of ``Error(string)`` or ``Panic(uint256)``; empty for everything else."""
+    """Return the text of ``Error(string)`` or ``Panic(uint256)``; empty for other data."""
     try:
         if data[:4] == _ERROR_STRING:
             return str(decode(["string"], data[4:])[0])

@@ -1,4 +1,4 @@
-"""JSON-RPC over HTTP in front of the embedded chain: single calls and batches, bounded."""
+"""The JSON-RPC server of the embedded chain: single calls and batches over HTTP, with limits."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from deepsquare_chain.devnet.node.rpcerrors import (
 )
 from deepsquare_chain.observability.serving import LOOPBACK_ONLY, read_body, sends_json
 
-MAX_BODY = 5 * 1024 * 1024  # bytes, geth's own bound
+MAX_BODY = 5 * 1024 * 1024  # bytes, the same limit as geth
 MAX_BATCH = 1_000
 
 Answer = dict[str, Any]
 
 
 def rpc_app(methods: Methods) -> Starlette:
-    """The node's one address: POST / takes JSON-RPC."""
+    """Return the HTTP application of the node; it accepts JSON-RPC by POST /."""
 
     async def answer(request: Request) -> Response:
         if not sends_json(request):
@@ -46,39 +46,39 @@ def rpc_app(methods: Methods) -> Starlette:
 
 
 async def respond(methods: Methods, body: bytes) -> Answer | list[Answer] | None:
-    """The reply to one request body; None where only notifications were sent."""
+    """Return the response to one request body; None if it contains only notifications."""
     try:
-        # py-evm raises the recursion limit so far that the json module overruns the C stack.
-        asked = from_json(body)
+        # py-evm raises the recursion limit so far that the json module can overflow the C stack.
+        request = from_json(body)
     except ValueError:
         return _error(None, RpcError(PARSE_ERROR, "parse error: the body is not JSON"))
-    if not isinstance(asked, list):
-        return await _one(methods, asked)
-    if not asked:
+    if not isinstance(request, list):
+        return await _one(methods, request)
+    if not request:
         return _error(None, RpcError(INVALID_REQUEST, "empty batch"))
-    if len(asked) > MAX_BATCH:
+    if len(request) > MAX_BATCH:
         return _error(None, RpcError(INVALID_REQUEST, f"batch too large (limit {MAX_BATCH})"))
-    replies = [await _one(methods, each) for each in asked]
+    replies = [await _one(methods, item) for item in request]
     return [reply for reply in replies if reply is not None] or None
 
 
 async def _one(methods: Methods, asked: Any) -> Answer | None:
     if not isinstance(asked, dict) or not isinstance(asked.get("method"), str):
         return _error(None, RpcError(INVALID_REQUEST, "invalid request"))
-    identity = asked.get("id")
-    if not isinstance(identity, (str, int, float, type(None))):
+    request_id = asked.get("id")
+    if not isinstance(request_id, (str, int, float, type(None))):
         return _error(None, RpcError(INVALID_REQUEST, "invalid request: the id can't be an object"))
     params = asked.get("params") or []
     if not isinstance(params, list):
-        return _error(identity, RpcError(INVALID_PARAMS, "non-array args"))
+        return _error(request_id, RpcError(INVALID_PARAMS, "non-array args"))
     try:
         result = await methods.call(asked["method"], params)
     except RpcError as error:
-        reply: Answer = _error(identity, error)
-    except Exception as error:  # noqa: BLE001 - a node answers, whatever one request ran into
-        reply = _error(identity, RpcError(INTERNAL_ERROR, f"internal error: {error!r}"[:500]))
+        reply: Answer = _error(request_id, error)
+    except Exception as error:  # noqa: BLE001 - a failed request must get a response
+        reply = _error(request_id, RpcError(INTERNAL_ERROR, f"internal error: {error!r}"[:500]))
     else:
-        reply = {"jsonrpc": "2.0", "id": identity, "result": result}
+        reply = {"jsonrpc": "2.0", "id": request_id, "result": result}
     return reply if "id" in asked else None
 
 

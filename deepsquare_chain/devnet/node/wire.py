@@ -1,4 +1,4 @@
-"""Between py-evm's objects and the JSON a node speaks: quantities, data, camelCase."""
+"""Converts between py-evm's objects and JSON-RPC values: quantities, data, camelCase keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data(raw: bytes) -> str:
 
 
 def read_quantity(value: Any, name: str) -> int:
-    """A non-negative number from its hex form; ``RpcError`` where it is something else."""
+    """Parse a non-negative number from its hex form; raises ``RpcError`` for other values."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and value.startswith("0x") and len(value) <= 66:
@@ -38,7 +38,7 @@ def read_quantity(value: Any, name: str) -> int:
 
 
 def read_data(value: Any, name: str, size: int | None = None) -> bytes:
-    """Bytes from their hex form, of ``size`` bytes where one is given."""
+    """Parse bytes from their hex form; ``size`` is the required number of bytes, if given."""
     if isinstance(value, str) and value.startswith("0x"):
         try:
             raw = bytes.fromhex(value[2:])
@@ -51,7 +51,7 @@ def read_data(value: Any, name: str, size: int | None = None) -> bytes:
 
 
 def read_tag(value: Any) -> str | int | bytes:
-    """A block: a tag, a number or a hash (also in the object form of EIP-1898)."""
+    """Parse a block parameter: a tag, a number or a hash (also in the object form of EIP-1898)."""
     if value is None:
         return "latest"
     if isinstance(value, dict):
@@ -64,7 +64,7 @@ def read_tag(value: Any) -> str | int | bytes:
 
 
 def read_call(value: Any) -> CallRequest:
-    """The transaction object of ``eth_call`` and ``eth_estimateGas``."""
+    """Parse the transaction object of ``eth_call`` and ``eth_estimateGas``."""
     if not isinstance(value, dict):
         raise bad_params("the first parameter must be a transaction object")
     payload = value.get("input", value.get("data"))
@@ -82,7 +82,7 @@ def read_call(value: Any) -> CallRequest:
 
 
 def block_fields(header: Any, size: int) -> Wire:
-    """Everything of a block but its transactions; equal values are shared to stay small."""
+    """Return the fields of a block without transactions; common values are shared to save memory."""
     return {
         "number": quantity(header.block_number),
         "hash": data(header.hash),
@@ -117,7 +117,7 @@ def block_size(block: Any) -> int:
 
 
 def transaction_fields(transaction: Any, header: Any | None, index: int | None) -> Wire:
-    """A transaction; ``header`` and ``index`` are None while it waits."""
+    """Return the fields of a transaction; ``header`` and ``index`` are None while it is pending."""
     kind = transaction_type(transaction)
     parity = transaction.y_parity
     fields: Wire = {
@@ -155,8 +155,8 @@ def transaction_fields(transaction: Any, header: Any | None, index: int | None) 
 def receipt_fields(
     transaction: Any, receipt: Any, header: Any, index: int, *, gas_before: int, first_log: int
 ) -> Wire:
-    """A receipt with its logs, numbered through the block from ``first_log``."""
-    place = {
+    """Return the fields of a receipt; its logs are numbered within the block from ``first_log``."""
+    location = {
         "blockHash": data(header.hash),
         "blockNumber": quantity(header.block_number),
         "transactionHash": data(transaction.hash),
@@ -167,7 +167,7 @@ def receipt_fields(
             "address": data(log.address),
             "topics": [f"0x{topic:064x}" for topic in log.topics],
             "data": data(log.data),
-            **place,
+            **location,
             "logIndex": quantity(first_log + position),
             "removed": False,
         }
@@ -177,7 +177,7 @@ def receipt_fields(
     if not transaction.to:
         created = data(generate_contract_address(transaction.sender, transaction.nonce))
     return {
-        **place,
+        **location,
         "type": quantity(transaction_type(transaction)),
         "from": data(transaction.sender),
         "to": data(transaction.to) if transaction.to else None,
@@ -196,7 +196,7 @@ def transaction_type(transaction: Any) -> int:
 
 
 def effective_price(transaction: Any, header: Any | None) -> int:
-    """Wei a gas, as paid in ``header``'s block; the ceiling while it waits."""
+    """Return the wei per gas paid in ``header``'s block, or the maximum fee while pending."""
     if transaction_type(transaction) < 2:
         return int(transaction.gas_price)
     if header is None:
@@ -209,7 +209,7 @@ _SHARED: dict[bytes, str] = {}
 
 
 def _shared(raw: bytes) -> str:
-    """One string object for values that most blocks have in common."""
+    """Return one shared string object for values that most blocks have in common."""
     if raw not in _SHARED:
         if len(_SHARED) > 64:
             return data(raw)

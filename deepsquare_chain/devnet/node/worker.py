@@ -1,4 +1,4 @@
-"""The one thread that owns the embedded chain: seals on time, and serves work in between."""
+"""The worker thread of the embedded chain: seals blocks on time, and runs requests in between."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ T = TypeVar("T")
 _Job = tuple[Future[Any], Callable[[], Any]]
 
 INSTANT = 0
-_READS_PER_TRANSACTION = 4  # so that neither calls nor transactions starve the other
+_READS_PER_TRANSACTION = 4  # prevents starvation of calls and of transactions
 _NEVER = float("inf")
 
 
 class Worker(threading.Thread):
-    """Runs a ``Core``.
+    """Runs a ``Core`` in a thread.
 
-    ``block_time`` is in whole seconds: blocks fall on the wall clock's full seconds, empty ones
-    included. ``INSTANT`` seals as soon as nothing is left to execute; None only on request.
+    ``block_time`` is in whole seconds: blocks, also empty ones, are sealed at full seconds of the
+    wall clock. ``INSTANT`` seals when no transaction is left to execute; None seals on request only.
     """
 
     def __init__(self, core: Core, block_time: int | None) -> None:
@@ -42,7 +42,7 @@ class Worker(threading.Thread):
         self._deadline = _NEVER
 
     def submit(self, work: Callable[[], T], *, urgent: bool = False) -> Future[T]:
-        """Run ``work`` on the thread; urgent work (new transactions) goes before reads."""
+        """Run ``work`` on the thread; urgent work (new transactions) takes precedence over reads."""
         future: Future[T] = Future()
         with self._wake:
             if self._stopping or self.failure:
@@ -53,7 +53,7 @@ class Worker(threading.Thread):
         return future
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End the thread after what it is doing now; seconds to wait for that."""
+        """Stop the thread after its current work; wait at most ``timeout`` seconds."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -66,7 +66,7 @@ class Worker(threading.Thread):
             while not self._stopping:
                 self._turn()
         except BaseException as error:
-            # A chain that can't make blocks must not look like a slow one.
+            # Requests must fail, or a stopped chain would look like a slow one.
             log.exception("the embedded chain stopped")
             self.failure = error
         finally:
@@ -89,7 +89,7 @@ class Worker(threading.Thread):
             self._wait()
 
     def _step(self) -> bool:
-        """Execute a transaction if one is ready; in instant mode the last one brings a block."""
+        """Execute a transaction if one is ready; in instant mode, seal a block after the last one."""
         if self.core.step():
             return True
         if self._block_time == INSTANT and self.core.has_executed:
@@ -98,11 +98,11 @@ class Worker(threading.Thread):
         return False
 
     def _plan(self) -> None:
-        """Fix the wall second of the next block and, on the monotonic clock, when it is due."""
+        """Plan the next block: its wall second, and its deadline on the monotonic clock."""
         if not self._block_time:
             return
         wall = time.time()
-        # Never more than one block time ahead, wherever somebody sets the wall clock to.
+        # At most one block time ahead, even if the wall clock is changed.
         self.core.plan = int(wall) + self._block_time
         self._deadline = time.monotonic() + self.core.plan - wall
 
@@ -110,16 +110,16 @@ class Worker(threading.Thread):
         with self._wake:
             if self._urgent or self._reads or self._stopping:
                 return
-            left = self._deadline - time.monotonic()
-            self._wake.wait(None if left == _NEVER else max(0.0, left))
+            remaining = self._deadline - time.monotonic()
+            self._wake.wait(None if remaining == _NEVER else max(0.0, remaining))
 
     def _refuse_rest(self) -> None:
         with self._wake:
             self._stopping = True
-            rest = [*self._urgent, *self._reads]
+            queued = [*self._urgent, *self._reads]
             self._urgent.clear()
             self._reads.clear()
-        for future, _ in rest:
+        for future, _ in queued:
             if future.set_running_or_notify_cancel():
                 future.set_exception(_stopped(self.failure))
 
@@ -139,5 +139,5 @@ def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
 
 
 def _stopped(failure: BaseException | None) -> RpcError:
-    why = f": {type(failure).__name__}: {failure}" if failure else ""
-    return RpcError(INTERNAL_ERROR, f"the embedded chain has stopped{why}")
+    reason = f": {type(failure).__name__}: {failure}" if failure else ""
+    return RpcError(INTERNAL_ERROR, f"the embedded chain has stopped{reason}")
