@@ -1,7 +1,7 @@
-"""Follows the events of our contracts: in order, each once, through restarts and reorganisations.
+"""Follows the events of our contracts: in order, exactly once, across restarts and reorgs.
 
-Ranges of confirmed blocks are read with their boundary headers in one batch, so that one node
-answers all of it; effects and cursor are committed in one transaction of the store.
+Each range of confirmed blocks is read with its boundary headers in one batch, so that one node
+answers all of it. Effects and cursor are committed in one transaction of the store.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ T = TypeVar("T")
 
 
 class ReorgTooDeepError(GridError):
-    """The chain has replaced blocks that are too far back: nothing is undone without a person."""
+    """A reorg replaced blocks that are too old; it is not rolled back without an operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block that was seen."""
+    """Number and hash of a block."""
 
     number: int
     hash: str
@@ -49,10 +49,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What happened in a range of blocks.
+    """The events of a range of blocks, or a rollback.
 
-    With `rolled_back_to` it holds no events: everything after that block did not happen, and what
-    replaced it follows in later batches. `time` is the chain time of `to_block`.
+    A batch with `rolled_back_to` holds no events: everything after that block is undone, and later
+    batches contain the new events. `time` is the chain time of `to_block`.
     """
 
     events: tuple[Event, ...]
@@ -63,44 +63,44 @@ class Batch:
 
 
 class CursorStore(Protocol[T]):
-    """Durable memory of a follower; T is what its `begin` gives, such as a connection."""
+    """Durable cursor of a follower; T is the type that `begin` yields, such as a connection."""
 
     def begin(self) -> AbstractContextManager[T]:
-        """A transaction: committed at the end of the block, undone if it raises."""
+        """Open a transaction: committed at the end of the with block, rolled back if it raises."""
 
     def recent_blocks(self, name: str) -> Sequence[Block]:
-        """The kept blocks of a follower, latest first; the first one is its cursor."""
+        """Return the kept blocks of a follower, latest first; the first one is its cursor."""
 
     def advance(self, transaction: T, name: str, blocks: Sequence[Block], keep: int) -> None:
         """Move the cursor to the last of these blocks and keep the latest `keep`."""
 
     def rewind(self, transaction: T, name: str, number: int) -> None:
-        """Move the cursor back to a kept block, or with a number below all to nothing."""
+        """Move the cursor back to a kept block; a number below all kept blocks removes it."""
 
 
 Apply = Callable[[Batch, T], None]
-#: Reads more about a batch before it is applied; false where that does not fit the batch.
+#: Reads more data about a batch before it is applied; False if the data does not match the batch.
 Prepare = Callable[[Batch], Awaitable[bool]]
 
 
 class Follower(Generic[T]):
-    """Reads events and remembers how far.
+    """Reads the events of contracts in batches and keeps a durable cursor.
 
     Args:
         w3: Connection made by `connect`.
-        addresses: Contracts whose events are wanted.
-        store: Where the cursor is kept; effects go into the same transaction.
+        addresses: Contracts whose events are read.
+        store: Stores the cursor; effects are committed in the same transaction.
         start_block: First block that can hold events, such as the deployment's.
-        confirmations: Blocks on top of a block before it is believed; none on a chain that mines
-            only on demand and stands still.
-        name: Of the cursor, where one store has several followers.
-        filters: Topics of the wanted logs, as eth_getLogs takes them (see `event_filter`); logs of
-            any of them are read, so that no log may fit two. All logs by default.
-        max_range: Most blocks in one question.
-        threaded: Apply batches in a thread, where that takes long; the store must allow it.
-        settled: Blocks on top of a block after which something irreversible follows from it: its
-            replacement stops the follower. None where everything can be undone.
-        metrics: Where it shows how far it is behind, while it reads too.
+        confirmations: Blocks required on top of a block before it is read; 0 is used on a chain
+            that mines on demand and is idle.
+        name: Name of the cursor, for a store with several followers.
+        filters: Topics of the wanted logs, in the form of eth_getLogs (see `event_filter`). Logs
+            that match any filter are read; no log may match two. All logs by default.
+        max_range: Maximum number of blocks in one request.
+        threaded: Apply batches in a thread, for slow effects; the store must support it.
+        settled: Confirmations after which irreversible actions may follow from a block: a reorg
+            that replaces such a block stops the follower. None if everything can be undone.
+        metrics: Receives the number of blocks that the follower lags behind, also during reads.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Follower(Generic[T]):
     ) -> None:
         self.w3 = w3
         self.name = name
-        self.head = -1  # the highest head that was seen
+        self.head = -1  # the highest head that was reported
         self._addresses = list(addresses)
         self._wanted = {each.lower() for each in self._addresses}
         self._store = store
@@ -136,29 +136,30 @@ class Follower(Generic[T]):
 
     @property
     def position(self) -> int:
-        """The last block whose effects are committed; before the first one, start_block - 1."""
+        """Last block whose effects are committed; start_block - 1 before the first one."""
         known = self._store.recent_blocks(self.name)
         return known[0].number if known else self._start - 1
 
     async def poll(
         self, apply: Apply[T], *, prepare: Prepare | None = None, head: int | None = None
     ) -> int:
-        """Read everything that is confirmed now; returns the number of events.
+        """Read and apply all confirmed blocks; return the number of events.
 
-        `apply(batch, transaction)` is called in the order of the chain, inside the transaction
-        that moves the cursor; it must not wait for anything. What it needs beyond the events is
-        read by `prepare(batch)` before; if that says false (the blocks were replaced meanwhile),
-        the next poll reads the batch again. `head` is the number of the latest block, for who
-        knows it; it is asked for otherwise.
+        Args:
+            apply: Called as `apply(batch, transaction)` in chain order, inside the transaction
+                that moves the cursor; it must not block.
+            prepare: Called as `prepare(batch)` before `apply`, to read data beyond the events. If
+                it returns False (a reorg replaced the blocks), the next poll reads the batch again.
+            head: Number of the latest block; requested from the node if not given.
 
         Raises:
-            EndpointError: The node does not answer, or refuses even a range of one block.
-            ReorgTooDeepError: The chain replaced what was settled, or more blocks than are kept.
+            EndpointError: The node does not answer, or rejects even a range of one block.
+            ReorgTooDeepError: A reorg replaced a settled block, or more blocks than are kept.
         """
         if head is None:
             head = int(await self.w3.eth.block_number)
         self.head = max(self.head, head)
-        # Where the next block comes with the next transaction only, nobody confirms the last one.
+        # If blocks are mined on demand only, the last block would never get confirmations.
         depth = 0 if self._confirmations and await stands_still(self.w3) else self._confirmations
         count = 0
         while True:
@@ -167,7 +168,7 @@ class Follower(Generic[T]):
             self._show_lag(head - depth - first + 1)
             last = min(head - depth, first + self._max_range - 1)
             if last < first:
-                # Nothing new; a branch of the same height shows itself in the cursor's hash.
+                # No new blocks; the cursor's hash still reveals a reorg to the same height.
                 if known and not await self._holds(known[0]):
                     await self._roll_back(known, apply)
                     continue
@@ -196,7 +197,7 @@ class Follower(Generic[T]):
     # -- reading
 
     async def _read(self, cursor: Block | None, first: int, last: int) -> _Read | _Moved | None:
-        """One range; None where the answers do not fit together, which the next poll repeats."""
+        """Read one range; None if the responses are inconsistent, so that the next poll retries."""
         found = await read_range(
             self.w3,
             self._addresses,
@@ -207,63 +208,65 @@ class Follower(Generic[T]):
         )
         if found is None:
             return None
-        before, after, rest, last = found.before, found.after, found.more, found.last
+        before, after, headers, last = found.before, found.after, found.more, found.last
         if before is None or after is None or before["hash"] != after["hash"]:
-            return None  # it lags behind the head that another node reported, or is being replaced
-        if cursor is not None and (rest[0] is None or rest[0]["hash"] != cursor.hash):
-            return None if rest[0] is None else _Moved()
+            return None  # the node lags behind the head of another node, or a reorg is under way
+        if cursor is not None and (headers[0] is None or headers[0]["hash"] != cursor.hash):
+            return None if headers[0] is None else _Moved()
         blocks = self._blocks(found.logs, first, Block(last, after["hash"]))
         if blocks is None:
             return None
         batch = Batch(tuple(decode_logs(found.logs)), first, last, time=int(after["timestamp"], 16))
         ground = last - (self._settled or 0)
-        return _Read(batch, blocks, self._below(ground, after, rest[cursor is not None :]))
+        return _Read(batch, blocks, self._below(ground, after, headers[cursor is not None :]))
 
     def _landmarks(self, cursor: Block | None, last: int) -> list[Question]:
-        """Headers that are read with a range: of the cursor, and of what is settled by it."""
+        """Return requests for the headers of the cursor and of the block that becomes settled."""
         ground = last - (self._settled or 0)
-        asked = [] if cursor is None else [cursor.number]
-        asked += [ground] if self._settled and ground >= self._start else []
-        return [("eth_getBlockByNumber", [hex(number), False]) for number in asked]
+        numbers = [] if cursor is None else [cursor.number]
+        numbers += [ground] if self._settled and ground >= self._start else []
+        return [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
 
     def _below(self, number: int, last: Any, rest: Sequence[Any]) -> Block | None:
-        """The block that is settled once a range is read, where somebody cares."""
+        """Return the block that is settled once a range is read; None without `settled`."""
         if self._settled is None or number < self._start:
             return None
-        found = rest[0] if self._settled else last
-        return None if found is None else Block(number, found["hash"])
+        header = rest[0] if self._settled else last
+        return None if header is None else Block(number, header["hash"])
 
     def _blocks(self, logs: Any, first: int, last: Block) -> list[Block] | None:
-        """Blocks worth remembering: those with events and the last one; None if they disagree.
+        """Return the blocks to keep: those with events, and the last one.
+
+        None if two logs give different hashes for one block.
 
         Raises:
-            EndpointError: These are not the logs that were asked for.
+            EndpointError: The response has other logs than requested.
         """
-        seen = {last.number: last.hash}
+        hashes = {last.number: last.hash}
         try:
-            found = [
+            sources = [
                 (int(log["blockNumber"], 16), str(log["blockHash"]), log["address"].lower())
                 for log in logs
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EndpointError(f"The node gave no proper logs: {str(error)[:200]}") from None
-        for number, block_hash, address in found:
+        for number, block_hash, address in sources:
             if not first <= number <= last.number or address not in self._wanted:
                 raise EndpointError("The node gave no proper logs: not those that were asked for")
-            if seen.setdefault(number, block_hash) != block_hash:
+            if hashes.setdefault(number, block_hash) != block_hash:
                 return None
-        return [Block(number, seen[number]) for number in sorted(seen)]
+        return [Block(number, hashes[number]) for number in sorted(hashes)]
 
     async def _holds(self, block: Block) -> bool:
-        """Whether a block is still on the chain; true where the node can't tell."""
-        asked = [("eth_getBlockByNumber", [hex(block.number), False])]
+        """Return whether a block is still on the chain; True if the node can't tell."""
+        requests = [("eth_getBlockByNumber", [hex(block.number), False])]
         try:
-            (found,) = await ask_all(self.w3, asked)
+            (header,) = await ask_all(self.w3, requests)
         except Web3RPCError as error:
             if classify(error) is NodeError.UNKNOWN_BLOCK:
                 return True
             raise EndpointError(f"The node refuses to show blocks: {node_message(error)}") from None
-        return found is None or found["hash"] == block.hash
+        return header is None or header["hash"] == block.hash
 
     # -- committing
 
@@ -271,7 +274,7 @@ class Follower(Generic[T]):
         crash_point("follower.read")
         settled, known = read.settled, self._store.recent_blocks(self._ground)
         if settled is not None and known and known[0].number >= settled.number:
-            settled = None  # read again after a rollback: what was settled stays so
+            settled = None  # read again after a rollback: the settled block never moves back
         with self._store.begin() as transaction:
             apply(read.batch, transaction)
             crash_point("follower.applied")
@@ -281,7 +284,11 @@ class Follower(Generic[T]):
         crash_point("follower.committed")
 
     async def _roll_back(self, known: Sequence[Block], apply: Apply[T]) -> None:
-        """Find the latest kept block that still stands and undo everything after it."""
+        """Find the latest kept block that is still on the chain, and undo everything after it.
+
+        Raises:
+            ReorgTooDeepError: A settled block, or all kept blocks, were replaced.
+        """
         await self._stand_firm()
         for block in known[1:]:
             if await self._holds(block):
@@ -298,7 +305,7 @@ class Follower(Generic[T]):
         crash_point("follower.rolled_back")
 
     async def _stand_firm(self) -> None:
-        """Undo nothing that irreversible things were built on: this takes a person."""
+        """Raise `ReorgTooDeepError` if a settled block was replaced: an operator must decide."""
         for block in self._store.recent_blocks(self._ground):
             if not await self._holds(block):
                 raise _too_deep(block)

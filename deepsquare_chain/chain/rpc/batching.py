@@ -1,6 +1,7 @@
-"""RPC batches: several questions to a node, in one request where the endpoint takes that.
+"""RPC batches: several calls in one request, if the endpoint supports it.
 
-One node then answers all of them. The parts of a split batch may reach nodes of different heights.
+One node then answers the whole batch. The parts of a split batch may reach nodes of different
+heights.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from deepsquare_chain.errors import EndpointError
 
 
 async def ask_all(w3: AsyncWeb3[Any], asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-    """Raw results in the order of the questions; null where the node has nothing.
+    """Send calls as a batch and return their raw results in order; None for a null result.
 
     Raises:
         EndpointError: The node does not answer.
-        Web3RPCError: It refused one of them.
+        Web3RPCError: The node rejected one of the calls.
     """
     results, _ = await ask_together(w3, asked)
     return results
@@ -33,11 +34,11 @@ async def ask_all(w3: AsyncWeb3[Any], asked: Sequence[tuple[str, list[Any]]]) ->
 async def ask_together(
     w3: AsyncWeb3[Any], asked: Sequence[tuple[str, list[Any]]]
 ) -> tuple[list[Any], bool]:
-    """Raw results in the order of the questions, and whether one request held all of them.
+    """Return the raw results of calls in order, and whether one request held all of them.
 
     Raises:
         EndpointError: The node does not answer.
-        Web3RPCError: It refused one of them.
+        Web3RPCError: The node rejected one of the calls.
     """
     if not asked:
         return [], True
@@ -45,7 +46,7 @@ async def ask_together(
     provider: Any = w3.provider
     answers: list[RPCResponse] | RPCResponse = await provider.make_batch_request(batch)
     if not isinstance(answers, list):
-        # A connection that does not split batches itself.
+        # This provider does not split batches itself.
         answers = SplitAnswers(
             [await provider.make_request(method, params) for method, params in batch]
         )
@@ -56,7 +57,7 @@ async def ask_together(
 
 
 Questions = list[tuple[RPCEndpoint, Any]]
-#: Asks a batch; None where more than one request was needed.
+#: Sends a batch; returns None if more than one request was needed.
 AskOnce = Callable[[Questions], Awaitable[list[RPCResponse] | None]]
 
 T = TypeVar("T")
@@ -64,10 +65,10 @@ _ROUND: ContextVar[Round | None] = ContextVar("requests to merge", default=None)
 
 
 class Round:
-    """Questions of tasks that run at the same time.
+    """Merges the calls of concurrent tasks into common batches.
 
     Args:
-        provider: The connection whose questions are merged.
+        provider: Connection whose calls are merged.
     """
 
     def __init__(self, provider: object) -> None:
@@ -78,12 +79,12 @@ class Round:
     async def ask(
         self, questions: Questions, ask_once: AskOnce, most: int
     ) -> list[RPCResponse] | None:
-        """Answers in the order of the questions; None where the reader must ask by itself.
+        """Return responses in the order of the calls; None if the caller must send them itself.
 
         Args:
-            questions: Of one reader; they stay in one batch.
-            ask_once: Asks a batch of several readers.
-            most: Questions that the endpoint takes in one request, as far as is known.
+            questions: Calls of one task; they stay in one batch.
+            ask_once: Sends a batch with the calls of several tasks.
+            most: Number of calls that the endpoint accepts in one request, if known.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[RPCResponse] | None] = loop.create_future()
@@ -93,12 +94,12 @@ class Round:
         return await future
 
     def _begin(self, seen: int, ask_once: AskOnce, most: int) -> None:
-        """Ask as soon as a turn of the event loop has brought no further question."""
+        """Send the batches once an iteration of the event loop has added no further calls."""
         if len(self._waiting) != seen:
             asyncio.get_running_loop().call_soon(self._begin, len(self._waiting), ask_once, most)
             return
         waiting, self._waiting = self._waiting, []
-        # Kept, as the event loop does not keep its tasks alive.
+        # The reference keeps the task alive; the event loop holds only a weak one.
         self._task = asyncio.ensure_future(_ask_all(waiting, ask_once, most))
 
 
@@ -107,18 +108,18 @@ async def _ask_all(
     ask_once: AskOnce,
     most: int,
 ) -> None:
-    """Ask for all in as few batches as the endpoint takes; each reader's stay together."""
+    """Send all calls in as few batches as possible; the calls of one task stay together."""
     packs: list[list[int]] = []
     free = 0
-    for place, (questions, _) in enumerate(waiting):
+    for index, (questions, _) in enumerate(waiting):
         if not packs or len(questions) > free:
             packs.append([])
             free = most
-        packs[-1].append(place)
+        packs[-1].append(index)
         free -= len(questions)
     try:
         await asyncio.gather(
-            *(_ask_pack([waiting[place] for place in pack], ask_once) for pack in packs)
+            *(_ask_pack([waiting[index] for index in pack], ask_once) for pack in packs)
         )
     finally:
         for _, future in waiting:
@@ -134,20 +135,20 @@ async def _ask_pack(
         try:
             answers = await ask_once([each for questions, _ in pack for each in questions])
         except EndpointError:
-            answers = None  # each reader finds out by itself, and tries again as it sees fit
-    at = 0
+            answers = None  # each task sends its own calls, with its own retries
+    start = 0
     for questions, future in pack:
-        own = None if answers is None else answers[at : at + len(questions)]
-        at += len(questions)
-        if own is not None and any("error" in each for each in own):
-            own = None
-        if not future.done():  # its reader may be cancelled
-            future.set_result(own)
+        answers_of_task = None if answers is None else answers[start : start + len(questions)]
+        start += len(questions)
+        if answers_of_task is not None and any("error" in each for each in answers_of_task):
+            answers_of_task = None
+        if not future.done():  # the waiting task may be cancelled
+            future.set_result(answers_of_task)
 
 
 @contextmanager
 def merged(w3: AsyncWeb3[Any]) -> Iterator[None]:
-    """Merge what tasks that begin inside ask of this connection at the same moment."""
+    """Merge the concurrent calls to this connection by tasks that are created inside."""
     token = _ROUND.set(Round(w3.provider))
     try:
         yield
@@ -156,15 +157,15 @@ def merged(w3: AsyncWeb3[Any]) -> Iterator[None]:
 
 
 def round_of(provider: object) -> Round | None:
-    """The round that the running task belongs to; None where its requests are not merged."""
-    found = _ROUND.get()
-    return found if found is not None and found.provider is provider else None
+    """Return the round of the running task; None if its calls are not merged."""
+    current = _ROUND.get()
+    return current if current is not None and current.provider is provider else None
 
 
 async def gather_all(*work: Awaitable[T]) -> list[T]:
-    """Results in order; an error is raised only after everything has ended.
+    """Run awaitables concurrently and return their results in order.
 
-    What a cycle began must not go on behind the back of the next one.
+    An error is raised only after all have ended, so that no work of one cycle runs into the next.
     """
     results = await asyncio.gather(*work, return_exceptions=True)
     done: list[T] = []

@@ -1,7 +1,7 @@
-"""When to ask for the next block: learned from the blocks before, so that few requests find nothing.
+"""Estimates when to poll for the next block from earlier blocks, to avoid polls without a result.
 
-Times of arrival are seconds of a monotonic clock; the wall clock has no say. Chain time only tells
-how far apart blocks are, and what was seen to arrive faster overrules it.
+Arrival times are in monotonic seconds; the wall clock is not used. Chain time only gives the
+distance between blocks, and observed faster arrivals take precedence over it.
 """
 
 from __future__ import annotations
@@ -14,58 +14,62 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
-#: Headers and arrivals by which a chain is judged, and the least number of times between them.
+#: Number of headers and arrivals that are kept, and minimum number of intervals between them.
 _KEPT: Final = 7
 _LEAST_GAPS: Final = 4
-#: Share of the times between blocks that must be within a second of the median.
+#: Share of the intervals that must be within a second of the median.
 _REGULAR: Final = 0.75
-#: Blocks that come faster than this (seconds) are not waited for one by one.
+#: Below this block time (seconds) individual blocks are not waited for.
 _FASTEST: Final = 0.5
-#: Longest time without a look, in seconds, whatever was learned.
+#: Maximum block time that is used, in seconds, which bounds the time between polls.
 _SLOWEST: Final = 60.0
-#: Pause after a look that came too early: part of the block time, and at most so many seconds.
+#: Pause after a poll that was too early: share of the block time, and maximum in seconds.
 _RETRY: Final = (0.1, 0.5)
-#: Part of a block time that a look waits longer where a websocket should be first.
+#: Share of a block time by which a poll is delayed if a websocket should report the block first.
 _PATIENCE: Final = 0.5
 
 
 def block_time(
     headers: Sequence[tuple[int, int, bool]], arrivals: Sequence[tuple[int, float]]
 ) -> float:
-    """Seconds between two blocks of a chain that makes them by the clock; 0 for any other.
+    """Return the block time in seconds of a chain with a regular schedule; 0 for other chains.
 
-    A chain shows that by an empty block, or by blocks that arrive as far apart as they say.
+    A schedule is assumed if there is an empty block, or if blocks arrive at the intervals of their
+    chain times.
 
     Args:
-        headers: Number, chain time and emptiness of blocks; some may be missing in between.
-        arrivals: Number and monotonic time of blocks that were seen to arrive, in order.
+        headers: Number, chain time and emptiness of blocks; there may be gaps.
+        arrivals: Number and monotonic time of blocks whose arrival was observed, in order.
     """
-    places = sorted((number, at) for number, at, _ in headers)
-    gaps = [(then - at) / (after - one) for (one, at), (after, then) in pairwise(places)]
+    blocks = sorted((number, time) for number, time, _ in headers)
+    gaps = [
+        (next_time - time) / (later - earlier)
+        for (earlier, time), (later, next_time) in pairwise(blocks)
+    ]
     if len(gaps) < _LEAST_GAPS:
         return 0.0
     typical = float(median(gaps))
-    regular = sum(abs(each - typical) <= 1.0 for each in gaps)
-    by_itself = any(empty for _, _, empty in headers)
-    seen = typical
+    regular = sum(abs(gap - typical) <= 1.0 for gap in gaps)
+    scheduled = any(empty for _, _, empty in headers)
+    observed = typical
     if len(arrivals) > _LEAST_GAPS:
-        (one, first), (after, last) = arrivals[0], arrivals[-1]
-        seen = (last - first) / (after - one)
-        by_itself = by_itself or abs(seen - typical) <= typical / 2
-    if not by_itself or regular < _REGULAR * len(gaps):
+        (earlier, first_arrival), (later, last_arrival) = arrivals[0], arrivals[-1]
+        observed = (last_arrival - first_arrival) / (later - earlier)
+        scheduled = scheduled or abs(observed - typical) <= typical / 2
+    if not scheduled or regular < _REGULAR * len(gaps):
         return 0.0
-    typical = min(typical, seen)
+    typical = min(typical, observed)
     return min(typical, _SLOWEST) if typical >= _FASTEST else 0.0
 
 
 def next_look(expected: float, looked: float, seconds: float, *, patience: float = 0.0) -> float:
-    """When to ask again: at the expected time, and after it with longer and longer pauses.
+    """Return the time of the next poll: the expected time, and then with increasing pauses.
 
     Args:
-        expected: When the next block should be there.
-        looked: When the node was asked last, in vain.
+        expected: When the next block is expected.
+        looked: Time of the last poll, which found no new block.
         seconds: Block time; the longest pause.
-        patience: Seconds to wait longer for somebody else's word of the block.
+        patience: Extra seconds to wait for a websocket to report the block.
     """
     due = expected + patience
     if looked < due:
@@ -74,16 +78,16 @@ def next_look(expected: float, looked: float, seconds: float, *, patience: float
 
 
 def _retry(seconds: float) -> float:
-    part, most = _RETRY
-    return min(most, part * seconds)
+    share, maximum = _RETRY
+    return min(maximum, share * seconds)
 
 
 class BlockTimeEstimate:
-    """What one connection knows of the time of the next block."""
+    """A connection's estimate of the time of the next block."""
 
     def __init__(self) -> None:
         self.head = -1
-        #: Whether a websocket tells of new blocks.
+        #: Whether a websocket reports new blocks.
         self.listening = False
         self._headers: deque[tuple[int, int, bool]] = deque(maxlen=_KEPT)
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=_KEPT)
@@ -91,51 +95,51 @@ class BlockTimeEstimate:
         self._expected = 0.0
         self._seconds = 0.0
         self._hinted = False
-        self._told_at: float | None = None  # first look after a hint that found nothing
+        self._told_at: float | None = None  # first poll after a hint that found no new block
         self._news = asyncio.Event()
 
     @property
     def seconds(self) -> float:
-        """The block time that was learned; 0 where there is none."""
+        """Estimated block time in seconds; 0 if there is none."""
         return self._seconds
 
     def note(self, number: int, chain_time: int, *, empty: bool) -> None:
-        """Take in a header; `empty` where its block holds no transaction."""
+        """Record a header; `empty` if its block holds no transaction."""
         if all(number != known for known, _, _ in self._headers):
             self._headers.append((number, chain_time, empty))
 
     def saw(self, number: int, now: float) -> None:
-        """Record that the node was asked and reported this head."""
-        missed, self._looked = self._looked, now
+        """Record that a poll returned this head at the monotonic time `now`."""
+        last_poll, self._looked = self._looked, now
         hinted, self._hinted = self._hinted, False
         if number <= self.head:
             if hinted and self._told_at is None:
                 self._told_at = now  # another node has the block already
             return
         self._told_at = None
-        first, single = self.head < 0, number == self.head + 1
+        first, consecutive = self.head < 0, number == self.head + 1
         self.head = number
-        if not first:  # nobody knows when the first one arrived
+        if not first:  # the arrival time of the first one is not known
             self._arrivals.append((number, now))
         seconds = self._seconds = block_time(self._headers, self._arrivals)
         arrived = now
-        if single and self._expected:
-            # A look that was late for other reasons says nothing of the block.
-            arrived = min(now, max(self._expected, missed) + _retry(seconds))
-        # A little earlier each time, until a look comes too early: so it stays close.
+        if consecutive and self._expected:
+            # If the poll itself was late, the block arrived earlier.
+            arrived = min(now, max(self._expected, last_poll) + _retry(seconds))
+        # Poll a little earlier each time, until a poll is too early, to stay close to the block.
         self._expected = arrived + seconds - _retry(seconds) / 4 if seconds else 0.0
         self._tell()
 
     def hint(self) -> None:
-        """Somebody says that there is a new block: worth a look now."""
+        """Record a notification of a new block, so that the next poll is due now."""
         self._hinted = True
         self._tell()
 
     def due_at(self, poll: float) -> float:
-        """When to ask next, in monotonic seconds.
+        """Return the time of the next poll in monotonic seconds.
 
         Args:
-            poll: Seconds between two looks where no block time is known.
+            poll: Poll interval in seconds while no block time is known.
         """
         if self._hinted:
             return float("-inf")
@@ -147,7 +151,7 @@ class BlockTimeEstimate:
         return next_look(self._expected, self._looked, self._seconds, patience=patience)
 
     async def news(self, seconds: float) -> None:
-        """Wait for a new head or a hint, but no longer than that."""
+        """Wait for a new head or a hint, for at most this many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._news.wait()

@@ -1,44 +1,44 @@
-"""The largest request that an endpoint takes: found by refusals, remembered, and probed rarely.
+"""Learns the largest request size that an endpoint accepts, from rejections and rare probes.
 
-An endpoint that fails now and then refuses nothing: a size counts as refused once less was taken
-twice in a row.
+An occasional failure is not a rejection: a size counts as rejected only after it failed twice in a
+row, each time with a smaller size accepted.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Answers in a row at a remembered ceiling after which twice as much is asked for once; doubled
-#: with each probe that is refused.
+#: Consecutive successes at the ceiling after which twice the size is probed once; doubled with each
+#: rejected probe.
 _PROBE_AFTER: Final = 64
 _LONGEST_WAIT: Final = 4_096
-#: Failures in a row, of a kind that may have nothing to do with size, that count as a refusal.
+#: Consecutive failures, of a kind that may not depend on the size, that count as a rejection.
 _FAILURES: Final = 3
 
 
 class Ceiling:
-    """How much one request to one endpoint may ask for, such as calls of a batch or blocks of logs.
+    """Maximum size of a request to one endpoint, such as calls per batch or blocks per log range.
 
     Args:
-        first: Size to begin with; it grows until the first refusal.
-        most: Largest size in any case.
+        first: Initial size; it grows until the first rejection.
+        most: Upper bound of the size.
     """
 
     def __init__(self, first: int, most: int) -> None:
         self.size = first
         self._most = most
-        self._limited = False  # something was refused and less of it was not
+        self._limited = False  # a size was rejected and a smaller one was accepted
         self._descending = False
-        self._before = first  # size at the start of a descent
-        self._suspected = 0  # size that was refused once where less was not: maybe by chance
-        self._refused_at = 0  # size at which the descent began
+        self._before = first  # ceiling at the start of a descent
+        self._suspected = 0  # size that was rejected once while a smaller one was accepted
+        self._refused_at = 0  # rejected size at which the descent began
         self._streak = 0
         self._wait = _PROBE_AFTER
         self._probing = False
         self._failures = 0
 
     def refused(self, size: int) -> None:
-        """The endpoint refused so much; one that refuses even 1 tells nothing about sizes."""
+        """Record a rejection of this size; a rejection of size 1 says nothing about sizes."""
         self._failures = 0
         if not self._descending:
             self._before, self._refused_at, self._descending = self.size, size, True
@@ -48,7 +48,7 @@ class Ceiling:
         self.size = max(1, min(self.size, size // 2))
 
     def failed(self, size: int) -> None:
-        """A request of this size failed as any may: no answer in time, a page of a gateway."""
+        """Record a failure that may not depend on the size: a timeout, a gateway's error page."""
         if size <= 1:
             return
         self._failures += 1
@@ -56,19 +56,19 @@ class Ceiling:
             self.refused(size)
 
     def worked(self, size: int) -> None:
-        """The endpoint answered so much."""
+        """Record a success at this size."""
         self._failures = 0
         if self._descending:
             self._descending, self._streak = False, 0
             if not self._limited and not self._suspected:
-                # Errors come at any size: only a second refusal is remembered.
+                # Errors occur at any size: only a second rejection lowers the ceiling.
                 self._suspected, self.size = self._refused_at, self._before
                 return
             self._limited = True
             if self._probing:
                 self._wait = min(_LONGEST_WAIT, 2 * self._wait)
         elif self._probing and size >= self.size:
-            self._wait = _PROBE_AFTER  # the endpoint takes more than it did
+            self._wait = _PROBE_AFTER  # the endpoint accepts more than before
         elif size >= self._suspected:
             self._suspected = 0
         self._probing = self._probing and size < self.size

@@ -1,4 +1,4 @@
-"""One connection to a chain, through whichever of its endpoints is good."""
+"""Connects to a chain through one or several endpoints, with failover."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ async def connect(
     metrics: Metrics | None = None,
     transport: Transport | None = None,
 ) -> AsyncWeb3[Any]:
-    """Connect to a chain and look whether it is the right one.
+    """Connect to a chain and verify that it is the right one.
 
     Args:
-        url: HTTP address of a JSON-RPC endpoint, or several in the order of preference, as a
-            sequence or parted by commas.
-        chain_id: Chain that each must serve, if known.
+        url: URL of a JSON-RPC endpoint, or several in order of preference, as a sequence or
+            separated by commas.
+        chain_id: Chain ID that each endpoint must serve, if known.
         contracts: Addresses that must hold code.
-        landmark: Number of a block by which the chain is known again, such as the deployment's.
-        attempts: How often a read is tried, each time at every endpoint that may answer.
+        landmark: Number of a block that identifies the chain, such as the deployment's.
+        attempts: Number of attempts of a read; each tries all available endpoints.
         timeout: Seconds for one request.
-        max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
-        metrics: Where the figures of each endpoint go.
+        max_lag_blocks: Blocks that an endpoint may lag behind the best before it is excluded.
+        metrics: Receives the metrics of each endpoint.
         transport: Certificates and headers for remote endpoints.
 
     Raises:
-        UsageError: The environment names a proxy that can't be used.
-        WrongEndpointError: One serves another chain or is no HTTP address, or a contract is not
-            there.
-        EndpointError: All are down, or no nodes.
+        UsageError: The environment names an invalid proxy.
+        WrongEndpointError: An endpoint serves another chain or has no HTTP URL, or a contract is
+            missing.
+        EndpointError: All endpoints are down, or are not nodes.
     """
     urls = split_urls(url) if isinstance(url, str) else tuple(url)
     for each in urls:
@@ -86,7 +86,8 @@ async def connect(
     )
     w3: AsyncWeb3[Any] = AsyncWeb3(
         pool,
-        # No ENS look-ups, no gas guesses: only readable answers, and chains with long extra data.
+        # No ENS lookups and no gas estimates: only attribute access to results, and support for
+        # chains with long extra data.
         middleware=[
             (AttributeDictMiddleware, "attrdict"),
             (ExtraDataToPOAMiddleware, "extradata"),
@@ -102,13 +103,13 @@ async def connect(
 
 
 async def close(w3: AsyncWeb3[Any]) -> None:
-    """Close the connection; harmless when it is closed."""
+    """Close the connection (idempotent)."""
     await w3.provider.disconnect()
 
 
 @asynccontextmanager
 async def connected(url: str | Sequence[str], **options: Any) -> AsyncIterator[AsyncWeb3[Any]]:
-    """`connect` for the time of a with block."""
+    """Connect for the duration of a with block; takes the options of `connect`."""
     w3 = await connect(url, **options)
     try:
         yield w3
@@ -130,5 +131,5 @@ async def _check(w3: AsyncWeb3[Any], place: str, contracts: Iterable[str]) -> No
 
 
 async def chain_time(w3: AsyncWeb3[Any]) -> int:
-    """Time of the latest block, in seconds: the only clock that billing knows."""
+    """Return the time of the latest block in seconds; billing uses no other clock."""
     return int((await w3.eth.get_block("latest"))["timestamp"])

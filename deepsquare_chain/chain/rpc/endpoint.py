@@ -1,7 +1,7 @@
-"""One endpoint of a node: each answer is checked, each failure said in plain words.
+"""One JSON-RPC endpoint: every response is validated, every failure becomes a readable error.
 
-web3's own retries are off: they would resend transactions. Here everything is asked once; see
-`pool` for what follows a failure.
+web3's own retries are off, because they would resend transactions. A request is sent once here;
+`pool` retries it and fails over to other endpoints.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from deepsquare_chain.settings import safe_url
 
 REQUEST_TIMEOUT: Final = 30.0
 SEND_METHODS: Final = frozenset({"eth_sendRawTransaction", "eth_sendTransaction"})
-#: Methods for which null is no answer of a sane node.
+#: Methods for which null is not a valid result.
 _NEVER_NULL: Final = frozenset(
     {
         "eth_blockNumber",
@@ -60,65 +60,65 @@ _NEVER_NULL: Final = frozenset(
 )
 #: Blocks that every node has.
 _ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
-#: Seconds for which the highest head counts: a chain may shrink.
+#: Seconds for which the highest head is remembered; a chain may become shorter.
 _HEAD_MEMORY: Final = 30.0
 _PLAIN: Final = Transport()
-#: Failures in a row of one part of a batch until all of it fails, and seconds after each.
+#: Consecutive failures of one part of a batch before the batch fails, and seconds between retries.
 _TRIES: Final = 4
 _TRY_PAUSE: Final = 0.1
-#: Calls of one batch, and blocks of one question for logs: to begin with, and at most.
+#: Initial and maximum number of calls per batch, and of blocks per request for logs.
 _BATCH: Final = (128, 1_024)
 _LOG_RANGE: Final = (1_000, 50_000)
-#: Statuses of 400 to 499 that say nothing about the size of what was asked for.
+#: HTTP statuses of 400 to 499 that do not depend on the size of the request.
 _NO_SIZE: Final = frozenset({401, 402, 404, 407, 408, 425, 429})
-#: Characters of an error that did not come as JSON-RPC has it.
+#: Maximum number of characters kept of an error that is not a valid JSON-RPC error.
 _LONGEST_WORDS: Final = 300
-#: Seconds for which an endpoint that asks to come again later is left alone at most.
+#: Maximum seconds that are waited for a Retry-After header.
 _LONGEST_WAIT: Final = 10.0
-#: A new connection may lead to another chain; nobody restarts one within these seconds unseen.
+#: Seconds after which a new connection causes a check of the chain: it may be another one.
 _KNOWN_SECONDS: Final = 60.0
 
 
 class TransientEndpointError(EndpointError):
-    """The endpoint failed in a way that may pass: no connection, 5xx, nonsense, a busy signal.
+    """A failure that a retry may fix: no connection, 5xx, an invalid response, a rate limit.
 
     Attributes:
-        retry_after: Seconds after which it wants to be asked again; 0 where it does not say.
+        retry_after: Seconds after which the endpoint asks for a retry; 0 if it does not say.
     """
 
     retry_after: float = 0.0
 
 
 class AwayEndpointError(TransientEndpointError):
-    """Nobody answered, or a gateway in place of the node: it may be another one when it is back."""
+    """The node was unreachable, or a gateway answered for it; it may be another node afterwards."""
 
 
 class WrongEndpointError(EndpointError):
-    """It serves another chain, lacks our contracts, or is no such address: waiting won't help."""
+    """The endpoint serves another chain, lacks our contracts, or its URL is invalid; permanent."""
 
 
 class SplitAnswers(list[RPCResponse]):
-    """Answers to a batch that went out in parts, of which each may have reached another node."""
+    """Responses to a batch that was sent in parts, which different nodes may have answered."""
 
 
 class _StatusError(EndpointError):
-    """An HTTP status without a JSON-RPC answer that may be about the size of the request."""
+    """An HTTP status without a JSON-RPC response that may be caused by the request's size."""
 
 
 class CheckedProvider(AsyncHTTPProvider):
-    """HTTP provider that believes nothing: status, JSON, id and result of each answer are checked.
+    """HTTP provider that validates status, JSON, ID and result of each response.
 
-    Failures of the endpoint raise `EndpointError`. So does an error object instead of an answer
-    to a read, as it may be different a moment later; those that are an answer are passed on to
-    web3: what the EVM made of a call, a refused range of logs, an unknown method, and whatever is
-    said to a transaction.
+    Failures of the endpoint raise `EndpointError`. So does an error object in response to a read,
+    because a retry may succeed. Error objects that are a result are passed on to web3: the outcome
+    of a simulated call, a rejected log range, an unknown method, and any response to a
+    transaction.
 
     Attributes:
-        batch_size: Calls that it takes in one request.
-        log_range: Blocks of which it gives logs in one answer.
-        doubtful: Whether it may serve another chain than before: its head fell, or connections
-            were opened anew after a while. Who has looked sets it to false.
-        on_head: Called with each head, and with its header where that came with it.
+        batch_size: Number of calls that the endpoint accepts in one request.
+        log_range: Number of blocks for which the endpoint returns logs in one response.
+        doubtful: Whether it may serve another chain than before: its head decreased, or a
+            connection was reopened after a while. The caller that checks the chain resets it.
+        on_head: Called with each reported head, and with its header if the response has it.
     """
 
     def __init__(
@@ -142,13 +142,13 @@ class CheckedProvider(AsyncHTTPProvider):
         self.log_range = Ceiling(*_LOG_RANGE)
         self.doubtful = False
         self.on_head: Callable[[int, Mapping[str, Any] | None], None] | None = None
-        self._looked = time.monotonic()  # when its chain was known last, or a connection opened
+        self._looked = time.monotonic()  # when a connection was opened last
         self._session: aiohttp.ClientSession | None = None
-        self._users: Counter[aiohttp.ClientSession] = Counter()  # questions on their way
-        self._highest = (-1, 0.0)  # head that was reported, and when
+        self._users: Counter[aiohttp.ClientSession] = Counter()  # open requests per session
+        self._highest = (-1, 0.0)  # highest head that was reported, and when
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """Ask once."""
+        """Send one request, without retries."""
         request = self.form_request(method, params)
         answer = await self._ask_alone(request)
         if self._is_behind([request], [answer]):
@@ -160,36 +160,36 @@ class CheckedProvider(AsyncHTTPProvider):
     async def make_batch_request(
         self, batch_requests: list[tuple[RPCEndpoint, Any]]
     ) -> list[RPCResponse] | RPCResponse:
-        """Ask several things, in as few requests as the endpoint takes.
+        """Send a batch in as few requests as the endpoint accepts.
 
-        Answers come in the order of the questions. A batch that is refused is split, down to
-        single questions, and its answers are `SplitAnswers`; the size that was taken is remembered.
+        Responses are in the order of the requests. A rejected batch is split, down to single
+        requests, and returned as `SplitAnswers`; the accepted size is remembered.
         """
         requests = [self.form_request(method, params) for method, params in batch_requests]
         answers: list[RPCResponse] = []
-        alone = False
+        single = False
         most, tries = self.batch_size.size, _TRIES
         while len(answers) < len(requests):
-            some = requests[len(answers) :][:most]
-            alone = alone or len(some) == 1
+            part = requests[len(answers) :][:most]
+            single = single or len(part) == 1
             try:
-                found = await self._ask_some(some)
+                some_answers = await self._ask_some(part)
             except TransientEndpointError as error:
                 tries -= 1
-                if len(some) == len(requests) or tries <= 0:
-                    self.batch_size.refused(1)  # the size was not what it minded
+                if len(part) == len(requests) or tries <= 0:
+                    self.batch_size.refused(1)  # the size was not the cause
                     raise
-                # Part of the batch is answered: that is not thrown away for the rest.
+                # Part of the batch was answered: keep that and retry only the rest.
                 await asyncio.sleep(max(_TRY_PAUSE, error.retry_after))
                 continue
             tries = _TRIES
-            if found is None:
-                self.batch_size.refused(len(some))
-                most = max(1, len(some) // 2)
+            if some_answers is None:
+                self.batch_size.refused(len(part))
+                most = max(1, len(part) // 2)
             else:
-                answers += found
-        if alone and len(requests) > 1:
-            if any("error" in each for each in answers):
+                answers += some_answers
+        if single and len(requests) > 1:
+            if any("error" in answer for answer in answers):
                 self.batch_size.refused(1)
             else:
                 self.batch_size.worked(1)
@@ -198,13 +198,13 @@ class CheckedProvider(AsyncHTTPProvider):
         return SplitAnswers(answers) if most < len(requests) else answers
 
     async def disconnect(self) -> None:
-        """Close its connections; harmless when closed, and the next question opens them again."""
+        """Close all connections (idempotent); the next request opens new ones."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
     async def _renew(self) -> None:
-        """Ask over new connections from now on: another node of this address may answer them."""
+        """Use new connections from now on, which may reach another node behind this address."""
         old, self._session = self._session, None
         if old is not None and not self._users[old]:
             await old.close()
@@ -212,7 +212,7 @@ class CheckedProvider(AsyncHTTPProvider):
     # -- one request
 
     async def _ask_alone(self, request: Mapping[str, Any]) -> RPCResponse:
-        """One question, not as a batch."""
+        """Send a single request, not as a batch."""
         blocks = _blocks_of(request)
         try:
             answer = await self._post(self.encode_rpc_dict(request))  # type: ignore[arg-type]
@@ -226,54 +226,55 @@ class CheckedProvider(AsyncHTTPProvider):
         return self._judged(request, self._checked(request, answer))
 
     async def _ask_some(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
-        """Answers to as many questions as one request may hold; None where it was too many."""
+        """Send requests as one batch; None if the endpoint rejected a batch of this size."""
         if len(requests) == 1:
             return [await self._ask_alone(requests[0])]
-        found = await self._ask_together(requests)
-        if found is not None:
+        answers = await self._ask_together(requests)
+        if answers is not None:
             self.batch_size.worked(len(requests))
-        return found
+        return answers
 
     async def _ask_together(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
-        """Some questions in one request; None where that was refused, for whatever reason.
+        """Send requests as one batch; None if the endpoint rejected it, for any reason.
 
         Raises:
-            TransientEndpointError: It failed in a way that has nothing to do with batches.
+            TransientEndpointError: It failed for a reason that does not depend on batches.
         """
         try:
-            answers = await self._post(self.encode_batch_request_dicts(requests))
+            body = await self._post(self.encode_batch_request_dicts(requests))
         except _StatusError:
             return None
         except TransientEndpointError:
             self.batch_size.failed(len(requests))
             raise
-        if not isinstance(answers, list) or len(answers) != len(requests):
-            error = answers.get("error") if isinstance(answers, dict) else None
+        if not isinstance(body, list) or len(body) != len(requests):
+            error = body.get("error") if isinstance(body, dict) else None
             if isinstance(error, dict):
                 self._raise_if_busy(error)
             return None
-        by_id = {_id_of(each): each for each in answers if isinstance(each, dict)}
+        by_id = {_id_of(answer): answer for answer in body if isinstance(answer, dict)}
         if any(_id_of(request) not in by_id for request in requests):
-            return None  # errors that name no question, or answers that can't be distinguished
-        found = [self._checked(request, by_id[_id_of(request)]) for request in requests]
-        if all("error" in each for each in found) and not all(
-            is_verdict(request["method"], _error_of(each))
-            for request, each in zip(requests, found, strict=True)
+            return None  # errors without an ID, or responses with ambiguous IDs
+        answers = [self._checked(request, by_id[_id_of(request)]) for request in requests]
+        if all("error" in answer for answer in answers) and not all(
+            is_verdict(request["method"], _error_of(answer))
+            for request, answer in zip(requests, answers, strict=True)
         ):
             return None
         if any(
-            self._is_unknown(request, each) for request, each in zip(requests, found, strict=True)
+            self._is_unknown(request, answer)
+            for request, answer in zip(requests, answers, strict=True)
         ):
             return None
-        for request, each in zip(requests, found, strict=True):
-            self._note_range(request, each)
-        return found
+        for request, answer in zip(requests, answers, strict=True):
+            self._note_range(request, answer)
+        return answers
 
     def _judged(self, request: Mapping[str, Any], answer: RPCResponse) -> RPCResponse:
-        """The answer, unless it is an error that may be gone when it is asked again.
+        """Return the response, unless it is an error that a retry may fix.
 
         Raises:
-            TransientEndpointError: It is.
+            TransientEndpointError: It is such an error.
         """
         self._note_range(request, answer)
         if self._is_unknown(request, answer):
@@ -285,7 +286,7 @@ class CheckedProvider(AsyncHTTPProvider):
 
     @staticmethod
     def _is_unknown(request: Mapping[str, Any], answer: RPCResponse) -> bool:
-        """Whether it is an error to a read that says nothing about what was asked for."""
+        """Return whether a read failed with an error that is not about the requested data."""
         method = request["method"]
         if "error" not in answer or method in SEND_METHODS or _blocks_of(request) > 1:
             return False
@@ -293,7 +294,7 @@ class CheckedProvider(AsyncHTTPProvider):
         return not (is_verdict(method, error) or is_unsupported(error) or _lacks_block(answer))
 
     def _note_range(self, request: Mapping[str, Any], answer: RPCResponse) -> None:
-        """Remember of how many blocks it gives logs, or does not."""
+        """Record whether the endpoint returned logs for this number of blocks."""
         blocks = _blocks_of(request)
         if not blocks or _lacks_block(answer):
             return
@@ -303,8 +304,8 @@ class CheckedProvider(AsyncHTTPProvider):
             self.log_range.worked(blocks)
 
     async def _post(self, body: bytes) -> Any:
-        # Connections stay open for the next question. web3 opens a new one for each, which costs
-        # a way to the node and back, and with TLS more.
+        # Connections are reused. web3 opens a new one for each request, which costs a round trip,
+        # and more with TLS.
         if self._session is None:
             trace = aiohttp.TraceConfig()
             trace.on_connection_create_end.append(self._connected)
@@ -328,17 +329,17 @@ class CheckedProvider(AsyncHTTPProvider):
         finally:
             await self._leave(session)
         try:
-            # Its depth is bounded; json's is not where a library has raised the recursion limit.
-            found = pydantic_core.from_json(raw, allow_inf_nan=False)
+            # Bounds the nesting depth; json does not if a library has raised the recursion limit.
+            response = pydantic_core.from_json(raw, allow_inf_nan=False)
         except ValueError:
             self._raise_for(status, retry_after)
             raise self._nonsense("no JSON (a web page?)") from None
-        if not _is_rpc(found) or status == HTTPStatus.TOO_MANY_REQUESTS:
+        if not _is_rpc(response) or status == HTTPStatus.TOO_MANY_REQUESTS:
             self._raise_for(status, retry_after)
-        return found
+        return response
 
     def _raise_for(self, status: int, retry_after: str) -> None:
-        """An error for a status with which no JSON-RPC answer came.
+        """Raise the error for an HTTP status that came without a JSON-RPC response.
 
         `retry_after` is the HTTP header of that name.
         """
@@ -386,9 +387,9 @@ class CheckedProvider(AsyncHTTPProvider):
     def _is_behind(
         self, requests: Iterable[Mapping[str, Any]], answers: Iterable[RPCResponse]
     ) -> bool:
-        """Whether a node of this address answered that has seen less than another one of it.
+        """Return whether the node that answered lags behind another node of this address.
 
-        Connections that stay open would otherwise lead there for ever.
+        Persistent connections would otherwise keep using the lagging node.
         """
         behind = False
         for request, answer in zip(requests, answers, strict=True):
@@ -409,26 +410,26 @@ class CheckedProvider(AsyncHTTPProvider):
         return behind
 
     def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
-        """The answer to a question, in the form that web3 expects."""
+        """Validate a response and return it in the form that web3 expects."""
         if not isinstance(answer, dict) or not _is_rpc(answer):
             raise self._nonsense("no JSON-RPC answer")
         error = _proper_error(answer.get("error"))
-        # A node that could not read the id answers with null.
+        # A node that could not parse the request's ID responds with null.
         unread = error is not None and answer.get("id") is None
         if error is not None:
             self._raise_if_busy(error)
         if not unread and _id_of(answer) != _id_of(request):
             raise self._nonsense("the answer to another question")
-        found: Any = {"jsonrpc": "2.0", "id": request["id"]}
+        response: Any = {"jsonrpc": "2.0", "id": request["id"]}
         if error is not None:
-            return found | {"error": error}  # type: ignore[no-any-return]
+            return response | {"error": error}  # type: ignore[no-any-return]
         if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
             raise self._nonsense(f"an empty answer to {request['method']}")
         try:
-            found["result"] = checked(request["method"], answer["result"])
+            response["result"] = checked(request["method"], answer["result"])
         except UnfitError:
             raise self._nonsense(f"no proper answer to {request['method']}") from None
-        return found  # type: ignore[no-any-return]
+        return response  # type: ignore[no-any-return]
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
         if is_busy(error):
@@ -436,7 +437,7 @@ class CheckedProvider(AsyncHTTPProvider):
             raise TransientEndpointError(f"The endpoint {self.place} limits its requests: {words}")
 
     def _raise_if_behind(self, answer: RPCResponse) -> None:
-        # Behind one address may stand nodes of different heights: the next may have the block.
+        # One address may have several nodes of different heights: a retry may reach the block.
         if _lacks_block(answer):
             words = str(_error_of(answer).get("message", ""))[:200]
             raise TransientEndpointError(f"The endpoint {self.place} lags behind: {words}")
@@ -449,19 +450,19 @@ class CheckedProvider(AsyncHTTPProvider):
 
 
 def _is_rpc(found: Any) -> bool:
-    """Whether it looks like JSON-RPC, so that it counts more than the HTTP status."""
+    """Return whether a body looks like JSON-RPC, so that it outweighs the HTTP status."""
     if isinstance(found, list):
         return bool(found) and all(map(_is_rpc, found))
     if not isinstance(found, dict):
         return False
-    # Some gateways leave the version out, and nobody here reads it.
+    # Some gateways omit the version, which is not used here.
     return (
         "jsonrpc" in found or ("id" in found and "result" in found) or is_error(found.get("error"))
     )
 
 
 def _proper_error(error: Any) -> dict[str, Any] | None:
-    """An error object as JSON-RPC has it, from whatever stands in its place; None for none."""
+    """Convert the value of `error` to a valid JSON-RPC error object; None if there is no error."""
     if error is None or is_error(error):
         return error  # type: ignore[no-any-return]
     fields = error if isinstance(error, dict) else {}
@@ -470,15 +471,15 @@ def _proper_error(error: Any) -> dict[str, Any] | None:
 
 
 def _id_of(message: Mapping[str, Any]) -> str:
-    """The id of a question or an answer; gateways turn numbers into text or decimals."""
-    found = message.get("id")
-    if isinstance(found, float) and found.is_integer():
-        found = int(found)
-    return found if isinstance(found, str) else repr(found)
+    """Return the ID of a request or response; gateways turn numbers into strings or floats."""
+    message_id = message.get("id")
+    if isinstance(message_id, float) and message_id.is_integer():
+        message_id = int(message_id)
+    return message_id if isinstance(message_id, str) else repr(message_id)
 
 
 def _seconds_of(header: str) -> float:
-    """Seconds that a Retry-After header asks for, bounded; 0 where it says nothing usable."""
+    """Return the seconds of a Retry-After header, bounded; 0 if it is missing or invalid."""
     try:
         seconds = float(header) if header.isdigit() else _until(header)
     except (TypeError, ValueError, OverflowError):
@@ -487,12 +488,12 @@ def _seconds_of(header: str) -> float:
 
 
 def _until(moment: str) -> float:
-    """Seconds until a moment as HTTP writes it."""
+    """Return the seconds until an HTTP date."""
     return parsedate_to_datetime(moment).timestamp() - time.time()
 
 
 def _refusal(request: Mapping[str, Any], words: str) -> dict[str, Any]:
-    """A refusal that did not come as JSON-RPC has it, as if it did."""
+    """Build a JSON-RPC error response for a rejection that was not one."""
     return {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32000, "message": words}}
 
 
@@ -502,7 +503,7 @@ def _error_of(answer: RPCResponse) -> Mapping[str, Any]:
 
 
 def _blocks_of(request: Mapping[str, Any]) -> int:
-    """Blocks whose logs are asked for; 0 where something else is, or a range without numbers."""
+    """Return the number of blocks of a request for logs; 0 for other requests or block tags."""
     if request["method"] != "eth_getLogs":
         return 0
     try:
@@ -513,26 +514,26 @@ def _blocks_of(request: Mapping[str, Any]) -> int:
 
 
 def lacks_method(answer: RPCResponse) -> bool:
-    """Whether this endpoint does not serve such a question, so that another may."""
+    """Return whether the endpoint does not support the method; another endpoint may."""
     return "error" in answer and is_unsupported(_error_of(answer))
 
 
 def _lacks_block(answer: RPCResponse) -> bool:
-    """Whether it refused because it has not seen the block that was asked for."""
+    """Return whether the node rejected the request because it lacks the block."""
     if "error" not in answer:
         return False
     return kind_of(str(_error_of(answer).get("message", ""))) is NodeError.UNKNOWN_BLOCK
 
 
 def _head_of(request: Mapping[str, Any], answer: RPCResponse) -> int | None:
-    """The head that an answer tells, None where the question was another."""
-    found: Any = answer.get("result")
+    """Return the head that a response reports; None if the request was for something else."""
+    head: Any = answer.get("result")
     if request["method"] == "eth_getBlockByNumber" and list(request["params"])[:1] == ["latest"]:
-        found = found["number"] if isinstance(found, dict) else None
+        head = head["number"] if isinstance(head, dict) else None
     elif request["method"] != "eth_blockNumber":
         return None
     try:
-        return int(found, 16)
+        return int(head, 16)
     except (TypeError, ValueError):
         return None
 

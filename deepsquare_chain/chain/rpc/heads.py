@@ -1,8 +1,8 @@
-"""The head of the chain as a service sees it, and new blocks over a websocket.
+"""The head of the chain for a service, and notifications of new blocks over a websocket.
 
-The head is asked for over HTTP, once a block: when the next one should be there (see `block_time`), or
-when somebody tells of it. A websocket is a wake-up call and nothing else: a lost or invented message
-costs or saves a moment and changes nothing.
+The head is polled over HTTP once per block: when the next block is due (see `block_time`), or on a
+notification. The websocket only triggers a poll: a lost or false message affects the latency and
+nothing else.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from deepsquare_chain.settings import safe_url
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
 
-#: Age of the latest block, in seconds, from which a service is not ready: its node lags or stands.
+#: Age of the latest block in seconds above which a service is not ready: its node lags or stopped.
 STALE_HEAD: Final = 120
 
 
 class HeadMetrics:
-    """Age of the latest block that was seen, and how far this machine's clock is off.
+    """Metrics of the head: age of the latest block, and clock skew of this machine.
 
-    The age is worked out whenever somebody asks for it, so that it grows while no endpoint answers
-    and while a cycle hangs; it is no number before the first block.
+    The age is computed on each read, so that it grows while no endpoint answers or a cycle hangs.
+    It is NaN before the first block.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -52,25 +52,25 @@ class HeadMetrics:
         age.set_function(self._age)
 
     def saw(self, head_time: int, *, on_demand: bool = False) -> None:
-        """Take in the latest block.
+        """Record the latest block.
 
         Args:
             head_time: Its chain time, in seconds.
-            on_demand: The chain makes blocks only when somebody sends, so that age means nothing.
+            on_demand: Whether the chain mines on demand only, so that the age has no meaning.
         """
         self._time, self._on_demand, self._behind = head_time, on_demand, 0
         self._skew.set(time.time() - head_time)
 
     def fell_behind(self, blocks: int) -> None:
-        """The endpoint showed a head that many blocks below one that was seen before."""
+        """Record that the endpoint lags this many blocks behind an earlier head."""
         self._behind = blocks
 
     def problem(self) -> str:
-        """Why the chain that the service sees is not current, in words; empty when it is."""
+        """Describe why the service's view of the chain is not current; empty if it is."""
         if self._behind:
             return f"the endpoint is {self._behind} blocks behind what was seen before"
         age = self._age()
-        if self._on_demand or not age > STALE_HEAD:  # no number before the first block
+        if self._on_demand or not age > STALE_HEAD:  # the age is NaN before the first block
             return ""
         return (
             f"the latest block is {age:.0f} s old by this machine's clock: the node lags or has "
@@ -81,20 +81,20 @@ class HeadMetrics:
         return float("nan") if self._time is None else time.time() - self._time
 
 
-#: Seconds before the next connection, doubled with each failure in a row.
+#: Backoff in seconds before reconnecting: first and maximum; doubled with each failure in a row.
 _PAUSES: Final = (1.0, 30.0)
-#: Seconds for opening, and for an answer.
+#: Timeout in seconds for connecting, and for a response.
 _TIMEOUT: Final = 10.0
-#: Bytes of a message; a header has about a thousand.
+#: Maximum size of a message in bytes; a header has about a thousand.
 _MAX_MESSAGE: Final = 65_536
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The block that a cycle looks at; `time` is chain time, `base_fee` in wei per gas.
+    """The block that a cycle works on; `time` is chain time, `base_fee` is in wei per gas.
 
-    `final` says that no block will confirm it before a transaction of somebody makes one.
+    `final` means that the chain mines on demand, so that only a new transaction adds a block.
     """
 
     number: int
@@ -105,14 +105,14 @@ class Head:
 
 
 class HeadSource:
-    """The latest block for a service, asked for when the next one is due and kept until then.
+    """Provides the latest block to a service, and polls for it only when the next one is due.
 
     Args:
         w3: The connection.
-        tend: Looks after the service's transactions and returns the latest header, in one request;
-            None for a service that sends nothing.
-        figures: Where the age of the head is shown.
-        poll: Seconds between two looks where the time between blocks is not known.
+        tend: Reconciles the service's transactions and returns the latest header, in one request;
+            None for a service that sends no transactions.
+        head_metrics: Receives the age of the head.
+        poll: Poll interval in seconds while the block time is not known.
     """
 
     def __init__(
@@ -129,63 +129,63 @@ class HeadSource:
         self._poll = poll
         self._header: Mapping[str, Any] | None = None
         self._number = 0
-        self._asked_for = -1  # highest head of the connection at the last look
+        self._asked_for = -1  # highest head of the connection at the last poll
 
     def pause(self) -> float:
-        """Seconds until the chain should be asked again."""
+        """Return the seconds until the next poll is due."""
         block_time = block_time_of(self._w3)
         if block_time is None:
             return self._poll
         if block_time.head > max(self._number, self._asked_for):
-            return 0.0  # somebody else of this connection has seen a block
+            return 0.0  # another task of this connection has seen a new block
         return max(0.0, block_time.due_at(self._poll) - time.monotonic())
 
     def hint(self) -> None:
-        """Somebody tells of a new block."""
+        """Record a notification of a new block."""
         if (block_time := block_time_of(self._w3)) is not None:
             block_time.hint()
 
     def listen(self, up: bool) -> None:
-        """Whether somebody tells of new blocks: then there is no hurry to ask."""
+        """Set whether notifications of new blocks are received, so that polls can be delayed."""
         if (block_time := block_time_of(self._w3)) is not None:
             block_time.listening = up
 
     async def look(self, mined_at: Callable[[], int], *, again: bool = False) -> Head | None:
-        """The latest block; None from an endpoint that lags behind what was seen before.
+        """Return the latest block; None if the endpoint lags behind an earlier head.
 
         Args:
-            mined_at: The highest block that holds a transaction of the service.
-            again: Ask in any case.
+            mined_at: Returns the highest block that holds a transaction of the service.
+            again: Poll even if it is not due.
 
         Raises:
-            EndpointError: The chain does not answer.
+            EndpointError: The node does not answer.
         """
-        seen = max(self._number, mined_at())
+        highest = max(self._number, mined_at())
         header = self._header
         block_time = block_time_of(self._w3)
         if (
             header is None
             or again
             or block_time is None
-            or seen > self._number
+            or highest > self._number
             or self.pause() <= 0
         ):
             header = await self._ask()
             self._asked_for = -1 if block_time is None else block_time.head
-        # Where only transactions make blocks, time goes on without them; the next has it.
-        still = await stands_still(self._w3)
+        # If the chain mines on demand, time passes without blocks; the next block will have it.
+        idle_seconds = await stands_still(self._w3)
         number, chain_time = int(header["number"], 16), int(header["timestamp"], 16)
-        if number < seen:
-            _log.warning("endpoint lags", head=number, seen=seen)
-            self._metrics.fell_behind(seen - number)
+        if number < highest:
+            _log.warning("endpoint lags", head=number, seen=highest)
+            self._metrics.fell_behind(highest - number)
             return None
         self._header, self._number = header, number
-        self._metrics.saw(chain_time, on_demand=still > 0)
+        self._metrics.saw(chain_time, on_demand=idle_seconds > 0)
         return Head(
             number,
-            chain_time + int(still),
+            chain_time + int(idle_seconds),
             bytes.fromhex(header["hash"][2:]),
-            final=still > 0,
+            final=idle_seconds > 0,
             base_fee=int(header.get("baseFeePerGas") or "0x0", 16),
         )
 
@@ -193,30 +193,30 @@ class HeadSource:
         if self._tend is not None:
             return await self._tend()
         try:
-            (found,) = await ask_all(self._w3, [("eth_getBlockByNumber", ["latest", False])])
+            (latest,) = await ask_all(self._w3, [("eth_getBlockByNumber", ["latest", False])])
         except Web3RPCError as error:
             raise EndpointError(f"The node shows no block: {str(error)[:200]}") from None
-        header: Mapping[str, Any] = found
+        header: Mapping[str, Any] = latest
         return header
 
 
 class _UnusableError(Exception):
-    """The other side does not speak as a node should."""
+    """The websocket's peer does not behave like a node."""
 
 
 class HeadWatch:
-    """Calls `wake` at each new block, for as long as it runs; connects again and again.
+    """Calls `wake` at each new block over a websocket; reconnects with backoff.
 
     Args:
-        url: ws:// or wss:// address of a node.
-        wake: Called without arguments, also after each new connection.
-        chain_id: Chain that the node must serve.
-        on_change: Called with whether it listens now.
-        pauses: Shortest and longest pause before the next connection, in seconds.
+        url: ws:// or wss:// URL of a node.
+        wake: Called without arguments at each new block and after each new connection.
+        chain_id: Chain ID that the node must serve.
+        on_change: Called with whether the subscription is active.
+        pauses: Minimum and maximum backoff before reconnecting, in seconds.
         transport: Certificates and headers for a remote address.
 
     Raises:
-        UsageError: That is no address of a websocket.
+        UsageError: The URL is not a websocket URL.
     """
 
     def __init__(
@@ -242,11 +242,11 @@ class HeadWatch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to listen, in the background."""
+        """Start listening in a background task."""
         self._task = asyncio.create_task(self._run(), name="websocket")
 
     async def stop(self) -> None:
-        """End listening; harmless when it never began."""
+        """Stop listening (idempotent)."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -274,7 +274,7 @@ class HeadWatch:
                 await asyncio.sleep(pause)
 
     async def _listen(self) -> None:
-        """One connection, to its end."""
+        """Run one connection until it fails or is closed."""
         secure = self._url.startswith("wss://")
         async with connect(
             self._url,
@@ -285,15 +285,15 @@ class HeadWatch:
             ssl=self._transport.context() if secure else None,
             additional_headers=self._transport.headers_for(self._url),
         ) as socket:
-            numbers = itertools.count(1)
-            found = await self._ask(socket, next(numbers), "eth_chainId")
-            if found != hex(self._chain_id):
-                raise _UnusableError(f"it serves chain {str(found)[:40]}, not {self._chain_id}")
-            subscription = await self._ask(socket, next(numbers), "eth_subscribe", "newHeads")
+            request_ids = itertools.count(1)
+            chain_id = await self._ask(socket, next(request_ids), "eth_chainId")
+            if chain_id != hex(self._chain_id):
+                raise _UnusableError(f"it serves chain {str(chain_id)[:40]}, not {self._chain_id}")
+            subscription = await self._ask(socket, next(request_ids), "eth_subscribe", "newHeads")
             self._failures = 0
             self._on_change(True)
             _log.info("websocket_listens", endpoint=self._place)
-            self._wake()  # blocks of the time without a connection
+            self._wake()  # there may be new blocks since the last connection
             async for message in socket:
                 body = _read(message)
                 params = body.get("params")

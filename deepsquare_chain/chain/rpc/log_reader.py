@@ -1,11 +1,12 @@
-"""The one reader of logs: ranges as wide as the endpoint takes, with the headers that vouch for them.
+"""Reads logs in ranges as wide as the endpoint accepts, with the headers that verify them.
 
-An endpoint refuses a range in many words and with many codes, for its blocks or for what is in
-them. Whatever it says, the range is halved, down to one block; `endpoint` remembers what it took.
+Endpoints reject a range with many different messages and codes, for its number of blocks or of
+logs. After any rejection the range is halved, down to one block; `endpoint` remembers the accepted
+size.
 
-Logs and headers of one request come from one node. Where the endpoint takes no such batch, a node
-that lags may return no logs of a range while another node returns the headers of all of it.
-Logs of the latest blocks are then asked for by block hash: a node knows the block or says so.
+Logs and headers of one request come from one node. If the endpoint does not accept such a batch,
+a lagging node may return no logs of a range while another node returns the headers of all of it.
+Logs of the latest blocks are then requested by block hash, which fails if the node lacks the block.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from deepsquare_chain.chain.rpc.batching import ask_all, ask_together
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
-#: Blocks of one question where the connection knows nothing of its endpoints.
+#: Blocks per request if the provider has no limit of its own.
 DEFAULT_RANGE: Final = 10_000
-#: Blocks on top of a block that every node behind an address has seen.
+#: Confirmations after which every node behind an address is assumed to have a block.
 COMMON_DEPTH: Final = 64
 _log = structlog.get_logger(__name__)
 
@@ -33,10 +34,10 @@ Question = tuple[str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class LogRange:
-    """Raw logs of the blocks `first` to `last`, as JSON-RPC gives them.
+    """Raw logs of the blocks `first` to `last`, in JSON-RPC form.
 
-    `before` and `after` are the header of the last block, asked for before and after the logs;
-    None where the node does not know it. `more` answers further questions.
+    `before` and `after` are the header of the last block, read before and after the logs; None if
+    the node does not have it. `more` holds the results of additional calls.
     """
 
     first: int
@@ -56,21 +57,21 @@ async def read_range(
     *,
     more: Callable[[int], Sequence[Question]] = lambda _last: (),
 ) -> LogRange | None:
-    """Logs from a block on, as far as the endpoint gives them at once, at most to `last`.
+    """Read logs from a block on, as many blocks as the endpoint allows, up to `last`.
 
     Args:
         w3: The connection.
-        addresses: Contracts whose logs are wanted.
-        filters: Topics as eth_getLogs takes them; logs of any of these are read.
+        addresses: Contracts whose logs are read.
+        filters: Topics in the form of eth_getLogs; logs that match any of them are read.
         first: First block.
         last: Last block, not before the first.
-        more: Further questions of the same batch, given the last block that is read.
+        more: Returns additional calls for the same batch, given the last block that is read.
 
     Returns:
-        The range; None where the node has not seen all of it.
+        The range; None if the node does not have all of it.
 
     Raises:
-        EndpointError: The node does not answer, or refuses even one block.
+        EndpointError: The node does not answer, or rejects even one block.
     """
     split = False
     while True:
@@ -84,7 +85,7 @@ async def read_range(
             until = first + step - 1
             try:
                 blocks = range(first, until + 1)
-                found, gather_all = await _read(w3, addresses, filters, blocks, more(until))
+                log_range, single_request = await _read(w3, addresses, filters, blocks, more(until))
             except Web3RPCError as error:
                 if classify(error) is NodeError.UNKNOWN_BLOCK:
                     return None
@@ -95,10 +96,10 @@ async def read_range(
             except EndpointError:
                 if _step(w3) >= step:
                     raise
-                break  # it failed so often that a smaller range is tried
+                break  # the failures have lowered the endpoint's range: retry with less
             else:
-                if gather_all or until <= last - COMMON_DEPTH:
-                    return found
+                if single_request or until <= last - COMMON_DEPTH:
+                    return log_range
                 split = True
                 break
 
@@ -110,16 +111,18 @@ async def _read(
     blocks: range,
     more: Sequence[Question],
 ) -> tuple[LogRange, bool]:
-    """A range in one batch, and whether one request held it."""
+    """Read a range as one batch; also return whether one request held it."""
     first, last = blocks[0], blocks[-1]
     query = {"fromBlock": hex(first), "toBlock": hex(last), "address": list(addresses)}
     header: Question = ("eth_getBlockByNumber", [hex(last), False])
-    logs: list[Question] = [("eth_getLogs", [{**query, "topics": list(each)}]) for each in filters]
-    answers, gather_all = await ask_together(w3, [header, *logs, header, *more])
+    logs: list[Question] = [
+        ("eth_getLogs", [{**query, "topics": list(topics)}]) for topics in filters
+    ]
+    answers, single_request = await ask_together(w3, [header, *logs, header, *more])
     before, *rest = answers
-    found, (after, *further) = rest[: len(logs)], rest[len(logs) :]
-    flat = [log for some in found for log in some]
-    return LogRange(first, last, flat, before, after, tuple(further)), gather_all
+    log_lists, (after, *further) = rest[: len(logs)], rest[len(logs) :]
+    flat = [log for part in log_lists for log in part]
+    return LogRange(first, last, flat, before, after, tuple(further)), single_request
 
 
 async def _read_block(
@@ -129,21 +132,21 @@ async def _read_block(
     number: int,
     more: Sequence[Question],
 ) -> LogRange | None:
-    """One block, its logs by its hash (EIP-234); None where a node does not know it yet."""
-    asked: list[Question] = [("eth_getBlockByNumber", [hex(number), False]), *more]
+    """Read one block, its logs by block hash (EIP-234); None if a node does not have it yet."""
+    requests: list[Question] = [("eth_getBlockByNumber", [hex(number), False]), *more]
     try:
-        header, *further = await ask_all(w3, asked)
+        header, *further = await ask_all(w3, requests)
         if header is None:
             return None
         query = {"blockHash": header["hash"], "address": list(addresses)}
-        found = await ask_all(
-            w3, [("eth_getLogs", [{**query, "topics": list(each)}]) for each in filters]
+        log_lists = await ask_all(
+            w3, [("eth_getLogs", [{**query, "topics": list(topics)}]) for topics in filters]
         )
     except Web3RPCError as error:
         if classify(error) is NodeError.UNKNOWN_BLOCK:
             return None
         raise _refusal(error) from None
-    flat = [log for some in found for log in some]
+    flat = [log for part in log_lists for log in part]
     return LogRange(number, number, flat, header, header, tuple(further))
 
 
@@ -154,31 +157,31 @@ async def read_logs(
     first: int,
     last: int | None = None,
 ) -> list[Mapping[str, Any]]:
-    """Logs of contracts from block `first` to `last`, the head by default; for one who waits.
+    """Read all logs of contracts from block `first` to `last`, by default the head.
 
     Raises:
-        EndpointError: The node does not answer, refuses even one block, or has not seen all.
+        EndpointError: The node does not answer, rejects even one block, or lacks a block.
     """
     head = int(await w3.eth.block_number) if last is None else last
     logs: list[Mapping[str, Any]] = []
     while first <= head:
-        found = await read_range(w3, addresses, [topics], first, head)
-        if found is None or found.after is None:
+        log_range = await read_range(w3, addresses, [topics], first, head)
+        if log_range is None or log_range.after is None:
             raise EndpointError(
                 f"The node does not know all blocks up to {head}", hint="Try again."
             )
-        logs += found.logs
-        first = found.last + 1
+        logs += log_range.logs
+        first = log_range.last + 1
     return logs
 
 
 def _step(w3: AsyncWeb3[Any]) -> int:
-    """Blocks that the endpoint takes, as far as is known."""
+    """Return the number of blocks per request that the endpoint accepts, if known."""
     return int(getattr(w3.provider, "log_range", DEFAULT_RANGE))
 
 
 def _batch(w3: AsyncWeb3[Any]) -> int:
-    """Questions that the endpoint takes in one request, as far as is known."""
+    """Return the number of calls per request that the endpoint accepts, if known."""
     return int(getattr(w3.provider, "batch_size", DEFAULT_RANGE))
 
 

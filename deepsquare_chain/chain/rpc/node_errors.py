@@ -1,7 +1,7 @@
-"""What nodes say when they turn something down, sorted into kinds.
+"""Classifies the error messages of nodes.
 
-JSON-RPC has one code for nearly everything, so that the words of geth, anvil, erigon, nethermind,
-besu and the hosted services decide; this table is the only place that looks at them.
+JSON-RPC uses one code for nearly all errors, so that the messages of geth, anvil, erigon,
+nethermind, besu and the hosted services must be matched. This table is the only place that does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from web3.exceptions import Web3RPCError
 
 
 class NodeError(StrEnum):
-    """Kinds of refusal that somebody acts on."""
+    """Kinds of node errors that are handled differently."""
 
     ALREADY_KNOWN = "already known"
     NONCE_TOO_LOW = "nonce too low"
@@ -32,7 +32,7 @@ class NodeError(StrEnum):
     OTHER = "other"
 
 
-# The first hit counts: narrower texts stand before wider ones. Each group names the sources it was read in:
+# The first match counts, so specific texts come before general ones. Sources of the texts:
 #   geth        ethereum/go-ethereum: core/error.go, core/txpool/errors.go, core/txpool/legacypool/legacypool.go
 #   erigon      erigontech/erigon: txnprovider/txpool/txpoolcfg/txpoolcfg.go (String of DiscardReason)
 #   Nethermind  NethermindEth/nethermind: Nethermind.TxPool/TxPoolErrorMessages.cs; until 2025 the names of
@@ -118,7 +118,7 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("address already reserved", NodeError.POOL_FULL),
     ("pending transaction type conflict", NodeError.POOL_FULL),  # Nethermind
     ("delegation authority has pending", NodeError.POOL_FULL),  # Nethermind
-    # geth: ErrFutureReplacePending, of a full pool for a transaction whose nonce has a gap before it
+    # geth: ErrFutureReplacePending, of a full pool for a transaction behind a nonce gap
     ("future transaction tries to replace pending", NodeError.POOL_FULL),
     # geth: ErrInflightTxLimitReached, for accounts with delegated code
     ("in-flight transaction limit reached", NodeError.POOL_FULL),
@@ -167,9 +167,9 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
 
 _TOO_MANY: Final = 429
 _LIMITED: Final = -32005
-#: JSON-RPC's own code of a method that is not there.
+#: JSON-RPC error code of an unknown method.
 _NO_METHOD: Final = -32601
-#: EIP-1474's code of the same; Besu's of an account that can't pay.
+#: EIP-1474 error code of an unsupported method; Besu uses it for an account that can't pay.
 _NOT_SUPPORTED: Final = -32004
 _UNSUPPORTED_WORDS: Final = (
     "method not found",
@@ -179,7 +179,7 @@ _UNSUPPORTED_WORDS: Final = (
     "method is not available",
 )
 _SIMULATIONS: Final = frozenset({"eth_call", "eth_estimateGas"})
-#: 3 is geth's, -32015 that of OpenEthereum and its heirs.
+#: Error codes of a revert: 3 of geth, -32015 of OpenEthereum and its successors.
 _EXECUTION_CODES: Final = frozenset({3, -32015})
 _EXECUTION_WORDS: Final = (
     "revert",
@@ -202,55 +202,54 @@ _REVERT_DATA: Final = re.compile(r"(?:reverted )?0x[0-9a-f]{8}", re.IGNORECASE)
 
 
 def error_body(error: Web3RPCError) -> Mapping[str, Any]:
-    """The JSON object under `error` of the node's answer; empty when it is none."""
+    """Return the `error` object of the node's response; empty if there is none."""
     response: Mapping[str, Any] = error.rpc_response or {}
     body = response.get("error")
     return body if isinstance(body, Mapping) else {}
 
 
 def node_message(error: Web3RPCError) -> str:
-    """The node's own words, bounded: they end up in messages and logs."""
+    """Return the node's error message, truncated for error texts and logs."""
     return str(error_body(error).get("message") or error.message or "no message")[:300]
 
 
 def classify(error: Web3RPCError) -> NodeError:
-    """Which kind of refusal this is; OTHER when nothing is known about it."""
+    """Return the kind of an error; OTHER if its message is not known."""
     return kind_of(node_message(error))
 
 
 def kind_of(message: str) -> NodeError:
-    """The same of the words of an error object."""
+    """Return the kind of an error message; OTHER if it is not known."""
     words = message.lower()
     return next((kind for text, kind in _WORDS if text in words), NodeError.OTHER)
 
 
 def is_busy(error: Mapping[str, Any]) -> bool:
-    """Whether this error object asks to come again later."""
+    """Return whether this error object reports a rate limit."""
     words = str(error.get("message", ""))
     if error.get("code") == _TOO_MANY or kind_of(words) is NodeError.RATE_LIMITED:
         return True
-    # -32005 is also what some nodes say to a too wide range of logs; that is no busy signal.
+    # Some nodes also use -32005 for a log range that is too wide, which is not a rate limit.
     return error.get("code") == _LIMITED and "rate" in words.lower()
 
 
 def is_unsupported(error: Mapping[str, Any]) -> bool:
-    """Whether this endpoint does not serve such a question at all; another one may."""
+    """Return whether the endpoint does not support the method; another endpoint may."""
     words, code = str(error.get("message", "")).lower(), error.get("code")
     if code == _NOT_SUPPORTED:
         return kind_of(words) is NodeError.OTHER
-    return code == _NO_METHOD or any(each in words for each in _UNSUPPORTED_WORDS)
+    return code == _NO_METHOD or any(text in words for text in _UNSUPPORTED_WORDS)
 
 
 def is_verdict(method: str, error: Mapping[str, Any]) -> bool:
-    """Whether this error object is the answer itself: what the EVM made of a simulated call.
+    """Return whether this error object is the EVM's result of a simulated call.
 
-    Everything else that a node says instead of an answer to a read may be different a moment
-    later, or at another endpoint.
+    Any other error in response to a read may disappear on a retry or at another endpoint.
     """
     if method not in _SIMULATIONS:
         return False
     words, data = str(error.get("message", "")).lower(), error.get("data")
-    if error.get("code") in _EXECUTION_CODES or any(each in words for each in _EXECUTION_WORDS):
+    if error.get("code") in _EXECUTION_CODES or any(text in words for text in _EXECUTION_WORDS):
         return True
     if isinstance(data, str) and _REVERT_DATA.match(data):
         return True

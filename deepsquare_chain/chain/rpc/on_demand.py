@@ -1,7 +1,7 @@
-"""Detects chains that make a block only when somebody sends a transaction.
+"""Detects chains that mine on demand: a block is made only when a transaction is sent.
 
-Development nodes, some subnets and rollups stand still until there is a transaction. Whoever waits
-there for another block, or for chain time, waits for a transaction that only itself would send.
+Development nodes, some subnets and rollups make no block without a transaction. A program that
+waits there for another block, or for chain time, waits for a transaction that only it would send.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.block_time import BlockTimeEstimate
 from deepsquare_chain.errors import EndpointError
 
-#: Blocks by which a chain is judged.
+#: Number of latest blocks that the detection uses.
 _BLOCKS: Final = 16
-#: Seconds without a block after which a chain may stand still: at least, and at most.
+#: Minimum and maximum idle time in seconds after which a chain counts as mining on demand.
 _LEAST: Final = 4.0
 _MOST: Final = 60.0
-#: The same in times of the shortest time between two of its blocks.
+#: The idle time as a multiple of the shortest time between two blocks.
 _TIMES: Final = 4
-#: Part of the blocks that may be empty where only senders make them. Anvil 1.x makes an empty one
-#: behind a full one where two transactions arrive at once: 57 of 2,001 blocks in a trial.
+#: Share of blocks that may be empty on a chain that mines on demand. Anvil 1.x makes an empty block
+#: after a full one if two transactions arrive at once: 57 of 2,001 blocks in a trial.
 _EMPTY: Final = 1 / 4
-#: Longest time in seconds between such a block and the one before it.
+#: Maximum seconds between such an empty block and the one before it.
 _AT_ONCE: Final = 1
 _log = structlog.get_logger(__name__)
 
 
 class OnDemandDetector:
-    """What one connection has seen of the chain's newest blocks."""
+    """The latest blocks seen by one connection, and whether they were mined on demand."""
 
     def __init__(self) -> None:
         self.head = -1
         self.block_time = BlockTimeEstimate()
-        self.loaded = False  # whether the blocks before the first that was seen were asked for
+        self.loaded = False  # whether the blocks before the first reported head were read
         self.opened = time.monotonic()  # when the connection was made
         self._since = 0.0  # monotonic seconds
         self._blocks: deque[tuple[int, int, bool]] = deque(maxlen=_BLOCKS)
         self._told = False
 
     def saw(self, number: int, block: Mapping[str, Any] | None = None) -> None:
-        """A head that the endpoint reported, and its header where that came with it."""
+        """Record a head that the endpoint reported, and its header if the response had it."""
         if block is not None:
             self.note([block])
         if number != self.head:
@@ -56,38 +56,38 @@ class OnDemandDetector:
         self.block_time.saw(number, time.monotonic())
 
     def note(self, blocks: list[Mapping[str, Any]]) -> None:
-        """Headers as JSON-RPC gives them, in the order of the chain."""
+        """Record headers in JSON-RPC form, in chain order."""
         known = {number for number, _, _ in self._blocks}
-        for each in blocks:
-            number = int(each["number"], 16)
-            # The first block is always empty, and says nothing of how the others are made.
+        for header in blocks:
+            number = int(header["number"], 16)
+            # The genesis block is always empty, so it says nothing about the others.
             if number > 0 and number not in known:
-                empty = not each.get("transactions")
-                self._blocks.append((number, int(each["timestamp"], 16), empty))
-                self.block_time.note(number, int(each["timestamp"], 16), empty=empty)
+                empty = not header.get("transactions")
+                self._blocks.append((number, int(header["timestamp"], 16), empty))
+                self.block_time.note(number, int(header["timestamp"], 16), empty=empty)
 
     def seconds(self) -> float:
-        """Seconds since the head moved, as far as it was looked at."""
+        """Return the seconds since the connection last saw a new head."""
         return time.monotonic() - self._since if self.head >= 0 else 0.0
 
     def lasts(self, seconds: float) -> bool:
-        """Whether a chain that made no block for so long makes them only on demand.
+        """Return whether the chain mines on demand, given the seconds without a new block.
 
-        One that makes them by itself makes empty ones as well, or many; that it stands still for
-        several times the shortest time between two blocks is no habit of it.
+        A chain with a block schedule makes empty blocks too, or many blocks. It does not pause for
+        several times the shortest time between two blocks.
         """
         blocks = sorted(self._blocks)
         if len(blocks) < 2 or sum(empty for _, _, empty in blocks) > _EMPTY * len(blocks):
             return False
         gaps = []
-        for (one, at, _), (after, then, empty) in pairwise(blocks):
-            gaps.append((then - at) / (after - one))
+        for (number, block_time, _), (next_number, next_time, empty) in pairwise(blocks):
+            gaps.append((next_time - block_time) / (next_number - number))
             if empty and gaps[-1] > _AT_ONCE:
                 return False
         return seconds >= min(_MOST, max(_LEAST, _TIMES * min(gaps)))
 
     def tell(self, seconds: float) -> None:
-        """Log once that the chain is of this kind."""
+        """Log once that the chain mines on demand."""
         if not self._told:
             self._told = True
             _log.warning(
@@ -99,66 +99,71 @@ class OnDemandDetector:
 
 
 def block_time_of(w3: AsyncWeb3[Any]) -> BlockTimeEstimate | None:
-    """When this connection should ask for the next block; None where it does not say."""
-    found = _detector(w3)
-    return None if found is None else found.block_time
+    """Return the block time estimate of a connection; None if its provider has none."""
+    detector = _detector(w3)
+    return None if detector is None else detector.block_time
 
 
 async def stands_still(w3: AsyncWeb3[Any]) -> float:
-    """Seconds without a block of a chain that mines only on demand; 0 for any other, or before.
+    """Return the seconds without a block on a chain that mines on demand.
+
+    Returns 0 for other chains, and as long as the chain has not been idle long enough to tell.
 
     Raises:
         EndpointError: The node does not answer.
     """
-    found = _detector(w3)
-    if found is None or found.seconds() < _LEAST:
+    detector = _detector(w3)
+    if detector is None or detector.seconds() < _LEAST:
         return 0.0
-    await _load(w3, found)
-    seconds = found.seconds()
-    if not found.lasts(seconds):
+    await _load(w3, detector)
+    seconds = detector.seconds()
+    if not detector.lasts(seconds):
         return 0.0
-    found.tell(seconds)
+    detector.tell(seconds)
     return seconds
 
 
 async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
-    """Age of the latest block, in seconds by this machine's clock, of a chain that mines only on
-    demand; None for any other. For people: services go by `stands_still`.
+    """Return the age of the latest block if the chain mines on demand; None for other chains.
+
+    The age is in seconds by this machine's clock. Use it for commands; services use
+    `stands_still`.
 
     Raises:
         EndpointError: The node does not answer.
     """
-    found = _detector(w3)
-    if found is None:
+    detector = _detector(w3)
+    if detector is None:
         return None
     latest = await w3.eth.get_block("latest")
-    await _load(w3, found)
+    await _load(w3, detector)
     age = round(time.time() - int(latest["timestamp"]))
-    return age if found.lasts(age) else None
+    return age if detector.lasts(age) else None
 
 
 async def next_block_counts(w3: AsyncWeb3[Any]) -> bool:
-    """Whether only what is sent now makes the next block, so that it counts and not the latest.
+    """Return whether the next block is made only by a transaction that is sent now.
 
-    A command has no time to see a chain stand still: while its connection is young, this machine's
-    clock tells how long it has.
+    Simulations must then use the next block instead of the latest. A command is too short to
+    observe an idle chain: while its connection is new, the idle time is taken from this machine's
+    clock.
 
     Raises:
         EndpointError: The node does not answer.
     """
     if await stands_still(w3):
         return True
-    found = _detector(w3)
-    if found is None or time.monotonic() - found.opened >= _LEAST:
+    detector = _detector(w3)
+    if detector is None or time.monotonic() - detector.opened >= _LEAST:
         return False
     return await mines_on_demand(w3) is not None
 
 
 async def next_block_time(w3: AsyncWeb3[Any]) -> int:
-    """Time in seconds that the next block may have, for deadlines of what is signed or sent now.
+    """Return an estimate of the next block's time in seconds, for deadlines in new transactions.
 
-    Where a chain mines only on demand its latest block may be older than any deadline from there,
-    and the next one has this machine's time.
+    On a chain that mines on demand the latest block may be so old that a deadline computed from it
+    has passed already; the next block has this machine's time.
 
     Raises:
         EndpointError: The node does not answer.
@@ -169,20 +174,20 @@ async def next_block_time(w3: AsyncWeb3[Any]) -> int:
 
 
 def _detector(w3: AsyncWeb3[Any]) -> OnDemandDetector | None:
-    """What this connection has seen; None for a connection that does not look."""
-    found: OnDemandDetector | None = getattr(w3.provider, "on_demand", None)
-    return found
+    """Return the detector of a connection; None if its provider has none."""
+    detector: OnDemandDetector | None = getattr(w3.provider, "on_demand", None)
+    return detector
 
 
 async def _load(w3: AsyncWeb3[Any], found: OnDemandDetector) -> None:
-    """Read the blocks before the first that was seen, once."""
+    """Read the blocks before the first reported head, once."""
     if found.loaded or found.head < 0:
         return
     numbers = range(max(1, found.head - _BLOCKS + 1), found.head + 1)
-    asked = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
+    requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
     try:
-        headers = await ask_all(w3, asked)
+        headers = await ask_all(w3, requests)
     except Web3Exception as error:
         raise EndpointError(f"The node refuses to show blocks: {str(error)[:200]}") from None
-    found.note([each for each in headers if each is not None])
+    found.note([header for header in headers if header is not None])
     found.loaded = True

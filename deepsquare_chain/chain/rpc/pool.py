@@ -1,8 +1,8 @@
-"""Several endpoints of one chain behind web3's provider interface.
+"""A pool of endpoints of one chain, with failover, behind web3's provider interface.
 
-One of them answers everything as long as it is good; when it fails, limits its requests or falls
-behind the others, the next takes its place and it cools down. A batch is answered by one endpoint. A
-transaction goes to one endpoint, once: whether its bytes go to another is its sender's decision.
+One endpoint answers all requests while it is healthy. If it fails, limits its requests or lags
+behind the others, the next one takes over, and the failed one has a cooldown. A batch is answered
+by one endpoint. A transaction is sent to one endpoint, once: its sender decides on a retry.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 
 class EndpointMetrics:
-    """Counts what endpoints do.
+    """Metrics of the endpoints of a pool.
 
     Args:
-        metrics: Where the figures go; None counts nothing.
-        places: The endpoints, as `safe_url` shows them.
+        metrics: Receives the metrics; None disables them.
+        places: URLs of the endpoints, as `safe_url` returns them.
     """
 
     def __init__(self, metrics: Metrics | None, places: Sequence[str]) -> None:
@@ -64,20 +64,20 @@ class EndpointMetrics:
         )
 
     def answered(self, place: str) -> None:
-        """It gave a proper answer."""
+        """Count a valid response of an endpoint."""
         self._count(place, "ok")
 
     def failed(self, place: str) -> None:
-        """It gave none."""
+        """Count a failed request to an endpoint."""
         self._count(place, "failed")
 
     def changed(self) -> None:
-        """Another endpoint took over."""
+        """Count a failover to another endpoint."""
         if self._metrics is not None:
             self._metrics.add(self._changes)
 
     def compared(self, place: str, *, up: bool, lag: int | None = None) -> None:
-        """Its state in comparison with the others."""
+        """Record the state of an endpoint compared to the others; `lag` in blocks."""
         if self._metrics is None:
             return
         self._metrics.set(self._up, up, self._names[place])
@@ -91,35 +91,35 @@ class EndpointMetrics:
 
 
 def _names(places: Sequence[str]) -> dict[str, str]:
-    """Host and port of each place; numbered where several share them."""
-    found: dict[str, str] = {}
-    seen: Counter[str] = Counter()
+    """Return host and port of each URL, numbered if several URLs share them."""
+    names: dict[str, str] = {}
+    counts: Counter[str] = Counter()
     for place in dict.fromkeys(places):
         host = urlsplit(place).netloc
-        seen[host] += 1
-        found[place] = host if seen[host] == 1 else f"{host} ({seen[host]})"
-    return found
+        counts[host] += 1
+        names[place] = host if counts[host] == 1 else f"{host} ({counts[host]})"
+    return names
 
 
 MAX_LAG_BLOCKS: Final = 5
-#: Blocks on top of a landmark: it is not replaced any more.
+#: Confirmations after which a landmark block is final.
 LANDMARK_DEPTH: Final = 64
-#: Looks at the chain of an endpoint, and seconds between them.
+#: Attempts to verify the chain of an endpoint, and seconds between them.
 _LOOKS: Final = 4
 _LOOK_PAUSE: Final = 0.1
-#: Seconds between two comparisons of all heads, and for one of them.
+#: Seconds between two comparisons of all heads, and timeout of each endpoint in seconds.
 PROBE_SECONDS: Final = 10.0
 _PROBE_TIMEOUT: Final = 5.0
-#: Seconds for which the best head counts, although the endpoint that reported it is gone.
+#: Seconds for which the best head is remembered after its endpoint has failed.
 _HEAD_MEMORY: Final = 60.0
-#: Seconds of rest after a failure, doubled with each in a row.
+#: Minimum and maximum cooldown in seconds; it doubles with each consecutive failure.
 _REST: Final = (1.0, 60.0)
 _ANOTHER_CHAIN: Final = (
     "Give endpoints of one chain only. After a restart of a development chain use its own "
     "deployment record, and an empty --state-dir; nothing was sent to the new chain."
 )
 _log = structlog.get_logger(__name__)
-# Its own lines would hold whole tracebacks' worth of detail; `_may_pass_later` says what matters.
+# stamina's own log lines are too detailed; `_may_pass_later` logs the failure instead.
 stamina.instrumentation.set_on_retry_hooks(())
 
 T = TypeVar("T")
@@ -128,29 +128,30 @@ Ask = Callable[[CheckedProvider], Awaitable[T]]
 
 @dataclass
 class Member:
-    """What is known of one endpoint; times are monotonic seconds."""
+    """State of one endpoint; times are monotonic seconds."""
 
     provider: CheckedProvider
     head: int = -1
-    lag: int = 0  # blocks behind the best when all were compared last
-    failures: int = 0  # in a row
+    lag: int = 0  # blocks behind the best at the last comparison
+    failures: int = 0  # consecutive
     cooldown_until: float = 0.0
-    known: bool = False  # serves the right chain, as far as was seen since it was away
-    wrong: WrongEndpointError | None = None  # it serves another one, and is never asked again
-    looking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one look at its chain at a time
+    known: bool = False  # its chain was verified since its last failure
+    wrong: WrongEndpointError | None = None  # it serves another chain and is never used again
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one verification at a time
 
 
 class Pool(AsyncBaseProvider):
-    """Asks the endpoints of one chain.
+    """Sends requests to the endpoints of one chain.
 
     Args:
-        providers: In the order of preference.
-        chain_id: Chain that each must serve; that of the first to answer if unknown.
-        landmark: Number of a block by which the chain is known again, besides its first one, once
-            it is `LANDMARK_DEPTH` blocks deep: chains of one genesis file begin with one block.
-        attempts: How often a read is tried.
-        max_lag_blocks: Blocks that an endpoint may be behind the best and still be believed.
-        metrics: Where the figures of each endpoint go.
+        providers: Endpoints in order of preference.
+        chain_id: Chain ID that each must serve; if not given, that of the first to answer.
+        landmark: Number of a block that identifies the chain in addition to the genesis block,
+            which chains of the same genesis file share. Used once it has `LANDMARK_DEPTH`
+            confirmations.
+        attempts: Number of attempts of a read.
+        max_lag_blocks: Blocks that an endpoint may lag behind the best and still be used.
+        metrics: Receives the metrics of each endpoint.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class Pool(AsyncBaseProvider):
             each.on_head = self.on_demand.saw
         self._chain_id = chain_id
         self.genesis: str | None = None
-        self.landmark: str | None = None  # hash of the block by which the chain is known again
+        self.landmark: str | None = None  # hash of the landmark block
         self._landmark = landmark
         self._attempts = attempts
         self._max_lag = max_lag_blocks
@@ -183,35 +184,35 @@ class Pool(AsyncBaseProvider):
 
     @property
     def providers(self) -> list[CheckedProvider]:
-        """Its endpoints, in the order of preference."""
+        """The endpoints, in order of preference."""
         return [each.provider for each in self.members]
 
     @property
     def log_range(self) -> int:
-        """Blocks of which the endpoint that answers now gives logs at once, as far as is known."""
+        """Number of blocks per request for logs that the current endpoint accepts, if known."""
         return self._current.provider.log_range.size
 
     @property
     def batch_size(self) -> int:
-        """Calls that the endpoint that answers now takes in one request, as far as is known."""
+        """Number of calls per request that the current endpoint accepts, if known."""
         return self._current.provider.batch_size.size
 
     def doubt(self) -> None:
-        """Look again whether the endpoints serve this chain, with the next question to each."""
+        """Verify the chain of each endpoint again with its next request."""
         for member in self.members:
             member.provider.doubtful = True
 
     async def open(self) -> None:
-        """Look at all endpoints, until one is good.
+        """Verify the chain of all endpoints; retry until at least one is usable.
 
         Raises:
-            WrongEndpointError: One of them serves another chain.
-            EndpointError: None is up.
+            WrongEndpointError: An endpoint serves another chain.
+            EndpointError: No endpoint is up.
         """
         await self._patiently(self._meet)
 
     async def disconnect(self) -> None:
-        """Close the connections to all of them; harmless when closed."""
+        """Close the connections to all endpoints (idempotent)."""
         if self._comparing is not None:
             self._comparing.cancel()
             with suppress(asyncio.CancelledError):
@@ -221,7 +222,7 @@ class Pool(AsyncBaseProvider):
             await each.provider.disconnect()
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """Ask one endpoint: for a send once, for a read until one of them answers."""
+        """Send a request: a transaction once to one endpoint, a read with retries and failover."""
 
         async def ask(provider: CheckedProvider) -> RPCResponse:
             return await provider.make_request(method, params)
@@ -237,7 +238,7 @@ class Pool(AsyncBaseProvider):
     async def make_batch_request(
         self, batch_requests: list[tuple[RPCEndpoint, Any]]
     ) -> list[RPCResponse] | RPCResponse:
-        """Ask one endpoint several things at once; answers are in the order of the questions."""
+        """Send a batch to one endpoint; responses are in the order of the requests."""
 
         async def ask(provider: CheckedProvider) -> list[RPCResponse] | RPCResponse:
             return await provider.make_batch_request(batch_requests)
@@ -251,45 +252,47 @@ class Pool(AsyncBaseProvider):
         return await self._patiently(lambda: self._ask_around(ask))
 
     async def _ask_merged(self, questions: Questions) -> list[RPCResponse] | None:
-        """Answers of a batch that others share; None where there is none, or it failed."""
-        found = round_of(self)
-        if found is None:
+        """Send requests in a batch shared with other tasks; None without one, or if it failed."""
+        merging_round = round_of(self)
+        if merging_round is None:
             return None
 
         async def ask_once(batch: Questions) -> list[RPCResponse] | None:
             answers: Any = await self._ask_around(lambda each: each.make_batch_request(batch))
             return None if isinstance(answers, SplitAnswers) else answers
 
-        return await found.ask(questions, ask_once, self.batch_size)
+        return await merging_round.ask(questions, ask_once, self.batch_size)
 
-    # -- whom to ask
+    # -- choice of the endpoint
 
     def _candidates(self) -> list[Member]:
-        """Who may be asked now, best first.
+        """Return the endpoints that may be used now, best first.
 
         Raises:
-            WrongEndpointError: All serve other chains.
-            TransientEndpointError: Those that are left are behind what was seen.
+            WrongEndpointError: All endpoints serve other chains.
+            TransientEndpointError: All remaining endpoints lag too far behind.
         """
-        right = [each for each in self.members if each.wrong is None]
-        if not right:
+        right_chain = [each for each in self.members if each.wrong is None]
+        if not right_chain:
             raise self.members[0].wrong or AssertionError("unreachable")
-        believed = [each for each in right if each.lag <= self._max_lag]
-        if not believed:
+        synced = [each for each in right_chain if each.lag <= self._max_lag]
+        if not synced:
             raise TransientEndpointError(
-                "; ".join(f"{each.provider.place} is {each.lag} blocks behind" for each in right),
+                "; ".join(
+                    f"{each.provider.place} is {each.lag} blocks behind" for each in right_chain
+                ),
                 hint="Wait until it has caught up, or give further endpoints.",
             )
         now = time.monotonic()
-        believed.sort(
+        synced.sort(
             key=lambda each: (max(0.0, each.cooldown_until - now), each is not self._current)
         )
-        ready = [each for each in believed if each.cooldown_until <= now]
-        # Where all of them rest, asking is better than waiting: there may be only one.
-        return ready or believed
+        ready = [each for each in synced if each.cooldown_until <= now]
+        # If all have a cooldown, use them anyway: there may be only one.
+        return ready or synced
 
     async def _ask_around(self, ask: Ask[T]) -> T:
-        """Ask until somebody answers; who does not serve such a question is no reason to end."""
+        """Try the endpoints in turn until one answers, skipping those that lack the method."""
         errors: list[EndpointError] = []
         fallback: T | None = None
         for member in self._candidates():
@@ -307,7 +310,7 @@ class Pool(AsyncBaseProvider):
         raise _together(errors)
 
     async def _send(self, ask: Ask[T]) -> T:
-        """Hand over to the first that is sure to serve the right chain, and to no other."""
+        """Send to the first endpoint whose chain is verified, and to no other."""
         errors: list[EndpointError] = []
         for member in self._candidates():
             try:
@@ -322,9 +325,9 @@ class Pool(AsyncBaseProvider):
         raise _together(errors)
 
     async def _ask(self, member: Member, ask: Ask[T]) -> T:
-        """Its answer, once it is sure to be of our chain."""
+        """Return the response of an endpoint, after verifying that it is of our chain."""
         try:
-            # Where there is no other, one question tells whether it is back.
+            # With a single endpoint the request itself shows whether it is up again.
             if len(self.members) > 1:
                 await self._know(member)
             answer = await ask(member.provider)
@@ -337,7 +340,7 @@ class Pool(AsyncBaseProvider):
         return answer
 
     def _answered(self, member: Member) -> None:
-        """It is asked first from now on."""
+        """Make an endpoint the current one, which is tried first."""
         if member is not self._current:
             _log.warning("endpoint_changed", endpoint=member.provider.place)
             self._current = member
@@ -347,15 +350,17 @@ class Pool(AsyncBaseProvider):
         member.failures += 1
         self._figures.failed(member.provider.place)
         if len(self.members) == 1:
-            # There is no other to go to meanwhile. One that was away may be a restarted chain.
+            # No failover is possible. A node that was unreachable may serve a restarted chain.
             member.known = member.known and not isinstance(error, AwayEndpointError)
             return
         member.known = False
         low, high = _REST
-        rest = min(high, low * 2.0 ** min(member.failures - 1, 10))
-        rest = max(rest, getattr(error, "retry_after", 0.0))
-        member.cooldown_until = time.monotonic() + rest
-        _log.warning("endpoint_rests", seconds=rest, failures=member.failures, error=error.message)
+        cooldown = min(high, low * 2.0 ** min(member.failures - 1, 10))
+        cooldown = max(cooldown, getattr(error, "retry_after", 0.0))
+        member.cooldown_until = time.monotonic() + cooldown
+        _log.warning(
+            "endpoint_rests", seconds=cooldown, failures=member.failures, error=error.message
+        )
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         async for attempt in self._retries():
@@ -373,13 +378,13 @@ class Pool(AsyncBaseProvider):
             timeout=None,
         )
 
-    # -- whether they serve the same chain
+    # -- verification of the chain
 
     async def _meet(self) -> None:
-        found = await asyncio.gather(
+        results = await asyncio.gather(
             *(self._greet(each) for each in self.members), return_exceptions=True
         )
-        errors = [each for each in found if isinstance(each, BaseException)]
+        errors = [each for each in results if isinstance(each, BaseException)]
         for error in errors:
             if isinstance(error, WrongEndpointError) or not isinstance(error, EndpointError):
                 raise error
@@ -402,13 +407,13 @@ class Pool(AsyncBaseProvider):
             raise
 
     async def _know(self, member: Member, *, answered: bool = False) -> None:
-        """Make sure that it serves our chain: after a failure, and after its head fell.
+        """Verify that an endpoint serves our chain, after a failure or a decrease of its head.
 
-        One that has just `answered` is asked a few times: no answer is thrown away for this.
+        If it has just `answered`, the check is retried a few times, so as not to lose the response.
 
         Raises:
-            WrongEndpointError: It serves another.
-            EndpointError: It does not say.
+            WrongEndpointError: It serves another chain.
+            EndpointError: The check failed.
         """
         if member.known and not member.provider.doubtful:
             return
@@ -419,7 +424,7 @@ class Pool(AsyncBaseProvider):
         if member.wrong is not None:
             raise member.wrong
         if member.known and not member.provider.doubtful:
-            return  # another question has led there meanwhile
+            return  # another task has verified it meanwhile
         member.known = False
         provider = member.provider
         provider.doubtful = False
@@ -444,16 +449,16 @@ class Pool(AsyncBaseProvider):
         raise AssertionError("unreachable")
 
     async def _compare_chains(self, member: Member) -> None:
-        """Hold its chain id, its first block and the landmark against what is known."""
+        """Compare the endpoint's chain ID, genesis block and landmark with the known ones."""
         provider, landmark = member.provider, self._landmark
-        asked: list[tuple[str, list[Any]]] = [
+        requests: list[tuple[str, list[Any]]] = [
             ("eth_chainId", []),
             ("eth_getBlockByNumber", ["0x0", False]),
         ]
         if landmark is not None:
             by_number = ("eth_getBlockByNumber", [hex(landmark), False])
-            asked.append(("eth_blockNumber", []) if self.landmark is None else by_number)
-        chain_id, first, *more = await _results(provider, asked)
+            requests.append(("eth_blockNumber", []) if self.landmark is None else by_number)
+        chain_id, first, *more = await _results(provider, requests)
         self._compare_ids(member, int(chain_id, 16))
         genesis = str(first["hash"])
         self.genesis = self.genesis or genesis
@@ -477,18 +482,18 @@ class Pool(AsyncBaseProvider):
                 hint="Wait until it has caught up. A chain that was begun anew lacks it as well: "
                 f"then {_ANOTHER_CHAIN[0].lower()}{_ANOTHER_CHAIN[1:]}",
             )
-        found = str(more[0]["hash"])
-        self.landmark = self.landmark or found
-        if found != self.landmark:
+        block_hash = str(more[0]["hash"])
+        self.landmark = self.landmark or block_hash
+        if block_hash != self.landmark:
             self._turn_away(
                 member,
                 f"serves another chain {self._chain_id} than before: its block {landmark} is "
-                f"{found}, not {self.landmark}",
+                f"{block_hash}, not {self.landmark}",
                 _ANOTHER_CHAIN,
             )
 
     def _compare_ids(self, member: Member, chain_id: int) -> None:
-        # Whoever answers first says what the others are held against.
+        # The first endpoint to answer sets the chain ID that the others must have.
         self._chain_id = chain_id if self._chain_id is None else self._chain_id
         if chain_id != self._chain_id:
             self._turn_away(
@@ -503,7 +508,7 @@ class Pool(AsyncBaseProvider):
         _log.error("endpoint_is_wrong", error=member.wrong.message)
         raise member.wrong
 
-    # -- whether they agree on the head
+    # -- comparison of the heads
 
     def _compare_when_due(self) -> None:
         """Compare all heads periodically, in the background."""
@@ -512,7 +517,7 @@ class Pool(AsyncBaseProvider):
             self._comparing = asyncio.create_task(self._compare(), name="endpoint heads")
 
     async def _compare(self) -> None:
-        """Ask all for their heads at the same time; who is too far behind is not believed."""
+        """Read all heads concurrently and record each endpoint's lag behind the best one."""
         self._compared = time.monotonic()
         heads = await asyncio.gather(*(self._head(each) for each in self.members))
         best, seen_at = self._best
@@ -526,14 +531,14 @@ class Pool(AsyncBaseProvider):
                 continue
             lag, before = max(best, *heads) - head, member.lag
             member.head, member.lag = head, lag
-            good = lag <= self._max_lag
-            self._figures.compared(member.provider.place, up=good, lag=lag)
-            if good != (before <= self._max_lag):
-                news = "endpoint_caught_up" if good else "endpoint_behind"
-                _log.warning(news, endpoint=member.provider.place, blocks=lag, head=head)
+            up = lag <= self._max_lag
+            self._figures.compared(member.provider.place, up=up, lag=lag)
+            if up != (before <= self._max_lag):
+                event = "endpoint_caught_up" if up else "endpoint_behind"
+                _log.warning(event, endpoint=member.provider.place, blocks=lag, head=head)
 
     async def _head(self, member: Member) -> int:
-        """Its head; -1 where it does not say, or must be left alone."""
+        """Return the head of an endpoint; -1 if it fails, has a cooldown or is excluded."""
         if member.wrong is not None or member.cooldown_until > time.monotonic():
             return -1
         try:
@@ -547,7 +552,7 @@ class Pool(AsyncBaseProvider):
 
 
 async def _results(provider: CheckedProvider, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-    """Results of one batch."""
+    """Return the results of one batch."""
     answers: Any = await provider.make_batch_request(
         [(RPCEndpoint(method), params) for method, params in asked]
     )
@@ -567,25 +572,25 @@ async def _result(provider: CheckedProvider, method: str, *params: Any) -> Any:
 
 
 def _lacks(answer: Any) -> bool:
-    """Whether the endpoint does not serve this question, or one of a batch."""
+    """Return whether the endpoint lacks the method of the request, or of one in a batch."""
     return any(map(lacks_method, answer if isinstance(answer, list) else [answer]))
 
 
 def _together(errors: Sequence[EndpointError]) -> EndpointError:
-    """One error for all of them; it may pass if one of theirs may."""
+    """Combine errors into one; it is transient if any of them is."""
     if len(errors) == 1 or all(isinstance(each, WrongEndpointError) for each in errors):
         return errors[0]
-    passing = any(isinstance(each, TransientEndpointError) for each in errors)
-    kind = TransientEndpointError if passing else EndpointError
+    transient = any(isinstance(each, TransientEndpointError) for each in errors)
+    kind = TransientEndpointError if transient else EndpointError
     words = "; ".join(each.message for each in errors)
-    found = kind(f"No endpoint answers. {words}", hint=errors[0].hint)
-    if isinstance(found, TransientEndpointError):
-        found.retry_after = min(getattr(each, "retry_after", 0.0) for each in errors)
-    return found
+    combined = kind(f"No endpoint answers. {words}", hint=errors[0].hint)
+    if isinstance(combined, TransientEndpointError):
+        combined.retry_after = min(getattr(each, "retry_after", 0.0) for each in errors)
+    return combined
 
 
 def _may_pass_later(error: Exception) -> bool | float:
-    """Whether to ask again; the seconds until then where the endpoint says so."""
+    """Return whether to retry, or the seconds to wait first if the endpoint gave them."""
     if not isinstance(error, TransientEndpointError):
         return False
     _log.debug("endpoint_failed", error=error.message)

@@ -1,7 +1,7 @@
-"""Response validation: whether a node's result holds what is read of it; pure.
+"""Validates a node's result, without I/O.
 
-A library below reads results by their names and fails with whatever error comes first. What is
-needed and wrong is turned down here; what is odd and not needed is left out.
+web3 formats the fields of a result by name and fails with arbitrary errors. A required field that
+is missing or invalid is rejected here; an invalid field that is not required is removed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 
 
 class UnfitError(ValueError):
-    """A result lacks what is read of it, or holds something else there."""
+    """A required field of a result is missing or invalid."""
 
 
 def checked(method: str, result: Any) -> Any:
-    """The result of a method with what is read of it checked; unknown methods may say anything.
+    """Validate the result of a method; results of unknown methods are returned unchanged.
 
-    Known fields that nobody needs and that are not what they should be are left out, because a
-    library below would fail over them; logs that come twice, or were removed, count once or never.
+    Invalid fields that are not required are removed, because web3 would fail on them. Duplicate
+    logs are merged, and logs marked as removed are left out.
 
     Raises:
-        UnfitError: It can't be the answer to that method.
+        UnfitError: It is not a valid result of that method.
     """
     check = _CHECKS.get(method)
     return result if check is None else check(result)
 
 
 def is_error(error: Any) -> bool:
-    """Whether this is an error as JSON-RPC has it."""
+    """Return whether this is a valid JSON-RPC error object."""
     return (
         isinstance(error, dict)
         and type(error.get("code")) is int
@@ -51,7 +51,7 @@ _quantity, _bytes, _hash, _address = map(_text, (_QUANTITY, _BYTES, _HASH, _ADDR
 
 
 def _number(value: Any) -> bool:
-    # Nodes write plain numbers into fields that nobody here reads.
+    # Some nodes write plain numbers into fields that are not read here.
     return _quantity(value) or (type(value) is int and value >= 0)
 
 
@@ -72,8 +72,8 @@ def _withdrawal(value: Any) -> bool:
     return isinstance(value, dict) and all(_quantity(value.get(name)) for name in names)
 
 
-#: What stands under these names wherever they stand; null is left to those who read them. Fields
-#: that are not listed are passed on, unless a library reads them (`_DROPPED`).
+#: Checks by field name, for all kinds of objects; null is allowed here and handled by the caller.
+#: Fields that are not listed are passed on, except those in `_DROPPED`.
 _FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
     {
         **dict.fromkeys(
@@ -111,27 +111,27 @@ _FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
 )  # fmt: skip
 
 
-#: Known fields that may be null: of what is in no block, or of what has no such part.
+#: Known fields that may be null, because the object is not in a block or has no such part.
 _NULL: Final = frozenset({"to", "blockNumber", "blockHash", "transactionIndex", "contractAddress"})
-#: A library below formats these, and nobody here reads them: they change with every fork.
+#: Fields that web3 formats but that are not read here; they change with every fork.
 _DROPPED: Final = frozenset({"authorizationList", "publicKey", "raw", "standardV"})
 
 
 def _record(*needed: str) -> Callable[[Any], dict[str, Any]]:
-    """An object that has these; of the others, known ones that are odd are left out."""
+    """Return a check for an object with these required fields, which drops other invalid fields."""
 
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise UnfitError("no object")
         for name in needed:
-            found = value.get(name)
-            if found is None or type(found) is int or not _fits(name, found):
+            field = value.get(name)
+            if field is None or type(field) is int or not _fits(name, field):
                 raise UnfitError(f"no proper {name}")
         return {
-            name: found
-            for name, found in value.items()
+            name: field
+            for name, field in value.items()
             if name not in _DROPPED
-            and (_fits(name, found) if found is not None else name in _NULL or name not in _FIELDS)
+            and (_fits(name, field) if field is not None else name in _NULL or name not in _FIELDS)
         }
 
     return check
@@ -149,34 +149,34 @@ _placed_log = _record(
 
 
 def _logs(value: Any, check: Callable[[Any], dict[str, Any]] = _placed_log) -> list[Any]:
-    """Logs, each once: a place is the hash of its block and its index there."""
+    """Return the logs without duplicates; a log is identified by block hash and index."""
     if not isinstance(value, list):
         raise UnfitError("no list of logs")
-    found: dict[Any, dict[str, Any]] = {}
-    for each in map(check, value):
-        if each.get("removed") is True:
+    logs: dict[Any, dict[str, Any]] = {}
+    for log in map(check, value):
+        if log.get("removed") is True:
             continue
-        place = (each.get("blockHash"), each.get("logIndex"))
-        key = len(found) if None in place else place
-        same = found.setdefault(key, each)
-        if any(same.get(name) != each.get(name) for name in ("address", "topics", "data")):
+        position = (log.get("blockHash"), log.get("logIndex"))
+        key = len(logs) if None in position else position
+        known = logs.setdefault(key, log)
+        if any(known.get(name) != log.get(name) for name in ("address", "topics", "data")):
             raise UnfitError("two logs of one place")
-    return list(found.values())
+    return list(logs.values())
 
 
 def _receipt(value: Any) -> dict[str, Any] | None:
     if isinstance(value, dict) and "logs" in value and value.get("blockHash") is None:
-        return None  # of a transaction that waits for its block, as some nodes show it
-    found = _RECEIPT(value)
-    return found | {"logs": _logs(value.get("logs"), _log)}
+        return None  # some nodes return a receipt for a pending transaction
+    receipt = _RECEIPT(value)
+    return receipt | {"logs": _logs(value.get("logs"), _log)}
 
 
 def _block(value: Any) -> dict[str, Any]:
-    found = _BLOCK(value)
-    some = found.get("transactions")
-    if some and isinstance(some[0], dict):
-        found["transactions"] = [_record("hash")(each) for each in some]
-    return found
+    block = _BLOCK(value)
+    transactions = block.get("transactions")
+    if transactions and isinstance(transactions[0], dict):
+        block["transactions"] = [_record("hash")(transaction) for transaction in transactions]
+    return block
 
 
 def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -195,7 +195,7 @@ def _plain(check: Callable[[Any], bool]) -> Callable[[Any], Any]:
 def _fee_history(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not _all(_quantity)(value.get("baseFeePerGas")):
         raise UnfitError("no base fees")
-    rest = {name: found for name, found in value.items() if name != "baseFeePerGas"}
+    rest = {name: field for name, field in value.items() if name != "baseFeePerGas"}
     return _record()(rest) | {"baseFeePerGas": value["baseFeePerGas"]}
 
 

@@ -1,7 +1,7 @@
-"""How a remote address is reached: proxy, certificates, headers, and what is said when it fails.
+"""Settings of remote connections: proxy, certificates, headers, and messages for TLS failures.
 
-Proxies come from the environment, as for curl: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY,
-in either case. Loopback addresses are never asked through a proxy.
+Proxies are read from the environment, as by curl: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY,
+in upper or lower case. Loopback addresses are never reached through a proxy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_SCHEMES: Final = ("http", "https")
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _VALUE: Final = re.compile(r"[\x20-\x7e]{0,8000}")
-#: Headers that belong to the connection or the body, and can't be given.
+#: Headers that belong to the connection or the body, and can't be configured.
 _RESERVED: Final = frozenset(
     {"connection", "content-length", "content-type", "host", "te", "transfer-encoding", "upgrade"}
 )
@@ -39,8 +39,8 @@ class Transport:
     """Settings to reach remote addresses, in addition to the environment's proxies.
 
     Attributes:
-        ca_file: Certificates (PEM) of authorities that are trusted in addition to the system's.
-        headers: Headers by `host` or `host:port`; they hold keys and are never shown.
+        ca_file: Certificates (PEM) of authorities to trust in addition to the system's.
+        headers: Headers by `host` or `host:port`; they hold keys and are never logged or printed.
     """
 
     ca_file: Path | None = None
@@ -48,23 +48,23 @@ class Transport:
 
     @classmethod
     def read(cls, ca_file: Path | None, headers_file: Path | None) -> Transport:
-        """Read the files that settings name.
+        """Read the files named in the settings.
 
         Raises:
-            NotFoundError: A file is not there.
-            UsageError: It can't be read, holds something else, or a file of headers can be read
-                by others.
+            NotFoundError: A file does not exist.
+            UsageError: A file can't be read or is invalid, or a file of headers is readable by
+                other users.
         """
         transport = cls(ca_file, {} if headers_file is None else _read_headers(headers_file))
         transport.context()
         return transport
 
     def context(self) -> ssl.SSLContext | None:
-        """For TLS connections; None where the system's certificates are all.
+        """Return the SSL context for TLS connections; None without additional certificates.
 
         Raises:
-            NotFoundError: The file of certificates is not there.
-            UsageError: It holds none.
+            NotFoundError: The file of certificates does not exist.
+            UsageError: It holds no certificates.
         """
         if self.ca_file is None:
             return None
@@ -75,7 +75,7 @@ class Transport:
             raise NotFoundError(
                 f"There is no file of certificates {self.ca_file}", hint="Correct ca_file."
             ) from None
-        except (OSError, ValueError) as error:  # what OpenSSL can't read is an OSError too
+        except (OSError, ValueError) as error:  # OpenSSL raises an OSError for an invalid file
             raise UsageError(
                 f"{self.ca_file} holds no certificates: {_reason(error)}",
                 hint="ca_file is a file of certificates in PEM (-----BEGIN CERTIFICATE-----).",
@@ -83,24 +83,24 @@ class Transport:
         return context
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """Headers for an address; none for any other host than the one they are for."""
+        """Return the headers configured for the host of a URL; none for other hosts."""
         host, port = _place(url)
         return {**self.headers.get(host, {}), **self.headers.get(f"{host}:{port}", {})}
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy through which an address is asked, None for none.
+    """Return the proxy for a URL from the environment, or None.
 
     Raises:
-        UsageError: The environment names one that can't be used.
+        UsageError: The environment names an invalid proxy.
     """
     host, port = _place(url)
     scheme = "https" if urlsplit(url).scheme in {"https", "wss"} else "http"
     proxies = urllib.request.getproxies_environment()
-    found = proxies.get(scheme) or proxies.get("all")
-    if not found or _is_loopback(host) or _is_excepted(host, port, proxies.get("no", "")):
+    value = proxies.get(scheme) or proxies.get("all")
+    if not value or _is_loopback(host) or _is_excepted(host, port, proxies.get("no", "")):
         return None
-    proxy = found if "://" in found else f"http://{found}"
+    proxy = value if "://" in value else f"http://{value}"
     try:
         parts = urlsplit(proxy)
         usable = parts.scheme in _PROXY_SCHEMES and bool(parts.hostname) and parts.port != 0
@@ -122,10 +122,10 @@ def http_client(
     timeout: float | httpx.Timeout,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> httpx.AsyncClient:
-    """A client of a service of the grid; `transport` replaces the network, for tests.
+    """Return an HTTP client for a service of the grid; `transport` replaces the network in tests.
 
     Raises:
-        UsageError: The environment names a proxy that can't be used.
+        UsageError: The environment names an invalid proxy.
     """
     way = way or Transport()
     return httpx.AsyncClient(
@@ -140,7 +140,7 @@ def http_client(
 
 
 def why_failed(error: Exception) -> str:
-    """Why such a service could not be reached, in words."""
+    """Describe why a service could not be reached."""
     if isinstance(error, httpx.ConnectError):
         return tls_problem(error) or "no connection"
     if isinstance(error, httpx.TimeoutException):
@@ -149,9 +149,9 @@ def why_failed(error: Exception) -> str:
 
 
 def tls_problem(error: BaseException) -> str:
-    """What is wrong with a TLS connection, in words; empty where it was something else."""
+    """Describe the failure of a TLS connection; empty for any other error."""
     for cause in _causes(error):
-        # Libraries have errors of these types that lack what OpenSSL said.
+        # Libraries raise errors of these types without OpenSSL's message.
         message, reason = getattr(cause, "verify_message", ""), getattr(cause, "reason", "")
         if isinstance(cause, ssl.SSLCertVerificationError) and message:
             return f"its certificate was not accepted: {message.rstrip('.')}"
@@ -163,7 +163,7 @@ def tls_problem(error: BaseException) -> str:
     return ""
 
 
-#: What to do about a certificate that is not accepted.
+#: Hint for a certificate that was not accepted.
 CERTIFICATE_HINT: Final = (
     "Name the authority's certificate with --ca-file (or ca_file in a file of settings), and check "
     "this machine's clock."
@@ -171,16 +171,16 @@ CERTIFICATE_HINT: Final = (
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and those it came from, also as libraries keep them in attributes."""
-    found: list[BaseException] = []
-    waiting: list[Any] = [error]
-    while waiting and len(found) < 20:
-        each = waiting.pop(0)
-        if isinstance(each, BaseException) and each not in found:
-            found.append(each)
-            waiting += [getattr(each, name, None) for name in ("certificate_error", "os_error")]
-            waiting += [each.__cause__, each.__context__]
-    return found
+    """Return an error and its causes, including those that libraries store in attributes."""
+    causes: list[BaseException] = []
+    queue: list[Any] = [error]
+    while queue and len(causes) < 20:
+        candidate = queue.pop(0)
+        if isinstance(candidate, BaseException) and candidate not in causes:
+            causes.append(candidate)
+            queue += [getattr(candidate, name, None) for name in ("certificate_error", "os_error")]
+            queue += [candidate.__cause__, candidate.__context__]
+    return causes
 
 
 def _place(url: str) -> tuple[str, int]:
@@ -200,13 +200,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_excepted(host: str, port: int, exceptions: str) -> bool:
-    """Whether NO_PROXY names a host: by name, by suffix, by network, with a port, or all by *."""
-    for each in re.split(r"[,\s]+", exceptions.strip().lower()):
-        if each == "*":
+    """Return whether NO_PROXY matches a host: by name, suffix, network or port, or with *."""
+    for pattern in re.split(r"[,\s]+", exceptions.strip().lower()):
+        if pattern == "*":
             return True
-        with_port = each.count(":") == 1 or "]:" in each
-        name, _, wanted = each.rpartition(":") if with_port else (each, "", "")
-        if wanted and wanted != str(port):
+        with_port = pattern.count(":") == 1 or "]:" in pattern
+        name, _, pattern_port = pattern.rpartition(":") if with_port else (pattern, "", "")
+        if pattern_port and pattern_port != str(port):
             continue
         name = name.strip("[]").removeprefix("*").strip(".")
         if name and (host == name or host.endswith(f".{name}") or _is_in(host, name)):
@@ -222,7 +222,7 @@ def _is_in(host: str, network: str) -> bool:
 
 
 def _read_headers(path: Path) -> dict[str, dict[str, str]]:
-    """Headers by place, from a TOML file with a table for each host."""
+    """Read headers by host from a TOML file with one table per host."""
     try:
         with path.open("rb") as file:
             mode = path.stat().st_mode
@@ -238,7 +238,7 @@ def _read_headers(path: Path) -> dict[str, dict[str, str]]:
     try:
         body = tomllib.loads(raw[: MAX_FILE_BYTES + 1].decode("utf-8-sig"))
         return {str(host).lower(): _checked(values) for host, values in body.items()}
-    except (TypeError, ValueError, RecursionError):  # what it says may quote a key
+    except (TypeError, ValueError, RecursionError):  # the original message may quote a key
         raise UsageError(
             f"{path} is no file of headers",
             hint='Write a table for each host, such as ["node.example"], and below it lines such '

@@ -1,4 +1,4 @@
-"""How long a wallet's coin for gas lasts, by what its latest transactions cost. Amounts in wei."""
+"""Estimates how long a wallet's coin for gas lasts, from its latest fees. Amounts are in wei."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
 
 DAY: Final = 86_400
-#: Below either of these the wallet's owner is warned.
+#: A warning is logged if the balance falls below either of these.
 LOW_TRANSACTIONS: Final = 50
 LOW_DAYS: Final = 2.0
-#: Seconds of sending before anything is said about a day.
+#: Seconds of history that are needed before a cost per day is estimated.
 _LEAST_SPAN: Final = 3_600
-#: Seconds between two looks at the balance, and between two warnings.
+#: Seconds between two reads of the balance, and between two warnings.
 _LOOK_EVERY: Final = 60.0
 _WARN_EVERY: Final = 3_600.0
 _log = structlog.get_logger(__name__)
@@ -32,9 +32,9 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GasBudget:
-    """What is left, and what one transaction and one day cost; None where nothing is known.
+    """Balance, and estimated cost per transaction and per day in wei; None if not known.
 
-    `free`: the chain asks nothing for gas.
+    `free`: gas is free on this chain.
     """
 
     balance: int
@@ -44,40 +44,40 @@ class GasBudget:
 
     @property
     def transactions(self) -> int | None:
-        """How many more can be paid."""
+        """Number of transactions that the balance pays."""
         return self.balance // self.per_transaction if self.per_transaction else None
 
     @property
     def days(self) -> float | None:
-        """For how many days it lasts."""
+        """Number of days that the balance lasts."""
         return self.balance / self.per_day if self.per_day else None
 
     @property
     def low(self) -> bool:
-        """Whether it is time to send coin."""
+        """Whether the account needs more coin."""
         if self.free:
             return False
         few = self.transactions is not None and self.transactions < LOW_TRANSACTIONS
         return few or (self.days is not None and self.days < LOW_DAYS) or self.balance == 0
 
     def words(self) -> str:
-        """For people."""
-        left = f"{format_credits(self.balance)} coin for gas"
+        """Return a readable description."""
+        balance = f"{format_credits(self.balance)} coin for gas"
         if self.free:
-            return f"{left}, which is free on this chain"
+            return f"{balance}, which is free on this chain"
         if self.transactions is None:
-            return left
-        lasts = f"{left}: enough for about {self.transactions:,} transactions"
-        return lasts if self.days is None else f"{lasts}, or {self.days:,.1f} days as of late"
+            return balance
+        text = f"{balance}: enough for about {self.transactions:,} transactions"
+        return text if self.days is None else f"{text}, or {self.days:,.1f} days as of late"
 
 
 def gas_budget(balance: int, spent: Sequence[tuple[int, int]], now: float) -> GasBudget:
-    """Judge a balance by what was spent.
+    """Estimate the gas budget from a balance and recent fees.
 
     Args:
-        balance: Coin that is left.
-        spent: When each of the latest transactions was sent (seconds) and what it cost.
-        now: Seconds on the same clock.
+        balance: Coin of the account in wei.
+        spent: Time of sending (seconds) and fee (wei) of each of the latest transactions.
+        now: Current time in seconds on the same clock.
     """
     if not spent:
         return GasBudget(balance)
@@ -91,7 +91,7 @@ def gas_budget(balance: int, spent: Sequence[tuple[int, int]], now: float) -> Ga
 
 
 class GasMonitor:
-    """Looks after the coin of one sender now and then; `metrics` None shows no figures."""
+    """Checks the coin of one account periodically; with `metrics` None, exports no metrics."""
 
     def __init__(
         self, w3: AsyncWeb3[Any], address: str, outbox: Outbox, metrics: Metrics | None
@@ -112,7 +112,7 @@ class GasMonitor:
             )
 
     async def look(self) -> None:
-        """Look at the balance if it is time, and warn where it is low.
+        """Read the balance if a check is due, export it, and log a warning if it is low.
 
         Raises:
             EndpointError: The node does not answer.
@@ -123,13 +123,13 @@ class GasMonitor:
         address = to_checksum_address(self._address)
         balance = int(await self._w3.eth.get_balance(address, "latest"))
         self._looked = now
-        found = gas_budget(balance, self._outbox.spent(), time.time())
-        if found.low and await is_gas_free(self._w3):
-            found = replace(found, free=True)
+        budget = gas_budget(balance, self._outbox.spent(), time.time())
+        if budget.low and await is_gas_free(self._w3):
+            budget = replace(budget, free=True)
         if self._metrics is not None:
-            seconds = None if found.days is None else found.days * DAY
-            for gauge, value in ((self._count, found.transactions), (self._seconds, seconds)):
+            seconds = None if budget.days is None else budget.days * DAY
+            for gauge, value in ((self._count, budget.transactions), (self._seconds, seconds)):
                 gauge.set(float("nan") if value is None else value)
-        if found.low and (self._warned is None or now - self._warned >= _WARN_EVERY):
+        if budget.low and (self._warned is None or now - self._warned >= _WARN_EVERY):
             self._warned = now
-            _log.warning("gas_runs_out", account=self._address, left=found.words())
+            _log.warning("gas_runs_out", account=self._address, left=budget.words())

@@ -1,4 +1,4 @@
-"""Owns an account's nonce: signs, records, broadcasts, and keeps what is recorded alive."""
+"""Manages an account's nonces: signs, records and broadcasts transactions, and resends them."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from deepsquare_chain.faults import crash_point
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
 
-#: Blocks that are looked through backwards; nodes forget older states anyhow.
+#: Blocks that are searched backwards; most nodes prune older states.
 _DEPTH: Final = 8_192
 
 
 @dataclass(frozen=True, slots=True)
 class Spender:
-    """The mined transaction that used a nonce; `to` and `data` say what it called."""
+    """The mined transaction that used a nonce; `to` and `data` are its call."""
 
     tx_hash: str
     block: int
@@ -56,7 +56,7 @@ class Spender:
 
 
 async def find_spender(w3: AsyncWeb3[Any], address: str, nonce: int) -> Spender | None:
-    """The transaction of an account that used a nonce; None where the node can't show it."""
+    """Return the transaction of an account that used a nonce; None if the node can't return it."""
     try:
         return await _find(w3, to_checksum_address(address), nonce)
     except WrongEndpointError:
@@ -66,12 +66,12 @@ async def find_spender(w3: AsyncWeb3[Any], address: str, nonce: int) -> Spender 
 
 
 def used_by(spender: Spender | None) -> str:
-    """Where a used nonce went, in words; that it can't be found is words too."""
+    """Describe the transaction that used a nonce, or that it was not found."""
     return "in a transaction that the node can't show" if spender is None else str(spender)
 
 
 async def _find(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spender | None:
-    """The block after which the account's count passed the nonce, found by halving."""
+    """Find the block that used the nonce by binary search over the account's transaction count."""
     high = int(await w3.eth.block_number)
     low, step = high, 1
     while low >= 0 and await w3.eth.get_transaction_count(address, low) > nonce:
@@ -85,24 +85,29 @@ async def _find(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spender | None:
         else:
             low = middle
     block: Any = await w3.eth.get_block(high, True)
-    for each in block["transactions"]:
-        if str(each["from"]).lower() == address.lower() and int(each["nonce"]) == nonce:
-            data = each.get("input") or each.get("data") or b""
-            return Spender(to_hex(each["hash"]), high, str(each.get("to") or ""), bytes(data))
+    for transaction in block["transactions"]:
+        if (
+            str(transaction["from"]).lower() == address.lower()
+            and int(transaction["nonce"]) == nonce
+        ):
+            data = transaction.get("input") or transaction.get("data") or b""
+            return Spender(
+                to_hex(transaction["hash"]), high, str(transaction.get("to") or ""), bytes(data)
+            )
     return None
 
 
 class Outcome(Enum):
-    """What is known after a broadcast."""
+    """Result of a broadcast."""
 
-    TAKEN = auto()  # the node has it, from now or from before
-    UNCLEAR = auto()  # no proper answer, or words that nobody knows: it may have it
-    GAP = auto()  # an earlier nonce is missing at the node
-    UNDERPRICED = auto()  # not taken at this fee
-    NONCE_USED = auto()  # the chain or another transaction has this nonce
-    NO_MONEY = auto()
-    BUSY = auto()  # the node's pool is full
-    REFUSED = auto()  # for good
+    TAKEN = auto()  # the node has it, from this broadcast or an earlier one
+    UNCLEAR = auto()  # no valid response, or an unclassified error: the node may have it
+    GAP = auto()  # the node lacks a transaction with an earlier nonce
+    UNDERPRICED = auto()  # rejected at this fee
+    NONCE_USED = auto()  # the nonce is used on the chain or by another transaction
+    NO_MONEY = auto()  # the account can't pay the gas
+    BUSY = auto()  # the node's mempool is full
+    REFUSED = auto()  # rejected permanently
 
 
 _OUTCOMES: Final = {
@@ -115,12 +120,12 @@ _OUTCOMES: Final = {
     NodeError.POOL_FULL: Outcome.BUSY,
     NodeError.INVALID: Outcome.REFUSED,
 }
-#: JSON-RPC's own code of a request that could not be read, and so no transaction in it.
+#: JSON-RPC error code of a request that could not be parsed, so that no transaction was accepted.
 _PARSE_ERROR: Final = -32700
 
 
 async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3RPCError | None]:
-    """Send the bytes once; never raises for what the node or the way to it does.
+    """Broadcast a signed transaction once; failures of the node or network are not raised.
 
     Raises:
         WrongEndpointError: The endpoint serves another chain; nothing was sent.
@@ -143,7 +148,7 @@ async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3
 
 
 async def look(w3: AsyncWeb3[Any], attempt: Attempt) -> Outcome:
-    """Ask whether the node has it, whatever it said to the bytes."""
+    """Look a transaction up at the node, independently of the response to its broadcast."""
     try:
         await w3.eth.get_transaction(HexBytes(attempt.tx_hash))
     except TransactionNotFound:
@@ -154,23 +159,23 @@ async def look(w3: AsyncWeb3[Any], attempt: Attempt) -> Outcome:
 
 
 def refusal(error: Web3RPCError | None) -> str:
-    """The node's words, or that there were none."""
+    """Return the node's error message, or "no answer"."""
     return "no answer" if error is None else node_message(error)
 
 
-#: Looks for an own transaction before a nonce counts as used by somebody else.
+#: Lookups of our own transaction before a used nonce counts as a conflict.
 _OWN_LOOKS: Final = 5
-#: Nonces used by another sender whose transactions are looked for, and blocks in which those from before the
-#: start of this program are mined.
+#: Number of nonce conflicts whose transactions are looked up and kept.
 _SHOWN: Final = 4
+#: Blocks after the first head in which transactions sent before this program's start may be mined.
 _OLD_BLOCKS: Final = 8
-#: Seconds for which an older head means a node that is behind, and no shorter chain.
+#: Seconds for which a lower head means that the node lags, and not that the chain became shorter.
 _LAG_SECONDS: Final = 30.0
 _log = structlog.get_logger(__name__)
 
 
 class NonceManager:
-    """The one place where nonces are given out; a lock around nonce, signature and broadcast."""
+    """Assigns the nonces of an account, with a lock around assignment, signature and broadcast."""
 
     def __init__(
         self,
@@ -186,23 +191,23 @@ class NonceManager:
         self._w3 = w3
         self._account = account
         self._outbox = outbox
-        #: Entries that somebody here waits for, from the moment they are recorded.
+        #: IDs of entries that a task of this process waits for, from the time they are recorded.
         self.attended: set[int] = set()
         self._preflight = preflight
         self._chain_id = chain_id
         self._poll = poll
         self._lock = asyncio.Lock()
-        self._floor = 0  # least nonce of the next transaction, after one that was taken
-        self._count: int | None = None  # the account's nonce on the chain when it was seen last
-        self._head = (-1, 0.0)  # highest head that was seen, and when
-        self._began = -1  # head at the first look
-        self._tended: tuple[int, int, float] | None = None  # head and nonce at the last look
-        #: Header of the latest block at the last look, as JSON-RPC gives it.
+        self._floor = 0  # minimum nonce of the next transaction, after a nonce conflict
+        self._count: int | None = None  # the account's nonce on the chain at the last poll
+        self._head = (-1, 0.0)  # highest head that was reported, and when
+        self._began = -1  # head at the first poll
+        self._tended: tuple[int, int, float] | None = None  # head, nonce and time of the last poll
+        #: Header of the latest block at the last poll, in JSON-RPC form.
         self.latest: Mapping[str, Any] = {}
-        #: The node's words where it refused a recorded transaction for a reason that nobody knows.
+        #: The node's error message by entry ID, for rejections that could not be classified.
         self.refusals: dict[int, str] = {}
-        #: The latest transactions of this account that nobody here sent, and that were not under
-        #: way when this began.
+        #: The latest transactions of this account that another program sent after the start of
+        #: this one.
         self.conflicts: list[Spender] = []
         self._metrics = metrics
         if metrics is not None:
@@ -210,12 +215,12 @@ class NonceManager:
             self._foreign = metrics.counter("foreign_nonces", words)
 
     async def submit(self, call: Call, gas: int, key: str | None, deadline: float) -> Entry:
-        """Record and broadcast; what is returned the node has, or may have.
+        """Record and broadcast a call; the node has the returned entry, or may have it.
 
         Raises:
             InsufficientFundsError: The account can't pay the gas.
-            EndpointError: The node turned it down; the nonce is free again.
-            WaitTimeoutError: Gas is dearer than the ceiling until `deadline`.
+            EndpointError: The node rejected it; the nonce is free again.
+            WaitTimeoutError: Gas costs more than the ceiling until `deadline`.
         """
         async with self._lock:
             while True:
@@ -240,7 +245,7 @@ class NonceManager:
 
     @contextmanager
     def _attending(self, entry: Entry) -> Iterator[None]:
-        """Its sender will wait for it, unless this fails."""
+        """Mark an entry as attended; undo this if the block raises."""
         self.attended.add(entry.id)
         try:
             yield
@@ -249,7 +254,7 @@ class NonceManager:
             raise
 
     async def _hand_over(self, entry: Entry) -> tuple[Outcome, Web3RPCError | None]:
-        """Broadcast what was recorded; what its nonce came to."""
+        """Broadcast a recorded entry and return the outcome for its nonce."""
         outcome, error = await self._broadcast(entry.id, entry.latest)
         crash_point("sender.broadcast")
         if outcome is Outcome.UNDERPRICED:
@@ -259,19 +264,20 @@ class NonceManager:
         return outcome, error
 
     async def _whose(self, entry: Entry) -> Outcome:
-        """Whose transaction has the nonce: ours, where another of its keepers sent it first.
+        """Determine whether our own transaction or another one has the nonce.
 
-        Asked a few times, for a node may tell of a transaction later than of its nonce.
+        It is our own if another task of this outbox broadcast it first. The lookup is repeated,
+        because a node may return a transaction later than it counts its nonce.
         """
         for _ in range(_OWN_LOOKS):
             for attempt in self._outbox.entry(entry.id).attempts:
-                found = await look(self._w3, attempt)
-                if found is not Outcome.REFUSED:
-                    return found
+                outcome = await look(self._w3, attempt)
+                if outcome is not Outcome.REFUSED:
+                    return outcome
             await asyncio.sleep(self._poll)
         if await self._nonce() <= entry.nonce:
-            return Outcome.NONCE_USED  # another transaction waits at the node with this nonce
-        # A node may not show a transaction for a while: it is given up for one that is known.
+            return Outcome.NONCE_USED  # the mempool holds another transaction with this nonce
+        # A node may return a transaction only later: give up only if another one is found.
         spender = await find_spender(self._w3, self._account.address, entry.nonce)
         if spender is None:
             return Outcome.UNCLEAR
@@ -282,14 +288,14 @@ class NonceManager:
         return Outcome.NONCE_USED
 
     async def _nonce(self) -> int:
-        """The account's next nonce by the latest block."""
+        """Return the account's next nonce at the latest block."""
         address = to_checksum_address(self._account.address)
         return int(await self._w3.eth.get_transaction_count(address, "latest"))
 
     async def _next_nonce(self) -> int:
-        """The nonce after those that wait at the node, where somebody else's are among them.
+        """Return the nonce after the pending transactions, including those of another program.
 
-        Their owner may send without a pause: one that waits for its turn never gets it.
+        The other program may send continuously, so that waiting for a free nonce could starve.
         """
         address = to_checksum_address(self._account.address)
         return int(await self._w3.eth.get_transaction_count(address, "pending"))
@@ -297,7 +303,12 @@ class NonceManager:
     def _give_up(
         self, entry: Entry, outcome: Outcome, error: Web3RPCError | None, deadline: float
     ) -> None:
-        """The node has not got it, so that its nonce is free again; raises unless it may later."""
+        """Abandon an entry that the node does not have, which frees its nonce.
+
+        Raises:
+            InsufficientFundsError: The account can't pay the gas.
+            EndpointError: It was rejected permanently, or `deadline` has passed.
+        """
         words = refusal(error)
         self._outbox.set_state(entry.id, TxState.ABANDONED, note=words)
         if outcome is Outcome.NO_MONEY:
@@ -306,55 +317,55 @@ class NonceManager:
             raise EndpointError(f"The node turned down {entry.call.label!r}: {words}")
 
     async def replace(self, entry: Entry) -> None:
-        """Raise the fees of a transaction, unless somebody did so meanwhile."""
+        """Replace a transaction with higher fees, unless it was replaced meanwhile."""
         async with self._lock:
-            now = self._outbox.entry(entry.id)
-            if now.state is TxState.OPEN and now.latest == entry.latest:
-                await self._replace(now)
+            tx = self._outbox.entry(entry.id)
+            if tx.state is TxState.OPEN and tx.latest == entry.latest:
+                await self._replace(tx)
 
     async def outbid(self, entry: Entry, *, cancel: bool) -> None:
-        """Replace a transaction by order of a person: the same for more, or one without effect.
+        """Replace a transaction on request: the same call with higher fees, or a cancellation.
 
         Raises:
             UsageError: It is not pending, or the replacement would pay more than the ceiling.
-            EndpointError: The node turned the replacement down.
+            EndpointError: The node rejected the replacement.
             InsufficientFundsError: The account can't pay it.
         """
         async with self._lock:
             await self._tend()
-            now = self._outbox.entry(entry.id)
-            if now.state is not TxState.OPEN or await self.receipt(now.attempts) is not None:
+            tx = self._outbox.entry(entry.id)
+            if tx.state is not TxState.OPEN or await self.receipt(tx.attempts) is not None:
                 raise UsageError(
-                    f"{now.call.label!r} (nonce {now.nonce}) is not pending: there is nothing to "
+                    f"{tx.call.label!r} (nonce {tx.nonce}) is not pending: there is nothing to "
                     "replace",
-                    hint=f"See `deepsquare tx show {now.id}`.",
+                    hint=f"See `deepsquare tx show {tx.id}`.",
                 )
-            needed = await self._raised(now)
-            if needed.max_fee > self._preflight.ceiling:
+            fees = await self._raised(tx)
+            if fees.max_fee > self._preflight.ceiling:
                 raise UsageError(
-                    f"A replacement of {now.call.label!r} must offer {needed.max_fee / GWEI:.3f} "
+                    f"A replacement of {tx.call.label!r} must offer {fees.max_fee / GWEI:.3f} "
                     f"gwei, the ceiling is {self._preflight.ceiling / GWEI:.3f} gwei",
                     hint="Raise the ceiling with --max-fee-gwei, or wait until it is mined.",
                 )
-            outcome, error = await self._replace(now, cancel=cancel or now.latest.cancels)
+            outcome, error = await self._replace(tx, cancel=cancel or tx.latest.cancels)
             if outcome is Outcome.NO_MONEY:
                 raise self._preflight.no_money(f"for a replacement: {refusal(error)}")
             if outcome not in {Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP}:
                 raise EndpointError(f"The node turned the replacement down: {refusal(error)}")
 
     async def give_up(self, entry: Entry) -> None:
-        """Spend the nonce of a transaction that no node takes, by one that does nothing."""
+        """Cancel a transaction that nodes reject, by using up its nonce with an empty transfer."""
         async with self._lock:
-            now = self._outbox.entry(entry.id)
-            if now.state is TxState.OPEN and not now.latest.cancels:
+            tx = self._outbox.entry(entry.id)
+            if tx.state is TxState.OPEN and not tx.latest.cancels:
                 words = self.refusals.get(entry.id, "")
                 _log.error("transaction_refused", label=entry.call.label, error=words)
-                await self._replace(now, cancel=True)
+                await self._replace(tx, cancel=True)
 
     async def fill(self, nonce: int) -> None:
-        """Use up a nonce that nobody has and later transactions wait for: pay oneself nothing."""
+        """Fill a nonce gap that blocks later transactions, with an empty transfer to itself."""
         async with self._lock:
-            if any(each.nonce == nonce for each in self._outbox.entries_from(nonce)):
+            if any(recorded.nonce == nonce for recorded in self._outbox.entries_from(nonce)):
                 return
             call = Call(to=self._account.address, data=b"", label=f"fill nonce {nonce}")
             fees = await self._preflight.fees(call, 21_000, time.monotonic())
@@ -366,7 +377,7 @@ class NonceManager:
             await broadcast(self._w3, entry.latest)
 
     async def resend(self, entry: Entry) -> None:
-        """Broadcast the stored bytes again where the node does not know them, or can't say."""
+        """Rebroadcast the stored bytes, unless the node returns the transaction."""
         try:
             await self._w3.eth.get_transaction(HexBytes(entry.latest.tx_hash))
         except WrongEndpointError:
@@ -379,7 +390,7 @@ class NonceManager:
     async def _broadcast(
         self, entry_id: int, attempt: Attempt
     ) -> tuple[Outcome, Web3RPCError | None]:
-        """Hand the bytes to the node, and keep what it said where that is no known refusal."""
+        """Broadcast an attempt, and keep the node's error message if it is unclassified."""
         outcome, error = await broadcast(self._w3, attempt)
         if outcome is Outcome.UNCLEAR and error is not None:
             self.refusals[entry_id] = refusal(error)
@@ -388,12 +399,12 @@ class NonceManager:
         return outcome, error
 
     async def tend(self) -> None:
-        """Resend what the chain lost, settle what it mined."""
+        """Reconcile the outbox with the chain: resend lost transactions, settle mined ones."""
         async with self._lock:
             await self._tend()
 
     async def receipt(self, attempts: Sequence[Attempt]) -> Any | None:
-        """The receipt of whichever attempt was mined."""
+        """Return the receipt of the attempt that was mined, or None."""
         for attempt in reversed(attempts):
             try:
                 return await self._w3.eth.get_transaction_receipt(HexBytes(attempt.tx_hash))
@@ -402,7 +413,7 @@ class NonceManager:
         return None
 
     def settle(self, entry: Entry, receipt: Any) -> None:
-        """Record what became of a mined transaction."""
+        """Record the final state and the fee of a mined transaction."""
         state = outcome_of(entry, receipt)
         self._outbox.set_state(entry.id, state, mined_hash=hash_of(receipt), fee=fee_of(receipt))
         self.refusals.pop(entry.id, None)
@@ -410,13 +421,13 @@ class NonceManager:
     # -- with the lock held
 
     async def _tended_lately(self) -> tuple[int, int]:
-        """As `_tend`, once for all that are sent together."""
+        """Return the result of `_tend`, run once per poll interval for concurrent sends."""
         if self._tended is not None and time.monotonic() - self._tended[2] < self._poll:
             return self._tended[:2]
         return await self._tend()
 
     async def _tend(self) -> tuple[int, int]:
-        """As `tend`; head and the account's next nonce on the chain."""
+        """Run `tend`; return the head and the account's next nonce on the chain."""
         self._tended = None
         head, count = await self._look_at_latest()
         looked = time.monotonic()
@@ -425,13 +436,13 @@ class NonceManager:
             await self._notice_foreign(head, count)
         recorded = self._outbox.entries_from(count)
         if any(entry.state is not TxState.OPEN for entry in recorded) and not lags:
-            # On a chain that was begun anew the old bytes would be as valid.
+            # If the chain was restarted, the old bytes would be valid there as well.
             await self._look_at_the_chain()
         for entry in recorded:
             if entry.state is not TxState.OPEN:
                 if lags:
-                    continue  # a node that has not seen its block yet
-                # A reorganisation took it back, and with it the nonce.
+                    continue  # the node has not seen its block yet
+                # A reorg removed the transaction, so that its nonce is unused again.
                 _log.warning("transaction_taken_back", label=entry.call.label, nonce=entry.nonce)
                 self._outbox.set_state(entry.id, TxState.OPEN, note="taken back by the chain")
             await self.resend(entry)
@@ -442,10 +453,10 @@ class NonceManager:
         return head, count
 
     async def _look_at_the_chain(self) -> None:
-        """Make sure that this is the chain on which the nonces were used.
+        """Verify that this is the chain on which the nonces were used.
 
         Raises:
-            WrongEndpointError: It is another.
+            WrongEndpointError: It is another chain.
         """
         doubt = getattr(self._w3.provider, "doubt", None)
         if doubt is not None:
@@ -453,54 +464,57 @@ class NonceManager:
             await self.stand()
 
     async def stand(self) -> tuple[int, int]:
-        """Head and the account's next nonce on the chain, as one node sees them.
+        """Return the head and the account's next nonce on the chain, both from one node.
 
         Raises:
-            EndpointError: The node does not answer, or not properly.
+            EndpointError: The node does not answer, or gives an invalid response.
         """
         head, count = await self._ask_with_nonce("eth_blockNumber", [])
         return int(head, 16), count
 
     async def _look_at_latest(self) -> tuple[int, int]:
-        """As `stand`; `latest` has the header."""
+        """Return head and nonce as `stand` does, and store the header in `latest`."""
         self.latest, count = await self._ask_with_nonce("eth_getBlockByNumber", ["latest", False])
         return int(self.latest["number"], 16), count
 
     async def _ask_with_nonce(self, method: str, params: list[Any]) -> tuple[Any, int]:
-        """One more answer, read after the account's next nonce."""
+        """Return the result of a request and the account's next nonce, read just before it."""
         address = to_checksum_address(self._account.address)
-        asked = [("eth_getTransactionCount", [address, "latest"]), (method, params)]
+        requests = [("eth_getTransactionCount", [address, "latest"]), (method, params)]
         try:
-            count, found = await ask_all(self._w3, asked)
-            return found, int(count, 16)
+            count, result = await ask_all(self._w3, requests)
+            return result, int(count, 16)
         except (TypeError, ValueError, Web3RPCError) as error:
             raise EndpointError(f"The node gave no proper nonce: {str(error)[:200]}") from None
 
     def _lags(self, head: int) -> bool:
-        """Whether this node has not seen what another has; for a while only, for chains shrink."""
-        seen, at = self._head
+        """Return whether the node lags behind a higher head that was reported before.
+
+        The higher head expires after `_LAG_SECONDS`, because a chain may become shorter.
+        """
+        highest, seen_at = self._head
         now = time.monotonic()
-        if head < seen and now - at < _LAG_SECONDS:
+        if head < highest and now - seen_at < _LAG_SECONDS:
             return True
         self._head = (head, now)
         return False
 
     async def _notice_foreign(self, head: int, count: int) -> None:
-        """Name the nonces that were used since the last look, and not by us."""
+        """Log the nonces that another program used since the last poll (nonce conflicts)."""
         if self._began < 0:
             self._began = head
         before, self._count = self._count, count
         if before is None or before >= count:
             return
-        ours = {entry.nonce for entry in self._outbox.entries_from(before)}
-        conflicts = [nonce for nonce in range(before, count) if nonce not in ours]
+        own_nonces = {entry.nonce for entry in self._outbox.entries_from(before)}
+        conflicts = [nonce for nonce in range(before, count) if nonce not in own_nonces]
         if conflicts:
             spender = None
             for nonce in conflicts[:_SHOWN]:
-                found = await find_spender(self._w3, self._account.address, nonce)
-                spender = spender or found
-                if found is not None:
-                    self.note_foreign(found)
+                candidate = await find_spender(self._w3, self._account.address, nonce)
+                spender = spender or candidate
+                if candidate is not None:
+                    self.note_foreign(candidate)
             _log.warning(
                 "foreign_nonce",
                 account=self._account.address,
@@ -512,28 +526,31 @@ class NonceManager:
                 self._metrics.add(self._foreign, amount=len(conflicts))
 
     def note_foreign(self, spender: Spender) -> None:
-        """Remember what somebody else sent, unless it may be from before the start of this."""
+        """Keep a conflicting transaction, unless it may be older than this program's start."""
         if spender not in self.conflicts and 0 <= self._began < spender.block - _OLD_BLOCKS:
             self.conflicts = [*self.conflicts, spender][-_SHOWN:]
 
     async def _raised(self, entry: Entry) -> Fees:
-        """Fees of the next attempt: both at least 12.5 % higher."""
-        now = await market(self._w3)
-        return Fees(entry.latest.max_fee, entry.latest.priority_fee).bumped(now.fees)
+        """Return the fees of the next attempt, both at least 12.5 % higher."""
+        current = await market(self._w3)
+        return Fees(entry.latest.max_fee, entry.latest.priority_fee).bumped(current.fees)
 
     async def _replace(
         self, entry: Entry, *, cancel: bool = False
     ) -> tuple[Outcome, Web3RPCError | None]:
-        """Broadcast the same nonce with higher fees: the same call, or once cancelled, nothing."""
+        """Broadcast a replacement transaction with higher fees.
+
+        It has the same call, or is an empty transfer if the entry is or was cancelled.
+        """
         last = entry.latest
         fees = await self._raised(entry)
         if fees.max_fee > self._preflight.ceiling:
-            # A smaller step is refused by every pool: hold until the chain is cheaper.
+            # Mempools reject a smaller raise: wait until gas is cheaper.
             _log.warning("fee_ceiling_reached", label=entry.call.label, max_fee=last.max_fee)
             return Outcome.UNCLEAR, None
         cancel = cancel or last.cancels
         if fees == Fees(last.max_fee, last.priority_fee) and cancel is last.cancels:
-            # Where gas is free nothing is there to be raised: the same bytes again.
+            # If gas is free the fees do not rise: broadcast the same bytes again.
             return await broadcast(self._w3, last)
         head = await self._w3.eth.block_number
         own = Call(to=self._account.address, data=b"", label=f"cancel {entry.call.label}")
@@ -570,8 +587,8 @@ class NonceManager:
 
 
 def outcome_of(entry: Entry, receipt: Any) -> TxState:
-    """What a mined transaction came to: MINED, FAILED or CANCELLED."""
+    """Return the final state of a mined transaction: MINED, FAILED or CANCELLED."""
     tx_hash = hash_of(receipt)
-    if any(each.cancels for each in entry.attempts if each.tx_hash == tx_hash):
+    if any(attempt.cancels for attempt in entry.attempts if attempt.tx_hash == tx_hash):
         return TxState.CANCELLED
     return TxState.MINED if receipt["status"] == 1 else TxState.FAILED

@@ -1,6 +1,7 @@
-"""What a sender remembers of each transaction, so that a crash neither repeats nor loses one.
+"""Interface of the outbox: the durable record of a sender's transactions.
 
-The store keeps it; this module says what that means.
+The outbox makes sending crash-safe: no transaction is repeated or lost. It is implemented in the
+package `store`.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from deepsquare_chain.chain.bindings.calls import Call
 
 
 class TxState(StrEnum):
-    """Where a transaction stands."""
+    """State of a recorded transaction."""
 
     OPEN = "open"  # signed and recorded; maybe broadcast, maybe mined
     MINED = "mined"  # in a block, with its effect
-    CANCELLED = "cancelled"  # its nonce is used by a transaction that does nothing, as was wanted
-    FAILED = "failed"  # in a block, refused by the contract: its nonce is used, without effect
+    CANCELLED = "cancelled"  # its nonce was used by a cancelling transaction without effect
+    FAILED = "failed"  # in a block, but reverted: its nonce is used, without effect
     ABANDONED = (
-        "abandoned"  # refused by the node or overtaken: its nonce is free or used by another
+        "abandoned"  # rejected by the node or replaced: its nonce is free or used by another
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One signed form of a transaction; later ones pay higher fees (wei per gas).
+    """One signed version of a transaction; later attempts pay higher fees (wei per gas).
 
-    One that `cancels` pays the account itself nothing, to use up the nonce.
+    An attempt that `cancels` is an empty transfer to the account itself, which uses up the nonce.
     """
 
     tx_hash: str
@@ -43,10 +44,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One transaction, whichever of its attempts is mined; `key` is the caller's own name.
+    """One recorded transaction with all its attempts; `key` is the caller's idempotency key.
 
-    `created` is this machine's clock in seconds (0 where it is not known), `fee` wei that were
-    paid once it was mined.
+    `created` is the local time in seconds (0 if not known), `fee` the fee in wei that was paid
+    once it was mined.
     """
 
     id: int
@@ -68,19 +69,19 @@ class Entry:
 
 
 class Outbox(Protocol):
-    """Durable memory of one account's transactions; each method is one database transaction."""
+    """Durable record of one account's transactions; each method is one database transaction."""
 
     def spending(self, timeout: float) -> AbstractAsyncContextManager[None]:
-        """The wallet's lock around an allowance and what uses it, across processes.
+        """Hold the wallet's lock across processes, while an allowance is set and used.
 
         Raises:
-            WaitTimeoutError: Somebody else has it for longer than `timeout` seconds.
+            WaitTimeoutError: Another holder keeps the lock for more than `timeout` seconds.
         """
 
     def append(
         self, call: Call, gas: int, floor: int, sign: Callable[[int], Attempt], key: str | None
     ) -> Entry:
-        """Take the next nonce (at least `floor`), sign, and record, all or nothing."""
+        """Reserve the next nonce (at least `floor`), sign, and record, atomically."""
 
     def add_attempt(self, entry_id: int, attempt: Attempt) -> None:
         """Record a replacement before it is broadcast."""
@@ -94,19 +95,19 @@ class Outbox(Protocol):
         note: str = "",
         fee: int | None = None,
     ) -> None:
-        """Record how it stands."""
+        """Record the state of an entry."""
 
     def spent(self) -> Sequence[tuple[int, int]]:
-        """When each of the latest paid transactions was recorded (seconds), and its fee (wei)."""
+        """Return time of recording (seconds) and fee (wei) of the latest paid transactions."""
 
     def entry(self, entry_id: int) -> Entry:
-        """One entry as it stands now."""
+        """Return the current entry."""
 
     def by_key(self, key: str) -> Entry | None:
-        """The entry of that key which is OPEN or MINED."""
+        """Return the entry of an idempotency key that is OPEN or MINED, or None."""
 
     def open_entries(self) -> Sequence[Entry]:
-        """All OPEN entries by nonce."""
+        """Return all OPEN entries, ordered by nonce."""
 
     def entries_from(self, nonce: int) -> Sequence[Entry]:
-        """All entries from a nonce on, by nonce, but for the ABANDONED."""
+        """Return all entries from a nonce on except ABANDONED ones, ordered by nonce."""

@@ -1,7 +1,7 @@
-"""Before anything is signed: would it be accepted, how much gas, at which fees, and can it be paid.
+"""Checks before signing: simulation, gas limit, fees, and the account's balance.
 
-Gas that is not used costs nothing, so that limits are generous: between the estimate and the
-block a second passes, and with it a payment may begin or a timeout of a batch's item may end.
+Unused gas costs nothing, so gas limits are generous: time passes between the estimate and the
+block, in which a payment may begin or a timeout of an item of a batch may end.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from deepsquare_chain.errors import (
     WaitTimeoutError,
 )
 
-#: An estimate is raised by a half and by two transfers to new accounts.
+#: Margin on a gas estimate: one half more, plus the gas of two transfers to new accounts.
 _MARGIN: Final = (3, 2)
 _EXTRA: Final = 100_000
-#: Gas by which equal calls differ: two folders that pay the same with one wallet at the same nonce
-#: would sign the same bytes, and each would take the one transaction for its own.
+#: Range of the random gas that is subtracted from the limit. It makes equal calls differ: two state
+#: folders that send the same call from one wallet at the same nonce would otherwise sign the same
+#: bytes, and each would take the one transaction for its own.
 _SPREAD: Final = 1_000
-#: The most that chains since Fusaka take in one transaction.
+#: Gas limit of one transaction on chains since the Fusaka upgrade.
 _MAX_GAS: Final = 2**24
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ground:
-    """What does not depend on the call: what blocks cost, and the account's coin in wei."""
+    """Inputs that do not depend on the call: gas prices, and the account's coin in wei."""
 
     market: Market
     balance: int
@@ -53,15 +54,15 @@ class _Ground:
 
 
 def request(sender: str, call: Call) -> Any:
-    """A call as eth_call and eth_estimateGas take it."""
+    """Return the parameters of eth_call and eth_estimateGas for a call."""
     body = {"from": sender, "data": HexBytes(call.data), "value": call.value}
     return body | ({"to": to_checksum_address(call.to)} if call.to else {})
 
 
 class Preflight:
-    """Looks before the jump, for one account.
+    """Checks the calls of one account before they are signed.
 
-    `ceiling` is the highest fee in wei per gas; it may be changed any time.
+    `ceiling` is the highest fee in wei per gas; it can be changed at any time.
     """
 
     def __init__(self, w3: AsyncWeb3[Any], address: str, *, ceiling: int, poll: float) -> None:
@@ -73,11 +74,11 @@ class Preflight:
         self._looking = asyncio.Lock()
 
     async def simulate(self, call: Call) -> None:
-        """Try a call on the latest block, or on the next of a chain that mines only on demand.
+        """Simulate a call on the latest block, or on the pending one if the chain mines on demand.
 
         Raises:
-            RevertedError: It would be refused.
-            EndpointError: The node turned it down for another reason.
+            RevertedError: The call would revert.
+            EndpointError: The node rejected it for another reason.
         """
         try:
             await self._w3.eth.call(request(self._address, call), await self._block())
@@ -87,11 +88,11 @@ class Preflight:
             raise self.turned_down(call, error) from None
 
     async def _block(self) -> BlockIdentifier:
-        """The block to simulate on: the next, with its time, where this call brings it about."""
+        """Return the block to simulate on: "pending" if only this call causes the next block."""
         return "pending" if await next_block_counts(self._w3) else "latest"
 
     async def gas_limit(self, call: Call) -> int:
-        """Gas for a call; errors as `simulate`."""
+        """Return the gas limit for a call; raises the errors of `simulate`."""
         block = await self._block()
         try:
             estimate, ground = await asyncio.gather(
@@ -100,21 +101,22 @@ class Preflight:
             )
         except (ContractLogicError, Web3RPCError) as error:
             if revert_data(error) is None:
-                await self.simulate(call)  # some nodes give the reason to a call only
+                await self.simulate(call)  # some nodes give a revert reason for eth_call only
             if isinstance(error, ContractLogicError):
                 raise decode_revert(error) from None
             raise self.turned_down(call, error) from None
-        over, under = _MARGIN
-        most = min(ground.market.block_gas, _MAX_GAS)
-        limit = min(int(estimate) * over // under + _EXTRA, most) - secrets.randbelow(_SPREAD)
+        factor, divisor = _MARGIN
+        cap = min(ground.market.block_gas, _MAX_GAS)
+        limit = min(int(estimate) * factor // divisor + _EXTRA, cap) - secrets.randbelow(_SPREAD)
         return max(int(estimate), limit)
 
     async def fees(self, call: Call, gas: int, deadline: float) -> Fees:
-        """Fees under the ceiling that the account can pay; waits while the chain is too dear.
+        """Return fees below the ceiling that the account can pay; wait while gas costs more.
 
         Raises:
-            WaitTimeoutError: Still too dear at `deadline` (monotonic seconds).
-            InsufficientFundsError: The account can't pay them.
+            WaitTimeoutError: Gas still costs more than the ceiling at `deadline` (monotonic
+                seconds).
+            InsufficientFundsError: The account can't pay the fees.
         """
         while True:
             ground = await self._look()
@@ -132,7 +134,7 @@ class Preflight:
         fees = ground.market.fees.within(self.ceiling)
         needed = gas * fees.max_fee + call.value
         if ground.balance < needed:
-            self._ground = None  # somebody may fill it up at once
+            self._ground = None  # the account may be funded at once
             raise self.no_money(
                 f"for {call.label!r}: it has {format_credits(ground.balance)} of the chain's coin, "
                 f"up to {format_credits(needed)} may be needed"
@@ -140,19 +142,19 @@ class Preflight:
         return fees
 
     async def _look(self) -> _Ground:
-        """Asked once for all that are about to be sent together."""
+        """Return prices and balance, requested once per poll interval for concurrent calls."""
         async with self._looking:
             if self._ground is None or time.monotonic() - self._ground.at >= self._poll:
                 account = to_checksum_address(self._address)
-                costs, balance = await asyncio.gather(
+                prices, balance = await asyncio.gather(
                     market(self._w3), self._w3.eth.get_balance(account, "latest")
                 )
-                # Its age counts from the answer: a slow node would else be asked by each in turn.
-                self._ground = _Ground(costs, int(balance), time.monotonic())
+                # The age counts from the response; otherwise each caller would ask a slow node.
+                self._ground = _Ground(prices, int(balance), time.monotonic())
             return self._ground
 
     def turned_down(self, call: Call, error: Web3RPCError) -> GridError:
-        """An error for people from what the node said."""
+        """Convert a node's rejection to a readable error."""
         if classify(error) is NodeError.NO_GAS_MONEY:
             return self.no_money(f"for {call.label!r}: {node_message(error)}")
         if revert_data(error):
@@ -160,7 +162,7 @@ class Preflight:
         return EndpointError(f"The node turned down {call.label!r}: {node_message(error)}")
 
     def no_money(self, detail: str) -> InsufficientFundsError:
-        """The account is too poor for its gas."""
+        """Return the error for an account that can't pay its gas."""
         return InsufficientFundsError(
             f"The account {self._address} can't pay the gas {detail}",
             hint="Send coins of the chain to it, or use a devnet's faucet.",

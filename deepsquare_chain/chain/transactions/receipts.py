@@ -1,4 +1,4 @@
-"""Mined transactions: what they cost, what they said, and why they failed."""
+"""Receipts of mined transactions: cost, events, and the reason of a failure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepsquare_chain.errors import EndpointError, RevertedError
 
 @dataclass(frozen=True, slots=True)
 class TxReceipt:
-    """A mined transaction; `fee_wei` is what it cost, in wei of the chain's own coin."""
+    """A mined transaction; `fee_wei` is its cost in wei of the chain's native coin."""
 
     hash: str
     block_number: int
@@ -30,11 +30,11 @@ class TxReceipt:
 
 
 class OutOfGasError(RevertedError):
-    """The gas limit was too low: the state moved between the estimate and the block."""
+    """The gas limit was too low: the state changed between the estimate and the block."""
 
 
 def read_receipt(entry: Entry, receipt: Any) -> TxReceipt:
-    """A node's receipt in our words."""
+    """Convert a node's receipt."""
     return TxReceipt(
         hash=hash_of(receipt),
         block_number=int(receipt["blockNumber"]),
@@ -48,23 +48,23 @@ def read_receipt(entry: Entry, receipt: Any) -> TxReceipt:
 
 
 def hash_of(receipt: Any) -> str:
-    """The transaction's hash as text."""
+    """Return the transaction hash of a receipt as 0x-prefixed hex."""
     return to_hex(receipt["transactionHash"])
 
 
 def to_hex(value: Any) -> str:
-    """Bytes as text, with 0x."""
+    """Return bytes as 0x-prefixed hex."""
     return "0x" + bytes(value).hex()
 
 
 def fee_of(receipt: Any) -> int:
-    """What a mined transaction cost, in wei of the chain's own coin."""
+    """Return the cost of a mined transaction in wei of the chain's native coin."""
     price = int(receipt.get("effectiveGasPrice") or 0)
     return int(receipt["gasUsed"]) * price + _rollup_fee(receipt)
 
 
 def _rollup_fee(receipt: Any) -> int:
-    """What a rollup adds for its data on another chain, in wei."""
+    """Return the fee in wei that a rollup adds for publishing data on its parent chain."""
     fee = receipt.get("l1Fee")
     if fee is None:
         return 0
@@ -72,7 +72,7 @@ def _rollup_fee(receipt: Any) -> int:
 
 
 async def why_failed(w3: AsyncWeb3[Any], sender: str, entry: Entry, receipt: Any) -> RevertedError:
-    """The reason of a mined failure: the same call on the state that it left behind."""
+    """Return the reason of a failed transaction, by repeating the call on its block's state."""
     tx_hash = hash_of(receipt)
     if int(receipt["gasUsed"]) >= entry.gas:
         return OutOfGasError(f"{entry.call.label!r} ran out of gas ({tx_hash})")

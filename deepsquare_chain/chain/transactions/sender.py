@@ -1,7 +1,8 @@
-"""Sends transactions of one account: it owns the nonce and forgets nothing.
+"""Sends the transactions of one account, crash-safe.
 
-Simulate, sign, record, broadcast, confirm. Whatever is recorded is resent until its nonce is
-mined, so that a crash between any two steps neither repeats nor loses an effect.
+Each transaction is simulated, signed, recorded in the outbox, broadcast and confirmed. A recorded
+transaction is rebroadcast until its nonce is mined, so that a crash between any two steps neither
+repeats nor loses an effect.
 """
 
 from __future__ import annotations
@@ -52,17 +53,17 @@ __all__ = [
     "TxReceipt",
 ]
 
-#: Looks at a used nonce without a receipt of ours before somebody else is said to have used it,
-#: and seconds after which this is said on a chain that stands still.
+#: A nonce conflict is reported only after this many checks without a receipt of our own, and, on a
+#: chain that mines no blocks meanwhile, only after this many seconds.
 _MISSES: Final = 6
 _MISSED_SECONDS: Final = 30.0
-#: Seconds after which a used nonce whose transaction no node can show counts as somebody else's.
+#: Seconds after which a used nonce counts as a conflict although no node returns its transaction.
 _UNSHOWN_SECONDS: Final = 600.0
-#: Blocks of refusals in unknown words after which a nonce is spent by a transaction that does nothing.
+#: Blocks of unclassified rejections after which the nonce is used up by a cancelling transaction.
 _DOOMED_BLOCKS: Final = 16
-#: Seconds between two looks while the endpoint fails: at first, and at most.
+#: Backoff in seconds while the endpoint fails: first and maximum delay.
 _FAILING: Final = (0.25, 5.0)
-#: Looks at an unchanged head after which everything is looked at again.
+#: Polls with an unchanged head after which the receipt is requested anyway.
 _IDLE_LOOKS: Final = 8
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
@@ -71,16 +72,16 @@ _log = structlog.get_logger(__name__)
 
 
 class NonceTakenError(GridError):
-    """Another program used this wallet's nonce; the call had no effect."""
+    """Another program used this wallet's nonce; the call had no effect (a nonce conflict)."""
 
 
 class TransactionCancelledError(GridError):
-    """Somebody cancelled the transaction; the call had no effect."""
+    """The transaction was cancelled; the call had no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pulse:
-    """Where the chain and the account's nonce stand, shared by all who wait."""
+    """Head and account nonce at one time (monotonic seconds), shared by all waiting tasks."""
 
     head: int
     count: int
@@ -89,7 +90,7 @@ class _Pulse:
 
 @dataclass
 class _Watch:
-    """What one wait has seen so far."""
+    """Polling state of one open entry."""
 
     head: int = -1
     looks: int = 0
@@ -99,21 +100,22 @@ class _Watch:
 
 
 class Sender:
-    """The one who sends for an account.
+    """Sends the transactions of one account.
 
     Args:
         w3: Connection made by `connect`.
-        account: Who signs.
-        outbox: Its durable memory, of this account and chain.
-        chain_id: Goes into every signature.
-        max_fee_per_gas: Ceiling in wei; above it transactions wait. It may be changed later.
-        poll_interval: Seconds between two looks for a receipt.
-        stuck_blocks: Blocks after which fees are raised.
-        confirmations: Blocks on top of a receipt's before it is believed.
-        metrics: Where the figures of the wallet's gas and nonces go.
+        account: Signs the transactions.
+        outbox: Durable record of the transactions of this account on this chain.
+        chain_id: Part of every signature.
+        max_fee_per_gas: Fee ceiling in wei; transactions wait while gas costs more. It can be
+            changed later.
+        poll_interval: Seconds between two polls for a receipt.
+        stuck_blocks: Blocks after which a replacement transaction with higher fees is sent.
+        confirmations: Blocks required on top of the receipt's block.
+        metrics: Receives the gas budget and the nonce conflicts of the wallet.
     """
 
-    #: Whether the account pays for what is sent.
+    #: Whether the account pays the gas of its transactions.
     pays_gas = True
 
     def __init__(
@@ -149,13 +151,13 @@ class Sender:
             metrics=metrics,
         )
         self._gas_monitor = GasMonitor(w3, self.address, outbox, metrics)
-        self._watches: dict[int, _Watch] = {}  # by entry, for as long as it is open
+        self._watches: dict[int, _Watch] = {}  # by entry ID, while the entry is open
         self._pulse: _Pulse | None = None
         self._pulse_lock = asyncio.Lock()
 
     @property
     def max_fee_per_gas(self) -> int:
-        """Ceiling in wei; a change applies to transactions that wait for it or are stuck too."""
+        """Fee ceiling in wei per gas; a change also applies to waiting and stuck transactions."""
         return self._preflight.ceiling
 
     @max_fee_per_gas.setter
@@ -171,22 +173,22 @@ class Sender:
         gas: int | None = None,
         key: str | None = None,
     ) -> TxReceipt:
-        """Send and wait until it is mined.
+        """Send a call and wait until it is mined.
 
         Args:
-            call: What to send.
+            call: The call to send.
             timeout: Seconds to wait; the transaction stays recorded afterwards.
-            simulate: Try it on the node first, and refuse what would revert.
-            gas: Gas limit instead of an estimate (which also refuses what would revert).
-            key: The caller's own name of this effect: a second send of it only waits.
+            simulate: Simulate the call on the node first, and do not send it if it reverts.
+            gas: Gas limit instead of an estimate (an estimate also fails if the call reverts).
+            key: Idempotency key: a second send with the same key only waits for the first.
 
         Raises:
-            RevertedError: The contract refuses it, as its own typed error.
+            RevertedError: The contract reverts; raised as the matching subclass.
             InsufficientFundsError: The account can't pay the gas.
-            EndpointError: The node is down before anything was sent, or turned it down.
-            WaitTimeoutError: Not mined in time; `pending()` still holds it.
+            EndpointError: The node was down before anything was sent, or rejected it.
+            WaitTimeoutError: Not mined in time; it is still in `pending()`.
             NonceTakenError: Another program used the nonce.
-            TransactionCancelledError: A person cancelled it.
+            TransactionCancelledError: The transaction was cancelled.
         """
         deadline = time.monotonic() + timeout
         entry = self._outbox.by_key(key) if key is not None else None
@@ -200,24 +202,23 @@ class Sender:
         try:
             return await self._confirm(entry, deadline)
         except OutOfGasError:
-            # Mined without effect; the state had moved, so that a fresh estimate is due, once.
+            # Mined without effect because the state changed: retry once with a new estimate.
             gas = max(2 * entry.gas, await self._preflight.gas_limit(call))
-            again = await self._nonce_manager.submit(call, gas, key, deadline)
-            return await self._confirm(again, deadline)
+            retried = await self._nonce_manager.submit(call, gas, key, deadline)
+            return await self._confirm(retried, deadline)
 
     @asynccontextmanager
     async def spending(self, timeout: float) -> AsyncIterator[None]:
-        """The wallet's lock around an allowance and what uses it.
+        """Hold the wallet's lock while an allowance is set and used.
 
-        What was sent before is mined first: an allowance that it sets or uses is not what the
-        chain shows.
+        Waits for pending transactions first: they may set or use an allowance, which the chain
+        does not show before they are mined.
 
         Args:
-            timeout: Seconds to wait for those who have it, one after the other, and for what
-                they sent.
+            timeout: Seconds to wait for the lock and for the pending transactions.
 
         Raises:
-            WaitTimeoutError: Others are under way for longer; nothing was sent.
+            WaitTimeoutError: The lock or a pending transaction took longer; nothing was sent.
             EndpointError: The node does not answer.
         """
         deadline = time.monotonic() + timeout
@@ -239,75 +240,80 @@ class Sender:
             yield
 
     async def simulate(self, call: Call) -> None:
-        """Try a call on the latest block.
+        """Simulate a call on the latest block.
 
         Raises:
-            RevertedError: It would be refused.
+            RevertedError: The call would revert.
         """
         await self._preflight.simulate(call)
 
     def sent(self, key: str) -> Entry | None:
-        """What was sent under a caller's key and is mined or may still be."""
+        """Return the entry of an idempotency key that is mined or still open, or None."""
         return self._outbox.by_key(key)
 
     def pending(self) -> list[Entry]:
-        """Transactions that are not known to be mined, by nonce."""
+        """Return the transactions that are not known to be mined, ordered by nonce."""
         return list(self._outbox.open_entries())
 
     def unattended(self) -> list[Entry]:
-        """Those of them that no `send` or `wait` of this sender waits for."""
+        """Return the pending transactions that no `send` or `wait` of this sender waits for."""
         attended = self._nonce_manager.attended
         return [entry for entry in self.pending() if entry.id not in attended]
 
     def nonce_conflicts(self) -> list[Spender]:
-        """The latest transactions of this account that others sent while this sender was there."""
+        """Return the latest transactions of this account that another program sent.
+
+        Only transactions since this sender was created are included.
+        """
         return list(self._nonce_manager.conflicts)
 
     async def speed_up(self, entry: Entry) -> None:
-        """Raise both fees of a pending transaction by at least 12.5 %, now.
+        """Replace a pending transaction at once, with both fees at least 12.5 % higher.
 
         Raises:
-            UsageError: It is not pending, or the ceiling forbids it.
-            EndpointError: The node is down, or turned it down.
-            InsufficientFundsError: The account can't pay it.
+            UsageError: It is not pending, or the fees would exceed the ceiling.
+            EndpointError: The node is down, or rejected the replacement.
+            InsufficientFundsError: The account can't pay the fees.
         """
         await self._nonce_manager.outbid(entry, cancel=False)
 
     async def cancel(self, entry: Entry) -> None:
-        """Offer a transfer of nothing to oneself in its place; the first to be mined wins.
+        """Replace a pending transaction with an empty transfer to the account itself.
 
-        Errors as `speed_up`.
+        Whichever of the two is mined first takes effect. Raises the errors of `speed_up`.
         """
         await self._nonce_manager.outbid(entry, cancel=True)
 
     async def wait(self, entry: Entry, *, timeout: float = 120.0) -> TxReceipt:
-        """Wait until a recorded transaction is mined, resent and outbid as need be.
+        """Wait until a recorded transaction is mined; resend and replace it as needed.
 
-        Errors as `send`.
+        Raises the errors of `send`.
         """
         return await self._confirm(entry, time.monotonic() + timeout)
 
     async def tend(self) -> Mapping[str, Any]:
-        """Look after what is recorded: resend what the chain lost, settle what it mined.
+        """Reconcile the outbox with the chain: resend lost transactions, settle mined ones.
 
-        One request when there is nothing to do. Services call it for each block, and go by the
-        header that it returns: of the latest block, as JSON-RPC gives it, seen with or after the
-        account's nonce.
+        Takes one request when there is nothing to do. Services call it for each block.
+
+        Returns:
+            The header of the latest block, in JSON-RPC form, read with or after the account's
+            nonce.
         """
         with merged(self.w3):
             await gather_all(self._nonce_manager.tend(), self._gas_monitor.look())
         return self._nonce_manager.latest
 
     async def recover(self, *, timeout: float = 60.0) -> list[TxReceipt]:
-        """Finish what an earlier process began; before anything else is sent.
+        """Finish the transactions of an earlier process; call it before anything else is sent.
 
-        What is not mined within `timeout` seconds stays in `pending()`.
+        Transactions that are not mined within `timeout` seconds stay in `pending()`.
         """
-        found = self.unattended()
+        entries = self.unattended()
         await self.tend()
         deadline = time.monotonic() + timeout
         receipts = []
-        for entry in found:
+        for entry in entries:
             try:
                 receipts.append(await self._confirm(entry, deadline))
             except WrongEndpointError:
@@ -316,7 +322,7 @@ class Sender:
                 _log.warning("transaction_recovered", label=entry.call.label, error=error.message)
         return receipts
 
-    # -- until it is mined
+    # -- waiting for the receipt
 
     async def _confirm(self, entry: Entry, deadline: float) -> TxReceipt:
         self._nonce_manager.attended.add(entry.id)
@@ -326,7 +332,7 @@ class Sender:
             self._nonce_manager.attended.discard(entry.id)
 
     async def _attend(self, entry: Entry, deadline: float) -> TxReceipt:
-        # What a shorter wait has seen counts for the next one.
+        # The polling state of an earlier wait that timed out is reused.
         watch = self._watches.setdefault(entry.id, _Watch())
         watch.head, pause = -1, max(self._poll, _FAILING[0])
         while True:
@@ -336,8 +342,8 @@ class Sender:
             except WrongEndpointError:
                 raise
             except (EndpointError, StoreError, Web3Exception) as error:
-                # Unknown is not gone: it is on its way, whether the node answers or not, and
-                # whether there is space to record its outcome.
+                # A failed request does not mean that the transaction is lost: it may be mined
+                # although the node does not answer or the outcome can't be recorded.
                 _log.warning("endpoint_failed", label=entry.call.label, error=str(error)[:300])
                 receipt = None
                 await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
@@ -351,9 +357,9 @@ class Sender:
     def _too_late(self, entry: Entry) -> WaitTimeoutError:
         latest = self._outbox.entry(entry.id).latest
         words = self._nonce_manager.refusals.get(entry.id)
-        said = f"; the node says of it: {words}" if words else ""
+        reason = f"; the node says of it: {words}" if words else ""
         return WaitTimeoutError(
-            f"{entry.call.label!r} was sent and was not mined in time ({latest.tx_hash}){said}",
+            f"{entry.call.label!r} was sent and was not mined in time ({latest.tx_hash}){reason}",
             hint="It stays recorded and may still be mined, so that sending the same again may pay "
             f"twice: see `deepsquare tx show {entry.id}`, and `deepsquare tx cancel {entry.id}` "
             "to end it.",
@@ -366,7 +372,7 @@ class Sender:
         try:
             self._nonce_manager.settle(entry, receipt)
         except StoreError as error:
-            # It is mined, and its sender must learn of it. The chain reports it again next time.
+            # It is mined, so the caller gets the receipt. The next poll settles the entry again.
             _log.warning("receipt_not_recorded", label=entry.call.label, error=error.message)
         self._watches.pop(entry.id, None)
         crash_point("sender.settled")
@@ -380,13 +386,16 @@ class Sender:
         return read_receipt(entry, receipt)
 
     async def _look(self, entry: Entry, watch: _Watch) -> Any | None:
-        """The receipt if it is there and deep enough; else see what can be done, once a block."""
+        """Return the receipt if it has enough confirmations.
+
+        Otherwise resend, replace or fill as needed, once per block, and return None.
+        """
         pulse = await self._feel()
         watch.looks += 1
         if pulse.head == watch.head and pulse.count <= entry.nonce and watch.looks % _IDLE_LOOKS:
             return None
-        moved, watch.head = pulse.head != watch.head, pulse.head
-        entry = self._outbox.entry(entry.id)  # it may have been outbid
+        head_changed, watch.head = pulse.head != watch.head, pulse.head
+        entry = self._outbox.entry(entry.id)  # it may have been replaced
         try:
             receipt = await self._nonce_manager.receipt(entry.attempts)
         except WrongEndpointError:
@@ -394,49 +403,60 @@ class Sender:
         except (EndpointError, Web3Exception) as error:
             if pulse.count > entry.nonce:
                 raise
-            # By its nonce it is in no block: what can be done for it needs no receipt.
+            # The nonce is not used, so it is in no block: no receipt is needed to resend it.
             _log.debug("no_receipt", label=entry.call.label, error=str(error)[:300])
             receipt = None
         if receipt is not None:
-            deep = pulse.head >= receipt["blockNumber"] + self._confirmations
-            return receipt if deep or not self._confirmations else None
+            confirmed = pulse.head >= receipt["blockNumber"] + self._confirmations
+            return receipt if confirmed or not self._confirmations else None
         if pulse.count > entry.nonce:
             await self._missed(entry, watch, pulse)
-        elif moved or not watch.looks % _IDLE_LOOKS:
-            # A chain that mines only on demand stands still until it has this transaction.
+        elif head_changed or not watch.looks % _IDLE_LOOKS:
+            # A chain that mines on demand makes no block until it has this transaction.
             await self._nudge(entry, watch, pulse)
         return None
 
     async def _missed(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
-        """The nonce is used, and no receipt of ours is there: believed only of a known transaction.
+        """Handle a used nonce without a receipt of our own.
 
-        Nodes may lag, or take a while until they show what they have mined.
+        A node may lag, or return a mined transaction only later. A nonce conflict is therefore
+        raised only when the transaction that used the nonce is found, or after a long timeout.
+
+        Raises:
+            NonceTakenError: Another program used the nonce.
         """
         if watch.misses == 0:
             watch.missed_at = (pulse.head, pulse.at)
         watch.misses += 1
-        head, at = watch.missed_at
-        late = pulse.head - head >= self._stuck_blocks or pulse.at - at >= _MISSED_SECONDS
-        if watch.misses % _MISSES or not late:
+        first_head, first_seen = watch.missed_at
+        overdue = (
+            pulse.head - first_head >= self._stuck_blocks
+            or pulse.at - first_seen >= _MISSED_SECONDS
+        )
+        if watch.misses % _MISSES or not overdue:
             return
         spender = await find_spender(self.w3, self.address, entry.nonce)
-        if spender is None and pulse.at - at < _UNSHOWN_SECONDS:
+        if spender is None and pulse.at - first_seen < _UNSHOWN_SECONDS:
             return
-        if spender is not None and spender.tx_hash in {each.tx_hash for each in entry.attempts}:
-            return  # it is ours, and its receipt will be shown
+        if spender is not None and spender.tx_hash in {
+            attempt.tx_hash for attempt in entry.attempts
+        }:
+            return  # it is our own transaction, and its receipt will follow
         if spender is not None:
             self._nonce_manager.note_foreign(spender)
-        used = used_by(spender)
-        self._outbox.set_state(entry.id, TxState.ABANDONED, note=f"nonce used by another, {used}")
+        used_where = used_by(spender)
+        self._outbox.set_state(
+            entry.id, TxState.ABANDONED, note=f"nonce used by another, {used_where}"
+        )
         self._watches.pop(entry.id, None)
         raise NonceTakenError(
             f"{entry.call.label!r} was not carried out: another program used nonce "
-            f"{entry.nonce} of {self.address}, {used}",
+            f"{entry.nonce} of {self.address}, {used_where}",
             hint="Let only one program (or one --state-dir) use a wallet, then try again.",
         )
 
     async def _nudge(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
-        """Resend; raise fees when it is our turn; close a gap before it."""
+        """Resend a transaction; raise its fees if it is the next to be mined; fill a nonce gap."""
         watch.misses = 0
         await self._nonce_manager.resend(entry)
         if entry.nonce == pulse.count:
@@ -457,12 +477,14 @@ class Sender:
             await self._nonce_manager.fill(pulse.count)
 
     async def _pulse_due(self, deadline: float) -> None:
-        """Wait until the next look is due, at the same moment for all who wait.
+        """Wait until the next poll is due, which is the same time for all waiting tasks.
 
-        That is when the next block should be there, or somebody has seen it.
+        The poll is due when the next block is expected, or another task has seen it.
         """
-        felt, head = (self._pulse.at, self._pulse.head) if self._pulse is not None else (0.0, -1)
-        await asyncio.sleep(max(0.0, felt + self._poll - time.monotonic()))
+        last_poll, head = (
+            (self._pulse.at, self._pulse.head) if self._pulse is not None else (0.0, -1)
+        )
+        await asyncio.sleep(max(0.0, last_poll + self._poll - time.monotonic()))
         block_time = block_time_of(self.w3)
         while block_time is not None and block_time.head <= head:
             left = min(block_time.due_at(self._poll), deadline) - time.monotonic()
@@ -471,7 +493,7 @@ class Sender:
             await block_time.news(left)
 
     async def _feel(self) -> _Pulse:
-        """Head and nonce, asked once for all who wait."""
+        """Return head and nonce, requested once per poll interval for all waiting tasks."""
         async with self._pulse_lock:
             if self._pulse is None or time.monotonic() - self._pulse.at >= self._poll:
                 self._pulse = _Pulse(*await self._nonce_manager.stand(), time.monotonic())
