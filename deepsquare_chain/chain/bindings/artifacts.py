@@ -1,4 +1,4 @@
-"""The built contracts that travel with the package: ABI, bytecode and where they came from."""
+"""The compiled contracts in this package: ABI, bytecode, and compiler input."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CONTRACTS: Final = ("Credit", "ProviderRegistry", "MetaScheduler", "ERC2771Forwa
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One built contract.
+    """One compiled contract.
 
-    `input_digest` is the SHA-256 of what the compiler was given, `metadata` the text of the
-    compiler's `metadata.json`, byte for byte.
+    `input_digest` is the SHA-256 of the compiler's input, `metadata` the exact text of the
+    compiler's `metadata.json`.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Artifact:
     metadata: str = field(repr=False)
 
     def masked(self, code: bytes) -> bytes:
-        """The code with its immutables set to zero, as the compiler leaves them."""
-        bare = bytearray(code)
+        """Return the code with its immutables set to zero, as in the compiler's output."""
+        masked_code = bytearray(code)
         for start, length in self.immutables:
-            bare[start : start + length] = bytes(length)
-        return bytes(bare[: len(code)])
+            masked_code[start : start + length] = bytes(length)
+        return bytes(masked_code[: len(code)])
 
     def matches(self, code: bytes) -> bool:
-        """Whether code found on a chain is this contract, whatever its constructor was given."""
+        """Return whether code on a chain is this contract, for any constructor arguments."""
         if len(code) != len(self.deployed_bytecode):
             return False
         return self.masked(code) == self.masked(self.deployed_bytecode)
@@ -46,10 +46,10 @@ class Artifact:
 
 @cache
 def load_artifact(name: str) -> Artifact:
-    """Read a built contract.
+    """Read a compiled contract.
 
     Raises:
-        NotFoundError: The package holds no contract of this name.
+        NotFoundError: The package contains no contract of this name.
     """
     if name not in CONTRACTS:
         raise NotFoundError(f"There is no built contract {name!r}", hint=f"One of {CONTRACTS}.")
@@ -61,13 +61,15 @@ def load_artifact(name: str) -> Artifact:
             f"The built contract {name} is missing from the package",
             hint="Run scripts/compile.py.",
         ) from None
-    places = (place for group in built["immutableReferences"].values() for place in group)
+    references = (
+        reference for group in built["immutableReferences"].values() for reference in group
+    )
     return Artifact(
         name=name,
         abi=tuple(built["abi"]),
         bytecode=bytes.fromhex(built["bytecode"].removeprefix("0x")),
         deployed_bytecode=bytes.fromhex(built["deployedBytecode"].removeprefix("0x")),
-        immutables=tuple((place["start"], place["length"]) for place in places),
+        immutables=tuple((reference["start"], reference["length"]) for reference in references),
         input_digest=built["inputDigest"],
         metadata=built["metadata"],
     )
@@ -75,16 +77,16 @@ def load_artifact(name: str) -> Artifact:
 
 @cache
 def standard_input() -> Mapping[str, Any]:
-    """What the compiler was given: standard JSON with all sources.
+    """Return the compiler's input: standard JSON with all sources.
 
     Raises:
-        NotFoundError: The package does not hold it.
+        NotFoundError: The package does not contain it.
     """
     file = resources.files(__package__) / "artifacts" / "standard-input.json"
     try:
-        found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        compiler_input: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFoundError(
             "The compiler's input is missing from the package", hint="Run scripts/compile.py."
         ) from None
-    return found
+    return compiler_input

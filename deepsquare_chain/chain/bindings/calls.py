@@ -1,4 +1,4 @@
-"""What every contract class shares: reading views and encoding calls."""
+"""Base of the contract classes: reads views and encodes calls."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ LATEST: Final[BlockIdentifier] = "latest"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The body of a transaction: whom it calls, with what, and what people call it.
+    """The body of a transaction: recipient, calldata, and a readable label.
 
-    `value` is in wei of the chain's own coin. An empty `to` creates a contract of `data`.
+    `value` is in wei of the chain's native coin. An empty `to` creates a contract from `data`.
     """
 
     to: str
@@ -42,10 +42,10 @@ class Call:
 
 
 def checked_address(text: str, what: str = "address") -> ChecksumAddress:
-    """An address with its checksum.
+    """Return an address with its checksum.
 
     Raises:
-        UsageError: The text is none, or its checksum is wrong.
+        UsageError: The text is not an address, or its checksum is wrong.
     """
     if not is_address(text):
         raise UsageError(
@@ -53,18 +53,18 @@ def checked_address(text: str, what: str = "address") -> ChecksumAddress:
             hint="An address is 0x and 40 hexadecimal digits, such as "
             "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266.",
         )
-    found = to_checksum_address(text)
-    # Only an address of both cases carries a checksum.
-    if is_checksum_formatted_address(text) and found[2:] != text[-40:]:
+    address = to_checksum_address(text)
+    # Only an address in mixed case has a checksum.
+    if is_checksum_formatted_address(text) and address[2:] != text[-40:]:
         raise UsageError(
             f"{text!r} is not a valid {what}: its checksum is wrong, so that a character is mistyped",
             hint="Copy it again from its source.",
         )
-    return found
+    return address
 
 
 class ContractBase:
-    """A contract at an address; subclasses give its functions Python names."""
+    """A contract at an address; subclasses add a method for each of its functions."""
 
     artifact = ""
 
@@ -79,8 +79,8 @@ class ContractBase:
         """Call a view.
 
         Raises:
-            RevertedError: The contract refused, as its own typed error.
-            EndpointError: The node did not answer, or not like this contract.
+            RevertedError: The contract reverted; raised as the matching subclass.
+            EndpointError: The node did not answer, or the response is not of this contract.
         """
         function = self._interface.function(name)
         data = HexBytes(function.encode(*arguments))
@@ -111,49 +111,49 @@ class ContractBase:
     async def has_role(
         self, role: bytes, account: str, *, block_identifier: BlockIdentifier = LATEST
     ) -> bool:
-        """Whether an account has a role (32 bytes, see `role_id`)."""
+        """Return whether an account has a role (32 bytes, see the module `roles`)."""
         return bool(
             await self._one("hasRole", role, checked_address(account), block=block_identifier)
         )
 
     def grant_role(self, role: bytes, account: str) -> Call:
-        """Give a role; for the administrator."""
+        """Grant a role; for the administrator."""
         return self._call("grantRole", role, checked_address(account))
 
     def revoke_role(self, role: bytes, account: str) -> Call:
-        """Take a role away; for the administrator."""
+        """Revoke a role; for the administrator."""
         return self._call("revokeRole", role, checked_address(account))
 
     async def pending_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> tuple[str, int]:
-        """The account that a handover names and the chain time from which it may accept; "" for none."""
+        """Return the next administrator, or "", and the chain time from which it may accept."""
         account, schedule = await self._view("pendingDefaultAdmin", block=block_identifier)
         return (str(account) if int(account, 16) else "", int(schedule))
 
     def begin_handover(self, account: str) -> Call:
-        """Name the next administrator, who must accept after the contract's delay."""
+        """Start a handover: the next administrator must accept it after the contract's delay."""
         label = f"name {account} as the next administrator of {self.artifact}"
         return self._call("beginDefaultAdminTransfer", checked_address(account), label=label)
 
     def accept_handover(self) -> Call:
-        """Become the administrator; for the account that a handover names."""
+        """Accept the handover; for the next administrator."""
         label = f"become the administrator of {self.artifact}"
         return self._call("acceptDefaultAdminTransfer", label=label)
 
     def cancel_handover(self) -> Call:
-        """Withdraw a handover; for the administrator."""
+        """Cancel the handover; for the administrator."""
         label = f"withdraw the handover of {self.artifact}"
         return self._call("cancelDefaultAdminTransfer", label=label)
 
     async def default_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> str:
-        """The one administrator."""
+        """Return the administrator's account."""
         return str(await self._one("defaultAdmin", block=block_identifier))
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 job`, `2 jobs`."""
+    """Return a count with its noun: `1 job`, `2 jobs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def chunks(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    """The items in runs of at most `size`."""
+    """Split items into chunks of at most `size`."""
     return [items[at : at + size] for at in range(0, len(items), size)]

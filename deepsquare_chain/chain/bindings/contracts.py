@@ -1,4 +1,4 @@
-"""One class per contract: views answer in the grid's vocabulary, changes return a `Call`."""
+"""The contract classes: views return our types, methods that change state return a `Call`."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class Contracts:
 
     @property
     def addresses(self) -> tuple[str, str, str]:
-        """Where events come from."""
+        """Contracts whose events are read: credit, registry, scheduler."""
         return (self.credit.address, self.registry.address, self.scheduler.address)

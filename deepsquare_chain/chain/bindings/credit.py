@@ -26,7 +26,7 @@ class Permit:
     s: bytes
 
     def to_tuple(self) -> tuple[int, int, int, bytes, bytes]:
-        """As the contracts take it."""
+        """Return the tuple that the contracts take."""
         return (self.value, self.deadline, self.v, self.r, self.s)
 
 
@@ -36,33 +36,33 @@ class CreditContract(ContractBase):
     artifact = "Credit"
 
     async def balance_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Credits of an account."""
+        """Return the credits of an account."""
         account = checked_address(account)
         return int(await self._one("balanceOf", account, block=block_identifier))
 
     async def total_supply(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """All credits there are."""
+        """Return the total number of credits."""
         return int(await self._one("totalSupply", block=block_identifier))
 
     async def allowance(
         self, owner: str, spender: str, *, block_identifier: BlockIdentifier = LATEST
     ) -> int:
-        """What a spender may take from an owner."""
-        pair = (checked_address(owner), checked_address(spender))
-        return int(await self._one("allowance", *pair, block=block_identifier))
+        """Return the amount that a spender may transfer from an owner."""
+        accounts = (checked_address(owner), checked_address(spender))
+        return int(await self._one("allowance", *accounts, block=block_identifier))
 
     async def permit_nonce(self, owner: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Number of the owner's next permit."""
+        """Return the nonce of the owner's next permit."""
         return int(await self._one("nonces", checked_address(owner), block=block_identifier))
 
     def approve(self, spender: str, amount: int) -> Call:
-        """Let a spender take up to `amount`; `UNLIMITED` never runs out."""
-        much = "unlimited" if amount == UNLIMITED else format_credits(amount)
-        label = f"approve {much} credits for {spender}"
+        """Allow a spender to transfer up to `amount`; `UNLIMITED` is not used up by transfers."""
+        formatted = "unlimited" if amount == UNLIMITED else format_credits(amount)
+        label = f"approve {formatted} credits for {spender}"
         return self._call("approve", checked_address(spender), amount, label=label)
 
     def transfer(self, to: str, amount: int) -> Call:
-        """Give credits to somebody."""
+        """Transfer credits to an account."""
         label = f"transfer {format_credits(amount)} credits to {to}"
         return self._call("transfer", checked_address(to), amount, label=label)
 
@@ -72,13 +72,16 @@ class CreditContract(ContractBase):
         return self._call("mint", checked_address(to), amount, label=label)
 
     def burn(self, amount: int) -> Call:
-        """Destroy own credits."""
+        """Destroy credits of the sender."""
         return self._call("burn", amount, label=f"burn {format_credits(amount)} credits")
 
     async def permit_data(
         self, owner: str, spender: str, value: int, deadline: int
     ) -> Mapping[str, Any]:
-        """What an owner signs (EIP-712) to allow a spender `value` credit-wei until `deadline`."""
+        """Return the EIP-712 data of a permit over `value` credit-wei until `deadline`.
+
+        The owner signs it to allow the spender the transfer.
+        """
         _, name, version, chain_id, contract, _, _ = await self._view("eip712Domain")
         return {
             "types": {

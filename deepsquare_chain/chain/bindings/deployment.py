@@ -1,4 +1,4 @@
-"""The record of a deployment: a JSON file that every command reads."""
+"""The deployment record: a JSON file with a grid's contracts, which every command reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ADDRESSES: Final = ("credit", "registry", "scheduler", "treasury", "forwarder")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Times of a grid in seconds, but for `response_blocks`; fixed for ever."""
+    """Timeouts of a grid in seconds (`response_blocks` in blocks); fixed at deployment."""
 
     claim_timeout: int = 300
     pending_timeout: int = 600
@@ -38,18 +38,18 @@ class Timeouts:
     collect_interval: int = 21_600
 
 
-#: Names of the times that the constructor of MetaScheduler takes, in its order.
+#: Names of the timeouts in the order of MetaScheduler's constructor.
 TIMES: Final = tuple(each.name for each in dataclasses.fields(Timeouts))
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """Where the contracts of a grid are, and how they got there.
+    """Addresses of a grid's contracts, and how they were deployed.
 
-    `block` is the first block that can hold their events; `transactions` are the hashes of the
-    deployment by name; `constructor_args` the arguments by contract, integers as they are;
-    `compiler_digest` the SHA-256 of what the compiler was given; `extra` is open for others
-    (faucet, endpoint, ...).
+    `block` is the first block that can hold their events; `transactions` are the transaction
+    hashes of the deployment by name; `constructor_args` are the arguments by contract, with
+    unconverted integers; `compiler_digest` is the SHA-256 of the compiler's input; `extra` holds
+    optional values (faucet, endpoint, ...).
     """
 
     chain_id: int
@@ -66,7 +66,7 @@ class Deployment:
 
     @property
     def contracts(self) -> dict[str, str]:
-        """Address of each contract by the name of its artifact."""
+        """Address of each contract by artifact name."""
         return {
             "Credit": self.credit,
             "ProviderRegistry": self.registry,
@@ -76,9 +76,9 @@ class Deployment:
 
     @property
     def timeouts(self) -> dict[str, int]:
-        """Times that the MetaScheduler was deployed with, by name; empty where not recorded.
+        """Timeouts that the MetaScheduler was deployed with, by name; empty if not recorded.
 
-        Seconds, but for `response_blocks`.
+        In seconds; `response_blocks` in blocks.
         """
         recorded = self.constructor_args.get("MetaScheduler")
         times = recorded.get("timeouts") if isinstance(recorded, Mapping) else None
@@ -89,16 +89,16 @@ class Deployment:
 
     @property
     def addresses(self) -> tuple[str, str, str]:
-        """The contracts whose events tell the story of the grid: credit, registry, scheduler."""
+        """Contracts whose events are read: credit, registry, scheduler."""
         return (self.credit, self.registry, self.scheduler)
 
     def to_json(self) -> str:
-        """The record as the file holds it."""
+        """Return the record as the text of its file."""
         body = {"format": FORMAT, **dataclasses.asdict(self)}
         return json.dumps(body, indent=2, sort_keys=True) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the file at once or not at all; the folder is made if need be."""
+        """Write the file with fsync and an atomic rename; create its folder if needed."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".deployment-")
@@ -107,7 +107,7 @@ class Deployment:
                 file.write(self.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp's mode is for secrets; this record is for everybody.
+            # mkstemp creates a private file, but the record is public.
             Path(name).chmod(0o644)
             Path(name).replace(target)
         except BaseException:
@@ -116,11 +116,11 @@ class Deployment:
 
     @classmethod
     def load(cls, path: str | Path) -> Deployment:
-        """Read a record.
+        """Read a record from a file.
 
         Raises:
-            NotFoundError: There is no such file.
-            UsageError: It can't be read, or is no deployment record.
+            NotFoundError: The file does not exist.
+            UsageError: It can't be read, or is not a deployment record.
         """
         try:
             with Path(path).open("rb") as file:
@@ -137,10 +137,10 @@ class Deployment:
 
     @classmethod
     def from_json(cls, text: bytes | str, *, source: str = "deployment record") -> Deployment:
-        """Read a record's text.
+        """Read a record from its text.
 
         Raises:
-            UsageError: It is no deployment record; the message names the source.
+            UsageError: It is not a deployment record; the message names the source.
         """
         try:
             return cls._from_body(from_json(_unmarked(text[: MAX_BYTES + 1]), allow_inf_nan=False))
@@ -165,14 +165,14 @@ class Deployment:
         for name in ("transactions", "constructor_args", "extra"):
             if not isinstance(body.get(name, {}), dict):
                 raise TypeError(f"{name} is no object")
-        known = {each.name for each in dataclasses.fields(cls)}
-        values = {name: value for name, value in body.items() if name in known}
+        field_names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in body.items() if name in field_names}
         values |= {name: to_checksum_address(body[name]) for name in _ADDRESSES}
         return cls(**values)
 
 
 def _unmarked(text: bytes | str) -> bytes | str:
-    """The text without the byte order mark that some editors put first."""
+    """Return the text without a byte order mark, which some editors write first."""
     if isinstance(text, str):
         return text.removeprefix("\ufeff")
     return text.removeprefix(codecs.BOM_UTF8)
@@ -182,5 +182,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
     words = str(error)
-    # The reader of JSON gives its position; everything else is described here.
+    # The JSON parser's errors contain a position; all other errors are raised in this module.
     return "no JSON" if " at line " in words else words[:200]

@@ -1,7 +1,7 @@
-"""Events of the three contracts as frozen dataclasses, in the order of the contracts' fields.
+"""Events of the contracts as frozen dataclasses, with the contracts' fields in their order.
 
-Inside the grid nobody sees a log dict. `before` and `after` are the `from` and `to` of the
-contracts. Amounts are credit-wei, times seconds of chain time.
+All code works with these classes instead of raw logs. `before` and `after` are the contracts'
+`from` and `to`. Amounts are in credit-wei, times in seconds of chain time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, Terms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Where an event stands; `address` is the contract that spoke."""
+    """Position of an event on the chain; `address` is the contract that emitted it."""
 
     block_number: int = 0
     block_hash: str = ""
@@ -25,7 +25,7 @@ class Event:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Order on the chain."""
+        """Block number and log index, the sort key in chain order."""
         return self.block_number, self.log_index
 
 
@@ -34,7 +34,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted(Event):
-    """A customer paid `terms.amount` into escrow; the only place that holds name and uses."""
+    """A customer submitted a job and paid `terms.amount` into escrow.
+
+    The terms' `name` and `uses` are contained in this event only.
+    """
 
     job_id: int
     customer: str
@@ -44,7 +47,7 @@ class JobSubmitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobTransition(Event):
-    """The one event of every status change; `provider` is the zero address while there is none."""
+    """A job changed its status; `provider` is the zero address while none is assigned."""
 
     job_id: int
     customer: str
@@ -55,7 +58,7 @@ class JobTransition(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobPriced(Event):
-    """Rate and fee of a job were fixed at its assignment."""
+    """The rate and the fee of a job were fixed at its assignment."""
 
     job_id: int
     provider: str
@@ -65,7 +68,7 @@ class JobPriced(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobToppedUp(Event):
-    """Escrow and limit are the new ones."""
+    """The escrow of a job was raised; `escrow` and `time_limit` are the new values."""
 
     job_id: int
     payer: str
@@ -76,7 +79,7 @@ class JobToppedUp(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobSettled(Event):
-    """The escrow was divided: `paid` to the provider, `fee` to the treasury, the rest back."""
+    """A job was settled: `paid` to the provider, `fee` to the treasury, the rest refunded."""
 
     job_id: int
     provider: str
@@ -89,7 +92,7 @@ class JobSettled(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobCollected(Event):
-    """A run was billed while it goes on; escrow and limit are what is left."""
+    """An interim payment of a running job; `escrow` and `time_limit` are what remains."""
 
     job_id: int
     provider: str
@@ -103,7 +106,7 @@ class JobCollected(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobRetried(Event):
-    """A successor carries the escrow; neither payment nor refund."""
+    """A job is retried: its escrow moved to a successor job, without payment or refund."""
 
     job_id: int
     successor: int
@@ -112,7 +115,7 @@ class JobRetried(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobResult(Event):
-    """What a provider says of a job's end."""
+    """A provider's report of a job's end."""
 
     job_id: int
     exit_code: int
@@ -122,7 +125,7 @@ class JobResult(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobRequeued(Event):
-    """A job went back to PENDING."""
+    """A job was returned to PENDING."""
 
     job_id: int
     by: str
@@ -131,7 +134,7 @@ class JobRequeued(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobPanicked(Event):
-    """A job was given up."""
+    """A job was moved to PANICKED."""
 
     job_id: int
     by: str
@@ -140,7 +143,7 @@ class JobPanicked(Event):
 
 @dataclass(frozen=True, slots=True)
 class TransitionSkipped(Event):
-    """An item of a batch was left out; `reason` is the selector of an error."""
+    """An item of a batch was skipped; `reason` is the selector of an error."""
 
     job_id: int
     status: JobStatus
@@ -148,7 +151,7 @@ class TransitionSkipped(Event):
 
     @property
     def reason_name(self) -> str:
-        """Name of the error."""
+        """Name of the error, or its selector in hex if unknown."""
         return selector_name(self.reason)
 
 
@@ -157,7 +160,7 @@ class TransitionSkipped(Event):
 
 @dataclass(frozen=True, slots=True)
 class ProviderChallenged(Event):
-    """A provider's clock was started over a job; it has until `answer_by`."""
+    """A provider was challenged because of a job; it must answer by `answer_by`."""
 
     job_id: int
     provider: str
@@ -167,14 +170,14 @@ class ProviderChallenged(Event):
 
 @dataclass(frozen=True, slots=True)
 class ProviderAnswered(Event):
-    """A provider showed that it is there."""
+    """A provider answered a challenge."""
 
     provider: str
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentParked(Event):
-    """A recipient could not be paid."""
+    """A payment failed and was parked for its recipient."""
 
     recipient: str
     amount: int
@@ -182,7 +185,7 @@ class PaymentParked(Event):
 
 @dataclass(frozen=True, slots=True)
 class PaymentWithdrawn(Event):
-    """Parked credits were taken out."""
+    """Parked credits were withdrawn."""
 
     recipient: str
     to: str
@@ -191,7 +194,7 @@ class PaymentWithdrawn(Event):
 
 @dataclass(frozen=True, slots=True)
 class FeeChanged(Event):
-    """The fee for jobs assigned from now on."""
+    """The fee for jobs assigned from now on was changed."""
 
     fee_bps: int
 
@@ -208,9 +211,9 @@ class SubmissionsChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class ExecutedForwardRequest(Event):
-    """A signed request was carried out; `success` says whether the inner call was accepted.
+    """A signed request was executed; `success` is whether the inner call succeeded.
 
-    Logged after the events of the inner call.
+    Emitted after the events of the inner call.
     """
 
     signer: str
@@ -223,7 +226,7 @@ class ExecutedForwardRequest(Event):
 
 @dataclass(frozen=True, slots=True)
 class ProviderRegistered(Event):
-    """A provider was approved for the first time and got its id."""
+    """A provider was approved for the first time and got its ID."""
 
     id: int
     provider: str
@@ -231,7 +234,7 @@ class ProviderRegistered(Event):
 
 @dataclass(frozen=True, slots=True)
 class HardwareProposed(Event):
-    """Hardware awaits approval."""
+    """A provider proposed hardware, which needs approval."""
 
     provider: str
     version: int
@@ -240,7 +243,7 @@ class HardwareProposed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ProviderApproved(Event):
-    """A version came into force."""
+    """A version of a provider's hardware was approved."""
 
     provider: str
     version: int
@@ -250,7 +253,7 @@ class ProviderApproved(Event):
 
 @dataclass(frozen=True, slots=True)
 class OfferChanged(Event):
-    """What the provider gives to the grid."""
+    """A provider changed the resources that it offers."""
 
     provider: str
     offer: Offer
@@ -258,7 +261,7 @@ class OfferChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class PricesChanged(Event):
-    """Prices for jobs assigned from now on."""
+    """A provider changed its prices for jobs assigned from now on."""
 
     provider: str
     prices: Prices
@@ -266,7 +269,7 @@ class PricesChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class LabelsChanged(Event):
-    """All labels of the provider."""
+    """A provider replaced its labels; `labels` holds all of them."""
 
     provider: str
     labels: Mapping[str, str]
@@ -282,7 +285,7 @@ class DrainingChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class BanChanged(Event):
-    """The approver shut the provider out, or let it in."""
+    """An approver banned a provider, or lifted the ban."""
 
     provider: str
     banned: bool
@@ -294,7 +297,7 @@ class BanChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class Transfer(Event):
-    """Credits moved; minted from, burned to the zero address."""
+    """Credits were transferred; from the zero address if minted, to it if burned."""
 
     sender: str
     recipient: str
@@ -303,7 +306,7 @@ class Transfer(Event):
 
 @dataclass(frozen=True, slots=True)
 class Approval(Event):
-    """A spender may take up to `amount`."""
+    """An owner allowed a spender to transfer up to `amount`."""
 
     owner: str
     spender: str
@@ -312,7 +315,7 @@ class Approval(Event):
 
 @dataclass(frozen=True, slots=True)
 class RoleGranted(Event):
-    """An account got a role."""
+    """A role was granted to an account."""
 
     role: bytes
     account: str
@@ -321,7 +324,7 @@ class RoleGranted(Event):
 
 @dataclass(frozen=True, slots=True)
 class RoleRevoked(Event):
-    """An account lost a role."""
+    """A role was revoked from an account."""
 
     role: bytes
     account: str

@@ -1,4 +1,4 @@
-"""Events of the contracts: logs become frozen dataclasses here, through one table of topics."""
+"""Decodes logs of the contracts to the frozen dataclasses of `event_types`, by topic."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ _READERS: Final[Mapping[Any, Callable[[Any], Any]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """How the log of one event class is read."""
+    """Decoder of the logs of one event class."""
 
     kind: type[Event]
     indexed: tuple[Abi, ...]
@@ -143,19 +143,21 @@ class _Shape:
 def _shape(entry: Abi) -> _Shape | None:
     kind = getattr(event_types, entry["name"], None)
     if not (isinstance(kind, type) and issubclass(kind, Event)):
-        return None  # administrators' hand-over and the like: nobody acts on it
+        return None  # events that are not used, such as handovers of the administrator
     inputs = tuple(entry["inputs"])
     hints = get_type_hints(kind)
     names: tuple[str, ...] = kind.__match_args__
-    own = [each for each in names if each not in Event.__annotations__]
-    if len(own) != len(inputs):
+    field_names = [each for each in names if each not in Event.__annotations__]
+    if len(field_names) != len(inputs):
         raise AssertionError(f"{kind.__name__} has other fields than the contract's event")
     return _Shape(
         kind=kind,
         indexed=tuple(part for part in inputs if part["indexed"]),
         plain=tuple(part for part in inputs if not part["indexed"]),
         order=tuple(bool(part["indexed"]) for part in inputs),
-        readers=tuple(_reader(hints[name], part) for name, part in zip(own, inputs, strict=True)),
+        readers=tuple(
+            _reader(hints[name], part) for name, part in zip(field_names, inputs, strict=True)
+        ),
     )
 
 
@@ -166,12 +168,12 @@ def _reader(hint: Any, part: Abi) -> Callable[[Any], Any] | None:
 
 
 def _build() -> dict[bytes, _Shape]:
-    found = {
+    shapes = {
         keccak(text=signature_of(entry)): _shape(entry)
         for contract in interfaces()
         for entry in contract.entries("event")
     }
-    return {topic: shape for topic, shape in found.items() if shape is not None}
+    return {topic: shape for topic, shape in shapes.items() if shape is not None}
 
 
 _SHAPES: Final[Mapping[bytes, _Shape]] = MappingProxyType(_build())
@@ -182,10 +184,10 @@ EVENT_CLASSES: Final[Mapping[bytes, type[Event]]] = MappingProxyType(
 
 
 def decode_log(log: Mapping[str, Any]) -> Event | None:
-    """The event of a log as web3 or JSON-RPC give it.
+    """Decode a log in the form of web3 or JSON-RPC.
 
-    None for an event that is not ours, for one whose bytes are no such event, and for a log that
-    a reorganisation removed: a follower passes over what it can't read.
+    Returns None for unknown events, invalid data, and logs that a reorg removed; a follower skips
+    them.
     """
     try:
         topics = [_bytes(topic) for topic in log["topics"]]
@@ -205,22 +207,23 @@ def decode_log(log: Mapping[str, Any]) -> Event | None:
 
 
 def decode_logs(logs: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """All events among the logs, in the order of the chain."""
-    found = (decode_log(log) for log in logs)
-    return sorted((event for event in found if event is not None), key=lambda each: each.place)
+    """Decode logs, skipping unknown ones, and return the events in chain order."""
+    decoded = (decode_log(log) for log in logs)
+    return sorted((event for event in decoded if event is not None), key=lambda each: each.place)
 
 
 def event_topics(*kinds: type[Event]) -> list[str]:
-    """First topics of the given event classes, or of all, as a log filter takes them."""
+    """Return the first topics of the given event classes, by default of all, for a log filter."""
     return [
         "0x" + topic.hex() for topic, kind in EVENT_CLASSES.items() if not kinds or kind in kinds
     ]
 
 
 def event_filter(kind: type[Event], *others: type[Event], **wanted: str) -> list[Any]:
-    """Topics of events whose indexed address fields are these, as eth_getLogs takes them:
-    `event_filter(JobSettled, provider=account)`. Classes that have the fields at the same places
-    share a filter, so that they are one question.
+    """Return the topics for eth_getLogs that select events by indexed address fields.
+
+    Example: `event_filter(JobSettled, provider=account)`. Classes that have these fields at the
+    same positions can share a filter, which saves requests.
     """
     if others:
         first, *rest = (event_filter(each, **wanted) for each in (kind, *others))
@@ -235,13 +238,17 @@ def event_filter(kind: type[Event], *others: type[Event], **wanted: str) -> list
     indexed = [name for name, is_indexed in fields if is_indexed]
     if unknown := wanted.keys() - set(indexed):
         raise AssertionError(f"{kind.__name__} has no indexed {', '.join(sorted(unknown))}")
-    last = max((number for number, name in enumerate(indexed, 1) if name in wanted), default=0)
-    words = [topic_of(wanted[name]) if name in wanted else None for name in indexed[:last]]
-    return ["0x" + topic.hex(), *words]
+    last_position = max(
+        (position for position, name in enumerate(indexed, 1) if name in wanted), default=0
+    )
+    topics = [
+        topic_of(wanted[name]) if name in wanted else None for name in indexed[:last_position]
+    ]
+    return ["0x" + topic.hex(), *topics]
 
 
 def topic_of(address: str) -> str:
-    """An address as an indexed field of a log has it."""
+    """Return an address as the topic of an indexed field."""
     return "0x" + address.removeprefix("0x").lower().rjust(64, "0")
 
 
@@ -249,7 +256,7 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, str):
         return bytes.fromhex(value.removeprefix("0x"))
     if isinstance(value, int):
-        raise TypeError("a number")  # which would become that many zeros
+        raise TypeError("a number")  # bytes(number) would return that many zeros
     return bytes(value)
 
 

@@ -1,7 +1,7 @@
-"""The compiler's metadata of our contracts: what ties deployed code to its sources. Pure.
+"""The compiler's metadata of our contracts, which links deployed code to its sources; no I/O.
 
-solc ends the code with a CBOR map that holds the IPFS hash of `metadata.json`; that file names the
-keccak of every source. So a contract's code alone fixes the sources that it was made of.
+solc appends a CBOR map to the code with the IPFS hash of `metadata.json`, which contains the keccak
+of every source. Deployed code therefore determines the sources that it was compiled from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from eth_utils.crypto import keccak
 
 from deepsquare_chain.chain.bindings.artifacts import load_artifact, standard_input
 
-#: What IPFS stores as one block; solc cuts longer metadata into several.
+#: Size of an IPFS block in bytes; solc splits longer metadata into several.
 _CHUNK: Final = 262_144
 _BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 #: A CBOR map of two entries, the first of them `ipfs` with 34 bytes (a SHA-256 multihash).
@@ -23,10 +23,10 @@ _TRAILER: Final = b"\xa2\x64ipfs\x58\x22"
 
 
 def ipfs_hash(content: bytes) -> str:
-    """The IPFS CIDv0 of a file (dag-pb, UnixFS), as `ipfs add` and solc compute it.
+    """Return the IPFS CIDv0 of a file (dag-pb, UnixFS), as `ipfs add` and solc compute it.
 
     Raises:
-        ValueError: It does not fit one block.
+        ValueError: The file does not fit into one block.
     """
     if len(content) > _CHUNK:
         raise ValueError(f"{len(content)} bytes are more than one block of IPFS")
@@ -38,7 +38,7 @@ def ipfs_hash(content: bytes) -> str:
 
 
 def base58(raw: bytes) -> str:
-    """Bytes in base 58, as IPFS spells hashes."""
+    """Encode bytes in base 58, the encoding of IPFS hashes."""
     number, text = int.from_bytes(raw, "big"), ""
     while number:
         number, digit = divmod(number, 58)
@@ -55,7 +55,7 @@ def _varint(number: int) -> bytes:
 
 
 def metadata_hash(code: bytes) -> str:
-    """The IPFS hash that stands at the end of deployed code; empty where none does."""
+    """Return the IPFS hash at the end of deployed code; empty if there is none."""
     if len(code) < 2:
         return ""
     trailer = code[-2 - int.from_bytes(code[-2:], "big") : -2]
@@ -66,22 +66,22 @@ def metadata_hash(code: bytes) -> str:
 
 
 def sources_of(name: str) -> dict[str, str]:
-    """The sources of a contract by name, each with the keccak that its metadata states.
+    """Return the sources of a contract by path, verified against its metadata.
 
     Raises:
-        ValueError: The package's sources are not those of its metadata.
+        ValueError: A source of the package does not have the keccak in the metadata.
     """
-    given = standard_input()["sources"]
-    found = {}
-    for path, stated in metadata_of(name)["sources"].items():
-        content = str(given.get(path, {}).get("content", ""))
-        if "0x" + keccak(text=content).hex() != stated["keccak256"]:
+    sources = standard_input()["sources"]
+    verified = {}
+    for path, entry in metadata_of(name)["sources"].items():
+        content = str(sources.get(path, {}).get("content", ""))
+        if "0x" + keccak(text=content).hex() != entry["keccak256"]:
             raise ValueError(f"the source {path} is not the one that {name} was compiled from")
-        found[path] = content
-    return found
+        verified[path] = content
+    return verified
 
 
 def metadata_of(name: str) -> Mapping[str, Any]:
-    """The metadata of a contract as it was compiled."""
-    found: Mapping[str, Any] = json.loads(load_artifact(name).metadata)
-    return found
+    """Return the compiler's metadata of a contract."""
+    metadata: Mapping[str, Any] = json.loads(load_artifact(name).metadata)
+    return metadata

@@ -1,4 +1,4 @@
-"""What the MetaScheduler takes and gives, and how its tuples become the grid's vocabulary."""
+"""Inputs and outputs of the MetaScheduler, and conversion between its tuples and our types."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_REASON_BYTES: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a run ended; `seconds_used` is what to bill, `result` a SHA-256 or zeros.
+    """The end of a run; `seconds_used` is the billed time, `result` a SHA-256 or zeros.
 
-    Of `reason`, 32 bytes reach the chain.
+    Only the first 32 bytes of `reason` are stored on chain.
     """
 
     job_id: int
@@ -27,7 +27,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A provider's challenge clock; times in seconds, zero where there is none."""
+    """A provider's challenge clock; chain times in seconds, 0 if not set."""
 
     account: str
     challenged_at: int
@@ -37,7 +37,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What rules all jobs of a deployment; seconds, but for `response_blocks`."""
+    """Parameters of a deployment; times are in seconds, `response_blocks` in blocks."""
 
     claim_timeout: int
     pending_timeout: int
@@ -57,38 +57,38 @@ class Parameters:
 
 
 def short(reason: str) -> str:
-    """A reason cut to what the contract takes, between characters."""
+    """Truncate a reason to the contract's limit, at a character boundary."""
     return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
 
 
 def to_word(text: str) -> bytes:
-    """A few words as the contract keeps them: UTF-8, cut between characters, padded with zeros."""
-    kept = text.encode("utf-8", "replace")[:32].decode("utf-8", "ignore").encode()
-    return kept.ljust(32, b"\0")
+    """Encode text as bytes32: UTF-8, truncated at a character boundary, padded with zeros."""
+    encoded = text.encode("utf-8", "replace")[:32].decode("utf-8", "ignore").encode()
+    return encoded.ljust(32, b"\0")
 
 
 def from_word(word: bytes) -> str:
-    """The words again."""
+    """Decode text from bytes32; the inverse of `to_word`."""
     return word.rstrip(b"\0").decode("utf-8", "replace")
 
 
 def request_values(requests: Sequence[tuple[Terms, Sequence[bytes]]]) -> list[Any]:
-    """Requests as the contract takes them."""
+    """Convert requests to the tuples that the contract takes."""
     return [
         (term_values(terms), [bytes(digest) for digest in digests]) for terms, digests in requests
     ]
 
 
 def term_values(terms: Terms) -> tuple[Any, ...]:
-    """Terms in the order of the contract's fields."""
-    size = terms.resources
+    """Convert terms to a tuple in the order of the contract's fields."""
+    resources = terms.resources
     return (
         terms.amount,
         terms.time_limit,
-        size.tasks,
-        size.cpus_per_task,
-        size.mem_per_cpu,
-        size.gpus,
+        resources.tasks,
+        resources.cpus_per_task,
+        resources.mem_per_cpu,
+        resources.gpus,
         terms.retries,
         int(terms.flags),
         int(terms.objective),
@@ -98,7 +98,7 @@ def term_values(terms: Terms) -> tuple[Any, ...]:
 
 
 def read_job(number: int, record: tuple[Any, ...]) -> Job:
-    """A record as the contract gives it."""
+    """Convert a job record of the contract to a `Job`."""
     (customer, status, since, provider_id, memory, retries, flags, escrow) = record[:8]
     (rate, limit, tasks, cpus, gpus, fee, definition, retry_of) = record[8:]
     return Job(
@@ -120,7 +120,7 @@ def read_job(number: int, record: tuple[Any, ...]) -> Job:
 
 
 def read_terms(values: tuple[Any, ...]) -> Terms:
-    """Terms as `JobSubmitted` holds them."""
+    """Convert the terms of a `JobSubmitted` event."""
     amount, limit, tasks, cpus, memory, gpus, retries, flags, objective, name, uses = values
     return Terms(
         amount=amount,

@@ -1,4 +1,4 @@
-"""The ProviderRegistry: who may run jobs, with what, and at which price."""
+"""The ProviderRegistry contract: approved providers, their hardware and their prices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_CACHED = 10_000
 
 
 class RegistryContract(ContractBase):
-    """Providers by their small id. Memory is in MB, prices are credit-wei a second."""
+    """The contract of the providers. Memory is in MB, prices are in credit-wei per second."""
 
     artifact = "ProviderRegistry"
 
@@ -27,91 +27,94 @@ class RegistryContract(ContractBase):
         self._accounts: dict[int, str] = {}
 
     async def provider_count(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Number of providers ever approved; ids run from one to this."""
+        """Return the number of providers ever approved; provider IDs are 1 to this number."""
         return int(await self._one("providerCount", block=block_identifier))
 
     async def account_of(
         self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> str | None:
-        """Account of a provider, None for an unknown id."""
-        known = self._accounts.get(provider_id)
-        if known is None:
-            found = str(await self._one("accountOf", provider_id, block=block_identifier))
-            if int(found, 16) == 0:
+        """Return the account of a provider; None for an unknown ID."""
+        account = self._accounts.get(provider_id)
+        if account is None:
+            address = str(await self._one("accountOf", provider_id, block=block_identifier))
+            if int(address, 16) == 0:
                 return None
-            self._accounts[provider_id] = known = found
+            self._accounts[provider_id] = account = address
             if len(self._accounts) > MAX_CACHED:
                 self._accounts.clear()
-        return known
+        return account
 
     async def get_provider(
         self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> Provider | None:
-        """One provider, None for an unknown id; ids are given at the first approval."""
+        """Return a provider; None for an unknown ID. IDs are assigned at the first approval."""
         account = await self.account_of(provider_id, block_identifier=block_identifier)
         if account is None:
             return None
-        found = await self.find(account, block_identifier=block_identifier)
-        if found is None or found.id != provider_id:
+        provider = await self.find(account, block_identifier=block_identifier)
+        if provider is None or provider.id != provider_id:
             self._accounts.pop(provider_id, None)
             return None
-        return found
+        return provider
 
     async def find(
         self, account: str, *, block_identifier: BlockIdentifier = LATEST
     ) -> Provider | None:
-        """The provider of an account, approved or not (`id` zero); None if it never registered."""
+        """Return the provider of an account; None if it never registered.
+
+        A provider that was never approved has the ID 0.
+        """
         account = checked_address(account)
-        found = _provider(await self._one("getProvider", account, block=block_identifier))
-        return None if found.status is ProviderStatus.NONE else found
+        provider = _provider(await self._one("getProvider", account, block=block_identifier))
+        return None if provider.status is ProviderStatus.NONE else provider
 
     async def provider_of(
         self, account: str, *, block_identifier: BlockIdentifier = LATEST
     ) -> Provider:
-        """The provider of an account, approved or not.
+        """Return the provider of an account, approved or not.
 
         Raises:
-            NotFoundError: It never registered.
+            NotFoundError: The account never registered.
         """
-        found = await self.find(account, block_identifier=block_identifier)
-        if found is None:
+        provider = await self.find(account, block_identifier=block_identifier)
+        if provider is None:
             raise NotFoundError(
                 f"{account} is not registered as a provider", hint=HINTS["NotRegistered"]
             )
-        return found
+        return provider
 
     async def providers(self, *, block_identifier: BlockIdentifier = LATEST) -> list[Provider]:
-        """All providers that were ever approved, by id."""
+        """Return all providers that were ever approved, ordered by ID."""
         count = await self.provider_count(block_identifier=block_identifier)
-        found = await asyncio.gather(
+        providers = await asyncio.gather(
             *(
                 self.get_provider(each, block_identifier=block_identifier)
                 for each in range(1, count + 1)
             )
         )
-        return [each for each in found if each is not None]
+        return [each for each in providers if each is not None]
 
     async def id_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Id of a provider's account, zero until its first approval."""
+        """Return the ID of a provider's account; 0 until its first approval."""
         return int(await self._one("idOf", checked_address(account), block=block_identifier))
 
     async def approval_period(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Seconds that an approval lasts."""
+        """Return the seconds that an approval lasts."""
         return int(await self._one("approvalPeriod", block=block_identifier))
 
     def register(
         self, hardware: Hardware, prices: Prices, labels: Mapping[str, str] | None = None
     ) -> Call:
-        """Register the sender, or propose its new hardware; waits for the approver."""
+        """Register the sender, or propose its new hardware; both need approval."""
         return self._call("register", _hardware(hardware), _prices(prices), _labels(labels or {}))
 
     def approve(self, account: str, version: int) -> Call:
-        """Put exactly this version of a provider in force; for a holder of APPROVER_ROLE."""
+        """Approve exactly this version of a provider; for a holder of APPROVER_ROLE."""
         label = f"approve version {version} of {account}"
         return self._call("approve", checked_address(account), version, label=label)
 
     def set_offer(self, offer: Offer) -> Call:
-        """Give all of the sender's hardware to the grid, or less."""
+        """Set the resources that the sender offers to the grid, up to its hardware."""
         label = f"offer {offer.cpus} cpus, {offer.memory} MB, {offer.gpus} gpus"
         return self._call("setOffer", (offer.cpus, offer.memory, offer.gpus), label=label)
 
@@ -124,16 +127,16 @@ class RegistryContract(ContractBase):
         return self._call("setLabels", _labels(labels), label="set labels")
 
     def set_draining(self, draining: bool) -> Call:
-        """Start or end the sender's maintenance."""
+        """Start or end maintenance (draining) of the sender."""
         label = "start maintenance" if draining else "end maintenance"
         return self._call("setDraining", draining, label=label)
 
     def ban(self, account: str, reason: str = "") -> Call:
-        """Shut a provider out; for a holder of APPROVER_ROLE. The reason has at most 256 bytes."""
+        """Ban a provider; for a holder of APPROVER_ROLE. The reason has at most 256 bytes."""
         return self._call("ban", checked_address(account), reason, label=f"ban {account}")
 
     def unban(self, account: str) -> Call:
-        """Let a provider in again; for a holder of APPROVER_ROLE."""
+        """Lift the ban of a provider; for a holder of APPROVER_ROLE."""
         return self._call("unban", checked_address(account), label=f"unban {account}")
 
 
@@ -155,7 +158,7 @@ def _labels(labels: Mapping[str, str]) -> list[str]:
 
 
 def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
-    """Labels by key; the first `=` divides, of two labels with one key the last counts."""
+    """Return labels by key; they are split at the first `=`, and the last of a key counts."""
     return {key: value for key, _, value in (label.partition("=") for label in labels)}
 
 

@@ -1,4 +1,4 @@
-"""The roles of the contracts by the identifiers that stand on chain."""
+"""The roles of the contracts and their on-chain identifiers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MINTER_ROLE: Final = keccak(text="MINTER_ROLE")
 APPROVER_ROLE: Final = keccak(text="APPROVER_ROLE")
 METASCHEDULER_ROLE: Final = keccak(text="METASCHEDULER_ROLE")
 
-#: Names as the contracts write them; any other role has only its identifier.
+#: Role names as written in the contracts, by identifier.
 ROLE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "0x" + bytes(32).hex(): "DEFAULT_ADMIN_ROLE",
@@ -24,6 +24,6 @@ ROLE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def role_name(role: bytes) -> str:
-    """The name of a role, or its identifier in hexadecimal."""
+    """Return the name of a role, or its identifier in hexadecimal if it is not known."""
     identifier = f"0x{bytes(role).hex()}"
     return ROLE_NAMES.get(identifier, identifier)

@@ -1,4 +1,4 @@
-"""The MetaScheduler: job records, their status machine and their escrow."""
+"""The MetaScheduler contract: job records, their state machine and their escrow."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Load, Prices, Terms
 
-#: Records read in one call: far below any node's limit of gas for a call.
+#: Number of records read in one call, far below any node's gas limit for eth_call.
 READ_CHUNK: Final = 500
 
 
 class MetaSchedulerContract(ContractBase):
-    """Jobs. Ids run from one to `job_count`; amounts are credit-wei, times seconds."""
+    """The contract of the jobs. Job IDs are 1 to `job_count`; amounts in credit-wei, times in s."""
 
     artifact = "MetaScheduler"
 
     async def job_count(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Number of jobs ever."""
+        """Return the number of jobs ever submitted."""
         return int(await self._one("jobCount", block=block_identifier))
 
     async def get_job(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> Job:
-        """One record.
+        """Return one job record.
 
         Raises:
-            NotFoundError: There is no such job.
+            NotFoundError: The job does not exist.
         """
         job = (await self.get_jobs([job_id], block_identifier=block_identifier))[0]
         if job.status is JobStatus.NONE:
@@ -61,33 +61,36 @@ class MetaSchedulerContract(ContractBase):
     async def get_jobs(
         self, job_ids: Sequence[int], *, block_identifier: BlockIdentifier = LATEST
     ) -> list[Job]:
-        """Records in the order of the ids; unknown ones have the status NONE."""
-        runs = chunks(list(job_ids), READ_CHUNK)
-        found = await asyncio.gather(
-            *(self._one("getJobs", list(run), block=block_identifier) for run in runs)
+        """Return job records in the order of the IDs; unknown jobs have the status NONE."""
+        id_chunks = chunks(list(job_ids), READ_CHUNK)
+        record_chunks = await asyncio.gather(
+            *(
+                self._one("getJobs", list(id_chunk), block=block_identifier)
+                for id_chunk in id_chunks
+            )
         )
         return [
             read_job(number, record)
-            for run, records in zip(runs, found, strict=True)
-            for number, record in zip(run, records, strict=True)
+            for id_chunk, records in zip(id_chunks, record_chunks, strict=True)
+            for number, record in zip(id_chunk, records, strict=True)
         ]
 
     async def allotment(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Seconds that a job may run from its start; zero until it is assigned."""
+        """Return the seconds that a job may run from its start; 0 until it is assigned."""
         return int(await self._one("allotment", job_id, block=block_identifier))
 
     async def deadline(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Chain time at which a RUNNING job has used its allotment, else zero."""
+        """Return the chain time at which a RUNNING job has used up its allotment, else 0."""
         return int(await self._one("deadline", job_id, block=block_identifier))
 
     async def is_lost(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> bool:
-        """Whether the provider of a RUNNING job is gone (lost timeout), or the job is overdue."""
+        """Return whether a RUNNING job is lost: its provider did not respond, or it is overdue."""
         return bool(await self._one("isLost", job_id, block=block_identifier))
 
     async def is_eligible(
         self, job_id: int, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> tuple[bool, str]:
-        """Whether a PENDING job could be assigned to a provider now, and else the error's name."""
+        """Return whether a PENDING job can be assigned to a provider now, or the error's name."""
         eligible, reason = await self._view(
             "isEligible", job_id, provider_id, block=block_identifier
         )
@@ -96,31 +99,31 @@ class MetaSchedulerContract(ContractBase):
     async def is_silent(
         self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> bool:
-        """Whether a provider left a challenge unanswered for too long."""
+        """Return whether a provider has not answered a challenge within the response timeout."""
         return bool(await self._one("isSilent", provider_id, block=block_identifier))
 
     async def clock_of(
         self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> Clock:
-        """A provider's challenge clock."""
+        """Return a provider's challenge clock."""
         return Clock(*await self._one("clockOf", provider_id, block=block_identifier))
 
     async def load_of(
         self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> Load:
-        """What the live assigned jobs of a provider occupy."""
+        """Return the resources that the assigned live jobs of a provider occupy."""
         return Load(*await self._one("loadOf", provider_id, block=block_identifier))
 
     async def parked_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Credit-wei that wait for the account's `withdraw`."""
+        """Return the parked payments of an account in credit-wei, which it can `withdraw`."""
         return int(await self._one("parkedOf", checked_address(account), block=block_identifier))
 
     async def submissions_open(self, *, block_identifier: BlockIdentifier = LATEST) -> bool:
-        """Whether new jobs are taken."""
+        """Return whether new jobs are accepted."""
         return bool(await self._one("submissionsOpen", block=block_identifier))
 
     async def parameters(self, *, block_identifier: BlockIdentifier = LATEST) -> Parameters:
-        """All times, the fee and the addresses in one."""
+        """Return the timeouts, the fee and the addresses of the deployment."""
         names = (
             *("timeouts", "feeBps", "submissionsOpen"),
             *("credit", "registry", "treasury", "trustedForwarder"),
@@ -133,18 +136,22 @@ class MetaSchedulerContract(ContractBase):
     # -- customers
 
     def submit_jobs(self, requests: Sequence[tuple[Terms, Sequence[bytes]]]) -> Call:
-        """One PENDING job for each definition digest, escrow from the sender's allowance."""
+        """Submit one job per definition digest; the escrow comes from the sender's allowance."""
         return self._call("submitJobs", request_values(requests), label=_submit_label(requests))
 
     def submit_jobs_with_permit(
         self, requests: Sequence[tuple[Terms, Sequence[bytes]]], permit: Permit
     ) -> Call:
-        """The same with a permit, in one transaction."""
+        """Submit jobs as `submit_jobs` does, with a permit in the same transaction."""
         arguments = (request_values(requests), permit.to_tuple())
         return self._call("submitJobsWithPermit", *arguments, label=_submit_label(requests))
 
     def submitted(self, call: Call) -> Any:
-        """What a call of `submitJobs`, with or without a permit, asks for; to be compared."""
+        """Decode the requests of a `submitJobs` call, with or without a permit, for comparison.
+
+        Raises:
+            UsageError: The call submits no jobs.
+        """
         for name in ("submitJobs", "submitJobsWithPermit"):
             function = self._interface.function(name)
             if call.data[:4] == function.selector:
@@ -152,7 +159,7 @@ class MetaSchedulerContract(ContractBase):
         raise UsageError(f"{call.label!r} submits no jobs")
 
     def cancel(self, job_ids: Sequence[int]) -> Call:
-        """End jobs of the sender."""
+        """Cancel jobs of the sender."""
         return self._batch("cancel", job_ids)
 
     def top_up(self, job_id: int, customer: str, amount: int) -> Call:
@@ -161,13 +168,13 @@ class MetaSchedulerContract(ContractBase):
         return self._call("topUp", job_id, checked_address(customer), amount, label=label)
 
     def top_up_with_permit(self, job_id: int, customer: str, amount: int, permit: Permit) -> Call:
-        """The same with a permit, in one transaction."""
+        """Top up a job as `top_up` does, with a permit in the same transaction."""
         arguments = (job_id, checked_address(customer), amount, permit.to_tuple())
         label = f"top up job {job_id} by {format_credits(amount)} credits"
         return self._call("topUpWithPermit", *arguments, label=label)
 
     def withdraw(self, to: str) -> Call:
-        """Take out what could not be paid to the sender."""
+        """Withdraw the sender's parked payments, which could not be paid out before."""
         return self._call("withdraw", checked_address(to), label="withdraw parked credits")
 
     # -- scheduler and providers
@@ -176,8 +183,8 @@ class MetaSchedulerContract(ContractBase):
         """Assign PENDING jobs, for a holder of METASCHEDULER_ROLE.
 
         Args:
-            assignments: Job ids by provider id and the prices that the decision was made by; jobs
-                of a provider that asks more by now are refused.
+            assignments: Job IDs by provider ID and the prices that the decision was based on; jobs
+                are rejected if the provider's prices are higher by now.
         """
         groups = [
             (provider, (prices.cpu, prices.gpu, prices.mem), list(ids))
@@ -187,55 +194,63 @@ class MetaSchedulerContract(ContractBase):
         return self._call("metaSchedule", groups, label=label)
 
     def self_schedule(self, job_ids: Sequence[int]) -> Call:
-        """Take jobs for the sender that were PENDING for the pending timeout."""
+        """Assign jobs to the sender that were PENDING for the pending timeout."""
         return self._batch("selfSchedule", job_ids)
 
     def claim(self, job_ids: Sequence[int]) -> Call:
-        """META_SCHEDULED to SCHEDULED, by the assigned provider."""
+        """Move jobs from META_SCHEDULED to SCHEDULED; for the assigned provider."""
         return self._batch("claim", job_ids)
 
     def start(self, job_ids: Sequence[int]) -> Call:
-        """SCHEDULED to RUNNING, by the assigned provider; the meter starts."""
+        """Move jobs from SCHEDULED to RUNNING, which starts billing; for the assigned provider."""
         return self._batch("start", job_ids)
 
     def claim_and_start(self, job_ids: Sequence[int]) -> Call:
-        """META_SCHEDULED to RUNNING in one transaction, by the assigned provider."""
+        """Move jobs from META_SCHEDULED to RUNNING in one call; for the assigned provider."""
         return self._batch("claimAndStart", job_ids)
 
     def collect(self, job_ids: Sequence[int]) -> Call:
-        """Bill RUNNING jobs up to now, by the assigned provider; the jobs must allow it."""
+        """Bill RUNNING jobs up to now; for the assigned provider, if the jobs allow it."""
         return self._batch("collect", job_ids)
 
     def finish(self, reports: Sequence[Report]) -> Call:
-        """End RUNNING jobs and settle them, by the assigned provider."""
-        rows = [
-            (each.job_id, each.seconds_used, each.exit_code, each.result, to_word(each.reason))
-            for each in reports
+        """End RUNNING jobs and settle them; for the assigned provider."""
+        report_values = [
+            (
+                report.job_id,
+                report.seconds_used,
+                report.exit_code,
+                report.result,
+                to_word(report.reason),
+            )
+            for report in reports
         ]
-        return self._call("finish", rows, label=_label("finish", [row[0] for row in rows]))
+        return self._call(
+            "finish", report_values, label=_label("finish", [values[0] for values in report_values])
+        )
 
     def answer(self) -> Call:
-        """Stop the sender's challenge clock."""
+        """Answer a challenge, which stops the sender's challenge clock."""
         return self._call("answer", label="answer a challenge")
 
     # -- parties and anyone
 
     def requeue(self, job_ids: Sequence[int], reason: str = "") -> Call:
-        """META_SCHEDULED or SCHEDULED back to PENDING."""
+        """Move jobs from META_SCHEDULED or SCHEDULED back to PENDING."""
         return self._batch("requeue", job_ids, short(reason))
 
     def panic(self, job_ids: Sequence[int], reason: str = "") -> Call:
-        """Give jobs up: by their provider, or by anyone once they are lost."""
+        """Move jobs to PANICKED; for their provider, or for anyone once they are lost."""
         return self._batch("panic", job_ids, short(reason))
 
     def challenge(self, job_id: int) -> Call:
-        """Start the clock of the provider of an assigned job."""
+        """Challenge the provider of an assigned job, which starts its challenge clock."""
         return self._call("challenge", job_id, label=f"challenge the provider of job {job_id}")
 
     # -- administrator
 
     def set_fee(self, fee_bps: int) -> Call:
-        """Fee in basis points for jobs assigned from now on; at most 2,000."""
+        """Set the fee in basis points for jobs assigned from now on; at most 2,000."""
         return self._call("setFee", fee_bps, label=f"set the fee to {fee_bps} basis points")
 
     def set_submissions_open(self, is_open: bool) -> Call:
