@@ -1,1 +1,4 @@
-"""The indexer: events in database tables that pages and the JSON API query. Nothing trusts it."""
+"""The indexer: writes events to database tables, which the web pages and the JSON API query.
+
+No decision of the grid depends on the index.
+"""

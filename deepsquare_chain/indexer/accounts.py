@@ -1,4 +1,4 @@
-"""Questions about accounts and the credits that they moved."""
+"""Queries for accounts and their movements of credits."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _LIVE = [int(each) for each in JobStatus if each.is_live]
 
 
 class AccountQueries(Reader):
-    """Balances and statements."""
+    """Queries for balances and statements."""
 
     def account(self, account: str) -> AccountRow:
-        """What an address is to the grid; one that it never saw has nothing.
+        """Return an account. An unknown address has zero balances and counts.
 
         Raises:
-            UsageError: This is no address.
+            UsageError: The address is invalid.
         """
         key = address(account)
         with self._read() as (connection, snapshot):
-            own = jobs.c.customer == key
-            last = connection.execute(
+            submitted = jobs.c.customer == key
+            last_line = connection.execute(
                 select(movements.c.line, movements.c.balance)
                 .where(movements.c.account == key)
                 .order_by(movements.c.line.desc())
@@ -43,11 +43,11 @@ class AccountQueries(Reader):
             return AccountRow(
                 address=key,
                 alias=self._aliases.get(key, ""),
-                balance=last.balance if last is not None else 0,
+                balance=last_line.balance if last_line is not None else 0,
                 parked=parked_of(connection, key),
-                jobs=_count(connection, own),
-                jobs_live=_count(connection, own & jobs.c.status.in_(_LIVE)),
-                movements=last.line if last is not None else 0,
+                jobs=_count(connection, submitted),
+                jobs_live=_count(connection, submitted & jobs.c.status.in_(_LIVE)),
+                movements=last_line.line if last_line is not None else 0,
                 provider_id=connection.execute(
                     select(providers.c.id).where(providers.c.account == key)
                 ).scalar(),
@@ -64,12 +64,12 @@ class AccountQueries(Reader):
         period: Period | None = None,
         kind: str | None = None,
     ) -> Page[MovementRow]:
-        """All that an account paid and got, with the balance after each, latest first.
+        """Return the movements of an account with the balance after each, latest first.
 
-        The last balance is the account's `balanceOf` at the index's block.
+        The latest balance equals the account's `balanceOf` at the last indexed block.
 
         Raises:
-            UsageError: No address, or an invalid cursor or limit.
+            UsageError: The address, the cursor or the limit is invalid.
         """
         query = placed(movements).where(movements.c.account == address(account))
         if period is not None:
@@ -91,7 +91,7 @@ class AccountQueries(Reader):
     def movements(
         self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[MovementRow]:
-        """Lines of all statements, latest first; errors as `statement`."""
+        """Return the lines of all statements, latest first. Raises the errors of `statement`."""
         with self._read() as (connection, snapshot):
             return paged(
                 connection,
@@ -105,14 +105,14 @@ class AccountQueries(Reader):
 
 
 def parked_of(connection: Connection, account: str) -> int:
-    """Credit-wei that wait for the account's withdrawal."""
-    held = connection.execute(
+    """Return the parked credit-wei that the account can withdraw."""
+    parked = connection.execute(
         select(parkings.c.held)
         .where(parkings.c.recipient == account)
         .order_by(parkings.c.block.desc(), parkings.c.log_index.desc())
         .limit(1)
     ).scalar()
-    return held or 0
+    return parked or 0
 
 
 def _count(connection: Connection, which: object) -> int:

@@ -1,4 +1,4 @@
-"""Questions about what is lawful but worth a look; the rules are the audit's own."""
+"""Queries for anomalies. The rules are those of the audit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS: Final = (*(each.value for each in Subject), *(each.value for each in Code
 
 
 class AnomalyQueries(Reader):
-    """What somebody should ask about: what happened, and what stands open now."""
+    """Queries for anomalies: those caused by transactions, and open conditions."""
 
     def exceptions(
         self,
@@ -41,17 +41,17 @@ class AnomalyQueries(Reader):
         kind: str | None = None,
         setup: bool | None = None,
     ) -> rows.Page[rows.AnomalyRow]:
-        """Exceptions that somebody's transaction made, latest first.
+        """Return the anomalies that transactions caused, latest first.
 
         Args:
-            cursor: Where to go on.
-            limit: Rows of a page.
-            kind: One code or one subject, all by default.
-            setup: Whether those of the deployment's set-up are wanted, which are those of its
-                administration before the first job; both by default.
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page.
+            kind: A code or a subject; all by default.
+            setup: True for only the anomalies of the deployment's set-up (administration before
+                the first job), False for only the others; all by default.
 
         Raises:
-            UsageError: There is no such kind; an invalid cursor or limit.
+            UsageError: The kind is unknown, or the cursor or limit is invalid.
         """
         query = placed(exceptions)
         if kind is not None:
@@ -62,11 +62,13 @@ class AnomalyQueries(Reader):
             column = exceptions.c.subject if kind in list(Subject) else exceptions.c.code
             query = query.where(column == kind)
         if setup is not None:
-            first = select(
+            first_job_block = select(
                 func.coalesce(func.min(transitions.c.block), _NO_BLOCK)
             ).scalar_subquery()
-            early = and_(exceptions.c.subject == Subject.ADMINISTRATION, exceptions.c.block < first)
-            query = query.where(early if setup else ~early)
+            is_setup = and_(
+                exceptions.c.subject == Subject.ADMINISTRATION, exceptions.c.block < first_job_block
+            )
+            query = query.where(is_setup if setup else ~is_setup)
         with self._read() as (connection, snapshot):
             return paged(
                 connection,
@@ -79,28 +81,28 @@ class AnomalyQueries(Reader):
             )
 
     def open_exceptions(self) -> rows.OpenAnomalies:
-        """What stands open at the index's block without anybody having acted, latest job first."""
+        """Return the conditions that are open at the last indexed block, latest job first."""
         with self._read() as (connection, snapshot):
             entries = {
                 row.id: job_entry(row) for row in connection.execute(_candidates(snapshot)).all()
             }
-            asked = select(providers.c.account).where(providers.c.answer_by != 0)
-            accounts = list(connection.execute(asked).scalars())
+            challenged = select(providers.c.account).where(providers.c.answer_by != 0)
+            accounts = list(connection.execute(challenged).scalars())
             challenges = [last_challenge(connection, each) for each in accounts]
-        watch = AnomalyRules(normalised(self.deployment))
-        watch.resume(entries.values(), challenges)
+        rules = AnomalyRules(normalised(self.deployment))
+        rules.resume(entries.values(), challenges)
         spot = Spot(snapshot.number("block"), snapshot.number("time", 0))
-        found = watch.so_far(entries, spot)
-        found.sort(key=lambda row: -row.job_id)
+        anomalies = rules.so_far(entries, spot)
+        anomalies.sort(key=lambda row: -row.job_id)
         at = snapshot.at(spot.block, spot.time, "", None)
         return rows.OpenAnomalies(
-            tuple(rows.AnomalyRow(at=at, **_told(each)) for each in found[:SHOWN]),
-            len(found) > SHOWN,
+            tuple(rows.AnomalyRow(at=at, **_told(each)) for each in anomalies[:SHOWN]),
+            len(anomalies) > SHOWN,
         )
 
 
 def exception_values(row: Anomaly, *, block: int, number: int, position: int) -> dict[str, Any]:
-    """A row of `exceptions`."""
+    """Return the values of a row of `exceptions`."""
     return {
         "block": block,
         "number": number,
@@ -110,7 +112,7 @@ def exception_values(row: Anomaly, *, block: int, number: int, position: int) ->
 
 
 def _told(row: Anomaly) -> dict[str, Any]:
-    """What the index and its answers say of an exception, but its place."""
+    """Return the columns of an anomaly, without its position."""
     return {
         "code": row.code.value,
         "subject": SUBJECTS[row.code].value,
@@ -122,7 +124,7 @@ def _told(row: Anomaly) -> dict[str, Any]:
 
 
 def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
-    """The latest challenge of a provider that has one."""
+    """Return the latest challenge of a provider, which must have one."""
     query = select(events.c.block, events.c.log_index, events.c.body).where(
         events.c.account == account, events.c.name == ProviderChallenged.__name__
     )
@@ -141,14 +143,15 @@ def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
 
 
 def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
-    """Jobs that may stand open: claimed ones, and runs past their limit.
+    """Select the jobs that may have an open condition: claimed ones, and runs past their limit.
 
-    No allotment is shorter than the limit: the contract assigns no job whose escrow lacks for it.
+    An allotment is never shorter than the time limit, because the contract assigns a job only if
+    its escrow covers the limit.
     """
     # While a job runs, `since` is the time up to which it is billed.
-    past = jobs.c.since + jobs.c.time_limit < snapshot.number("time", 0)
-    runs = and_(jobs.c.status == int(JobStatus.RUNNING), past)
-    return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), runs))
+    past_limit = jobs.c.since + jobs.c.time_limit < snapshot.number("time", 0)
+    overdue = and_(jobs.c.status == int(JobStatus.RUNNING), past_limit)
+    return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), overdue))
 
 
 def _exception(row: Row[Any], snapshot: IndexSnapshot) -> rows.AnomalyRow:

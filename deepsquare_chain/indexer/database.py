@@ -1,4 +1,4 @@
-"""The database of the index: a file of its own, or a PostgreSQL server that several share."""
+"""The database of the index: an SQLite file, or a PostgreSQL server that several programs share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAMES: Final = {
 
 
 class IndexDatabase(CursorTables):
-    """Tables, cursor and identity of one index; made by `IndexDatabase.open`."""
+    """Tables, cursor and identity of one index. Use `IndexDatabase.open` to create it."""
 
     _guard: IO[bytes] | Connection | None = None
 
@@ -42,34 +42,34 @@ class IndexDatabase(CursorTables):
         writer: bool = False,
         forget: bool = False,
     ) -> Self:
-        """Open the database, made and migrated if need be.
+        """Open the database; create or migrate it if necessary.
 
         Args:
             where: A file, a URL such as `postgresql+psycopg://user@host/name`, or None for memory.
-                PostgreSQL finds its password as its own programs do (PGPASSWORD, ~/.pgpass).
-            deployment: The grid that it belongs to.
-            genesis: Hash of the chain's first block; not checked when empty.
-            writer: Whether to write: one program at a time does. Only a writer migrates a
-                database that exists already.
-            forget: Begin anew whatever is in it; for a writer.
+                The PostgreSQL password is read as by libpq (PGPASSWORD, ~/.pgpass).
+            deployment: Deployment of the grid that it belongs to.
+            genesis: Hash of the chain's first block; not checked if empty.
+            writer: Whether to open for writing. Only one process at a time can be the writer.
+                Only a writer migrates an existing database.
+            forget: Delete all data first; for a writer.
 
         Raises:
-            UsageError: It is of another grid, of a newer program, no database, has a writer
-                already, or the URL is none.
+            UsageError: It belongs to another grid or to a newer program version, is not a
+                database, already has a writer, or the URL is invalid.
             StoreError: The disk is full, or the server does not answer.
         """
-        found = cls._at(where)
+        database = cls._at(where)
         try:
-            found.prepare(deployment, genesis, writer=writer, forget=forget)
+            database.prepare(deployment, genesis, writer=writer, forget=forget)
         except BaseException:
-            found.close()
+            database.close()
             raise
-        return found
+        return database
 
     def prepare(
         self, deployment: Deployment, genesis: str, *, writer: bool, forget: bool = False
     ) -> None:
-        """See `open`."""
+        """Lock, migrate and identify the database; see `open`."""
         if writer:
             self._guard = self._only_writer()
         with self.begin() as connection:
@@ -87,21 +87,24 @@ class IndexDatabase(CursorTables):
         if isinstance(where, str) and "://" in where:
             return cls(None, url=_url(where))
         path = Path(where)
-        with suppress(OSError):  # opening it says what is wrong
+        with suppress(OSError):  # opening the file reports the error
             path.parent.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
     @contextmanager
     def begin(self, *, durable: bool = False) -> Iterator[Connection]:
-        """As `Database.begin`; all of it can be read from the chain again, so that speed wins."""
+        """Begin a transaction like `Database.begin`, but not durable by default.
+
+        Lost transactions can be read from the chain again.
+        """
         with super().begin(durable=durable) as connection:
             yield connection
 
     def close(self) -> None:
-        """Close it and let others write; harmless when closed."""
+        """Close the database and release the writer lock. Idempotent."""
         guard, self._guard = self._guard, None
         if guard is not None:
-            # A server that is gone has let go of the lock already.
+            # If the server is gone, the lock is already released.
             with suppress(DatabaseError):
                 guard.close()
         super().close()
@@ -113,10 +116,12 @@ class IndexDatabase(CursorTables):
         self.close()
 
     def check_writer(self) -> None:
-        """See that this process may still write: a server that restarted has forgotten.
+        """Check that this process still holds the writer lock; acquire it again if necessary.
+
+        A PostgreSQL server releases the lock when it restarts.
 
         Raises:
-            UsageError: Another process writes by now.
+            UsageError: Another process has become the writer.
             StoreError: The server does not answer.
         """
         if not isinstance(self._guard, Connection):
@@ -129,7 +134,7 @@ class IndexDatabase(CursorTables):
             self._guard = self._only_writer()
 
     def _only_writer(self) -> IO[bytes] | Connection | None:
-        """A lock that ends with the process, however it ends."""
+        """Acquire a lock that is released when the process ends, even by a crash."""
         if self.url is not None:
             return self._lock_server()
         if self.path is None:
@@ -160,19 +165,19 @@ class IndexDatabase(CursorTables):
         )
 
     def _identify(self, connection: Connection, deployment: Deployment, genesis: str) -> None:
-        wanted = {
+        expected = {
             "chain_id": str(deployment.chain_id),
             "scheduler": deployment.scheduler.lower(),
             **({"genesis": genesis.lower()} if genesis else {}),
         }
-        found = {row.key: row.value for row in connection.execute(select(identity))}
-        for key, value in wanted.items():
-            if key not in found:
+        stored = {row.key: row.value for row in connection.execute(select(identity))}
+        for key, value in expected.items():
+            if key not in stored:
                 connection.execute(insert(identity).values(key=key, value=value))
                 put_state(connection, **{key: value})
-            elif found[key] != value:
+            elif stored[key] != value:
                 raise UsageError(
-                    f"The index {self.place} belongs to another {_NAMES[key]}: {found[key]}, "
+                    f"The index {self.place} belongs to another {_NAMES[key]}: {stored[key]}, "
                     f"not {value}",
                     hint="Give another --database, or `deepsquare explorer index --rebuild` if "
                     "its chain is gone.",

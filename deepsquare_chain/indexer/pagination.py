@@ -1,4 +1,4 @@
-"""What all queries share: moments, pages by cursor, and rows made of columns."""
+"""Shared by all queries: snapshots, pagination, and conversion of rows to read models."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from deepsquare_chain.store.base import Database
 
 MAX_LIMIT: Final = 200
 DEFAULT_LIMIT: Final = 50
-#: The last page that can be asked for by its number; a database counts up to it row by row.
+#: Highest page number that can be requested. The database scans all rows of earlier pages.
 MAX_PAGE: Final = 10_000
-#: Rows of a kind that a detail shows before one has to page.
+#: Rows of each kind that a detail view includes; more rows require pagination.
 SHOWN: Final = 200
 _MAX_INT: Final = 2**63 - 1
 
@@ -35,30 +35,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class IndexSnapshot:
-    """What the index knew of itself when a query began."""
+    """The state of the index at the start of a query."""
 
     values: Mapping[str, str]
 
     def number(self, key: str, default: int = -1) -> int:
-        """A number of the state, such as `block` or `finalized`."""
+        """Return a number of the state, such as `block` or `finalized`."""
         return int(self.values.get(key, default))
 
     @property
     def finalized(self) -> int:
-        """Last final block."""
+        """Last finalized block."""
         return self.number("finalized")
 
     def at(self, block: int, time: int, tx_hash: str, log_index: int | None) -> Place:
-        """A place, final or not."""
+        """Return a position on the chain, marked as finalized or not."""
         return Place(block, time, tx_hash, log_index, block <= self.finalized)
 
     def place(self, row: Row[Any], log_index: int | None) -> Place:
-        """The place of a row with `block`, `time` and the `hash` of its transaction."""
+        """Return the position of a row that has `block`, `time` and transaction `hash`."""
         return self.at(row.block, row.time, row.hash, log_index)
 
 
 class Reader:
-    """A database, and the deployment whose events are in it."""
+    """Base of query classes: a database, and the deployment whose events it contains."""
 
     def __init__(self, database: Database, deployment: Deployment) -> None:
         self.database = database
@@ -74,26 +74,26 @@ class Reader:
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Connection, IndexSnapshot]]:
-        """Reads of one moment."""
+        """Open a read transaction, and yield it with its snapshot."""
         with self.database.read() as connection:
-            found = connection.execute(select(state.c.key, state.c.value))
-            yield connection, IndexSnapshot({row.key: row.value for row in found})
+            state_rows = connection.execute(select(state.c.key, state.c.value))
+            yield connection, IndexSnapshot({row.key: row.value for row in state_rows})
 
 
 def address(text: str) -> str:
-    """An address as the tables spell it; UsageError where it is none."""
+    """Return a checksummed address, as stored in the tables. Raises UsageError if invalid."""
     return str(checked_address(text))
 
 
 class Period(NamedTuple):
-    """Seconds of chain time: from `start` up to, and without, `end`; None for no bound."""
+    """A range of chain time in seconds: `start` inclusive, `end` exclusive, None for no bound."""
 
     start: int | None
     end: int | None
 
 
 def within(time: ColumnElement[int], period: Period) -> list[ColumnElement[bool]]:
-    """Conditions on rows whose time lies in a period."""
+    """Return the conditions for rows whose time lies in a period."""
     bounds = []
     if period.start is not None:
         bounds.append(time >= period.start)
@@ -103,23 +103,23 @@ def within(time: ColumnElement[int], period: Period) -> list[ColumnElement[bool]
 
 
 def encode_cursor(kind: str, key: Sequence[Any]) -> str:
-    """An opaque cursor."""
+    """Encode a key of a list as an opaque cursor."""
     body = json.dumps([kind, *key], separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
 
 
 def decode_cursor(kind: str, cursor: str, size: int) -> list[int]:
-    """The key in a cursor.
+    """Decode the key of a cursor.
 
     Raises:
-        UsageError: It is none of this list.
+        UsageError: It is not a cursor of this list.
     """
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        found = pydantic_core.from_json(base64.urlsafe_b64decode(padded))
-        own = isinstance(found, list) and found[0] == kind and len(found) == size + 1
-        if own and all(type(each) is int and abs(each) <= _MAX_INT for each in found[1:]):
-            return list(found[1:])
+        parts = pydantic_core.from_json(base64.urlsafe_b64decode(padded))
+        matches = isinstance(parts, list) and parts[0] == kind and len(parts) == size + 1
+        if matches and all(type(each) is int and abs(each) <= _MAX_INT for each in parts[1:]):
+            return list(parts[1:])
     except (ValueError, binascii.Error, IndexError):
         pass
     raise UsageError(
@@ -139,15 +139,15 @@ def paged(
     oldest_first: bool = False,
     order: Sequence[ColumnElement[Any]] = (),
 ) -> Page[T]:
-    """A page of a query in the order of its integer keys, latest first.
+    """Return a page of a query, ordered by its integer keys, latest first by default.
 
-    A cursor holds the last key that was shown, so that rows that come or vanish in between
-    neither repeat nor hide others. The keys must be among the query's columns, by name. With the
-    number of a page instead of a cursor, the page is a `NumberedPage`, and its rows are in `order`
-    before that of the keys.
+    A cursor contains the key of the last row, so that rows that are added or removed in the
+    meantime do not cause duplicates or gaps. The query must have a column with the name of each
+    key. If `cursor` is a page number, the result is a `NumberedPage`, sorted by `order` first and
+    then by the keys.
 
     Raises:
-        UsageError: A cursor of another list, a page or a limit out of bounds.
+        UsageError: The cursor belongs to another list, or page or limit is out of bounds.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
@@ -155,17 +155,17 @@ def paged(
         columns = [*order, *(each.desc() for each in keys)]
         return _numbered(connection, query, columns, make, number=cursor, limit=limit)
     if cursor is not None:
-        last = tuple(decode_cursor(kind, cursor, len(keys)))
-        here: Any = tuple_(*keys)
-        query = query.where(here > last if oldest_first else here < last)
+        last_key = tuple(decode_cursor(kind, cursor, len(keys)))
+        row_key: Any = tuple_(*keys)
+        query = query.where(row_key > last_key if oldest_first else row_key < last_key)
     order = keys if oldest_first else [each.desc() for each in keys]
     rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
     more = len(rows) > limit
     names = [str(each.key) for each in keys]
-    following = None
+    next_cursor = None
     if more:
-        following = encode_cursor(kind, [getattr(rows[limit - 1], name) for name in names])
-    return Page(tuple(make(row) for row in rows[:limit]), following)
+        next_cursor = encode_cursor(kind, [getattr(rows[limit - 1], name) for name in names])
+    return Page(tuple(make(row) for row in rows[:limit]), next_cursor)
 
 
 def _numbered(
@@ -185,17 +185,17 @@ def _numbered(
     return NumberedPage(tuple(make(row) for row in rows), None, number, pages, total)
 
 
-# -- read models of rows
+# -- conversion of rows to read models
 
 
 def read_model(kind: type[T], row: Row[Any], /, **converted: Any) -> T:
-    """A read model of a row: its fields are the columns of the same names, but for what is given."""
+    """Convert a row to a read model. Fields that are not given are columns of the same name."""
     names = (each.name for each in fields(cast("Any", kind)) if each.name not in converted)
     return kind(**{name: getattr(row, name) for name in names}, **converted)
 
 
 def placed(table: Table, *more: Any) -> Select[Any]:
-    """Rows of a table with `hash` of their transaction and `time` of their block."""
+    """Select a table with the `hash` of the transaction and the `time` of the block of each row."""
     time = () if "time" in table.c else (headers.c.time,)
     query = select(table, transactions.c.hash, *time, *more).join(
         transactions,
@@ -205,14 +205,14 @@ def placed(table: Table, *more: Any) -> Select[Any]:
 
 
 def event_row(row: Row[Any], snapshot: IndexSnapshot) -> EventRow:
-    """An event of `placed(events)`."""
+    """Convert a row of `placed(events)`."""
     values = pydantic_core.from_json(row.body)
     at = snapshot.place(row, row.log_index)
     return EventRow(at, row.contract, row.name, row.job_id, values)
 
 
 def movement_row(row: Row[Any], snapshot: IndexSnapshot) -> MovementRow:
-    """A line of `placed(movements)`."""
+    """Convert a row of `placed(movements)`."""
     return read_model(
         MovementRow,
         row,

@@ -1,6 +1,7 @@
-"""Events of some blocks become rows, through the same books that the audit keeps.
+"""The projection: turns the events of a batch of blocks into table rows.
 
-Violations that the ledgers find are ignored here: the index shows what was emitted, the audit judges.
+It uses the same ledgers as the audit, but ignores their findings: the index shows the events as
+emitted, and only the audit judges them.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ _FLOWS: Final = ("escrow", "paid", "fee", "refunded")
 
 @dataclass(slots=True)
 class Held:
-    """What the database holds of everything that a batch touches, before it.
+    """The state in the database, before a batch, of everything that the batch touches.
 
-    `sums` is the last row of `totals`; `line` gives count and balance of an account's statement,
-    `figures` what a provider did so far; `challenges` are those that stand open.
+    `sums` is the last row of `totals`. `line` returns the number of lines and the balance of an
+    account's statement. `figures` returns the running totals of a provider. `challenges` are the
+    open challenges.
     """
 
     jobs: dict[int, JobEntry]
@@ -56,7 +58,7 @@ class Held:
 
 @dataclass(slots=True)
 class Folded:
-    """What to write: new rows by table, and the jobs and providers that changed."""
+    """The result of a projection: new rows by table, and the changed jobs and providers."""
 
     rows: defaultdict[Table, list[dict[str, Any]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -67,7 +69,7 @@ class Folded:
 
 
 def touched(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
-    """Job ids, accounts of providers, and recipients of parked credits that events are about."""
+    """Return the job IDs, provider accounts and recipients of parked credits in events."""
     job_ids: set[int] = set()
     accounts: set[str] = set()
     recipients: set[str] = set()
@@ -84,7 +86,7 @@ def touched(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
 
 
 class Folding:
-    """One batch on its way into the tables; `deployment` is spelled as in events."""
+    """The projection of one batch. `deployment` must have checksummed addresses, as events have."""
 
     def __init__(self, deployment: Deployment, held: Held, facts: BlockData) -> None:
         self._held = held
@@ -106,7 +108,7 @@ class Folding:
         self._out = Folded(spots=held.spots)
 
     def fold(self, events: Iterable[ev.Event]) -> Folded:
-        """Rows of events in the order of the chain."""
+        """Return the rows for events, which must be in chain order."""
         for number, of_block in groupby(events, key=lambda event: event.block_number):
             self._block(number, list(of_block))
         return self._out
@@ -114,22 +116,26 @@ class Folding:
     def _block(self, number: int, events: list[ev.Event]) -> None:
         header = self._facts.headers[number]
         entries: list[tuple[int, LedgerEntry]] = []
-        odd: list[tuple[int, Anomaly]] = []
+        anomalies: list[tuple[int, Anomaly]] = []
         count = 0
         moved: set[int | None] = set()
         active: set[str] = set()
-        for tx_hash, run in groupby(events, key=lambda event: event.tx_hash):
-            sent = self._facts.transactions[tx_hash]
-            own = list(run)
+        for tx_hash, group in groupby(events, key=lambda event: event.tx_hash):
+            transaction = self._facts.transactions[tx_hash]
+            transaction_events = list(group)
             page = TransactionContext(number, header.time, tx_hash, [], [])
-            self._books.read(page, own)
-            entries += ((sent.position, entry) for entry in page.entries)
-            self._watch.read(own, self._books.jobs.jobs, BlockContext(number, header.time, tx_hash))
-            named = name_self_scheduled(self._watch.take(), {tx_hash: sent.sender})
-            odd += ((sent.position, row) for row in named)
-            self._transaction(sent, len(own))
-            for event in own:
-                self._event(event, sent.position, header.time, active)
+            self._books.read(page, transaction_events)
+            entries += ((transaction.position, entry) for entry in page.entries)
+            self._watch.read(
+                transaction_events,
+                self._books.jobs.jobs,
+                BlockContext(number, header.time, tx_hash),
+            )
+            named = name_self_scheduled(self._watch.take(), {tx_hash: transaction.sender})
+            anomalies += ((transaction.position, row) for row in named)
+            self._transaction(transaction, len(transaction_events))
+            for event in transaction_events:
+                self._event(event, transaction.position, header.time, active)
                 moved.add(_job_id(event))
                 if isinstance(event, ev.JobRetried):
                     moved.add(event.successor)
@@ -137,8 +143,8 @@ class Folding:
         self._header(number, count)
         self._movements(entries)
         self._out.rows[schema.exceptions] += (
-            exception_values(row, block=number, number=at, position=position)
-            for at, (position, row) in enumerate(odd)
+            exception_values(row, block=number, number=index, position=position)
+            for index, (position, row) in enumerate(anomalies)
         )
         self._close(number, header.time, moved, active)
 
@@ -180,7 +186,7 @@ class Folding:
                 "events": events,
             }
         )
-        # Whoever is called besides the forwarder can look like it: it must be ours.
+        # Other contracts can imitate the forwarder, so only calls to our own are decoded.
         if contract != FORWARDER:
             return
         for number, (call, ok) in enumerate(sent.forwarded):
@@ -203,14 +209,14 @@ class Folding:
 
     def _event(self, event: ev.Event, position: int, time: int, active: set[str]) -> None:
         account, contract = _account(event), self._names[event.address]
-        place = {
+        location = {
             "block": event.block_number,
             "log_index": event.log_index,
             "position": position,
         }
         self._out.rows[schema.events].append(
             {
-                **place,
+                **location,
                 "contract": contract,
                 "name": type(event).__name__,
                 "job_id": _job_id(event),
@@ -223,20 +229,20 @@ class Folding:
             self._work(account, time, active).offer(self._books.registry.of(account))
         match event:
             case ev.JobTransition():
-                self._transition(event, {**place, "time": time}, active)
+                self._transition(event, {**location, "time": time}, active)
             case ev.JobSettled():
-                self._settlement(event, {**place, "time": time}, active, event.refunded)
+                self._settlement(event, {**location, "time": time}, active, event.refunded)
             case ev.JobCollected():
-                self._settlement(event, {**place, "time": time}, active, 0)
+                self._settlement(event, {**location, "time": time}, active, 0)
                 self._out.spots[event.job_id] = event.block_number, position, event.log_index
             case ev.PaymentParked():
-                self._parking(event.recipient, event.amount, place)
+                self._parking(event.recipient, event.amount, location)
             case ev.PaymentWithdrawn():
-                self._parking(event.recipient, -event.amount, place)
+                self._parking(event.recipient, -event.amount, location)
             case ev.RoleGranted() | ev.RoleRevoked():
                 self._out.rows[schema.roles].append(
                     {
-                        **place,
+                        **location,
                         "contract": contract,
                         "role": "0x" + event.role.hex(),
                         "account": event.account,
@@ -245,9 +251,9 @@ class Folding:
                     }
                 )
             case ev.FeeChanged():
-                self._parameter("fee_bps", str(event.fee_bps), place)
+                self._parameter("fee_bps", str(event.fee_bps), location)
             case ev.SubmissionsChanged():
-                self._parameter("submissions_open", str(event.open).lower(), place)
+                self._parameter("submissions_open", str(event.open).lower(), location)
             case _:
                 pass
 
@@ -269,8 +275,8 @@ class Folding:
                 self._sums[name] = self._sums.get(name, 0) + sign
         job = self._books.jobs.jobs.get(event.job_id)
         if job is not None and (account := known(event.provider)) is not None:
-            figures = self._work(account, place["time"], active)
-            figures.move(event.before, event.after, job.terms.resources)
+            provider_totals = self._work(account, place["time"], active)
+            provider_totals.move(event.before, event.after, job.terms.resources)
 
     def _settlement(
         self,
@@ -296,8 +302,8 @@ class Folding:
             }
         )
         if provider is not None:
-            figures = self._work(provider, place["time"], active)
-            figures.settle(event.billed_seconds, event.paid)
+            provider_totals = self._work(provider, place["time"], active)
+            provider_totals.settle(event.billed_seconds, event.paid)
 
     def _parking(self, recipient: str, amount: int, place: dict[str, int]) -> None:
         self._parked[recipient] = held = self._parked.get(recipient, 0) + amount
@@ -311,12 +317,12 @@ class Folding:
     # -- sums
 
     def _work(self, account: str, time: int, active: set[str]) -> ProviderTotals:
-        """A provider's figures, brought up to a time."""
+        """Return a provider's running totals, advanced to a time."""
         active.add(account)
         if account not in self._figures:
-            figures = self._held.figures(account)
-            figures.time = figures.time or time
-            self._figures[account] = figures
+            provider_totals = self._held.figures(account)
+            provider_totals.time = provider_totals.time or time
+            self._figures[account] = provider_totals
         self._figures[account].pass_time(time)
         return self._figures[account]
 
@@ -344,7 +350,7 @@ class Folding:
             )
 
     def _close(self, number: int, time: int, moved: Iterable[int | None], active: set[str]) -> None:
-        """The sums after a block."""
+        """Write the totals after a block."""
         for job_id in moved:
             job = self._books.jobs.jobs.get(job_id) if job_id is not None else None
             if job is None:
@@ -375,7 +381,7 @@ def _job_id(event: ev.Event) -> int | None:
     if job_id is None or job_id > _MAX_ID:
         return None
     if isinstance(event, ev.TransitionSkipped) and event.status is JobStatus.NONE:
-        return None  # a stranger's batch may name jobs that do not exist yet
+        return None  # anyone's batch may name jobs that do not exist yet
     return job_id
 
 

@@ -1,8 +1,8 @@
-"""The index as pages and the JSON API ask it.
+"""All queries of the index, for the web pages and the JSON API.
 
-Every method is synchronous and reads one moment of the database: services call them in threads.
-Lists come in pages whose opaque cursors stay valid while rows come, and while a reorganisation
-takes some away. Unknown things raise `NotFoundError`, invalid arguments `UsageError`.
+Every method is synchronous and reads one snapshot of the database; services call it in a thread.
+Lists are paginated with opaque cursors, which stay valid when rows are added or removed by a reorg.
+Unknown objects raise `NotFoundError`, invalid arguments `UsageError`.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from deepsquare_chain.indexer.series import SeriesQueries
 from deepsquare_chain.store.schema import blocks
 
 MAX_CHANGES: Final = 200
-#: Name of the follower that fills the tables.
+#: Name of the follower that writes the tables.
 CURSOR: Final = "index"
 
 
 class Index(
     JobQueries, AccountQueries, RegistryQueries, BlockQueries, SeriesQueries, AnomalyQueries
 ):
-    """All questions; made of a database that `IndexDatabase.open` prepared."""
+    """All queries of the index. The database must be opened by `IndexDatabase.open`."""
 
     def status(self) -> Status:
-        """How far the index is, and of which grid."""
-        last = select(blocks.c.number, blocks.c.hash).where(blocks.c.name == CURSOR)
+        """Return the progress and the grid of the index."""
+        blocks_query = select(blocks.c.number, blocks.c.hash).where(blocks.c.name == CURSOR)
         with self._read() as (connection, snapshot):
-            grid = self.deployment
-            query = last.order_by(blocks.c.number.desc()).limit(1)
+            deployment = self.deployment
+            query = blocks_query.order_by(blocks.c.number.desc()).limit(1)
             cursor = connection.execute(query).one_or_none()
             return Status(
-                chain_id=grid.chain_id,
-                scheduler=grid.scheduler,
-                registry=grid.registry,
-                credit=grid.credit,
-                treasury=grid.treasury,
+                chain_id=deployment.chain_id,
+                scheduler=deployment.scheduler,
+                registry=deployment.registry,
+                credit=deployment.credit,
+                treasury=deployment.treasury,
                 genesis=snapshot.values.get("genesis", ""),
-                start_block=grid.block,
+                start_block=deployment.block,
                 block=snapshot.number("block"),
                 block_hash=cursor.hash if cursor is not None else "",
                 time=snapshot.number("time", 0),
@@ -58,7 +58,7 @@ class Index(
             )
 
     def changes(self, since: int, limit: int = MAX_CHANGES) -> Changes:
-        """What changed after the change of this number, for live pages."""
+        """Return the changes after the given change number, for live pages."""
         with self._read() as (connection, snapshot):
             latest = snapshot.number("change", 0)
             query = select(changes).where(changes.c.number > since).order_by(changes.c.number)

@@ -1,7 +1,7 @@
-"""What the index answers: frozen rows in the grid's vocabulary.
+"""Read models: the immutable rows that queries of the index return.
 
-Amounts are credit-wei, gas prices wei of the chain's own coin, times seconds of chain time.
-Names, labels and reasons are texts of strangers: data, never markup.
+Amounts are credit-wei, gas prices are wei of the chain's native coin, times are chain time in
+seconds. Names, labels and reasons are untrusted text; never treat them as markup.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(ReadModel, Generic[T]):
-    """Some rows of a list; `next` is the cursor of those that follow, None at the end."""
+    """A page of a list. `next` is the cursor of the following page, None at the end."""
 
     items: tuple[T, ...]
     next: str | None
@@ -43,7 +43,7 @@ class Page(ReadModel, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class NumberedPage(Page[T]):
-    """Some rows of a list whose pages have numbers, from 1 on; `total` counts the rows of all."""
+    """A page of a list with numbered pages, starting at 1. `total` is the number of all rows."""
 
     number: int
     pages: int
@@ -52,10 +52,10 @@ class NumberedPage(Page[T]):
 
 @dataclass(frozen=True, slots=True)
 class Place(ReadModel):
-    """Where on the chain something stands.
+    """A position on the chain.
 
-    Until `finalized` a reorganisation can still undo it. `log_index` is that of the log in its
-    block, None where a whole transaction is meant.
+    A reorg can still undo it until it is `finalized`. `log_index` is the index of the log in its
+    block, None for a whole transaction.
     """
 
     block: int
@@ -67,12 +67,12 @@ class Place(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class Status(ReadModel):
-    """How far the index is.
+    """The progress of the index.
 
-    `block` is the last one whose effects are in the tables (`block_hash` and `time` are its own,
-    empty and zero before the first), `finalized` the last one that the chain calls final, `head`
-    the highest that was seen and `head_time` its time. `change` grows with every change of the
-    tables. `built_since` is when these tables were begun, in seconds since the epoch.
+    `block` is the last indexed block; `block_hash` and `time` belong to it, and are empty and zero
+    before the first. `finalized` is the last finalized block, `head` the highest block seen, and
+    `head_time` its time. `change` increases with every change of the tables. `built_since` is the
+    time at which the tables were created, in seconds since the epoch.
     """
 
     chain_id: int
@@ -99,9 +99,9 @@ class Status(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class Overview(ReadModel):
-    """The grid at a glance, at chain time `time`; cpus are those of providers in good standing.
+    """Summary of the grid at chain time `time`. CPUs are those of active providers.
 
-    `donated` is what was given to the scheduler's contract without a job: nobody's any more.
+    `donated` was sent to the scheduler contract without a job, and can't be recovered.
     """
 
     block: int
@@ -129,9 +129,9 @@ class Overview(ReadModel):
 class JobRow(ReadModel):
     """A job in a list.
 
-    `escrow` is what is held now, zero once it is final; `provider` is None while nobody has it;
-    `paid`, `fee` and `billed_seconds` are sums over interim payments and the settlement; `changed`
-    is the place of its last transition or interim payment.
+    `escrow` is the current escrow, zero once the job is final. `provider` is None while the job is
+    not assigned. `paid`, `fee` and `billed_seconds` are totals of interim payments and the
+    settlement. `changed` is the position of the last transition or interim payment.
     """
 
     id: int
@@ -160,7 +160,7 @@ class JobRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class TransitionRow(ReadModel):
-    """A status change; `provider` is None where no provider was involved."""
+    """A transition of a job. `provider` is None if no provider was involved."""
 
     at: Place
     job_id: int
@@ -172,10 +172,10 @@ class TransitionRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class MovementRow(ReadModel):
-    """One line of a statement: of `debit` and `credit` one is zero; `balance` is after it.
+    """One line of a statement. `debit` or `credit` is zero; `balance` is the balance after it.
 
-    `kind` is one of `audit.entries.Kind`; several jobs that are paid in one transfer have a line
-    each.
+    `kind` is a value of `audit.entries.MovementKind`. If one transfer pays several jobs, each has
+    its own line.
     """
 
     at: Place
@@ -189,15 +189,16 @@ class MovementRow(ReadModel):
 
     @property
     def amount(self) -> Credits:
-        """Signed: what the balance changed by."""
+        """Signed change of the balance."""
         return self.credit - self.debit
 
 
 @dataclass(frozen=True, slots=True)
 class EventRow(ReadModel):
-    """An event: `values` are its fields by name.
+    """An event; `values` are its fields by name.
 
-    Enums stand as names, bytes as 0x-hexadecimal, structs as mappings, integers as integers.
+    Enums are represented by names, bytes as 0x-hexadecimal, structs as mappings, and integers as
+    integers.
     """
 
     at: Place
@@ -209,7 +210,7 @@ class EventRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class LineRow(ReadModel):
-    """One job of a line of retries; `carried` is the escrow that it passed on."""
+    """One job of a chain of retries. `carried` is the escrow that it passed to its successor."""
 
     id: int
     status: JobStatus
@@ -219,7 +220,7 @@ class LineRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ChallengeRow(ReadModel):
-    """A provider's open challenge: it is silent when `answer_by` passes without an answer."""
+    """A provider's open challenge. The provider must answer by chain time `answer_by`."""
 
     at: Place
     job_id: int
@@ -230,13 +231,13 @@ class ChallengeRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class JobDetail(ReadModel):
-    """Everything about a job.
+    """All details of a job.
 
-    `events` are the first ones only where `more_events`; `Index.events` pages through all.
-    `line` is its line of retries from the first to the last, itself included. `challenge` is the
-    open one of its provider. `payments` are its interim payments and its settlement, oldest first,
-    the first ones where there are many; the `collected_` sums are those of all interim payments.
-    `allotment` is in seconds from `billed_until` on, zero until the job is assigned.
+    If `more_events`, then `events` are only the first ones; `Index.events` returns all in pages.
+    `line` is its chain of retries from first to last, including the job. `challenge` is the open
+    challenge of its provider. `payments` are its interim payments and its settlement, oldest first,
+    limited to the first ones. The `collected_` fields are totals of all interim payments.
+    `allotment` is the number of seconds after `billed_until`, zero until the job is assigned.
     """
 
     row: JobRow
@@ -263,19 +264,19 @@ class JobDetail(ReadModel):
 
     @property
     def billed_until(self) -> int:
-        """Chain time up to which interim payments bill it; its start where there is none."""
+        """Chain time up to which interim payments billed the job; its start if there are none."""
         return self.row.started_at + self.collected_seconds
 
     @property
     def deadline(self) -> int:
-        """Chain time at which a running job has used its allotment, else zero."""
+        """Chain time at which a running job will have used its allotment; zero for other jobs."""
         running = self.row.status is job.JobStatus.RUNNING
         return self.billed_until + self.allotment if running else 0
 
 
 @dataclass(frozen=True, slots=True)
 class RoleRow(ReadModel):
-    """A grant or a loss of a role; `contract` is Credit, ProviderRegistry or MetaScheduler."""
+    """A grant or revocation of a role. `contract` is Credit, ProviderRegistry or MetaScheduler."""
 
     at: Place
     contract: str
@@ -288,7 +289,7 @@ class RoleRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class Roles(ReadModel):
-    """Who holds what now, by the grant that gave it, and everything that led there."""
+    """Roles: `held` are the grants in force, `history` are all grants and revocations."""
 
     held: tuple[RoleRow, ...]
     history: tuple[RoleRow, ...]
@@ -296,9 +297,9 @@ class Roles(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class AccountRow(ReadModel):
-    """An account: `alias` is what it is to this grid (a contract's name, treasury), or empty.
+    """An account. `alias` is its role in the grid (a contract's name, treasury), or empty.
 
-    `jobs` and `jobs_live` count those that it submitted, `movements` the lines of its statement.
+    `jobs` and `jobs_live` count the jobs that it submitted, `movements` the lines of its statement.
     """
 
     address: str
@@ -314,11 +315,11 @@ class AccountRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ProviderFigures(ReadModel):
-    """What a provider did with what it was given.
+    """Totals of a provider's work.
 
-    `assigned`, `started` and `returned` (requeued) count events, the endings count jobs that had
-    started or not. `busy_seconds` is what was billed, `cpu_seconds` the running jobs' cpus times
-    seconds up to the index's last block; `earned` is without fees.
+    `assigned`, `started` and `returned` (requeued) count events. The final statuses count jobs,
+    whether or not they had started. `busy_seconds` are the billed seconds. `cpu_seconds` are the
+    CPUs of running jobs times seconds, up to the last indexed block. `earned` excludes fees.
     """
 
     assigned: int
@@ -339,15 +340,15 @@ class ProviderFigures(ReadModel):
 
     @property
     def ended(self) -> int:
-        """Jobs that ended, in whatever way."""
+        """Number of jobs that ended with any final status."""
         return self.finished + self.failed + self.out_of_credits + self.cancelled + self.panicked
 
     @property
     def success_rate(self) -> float | None:
-        """Share of jobs that ended by themselves among those that it should have ended.
+        """Share of jobs that ended without a panic; None if there are none.
 
-        A script that fails is no fault of the provider; cancellation is the customer's will.
-        None before the first end.
+        Failed jobs count as success, because a failing script is not the provider's fault.
+        Cancelled jobs are excluded, because the customer decided to cancel them.
         """
         good = self.finished + self.failed + self.out_of_credits
         return good / (good + self.panicked) if good + self.panicked else None
@@ -355,9 +356,10 @@ class ProviderFigures(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ProviderRow(ReadModel):
-    """A provider now; `id` is None before its first approval; `answer_by` zero unchallenged.
+    """The current state of a provider.
 
-    `load` is what its live assigned jobs occupy of its offer.
+    `id` is None before its first approval. `answer_by` is zero if there is no open challenge.
+    `load` is the part of its offer that its live assigned jobs occupy.
     """
 
     account: str
@@ -378,8 +380,11 @@ class ProviderRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ProviderChange(ReadModel):
-    """One change: `kind` is registered, hardware, approved, offer, prices, labels, draining, ban,
-    challenged or answered; `values` as in `EventRow`."""
+    """A change of a provider.
+
+    `kind` is registered, hardware, approved, offer, prices, labels, draining, ban, challenged or
+    answered. `values` are encoded as in `EventRow`.
+    """
 
     at: Place
     kind: str
@@ -388,7 +393,7 @@ class ProviderChange(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ProviderDetail(ReadModel):
-    """A provider with its history, latest first; `Index.provider_history` pages through all."""
+    """A provider with its latest changes. `Index.provider_history` returns all changes in pages."""
 
     row: ProviderRow
     history: tuple[ProviderChange, ...]
@@ -398,10 +403,11 @@ class ProviderDetail(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class TransactionRow(ReadModel):
-    """A transaction that made events of this grid.
+    """A transaction that emitted events of this grid.
 
-    `to` is None where it created a contract; `contract` is the name of ours that it called, or
-    empty; `method` the function's name where it is one of ours. `gas_price` is what was paid.
+    `to` is None if it created a contract. `contract` is the name of the grid's contract that it
+    called, or empty. `method` is the name of the called function, or empty if it is unknown.
+    `gas_price` is the price that was paid.
     """
 
     at: Place
@@ -419,10 +425,10 @@ class TransactionRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ForwardedRow(ReadModel):
-    """A customer's signed request that a relayer handed to the forwarder.
+    """A customer's signed request that a relayer submitted to the forwarder.
 
-    `contract` is the name of ours that it calls, or empty; `ok` is false where it was refused or
-    left out.
+    `contract` is the name of the grid's contract that it calls, or empty. `ok` is false if it
+    failed or was skipped.
     """
 
     signer: str
@@ -434,9 +440,9 @@ class ForwardedRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class TransactionDetail(ReadModel):
-    """The same with its input (0x-hexadecimal), events, and the movements that they made.
+    """A transaction with its input (0x-hexadecimal), events, and movements of credits.
 
-    `forwarded` are the signed requests in it, where it is one to the forwarder.
+    `forwarded` are its signed requests, if the transaction calls the forwarder.
     """
 
     row: TransactionRow
@@ -451,7 +457,7 @@ class TransactionDetail(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class BlockRow(ReadModel):
-    """A block with events of this grid; `transactions` counts those with such events."""
+    """A block with events of this grid. `transactions` counts the transactions with such events."""
 
     number: int
     hash: str
@@ -467,7 +473,7 @@ class BlockRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class BlockDetail(ReadModel):
-    """A block with its transactions, the first ones where `more_transactions`."""
+    """A block with its transactions, only the first ones if `more_transactions`."""
 
     row: BlockRow
     transactions: tuple[TransactionRow, ...]
@@ -476,9 +482,9 @@ class BlockDetail(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class SettlementRow(ReadModel):
-    """How a job's escrow was divided: at its end, or in part by an interim payment.
+    """A settlement or an interim payment of a job.
 
-    `status` is the one that the job then had, so RUNNING for an interim payment.
+    `status` is the status of the job at that time: RUNNING for an interim payment.
     """
 
     at: Place
@@ -494,16 +500,16 @@ class SettlementRow(ReadModel):
 
     @property
     def interim(self) -> bool:
-        """Whether the job went on afterwards."""
+        """Whether this is an interim payment."""
         return self.status is job.JobStatus.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
 class AnomalyRow(ReadModel):
-    """Something lawful that is worth a look, by the rules of `audit verify`.
+    """An anomaly (allowed but unusual), by the rules of `audit verify`.
 
-    `code` is its kind and `subject` what it is about: jobs, providers, credits or administration;
-    `severity` is notice or warning. What stands open at the index's block has no transaction.
+    `code` is its kind. `subject` is jobs, providers, credits or administration. `severity` is
+    notice or warning. Conditions that are open at the last indexed block have no transaction.
     """
 
     at: Place
@@ -517,7 +523,7 @@ class AnomalyRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class OpenAnomalies(ReadModel):
-    """What stands open now without anybody having acted; `more` where only the first are here."""
+    """Open conditions that no transaction caused. `more` is true if only the first are included."""
 
     items: tuple[AnomalyRow, ...]
     more: bool
@@ -525,7 +531,7 @@ class OpenAnomalies(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ParameterRow(ReadModel):
-    """A parameter in force; `since` is None where the deployment fixed it for good."""
+    """A value of a parameter. `since` is None if the deployment fixed it permanently."""
 
     name: str
     value: str
@@ -534,7 +540,7 @@ class ParameterRow(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class ParameterHistory(ReadModel):
-    """All parameters now, and how those that can change came there, latest first."""
+    """All current parameters, and the changes of those that can change, latest first."""
 
     now: tuple[ParameterRow, ...]
     history: tuple[ParameterRow, ...]
@@ -542,8 +548,11 @@ class ParameterHistory(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class Hit(ReadModel):
-    """Something that a search found: `kind` is job, account, provider, transaction or block;
-    `key` is what the methods of those take."""
+    """A search result.
+
+    `kind` is job, account, provider, transaction or block. `key` is the argument for the query
+    method of that kind.
+    """
 
     kind: str
     key: str
@@ -552,7 +561,7 @@ class Hit(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class StatusPoint(ReadModel):
-    """Jobs by status at a time."""
+    """Number of jobs by status at a time."""
 
     time: int
     jobs: JobCounts
@@ -560,7 +569,7 @@ class StatusPoint(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class EscrowPoint(ReadModel):
-    """Where credits were at a time."""
+    """Totals of credits at a time."""
 
     time: int
     escrow: Credits
@@ -572,7 +581,7 @@ class EscrowPoint(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class UsePoint(ReadModel):
-    """Of one provider in the time up to `time`: cpu-seconds used and offered."""
+    """CPU-seconds that a provider used and offered in the interval that ends at `time`."""
 
     time: int
     cpu_seconds: int
@@ -580,13 +589,13 @@ class UsePoint(ReadModel):
 
     @property
     def share(self) -> float:
-        """Used of offered; zero where nothing was offered."""
+        """Used share of the offered CPU-seconds; zero if none were offered."""
         return self.cpu_seconds / self.offered_seconds if self.offered_seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Utilisation(ReadModel):
-    """Use over time of one provider."""
+    """Utilisation of one provider over time."""
 
     account: str
     points: tuple[UsePoint, ...]
@@ -594,11 +603,11 @@ class Utilisation(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class Change(ReadModel):
-    """Why pages may look different now.
+    """A change of the index, after which pages may show different data.
 
-    `kind` is blocks (new ones), reorg (blocks from `first_block` on did not happen), finality
-    (blocks up to `last_block` are final) or rebuilt (forget everything). `jobs` are those that
-    moved, the latest hundred where there are more.
+    `kind` is blocks (new blocks), reorg (blocks from `first_block` on were undone), finality
+    (blocks up to `last_block` are final) or rebuilt (the index was deleted). `jobs` are the changed
+    jobs, at most the hundred latest.
     """
 
     number: int
@@ -610,10 +619,10 @@ class Change(ReadModel):
 
 @dataclass(frozen=True, slots=True)
 class Changes(ReadModel):
-    """Changes after a number, oldest first.
+    """Changes after a given number, oldest first.
 
-    With `missed` some are no longer kept, and a page should be read anew. `latest` is the number
-    to ask with the next time.
+    If `missed`, some changes are no longer kept, and the client should reload the page. `latest` is
+    the number to pass in the next request.
     """
 
     latest: int

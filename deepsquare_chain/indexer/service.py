@@ -1,7 +1,7 @@
-"""The indexer: follows every event of a grid into the index's tables.
+"""The index service: follows the events of a grid and writes them to the tables of the index.
 
-Start, restart and catch-up are the same cycle. `open_index` gives the service with its `index`
-to ask; `IndexService.cycle` goes into a daemon (see `deepsquare_chain.daemon.service`).
+Start, restart and catch-up use the same cycle. `open_index` opens the service, whose `index`
+answers queries. A daemon runs `IndexService.cycle` (see `deepsquare_chain.daemon.service`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.settings import Settings
 
-#: Blocks of one batch: what a crash repeats, and what is held in memory.
+#: Maximum blocks per batch. Limits memory use, and the work that is repeated after a crash.
 MAX_RANGE: Final = 2_000
 DATABASE: Final = "explorer.db"
 _CONSTANTS: Final = (
@@ -42,12 +42,12 @@ _CONSTANTS: Final = (
 )
 _log = get_logger(__name__)
 
-#: Called with the last block that was read and the last one there is to read.
+#: Called with the last block that was read and the last block to read.
 Progress = Callable[[int, int], None]
 
 
 def index_place(settings: Settings) -> str | Path:
-    """Where the index is kept: the setting, or a file among the other databases."""
+    """Return the location of the index: the setting, or a file in the state directory."""
     return settings.explorer_database or settings.state_dir / DATABASE
 
 
@@ -61,19 +61,19 @@ async def open_index(
     max_lag_blocks: int = MAX_LAG_BLOCKS,
     **options: Any,
 ) -> AsyncIterator[IndexService]:
-    """The indexer of a grid with a connection of its own.
+    """Open the index service of a grid with a connection of its own.
 
     Args:
-        endpoint: JSON-RPC endpoint, or several, parted by commas.
-        deployment: The grid.
-        where: As `IndexDatabase.open`.
+        endpoint: JSON-RPC endpoint, or several separated by commas.
+        deployment: Deployment of the grid.
+        where: Location of the database; see `IndexDatabase.open`.
         transport: Certificates and headers for remote endpoints.
-        max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
-        options: As `index_service`.
+        max_lag_blocks: Blocks that an endpoint may lag behind the best one before it is skipped.
+        options: Options of `index_service`.
 
     Raises:
         EndpointError: The endpoint is down, or serves another chain.
-        UsageError, StoreError: As `index_service`.
+        UsageError, StoreError: See `index_service`.
     """
     async with (
         connected(
@@ -99,20 +99,20 @@ async def index_service(
     metrics: Metrics | None = None,
     progress: Progress | None = None,
 ) -> AsyncIterator[IndexService]:
-    """The indexer of a grid with its database, closed at the end of the block.
+    """Open the index service of a grid, and close its database at the end of the context.
 
     Args:
-        contracts: The grid.
-        where: As `IndexDatabase.open`.
-        confirmations: Blocks on top of a block before it is read; zero shows the newest at once,
-            marked as not final.
-        rebuild: Begin again from the first block, whatever is there, of whatever chain.
-        metrics: Where the figures go.
-        progress: Called with the progress of a catch-up.
+        contracts: Contracts of the grid.
+        where: Location of the database; see `IndexDatabase.open`.
+        confirmations: Confirmations that a block needs before it is read. With zero, new blocks
+            are shown at once, marked as not final.
+        rebuild: Delete the existing index, even of another chain, and start from the first block.
+        metrics: Metrics of the service.
+        progress: Called during a catch-up.
 
     Raises:
-        UsageError: The database is of another grid, or has a writer already.
-        StoreError: The disk is full, or the server does not answer.
+        UsageError: The database belongs to another grid, or already has a writer.
+        StoreError: The disk is full, or the database server does not answer.
         EndpointError: The endpoint does not answer.
     """
     genesis = await contracts.w3.eth.get_block(0)
@@ -137,7 +137,7 @@ async def index_service(
 
 
 class IndexService:
-    """Keeps the tables at the chain's confirmed head."""
+    """Keeps the tables up to date with the confirmed head of the chain."""
 
     def __init__(
         self,
@@ -175,12 +175,12 @@ class IndexService:
         self._reorgs = metrics.counter("index_reorganisations", "Times that blocks were undone.")
 
     async def cycle(self) -> bool:
-        """Read everything that is confirmed now; whether there was anything.
+        """Index all blocks that are confirmed now. Return whether there were any.
 
         Raises:
-            EndpointError: The node does not answer, or not lawfully.
+            EndpointError: The node does not answer, or its response is invalid.
             StoreError: The database does not answer, or is full.
-            ReorgTooDeepError: The chain replaced so much that it can't be distinguished from another chain.
+            ReorgTooDeepError: The reorg is so deep that this may be another chain.
         """
         await asyncio.to_thread(self.database.check_writer)
         if not await asyncio.to_thread(self._has_constants):
@@ -191,9 +191,9 @@ class IndexService:
         return count > 0
 
     async def _prepare(self, batch: Batch) -> bool:
-        found = await read_facts(self._contracts.w3, batch.events)
-        self._facts = found or BlockData()
-        return found is not None
+        block_data = await read_facts(self._contracts.w3, batch.events)
+        self._facts = block_data or BlockData()
+        return block_data is not None
 
     def _apply(self, batch: Batch, transaction: Connection) -> None:
         self._writer.apply(batch, transaction, self._facts)
@@ -204,33 +204,33 @@ class IndexService:
             last = max(batch.to_block, self._follower.head - self._confirmations)
             self._progress(batch.to_block, last)
 
-    # -- what the index says of itself
+    # -- state of the index
 
     async def _look_around(self) -> None:
-        """Head and finality, which move without any event."""
+        """Update head and finality, which also advance without events."""
         position = await asyncio.to_thread(lambda: self._follower.position)
         head, final = await _heads(self._contracts.w3)
         if head is None:
             return
-        number, seen = int(head["number"], 16), int(head["timestamp"], 16)
+        number, head_time = int(head["number"], 16), int(head["timestamp"], 16)
         if final is None:
-            # No such notion there: as deep as a reorganisation can still be undone.
+            # The node has no finalized block: use the deepest block that a reorg can still undo.
             final = number - KEPT_BLOCKS
-        await asyncio.to_thread(self._keep_heads, number, seen, min(final, position))
+        await asyncio.to_thread(self._keep_heads, number, head_time, min(final, position))
         self._block.set(position)
         self._lag.set(max(0, number - position))
-        self._age.set(max(0.0, time.time() - seen))
+        self._age.set(max(0.0, time.time() - head_time))
 
     def _keep_heads(self, head: int, head_time: int, finalized: int) -> None:
         with self.database.begin() as connection:
             state = get_state(connection)
-            latest_known = (
+            last_indexed = (
                 connection.execute(select(func.max(schema.headers.c.number))).scalar() or 0
             )
-            before = int(state.get("finalized", -1))
+            previous = int(state.get("finalized", -1))
             put_state(connection, head=head, head_time=head_time, finalized=finalized)
-            if min(finalized, latest_known) != min(before, latest_known):
-                note(connection, "finality", before + 1, finalized, ())
+            if min(finalized, last_indexed) != min(previous, last_indexed):
+                note(connection, "finality", previous + 1, finalized, ())
 
     def _has_constants(self) -> bool:
         with self.database.read() as connection:
@@ -243,7 +243,7 @@ class IndexService:
 
 
 async def _heads(w3: AsyncWeb3[Any]) -> tuple[Mapping[str, Any] | None, int | None]:
-    """The newest block, and the number of the last final one where the node knows that."""
+    """Return the latest block, and the number of the last finalized one if the node reports it."""
     (head,) = await ask_all(w3, [("eth_getBlockByNumber", ["latest", False])])
     try:
         (final,) = await ask_all(w3, [("eth_getBlockByNumber", ["finalized", False])])
@@ -253,9 +253,9 @@ async def _heads(w3: AsyncWeb3[Any]) -> tuple[Mapping[str, Any] | None, int | No
 
 
 async def _constants(contracts: Contracts) -> dict[str, str]:
-    """What the deployment fixed; seconds, but for `response_blocks`."""
-    found = await contracts.scheduler.parameters()
-    values = {name: str(getattr(found, name)) for name in _CONSTANTS}
+    """Read the fixed parameters of the deployment, in seconds except for `response_blocks`."""
+    parameters = await contracts.scheduler.parameters()
+    values = {name: str(getattr(parameters, name)) for name in _CONSTANTS}
     values["scheduler"] = contracts.scheduler.address
     values["approval_period"] = str(await contracts.registry.approval_period())
     return values

@@ -1,4 +1,4 @@
-"""Batches of events become tables, and what a reorganisation undid leaves them again."""
+"""Writes batches of events to the tables, and rolls the tables back after a reorg."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from deepsquare_chain.indexer.records import (
     provider_values,
 )
 
-#: Changes that live pages can still ask for.
+#: Number of changes that are kept for live pages.
 KEPT_CHANGES: Final = 1_000
 _TOLD_JOBS: Final = 100
-#: Values in one IN list: far below what either database takes.
+#: Values per IN list, far below the limits of SQLite and PostgreSQL.
 _SLICE: Final = 5_000
-#: Tables whose rows belong to one block and are never changed.
+#: Tables whose rows belong to one block and are never updated.
 _BY_BLOCK: Final = (
     schema.transactions,
     schema.forwarded,
@@ -54,7 +54,7 @@ _BY_BLOCK: Final = (
 
 
 class IndexWriter:
-    """Writes the tables of one deployment; callers give the transaction."""
+    """Writes the tables of one deployment, within the caller's transaction."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = normalised(deployment)
@@ -65,7 +65,7 @@ class IndexWriter:
         }
 
     def apply(self, batch: Batch, connection: Connection, facts: BlockData) -> None:
-        """Write a batch of the follower, or undo what it says did not happen."""
+        """Write a batch of the follower, or roll back the blocks that a reorg undid."""
         if batch.rolled_back_to is not None:
             self._roll_back(connection, batch.rolled_back_to)
             return
@@ -76,7 +76,7 @@ class IndexWriter:
             note(connection, "blocks", batch.from_block, batch.to_block, sorted(folded.jobs))
         put_state(connection, block=batch.to_block, time=batch.time)
 
-    # -- what the database holds of it
+    # -- state before a batch
 
     def _held(self, connection: Connection, events: Sequence[Event]) -> Held:
         job_ids, accounts, recipients = touched(events)
@@ -86,62 +86,64 @@ class IndexWriter:
             jobs[row.id] = job_entry(row)
             spots[row.id] = row.block, row.position, row.log_index
         rows = _rows(connection, schema.providers, "account", accounts)
-        last = select(schema.totals).order_by(schema.totals.c.block.desc()).limit(1)
-        sums = connection.execute(last).mappings().one_or_none()
-        open_to = [row.account for row in rows if row.answer_by]
+        last_totals = select(schema.totals).order_by(schema.totals.c.block.desc()).limit(1)
+        totals = connection.execute(last_totals).mappings().one_or_none()
+        challenged = [row.account for row in rows if row.answer_by]
         return Held(
             jobs=jobs,
             spots=spots,
             providers={row.account: provider_entry(row) for row in rows},
-            parked={each: parked_of(connection, each) for each in recipients},
-            sums={} if sums is None else {k: v for k, v in sums.items() if k not in _PLACE},
+            parked={recipient: parked_of(connection, recipient) for recipient in recipients},
+            sums={} if totals is None else {k: v for k, v in totals.items() if k not in _PLACE},
             line=lambda account: _line(connection, account),
             figures=lambda account: _figures(connection, account),
-            challenges=[last_challenge(connection, account) for account in open_to],
+            challenges=[last_challenge(connection, account) for account in challenged],
         )
 
-    # -- undoing
+    # -- rollback
 
     def _roll_back(self, connection: Connection, number: int) -> None:
-        """Everything as it was after a block: what changed since is replayed from its events."""
-        gone = schema.events.c.block > number
-        job_ids = set(_column(connection, schema.events.c.job_id, gone))
-        later = schema.transitions.c.block > number
-        job_ids |= set(_column(connection, schema.transitions.c.job_id, later))
-        accounts = set(_column(connection, schema.events.c.account, gone))
-        line = _with_predecessors(connection, job_ids - {None})
+        """Restore the state after a block. Jobs and providers that changed since are replayed."""
+        undone = schema.events.c.block > number
+        job_ids = set(_column(connection, schema.events.c.job_id, undone))
+        undone_transitions = schema.transitions.c.block > number
+        job_ids |= set(_column(connection, schema.transitions.c.job_id, undone_transitions))
+        accounts = set(_column(connection, schema.events.c.account, undone))
+        retry_line = _with_predecessors(connection, job_ids - {None})
         for table in _BY_BLOCK:
             connection.execute(delete(table).where(table.c.block > number))
         connection.execute(delete(schema.headers).where(schema.headers.c.number > number))
-        restored = self._replay(connection, line, accounts - {None})
+        restored = self._replay(connection, retry_line, accounts - {None})
         for table, key, keys in (
-            (schema.jobs, "id", line),
+            (schema.jobs, "id", retry_line),
             (schema.providers, "account", accounts),
         ):
-            for some in _slices(sorted(keys - {None})):
-                connection.execute(delete(table).where(table.c[key].in_(some)))
+            for key_batch in _slices(sorted(keys - {None})):
+                connection.execute(delete(table).where(table.c[key].in_(key_batch)))
         _insert(connection, schema.jobs, _job_rows(restored))
         _insert(connection, schema.providers, map(provider_values, restored.providers.values()))
-        last = connection.execute(select(func.max(schema.headers.c.time))).scalar() or 0
-        note(connection, "reorg", number + 1, number + 1, sorted(line))
-        put_state(connection, block=number, time=last)
+        last_time = connection.execute(select(func.max(schema.headers.c.time))).scalar() or 0
+        note(connection, "reorg", number + 1, number + 1, sorted(retry_line))
+        put_state(connection, block=number, time=last_time)
 
     def _replay(self, connection: Connection, job_ids: set[int], accounts: set[str]) -> Folded:
-        """Jobs and providers as their remaining events tell them."""
+        """Rebuild jobs and providers from their remaining events."""
         books = GridLedgers(self._deployment)
         restored = Folded()
-        found = [
+        event_rows = [
             *_rows(connection, _TOLD, "job_id", job_ids),
             *_rows(connection, _TOLD, "account", accounts),
         ]
-        rows = {(row.block, row.log_index): row for row in found}
+        rows = {(row.block, row.log_index): row for row in event_rows}
         ordered = [rows[place] for place in sorted(rows)]
-        for _, run in groupby(ordered, key=lambda row: (row.block, row.position)):
-            own = list(run)
-            page = TransactionContext(own[0].block, own[0].time, "", [], [])
-            events = [self._event(row) for row in own]
+        for _, group in groupby(ordered, key=lambda row: (row.block, row.position)):
+            transaction_rows = list(group)
+            page = TransactionContext(
+                transaction_rows[0].block, transaction_rows[0].time, "", [], []
+            )
+            events = [self._event(row) for row in transaction_rows]
             books.read(page, events)
-            for row, event in zip(own, events, strict=True):
+            for row, event in zip(transaction_rows, events, strict=True):
                 if isinstance(event, JobTransition | JobCollected):
                     restored.spots[event.job_id] = row.block, row.position, row.log_index
         restored.jobs = {each: job for each, job in books.jobs.jobs.items() if each in job_ids}
@@ -166,12 +168,12 @@ _TOLD: Final = (
     .subquery()
 )
 _PLACE: Final = frozenset({"block", "time"})
-#: Of a job without any transition, which no lawful chain has.
+#: Position of a job without transitions, which a valid chain never contains.
 _NOWHERE: Final[Spot] = (0, 0, 0)
 
 
 def clear(connection: Connection) -> None:
-    """Forget everything that follows from the chain."""
+    """Delete all data that is derived from the chain."""
     for table in schema.DERIVED:
         connection.execute(delete(table))
     note(connection, "rebuilt", 0, 0, ())
@@ -179,38 +181,38 @@ def clear(connection: Connection) -> None:
 
 
 def note(connection: Connection, kind: str, first: int, last: int, job_ids: Sequence[int]) -> None:
-    """Tell live pages of a change; its number is greater than all before."""
+    """Record a change for live pages. Numbers of changes increase."""
     number = int(get_state(connection).get("change", 0)) + 1
     jobs = pydantic_core.to_json(list(job_ids)[-_TOLD_JOBS:]).decode()
     row = {"number": number, "kind": kind, "first_block": first, "last_block": last, "jobs": jobs}
     connection.execute(insert(schema.changes).values(row))
-    old = schema.changes.c.number <= number - KEPT_CHANGES
-    connection.execute(delete(schema.changes).where(old))
+    expired = schema.changes.c.number <= number - KEPT_CHANGES
+    connection.execute(delete(schema.changes).where(expired))
     put_state(connection, change=number)
 
 
 def get_state(connection: Connection) -> dict[str, str]:
-    """What the index knows of itself."""
+    """Return the state of the index, such as its last block."""
     return {row.key: row.value for row in connection.execute(select(schema.state))}
 
 
 def put_state(connection: Connection, **values: Any) -> None:
-    """Change some of it."""
+    """Update values of the state of the index."""
     for key, value in values.items():
-        own = schema.state.c.key == key
-        done = connection.execute(update(schema.state).where(own).values(value=str(value)))
-        if not done.rowcount:
+        same_key = schema.state.c.key == key
+        result = connection.execute(update(schema.state).where(same_key).values(value=str(value)))
+        if not result.rowcount:
             connection.execute(insert(schema.state).values(key=key, value=str(value)))
 
 
 def _write(connection: Connection, folded: Folded) -> None:
     for table, rows in folded.rows.items():
         _insert(connection, table, rows)
-    for some in _slices(sorted(folded.jobs)):
-        connection.execute(delete(schema.jobs).where(schema.jobs.c.id.in_(some)))
+    for keys in _slices(sorted(folded.jobs)):
+        connection.execute(delete(schema.jobs).where(schema.jobs.c.id.in_(keys)))
     _insert(connection, schema.jobs, _job_rows(folded))
-    for some in _slices(sorted(folded.providers)):
-        connection.execute(delete(schema.providers).where(schema.providers.c.account.in_(some)))
+    for keys in _slices(sorted(folded.providers)):
+        connection.execute(delete(schema.providers).where(schema.providers.c.account.in_(keys)))
     _insert(connection, schema.providers, map(provider_values, folded.providers.values()))
 
 
@@ -219,8 +221,8 @@ def _job_rows(folded: Folded) -> Iterator[dict[str, Any]]:
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    if found := list(rows):
-        connection.execute(insert(table), found)
+    if values := list(rows):
+        connection.execute(insert(table), values)
 
 
 def _line(connection: Connection, account: str) -> tuple[int, int]:
@@ -242,7 +244,7 @@ def _figures(connection: Connection, account: str) -> ProviderTotals:
 
 
 def _with_predecessors(connection: Connection, job_ids: set[int]) -> set[int]:
-    """Those too whose events tell how a job of a line of retries began."""
+    """Add all predecessors of retries, whose events are needed to replay their successors."""
     found, wanted = set(job_ids), set(job_ids)
     while wanted:
         rows = _rows(connection, schema.jobs, "id", wanted)
@@ -258,10 +260,10 @@ def _column(connection: Connection, column: Any, where: Any) -> Iterable[Any]:
 def _rows(connection: Connection, table: Any, key: str, keys: Iterable[Any]) -> list[Any]:
     return [
         row
-        for some in _slices(sorted(keys))
-        for row in connection.execute(select(table).where(table.c[key].in_(some)))
+        for key_batch in _slices(sorted(keys))
+        for row in connection.execute(select(table).where(table.c[key].in_(key_batch)))
     ]
 
 
 def _slices(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (items[at : at + _SLICE] for at in range(0, len(items), _SLICE))
+    return (items[start : start + _SLICE] for start in range(0, len(items), _SLICE))

@@ -117,15 +117,15 @@ def problem(
 
 
 class RequestRefusedError(GridError):
-    """A service does not carry out a request.
+    """A service refuses a request.
 
     Args:
         message: What is wrong with the request.
         code: Short name of the reason, for programs.
-        status: The HTTP status of the answer.
-        hint: What to do next.
-        retry: Seconds after which another try makes sense; None where it makes none.
-        fields: Further numbers for programs, such as the offset that an upload goes on at.
+        status: HTTP status of the response.
+        hint: What the client should do.
+        retry: Seconds after which the client may retry; None if a retry is useless.
+        fields: Further numbers for programs, such as the offset at which to resume an upload.
     """
 
     def __init__(
@@ -146,12 +146,12 @@ class RequestRefusedError(GridError):
 
 
 def failure_response(error: Exception, service: str, path: str) -> Response:
-    """The response to what an endpoint raised; nothing of the inside is told to the outside.
+    """Return the response for an exception, without exposing internal details.
 
     Args:
-        error: What was raised.
-        service: Name of the service, for people.
-        path: Of the request, for the log.
+        error: Exception that an endpoint raised.
+        service: Display name of the service.
+        path: Path of the request, for the log.
     """
     match error:
         case RequestRefusedError():
@@ -174,10 +174,10 @@ def failure_response(error: Exception, service: str, path: str) -> Response:
             response.headers.update(error.headers or {})
         case EndpointError() | StoreError():
             _log.warning("request not answered", service=service, error=error.message)
-            what = "the chain" if isinstance(error, EndpointError) else "its store"
+            unavailable = "the chain" if isinstance(error, EndpointError) else "its store"
             response = problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"This {service} can't reach {what} now",
+                f"This {service} can't reach {unavailable} now",
                 code="unavailable",
                 retry=_RETRY_SECONDS,
             )
@@ -192,10 +192,10 @@ def failure_response(error: Exception, service: str, path: str) -> Response:
 
 
 class LateApp:
-    """An application that another service serves once this one is open; answers 503 before.
+    """An ASGI application that is mounted before it is ready; returns 503 until `app` is set.
 
     Args:
-        service: Name of the service, for people.
+        service: Display name of the service.
     """
 
     def __init__(self, service: str) -> None:
@@ -216,7 +216,7 @@ class LateApp:
 
 
 def probe_response(good: bool) -> Response:
-    """The answer of `/live` and `/ready`."""
+    """Return the response of `/live` and `/ready`."""
     return JSONResponse({"ok": good}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
