@@ -1,4 +1,4 @@
-"""What events do not tell: headers of their blocks, and the transactions that made them."""
+"""Data that events lack: the headers of their blocks, and the transactions that emitted them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
-#: Questions in one request: small enough for hosted endpoints.
+#: Calls per RPC batch, small enough for hosted endpoints.
 BATCH: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A block; gas is in units, `base_fee` in wei of the chain's own coin."""
+    """A block header. Gas is in units, `base_fee` in wei of the chain's native coin."""
 
     number: int
     hash: str
@@ -39,10 +39,9 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A mined transaction; `to` is None where it created a contract, prices are in wei.
+    """A mined transaction. `to` is None if it created a contract; prices are in wei.
 
-    `forwarded` are the signed requests that it handed to a forwarder, and whether each was carried
-    out with success.
+    `forwarded` are the signed requests that it submitted to a forwarder, each with its success.
     """
 
     hash: str
@@ -61,17 +60,20 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class BlockData:
-    """All that a batch of events needs besides them, by block number and transaction hash."""
+    """Headers by block number, and transactions by hash, for a batch of events."""
 
     headers: Mapping[int, Header] = field(default_factory=dict)
     transactions: Mapping[str, Transaction] = field(default_factory=dict)
 
 
 async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> BlockData | None:
-    """Headers and transactions of events; None where one was replaced, or is not known yet.
+    """Read headers and transactions of events.
+
+    Returns:
+        None if a block or transaction was replaced, or if the node does not have it yet.
 
     Raises:
-        EndpointError: The node does not answer, refuses, or gives nonsense.
+        EndpointError: The node does not answer, refuses, or its response is invalid.
     """
     hashes: dict[int, str] = {}
     blocks: dict[str, str] = {}
@@ -100,41 +102,43 @@ async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> BlockData |
 async def _headers(
     w3: AsyncWeb3[Any], hashes: Mapping[int, str], positions: dict[str, int]
 ) -> dict[int, Header] | None:
-    """Headers by number; `positions` gets the place of each transaction in its block."""
-    found: dict[int, Header] = {}
-    for some in _slices(sorted(hashes), BATCH):
-        asked = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
-        for number, answer in zip(some, await ask_all(w3, asked), strict=True):
+    """Read headers by number, and store the position of each transaction in `positions`."""
+    headers: dict[int, Header] = {}
+    for numbers in _slices(sorted(hashes), BATCH):
+        requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
+        for number, answer in zip(numbers, await ask_all(w3, requests), strict=True):
             if answer is None or answer["hash"] != hashes[number]:
                 return None
-            found[number] = read_header(answer)
-            positions.update({str(each): at for at, each in enumerate(answer["transactions"])})
-    return found
+            headers[number] = read_header(answer)
+            positions.update(
+                {str(tx_hash): position for position, tx_hash in enumerate(answer["transactions"])}
+            )
+    return headers
 
 
 async def _transactions(
     w3: AsyncWeb3[Any], blocks: Mapping[str, str], positions: Mapping[str, int]
 ) -> dict[str, Transaction] | None:
-    found: dict[str, Transaction] = {}
-    for some in _slices(list(blocks), BATCH // 2):
-        asked = [
-            (method, [each])
-            for each in some
+    transactions: dict[str, Transaction] = {}
+    for hashes in _slices(list(blocks), BATCH // 2):
+        requests = [
+            (method, [tx_hash])
+            for tx_hash in hashes
             for method in ("eth_getTransactionByHash", "eth_getTransactionReceipt")
         ]
-        answers = iter(await ask_all(w3, asked))
-        for each, sent, receipt in zip(some, answers, answers, strict=True):
-            if sent is None or receipt is None or receipt["blockHash"] != blocks[each]:
+        answers = iter(await ask_all(w3, requests))
+        for tx_hash, sent, receipt in zip(hashes, answers, answers, strict=True):
+            if sent is None or receipt is None or receipt["blockHash"] != blocks[tx_hash]:
                 return None
-            found[each] = _transaction(each, sent, receipt, positions[each])
-    return found
+            transactions[tx_hash] = _transaction(tx_hash, sent, receipt, positions[tx_hash])
+    return transactions
 
 
 def read_header(answer: Mapping[str, Any]) -> Header:
-    """A header as JSON-RPC gives it.
+    """Parse a header in JSON-RPC form.
 
     Raises:
-        KeyError, TypeError, ValueError: It is none.
+        KeyError, TypeError, ValueError: The header is invalid.
     """
     return Header(
         number=int(answer["number"], 16),
@@ -162,7 +166,7 @@ def _transaction(
         position=position,
         sender=str(to_checksum_address(sent["from"])),
         to=str(to_checksum_address(to)) if to else None,
-        # Chains older than receipts with a status still tell by the events that it went well.
+        # Receipts of old chains have no status, but only a successful transaction has events.
         ok=int(receipt.get("status") or "0x1", 16) == 1,
         gas_used=int(receipt["gasUsed"], 16),
         gas_price=int(price, 16),
@@ -177,7 +181,7 @@ def _transaction(
 
 @cache
 def methods() -> Mapping[str, Mapping[str, str]]:
-    """Names of our contracts' functions: by contract, by selector in hexadecimal."""
+    """Return function names of the grid's contracts, by contract and hexadecimal selector."""
     return {
         each.name: {
             "0x" + function.selector.hex(): function.name
@@ -191,12 +195,12 @@ def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (items[at : at + size] for at in range(0, len(items), size))
 
 
-#: Artifact of the forwarder.
+#: Artifact name of the forwarder.
 FORWARDER: Final = "ERC2771Forwarder"
 
 
 def signed_calls(calldata: bytes) -> tuple[ForwardedCall, ...]:
-    """The requests of a call of the forwarder; empty where it is none, or carries none."""
+    """Return the signed requests in calldata; empty if it is not a call of the forwarder."""
     try:
         return tuple(forwarded_calls(calldata))
     except AbiError:
@@ -204,11 +208,11 @@ def signed_calls(calldata: bytes) -> tuple[ForwardedCall, ...]:
 
 
 def executed(forwarder: str, logs: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, bool], ...]:
-    """Signer and success of the requests that a transaction carried out, in their order.
+    """Return signer and success of each request that a transaction executed, in order.
 
     Args:
-        forwarder: Its address, with its checksum.
-        logs: Of the transaction's receipt, as JSON-RPC gives them.
+        forwarder: Checksummed address of the forwarder.
+        logs: Logs of the transaction's receipt, in JSON-RPC form.
     """
     return tuple(
         (event.signer, event.success)
@@ -220,14 +224,14 @@ def executed(forwarder: str, logs: Sequence[Mapping[str, Any]]) -> tuple[tuple[s
 def outcomes(
     calls: Sequence[ForwardedCall], done: Sequence[tuple[str, bool]]
 ) -> tuple[tuple[ForwardedCall, bool], ...]:
-    """Whether each request was carried out with success.
+    """Return each request with whether it succeeded.
 
-    A batch may leave out requests that are expired, used or signed by somebody else; those leave
-    no trace, so that outcomes are matched in order and by signer.
+    A batch may skip requests that are expired, already used or signed by another account. Skipped
+    requests emit no event, so outcomes are matched by order and signer.
     """
-    found, at = [], 0
+    results, index = [], 0
     for call in calls:
-        own = at < len(done) and done[at][0] == call.sender
-        found.append((call, own and done[at][1]))
-        at += own
-    return tuple(found)
+        was_executed = index < len(done) and done[index][0] == call.sender
+        results.append((call, was_executed and done[index][1]))
+        index += was_executed
+    return tuple(results)

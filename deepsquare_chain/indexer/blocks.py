@@ -1,4 +1,4 @@
-"""Questions about blocks and transactions, and searches."""
+"""Queries for blocks and transactions, and the search."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from deepsquare_chain.indexer.schema import (
     transactions,
 )
 
-#: What a search takes for a hash, and for a number; the group is the digits alone.
+#: Patterns of hashes and numbers in a search; the group contains only the digits.
 HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
 NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
 _MAX_BLOCK: Final = 2**63 - 1
-#: Jobs of a name that a search tells.
+#: Maximum number of jobs in a search result.
 MAX_HITS: Final = 20
 _TRANSACTIONS: Final = select(transactions, headers.c.time).join(
     headers, headers.c.number == transactions.c.block
@@ -52,13 +52,13 @@ _TRANSACTIONS: Final = select(transactions, headers.c.time).join(
 
 
 class BlockQueries(Reader):
-    """Blocks and transactions that hold events of the grid; others are the node's to show."""
+    """Queries for blocks and transactions with events of the grid. Others are not indexed."""
 
     def blocks(self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT) -> Page[BlockRow]:
-        """Blocks, latest first.
+        """Return blocks, latest first.
 
         Raises:
-            UsageError: An invalid cursor or limit.
+            UsageError: The cursor or the limit is invalid.
         """
         with self._read() as (connection, snapshot):
             return paged(
@@ -72,10 +72,10 @@ class BlockQueries(Reader):
             )
 
     def block(self, which: int | str) -> BlockDetail:
-        """A block by its number or hash.
+        """Return a block by its number or hash.
 
         Raises:
-            NotFoundError: There is no such block with events of the grid.
+            NotFoundError: The block does not exist, or has no events of the grid.
         """
         if isinstance(which, int):
             key = headers.c.number == min(which, _MAX_BLOCK)
@@ -87,15 +87,17 @@ class BlockQueries(Reader):
                 raise NotFoundError(
                     f"Block {str(which)[:80]} holds no event of this grid, or is not indexed yet"
                 )
-            found = connection.execute(
+            transaction_rows = connection.execute(
                 _TRANSACTIONS.where(transactions.c.block == row.number)
                 .order_by(transactions.c.position)
                 .limit(SHOWN + 1)
             ).all()
             return BlockDetail(
                 row=_block(row, snapshot),
-                transactions=tuple(_transaction(each, snapshot) for each in found[:SHOWN]),
-                more_transactions=len(found) > SHOWN,
+                transactions=tuple(
+                    _transaction(each, snapshot) for each in transaction_rows[:SHOWN]
+                ),
+                more_transactions=len(transaction_rows) > SHOWN,
             )
 
     def transactions(
@@ -107,25 +109,25 @@ class BlockQueries(Reader):
         signer: str | None = None,
         block: int | None = None,
     ) -> Page[TransactionRow]:
-        """Transactions, latest first; errors as `blocks`.
+        """Return transactions, latest first. Raises the errors of `blocks`.
 
         Args:
-            cursor: Where to go on.
-            limit: Rows of a page.
-            sender: Who sent them and paid their gas.
-            signer: Who signed requests that relayers sent in them.
-            block: Number of their block.
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page.
+            sender: Address that sent the transactions and paid their gas.
+            signer: Address that signed requests which relayers submitted in the transactions.
+            block: Block number.
         """
         query = _TRANSACTIONS
         if sender is not None:
             query = query.where(transactions.c.sender == address(sender))
         if signer is not None:
-            own = select(forwarded.c.number).where(
+            signed_requests = select(forwarded.c.number).where(
                 forwarded.c.signer == address(signer),
                 forwarded.c.block == transactions.c.block,
                 forwarded.c.position == transactions.c.position,
             )
-            query = query.where(own.exists())
+            query = query.where(signed_requests.exists())
         if block is not None:
             query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
         with self._read() as (connection, snapshot):
@@ -140,10 +142,10 @@ class BlockQueries(Reader):
             )
 
     def transaction(self, tx_hash: str) -> TransactionDetail:
-        """A transaction with what it did.
+        """Return a transaction with its events and movements of credits.
 
         Raises:
-            NotFoundError: There is none of that hash with events of the grid.
+            NotFoundError: The transaction does not exist, or has no events of the grid.
         """
         with self._read() as (connection, snapshot):
             query = _TRANSACTIONS.where(transactions.c.hash == tx_hash.lower())
@@ -155,16 +157,16 @@ class BlockQueries(Reader):
             return _transaction_detail(connection, row, snapshot)
 
     def search(self, text: str) -> tuple[Hit, ...]:
-        """What a text can mean: a job's id or name, an address, a hash, a block's number."""
-        wanted = text.strip()[:200]
-        if not wanted:
+        """Search for a job ID or name, an address, a hash, a block number or a provider ID."""
+        query = text.strip()[:200]
+        if not query:
             return ()
         with self._read() as (connection, _):
-            if is_address(wanted):
-                return _address_hits(connection, address(wanted.lower()))
-            if found := HASH.fullmatch(wanted.lower()):
-                return _hash_hits(connection, found[1])
-            return (*_number_hits(connection, wanted), *_name_hits(connection, wanted))
+            if is_address(query):
+                return _address_hits(connection, address(query.lower()))
+            if match := HASH.fullmatch(query.lower()):
+                return _hash_hits(connection, match[1])
+            return (*_number_hits(connection, query), *_name_hits(connection, query))
 
 
 def _address_hits(connection: Connection, account: str) -> tuple[Hit, ...]:
@@ -190,10 +192,10 @@ def _hash_hits(connection: Connection, digits: str) -> tuple[Hit, ...]:
 
 
 def _number_hits(connection: Connection, wanted: str) -> list[Hit]:
-    found = NUMBER.fullmatch(wanted)
-    if found is None:
+    match = NUMBER.fullmatch(wanted)
+    if match is None:
         return []
-    number, hits = int(found[1]), []
+    number, hits = int(match[1]), []
     job = connection.execute(select(jobs.c.name).where(jobs.c.id == number)).one_or_none()
     if job is not None:
         hits.append(Hit("job", str(number), job.name))
@@ -242,13 +244,13 @@ def _transaction_detail(
         .order_by(events.c.log_index)
         .limit(SHOWN + 1)
     ).all()
-    money = connection.execute(
+    movement_rows = connection.execute(
         placed(movements)
         .where(movements.c.block == row.block, movements.c.position == row.position)
         .order_by(movements.c.number)
         .limit(2 * SHOWN)
     )
-    signed = connection.execute(
+    request_rows = connection.execute(
         select(forwarded)
         .where(forwarded.c.block == row.block, forwarded.c.position == row.position)
         .order_by(forwarded.c.number)
@@ -260,9 +262,9 @@ def _transaction_detail(
         input="0x" + row.input.hex(),
         forwarded=tuple(
             ForwardedRow(each.signer, each.to, each.contract, each.method, each.ok)
-            for each in signed
+            for each in request_rows
         ),
         events=tuple(event_row(each, snapshot) for each in event_rows[:SHOWN]),
         more_events=len(event_rows) > SHOWN,
-        movements=tuple(movement_row(each, snapshot) for each in money),
+        movements=tuple(movement_row(each, snapshot) for each in movement_rows),
     )

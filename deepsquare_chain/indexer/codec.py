@@ -1,7 +1,7 @@
-"""Events as the index keeps and shows them, and back. Pure.
+"""Encodes events as plain values for storage and display, and decodes them. Pure.
 
-Enums stand as names, flags as lists of names, bytes as 0x-hexadecimal, structs as mappings,
-integers as integers.
+Enums are represented by names, flags by lists of names, bytes by 0x-hexadecimal, structs by
+mappings, and integers by integers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _PLACE: Final = frozenset(Event.__annotations__)
 
 
 def plain(event: Event) -> dict[str, Any]:
-    """The fields of an event apart from its place."""
+    """Return the fields of an event as plain values, without its position on the chain."""
     kind: Any = type(event)
     return {name: _plain(getattr(event, name)) for name in _fields(kind)}
 
 
 def event_of(name: str, values: Mapping[str, Any], **place: Any) -> Event:
-    """The event of a class's name and `plain` values, at a place.
+    """Rebuild an event from its class name, its `plain` values and its position on the chain.
 
     Raises:
-        KeyError: There is no such event, or a value is missing.
+        KeyError: The event name is unknown, or a value is missing.
     """
     kind: Any = _kinds()[name]
-    found: Event = kind(*(read(values[each]) for each, read in _readers(kind)), **place)
-    return found
+    event: Event = kind(*(read(values[each]) for each, read in _readers(kind)), **place)
+    return event
 
 
 def _plain(value: Any) -> Any:

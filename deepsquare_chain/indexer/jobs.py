@@ -1,4 +1,4 @@
-"""Questions about jobs."""
+"""Queries for jobs, their transitions, events and payments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _JOBS: Final = select(jobs, transactions.c.hash).join(
 )
 _SETTLEMENTS: Final = placed(settlements, jobs.c.name).join(jobs, jobs.c.id == settlements.c.job_id)
 _MAX_NAME: Final = 64
-#: What lists of jobs are sorted by. Amounts are kept as text: the longer one is the greater.
+#: Sort columns of job lists. Amounts are stored as text, so they are sorted by length first.
 SORTS: Final[Mapping[str, Sequence[ColumnElement[Any]]]] = {
     "job": (jobs.c.id,),
     "name": (jobs.c.name_key,),
@@ -63,12 +63,12 @@ SORTS: Final[Mapping[str, Sequence[ColumnElement[Any]]]] = {
     "changed": (jobs.c.block, jobs.c.log_index),
 }
 _MAX_ID: Final = 2**63 - 1
-#: A job has at most five retries, so that a longer line is a forged one.
+#: Maximum length of a chain of retries. A job has at most five retries; a longer chain is forged.
 _MAX_LINE: Final = 16
 
 
 class JobQueries(Reader):
-    """Lists of jobs, and one with everything about it."""
+    """Queries for lists of jobs, and for all details of a job."""
 
     def jobs(
         self,
@@ -83,21 +83,21 @@ class JobQueries(Reader):
         submitted: Period | None = None,
         sort: str = "",
     ) -> Page[JobRow]:
-        """Jobs, latest first.
+        """Return jobs, latest first by default.
 
         Args:
-            cursor: `next` of the page before, or the number of a page.
-            limit: Rows of a page, 1 to 200.
-            statuses: Any of these; all where empty.
-            customer: Address of who submitted them.
-            provider: Account of who has them, or had them at their end.
-            name: Part of the name, whatever its case.
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page, 1 to 200.
+            statuses: Only jobs with one of these statuses; all if empty.
+            customer: Address of the customer.
+            provider: Account of the current provider, or of the last one of a final job.
+            name: Part of the name, case-insensitive.
             definition: SHA-256 of the definition in hexadecimal.
-            submitted: When they were submitted.
-            sort: A key of `SORTS`, after a `-` for the greatest first; only with a page's number.
+            submitted: Period of the submission.
+            sort: A key of `SORTS`, with a prefix `-` for descending order. Requires a page number.
 
         Raises:
-            UsageError: An invalid filter, cursor or limit.
+            UsageError: A filter, the cursor, the sort or the limit is invalid.
         """
         query = _JOBS
         if statuses:
@@ -127,10 +127,10 @@ class JobQueries(Reader):
             )
 
     def job(self, job_id: int) -> JobDetail:
-        """One job with its history.
+        """Return a job with its history.
 
         Raises:
-            NotFoundError: The index knows no such job.
+            NotFoundError: The index does not contain the job.
         """
         with self._read() as (connection, snapshot):
             row = None
@@ -146,7 +146,7 @@ class JobQueries(Reader):
     def transitions(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[TransitionRow]:
-        """All status changes of the grid, latest first; arguments and errors as `jobs`."""
+        """Return all transitions of the grid, latest first. Arguments and errors as for `jobs`."""
         with self._read() as (connection, snapshot):
             return paged(
                 connection,
@@ -166,7 +166,7 @@ class JobQueries(Reader):
         job_id: int | None = None,
         names: Sequence[str] = (),
     ) -> Page[EventRow]:
-        """Events as the contracts emitted them, latest first; of one job, or some kinds."""
+        """Return contract events, latest first, filtered by job or by event names."""
         query = placed(events)
         if job_id is not None:
             if not 0 < job_id <= _MAX_ID:
@@ -188,7 +188,7 @@ class JobQueries(Reader):
     def settlements(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT, *, provider: str | None = None
     ) -> Page[SettlementRow]:
-        """Settlements and interim payments, latest first; arguments and errors as `jobs`."""
+        """Return settlements and interim payments, latest first. See `jobs` for the arguments."""
         query = _SETTLEMENTS
         if provider is not None:
             query = query.where(settlements.c.provider == address(provider))
@@ -204,7 +204,7 @@ class JobQueries(Reader):
             )
 
     def latest_settlements(self, count: int = 10) -> tuple[SettlementRow, ...]:
-        """The last few settlements and interim payments, latest first."""
+        """Return the latest settlements and interim payments, latest first."""
         return self.settlements(limit=count).items
 
     def _detail(self, connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> JobDetail:
@@ -214,19 +214,19 @@ class JobQueries(Reader):
             .order_by(events.c.block, events.c.log_index)
             .limit(SHOWN + 1)
         ).all()
-        moves = connection.execute(
+        transition_rows = connection.execute(
             placed(transitions)
             .where(transitions.c.job_id == row.id)
             .order_by(transitions.c.block, transitions.c.log_index)
             .limit(SHOWN)
         )
-        money = connection.execute(
+        movement_rows = connection.execute(
             placed(movements)
             .where(movements.c.job_id == row.id)
             .order_by(movements.c.block, movements.c.number)
             .limit(SHOWN)
         )
-        payments = connection.execute(
+        payment_rows = connection.execute(
             _SETTLEMENTS.where(settlements.c.job_id == row.id)
             .order_by(settlements.c.block, settlements.c.log_index)
             .limit(SHOWN)
@@ -237,9 +237,9 @@ class JobQueries(Reader):
             row,
             row=job_row(row, snapshot),
             allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
-            transitions=tuple(transition_row(each, snapshot) for each in moves),
-            payments=tuple(_settlement_row(each, snapshot) for each in payments),
-            movements=tuple(movement_row(each, snapshot) for each in money),
+            transitions=tuple(transition_row(each, snapshot) for each in transition_rows),
+            payments=tuple(_settlement_row(each, snapshot) for each in payment_rows),
+            movements=tuple(movement_row(each, snapshot) for each in movement_rows),
             events=tuple(event_row(each, snapshot) for each in event_rows[:SHOWN]),
             more_events=len(event_rows) > SHOWN,
             line=_line(connection, row),
@@ -248,10 +248,10 @@ class JobQueries(Reader):
 
 
 def _order(sort: str) -> list[ColumnElement[Any]]:
-    """Columns of a sort.
+    """Return the columns of a sort.
 
     Raises:
-        UsageError: There is no such sort.
+        UsageError: The sort is unknown.
     """
     if not sort:
         return []
@@ -264,7 +264,7 @@ def _order(sort: str) -> list[ColumnElement[Any]]:
 
 
 def _last_escrow(row: Row[Any]) -> int:
-    """What the escrow is after the last interim payment, also once it was divided."""
+    """Return the escrow in credit-wei after interim payments, but before the settlement."""
     return int(row.funded + row.carried_in - row.collected_paid - row.collected_fee)
 
 
@@ -275,20 +275,21 @@ def _challenge(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -
 
 
 def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
-    """From the first job of a line of retries to its last."""
-    found = [row]
+    """Return a chain of retries, from the first job to the last."""
+    retry_line = [row]
     for column, front in (("retry_of", True), ("successor", False)):
-        at = row
-        while (other := getattr(at, column)) is not None and len(found) < _MAX_LINE:
-            at = connection.execute(select(jobs).where(jobs.c.id == other)).one()
-            found.insert(0, at) if front else found.append(at)
+        current = row
+        while (neighbour := getattr(current, column)) is not None and len(retry_line) < _MAX_LINE:
+            current = connection.execute(select(jobs).where(jobs.c.id == neighbour)).one()
+            retry_line.insert(0, current) if front else retry_line.append(current)
     return tuple(
-        LineRow(each.id, JobStatus(each.status), each.provider, each.carried_out) for each in found
+        LineRow(entry.id, JobStatus(entry.status), entry.provider, entry.carried_out)
+        for entry in retry_line
     )
 
 
 def job_row(row: Row[Any], snapshot: IndexSnapshot) -> JobRow:
-    """A job of a list; the row has its transaction's `hash`."""
+    """Convert a row of `jobs` that is joined with its transaction's `hash`."""
     return read_model(
         JobRow,
         row,
@@ -301,7 +302,7 @@ def job_row(row: Row[Any], snapshot: IndexSnapshot) -> JobRow:
 
 
 def transition_row(row: Row[Any], snapshot: IndexSnapshot) -> TransitionRow:
-    """A row of `placed(transitions)`."""
+    """Convert a row of `placed(transitions)`."""
     return read_model(
         TransitionRow,
         row,

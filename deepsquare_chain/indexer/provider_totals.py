@@ -1,4 +1,4 @@
-"""Running sums of a provider, kept from event to event. Pure."""
+"""Running totals of a provider, updated with each event. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _ENDS: Final = {each: each.name.lower() for each in JobStatus if each.is_final}
 
 @dataclass(slots=True)
 class ProviderTotals:
-    """What a provider did up to `time`; `cpu_seconds` are used, `offered_seconds` offered.
+    """Totals of a provider up to `time`.
 
-    What is `assigned` is its load on chain (memory in MB), what is `busy` the part that runs.
+    `cpu_seconds` are the used CPU-seconds, `offered_seconds` the offered ones. The `_assigned`
+    fields are its load on chain (memory in MB), the `_busy` fields the part used by running jobs.
     """
 
     time: int = 0
@@ -43,21 +44,21 @@ class ProviderTotals:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> ProviderTotals:
-        """Those of a row of `provider_figures`."""
+        """Return the totals in a row of `provider_figures`."""
         return cls(**{each.name: row[each.name] for each in fields(cls)})
 
     def values(self) -> dict[str, Any]:
-        """A row of `provider_figures`, without account and block."""
+        """Return the values of a row of `provider_figures`, without account and block."""
         return asdict(self)
 
     def pass_time(self, now: int) -> None:
-        """Add up what was in use and on offer until now."""
+        """Add the CPU-seconds that were used and offered since the last update."""
         self.cpu_seconds += self.cpus_busy * (now - self.time)
         self.offered_seconds += self.cpus_offered * (now - self.time)
         self.time = now
 
     def move(self, before: JobStatus, after: JobStatus, resources: Resources) -> None:
-        """One of its jobs changed its status."""
+        """Apply a transition of one of its jobs."""
         if after is JobStatus.META_SCHEDULED:
             self.assigned += 1
             self._load(1, resources)
@@ -83,11 +84,11 @@ class ProviderTotals:
         self.gpus_assigned += sign * resources.gpus
 
     def settle(self, seconds: int, paid: int) -> None:
-        """One of its jobs was paid."""
+        """Apply a payment for one of its jobs."""
         self.busy_seconds += seconds
         self.earned += paid
 
     def offer(self, entry: ProviderEntry) -> None:
-        """Its offer or standing changed; what it has while it drains is still its own."""
-        standing = entry.version > 0 and not entry.banned
-        self.cpus_offered = entry.offer.cpus if standing else 0
+        """Apply a change of its offer or status. A draining provider still counts as offering."""
+        approved = entry.version > 0 and not entry.banned
+        self.cpus_offered = entry.offer.cpus if approved else 0

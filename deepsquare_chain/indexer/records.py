@@ -1,4 +1,4 @@
-"""Entries of the books as rows of tables, and back. Pure."""
+"""Converts ledger entries to table rows, and back. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deepsquare_chain.job import (
     Terms,
 )
 
-#: Fields of an entry that its table does not hold as they are.
+#: Fields of an entry that need conversion for their table.
 _CONVERTED: Final = frozenset(
     {"provider", "status", "definition", "settled", "result", "retry_of", "successor"}
 )
@@ -29,7 +29,7 @@ _CONVERTED_OF_PROVIDER: Final = frozenset({"id", "status", "labels", "draining",
 
 
 def _shared(kind: type, table: Table, converted: frozenset[str]) -> tuple[str, ...]:
-    """Fields that stand in table and entry under the same name, as they are."""
+    """Return the fields that table and entry share without conversion."""
     names = {each.name for each in fields(kind)} & set(table.c.keys())
     return tuple(sorted(names - converted))
 
@@ -42,7 +42,10 @@ Spot = tuple[int, int, int]
 
 
 def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
-    """A row of `jobs`; `spot` is the place of its last transition or interim payment."""
+    """Return the values of a row of `jobs`.
+
+    `spot` is the position of the last transition or interim payment.
+    """
     terms, resources = job.terms, job.terms.resources
     return {
         "provider": known(job.provider),
@@ -72,7 +75,7 @@ def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
 
 
 def job_entry(row: Row[Any]) -> JobEntry:
-    """The entry of a row of `jobs`, without its transitions."""
+    """Return the ledger entry of a row of `jobs`, without transitions."""
     resources = Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus)
     terms = Terms(
         amount=row.amount,
@@ -98,7 +101,7 @@ def job_entry(row: Row[Any]) -> JobEntry:
 
 
 def provider_values(entry: ProviderEntry) -> dict[str, Any]:
-    """A row of `providers`."""
+    """Return the values of a row of `providers`."""
     hardware, offer, prices = entry.hardware, entry.offer, entry.prices
     return {
         "id": entry.id or None,
@@ -121,7 +124,7 @@ def provider_values(entry: ProviderEntry) -> dict[str, Any]:
 
 
 def provider_entry(row: Row[Any]) -> ProviderEntry:
-    """The entry of a row of `providers`."""
+    """Return the ledger entry of a row of `providers`."""
     return ProviderEntry(
         id=row.id or 0,
         hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
@@ -135,5 +138,5 @@ def provider_entry(row: Row[Any]) -> ProviderEntry:
 
 
 def known(account: str) -> str | None:
-    """None for the zero address."""
+    """Return the account, or None for the zero address."""
     return None if account == ZERO_ADDRESS else account

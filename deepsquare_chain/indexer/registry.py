@@ -1,4 +1,4 @@
-"""Questions about providers, roles and parameters."""
+"""Queries for providers, roles and parameters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from deepsquare_chain.indexer.schema import (
 )
 from deepsquare_chain.job import NO_LOAD, Hardware, Load, Offer, Prices, ProviderStatus
 
-#: What a change of a provider is called, by the event that tells it.
+#: Kinds of provider changes, by event name.
 KINDS: Final[Mapping[str, str]] = {
     "ProviderRegistered": "registered",
     "HardwareProposed": "hardware",
@@ -61,22 +61,24 @@ _NO_FIGURES: Final = ProviderFigures(*[0] * 15)
 
 
 class RegistryQueries(Reader):
-    """Providers with their histories, roles, parameters."""
+    """Queries for providers and their histories, roles, and parameters."""
 
     def providers(self) -> tuple[ProviderRow, ...]:
-        """All providers in the order of their ids; those never approved come last."""
+        """Return all providers ordered by ID; those that were never approved come last."""
         with self._read() as (connection, snapshot):
             figures = latest_figures(connection)
             rows = connection.execute(select(providers)).all()
-        found = [_provider_row(row, figures.get(row.account), snapshot) for row in rows]
-        return tuple(sorted(found, key=lambda each: (each.id is None, each.id or 0, each.account)))
+        provider_rows = [_provider_row(row, figures.get(row.account), snapshot) for row in rows]
+        return tuple(
+            sorted(provider_rows, key=lambda each: (each.id is None, each.id or 0, each.account))
+        )
 
     def provider(self, account: str | int) -> ProviderDetail:
-        """A provider by its account or id.
+        """Return a provider by its account or ID.
 
         Raises:
-            NotFoundError: It never registered.
-            UsageError: This is no address.
+            NotFoundError: The provider never registered.
+            UsageError: The address is invalid.
         """
         by_id = isinstance(account, int)
         key = providers.c.id == account if by_id else providers.c.account == address(str(account))
@@ -105,7 +107,7 @@ class RegistryQueries(Reader):
         *,
         kind: str | None = None,
     ) -> Page[ProviderChange]:
-        """Changes of a provider, latest first; `kind` as in `ProviderChange`, all by default."""
+        """Return changes of a provider, latest first; `kind` as in `ProviderChange`."""
         query = _changes(address(account))
         if kind is not None:
             query = query.where(events.c.name.in_([n for n, k in KINDS.items() if k == kind]))
@@ -121,13 +123,13 @@ class RegistryQueries(Reader):
             )
 
     def roles(self) -> Roles:
-        """Who may do what, and who gave it."""
+        """Return the roles in force, and all grants and revocations, latest first."""
         with self._read() as (connection, snapshot):
-            found = role_rows(connection, snapshot)
-        return Roles(held=held_roles(found), history=tuple(reversed(found)))
+            history = role_rows(connection, snapshot)
+        return Roles(held=held_roles(history), history=tuple(reversed(history)))
 
     def parameters(self) -> ParameterHistory:
-        """Fee, timeouts and addresses; what can change has a history."""
+        """Return fee, timeouts and addresses, with the history of those that can change."""
         with self._read() as (connection, snapshot):
             fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
             query = placed(parameters).order_by(
@@ -145,7 +147,7 @@ class RegistryQueries(Reader):
 def role_rows(
     connection: Connection, snapshot: IndexSnapshot, account: str | None = None
 ) -> tuple[RoleRow, ...]:
-    """Grants and losses, oldest first."""
+    """Return grants and revocations of roles, oldest first."""
     query = placed(roles).order_by(roles.c.block, roles.c.log_index)
     if account is not None:
         query = query.where(roles.c.account == account)
@@ -161,21 +163,21 @@ def role_rows(
 
 
 def held_roles(history: tuple[RoleRow, ...]) -> tuple[RoleRow, ...]:
-    """The grants that still hold, of rows that are oldest first."""
-    held: dict[tuple[str, str, str], RoleRow] = {}
+    """Return the grants in force; `history` must be oldest first."""
+    grants: dict[tuple[str, str, str], RoleRow] = {}
     for row in history:
         key = (row.contract, row.role, row.account)
         if row.granted:
-            held.setdefault(key, row)
+            grants.setdefault(key, row)
         else:
-            held.pop(key, None)
-    return tuple(held.values())
+            grants.pop(key, None)
+    return tuple(grants.values())
 
 
 def open_challenge(
     connection: Connection, account: str, snapshot: IndexSnapshot
 ) -> ChallengeRow | None:
-    """The challenge that a provider has not answered."""
+    """Return the open challenge of a provider, or None."""
     row = connection.execute(
         placed(events)
         .where(
@@ -187,16 +189,16 @@ def open_challenge(
     ).one_or_none()
     if row is None or row.name == "ProviderAnswered":
         return None
-    changes = pydantic_core.from_json(row.body)
+    fields = pydantic_core.from_json(row.body)
     at = snapshot.place(row, row.log_index)
-    return ChallengeRow(at, changes["job_id"], account, changes["by"], changes["answer_by"])
+    return ChallengeRow(at, fields["job_id"], account, fields["by"], fields["answer_by"])
 
 
 def is_active(row: Row[Any], now: int) -> bool:
-    """Whether a provider could get a job at chain time `now`."""
+    """Return whether a provider could be assigned a job at chain time `now`."""
     silent = row.answer_by != 0 and now > row.answer_by
-    standing = row.status == ProviderStatus.ACTIVE and row.approved_until >= now
-    return bool(standing and not silent)
+    approved = row.status == ProviderStatus.ACTIVE and row.approved_until >= now
+    return bool(approved and not silent)
 
 
 def _changes(account: str) -> Select[Any]:
@@ -210,25 +212,28 @@ def _change(row: Row[Any], snapshot: IndexSnapshot) -> ProviderChange:
 
 
 def latest_figures(connection: Connection, account: str | None = None) -> dict[str, Row[Any]]:
-    """Each provider's last row of figures, or that of one."""
+    """Return the latest row of `provider_figures` of each provider, or of one."""
     table = provider_figures
-    last = select(func.max(table.c.block)).where(table.c.account == providers.c.account)
-    query = select(providers.c.account, last.correlate(providers).scalar_subquery().label("block"))
+    last_block = select(func.max(table.c.block)).where(table.c.account == providers.c.account)
+    query = select(
+        providers.c.account, last_block.correlate(providers).scalar_subquery().label("block")
+    )
     if account is not None:
         query = query.where(providers.c.account == account)
-    wanted = [
+    row_keys = [
         (row.account, row.block) for row in connection.execute(query) if row.block is not None
     ]
-    found: dict[str, Row[Any]] = {}
-    # Apart from their keys, which as one question both databases compute for each row of the
-    # table; and joined as a table, since for a list of keys SQLite reads all rows.
-    for at in range(0, len(wanted), _SLICE):
+    latest: dict[str, Row[Any]] = {}
+    # Rows are selected separately from their keys: in a single query, both databases compute the
+    # key for each row of the table. Keys are joined as a table, because SQLite scans the whole
+    # table for an IN list of keys.
+    for start in range(0, len(row_keys), _SLICE):
         keys = values(column("account", String), column("block", Int), name="keys")
-        some = keys.data(wanted[at : at + _SLICE]).cte()
-        here = (table.c.account == some.c.account) & (table.c.block == some.c.block)
-        rows = connection.execute(select(table).join_from(some, table, here))
-        found |= {row.account: row for row in rows}
-    return found
+        key_table = keys.data(row_keys[start : start + _SLICE]).cte()
+        same_key = (table.c.account == key_table.c.account) & (table.c.block == key_table.c.block)
+        rows = connection.execute(select(table).join_from(key_table, table, same_key))
+        latest |= {row.account: row for row in rows}
+    return latest
 
 
 def _figures(row: Row[Any], now: int) -> ProviderFigures:

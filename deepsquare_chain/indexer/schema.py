@@ -1,7 +1,8 @@
-"""The index's tables. What stands in them follows from the chain alone, but for the last two.
+"""The tables of the index. All except the last two are derived only from the chain.
 
-Amounts are credit-wei kept as text, times seconds of chain time, statuses the contracts' numbers.
-`position` is that of a transaction in its block; with `block` it names a row of `transactions`.
+Amounts are credit-wei stored as text, times are chain time in seconds, and statuses are the numbers
+of the contracts. `position` is the index of a transaction in its block; `block` and `position`
+together identify a row of `transactions`.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from deepsquare_chain.store.schema import Amount
 
 metadata: Final = MetaData()
 
-#: Block numbers, ids and times need 64 bits; SQLite's own integer has them.
+#: Block numbers, IDs and times need 64 bits, which SQLite's INTEGER provides.
 Int: Final = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Words(TypeDecorator[str]):
-    """A stranger's text: PostgreSQL can't hold its zero bytes, so that they are escaped."""
+    """Untrusted text. Zero bytes are escaped, because PostgreSQL can't store them."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Text for the database."""
+        """Escape the text for the database."""
         return None if value is None else value.replace("\\", "\\\\").replace("\0", "\\0")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """The text as it was."""
+        """Restore the original text."""
         if value is None or "\\" not in value:
             return value
         return "\\".join(part.replace("\\0", "\0") for part in value.split("\\\\"))
@@ -95,7 +96,7 @@ transactions: Final = Table(
 )
 Index("transactions_sender", transactions.c.sender, transactions.c.block, transactions.c.position)
 
-# Customers' signed requests in transactions to the forwarder; `number` counts those of one.
+# Customers' signed requests in forwarder transactions; `number` is the index in a transaction.
 forwarded: Final = Table(
     "forwarded",
     metadata,
@@ -110,7 +111,7 @@ forwarded: Final = Table(
 )
 Index("forwarded_signer", forwarded.c.signer, forwarded.c.block, forwarded.c.position)
 
-# `account` is the provider that an event of the registry, or a challenge, is about.
+# `account` is the provider that a registry event or a challenge event concerns.
 events: Final = Table(
     "events",
     metadata,
@@ -149,7 +150,7 @@ transitions: Final = Table(
 )
 Index("transitions_job", transitions.c.job_id, transitions.c.block, transitions.c.log_index)
 
-# `number` counts the lines of a block; `log_index` is the log that caused one.
+# `number` is the index of the line in its block; `log_index` is the log that caused it.
 movements: Final = Table(
     "movements",
     metadata,
@@ -164,14 +165,14 @@ movements: Final = Table(
     _text("counterparty"),
     _amount("amount"),
     _amount("balance"),
-    # Counts the lines of the account.
+    # Index of the line in the account's statement, from 1.
     _int("line"),
 )
 Index("movements_account", movements.c.account, movements.c.line, unique=True)
 Index("movements_job", movements.c.job_id, movements.c.block, movements.c.number)
 Index("movements_transaction", movements.c.block, movements.c.position)
 
-# Interim payments too: those of a job that is RUNNING.
+# Settlements, and interim payments, whose status is RUNNING.
 settlements: Final = Table(
     "settlements",
     metadata,
@@ -200,7 +201,7 @@ jobs: Final = Table(
     _int("status"),
     _int("since"),
     Column("name", Words, nullable=False),
-    # Case folded, for searches.
+    # The case-folded name, for searches.
     Column("name_key", Words, nullable=False),
     Column("uses", Words, nullable=False),
     _int("objective"),
@@ -225,7 +226,7 @@ jobs: Final = Table(
     _amount("fee"),
     _amount("refunded"),
     _int("billed_seconds"),
-    # The part of paid, fee and billed seconds that interim payments made.
+    # The part of paid, fee and billed seconds that is due to interim payments.
     _int("collected_seconds"),
     _amount("collected_paid"),
     _amount("collected_fee"),
@@ -238,7 +239,7 @@ jobs: Final = Table(
     Column("reason", Words, nullable=False),
     Column("retry_of", Int),
     Column("successor", Int),
-    # Place of the last transition or interim payment.
+    # Position of the last transition or interim payment.
     _int("block"),
     _int("position"),
     _int("log_index"),
@@ -274,7 +275,7 @@ providers: Final = Table(
     _int("answer_by"),
 )
 
-# Running figures of a provider after each block that changed them.
+# Running totals of a provider after each block that changed them.
 provider_figures: Final = Table(
     "provider_figures",
     metadata,
@@ -301,7 +302,7 @@ Index(
     provider_figures.c.block,
 )
 
-# The grid's sums after each block with events.
+# Totals of the grid after each block with events.
 totals: Final = Table(
     "totals",
     metadata,
@@ -324,7 +325,7 @@ totals: Final = Table(
 )
 Index("totals_time", totals.c.time, totals.c.block)
 
-# What could not be paid: signed amounts, and what waits for the recipient afterwards.
+# Parked payments and withdrawals: signed amount, and the recipient's parked credits afterwards.
 parkings: Final = Table(
     "parkings",
     metadata,
@@ -361,7 +362,7 @@ parameters: Final = Table(
     _text("value"),
 )
 
-# What is lawful but worth a look, by the audit's rules; `number` counts those of a block.
+# Anomalies by the rules of the audit; `number` is the index in the block.
 exceptions: Final = Table(
     "exceptions",
     metadata,
@@ -378,7 +379,7 @@ exceptions: Final = Table(
 Index("exceptions_code", exceptions.c.code, exceptions.c.block, exceptions.c.number)
 Index("exceptions_subject", exceptions.c.subject, exceptions.c.block, exceptions.c.number)
 
-# What the deployment fixed for good.
+# Parameters that the deployment fixed permanently.
 constants: Final = Table(
     "constants",
     metadata,
@@ -386,7 +387,7 @@ constants: Final = Table(
     _text("value"),
 )
 
-# -- what the index knows of itself
+# -- state of the index
 
 state: Final = Table(
     "state",
@@ -405,5 +406,5 @@ changes: Final = Table(
     Column("jobs", Text, nullable=False),
 )
 
-#: Tables that follow from the chain, in an order in which they can be compared.
+#: Tables that are derived from the chain, in a fixed order for comparisons.
 DERIVED: Final = tuple(t for t in metadata.sorted_tables if t not in {state, changes})

@@ -1,4 +1,4 @@
-"""Questions about the whole grid, now and over time."""
+"""Queries for totals of the grid, at present and over time."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ _STATUSES: Final = {each: each.name.lower() for each in JobStatus if each}
 
 
 class SeriesQueries(Reader):
-    """Sums of the grid."""
+    """Queries for totals of the grid and time series."""
 
     def overview(self) -> Overview:
-        """The grid at the index's block."""
+        """Return a summary of the grid at the last indexed block."""
         with self._read() as (connection, snapshot):
             now = snapshot.number("time", 0)
-            last, before = _sums(connection, [now, now - _HOUR])
-            known = connection.execute(select(providers)).all()
-            good = [row for row in known if is_active(row, now)]
-            busy = {each: row.cpus_busy for each, row in latest_figures(connection).items()}
-        jobs, earlier = _counts(last), _counts(before)
+            last, hour_ago = _sums(connection, [now, now - _HOUR])
+            provider_rows = connection.execute(select(providers)).all()
+            active = [row for row in provider_rows if is_active(row, now)]
+            cpus_busy = {each: row.cpus_busy for each, row in latest_figures(connection).items()}
+        jobs, earlier = _counts(last), _counts(hour_ago)
         ended = sum(jobs[each] - earlier[each] for each in jobs if each.is_final)
         minted, burned = _sum(last, "minted"), _sum(last, "burned")
         return Overview(
@@ -65,10 +65,10 @@ class SeriesQueries(Reader):
             jobs_total=sum(jobs.values()),
             submitted_last_hour=sum(jobs.values()) - sum(earlier.values()),
             ended_last_hour=ended,
-            providers=sum(1 for row in known if row.id is not None),
-            providers_active=len(good),
-            cpus_offered=sum(row.offer_cpus for row in good),
-            cpus_busy=sum(busy.get(row.account, 0) for row in good),
+            providers=sum(1 for row in provider_rows if row.id is not None),
+            providers_active=len(active),
+            cpus_offered=sum(row.offer_cpus for row in active),
+            cpus_busy=sum(cpus_busy.get(row.account, 0) for row in active),
             supply=minted - burned,
             minted=minted,
             burned=burned,
@@ -83,15 +83,15 @@ class SeriesQueries(Reader):
     def jobs_by_status_over_time(
         self, buckets: int = 60, *, since: int | None = None, until: int | None = None
     ) -> tuple[StatusPoint, ...]:
-        """Jobs in each status at equal steps of time.
+        """Return the number of jobs in each status, at equal intervals of time.
 
         Args:
             buckets: Number of points, 1 to 500.
-            since: First time, that of the first event by default.
-            until: Last time, that of the index's last block by default.
+            since: First time; the time of the first event by default.
+            until: Last time; the time of the last indexed block by default.
 
         Raises:
-            UsageError: An invalid number, or invalid times.
+            UsageError: The number of points or the times are invalid.
         """
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until)
@@ -102,7 +102,7 @@ class SeriesQueries(Reader):
     def escrow_over_time(
         self, buckets: int = 60, *, since: int | None = None, until: int | None = None
     ) -> tuple[EscrowPoint, ...]:
-        """Where credits were; arguments and errors as `jobs_by_status_over_time`."""
+        """Return totals of credits over time. See `jobs_by_status_over_time` for the arguments."""
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until)
             rows = _sums(connection, times)
@@ -116,9 +116,9 @@ class SeriesQueries(Reader):
         since: int | None = None,
         until: int | None = None,
     ) -> tuple[Utilisation, ...]:
-        """Cpu-seconds used and offered in each step of time, by provider.
+        """Return the CPU-seconds used and offered in each interval, by provider.
 
-        Arguments and errors as `jobs_by_status_over_time`; `account` for one provider alone.
+        Arguments and errors as for `jobs_by_status_over_time`. `account` selects one provider.
         """
         key = None if account is None else address(account)
         with self._read() as (connection, snapshot):
@@ -147,22 +147,22 @@ def _times(
 
 
 def _moments(times: Sequence[int]) -> CTE:
-    """The times as a table: one question serves all of a series."""
+    """Return the times as a table, so that one query returns a whole series."""
     return values(column("at", Int), name="moments").data([(each,) for each in times]).cte()
 
 
 def _last(table: Table, moments: CTE, *where: Any) -> ScalarSelect[Any]:
-    """The block of the last row of running sums at a moment."""
+    """Select the block of the last row of running totals at each time."""
     query = select(table.c.block).where(table.c.time <= moments.c.at, *where)
     query = query.order_by(table.c.time.desc(), table.c.block.desc()).limit(1)
     return query.correlate(moments, providers).scalar_subquery()
 
 
 def _sums(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]:
-    """The grid's sums at each time; None before the first event."""
+    """Return the totals of the grid at each time; None before the first event."""
     moments = _moments(times)
-    found = connection.execute(select(moments.c.at, _last(totals, moments)))
-    blocks = {row[0]: row[1] for row in found}
+    last_blocks = connection.execute(select(moments.c.at, _last(totals, moments)))
+    blocks = {row[0]: row[1] for row in last_blocks}
     query = select(totals).where(totals.c.block.in_({each for each in blocks.values() if each}))
     rows = {row.block: row for row in connection.execute(query)}
     return [rows.get(blocks[time]) for time in times]
@@ -171,22 +171,25 @@ def _sums(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]
 def _figures(
     connection: Connection, times: Sequence[int], account: str | None
 ) -> dict[str, dict[int, Row[Any]]]:
-    """Running figures of providers, by account and time."""
+    """Return running totals of providers, by account and time."""
     moments = _moments(times)
     last = _last(provider_figures, moments, provider_figures.c.account == providers.c.account)
     query = select(providers.c.account, moments.c.at, last.label("block"))
     query = query.select_from(moments.join(providers, true()))
     if account is not None:
         query = query.where(providers.c.account == account)
-    picked = connection.execute(query.order_by(providers.c.account)).all()
-    found: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in picked}
-    for each, own in groupby(picked, key=lambda row: row.account):
-        blocks = {row.at: row.block for row in own if row.block is not None}
-        # By account: for keys of several accounts at once, SQLite reads all rows.
-        here = (provider_figures.c.account == each, provider_figures.c.block.in_(blocks.values()))
-        rows = {row.block: row for row in connection.execute(select(*_USED).where(*here))}
-        found[each] = {time: rows[block] for time, block in blocks.items()}
-    return found
+    block_rows = connection.execute(query.order_by(providers.c.account)).all()
+    totals_by_account: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in block_rows}
+    for provider, own_rows in groupby(block_rows, key=lambda row: row.account):
+        blocks = {row.at: row.block for row in own_rows if row.block is not None}
+        # One query per account: SQLite scans the whole table for keys of several accounts.
+        conditions = (
+            provider_figures.c.account == provider,
+            provider_figures.c.block.in_(blocks.values()),
+        )
+        rows = {row.block: row for row in connection.execute(select(*_USED).where(*conditions))}
+        totals_by_account[provider] = {time: rows[block] for time, block in blocks.items()}
+    return totals_by_account
 
 
 def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
@@ -209,17 +212,17 @@ def _escrow(time: int, row: Row[Any] | None) -> EscrowPoint:
 
 
 def _use(account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]) -> Utilisation:
-    sums = []
+    cumulative = []
     for time in times:
         row = rows.get(time)
         if row is None:
-            sums.append((0, 0))
+            cumulative.append((0, 0))
             continue
-        passed = time - row.time
-        used = row.cpu_seconds + row.cpus_busy * passed
-        sums.append((used, row.offered_seconds + row.cpus_offered * passed))
+        elapsed = time - row.time
+        used = row.cpu_seconds + row.cpus_busy * elapsed
+        cumulative.append((used, row.offered_seconds + row.cpus_offered * elapsed))
     points = (
         UsePoint(time, after[0] - before[0], after[1] - before[1])
-        for time, before, after in zip(times[1:], sums, sums[1:], strict=False)
+        for time, before, after in zip(times[1:], cumulative, cumulative[1:], strict=False)
     )
     return Utilisation(account, tuple(points))

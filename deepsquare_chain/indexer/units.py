@@ -1,8 +1,8 @@
-"""Types of read model members: what an integer counts, and how JSON shows it. Pure.
+"""Types of read model fields: their units and their JSON representation. Pure.
 
-An amount of credits becomes two members, `paid` in credit-wei and `paid_credits` in credits, both
-texts: a JSON number cannot hold them. A rate gets its price per hour in the same way. Enums stand
-as their names, flags as a list of the names of those that are set.
+An amount becomes two JSON members, such as `paid` in credit-wei and `paid_credits` in credits. Both
+are strings, because a JSON number can't represent them exactly. A rate also gets its price per
+hour. Enums are represented by their names, flags by a list of the names that are set.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _whole(unit: str) -> WithJsonSchema:
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """Adds a member in decimal notation, named after the amount with a suffix."""
+    """Annotation that adds a decimal JSON member, named like the field plus a suffix."""
 
     suffix: str
     show: Callable[[int], str]
 
     def field(self, name: str) -> core_schema.ComputedField:
-        """The companion of the member of this name."""
+        """Return the computed field for the field of this name."""
         shown = core_schema.plain_serializer_function_ser_schema(
             self.show, return_schema=core_schema.str_schema(pattern=r"^-?[0-9]+(\.[0-9]+)?$")
         )
@@ -43,7 +43,7 @@ class Companion:
 
 @dataclass(frozen=True, slots=True)
 class ByName:
-    """Shows members of an enum by name, a flag as the list of the names of its parts."""
+    """Annotation that serialises an enum as its name, and a flag as a list of names."""
 
     kind: type[IntEnum | IntFlag]
 
@@ -65,8 +65,10 @@ class ByName:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Shows a record of the job vocabulary with its properties; `member` is the type of its fields
-    where the record does not say what they count."""
+    """Annotation that serialises a dataclass of `deepsquare_chain.job` with its properties.
+
+    `member` replaces the type of all fields if the record does not declare their unit.
+    """
 
     member: Any = None
 
@@ -77,7 +79,7 @@ class Record:
 
 
 class ReadModel:
-    """Base of read models: JSON shows properties and companions of amounts in addition to the fields."""
+    """Base of read models. JSON includes fields, properties, and the companions of amounts."""
 
     __slots__ = ()
 
@@ -113,7 +115,7 @@ def _companions(name: str, hint: Any) -> list[core_schema.ComputedField]:
 
 
 def _integers_as_text(value: Any) -> Any:
-    """Values of an event: any integer may be larger than a JSON number can be."""
+    """Convert integers of event values to strings, because they may exceed a JSON number."""
     if isinstance(value, Mapping):
         return {key: _integers_as_text(each) for key, each in value.items()}
     if isinstance(value, int) and not isinstance(value, bool):
@@ -133,7 +135,7 @@ Credits: TypeAlias = Annotated[
 Rate: TypeAlias = Annotated[
     int, _AS_TEXT, _whole("credit-wei per second"), Companion("credits_per_hour", hourly)
 ]
-#: Wei of the chain's own coin.
+#: Wei of the chain's native coin.
 Coin: TypeAlias = Annotated[int, _AS_TEXT, _whole("wei of the chain's own coin")]
 #: Units of gas.
 Gas: TypeAlias = Annotated[int, _AS_TEXT, _whole("units of gas")]
