@@ -93,7 +93,7 @@ def recompute_bill(
     most = min(ended_at - job.billed_until, job.allotment) if job.started_at else 0
     if job.status not in _REPORTED:
         reported = None
-    seconds, why = _seconds(job, most, reported)
+    seconds, rule = _seconds(job, most, reported)
     cost = job.rate * seconds
     share = fee_of(cost, job.fee_bps)
     refund = 0 if job.carried_out else escrow - cost
@@ -120,7 +120,7 @@ def recompute_bill(
         cost=cost,
         collected_seconds=job.collected_seconds,
         collected=job.collected_paid + job.collected_fee,
-        why=why,
+        why=rule,
         lines=lines,
     )
 

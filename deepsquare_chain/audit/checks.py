@@ -84,9 +84,9 @@ def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
             findings.append(AuditFinding("storage", message, storage.block, "", job_id))
 
     def differ_by_field(what: str, from_events: Any, held: Any, job_id: int = 0) -> None:
-        for each in fields(held):
-            values = getattr(from_events, each.name), getattr(held, each.name)
-            differ(f"{each.name} of {what}", *values, job_id)
+        for field in fields(held):
+            values = getattr(from_events, field.name), getattr(held, field.name)
+            differ(f"{field.name} of {what}", *values, job_id)
 
     ids = ledger.provider_ids
     differ("number of jobs", len(ledger.jobs), len(storage.jobs))
@@ -95,14 +95,14 @@ def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
             differ_by_field(f"job {job.id}", entry.record(ids), job, job.id)
     differ("number of providers", len(ids), len(storage.providers))
     for provider in storage.providers:
-        if (known := ledger.providers.get(provider.account)) is not None:
-            differ_by_field(f"provider {provider.account}", known.record(), provider)
+        if (provider_entry := ledger.providers.get(provider.account)) is not None:
+            differ_by_field(f"provider {provider.account}", provider_entry.record(), provider)
     for account, amount in sorted(storage.balances.items()):
         differ(f"balance of {account}", ledger.balances.get(account, 0), amount)
     for account, amount in sorted(storage.parked.items()):
         differ(f"parked credits of {account}", ledger.parked.get(account, 0), amount)
     for account, load in sorted(storage.loads.items()):
-        if (known := ledger.providers.get(account)) is not None:
-            differ_by_field(f"the load of {account}", known.load, load)
+        if (provider_entry := ledger.providers.get(account)) is not None:
+            differ_by_field(f"the load of {account}", provider_entry.load, load)
     differ("supply of credits", ledger.totals.supply, storage.supply)
     return findings

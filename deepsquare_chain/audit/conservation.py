@@ -87,9 +87,9 @@ def call(
     """
     address = dict(zip(_NAMES, deployment.addresses, strict=True))[contract]
     data = "0x" + interface(contract).function(function).encode(*arguments).hex()
-    words = ", ".join(_word(each) for each in arguments)
+    shown_arguments = ", ".join(_word(argument) for argument in arguments)
     return Repeat(
-        f"{contract}.{function}({words}) at block {block}",
+        f"{contract}.{function}({shown_arguments}) at block {block}",
         "eth_call",
         ({"to": address, "data": data}, hex(block)),
         f"cast call {address} --data {data} --block {block}",
@@ -118,13 +118,13 @@ def transfers(
     }
     names = (("from", sender), ("to", recipient))
     filters = "".join(f" {word} {account}" for word, account in names if account)
-    shown = " ".join("null" if each is None else each for each in topics)
+    shown_topics = " ".join("null" if topic is None else topic for topic in topics)
     return Repeat(
         f"Transfer events of the credit{filters}, blocks {deployment.block} to {block}",
         "eth_getLogs",
         (query,),
         f"cast logs --address {deployment.credit} --from-block {deployment.block} "
-        f"--to-block {block} {shown}",
+        f"--to-block {block} {shown_topics}",
     )
 
 

@@ -336,8 +336,8 @@ class _Check:
         for block in sorted({*times} - seen):
             self.find("block", f"block {block} stands in {BLOCKS} without a log", block)
         manifest = self._manifest
-        last = times.get(manifest.last_block)
-        if last is not None and last != (manifest.block_hash, manifest.block_time):
+        last_block = times.get(manifest.last_block)
+        if last_block is not None and last_block != (manifest.block_hash, manifest.block_time):
             self.find("block", "the last block is another than the manifest says")
 
     def tables(self, ledger: Ledger) -> None:
@@ -348,9 +348,11 @@ class _Check:
             if not (self._folder / name).exists():
                 continue
             with _opened(self._folder / name) as file:
-                line = first_difference(table.lines(ledger, style), iter(file.readline, b""))
-            if line:
-                self.find("table", f"line {line} of {name} is not what the logs say")
+                different_line = first_difference(
+                    table.lines(ledger, style), iter(file.readline, b"")
+                )
+            if different_line:
+                self.find("table", f"line {different_line} of {name} is not what the logs say")
 
 
 class _Comparer:
@@ -423,8 +425,8 @@ async def compare_with_chain(
     )
     comparer.finish()
     findings = list(comparer.findings)
-    last = (chronicle.block_hash, chronicle.time)
-    if last != (manifest.block_hash, manifest.block_time):
+    last_block = (chronicle.block_hash, chronicle.time)
+    if last_block != (manifest.block_hash, manifest.block_time):
         message = f"block {manifest.last_block} is another on the chain: {chronicle.block_hash}"
         findings.append(AuditFinding("chain", message, manifest.last_block, ""))
     times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}

@@ -167,10 +167,10 @@ class Ledger:
             )
 
     def _check_places(self, events: list[ev.Event]) -> None:
-        for before, after in pairwise(events):
-            if before.place == after.place:
-                block, tx_hash = after.block_number, after.tx_hash
-                message = f"log {after.log_index} of block {block} was given twice"
+        for previous, event in pairwise(events):
+            if previous.place == event.place:
+                block, tx_hash = event.block_number, event.tx_hash
+                message = f"log {event.log_index} of block {block} was given twice"
                 self.findings.append(AuditFinding("order", message, block, tx_hash))
 
     def _close(self) -> None:

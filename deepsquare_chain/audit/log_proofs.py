@@ -48,7 +48,7 @@ class LogDigests(LogSink):
     @property
     def digests(self) -> Digests:
         """Digests by block."""
-        return {block: each.hexdigest() for block, each in self._sums.items()}
+        return {block: digest.hexdigest() for block, digest in self._sums.items()}
 
 
 def digest_of_logs(logs: Sequence[Mapping[str, Any]]) -> str:
@@ -94,7 +94,7 @@ class _Proof:
     def __init__(self, w3: AsyncWeb3[Any], deployment: Deployment, node_logs: LogDigests) -> None:
         self.findings: list[AuditFinding] = []
         self._w3 = w3
-        self._addresses = [each.lower() for each in deployment.addresses]
+        self._addresses = [address.lower() for address in deployment.addresses]
         self._digests, self._hashes = node_logs.digests, node_logs.hashes
         self._parent = ""
 
@@ -115,7 +115,7 @@ class _Proof:
         check_header(header, self._parent)
         if self._hashes.get(number, header["hash"]) != header["hash"]:
             raise ProofError(f"its logs name the block {self._hashes[number]}")
-        if not any(may_hold(header, each) for each in self._addresses):
+        if not any(may_hold(header, address) for address in self._addresses):
             if number in self._digests:
                 raise ProofError("its bloom filter excludes the logs that the node returned for it")
             return

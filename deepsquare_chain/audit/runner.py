@@ -99,15 +99,17 @@ async def audit_grid(
         chronicle = await read_chronicle(
             contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=digests
         )
-    ledger, last = chronicle.ledger(contracts.deployment), chronicle.to_block
+    ledger, last_block = chronicle.ledger(contracts.deployment), chronicle.to_block
     findings: list[AuditFinding] = []
     if checks.block_hash and checks.block_hash.lower() != chronicle.block_hash:
-        message = f"block {last} has the hash {chronicle.block_hash}, not {checks.block_hash[:80]}"
-        findings.append(AuditFinding("endpoint", message, last, ""))
+        message = (
+            f"block {last_block} has the hash {chronicle.block_hash}, not {checks.block_hash[:80]}"
+        )
+        findings.append(AuditFinding("endpoint", message, last_block, ""))
     if checks.proofs and digests is not None:
         with bars("Proving logs") as progress:
             findings += await prove(
-                contracts.w3, contracts.deployment, digests, last, progress=progress
+                contracts.w3, contracts.deployment, digests, last_block, progress=progress
             )
     if checks.other is not None and digests is not None:
         with bars("Comparing endpoints") as progress:
@@ -115,11 +117,11 @@ async def audit_grid(
                 checks.other,
                 contracts.deployment,
                 digests,
-                last,
+                last_block,
                 chronicle.block_hash,
                 progress=progress,
             )
-    storage = await read_storage(contracts, ledger, last) if checks.storage else None
+    storage = await read_storage(contracts, ledger, last_block) if checks.storage else None
     report = _report(ledger, storage, findings, chronicle.block_hash, proven=checks.proofs)
     return await _with_senders(contracts, report)
 
@@ -149,8 +151,8 @@ async def audit_export(
         if replayed.ledger is not None and not wrong_manifest:
             block_hash = replayed.manifest.block_hash
             if checks.storage:
-                last = replayed.manifest.last_block
-                storage = await read_storage(contracts, replayed.ledger, last)
+                last_block = replayed.manifest.last_block
+                storage = await read_storage(contracts, replayed.ledger, last_block)
     if replayed.ledger is None:
         summary = "; ".join(str(finding) for finding in findings[:3])
         raise AuditError(

@@ -85,7 +85,7 @@ def _arguments(deployment: Deployment, name: str) -> bytes:
         values = [recorded[part["name"].rstrip("_")] for part in inputs]
     except KeyError:
         return b""
-    arguments = [tuple(each) if isinstance(each, list) else each for each in values]
+    arguments = [tuple(value) if isinstance(value, list) else value for value in values]
     code = interface(name).creation_code(*arguments)
     return code[len(load_artifact(name).bytecode) :]
 
@@ -138,7 +138,8 @@ async def submit_sourcify(
     """
     async with _client(url, way) as client:
         return [
-            await _sourcify(client, url, deployment, each, pause) for each in sources(deployment)
+            await _sourcify(client, url, deployment, source, pause)
+            for source in sources(deployment)
         ]
 
 
@@ -181,7 +182,7 @@ async def submit_blockscout(
     Arguments and errors are those of `submit_sourcify`; `url` is the explorer's, without `/api`.
     """
     async with _client(url, way) as client:
-        return [await _blockscout(client, url, each, pause) for each in sources(deployment)]
+        return [await _blockscout(client, url, source, pause) for source in sources(deployment)]
 
 
 async def _blockscout(

@@ -127,10 +127,10 @@ async def _transactions(
             for method in ("eth_getTransactionByHash", "eth_getTransactionReceipt")
         ]
         answers = iter(await ask_all(w3, requests))
-        for tx_hash, sent, receipt in zip(hashes, answers, answers, strict=True):
-            if sent is None or receipt is None or receipt["blockHash"] != blocks[tx_hash]:
+        for tx_hash, transaction, receipt in zip(hashes, answers, answers, strict=True):
+            if transaction is None or receipt is None or receipt["blockHash"] != blocks[tx_hash]:
                 return None
-            transactions[tx_hash] = _transaction(tx_hash, sent, receipt, positions[tx_hash])
+            transactions[tx_hash] = _transaction(tx_hash, transaction, receipt, positions[tx_hash])
     return transactions
 
 
@@ -183,16 +183,18 @@ def _transaction(
 def methods() -> Mapping[str, Mapping[str, str]]:
     """Return function names of the grid's contracts, by contract and hexadecimal selector."""
     return {
-        each.name: {
+        contract.name: {
             "0x" + function.selector.hex(): function.name
-            for function in (each.function(entry["name"]) for entry in each.entries("function"))
+            for function in (
+                contract.function(entry["name"]) for entry in contract.entries("function")
+            )
         }
-        for each in interfaces()
+        for contract in interfaces()
     }
 
 
 def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[at : at + size] for at in range(0, len(items), size))
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 #: Artifact name of the forwarder.

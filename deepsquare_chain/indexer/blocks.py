@@ -95,7 +95,8 @@ class BlockQueries(Reader):
             return BlockDetail(
                 row=_block(row, snapshot),
                 transactions=tuple(
-                    _transaction(each, snapshot) for each in transaction_rows[:SHOWN]
+                    _transaction(transaction_row, snapshot)
+                    for transaction_row in transaction_rows[:SHOWN]
                 ),
                 more_transactions=len(transaction_rows) > SHOWN,
             )

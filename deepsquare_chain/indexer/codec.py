@@ -31,7 +31,7 @@ def event_of(name: str, values: Mapping[str, Any], **place: Any) -> Event:
         KeyError: The event name is unknown, or a value is missing.
     """
     kind: Any = _kinds()[name]
-    event: Event = kind(*(read(values[each]) for each, read in _readers(kind)), **place)
+    event: Event = kind(*(read(values[field_name]) for field_name, read in _readers(kind)), **place)
     return event
 
 
@@ -53,9 +53,9 @@ def _plain(value: Any) -> Any:
 @cache
 def _fields(kind: Any) -> tuple[str, ...]:
     return tuple(
-        each.name
-        for each in dataclasses.fields(kind)
-        if not (issubclass(kind, Event) and each.name in _PLACE)
+        field.name
+        for field in dataclasses.fields(kind)
+        if not (issubclass(kind, Event) and field.name in _PLACE)
     )
 
 

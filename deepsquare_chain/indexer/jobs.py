@@ -101,7 +101,7 @@ class JobQueries(Reader):
         """
         query = _JOBS
         if statuses:
-            query = query.where(jobs.c.status.in_([int(each) for each in statuses]))
+            query = query.where(jobs.c.status.in_([int(status) for status in statuses]))
         if customer is not None:
             query = query.where(jobs.c.customer == address(customer))
         if provider is not None:
@@ -260,7 +260,7 @@ def _order(sort: str) -> list[ColumnElement[Any]]:
         raise UsageError(
             f"{sort[:40]!r} is nothing to sort jobs by", hint=f"There are {', '.join(SORTS)}."
         )
-    return [each.desc() if sort.startswith("-") else each.asc() for each in columns]
+    return [column.desc() if sort.startswith("-") else column.asc() for column in columns]
 
 
 def _last_escrow(row: Row[Any]) -> int:

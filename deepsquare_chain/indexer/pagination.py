@@ -118,7 +118,7 @@ def decode_cursor(kind: str, cursor: str, size: int) -> list[int]:
         padded = cursor + "=" * (-len(cursor) % 4)
         parts = pydantic_core.from_json(base64.urlsafe_b64decode(padded))
         matches = isinstance(parts, list) and parts[0] == kind and len(parts) == size + 1
-        if matches and all(type(each) is int and abs(each) <= _MAX_INT for each in parts[1:]):
+        if matches and all(type(number) is int and abs(number) <= _MAX_INT for number in parts[1:]):
             return list(parts[1:])
     except (ValueError, binascii.Error, IndexError):
         pass
@@ -152,18 +152,18 @@ def paged(
     if not 1 <= limit <= MAX_LIMIT:
         raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
     if isinstance(cursor, int):
-        columns = [*order, *(each.desc() for each in keys)]
+        columns = [*order, *(key.desc() for key in keys)]
         return _numbered(connection, query, columns, make, number=cursor, limit=limit)
     if cursor is not None:
         last_key = tuple(decode_cursor(kind, cursor, len(keys)))
         row_key: Any = tuple_(*keys)
         query = query.where(row_key > last_key if oldest_first else row_key < last_key)
-    order = keys if oldest_first else [each.desc() for each in keys]
+    order = keys if oldest_first else [key.desc() for key in keys]
     rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
-    more = len(rows) > limit
-    names = [str(each.key) for each in keys]
+    has_more = len(rows) > limit
+    names = [str(key.key) for key in keys]
     next_cursor = None
-    if more:
+    if has_more:
         next_cursor = encode_cursor(kind, [getattr(rows[limit - 1], name) for name in names])
     return Page(tuple(make(row) for row in rows[:limit]), next_cursor)
 
@@ -190,7 +190,7 @@ def _numbered(
 
 def read_model(kind: type[T], row: Row[Any], /, **converted: Any) -> T:
     """Convert a row to a read model. Fields that are not given are columns of the same name."""
-    names = (each.name for each in fields(cast("Any", kind)) if each.name not in converted)
+    names = (field.name for field in fields(cast("Any", kind)) if field.name not in converted)
     return kind(**{name: getattr(row, name) for name in names}, **converted)
 
 

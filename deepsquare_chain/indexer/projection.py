@@ -102,7 +102,7 @@ class Folding:
         self._watch.resume(held.jobs.values(), held.challenges)
         self._sums = dict(held.sums)
         self._parked = dict(held.parked)
-        self._flows = {each.id: _flow(each) for each in held.jobs.values()}
+        self._flows = {job.id: _flow(job) for job in held.jobs.values()}
         self._figures: dict[str, ProviderTotals] = {}
         self._lines: dict[str, tuple[int, int]] = {}
         self._out = Folded(spots=held.spots)
@@ -306,8 +306,8 @@ class Folding:
             provider_totals.settle(event.billed_seconds, event.paid)
 
     def _parking(self, recipient: str, amount: int, place: dict[str, int]) -> None:
-        self._parked[recipient] = held = self._parked.get(recipient, 0) + amount
-        row = {**place, "recipient": recipient, "amount": amount, "held": held}
+        self._parked[recipient] = parked = self._parked.get(recipient, 0) + amount
+        row = {**place, "recipient": recipient, "amount": amount, "held": parked}
         self._out.rows[schema.parkings].append(row)
         self._sums["parked"] = self._sums.get("parked", 0) + amount
 
@@ -330,8 +330,11 @@ class Folding:
         for number, (position, entry) in enumerate(entries):
             if entry.account not in self._lines:
                 self._lines[entry.account] = self._held.line(entry.account)
-            line, balance = self._lines[entry.account]
-            self._lines[entry.account] = line, balance = line + 1, balance + entry.amount
+            line_number, balance = self._lines[entry.account]
+            self._lines[entry.account] = line_number, balance = (
+                line_number + 1,
+                balance + entry.amount,
+            )
             self._out.rows[schema.movements].append(
                 {
                     "block": entry.block,
@@ -345,7 +348,7 @@ class Folding:
                     "counterparty": entry.counterparty,
                     "amount": entry.amount,
                     "balance": balance,
-                    "line": line,
+                    "line": line_number,
                 }
             )
 
@@ -356,9 +359,9 @@ class Folding:
             if job is None:
                 continue
             self._out.jobs[job.id] = job
-            before = self._flows.get(job.id, (0, 0, 0, 0))
-            self._flows[job.id] = after = _flow(job)
-            for name, old, new in zip(_FLOWS, before, after, strict=True):
+            old_flow = self._flows.get(job.id, (0, 0, 0, 0))
+            self._flows[job.id] = new_flow = _flow(job)
+            for name, old, new in zip(_FLOWS, old_flow, new_flow, strict=True):
                 column = "fees" if name == "fee" else name
                 self._sums[column] = self._sums.get(column, 0) + new - old
         for name in ("minted", "burned", "donated"):

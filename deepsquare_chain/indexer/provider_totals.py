@@ -45,7 +45,7 @@ class ProviderTotals:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> ProviderTotals:
         """Return the totals in a row of `provider_figures`."""
-        return cls(**{each.name: row[each.name] for each in fields(cls)})
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     def values(self) -> dict[str, Any]:
         """Return the values of a row of `provider_figures`, without account and block."""

@@ -350,8 +350,8 @@ class ProviderFigures(ReadModel):
         Failed jobs count as success, because a failing script is not the provider's fault.
         Cancelled jobs are excluded, because the customer decided to cancel them.
         """
-        good = self.finished + self.failed + self.out_of_credits
-        return good / (good + self.panicked) if good + self.panicked else None
+        succeeded = self.finished + self.failed + self.out_of_credits
+        return succeeded / (succeeded + self.panicked) if succeeded + self.panicked else None
 
 
 @dataclass(frozen=True, slots=True)

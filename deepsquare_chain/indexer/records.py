@@ -30,7 +30,7 @@ _CONVERTED_OF_PROVIDER: Final = frozenset({"id", "status", "labels", "draining",
 
 def _shared(kind: type, table: Table, converted: frozenset[str]) -> tuple[str, ...]:
     """Return the fields that table and entry share without conversion."""
-    names = {each.name for each in fields(kind)} & set(table.c.keys())
+    names = {field.name for field in fields(kind)} & set(table.c.keys())
     return tuple(sorted(names - converted))
 
 

@@ -94,7 +94,7 @@ class RegistryQueries(Reader):
             figures = latest_figures(connection, row.account)
             return ProviderDetail(
                 row=_provider_row(row, figures.get(row.account), snapshot),
-                history=tuple(_change(each, snapshot) for each in changes[:SHOWN]),
+                history=tuple(_change(change, snapshot) for change in changes[:SHOWN]),
                 more_history=len(changes) > SHOWN,
                 challenge=open_challenge(connection, row.account, snapshot),
             )

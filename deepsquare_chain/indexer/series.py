@@ -51,13 +51,13 @@ class SeriesQueries(Reader):
         """Return a summary of the grid at the last indexed block."""
         with self._read() as (connection, snapshot):
             now = snapshot.number("time", 0)
-            last, hour_ago = _sums(connection, [now, now - _HOUR])
+            current_totals, earlier_totals = _sums(connection, [now, now - _HOUR])
             provider_rows = connection.execute(select(providers)).all()
             active = [row for row in provider_rows if is_active(row, now)]
             cpus_busy = {each: row.cpus_busy for each, row in latest_figures(connection).items()}
-        jobs, earlier = _counts(last), _counts(hour_ago)
+        jobs, earlier = _counts(current_totals), _counts(earlier_totals)
         ended = sum(jobs[each] - earlier[each] for each in jobs if each.is_final)
-        minted, burned = _sum(last, "minted"), _sum(last, "burned")
+        minted, burned = _sum(current_totals, "minted"), _sum(current_totals, "burned")
         return Overview(
             block=snapshot.number("block"),
             time=now,
@@ -72,12 +72,12 @@ class SeriesQueries(Reader):
             supply=minted - burned,
             minted=minted,
             burned=burned,
-            escrow=_sum(last, "escrow"),
-            parked=_sum(last, "parked"),
-            donated=_sum(last, "donated"),
-            paid=_sum(last, "paid"),
-            fees=_sum(last, "fees"),
-            refunded=_sum(last, "refunded"),
+            escrow=_sum(current_totals, "escrow"),
+            parked=_sum(current_totals, "parked"),
+            donated=_sum(current_totals, "donated"),
+            paid=_sum(current_totals, "paid"),
+            fees=_sum(current_totals, "fees"),
+            refunded=_sum(current_totals, "refunded"),
         )
 
     def jobs_by_status_over_time(
@@ -124,7 +124,7 @@ class SeriesQueries(Reader):
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets + 1, since, until)
             rows = _figures(connection, times, key)
-        return tuple(_use(each, times, rows[each]) for each in rows)
+        return tuple(_use(provider, times, rows[provider]) for provider in rows)
 
 
 def _times(
@@ -138,17 +138,17 @@ def _times(
         raise UsageError(f"A series has 1 to {MAX_BUCKETS} points, not {count}")
     if since is None:
         since = connection.execute(select(func.min(totals.c.time))).scalar() or 0
-    last = snapshot.number("time", 0) if until is None else until
-    if last < since:
+    end = snapshot.number("time", 0) if until is None else until
+    if end < since:
         raise UsageError("A series can't end before it begins")
     if count == 1:
-        return [last]
-    return [since + (last - since) * at // (count - 1) for at in range(count)]
+        return [end]
+    return [since + (end - since) * index // (count - 1) for index in range(count)]
 
 
 def _moments(times: Sequence[int]) -> CTE:
     """Return the times as a table, so that one query returns a whole series."""
-    return values(column("at", Int), name="moments").data([(each,) for each in times]).cte()
+    return values(column("at", Int), name="moments").data([(time,) for time in times]).cte()
 
 
 def _last(table: Table, moments: CTE, *where: Any) -> ScalarSelect[Any]:
@@ -163,7 +163,7 @@ def _sums(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]
     moments = _moments(times)
     last_blocks = connection.execute(select(moments.c.at, _last(totals, moments)))
     blocks = {row[0]: row[1] for row in last_blocks}
-    query = select(totals).where(totals.c.block.in_({each for each in blocks.values() if each}))
+    query = select(totals).where(totals.c.block.in_({block for block in blocks.values() if block}))
     rows = {row.block: row for row in connection.execute(query)}
     return [rows.get(blocks[time]) for time in times]
 
@@ -173,8 +173,8 @@ def _figures(
 ) -> dict[str, dict[int, Row[Any]]]:
     """Return running totals of providers, by account and time."""
     moments = _moments(times)
-    last = _last(provider_figures, moments, provider_figures.c.account == providers.c.account)
-    query = select(providers.c.account, moments.c.at, last.label("block"))
+    last_block = _last(provider_figures, moments, provider_figures.c.account == providers.c.account)
+    query = select(providers.c.account, moments.c.at, last_block.label("block"))
     query = query.select_from(moments.join(providers, true()))
     if account is not None:
         query = query.where(providers.c.account == account)
@@ -193,7 +193,7 @@ def _figures(
 
 
 def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
-    return {each: _sum(row, column) for each, column in _STATUSES.items()}
+    return {status: _sum(row, column) for status, column in _STATUSES.items()}
 
 
 def _sum(row: Row[Any] | None, column: str) -> int:

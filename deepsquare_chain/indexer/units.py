@@ -56,11 +56,15 @@ class ByName:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        one = {"type": "string", "enum": [each.name for each in self.kind]}
-        return {"type": "array", "items": one} if issubclass(self.kind, IntFlag) else one
+        name_schema = {"type": "string", "enum": [member.name for member in self.kind]}
+        return (
+            {"type": "array", "items": name_schema}
+            if issubclass(self.kind, IntFlag)
+            else name_schema
+        )
 
     def _show(self, value: Any) -> Any:
-        return [each.name for each in value] if issubclass(self.kind, IntFlag) else value.name
+        return [member.name for member in value] if issubclass(self.kind, IntFlag) else value.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +99,14 @@ def _with_properties(source: Any, handler: GetCoreSchemaHandler, member: Any = N
     kind = get_origin(source) or source
     computed: list[core_schema.ComputedField] = []
     hints = get_type_hints(kind, include_extras=True)
-    for each in fields(kind):
-        computed += _companions(each.name, member or hints[each.name])
+    for dataclass_field in fields(kind):
+        computed += _companions(dataclass_field.name, member or hints[dataclass_field.name])
     if member is not None:
         for field in model["schema"]["fields"]:
             field["schema"] = handler.generate_schema(member)
-    for name, found in vars(kind).items():
-        if isinstance(found, property) and found.fget is not None:
-            hint = get_type_hints(found.fget, include_extras=True)["return"]
+    for name, attribute in vars(kind).items():
+        if isinstance(attribute, property) and attribute.fget is not None:
+            hint = get_type_hints(attribute.fget, include_extras=True)["return"]
             computed.append(core_schema.computed_field(name, handler.generate_schema(hint)))
             computed += _companions(name, hint)
     model["schema"]["computed_fields"] = computed
@@ -111,13 +115,13 @@ def _with_properties(source: Any, handler: GetCoreSchemaHandler, member: Any = N
 
 def _companions(name: str, hint: Any) -> list[core_schema.ComputedField]:
     notes = getattr(hint, "__metadata__", ())
-    return [each.field(name) for each in notes if isinstance(each, Companion)]
+    return [note.field(name) for note in notes if isinstance(note, Companion)]
 
 
 def _integers_as_text(value: Any) -> Any:
     """Convert integers of event values to strings, because they may exceed a JSON number."""
     if isinstance(value, Mapping):
-        return {key: _integers_as_text(each) for key, each in value.items()}
+        return {key: _integers_as_text(member) for key, member in value.items()}
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value

@@ -70,8 +70,8 @@ class IndexWriter:
             self._roll_back(connection, batch.rolled_back_to)
             return
         if batch.events:
-            held = self._held(connection, batch.events)
-            folded = Folding(self._deployment, held, facts).fold(batch.events)
+            stored = self._held(connection, batch.events)
+            folded = Folding(self._deployment, stored, facts).fold(batch.events)
             _write(connection, folded)
             note(connection, "blocks", batch.from_block, batch.to_block, sorted(folded.jobs))
         put_state(connection, block=batch.to_block, time=batch.time)
@@ -135,7 +135,7 @@ class IndexWriter:
             *_rows(connection, _TOLD, "account", accounts),
         ]
         rows = {(row.block, row.log_index): row for row in event_rows}
-        ordered = [rows[place] for place in sorted(rows)]
+        ordered = [rows[position] for position in sorted(rows)]
         for _, group in groupby(ordered, key=lambda row: (row.block, row.position)):
             transaction_rows = list(group)
             page = TransactionContext(
@@ -245,12 +245,12 @@ def _figures(connection: Connection, account: str) -> ProviderTotals:
 
 def _with_predecessors(connection: Connection, job_ids: set[int]) -> set[int]:
     """Add all predecessors of retries, whose events are needed to replay their successors."""
-    found, wanted = set(job_ids), set(job_ids)
-    while wanted:
-        rows = _rows(connection, schema.jobs, "id", wanted)
-        wanted = {row.retry_of for row in rows if row.retry_of is not None} - found
-        found |= wanted
-    return found
+    line_ids, new_ids = set(job_ids), set(job_ids)
+    while new_ids:
+        rows = _rows(connection, schema.jobs, "id", new_ids)
+        new_ids = {row.retry_of for row in rows if row.retry_of is not None} - line_ids
+        line_ids |= new_ids
+    return line_ids
 
 
 def _column(connection: Connection, column: Any, where: Any) -> Iterable[Any]:

@@ -314,8 +314,8 @@ class RateLimit:
         if self._rate <= 0:
             return 0.0
         now, key = self._clock(), network_of(client)
-        tokens, seen = self._buckets.pop(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - seen) * self._rate)
+        tokens, last_seen = self._buckets.pop(key, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - last_seen) * self._rate)
         allowed = tokens >= 1.0
         self._buckets[key] = (tokens - 1.0 if allowed else tokens, now)
         if len(self._buckets) > self._clients:
