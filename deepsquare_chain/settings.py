@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.notification import parse_occasions, parse_targets
 
 ENV_PREFIX: Final = "DEEPSQUARE_"
 PROJECT_FILE: Final = ".deepsquare.toml"
@@ -139,10 +140,40 @@ FilePath = Annotated[Path, AfterValidator(_expand)]
 ExecutorOptions = Annotated[
     dict[str, str | bool | int | float | list[str]], NoDecode, BeforeValidator(_options)
 ]
+
+
+def _check_targets(text: str) -> str:
+    return ",".join(parse_targets(text))
+
+
+def _check_occasions(text: str) -> str:
+    return ",".join(parse_occasions(text.split(",")))
+
+
+def _check_mail_server(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"smtp", "smtps"} and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(
+            "must be a mail server such as smtp://me@mail.example.org:587 or smtps://..."
+        )
+    if parts.password is not None:
+        raise ValueError("must not hold a password: write it into smtp_password_file")
+    return url
+
+
 Urls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_urls)]
 WebUrl = Annotated[str, AfterValidator(_check_web)]
 WebUrls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_webs)]
 SocketUrl = Annotated[str, AfterValidator(_check_socket)]
+
+
+NotifyTargets = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_targets)]
+NotifyOccasions = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_occasions)]
+MailUrl = Annotated[str, AfterValidator(_check_mail_server)]
 
 
 class Settings(BaseSettings):
@@ -277,6 +308,24 @@ class Settings(BaseSettings):
         "",
         description="Other explorers to link to, by spaces: NAME.tx=https://.../{} (address, block)",
     )
+    notify_to: NotifyTargets = Field(
+        "", description="E-mail addresses and webhooks that are notified of every job of the wallet"
+    )
+    notify_on: NotifyOccasions = Field(
+        "end", description="When: begin, end, fail, requeue, all; several by commas"
+    )
+    notify_key_file: FilePath | None = Field(
+        None, description="File of the key by which webhooks are signed, readable by you alone"
+    )
+    smtp: MailUrl | None = Field(
+        None, description="Mail server of notifications: smtp://USER@HOST:587 or smtps://USER@HOST"
+    )
+    smtp_from: str = Field(
+        "", description="Sender of e-mail; the user of the mail server otherwise"
+    )
+    smtp_password_file: FilePath | None = Field(
+        None, description="File of the mail server's password, readable by you alone"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least important log line that a service writes"
     )
@@ -299,6 +348,7 @@ class Settings(BaseSettings):
         paths = (
             *(self.keystore, self.password_file, self.result_key_file),
             *(self.headers_file, self.state_dir, self.store),
+            *(self.notify_key_file, self.smtp_password_file),
         )
         return tuple(Path(os.path.abspath(path)) for path in paths if path is not None)
 
@@ -559,8 +609,10 @@ _PATHS: Final = frozenset(
         "explorer_database",
         "headers_file",
         "keystore",
+        "notify_key_file",
         "password_file",
         "result_key",
+        "smtp_password_file",
         "state_dir",
         "store",
     }

@@ -57,6 +57,7 @@ GROUPS: Final = {
         "metascheduler", "Run the meta-scheduler, and see what it would decide."
     ),
     "gateway": _Part("gateway", "Run a gateway of definitions, logs and results, and look at one."),
+    "notify": _Part("notify", "Notify of a wallet's jobs by webhook and e-mail."),
     "relay": _Part(
         "relay", "Run a relay that pays customers' gas, and look at what was signed for one."
     ),

@@ -72,6 +72,12 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "allow_root": (bool, "Run a provider's daemon and its jobs as root.", False),
     "explorer_database": (str, "File or URL of the explorer's index.", False),
     "explorer_links": (str, "Other explorers to link to: NAME.tx=https://.../{} ...", False),
+    "notify_to": (list[str], "Who is notified of jobs: e-mail or webhook; again for more.", False),
+    "notify_on": (str, "When: begin, end, fail, requeue, all.", False),
+    "notify_key_file": (Path, "File of the key that signs webhooks.", False),
+    "smtp": (str, "Mail server of notifications: smtp://USER@HOST:587.", False),
+    "smtp_from": (str, "Sender of notifications by e-mail.", False),
+    "smtp_password_file": (Path, "File of the mail server's password.", False),
     "log_level": (str, "debug, info, warning or error.", False),
     "log_format": (str, "auto, console or json.", False),
 }

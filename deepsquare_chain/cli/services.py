@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import gather_all
-from deepsquare_chain.client.network import open_account, transport_of
+from deepsquare_chain.client.network import open_account, own_address, transport_of
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.settings import Settings
@@ -147,6 +147,30 @@ async def relay(
         port=port,
         ready=ready,
         **more,
+    )
+
+
+async def notify(settings: Settings, *, address: str | None) -> None:
+    """Send notifications until a signal; errors as `run_notify`."""
+    from deepsquare_chain.notification import Notify, Occasion, parse_targets
+    from deepsquare_chain.notify.runner import deliverer_of, run_notify
+    from deepsquare_chain.notify.service import NotifySettings
+
+    deployment = Deployment.load(settings.deployment)
+    customer = await asyncio.to_thread(own_address, settings, address)
+    configure_logging(settings.log_level, settings.log_format, service="notify")
+    await run_notify(
+        settings.endpoint,
+        deployment,
+        customer,
+        deliverer_of(settings),
+        NotifySettings(
+            always=Notify(
+                parse_targets(settings.notify_to),
+                tuple(Occasion(each) for each in settings.notify_on.split(",")),
+            ),
+            **_common(settings, "notify", customer),
+        ),
     )
 
 

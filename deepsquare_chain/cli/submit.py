@@ -16,8 +16,10 @@ from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOpti
 from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
+    from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Terms
+    from deepsquare_chain.store.definitions import DefinitionStore
     from deepsquare_chain.workflow import Definition, JobFile
 
 app = typer.Typer()
@@ -176,7 +178,6 @@ async def submit(
     from deepsquare_chain.cli.job import wait_for_all
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.gateways import definitions_of
-    from deepsquare_chain.client.quotes import cheapest, quotes
     from deepsquare_chain.client.submission import (
         bill,
         parse_array,
@@ -190,6 +191,7 @@ async def submit(
     from deepsquare_chain.job import spell_ids
     from deepsquare_chain.store.definitions import FolderDefinitionStore
     from deepsquare_chain.store.gateway_client import GatewayDefinitionStore
+    from deepsquare_chain.store.notifications import remember_notify
     from deepsquare_chain.workflow import digest
 
     indices = None if array is None else parse_array(array)
@@ -228,16 +230,7 @@ async def submit(
                 gasless=gasless or bool(context.unsigned),
             )
             due.check()
-            if cheapest(await quotes(wallet.contracts, terms)) is None:
-                context.printer.note(
-                    "Warning: no provider could run this now; see `deepsquare quote`. The job "
-                    "would wait, and can be cancelled for a full refund."
-                )
-            if isinstance(store, FolderDefinitionStore) and not store.readers():
-                context.printer.note(
-                    f"Warning: no provider is known to read definitions from {store.path} (setting "
-                    "store). Where none does, the job waits and can be cancelled for a full refund."
-                )
+            await _warn(context, wallet.contracts, terms, store)
             _announce(context, due, permit=permit or gasless, gasless=gasless)
             if dry_run:
                 context.printer.note("Dry run: nothing was sent.")
@@ -245,6 +238,10 @@ async def submit(
                     row = (due.jobs, due.total, due.balance, due.approval, due.gas_wei)
                     context.printer.record(_BILL, row)
                 return None
+            # Before anything is paid: a job that begins at once is notified of, too.
+            remember_notify(
+                wallet.store, [digest(each).hex() for each in request.definitions], job_file.notify
+            )
             done = await submit(
                 wallet.contracts,
                 wallet.sender,
@@ -282,6 +279,25 @@ async def submit(
             # They are paid for: whoever waited must know which they are, whatever comes after.
             context.printer.rows(_SUBMITTED, submitted)
             raise
+
+
+async def _warn(
+    context: CommandContext, contracts: Contracts, terms: Terms, store: DefinitionStore
+) -> None:
+    """Say why the job may wait for long."""
+    from deepsquare_chain.client.quotes import cheapest, quotes
+    from deepsquare_chain.store.definitions import FolderDefinitionStore
+
+    if cheapest(await quotes(contracts, terms)) is None:
+        context.printer.note(
+            "Warning: no provider could run this now; see `deepsquare quote`. The job "
+            "would wait, and can be cancelled for a full refund."
+        )
+    if isinstance(store, FolderDefinitionStore) and not store.readers():
+        context.printer.note(
+            f"Warning: no provider is known to read definitions from {store.path} (setting "
+            "store). Where none does, the job waits and can be cancelled for a full refund."
+        )
 
 
 def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool) -> None:

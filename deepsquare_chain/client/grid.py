@@ -43,7 +43,8 @@ from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 from deepsquare_chain.store.encryption import ensure_result_key
 from deepsquare_chain.store.gateway_client import GatewayClient, GatewayDefinitionStore
-from deepsquare_chain.workflow import JobFile, parse_job_file
+from deepsquare_chain.store.notifications import remember_notify
+from deepsquare_chain.workflow import JobFile, digest, parse_job_file
 
 _CHUNK = 1_048_576
 
@@ -220,6 +221,8 @@ class Grid:
             definition = definition.encrypted_to([own.recipient])
         request = request_of(definition, terms, after=after)
         request = replace(request, definitions=request.definitions * count)
+        digests = [digest(each).hex() for each in request.definitions]
+        remember_notify(wallet.store, digests, file.notify)
         if gasless:
             async with self._relayed() as relayed:
                 done = await submit(

@@ -13,6 +13,7 @@ from pyrage import RecipientError, x25519
 
 from deepsquare_chain.credits import format_credits, parse_credits
 from deepsquare_chain.job import CONDITION_PREFIX, Objective, parse_uses
+from deepsquare_chain.notification import parse_target
 from deepsquare_chain.workflow.yamltree import PlainText
 
 UINT16_MAX: Final = 2**16 - 1
@@ -290,6 +291,15 @@ def dependency(value: Any) -> str:
     if not _DEPENDENCY.fullmatch(checked):
         raise problem(f"must be afterok:JOB, afterany:JOB or afternotok:JOB, not {show(checked)}")
     return checked
+
+
+def notify_target(value: Any) -> str:
+    """An e-mail address or the URL of a webhook."""
+    checked = line(value)
+    try:
+        return parse_target(checked)
+    except ValueError as error:
+        raise problem(f"{error}, not {show(checked)}") from None
 
 
 def condition(value: Any) -> str:

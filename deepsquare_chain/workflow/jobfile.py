@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.job import JobFlags, Objective, Terms
+from deepsquare_chain.notification import Notify, parse_occasions
 from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.abilities import needed_abilities, requirements
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, from_document
@@ -22,7 +23,7 @@ from deepsquare_chain.workflow.problems import (
     refusal,
 )
 from deepsquare_chain.workflow.rules import broken_rules, walk, warnings_of
-from deepsquare_chain.workflow.schema import JobFileDocument
+from deepsquare_chain.workflow.schema import JobFileDocument, NotifySection
 from deepsquare_chain.workflow.yamltree import Lines, TreeError, read_tree
 
 MAX_FILE_BYTES: Final = 1_000_000
@@ -35,7 +36,8 @@ class JobFile:
     `time_limit` is in seconds and `credits` in credit-wei; None means that the command line must
     give them. `uses` holds requirements on labels joined by commas: those of the file, and the
     abilities that the job needs. `warnings` report keys that have no effect. `depends_on` names
-    the jobs after which this one runs, in the form of `--depends`.
+    the jobs after which this one runs, in the form of `--depends`; `notify` names whom `notify run`
+    notifies of it.
     """
 
     source: str
@@ -50,6 +52,7 @@ class JobFile:
     uses: str
     warnings: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ()
+    notify: Notify = field(default_factory=Notify)
 
     def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
         """Return the terms to submit; arguments override the file.
@@ -110,6 +113,12 @@ class JobFile:
             # The contract can't check labels, so no provider may take the job by itself.
             flags |= JobFlags.NO_SELF_SCHEDULING
         return flags
+
+
+def _notify(section: NotifySection | None) -> Notify:
+    if section is None:
+        return Notify()
+    return Notify(tuple(dict.fromkeys(section.to)), parse_occasions(section.on))
 
 
 def load_job_file(path: str | Path, *, lenient: bool = False) -> JobFile:
@@ -186,6 +195,7 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         interim_payments=document.interim_payments,
         uses=all_uses,
         depends_on=tuple(document.depends_on),
+        notify=_notify(document.notify),
         warnings=tuple(_spoken(source, place(warning, lines)) for warning in warnings),
     )
 

@@ -25,6 +25,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import core_schema
 
 from deepsquare_chain.job import Objective
+from deepsquare_chain.notification import MAX_TARGETS, Occasion
 from deepsquare_chain.workflow import checks
 
 
@@ -111,6 +112,7 @@ Condition = Annotated[str, _text(checks.condition)]
 ModuleSource = Annotated[str, _text(checks.module_source)]
 Shell = Annotated[str, _choice("/bin/bash", "/bin/ash", "/bin/sh", "ENTRYPOINT")]
 Network = Annotated[str, _choice("host", "slirp4netns", "pasta")]
+OccasionWord = Annotated[str, _choice(*Occasion)]
 Mpi = Annotated[str, _choice("none", "pmix_v4", "pmi2")]
 EnvName = Annotated[str, _text(checks.env_name, pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 EnvValue = Annotated[str, _Checked(checks.env_value, _PLAIN)]
@@ -453,6 +455,19 @@ class DefinitionDocument(Runnable):
     array: ArraySection | None = None
 
 
+class NotifySection(Section):
+    """Who is notified of a job; it stays with the customer and is no part of the definition."""
+
+    to: Annotated[
+        list[Annotated[str, _text(checks.notify_target)]],
+        Field(min_length=1, max_length=MAX_TARGETS),
+    ] = Field(description="E-mail addresses and URLs of webhooks.")
+    on: Annotated[
+        list[OccasionWord],
+        Field(min_length=1, max_length=len(Occasion)),
+    ] = Field(["end"], description="When: begin, end, fail, requeue or all.")
+
+
 class JobFileDocument(Runnable):
     """A job file: the steps, and the terms of the submission."""
 
@@ -475,6 +490,9 @@ class JobFileDocument(Runnable):
     depends_on: Annotated[
         list[Annotated[str, _text(checks.dependency)]], Field(max_length=checks.MAX_LIST)
     ] = Field([], description="Jobs to run after, such as afterok:12; --depends adds to them.")
+    notify: NotifySection | None = Field(
+        None, description="Who `deepsquare notify run` notifies of the job, and when."
+    )
     uses: Uses = Field([], description="Requirements on labels; another name of requirements.")
     requirements: Uses = Field(
         [], description="Labels that a provider must have, such as gpu.model=h100."

@@ -1,0 +1,86 @@
+"""Notifications of jobs: run the service, send a test, list what was sent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.types import LimitOption
+
+app = typer.Typer(
+    help="Notify of a wallet's jobs by webhook and e-mail.",
+    no_args_is_help=True,
+)
+
+_SENT: Final = (
+    Column("event", "event", detail=True),
+    Column("job_id", "job", Kind.NUMBER),
+    Column("status", "status", Kind.WORD),
+    Column("time", "at (UTC)", Kind.TIME),
+    Column("target", "recipient"),
+    Column("state", "state", Kind.WORD),
+    Column("attempts", "attempts", Kind.NUMBER),
+    Column("note", "note"),
+)
+_TESTED: Final = (
+    Column("target", "recipient"),
+    Column("ok", "arrived", Kind.FLAG),
+    Column("note", "note"),
+)
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", metavar="ADDRESS", help="Whose jobs; this wallet's by default."),
+]
+
+
+@app.callback()
+def group() -> None:
+    """Notify of a wallet's jobs by webhook and e-mail."""
+
+
+@command(app, service=True)
+async def run(context: CommandContext, address: AddressOption = None) -> None:
+    """Send notifications of a wallet's jobs until Ctrl-C: to those of the setting notify_to and of job files."""
+    from deepsquare_chain.cli.services import notify
+
+    await notify(context.settings, address=address)
+
+
+@command(app)
+async def test(context: CommandContext) -> int:
+    """Send one test notification to each recipient of the setting notify_to; exit 1 if one fails."""
+    from deepsquare_chain.chain.bindings.deployment import Deployment
+    from deepsquare_chain.notify.runner import try_targets
+
+    found = await try_targets(context.settings, Deployment.load(context.settings.deployment))
+    context.printer.rows(_TESTED, found)
+    return 0 if all(ok for _, ok, _ in found) else 1
+
+
+@command(app, name="list")
+async def list_(
+    context: CommandContext, address: AddressOption = None, limit: LimitOption = 50
+) -> None:
+    """List what was sent, newest first, and what is to be tried again."""
+    from deepsquare_chain.chain.bindings.deployment import Deployment
+    from deepsquare_chain.client.network import own_address
+    from deepsquare_chain.daemon.status import service_folder
+    from deepsquare_chain.notify.runner import NAME, sent
+
+    deployment = Deployment.load(context.settings.deployment)
+    customer = own_address(context.settings, address)
+    folder = service_folder(context.settings.state_dir, NAME, customer)
+    context.printer.rows(
+        _SENT,
+        (
+            (
+                *(event.id, event.job_id, event.after.name, event.time, each.target),
+                *(each.state.value, each.attempts, each.note or None),
+            )
+            for event, each in sent(folder, deployment, customer, limit)
+        ),
+        empty="Nothing was sent for this wallet from here.",
+    )

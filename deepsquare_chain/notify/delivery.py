@@ -1,0 +1,186 @@
+"""Sending a notification: HTTP POST to a webhook, SMTP to a mail server.
+
+Each attempt ends in one of three ways: it arrived, it surely did not, or nobody knows. Only what surely
+did not arrive may be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+import ssl
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from enum import Enum, auto
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import httpx
+from pydantic_core import from_json
+
+from deepsquare_chain.chain.rpc.transport import Transport, http_client
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.notification import is_email
+from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE, email, signature
+from deepsquare_chain.store.notifications import Delivery
+
+_TIMEOUT: Final = 15.0
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Verdict(Enum):
+    """What is known after an attempt."""
+
+    ARRIVED = auto()
+    REFUSED = auto()  # surely not taken; a later attempt may be
+    REFUSED_FOR_GOOD = auto()
+    UNKNOWN = auto()  # it may have arrived
+
+
+class Result(NamedTuple):
+    """A verdict, and what the other side said."""
+
+    verdict: Verdict
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MailServer:
+    """Where e-mail is handed in.
+
+    Attributes:
+        url: `smtp://[USER@]HOST[:PORT]` with STARTTLS where the server has it, or `smtps://...`.
+        sender: Address in From.
+        password: Of USER; sent through TLS or over loopback alone.
+    """
+
+    url: str
+    sender: str
+    password: str = field(default="", repr=False)
+
+    @property
+    def place(self) -> str:
+        """The server, for messages."""
+        return urlsplit(self.url).hostname or ""
+
+
+class Deliverer:
+    """Sends notifications.
+
+    Args:
+        way: Certificates for webhooks and mail servers.
+        secret: Key of webhooks' signatures; empty leaves them unsigned.
+        mail: The mail server; None where there is none.
+    """
+
+    def __init__(
+        self, way: Transport | None = None, *, secret: bytes = b"", mail: MailServer | None = None
+    ) -> None:
+        self._way = way or Transport()
+        self._secret = secret
+        self._mail = mail
+
+    async def send(self, delivery: Delivery) -> Result:
+        """Try once; never raises for what the other side or the way to it does."""
+        if is_email(delivery.target):
+            return await asyncio.to_thread(self._send_mail, delivery)
+        return await self._post(delivery)
+
+    async def _post(self, delivery: Delivery) -> Result:
+        body = delivery.message.encode()
+        headers = {"Content-Type": "application/json", EVENT_ID: delivery.event_id}
+        if self._secret:
+            headers[SIGNATURE] = signature(self._secret, body, int(time.time()))
+        try:
+            async with http_client(delivery.target, self._way, timeout=_TIMEOUT) as client:
+                answer = await client.post(delivery.target, content=body, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, GridError) as error:
+            return Result(Verdict.REFUSED, f"no connection: {type(error).__name__}")
+        except httpx.HTTPError as error:
+            return Result(Verdict.UNKNOWN, f"no answer: {type(error).__name__}")
+        note = f"HTTP status {answer.status_code}"
+        if answer.is_success:
+            return Result(Verdict.ARRIVED, note)
+        if answer.status_code == httpx.codes.GONE:
+            return Result(Verdict.REFUSED_FOR_GOOD, note)
+        return Result(Verdict.REFUSED, note)
+
+    def _send_mail(self, delivery: Delivery) -> Result:
+        if self._mail is None:
+            return Result(Verdict.REFUSED, "no mail server is set: setting smtp")
+        message = email(from_json(delivery.message), self._mail.sender, delivery.target)
+        try:
+            server = _connect(self._mail, self._way)
+        except smtplib.SMTPException as error:
+            return Result(Verdict.REFUSED, f"{self._mail.place}: {_words(error)}")
+        except (OSError, ValueError) as error:
+            return Result(Verdict.REFUSED, f"no connection: {type(error).__name__}")
+        try:
+            return _hand_in(server, message)
+        finally:
+            with suppress(smtplib.SMTPException, OSError):
+                server.quit()
+
+
+def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> Result:
+    """A lost connection may come after the server took the message."""
+    try:
+        server.send_message(message)
+    except smtplib.SMTPRecipientsRefused as error:
+        return _refused(*next(iter(error.recipients.values())))
+    except smtplib.SMTPResponseException as error:
+        return _refused(error.smtp_code, error.smtp_error)
+    except (smtplib.SMTPException, OSError) as error:
+        return Result(Verdict.UNKNOWN, f"no answer: {type(error).__name__}")
+    return Result(Verdict.ARRIVED)
+
+
+def _connect(mail: MailServer, way: Transport) -> smtplib.SMTP:
+    """A connection that is encrypted where it can be, and must be for a password."""
+    parts = urlsplit(mail.url)
+    host = parts.hostname or ""
+    context = way.context() or ssl.create_default_context()
+    server: smtplib.SMTP
+    if parts.scheme == "smtps":
+        server = smtplib.SMTP_SSL(host, parts.port or 465, timeout=_TIMEOUT, context=context)
+    else:
+        server = smtplib.SMTP(host, parts.port or 587, timeout=_TIMEOUT)
+    try:
+        server.ehlo()
+        encrypted = parts.scheme == "smtps"
+        if not encrypted and server.has_extn("starttls"):
+            server.starttls(context=context)
+            server.ehlo()
+            encrypted = True
+        if parts.username:
+            _check_privacy(host, encrypted=encrypted)
+            server.login(unquote(parts.username), mail.password)
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+def _check_privacy(host: str, *, encrypted: bool) -> None:
+    if not encrypted and host not in _LOOPBACK:
+        raise smtplib.SMTPNotSupportedError(
+            "it offers no STARTTLS, and a password is never sent in the clear"
+        )
+
+
+def _refused(code: int, text: Any) -> Result:
+    """A server's answer to a message: of 4xx it may be tried again (RFC 5321, 4.2.1)."""
+    verdict = Verdict.REFUSED if 400 <= code < 500 else Verdict.REFUSED_FOR_GOOD
+    return Result(verdict, f"{code} {_text(text)}"[:200])
+
+
+def _words(error: smtplib.SMTPException) -> str:
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"{error.smtp_code} {_text(error.smtp_error)}"[:200]
+    return str(error)[:200] or type(error).__name__
+
+
+def _text(words: Any) -> str:
+    return words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)

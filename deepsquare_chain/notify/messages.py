@@ -1,0 +1,104 @@
+"""What a notification says: JSON for webhooks, text for e-mail, and the signature of a webhook."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from email.message import EmailMessage
+from email.utils import formatdate
+from typing import Any, Final
+
+from deepsquare_chain.credits import format_credits
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.notification import JobEvent
+from deepsquare_chain.observability.redaction import plain
+
+#: Header of a webhook's signature: `t=SECONDS,v1=HEX`.
+SIGNATURE: Final = "DeepSquare-Signature"
+#: Header of the event's id, the same however often it is sent.
+EVENT_ID: Final = "DeepSquare-Event-Id"
+
+
+def event_id(chain_id: int, contract: str, job_id: int, after: JobStatus, tx_hash: str) -> str:
+    """Id of an event: the same transaction makes the same one, in whichever block it is."""
+    text = f"{chain_id} {contract.lower()} {job_id} {after.name} {tx_hash}"
+    return "evt_" + hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def payload(
+    event: JobEvent,
+    *,
+    customer: str,
+    provider_id: int,
+    name: str,
+    provider: str,
+    exit_code: int | None,
+    reason: str,
+    paid: int,
+    refunded: int,
+    chain_id: int,
+    contract: str,
+) -> str:
+    """The JSON of a webhook; amounts are integers of credit-wei as text, times chain time in seconds."""
+    body = {
+        "id": event.id,
+        "type": f"job.{event.after.name.lower()}",
+        "time": event.time,
+        "chain_id": chain_id,
+        "contract": contract,
+        "block": event.block,
+        "job": {
+            "id": event.job_id,
+            "name": name,
+            "status": event.after.name,
+            "previous_status": event.before.name,
+            "customer": customer,
+            "provider_id": provider_id or None,
+            "provider": provider or None,
+            "exit_code": exit_code,
+            "reason": reason,
+            "paid": str(paid),
+            "refunded": str(refunded),
+        },
+    }
+    return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
+
+
+def signature(secret: bytes, body: bytes, now: int) -> str:
+    """Value of the signature's header: HMAC-SHA256 (RFC 2104) of `SECONDS.BODY`."""
+    digest = hmac.new(secret, f"{now}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={now},v1={digest}"
+
+
+def email(body: Mapping[str, Any], sender: str, recipient: str) -> EmailMessage:
+    """A notification as text; names and reasons are data and can't make headers."""
+    job = body["job"]
+    name = plain(str(job["name"]))[:80]
+    title = f"Job {job['id']}{f' ({name})' if name else ''}: {job['status']}"
+    lines = [f"{title}.", ""]
+    if job["exit_code"] is not None:
+        lines.append(f"Exit code: {job['exit_code']}")
+    if job["reason"]:
+        lines.append(f"Reason: {plain(str(job['reason']))[:300]}")
+    if job["provider_id"]:
+        lines.append(f"Provider: {job['provider_id']} ({job['provider']})")
+    if JobStatus[job["status"]].is_final:
+        lines.append(f"Paid: {format_credits(int(job['paid']))} credits")
+        lines.append(f"Refunded: {format_credits(int(job['refunded']))} credits")
+    lines += [
+        f"Block: {body['block']} of chain {body['chain_id']}",
+        "",
+        f"deepsquare job get {job['id']}",
+        f"deepsquare job logs {job['id']}",
+    ]
+    message = EmailMessage()
+    message["From"] = sender
+    message["To"] = recipient
+    message["Subject"] = title
+    message["Date"] = formatdate()
+    message["Message-ID"] = f"<{body['id']}@{sender.rpartition('@')[2] or 'localhost'}>"
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content("\n".join(lines) + "\n")
+    return message

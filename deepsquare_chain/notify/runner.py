@@ -1,0 +1,175 @@
+"""The daemon of notifications: everything it needs, opened in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.wallet import read_secret
+from deepsquare_chain.client.network import transport_of
+from deepsquare_chain.daemon import Daemon
+from deepsquare_chain.daemon.opening import serve
+from deepsquare_chain.daemon.service import open_contracts, open_daemon
+from deepsquare_chain.errors import UsageError
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.notification import JobEvent, is_email, parse_targets
+from deepsquare_chain.notify.delivery import Deliverer, MailServer, Verdict
+from deepsquare_chain.notify.messages import payload
+from deepsquare_chain.notify.service import NotifyService, NotifySettings
+from deepsquare_chain.observability.metrics import Metrics
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.notifications import (
+    Delivery,
+    NotificationTables,
+    requested_notify,
+)
+from deepsquare_chain.store.wallets import open_wallet_store
+
+NAME: Final = "notify"
+
+
+async def run_notify(
+    url: str,
+    deployment: Deployment,
+    customer: str,
+    deliverer: Deliverer,
+    settings: NotifySettings,
+    *,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Notify of a customer's jobs until SIGINT, SIGTERM or `stop`; it needs no key.
+
+    Args:
+        url: JSON-RPC endpoint, or several, separated by commas.
+        deployment: The grid.
+        customer: Whose jobs.
+        deliverer: Sends.
+        settings: How it runs.
+        stop: Ends it when set.
+
+    Raises:
+        UsageError: The database is in use, or belongs to another customer or grid.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
+            down is waited for.
+    """
+
+    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
+        metrics = Metrics(NAME)
+        contracts = await open_contracts(parts, url, deployment, settings, metrics)
+        genesis = await contracts.w3.eth.get_block(0)
+        store = parts.enter_context(
+            Store.open(
+                settings.state_dir / f"{NAME}.db",
+                chain_id=deployment.chain_id,
+                contract=deployment.scheduler,
+                account=customer,
+                genesis="0x" + bytes(genesis["hash"]).hex(),
+                landmark=getattr(contracts.w3.provider, "landmark", None) or "",
+                exclusive=True,
+            )
+        )
+        # Submissions of this wallet leave there what their job files ask for.
+        wallet = parts.enter_context(
+            await open_wallet_store(
+                contracts.w3, deployment, customer, settings.wallets_dir or settings.state_dir
+            )
+        )
+        service = NotifyService(
+            contracts,
+            customer,
+            store,
+            asked=partial(requested_notify, wallet),
+            deliverer=deliverer,
+            settings=settings,
+            start_block=int(await contracts.w3.eth.block_number) + 1,
+            metrics=metrics,
+        )
+        return await open_daemon(
+            NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
+        )
+
+    await serve(NAME, open_once, stop)
+
+
+def deliverer_of(settings: Settings) -> Deliverer:
+    """The sender of notifications that settings describe.
+
+    Raises:
+        NotFoundError: A file of a secret is not there.
+        UsageError: It is empty or can be read by others, or e-mail has no sender.
+    """
+    secret = b""
+    if settings.notify_key_file is not None:
+        secret = read_secret(settings.notify_key_file, "key of webhooks").encode()
+    mail = None
+    if settings.smtp is not None:
+        user = unquote(urlsplit(settings.smtp).username or "")
+        sender = settings.smtp_from or (user if is_email(user) and "@" in user else "")
+        if not sender:
+            raise UsageError(
+                "E-mail has no sender: the user of the mail server is no address",
+                hint='Set smtp_from, such as smtp_from = "grid@example.org".',
+            )
+        password = ""
+        if settings.smtp_password_file is not None:
+            password = read_secret(settings.smtp_password_file, "password of the mail server")
+        mail = MailServer(settings.smtp, sender, password)
+    return Deliverer(transport_of(settings), secret=secret, mail=mail)
+
+
+async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[str, bool, str]]:
+    """Send one notification of no job to each recipient of the settings: recipient, arrived, note.
+
+    Raises:
+        UsageError: The settings name no recipient.
+        GridError: As `deliverer_of`.
+    """
+    targets = parse_targets(settings.notify_to)
+    if not targets:
+        raise UsageError(
+            "The setting notify_to names no recipient",
+            hint='Set it, such as notify_to = ["me@example.org", "https://example.org/hook"].',
+        )
+    deliverer = deliverer_of(settings)
+    now = int(time.time())
+    event = JobEvent(f"evt_test_{now:x}", 0, JobStatus.RUNNING, JobStatus.FINISHED, 0, now)
+    message = payload(
+        event,
+        customer="",
+        provider_id=0,
+        name="test of notifications",
+        provider="",
+        exit_code=0,
+        reason="",
+        paid=0,
+        refunded=0,
+        chain_id=deployment.chain_id,
+        contract=deployment.scheduler,
+    )
+    results = await asyncio.gather(
+        *(deliverer.send(Delivery(event.id, target, message)) for target in targets)
+    )
+    return [
+        (target, verdict is Verdict.ARRIVED, note)
+        for target, (verdict, note) in zip(targets, results, strict=True)
+    ]
+
+
+def sent(
+    folder: Path, deployment: Deployment, customer: str, limit: int
+) -> list[tuple[JobEvent, Delivery]]:
+    """The newest notifications of a customer that the service of a state folder knows of."""
+    path = folder / f"{NAME}.db"
+    if not path.exists():
+        return []
+    with Store.open(
+        path, chain_id=deployment.chain_id, contract=deployment.scheduler, account=customer
+    ) as store:
+        return NotificationTables(store).latest(limit)

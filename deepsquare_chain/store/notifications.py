@@ -1,0 +1,255 @@
+"""Notifications: what a job file asks for, and what of it was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from pydantic_core import from_json, to_json
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as insert_or
+
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.notification import JobEvent, Notify, Occasion
+from deepsquare_chain.store.base import Database
+from deepsquare_chain.store.schema import metadata
+
+# In the database of a wallet: job files of its submissions, by the digest of their definition.
+requests: Final = Table(
+    "notify_requests",
+    metadata,
+    Column("definition", String, primary_key=True),
+    Column("targets", Text, nullable=False),
+    Column("occasions", Text, nullable=False),
+)
+
+# In the database of the service.
+events: Final = Table(
+    "notify_events",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("job_id", Integer, nullable=False),
+    Column("before", Integer, nullable=False),
+    Column("after", Integer, nullable=False),
+    Column("block", Integer, nullable=False),
+    Column("time", Integer, nullable=False),
+    Column("is_open", Integer, nullable=False),
+)
+deliveries: Final = Table(
+    "notify_deliveries",
+    metadata,
+    Column("event_id", String, primary_key=True),
+    Column("target", String, primary_key=True),
+    Column("message", Text, nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+
+class DeliveryState(StrEnum):
+    """What is known of a notification."""
+
+    DUE = "due"  # not sent, or refused and to be tried again
+    SENDING = "sending"  # may be on its way
+    SENT = "sent"  # the recipient's server has it
+    FAILED = "failed"  # refused for good
+    UNKNOWN = "unknown"  # it may have arrived, so it is never sent again
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One notification to one recipient; `due` is this machine's clock in seconds."""
+
+    event_id: str
+    target: str
+    message: str
+    state: DeliveryState = DeliveryState.DUE
+    attempts: int = 0
+    due: int = 0
+    note: str = ""
+
+
+def remember_notify(store: Database, definitions: Iterable[str], notify: Notify) -> None:
+    """Keep whom a job file wants notified, in place of what an equal definition asked for before.
+
+    Args:
+        store: The customer's wallet store.
+        definitions: Digests (hexadecimal) of the submitted definitions.
+        notify: What the file says; without recipients, nothing is kept.
+    """
+    digests = list(dict.fromkeys(definitions))
+    rows = [
+        {
+            "definition": each,
+            "targets": to_json(notify.to).decode(),
+            "occasions": to_json(notify.on).decode(),
+        }
+        for each in digests
+    ]
+    with store.begin() as connection:
+        connection.execute(delete(requests).where(requests.c.definition.in_(digests)))
+        if notify.to:
+            connection.execute(insert(requests), rows)
+
+
+def requested_notify(store: Database, definition: str) -> Notify:
+    """Whom the job file of a definition wants notified; nobody where it says nothing."""
+    with store.read() as connection:
+        row = connection.execute(
+            select(requests).where(requests.c.definition == definition)
+        ).one_or_none()
+    if row is None:
+        return Notify()
+    occasions = tuple(Occasion(each) for each in from_json(row.occasions))
+    return Notify(tuple(from_json(row.targets)), occasions)
+
+
+class NotificationTables:
+    """The service's memory of events and deliveries."""
+
+    def __init__(self, store: Database) -> None:
+        self._store = store
+
+    def add(self, transaction: Connection, found: Iterable[JobEvent]) -> None:
+        """Keep events; one that is known, from before a reorganisation for instance, changes nothing."""
+        for each in found:
+            values = {
+                "id": each.id,
+                "job_id": each.job_id,
+                "before": int(each.before),
+                "after": int(each.after),
+                "block": each.block,
+                "time": each.time,
+                "is_open": 1,
+            }
+            transaction.execute(insert_or(events).values(**values).on_conflict_do_nothing())
+
+    def open_events(self) -> list[JobEvent]:
+        """Events for which nothing was planned yet, oldest first."""
+        query = select(events).where(events.c.is_open == 1).order_by(events.c.block, events.c.id)
+        with self._store.read() as connection:
+            return [
+                JobEvent(
+                    row.id,
+                    row.job_id,
+                    JobStatus(row.before),
+                    JobStatus(row.after),
+                    row.block,
+                    row.time,
+                )
+                for row in connection.execute(query)
+            ]
+
+    def plan(self, event_id: str, planned: Sequence[Delivery]) -> None:
+        """Keep the deliveries of an event, which is done with by that."""
+        with self._store.begin() as connection:
+            for each in planned:
+                values = {
+                    "event_id": event_id,
+                    "target": each.target,
+                    "message": each.message,
+                    "state": each.state.value,
+                    "attempts": each.attempts,
+                    "due": each.due,
+                    "note": each.note,
+                }
+                connection.execute(insert_or(deliveries).values(**values).on_conflict_do_nothing())
+            connection.execute(update(events).where(events.c.id == event_id).values(is_open=0))
+
+    def due(self, now: int, limit: int) -> list[Delivery]:
+        """Deliveries to try now, the longest due first."""
+        query = (
+            select(deliveries)
+            .where(deliveries.c.state == DeliveryState.DUE.value, deliveries.c.due <= now)
+            .order_by(deliveries.c.due, deliveries.c.event_id)
+            .limit(limit)
+        )
+        return self._deliveries(query)
+
+    def latest(self, limit: int) -> list[tuple[JobEvent, Delivery]]:
+        """The newest events with their deliveries, newest first."""
+        query = (
+            select(events, deliveries)
+            .join(deliveries, deliveries.c.event_id == events.c.id)
+            .order_by(events.c.block.desc(), events.c.id, deliveries.c.target)
+            .limit(limit)
+        )
+        with self._store.read() as connection:
+            return [
+                (
+                    JobEvent(
+                        *(row.id, row.job_id, JobStatus(row.before), JobStatus(row.after)),
+                        *(row.block, row.time),
+                    ),
+                    _delivery(row),
+                )
+                for row in connection.execute(query)
+            ]
+
+    def counts(self) -> dict[DeliveryState, int]:
+        """Deliveries by state."""
+        query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
+        with self._store.read() as connection:
+            found = {DeliveryState(state): count for state, count in connection.execute(query)}
+        return {each: found.get(each, 0) for each in DeliveryState}
+
+    def begin(self, delivery: Delivery) -> None:
+        """Record that it may be on its way from now on: before the first byte leaves."""
+        self._set(delivery, state=DeliveryState.SENDING.value, attempts=delivery.attempts + 1)
+
+    def end(self, delivery: Delivery, state: DeliveryState, note: str = "", due: int = 0) -> None:
+        """Record what came of it."""
+        self._set(delivery, state=state.value, note=note[:300], due=due)
+
+    def give_up_unclear(self) -> int:
+        """After a crash: what may have been on its way is never sent again; how many that is."""
+        with self._store.begin() as connection:
+            found = connection.execute(
+                update(deliveries)
+                .where(deliveries.c.state == DeliveryState.SENDING.value)
+                .values(state=DeliveryState.UNKNOWN.value, note="the service ended meanwhile")
+            )
+            return int(found.rowcount)
+
+    def _set(self, delivery: Delivery, **values: object) -> None:
+        with self._store.begin() as connection:
+            connection.execute(
+                update(deliveries)
+                .where(
+                    deliveries.c.event_id == delivery.event_id,
+                    deliveries.c.target == delivery.target,
+                )
+                .values(**values)
+            )
+
+    def _deliveries(self, query: object) -> list[Delivery]:
+        with self._store.read() as connection:
+            return [_delivery(row) for row in connection.execute(query)]  # type: ignore[call-overload]
+
+
+def _delivery(row: object) -> Delivery:
+    return Delivery(
+        row.event_id,  # type: ignore[attr-defined]
+        row.target,  # type: ignore[attr-defined]
+        row.message,  # type: ignore[attr-defined]
+        DeliveryState(row.state),  # type: ignore[attr-defined]
+        row.attempts,  # type: ignore[attr-defined]
+        row.due,  # type: ignore[attr-defined]
+        row.note,  # type: ignore[attr-defined]
+    )

@@ -1,0 +1,212 @@
+"""Notifications: what job files and settings may say, what is sent, and that nothing is sent twice."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsquare_chain.errors import JobFileError, UsageError
+from deepsquare_chain.job import JobStatus as S
+from deepsquare_chain.notification import (
+    JobEvent,
+    Notify,
+    Occasion,
+    parse_occasions,
+    parse_target,
+    parse_targets,
+)
+from deepsquare_chain.notify.messages import email, event_id, payload, signature
+from deepsquare_chain.settings import load_settings
+from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.notifications import (
+    Delivery,
+    DeliveryState,
+    NotificationTables,
+    remember_notify,
+    requested_notify,
+)
+from deepsquare_chain.workflow import parse_job_file
+
+JOB = """
+name: train
+timeLimit: 1m
+credits: "1"
+resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64}
+steps: [{run: {command: "true"}}]
+"""
+EVENT = JobEvent("evt_1", 7, S.RUNNING, S.FAILED, 40, 1_000)
+
+
+def body(**changes: Any) -> str:
+    values: dict[str, Any] = {
+        "customer": "0x" + "11" * 20,
+        "provider_id": 2,
+        "name": "train",
+        "provider": "0x" + "22" * 20,
+        "exit_code": 3,
+        "reason": "exit code 3",
+        "paid": 10**18,
+        "refunded": 5 * 10**17,
+        "chain_id": 1337,
+        "contract": "0x" + "33" * 20,
+    }
+    return payload(EVENT, **(values | changes))
+
+
+@pytest.fixture
+def store() -> Any:
+    with Store.open(None, chain_id=1, contract="0x1", account="0x2") as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("occasion", "before", "after", "holds"),
+    [
+        (Occasion.BEGIN, S.SCHEDULED, S.RUNNING, True),
+        (Occasion.BEGIN, S.RUNNING, S.FINISHED, False),
+        (Occasion.END, S.RUNNING, S.FINISHED, True),
+        (Occasion.END, S.PENDING, S.CANCELLED, True),
+        (Occasion.FAIL, S.RUNNING, S.OUT_OF_CREDITS, True),
+        (Occasion.FAIL, S.RUNNING, S.CANCELLED, False),
+        (Occasion.REQUEUE, S.SCHEDULED, S.PENDING, True),
+        (Occasion.REQUEUE, S.NONE, S.PENDING, False),
+        (Occasion.ALL, S.SCHEDULED, S.RUNNING, True),
+        (Occasion.ALL, S.PENDING, S.META_SCHEDULED, False),
+    ],
+)
+def test_occasions(occasion: Occasion, before: S, after: S, holds: bool) -> None:
+    assert Notify(on=(occasion,)).holds(before, after) is holds
+
+
+def test_targets() -> None:
+    assert parse_targets(
+        "me@example.org, https://example.org/a,b?c=1,2,mailto:you@example.org"
+    ) == (
+        "me@example.org",
+        "https://example.org/a,b?c=1,2",
+        "you@example.org",
+    )
+    assert parse_targets("") == ()
+    for wrong in ("me", "ftp://example.org", "a b@example.org", "me@example.org\nBcc: x@y.org",
+                  "http://", "@example.org", "me@a..b"):  # fmt: skip
+        with pytest.raises(ValueError, match="must be an e-mail address or the URL"):
+            parse_target(wrong)
+    with pytest.raises(ValueError, match="at most 10"):
+        parse_targets(",".join(f"u{number}@example.org" for number in range(11)))
+    with pytest.raises(ValueError, match="begin, end, fail, requeue, all"):
+        parse_occasions(["never"])
+
+
+def test_a_job_file_says_whom_to_notify_and_the_definition_does_not() -> None:
+    text = JOB + "notify: {to: [me@example.org, 'https://example.org/hook'], on: [begin, fail]}\n"
+    found = parse_job_file(text.encode())
+    assert found.notify == Notify(
+        ("me@example.org", "https://example.org/hook"), (Occasion.BEGIN, Occasion.FAIL)
+    )
+    assert b"example.org" not in found.definition.to_bytes()
+    assert found.definition.digest == parse_job_file(JOB.encode()).definition.digest
+    for wrong, words in (
+        ("notify: {to: [nobody]}", "must be an e-mail address"),
+        ("notify: {to: [me@example.org], on: [never]}", "must be begin, end"),
+        ("notify: {to: []}", "notify.to"),
+        ("notify: {on: [end]}", "notify.to"),
+    ):
+        with pytest.raises(JobFileError, match=words):
+            parse_job_file((JOB + wrong + "\n").encode())
+
+
+def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = tmp_path / ".deepsquare.toml"
+    file.write_text('notify_to = ["me@example.org"]\nsmtp = "smtp://me@mail.example.org"\n')
+    found = load_settings(project_dir=tmp_path)
+    assert (found.notify_to, found.notify_on) == ("me@example.org", "end")
+    for line, words in (
+        ('smtp = "smtp://me:secret@mail.example.org"', "must not hold a password"),
+        ('smtp = "mail.example.org"', "must be a mail server"),
+        ('notify_to = "nobody"', "must be an e-mail address"),
+        ('notify_on = "never"', "must be of begin"),
+    ):
+        file.write_text(line + "\n")
+        with pytest.raises(UsageError, match=words) as caught:
+            load_settings(project_dir=tmp_path)
+        assert "secret" not in caught.value.message
+
+
+def test_the_json_of_a_webhook() -> None:
+    assert json.loads(body()) == {
+        "id": "evt_1",
+        "type": "job.failed",
+        "time": 1_000,
+        "chain_id": 1337,
+        "contract": "0x" + "33" * 20,
+        "block": 40,
+        "job": {
+            "id": 7,
+            "name": "train",
+            "status": "FAILED",
+            "previous_status": "RUNNING",
+            "customer": "0x" + "11" * 20,
+            "provider_id": 2,
+            "provider": "0x" + "22" * 20,
+            "exit_code": 3,
+            "reason": "exit code 3",
+            "paid": str(10**18),
+            "refunded": str(5 * 10**17),
+        },
+    }
+    digest = hmac.new(b"key", b"1700000000." + body().encode(), hashlib.sha256).hexdigest()
+    assert signature(b"key", body().encode(), 1_700_000_000) == f"t=1700000000,v1={digest}"
+
+
+def test_an_event_is_the_same_in_another_block() -> None:
+    first = event_id(1, "0xAB", 7, S.FAILED, "0x01")
+    assert first == event_id(1, "0xab", 7, S.FAILED, "0x01")
+    assert first != event_id(1, "0xab", 7, S.FAILED, "0x02")
+    assert first != event_id(1, "0xab", 8, S.FAILED, "0x01")
+
+
+def test_an_email_is_plain_text_whatever_the_job_is_called() -> None:
+    made = email(json.loads(body(name="a\r\nBcc: all@example.org")), "grid@example.org", "me@x.org")
+    assert made["Subject"] == r"Job 7 (a\r\nBcc: all@example.org): FAILED"
+    assert made["Bcc"] is None
+    assert (made["From"], made["To"]) == ("grid@example.org", "me@x.org")
+    assert made["Message-ID"] == "<evt_1@example.org>"
+    text = made.get_content()
+    for line in ("Exit code: 3", "Paid: 1 credits", "Refunded: 0.5 credits",
+                 "deepsquare job logs 7"):  # fmt: skip
+        assert line in text.splitlines()
+
+
+def test_what_a_wallet_submitted_is_remembered_by_its_definition(store: Store) -> None:
+    wanted = Notify(("me@example.org",), (Occasion.ALL,))
+    remember_notify(store, ["aa", "bb", "aa"], wanted)
+    assert requested_notify(store, "aa") == requested_notify(store, "bb") == wanted
+    remember_notify(store, ["aa"], Notify())
+    assert requested_notify(store, "aa") == Notify()
+    assert requested_notify(store, "bb") == wanted
+
+
+def test_an_event_and_a_delivery_are_kept_once(store: Store) -> None:
+    tables = NotificationTables(store)
+    for _ in range(2):
+        with store.begin() as transaction:
+            tables.add(transaction, [EVENT])
+    assert tables.open_events() == [EVENT]
+    tables.plan(EVENT.id, [Delivery(EVENT.id, "me@example.org", "{}")])
+    assert tables.open_events() == []
+    with store.begin() as transaction:  # after a reorganisation
+        tables.add(transaction, [EVENT])
+    assert tables.open_events() == []
+    [due] = tables.due(0, 10)
+    tables.begin(due)
+    assert tables.due(10**10, 10) == []
+    assert tables.give_up_unclear() == 1
+    assert tables.due(10**10, 10) == []
+    [(event, delivery)] = tables.latest(5)
+    assert (event, delivery.state, delivery.attempts) == (EVENT, DeliveryState.UNKNOWN, 1)
