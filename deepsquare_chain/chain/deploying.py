@@ -1,4 +1,4 @@
-"""Brings a grid's contracts onto a chain, wires their roles, and writes down what was done."""
+"""Deploys a grid's contracts, grants their roles, and returns the deployment record."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from deepsquare_chain.errors import EndpointError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class GridParams:
-    """What a deployment is made with.
+    """Parameters of a deployment.
 
-    `fee_bps` in basis points; `admin_delay` and `approval_period` in seconds; role holders are
-    addresses, empty lists mean the deploying account; `treasury` defaults to it as well. `credit`
-    and `registry` name contracts that a new version goes on with, whose roles stay as they are;
-    `since_block` is where their events begin, None to look it up.
+    `fee_bps` is in basis points; `admin_delay` and `approval_period` are in seconds; role holders
+    are addresses. Empty lists and an empty `treasury` mean the deploying account. `credit` and
+    `registry` are existing contracts that are reused, with unchanged roles; `since_block` is the
+    first block with their events, None to search for it.
     """
 
     fee_bps: int = 500
@@ -51,7 +51,7 @@ class GridParams:
     since_block: int | None = None
 
 
-#: The contracts' own bounds, looked at before the first of them is paid for.
+#: The bounds that the contracts enforce, checked before the first deployment costs gas.
 _BOUNDS: Final = {
     "fee_bps": (0, 2_000),
     "approval_period": (3_600, 730 * DAY),
@@ -74,7 +74,7 @@ _CANCUN_PROBE: Final = "0x5f5f5f5e5f5c505f5ff3"
 #: EIP-712 name of the forwarder, which signed requests carry.
 FORWARDER_NAME: Final = "DeepSquare"
 
-#: Times that let a demo see every timeout within seconds.
+#: Short timeouts for demos, so that each passes within seconds.
 DEMO_PARAMS: Final = GridParams(
     admin_delay=0,
     timeouts=Timeouts(
@@ -101,41 +101,41 @@ async def deploy_grid(
 ) -> Deployment:
     """Deploy Credit, ProviderRegistry, ERC2771Forwarder and MetaScheduler and grant their roles.
 
-    The sender's account becomes the administrator of the first two and the last; a forwarder has none.
+    The sender's account becomes the administrator of all of them but the forwarder, which has none.
 
     Args:
         w3: Connection made by `connect`.
-        sender: Pays for it.
-        params: What the grid is made with.
-        extra: Goes into the record as it is (faucet, endpoint, ...).
+        sender: Sends the transactions and pays the gas.
+        params: Parameters of the grid; the defaults if None.
+        extra: Additional values of the record (faucet, endpoint, ...).
         timeout: Seconds for each transaction.
-        resumable: A second call with the same parameters and a durable outbox goes on where the
-            first one was interrupted, instead of deploying again.
+        resumable: Use idempotency keys: with the same parameters and a durable outbox, a second
+            call resumes an interrupted deployment instead of starting another one.
 
     Raises:
-        UsageError: A parameter is out of bounds, or a role holder is no address.
-        RevertedError: A contract refused; nothing of the grid is usable then.
+        UsageError: A parameter is out of bounds, or a role holder is not an address.
+        RevertedError: A contract reverted; the grid is not usable then.
         InsufficientFundsError: The account can't pay the gas.
     """
     params = params or GridParams()
     _check(params)
-    work = _Deploying(sender, params, timeout, resumable=resumable)
-    roles = work.roles()  # checked before anything is paid
+    run = _Deploying(sender, params, timeout, resumable=resumable)
+    roles = run.roles()  # validated before any transaction is sent
     await check_rules(w3)
-    since = await _reused(w3, params)
+    first_blocks = await _reused(w3, params)
     admin = sender.address
     treasury = checked_address(params.treasury or admin, "treasury")
     credit, registry, forwarder = await asyncio.gather(
-        work.create_unless(params.credit, "Credit", admin, params.admin_delay),
-        work.create_unless(
+        run.create_unless(params.credit, "Credit", admin, params.admin_delay),
+        run.create_unless(
             params.registry, "ProviderRegistry", admin, params.admin_delay, params.approval_period
         ),
-        work.create("ERC2771Forwarder", FORWARDER_NAME),
+        run.create("ERC2771Forwarder", FORWARDER_NAME),
     )
-    times = tuple(asdict(params.timeouts).values())
-    scheduler = await work.create(
+    timeouts = tuple(asdict(params.timeouts).values())
+    scheduler = await run.create(
         *("MetaScheduler", admin, params.admin_delay, credit, registry),
-        *(treasury, forwarder, params.fee_bps, times),
+        *(treasury, forwarder, params.fee_bps, timeouts),
     )
     deployment = Deployment(
         chain_id=sender.chain_id,
@@ -144,18 +144,18 @@ async def deploy_grid(
         scheduler=scheduler,
         treasury=treasury,
         forwarder=forwarder,
-        block=min([*work.blocks, *since]),
-        transactions=work.transactions,
-        constructor_args=work.arguments,
+        block=min([*run.blocks, *first_blocks]),
+        transactions=run.transactions,
+        constructor_args=run.arguments,
         compiler_digest=load_artifact("MetaScheduler").input_digest,
         extra={"admin": admin, **(extra or {})},
     )
-    await work.grant(Contracts(w3, deployment), roles)
+    await run.grant(Contracts(w3, deployment), roles)
     return deployment
 
 
 class _Deploying:
-    """One deployment and what it leaves for the record."""
+    """One deployment run, and its results for the record."""
 
     def __init__(
         self, sender: Sender, params: GridParams, timeout: float, *, resumable: bool
@@ -169,13 +169,13 @@ class _Deploying:
         self._resumable = resumable
 
     def roles(self) -> list[tuple[str, bytes, str]]:
-        """Contract, role and holder of everything to be granted."""
-        params, own = self._params, (self._sender.address,)
-        groups = [("scheduler", METASCHEDULER_ROLE, params.schedulers or own)]
+        """Return contract, role and holder of all grants."""
+        params, deployer = self._params, (self._sender.address,)
+        groups = [("scheduler", METASCHEDULER_ROLE, params.schedulers or deployer)]
         if not params.registry:
-            groups.append(("registry", APPROVER_ROLE, params.approvers or own))
+            groups.append(("registry", APPROVER_ROLE, params.approvers or deployer))
         if not params.credit:
-            groups.append(("credit", MINTER_ROLE, params.minters or own))
+            groups.append(("credit", MINTER_ROLE, params.minters or deployer))
         return [
             (contract, role, checked_address(account, "address of a role holder"))
             for contract, role, accounts in groups
@@ -183,11 +183,11 @@ class _Deploying:
         ]
 
     async def create_unless(self, there: str, name: str, *arguments: Any) -> str:
-        """The contract that is there, else a new one."""
+        """Return the address of an existing contract, or deploy a new one."""
         return checked_address(there) if there else await self.create(name, *arguments)
 
     async def create(self, name: str, *arguments: Any) -> str:
-        """Deploy one contract; its address."""
+        """Deploy one contract and return its address."""
         code = interface(name).creation_code(*arguments)
         receipt = await self._send(name, Call(to="", data=code, label=f"deploy {name}"))
         constructor = interface(name).entries("constructor")[0]
@@ -196,7 +196,7 @@ class _Deploying:
         return checked_address(receipt)
 
     async def grant(self, contracts: Contracts, roles: list[tuple[str, bytes, str]]) -> None:
-        """Grant all roles at once."""
+        """Grant all roles concurrently."""
         by_name = {
             "credit": contracts.credit,
             "registry": contracts.registry,
@@ -219,10 +219,10 @@ class _Deploying:
 
 
 async def check_rules(w3: AsyncWeb3[Any]) -> None:
-    """Try instructions of Cancun, which the contracts are built for, before anything is paid.
+    """Check that the chain supports the Cancun instructions that the contracts are compiled for.
 
     Raises:
-        UsageError: The chain does not know them.
+        UsageError: The chain does not support them.
         EndpointError: The node does not answer.
     """
     try:
@@ -242,13 +242,13 @@ async def check_rules(w3: AsyncWeb3[Any]) -> None:
 
 
 async def _reused(w3: AsyncWeb3[Any], params: GridParams) -> list[int]:
-    """First blocks of the contracts that a new version goes on with.
+    """Verify the reused contracts and return their first blocks.
 
     Raises:
-        UsageError: One is not the contract that it should be, or its block can't be determined.
+        UsageError: The code at an address is another contract, or its first block can't be found.
     """
     reused = {"Credit": params.credit, "ProviderRegistry": params.registry}
-    found = []
+    blocks = []
     for name, text in reused.items():
         if not text:
             continue
@@ -259,12 +259,12 @@ async def _reused(w3: AsyncWeb3[Any], params: GridParams) -> list[int]:
                 f"The code at {address} is not this package's {name}",
                 hint="Name the contract of the earlier deployment's record.",
             )
-        found.append(await _first_block(w3, address, params.since_block))
-    return found
+        blocks.append(await _first_block(w3, address, params.since_block))
+    return blocks
 
 
 async def _first_block(w3: AsyncWeb3[Any], address: ChecksumAddress, given: int | None) -> int:
-    """The first block with code at an address, by halving; needs a node that keeps old states."""
+    """Find the first block with code at an address by binary search; needs an archive node."""
     if given is not None:
         return given
     low, high = 0, int(await w3.eth.block_number)
@@ -285,14 +285,14 @@ async def _first_block(w3: AsyncWeb3[Any], address: ChecksumAddress, given: int 
 
 def _check(params: GridParams) -> None:
     values = {**asdict(params), **asdict(params.timeouts)}
-    for name, (least, most) in _BOUNDS.items():
-        if not least <= values[name] <= most:
-            raise UsageError(f"{name} is {values[name]}, allowed are {least} to {most}")
+    for name, (minimum, maximum) in _BOUNDS.items():
+        if not minimum <= values[name] <= maximum:
+            raise UsageError(f"{name} is {values[name]}, allowed are {minimum} to {maximum}")
     times = params.timeouts
     for name, least_name in _AT_LEAST:
-        value, least = getattr(times, name), getattr(times, least_name)
-        if value < least:
-            raise UsageError(f"{name} is {value}, allowed is {least} ({least_name}) or more")
+        value, minimum = getattr(times, name), getattr(times, least_name)
+        if value < minimum:
+            raise UsageError(f"{name} is {value}, allowed is {minimum} ({least_name}) or more")
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,6 @@
-"""Sign-in with an Ethereum account (EIP-4361): the message, its signature, and their checks.
+"""Sign-in with an Ethereum account (EIP-4361): parses messages and verifies signatures.
 
-Source of the format: https://eips.ethereum.org/EIPS/eip-4361, and ERC-1271 for wallets that are
-contracts.
+Sources: https://eips.ethereum.org/EIPS/eip-4361 for the format, ERC-1271 for contract wallets.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.errors import UsageError
 
 MAX_MESSAGE: Final = 4_096
-#: A contract's wallet may take more than the 65 bytes of a key's signature.
+#: Maximum bytes of a signature; contract wallets may use more than the 65 bytes of a key's.
 MAX_SIGNATURE: Final = 4_096
 _HEADER: Final = " wants you to sign in with your Ethereum account:"
 _URI: Final = r"[A-Za-z][A-Za-z0-9+.-]*:[!#-;=?-Z_a-z~%@\[\]]*"
@@ -47,13 +46,13 @@ _FORMAT: Final = re.compile(
     r"(?:\nRequest ID: (?P<request_id>[!$&'()*+,;=:@A-Za-z0-9\-._~%]*))?"
     rf"(?:\nResources:(?P<resources>(?:\n- {_URI})*))?"
 )
-#: Selector of isValidSignature(bytes32,bytes), which is also what it answers for a valid one.
+#: Selector of isValidSignature(bytes32,bytes), which is also its return value if valid.
 _MAGIC: Final = bytes.fromhex("1626ba7e")
 
 
 @dataclass(frozen=True, slots=True)
 class SignInMessage:
-    """An EIP-4361 message; times are RFC 3339 texts, empty where the message has none."""
+    """An EIP-4361 message; times are RFC 3339 strings, empty if the message has none."""
 
     domain: str
     address: str
@@ -70,17 +69,18 @@ class SignInMessage:
 
     @classmethod
     def parse(cls, text: str) -> SignInMessage:
-        """Read a message.
+        """Parse a message.
 
         Raises:
-            UsageError: It is not one, or names no real date, or an address without its checksum.
+            UsageError: It is not a valid message, a date does not exist, or the address lacks its
+                checksum.
         """
-        found = _FORMAT.fullmatch(text) if len(text) <= MAX_MESSAGE else None
-        if found is None:
+        match = _FORMAT.fullmatch(text) if len(text) <= MAX_MESSAGE else None
+        if match is None:
             raise UsageError(
                 "The text is no sign-in message", hint="It must follow EIP-4361, version 1."
             )
-        fields = found.groupdict()
+        fields = match.groupdict()
         if not is_checksum_address(fields["address"]):
             raise UsageError(
                 "The address of the sign-in message lacks its checksum",
@@ -107,7 +107,7 @@ class SignInMessage:
         return message
 
     def text(self) -> str:
-        """The text that the wallet signs."""
+        """Return the text that the wallet signs."""
         scheme = f"{self.scheme}://" if self.scheme else ""
         lines = [f"{scheme}{self.domain}{_HEADER}", self.address, ""]
         if self.statement:
@@ -132,15 +132,15 @@ class SignInMessage:
         return "\n".join(lines)
 
     def sign(self, account: Signer) -> bytes:
-        """The account's signature of the text (EIP-191, 65 bytes)."""
+        """Sign the text with an account (EIP-191, 65 bytes)."""
         return bytes(account.sign_message(encode_defunct(text=self.text())).signature)
 
 
 def seconds_of(time: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time.
+    """Convert an RFC 3339 time to seconds since the epoch.
 
     Raises:
-        UsageError: There is no such date.
+        UsageError: The date does not exist.
     """
     try:
         return datetime.fromisoformat(time).timestamp()
@@ -149,12 +149,12 @@ def seconds_of(time: str) -> float:
 
 
 def rfc3339(seconds: float) -> str:
-    """The time in UTC, to the second."""
+    """Convert seconds since the epoch to an RFC 3339 time in UTC, truncated to the second."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def signer_of(message: SignableMessage, signature: bytes) -> str:
-    """The account whose key made a signature; empty for bytes that are no signature of a key."""
+    """Return the account whose key made a signature; empty if the signature is invalid."""
     if len(signature) != 65:
         return ""
     try:
@@ -166,9 +166,9 @@ def signer_of(message: SignableMessage, signature: bytes) -> str:
 async def is_signed_by(
     w3: AsyncWeb3[Any], message: SignableMessage, signature: bytes, address: str
 ) -> bool:
-    """Whether an account signed a message, by its key or, for a contract, by ERC-1271.
+    """Return whether an account signed a message, with its key or as a contract (ERC-1271).
 
-    The node is asked only where the key's signature is not that of the account.
+    The node is called only if the signature is not by the account's key.
 
     Raises:
         EndpointError: The node does not answer.

@@ -1,8 +1,9 @@
-"""Who signs for an account: a key in this process, or an external signer over JSON-RPC.
+"""Signers of an account: a key in this process, or an external signer over JSON-RPC.
 
-Methods and answers of the external signers: web3signer's and other nodes' `eth_signTransaction`,
-`eth_sign` and `eth_signTypedData` (https://docs.web3signer.consensys.io/reference/api/json-rpc),
-clef's `account_signTransaction`, `account_signData` and `account_signTypedData`
+Sources for the methods of external signers: `eth_signTransaction`, `eth_sign` and
+`eth_signTypedData` of web3signer and of nodes
+(https://docs.web3signer.consensys.io/reference/api/json-rpc); `account_signTransaction`,
+`account_signData` and `account_signTypedData` of clef
 (https://geth.ethereum.org/docs/tools/clef/apis).
 """
 
@@ -26,7 +27,7 @@ from deepsquare_chain.chain.rpc.transport import Transport, proxy_for
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, UsageError
 from deepsquare_chain.settings import safe_url
 
-#: Seconds for an answer; clef asks a person.
+#: Timeout of a request in seconds; clef waits for a person's confirmation.
 _TIMEOUT: Final = 120.0
 _CLEF: Final = "clef+"
 _PERSONAL: Final = b"E"  # version byte of EIP-191 text messages
@@ -38,14 +39,14 @@ _QUANTITIES: Final = frozenset(
 class Signer(Protocol):
     """An account that signs; the methods are those of eth-account's `LocalAccount`.
 
-    Raises (of each method):
-        NotAuthorisedError: The signer refused.
-        EndpointError: It does not answer, or not with a signature of this account.
+    Raises (each method):
+        NotAuthorisedError: The signer refused to sign.
+        EndpointError: It does not answer, or does not return a signature of this account.
     """
 
     @property
     def address(self) -> ChecksumAddress:
-        """Whose signatures they are."""
+        """Address of the account."""
 
     def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:
         """Sign an EIP-1559 transaction."""
@@ -58,16 +59,16 @@ class Signer(Protocol):
 
 
 class ExternalSigner:
-    """An account whose key another program holds; each signature is compared with what was asked for.
+    """An account whose key is held by another program; every signature is verified.
 
     Args:
-        url: `http://HOST:PORT` of a web3signer or another signer with its methods, or the same
-            after `clef+` for clef.
-        address: The account; "" takes the only one that the signer has.
+        url: `http://HOST:PORT` of web3signer or a signer with the same methods; with the prefix
+            `clef+` for clef.
+        address: Address of the account; "" for the only account of the signer.
         transport: Certificates and headers for the signer.
 
     Raises:
-        UsageError: The address is none, or the signer has not got it.
+        UsageError: The address is invalid, or the signer does not have the account.
         EndpointError: The signer does not answer.
     """
 
@@ -86,24 +87,24 @@ class ExternalSigner:
 
     def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:
         """See `Signer`."""
-        wanted = {**transaction_dict, "from": self.address}
+        request = {**transaction_dict, "from": self.address}
         method = "account_signTransaction" if self._clef else "eth_signTransaction"
-        answer = self._ask(method, [_as_json(wanted)])
+        answer = self._ask(method, [_as_json(request)])
         raw = answer.get("raw", "") if isinstance(answer, dict) else answer
         try:
             data = HexBytes(raw)
-            found = TypedTransaction.from_bytes(data).as_dict()
+            signed = TypedTransaction.from_bytes(data).as_dict()
             sender = Account.recover_transaction(data)
-        except Exception:  # noqa: BLE001 - whatever the bytes are, they are no transaction
+        except Exception:  # noqa: BLE001 - any error means that the bytes are not a transaction
             raise self._nonsense("a transaction") from None
-        if sender != self.address or not _same(found, transaction_dict):
+        if sender != self.address or not _same(signed, transaction_dict):
             raise self._nonsense("the transaction that was asked for")
         return SignedTransaction(
             raw_transaction=data,
             hash=HexBytes(keccak(data)),
-            r=int(found["r"]),
-            s=int(found["s"]),
-            v=int(found["v"]),
+            r=int(signed["r"]),
+            s=int(signed["s"]),
+            v=int(signed["v"]),
         )
 
     def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:
@@ -124,18 +125,20 @@ class ExternalSigner:
         return self._signature(answer, signable_message)
 
     def _own(self, wanted: str) -> ChecksumAddress:
-        """The account to use, which the signer has."""
+        """Return the account to use, after checking that the signer has it."""
         if wanted and not is_address(wanted):
             raise UsageError(f"{wanted[:80]!r} is not a valid address", hint="Set signer_account.")
-        found = self._ask("account_list" if self._clef else "eth_accounts", [])
-        listed = [each for each in found if is_address(each)] if isinstance(found, list) else []
-        accounts = [to_checksum_address(each) for each in listed]
+        result = self._ask("account_list" if self._clef else "eth_accounts", [])
+        addresses = (
+            [each for each in result if is_address(each)] if isinstance(result, list) else []
+        )
+        accounts = [to_checksum_address(each) for each in addresses]
         if wanted and to_checksum_address(wanted) in accounts:
             return to_checksum_address(wanted)
         if wanted or len(accounts) != 1:
-            shown = ", ".join(accounts[:5]) or "none"
+            listed = ", ".join(accounts[:5]) or "none"
             raise UsageError(
-                f"The signer at {safe_url(self._url)} has {len(accounts)} accounts: {shown}",
+                f"The signer at {safe_url(self._url)} has {len(accounts)} accounts: {listed}",
                 hint="Name one of them with --signer-account.",
             )
         return accounts[0]
@@ -144,9 +147,9 @@ class ExternalSigner:
         try:
             data = bytearray(HexBytes(answer))
             if len(data) == 65 and data[64] < 27:
-                data[64] += 27  # some signers count from zero
+                data[64] += 27  # some signers return v as 0 or 1
             signer = Account.recover_message(message, signature=bytes(data))
-        except Exception:  # noqa: BLE001 - whatever the bytes are, they are no signature
+        except Exception:  # noqa: BLE001 - any error means that the bytes are not a signature
             raise self._nonsense("a signature") from None
         if signer != self.address:
             raise self._nonsense(f"a signature of {self.address}")
@@ -171,8 +174,8 @@ class ExternalSigner:
         if not isinstance(answer, dict) or ("error" not in answer and "result" not in answer):
             raise self._nonsense("JSON-RPC")
         if answer.get("error"):
-            reason = answer["error"]
-            words = reason.get("message") if isinstance(reason, dict) else reason
+            error_object = answer["error"]
+            words = error_object.get("message") if isinstance(error_object, dict) else error_object
             raise NotAuthorisedError(
                 f"The signer at {safe_url(self._url)} refused {method}: {str(words)[:200]}",
                 hint="Its rules or its user decide what it signs.",
@@ -187,35 +190,35 @@ class ExternalSigner:
 
 
 def _as_json(transaction: Mapping[str, Any]) -> dict[str, Any]:
-    """A transaction as JSON-RPC has it."""
-    found: dict[str, Any] = {}
+    """Convert a transaction to its JSON-RPC form."""
+    fields: dict[str, Any] = {}
     for name, value in transaction.items():
         if name == "type":
-            found["type"] = hex(value)
+            fields["type"] = hex(value)
         elif name in _QUANTITIES:
-            found[name] = hex(value)
+            fields[name] = hex(value)
         elif name == "data":
-            found["data"] = found["input"] = "0x" + bytes(value).hex()
-        elif value:  # no recipient: a contract is made
-            found[name] = value
-    return found
+            fields["data"] = fields["input"] = "0x" + bytes(value).hex()
+        elif value:  # `to` is omitted for a contract creation
+            fields[name] = value
+    return fields
 
 
 def _plain(value: Any) -> Any:
-    """Typed data without bytes and with numbers that any JSON reader holds."""
+    """Convert typed data to JSON values: bytes to hex, and integers from 2**53 to strings."""
     if isinstance(value, bytes | bytearray):
         return "0x" + bytes(value).hex()
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and value >= 2**53:
         return str(value)
     return json.loads(json.dumps(value))
 
 
 def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a signed transaction is the one that was asked for, field by field."""
+    """Return whether a signed transaction equals the requested one, field by field."""
     numbers = all(int(found[name]) == int(wanted[name]) for name in _QUANTITIES)
     return (
         numbers

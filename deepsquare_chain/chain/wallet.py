@@ -1,7 +1,7 @@
-"""Wallets: keystore v3 files (as geth and most wallets write them), always encrypted.
+"""Wallets: encrypted keystore v3 files, the format of geth and most wallets.
 
-Keys and passwords are never arguments of a command, never logged, and leave this module only
-inside an account.
+Private keys and passwords are never command arguments and are never logged. A private key leaves
+this module only inside an account object.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from deepsquare_chain.errors import NotAuthorisedError, NotFoundError, UsageErro
 
 PASSWORD_FILE_VARIABLE: Final = "DEEPSQUARE_PASSWORD_FILE"  # noqa: S105 - its name only
 MAX_BYTES: Final = 100_000
-#: scrypt's cost; the light one is for wallets whose credits are play money.
+#: Cost parameter of scrypt; the light one is for development wallets without real value.
 _STRONG: Final = 2**18
 _LIGHT: Final = 2**12
 _MAX_SCRYPT_BYTES: Final = 2**30
 _MAX_ROUNDS: Final = 10_000_000
-#: Wallets of which an address book keeps the address.
+#: Maximum number of wallets in an address book.
 _MAX_KNOWN: Final = 500
-#: Where most wallets keep their first account.
+#: Derivation path of the first account in most wallets.
 DERIVATION: Final = "m/44'/60'/0'/0/0"
 _DERIVATION: Final = re.compile(r"m(/[0-9]{1,10}'?){1,10}")
 _BACKUP: Final = "Name the right file with --keystore, or bring it back from a backup."
@@ -46,17 +46,17 @@ Prompt = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """A keystore file and the address that it states, which proves nothing; "" for none."""
+    """A keystore file and the address that it states, which is not verified; "" for none."""
 
     path: Path
     address: str
 
 
 def create_wallet(path: str | Path, password: str, *, light: bool = False) -> LocalAccount:
-    """Make a new key and write it to a new file.
+    """Generate a new key and write it to a new file.
 
     Raises:
-        UsageError: The file exists, can't be written, or the password is empty.
+        UsageError: The file exists or can't be written, or the password is empty.
     """
     account: LocalAccount = Account.create()
     return _write(Path(path), account, password, light=light)
@@ -65,15 +65,15 @@ def create_wallet(path: str | Path, password: str, *, light: bool = False) -> Lo
 def import_key(
     path: str | Path, key: str | bytes, password: str, *, light: bool = False
 ) -> LocalAccount:
-    """Write a known private key (32 bytes, or their hex) to a new file.
+    """Write an existing private key (32 bytes, or their hex) to a new file.
 
     Raises:
-        UsageError: It is no key, or the file can't be written.
+        UsageError: It is not a private key, or the file exists or can't be written.
     """
     try:
         raw = bytes.fromhex(key.strip().removeprefix("0x")) if isinstance(key, str) else bytes(key)
         account: LocalAccount = Account.from_key(raw)
-    except Exception:  # noqa: BLE001 - whatever it says may quote the key
+    except Exception:  # noqa: BLE001 - any message may quote the key
         raise UsageError(
             "That is no private key", hint="A private key is 64 hexadecimal digits."
         ) from None
@@ -88,10 +88,10 @@ def import_mnemonic(
     derivation: str = DERIVATION,
     light: bool = False,
 ) -> LocalAccount:
-    """Write the key that a mnemonic (BIP-39) gives at a derivation path (BIP-44) to a new file.
+    """Derive a key from a mnemonic (BIP-39) and a derivation path (BIP-44); write it to a new file.
 
     Raises:
-        UsageError: It is no mnemonic or no path, or the file can't be written.
+        UsageError: The mnemonic or path is invalid, or the file exists or can't be written.
     """
     if not _DERIVATION.fullmatch(derivation):
         raise UsageError(
@@ -102,7 +102,7 @@ def import_mnemonic(
         account: LocalAccount = Account.from_mnemonic(
             " ".join(words.split()), account_path=derivation
         )
-    except Exception:  # noqa: BLE001 - whatever it says may quote the words
+    except Exception:  # noqa: BLE001 - any message may quote the words
         raise UsageError(
             "That is not a mnemonic",
             hint="A mnemonic has 12, 15, 18, 21 or 24 English words; check their order and spelling.",
@@ -111,37 +111,37 @@ def import_mnemonic(
 
 
 def import_keystore(path: str | Path, source: str | Path, password: str) -> LocalAccount:
-    """Copy another program's keystore file to a new file, after opening it with its password.
+    """Copy another program's keystore file to a new file, after decrypting it with its password.
 
-    The copy states the address of the key, whatever the source stated.
+    The copy states the address of the key, which may differ from the source's.
     """
-    body = _read(Path(source))[0]  # once: it may come through a pipe
+    body = _read(Path(source))[0]  # read once: it may be a pipe
     account = _decrypted(source, body, password)
     write_secret(Path(path), json.dumps(body | {"address": account.address[2:].lower()}))
     return account
 
 
 def list_wallets(folder: str | Path) -> list[Wallet]:
-    """The keystore files of a folder by name; anything else in it is passed over."""
-    found = []
-    place = Path(folder)
-    for path in sorted(place.iterdir()) if place.is_dir() else ():
-        # Names differ by program: alice.json, geth's UTC--2026-..., cast's without an ending.
+    """Return the keystore files of a folder, sorted by name; other files are skipped."""
+    wallets = []
+    directory = Path(folder)
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        # File names differ by program: alice.json, UTC--2026-... of geth, no extension with cast.
         if path.name.startswith(".") or not path.is_file():
             continue
         try:
-            found.append(Wallet(path, stated_address(path)))
+            wallets.append(Wallet(path, stated_address(path)))
         except (UsageError, NotFoundError):
             continue
-    return found
+    return wallets
 
 
 def stated_address(path: str | Path) -> str:
-    """The address that a keystore file states, "" for none; only the key proves it.
+    """Return the address that a keystore file states, "" for none; only the key proves it.
 
     Raises:
-        NotFoundError: There is no such file.
-        UsageError: It is no keystore (v3).
+        NotFoundError: The file does not exist.
+        UsageError: It is not a keystore (v3).
     """
     body = _read(Path(path))[0]
     _check_keystore(Path(path), body)
@@ -149,12 +149,12 @@ def stated_address(path: str | Path) -> str:
 
 
 class AddressBook:
-    """Addresses of keystore files that were opened before, so that the password is asked once.
+    """A cache of the addresses of opened keystore files, to ask for each password only once.
 
-    A file is known by the SHA-256 of its content: a change of any value makes it unknown again.
+    A file is identified by the SHA-256 of its content, so that any change invalidates its entry.
 
     Args:
-        path: File of the book; made when needed. One that can't be used changes nothing.
+        path: File of the cache, created when needed. If it is unusable, nothing is cached.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,7 +166,10 @@ class AddressBook:
         password_file: str | Path | None = None,
         prompt: Prompt | None = None,
     ) -> str:
-        """Address of a keystore's key. The wallet is opened the first time; errors as `load_account`."""
+        """Return the address of a keystore's key; the wallet is opened only the first time.
+
+        Raises the errors of `load_account`.
+        """
         digest = _read(Path(wallet))[1]
         known = self._known().get(digest)
         if known is not None and is_address(known):
@@ -176,20 +179,20 @@ class AddressBook:
         return account.address
 
     def knows(self, wallet: str | Path) -> bool:
-        """Whether the file was opened before, so that what it states is true."""
+        """Return whether the file was opened before, so that its stated address is verified."""
         return _read(Path(wallet))[1] in self._known()
 
     def remember(self, wallet: str | Path, account: LocalAccount) -> None:
-        """Enter a keystore file that was opened, or written, as this account's."""
+        """Record the account of a keystore file that was opened or written."""
         digest, known = _read(Path(wallet))[1], self._known()
         if known.get(digest) == account.address:
             return
         entries = list((known | {digest: account.address}).items())[-_MAX_KNOWN:]
-        fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh.write_text(json.dumps(dict(entries)))
-            fresh.replace(self._path)
+            temporary.write_text(json.dumps(dict(entries)))
+            temporary.replace(self._path)
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -207,13 +210,13 @@ def load_account(
 ) -> LocalAccount:
     """Open a wallet.
 
-    The password comes from `password_file`, else from the file that DEEPSQUARE_PASSWORD_FILE
-    names, else from `prompt`, which by default asks on a terminal and nowhere else.
+    The password is read from `password_file`, or from the file named by DEEPSQUARE_PASSWORD_FILE,
+    or from `prompt`, which by default asks on a terminal only.
 
     Raises:
-        NotFoundError: There is no such wallet or password file.
-        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
-        UsageError: A file is not what it should be, or its permissions are too wide.
+        NotFoundError: The wallet or password file does not exist.
+        NotAuthorisedError: The password is wrong, or there is no terminal to ask for it.
+        UsageError: A file is invalid, or its permissions are too open.
     """
     body = _read(Path(path))[0]
     _check_keystore(Path(path), body)
@@ -221,12 +224,12 @@ def load_account(
 
 
 def unlock(path: str | Path, password: str) -> LocalAccount:
-    """Open a wallet with a known password; errors as `load_account`."""
+    """Open a wallet with a given password; raises the errors of `load_account`."""
     return _opened(path, _read(Path(path))[0], password)
 
 
 def _opened(path: str | Path, body: dict[str, Any], password: str) -> LocalAccount:
-    """The account of a keystore; one that states another address than its key's is refused."""
+    """Decrypt a keystore's account; reject one that states another address than its key's."""
     account = _decrypted(path, body, password)
     stated = _stated(body)
     if stated and stated != account.address:
@@ -262,7 +265,10 @@ def _decrypted(path: str | Path, body: dict[str, Any], password: str) -> LocalAc
 def read_password(
     path: str | Path, password_file: str | Path | None = None, prompt: Prompt | None = None
 ) -> str:
-    """The password of a wallet; errors as `load_account`. One newline at the end is dropped."""
+    """Return the password of a wallet, without one trailing newline.
+
+    Raises the errors of `load_account`.
+    """
     source = password_file or os.environ.get(PASSWORD_FILE_VARIABLE)
     if source:
         return _password_from(Path(source))
@@ -275,11 +281,11 @@ def read_password(
 
 
 def read_key(path: str | Path) -> str:
-    """A private key or mnemonic from a file of its owner alone; who imports it judges what it is.
+    """Read a private key or mnemonic from a private file; the caller validates it.
 
     Raises:
-        NotFoundError: There is no such file.
-        UsageError: It can't be read, is not text, or others can read it.
+        NotFoundError: The file does not exist.
+        UsageError: It can't be read, is not text, or other users can read it.
     """
     return read_secret(Path(path), "key file")
 
@@ -289,11 +295,13 @@ def _password_from(path: Path) -> str:
 
 
 def read_secret(path: Path, what: str) -> str:
-    """Text of a secret's file; one newline at the end is dropped. `what` names it in messages.
+    """Read a secret from a private file, without one trailing newline.
+
+    `what` is the kind of file for error messages.
 
     Raises:
-        NotFoundError: There is no such file.
-        UsageError: It can't be read, is not text, or others can read it.
+        NotFoundError: The file does not exist.
+        UsageError: It can't be read, is not text, or other users can read it.
     """
     try:
         with path.open("rb") as file:
@@ -311,7 +319,7 @@ def read_secret(path: Path, what: str) -> str:
     if stat.S_ISREG(mode) and mode & 0o077:
         raise UsageError(f"The {what} {path} can be read by others", hint=f"chmod 600 {path}")
     try:
-        # Editors of some systems put a byte order mark first.
+        # Some editors write a byte order mark first.
         return raw.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(
@@ -331,10 +339,10 @@ def _write(path: Path, account: LocalAccount, password: str, *, light: bool) -> 
 
 
 def write_secret(path: Path, text: str, what: str = "wallet") -> None:
-    """Write a new file for the owner alone; `what` names it in messages.
+    """Write a new private file with fsync; `what` is the kind of file for error messages.
 
     Raises:
-        UsageError: The file exists, which is never overwritten, or can't be written.
+        UsageError: The file exists (it is never overwritten), or can't be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -352,7 +360,7 @@ def write_secret(path: Path, text: str, what: str = "wallet") -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """A keystore's body, and the SHA-256 of its content."""
+    """Return a keystore's body, and the SHA-256 of its content."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -372,23 +380,27 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         body = None
     if not isinstance(body, dict):
         raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
-    # The same for any layout of the same content.
+    # The digest does not depend on the layout of the JSON.
     canonical = json.dumps(body, sort_keys=True).encode()
     return body, hashlib.sha256(canonical).hexdigest()
 
 
 def _check_keystore(path: Path, body: dict[str, Any]) -> None:
-    """Refuse what is no keystore, and one whose key derivation would take all memory or hours."""
+    """Reject an invalid keystore, and one whose key derivation takes too much memory or time.
+
+    Raises:
+        UsageError: It is rejected.
+    """
     crypto = body.get("crypto", body.get("Crypto"))
     params = crypto.get("kdfparams") if isinstance(crypto, dict) else None
     cipher = crypto.get("cipher") if isinstance(crypto, dict) else None
     if body.get("version") != 3 or cipher != "aes-128-ctr" or not isinstance(params, dict):
         raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
-    cost = [params.get(name, 1) for name in ("n", "r", "p", "c")]
-    if not all(type(each) is int and each > 0 for each in cost):
+    costs = [params.get(name, 1) for name in ("n", "r", "p", "c")]
+    if not all(type(value) is int and value > 0 for value in costs):
         raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
-    n, r, p, rounds = cost
-    if params.get("dklen") != 32:  # the only length there is; a longer one takes hours to derive
+    n, r, p, rounds = costs
+    if params.get("dklen") != 32:  # the only valid length; a longer one takes hours to derive
         raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
     if 128 * n * r * p > _MAX_SCRYPT_BYTES or rounds > _MAX_ROUNDS:
         raise UsageError(f"The wallet {path} asks for too much work to be opened", hint=_BACKUP)

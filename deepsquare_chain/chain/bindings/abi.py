@@ -1,7 +1,7 @@
-"""ABI coding of our contracts: arguments to calldata, answers and logs back to values.
+"""ABI encoding of arguments to calldata, and decoding of return values and logs.
 
-Strings of a contract are any bytes; whoever sends no UTF-8 must not stop a daemon, so that they
-are read leniently.
+A contract's strings may hold any bytes. Invalid UTF-8 is replaced instead of raising an error, so
+that no sender can stop a daemon with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Abi = Mapping[str, Any]
 
 
 class AbiError(ValueError):
-    """Bytes that are not what the ABI promises."""
+    """Data that does not match the ABI."""
 
 
 class _LenientString(StringDecoder):
@@ -36,11 +36,11 @@ class _LenientString(StringDecoder):
 
 
 def _lenient_codec() -> ABICodec:
-    own = registry.copy()  # type: ignore[no-untyped-call]
-    own.unregister_decoder("string")
-    anyway = BaseEquals("string")  # type: ignore[no-untyped-call]
-    own.register_decoder(anyway, _LenientString, label="string")
-    return ABICodec(own)
+    lenient = registry.copy()  # type: ignore[no-untyped-call]
+    lenient.unregister_decoder("string")
+    is_string = BaseEquals("string")  # type: ignore[no-untyped-call]
+    lenient.register_decoder(is_string, _LenientString, label="string")
+    return ABICodec(lenient)
 
 
 _CODEC: Final = _lenient_codec()
@@ -48,12 +48,12 @@ _CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def snake_case(name: str) -> str:
-    """`jobId` as Python writes it: `job_id`."""
+    """Convert a name from camel case (`jobId`) to snake case (`job_id`)."""
     return _CAPITAL.sub("_", name).lower()
 
 
 def type_of(parameter: Abi) -> str:
-    """The canonical type of an ABI parameter; a struct becomes a tuple of its parts."""
+    """Return the canonical type of an ABI parameter; a struct becomes a tuple of its fields."""
     kind = str(parameter["type"])
     if not kind.startswith("tuple"):
         return kind
@@ -62,15 +62,15 @@ def type_of(parameter: Abi) -> str:
 
 
 def signature_of(entry: Abi) -> str:
-    """`name(type,...)`, of which selectors and topics are hashes."""
+    """Return the signature `name(type,...)`, whose hash gives the selector or topic."""
     return f"{entry['name']}({','.join(type_of(part) for part in entry['inputs'])})"
 
 
 def decode_values(parameters: Sequence[Abi], data: bytes) -> tuple[Any, ...]:
-    """Values of the parameters, addresses with their checksum.
+    """Decode the values of parameters; addresses get their checksum.
 
     Raises:
-        AbiError: The data does not hold them.
+        AbiError: The data does not match the parameters.
     """
     try:
         values = _CODEC.decode([type_of(part) for part in parameters], data)
@@ -83,16 +83,16 @@ def _read(parameter: Abi, value: Any) -> Any:
     kind = str(parameter["type"])
     if kind.endswith("]"):
         item = {**parameter, "type": kind[: kind.rindex("[")]}
-        return tuple(_read(item, each) for each in value)
+        return tuple(_read(item, item_value) for item_value in value)
     if kind == "tuple":
-        parts = zip(parameter["components"], value, strict=True)
-        return tuple(_read(part, each) for part, each in parts)
+        components = zip(parameter["components"], value, strict=True)
+        return tuple(_read(component, item_value) for component, item_value in components)
     return checksummed(value) if kind == "address" else value
 
 
 @lru_cache(maxsize=4096)
 def checksummed(address: str) -> ChecksumAddress:
-    """An address with its checksum, a hash that is worth remembering: few are met again and again."""
+    """Return an address with its checksum; cached, because the same addresses occur often."""
     return to_checksum_address(address)
 
 
@@ -106,11 +106,11 @@ class Function:
     outputs: tuple[Abi, ...]
 
     def encode(self, *arguments: Any) -> bytes:
-        """Calldata; structs are given as tuples in the order of their fields."""
+        """Return the calldata; structs are passed as tuples in the order of their fields."""
         return self.selector + encode_values(self.inputs, arguments)
 
     def decode(self, data: bytes) -> tuple[Any, ...]:
-        """What the function answered, always as a tuple."""
+        """Decode the return values, always as a tuple."""
         return decode_values(self.outputs, data)
 
 
@@ -143,18 +143,18 @@ class Interface:
         }
 
     def entries(self, kind: str) -> list[Abi]:
-        """All ABI entries of a kind: function, error, event."""
+        """Return all ABI entries of a kind: function, error, event, constructor."""
         return [entry for entry in self._abi if entry["type"] == kind]
 
     def function(self, name: str) -> Function:
-        """A function by its name; none of ours is overloaded."""
+        """Return a function by name; none of our functions is overloaded."""
         return self._functions[name]
 
     def read_call(self, data: bytes) -> tuple[Function, tuple[Any, ...]]:
-        """The function that calldata names, and its arguments.
+        """Return the function and the arguments of calldata.
 
         Raises:
-            AbiError: It is no call of this contract.
+            AbiError: It is not a call of this contract.
         """
         for function in self._functions.values():
             if data[:4] == function.selector:
@@ -162,17 +162,17 @@ class Interface:
         raise AbiError(f"no function of {self.name} has the selector 0x{data[:4].hex()}")
 
     def creation_code(self, *arguments: Any) -> bytes:
-        """Code that deploys the contract with these constructor arguments."""
+        """Return the creation code that deploys the contract with these constructor arguments."""
         inputs = self.entries("constructor")[0]["inputs"]
         return load_artifact(self.name).bytecode + encode_values(inputs, arguments)
 
 
 @cache
 def interface(name: str) -> Interface:
-    """The interface of a built contract by its name."""
+    """Return the interface of a compiled contract by name."""
     return Interface(name)
 
 
 def interfaces() -> tuple[Interface, ...]:
-    """All of our contracts."""
+    """Return the interfaces of all our contracts."""
     return tuple(interface(name) for name in CONTRACTS)

@@ -1,7 +1,7 @@
 """The ERC-2771 forwarder: a customer signs a request (EIP-712), and a relay pays for its gas.
 
 The forwarder calls the target with the signer's address appended, so that the target sees the
-signer as the sender. A request is carried out at most once: its nonce is used up with it.
+signer as the sender. A request is executed at most once, because it uses up its nonce.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_mes
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, RevertedError, UsageError
 
-#: Gas of a transaction without calldata, and the most that a byte of calldata costs.
+#: Base gas of a transaction, and maximum gas per byte of calldata.
 TRANSACTION_GAS: Final = 21_000
 CALLDATA_GAS: Final = 16
 _DOMAIN_TYPE: Final = (
@@ -61,7 +61,7 @@ _MAX_DIGITS: Final = 78  # of 256 bits
 
 @dataclass(frozen=True, slots=True)
 class ForwarderDomain:
-    """The EIP-712 domain of a forwarder: its signatures are good nowhere else."""
+    """The EIP-712 domain of a forwarder; signatures are valid for this domain only."""
 
     name: str
     version: str
@@ -71,10 +71,10 @@ class ForwarderDomain:
 
 @dataclass(frozen=True, slots=True)
 class ForwardRequest:
-    """What a customer signs.
+    """A request that a customer signs.
 
-    `value` is in wei of the chain's coin, `gas` the limit of the inner call, `deadline` the last
-    chain time (seconds) at which it is carried out.
+    `value` is in wei of the chain's coin, `gas` is the limit of the inner call, `deadline` is the
+    last chain time (seconds) at which the request can be executed.
     """
 
     sender: str
@@ -86,7 +86,7 @@ class ForwardRequest:
     data: bytes
 
     def typed_data(self, domain: ForwarderDomain) -> dict[str, Any]:
-        """The EIP-712 message, as wallets take it."""
+        """Return the EIP-712 message in the form that wallets take."""
         return {
             "types": {
                 "EIP712Domain": [{"name": name, "type": kind} for name, kind in _DOMAIN_TYPE],
@@ -111,12 +111,12 @@ class ForwardRequest:
         }
 
     def digest(self, domain: ForwarderDomain) -> bytes:
-        """The hash that is signed (32 bytes); it names the request everywhere."""
+        """Return the signed hash (32 bytes), which is also the ID of the request."""
         message = self._signable(domain)
         return keccak(b"\x19" + message.version + message.header + message.body)
 
     def sign(self, account: Signer, domain: ForwarderDomain) -> SignedRequest:
-        """Sign it with the customer's key."""
+        """Sign the request with the customer's key."""
         signed = account.sign_typed_data(full_message=self.typed_data(domain))
         return SignedRequest(self, bytes(signed.signature))
 
@@ -135,20 +135,21 @@ class SignedRequest:
         """Check that the customer named in the request signed it.
 
         Raises:
-            NotAuthorisedError: Somebody else did, or the signature is none that the forwarder takes.
+            NotAuthorisedError: Another account signed it, or the forwarder would reject the
+                signature.
         """
-        found = self._signer(domain)
-        if found != self.request.sender:
+        signer = self._signer(domain)
+        if signer != self.request.sender:
             raise NotAuthorisedError(
                 f"The request is not signed by {self.request.sender}"
-                + (f" but by {found}" if found else ": its signature is not valid"),
+                + (f" but by {signer}" if signer else ": its signature is not valid"),
                 hint="Sign it with the wallet that it names, for this chain and forwarder.",
             )
 
     def _signer(self, domain: ForwarderDomain) -> str | None:
-        # The forwarder refuses the second, malleable form of a signature as well.
-        word = int.from_bytes(self.signature[32:64], "big")
-        if len(self.signature) != _SIGNATURE_BYTES or word > SECPK1_N // 2:
+        # The forwarder also rejects the second, malleable form of a signature.
+        s_value = int.from_bytes(self.signature[32:64], "big")
+        if len(self.signature) != _SIGNATURE_BYTES or s_value > SECPK1_N // 2:
             return None
         if self.signature[64] not in (27, 28):
             return None
@@ -159,7 +160,7 @@ class SignedRequest:
             return None
 
     def values(self) -> tuple[Any, ...]:
-        """As the forwarder's functions take it."""
+        """Return the tuple that the forwarder's functions take."""
         request = self.request
         return (
             request.sender,
@@ -172,7 +173,7 @@ class SignedRequest:
         )
 
     def to_wire(self) -> dict[str, str]:
-        """JSON form: numbers in decimal text, bytes in hexadecimal."""
+        """Return the JSON form: numbers as decimal strings, bytes as hexadecimal."""
         request = self.request
         return {
             "from": request.sender,
@@ -187,10 +188,10 @@ class SignedRequest:
 
     @classmethod
     def from_wire(cls, body: Any) -> SignedRequest:
-        """Read the JSON form.
+        """Parse the JSON form.
 
         Raises:
-            UsageError: A field is missing or wrong; the message names it.
+            UsageError: A field is missing, unknown or invalid; the message names it.
         """
         if not isinstance(body, Mapping):
             raise UsageError("The request is no JSON object", hint=_WIRE_HINT)
@@ -220,28 +221,28 @@ def _address(body: Mapping[str, Any], name: str) -> str:
 
 
 def _number(body: Mapping[str, Any], name: str, bits: int) -> int:
-    given = body.get(name)
-    if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= _MAX_DIGITS:
-        given = int(given)
-    if type(given) is not int or not 0 <= given < 2**bits:
+    value = body.get(name)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
+        value = int(value)
+    if type(value) is not int or not 0 <= value < 2**bits:
         raise UsageError(
             f"The request's {name!r} is no whole number of {bits} bits", hint="Write it in decimal."
         )
-    return given
+    return value
 
 
 def _bytes(body: Mapping[str, Any], name: str) -> bytes:
-    given = body.get(name)
-    if not isinstance(given, str) or not _HEX.fullmatch(given):
+    value = body.get(name)
+    if not isinstance(value, str) or not _HEX.fullmatch(value):
         raise UsageError(
             f"The request's {name!r} is not hexadecimal", hint="Write bytes as 0x1234."
         )
-    return bytes.fromhex(given[2:])
+    return bytes.fromhex(value[2:])
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardedCall:
-    """One call that a transaction to the forwarder carries; fields as in `ForwardRequest`."""
+    """One inner call of a transaction to the forwarder; fields as in `ForwardRequest`."""
 
     sender: str
     to: str
@@ -252,16 +253,16 @@ class ForwardedCall:
 
 
 def forwarded_calls(data: bytes) -> list[ForwardedCall]:
-    """The calls inside a transaction's input to the forwarder (`execute` or `executeBatch`).
+    """Return the inner calls of a transaction's input (`execute` or `executeBatch`).
 
     Raises:
-        AbiError: The input is neither.
+        AbiError: The input calls neither function.
     """
     function, values = interface("ERC2771Forwarder").read_call(data)
     if function.name not in ("execute", "executeBatch"):
         raise AbiError(f"{function.name} carries no call")
     requests = values[0] if function.name == "executeBatch" else (values[0],)
-    return [ForwardedCall(*each[:6]) for each in requests]
+    return [ForwardedCall(*request[:6]) for request in requests]
 
 
 class ForwarderContract(ContractBase):
@@ -270,26 +271,26 @@ class ForwarderContract(ContractBase):
     artifact = "ERC2771Forwarder"
 
     async def nonce_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
-        """Nonce of the account's next request."""
+        """Return the nonce of the account's next request."""
         return int(await self._one("nonces", checked_address(account), block=block_identifier))
 
     async def domain(self) -> ForwarderDomain:
-        """The domain of its signatures (ERC-5267)."""
+        """Return the EIP-712 domain of its signatures (ERC-5267)."""
         _, name, version, chain_id, contract, _, _ = await self._view("eip712Domain")
         return ForwarderDomain(name, version, chain_id, contract)
 
     async def verify(self, signed: SignedRequest) -> bool:
-        """Whether it would carry the request out now: signer, nonce, deadline and target."""
+        """Return whether it would execute the request now: signer, nonce, deadline and target."""
         return bool(await self._one("verify", signed.values()))
 
     def execute(self, signed: SignedRequest) -> Call:
-        """Carry out one request; reverts as a whole if the request or its call is refused."""
+        """Execute one request; reverts if the request is invalid or its inner call fails."""
         return self._call("execute", signed.values(), label="relay 1 request")
 
     def execute_batch(self, requests: Sequence[SignedRequest], refund_to: str) -> Call:
-        """Carry out requests; invalid ones are passed over, since `refund_to` is an address."""
+        """Execute several requests; invalid ones are skipped, since `refund_to` is given."""
         label = f"relay {plural(len(requests), 'request')}"
-        values = [each.values() for each in requests]
+        values = [request.values() for request in requests]
         return self._call("executeBatch", values, checked_address(refund_to), label=label)
 
     async def simulate(
@@ -300,17 +301,17 @@ class ForwarderContract(ContractBase):
         gas: int | None = None,
         block_identifier: BlockIdentifier = LATEST,
     ) -> None:
-        """Try a call as the forwarder makes it for a signer, whatever was signed.
+        """Simulate an inner call of the forwarder for a signer, without a signature.
 
         Args:
             sender: The signer.
             call: The inner call.
-            gas: Limit of the inner call; the node's own if None.
-            block_identifier: Block on whose state it is tried.
+            gas: Gas limit of the inner call; the node's default if None.
+            block_identifier: Block on whose state the call is simulated.
 
         Raises:
-            RevertedError: The target would refuse it, as its own typed error.
-            EndpointError: The node did not answer, or turned it down for another reason.
+            RevertedError: The target would revert; raised as the matching subclass.
+            EndpointError: The node did not answer, or rejected it for another reason.
         """
         body = self._forwarded(sender, call)
         if gas is not None:
@@ -329,7 +330,7 @@ class ForwarderContract(ContractBase):
             ) from None
 
     async def estimate_gas(self, sender: str, call: Call) -> int:
-        """Gas that the inner call takes at most, with a margin; errors as `simulate`."""
+        """Return the gas limit of an inner call, with a margin; raises the errors of `simulate`."""
         await self.simulate(sender, call)
         try:
             estimate = int(await self.w3.eth.estimate_gas(self._forwarded(sender, call)))
@@ -339,7 +340,7 @@ class ForwarderContract(ContractBase):
             raise EndpointError(
                 f"The node could not estimate {call.label!r}: {node_message(error)}"
             ) from None
-        # The state may move before it is carried out, and unused gas costs nobody anything.
+        # The state may change before the execution, and unused gas costs nothing.
         return estimate * 3 // 2 + 50_000
 
     def _forwarded(self, sender: str, call: Call) -> Any:

@@ -1,4 +1,4 @@
-"""What refusals of the contracts mean, in plain words, and what to do next."""
+"""Readable messages and hints for the contracts' custom errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepsquare_chain.job import JobStatus
 
 Fields = Mapping[str, Any]
 
-#: Errors that are of another kind as well, so that callers and exit codes need no list.
+#: Additional base classes of errors, so that callers and exit codes need no list of names.
 KINDS: Final[Mapping[str, type[GridError]]] = MappingProxyType(
     {
         "ERC20InsufficientBalance": InsufficientFundsError,
@@ -28,7 +28,7 @@ KINDS: Final[Mapping[str, type[GridError]]] = MappingProxyType(
 
 
 def status_name(value: Any) -> str:
-    """The name of a status number, or the number."""
+    """Return the name of a status number, or the number if it is unknown."""
     try:
         return JobStatus(value).name
     except ValueError:
@@ -36,7 +36,7 @@ def status_name(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A short string that the contract keeps in 32 bytes."""
+    """Decode a short string from bytes32."""
     return bytes(value).rstrip(b"\0").decode("utf-8", "replace")
 
 
@@ -177,11 +177,11 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def sentence(name: str, fields: Fields) -> str:
-    """What happened, for people; never fails, whatever the fields hold."""
-    make = _SENTENCES.get(name)
-    if make is not None:
+    """Return a readable message for a custom error; never raises, for any values of the fields."""
+    template = _SENTENCES.get(name)
+    if template is not None:
         try:
-            return make(fields)
+            return template(fields)
         except (KeyError, TypeError, ValueError):
             pass
     values = ", ".join(f"{key} {_shown(value)}" for key, value in fields.items())

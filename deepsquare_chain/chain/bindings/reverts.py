@@ -1,8 +1,8 @@
-"""Refusals of the contracts as typed exceptions: one class per custom error of our ABIs.
+"""Reverts of the contracts as typed exceptions: one class per custom error of our ABIs.
 
 `from deepsquare_chain.chain.bindings.reverts import TooEarly` works for every error; its fields are
-attributes in snake case (`error.job_id`). Errors about money are `InsufficientFundsError` as
-well, those about roles `NotAuthorisedError`.
+attributes in snake case (`error.job_id`). Errors about money are also `InsufficientFundsError`,
+those about roles also `NotAuthorisedError`.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class ContractError(RevertedError):
 
     @classmethod
     def from_data(cls, data: bytes) -> ContractError:
-        """Read the values behind the selector.
+        """Decode revert data of this error.
 
         Raises:
-            AbiError: They are not there.
+            AbiError: The data does not hold the error's fields.
         """
         values = decode_values(cls.inputs, data[4:])
         names = (snake_case(part["name"]) for part in cls.inputs)
@@ -61,7 +61,7 @@ class ContractError(RevertedError):
 
 
 class UnknownRevertError(RevertedError):
-    """A refusal that none of our contracts declares; `data` is what came with it."""
+    """A revert with no custom error of our contracts; `data` is the revert data."""
 
     def __init__(self, message: str, *, hint: str = "", data: bytes = b"") -> None:
         super().__init__(message, hint=hint)
@@ -71,7 +71,7 @@ class UnknownRevertError(RevertedError):
 def _build() -> dict[bytes, type[ContractError]]:
     classes: dict[bytes, type[ContractError]] = {}
     names: set[str] = set()
-    # The scheduler's errors keep their names, a namesake of the registry gets a prefix.
+    # The scheduler's errors keep their names; an error of the same name elsewhere gets a prefix.
     for contract in sorted(interfaces(), key=lambda each: each.name != "MetaScheduler"):
         for entry in contract.entries("error"):
             signature = signature_of(entry)
@@ -110,13 +110,13 @@ def __getattr__(name: str) -> type[ContractError]:
 
 
 def selector_name(selector: bytes) -> str:
-    """Name of the error with this selector, as in `TransitionSkipped.reason`; hex if unknown."""
-    found = ERRORS.get(bytes(selector[:4]))
-    return found.__name__ if found else "0x" + bytes(selector).hex()
+    """Return the name of the error with this selector (`TransitionSkipped.reason`), or its hex."""
+    error = ERRORS.get(bytes(selector[:4]))
+    return error.__name__ if error else "0x" + bytes(selector).hex()
 
 
 def decode_revert(source: object) -> RevertedError:
-    """The typed exception behind a refusal.
+    """Convert a revert to the typed exception.
 
     Args:
         source: Bytes, hex text, or an exception: web3's ContractCustomError, ContractLogicError
@@ -137,9 +137,9 @@ def decode_revert(source: object) -> RevertedError:
 
 def _decode(data: bytes) -> RevertedError:
     selector, rest = data[:4], data[4:]
-    found = ERRORS.get(selector)
-    if found is not None:
-        return found.from_data(data)
+    error = ERRORS.get(selector)
+    if error is not None:
+        return error.from_data(data)
     if not data:
         return UnknownRevertError("The contract refused the call without a reason")
     if selector == _ERROR_STRING:
@@ -155,7 +155,7 @@ _HEX: Final = re.compile(r"0x([0-9a-fA-F]{8}(?:[0-9a-fA-F]{2})*)")
 
 
 def revert_data(source: object) -> bytes | None:
-    """The bytes that came with a refusal; None when there are none to be found."""
+    """Return the revert data of an exception or error object; None if there is none."""
     if isinstance(source, bytes | bytearray):
         return bytes(source)
     if isinstance(source, str):
@@ -171,9 +171,9 @@ def revert_data(source: object) -> bytes | None:
 
 
 def _from_text(text: str) -> bytes | None:
-    """Hex, or the printed bytes that eth-tester puts into its message."""
-    if found := _HEX.fullmatch(text.strip().removeprefix("Reverted ")):
-        return bytes.fromhex(found[1])
+    """Decode hex, or a bytes literal as in eth-tester's messages; None for other text."""
+    if match := _HEX.fullmatch(text.strip().removeprefix("Reverted ")):
+        return bytes.fromhex(match[1])
     if text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
         try:
             raw = text[2:-1].encode("latin-1").decode("unicode_escape").encode("latin-1")

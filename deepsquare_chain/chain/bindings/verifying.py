@@ -1,4 +1,4 @@
-"""Compares a deployment record with what stands on the chain."""
+"""Verifies a deployment record against the chain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from deepsquare_chain.errors import GridError
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `detail` says what was found where it is not as it should."""
+    """Result of one check; `detail` describes the difference if it failed."""
 
     what: str
     ok: bool
@@ -35,10 +35,10 @@ class Finding:
 
 
 async def verify_deployment(w3: AsyncWeb3[Any], deployment: Deployment) -> list[Finding]:
-    """Look at chain id, code, wiring, parameters and administrators of a deployment.
+    """Check chain ID, code, wiring, parameters and administrators of a deployment.
 
-    Code is compared with this package's artifacts, the immutables apart, whose values are compared
-    with the constructor arguments of the record.
+    Code is compared with this package's artifacts except for the immutables. Their values are
+    compared with the record's constructor arguments.
 
     Raises:
         EndpointError: The node does not answer.
@@ -61,40 +61,40 @@ async def verify_deployment(w3: AsyncWeb3[Any], deployment: Deployment) -> list[
     except TransientEndpointError:
         raise
     except GridError as error:
-        # Other code answers otherwise, or not at all.
+        # Code of another contract fails, or gives invalid responses.
         findings.append(Finding("wiring and parameters", ok=False, detail=error.message))
     return findings
 
 
 def _code(name: str, address: str, code: bytes) -> Finding:
-    what = f"code of {name} at {address}"
+    check = f"code of {name} at {address}"
     if not code:
-        return Finding(what, ok=False, detail="there is no contract")
-    same = load_artifact(name).matches(code)
-    return Finding(what, same, "" if same else "it is other code than this package's")
+        return Finding(check, ok=False, detail="there is no contract")
+    matches = load_artifact(name).matches(code)
+    return Finding(check, matches, "" if matches else "it is other code than this package's")
 
 
 def _metadata(name: str, code: bytes) -> Finding:
-    """Whether the code names the metadata, and so the sources, that this package carries."""
-    ours = ipfs_hash(load_artifact(name).metadata.encode())
-    return _equal(f"metadata of {name} (IPFS {ours})", metadata_hash(code), ours)
+    """Check that the code contains the hash of this package's metadata, and so of its sources."""
+    expected = ipfs_hash(load_artifact(name).metadata.encode())
+    return _equal(f"metadata of {name} (IPFS {expected})", metadata_hash(code), expected)
 
 
 async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]:
-    found = await contracts.scheduler.parameters()
+    parameters = await contracts.scheduler.parameters()
     findings = [
-        _equal("credit of the scheduler", found.credit, deployment.credit),
-        _equal("registry of the scheduler", found.registry, deployment.registry),
-        _equal("treasury", found.treasury, deployment.treasury),
-        _equal("forwarder of the scheduler", found.forwarder, deployment.forwarder),
+        _equal("credit of the scheduler", parameters.credit, deployment.credit),
+        _equal("registry of the scheduler", parameters.registry, deployment.registry),
+        _equal("treasury", parameters.treasury, deployment.treasury),
+        _equal("forwarder of the scheduler", parameters.forwarder, deployment.forwarder),
     ]
     recorded = deployment.constructor_args
     times = _arguments(recorded, "MetaScheduler").get("timeouts")
     if isinstance(times, list):
-        actual = [getattr(found, name) for name in TIMES]
+        actual = [getattr(parameters, name) for name in TIMES]
         findings.extend(
-            _equal(name, each, wanted)
-            for name, each, wanted in zip(TIMES, actual, times, strict=False)
+            _equal(name, value, expected)
+            for name, value, expected in zip(TIMES, actual, times, strict=False)
         )
     period = _arguments(recorded, "ProviderRegistry").get("approvalPeriod")
     if period is not None:
@@ -102,36 +102,38 @@ async def _wiring(contracts: Contracts, deployment: Deployment) -> list[Finding]
         findings.append(_equal("approval_period", actual_period, period))
     for contract in (contracts.credit, contracts.registry, contracts.scheduler):
         admin = await contract.default_admin()
-        wanted = _arguments(recorded, contract.artifact).get("admin")
-        # A hand-over is lawful; only the absence of an administrator is worth a look.
-        detail = "" if wanted in (None, admin) else f"handed over from {wanted}"
-        what = f"administrator of {contract.artifact} is {admin}"
-        findings.append(Finding(what, int(admin, 16) != 0, detail))
+        expected = _arguments(recorded, contract.artifact).get("admin")
+        # A handover is legitimate; only a missing administrator is a failure.
+        detail = "" if expected in (None, admin) else f"handed over from {expected}"
+        check = f"administrator of {contract.artifact} is {admin}"
+        findings.append(Finding(check, int(admin, 16) != 0, detail))
     return findings
 
 
 def _arguments(recorded: Mapping[str, Any], contract: str) -> Mapping[str, Any]:
-    found = recorded.get(contract)
-    return found if isinstance(found, Mapping) else {}
+    arguments = recorded.get(contract)
+    return arguments if isinstance(arguments, Mapping) else {}
 
 
 def _equal(what: str, found: object, wanted: object) -> Finding:
-    same = found == wanted
-    return Finding(what, same, "" if same else f"it is {found}, the record says {wanted}")
+    equal = found == wanted
+    return Finding(what, equal, "" if equal else f"it is {found}, the record says {wanted}")
 
 
 async def named_holders(w3: AsyncWeb3[Any], deployment: Deployment) -> list[tuple[str, str, str]]:
-    """Contract, role and holder of every role that is held, by name.
+    """Return contract name, role name and holder of every granted role, sorted.
 
     Raises:
         EndpointError: The node does not answer.
     """
-    found = await role_holders(w3, deployment)
-    names = {str(to_checksum_address(each)): name for name, each in deployment.contracts.items()}
+    holders_by_contract = await role_holders(w3, deployment)
+    names = {
+        str(to_checksum_address(contract)): name for name, contract in deployment.contracts.items()
+    }
     return sorted(
         (names.get(address, address), role_name(role), holder)
-        for address, held in found.items()
-        for role, holders in held.items()
+        for address, holders_by_role in holders_by_contract.items()
+        for role, holders in holders_by_role.items()
         for holder in holders
     )
 
@@ -139,15 +141,15 @@ async def named_holders(w3: AsyncWeb3[Any], deployment: Deployment) -> list[tupl
 async def role_holders(
     w3: AsyncWeb3[Any], deployment: Deployment
 ) -> dict[str, dict[bytes, set[str]]]:
-    """Who holds which role, by contract address, from the events since the deployment."""
+    """Return the holders by contract address and role, from the events since the deployment."""
     holders: dict[str, dict[bytes, set[str]]] = {}
     addresses = [to_checksum_address(each) for each in deployment.addresses]
     topics = [event_topics(RoleGranted, RoleRevoked)]
     for event in decode_logs(await read_logs(w3, addresses, topics, deployment.block)):
         if isinstance(event, RoleGranted | RoleRevoked):
-            of_role = holders.setdefault(event.address, {}).setdefault(event.role, set())
+            role_accounts = holders.setdefault(event.address, {}).setdefault(event.role, set())
             if isinstance(event, RoleGranted):
-                of_role.add(event.account)
+                role_accounts.add(event.account)
             else:
-                of_role.discard(event.account)
+                role_accounts.discard(event.account)
     return holders
