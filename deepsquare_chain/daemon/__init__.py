@@ -1,4 +1,4 @@
-"""What every long-running service stands on: the loop, and what it is opened with."""
+"""The base of every long-running service: the main loop, and functions to open its parts."""
 
 from deepsquare_chain.daemon.loop import Daemon
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class BackgroundTasks:
-    """Tasks that may outlast a cycle; each returns the number of jobs that it moved."""
+    """Tasks that may outlast a cycle; each returns the number of jobs that it changed."""
 
     def __init__(self) -> None:
         self._going: dict[asyncio.Task[int], frozenset[int]] = {}
@@ -26,18 +26,18 @@ class BackgroundTasks:
         self._going[asyncio.create_task(work)] = frozenset(jobs)
 
     async def wait(self, timeout: float | None = None, *, first: bool = False) -> None:
-        """Wait until all have ended, or the first of them; `timeout` in seconds."""
+        """Wait until all tasks have ended, or the first of them; `timeout` in seconds."""
         if self._going:
-            when = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
-            await asyncio.wait(self._going, timeout=timeout, return_when=when)
+            condition = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
+            await asyncio.wait(self._going, timeout=timeout, return_when=condition)
 
     def collect(self) -> int:
-        """Remove ended tasks; the jobs they moved. An unexpected error of a task is raised here."""
-        done = 0
-        for task in [each for each in self._going if each.done()]:
+        """Remove ended tasks; returns the number of jobs changed. Raises a task's unexpected error."""
+        changed = 0
+        for task in [running for running in self._going if running.done()]:
             del self._going[task]
-            done += task.result()
-        return done
+            changed += task.result()
+        return changed
 
     def cut_off(self) -> None:
         """Cancel all running tasks."""

@@ -20,7 +20,7 @@ from deepsquare_chain.observability.metrics import Metrics
 _log = get_logger(__name__)
 
 T = TypeVar("T")
-#: Of the refusals of a batch (job ID to the error's name), the jobs that are not at fault.
+#: Maps the refusals of a batch (job ID to error name) to the jobs that are not at fault.
 Excuse = Callable[[Mapping[int, str]], Collection[int]]
 
 
@@ -29,7 +29,7 @@ def _nobody(_refusals: Mapping[int, str]) -> Collection[int]:
 
 
 class Backoff:
-    """Pauses after refusals, each twice as long as the one before.
+    """Exponential backoff after refusals, by key.
 
     The caller passes the time, so that chain time and a monotonic clock both serve.
 
@@ -44,17 +44,17 @@ class Backoff:
         self._pauses: dict[Hashable, tuple[float, int]] = {}  # end and length
 
     def until(self, key: Hashable) -> float:
-        """Time at which the pause of this key ends; zero without a refusal."""
+        """Return the time at which the pause of this key ends; 0 without a refusal."""
         return self._pauses.get(key, (0, 0))[0]
 
     def refuse(self, key: Hashable, now: float) -> None:
         """Begin the next pause of this key."""
-        _, last = self._pauses.get(key, (0, 0))
-        pause = min(2 * last, self._longest) if last else self._first
+        _, previous = self._pauses.get(key, (0, 0))
+        pause = min(2 * previous, self._longest) if previous else self._first
         self._pauses[key] = now + pause, pause
 
     def clear(self, matches: Callable[[Hashable], bool]) -> None:
-        """Forget the keys that match; their next pause is the first one again."""
+        """Reset the keys that match: their next pause is the first one again."""
         for key in [key for key in self._pauses if matches(key)]:
             del self._pauses[key]
 
@@ -73,9 +73,9 @@ class BatchMetrics:
     """Counts the jobs in the transactions of a service.
 
     Args:
-        metrics: Of the service.
-        moved: Counter of the jobs that transactions moved, by kind of transaction.
-        refused: Counter of the jobs that the contract refused to move, by kind.
+        metrics: Metrics of the service.
+        moved: Counter of the jobs changed by transactions, by kind of transaction.
+        refused: Counter of the jobs that the contract refused to change, by kind.
     """
 
     def __init__(self, metrics: Metrics, *, moved: Counter, refused: Counter) -> None:
@@ -84,7 +84,7 @@ class BatchMetrics:
         self._refused = refused
 
     def count(self, kind: str, moved: int, refused: int) -> None:
-        """Count the jobs that a transaction moved, and those that the contract refused."""
+        """Count the jobs that a transaction changed, and those that the contract refused."""
         self._metrics.add(self._moved, kind, amount=moved)
         self._metrics.add(self._refused, kind, amount=refused)
 
@@ -96,8 +96,8 @@ class TransactionBatcher:
         service: Name of the service in crash points: provider or scheduler.
         sender: The sender of the account.
         timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
-        count: Called with kind, jobs moved and jobs refused of each transaction.
-        backoff: Pauses of refused jobs.
+        count: Called with kind, jobs changed and jobs refused of each transaction.
+        backoff: Backoff of refused jobs.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TransactionBatcher:
         self.mined_at = 0  # the highest block that holds a transaction of this service
 
     def is_due(self, kind: str, job_id: int, now: float) -> bool:
-        """Whether this move of a job was not refused a moment ago."""
+        """Return whether this transition of a job is not in backoff after a refusal."""
         return self._backoff.until((kind, job_id)) <= now
 
     def forget(self, job_ids: Iterable[int]) -> None:
@@ -128,21 +128,21 @@ class TransactionBatcher:
     async def send(
         self, batch: TransactionBatch, clock: Callable[[], float], excuse: Excuse = _nobody
     ) -> tuple[int, ...]:
-        """Send one batch and wait for its receipt; the jobs that moved.
+        """Send one batch and wait for its receipt; returns the jobs that were changed.
 
-        What a failure means is read from the chain again in the next cycle.
+        After a failure the next cycle reads the state of the jobs from the chain again.
 
         Args:
             batch: The transaction and its jobs.
-            clock: Time at which pauses begin, in seconds.
+            clock: Returns the time at which pauses begin, in seconds.
             excuse: Called with the refusals (job ID to the error's name); returns the jobs that may
-                be sent again at once, because the error is not theirs.
+                be retried at once, because they did not cause the error.
         """
         crash_point(f"{self._service}.{batch.kind}.planned")
         try:
             receipt = await self._sender.send(batch.call, timeout=self._timeout)
         except RevertedError as error:
-            # Nothing of it could be applied; the error is that of the first job.
+            # No job could be changed; the error is that of the first job.
             _log.info("refused", what=batch.call.label, error=error.message)
             first = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
             if not excuse({first: type(error).__name__}):
@@ -187,5 +187,5 @@ class TransactionBatcher:
 
 
 def slices(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
-    """Parts of at most `size` items."""
-    return (items[at : at + size] for at in range(0, len(items), size))
+    """Split items into slices of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))

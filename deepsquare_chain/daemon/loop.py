@@ -1,8 +1,8 @@
-"""The loop that every long-running service shares.
+"""The main loop of every long-running service.
 
-A service writes one coroutine, its cycle: look at chain and executor, do what follows. Start,
-restart and catch-up are ordinary cycles. The loop owns the time between them, wake-ups, signals,
-what happens after an error, and the ordered close.
+A service implements one coroutine, its cycle: read the state of chain and executor, and act on it.
+Start, restart and catch-up are ordinary cycles. The loop handles the time between them, wake-ups,
+signals, backoff after errors, and the ordered close.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from deepsquare_chain.observability.probe import Health
 Cycle = Callable[[], Awaitable[bool | None]]
 Close = Callable[[], Awaitable[object] | object]
 
-_LIVE_AFTER: Final = 120.0  # seconds that a cycle may take before the service counts as hung
+_LIVE_AFTER: Final = 120.0  # seconds of one cycle after which the service counts as hung
 _log = get_logger(__name__)
 
 
 class Daemon:
-    """Runs a cycle again and again until it is stopped.
+    """Runs a cycle repeatedly until it is stopped.
 
     Args:
-        name: Of the service; stands in logs, metrics and the status file.
-        cycle: One look at the world and what follows from it; safe to run any number of times.
-            True when the next should follow at once.
+        name: Name of the service in logs, metrics and the status file.
+        cycle: Reads the current state and acts on it; idempotent. Returns True when the next
+            cycle should follow at once.
         interval: Seconds between the end of a cycle and the start of the next without a wake-up;
-            a function is asked after each cycle.
+            a function is called after each cycle.
         stop: Ends the loop when set; signals set it too.
-        max_backoff: Longest pause after failures, in seconds; the first is `min_backoff`, each
-            further failure in a row doubles it.
-        timeout: Seconds after which a cycle counts as failed; None lets it take its time.
-        fatal: Errors that end the daemon instead of being tried again; `run` raises them.
+        max_backoff: Longest pause after failures, in seconds; the first is `min_backoff`, and each
+            consecutive failure doubles it.
+        timeout: Seconds after which a cycle counts as failed; None for no timeout.
+        fatal: Errors that end the daemon instead of a retry; `run` raises them.
         grace: Seconds that a running cycle, and each close callback, may take after the stop.
-        status_file: JSON for other processes, exchanged in one step after every cycle.
-        metrics: Where the figures go.
+        status_file: JSON file for other processes, replaced atomically after every cycle.
+        metrics: Registry of the metrics.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Daemon:
         self.last_error = ""
         self.state = "starting"
         self.metrics = metrics or Metrics(name)
-        #: What the service adds to the status; JSON values.
+        #: Returns the service's fields of the status; JSON values.
         self.details: Callable[[], Mapping[str, Any]] = dict
-        #: Why the service is not ready although its cycles succeed, in words; empty when it is.
+        #: Returns why the service is not ready although its cycles succeed; empty when it is.
         self.unready: Callable[[], str] = str
         self._cycle = cycle
         self._interval = interval
@@ -99,11 +99,11 @@ class Daemon:
         )
 
     def wake(self) -> None:
-        """Run the next cycle at once, for a hint from outside; after a failure, after its pause."""
+        """Run the next cycle at once, on an external hint; after a failure, once the backoff ends."""
         self._wake.set()
 
     def wake_from_thread(self) -> None:
-        """The same from another thread."""
+        """Same as `wake`, from another thread."""
         loop = self._loop
         if loop is not None:
             # The loop may have ended in between; then there is nothing to wake.
@@ -111,18 +111,20 @@ class Daemon:
                 loop.call_soon_threadsafe(self._wake.set)
 
     def on_close(self, name: str, callback: Close) -> None:
-        """Call this when the daemon ends; what was added last is closed first."""
+        """Register a callback for the end of the daemon; the last one added is called first."""
         self._closers.append((name, callback))
 
     def health(self) -> Health:
-        """Health now, for `observability.health`."""
-        began = self._cycle_began
+        """Return the current health, for `observability.health`."""
+        started_at = self._cycle_began
         limit = max(_LIVE_AFTER, self._timeout or 0.0)
-        turning = self.state != "stopped" and (began is None or time.monotonic() - began < limit)
-        return Health(live=turning, ready=self._is_ready(), details=self.status())
+        is_live = self.state != "stopped" and (
+            started_at is None or time.monotonic() - started_at < limit
+        )
+        return Health(live=is_live, ready=self._is_ready(), details=self.status())
 
     def status(self) -> dict[str, Any]:
-        """What the status file holds."""
+        """Return the content of the status file."""
         return {
             "name": self.name,
             "pid": os.getpid(),
@@ -159,44 +161,44 @@ class Daemon:
                 await self._close()
 
     async def _turn(self) -> float:
-        """One cycle; returns the seconds until the next."""
-        began = self._cycle_began = time.monotonic()
+        """Run one cycle; returns the seconds until the next."""
+        started_at = self._cycle_began = time.monotonic()
         try:
             again = await self._guarded_cycle()
         except self._fatal as error:
             self._failed(error)
             _log.error("service can't go on", service=self.name, error=_describe(error))
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next cycle may do better
+        except Exception as error:  # noqa: BLE001 - retried by the next cycle
             return self._failed(error)
         finally:
             self._cycle_began = None
-            self._seconds.observe(time.monotonic() - began)
+            self._seconds.observe(time.monotonic() - started_at)
         return 0.0 if again is None else self._succeeded(again)
 
     async def _guarded_cycle(self) -> bool | None:
-        """Whether another should follow; None when a stop cut it off after the grace."""
-        work = asyncio.ensure_future(self._call_cycle())
+        """Return whether the next cycle should follow at once; None when a stop cancelled this one."""
+        cycle = asyncio.ensure_future(self._call_cycle())
         stopping = asyncio.ensure_future(self.stop.wait())
-        self._running = work
+        self._running = cycle
         try:
-            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                await asyncio.wait({work}, timeout=self._grace)
-            if not work.done():
+            await asyncio.wait({cycle, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not cycle.done():
+                await asyncio.wait({cycle}, timeout=self._grace)
+            if not cycle.done():
                 _log.warning("cycle is cut off", service=self.name, grace=self._grace)
-                await cancelled(work)
+                await cancelled(cycle)
                 return None
-            if not work.cancelled():
-                return work.result()
+            if not cycle.cancelled():
+                return cycle.result()
             if not self.stop.is_set():
                 raise RuntimeError("the cycle cancelled itself")
-            return None  # a second signal cut it off
+            return None  # a second signal cancelled it
         finally:
             self._running = None
             await cancelled(stopping)
-            # When the daemon itself is cancelled, no cycle may live on.
-            await cancelled(work)
+            # When the daemon itself is cancelled, its cycle is too.
+            await cancelled(cycle)
 
     async def _call_cycle(self) -> bool:
         async with asyncio.timeout(self._timeout):
@@ -227,13 +229,13 @@ class Daemon:
         self._row.set(self.failures_in_row)
         low, high = self._backoff
         pause: float = min(high, low * 2.0 ** min(self.failures_in_row - 1, 30))
-        # Spread out, so that services that fail together do not come back together.
+        # Random jitter, so that services that fail together do not retry together.
         pause *= random.uniform(0.8, 1.0)  # noqa: S311
         fields: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
         if getattr(error, "hint", ""):
             fields["hint"] = error.hint  # type: ignore[attr-defined]
         if not isinstance(error, GridError | TimeoutError):
-            fields["exc_info"] = error  # nobody foresaw it: show where it came from
+            fields["exc_info"] = error  # unexpected: log the traceback
         fields |= {"failures_in_row": self.failures_in_row, "retry_in": round(pause, 2)}
         _log.error("cycle failed", service=self.name, **fields)
         return pause
@@ -265,12 +267,12 @@ class Daemon:
     def _write_status(self) -> None:
         if self._status_file is None:
             return
-        fresh = self._status_file.with_name(f".{self._status_file.name}.{os.getpid()}")
+        temporary = self._status_file.with_name(f".{self._status_file.name}.{os.getpid()}")
         try:
-            fresh.write_text(json.dumps(self.status()))
-            fresh.replace(self._status_file)
+            temporary.write_text(json.dumps(self.status()))
+            temporary.replace(self._status_file)
         except OSError as error:
-            # A full disk must not end a service that could still do its work.
+            # A full disk must not end a service that can still work.
             _log.warning("status file not written", service=self.name, error=str(error))
 
     def _on_signal(self, number: int) -> None:
@@ -289,7 +291,7 @@ def _describe(error: BaseException) -> str:
 
 
 async def cancelled(task: asyncio.Future[Any]) -> None:
-    """End a task and wait until it has ended; its result is of no interest."""
+    """Cancel a task and wait until it has ended; its result is discarded."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task})

@@ -1,4 +1,4 @@
-"""Opening a service whose endpoint may be away: it waits, as a running one does."""
+"""Opens a service, with retries while its endpoint is down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deepsquare_chain.daemon.signals import heeding_signals
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.observability import get_logger
 
-#: Seconds before the next try, doubled with each.
+#: First and longest backoff between two attempts, in seconds.
 _PAUSES: Final = (0.5, 10.0)
 _log = get_logger(__name__)
 
@@ -30,13 +30,13 @@ async def serve(
     """Open a service, waiting for its endpoint, and run it until SIGINT, SIGTERM or `stop`.
 
     Args:
-        name: Of the service, for the log.
+        name: Name of the service, for the log.
         open_once: Opens all parts on a stack that closes them, and returns the daemon, which
-            heeds the event that it is given.
-        stop: Ends the waiting and the daemon when set.
+            stops when the given event is set.
+        stop: Ends the wait and the daemon when set.
 
     Raises:
-        GridError: As `open_patiently`, and what is fatal to the daemon.
+        GridError: As `open_patiently`, or a fatal error of the daemon.
     """
     stopping = stop or asyncio.Event()
 
@@ -59,31 +59,31 @@ async def open_patiently(
     stack: AsyncExitStack,
     stop: asyncio.Event,
 ) -> T | None:
-    """Open a service's parts, again and again while the endpoint does not answer.
+    """Open a service's parts, with retries while the endpoint does not answer.
 
     Each reason to wait is logged once, and so is the end of the wait.
 
     Args:
-        name: Of the service, for the log.
-        open_once: Opens all parts and leaves their closing to the stack that it is given; what
-            it opened before a failure is closed.
+        name: Name of the service, for the log.
+        open_once: Opens all parts and registers their closing on the given stack; parts opened
+            before a failure are closed.
         stack: Closes the parts in the end.
-        stop: Ends the waiting when set, a try that is under way included.
+        stop: Ends the wait when set, and cancels the current attempt.
 
     Returns:
-        What was opened; None after a stop.
+        The result of `open_once`; None after a stop.
 
     Raises:
-        WrongEndpointError: It is the wrong chain, or the contracts are not there.
-        GridError: Whatever else `open_once` raises.
+        WrongEndpointError: The endpoint serves another chain, or lacks the contracts.
+        GridError: Any other error of `open_once`.
     """
     pause, longest = _PAUSES
-    began, reported = time.monotonic(), set[str]()
+    started_at, reported = time.monotonic(), set[str]()
     while not stop.is_set():
         try:
             async with AsyncExitStack() as parts:
-                found = await _unless_stopped(open_once(parts), stop)
-                if found is None:
+                result = await _unless_stopped(open_once(parts), stop)
+                if result is None:
                     return None
                 await stack.enter_async_context(parts.pop_all())
         except WrongEndpointError:
@@ -99,9 +99,9 @@ async def open_patiently(
                 )
         else:
             if reported:
-                waited = round(time.monotonic() - began, 1)
+                waited = round(time.monotonic() - started_at, 1)
                 _log.info("endpoint answers", service=name, waited=waited)
-            return found
+            return result
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause)
         pause = min(longest, 2 * pause)
@@ -109,7 +109,7 @@ async def open_patiently(
 
 
 async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
-    """What the work returns; None, and the work cancelled, when the stop comes first."""
+    """Return the result of the work; on an earlier stop, cancel it and return None."""
     task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)

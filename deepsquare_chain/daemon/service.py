@@ -1,4 +1,4 @@
-"""How a service of the grid is opened: its options, database, sender, and the daemon that runs it."""
+"""Opens a service of the grid: its settings, database, sender, and the daemon that runs it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.wallets import open_wallet_store
 
-#: Parameters of glibc's mallopt; the number of arenas, and bytes from which a block is mapped alone.
+#: Parameters of glibc's mallopt: number of arenas, and block size in bytes from which to use mmap.
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
 _M_MMAP_THRESHOLD: Final = -3
 _MAPPED: Final = 256 * 1024
-#: Errors that no later cycle can mend.
+#: Errors that a retry can't resolve.
 FATAL: Final = (ReorgTooDeepError, UsageError, WrongEndpointError)
 _NOBODY: Final = "0x" + "00" * 20
-#: Seconds; people wait for the first receipt of a service that looks rarely.
+#: Longest poll interval for receipts in seconds, also of services with rare cycles.
 _RECEIPT_INTERVAL: Final = 0.25
 _MAX_BACKOFF: Final = 10.0
 _LEAST_PAUSE: Final = 0.05
@@ -48,17 +48,18 @@ class ServiceSettings:
 
     Attributes:
         state_dir: Folder of the database and the status file.
-        confirmations: Blocks on top of a fact before it is believed.
-        poll_interval: Seconds between two cycles in which nothing happened.
-        batch_size: Most jobs in one transaction.
-        send_timeout: Seconds to wait for a transaction; afterwards the outbox looks after it.
-        max_fee_per_gas: Ceiling in wei; above it transactions wait.
-        max_lag_blocks: Blocks that an endpoint may be behind the best before it is left alone.
+        confirmations: Confirmations before state on chain counts as settled.
+        poll_interval: Seconds between two cycles without changes.
+        batch_size: Maximum number of jobs in one transaction.
+        send_timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the
+            transaction.
+        max_fee_per_gas: Fee ceiling in wei; transactions wait while fees are higher.
+        max_lag_blocks: Blocks that an endpoint may lag behind the best one before it is skipped.
         websocket: ws:// address of a node whose new blocks wake the service; None for none.
         transport: Certificates and headers for remote endpoints.
-        wallets_dir: Folder of what wallets sent, which a service and commands of the same wallet
-            share; None keeps it in the service's own database.
-        health_port: Port on 127.0.0.1 of health and figures, 0 for a free one, None for none.
+        wallets_dir: Folder of the wallets' outboxes, shared by services and commands of the same
+            wallet; None uses the service's own database.
+        health_port: Port on 127.0.0.1 for health and metrics; 0 for a free one, None for none.
     """
 
     state_dir: Path
@@ -81,7 +82,7 @@ async def open_contracts(
     settings: ServiceSettings,
     metrics: Metrics,
 ) -> Contracts:
-    """The grid's contracts through whichever of the endpoints is good; errors as `connect`."""
+    """Return the grid's contracts through a pool of the endpoints; errors as `connect`."""
     w3 = await parts.enter_async_context(
         connected(
             url,
@@ -99,12 +100,12 @@ async def open_contracts(
 async def open_store(
     name: str, contracts: Contracts, account: Signer | None, settings: ServiceSettings
 ) -> Store:
-    """The service's own database `NAME.db`; nobody's without an account.
+    """Open the service's own database `NAME.db`; bound to no account when that is None.
 
     Raises:
-        UsageError: It belongs to somebody else, or is in use.
+        UsageError: The database belongs to another account or grid, or is in use.
         StoreError: The disk is full or the folder not writable.
-        EndpointError: The chain does not answer.
+        EndpointError: The endpoint does not answer.
     """
     genesis = await contracts.w3.eth.get_block(0)
     return Store.open(
@@ -127,12 +128,12 @@ async def open_sender(
     settings: ServiceSettings,
     metrics: Metrics,
 ) -> Sender:
-    """The sender of the service's account, whose nonces commands of that wallet take from too.
+    """Open the sender of the service's account; commands of that wallet may share its nonces.
 
     Raises:
         UsageError: The wallet's database belongs to another chain.
         StoreError: The disk is full or the folder not writable.
-        EndpointError: The chain does not answer.
+        EndpointError: The endpoint does not answer.
     """
     outbox = store
     if settings.wallets_dir is not None:
@@ -162,16 +163,16 @@ async def open_daemon(
     stop: asyncio.Event | None = None,
     heads: HeadSource | None = None,
 ) -> Daemon:
-    """The daemon of a service; its status file is `NAME.json`.
+    """Open the daemon of a service; its status file is `NAME.json`.
 
     Args:
-        name: Of the service.
-        cycle: One look at the world; True when something moved, so that the next should follow.
-        settings: How it runs.
-        chain_id: Chain of the grid, which a websocket must serve.
+        name: Name of the service.
+        cycle: One cycle; returns True when the next should follow at once.
+        settings: Settings of the service.
+        chain_id: Chain of the grid, which the websocket must serve.
         metrics: The service's metrics, served with its health.
-        stop: Ends it when set.
-        heads: Where the service takes the latest block from; cycles begin when the next is due too.
+        stop: Ends the daemon when set.
+        heads: Source of the latest block; a cycle also begins when the next block is due.
 
     Raises:
         UsageError: The health port can't be used.
@@ -188,7 +189,7 @@ async def open_daemon(
         metrics=metrics,
     )
     if settings.websocket is not None:
-        listens = metrics.gauge("websocket_up", "Whether new blocks wake the service.")
+        websocket_up = metrics.gauge("websocket_up", "Whether new blocks wake the service.")
 
         def wake() -> None:
             if heads is not None:
@@ -198,7 +199,7 @@ async def open_daemon(
         def on_change(up: bool) -> None:
             if heads is not None:
                 heads.listen(up)
-            listens.set(up)
+            websocket_up.set(up)
 
         watch = HeadWatch(
             settings.websocket,
@@ -210,7 +211,7 @@ async def open_daemon(
         watch.start()
         daemon.on_close("websocket", watch.stop)
     if settings.health_port is not None:
-        # A web server is not small: only who asks for it pays.
+        # Imported on demand: a web server takes much memory.
         from deepsquare_chain.observability.health import health_app, health_server  # noqa: PLC0415
 
         server = health_server(health_app(daemon.health, metrics), port=settings.health_port)
@@ -221,12 +222,13 @@ async def open_daemon(
 
 
 def bound_memory() -> None:
-    """Keep the memory that glibc holds for this process from growing with time.
+    """Configure glibc's malloc so that the memory of this process does not grow over time.
 
-    It gives each new thread an arena of its own, up to eight per core, which keeps the memory that
-    it once used: here all threads share two. And it learns to take large blocks from the heap, where
-    each leaves a hole when a table of the interpreter grows into a new one: here a large block is
-    always mapped alone, and given back when it is freed. Without glibc nothing is done.
+    By default each new thread gets its own arena, up to eight per core, which keeps its peak
+    memory; with this setting all threads share two. Also by default, glibc raises the size from
+    which blocks are mapped, so that large blocks fragment the heap as tables of the interpreter
+    grow; with this setting large blocks are always mapped, and returned when freed. Without glibc
+    this does nothing.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -235,6 +237,6 @@ def bound_memory() -> None:
 
 
 def _pause(poll: float, heads: HeadSource | None) -> float:
-    """Seconds until the next cycle: the chain's next block may be due before the next poll."""
-    # A pause of nothing would not let others work; a lagging endpoint may need several looks.
+    """Return the seconds until the next cycle: the next block may be due before the next poll."""
+    # A pause of 0 would starve other tasks; a lagging endpoint may need several polls.
     return poll if heads is None else min(poll, max(_LEAST_PAUSE, heads.pause()))

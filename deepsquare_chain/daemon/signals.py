@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: for a service, and for a program that ends in order at Ctrl-C."""
+"""Handlers of SIGINT and SIGTERM, for services and for programs with an orderly end at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def heeding_signals(handler: Callable[[int], None]) -> Iterator[None]:
-    """Give the signals' numbers to a callback of the running loop, and to who had them afterwards."""
+    """Call a handler in the running loop for SIGINT and SIGTERM; restores the previous handlers."""
     loop = asyncio.get_running_loop()
-    before = {}
+    previous_handlers = {}
     for number in _SIGNALS:
-        # Only the main thread takes signals; a service inside another program has its stop.
+        # Only the main thread can handle signals; embedded services are stopped by an event.
         with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
             previous = signal.getsignal(number)
             loop.add_signal_handler(number, handler, number)
-            before[number] = previous
+            previous_handlers[number] = previous
     try:
         yield
     finally:
-        for number, previous in before.items():
+        for number, previous in previous_handlers.items():
             loop.remove_signal_handler(number)
             signal.signal(number, previous)
 
@@ -35,9 +35,9 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set, for as long as the block lasts.
+    """Provide an event that SIGINT, SIGTERM and SIGHUP set within the block.
 
-    While it starts, a task that is to be cut short is cancelled by the first of them as well.
+    To cancel a task on the first signal as well, see `until_stopped`.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -51,10 +51,10 @@ def stopped_by_signals() -> Iterator[asyncio.Event]:
 
 
 async def until_stopped(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
-    """Wait for the work, or cancel it at the stop; whether it was stopped.
+    """Wait for the work, or cancel it at the stop; returns whether it was stopped.
 
     Raises:
-        BaseException: What the work raised.
+        BaseException: The error of the work.
     """
     waiting = asyncio.create_task(stop.wait())
     try:

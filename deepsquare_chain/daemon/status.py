@@ -1,4 +1,4 @@
-"""The folder of a service, and the status that its daemon writes there for other processes."""
+"""The folder of a service, and the status file that its daemon writes there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _MAX_BYTES = 100_000
 
 
 def service_folder(state_dir: Path, service: str, address: str) -> Path:
-    """State folder of a service and wallet, so that several share a machine and a setting."""
+    """Return the state folder of a service and wallet; several may share a state directory."""
     return state_dir / f"{service}-{address[:10].lower()}"
 
 
 def running_services(state_dir: Path, service: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folder and status of each daemon of a service below a state folder that runs now."""
+    """Yield folder and status of each running daemon of a service below a state folder."""
     for path in sorted(state_dir.glob(f"{service}-*/{service}.json")):
         status = read_status(path.parent, service)
         if status is not None:
@@ -26,7 +26,7 @@ def running_services(state_dir: Path, service: str) -> Iterator[tuple[Path, dict
 
 
 def read_status(folder: Path, service: str) -> dict[str, Any] | None:
-    """What a daemon said last; None if none runs there, or its status can't be read."""
+    """Return a daemon's last status; None if it does not run, or the file can't be read."""
     try:
         with (folder / f"{service}.json").open("rb") as file:
             status = from_json(file.read(_MAX_BYTES), allow_inf_nan=False)
@@ -41,6 +41,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # a process of another user
         return True
     return pid > 0

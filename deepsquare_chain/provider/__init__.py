@@ -1,1 +1,1 @@
-"""A provider: takes the jobs it is assigned, runs them, and reports how they ended."""
+"""The provider: claims the jobs assigned to it, runs them and reports their exit status."""

@@ -1,7 +1,7 @@
-"""Tests what jobs can do at a provider, and publishes it as labels.
+"""Tests the abilities of jobs at a provider, and publishes them as labels.
 
-The test is a run of the executor like that of a job: what it finds is what jobs find, also on the
-nodes of a cluster and in a sandbox.
+The test is a run of the executor, as a job is, so that its results hold for jobs, also on the nodes
+of a cluster and in a sandbox.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from deepsquare_chain.workflow.abilities import ABILITIES, LABEL_PREFIX, label_o
 
 #: Seconds between two tests.
 _INTERVAL: Final = 6 * 3_600.0
-#: Seconds to wait before a test that could not be made is made again.
+#: Seconds before a failed test is retried.
 _RETRY: Final = 300.0
-#: Seconds that the run of a test may take.
+#: Time limit of the test's run, in seconds.
 _WALLTIME: Final = 600
 _SIZE: Final = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=256, gpus=0)
 _PAGE: Final = 65_536
@@ -36,14 +36,14 @@ _log = get_logger(__name__)
 
 
 async def probe_abilities(executor: Executor, *, wait: float = 0.5) -> dict[str, str]:
-    """Every ability with `yes`, or with the reason why jobs have not got it.
+    """Return every ability with `yes`, or with the reason why jobs lack it.
 
     Args:
-        executor: Where jobs run.
-        wait: Seconds between two looks at the run.
+        executor: Executor that runs the jobs.
+        wait: Seconds between two polls of the run.
 
     Raises:
-        ExecutorError: The run can't be made now.
+        ExecutorError: The executor can't run the test now.
     """
     script = files("deepsquare_chain.provider").joinpath("abilities.sh").read_bytes()
     handle = await executor.submit(
@@ -58,7 +58,7 @@ async def probe_abilities(executor: Executor, *, wait: float = 0.5) -> dict[str,
     )
     try:
         while (await executor.poll([handle]))[handle].state is not RunState.ENDED:  # noqa: ASYNC110
-            await asyncio.sleep(wait)  # an executor tells nothing by itself
+            await asyncio.sleep(wait)  # an executor must be polled
         output = await executor.output(handle, 0, _PAGE)
     except asyncio.CancelledError:
         await executor.cancel(handle)
@@ -68,17 +68,17 @@ async def probe_abilities(executor: Executor, *, wait: float = 0.5) -> dict[str,
 
 
 def read_abilities(output: str) -> dict[str, str]:
-    """Abilities in what the test printed; one that it did not name was not tested."""
-    found = dict.fromkeys(ABILITIES, "not tested")
+    """Return the abilities in the test's output; those not named count as not tested."""
+    abilities = dict.fromkeys(ABILITIES, "not tested")
     for line in output.splitlines():
         match = _LINE.fullmatch(line.strip())
-        if match and match[1] in found:
-            found[match[1]] = _YES if match[2] == "yes" else (match[3] or "no").strip()[:200]
-    return found
+        if match and match[1] in abilities:
+            abilities[match[1]] = _YES if match[2] == "yes" else (match[3] or "no").strip()[:200]
+    return abilities
 
 
 def labels_with(labels: Mapping[str, str], abilities: Mapping[str, str]) -> dict[str, str]:
-    """Labels of a provider, with those of its abilities in place of the ones it had."""
+    """Return a provider's labels, with its ability labels replaced."""
     kept = {key: value for key, value in labels.items() if not key.startswith(LABEL_PREFIX)}
     return kept | dict(label_of(name) for name, state in abilities.items() if state == _YES)
 
@@ -87,9 +87,9 @@ class AbilityPublisher:
     """Tests the abilities of an executor periodically, in the background, and publishes them.
 
     Args:
-        executor: Where jobs run.
-        contracts: Of the grid.
-        sender: The one sender of this account.
+        executor: Executor that runs the jobs.
+        contracts: Contracts of the grid.
+        sender: The only transaction sender of this account.
         timeout: Seconds to wait for a receipt.
     """
 
@@ -113,7 +113,7 @@ class AbilityPublisher:
         return frozenset(name for name, state in self.found.items() if state == _YES)
 
     def follow(self) -> None:
-        """Begin a test, if it is time."""
+        """Begin a test in the background, if one is due."""
         self._tasks.collect()
         now = time.monotonic()
         if self._tasks or now < self._next:
@@ -122,7 +122,7 @@ class AbilityPublisher:
         self._tasks.begin(self._test(), [])
 
     async def close(self) -> None:
-        """End the test that is on its way."""
+        """Cancel a test that is under way."""
         self._tasks.cut_off()
         await self._tasks.wait()
 

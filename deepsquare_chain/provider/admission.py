@@ -1,4 +1,4 @@
-"""Who gets in: capacity shared among the jobs of one cycle; pure."""
+"""Admission: shares the free capacity among the jobs of one cycle; pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deepsquare_chain.provider.model import (
 
 
 class FreeCapacity:
-    """What is left of the free capacity for jobs that have no process yet."""
+    """The free capacity that is left for jobs without a run."""
 
     def __init__(self, free: Offer | None, *, unlimited: bool) -> None:
         self.known = free is not None or unlimited
@@ -26,14 +26,14 @@ class FreeCapacity:
         self._unlimited = unlimited
 
     def holds(self, wanted: Resources) -> bool:
-        """Whether a job fits in the capacity that is left."""
+        """Return whether a job fits in the capacity that is left."""
         left = self._free
         return self._unlimited or (
             wanted.cpus <= left.cpus and wanted.memory <= left.memory and wanted.gpus <= left.gpus
         )
 
     def take(self, wanted: Resources) -> None:
-        """Reserve what a job needs, even where it is too much: the next ones wait behind it."""
+        """Reserve the resources of a job, even beyond the free capacity: later jobs wait for it."""
         left = self._free
         self._free = Offer(
             left.cpus - wanted.cpus, left.memory - wanted.memory, left.gpus - wanted.gpus
@@ -41,7 +41,7 @@ class FreeCapacity:
 
 
 def drain(view: View, action: Action, situation: Situation) -> Action:
-    """In maintenance a job without a run goes back to the queue; what runs goes on."""
+    """Requeue a job without a run during maintenance; runs continue."""
     waiting = view.chain in {JobStatus.META_SCHEDULED, JobStatus.SCHEDULED}
     begins = isinstance(action, Claim | ClaimAndStart | Start | Submit)
     if situation.draining and waiting and begins and not view.run.began:
@@ -50,17 +50,17 @@ def drain(view: View, action: Action, situation: Situation) -> Action:
 
 
 def admit(view: View, action: Action, situation: Situation, free: FreeCapacity) -> Action:
-    """Admit new work while there is free capacity; give back what can't be served soon."""
+    """Admit jobs while there is free capacity; requeue those that can't start soon."""
     wanted = view.job.resources
     if view.run.began and (view.placed or view.run.phase is not Phase.SUBMITTING):
-        return action  # the executor counts it already
+        return action  # the executor already counts it as used capacity
     fits = free.holds(wanted)
     if fits or view.chain is not JobStatus.META_SCHEDULED:
         free.take(wanted)
     if not isinstance(action, Claim | ClaimAndStart | Start) or view.run.began:
         return action
     if situation.fault:
-        # Nobody knows how long it lasts: another provider may take it at once.
+        # The fault may last: requeue at once, so that another provider can claim the job.
         return Requeue(f"the provider can't start jobs: {situation.fault}")
     if not isinstance(action, Start) and not situation.room_to_write:
         return _shortage(view, situation, "the provider is short of disk space")

@@ -1,4 +1,4 @@
-"""Chain work of one cycle, sent as batches; what became of it is read from the chain again."""
+"""Transactions of one cycle, sent in batches; later cycles read their effect from the chain."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from deepsquare_chain.provider.model import (
     View,
 )
 
-#: Seconds within which what was mined in the same block is heard of.
+#: Seconds to wait for the receipts of transactions in the same block.
 _TICK: Final = 0.05
-#: Shortest and longest pause after a refusal, in seconds.
+#: First and longest backoff after a refusal, in seconds.
 _PAUSES: Final = (1, 60)
 
 Planned = tuple[View, Action]
 
 
 class ProviderBatches:
-    """Makes transactions of planned actions and sees them mined.
+    """Sends planned actions as transactions and waits for their receipts.
 
     A transaction that misses the block of the others continues in the background; later cycles
-    skip its jobs until then, and nothing else waits for it.
+    skip its jobs until it is mined, and nothing else waits for it.
 
     Args:
-        sender: The one sender of this account.
-        scheduler: The contract.
-        size: Most jobs in one transaction.
-        timeout: Seconds to wait for a receipt; afterwards the outbox looks after it.
-        counted: Called with kind, jobs moved and jobs refused of each transaction.
+        sender: The only transaction sender of this account.
+        scheduler: The MetaScheduler contract.
+        size: Maximum number of jobs in one transaction.
+        timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
+        counted: Called with kind, jobs changed and jobs refused of each transaction.
     """
 
     def __init__(
@@ -73,24 +73,24 @@ class ProviderBatches:
         return self._batcher.mined_at
 
     def saw(self, block: int) -> None:
-        """Take in the block of a transaction that an earlier process had sent."""
+        """Record the block of a transaction that an earlier process sent."""
         self._batcher.mined_at = max(self._batcher.mined_at, block)
 
     @property
     def jobs(self) -> frozenset[int]:
-        """Jobs whose transaction is on its way, or ended since `send` looked last."""
+        """Jobs whose transaction is pending, or was mined since the last `send`."""
         return self._tasks.jobs
 
     async def answer(self) -> bool:
-        """Stop this provider's challenge clock; whether that is mined."""
-        before = self.mined_at
+        """Answer this provider's challenge; returns whether the answer is mined."""
+        previous_block = self.mined_at
         await self._send(TransactionBatch("answer", (), self._scheduler.answer()))
-        return self.mined_at > before
+        return self.mined_at > previous_block
 
     async def send(self, planned: Iterable[Planned]) -> int:
-        """Send everything that belongs on chain, and wait until some of it is mined.
+        """Send all planned transactions, and wait until the first of them is mined.
 
-        Returns how many jobs moved, by earlier transactions too.
+        Returns the number of jobs changed, by earlier transactions too.
         """
         moved = self._tasks.collect()
         batches = self._due(planned)
@@ -102,24 +102,24 @@ class ProviderBatches:
         return moved + self._tasks.collect()
 
     def moves(self, planned: Iterable[Planned]) -> bool:
-        """Whether `send` would send something now: any move of a job answers a challenge as well."""
+        """Return whether `send` would send a transaction now, which also answers a challenge."""
         return bool(self._due(planned))
 
     async def close(self) -> None:
-        """Wait for what is on its way; what that cuts off is found in the outbox again."""
+        """Wait for pending transactions; those that it cancels remain in the outbox."""
         try:
             await self._tasks.wait()
         finally:
             self._tasks.cut_off()
 
     def forget(self, job_ids: Iterable[int]) -> None:
-        """These jobs are over; nothing about them is remembered."""
+        """Forget the refusals of these jobs, which are closed."""
         self._batcher.forget(job_ids)
 
-    # -- making
+    # -- building batches
 
     def _due(self, planned: Iterable[Planned]) -> list[TransactionBatch]:
-        """Transactions of what was not refused a moment ago."""
+        """Return the transactions of the planned actions that are not in backoff."""
         due = [
             (view, action)
             for view, action in planned
@@ -128,15 +128,17 @@ class ProviderBatches:
         return list(self._batches(due))
 
     def _batches(self, planned: Sequence[Planned]) -> Iterable[TransactionBatch]:
-        # Claims first: somebody waits for them, and what is sent late may miss a block.
+        # Claims first: customers wait for them, and late transactions may miss the block.
         for kind, ids, make in self._plain(planned):
             for part in slices(ids, self._size):
                 yield TransactionBatch(kind, tuple(part), make(part))
         reports = [(view, a) for view, a in planned if isinstance(a, RunReport)]
-        for some in slices(reports, self._size):
-            reported = tuple(view.job.id for view, _ in some)
+        for report_slice in slices(reports, self._size):
+            reported = tuple(view.job.id for view, _ in report_slice)
             yield TransactionBatch(
-                "finish", reported, self._scheduler.finish([_report(*each) for each in some])
+                "finish",
+                reported,
+                self._scheduler.finish([_report(*report) for report in report_slice]),
             )
 
     def _plain(
@@ -147,7 +149,7 @@ class ProviderBatches:
         yield "claim_and_start", _ids(planned, ClaimAndStart()), contract.claim_and_start
         yield "start", _ids(planned, Start()), contract.start
         yield "collect", _ids(planned, Collect()), contract.collect
-        # One reason a transaction.
+        # One reason per transaction.
         for action in dict.fromkeys(a for _, a in planned if isinstance(a, Requeue | Panic)):
             kind = _kind(action)
             make = contract.requeue if kind == "requeue" else contract.panic
@@ -169,7 +171,7 @@ _KINDS: Final[dict[type[Action], str]] = {
 
 
 def _kind(action: Action) -> str:
-    """Name of the move that an action is; empty for what is no transaction."""
+    """Return the kind of transaction of an action; empty for an action without one."""
     return _KINDS.get(type(action), "")
 
 

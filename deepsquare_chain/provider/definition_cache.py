@@ -1,4 +1,4 @@
-"""Definitions of jobs: fetched, checked against the chain, and kept at hand."""
+"""A cache of job definitions, verified against the chain."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _READY: Final = CachedDefinition(DefinitionState.READY)
 
 
 class DefinitionCache:
-    """Definitions by digest.
+    """A cache of definitions by digest.
 
     Args:
-        store: Where definitions stand; its answers are checked.
-        timeout: Seconds for one question; a store that takes longer counts as unreachable.
+        store: Store of definitions, whose responses are verified.
+        timeout: Seconds for one request; a slower store counts as unreachable.
     """
 
     def __init__(self, store: DefinitionStore, *, timeout: float = 5.0) -> None:
@@ -30,21 +30,23 @@ class DefinitionCache:
         self._known: OrderedDict[bytes, Definition | CachedDefinition] = OrderedDict()
 
     async def look(self, job: Job) -> CachedDefinition:
-        """Whether the job's definition is at hand and asks for what the chain says."""
-        found = self._known.get(job.definition)
-        if found is None:
-            found = await self._fetch(job)
-        if isinstance(found, CachedDefinition):
-            return found
-        if found.resources != job.resources:
-            asked = f"{_words(found.resources)} instead of {_words(job.resources)}"
-            return CachedDefinition(DefinitionState.INVALID, f"the definition asks for {asked}")
+        """Fetch a job's definition if needed; returns whether it matches the job on chain."""
+        cached = self._known.get(job.definition)
+        if cached is None:
+            cached = await self._fetch(job)
+        if isinstance(cached, CachedDefinition):
+            return cached
+        if cached.resources != job.resources:
+            difference = f"{_words(cached.resources)} instead of {_words(job.resources)}"
+            return CachedDefinition(
+                DefinitionState.INVALID, f"the definition asks for {difference}"
+            )
         return _READY
 
     def definition(self, job: Job) -> Definition | None:
-        """The definition of a job that was READY."""
-        found = self._known.get(job.definition)
-        return found if isinstance(found, Definition) else None
+        """Return the definition of a job that was READY; None when it was evicted."""
+        cached = self._known.get(job.definition)
+        return cached if isinstance(cached, Definition) else None
 
     async def _fetch(self, job: Job) -> Definition | CachedDefinition:
         key = job.definition
@@ -62,11 +64,11 @@ class DefinitionCache:
             )
         if digest(data) != key:
             return CachedDefinition(DefinitionState.MISSING, f"{name} does not match its digest")
-        found = self._parsed(data)
-        self._known[key] = found
+        definition = self._parsed(data)
+        self._known[key] = definition
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
-        return found
+        return definition
 
     @staticmethod
     def _parsed(data: bytes) -> Definition | CachedDefinition:

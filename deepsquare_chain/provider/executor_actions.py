@@ -1,7 +1,7 @@
-"""Executor work of one cycle: submit, adopt, extend, cancel, write down how runs ended.
+"""Executor actions of one cycle: submit, adopt, extend, cancel, record exit statuses.
 
-Each step is written before or right after it is done, in the order that lets a kill between any
-two of them neither repeat nor lose a run.
+Each step is recorded before or right after it is done. The order makes it crash-safe: a kill
+between any two steps neither repeats nor loses a run.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.workflow import Definition, ExecutionSite, render_script
 from deepsquare_chain.workflow.abilities import needed_abilities
 
-#: Seconds between two looks whether a cycle has something better to do.
+#: Seconds between two checks whether a cycle may end its wait for launches.
 _TICK: Final = 0.05
 
 
 class LaunchQueue:
-    """Starts a few runs at a time, so that other work does not wait for many processes.
+    """Launches a limited number of runs at a time, so that other work is not delayed.
 
-    A slow start continues in the background; later cycles skip its job until it ends.
+    A slow launch continues in the background; later cycles skip its job until it ends.
 
     Args:
-        start: Begins one run; True when the executor has it.
-        at_once: Most starts on their way.
+        start: Launches one run; returns True when the executor has it.
+        at_once: Maximum number of concurrent launches.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class LaunchQueue:
 
     @property
     def jobs(self) -> frozenset[int]:
-        """Jobs whose start is on its way, or ended since `begin` looked last."""
+        """Jobs whose launch is under way, or ended since the last `begin`."""
         return self._tasks.jobs
 
     async def begin(self, wanted: Iterable[tuple[View, Submit]], enough: Callable[[], bool]) -> int:
-        """Start what finds a place until it is enough; returns how many runs the executor got.
+        """Launch queued runs until `enough()`; returns the number of runs that the executor got.
 
-        What found no place is for the next cycle to plan again.
+        Runs that were not launched are planned again by the next cycle.
         """
         queue, done = deque(wanted), self._tasks.collect()
         while True:
@@ -88,27 +88,27 @@ class LaunchQueue:
             done += self._tasks.collect()
 
     async def end(self) -> None:
-        """Wait for what is on its way."""
+        """Wait for the launches that are under way."""
         await self._tasks.wait()
         self._tasks.collect()
 
 
 _AT_ONCE: Final = 8
-#: Seconds of a cycle that starts may take even when nothing else is waited for.
+#: Seconds that launches may take of a cycle that waits for nothing else.
 _STARTING: Final = 0.3
 _PAGE: Final = 65536
 _log = get_logger(__name__)
 
 
 class ExecutorActions:
-    """Carries out what concerns the executor and the database.
+    """Carries out actions that concern the executor and the database.
 
     Args:
-        executor: Where jobs run.
-        table: Rows of this provider.
-        materials: Definitions that were checked.
-        env: Variables that every job gets, such as the chain's id.
-        abilities: Tells what jobs can do here, as it was tested last; None before it was.
+        executor: Executor that runs the jobs.
+        table: Run records of this provider.
+        materials: Cache of verified definitions.
+        env: Environment variables of every job, such as the chain ID.
+        abilities: Returns the abilities found by the last test; None before the first one.
     """
 
     def __init__(
@@ -126,14 +126,14 @@ class ExecutorActions:
         self._materials = materials
         self._env = dict(env)
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        # More processes at once than cpus would only take their time from claims and reports.
+        # More concurrent launches than CPUs would only delay claims and reports.
         cpus = len(os.sched_getaffinity(0))
         at_once = _AT_ONCE if executor.queues else min(_AT_ONCE, cpus)
         self._starts = LaunchQueue(self._try, at_once=at_once)
 
     @property
     def starting(self) -> frozenset[int]:
-        """Jobs that are left alone, because their start is on its way."""
+        """Jobs that are skipped, because their launch is under way."""
         return self._starts.jobs
 
     async def carry_out(
@@ -141,26 +141,26 @@ class ExecutorActions:
         planned: Collection[tuple[View, Action]],
         waited_for: Callable[[], bool] = lambda: True,
     ) -> int:
-        """Do everything that is no transaction; returns how much was done.
+        """Carry out all actions that are not transactions; returns the number of those done.
 
-        Starting processes takes its time: claims and reports do not wait for it. After a while
-        the next cycle may come, which plans again what was not begun. `waited_for` says whether
-        this cycle has nothing else to wait for.
+        Launches are slow, so claims and reports do not wait for them. After `_STARTING` seconds
+        the cycle may end, and the next one plans the remaining launches again. `waited_for`
+        returns whether this cycle has nothing else to wait for.
         """
-        began = time.monotonic()
+        started_at = time.monotonic()
         submits = [(view, action) for view, action in planned if isinstance(action, Submit)]
-        others = [each for each in planned if not isinstance(each[1], Submit)]
+        other_actions = [pair for pair in planned if not isinstance(pair[1], Submit)]
 
         def enough() -> bool:
-            return time.monotonic() >= began + _STARTING and waited_for()
+            return time.monotonic() >= started_at + _STARTING and waited_for()
 
         done = await gather_all(
-            self._starts.begin(submits, enough), *(self._one(*each) for each in others)
+            self._starts.begin(submits, enough), *(self._one(*pair) for pair in other_actions)
         )
         return sum(done)
 
     async def close(self) -> None:
-        """Wait for the starts that are on their way."""
+        """Wait for the launches that are under way."""
         await self._starts.end()
 
     async def _one(self, view: View, action: Action) -> bool:
@@ -171,9 +171,9 @@ class ExecutorActions:
         try:
             return await self._do(view, action)
         except GridError as error:
-            # One job's trouble is not the others': the next cycle sees what became of it.
-            what = type(action).__name__
-            _log.warning("not done", what=what, job=view.job.id, error=error.message)
+            # A failure of one job does not affect others; the next cycle plans from its new state.
+            action_name = type(action).__name__
+            _log.warning("not done", what=action_name, job=view.job.id, error=error.message)
             return False
 
     async def _do(self, view: View, action: Action) -> bool:
@@ -197,7 +197,7 @@ class ExecutorActions:
                 )
             case Close():
                 await self._make_sure(view)
-                # The chain says again that it is over.
+                # Not durable: the state on chain leads to the same action again.
                 self._table.put(run_transitions.closed(view.run), durable=False)
             case _:
                 return False
@@ -206,11 +206,11 @@ class ExecutorActions:
     async def _submit(self, view: View, action: Submit) -> None:
         definition = self._materials.definition(view.job)
         if definition is None:
-            return  # pushed out of memory meanwhile; fetched again in the next cycle
+            return  # evicted from the cache meanwhile; fetched again in the next cycle
         site = self._site(definition)
         run = run_transitions.submitting(view.run, action)
         crash_point("provider.submit.planned")
-        if definition.recipients:  # known before anything is printed that must be encrypted
+        if definition.recipients:  # recorded before the run prints output to encrypt
             self._table.set_recipients(run.key, definition.recipients)
         self._table.put(run)
         crash_point("provider.submit.intended")
@@ -229,7 +229,7 @@ class ExecutorActions:
             self._table.put(run_transitions.refused(run, str(error)))
             return
         crash_point("provider.submit.taken")
-        # A run may remove its own folder, so that only this row tells that it began.
+        # A run may remove its own folder; then only this record proves that it began.
         self._table.put(run_transitions.submitted(run, handle))
         crash_point("provider.submit.recorded")
         _log.info("submitted", job=view.job.id, run=handle, walltime=action.walltime)
@@ -253,10 +253,10 @@ class ExecutorActions:
         crash_point("provider.cancel.done")
 
     async def _make_sure(self, view: View) -> None:
-        """Before a run is forgotten that the executor does not know: nothing of it may live."""
+        """Cancel a run of unknown state before its record is released or closed."""
         unknown = view.status is None or view.status.state is RunState.UNKNOWN
         if view.run.phase in {Phase.SUBMITTING, Phase.SUBMITTED} and unknown:
-            # A submit that was cut off may have left something that still holds capacity.
+            # An interrupted submit may have left a run that still uses capacity.
             await self._executor.cancel(view.run.handle or view.run.key)
 
     async def _record_end(self, view: View, action: RecordEnd) -> None:
@@ -270,16 +270,16 @@ class ExecutorActions:
         )
 
     async def _digest(self, handle: str) -> bytes:
-        """SHA-256 of the output that was kept; zeros where there is none left to read."""
-        found = hashlib.sha256()
+        """Return the SHA-256 of the kept output; zero bytes where none is left to read."""
+        digest = hashlib.sha256()
         offset = 0
         try:
             while page := await self._executor.output(handle, offset, _PAGE):
-                found.update(page)
+                digest.update(page)
                 offset += len(page)
         except NotFoundError:
             return bytes(32)
-        return found.digest()
+        return digest.digest()
 
     def _site(self, definition: Definition) -> ExecutionSite:
         abilities = self._abilities()

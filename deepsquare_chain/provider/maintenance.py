@@ -1,4 +1,4 @@
-"""Maintenance of a provider: the chain says whether it drains, and a signal can ask for it."""
+"""Maintenance of a provider: its status on chain, which commands and signals can change."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ _log = get_logger(__name__)
 
 
 class Maintenance:
-    """Whether the provider drains: it ends what runs, gives back what has not begun, gets nothing.
+    """Follows and changes whether the provider drains.
+
+    A draining provider finishes its runs, requeues jobs without a run, and is assigned no jobs.
 
     Args:
-        contracts: Of the grid.
-        sender: The one sender of this account.
+        contracts: Contracts of the grid.
+        sender: The only transaction sender of this account.
         timeout: Seconds to wait for a receipt.
     """
 
@@ -31,11 +33,11 @@ class Maintenance:
 
     @property
     def draining(self) -> bool:
-        """Whether nothing new is begun; what was asked for counts before the chain says it."""
+        """Whether no new runs begin; a requested change counts before it is mined."""
         return self._on_chain if self._asked is None else self._asked
 
     def saw(self, status: ProviderStatus) -> None:
-        """Take in the status that the registry has."""
+        """Apply the provider's status in the registry."""
         self._tasks.collect()
         draining = status is ProviderStatus.DRAINING
         if draining != self._on_chain:
@@ -45,7 +47,7 @@ class Maintenance:
             self._asked = None
 
     def ask(self, *, draining: bool) -> None:
-        """Send the change, as `provider drain` and `provider resume` do; one at a time."""
+        """Send a change, as `provider drain` and `provider resume` do; one at a time."""
         self._tasks.collect()
         if self._tasks:
             _log.warning("a change of maintenance is under way", draining=self.draining)
@@ -55,7 +57,7 @@ class Maintenance:
         self._tasks.begin(self._send(draining), [])
 
     async def close(self) -> None:
-        """Wait for the change that is on its way."""
+        """Wait for the change that is being sent."""
         await self._tasks.wait()
         self._tasks.cut_off()
 

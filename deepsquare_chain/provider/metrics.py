@@ -1,4 +1,4 @@
-"""Figures of a provider."""
+"""Metrics of a provider."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: Final = (
 
 
 class ProviderMetrics:
-    """All figures of a provider, there from the start."""
+    """All metrics of a provider, registered at the start."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
@@ -66,20 +66,20 @@ class ProviderMetrics:
         ).count
 
     def keeps(self, runs: int, size: int) -> None:
-        """Show how many folders of ended runs are kept, and their bytes."""
+        """Set the number of kept folders of ended runs, and their bytes."""
         self.kept.set(runs)
         self.kept_bytes.set(size)
 
     def revenue(self, unbilled: Collection[int]) -> None:
-        """Show what each run has earned and is not billed, in credit-wei."""
+        """Set the unbilled revenue from that of each run, in credit-wei."""
         self._accrued.set(sum(unbilled) / CREDIT)
         self._at_risk.set(max(unbilled, default=0) / CREDIT)
 
     def show(self, views: Iterable[View], free: Offer | None) -> None:
-        """Show the state of a cycle; capacity keeps its value while the executor is silent."""
-        known = list(views)
-        states = [view.status.state for view in known if view.status is not None]
-        self._jobs.set(len(known))
+        """Set the state of a cycle; capacity keeps its value while the executor does not answer."""
+        open_jobs = list(views)
+        states = [view.status.state for view in open_jobs if view.status is not None]
+        self._jobs.set(len(open_jobs))
         self._live.set(sum(state in {RunState.RUNNING, RunState.QUEUED} for state in states))
         if free is not None:
             self._cpus.set(free.cpus)

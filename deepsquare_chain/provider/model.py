@@ -1,6 +1,6 @@
-"""What a provider knows of one job, and what it may do next; pure.
+"""The provider's model: the view of a job, and the actions that may follow; pure.
 
-Times are seconds of chain time unless they are an executor's own.
+Times are chain times in seconds, except those of an executor.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from deepsquare_chain.credits import allotment as allotment_of
 from deepsquare_chain.executors.base import Exit, RunStatus
 from deepsquare_chain.job import Job, JobStatus, Offer
 
-#: Bounds of the contract: reasons in bytes, reported seconds as an unsigned 32-bit number.
+#: Limits of the contract: length of reasons in bytes; reported seconds are a uint32.
 MAX_REASON_BYTES: Final = 256
 MAX_SECONDS: Final = 2**32 - 1
 
 
 class Phase(StrEnum):
-    """How far a provider got with a job, as its database remembers it."""
+    """Progress of a provider with a job, as recorded in its database."""
 
     WATCHED = "watched"
     """An event named the job; the executor was never asked to run it."""
@@ -39,17 +39,16 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One row of the provider's database.
+    """A run record of the provider's database.
 
     Attributes:
-        attempt: How often the job came back after a run of an earlier assignment was given up;
-            part of the run's key, because a key runs at most once.
-        allotment: Seconds of allotment, from the start, that was last sent to the run; 0 when not
-            known.
+        attempt: Number of earlier assignments to this provider whose run was released; part of
+            the run's key, because a key runs at most once.
+        allotment: Allotment in seconds, from the start, last sent to the run; 0 when unknown.
         lead: Seconds of the allotment that had passed when the run was submitted.
-        exit: How it ended, once ENDED.
-        result: SHA-256 of the output that was kept, once ENDED.
-        note: Why the executor refused it, or the last message about it.
+        exit: Exit status of the run, once ENDED.
+        result: SHA-256 of the kept output, once ENDED.
+        note: Why the executor refused the run, or the last message about it.
     """
 
     job_id: int
@@ -65,12 +64,12 @@ class Run:
 
     @property
     def began(self) -> bool:
-        """Whether the executor has, or may have, a run of this row."""
+        """Whether the executor has, or may have, a run of this record."""
         return self.phase in {Phase.SUBMITTING, Phase.SUBMITTED, Phase.ENDED}
 
 
 class DefinitionState(StrEnum):
-    """What is known about a job's definition."""
+    """State of a job's definition in the definition cache."""
 
     READY = "ready"
     PENDING = "pending"
@@ -84,7 +83,7 @@ class DefinitionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CachedDefinition:
-    """State of a definition, with the reason in plain words where it is not READY."""
+    """State of a definition, with the reason where it is not READY."""
 
     state: DefinitionState
     reason: str = ""
@@ -92,24 +91,24 @@ class CachedDefinition:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The executor's answer to "do you know this key"; None: it surely never began here."""
+    """The executor's result for a run key; a handle of None: the run certainly never began here."""
 
     handle: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything that decides about one job.
+    """Everything that the plan of one job depends on.
 
     Attributes:
         mine: The chain says that the job is assigned to this provider.
-        settled: Enough blocks confirm what the chain says; nothing irreversible before.
-        status: The executor's word about the run, None when it has not answered.
-        lookup: Its answer about the key, None when it was not asked or has not answered.
-        misses: How many answers in a row did not know a run that was submitted.
-        placed: The executor counts it in what is not free, whether its start has ended or not.
-        collected: Seconds of the run that interim payments have billed, so those between its start
-            and the record's `since`; None when the events that say so are not read yet.
+        settled: The state on chain has enough confirmations for irreversible actions.
+        status: Status of the run at the executor; None when the executor has not answered.
+        lookup: Result of the lookup by key; None when not requested or not answered.
+        misses: Number of consecutive lookups that did not find a submitted run.
+        placed: The executor counts the run as used capacity, even while it is being launched.
+        collected: Seconds of the run billed by interim payments, between its start and the
+            record's `since`; None when the events of these payments are not read yet.
     """
 
     job: Job
@@ -125,7 +124,7 @@ class View:
 
     @property
     def allotment(self) -> int:
-        """Seconds that the run may last in all, from its start; what was billed counts as well."""
+        """Total seconds that the run may last, from its start; billed seconds are included."""
         job = self.job
         left = allotment_of(job.time_limit, job.until_spent, job.escrow, job.rate)
         return left + (self.collected or 0)
@@ -138,11 +137,11 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Collecting:
-    """When an interim payment is worth its transaction.
+    """Conditions under which an interim payment is worth its transaction.
 
     Attributes:
-        interval: Least seconds since the start or the last interim payment.
-        least: Least payment to the provider, in credit-wei.
+        interval: Minimum seconds since the start or the last interim payment.
+        least: Minimum payment to the provider, in credit-wei.
     """
 
     interval: int
@@ -151,18 +150,19 @@ class Collecting:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What all jobs of one cycle share.
+    """The state that all jobs of one cycle share.
 
     Attributes:
-        now: Time of the block that the jobs were read at.
+        now: Timestamp of the block at which the jobs were read.
         queues: The executor has a queue of its own.
-        free: What is free now, None when the executor has not answered.
-        fault: Why the executor can't start anything, in words; empty when it can.
-        draining: The provider is in maintenance: what has not begun goes back to the queue.
-        room_to_write: There is enough free disk for new work.
-        assignment_timeout: Seconds that an assigned job may wait for its definition or for free capacity.
-        start_grace: Seconds after its start on chain within which a run is begun in any case.
-        max_misses: Unknown answers in a row that make a submitted run vanished.
+        free: Free capacity now; None when the executor has not answered.
+        fault: Why the executor can't start runs; empty when it can.
+        draining: The provider is in maintenance: jobs without a run are requeued.
+        room_to_write: There is enough free disk for new jobs.
+        assignment_timeout: Seconds for which an assigned job may wait for its definition or for
+            free capacity.
+        start_grace: Seconds after the start on chain during which a run is always launched.
+        max_misses: Consecutive failed lookups after which a submitted run counts as vanished.
         collecting: When interim payments are collected; None for never.
     """
 
@@ -178,53 +178,53 @@ class Situation:
     collecting: Collecting | None = None
 
 
-# ------------------------------------------------------------------ what may be done next
+# ------------------------------------------------------------------ actions
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing now."""
+    """Do nothing in this cycle."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Take the job on chain."""
+    """Claim the job on chain."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimAndStart:
-    """Take the job and start the meter in one transaction: the executor has no queue."""
+    """Claim the job and start its billing in one transaction: the executor has no queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start the meter on chain."""
+    """Start the job on chain, and with it its billing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Have a run billed up to now while it goes on."""
+    """Collect an interim payment: bill the run up to now while it continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """Give the job back, so that another provider can take it."""
+    """Return the job to the queue, so that another provider can claim it."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Panic:
-    """Give the job up: a refund, or a successor elsewhere when it was running."""
+    """Give up the job: a refund, or a successor elsewhere when it was running."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """Tell the chain how the run ended; the contract bills and names the end."""
+    """Report the end of the run on chain; the contract bills it and derives the final status."""
 
     seconds: int
     exit_code: int
@@ -233,7 +233,7 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Hand the job to the executor, with `walltime` seconds to run."""
+    """Submit the job to the executor, with a time limit of `walltime` seconds."""
 
     walltime: int
     allotment: int
@@ -242,14 +242,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Remember the handle of a run that the executor already has."""
+    """Record the handle of a run that the executor already has."""
 
     handle: str
 
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Give the run `walltime` seconds in all, because its allotment changed."""
+    """Set the total time limit of the run to `walltime` seconds: its allotment changed."""
 
     walltime: int
     allotment: int
@@ -257,26 +257,26 @@ class Extend:
 
 @dataclass(frozen=True, slots=True)
 class RecordEnd:
-    """Write down how the run ended, with the digest of its output."""
+    """Record the exit status of the run, with the digest of its output."""
 
     exit: Exit
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End a run that has no business here any more."""
+    """Cancel a run that this provider no longer has to execute."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Forget the run of an earlier assignment; the job may come back."""
+    """Forget the run of an earlier assignment; the job may be assigned here again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Nothing is left to do for this job, ever."""
+    """Close the record: nothing is left to do for this job."""
 
 
 Action = (
@@ -299,13 +299,13 @@ Action = (
 
 
 def run_key(chain_id: int, contract: str, job_id: int, attempt: int = 0) -> str:
-    """Name of a run for ever, such as `31337-5fbdb231-42`, and `...-42.1` when the job came back."""
+    """Return the permanent key of a run: `31337-5fbdb231-42`, `...-42.1` for a second attempt."""
     base = f"{_prefix(chain_id, contract)}{job_id}"
     return f"{base}.{attempt}" if attempt else base
 
 
 def parse_key(chain_id: int, contract: str, key: str) -> tuple[int, int] | None:
-    """Job id and attempt in a key; None for keys of another chain, contract or program."""
+    """Return job ID and attempt of a key; None for keys of another chain, contract or program."""
     prefix = _prefix(chain_id, contract)
     if not key.startswith(prefix):
         return None
@@ -313,8 +313,8 @@ def parse_key(chain_id: int, contract: str, key: str) -> tuple[int, int] | None:
     numbers = (job, attempt or "0")
     if not all(part.isascii() and part.isdigit() and len(part) <= 20 for part in numbers):
         return None
-    found = int(job), int(numbers[1])
-    return found if run_key(chain_id, contract, *found) == key else None
+    parsed = int(job), int(numbers[1])
+    return parsed if run_key(chain_id, contract, *parsed) == key else None
 
 
 def _prefix(chain_id: int, contract: str) -> str:

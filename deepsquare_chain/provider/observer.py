@@ -1,4 +1,4 @@
-"""What chain and executor say now, put together as one view a job."""
+"""Reads the state of chain and executor, and combines it into one view per job."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _log = get_logger(__name__)
 
 
 class RunObserver:
-    """Asks everybody once a cycle; who does not answer leaves a gap, never a wrong word.
+    """Reads chain, executor and definitions once per cycle; without an answer a field stays None.
 
     Args:
-        provider_id: Of this provider.
-        confirmations: Blocks on top of a fact before something irreversible follows from it.
-        first_block: Of the deployment.
+        provider_id: ID of this provider.
+        confirmations: Confirmations of a state on chain before irreversible actions follow.
+        first_block: Block of the deployment.
     """
 
     def __init__(
@@ -68,59 +68,59 @@ class RunObserver:
         )
 
     async def sweep(self, chain_id: int, contract: str) -> None:
-        """Make rows for runs that the executor knows and the database does not."""
+        """Add run records for runs that the executor has and the database lacks."""
         for key in await self._executor.keys():
-            found = None if key in self._swept else parse_key(chain_id, contract, key)
-            if found is None:
+            parsed = None if key in self._swept else parse_key(chain_id, contract, key)
+            if parsed is None:
                 continue
-            job_id, attempt = found
+            job_id, attempt = parsed
             run = self._table.get(job_id)
             if run is not None and run.handle is not None:
-                self._swept.add(key)  # rows stay: thousands of them are not read again and again
+                self._swept.add(key)  # records are permanent: thousands are not read again
             if run is None or (run.handle is None and run.attempt < attempt):
                 _log.info("run without a row", run=key)
                 self._table.watch(job_id, attempt)
                 self._strays.add(job_id)
 
     async def prepare(self, head: Head) -> None:
-        """Ask for the records of jobs that are known already, while events of others are read."""
+        """Fetch the records of known jobs ahead, while new events are read."""
         await self._records([row.job_id for row in self._table.open()], head)
 
     async def views(self, head: Head, *, followed: bool = True) -> list[View]:
-        """One view for each job that may need something.
+        """Return one view for each job that is not closed.
 
         Args:
-            head: The block to look at.
-            followed: The table has taken in all events up to that block.
+            head: The block to read at.
+            followed: All events up to that block are applied to the table.
         """
-        rows = self._table.open()
-        if not rows:
+        runs = self._table.open()
+        if not runs:
             return []
-        handles = [row.handle for row in rows if _may_move(row)]
+        handles = [run.handle for run in runs if _may_move(run)]
         polling = asyncio.ensure_future(self._poll(handles))
         try:
-            records = await self._records([row.job_id for row in rows], head)
+            records = await self._records([run.job_id for run in runs], head)
         finally:
             statuses = await polling
-        placed = await self._placed(rows)
+        placed_keys = await self._placed(runs)
         collected = self._table.collected()
         return list(
             await asyncio.gather(
                 *(
                     self._view(
-                        row,
-                        *records[row.job_id],
+                        run,
+                        *records[run.job_id],
                         statuses,
-                        placed=row.key in placed,
-                        collected=collected.get(row.job_id, 0) if followed else None,
+                        placed=run.key in placed_keys,
+                        collected=collected.get(run.job_id, 0) if followed else None,
                     )
-                    for row in rows
+                    for run in runs
                 )
             )
         )
 
     async def free(self) -> Offer | None:
-        """What is free now, None when the executor does not answer."""
+        """Return the free capacity now; None when the executor does not answer."""
         try:
             return await self._executor.capacity()
         except ExecutorUnavailableError as error:
@@ -128,7 +128,7 @@ class RunObserver:
             return None
 
     async def fault(self) -> str:
-        """Why the executor can't start anything, in words; empty when nothing is known of it."""
+        """Return why the executor can't start runs; empty when no fault is known."""
         try:
             return await self._executor.fault()
         except ExecutorUnavailableError as error:
@@ -138,7 +138,7 @@ class RunObserver:
     # -- the chain
 
     async def _records(self, ids: Sequence[int], head: Head) -> Mapping[int, tuple[Job, Job]]:
-        """Records now, and as confirmed blocks have them; of one block each is asked for once."""
+        """Return each job at the head and at the confirmed block; fetched once per head."""
         block, known = self._known
         now = (head.hash, head.final)
         known = {job_id: known[job_id] for job_id in ids if block == now and job_id in known}
@@ -157,22 +157,22 @@ class RunObserver:
             self._scheduler.get_jobs(ids, block_identifier=head.number),
             self._scheduler.get_jobs(ids, block_identifier=depth),
         )
-        return {job.id: (job, past) for job, past in zip(jobs, confirmed, strict=True)}
+        return {job.id: (job, earlier) for job, earlier in zip(jobs, confirmed, strict=True)}
 
     # -- the executor
 
     async def _poll(self, handles: Sequence[str | None]) -> Mapping[str, RunStatus]:
-        wanted = [handle for handle in handles if handle is not None]
-        if not wanted:
+        known_handles = [handle for handle in handles if handle is not None]
+        if not known_handles:
             return {}
         try:
-            return await self._executor.poll(wanted)
+            return await self._executor.poll(known_handles)
         except ExecutorUnavailableError as error:
             _log.warning("executor unavailable", error=error.message)
             return {}
 
     async def _placed(self, rows: Sequence[Run]) -> Collection[str]:
-        """Keys that the executor counts in what it will say is free; asked before that."""
+        """Return the keys that count as used capacity; read before the free capacity."""
         if self._executor.queues or all(row.phase is not Phase.SUBMITTING for row in rows):
             return ()
         try:
@@ -210,7 +210,7 @@ class RunObserver:
     async def _lookup(
         self, run: Run, job: Job, mine: bool, status: RunStatus | None
     ) -> Lookup | None:
-        """Ask for the key where the answer decides something."""
+        """Look up the run by key, where the result decides the next action."""
         if run.handle is not None:
             if status is None or status.state is not RunState.UNKNOWN:
                 return None
@@ -226,7 +226,7 @@ class RunObserver:
             return None
 
     def _count(self, run: Run, lookup: Lookup | None) -> int:
-        """Answers in a row that did not know a run which was submitted."""
+        """Return the number of consecutive lookups that did not find a submitted run."""
         if run.handle is None or lookup is None or lookup.handle is not None:
             self._misses.pop(run.job_id, None)
             return 0
@@ -244,13 +244,13 @@ def _may_move(run: Run) -> bool:
 
 
 def _same(job: Job, confirmed: Job) -> bool:
-    """Whether confirmed blocks hold the same status of the same assignment."""
-    now = (job.status, job.provider_id, job.since)
-    return now == (confirmed.status, confirmed.provider_id, confirmed.since)
+    """Return whether the confirmed block has the same status of the same assignment."""
+    latest = (job.status, job.provider_id, job.since)
+    return latest == (confirmed.status, confirmed.provider_id, confirmed.since)
 
 
 def free_megabytes(folder: Path) -> int:
-    """Free disk below a folder, in MB; none where it can't be determined."""
+    """Return the free disk at a folder, in MB; 0 where it can't be determined."""
     try:
         return shutil.disk_usage(folder).free // MEGABYTE
     except OSError:

@@ -1,4 +1,4 @@
-"""Keeps the offer on chain at what the cluster's own users leave free."""
+"""Keeps the offer on chain at the capacity that the cluster's own users leave free."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from deepsquare_chain.job import Hardware, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.model import View
 
-#: Least seconds between two changes, because each of them costs gas.
+#: Minimum seconds between two changes, because each of them costs gas.
 _INTERVAL: Final = 120.0
-#: Part of itself by which the offer must be wrong before it is changed.
+#: The offer is changed when it is wrong by at least 1/8.
 _TOLERANCE: Final = 8
 _log = get_logger(__name__)
 
 
 def in_all(hardware: Hardware) -> Offer:
-    """Everything that a cluster has; memory in MB."""
+    """Return the total hardware of a cluster; memory in MB."""
     nodes = hardware.nodes
     return Offer(
         cpus=nodes * hardware.cpus_per_node,
@@ -33,7 +33,7 @@ def in_all(hardware: Hardware) -> Offer:
 
 
 def wanted_offer(hardware: Offer, free: Offer, held: Offer) -> Offer:
-    """What can be given to the grid: what is free and what its jobs hold, of what is registered."""
+    """Return free capacity plus that of the grid's jobs, at most the registered hardware."""
     return Offer(
         cpus=min(hardware.cpus, free.cpus + held.cpus),
         memory=min(hardware.memory, free.memory + held.memory),
@@ -42,10 +42,10 @@ def wanted_offer(hardware: Offer, free: Offer, held: Offer) -> Offer:
 
 
 def is_worth_a_change(current: Offer, wanted: Offer) -> bool:
-    """Whether the offer of anything is wrong by an eighth or more."""
+    """Return whether the offer of any resource is wrong by an eighth or more."""
     return any(
-        now != then and abs(now - then) * _TOLERANCE >= max(now, then)
-        for now, then in (
+        offered != target and abs(offered - target) * _TOLERANCE >= max(offered, target)
+        for offered, target in (
             (current.cpus, wanted.cpus),
             (current.memory, wanted.memory),
             (current.gpus, wanted.gpus),
@@ -54,16 +54,16 @@ def is_worth_a_change(current: Offer, wanted: Offer) -> bool:
 
 
 def held_by(views: Iterable[View]) -> Offer:
-    """What the grid's running jobs occupy in the cluster."""
-    jobs = [
+    """Return the capacity that the grid's running jobs use in the cluster."""
+    resources = [
         view.job.resources
         for view in views
         if view.status is not None and view.status.state is RunState.RUNNING
     ]
     return Offer(
-        cpus=sum(each.cpus for each in jobs),
-        memory=sum(each.memory for each in jobs),
-        gpus=sum(each.gpus for each in jobs),
+        cpus=sum(needed.cpus for needed in resources),
+        memory=sum(needed.memory for needed in resources),
+        gpus=sum(needed.gpus for needed in resources),
     )
 
 
@@ -71,10 +71,10 @@ class OfferFollower:
     """Updates a provider's offer periodically, in the background.
 
     Args:
-        contracts: Of the grid.
-        sender: The one sender of this account.
+        contracts: Contracts of the grid.
+        sender: The only transaction sender of this account.
         timeout: Seconds to wait for a receipt.
-        interval: Least seconds between two looks.
+        interval: Minimum seconds between two checks.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class OfferFollower:
         self._tasks = BackgroundTasks()
 
     def follow(self, free: Offer | None, held: Offer) -> None:
-        """Begin to change the offer, if it is time; a cluster that does not answer has none."""
+        """Begin a change of the offer, if due; a cluster that does not answer offers nothing."""
         self._tasks.collect()
         now = time.monotonic()
         if self._tasks or now - self._looked_at < self._interval:
@@ -97,7 +97,7 @@ class OfferFollower:
         self._tasks.begin(self._change(free or Offer(0, 0, 0), held), [])
 
     async def close(self) -> None:
-        """Wait for the change that is on its way."""
+        """Wait for the change that is being sent."""
         await self._tasks.wait()
         self._tasks.cut_off()
 

@@ -1,4 +1,4 @@
-"""Output of runs on this machine, for people who stand before it; nothing is locked or changed."""
+"""Reads the output of runs on this machine, for local users; locks and changes nothing."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.provider.model import parse_key, run_key
 
 _MOST: Final = 1024 * 1024
-#: Kinds of file that are never read: their content is not theirs, or has no end.
+#: Kinds of files that are never read: links lead elsewhere, the others have no end.
 _SPECIAL: Final = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
 }
 _ZEROS: Final = bytes(_MOST)
-#: Holes of a file beyond which it gets no SHA-256: a job can make one of exabytes in a moment.
+#: Bytes of holes above which a file gets no SHA-256: a job can create exabytes of them at once.
 _MOST_HOLES: Final = 64 * 1024**3
 
 
 def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | None:
-    """Folder of a job's latest run below a provider's state folder, or a folder of several.
+    """Return the folder of a job's latest run, below one or several state folders.
 
     Args:
         root: A provider's state folder, or the folder that holds those of a whole local grid.
@@ -40,17 +40,17 @@ def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | No
         job_id: The job.
     """
     first = run_key(chain_id, contract, job_id)
-    found: list[tuple[int, float, Path]] = []
+    candidates: list[tuple[int, float, Path]] = []
     for runs in _run_folders(root):
         for path in (runs / first, *runs.glob(f"{first}.*")):
             parsed = parse_key(chain_id, contract, path.name)
             if parsed is not None and os.path.isdir(path):
-                found.append((parsed[1], path.stat().st_mtime, path))
-    return max(found)[2] if found else None
+                candidates.append((parsed[1], path.stat().st_mtime, path))
+    return max(candidates)[2] if candidates else None
 
 
 def read_output(run: Path, position: int = 0, limit: int = _MOST) -> OutputPart:
-    """A piece of what a run printed, from a position, and the position from which to read on.
+    """Return a part of a run's output from a position, and the position of the next part.
 
     Raises:
         NotFoundError: The run left no output that can be read.
@@ -64,14 +64,14 @@ def read_output(run: Path, position: int = 0, limit: int = _MOST) -> OutputPart:
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """A file that a run left.
+    """A result file of a run.
 
     Attributes:
         name: `output`, or `work/...` for a file or folder of the working folder.
-        size: Bytes; the length of a sparse file, not what it occupies.
-        digest: SHA-256 in hexadecimal; empty where it was not read to its end.
-        problem: Why it was not read or copied, in words; empty where it was.
-        special: Whether it is a link, a pipe, a socket or a device, which is never read.
+        size: Length in bytes, for sparse files too.
+        digest: SHA-256 in hexadecimal; empty for a file that was not read to its end.
+        problem: Why the file was not read or copied; empty on success.
+        special: Whether it is a link, pipe, socket or device, which are never read.
     """
 
     name: str
@@ -82,29 +82,29 @@ class ResultFile:
 
 
 def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
-    """What a run left: its output first, then the files of its working folder by name.
+    """Return the results of a run: its output first, then the files of its working folder by name.
 
-    The files are a stranger's: nothing is followed out of the folder, and copies are plain files
-    of this user. Links, pipes, sockets and devices are named and not read. Holes of sparse files
-    stay holes. What can't be read or copied is named with the problem and costs no other file.
+    The files are untrusted: links are not followed, and copies are regular files of this user.
+    Links, pipes, sockets and devices are listed but not read. Holes of sparse files are kept. A
+    file that can't be read or copied is listed with its problem and does not affect the others.
 
     Args:
-        run: The run's folder, of a run that has ended.
-        to: A new folder to copy them into; the output becomes `output`, the others `work/...`.
+        run: Folder of a run that has ended.
+        to: New folder for copies: the output becomes `output`, the other files `work/...`.
 
     Raises:
-        UsageError: The folder is there already, or can't be made.
+        UsageError: The folder exists already, or can't be created.
     """
     folder = RunFolder(run)
     if to is not None:
         _make(to)
-    found = _output(folder, None if to is None else to / "output")
+    files = _output(folder, None if to is None else to / "output")
     for name, path, problem, special in _entries(folder.work):
         copy = None if to is None else to / name
-        found.append(
+        files.append(
             ResultFile(name, 0, "", problem, special) if problem else _taken(name, path, copy)
         )
-    return found
+    return files
 
 
 def _make(folder: Path) -> None:
@@ -117,49 +117,49 @@ def _make(folder: Path) -> None:
 
 
 def _output(folder: RunFolder, copy: Path | None) -> list[ResultFile]:
-    """The output as one file; none for a run that left no log."""
+    """Return the output as one file; empty for a run without a log."""
     if not os.path.lexists(folder.output):
         return []
-    whole, size, position = hashlib.sha256(), 0, 0
+    digest, size, position = hashlib.sha256(), 0, 0
     try:
         with ExitStack() as stack:
             target = None if copy is None else stack.enter_context(copy.open("xb"))
             while (part := outputlog.read_output(folder.output, position, _MOST)).data:
-                whole.update(part.data)
+                digest.update(part.data)
                 size += len(part.data)
                 position = part.position
                 if target is not None:
                     target.write(part.data)
     except OSError as error:
         return [_failed("output", size, error, copy)]
-    return [ResultFile("output", size, whole.hexdigest())]
+    return [ResultFile("output", size, digest.hexdigest())]
 
 
 def _entries(work: Path) -> list[tuple[str, Path, str, bool]]:
-    """Name, path, problem and whether it is special: of all but folders that can be listed."""
-    found: list[tuple[str, Path, str, bool]] = []
+    """Return name, path, problem and `special` of all entries except readable folders."""
+    entries: list[tuple[str, Path, str, bool]] = []
     if work.is_symlink():
-        # A job may have put it there; what it leads to is not the job's.
+        # A job may have created the link, to files that are not its own.
         return [("work", work, f"{_SPECIAL[stat.S_IFLNK]}, not copied", True)]
 
     def unreadable(error: OSError) -> None:
-        place = Path(os.fsdecode(error.filename))
-        found.append((_name(place, work), place, f"can't be read: {_words(error)}", False))
+        folder = Path(os.fsdecode(error.filename))
+        entries.append((_name(folder, work), folder, f"can't be read: {_words(error)}", False))
 
-    for where, folders, names in os.walk(work, followlinks=False, onerror=unreadable):
+    for parent, folders, names in os.walk(work, followlinks=False, onerror=unreadable):
         for name in (*names, *folders):
-            path, problem, special = Path(where) / name, "", False
+            path, problem, special = Path(parent) / name, "", False
             try:
                 kind = stat.S_IFMT(path.lstat().st_mode)
-            except OSError as error:  # a folder that may be listed and not be searched
+            except OSError as error:  # a folder with read but no search permission
                 problem = f"can't be read: {_words(error)}"
             else:
                 if kind == stat.S_IFDIR:
                     continue
                 if kind != stat.S_IFREG:
                     problem, special = f"{_SPECIAL.get(kind, 'a device')}, not copied", True
-            found.append((_name(path, work), path, problem, special))
-    return sorted(found)
+            entries.append((_name(path, work), path, problem, special))
+    return sorted(entries)
 
 
 def _name(path: Path, work: Path) -> str:
@@ -167,7 +167,7 @@ def _name(path: Path, work: Path) -> str:
 
 
 def _taken(name: str, path: Path, copy: Path | None) -> ResultFile:
-    """Read a file, and copy it where a copy is wanted."""
+    """Read a file, and copy it where a copy is requested."""
     size = 0
     try:
         size = path.lstat().st_size
@@ -185,46 +185,46 @@ def _taken(name: str, path: Path, copy: Path | None) -> ResultFile:
 
 
 def _copied(source: BinaryIO, size: int, target: BinaryIO | None) -> tuple[str, str]:
-    """Copy data, leave holes, and make the SHA-256 of all; that, or why there is none."""
-    whole, holes, at = hashlib.sha256(), 0, 0
+    """Copy a file and keep its holes; returns its SHA-256, or why there is none."""
+    sha256, holes, position = hashlib.sha256(), 0, 0
     for start, end in _data(source.fileno(), size):
-        holes += start - at
+        holes += start - position
         if holes <= _MOST_HOLES:
-            _add_zeros(whole, start - at)
+            _add_zeros(sha256, start - position)
         source.seek(start)
         if target is not None:
             target.seek(start)
-        at = start
-        while at < end and (part := source.read(min(_MOST, end - at))):
-            at += len(part)
+        position = start
+        while position < end and (part := source.read(min(_MOST, end - position))):
+            position += len(part)
             if target is not None:
                 target.write(part)
             if holes <= _MOST_HOLES:
-                whole.update(part)
-    holes += size - at
+                sha256.update(part)
+    holes += size - position
     if target is not None:
         target.truncate(size)
     if holes > _MOST_HOLES:
         return "", f"has no SHA-256: {holes:,} of its bytes are holes"
-    _add_zeros(whole, size - at)
-    return whole.hexdigest(), ""
+    _add_zeros(sha256, size - position)
+    return sha256.hexdigest(), ""
 
 
 def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Parts of a file that hold data; all of it where the file system does not tell."""
-    at = 0
-    while at < size:
+    """Yield the data parts of a file; the whole where the file system does not report holes."""
+    position = 0
+    while position < size:
         try:
-            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
             end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
         except OSError as error:
             if error.errno == errno.EINVAL:
-                yield at, size
-            elif error.errno != errno.ENXIO:  # nothing but a hole up to the end
+                yield position, size
+            elif error.errno != errno.ENXIO:  # ENXIO: only a hole up to the end
                 raise
             return
         yield start, end
-        at = end
+        position = end
 
 
 def _add_zeros(whole: hashlib._Hash, count: int) -> None:
@@ -234,7 +234,7 @@ def _add_zeros(whole: hashlib._Hash, count: int) -> None:
 
 
 def _failed(name: str, size: int, error: OSError, copy: Path | None) -> ResultFile:
-    """A file that was not taken; half a copy of it is removed."""
+    """Return a file that failed, after removing a partial copy."""
     written = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     if copy is not None:
         written = written or error.filename in {str(copy), str(copy.parent)}
@@ -249,19 +249,19 @@ def _words(error: OSError) -> str:
 
 
 def has_ended(run: Path) -> bool:
-    """Whether the run's end is on disk, so that its output will not grow."""
+    """Return whether the end of the run is on disk, so that its output is complete."""
     return (run / "exit.json").exists()
 
 
 def _run_folders(root: Path) -> list[Path]:
     candidates = [root / "runs", *root.glob("*/runs"), *root.glob("*/*/runs")]
-    # Folders of other users may be among them, which a method of Path would stop at.
+    # Unlike Path.is_dir, os.path.isdir does not raise for folders of other users.
     return [path for path in candidates if os.path.isdir(path)]
 
 
 def closed_folder(root: Path) -> Path | None:
-    """The first folder, of a provider's or of its runs, that this user can't look into."""
-    folders = [root, *(each for each in root.glob("*") if os.path.isdir(each))]
+    """Return the first folder of a provider or its runs that this user can't read."""
+    folders = [root, *(path for path in root.glob("*") if os.path.isdir(path))]
     for folder in (*folders, *_run_folders(root)):
         if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
             return folder

@@ -1,12 +1,13 @@
-"""The next action for each job; pure.
+"""Plans the next action of each job; pure.
 
-It sees what the chain says, what the database remembers and what the executor answers, and knows
-no other history: a daemon that was killed anywhere plans the same next step as one that was not.
+The plan depends only on the state on chain, the run record in the database and the status at the
+executor. It uses no other history, so that the daemon is crash-safe: after a kill at any point it
+plans the same next step.
 
-A definition that the store surely does not have, or that no provider could ever run, ends in a
-panic before the meter starts: the customer is refunded at once, or the job goes on elsewhere as a
-successor where its customer asked for retries.
-A store that does not answer says nothing about the job, so the job goes back to the queue.
+A definition that is certainly missing from the store, or that no provider can run, ends in a
+panic before billing starts: the customer is refunded at once, or the job continues elsewhere as a
+successor if its customer asked for retries.
+A store that does not answer proves nothing about the job, so the job is requeued.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from deepsquare_chain.provider.model import (
 
 
 def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action]]:
-    """One action for each job; a job that exceeds the free capacity waits or is given back."""
+    """Return one action per job; a job that exceeds the free capacity waits or is requeued."""
     ordered = sorted(views, key=lambda view: (-view.chain, view.job.since, view.job.id))
     free = FreeCapacity(situation.free, unlimited=situation.queues)
     planned = []
@@ -58,7 +59,7 @@ def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action
 
 
 def plan_job(view: View, situation: Situation) -> Action:
-    """The action for one job, as if it were alone."""
+    """Return the action of one job, without regard to other jobs and free capacity."""
     if not view.mine:
         return _not_mine(view, situation)
     if view.chain is JobStatus.META_SCHEDULED:
@@ -72,7 +73,7 @@ def plan_job(view: View, situation: Situation) -> Action:
 
 
 def _not_mine(view: View, situation: Situation) -> Action:
-    """Final, back in the queue, or with another provider: nothing of it may run here."""
+    """Final, requeued, or assigned to another provider: no run of it may remain here."""
     if view.run.phase is Phase.CLOSED:
         return Wait("closed")
     if not view.settled:
@@ -85,7 +86,7 @@ def _not_mine(view: View, situation: Situation) -> Action:
 
 
 def _leave(view: View, situation: Situation) -> Action:
-    """End what still runs, then forget it."""
+    """Cancel the run if it is alive, then release or close its record."""
     state = _run_state(view, situation)
     if state is RunState.UNKNOWN:
         return Wait("the executor can't tell")
@@ -101,8 +102,8 @@ def _meta_scheduled(view: View, situation: Situation) -> Action:
         # Only this provider claims: a run before the claim belongs to an earlier assignment.
         return _not_mine(view, situation)
     if view.run.began:
-        # Without a queue runs begin when they are RUNNING, which never goes back: the block that
-        # started this one was replaced, and the meter is started again.
+        # Without a queue, runs begin when their job is RUNNING, which is never reverted by the
+        # contract: a reorg removed the start, which is sent again.
         return ClaimAndStart()
     problem = _material_problem(view, situation)
     return problem or (Claim() if situation.queues else ClaimAndStart())
@@ -114,13 +115,13 @@ def _scheduled(view: View, situation: Situation) -> Action:
     if situation.queues:
         return _queued(view, situation)
     if view.run.began:
-        # The block that started this run was replaced: the meter is started again.
+        # A reorg removed the block that started this job: the start is sent again.
         return Start()
     return _material_problem(view, situation) or Start()
 
 
 def _queued(view: View, situation: Situation) -> Action:
-    """SCHEDULED with an executor that has a queue of its own: the meter follows the run."""
+    """SCHEDULED, and the executor has its own queue: billing starts after the run has begun."""
     state = _run_state(view, situation)
     if view.run.handle is None and view.run.phase is not Phase.ENDED:
         return _submit_or_adopt(view, situation)
@@ -128,7 +129,7 @@ def _queued(view: View, situation: Situation) -> Action:
         return Requeue("the run vanished before its start")
     ended = view.run.exit or (view.status.exit if view.status else None)
     if ended is not None and ended.reason in _GIVEN_UP:
-        # A run that was lost before its meter started costs nobody anything.
+        # A run that was lost before its billing started costs the customer nothing.
         return Requeue(_lost_reason(ended))
     if state in {RunState.UNKNOWN, RunState.QUEUED}:
         return Wait(f"the run is {state}")
@@ -162,12 +163,13 @@ def _watch(view: View, situation: Situation) -> Action:
     return Collect() if _worth_collecting(view, situation) else Wait("runs")
 
 
-#: Seconds before the end of an allotment from which the end itself is waited for: it bills the rest.
+#: Seconds before the end of an allotment without interim payments: the final report bills the
+#: rest.
 _NEAR_END = 15
 
 
 def _worth_collecting(view: View, situation: Situation) -> bool:
-    """Whether an interim payment is allowed, due, and worth its gas; only while the run is alive."""
+    """Return whether an interim payment of a live run is allowed, due and worth its gas."""
     job, when = view.job, situation.collecting
     alive = view.status is not None and view.status.state is RunState.RUNNING
     if when is None or not alive or not job.allows_interim_payments or not view.settled:
@@ -184,7 +186,7 @@ def _worth_collecting(view: View, situation: Situation) -> bool:
 
 
 def _material_problem(view: View, situation: Situation) -> Action | None:
-    """What to do about a definition that is not at hand; None when it is."""
+    """Return the action for a definition that is not READY; None when it is."""
     material = view.material
     waited = situation.now - view.job.since
     if material.state is DefinitionState.READY:
@@ -199,7 +201,7 @@ def _material_problem(view: View, situation: Situation) -> Action | None:
 
 
 def _submit_or_adopt(view: View, situation: Situation) -> Action:
-    """Begin the run, unless the executor has it already; never before it was asked."""
+    """Submit the run, or adopt it where the executor has it; wait until the lookup has answered."""
     if view.lookup is None:
         return Wait("the executor has not answered")
     if view.lookup.handle is not None:
@@ -208,9 +210,9 @@ def _submit_or_adopt(view: View, situation: Situation) -> Action:
 
 
 def _submit(view: View, situation: Situation) -> Action:
-    """Begin the run, which surely never began here."""
+    """Submit the run, which certainly never began here."""
     if view.chain is JobStatus.RUNNING and view.run.phase is Phase.WATCHED:
-        # Started, but not by this database: what became of that run nobody knows any more.
+        # Started, but without a record in this database: the fate of that run is unknown.
         return Panic("the record of this run was lost")
     problem = _material_problem(view, situation)
     if problem is not None:
@@ -219,13 +221,13 @@ def _submit(view: View, situation: Situation) -> Action:
     late = situation.now - view.job.since if view.chain is JobStatus.RUNNING else 0
     if late > situation.start_grace and late * 2 > allotted:
         return Panic(f"the run could not begin for {late} seconds after its start")
-    # Half of a short allotment is left in any case: the chain takes reports after the deadline.
+    # At least half of a short allotment is left: the chain accepts reports after the deadline.
     lead = max(0, min(late, allotted // 2))
     return Submit(_walltime(allotted, lead), allotted, lead)
 
 
 def _end(view: View, ended: Exit, situation: Situation) -> Action:
-    """Report the end, once the chain's clock lets the contract bill what is due."""
+    """Report the end, once the chain time allows the contract to bill the seconds due."""
     if ended.reason in _GIVEN_UP:
         return Panic(_lost_reason(ended))
     if view.collected is None:
@@ -238,7 +240,7 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
             due = allotted
         else:
             reason = "time limit reached; a top-up came too late for this run"
-    # Interim payments have billed everything before `since`, the seconds around the run included.
+    # Interim payments have billed all time before `since`, including seconds outside the run.
     due = max(0, due - view.collected)
     elapsed = situation.now - view.job.since
     if elapsed < due:
@@ -247,7 +249,7 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
 
 
 def _given(view: View, ended: Exit, allotted: int) -> int:
-    """Allotment that was last sent to the run; judged by its length where the database is new."""
+    """Return the allotment last sent to the run; a new database estimates it from its length."""
     if view.run.allotment:
         return view.run.allotment
     return allotted if ended.seconds * 2 >= allotted else 0
@@ -281,7 +283,7 @@ def _reason(job: Job, ended: Exit) -> str:
 
 
 def _run_state(view: View, situation: Situation) -> RunState | None:
-    """The run's state; None only when the executor says, time after time, that it never began."""
+    """Return the run's state; None only after repeated lookups that did not find the run."""
     if view.run.phase is Phase.ENDED:
         return RunState.ENDED
     absent = view.lookup is not None and view.lookup.handle is None
@@ -303,6 +305,6 @@ def _spoken(action: Action) -> Action:
 
 
 def clip(reason: str) -> str:
-    """A reason as the contract takes it: 256 bytes, whole characters, one line."""
+    """Return a reason as the contract accepts it: at most 256 bytes of UTF-8, in one line."""
     line = "".join(char if char.isprintable() else " " for char in reason)
     return line.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")

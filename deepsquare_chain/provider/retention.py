@@ -1,4 +1,4 @@
-"""Folders of ended runs: how long they are kept, and how much disk they may take."""
+"""Retention of the folders of ended runs, by age and total size."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.model import Phase, parse_key
 from deepsquare_chain.provider.state import RunTable
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 _INTERVAL: Final = 600.0
-#: Seconds for which a folder is kept in any case, so that its results can be fetched.
+#: Seconds for which a folder is always kept, so that its results can be fetched.
 LEAST_AGE: Final = 3_600.0
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds for which folders are kept, and bytes that they may take together; 0 for any."""
+    """Maximum age of folders in seconds, and their maximum total size in bytes; 0 for no limit."""
 
     age: float
     size: int = 0
@@ -39,35 +39,35 @@ class KeptRun:
 
 
 def expired(kept: Collection[KeptRun], limits: Limits, now: float) -> list[KeptRun]:
-    """Folders to remove, oldest first: those above the age, then as many as the size asks for.
+    """Return the folders to remove, oldest first: those above the age or the total size.
 
     Nothing younger than `LEAST_AGE` is removed.
     """
-    found = []
+    to_remove = []
     left = sum(run.size for run in kept)
     for run in sorted(kept, key=lambda run: (run.ended_at, run.key)):
         age = now - run.ended_at
         too_much = limits.size and left > limits.size
         if age > LEAST_AGE and (age > limits.age or too_much):
-            found.append(run)
+            to_remove.append(run)
             left -= run.size
-    return found
+    return to_remove
 
 
 class Retention:
-    """Removes folders of runs that nothing is left to do for, in the background.
+    """Removes the folders of closed runs in the background.
 
-    Only runs of this grid whose job is settled or assigned anew are touched: runs of another
-    chain or contract stay until somebody removes them.
+    Only runs of this grid whose job is settled or assigned anew are removed: runs of another
+    chain or contract stay until the operator removes them.
 
     Args:
-        executor: Whose folders they are.
-        table: Runs of this provider.
-        chain_id: Of the grid.
+        executor: Executor that owns the folders.
+        table: Run records of this provider.
+        chain_id: Chain ID of the grid.
         contract: Address of the MetaScheduler.
-        limits: What is kept.
+        limits: Maximum age and size.
         shown: Called with the number of kept folders and their bytes.
-        interval: Least seconds between two looks.
+        interval: Minimum seconds between two checks.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Retention:
         self._shown = shown
         self._interval = interval
         self._looked_at = float("-inf")
-        # A settled run's folder does not change any more: it is measured once.
+        # The folder of a settled run is final, so its size is measured once.
         self._measured: dict[str, Stored] = {}
         self._tasks = BackgroundTasks()
 
     def look(self) -> None:
-        """Begin to remove what is too old or too much, if it is time."""
+        """Begin to remove expired folders, if a check is due."""
         self._tasks.collect()
         now = time.monotonic()
         if self._tasks or now - self._looked_at < self._interval:
@@ -102,11 +102,11 @@ class Retention:
         self._tasks.begin(self.clean(), [])
 
     async def close(self) -> None:
-        """End what is under way; a folder that is half removed is removed at the next start."""
+        """Cancel the removal; a partly removed folder is removed at the next start."""
         self._tasks.cut_off()
 
     async def clean(self) -> int:
-        """Remove what is too old or too much; how many folders were removed."""
+        """Remove expired folders; returns the number of folders removed."""
         try:
             kept = await self._kept()
         except GridError as error:
@@ -129,7 +129,7 @@ class Retention:
         return len(removed)
 
     async def _kept(self) -> list[KeptRun]:
-        found = []
+        kept_runs = []
         for key in await self._executor.keys():
             parsed = parse_key(*self._grid, key)
             run = None if parsed is None else self._table.get(parsed[0])
@@ -142,5 +142,5 @@ class Retention:
                 continue
             self._measured[key] = stored
             ended = run.exit.ended_at if run.exit and run.attempt == parsed[1] else None
-            found.append(KeptRun(key, ended or stored.changed_at, stored.size))
-        return found
+            kept_runs.append(KeptRun(key, ended or stored.changed_at, stored.size))
+        return kept_runs

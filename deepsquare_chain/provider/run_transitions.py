@@ -1,4 +1,6 @@
-"""How a row changes with each step of a run; pure, so that the planner's model uses the same."""
+"""Run transitions: how each step changes a run record; pure, so that the planner's
+model in the tests uses the same functions.
+"""
 
 from __future__ import annotations
 
@@ -9,47 +11,47 @@ from deepsquare_chain.provider.model import Phase, Run, Submit
 
 
 def starting(run: Run) -> Run:
-    """The intent to start on chain: proof that no earlier life of this database ran the job."""
+    """Record the intent to start on chain; a RUNNING job without it lost its record."""
     return replace(run, phase=Phase.STARTING) if run.phase is Phase.WATCHED else run
 
 
 def submitting(run: Run, action: Submit) -> Run:
-    """The intent, written before the executor is asked."""
+    """Record the intent to submit, before the executor is called."""
     return replace(run, phase=Phase.SUBMITTING, allotment=action.allotment, lead=action.lead)
 
 
 def submitted(run: Run, handle: str) -> Run:
-    """The executor has the run."""
+    """Record that the executor has the run."""
     return replace(run, phase=Phase.SUBMITTED, handle=handle)
 
 
 def refused(run: Run, reason: str) -> Run:
-    """The executor can never run it."""
+    """Record that the executor can never execute the run."""
     return replace(run, phase=Phase.REFUSED, note=reason)
 
 
 def extended(run: Run, allotment: int) -> Run:
-    """The run knows of its new allotment, in seconds."""
+    """Record the new allotment that was sent to the run, in seconds."""
     return replace(run, allotment=allotment)
 
 
-def ended(run: Run, exit: Exit, result: bytes) -> Run:  # noqa: A002 - the executor's word
-    """The run is over; `result` is the SHA-256 of the output that was kept."""
+def ended(run: Run, exit: Exit, result: bytes) -> Run:  # noqa: A002 - the executor's term
+    """Record the end of the run; `result` is the SHA-256 of the kept output."""
     return replace(run, phase=Phase.ENDED, exit=exit, result=result)
 
 
 def released(run: Run, key: str) -> Run:
-    """The run of an earlier assignment is over; a later one has another key."""
+    """Return a new record for later assignments, with another key; the earlier run is over."""
     return Run(job_id=run.job_id, key=key, attempt=run.attempt + 1)
 
 
 def closed(run: Run) -> Run:
-    """Nothing is left to do; what is known of the run is kept."""
+    """Close the record; the data of the run is kept."""
     return replace(run, phase=Phase.CLOSED)
 
 
 def reopened(run: Run) -> Run:
-    """A block that ended the job was replaced: back to what the row still knows."""
+    """Reopen a record after a reorg removed the job's end; the phase follows from its fields."""
     if run.phase is not Phase.CLOSED:
         return run
     if run.exit is not None:

@@ -1,4 +1,4 @@
-"""A provider's daemon: everything a service needs, opened in order and closed in reverse."""
+"""Runs the provider's daemon: opens its parts in order, and closes them in reverse."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ async def run_provider(
     gateways: Sequence[GatewayClient] = (),
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Run a provider until SIGINT, SIGTERM or `stop`; its runs go on without it.
+    """Run a provider until SIGINT, SIGTERM or `stop`; its runs continue without it.
 
     Args:
-        url: JSON-RPC endpoint, or several, parted by commas.
-        deployment: The grid.
-        account: Registered provider, who signs.
-        definitions: Where definitions stand.
-        settings: How it runs.
-        executor: Where jobs run; by default the one that the settings name.
-        gateways: Where output is delivered; none where customers share the machine.
+        url: JSON-RPC endpoint, or several, separated by commas.
+        deployment: Deployment of the grid.
+        account: Signer of the registered provider's account.
+        definitions: Store of job definitions.
+        settings: Settings of the provider.
+        executor: Executor that runs the jobs; by default the one named in the settings.
+        gateways: Gateways to which output is delivered; none where customers share the machine.
         stop: Ends it when set.
 
     Raises:
         NotFoundError: The account is not registered as a provider.
-        UsageError: The database belongs to somebody else, or is in use; or there is no such
-            executor, or one of its options is wrong; or jobs would run as root or not be isolated,
+        UsageError: The database belongs to another account or is in use; the executor does not
+            exist, or one of its options is invalid; jobs would run as root or without isolation,
             and the settings do not allow that.
         WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
-            down is waited for.
-        ReorgTooDeepError: The chain replaced what was believed long ago.
+            down is retried.
+        ReorgTooDeepError: A reorg is deeper than the blocks that are considered final.
     """
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
@@ -114,8 +114,9 @@ async def run_provider(
 class _MaintenanceSignals:
     """SIGUSR1 begins the maintenance of a provider, SIGUSR2 ends it.
 
-    It is a transaction, as by command, so that the chain remembers it. A signal that comes before
-    the service is open, as while it waits for its endpoint, is obeyed once it is.
+    Each sends a transaction, as the commands do, so that the change is stored on chain. A signal
+    that arrives before the service is open, e.g. while it waits for its endpoint, takes effect
+    once it is.
     """
 
     def __init__(self) -> None:
@@ -125,7 +126,7 @@ class _MaintenanceSignals:
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
         for number, draining in _MAINTENANCE:
-            with suppress(RuntimeError, ValueError):  # only the main thread takes signals
+            with suppress(RuntimeError, ValueError):  # only the main thread can handle signals
                 loop.add_signal_handler(number, self._ask, draining)
 
     def __exit__(self, *_: object) -> None:
@@ -134,7 +135,7 @@ class _MaintenanceSignals:
             loop.remove_signal_handler(number)
 
     def serve(self, service: ProviderService) -> None:
-        """The service that is open now."""
+        """Set the open service, and apply a signal that arrived before."""
         self._service = service
         if self._asked is not None:
             service.drain(self._asked)
@@ -147,7 +148,7 @@ class _MaintenanceSignals:
 
 
 def _follow_hardware(executor: Executor) -> Callable[[Offer], None] | None:
-    """Keep a local executor at the hardware that the registry has; a cluster knows its own."""
+    """Return a callback that sets a local executor's capacity to the registered hardware."""
     if not isinstance(executor, LocalExecutor):
         return None
 

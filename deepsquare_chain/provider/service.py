@@ -1,7 +1,7 @@
-"""The provider's service: one cycle looks at chain and executor and does what follows.
+"""The provider service: each cycle reads chain and executor, and reconciles each job with them.
 
-State is the truth, events are hints: they say which jobs to look at. Start, restart and catch-up
-are ordinary cycles.
+Actions depend on the current state only; events are hints that tell which jobs to read. Start,
+restart and catch-up are ordinary cycles.
 """
 
 from __future__ import annotations
@@ -67,12 +67,13 @@ from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinition
 from deepsquare_chain.store.gateway_client import GatewayClient
 
 _log = get_logger(__name__)
-#: Seconds to wait in a cycle for transactions of an earlier process or cycle.
+#: Seconds for which a cycle waits for transactions of an earlier process or cycle.
 _RECOVER_SECONDS: Final = 2.0
+#: Seconds between two slow checks, of what rarely changes.
 _SLOW_LOOKS: Final = 30.0
-#: Gas of an interim payment that is collected alone; in a batch of 50 it takes a quarter.
+#: Gas to collect one interim payment alone; in a batch of 50, each takes a quarter of it.
 COLLECT_GAS: Final = 70_000
-#: Calls that nothing but a provider's daemon sends, by their selectors.
+#: Calls that only a provider's daemon sends, by selector.
 _DAEMON_CALLS: Final = {
     interface("MetaScheduler").function(entry["name"]).selector: entry["name"]
     for entry in interface("MetaScheduler").entries("function")
@@ -82,34 +83,36 @@ _DAEMON_CALLS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ProviderSettings(ServiceSettings):
-    """How a provider runs; runs stand in its `state_dir` too.
+    """Settings of a provider. Its `state_dir` also holds the folders of runs.
 
     Attributes:
-        capacity: Cpus, memory (MB) and gpus of this machine; None takes the registered hardware.
-        min_free: MB of disk below which nothing new is claimed.
-        keep_seconds: Seconds for which the folder of an ended run is kept.
-        keep_megabytes: MB that the folders of ended runs may take together before the oldest are
-            removed; 0 for no limit.
-        start_grace: Seconds after its start on chain within which a run is begun in any case.
-        assignment_timeout: Seconds that an assigned job may wait for its definition or for free capacity; None is
-            half of the grid's claim timeout.
-        env: Variables that every job gets.
-        collect_interval: Seconds after which an interim payment is collected from a run whose
-            customer allows it, at least the grid's interval; None is the grid's, 0 is never.
+        capacity: CPUs, memory (MB) and GPUs of this machine; None for the registered hardware.
+        min_free: MB of free disk below which no new job is claimed.
+        keep_seconds: Seconds to keep the folder of an ended run.
+        keep_megabytes: Total MB of the folders of ended runs above which the oldest are removed;
+            0 for no limit.
+        start_grace: Seconds after the start on chain during which a run is always launched.
+        assignment_timeout: Seconds for which an assigned job may wait for its definition or for
+            free capacity; None is half of the grid's claim timeout.
+        env: Environment variables of every job.
+        collect_interval: Seconds between interim payments of runs whose customer allows them, at
+            least the grid's interval; None for the grid's, 0 for never.
         collect_gas_share: Largest share of an interim payment that its gas may cost.
-        coin_value: Credits that one coin of the chain is worth, to compare gas with payments; 0
+        coin_value: Value of one coin of the chain in credits, to compare gas with payments; 0
             where gas is free.
-        max_answer_fee: Ceiling in wei per gas while a challenge is open, in place of
+        max_answer_fee: Fee ceiling in wei per gas while a challenge is open, in place of
             `max_fee_per_gas`: an answer protects the revenue of all runs.
-        unbilled_warning: Credit-wei that one run may earn without being billed before the
-            operator is warned; 0 never warns.
-        follow_offer: Keep the offer at what the cluster's own users leave free.
-        publish_abilities: Test what jobs can do here, and keep it on chain as labels.
+        unbilled_warning: Unbilled revenue of one run, in credit-wei, above which a warning is
+            logged; 0 never warns.
+        follow_offer: Keep the offer on chain at the capacity that the cluster's own users leave
+            free.
+        publish_abilities: Test the abilities of jobs here, and publish them on chain as labels.
         executor: Name of the executor; see `executors.registry`.
-        executor_options: Options of it, which it checks itself.
-        allow_unisolated: Run jobs that nothing keeps apart from the daemon.
+        executor_options: Options of the executor, which validates them.
+        allow_unisolated: Run jobs without isolation from the daemon.
         allow_root: Run jobs as root.
-        private_paths: Folders and files of the daemon, in addition to its state, that no job may see.
+        private_paths: Folders and files of the daemon, in addition to its state, that are hidden
+            from jobs.
     """
 
     capacity: Offer | None = None
@@ -135,7 +138,7 @@ class ProviderSettings(ServiceSettings):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Who an account is on a grid; times in seconds."""
+    """The registration of an account on a grid, and the grid's parameters; times in seconds."""
 
     provider_id: int
     claim_timeout: int
@@ -145,11 +148,11 @@ class Standing:
 
 
 async def look_up(contracts: Contracts, account: str) -> Standing:
-    """Who this account is.
+    """Return the provider of this account, with the parameters of the grid.
 
     Raises:
-        NotFoundError: It is not registered as a provider.
-        EndpointError: The chain does not answer.
+        NotFoundError: The account is not registered as a provider.
+        EndpointError: The endpoint does not answer.
     """
     provider = await contracts.registry.provider_of(account)
     parameters = await contracts.scheduler.parameters()
@@ -167,16 +170,16 @@ class ProviderService:
     """One provider account on one grid.
 
     Args:
-        contracts: Of the grid.
-        sender: The one sender of this account.
+        contracts: Contracts of the grid.
+        sender: The only transaction sender of this account.
         store: Database of this account, opened after this module was imported.
-        executor: Where jobs run.
-        definitions: Where definitions stand.
-        settings: How it runs.
-        standing: Who this account is; see `look_up`.
-        metrics: Where the figures go.
+        executor: Executor that runs the jobs.
+        definitions: Store of job definitions.
+        settings: Settings of the provider.
+        standing: Registration of the account; see `look_up`.
+        metrics: Registry of the metrics.
         on_hardware: Called with the total of the registered hardware, at every refresh.
-        gateways: Where output is delivered.
+        gateways: Gateways to which output is delivered.
     """
 
     def __init__(
@@ -215,12 +218,12 @@ class ProviderService:
             1, standing.claim_timeout // 2
         )
         self._on_hardware = on_hardware
-        materials = DefinitionCache(definitions)
+        definition_cache = DefinitionCache(definitions)
         self._observer = RunObserver(
             contracts.scheduler,
             executor,
             self.table,
-            materials,
+            definition_cache,
             provider_id=standing.provider_id,
             confirmations=settings.confirmations,
             first_block=deployment.block,
@@ -230,7 +233,7 @@ class ProviderService:
             executor, contracts, sender, timeout=settings.send_timeout
         )
         self._executor_actions = ExecutorActions(
-            executor, self.table, materials, env, abilities=self._usable_abilities
+            executor, self.table, definition_cache, env, abilities=self._usable_abilities
         )
         self._batches = ProviderBatches(
             sender,
@@ -239,15 +242,15 @@ class ProviderService:
             timeout=settings.send_timeout,
             counted=self.metrics.sent,
         )
-        # Events are hints here, so they are read up to the head; what can't be undone waits
-        # for confirmed state.
+        # Events are only hints, so they are read up to the head; irreversible actions wait for
+        # confirmed state.
         self._follower = Follower(
             self._w3,
             [contracts.scheduler.address],
             store,
             start_block=deployment.block,
             confirmations=0,
-            # Only its own: what all the others do would be most of its work.
+            # Only this provider's events: those of all other providers would be most of the work.
             filters=[
                 event_filter(JobTransition, provider=sender.address),
                 event_filter(JobSettled, JobCollected, provider=sender.address),
@@ -262,8 +265,8 @@ class ProviderService:
         if gateways:
             self._uploader = OutputUploader(executor, self.table, store, gateways, metrics=metrics)
             self._uploader.start()
-        self._followed = b""  # a block up to which events are taken in and no challenge is open
-        self._challenged_at = 0  # chain time of an open challenge, zero without one
+        self._followed = b""  # hash of a block with all events applied and no challenge open
+        self._challenged_at = 0  # chain time of the open challenge; 0 for none
         self._warned: set[int] = set()
         self._looked_slowly: float | None = None
         self._looked_at_account: float | None = None
@@ -282,21 +285,21 @@ class ProviderService:
         self._fault = ""
 
     async def cycle(self) -> bool:
-        """Look once and act; True when something moved, so that the next look should follow.
+        """Run one cycle; returns True when a job changed and the next cycle should follow at once.
 
         Raises:
-            EndpointError: The chain does not answer.
+            EndpointError: The endpoint does not answer.
             StoreError: The database can't be written.
-            ReorgTooDeepError: The chain replaced what was believed long ago.
+            ReorgTooDeepError: A reorg is deeper than the blocks that are considered final.
             UsageError: Another daemon serves this account.
         """
         if not await self._settle_old():
             return False
-        # Whatever ends from here on may be missing in what this cycle sees.
+        # The state that this cycle reads may lack the result of tasks that end from here on.
         busy = self._executor_actions.starting | self._batches.jobs
         head = await self.heads.look(lambda: self._batches.mined_at)
         self._refuse_second_daemon()
-        if head is None or self._sender.unattended():  # the chain may have taken one back
+        if head is None or self._sender.unattended():  # a reorg may have evicted a transaction
             return False
         await self._look_slowly()
         if head.hash != self._followed:
@@ -305,7 +308,7 @@ class ProviderService:
         return await self._act(head, busy) > 0
 
     def details(self) -> dict[str, Any]:
-        """Fields of the status file in addition to the daemon's own state."""
+        """Return the fields of the status file in addition to the daemon's own state."""
         return {
             "abilities": self._abilities.found,
             "fault": self._fault,
@@ -318,7 +321,7 @@ class ProviderService:
         return self._abilities.usable if self._settings.publish_abilities else frozenset()
 
     def drain(self, draining: bool) -> None:
-        """Begin or end the maintenance of this provider on chain; running jobs go on."""
+        """Begin or end the maintenance of this provider on chain; running jobs continue."""
         self._maintenance.ask(draining=draining)
 
     async def close(self) -> None:
@@ -333,36 +336,37 @@ class ProviderService:
     # -- the steps of a cycle
 
     async def _settle_old(self) -> bool:
-        """Whether every transaction is mined that an earlier process sent, or a cycle gave up.
+        """Wait for transactions of an earlier process, or that timed out in an earlier cycle.
 
-        Nobody knows any more which jobs they move, so that first the chain must show it.
+        The jobs that they change are no longer known, so no job is planned until they are mined.
+        Returns whether all of them are.
         """
         if not self._sender.unattended():
             return True
-        # An answer would have a later nonce, so what stands in its way may cost as much.
+        # An answer has a later nonce, so the pending transactions before it may cost as much.
         await self._look_for_challenge("latest")
         for receipt in await self._sender.recover(timeout=_RECOVER_SECONDS):
             self._batches.saw(receipt.block_number)
         return not self._sender.unattended()
 
     def _refuse_second_daemon(self) -> None:
-        """End where another daemon serves this account: it would run the same jobs once more.
+        """End if another daemon serves this account: both would run the same jobs.
 
         Raises:
-            UsageError: A nonce was used by a call that only such a daemon sends.
+            UsageError: A nonce was used by a call that only a provider's daemon sends.
         """
         scheduler = self._contracts.scheduler.address.lower()
-        for each in self._sender.nonce_conflicts():
-            name = _DAEMON_CALLS.get(each.data[:4])
-            if name is not None and each.to.lower() == scheduler:
+        for tx in self._sender.nonce_conflicts():
+            name = _DAEMON_CALLS.get(tx.data[:4])
+            if name is not None and tx.to.lower() == scheduler:
                 raise UsageError(
-                    f"Another provider daemon serves {self._sender.address}: it sent {name} {each}",
+                    f"Another provider daemon serves {self._sender.address}: it sent {name} {tx}",
                     hint="Stop one of them and start the other again. Runs go on meanwhile; two "
                     "daemons with a --state-dir each would run every job twice.",
                 )
 
     async def _follow(self, head: Head) -> None:
-        """Take in events and see whether a challenge is open; once a block if there is none."""
+        """Apply new events and check for an open challenge; once per block while there is none."""
         self._followed = b""
         with merged(self._w3):
             await gather_all(
@@ -375,7 +379,7 @@ class ProviderService:
             self._followed = head.hash
 
     async def _look_for_challenge(self, block: BlockIdentifier) -> None:
-        """Read the provider's clock; an open challenge raises the ceiling of the fee."""
+        """Read the provider's challenge clock; an open challenge raises the fee ceiling."""
         clock = await self._contracts.scheduler.clock_of(self.provider_id, block_identifier=block)
         if clock.challenged_at and not self._challenged_at:
             _log.info("challenged", at=clock.challenged_at)
@@ -388,10 +392,10 @@ class ProviderService:
         )
 
     def _must_answer(self, head: Head, planned: Collection[tuple[View, Action]]) -> bool:
-        """Whether a challenge needs a transaction of its own.
+        """Return whether a challenge needs a transaction of its own.
 
-        Any move of a job answers it, so nothing is sent while a move is on its way; but no longer
-        than half of the response timeout, for a move may be refused or not be mined.
+        Any transition of a job answers it, so no answer is sent while one is pending; but no
+        longer than half of the response timeout, as a transition may revert or not be mined.
         """
         if not self._challenged_at:
             return False
@@ -401,11 +405,11 @@ class ProviderService:
         return not self._batches.jobs and not self._batches.moves(planned)
 
     def _too_dear(self, head: Head) -> bool:
-        """Whether blocks cost more than moves of jobs may pay."""
+        """Return whether the base fee exceeds the fee ceiling of job transitions."""
         return head.base_fee > self._settings.max_fee_per_gas
 
     async def _look_slowly(self) -> None:
-        """What changes rarely on this machine: forgotten runs, folders of ended ones."""
+        """Check what rarely changes on this machine: unknown runs, folders of ended runs."""
         if not _is_due(self._looked_slowly):
             return
         try:
@@ -419,10 +423,10 @@ class ProviderService:
         self._looked_slowly = time.monotonic()
 
     async def _look_at_account(self) -> None:
-        """What changes rarely on chain: standing, registered hardware, coin for gas."""
+        """Read what rarely changes on chain: provider status, registered hardware, gas balance."""
         if not _is_due(self._looked_at_account):
             return
-        looked = time.monotonic()
+        now = time.monotonic()
         provider, balance = await asyncio.gather(
             self._contracts.registry.provider_of(self._sender.address),
             self._w3.eth.get_balance(self._sender.account.address, "latest"),
@@ -433,12 +437,12 @@ class ProviderService:
         if self._on_hardware is not None:
             self._on_hardware(in_all(provider.hardware))
         self.metrics.gas.set(balance / CREDIT)
-        self._looked_at_account = looked
+        self._looked_at_account = now
 
     async def _mark_store(self) -> None:
-        """Tell customers who share the folder of definitions that it is read."""
+        """Mark a shared folder of definitions as read by this provider, for its customers."""
         if isinstance(self._definitions, FolderDefinitionStore):
-            with suppress(OSError):  # whoever may only read it still can
+            with suppress(OSError):  # read access is enough to fetch definitions
                 await asyncio.to_thread(self._definitions.mark_reader, self._sender.address)
 
     async def _act(self, head: Head, busy: frozenset[int]) -> int:
@@ -470,7 +474,7 @@ class ProviderService:
             start_grace=self._settings.start_grace,
             collecting=self._collecting(head),
         )
-        planned = [each for each in plan(views, situation) if each[0].job.id not in busy]
+        planned = [pair for pair in plan(views, situation) if pair[0].job.id not in busy]
         self._tell(planned)
         crash_point("provider.planned")
         self._intend(planned)
@@ -482,17 +486,17 @@ class ProviderService:
         return done + moved
 
     def _shortage(self, free: int) -> str:
-        """Why nothing is claimed with so many MB of disk free, in words; empty when it is enough."""
+        """Return why `free` MB of disk are too few to claim jobs; empty when they are enough."""
         folder, floor = self._settings.state_dir, self._settings.min_free
         if free >= floor:
             return ""
         return f"{free} MB of disk are free in {folder}, less than the {floor} MB of disk_floor"
 
     async def _send(self, head: Head, planned: Collection[tuple[View, Action]]) -> int:
-        """Send moves of jobs and an answer; how many jobs moved."""
+        """Send job transitions and a challenge answer; returns the number of jobs changed."""
         answering = self._must_answer(head, planned)
         if answering and self._too_dear(head):
-            # The raised ceiling is for the answer: moves of jobs wait for a cheaper block.
+            # The raised ceiling is for the answer only: job transitions wait for a lower base fee.
             return int(await self._batches.answer())
         if answering:
             _, moved = await gather_all(self._batches.answer(), self._batches.send(planned))
@@ -500,7 +504,7 @@ class ProviderService:
         return await self._batches.send(planned)
 
     def _collecting(self, head: Head) -> Collecting | None:
-        """When interim payments are worth their gas at this block's fee; None for never."""
+        """Return when interim payments are worth their gas at this base fee; None for never."""
         settings, grid = self._settings, self._standing.collect_interval
         interval = grid if settings.collect_interval is None else settings.collect_interval
         if interval == 0:
@@ -509,7 +513,7 @@ class ProviderService:
         return Collecting(max(interval, grid), ceil(gas / Fraction(settings.collect_gas_share)))
 
     def _watch_revenue(self, views: Sequence[View], head: Head) -> None:
-        """Show what runs have earned and is not billed, and warn once of each that exceeds a limit."""
+        """Update the metrics of unbilled revenue; warn once per run that exceeds the limit."""
         unbilled = {
             view.job.id: unbilled_revenue(view.job, head.time)
             for view in views
@@ -529,7 +533,7 @@ class ProviderService:
         self._warned = exceeding
 
     def _intend(self, planned: Sequence[tuple[View, Action]]) -> None:
-        """Write down which jobs are about to be started, before it is done."""
+        """Record the intent to start jobs, before their start is sent."""
         self.table.put(
             *(
                 run_transitions.starting(view.run)
@@ -540,7 +544,7 @@ class ProviderService:
         crash_point("provider.intended")
 
     def _tell(self, planned: Sequence[tuple[View, Action]]) -> None:
-        """Log each job's plan when it changes."""
+        """Log the action of each job when it changes."""
         plans = {view.job.id: action for view, action in planned}
         for view, action in planned:
             if self._told.get(view.job.id) != action:
@@ -549,5 +553,5 @@ class ProviderService:
 
 
 def _is_due(last: float | None) -> bool:
-    """Whether it is time for a slow look; `last` is the monotonic time of the last one."""
+    """Return whether a slow check is due; `last` is the monotonic time of the last one."""
     return last is None or time.monotonic() - last >= _SLOW_LOOKS

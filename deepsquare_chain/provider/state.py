@@ -1,4 +1,4 @@
-"""What a provider remembers: a row for each job, and what each settled job earned."""
+"""The provider's tables: a run record per job, and the earnings of each settled job."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ earnings: Final = Table(
 
 @dataclass(frozen=True, slots=True)
 class Earning:
-    """What a job has paid, interim payments included, in credit-wei; `fee` is the treasury's."""
+    """Payments of a job in credit-wei, interim payments included; `fee` goes to the treasury."""
 
     job_id: int
     billed_seconds: int
@@ -83,11 +83,11 @@ class Earning:
 
 
 class RunTable:
-    """Rows of one provider on one chain.
+    """Run records and earnings of one provider on one chain.
 
     Args:
         store: Database of this provider, opened after this module was imported.
-        account: Address of the provider, as events name it.
+        account: Address of the provider, as it appears in events.
         chain_id: Chain of the jobs.
         contract: Address of the MetaScheduler; chain and contract go into each run's key.
     """
@@ -99,52 +99,52 @@ class RunTable:
         self._contract = contract
 
     def key(self, job_id: int, attempt: int = 0) -> str:
-        """Name of a job's run for ever."""
+        """Return the permanent key of a job's run."""
         return run_key(self._chain_id, self._contract, job_id, attempt)
 
     def comment(self, job_id: int) -> str:
-        """Whose run it is, for people who look at the executor's queue."""
+        """Return a comment that identifies the job to operators who read the executor's queue."""
         return f"deepsquare chain={self._chain_id} contract={self._contract} job={job_id}"
 
     # -- reading
 
     def get(self, job_id: int) -> Run | None:
-        """The row of a job."""
-        found = self._select(_ONE, number=job_id)
-        return found[0] if found else None
+        """Return the run record of a job, if there is one."""
+        records = self._select(_ONE, number=job_id)
+        return records[0] if records else None
 
     def open(self) -> list[Run]:
-        """Rows of jobs that may still need something."""
+        """Return the run records that are not closed, by job ID."""
         return self._select(_OPEN, phase=Phase.CLOSED.value)
 
     def all(self) -> list[Run]:
-        """Every row, by job id."""
+        """Return every run record, by job ID."""
         return self._select(select(runs).order_by(runs.c.job_id))
 
     def earned(self) -> list[Earning]:
-        """Every job of this provider that paid something or has ended, by job id."""
-        found: dict[int, Earning] = {}
+        """Return the earnings of every job that paid something or has ended, by job ID."""
+        earnings_by_job: dict[int, Earning] = {}
         with self._store.read() as connection:
             for row in connection.execute(select(earnings).order_by(earnings.c.job_id)):
-                last = found.get(row.job_id, Earning(row.job_id, 0, 0, 0))
-                found[row.job_id] = Earning(
+                last = earnings_by_job.get(row.job_id, Earning(row.job_id, 0, 0, 0))
+                earnings_by_job[row.job_id] = Earning(
                     row.job_id,
                     last.billed_seconds + row.billed_seconds,
                     last.paid + row.paid,
                     last.fee + row.fee,
                 )
-        return list(found.values())
+        return list(earnings_by_job.values())
 
     def collected(self) -> dict[int, int]:
-        """Seconds that interim payments have billed, by id of each job that is not closed."""
-        found: defaultdict[int, int] = defaultdict(int)
+        """Return the seconds billed by interim payments, by ID of each job that is not closed."""
+        seconds_by_job: defaultdict[int, int] = defaultdict(int)
         with self._store.read() as connection:
             for row in connection.execute(_COLLECTED, {"phase": Phase.CLOSED.value}):
-                found[row.job_id] += row.billed_seconds
-        return dict(found)
+                seconds_by_job[row.job_id] += row.billed_seconds
+        return dict(seconds_by_job)
 
     def recipients(self, key: str) -> tuple[str, ...]:
-        """Public keys to which the output of a run is encrypted; none where it is not encrypted."""
+        """Return the recipients that a run's output is encrypted to; empty for plain output."""
         with self._store.read() as connection:
             query = select(recipients.c.recipients).where(recipients.c.key == key)
             return tuple((connection.execute(query).scalar_one_or_none() or "").split())
@@ -152,25 +152,25 @@ class RunTable:
     # -- writing
 
     def set_recipients(self, key: str, keys: Sequence[str]) -> None:
-        """Remember for whom the output of a run is encrypted, before the run exists."""
+        """Record the recipients that a run's output is encrypted to, before the run exists."""
         with self._store.begin() as connection:
             connection.execute(delete(recipients).where(recipients.c.key == key))
             connection.execute(insert(recipients).values(key=key, recipients=" ".join(keys)))
 
     def put(self, *changed: Run, durable: bool = True) -> None:
-        """Write rows; on the disk when this returns, except for rows that can be derived again."""
+        """Write run records; with `durable=False`, for derivable ones, a power cut may undo it."""
         if changed:
             with self._store.begin(durable=durable) as connection:
                 for run in changed:
                     _put(connection, run)
 
     def watch(self, job_id: int, attempt: int = 0) -> None:
-        """Know of a job; a row that is there is left alone."""
+        """Add a run record for a job; an existing one is not changed."""
         with self._store.begin() as connection:
             self._watch(connection, job_id, attempt)
 
     def apply(self, batch: Batch, connection: Connection) -> None:
-        """Take in what a follower read; its cursor moves in the same transaction."""
+        """Apply a follower's batch of events, in the transaction that advances its cursor."""
         if batch.rolled_back_to is not None:
             connection.execute(delete(earnings).where(earnings.c.block > batch.rolled_back_to))
         for event in batch.events:
@@ -182,10 +182,10 @@ class RunTable:
         elif (
             isinstance(event, JobSettled | JobCollected) and event.provider.lower() == self._account
         ):
-            place = (earnings.c.block == event.block_number) & (
+            same_log = (earnings.c.block == event.block_number) & (
                 earnings.c.log_index == event.log_index
             )
-            connection.execute(delete(earnings).where(place))
+            connection.execute(delete(earnings).where(same_log))
             connection.execute(
                 insert(earnings).values(
                     block=event.block_number,
@@ -212,7 +212,7 @@ class RunTable:
             return [_run(row) for row in connection.execute(query, values)]
 
 
-# Made once: SQLAlchemy takes longer to make such a statement than SQLite to carry it out.
+# Built once: SQLAlchemy takes longer to build these statements than SQLite to execute them.
 _OPEN: Final = select(runs).where(runs.c.phase != bindparam("phase")).order_by(runs.c.job_id)
 _COLLECTED: Final = (
     select(earnings.c.job_id, earnings.c.billed_seconds)

@@ -1,8 +1,8 @@
-"""Delivers what runs print and leave to the gateways, while they run and after their end.
+"""Delivers the output and result files of runs to the gateways, during the runs and after them.
 
-The folders of runs are what is delivered from, so that a gateway that is down costs nothing but
-delay: what is missing there is read again, as long as `retention` keeps it. Nothing here is part
-of a cycle, and no failure of a gateway reaches one.
+Uploads read from the folders of runs, so that a gateway that is down only causes a delay: the
+missing parts are read again, as long as `retention` keeps the folders. Uploads are not part of a
+cycle, and failures of a gateway do not affect cycles.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ from deepsquare_chain.store.gateway_client import (
     is_file_name,
 )
 
-#: Seconds between two looks at what runs have printed.
+#: Seconds between two checks for new output.
 _INTERVAL: Final = 0.4
-#: Runs that are delivered at once, and bytes of one request.
+#: Number of concurrent uploads, and bytes of one request.
 _AT_ONCE: Final = 8
 _LOG_PART: Final = 256 * 1024
 _FILE_PART: Final = 4 * 1024 * 1024
-#: Times that one delivery begins again because the gateway has another part of the log.
+#: Maximum restarts of one delivery because the gateway has another length of the log.
 _REWINDS: Final = 3
-#: Seconds before a gateway, or a run that it refuses, is tried again: at first, and at most.
+#: First and longest backoff of a gateway, or of a run that it refuses, in seconds.
 _PAUSES: Final = (0.5, 30.0)
-#: Seconds after which what could not be delivered is given up.
+#: Seconds after which an undelivered upload is given up.
 _GIVE_UP: Final = 7 * 86_400
 _log = get_logger(__name__)
 
@@ -82,16 +82,16 @@ _uploads: Final = Table(
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """How far the delivery of one run is.
+    """Progress of the upload of one run.
 
     Attributes:
-        key: Of the run.
-        job_id: Of the run.
-        handle: Of the run.
-        gateway: URL of the gateway that takes it; empty before one was found.
+        key: Key of the run.
+        job_id: Job ID of the run.
+        handle: Handle of the run.
+        gateway: URL of the gateway that accepts it; empty before one was found.
         position: Position in the run's output up to which it was read.
-        offset: Bytes of the gateway's log, notes about missing output included.
-        log_done: The log is complete there.
+        offset: Size of the log at the gateway in bytes, notes about missing output included.
+        log_done: The log at the gateway is complete.
         done: Nothing is left to do.
         since: When the delivery began, in epoch seconds.
     """
@@ -111,12 +111,12 @@ class OutputUploader:
     """Delivers the output of all runs of a provider in the background.
 
     Args:
-        executor: Whose folders hold the output.
-        table: Runs of the provider.
-        store: Where it stands how far each is.
-        gateways: Where output goes: to the first that has the job's definition.
-        metrics: Where its metrics go.
-        interval: Seconds between two looks.
+        executor: Executor whose folders hold the output.
+        table: Run records of the provider.
+        store: Database for the progress of uploads.
+        gateways: Gateways; output goes to the first that has the job's definition.
+        metrics: Registry of the metrics.
+        interval: Seconds between two checks.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class OutputUploader:
         self._store = store
         self._gateways = tuple(gateways)
         self._interval = interval
-        self._resting: dict[str, tuple[float, float]] = {}  # by gateway or run: pause, until
+        self._resting: dict[str, tuple[float, float]] = {}  # gateway or run -> backoff, end
         self._going: dict[str, asyncio.Task[None]] = {}
         self._worker: asyncio.Task[None] | None = None
         self._pending = metrics.gauge(
@@ -142,11 +142,11 @@ class OutputUploader:
         )
 
     def start(self) -> None:
-        """Begin to deliver."""
+        """Start the upload task."""
         self._worker = asyncio.create_task(self._work(), name="uploads")
 
     async def close(self) -> None:
-        """Stop; what is missing is delivered after the next start."""
+        """Stop; unfinished uploads continue after the next start."""
         if self._worker is not None:
             await cancelled(self._worker)
         for task in self._going.values():
@@ -161,23 +161,23 @@ class OutputUploader:
             await asyncio.sleep(self._interval)
 
     def look(self) -> None:
-        """Begin what is to be delivered now, a few runs at a time."""
+        """Begin the uploads that are due, a limited number at a time."""
         for key in [key for key, task in self._going.items() if task.done()]:
             del self._going[key]
-        known = {each.key: each for each in self._open()}
+        uploads = {record.key: record for record in self._open()}
         for run in self._table.open():
-            if run.handle is not None and run.key not in known and not self._finished(run.key):
-                known[run.key] = Upload(run.key, run.job_id, run.handle, since=int(time.time()))
-                self._put(known[run.key])
-        self._pending.set(len(known))
-        for upload in known.values():
+            if run.handle is not None and run.key not in uploads and not self._finished(run.key):
+                uploads[run.key] = Upload(run.key, run.job_id, run.handle, since=int(time.time()))
+                self._put(uploads[run.key])
+        self._pending.set(len(uploads))
+        for upload in uploads.values():
             if len(self._going) >= _AT_ONCE:
                 return
             if upload.key not in self._going and not self._rests(upload.key):
                 self._going[upload.key] = asyncio.create_task(self._carry(upload))
 
     async def _carry(self, upload: Upload) -> None:
-        """Deliver what is new of one run."""
+        """Upload the new output of one run."""
         run = self._table.get(upload.job_id)
         ended = run is None or run.key != upload.key or run.phase in {Phase.ENDED, Phase.CLOSED}
         try:
@@ -193,7 +193,7 @@ class OutputUploader:
         except OSError as error:
             _log.warning("output not read", job=upload.job_id, error=error.strerror)
             self._rest(upload.key)
-        except Exception as error:  # noqa: BLE001 - a task of its own: nobody else tells of it
+        except Exception as error:  # noqa: BLE001 - only this task can log it
             _log.error("delivery failed", job=upload.job_id, exc_info=error)
             self._rest(upload.key)
         else:
@@ -202,10 +202,10 @@ class OutputUploader:
             self._give_up(upload, "no gateway took it for days")
 
     async def deliver(self, upload: Upload, *, ended: bool) -> Upload:
-        """One step of a run's delivery; all of it once the run has ended.
+        """Upload the new output of a run; everything once the run has ended.
 
         Raises:
-            GridError: No gateway takes it now.
+            GridError: No gateway accepts it now.
             OSError: The run's folder can't be read.
         """
         folder = self._executor.folder(upload.handle)
@@ -222,31 +222,33 @@ class OutputUploader:
         return upload
 
     async def _gateway(self, upload: Upload) -> GatewayClient:
-        """The gateway of a run: where its customer put the definition.
+        """Return the gateway of a run: the one that has its definition.
 
         Raises:
-            GridError: None that answers has it.
+            GridError: No gateway that answers has it.
         """
-        failed: GridError | None = None
-        for each in self._gateways:
-            if upload.gateway in {"", each.url}:
-                if self._rests(each.url):
-                    failed = EndpointError(f"The gateway at {each.place} did not answer just now")
+        failure: GridError | None = None
+        for gateway in self._gateways:
+            if upload.gateway in {"", gateway.url}:
+                if self._rests(gateway.url):
+                    failure = EndpointError(
+                        f"The gateway at {gateway.place} did not answer just now"
+                    )
                     continue
                 try:
-                    if upload.gateway or await each.size(upload.job_id, LOG) is not None:
-                        return each
+                    if upload.gateway or await gateway.size(upload.job_id, LOG) is not None:
+                        return gateway
                 except WrongAccountError as error:
-                    failed = failed or error
+                    failure = failure or error
                 except GridError as error:
-                    self._rest(each.url)
-                    failed = error
-        raise failed or NotFoundError(f"No gateway has the definition of job {upload.job_id}")
+                    self._rest(gateway.url)
+                    failure = error
+        raise failure or NotFoundError(f"No gateway has the definition of job {upload.job_id}")
 
     async def _log(
         self, gateway: GatewayClient, upload: Upload, folder: Path, *, ended: bool
     ) -> Upload:
-        """Send what the run has printed since."""
+        """Append the new output of a run to its log."""
         recipients = self._table.recipients(upload.key)
         rewinds = 0
         while True:
@@ -261,7 +263,7 @@ class OutputUploader:
                     first=not upload.offset,
                 )
             try:
-                there = await gateway.append(
+                remote = await gateway.append(
                     *(upload.job_id, LOG, upload.offset, data),
                     complete=complete,
                     exact=bool(recipients),
@@ -275,7 +277,7 @@ class OutputUploader:
                     raise
                 _log.warning("log cut off", job=upload.job_id, error=error.message)
                 if error.code == "quota":
-                    there = await gateway.append(
+                    remote = await gateway.append(
                         upload.job_id, LOG, upload.offset, b"", complete=True
                     )
                 complete = True
@@ -283,14 +285,14 @@ class OutputUploader:
                 upload,
                 position=part[1],
                 offset=upload.offset + len(data),
-                log_done=complete or there.complete,
+                log_done=complete or remote.complete,
             )
             self._put(upload)
             if upload.log_done:
                 return upload
 
     async def _results(self, gateway: GatewayClient, upload: Upload, folder: Path) -> None:
-        """Send the kept output and the files of the working folder, then their list."""
+        """Upload the kept output and the files of the working folder, then their list."""
         recipients = self._table.recipients(upload.key)
         if recipients:
             await self._encrypted_results(gateway, upload, folder, recipients)
@@ -308,10 +310,10 @@ class OutputUploader:
     async def _encrypted_results(
         self, gateway: GatewayClient, upload: Upload, folder: Path, recipients: Sequence[str]
     ) -> None:
-        """The same encrypted: files have numbers for names, and their list is encrypted as well.
+        """Upload the results encrypted: files are named by number, and their list is encrypted too.
 
-        What was encrypted stays in the folder until all is delivered, so that an upload that was
-        cut off goes on with the same bytes.
+        Encrypted files stay in the folder until all are delivered, so that an interrupted upload
+        resumes with the same bytes.
         """
         listed, sent = [], []
         for number, file in enumerate(await asyncio.to_thread(result_files, folder)):
@@ -331,11 +333,11 @@ class OutputUploader:
     async def _file(
         self, gateway: GatewayClient, job_id: int, folder: Path, file: ResultFile
     ) -> str:
-        """Send what is missing of a file; why it can't be, in words, empty where it is there."""
-        there = await gateway.size(job_id, file.name)
-        if there is not None and there.complete:
-            return "" if there.size == file.size else "another file of that name was delivered"
-        offset = there.size if there is not None else 0
+        """Upload the missing part of a file; returns the problem, or an empty string."""
+        remote = await gateway.size(job_id, file.name)
+        if remote is not None and remote.complete:
+            return "" if remote.size == file.size else "another file of that name was delivered"
+        offset = remote.size if remote is not None else 0
         try:
             while True:
                 limit = min(_FILE_PART, file.size - offset)
@@ -352,7 +354,7 @@ class OutputUploader:
                 raise
             return "it is too large for the gateway"
 
-    # -- what is remembered
+    # -- records
 
     def _open(self) -> list[Upload]:
         with self._store.read() as connection:
@@ -374,7 +376,7 @@ class OutputUploader:
         _log.warning("output given up", job=upload.job_id, reason=why)
         self._put(replace(upload, done=True))
 
-    # -- patience
+    # -- backoff
 
     def _rests(self, what: str) -> bool:
         return self._resting.get(what, (0.0, 0.0))[1] > time.monotonic()
@@ -386,10 +388,10 @@ class OutputUploader:
 
 
 def _rewound(upload: Upload, size: int, *, encrypted: bool) -> Upload:
-    """From where to go on with a log of which the gateway has `size` bytes."""
+    """Return the position from which to resume a log that has `size` bytes at the gateway."""
     if not encrypted:
-        return replace(upload, position=0, offset=0)  # it leaves alone what it has
-    # Nothing can be encrypted to the same bytes again: readers skip what they have seen.
+        return replace(upload, position=0, offset=0)  # the gateway ignores parts that it has
+    # Encryption never yields the same bytes twice: readers skip repeated output.
     lost = size < upload.offset
     return replace(upload, position=0 if lost else upload.position, offset=size)
 
@@ -397,19 +399,19 @@ def _rewound(upload: Upload, size: int, *, encrypted: bool) -> Upload:
 def _encrypted(
     folder: Path, name: str | None, part: str, recipients: Sequence[str], data: bytes = b""
 ) -> ResultFile:
-    """A file of a run, or data, encrypted into a file of its folder; one that is there is kept."""
-    place = folder / part
-    if not place.exists():
-        place.parent.mkdir(mode=0o700, exist_ok=True)
-        fresh = place.with_name(f".{place.name}.new")
-        with _source(folder, name, data) as source, fresh.open("wb") as target:
+    """Encrypt a file of a run, or data, into a file of its folder, unless that exists."""
+    path = folder / part
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        with _source(folder, name, data) as source, temporary.open("wb") as target:
             encrypt_file(source, target, recipients)
-        fresh.replace(place)
-    whole = hashlib.sha256()
-    with place.open("rb") as file:
-        while piece := file.read(_FILE_PART):
-            whole.update(piece)
-        return ResultFile(part, file.tell(), whole.hexdigest())
+        temporary.replace(path)
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_FILE_PART):
+            sha256.update(chunk)
+        return ResultFile(part, file.tell(), sha256.hexdigest())
 
 
 def _source(folder: Path, name: str | None, data: bytes) -> BinaryIO:
