@@ -32,7 +32,11 @@ class BackgroundTasks:
             await asyncio.wait(self._going, timeout=timeout, return_when=condition)
 
     def collect(self) -> int:
-        """Remove ended tasks; returns the number of jobs changed. Raises a task's unexpected error."""
+        """Remove ended tasks; returns the number of jobs changed.
+
+        Raises:
+            Exception: An unexpected error of a task.
+        """
         changed = 0
         for task in [running for running in self._going if running.done()]:
             del self._going[task]

@@ -99,7 +99,7 @@ class Daemon:
         )
 
     def wake(self) -> None:
-        """Run the next cycle at once, on an external hint; after a failure, once the backoff ends."""
+        """Run the next cycle at once, on an external hint; after a failure, after the backoff."""
         self._wake.set()
 
     def wake_from_thread(self) -> None:
@@ -177,7 +177,7 @@ class Daemon:
         return 0.0 if again is None else self._succeeded(again)
 
     async def _guarded_cycle(self) -> bool | None:
-        """Return whether the next cycle should follow at once; None when a stop cancelled this one."""
+        """Run a cycle; returns its result, or None when a stop cancelled it."""
         cycle = asyncio.ensure_future(self._call_cycle())
         stopping = asyncio.ensure_future(self.stop.wait())
         self._running = cycle

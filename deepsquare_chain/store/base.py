@@ -1,6 +1,6 @@
-"""One database: connections, transactions, and errors for people.
+"""Databases: connections, transactions, and readable errors.
 
-A SQLite file for each service; PostgreSQL by URL where several programs share what is in it.
+Each service has a SQLite file; PostgreSQL is used by URL where several programs share the data.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ _MODE: Final = "deepsquare_mode"
 
 
 class Database:
-    """A database file, memory, or a server; what the parts of a store share.
+    """A database in a SQLite file, in memory, or on a PostgreSQL server; base of all stores.
 
     Args:
-        path: The SQLite file; None for memory, or where `url` is given.
-        url: A PostgreSQL server's database.
+        path: The SQLite file; None for a database in memory, or with `url`.
+        url: URL of a PostgreSQL database.
     """
 
     def __init__(self, path: Path | None, *, url: URL | None = None) -> None:
         self.path = path
         self.url = url
         self._engine = _engine(path) if url is None else _server(url)
-        # Memory is one connection, which threads take in turns.
+        # A database in memory is one connection, which threads use in turns.
         in_memory = path is None and url is None
         self._turn: AbstractContextManager[object] = RLock() if in_memory else nullcontext()
 
     @property
     def place(self) -> str:
-        """Where it is, for people: without any password."""
+        """Location of the database for messages, without password."""
         if self.url is not None:
             return self.url.render_as_string(hide_password=True)
         return "in memory" if self.path is None else str(self.path)
 
     @contextmanager
     def begin(self, *, durable: bool = True) -> Iterator[Connection]:
-        """One transaction: committed at the end of the block, undone if it raises.
+        """Run a write transaction: committed at the end of the block, rolled back on an exception.
 
-        Writers take turns from the start, so that a value read in it stays true until the end.
+        The write lock is taken at the start, so that values read in it stay valid until its end.
 
         Args:
-            durable: Whether it must outlive a power cut. A killed process never loses anything;
-                without this a power cut may undo the last ones, in exchange for speed.
+            durable: Whether the transaction must survive a power cut. A killed process never
+                loses a commit; without `durable` a power cut may undo the last commits, in
+                exchange for speed.
 
         Raises:
-            StoreError: The disk is full, or another process holds the database too long.
+            StoreError: The disk is full, or another process locks the database too long.
         """
         try:
             options = {_MODE: "durable" if durable else "quick"}
@@ -71,7 +72,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Reads of one moment, which block nobody."""
+        """Run reads on one snapshot, without blocking writers."""
         try:
             with (
                 self._turn,
@@ -82,16 +83,16 @@ class Database:
             raise self.plain(error) from error
 
     def close(self) -> None:
-        """Close all connections; harmless when closed."""
+        """Close all connections; idempotent."""
         self._engine.dispose()
 
     def plain(self, error: DatabaseError) -> GridError:
-        """What a failure means, in words for people."""
+        """Translate a database error into an error of this program."""
         cause = error.orig
         if self.url is not None:
-            words = " ".join(str(cause).split())[:300]
+            reason = " ".join(str(cause).split())[:300]
             return StoreError(
-                f"The database {self.place} failed: {words}",
+                f"The database {self.place} failed: {reason}",
                 hint="Is the server running, and does the database exist?",
             )
         if isinstance(cause, sqlite3.DatabaseError) and not isinstance(
@@ -120,14 +121,14 @@ def _engine(path: Path | None) -> Engine:
 
 
 def _server(url: URL) -> Engine:
-    # A connection that the server closed meanwhile is replaced before its use.
+    # Connections that the server closed are replaced before use.
     engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_SECONDS})
     event.listen(engine, "begin", _begin_on_server)
     return engine
 
 
 def _prepare(connection: Any, _record: Any) -> None:
-    # The driver would begin transactions late; `_begin` does it at the right moment.
+    # The driver would begin transactions late; `_begin` does it instead.
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1_000}"):
         connection.execute(f"PRAGMA {pragma}")
@@ -138,7 +139,7 @@ def _begin(connection: Connection) -> None:
     if mode == "read":
         connection.exec_driver_sql("BEGIN")
         return
-    # What is recorded before it is done must outlive a power cut.
+    # Intents that are recorded before an action must survive a power cut.
     connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if mode == 'durable' else 'NORMAL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -146,8 +147,8 @@ def _begin(connection: Connection) -> None:
 def _begin_on_server(connection: Connection) -> None:
     mode = connection.get_execution_options().get(_MODE, "durable")
     if mode == "read":
-        # One moment for all questions of a page, as SQLite's reads have it.
-        words = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
-        connection.exec_driver_sql(words)
+        # One snapshot for all queries of a page, as with SQLite.
+        statement = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        connection.exec_driver_sql(statement)
     elif mode == "quick":
         connection.exec_driver_sql("SET LOCAL synchronous_commit = off")

@@ -1,4 +1,4 @@
-"""The follower's durable memory."""
+"""Tables of the follower's cursors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CursorTables(Database):
     """Implements `deepsquare_chain.chain.follower.CursorStore` for connections."""
 
     def recent_blocks(self, name: str) -> Sequence[Block]:
-        """The kept blocks of a follower, latest first; the first one is its cursor."""
+        """Return the kept blocks of a follower, latest first; the first one is its cursor."""
         query = select(blocks).where(blocks.c.name == name).order_by(blocks.c.number.desc())
         with self.read() as connection:
             return [Block(row.number, row.hash) for row in connection.execute(query)]
@@ -24,7 +24,7 @@ class CursorTables(Database):
         """Move the cursor to the last of these blocks and keep the latest `keep`."""
         latest = seen[-keep:]
         self.rewind(transaction, name, latest[0].number - 1)
-        rows = [{"name": name, "number": each.number, "hash": each.hash} for each in latest]
+        rows = [{"name": name, "number": block.number, "hash": block.hash} for block in latest]
         transaction.execute(insert(blocks), rows)
         oldest = (
             select(blocks.c.number)

@@ -39,13 +39,13 @@ _LOCK_PAUSE: Final = 0.05
 
 
 class Store(OutboxTables, RequestTables, CursorTables):
-    """Outbox, signed requests, cursors and a service's own tables; made by `Store.open`."""
+    """Outbox, signed requests, cursors and a service's own tables; opened by `Store.open`."""
 
     def __init__(self, path: Path | None) -> None:
         super().__init__(path)
         self._guard: IO[bytes] | None = None
         self._spending = asyncio.Lock()
-        self._wallet = ""  # what this machine knows the wallet by; empty without a first block
+        self._wallet = ""  # identifies the wallet on this machine; empty without genesis
 
     @classmethod
     def open(
@@ -59,22 +59,22 @@ class Store(OutboxTables, RequestTables, CursorTables):
         landmark: str = "",
         exclusive: bool = False,
     ) -> Self:
-        """Open the database, made if need be; None or ":memory:" keeps it in memory.
+        """Open the database, creating it if needed; None or ":memory:" keeps it in memory.
 
         Args:
-            path: The file; it is readable by its owner only.
-            chain_id: Chain that it belongs to.
-            contract: Address of the MetaScheduler that it belongs to.
-            account: Address of the wallet that it belongs to.
-            genesis: Hash of the chain's first block, which tells a restarted local chain from the
-                one before; not checked when empty.
-            landmark: Hash of the block by which the chain is known again once it is deep, see
+            path: The file, readable by its owner only.
+            chain_id: Chain of the database.
+            contract: Address of its MetaScheduler.
+            account: Address of its wallet.
+            genesis: Hash of the chain's first block, which differs after a restart of a local
+                chain; not checked when empty.
+            landmark: Hash of the block that identifies the chain once it is deep, see
                 `deepsquare_chain.chain.rpc.pool`; not checked when empty.
-            exclusive: Refuse to share it with another process, for services.
+            exclusive: Refuse to share the file with another process, for services.
 
         Raises:
-            UsageError: It belongs to another chain, contract or account, is no database, or is
-                used by another process.
+            UsageError: The file belongs to another chain, contract or account, is no database,
+                or is used by another process.
             StoreError: The disk is full or the folder not writable.
         """
         file = None if path is None or str(path) == ":memory:" else Path(path)
@@ -105,7 +105,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
         return store
 
     def close(self) -> None:
-        """Close the file and let others have it; harmless when closed."""
+        """Close the file and release its lock; idempotent."""
         super().close()
         if self._guard is not None:
             self._guard.close()
@@ -113,17 +113,17 @@ class Store(OutboxTables, RequestTables, CursorTables):
 
     @asynccontextmanager
     async def spending(self, timeout: float) -> AsyncIterator[None]:
-        """The wallet's lock around an allowance and what uses it; see `Outbox.spending`."""
-        async with AsyncExitStack() as held:
+        """Hold the wallet's lock around an allowance and its use; see `Outbox.spending`."""
+        async with AsyncExitStack() as locks:
             try:
                 async with asyncio.timeout(timeout):
-                    await held.enter_async_context(self._spending)
+                    await locks.enter_async_context(self._spending)
                     if self.path is not None:
-                        held.enter_context(
+                        locks.enter_context(
                             await _locked(self.path.with_name(f"{self.path.name}.spending"))
                         )
                     if self._wallet and (folder := _lock_folder()) is not None:
-                        held.enter_context(await _locked(folder / _lock_name(self._wallet)))
+                        locks.enter_context(await _locked(folder / _lock_name(self._wallet)))
             except TimeoutError:
                 raise WaitTimeoutError(
                     f"Another submission or top-up of this wallet has been under way for "
@@ -140,14 +140,14 @@ class Store(OutboxTables, RequestTables, CursorTables):
 
     def _identify(self, wanted: dict[str, str]) -> None:
         with self.begin() as connection:
-            found = {row.key: row.value for row in connection.execute(select(identity))}
+            stored = {row.key: row.value for row in connection.execute(select(identity))}
             for key, value in wanted.items():
-                if key not in found:
+                if key not in stored:
                     connection.execute(insert(identity).values(key=key, value=value))
-                elif found[key] != value:
+                elif stored[key] != value:
                     raise UsageError(
                         f"The database {self.path or 'in memory'} belongs to another "
-                        f"{_NAMES[key]}: {found[key]}, not {value}",
+                        f"{_NAMES[key]}: {stored[key]}, not {value}",
                         hint="Give another --state-dir, or remove this database if its chain "
                         "is gone.",
                     )
@@ -164,18 +164,20 @@ _NAMES: Final = {
 
 
 def _add_columns(connection: Connection) -> None:
-    """Give a database of an earlier version the columns that came since."""
+    """Add the columns that a database of an earlier version lacks."""
     for table in GROWN:
-        there = {each["name"] for each in inspect(connection).get_columns(table.name)}
+        existing = {
+            column_info["name"] for column_info in inspect(connection).get_columns(table.name)
+        }
         for column in table.columns:
-            if column.name not in there:
+            if column.name not in existing:
                 kind = column.type.compile(connection.dialect)
-                words = f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
-                connection.exec_driver_sql(words)
+                statement = f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
+                connection.exec_driver_sql(statement)
 
 
 def _make(file: Path) -> None:
-    """Folder and empty file, readable by the owner only: signed transactions are in it."""
+    """Create folder and empty file, readable by the owner only: it holds signed transactions."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -184,7 +186,7 @@ def _make(file: Path) -> None:
 
 
 async def _locked(file: Path) -> IO[bytes]:
-    """A lock that ends with the process at the latest; waits for whoever has it."""
+    """Wait for a file lock and acquire it; it ends with the process at the latest."""
     try:
         lock = file.open("ab")
     except OSError as error:
@@ -203,24 +205,24 @@ async def _locked(file: Path) -> IO[bytes]:
 
 
 def _lock_folder() -> Path | None:
-    """Where this user's locks are, whatever the state folder; None where there is no such place."""
+    """Return the folder of this user's locks, for all state folders; None where there is none."""
     try:
         folder = Path(tempfile.gettempdir()) / f"deepsquare-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return None
-    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return folder if own and os.access(folder, os.W_OK | os.X_OK) else None
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    return folder if is_own and os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def _lock_name(wallet: str) -> str:
-    """One of 256 files: two wallets that share one wait for each other, which harms nobody."""
+    """Return one of 256 lock files; two wallets with the same one wait for each other."""
     return f"spending-{hashlib.sha256(wallet.encode()).hexdigest()[:2]}"
 
 
 def _guard(file: Path) -> IO[bytes]:
-    """A lock that ends with the process, however it ends."""
+    """Lock the file exclusively for this process; the lock ends with the process."""
     guard = file.with_name(file.name + ".lock").open("ab")
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)

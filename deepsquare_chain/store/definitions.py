@@ -1,4 +1,4 @@
-"""Where definitions stand under their SHA-256: the interface, and a folder for a local grid."""
+"""Stores of definitions by SHA-256: the interface, and a folder for a local grid."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from deepsquare_chain.errors import GridError, JobFileError, NotFoundError
 from deepsquare_chain.workflow import digest
 
 MAX_BYTES: Final = 1_000_000
-#: Folder of the marks that providers leave, and seconds for which one of them counts.
+#: Folder of the marks of providers that read the store, and seconds for which a mark is valid.
 _READERS: Final = ".readers"
 _READER_SECONDS: Final = 300.0
 
 
 class DefinitionMismatch(GridError):  # noqa: N818 - the name that callers know
-    """A store holds other bytes than the digest says; they must not run."""
+    """A store returned bytes that do not match the digest; they must not run."""
 
 
 class DefinitionStore(Protocol):
-    """Keeps definitions; nobody trusts it, since each answer is checked against its digest."""
+    """Stores definitions; untrusted, as each response is verified by its digest."""
 
     async def put(self, data: bytes) -> bytes:
-        """Keep a definition and return its digest; keeping it twice changes nothing.
+        """Store a definition and return its digest; idempotent.
 
         Raises:
             JobFileError: The bytes are larger than a definition may be.
-            GridError: The store can't keep it now.
+            GridError: The store can't store it now.
         """
         ...
 
     async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
-        """The bytes of a definition.
+        """Return the bytes of a definition.
 
         Args:
-            digest: Its SHA-256.
-            job_id: The job that it is wanted for: a gateway gives it to nobody else.
+            digest: SHA-256 of the definition.
+            job_id: Job of the definition, which a gateway needs to check the permission.
 
         Raises:
             NotFoundError: The store does not have it.
-            DefinitionMismatch: What the store has is something else.
-            GridError: The store can't answer now; that says nothing about the definition.
+            DefinitionMismatch: The store has other bytes.
+            GridError: The store can't answer now; the definition may exist.
         """
         ...
 
 
 class FolderDefinitionStore:
-    """Definitions as files `<digest>.json` of one folder, made when first needed."""
+    """Definitions as files `<digest>.json` in one folder, created when first needed."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -82,17 +82,17 @@ class FolderDefinitionStore:
             ) from None
 
     def mark_reader(self, account: str) -> None:
-        """Tell those who share the folder that a provider reads it now.
+        """Mark the folder as read by a provider, for its other users.
 
         Raises:
-            OSError: The folder can't be written to, which keeps nobody from reading.
+            OSError: The folder is not writable; it can still be read.
         """
         folder = self.path / _READERS
         folder.mkdir(parents=True, exist_ok=True)
         (folder / account.lower()).touch()
 
     def readers(self) -> list[str]:
-        """Accounts of providers that have read the folder within some minutes, as they say."""
+        """Return the accounts of providers that marked the folder as read in the last 5 minutes."""
         try:
             marks = list((self.path / _READERS).iterdir())
             fresh = [abs(time.time() - mark.stat().st_mtime) < _READER_SECONDS for mark in marks]
@@ -107,7 +107,7 @@ class FolderDefinitionStore:
 
     def _write(self, file: Path, data: bytes) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        # Readers see a whole file or none, whenever the writer dies.
+        # Atomic rename: readers see a whole file or none, even if the writer is killed.
         temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
         try:
             with temporary.open("xb") as stream:

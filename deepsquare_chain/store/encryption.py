@@ -1,9 +1,9 @@
 """Results and logs encrypted with age (X25519), so that gateways and object stores can't read them.
 
-The recipients are part of the definition. The provider encrypts before it delivers, and keeps the
+The recipients are part of the definition. The provider encrypts before it uploads, and stores the
 names of files in an encrypted manifest. A log is a sequence of frames: the length in four bytes,
 then an age file of one line (`JOB FROM TO`, positions in the output) and the bytes printed between
-them. Frames may repeat what earlier ones hold, as after an upload that was cut off; readers skip it.
+them. Frames may repeat output of earlier ones, e.g. after an interrupted upload; readers skip it.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class ResultKey:
-    """The age key of a customer; `recipient` is its public part, which others may know."""
+    """The age key of a customer; `recipient` is its public part."""
 
     path: Path
     recipient: str
     _identities: tuple[Any, ...]
 
     def decrypt(self, data: bytes) -> bytes:
-        """The content of an age file.
+        """Return the decrypted content of an age file.
 
         Raises:
-            NotAuthorisedError: It is encrypted to other keys.
-            AuditError: It was altered.
+            NotAuthorisedError: The file is encrypted to other keys.
+            AuditError: The file was altered.
         """
         target = io.BytesIO()
         self.decrypt_file(io.BytesIO(data), target)
@@ -55,16 +55,16 @@ class ResultKey:
         """Decrypt from one binary stream into another, in pieces.
 
         Raises:
-            NotAuthorisedError: It is encrypted to other keys.
-            AuditError: It was altered.
-            OSError: One of them can't be read or written.
+            NotAuthorisedError: The source is encrypted to other keys.
+            AuditError: The source was altered.
+            OSError: A stream can't be read or written.
         """
         try:
             with _writer(target) as writer:
                 pyrage.decrypt_io(source, writer, list(self._identities))
         except (pyrage.DecryptError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the streams, not of what is in them
+                raise  # an error of the streams, not of their content
             if "matching keys" in str(error):
                 raise NotAuthorisedError(
                     f"It is encrypted to other keys than the one in {self.path}",
@@ -77,43 +77,46 @@ class ResultKey:
 
 
 def load_result_key(path: Path) -> ResultKey:
-    """The key in a file, as `age-keygen` writes them: the first key is the one to encrypt to.
+    """Load the key of a file in `age-keygen` format; the first key is used to encrypt.
 
     Raises:
-        NotFoundError: There is no such file.
-        UsageError: It can't be read, holds no key, or others can read it.
+        NotFoundError: The file does not exist.
+        UsageError: The file can't be read, holds no key, or is readable by other users.
     """
     lines = [line.strip() for line in read_secret(path, "result key").splitlines()]
     try:
-        found = [x25519.Identity.from_str(line) for line in lines if line and line[0] != "#"]
+        identities = [x25519.Identity.from_str(line) for line in lines if line and line[0] != "#"]
     except pyrage.IdentityError:
-        found = []
-    if not found:
+        identities = []
+    if not identities:
         raise UsageError(
             f"{path} holds no age key",
             hint="It has a line AGE-SECRET-KEY-1...; bring it back from a backup, or name another "
             "file with --result-key.",
         )
-    return ResultKey(path, str(found[0].to_public()), tuple(found))
+    return ResultKey(path, str(identities[0].to_public()), tuple(identities))
 
 
 def ensure_result_key(path: Path) -> tuple[ResultKey, bool]:
-    """The key in a file, made where there is none, and whether it was made; errors as `load_result_key`."""
+    """Load the key of a file, creating it if missing; returns key and whether it was created.
+
+    Errors as `load_result_key`.
+    """
     try:
         return load_result_key(path), False
     except NotFoundError:
-        made = x25519.Identity.generate()
+        identity = x25519.Identity.generate()
     try:
-        write_secret(path, f"# public key: {made.to_public()}\n{made}\n", "result key")
+        write_secret(path, f"# public key: {identity.to_public()}\n{identity}\n", "result key")
     except UsageError:
         if not path.exists():
             raise
-        return load_result_key(path), False  # another command was quicker
+        return load_result_key(path), False  # another command created it first
     return load_result_key(path), True
 
 
 def find_result_key(path: Path | None, what: str) -> ResultKey:
-    """The key that decrypts something; `what` names that in messages.
+    """Load the key to decrypt `what`, a name for messages.
 
     Raises:
         NotAuthorisedError: There is no key.
@@ -130,20 +133,20 @@ def find_result_key(path: Path | None, what: str) -> ResultKey:
     )
 
 
-# -- what providers do
+# -- for providers
 
 
 def encrypt(data: bytes, recipients: Sequence[str]) -> bytes:
-    """Data encrypted to recipients, which were checked with the definition."""
-    sealed: bytes = pyrage.encrypt(data, _keys(recipients))
-    return sealed
+    """Encrypt data to recipients, which were validated with the definition."""
+    encrypted: bytes = pyrage.encrypt(data, _keys(recipients))
+    return encrypted
 
 
 def encrypt_file(source: BinaryIO, target: BinaryIO, recipients: Sequence[str]) -> None:
     """Encrypt from one binary stream into another, in pieces.
 
     Raises:
-        OSError: One of them can't be read or written.
+        OSError: A stream can't be read or written.
     """
     with _writer(target) as writer:
         pyrage.encrypt_io(source, writer, _keys(recipients))
@@ -152,18 +155,18 @@ def encrypt_file(source: BinaryIO, target: BinaryIO, recipients: Sequence[str]) 
 def encrypted_log_part(
     job_id: int, start: int, end: int, data: bytes, recipients: Sequence[str], *, first: bool
 ) -> bytes:
-    """What is appended to an encrypted log for the output between two positions."""
+    """Return the frame of an encrypted log for the output between two positions."""
     frame = encrypt(f"{job_id} {start} {end}\n".encode() + data, recipients)
     return (_LOG_START if first else b"") + len(frame).to_bytes(_LENGTH, "big") + frame
 
 
 def manifest(job_id: int, files: Sequence[dict[str, Any]]) -> bytes:
-    """The list of an encrypted job's files; `part` names the encrypted file of each."""
+    """Return the list of an encrypted job's files; `part` is the name of each encrypted file."""
     return json.dumps({"version": _VERSION, "job": job_id, "files": list(files)}).encode()
 
 
 class _Writer:
-    """Writes into a stream and keeps the error of a write, which age may pass over at the end."""
+    """Writes to a stream and keeps a write error, which pyrage may ignore at the end."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -179,12 +182,12 @@ class _Writer:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: the stream is flushed when it is closed."""
+        """Do nothing: the stream is flushed when it is closed."""
 
 
 @contextmanager
 def _writer(target: Any) -> Iterator[_Writer]:
-    """What age writes into; raises the error of a write whatever age made of it."""
+    """Provide a writer for pyrage; raises a write error even if pyrage ignored it."""
     writer = _Writer(target)
     try:
         yield writer
@@ -194,17 +197,17 @@ def _writer(target: Any) -> Iterator[_Writer]:
 
 
 def _keys(recipients: Sequence[str]) -> list[Any]:
-    return [x25519.Recipient.from_str(each) for each in recipients]
+    return [x25519.Recipient.from_str(recipient) for recipient in recipients]
 
 
-# -- what customers do
+# -- for customers
 
 
 def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
-    """The files in a decrypted manifest; its values are the provider's and unchecked.
+    """Return the files of a decrypted manifest; their values come unchecked from the provider.
 
     Raises:
-        AuditError: It is none, or of another job.
+        AuditError: The data is no manifest, or that of another job.
     """
     try:
         body = json.loads(data)
@@ -216,7 +219,7 @@ def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
         or body.get("version") != _VERSION
         or body.get("job") != job_id
         or not isinstance(files, list)
-        or not all(isinstance(each, dict) for each in files)
+        or not all(isinstance(file, dict) for file in files)
     ):
         raise AuditError(
             f"What the gateway has is not the list of files of job {job_id}",
@@ -226,11 +229,11 @@ def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
 
 
 class LogDecoder:
-    """Decrypts the log of one job as it comes; passes one that is not encrypted through.
+    """Decrypts the log of one job as a stream; a log that is not encrypted is returned unchanged.
 
     Args:
-        job_id: The job.
-        key_file: File of the key, read once it is needed; None for no key.
+        job_id: Job ID.
+        key_file: File of the key, read when first needed; None for no key.
     """
 
     def __init__(self, job_id: int, key_file: Path | None) -> None:
@@ -242,11 +245,11 @@ class LogDecoder:
         self._position = 0
 
     def feed(self, data: bytes) -> bytes:
-        """The output in the next bytes of a log; frames that are not complete yet are kept.
+        """Return the output in the next bytes of a log; incomplete frames are kept.
 
         Raises:
             NotAuthorisedError: The log is encrypted to another key, or there is no key.
-            AuditError: It was altered, or is of another job.
+            AuditError: The log was altered, or belongs to another job.
         """
         self._rest += data
         if self._encrypted is None:
@@ -258,13 +261,13 @@ class LogDecoder:
                 self._rest = self._rest[len(_LOG_START) :]
         if not self._encrypted:
             return self.finish()
-        found = b""
+        output = b""
         while (frame := self._frame()) is not None:
-            found += self._opened(frame)
-        return found
+            output += self._opened(frame)
+        return output
 
     def finish(self) -> bytes:
-        """What is left of a log at its end that was too short to be judged."""
+        """Return the rest of a log at its end that was too short to detect encryption."""
         rest, self._rest = (b"", self._rest) if self._encrypted else (self._rest, b"")
         return rest
 
@@ -284,17 +287,19 @@ class LogDecoder:
         )
         head, newline, data = self._key.decrypt(frame).partition(b"\n")
         numbers = head.split(b" ")
-        if not newline or len(head) > _MAX_HEAD or not all(each.isdigit() for each in numbers):
+        if not newline or len(head) > _MAX_HEAD or not all(number.isdigit() for number in numbers):
             raise self._altered()
         if len(numbers) != 3 or int(numbers[0]) != self._job_id:
             raise self._altered()
         start, end = int(numbers[1]), int(numbers[2])
         if start > self._position or end < start:
             raise self._altered()
-        known = self._position - start
+        repeated = self._position - start
         self._position = max(self._position, end)
-        # Bytes that the provider left out are a note in the data, which is not cut.
-        return data[known:] if len(data) == end - start else data if end > start + known else b""
+        # A length that differs: the data is a note about omitted output, which is not cut.
+        return (
+            data[repeated:] if len(data) == end - start else data if end > start + repeated else b""
+        )
 
     def _altered(self) -> AuditError:
         return AuditError(

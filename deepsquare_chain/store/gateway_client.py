@@ -1,7 +1,7 @@
-"""A gateway as customers and providers see it: definitions, logs and results over HTTP.
+"""The HTTP client of a gateway, for definitions, logs and results of jobs.
 
-Nobody trusts it: a definition is checked against the digest on chain, an output against the
-digest that its provider reported.
+Gateways are untrusted: definitions are verified by the digest on chain, outputs by the digest that
+the provider reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from deepsquare_chain.store.encryption import FOLDER as ENCRYPTED
 from deepsquare_chain.store.service_client import Answer, ServiceClient, json_object
 from deepsquare_chain.workflow import digest as digest_of
 
-#: Name of what a run prints while it runs.
+#: File name of the log, which grows while a run is alive.
 LOG: Final = "log"
 _MAX_NAME: Final = 1_024
 _STREAM_TIMEOUT: Final = httpx.Timeout(15.0, read=60.0)
@@ -47,9 +47,9 @@ _STATEMENT: Final = "Sign in to the gateway. This moves no credits and costs no 
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a gateway keeps a file of a job under this name.
+    """Return whether a gateway accepts this name for a file of a job.
 
-    Names are `log` (what a run prints while it runs), `output` (what its provider kept of that and
+    Names are `log` (the output during the run), `output` (the output that its provider kept and
     reported on chain) and paths below `work/`, or below `encrypted/` where the job has recipients.
     """
     parts = name.split("/")
@@ -59,19 +59,19 @@ def is_file_name(name: str) -> bool:
 
 
 def contract_resource(chain_id: int, contract: str) -> str:
-    """The contract as a resource of a sign-in (CAIP-10)."""
+    """Return the contract as a resource of a sign-in (CAIP-10)."""
     return f"eip155:{chain_id}:{contract.lower()}"
 
 
 def jobs_resource(url: str) -> str:
-    """All jobs at a gateway as a resource of a sign-in; one of them is `/ID` more."""
+    """Return all jobs of a gateway as a resource of a sign-in; append `/ID` for one job."""
     return f"{url.rstrip('/')}/v1/jobs"
 
 
 def share_message(
     chain_id: int, contract: str, job_id: int, reader: str, until: int
 ) -> SignableMessage:
-    """What a customer signs (EIP-712) to let a reader read a job until then (epoch seconds)."""
+    """Return the EIP-712 message to let a reader read a job until `until` (epoch seconds)."""
     names = ("jobId", "uint256"), ("reader", "address"), ("until", "uint64")
     return encode_typed_data(
         {
@@ -86,17 +86,17 @@ def share_message(
 
 
 def gateway_urls(settings: Settings, deployment: Deployment) -> tuple[str, ...]:
-    """The gateways of the settings, else the one that a devnet recorded; none where there is none."""
-    found = settings.gateway or deployment.extra.get("gateway")
-    if not isinstance(found, str) or not found.startswith(("http://", "https://")):
+    """Return the gateways of the settings, else the gateway recorded by a devnet, if any."""
+    urls = settings.gateway or deployment.extra.get("gateway")
+    if not isinstance(urls, str) or not urls.startswith(("http://", "https://")):
         return ()
-    return tuple(url.rstrip("/") for url in split_urls(found))
+    return tuple(url.rstrip("/") for url in split_urls(urls))
 
 
 class GatewayRefusedError(EndpointError):
-    """The gateway did not do what it was asked; `code` is its short name of the reason.
+    """The gateway refused a request; `code` is its code for the reason.
 
-    `offset` is the size of the file there, where that is the reason.
+    `offset` is the size of the file at the gateway, for an offset mismatch.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class GatewayRefusedError(EndpointError):
 
 
 class WrongAccountError(NotAuthorisedError):
-    """The gateway does not let this account do it."""
+    """The account lacks the permission for this request."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a job as the gateway has it; `size` in bytes."""
+    """A file of a job at the gateway; `size` in bytes."""
 
     name: str
     size: int
@@ -122,7 +122,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class LogPart:
-    """A piece of a log, and the byte offset from which to read on; `end` after the last one."""
+    """A part of a log, and the byte offset of the next part; `end` after the last one."""
 
     data: bytes
     offset: int
@@ -130,19 +130,19 @@ class LogPart:
 
 
 class GatewayClient(ServiceClient):
-    """Speaks to one gateway for one account; used as an async context manager.
+    """Client of one gateway for one account; an async context manager.
 
     Args:
-        url: Address of the gateway.
-        account: Who signs in; None for one who asks for nothing that needs it.
-        chain_id: Of the grid, which the sign-in names.
-        contract: Address of the MetaScheduler, which the sign-in names.
-        job_id: The only job that the sign-in is for; None for all jobs of the account.
+        url: URL of the gateway.
+        account: Signer for the sign-in; None if no request needs one.
+        chain_id: Chain of the grid, part of the sign-in.
+        contract: Address of the MetaScheduler, part of the sign-in.
+        job_id: The only job of the sign-in; None for all jobs of the account.
         way: Certificates and headers for remote addresses.
-        transport: What carries the requests instead of the network, for tests.
+        transport: HTTP transport instead of the network, for tests.
 
     Raises:
-        UsageError: The environment names a proxy that can't be used.
+        UsageError: The proxy in the environment is invalid.
     """
 
     service: ClassVar[str] = "gateway"
@@ -168,35 +168,35 @@ class GatewayClient(ServiceClient):
         self._signing = asyncio.Lock()
 
     async def terms(self) -> dict[str, Any]:
-        """What the gateway says of itself; no sign-in is needed.
+        """Return the gateway's terms; no sign-in is needed.
 
         Raises:
-            EndpointError: It is down, or is of another grid.
+            EndpointError: The gateway is down, or belongs to another grid.
         """
         answer = await self._send("GET", "/v1/gateway")
-        found = answer.body() if answer.is_success else None
-        if found is None:
+        terms = answer.body() if answer.is_success else None
+        if terms is None:
             raise self._nonsense()
         chain_id, contract = self._grid
         if (
-            found.get("chain_id") != chain_id
-            or str(found.get("contract")).lower() != contract.lower()
+            terms.get("chain_id") != chain_id
+            or str(terms.get("contract")).lower() != contract.lower()
         ):
             raise EndpointError(
                 f"The gateway at {self.place} is of another grid",
                 hint="Name the gateway of this grid with --gateway.",
             )
-        numbers = {name: each for name, each in found.items() if type(each) is int}
+        numbers = {name: value for name, value in terms.items() if type(value) is int}
         return {**numbers, "contract": contract}
 
     # -- definitions
 
     async def put_definition(self, data: bytes) -> bytes:
-        """Upload a definition and return its digest; doing so again changes nothing.
+        """Upload a definition and return its digest; idempotent.
 
         Raises:
-            JobFileError: It is larger than a definition may be.
-            WrongAccountError: The gateway takes none from this account.
+            JobFileError: The definition is too large.
+            WrongAccountError: The gateway accepts no definitions from this account.
             EndpointError: The gateway is down or refuses.
         """
         if len(data) > MAX_BYTES:
@@ -206,11 +206,11 @@ class GatewayClient(ServiceClient):
         return key
 
     async def definition(self, job_id: int, digest: bytes) -> bytes:
-        """The definition of a job.
+        """Return the definition of a job.
 
         Raises:
             NotFoundError: The gateway does not have it.
-            DefinitionMismatch: What it has is something else.
+            DefinitionMismatch: The gateway has other bytes.
             WrongAccountError: This account may not read it.
             EndpointError: The gateway is down or refuses.
         """
@@ -225,7 +225,7 @@ class GatewayClient(ServiceClient):
     # -- files
 
     async def size(self, job_id: int, name: str) -> RemoteFile | None:
-        """How much of a file is there; None for nothing. Errors as `append`."""
+        """Return the size of a file at the gateway; None if it is missing. Errors as `append`."""
         try:
             response = await self._ask("HEAD", _file(job_id, name))
         except NotFoundError:
@@ -242,15 +242,15 @@ class GatewayClient(ServiceClient):
         complete: bool = False,
         exact: bool = False,
     ) -> RemoteFile:
-        """Upload the part of a file that begins at `offset`; what is there already is left alone.
+        """Upload the part of a file that begins at `offset`; existing bytes are not changed.
 
-        With `exact` the part is refused where the file does not end at `offset`, because the same
-        bytes can't be made twice.
+        With `exact` the part is refused unless the file ends at `offset`, for parts whose bytes
+        can't be reproduced.
 
         Raises:
-            NotFoundError: The gateway does not know the job's definition: another one has it.
-            GatewayRefusedError: It does not take it; with `offset` where that is the reason.
-            WrongAccountError: This account does not hold the job.
+            NotFoundError: The gateway lacks the job's definition: another one has it.
+            GatewayRefusedError: The gateway refuses the part; with `offset` on a mismatch.
+            WrongAccountError: The job is not assigned to this account.
             EndpointError: The gateway is down.
         """
         headers = {"Upload-Offset": str(offset), "Upload-Complete": "?1" if complete else "?0"}
@@ -260,22 +260,22 @@ class GatewayClient(ServiceClient):
         return self._file_of(name, response)
 
     async def put_results(self, job_id: int, files: Sequence[Mapping[str, Any]]) -> None:
-        """Say what a run left, once all of it is uploaded; errors as `append`."""
+        """Upload the list of a run's files, once all are uploaded; errors as `append`."""
         await self._ask("PUT", f"/v1/jobs/{job_id}/results", json={"files": list(files)})
 
     async def results(self, job_id: int) -> list[dict[str, Any]] | None:
-        """What the provider says that a run left; None before all of it is there.
+        """Return the provider's list of a run's files; None before all are uploaded.
 
         Raises:
             WrongAccountError: This account may not read it.
-            EndpointError: The gateway is down, or answers nonsense.
+            EndpointError: The gateway is down, or its response is invalid.
         """
         try:
             body = self._object(await self._ask("GET", f"/v1/jobs/{job_id}/results"))
         except NotFoundError:
             return None
         files = body.get("files")
-        if not isinstance(files, list) or not all(isinstance(each, dict) for each in files):
+        if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
             raise self._nonsense()
         return files
 
@@ -283,7 +283,7 @@ class GatewayClient(ServiceClient):
     async def download(
         self, job_id: int, name: str, start: int = 0
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """A file's bytes from an offset to its present end; errors as `results`."""
+        """Stream a file's bytes from an offset to its current end; errors as `results`."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         async with self._stream(_file(job_id, name), headers) as response:
             if start and response.status_code != HTTPStatus.PARTIAL_CONTENT:
@@ -291,11 +291,11 @@ class GatewayClient(ServiceClient):
             yield self._pieces(response)
 
     async def follow(self, job_id: int, offset: int = 0) -> AsyncIterator[LogPart]:
-        """A job's log from an offset, as it grows; ends with its end, or with the connection.
+        """Stream a job's log from an offset as it grows, until it ends or the connection closes.
 
         Raises:
             WrongAccountError: This account may not read it.
-            EndpointError: The connection failed: go on from the last offset.
+            EndpointError: The connection failed; resume from the last offset.
         """
         path = f"/v1/jobs/{job_id}/log/events?offset={offset}"
         async with self._stream(path, {"Accept": "text/event-stream"}) as response:
@@ -311,7 +311,7 @@ class GatewayClient(ServiceClient):
                     return
 
     async def share(self, job_id: int, reader: str, until: int) -> None:
-        """Let another address read the log and the results of a job until then (epoch seconds).
+        """Let another address read the log and results of a job until `until` (epoch seconds).
 
         Raises:
             WrongAccountError: This account is not the customer of the job.
@@ -331,17 +331,17 @@ class GatewayClient(ServiceClient):
     async def _ask(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
     ) -> Answer:
-        """One request, signed in; tried again where the gateway asks for patience."""
+        """Send a request with authorisation; retried with backoff after a rate limit."""
         pause, renewed = 0.5, False
-        for left in range(_TRIES - 1, -1, -1):
-            given = {**(headers or {}), **await self._authorisation()}
-            answer = await self._send(method, path, headers=given, **request)
+        for retries_left in range(_TRIES - 1, -1, -1):
+            all_headers = {**(headers or {}), **await self._authorisation()}
+            answer = await self._send(method, path, headers=all_headers, **request)
             if answer.is_success:
                 return answer
             if answer.status == HTTPStatus.UNAUTHORIZED and not renewed:
                 renewed, self._token = True, ""
                 continue
-            if not left or answer.status != HTTPStatus.TOO_MANY_REQUESTS:
+            if not retries_left or answer.status != HTTPStatus.TOO_MANY_REQUESTS:
                 break
             await asyncio.sleep(min(5.0, _number(answer.headers.get("retry-after"), pause)))
             pause *= 2
@@ -350,10 +350,10 @@ class GatewayClient(ServiceClient):
     @asynccontextmanager
     async def _stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
         for last in (False, True):
-            given = {**headers, **await self._authorisation()}
+            all_headers = {**headers, **await self._authorisation()}
             try:
                 async with self._client.stream(
-                    "GET", path, headers=given, timeout=_STREAM_TIMEOUT
+                    "GET", path, headers=all_headers, timeout=_STREAM_TIMEOUT
                 ) as response:
                     if response.is_success:
                         yield response
@@ -367,13 +367,13 @@ class GatewayClient(ServiceClient):
 
     async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
         try:
-            async for piece in response.aiter_bytes():
-                yield piece
+            async for chunk in response.aiter_bytes():
+                yield chunk
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 
     async def _events(self, response: httpx.Response) -> AsyncIterator[tuple[str, int, str]]:
-        """Kind, id and data of each server-sent event."""
+        """Yield kind, ID and data of each server-sent event."""
         kind, number, data = "", -1, ""
         async for line in self._lines(response):
             name, _, value = line.partition(":")
@@ -391,8 +391,8 @@ class GatewayClient(ServiceClient):
 
     async def _lines(self, response: httpx.Response) -> AsyncIterator[str]:
         rest = b""
-        async for piece in self._pieces(response):
-            *lines, rest = (rest + piece).split(b"\n")
+        async for chunk in self._pieces(response):
+            *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 yield line.removesuffix(b"\r").decode(errors="replace")
             if len(rest) > _MAX_EVENT:
@@ -406,7 +406,7 @@ class GatewayClient(ServiceClient):
         return {"Authorization": f"Bearer {self._token}"}
 
     async def _sign_in(self) -> str:
-        """Sign in and return a token. What is signed is made here, never by the gateway."""
+        """Sign in and return a token. The message is composed here, never by the gateway."""
         account = self._signer()
         chain_id, contract = self._grid
         challenge = self._object(await self._plain("POST", "/v1/sign-in/nonce", {}))
@@ -426,7 +426,7 @@ class GatewayClient(ServiceClient):
                     jobs if self._job_id is None else f"{jobs}/{self._job_id}",
                 ),
             ).text()
-            message = SignInMessage.parse(text)  # the gateway's values must not change its meaning
+            message = SignInMessage.parse(text)  # the gateway's values must not alter the message
         except (KeyError, GridError):
             raise self._nonsense() from None
         if message.nonce != challenge["nonce"] or message.address != account.address:
@@ -459,32 +459,32 @@ class GatewayClient(ServiceClient):
         return RemoteFile(name, int(size), response.headers.get("upload-complete") == "?1")
 
     def _object(self, response: Answer) -> dict[str, Any]:
-        found = response.body()
-        if found is None:
+        body = response.body()
+        if body is None:
             raise self._nonsense()
-        return found
+        return body
 
     def _refused(self, status: int, content: bytes) -> GridError:
         body = json_object(content) or {}
         detail, code, hint = body.get("detail"), body.get("code"), body.get("hint")
         if not isinstance(detail, str):
             return self._bare(status) if not content else self._nonsense(f"status {status}")
-        words = f"The gateway at {self.place} refused: {plain(detail)[:500]}"
+        message = f"The gateway at {self.place} refused: {plain(detail)[:500]}"
         advice = plain(hint)[:300] if isinstance(hint, str) else ""
         if status == HTTPStatus.NOT_FOUND and isinstance(code, str):
-            return NotFoundError(words, hint=advice)
+            return NotFoundError(message, hint=advice)
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            return WrongAccountError(words, hint=advice)
+            return WrongAccountError(message, hint=advice)
         offset = body.get("offset")
         return GatewayRefusedError(
-            words,
+            message,
             hint=advice or self.advice,
             code=code[:40] if isinstance(code, str) else "",
             offset=offset if type(offset) is int and offset >= 0 else None,
         )
 
     def _bare(self, status: int) -> GridError:
-        """A refusal without words, as HEAD gets it."""
+        """Return the error of a refusal without a body, as for HEAD."""
         if status == HTTPStatus.NOT_FOUND:
             return NotFoundError(f"The gateway at {self.place} does not have that")
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -498,8 +498,8 @@ class GatewayClient(ServiceClient):
 class GatewayDefinitionStore:
     """Definitions in one or several gateways; see `store.definitions.DefinitionStore`.
 
-    A definition is uploaded to all of them, and one that is down is no obstacle while another
-    takes it. It is read from the first that has the right bytes.
+    A definition is uploaded to all of them; those that are down are skipped if at least one
+    accepts it. It is read from the first gateway that has the right bytes.
     """
 
     def __init__(self, gateways: Sequence[GatewayClient]) -> None:
@@ -510,39 +510,39 @@ class GatewayDefinitionStore:
         """Upload to every gateway.
 
         Raises:
-            JobFileError: It is larger than a definition may be.
-            GridError: No gateway takes it.
+            JobFileError: The definition is too large.
+            GridError: No gateway accepts it.
         """
         key = hashlib.sha256(data).digest()
         if key in self._put:
             return key
-        found = await asyncio.gather(
-            *(each.put_definition(data) for each in self.gateways), return_exceptions=True
+        results = await asyncio.gather(
+            *(result.put_definition(data) for result in self.gateways), return_exceptions=True
         )
-        failures = [each for each in found if isinstance(each, BaseException)]
-        if len(failures) == len(found):
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if len(failures) == len(results):
             raise failures[0]
-        for each in failures:
-            if not isinstance(each, GridError):
-                raise each
+        for result in failures:
+            if not isinstance(result, GridError):
+                raise result
         self._put.add(key)
         return key
 
     async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
-        """The definition of a job, from the first gateway that has it; errors as the interface's."""
+        """Return a job's definition from the first gateway that has it; errors as the interface."""
         if job_id is None:
             raise NotFoundError("A gateway gives a definition for a job, not for a digest alone")
         missing: GridError | None = None
-        failed: GridError | None = None
-        for each in self.gateways:
+        failure: GridError | None = None
+        for gateway in self.gateways:
             try:
-                return await each.definition(job_id, digest)
+                return await gateway.definition(job_id, digest)
             except (NotFoundError, DefinitionMismatch) as error:
                 missing = missing or error
             except GridError as error:
-                failed = failed or error
-        # One that does not answer may have it: only all of them together say that it is missing.
-        raise failed or missing or NotFoundError("No gateway is set")
+                failure = failure or error
+        # A gateway that does not answer may have it: it is missing only if all of them say so.
+        raise failure or missing or NotFoundError("No gateway is set")
 
 
 @asynccontextmanager
@@ -554,7 +554,7 @@ async def open_gateways(
     *,
     job_id: int | None = None,
 ) -> AsyncIterator[tuple[GatewayClient, ...]]:
-    """Clients of gateways for an account, closed at the end; a sign-in is for one job or for all."""
+    """Open clients of gateways for an account; the sign-in is for `job_id` or for all jobs."""
     async with AsyncExitStack() as stack:
         yield tuple(
             [

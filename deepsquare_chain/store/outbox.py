@@ -1,4 +1,4 @@
-"""The sender's durable memory."""
+"""Tables of the sender's outbox."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.store.base import Database
 from deepsquare_chain.store.schema import attempts, outbox
 
-#: Settled transactions without a key are forgotten after this many nonces.
+#: Number of nonces after which settled transactions without an idempotency key are deleted.
 KEPT_NONCES = 2_000
 _LOOK = "`deepsquare tx list` shows what it has sent; each state folder has its own."
 
@@ -25,7 +25,7 @@ class OutboxTables(Database):
     def append(
         self, call: Call, gas: int, floor: int, sign: Callable[[int], Attempt], key: str | None
     ) -> Entry:
-        """Take the lowest free nonce from `floor` on, sign, and record, all or nothing."""
+        """Allocate the lowest free nonce from `floor` on, sign and record, in one transaction."""
         with self.begin() as connection:
             nonce, created = _free_nonce(connection, floor), int(time.time())
             attempt = sign(nonce)
@@ -46,7 +46,7 @@ class OutboxTables(Database):
         return Entry(entry_id, nonce, call, gas, TxState.OPEN, (attempt,), key=key, created=created)
 
     def add_attempt(self, entry_id: int, attempt: Attempt) -> None:
-        """Record a replacement."""
+        """Record a replacement transaction."""
         with self.begin() as connection:
             count = connection.execute(
                 select(func.count()).where(attempts.c.entry_id == entry_id)
@@ -62,8 +62,8 @@ class OutboxTables(Database):
         note: str = "",
         fee: int | None = None,
     ) -> None:
-        """Record how an entry stands; old settled ones are forgotten."""
-        # The chain tells it again if it is lost.
+        """Record the state of an entry; old settled entries are deleted."""
+        # Not durable: a lost update is read from the chain again.
         with self.begin(durable=False) as connection:
             connection.execute(
                 update(outbox)
@@ -74,50 +74,50 @@ class OutboxTables(Database):
                 _forget(connection, entry_id)
 
     def entry(self, entry_id: int) -> Entry:
-        """One entry as it stands now.
+        """Return an entry.
 
         Raises:
-            NotFoundError: It was forgotten, or never existed.
+            NotFoundError: The entry was deleted, or never existed.
         """
-        found = self._entries(outbox.c.id == entry_id)
-        if not found:
+        entries = self._entries(outbox.c.id == entry_id)
+        if not entries:
             raise NotFoundError(
                 f"This wallet has sent no transaction {entry_id} from here", hint=_LOOK
             )
-        return found[0]
+        return entries[0]
 
     def by_key(self, key: str) -> Entry | None:
-        """The entry of that key which is OPEN or MINED."""
+        """Return the OPEN or MINED entry of an idempotency key."""
         alive = (TxState.OPEN.value, TxState.MINED.value)
-        found = self._entries(outbox.c.key == key, outbox.c.state.in_(alive))
-        return found[0] if found else None
+        entries = self._entries(outbox.c.key == key, outbox.c.state.in_(alive))
+        return entries[0] if entries else None
 
     def open_entries(self) -> Sequence[Entry]:
-        """All OPEN entries by nonce."""
+        """Return all OPEN entries by nonce."""
         return self._entries(outbox.c.state == TxState.OPEN.value)
 
     def entries_from(self, nonce: int) -> Sequence[Entry]:
-        """All entries from a nonce on, but for the ABANDONED."""
+        """Return all entries from a nonce on, except ABANDONED ones."""
         return self._entries(outbox.c.nonce >= nonce, outbox.c.state != TxState.ABANDONED.value)
 
     def recent_entries(self, limit: int = 50) -> Sequence[Entry]:
-        """The latest entries of every state, newest first, for people."""
-        return sorted(self._entries(limit=limit), key=lambda each: -each.id)
+        """Return the latest entries of every state, newest first, for display."""
+        return sorted(self._entries(limit=limit), key=lambda entry: -entry.id)
 
     def by_hash(self, tx_hash: str) -> Entry:
-        """The entry that has an attempt of this hash.
+        """Return the entry with an attempt of this hash.
 
         Raises:
             NotFoundError: There is none.
         """
-        same = select(attempts.c.entry_id).where(attempts.c.tx_hash == tx_hash.lower())
-        found = self._entries(outbox.c.id.in_(same))
-        if not found:
+        entry_ids = select(attempts.c.entry_id).where(attempts.c.tx_hash == tx_hash.lower())
+        entries = self._entries(outbox.c.id.in_(entry_ids))
+        if not entries:
             raise NotFoundError(f"This wallet has not sent {tx_hash} from here", hint=_LOOK)
-        return found[-1]
+        return entries[-1]
 
     def spent(self) -> Sequence[tuple[int, int]]:
-        """When each of the latest paid transactions was recorded (seconds), and its fee (wei)."""
+        """Return time recorded (epoch seconds) and fee (wei) of the latest paid transactions."""
         query = (
             select(outbox.c.created, outbox.c.fee)
             .where(outbox.c.fee.is_not(None), outbox.c.created.is_not(None))
@@ -133,8 +133,8 @@ class OutboxTables(Database):
             query = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
         with self.read() as connection:
             rows = connection.execute(query).all()
-            found = _attempts(connection, [row.id for row in rows])
-        return [_entry(row, found[row.id]) for row in rows]
+            attempts_by_entry = _attempts(connection, [row.id for row in rows])
+        return [_entry(row, attempts_by_entry[row.id]) for row in rows]
 
 
 def _free_nonce(connection: Connection, floor: int) -> int:
@@ -144,10 +144,10 @@ def _free_nonce(connection: Connection, floor: int) -> int:
         .order_by(outbox.c.nonce)
     ).scalars()
     nonce = floor
-    for each in taken:
-        if each > nonce:
+    for used in taken:
+        if used > nonce:
             break
-        nonce = each + 1
+        nonce = used + 1
     return nonce
 
 
@@ -180,22 +180,22 @@ def _forget(connection: Connection, entry_id: int) -> None:
 
 
 def _attempts(connection: Connection, ids: Sequence[int]) -> Mapping[int, list[Attempt]]:
-    found: dict[int, list[Attempt]] = {entry_id: [] for entry_id in ids}
+    attempts_by_entry: dict[int, list[Attempt]] = {entry_id: [] for entry_id in ids}
     if not ids:
-        return found
+        return attempts_by_entry
     query = select(attempts).where(attempts.c.entry_id.in_(ids)).order_by(attempts.c.number)
-    for each in connection.execute(query):
-        found[each.entry_id].append(
+    for row in connection.execute(query):
+        attempts_by_entry[row.entry_id].append(
             Attempt(
-                each.tx_hash,
-                each.raw,
-                each.max_fee,
-                each.priority_fee,
-                each.sent_block,
-                bool(each.cancels),
+                row.tx_hash,
+                row.raw,
+                row.max_fee,
+                row.priority_fee,
+                row.sent_block,
+                bool(row.cancels),
             )
         )
-    return found
+    return attempts_by_entry
 
 
 def _entry(row: Row[Any], tried: Sequence[Attempt]) -> Entry:

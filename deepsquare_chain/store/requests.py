@@ -1,7 +1,7 @@
-"""Requests that a wallet signed for a relay: recorded before they leave, so that none is lost.
+"""Requests that a wallet signed for a relay; recorded before they are sent, so that none is lost.
 
-A nonce is given out once among the requests that may still be carried out, whichever process of
-this state folder asks.
+Each nonce is used once among the requests that may still be executed, across all processes of
+this state folder.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from deepsquare_chain.store.schema import Amount, metadata
 
 
 class RequestState(StrEnum):
-    """What is known of a signed request."""
+    """State of a signed request."""
 
-    OPEN = "open"  # signed; it may still be carried out
-    EXECUTED = "executed"  # carried out, with its effect
-    FAILED = "failed"  # its nonce is used, but the contract refused the call
-    # The relay did not take it, and its nonce is free for another request. Until its deadline it
-    # may still be carried out, by a relay that kept it.
+    OPEN = "open"  # signed; it may still be executed
+    EXECUTED = "executed"  # executed successfully
+    FAILED = "failed"  # its nonce is used, but the call reverted
+    # The relay refused it, and its nonce is free for another request. Until its deadline a relay
+    # that kept it may still execute it.
     REFUSED = "refused"
-    EXPIRED = "expired"  # its deadline passed before anybody carried it out
+    EXPIRED = "expired"  # its deadline passed before it was executed
     REPLACED = "replaced"  # another request of this wallet used its nonce
 
 
@@ -67,7 +67,7 @@ signed_requests: Final = Table(
     Column("note", Text, nullable=False, default=""),
     Column("created", Integer, nullable=False),
 )
-# A request without effect gives its key and its nonce to the next one.
+# The key and the nonce of a request without effect are free for the next one.
 Index(
     "signed_requests_key",
     signed_requests.c.key,
@@ -86,8 +86,8 @@ Index(
 class RecordedRequest:
     """A signed request of this wallet.
 
-    `digest` is 0x-hexadecimal; `block` is the block after which it can be carried out; `created`
-    is this machine's clock in seconds; `key` is the caller's own name of the effect.
+    `digest` is 0x-hexadecimal; `block` is the block after which it can be executed; `created`
+    is the local time in epoch seconds; `key` is the caller's idempotency key.
     """
 
     digest: str
@@ -119,14 +119,14 @@ class RequestTables(Database):
         block: int,
         key: str | None,
     ) -> RecordedRequest:
-        """Take the lowest free nonce from `floor` on, sign and record, all or nothing.
+        """Allocate the lowest free nonce from `floor` on, sign and record, in one transaction.
 
         Args:
-            floor: Nonce of the wallet's next request on the chain.
-            sign: Makes digest and signed request for a nonce.
-            label: What it does, for people.
-            block: Head of the chain now.
-            key: The caller's own name of the effect; unique among requests with effect.
+            floor: Nonce of the wallet's next request on chain.
+            sign: Returns digest and signed request for a nonce.
+            label: Description of the call, for display.
+            block: Number of the head block.
+            key: Idempotency key; unique among requests that are OPEN or EXECUTED.
         """
         table = signed_requests
         with self.begin() as connection:
@@ -137,10 +137,14 @@ class RequestTables(Database):
                     )
                 ).scalars()
             )
-            nonce = next(each for each in range(floor, floor + len(taken) + 1) if each not in taken)
+            nonce = next(
+                candidate
+                for candidate in range(floor, floor + len(taken) + 1)
+                if candidate not in taken
+            )
             digest, signed = sign(nonce)
             request, created = signed.request, int(time.time())
-            # A refused request that is signed again within the same second is the same bytes.
+            # A refused request that is signed again within the same second has the same digest.
             connection.execute(delete(table).where(table.c.digest == digest))
             connection.execute(
                 insert(table).values(
@@ -167,8 +171,8 @@ class RequestTables(Database):
     def settle_request(
         self, digest: str, state: RequestState, *, tx_hash: str = "", note: str = ""
     ) -> None:
-        """Record what became of a request."""
-        # The chain tells it again if it is lost.
+        """Record the final state of a request."""
+        # Not durable: a lost update is read from the chain again.
         with self.begin(durable=False) as connection:
             connection.execute(
                 update_rows(signed_requests)
@@ -177,25 +181,25 @@ class RequestTables(Database):
             )
 
     def request_by_key(self, key: str) -> RecordedRequest | None:
-        """The request of that key which is OPEN or EXECUTED."""
+        """Return the OPEN or EXECUTED request of an idempotency key."""
         table = signed_requests
-        found = self._requests(table.c.key == key, table.c.state.in_(_LIVE))
-        return found[0] if found else None
+        requests = self._requests(table.c.key == key, table.c.state.in_(_LIVE))
+        return requests[0] if requests else None
 
     def requests_with_nonce(self, nonce: int) -> Sequence[RecordedRequest]:
-        """All requests that were signed with a nonce, whatever became of them."""
+        """Return all requests signed with a nonce, in any state."""
         return self._requests(signed_requests.c.nonce == nonce)
 
     def open_requests(self) -> Sequence[RecordedRequest]:
-        """All OPEN requests by nonce."""
+        """Return all OPEN requests by nonce."""
         return self._requests(signed_requests.c.state == RequestState.OPEN.value)
 
     def refused_requests(self) -> Sequence[RecordedRequest]:
-        """All REFUSED requests by nonce; see `RequestState`."""
+        """Return all REFUSED requests by nonce; see `RequestState`."""
         return self._requests(signed_requests.c.state == RequestState.REFUSED.value)
 
     def recent_requests(self, limit: int = 50) -> Sequence[RecordedRequest]:
-        """The latest requests of every state, newest first."""
+        """Return the latest requests of every state, newest first."""
         table = signed_requests
         return self._requests(order=(table.c.created.desc(), table.c.nonce.desc()), limit=limit)
 

@@ -1,4 +1,4 @@
-"""Tables that every service has, and the column type for money."""
+"""Tables of every service's database, and the column type for amounts of money."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-#: Modules that own further tables define them with this; `Store.open` creates them.
+#: Other modules define their own tables with this metadata; `Store.open` creates them.
 metadata: Final = MetaData()
 
 
 class Amount(TypeDecorator[int]):
-    """An integer of any size, kept as text: SQLite's numbers lose wei."""
+    """An integer of any size, stored as text: SQLite's numbers would lose precision in wei."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: int | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Text for the database."""
+        """Convert to text for the database."""
         return None if value is None else str(int(value))
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
-        """The integer back."""
+        """Convert back to an integer."""
         return None if value is None else int(value)
 
 
@@ -70,7 +70,7 @@ outbox: Final = Table(
     Column("fee", Amount, nullable=True),
 )
 
-# An abandoned transaction gives its nonce back, a failed one the key of its effect.
+# The nonce of an abandoned transaction is free again, and so is the key of a failed one.
 _has_nonce = outbox.c.state != "abandoned"
 _has_key = outbox.c.state.in_(["open", "mined"])
 Index("outbox_nonce", outbox.c.nonce, unique=True, sqlite_where=_has_nonce)
@@ -80,7 +80,7 @@ Index("outbox_state", outbox.c.state)
 attempts: Final = Table(
     "outbox_attempts",
     metadata,
-    # Not the hash: an abandoned transaction that is signed again is the same bytes.
+    # Not the hash: an abandoned transaction that is signed again has the same bytes.
     Column("entry_id", Integer, primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("tx_hash", String, nullable=False),
@@ -91,5 +91,5 @@ attempts: Final = Table(
     Column("cancels", Boolean, nullable=True),
 )
 
-#: Tables that got further columns, all of which may be null, after databases of them existed.
+#: Tables that got more columns, all nullable, after a release.
 GROWN: Final = (outbox, attempts)

@@ -1,7 +1,7 @@
-"""What each wallet of this machine sent: one database a wallet and chain, whoever sends for it.
+"""Databases of sent transactions, one per wallet and chain on this machine.
 
-A service and commands of the same wallet share it, so that the database gives out each nonce
-once; all of them look after what any of them left open.
+A service and commands of the same wallet share it, so that each nonce is allocated once; any of
+them resumes the transactions that another left open.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ FOLDER: Final = "wallets"
 
 
 def wallet_path(folder: Path, chain_id: int, address: str) -> Path:
-    """Where the database of a wallet on a chain stands."""
+    """Return the path of a wallet's database for a chain."""
     return folder / f"{chain_id}-{address}.db"
 
 
 async def open_wallet_store(
     w3: AsyncWeb3[Any], deployment: Deployment, address: str, folder: Path
 ) -> Store:
-    """The database of a wallet, shared with other processes.
+    """Open the database of a wallet, shared with other processes.
 
     Raises:
-        UsageError: It belongs to another chain or deployment, or is no database.
+        UsageError: The file belongs to another chain or deployment, or is no database.
         StoreError: The disk is full or the folder not writable.
-        EndpointError: The chain does not answer.
+        EndpointError: The endpoint does not answer.
     """
     genesis = await w3.eth.get_block(0)
     return Store.open(
