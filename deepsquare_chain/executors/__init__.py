@@ -1,4 +1,4 @@
-"""Where jobs really run; one module per kind of machine, behind the protocol in `base`.
+"""Executors, which run the jobs: one module per kind of machine, behind the protocol in `base`.
 
-Nothing is imported here: the supervisor starts once a job and must start fast.
+Nothing is imported here: a supervisor starts for every job and must start fast.
 """

@@ -1,4 +1,4 @@
-"""What every executor promises, and the words it uses."""
+"""The executor protocol, and its data types and errors."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from deepsquare_chain.job import Offer, Resources
 
 MAX_SCRIPT_BYTES: Final = 4 * 1024 * 1024
 MAX_ENV_BYTES: Final = 1024 * 1024
-#: Bytes of a block as the system counts what a file takes.
+#: Bytes per block of `st_blocks`.
 _BLOCK: Final = 512
 MAX_WALLTIME: Final = 2**31  # seconds; far above the 24 bits of a time limit on chain
 # The kernel refuses one `NAME=value` of 32 pages or more, NUL included.
 _MAX_ENV_STRING: Final = 128 * 1024 - 1
-# A key names a folder and a queue entry, so it can be neither hidden nor a path.
+# A key is the name of a folder and of a queue entry: no leading dot, no path.
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _MAX_COMMENT: Final = 256
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ExecutorError(GridError):
-    """An executor can't do what it was asked."""
+    """An executor can't carry out a request."""
 
 
 class ExecutorUnavailableError(ExecutorError):
-    """The executor can't answer or can't start a run now: nothing was decided, try again later.
+    """The executor can't answer or can't start a run now; retry later.
 
-    A full disk, exhausted descriptors or memory, and an unreadable folder end here. It never
-    means that a run does not exist.
+    Causes include a full disk, exhausted descriptors or memory, and an unreadable folder. The
+    error never means that a run does not exist.
     """
 
 
 class RunRefusedError(ExecutorError):
-    """The run as specified can't be run here; trying again changes nothing."""
+    """The run can't be executed here as specified; a retry would fail too."""
 
 
 class RunState(StrEnum):
-    """Where a run stands; UNKNOWN says that the executor can't tell, never that it is gone."""
+    """State of a run; UNKNOWN: it can't be determined, which never means that the run is gone."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -54,16 +54,16 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """One run of one job.
+    """Specification of one run of a job.
 
     Attributes:
-        key: Names the run for ever, such as "31337-5fbdb231-42"; a key runs at most once.
-        script: Body of the batch script, run by bash.
-        resources: What the run occupies; its memory (MB) is enforced.
-        walltime: Seconds it may take.
-        env: Environment of the script, beyond PATH, HOME and LANG.
-        comment: One line for people who look at the executor's queue, such as the chain id, the
-            contract and the job id.
+        key: Permanent name of the run, such as "31337-5fbdb231-42"; a key runs at most once.
+        script: Batch script, executed by bash.
+        resources: Resources of the run; its memory (MB) is enforced.
+        walltime: Time limit in seconds.
+        env: Environment of the script, in addition to PATH, HOME and LANG.
+        comment: One line for operators who read the executor's queue, such as the chain ID, the
+            contract and the job ID.
     """
 
     key: str
@@ -76,15 +76,15 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a run ended.
+    """Exit status of a run.
 
     Attributes:
-        code: Exit code of the script, 128 + signal when a signal ended it; never 0 for a run
+        code: Exit code of the script, or 128 + signal number after a signal; never 0 for a run
             that the executor stopped.
         reason: exited, signalled, walltime, memory, disk, processes, cancelled, lost,
             unstarted or full (the machine's disk, not the run's share of it).
-            Unstarted: the machine could not execute the script, which is no fault of the job.
-        seconds: Time it ran, rounded up; 0 when it never started.
+            Unstarted: the machine could not execute the script; the job did not cause it.
+        seconds: Duration, rounded up; 0 for a run that never started.
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch.
     """
@@ -98,7 +98,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """State of a run; `exit` is there when, and only when, it has ENDED."""
+    """State of a run; `exit` is set if and only if the state is ENDED."""
 
     state: RunState
     exit: Exit | None = None
@@ -106,28 +106,28 @@ class RunStatus:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a run's folder takes: bytes of disk, and seconds since the epoch of its last change."""
+    """Disk usage of a run's folder in bytes, and its last change in seconds since the epoch."""
 
     size: int
     changed_at: float
 
 
 def stored_in(folder: Path) -> Stored | None:
-    """What a folder takes with all below it; nothing is followed out of it. None without one.
+    """Return the disk usage of a folder; links are not followed. None if it does not exist.
 
     Raises:
-        OSError: The folder itself can't be read; what vanishes meanwhile is passed over.
+        OSError: The folder itself can't be read; files that vanish meanwhile are skipped.
     """
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except FileNotFoundError:
         return None
-    size = found.st_blocks * _BLOCK
-    for place, folders, files in os.walk(folder):
+    size = status.st_blocks * _BLOCK
+    for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             with suppress(OSError):
-                size += os.lstat(os.path.join(place, name)).st_blocks * _BLOCK
-    return Stored(size, found.st_mtime)
+                size += os.lstat(os.path.join(parent, name)).st_blocks * _BLOCK
+    return Stored(size, status.st_mtime)
 
 
 class Executor(Protocol):
@@ -140,7 +140,7 @@ class Executor(Protocol):
     """True: it has a queue of its own, submit once SCHEDULED. False: start on chain first."""
 
     async def submit(self, spec: RunSpec) -> str:
-        """Start the run and return its handle; a known key is adopted, never run twice.
+        """Start the run and return its handle; idempotent: an existing key is adopted.
 
         Raises:
             RunRefusedError: The specification can't be run.
@@ -148,54 +148,57 @@ class Executor(Protocol):
         ...
 
     async def find(self, key: str) -> str | None:
-        """Handle of the run with this key, None when it surely never began here."""
+        """Return the handle of the run with this key; None if it certainly never began here."""
         ...
 
     async def poll(self, handles: list[str]) -> dict[str, RunStatus]:
-        """Status of each handle."""
+        """Return the status of each handle."""
         ...
 
     async def cancel(self, handle: str) -> None:
-        """End the run; returns when its processes are gone. An ended or unknown run is no error."""
+        """Cancel the run and wait for the end of its processes.
+
+        An ended or unknown run is no error.
+        """
         ...
 
     async def extend(self, handle: str, walltime: int) -> None:
-        """Give the run `walltime` seconds in all, counted from its start."""
+        """Set the total time limit of the run to `walltime` seconds from its start."""
         ...
 
     async def capacity(self) -> Offer:
-        """Cpus, memory (MB) and gpus that are free now."""
+        """Return the CPUs, memory (MB) and GPUs that are free now."""
         ...
 
     async def fault(self) -> str:
-        """Why no run can be started here now, in words; empty when nothing speaks against it."""
+        """Return why no run can be started now; empty when there is no known fault."""
         ...
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
-        """Up to `limit` bytes, from byte `offset`, of what the run printed.
+        """Return up to `limit` bytes of the run's output, from byte `offset`.
 
         Raises:
-            NotFoundError: No such run.
+            NotFoundError: There is no such run.
         """
         ...
 
     def folder(self, handle: str) -> Path:
-        """The folder of a run, whether it is there or not; see `rundir`."""
+        """Return the path of a run's folder, which may not exist; see `rundir`."""
         ...
 
     async def keys(self) -> list[str]:
-        """Every run it still knows, live or ended."""
+        """Return the keys of all runs that are stored, live or ended."""
         ...
 
     async def stored(self, handle: str) -> Stored | None:
-        """The disk that a run's folder takes; None where it has none.
+        """Return the disk usage of a run's folder; None if there is none.
 
-        An executor that leaves nothing on the daemon's disk answers None.
+        An executor that stores nothing on the daemon's disk returns None.
         """
         ...
 
     async def forget(self, handle: str) -> None:
-        """Remove an ended run with all that it left; its key is not known any more.
+        """Delete an ended run with all its files and its key.
 
         Raises:
             ExecutorError: The run has not ended.
@@ -205,18 +208,20 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExecutorContext:
-    """What an executor is made from; see `registry.create_executor`.
+    """Settings to create an executor; see `registry.create_executor`.
 
     Attributes:
-        state_dir: Folder of the daemon.
-        capacity: CPUs, memory (MB) and GPUs that a single machine may use; a cluster knows its own.
-        min_free: MB of disk below which nothing is called free.
+        state_dir: State folder of the daemon.
+        capacity: CPUs, memory (MB) and GPUs that a single machine may use; a cluster reports its
+            own.
+        min_free: MB of free disk below which no capacity counts as free.
         owner: Account of the provider.
-        options: `executor_options` of the settings, not checked yet.
-        allow_unisolated: Run jobs that nothing keeps apart from the daemon; without it, an executor
-            that can't isolate jobs refuses to be made.
+        options: `executor_options` of the settings, not validated yet.
+        allow_unisolated: Run jobs without isolation from the daemon; without it, an executor that
+            can't isolate jobs is not created.
         allow_root: Run jobs as root.
-        private: Folders and files of the daemon that no job may see: keystore, password, state.
+        private: Folders and files of the daemon that are hidden from jobs: keystore, password,
+            state.
     """
 
     state_dir: Path
@@ -230,7 +235,7 @@ class ExecutorContext:
 
 
 def unavailable(executor: str, path: Path, error: Exception) -> ExecutorUnavailableError:
-    """The error for a folder that can't be used now."""
+    """Return the error for a folder that can't be used now."""
     reason = getattr(error, "strerror", None) or str(error)
     return ExecutorUnavailableError(
         f"The {executor} executor can't work in {path}: {reason}",
@@ -239,10 +244,10 @@ def unavailable(executor: str, path: Path, error: Exception) -> ExecutorUnavaila
 
 
 def check_key(key: str) -> str:
-    """The key itself, once it is sure to be a plain folder name.
+    """Return the key if it is a plain folder name.
 
     Raises:
-        RunRefusedError: It is not.
+        RunRefusedError: The key is not a plain name.
     """
     if not _KEY.fullmatch(key):
         raise RunRefusedError(f"Run key {key[:80]!r} is not a plain name")
@@ -250,10 +255,10 @@ def check_key(key: str) -> str:
 
 
 def check_spec(spec: RunSpec) -> None:
-    """Refuse what no executor can run.
+    """Validate a specification for all executors.
 
     Raises:
-        RunRefusedError: Naming the run and the field.
+        RunRefusedError: A field is invalid; the message names run and field.
     """
     check_key(spec.key)
     problem = _problem(spec)

@@ -2,10 +2,10 @@
 
 Version 2 needs a delegated subtree (systemd: `Delegate=yes` with `DelegateSubgroup=`), version 1 a
 hierarchy that this user may write to. Each controller may be missing; a job then has no such limit,
-or one that its supervisor measures. A job's groups are named in its run folder, so that whoever
-finds the run can end and remove them.
+or its supervisor measures it. The paths of a job's groups are stored in its run folder, so that any
+process that recovers the run can end and remove them.
 
-The supervisor imports this, so nothing heavy is imported here.
+The supervisor imports this module, so that it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any, Final
 CONTROLLERS: Final = ("memory", "cpu", "pids")
 _MOUNT_INFO: Final = Path("/proc/self/mountinfo")
 _OWN: Final = Path("/proc/self/cgroup")
-#: Microseconds of a period of CPU time; a job gets `cpus` times as much in each.
+#: Period of the CPU limit in microseconds; a job's quota is `cpus` times the period.
 _PERIOD: Final = 100_000
 _PREFIX: Final = "deepsquare-"
-#: Seconds for which an empty group may be one that a supervisor has just made.
+#: Seconds for which an empty group may be a new one of a starting supervisor.
 _NEW: Final = 60.0
 _PATIENCE: Final = 5.0
 _PAUSE: Final = 0.01
 
 
 class JobCgroup:
-    """The groups of one job.
+    """The control groups of one job.
 
     Args:
         version: 1 or 2.
-        folders: Folder of the job's group by controller; in version 2 all have the same one.
+        folders: Folder of the job's group by controller; in version 2 it is the same for all.
     """
 
     def __init__(self, version: int, folders: Mapping[str, str]) -> None:
@@ -44,19 +44,19 @@ class JobCgroup:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> JobCgroup | None:
-        """The groups that a run's specification names; None where it names none."""
+        """Return the groups in a run's specification; None if there are none."""
         folders = record.get("folders")
         if not isinstance(folders, dict) or not folders:
             return None
-        known = {name: str(folders[name]) for name in CONTROLLERS if name in folders}
-        return cls(2 if record.get("version") == 2 else 1, known) if known else None
+        group_folders = {name: str(folders[name]) for name in CONTROLLERS if name in folders}
+        return cls(2 if record.get("version") == 2 else 1, group_folders) if group_folders else None
 
     def record(self) -> dict[str, Any]:
-        """What a run's specification holds."""
+        """Return the groups for a run's specification."""
         return {"version": self._version, "folders": self._folders}
 
     def limits(self, controller: str) -> bool:
-        """Whether the kernel enforces this limit."""
+        """Return whether the kernel enforces this limit."""
         return controller in self._folders
 
     @property
@@ -69,30 +69,30 @@ class JobCgroup:
         return [f"{folder}/cgroup.procs" for folder in self._distinct]
 
     def make(self, *, memory: int, cpus: int, processes: int) -> None:
-        """Make the groups with their limits.
+        """Create the groups with their limits.
 
         Args:
-            memory: Bytes, with everything that the job has in memory file systems.
-            cpus: CPUs' worth of time.
+            memory: Bytes, including the job's files in memory file systems.
+            cpus: CPU time in number of CPUs.
             processes: Processes and threads; 0 for no limit.
 
         Raises:
-            OSError: A group can't be made, or a limit can't be set.
+            OSError: A group can't be created, or a limit can't be set.
         """
         for folder in self._distinct:
             os.makedirs(folder, exist_ok=True)
         for controller, folder in self._folders.items():
-            for name, value, must in self._values(controller, memory, cpus, processes):
+            for name, value, is_required in self._values(controller, memory, cpus, processes):
                 try:
                     _write(f"{folder}/{name}", value)
                 except FileNotFoundError:
-                    if must:
+                    if is_required:
                         raise
 
     def _values(
         self, controller: str, memory: int, cpus: int, processes: int
     ) -> list[tuple[str, str, bool]]:
-        """Files, values, and whether the kernel must have the file."""
+        """Return file names, values, and whether the file is required."""
         if controller == "pids":
             return [("pids.max", str(processes or "max"), True)]
         if controller == "cpu":
@@ -105,7 +105,7 @@ class JobCgroup:
         if self._version == 1:
             return [
                 ("memory.limit_in_bytes", str(memory), True),
-                # Counts memory and swap together, where the kernel counts swap.
+                # Memory and swap together, if the kernel accounts swap.
                 ("memory.memsw.limit_in_bytes", str(memory), False),
             ]
         return [
@@ -115,17 +115,17 @@ class JobCgroup:
         ]
 
     def ran_out_of_memory(self) -> bool:
-        """Whether the kernel killed a process of the job because of its memory limit."""
+        """Return whether the kernel killed a process of the job because of its memory limit."""
         if "memory" not in self._folders:
             return False
         name = "memory.oom_control" if self._version == 1 else "memory.events"
         return _counter(f"{self._folders['memory']}/{name}", "oom_kill") > 0
 
     def end(self) -> None:
-        """Kill every process in the groups and remove them. Groups that are gone are no error.
+        """Kill every process in the groups and remove the groups; idempotent.
 
         Raises:
-            OSError: A process can't be ended, or a group can't be removed.
+            OSError: A process can't be killed, or a group can't be removed.
         """
         deadline = time.monotonic() + _PATIENCE
         for folder in self._distinct:
@@ -138,7 +138,7 @@ class JobCgroup:
                 except FileNotFoundError:
                     break
                 except OSError:
-                    # Busy: a killed process takes a moment to leave.
+                    # Busy: a killed process takes a moment to exit.
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(_PAUSE)
@@ -147,11 +147,11 @@ class JobCgroup:
 
 
 class CgroupParent:
-    """Where the groups of jobs are made.
+    """Parent of the groups of jobs.
 
     Args:
         version: 1 or 2.
-        folders: Folder by controller in which jobs get groups of their own.
+        folders: Parent folder of the jobs' groups, by controller.
     """
 
     def __init__(self, version: int, folders: Mapping[str, Path]) -> None:
@@ -160,19 +160,19 @@ class CgroupParent:
 
     @property
     def controllers(self) -> tuple[str, ...]:
-        """Limits that the kernel enforces here."""
+        """Controllers whose limits the kernel enforces here."""
         return tuple(name for name in CONTROLLERS if name in self._folders)
 
     def job(self, name: str) -> JobCgroup | None:
-        """Groups for a job, which are not made yet; None where there is no controller."""
+        """Return the groups of a job, not created yet; None if there is no controller."""
         folders = {key: str(path / f"{_PREFIX}{name}") for key, path in self._folders.items()}
         return JobCgroup(self._version, folders) if folders else None
 
     def sweep(self) -> int:
-        """Remove groups of jobs that nothing is left of, and return how many there were.
+        """Remove empty groups of jobs; returns the number of groups removed.
 
-        A supervisor that was killed with its daemon leaves them. The kernel keeps a group that has
-        processes, whoever's job they are.
+        They remain after supervisors that were killed with their daemon. The kernel refuses to
+        remove a group that has processes.
         """
         removed = 0
         for folder in set(self._folders.values()):
@@ -187,31 +187,31 @@ class CgroupParent:
 def find_cgroups(
     mount_info: Path = _MOUNT_INFO, own: Path = _OWN, *, enable: bool = True
 ) -> CgroupParent:
-    """The place in which this process may make groups, with what controllers it has there.
+    """Return the parent in which this process may create groups, with its controllers.
 
     Args:
-        mount_info: Mounts, as the kernel lists them.
-        own: Groups of this process, as the kernel lists them.
-        enable: Enable the controllers of version 2 for jobs. This process then moves into a group
-            `daemon` of its own, because the kernel wants no process in a group that has groups with
-            controllers below.
+        mount_info: The kernel's list of mounts.
+        own: The kernel's list of the groups of this process.
+        enable: Enable the controllers of version 2 for jobs. This process then moves into its own
+            group `daemon`, because the kernel allows no processes in a group whose child groups
+            have controllers.
     """
     mounts = _mounts(mount_info)
     paths = _own_paths(own)
-    first: dict[str, Path] = {}
+    v1_groups: dict[str, Path] = {}
     for controller in CONTROLLERS:
         mount = mounts.get(controller)
         if mount is not None and controller in paths:
-            found = _usable_v1(Path(mount + paths[controller]), controller)
-            if found is not None:
-                first[controller] = found
-    if first or "" not in mounts or "" not in paths:
-        return CgroupParent(1, first)
+            usable = _usable_v1(Path(mount + paths[controller]), controller)
+            if usable is not None:
+                v1_groups[controller] = usable
+    if v1_groups or "" not in mounts or "" not in paths:
+        return CgroupParent(1, v1_groups)
     return CgroupParent(2, _delegated(Path(mounts[""] + paths[""]), enable=enable))
 
 
 def _usable_v1(group: Path, controller: str) -> Path | None:
-    """The group itself, where groups with a limit can be made in it."""
+    """Return the group, if groups with a limit can be created in it."""
     files = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
     probe = group / f"{_PREFIX}probe-{os.getpid()}"
     try:
@@ -226,24 +226,26 @@ def _usable_v1(group: Path, controller: str) -> Path | None:
 
 
 def _delegated(group: Path, *, enable: bool) -> dict[str, Path]:
-    """Controllers of a delegated group of version 2, enabled for groups below it."""
-    if group.name == "daemon":  # as DelegateSubgroup= made it, or an earlier start
+    """Return the controllers of a delegated version 2 group, enabled for its child groups."""
+    if group.name == "daemon":  # created by DelegateSubgroup=, or by an earlier start
         group = group.parent
     try:
         offered = (group / "cgroup.controllers").read_text().split()
-        wanted = [name for name in CONTROLLERS if name in offered]
-        if not wanted:
+        available = [name for name in CONTROLLERS if name in offered]
+        if not available:
             return {}
         if not enable:
             usable = os.access(group / "cgroup.subtree_control", os.W_OK)
-            return dict.fromkeys(wanted, group) if usable else {}
+            return dict.fromkeys(available, group) if usable else {}
         enabled = (group / "cgroup.subtree_control").read_text().split()
-        if not set(wanted) <= set(enabled):
+        if not set(available) <= set(enabled):
             _leave(group)
-            _write(str(group / "cgroup.subtree_control"), " ".join(f"+{name}" for name in wanted))
+            _write(
+                str(group / "cgroup.subtree_control"), " ".join(f"+{name}" for name in available)
+            )
     except OSError:
         return {}
-    return dict.fromkeys(wanted, group)
+    return dict.fromkeys(available, group)
 
 
 def _leave(group: Path) -> None:
@@ -256,31 +258,31 @@ def _leave(group: Path) -> None:
 
 
 def _mounts(mount_info: Path) -> dict[str, str]:
-    """Mount points by controller of version 1; version 2 has the empty name."""
-    found: dict[str, str] = {}
+    """Return the mount points by controller of version 1; the empty name is version 2."""
+    mount_points: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in mount_info.read_text().splitlines():
             fields, _, rest = line.partition(" - ")
             kind, _, options = rest.split(" ", 2)
-            root, place = fields.split()[3:5]
+            root, mount_point = fields.split()[3:5]
             if kind == "cgroup2":
-                found.setdefault("", place if root == "/" else "")
+                mount_points.setdefault("", mount_point if root == "/" else "")
             elif kind == "cgroup" and root == "/":
                 for option in options.split(","):
                     if option in CONTROLLERS:
-                        found.setdefault(option, place)
-    return {name: place for name, place in found.items() if place}
+                        mount_points.setdefault(option, mount_point)
+    return {name: mount_point for name, mount_point in mount_points.items() if mount_point}
 
 
 def _own_paths(own: Path) -> dict[str, str]:
-    """Path of this process's group by controller; version 2 has the empty name."""
-    found = {}
+    """Return the path of this process's group by controller; the empty name is version 2."""
+    paths = {}
     with contextlib.suppress(OSError):
         for line in own.read_text().splitlines():
             _, names, path = line.split(":", 2)
             for name in names.split(","):
-                found[name] = "" if path == "/" else path
-    return found
+                paths[name] = "" if path == "/" else path
+    return paths
 
 
 def _members(folder: str) -> list[int]:
@@ -292,7 +294,7 @@ def _members(folder: str) -> list[int]:
 
 
 def _counter(path: str, name: str) -> int:
-    """A number of a file of lines `name number`; 0 where it can't be read."""
+    """Return a number from a file with lines `name number`; 0 if it can't be read."""
     with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
         for line in file:
             key, _, value = line.partition(b" ")

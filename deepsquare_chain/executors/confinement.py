@@ -1,7 +1,7 @@
-"""What a supervisor does for the isolation of its run: control groups, disk quota, the command.
+"""Isolation of a run by its supervisor: control groups, disk quota and sandbox command.
 
-The specification of the run says everything; `sandbox.Isolation` wrote it. Without it a run is a
-plain process. The supervisor imports this, so nothing heavy is imported here.
+All settings are in the specification of the run, written by `sandbox.Isolation`. Without them a run
+is a plain process. The supervisor imports this module, so that it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from deepsquare_chain.executors.rundir import SANDBOX_HOME, SANDBOX_SCRIPT, RunF
 from deepsquare_chain.job import MEGABYTE
 
 _BLOCK: Final = 512
-#: Bytes that a file or folder counts at least, for the inode that it takes.
+#: Minimum bytes that a file or folder counts, for its inode.
 _INODE: Final = 1024
-#: Least seconds between two measurements of the disk, and how many times longer than the
-#: measurement the pause is: a job with millions of files must not cost the provider a CPU.
+#: Minimum seconds between two measurements of the disk, and the minimum ratio of pause to
+#: measurement: a job with millions of files must not cost the provider a CPU.
 _DISK_PAUSE: Final = 0.5
 _DISK_SHARE: Final = 20
-#: Bytes below which a disk counts as full, and most bytes of a run that can't have filled it: no
-#: provider claims below a floor of so much.
+#: Bytes below which a disk counts as full, and maximum bytes of a run that can't have filled it: no
+#: provider claims with less free disk than that.
 _FULL: Final = MEGABYTE
 _LEAST_FLOOR: Final = 64 * MEGABYTE
-#: Bytes of a single file that a supervisor itself may need.
+#: Minimum limit of a single file in bytes, for the supervisor's own files.
 _LEAST_FILE: Final = 16 * MEGABYTE
-#: Processes that bubblewrap itself takes.
+#: Processes of bubblewrap itself.
 _OF_THE_SANDBOX: Final = 2
-#: Enters the groups named before `--` and becomes the command behind it.
+#: Enters the groups given before `--` and executes the command after it.
 _ENTER: Final = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 126; shift; done; shift; exec "$@"'
 
 
@@ -44,20 +44,20 @@ class Confinement:
     """Limits and sandbox of one run.
 
     Args:
-        folder: Of the run.
-        spec: Its specification.
+        folder: Folder of the run.
+        spec: Specification of the run.
     """
 
     def __init__(self, folder: RunFolder, spec: Mapping[str, Any]) -> None:
-        found: Mapping[str, Any] = spec.get("isolation") or {}
+        isolation: Mapping[str, Any] = spec.get("isolation") or {}
         self._folder = folder
-        self._wrapper = [str(part) for part in found.get("command", ())]
-        self._group = JobCgroup.from_record(found.get("cgroup", {}))
-        self._disk = int(found.get("disk", 0)) * MEGABYTE
-        self._processes = int(found.get("processes", 0))
+        self._wrapper = [str(part) for part in isolation.get("command", ())]
+        self._group = JobCgroup.from_record(isolation.get("cgroup", {}))
+        self._disk = int(isolation.get("disk", 0)) * MEGABYTE
+        self._processes = int(isolation.get("processes", 0))
         self._memory = int(spec["memory"]) * MEGABYTE
         self._cpus = int(spec.get("cpus", 1))
-        self._next_disk = time.monotonic() + _DISK_PAUSE  # short jobs cost no measurement
+        self._next_disk = time.monotonic() + _DISK_PAUSE  # short jobs are not measured
         self._device = 0
 
     @property
@@ -72,19 +72,19 @@ class Confinement:
 
     @property
     def home(self) -> str:
-        """The script's home and working folder, as the script sees it."""
+        """The script's home and working folder, inside the sandbox if there is one."""
         return SANDBOX_HOME if self._wrapper else str(self._folder.work)
 
     @property
     def script(self) -> str:
-        """The script, as its shell sees it."""
+        """Path of the script, inside the sandbox if there is one."""
         return SANDBOX_SCRIPT if self._wrapper else str(self._folder.script)
 
     def begin(self) -> None:
-        """Make the control groups, and set the limit of a single file.
+        """Create the control groups, and set the limit of a single file.
 
         Raises:
-            OSError: A group can't be made.
+            OSError: A group can't be created.
         """
         if self._disk:
             self._device = self._folder.work.stat().st_dev
@@ -96,48 +96,48 @@ class Confinement:
             self._group.make(memory=self._memory, cpus=self._cpus, processes=self._processes)
 
     def command(self, inner: list[str]) -> list[str]:
-        """The command that runs another one within the groups and the sandbox."""
+        """Wrap a command to run within the groups and the sandbox."""
         command = [*self._wrapper, *inner]
         if self._group is not None:
             command = ["/bin/sh", "-c", _ENTER, "sh", *self._group.entrances, "--", *command]
         return command
 
     def cause(self, now: float) -> str:
-        """Why the run must end now: memory, disk or processes; empty for no reason.
+        """Return the exceeded limit that ends the run: memory, disk, processes, or empty for none.
 
         Args:
             now: Monotonic seconds.
         """
         if self._group is not None and self._group.ran_out_of_memory():
             return "memory"
-        counted = self._group is not None and self._group.limits("pids")
-        if self._processes and not counted:
-            found = len(procfs.descendants(os.getpid()))
-            if found > self._processes + _OF_THE_SANDBOX:
+        kernel_limits = self._group is not None and self._group.limits("pids")
+        if self._processes and not kernel_limits:
+            count = len(procfs.descendants(os.getpid()))
+            if count > self._processes + _OF_THE_SANDBOX:
                 return "processes"
         return "disk" if self._exceeds_disk(now) else ""
 
     def shared_memory(self, pid: int) -> int:
-        """Bytes in the sandbox's own /dev/shm, which nothing outside can see.
+        """Return the bytes in the sandbox's own /dev/shm, which is invisible outside.
 
         Args:
-            pid: Of bubblewrap, outside of the sandbox.
+            pid: Pid of bubblewrap, outside of the sandbox.
         """
         inside = procfs.descendants(pid)[:1] if self._wrapper else []
         for child in inside:
             with contextlib.suppress(OSError):
-                place = f"{procfs.PROC}/{child}/root{SHARED}"
-                # Until it is set up, the sandbox has the root of the machine.
-                if os.stat(place).st_dev != os.stat(SHARED).st_dev:
-                    state = os.statvfs(place)
-                    return (state.f_blocks - state.f_bfree) * state.f_frsize
+                folder = f"{procfs.PROC}/{child}/root{SHARED}"
+                # During its set-up, the sandbox still has the root of the machine.
+                if os.stat(folder).st_dev != os.stat(SHARED).st_dev:
+                    file_system = os.statvfs(folder)
+                    return (file_system.f_blocks - file_system.f_bfree) * file_system.f_frsize
         return 0
 
     def verdict(self, status: int | None) -> str:
-        """The limit that ended a script which ended by itself, empty for none.
+        """Return the limit that caused the end of a script, empty for none.
 
         Args:
-            status: Of the script's process, as `waitpid` gives it.
+            status: Status of the script's process from `waitpid`.
         """
         if self._group is not None and self._group.ran_out_of_memory():
             return "memory"
@@ -148,7 +148,7 @@ class Confinement:
         return "disk" if self._exceeds_disk(float("inf")) else ""
 
     def disk_is_full(self) -> bool:
-        """Whether the machine's disk is full, and not by this run."""
+        """Return whether the machine's disk is full, and this run did not fill it."""
         if not self._disk:
             return False
         state = os.statvfs(self._folder.work)
@@ -157,24 +157,24 @@ class Confinement:
         return self._disk_used(_LEAST_FLOOR) <= _LEAST_FLOOR
 
     def end(self) -> None:
-        """End what is left in the groups, and remove them."""
+        """Kill remaining processes in the groups, and remove the groups."""
         if self._group is not None:
             try:
                 self._group.end()
             except OSError:
-                return  # whoever finds the run ended tries again
+                return  # retried by the process that handles the ended run
 
     def _exceeds_disk(self, now: float) -> bool:
         if not self._disk or now < self._next_disk:
             return False
-        began = time.monotonic()
+        started_at = time.monotonic()
         used = self._disk_used(self._disk)
-        spent = time.monotonic() - began
-        self._next_disk = time.monotonic() + max(_DISK_PAUSE, _DISK_SHARE * spent)
+        duration = time.monotonic() - started_at
+        self._next_disk = time.monotonic() + max(_DISK_PAUSE, _DISK_SHARE * duration)
         return used > self._disk
 
     def _disk_used(self, limit: int) -> int:
-        """Bytes that the run takes on disk; stops to count once they are more than `limit`."""
+        """Return the run's disk usage in bytes; stops counting above `limit`."""
         used = _deleted_files(procfs.descendants(os.getpid()), self._device)
         for folder in (self._folder.work, self._folder.temporary):
             used += disk_usage(str(folder), limit - used)
@@ -182,18 +182,18 @@ class Confinement:
 
 
 def disk_usage(folder: str, limit: int) -> int:
-    """Bytes that a folder takes on disk; stops to count once they are more than `limit`.
+    """Return the disk usage of a folder in bytes; stops counting above `limit`.
 
-    Holes of sparse files do not count; hard links count each. Links are not followed.
+    Holes of sparse files do not count; each hard link counts. Links are not followed.
     """
     used = 0
-    waiting = [folder]
-    while waiting:
-        for entry in _entries(waiting.pop()):
+    folders = [folder]
+    while folders:
+        for entry in _entries(folders.pop()):
             try:
                 state = entry.stat(follow_symlinks=False)
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+                    folders.append(entry.path)
             except OSError:
                 continue
             used += state.st_blocks * _BLOCK + _INODE
@@ -203,7 +203,7 @@ def disk_usage(folder: str, limit: int) -> int:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder; one that the job closed to its owner is opened again."""
+    """List a folder; restores the owner's permissions if the job removed them."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     for _ in range(2):
         try:
@@ -222,13 +222,13 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _deleted_files(pids: Iterable[int], device: int) -> int:
-    """Bytes of files on a device that have no name any more and that processes hold open."""
-    found: dict[int, int] = {}
+    """Return the bytes of deleted files on a device that processes hold open."""
+    sizes: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
             for name in os.listdir(f"{procfs.PROC}/{pid}/fd"):
                 with contextlib.suppress(OSError):
                     state = os.stat(f"{procfs.PROC}/{pid}/fd/{name}")
                     if not state.st_nlink and state.st_dev == device and S_ISREG(state.st_mode):
-                        found[state.st_ino] = state.st_blocks * _BLOCK
-    return sum(found.values())
+                        sizes[state.st_ino] = state.st_blocks * _BLOCK
+    return sum(sizes.values())

@@ -1,7 +1,8 @@
-"""What every executor must do, as tests that any executor can run.
+"""Conformance tests of the executor protocol, for any executor.
 
-Derive a class whose name begins with `Test` and give it a pytest fixture `harness`; docs/executors.md
-has an example. The tests use only the interface in `executors.base` and what jobs print or write.
+Derive a class whose name begins with `Test` and give it a pytest fixture `harness`; see
+docs/executors.md for an example. The tests only use the interface in `executors.base`, and the
+output of jobs.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Harness:
-    """What the tests need to know about an executor.
+    """Properties of an executor under test.
 
     Attributes:
-        make: Makes an executor over the same state, as a daemon does that was started again.
-        scratch: Empty folder that jobs can write to under the same path.
-        patience: Seconds after which something that did not happen counts as failed.
-        enforces_memory: Whether memory limits hold here.
+        make: Creates an executor with the same state, as after a restart of the daemon.
+        scratch: Empty folder that is writable for jobs under the same path.
+        timeout: Seconds after which an expected state counts as not reached.
+        enforces_memory: Whether memory limits are enforced.
     """
 
     make: Callable[[], Executor]
@@ -47,7 +48,7 @@ class Harness:
     enforces_memory: bool = True
 
     def spec(self, key: str, script: str, **changes: Any) -> RunSpec:
-        """A small run."""
+        """Return the specification of a small run."""
         memory = changes.pop("memory", 128)
         values: dict[str, Any] = {
             "resources": Resources(1, 1, memory, 0),
@@ -58,25 +59,25 @@ class Harness:
         return RunSpec(key=key, script=script.encode(), **values)
 
     async def until(self, look: Callable[[], Awaitable[T]]) -> T:
-        """Wait for something true."""
+        """Poll until the result is true; returns the result."""
         deadline = time.monotonic() + self.timeout
-        while not (found := await look()):
+        while not (result := await look()):
             assert time.monotonic() < deadline, "it did not happen in time"
             await asyncio.sleep(_LOOK)
-        return found
+        return result
 
     async def end(self, executor: Executor, key: str) -> Exit:
-        """Wait for the end of a run."""
+        """Wait for the end of a run; returns its exit status."""
 
         async def look() -> Exit | None:
             return (await executor.poll([key]))[key].exit
 
-        found = await self.until(look)
-        assert found is not None
-        return found
+        ended = await self.until(look)
+        assert ended is not None
+        return ended
 
     async def running(self, executor: Executor, *keys: str) -> None:
-        """Wait until runs have printed something while they run."""
+        """Wait until all runs are RUNNING and have printed something."""
 
         async def look() -> bool:
             statuses = await executor.poll(list(keys))
@@ -87,7 +88,7 @@ class Harness:
 
 
 class ExecutorContract:
-    """The tests; `harness` is a fixture of the class that derives from this one."""
+    """The tests; `harness` is a fixture of the derived class."""
 
     async def test_code_reason_seconds_and_output_of_every_end(self, harness: Harness) -> None:
         executor = harness.make()
@@ -102,15 +103,15 @@ class ExecutorContract:
             "trap": ("trap 'echo trapped; exit 0' TERM; sleep 60 & wait", 143, "walltime"),
             "deaf": ("trap '' TERM; while :; do sleep 1; done", 137, "walltime"),
         }
-        before = time.time()
+        started_at = time.time()
         for key, (script, _, reason) in runs.items():
             walltime = 2 if reason == "walltime" else 60
             assert await executor.submit(harness.spec(key, script, walltime=walltime)) == key
         for key, (_, code, reason) in runs.items():
-            end = await harness.end(executor, key)
-            assert (key, end.code, end.reason) == (key, code, reason)
-            assert before - 1 <= end.started_at <= end.ended_at <= time.time() + 1
-            assert end.ended_at - end.started_at - 0.1 <= end.seconds <= harness.timeout
+            ended = await harness.end(executor, key)
+            assert (key, ended.code, ended.reason) == (key, code, reason)
+            assert started_at - 1 <= ended.started_at <= ended.ended_at <= time.time() + 1
+            assert ended.ended_at - ended.started_at - 0.1 <= ended.seconds <= harness.timeout
         assert (await harness.end(executor, "slow")).seconds >= 2
         assert 2 <= (await harness.end(executor, "late")).seconds <= 4
         assert await executor.output("good") == b"out\nerr\n"
@@ -149,7 +150,7 @@ class ExecutorContract:
         await later.forget(handle)
         assert handle not in await later.keys()
         assert await later.stored(handle) is None
-        await later.forget(handle)  # once more is no error
+        await later.forget(handle)  # idempotent
 
     async def test_cancel_returns_when_nothing_of_the_run_is_left(self, harness: Harness) -> None:
         executor = harness.make()
@@ -159,9 +160,9 @@ class ExecutorContract:
         )
         await executor.submit(harness.spec("stop", f"echo up; {script}"))
         await harness.running(executor, "stop")
-        began = time.monotonic()
+        started_at = time.monotonic()
         await executor.cancel("stop")
-        assert time.monotonic() - began < harness.timeout / 2
+        assert time.monotonic() - started_at < harness.timeout / 2
         size = alive.stat().st_size
         end = await harness.end(executor, "stop")
         assert (end.reason, end.code) in {("cancelled", 137), ("cancelled", 143)}
@@ -194,7 +195,7 @@ class ExecutorContract:
         assert (await harness.end(executor, "more")).reason == "exited"
         assert await executor.output("more") == b"up\ndone\n"
         assert (await harness.end(executor, "less")).reason == "walltime"
-        await executor.extend("more", 400)  # too late, and no harm
+        await executor.extend("more", 400)  # too late, but no error
         for walltime in (0, 2**31 + 1):
             try:
                 await executor.extend("more", walltime)
@@ -221,8 +222,10 @@ class ExecutorContract:
         script = 'printf "%s|" "$PLAIN" "$NASTY" "$HOME" "$PWD"; cat; ls'
         await executor.submit(harness.spec("env", script, env=env))
         assert (await harness.end(executor, "env")).code == 0
-        plain, said, home, folder, rest = (await executor.output("env")).decode().split("|")
-        assert (plain, said, home, rest) == ("x", nasty, folder, "")
+        plain_value, nasty_value, home, folder, rest = (
+            (await executor.output("env")).decode().split("|")
+        )
+        assert (plain_value, nasty_value, home, rest) == ("x", nasty, folder, "")
 
     async def test_directives_of_batch_systems_are_not_obeyed(self, harness: Harness) -> None:
         executor = harness.make()
@@ -265,17 +268,19 @@ class ExecutorContract:
         assert await executor.find("nobody") is None
         assert (await executor.poll(["nobody"]))["nobody"].state is RunState.UNKNOWN
         await executor.cancel("nobody")
-        for what in (executor.output("nobody"), executor.extend("nobody", 10)):
+        for request in (executor.output("nobody"), executor.extend("nobody", 10)):
             try:
-                await what
+                await request
             except NotFoundError:
                 continue
             raise AssertionError("an unknown run was found")
-        wrong = [harness.spec(key, "true") for key in ("", "..", "../up", "a/b", "-x", "k" * 121)]
-        wrong += [harness.spec("bad", "true", env=env) for env in ({"A=B": "x"}, {"A": "x\0y"})]
-        wrong += [harness.spec("bad", "true", comment="two\nlines")]
-        wrong += [harness.spec("bad", "true", walltime=0)]
-        for spec in wrong:
+        bad_specs = [
+            harness.spec(key, "true") for key in ("", "..", "../up", "a/b", "-x", "k" * 121)
+        ]
+        bad_specs += [harness.spec("bad", "true", env=env) for env in ({"A=B": "x"}, {"A": "x\0y"})]
+        bad_specs += [harness.spec("bad", "true", comment="two\nlines")]
+        bad_specs += [harness.spec("bad", "true", walltime=0)]
+        for spec in bad_specs:
             try:
                 await executor.submit(spec)
             except RunRefusedError:

@@ -1,7 +1,7 @@
-"""GPUs by name: which a machine hands out, and how a run learns which are its own.
+"""Allocation of GPUs by name, and the environment variables that expose them to a run.
 
-A GPU is named by its number, or as the daemon's own CUDA_VISIBLE_DEVICES (on AMD machines
-ROCR_VISIBLE_DEVICES) names it, where that is set: so an owner keeps some of them back.
+The name of a GPU is its number, or its name in the daemon's own CUDA_VISIBLE_DEVICES (on AMD
+machines ROCR_VISIBLE_DEVICES) if set, by which an operator can withhold GPUs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Final
 _CUDA: Final = "CUDA_VISIBLE_DEVICES"
 _ROCR: Final = "ROCR_VISIBLE_DEVICES"
 _NAMING: Final = (_CUDA, _ROCR)
-#: What each kind of driver reads. ROCR's choice comes before HIP's, which counts among the chosen.
+#: Variables by driver. ROCR's selection is applied first; HIP's indexes refer to the selected GPUs.
 _NVIDIA: Final = (_CUDA, "NVIDIA_VISIBLE_DEVICES")
 _AMD: Final = (_ROCR,)
 _ALL: Final = (*_NVIDIA, *_AMD, "HIP_VISIBLE_DEVICES")
-#: How a variable says that there is no device; empty or unset would mean all to some drivers.
+#: Value for no device; an empty or unset variable means all devices to some drivers.
 _NONE: Final = "-1"
 _NONE_OF: Final = {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 
 def device_names(count: int, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Names of the GPUs that a machine with `count` of them hands out; fewer where it names fewer."""
+    """Return the names of at most `count` GPUs that a machine allocates."""
     env = os.environ if environ is None else environ
     for variable in _NAMING:
         if variable in env:
@@ -34,16 +34,16 @@ def device_names(count: int, environ: Mapping[str, str] | None = None) -> list[s
 
 
 def device_environment(devices: Sequence[str], dev: Path = Path("/dev")) -> dict[str, str]:
-    """Variables that show these GPUs to a run and hide all others, whatever the driver.
+    """Return variables that expose these GPUs to a run and hide all others, for any driver.
 
     Args:
-        devices: Names; none for a run without GPUs.
-        dev: Folder of the devices, which tells the driver.
+        devices: Names of GPUs; empty for a run without GPUs.
+        dev: Device folder, from which the driver is detected.
     """
     if not devices:
         return {name: _NONE_OF.get(name, _NONE) for name in _ALL}
     shown = ",".join(devices)
-    # Numbers mean the same to every driver and tool only in the order of the bus.
+    # Only the order of the bus gives the same numbers in every driver and tool.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if (dev / "kfd").exists() and not (dev / "nvidiactl").exists():
         return dict.fromkeys(_AMD, shown)
@@ -55,14 +55,14 @@ def device_environment(devices: Sequence[str], dev: Path = Path("/dev")) -> dict
 def free_devices(
     names: Sequence[str], held: Sequence[Sequence[str] | int], wanted: int
 ) -> list[str] | None:
-    """The first GPUs that no live run holds; None where there are not enough.
+    """Return the first GPUs that no live run uses; None if there are not enough.
 
     Args:
-        names: All that are handed out.
-        held: For each live run the names it holds, or their number where it was given no names.
-        wanted: How many.
+        names: Names of all GPUs that may be allocated.
+        held: For each live run the names of its GPUs, or their number if it has no names.
+        wanted: Number of GPUs.
     """
-    taken = {name for each in held if not isinstance(each, int) for name in each}
-    left = [name for name in names if name not in taken]
-    unnamed = sum(each for each in held if isinstance(each, int))
-    return left[unnamed : unnamed + wanted] if len(left) >= unnamed + wanted else None
+    in_use = {name for allocated in held if not isinstance(allocated, int) for name in allocated}
+    unused = [name for name in names if name not in in_use]
+    unnamed = sum(allocated for allocated in held if isinstance(allocated, int))
+    return unused[unnamed : unnamed + wanted] if len(unused) >= unnamed + wanted else None

@@ -1,4 +1,4 @@
-"""Whether jobs are isolated from the daemon: the rule, and what `provider doctor` says of it."""
+"""Isolation of jobs from the daemon: its enforcement, and the checks of `provider doctor`."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ _log = get_logger(__name__)
 
 
 def refuse_root(context: ExecutorContext) -> None:
-    """Refuse to run jobs as root where that is not allowed.
+    """Refuse to run jobs as root unless that is allowed.
 
     Raises:
-        UsageError: This process is root's.
+        UsageError: This process runs as root.
     """
     if os.geteuid() == 0 and not context.allow_root:
         raise UsageError("A provider does not run as root: its jobs would be root's", hint=_ROOT)
 
 
 def refuse_unisolated(context: ExecutorContext, reason: str) -> None:
-    """Say plainly that jobs are not isolated; refuse where that is not allowed.
+    """Refuse jobs without isolation unless that is allowed; then log a warning.
 
     Args:
-        context: Of the executor.
-        reason: Why they are not.
+        context: Context of the executor.
+        reason: Why jobs are not isolated.
 
     Raises:
-        UsageError: It is not allowed.
+        UsageError: Jobs without isolation are not allowed.
     """
     if not context.allow_unisolated:
         raise UsageError(f"{UNISOLATED}. {reason}", hint=_INSTALL)
@@ -61,10 +61,10 @@ def refuse_unisolated(context: ExecutorContext, reason: str) -> None:
 
 
 def refuse_exposure(options: SandboxOptions, private: Iterable[Path]) -> None:
-    """Refuse options that would show the daemon's own folders to jobs.
+    """Refuse options that would expose the daemon's own folders to jobs.
 
     Raises:
-        UsageError: Naming the folder.
+        UsageError: A folder would be exposed; the message names it.
     """
     exposed = options.exposed(private)
     if exposed is not None:
@@ -75,26 +75,26 @@ def refuse_exposure(options: SandboxOptions, private: Iterable[Path]) -> None:
 
 
 class LocalOptions(SandboxOptions):
-    """What a provider may say in `executor_options` of the local executor.
+    """Options of the local executor in `executor_options`.
 
     Attributes:
-        isolation: `sandbox`, or `none` for jobs as plain processes: containers need that.
+        isolation: `sandbox`, or `none` for jobs as plain processes, as needed in containers.
     """
 
     isolation: Literal["sandbox", "none"] = "sandbox"
 
     def probe(self) -> SandboxProbe:
-        """The sandbox of jobs on this machine, or why there is none."""
+        """Return the sandbox of this machine, or why there is none."""
         if self.isolation == "none":
             return SandboxProbe(None, "the option isolation is none")
         return probe_sandbox()
 
 
 def isolate(options: LocalOptions, context: ExecutorContext) -> Isolation:
-    """How jobs of this machine are isolated, which is also logged.
+    """Return the isolation of jobs on this machine, and log it.
 
     Raises:
-        UsageError: They would not be, and that is not allowed; or an option is unsafe.
+        UsageError: Jobs would not be isolated, which is not allowed; or an option is unsafe.
     """
     private = (context.state_dir, *context.private)
     refuse_exposure(options, private)
@@ -117,12 +117,12 @@ def isolate(options: LocalOptions, context: ExecutorContext) -> Isolation:
 
 @dataclass(frozen=True, slots=True)
 class MachineIsolation:
-    """What this machine has to isolate jobs.
+    """Isolation that this machine supports.
 
     Attributes:
-        words: The same for people.
+        words: Description for display.
         allowances: Settings that a provider on this machine needs in order to start, for programs
-            that choose what the machine has.
+            that adapt to the machine.
     """
 
     words: str
@@ -130,22 +130,24 @@ class MachineIsolation:
 
 
 def machine_isolation() -> MachineIsolation:
-    """What this machine has to isolate jobs; nothing is changed."""
+    """Return the isolation that this machine supports; read-only."""
     probe = probe_sandbox()
     needed = {"allow_unisolated": probe.sandbox is None, "allow_root": os.geteuid() == 0}
-    words = describe(probe, find_cgroups(enable=False))
-    return MachineIsolation(words, {name: True for name, wanted in needed.items() if wanted})
+    description = describe(probe, find_cgroups(enable=False))
+    return MachineIsolation(
+        description, {name: True for name, is_needed in needed.items() if is_needed}
+    )
 
 
 def describe(probe: SandboxProbe, cgroups: CgroupParent) -> str:
-    """What a machine with these parts has, in words."""
+    """Describe a sandbox and control groups, for display."""
     limits = ", ".join({"pids": "processes"}.get(name, name) for name in cgroups.controllers)
-    words = "bubblewrap" if probe.sandbox else f"none: {probe.reason}"
-    return f"{words}; limits by control groups: {limits or 'none'}"
+    sandbox = "bubblewrap" if probe.sandbox else f"none: {probe.reason}"
+    return f"{sandbox}; limits by control groups: {limits or 'none'}"
 
 
 def local_checks(options: LocalOptions, context: ExecutorContext) -> list[Check]:
-    """How jobs of this machine would be isolated; nothing is changed.
+    """Return the checks of isolation on this machine; read-only.
 
     Raises:
         UsageError: An option is unsafe.
@@ -166,7 +168,7 @@ def local_checks(options: LocalOptions, context: ExecutorContext) -> list[Check]
 
 
 def user_check() -> Check:
-    """Whether this user may run jobs."""
+    """Check that the daemon does not run as root."""
     if os.geteuid() == 0:
         return Check("user", False, "root: its jobs would be root's", _ROOT, "allow_root")
     return Check("user", True, f"user {os.geteuid()}, not root", "", "allow_root")

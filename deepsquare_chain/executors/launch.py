@@ -1,4 +1,4 @@
-"""Makes the folder of a run and starts its supervisor."""
+"""Creates the folder of a run and starts its supervisor."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from deepsquare_chain.executors.rundir import RunFolder, unique
 from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import VARIABLE, crash_point
 
-#: Seconds within which the fork server answers, on a busy machine too.
+#: Seconds to wait for a reply of the fork server, on a busy machine too.
 _REPLY_TIMEOUT: Final = 30.0
-#: Bytes of the longest name that a folder may have, and some more.
+#: Maximum bytes of a folder's name, with a margin.
 _LONGEST_NAME: Final = 300
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
@@ -32,51 +32,51 @@ _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 def make_run(
     runs: Path, spec: RunSpec, devices: Sequence[str] = (), isolation: Isolation | None = None
 ) -> RunFolder:
-    """Make the folder of a run below `runs`, whole or not at all; one that is there stays.
+    """Create the folder of a run below `runs` by an atomic rename; an existing one is kept.
 
     Args:
         runs: Folder of all runs.
-        spec: What to run.
-        devices: Names of the GPUs that are its own.
-        isolation: How it is kept apart from the machine; None for a plain process.
+        spec: Specification of the run.
+        devices: Names of the GPUs allocated to it.
+        isolation: Isolation of the run; None for a plain process.
 
     Raises:
-        OSError: It could not be made.
+        OSError: The folder could not be created.
     """
     folder = RunFolder(runs / spec.key)
-    fresh = RunFolder(runs / f".new-{unique()}")
-    wanted = spec.resources
+    temporary = RunFolder(runs / f".new-{unique()}")
+    resources = spec.resources
     record = {
         "key": spec.key,
         "env": dict(spec.env) | device_environment(devices),
         "walltime": spec.walltime,
-        "cpus": wanted.cpus,
-        "memory": wanted.memory,
-        "gpus": wanted.gpus,
+        "cpus": resources.cpus,
+        "memory": resources.memory,
+        "gpus": resources.gpus,
         "devices": list(devices),
     }
     if isolation is not None:
         record["isolation"] = isolation.record(folder.path, devices)
     try:
-        fresh.fill(record, spec.script, spec.walltime)
+        temporary.fill(record, spec.script, spec.walltime)
         crash_point("executor.filled")
-        fresh.path.rename(folder.path)
+        temporary.path.rename(folder.path)
         crash_point("executor.made")
     except OSError:
-        # Another submit of the same key may have come first: its folder is the run.
+        # A concurrent submit of the same key won the race: its folder is used.
         if not folder.path.is_dir():
             raise
     finally:
-        remove_tree(fresh.path)
+        remove_tree(temporary.path)
     return folder
 
 
 class Launched:
-    """A supervisor that was started here; it says when it has taken the run.
+    """A supervisor started by this process; it reports when it has claimed the run.
 
     Args:
-        voice: Read end of the pipe on which it says so.
-        process: Its pidfd and its pid; None when the fork server ended before it forked.
+        voice: Read end of the pipe for the report.
+        process: Pidfd and pid of the supervisor; None when the fork server ended before it forked.
     """
 
     def __init__(self, voice: int, process: tuple[int, int] | None) -> None:
@@ -91,13 +91,13 @@ class Launched:
 
     @property
     def voice(self) -> int | None:
-        """Descriptor that can be read when it has said something or is gone; None from then on."""
+        """Descriptor that is readable after the report or the end; None once it has been read."""
         return self._voice
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone; what it said before can still be heard."""
-        # Several parts of the daemon look at runs, each in a thread of its own.
+        """Whether the supervisor has ended; its report can still be read."""
+        # Several threads of the daemon check runs.
         with self._closing:
             if self._handle is not None and _is_readable(self._handle, 0.0):
                 os.close(self._handle)
@@ -105,15 +105,15 @@ class Launched:
             return self._handle is None
 
     def took(self) -> bool:
-        """Whether it took the run, by its own word: the run may have removed its folder since."""
+        """Return whether it reported that it claimed the run, which may have deleted its folder."""
         if self._voice is not None and not self._took:
-            with contextlib.suppress(BlockingIOError):  # it says nothing yet
+            with contextlib.suppress(BlockingIOError):  # no report yet
                 self._took = bool(os.read(self._voice, 1))
                 self._close_voice()
         return self._took
 
     def kill(self) -> None:
-        """End the supervisor and the processes that it started in its own group."""
+        """Kill the supervisor and its descendants."""
         if not self.ended:
             procfs.signal_trees([*procfs.descendants(self._pid), self._pid], signal.SIGKILL)
             if self._handle is not None:
@@ -121,7 +121,7 @@ class Launched:
         self.release()
 
     def release(self) -> None:
-        """Listen no longer: it is known to have the run."""
+        """Close the pipe: the supervisor is known to have claimed the run."""
         self._took = True
         self._close_voice()
 
@@ -134,9 +134,9 @@ class Launched:
 class ForkServer:
     """Starts supervisors as forks of one process that has loaded their modules.
 
-    A fork takes a tenth of the CPU time that a new interpreter takes. The server is started when it
-    is needed and ends by itself when this process ends, or when nothing was asked of it for a
-    while. Supervisors do not depend on it. Safe to be used from several threads.
+    A fork takes a tenth of the CPU time of a new interpreter. The server is started on demand and
+    ends when this process ends, or after a time without requests. Supervisors do not depend on it.
+    Thread-safe.
 
     Args:
         runs: Folder of all runs.
@@ -149,48 +149,48 @@ class ForkServer:
         self._socket: socket.socket | None = None
 
     def start(self, folder: RunFolder, *, crashes: bool = True) -> Launched:
-        """Start a supervisor, which takes the run or ends at once.
+        """Start a supervisor, which claims the run or ends at once.
 
         Args:
-            folder: Of the run.
-            crashes: Whether it heeds the crash points that a test asks for.
+            folder: Folder of the run.
+            crashes: Whether the crash points of tests apply to it.
 
         Raises:
             OSError: No process could be started.
         """
         crash = os.environ.get(VARIABLE, "") if crashes else ""
         request = os.fsencode(folder.path) + b"\0" + crash.encode()
-        voice, sink = os.pipe()
+        report_pipe, sink = os.pipe()
         try:
             with folder.log.open("ab") as log, self._lock:
                 process = None
                 if self._socket is not None:
                     process = self._ask(request, sink, log.fileno())
                 if process is None:
-                    # There was none, or it ended. Where it forked before it ended, two supervisors
-                    # race for the run: one takes it, and both speak into the same pipe.
+                    # There was no server, or it ended. If it forked before that, two supervisors
+                    # race for the run: one claims it, and both report on the same pipe.
                     self._start_server(log)
                     process = self._ask(request, sink, log.fileno())
         except BaseException:
-            os.close(voice)
+            os.close(report_pipe)
             raise
         finally:
             os.close(sink)
-        return Launched(voice, process)
+        return Launched(report_pipe, process)
 
     def close(self) -> None:
-        """End the server. Supervisors go on."""
+        """End the server. Supervisors continue."""
         with self._lock:
             self._end_server()
 
     def _start_server(self, log: IO[bytes]) -> None:
         self._end_server()
         env = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
-        # Some Pythons need it to start at all.
+        # Some Python builds need it to start.
         if "LD_LIBRARY_PATH" in os.environ:
             env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        # Without site packages and working folder: quick to start, and nobody else's modules.
-        # A supervisor writes its folder over the last argument, so that it can be recognised.
+        # Without site packages and working folder: starts fast, and imports no foreign modules.
+        # A supervisor overwrites the last argument with its folder, so that it can be identified.
         padding = "." * (len(os.fsencode(self._runs)) + _LONGEST_NAME)
         command = [sys.executable, "-S", "-P", "-m", orphaned_processes.SUPERVISOR_MODULE, padding]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -211,7 +211,7 @@ class ForkServer:
         self._socket = ours
 
     def _ask(self, request: bytes, sink: int, log: int) -> tuple[int, int] | None:
-        """Pidfd and pid of a new supervisor; None when the server is gone or hangs.
+        """Request a supervisor; returns its pidfd and pid, or None if the server is gone or hangs.
 
         Raises:
             OSError: The server could not fork.
@@ -224,13 +224,13 @@ class ForkServer:
             if not _is_readable(server.fileno(), _REPLY_TIMEOUT):
                 self._end_server()
                 return None
-            answer, handles, _, _ = socket.recv_fds(server, 64, 1, socket.MSG_CMSG_CLOEXEC)
+            reply, handles, _, _ = socket.recv_fds(server, 64, 1, socket.MSG_CMSG_CLOEXEC)
         except (BrokenPipeError, ConnectionError):
-            answer = b""
-        if not answer:
+            reply = b""
+        if not reply:
             self._end_server()
             return None
-        number = int(answer)
+        number = int(reply)
         if not handles:
             raise OSError(number, os.strerror(number))
         return handles[0], number
@@ -246,21 +246,21 @@ class ForkServer:
 
 
 def _is_readable(handle: int, seconds: float) -> bool:
-    """Whether a descriptor can be read within so many seconds; a pidfd when its process ended."""
+    """Return whether a descriptor is readable within `seconds`; for a pidfd: has it ended."""
     poller = select.poll()
     poller.register(handle, select.POLLIN)
     return bool(poller.poll(1000 * seconds))
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and everything in it, as far as that is possible."""
+    """Remove a folder and everything in it, ignoring errors."""
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
-        # A job may have closed its folders even to their owner.
-        for place, folders, _ in os.walk(path):
+        # A job may have removed its owner's permissions on folders.
+        for parent, folders, _ in os.walk(path):
             for name in folders:
                 with contextlib.suppress(OSError, NotImplementedError):
-                    _open_up(Path(place, name))
+                    _open_up(Path(parent, name))
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,9 +1,9 @@
-"""Runs jobs as processes of this machine, each in a folder, group and session of its own.
+"""Runs jobs as processes of this machine, each in its own folder, process group and session.
 
-A run belongs to a small supervisor process, not to the daemon: the daemon may be killed and come
-back, and finds everything in `<state_dir>/runs/<key>/`. Where bubblewrap is installed, runs are in a
-sandbox and see neither each other nor the daemon; without it they are plain processes of this user
-and can read what it can read.
+Each run is the child of a small supervisor process, not of the daemon: after a restart the daemon
+restores the state from `<state_dir>/runs/<key>/`. Where bubblewrap is installed, runs are isolated
+from each other and from the daemon in a sandbox; without it they are plain processes of this user,
+with the same read permissions.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observability.probe import Check
 
-_START_PATIENCE: Final = 60.0  # seconds for a supervisor to take its run on a busy machine
-#: Seconds between two looks whether a supervisor took its run: at least, and at most.
+_START_PATIENCE: Final = 60.0  # seconds for a supervisor to claim its run on a busy machine
+#: Minimum and maximum seconds between two checks whether a supervisor claimed its run.
 _MOMENT: Final = 0.01
 _LISTEN: Final = 1.0
 T = TypeVar("T")
@@ -53,13 +53,13 @@ class LocalExecutor(Executor):
     """Executor of one machine.
 
     Args:
-        state_dir: Folder of the daemon; runs stand in `runs/` below it.
-        offer: Cpus, memory (MB) and gpus that runs may take together; may be changed any time.
-        min_free: MB that must be free on the disk before anything is called free.
-        isolation: How runs are kept apart from the machine; None for plain processes.
+        state_dir: State folder of the daemon; runs are stored in `runs/` below it.
+        offer: Total CPUs, memory (MB) and GPUs of all runs; may be changed at any time.
+        min_free: MB of free disk below which no capacity counts as free.
+        isolation: Isolation of runs; None for plain processes.
 
     Raises:
-        ExecutorUnavailableError: The folder can't be made or read.
+        ExecutorUnavailableError: The folder can't be created or read.
     """
 
     queues = False
@@ -80,12 +80,12 @@ class LocalExecutor(Executor):
         self._probe = StartProbe(self._path, self._runs.fork_server, isolation)
 
     async def submit(self, spec: RunSpec) -> str:
-        """Start the run and return its handle; a known key is adopted, never run twice.
+        """Start the run and return its handle; idempotent: an existing key is adopted.
 
         Raises:
             RunRefusedError: The specification can't be run.
-            ExecutorUnavailableError: It could not be started now. Either nothing of it is left,
-                or the next submit of the same key takes it up.
+            ExecutorUnavailableError: The run could not be started now. Either nothing of it is
+                left, or the next submit of the same key continues it.
         """
         check_spec(spec)
         try:
@@ -95,57 +95,60 @@ class LocalExecutor(Executor):
             raise
 
     async def _start(self, spec: RunSpec) -> str:
-        taken = await self._call(self._runs.begin, spec, device_names(self.offer.gpus))
+        claimed = await self._call(self._runs.begin, spec, device_names(self.offer.gpus))
         deadline = time.monotonic() + _START_PATIENCE
-        while not taken:
+        while not claimed:
             if time.monotonic() > deadline:
                 raise ExecutorUnavailableError(
                     f"Run {spec.key} did not start in {_START_PATIENCE:.0f} seconds",
                     hint="The machine is overloaded; submit it again later.",
                 )
             await self._heard(spec.key)
-            taken = await self._call(self._runs.taken, spec.key)
+            claimed = await self._call(self._runs.taken, spec.key)
         return spec.key
 
     async def _heard(self, key: str) -> None:
-        """Wait until a supervisor that is starting says something; not for long."""
+        """Wait until a starting supervisor reports something, at most `_LISTEN` seconds."""
         await asyncio.sleep(_MOMENT)
-        voice = self._runs.voice(key)
-        if voice is None:
+        report_pipe = self._runs.voice(key)
+        if report_pipe is None:
             return
-        loop, heard = asyncio.get_running_loop(), asyncio.Event()
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
         try:
-            loop.add_reader(voice, heard.set)
+            loop.add_reader(report_pipe, readable.set)
         except OSError:
-            return  # another submission of this key has heard it and closed the descriptor
+            return  # another submission of this key has read it and closed the descriptor
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(heard.wait(), _LISTEN)
+                await asyncio.wait_for(readable.wait(), _LISTEN)
         finally:
-            loop.remove_reader(voice)
+            loop.remove_reader(report_pipe)
 
     async def find(self, key: str) -> str | None:
-        """Handle of the run with this key, None when it surely never began here."""
+        """Return the handle of the run with this key; None if it certainly never began here."""
         return key if await self._call(self._runs.begun, check_key(key)) else None
 
     async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
-        """Status of each handle.
+        """Return the status of each handle.
 
-        QUEUED is a run that no supervisor took: submit it again. UNKNOWN is one whose folder is
-        missing or can't be read.
+        QUEUED is a run that no supervisor claimed: submit it again. UNKNOWN is a run whose folder
+        is missing or can't be read.
         """
-        found = await self._call(self._runs.poll_all, list(handles))
+        statuses = await self._call(self._runs.poll_all, list(handles))
         if any(
-            each.exit is not None and each.exit.reason == "unstarted" for each in found.values()
+            status.exit is not None and status.exit.reason == "unstarted"
+            for status in statuses.values()
         ):
             self._probe.doubt()
-        return found
+        return statuses
 
     async def cancel(self, handle: str) -> None:
-        """End the run; returns when its processes are gone. An ended or unknown run is no error.
+        """Cancel the run and wait for the end of its processes.
+
+        An ended or unknown run is no error.
 
         Raises:
-            ExecutorUnavailableError: The folder can't be used, or processes do not go away.
+            ExecutorUnavailableError: The folder can't be used, or processes can't be killed.
         """
         pending = await self._call(self._runs.ask_cancel, check_key(handle))
         deadline = time.monotonic() + GRACE + HUNG
@@ -157,10 +160,10 @@ class LocalExecutor(Executor):
             pending = await self._call(self._runs.is_live, handle)
 
     async def extend(self, handle: str, walltime: int) -> None:
-        """Give the run `walltime` seconds in all, counted from its start.
+        """Set the total time limit of the run to `walltime` seconds from its start.
 
         Raises:
-            NotFoundError: No such run.
+            NotFoundError: There is no such run.
             RunRefusedError: The walltime is out of range.
         """
         if not 1 <= walltime <= MAX_WALLTIME:
@@ -168,43 +171,43 @@ class LocalExecutor(Executor):
         await self._call(self._runs.extend, check_key(handle), walltime)
 
     async def capacity(self) -> Offer:
-        """Cpus, memory (MB) and gpus that are free: the offer minus every live run.
+        """Return the free CPUs, memory (MB) and GPUs: the offer minus all live runs.
 
-        Nothing is free while the disk is nearly full or a run's needs can't be read.
+        Nothing is free while the disk is nearly full or a run's resources can't be read.
         """
         offer = replace(self.offer, gpus=len(device_names(self.offer.gpus)))
         return await self._call(self._runs.free, offer, self._min_free)
 
     async def fault(self) -> str:
-        """Why no run can be started here now, in words; empty when nothing speaks against it."""
+        """Return why no run can be started now; empty when there is no known fault."""
         return await self._call(self._probe.fault)
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
-        """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.
+        """Return up to `limit` bytes of the run's output (both streams), from byte `offset`.
 
-        Of a long output the middle is left out, in the place of a note. While the run goes on,
-        what is kept of it changes; afterwards it stays as it is.
+        The middle of a long output is replaced by a note. The kept output changes while the run
+        is alive; afterwards it is final.
 
         Raises:
-            NotFoundError: No such run.
+            NotFoundError: There is no such run.
         """
         span = max(0, offset), max(0, min(limit, OUTPUT_LIMIT))
         return await self._call(self._runs.output, check_key(handle), *span)
 
     def folder(self, handle: str) -> Path:
-        """The folder of a run, whether it is there or not."""
+        """Return the path of a run's folder, which may not exist."""
         return self._path / check_key(handle)
 
     async def keys(self) -> list[str]:
-        """Every run that has a folder, live or ended."""
+        """Return the keys of all runs that have a folder, live or ended."""
         return await self._call(self._runs.keys)
 
     async def stored(self, handle: str) -> Stored | None:
-        """The disk that a run's folder takes; None where it has none."""
+        """Return the disk usage of a run's folder; None if there is none."""
         return await self._call(stored_in, self._runs.folder(check_key(handle)).path)
 
     async def forget(self, handle: str) -> None:
-        """Remove an ended run with all that it left; nothing remembers its key any more.
+        """Delete an ended run with all its files and its key.
 
         Raises:
             ExecutorError: The run has not ended.
@@ -228,21 +231,22 @@ def _typed(path: Path) -> Iterator[None]:
 
 
 async def examine(context: ExecutorContext) -> list[Check]:
-    """How jobs of this machine would be isolated; nothing is changed.
+    """Check the isolation of jobs on this machine; read-only.
 
     Raises:
-        UsageError: An option is wrong.
+        UsageError: An option is invalid.
     """
     options = parse_options("local", LocalOptions, context.options)
     return await asyncio.to_thread(local_checks, options, context)
 
 
 def create(context: ExecutorContext) -> LocalExecutor:
-    """The executor as settings describe it: entry point `local` of `deepsquare.executors`.
+    """Create the executor from settings: entry point `local` of `deepsquare.executors`.
 
     Raises:
-        UsageError: An option is wrong, or jobs would not be isolated and that is not allowed.
-        ExecutorUnavailableError: Its folder can't be made.
+        UsageError: An option is invalid, or jobs would run without isolation, which is not
+            allowed.
+        ExecutorUnavailableError: The folder can't be created.
     """
     options = parse_options("local", LocalOptions, context.options)
     isolation = isolate(options, context)

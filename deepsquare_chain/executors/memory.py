@@ -1,10 +1,10 @@
-"""How much memory a run holds: its processes' share of their pages, and its shared memory.
+"""Measures the memory of a run: the proportional share of its processes, and its shared memory.
 
-Pages that several processes share count once, divided among them (Pss). Files of /dev/shm and
-memory files (memfd) are memory too, whether a process maps them or not: a run answers for those
-that its processes opened, and that changed since its start, until they are gone.
+Pages that several processes share count once, divided among them (PSS). Files in /dev/shm and
+memory files (memfd) count too, mapped or not: a run is charged for those that its processes opened
+and that changed since its start, until they are deleted.
 
-The supervisor imports this, so nothing heavy is imported here.
+The supervisor imports this module, so that it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from deepsquare_chain.executors import procfs
 
-SHARED: Final = "/dev/shm"  # noqa: S108 - what it measures
+SHARED: Final = "/dev/shm"  # noqa: S108 - the measured folder
 _MEMORY_FILES: Final = (f"{SHARED}/", "/memfd:")
 _BLOCK: Final = 512
 _IN_CREATE: Final = 0x100
@@ -28,34 +28,34 @@ _IN_FLAGS: Final = os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _Share(NamedTuple):
-    """Memory of one process in bytes; `shared` is the part that lies in shared memory files."""
+    """Memory of one process in bytes; `shared` is the part in shared memory files."""
 
     all: int
     shared: int
 
 
 class MemoryMeter:
-    """Measures the memory of everything below this process.
+    """Measures the memory of all descendants of this process.
 
     Args:
         started_at: Start of the run, in seconds since the epoch.
     """
 
     def __init__(self, started_at: float) -> None:
-        self._since = started_at - 1.0  # file times are coarser than the clock
+        self._since = started_at - 1.0  # file times have a lower resolution than the clock
         self._files: dict[tuple[int, int], str] = {}
         self.events = _watch(SHARED)
 
     def exceeds(self, limit: int, shared_memory: int = 0) -> bool:
-        """Whether the run holds more than so many bytes.
+        """Return whether the run's memory exceeds a limit.
 
         Args:
-            limit: Bytes.
-            shared_memory: Bytes in a /dev/shm of its own, which can't be looked at from here.
+            limit: Limit in bytes.
+            shared_memory: Bytes in a sandbox's own /dev/shm, which is not visible here.
         """
         pids = procfs.descendants(os.getpid())
         files = max(self._look_at_files(pids), shared_memory)
-        # Cheap to tell, and never too little: pages that are shared count once a process.
+        # A cheap upper bound first: shared pages count once per process.
         if procfs.resident(pids) + files <= limit:
             return False
         shares = [_share(pid) for pid in pids]
@@ -63,7 +63,7 @@ class MemoryMeter:
         return own + max(files, sum(share.shared for share in shares)) > limit
 
     def notice(self) -> None:
-        """Take in that something was made or opened in /dev/shm, while its maker has it open."""
+        """Record files that were created or opened in /dev/shm, while they are open."""
         if self.events >= 0:
             with contextlib.suppress(OSError):
                 while os.read(self.events, 65536):
@@ -71,7 +71,7 @@ class MemoryMeter:
         self._look_at_files(procfs.descendants(os.getpid()))
 
     def clear(self) -> None:
-        """Remove what the run left in /dev/shm: it would hold memory for ever."""
+        """Remove the run's files in /dev/shm, which would use memory permanently."""
         for key, path in self._files.items():
             with contextlib.suppress(OSError):
                 if path and _key(os.lstat(path)) == key:
@@ -81,16 +81,16 @@ class MemoryMeter:
             self.events = -1
 
     def _look_at_files(self, pids: Iterable[int]) -> int:
-        """Bytes of all memory files that the run has opened and that are still there."""
+        """Return the bytes of all memory files that the run opened and that still exist."""
         open_files: dict[tuple[int, int], os.stat_result] = {}
         for pid in pids:
-            for path, found in _memory_files(pid):
-                if max(found.st_ctime, found.st_mtime) >= self._since:
-                    open_files[_key(found)] = found
-                    # A name is kept, so that the file counts once it is closed.
-                    kept = path.startswith(f"{SHARED}/") and not path.endswith(" (deleted)")
-                    self._files[_key(found)] = path if kept else ""
-        total = sum(found.st_blocks for found in open_files.values())
+            for path, status in _memory_files(pid):
+                if max(status.st_ctime, status.st_mtime) >= self._since:
+                    open_files[_key(status)] = status
+                    # The name is kept, so that the file still counts after it is closed.
+                    has_name = path.startswith(f"{SHARED}/") and not path.endswith(" (deleted)")
+                    self._files[_key(status)] = path if has_name else ""
+        total = sum(status.st_blocks for status in open_files.values())
         for key, path in list(self._files.items()):
             if key in open_files:
                 continue
@@ -103,8 +103,8 @@ class MemoryMeter:
 
 
 def _memory_files(pid: int) -> list[tuple[str, os.stat_result]]:
-    """Paths and states of the memory files that a process has open."""
-    found = []
+    """Return paths and file status of the memory files that a process has open."""
+    files = []
     folder = f"{procfs.PROC}/{pid}/fd"
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -113,12 +113,12 @@ def _memory_files(pid: int) -> list[tuple[str, os.stat_result]]:
                 if path.startswith(_MEMORY_FILES):
                     state = os.stat(f"{folder}/{name}")
                     if stat.S_ISREG(state.st_mode):
-                        found.append((path, state))
-    return found
+                        files.append((path, state))
+    return files
 
 
 def _share(pid: int) -> _Share:
-    """Proportional share of a process; all its pages where the kernel does not tell."""
+    """Return the proportional share of a process; all its pages if the kernel lacks PSS."""
     sizes = {}
     try:
         with open(f"{procfs.PROC}/{pid}/smaps_rollup", "rb") as file:
@@ -143,7 +143,7 @@ def _key(found: os.stat_result) -> tuple[int, int]:
 
 
 def _watch(folder: str) -> int:
-    """Descriptor that can be read when something is made or opened in a folder; -1 for none."""
+    """Return an inotify descriptor for files created or opened in a folder; -1 on failure."""
     libc: Any = ctypes.CDLL(None, use_errno=True)
     handle = int(libc.inotify_init1(_IN_FLAGS))
     if handle < 0:

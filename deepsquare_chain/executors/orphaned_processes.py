@@ -1,4 +1,4 @@
-"""What is left of a run whose supervisor died or hangs: found, ended, and recorded."""
+"""Finds, kills and records the orphaned processes of runs whose supervisor died or hangs."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from deepsquare_chain.executors.outputlog import last_write
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import MARK, FolderClaim, RunFolder, exit_record
 
-PATIENCE: Final = 10.0  # seconds to wait for killed processes to vanish
+PATIENCE: Final = 10.0  # seconds to wait for killed processes to exit
 SUPERVISOR_MODULE: Final = "deepsquare_chain.executors.supervisor"
 _PAUSE: Final = 0.02
 
 
 class StubbornError(Exception):
-    """Processes of a run are still there although they were killed."""
+    """Processes of a run that remain after KILL."""
 
 
 class Census(NamedTuple):
-    """All processes at one moment, so that many ended runs cost one look instead of one each."""
+    """A snapshot of all processes, so that many ended runs need one scan instead of one each."""
 
     sessions: frozenset[int]
     marks: frozenset[bytes]
 
     def knows(self, token: str, job: Identity | None) -> bool:
-        """Whether something of a run may have been there."""
+        """Return whether the snapshot may contain processes of a run."""
         return _mark(token) in self.marks or (job is not None and job.pid in self.sessions)
 
 
 def take_census() -> Census:
-    """Look once at everything."""
-    sessions = frozenset(each.session for each in procfs.everything() if not each.ended)
+    """Take a snapshot of all processes."""
+    sessions = frozenset(process.session for process in procfs.everything() if not process.ended)
     return Census(sessions, frozenset(procfs.environment_entries(f"{MARK}=".encode())))
 
 
 def conclude(folder: RunFolder, claim: FolderClaim, census: Census | None = None) -> dict[str, Any]:
-    """The exit record of a run whose supervisor is dead; written here if it left none.
+    """Return the exit record of a run whose supervisor is dead; writes one if it left none.
 
-    A census was taken after that death.
+    The census must be taken after the supervisor died.
 
     Raises:
         OSError: The folder can't be read or written.
-        StubbornError: Processes are left.
+        StubbornError: Processes can't be killed.
     """
     if not claim.token:
-        # Withdrawn before any supervisor took it: there never was a process.
+        # Withdrawn before a supervisor claimed it: there never was a process.
         now = time.time()
         record = exit_record(128 + signal.SIGTERM, "cancelled", 0, now, now)
     else:
@@ -61,21 +61,21 @@ def conclude(folder: RunFolder, claim: FolderClaim, census: Census | None = None
             end_marked(folder, claim)
         record = _lost(folder)
         _end_groups(folder)
-    known = folder.exit()
-    if known is not None:
-        return known
+    recorded = folder.exit()
+    if recorded is not None:
+        return recorded
     folder.set_exit(record)
     return record
 
 
 def take_down(folder: RunFolder, claim: FolderClaim, reason: str) -> None:
-    """End a run without the help of its supervisor, which does not react, and record it.
+    """Kill a run and its hung supervisor, and write the exit record.
 
     Raises:
         OSError: The folder can't be read or written.
-        StubbornError: Processes are left.
+        StubbornError: Processes can't be killed.
     """
-    # While the supervisor exists, stopped or not, every orphan of the run stays below it.
+    # While the subreaper exists, even stopped, every orphan of the run is its descendant.
     _kill_until_gone(lambda: _below(claim.owner))
     procfs.send(claim.owner, signal.SIGKILL)
     _wait_gone(claim.owner)
@@ -85,11 +85,11 @@ def take_down(folder: RunFolder, claim: FolderClaim, reason: str) -> None:
 
 
 def end_marked(folder: RunFolder, claim: FolderClaim) -> None:
-    """Kill what carries the run's mark or stands in its session, and everything below.
+    """Kill the processes with the run's mark or in its session, and their descendants.
 
     Raises:
         OSError: The folder can't be read.
-        StubbornError: Processes are left.
+        StubbornError: Processes can't be killed.
     """
     job = _job(folder)
     _kill_until_gone(lambda: _marked(claim.token, job[0] if job else None))
@@ -97,11 +97,11 @@ def end_marked(folder: RunFolder, claim: FolderClaim) -> None:
 
 
 def _end_groups(folder: RunFolder) -> None:
-    """End what is in the control groups of a run, and remove them."""
+    """Kill the processes in a run's control groups, and remove the groups."""
     try:
         isolation = folder.spec().get("isolation")
     except OSError:
-        return  # the mark found the processes; empty groups hold nothing
+        return  # the processes were found by their mark; empty groups are harmless
     group = JobCgroup.from_record(isolation.get("cgroup", {})) if isolation else None
     if group is not None:
         try:
@@ -111,7 +111,7 @@ def _end_groups(folder: RunFolder) -> None:
 
 
 def supervisor_of(folder: RunFolder) -> Identity | None:
-    """The live supervisor that was started for this folder, even if the folder is gone."""
+    """Return the live supervisor of this folder, even if the folder is gone."""
     arguments = [SUPERVISOR_MODULE.encode(), os.fsencode(folder.path)]
     for process in procfs.everything():
         try:
@@ -124,22 +124,22 @@ def supervisor_of(folder: RunFolder) -> Identity | None:
 
 
 def _lost(folder: RunFolder) -> dict[str, Any]:
-    """Nobody saw the end: the last sign of life on disk stands for it."""
+    """Return the exit record of a lost run, whose end is its last write to disk."""
     job = _job(folder)
     started = job[1] if job else time.time()
-    signs = [started]
+    write_times = [started]
     with contextlib.suppress(OSError):
-        signs.append(last_write(folder.output))
+        write_times.append(last_write(folder.output))
     with contextlib.suppress(OSError):
-        signs.append(folder.work.stat().st_mtime)
-    # A job can set times of its own files; the future is no sign of life.
-    ended = min(max(signs), max(time.time(), started))
+        write_times.append(folder.work.stat().st_mtime)
+    # A job can set its files' times, so times in the future are ignored.
+    ended = min(max(write_times), max(time.time(), started))
     seconds = math.ceil(ended - started)
     return exit_record(128 + signal.SIGKILL, "lost", seconds, started, ended)
 
 
 def _job(folder: RunFolder) -> tuple[Identity, float, float] | None:
-    # The mark still finds a job that spoilt this record.
+    # A job that damaged this record is still found by its mark.
     try:
         return folder.job()
     except OSError:
@@ -159,13 +159,13 @@ def _marked(token: str, job: Identity | None) -> set[int]:
     roots = set(procfs.marked(_mark(token))) if token else set()
     if job is not None and job.boot == procfs.boot_id():
         leader = next((process for process in processes if process.pid == job.pid), None)
-        # The kernel gives a pid away again only once no session bears it any more.
+        # The kernel reuses a pid only once no session has it.
         if leader is None or leader.ticks == job.ticks:
             members = (p for p in live.values() if p.session == job.pid and p.ticks >= job.ticks)
             roots.update(process.pid for process in members)
     roots.discard(os.getpid())
-    found = roots | set(procfs.descendants_in(live.values(), roots))
-    return {pid for pid in found if pid in live}
+    pids = roots | set(procfs.descendants_in(live.values(), roots))
+    return {pid for pid in pids if pid in live}
 
 
 def _mark(token: str) -> bytes:
@@ -174,10 +174,10 @@ def _mark(token: str) -> bytes:
 
 def _kill_until_gone(look: Callable[[], set[int]]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while left := look():
-        procfs.signal_trees(left, signal.SIGKILL)
+    while pids := look():
+        procfs.signal_trees(pids, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise StubbornError(f"{len(left)} processes can't be ended")
+            raise StubbornError(f"{len(pids)} processes can't be ended")
         time.sleep(_PAUSE)
 
 

@@ -1,9 +1,9 @@
-"""The log of what a run prints: written as it comes, bounded by rotation, readable meanwhile.
+"""The output log of a run: written continuously, limited by rotation, readable at any time.
 
-The file `output` holds the beginning. What follows goes to segments `output.POSITION`, named by
-the position (bytes printed before) of their first byte; the oldest segments are removed. A reader
-works with positions and puts a note in place of what is not there any more. Nothing is left to be
-done at the end, so a supervisor that is killed loses nothing.
+The file `output` holds the beginning. Later output goes to segments `output.POSITION`, named by
+the position (bytes printed before) of their first byte; the oldest segments are removed. Readers
+use positions and insert a note for removed output. The log needs no final step, so that a killed
+supervisor loses no output.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Final, NamedTuple
 
 from deepsquare_chain.executors.rundir import read_bytes
 
-#: Half of the bound is for the beginning; a segment is an eighth of the bound.
+#: The beginning gets half of the limit, a segment an eighth.
 _HEAD_SHARE: Final = 2
 _SEGMENT_SHARE: Final = 8
-#: Segments that are kept, however small they are: a full disk makes small ones.
+#: Maximum number of segments, of any size: a full disk causes small ones.
 _MAX_SEGMENTS: Final = 32
 _NOTE_ROOM: Final = 80
 _TRIES: Final = 5
@@ -26,11 +26,11 @@ _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class OutputWriter:
-    """Writes the log of one run. A full disk loses output, never the run.
+    """Writes the log of one run. On a full disk output is lost, but the run continues.
 
     Args:
-        path: The file of the beginning; segments are in the same folder.
-        limit: Bytes that all files may hold together.
+        path: File of the beginning; segments are in the same folder.
+        limit: Maximum total bytes of all files.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -45,7 +45,7 @@ class OutputWriter:
             self._handle = os.open(path, _FLAGS | os.O_APPEND, 0o600)
 
     def take(self, data: bytes) -> None:
-        """Write a piece of output."""
+        """Write a part of the output."""
         view = memoryview(data)
         while view:
             if self._room <= 0 or self._handle < 0:
@@ -55,18 +55,18 @@ class OutputWriter:
             self._position += len(part)
             self._room -= len(part)
             if written < len(part):
-                # Bytes are missing: what follows stands at another position.
+                # Bytes are missing, so the next ones need a new segment with their position.
                 self.close()
             view = view[len(part) :]
 
     def close(self) -> None:
-        """Close the file that is written to."""
+        """Close the current file."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
 
     def _rotate(self) -> None:
-        """Begin a segment, and remove the oldest ones that are too much."""
+        """Begin a segment, and remove the oldest ones above the limits."""
         self.close()
         self._room = self._segment_limit
         segment = self._path.with_name(f"{self._path.name}.{self._position}")
@@ -91,17 +91,17 @@ class OutputWriter:
 
 
 class OutputPart(NamedTuple):
-    """A piece of a log, and the position from which to read on; empty at the end."""
+    """A part of a log, and the position of the next part; empty at the end."""
 
     data: bytes
     position: int
 
 
 def read_output(path: Path, position: int = 0, limit: int = 65536) -> OutputPart:
-    """A piece of a log from a position; what is not there any more is passed over with a note.
+    """Return a part of a log from a position; a note replaces removed output.
 
     Raises:
-        OSError: The log can't be read, or is no regular file. A log that is missing is empty.
+        OSError: The log can't be read, or is no regular file. A missing log is empty.
     """
     for _ in range(_TRIES):
         for start, file in _files(path):
@@ -113,7 +113,7 @@ def read_output(path: Path, position: int = 0, limit: int = 65536) -> OutputPart
                 return OutputPart(note.encode(), start)
             data = read_bytes(file, position - start, limit) if size else b""
             if not data:
-                break  # it was removed meanwhile: look again
+                break  # removed meanwhile: retry
             return OutputPart(data, position + len(data))
         else:
             break
@@ -121,27 +121,27 @@ def read_output(path: Path, position: int = 0, limit: int = 65536) -> OutputPart
 
 
 def read_kept(path: Path, offset: int, limit: int) -> bytes:
-    """Up to `limit` bytes of the log as one text, notes included, from byte `offset` of it.
+    """Return up to `limit` bytes of the log as one text, notes included, from byte `offset`.
 
-    Only the log of a run that has ended stays the same from call to call.
+    The result is stable only for a run that has ended.
 
     Raises:
         OSError: As `read_output`.
     """
-    found, position, passed = bytearray(), 0, 0
-    while len(found) < limit:
+    text, position, bytes_read = bytearray(), 0, 0
+    while len(text) < limit:
         part = read_output(path, position, limit)
         if not part.data:
             break
-        skip = max(0, offset - passed)
-        found += part.data[skip:]
-        passed += len(part.data)
+        skip = max(0, offset - bytes_read)
+        text += part.data[skip:]
+        bytes_read += len(part.data)
         position = part.position
-    return bytes(found[:limit])
+    return bytes(text[:limit])
 
 
 def last_write(path: Path) -> float:
-    """When the log was written last, in seconds since the epoch.
+    """Return the time of the last write to the log, in seconds since the epoch.
 
     Raises:
         OSError: There is no log.
@@ -150,14 +150,14 @@ def last_write(path: Path) -> float:
 
 
 def _files(path: Path) -> list[tuple[int, Path]]:
-    """The files of a log in order, each with the position of its first byte."""
-    found = [(0, path)]
+    """Return the files of a log in order, each with the position of its first byte."""
+    files = [(0, path)]
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(path.parent):
             start = entry.name.removeprefix(f"{path.name}.")
             if start != entry.name and start.isascii() and start.isdigit() and len(start) <= 18:
-                found.append((int(start), Path(entry.path)))
-    return sorted(found)
+                files.append((int(start), Path(entry.path)))
+    return sorted(files)
 
 
 def _size(file: Path) -> int:

@@ -1,7 +1,7 @@
-"""Processes as the kernel shows them in /proc: who is alive, whose child, how much memory.
+"""Reads processes from /proc: state, parent, session, memory and environment.
 
-Read directly because the supervisor looks several times a second and must stay light. Paths are
-text: `pathlib` interns each part of a path, and a daemon that looks at new pids all the time would
+/proc is read directly because the supervisor polls it several times per second and must use little
+memory. Paths are plain strings: `pathlib` interns each part of a path, so that ever new pids would
 grow the interpreter's table of interned strings.
 """
 
@@ -30,12 +30,12 @@ class Process(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """A zombie runs no more; it only waits for its parent."""
+        """Whether the process is a zombie, which has ended but is not reaped by its parent."""
         return self.state in "ZX"
 
 
 class Identity(NamedTuple):
-    """A process that no later one with the same pid can be mistaken for."""
+    """Identity of a process, which differs from that of a later one with the same pid."""
 
     pid: int
     ticks: int
@@ -43,7 +43,7 @@ class Identity(NamedTuple):
 
 
 def boot_id() -> str:
-    """Changes with every start of the machine."""
+    """Return the boot ID, which changes with every boot of the machine."""
     return _boot_id(PROC)
 
 
@@ -58,22 +58,22 @@ def _read(path: str) -> bytes:
 
 
 def look(pid: int) -> Process | None:
-    """The process with this pid, None when there is none.
+    """Return the process with this pid; None when there is none.
 
     Raises:
-        OSError: The kernel does not tell.
+        OSError: /proc can't be read.
     """
     try:
         raw = _read(f"{PROC}/{pid}/stat")
     except _GONE:
         return None
-    # The name stands in parentheses and may hold anything, a closing one included.
+    # The name is in parentheses and may contain any character, including a parenthesis.
     fields = raw[raw.rindex(b")") + 2 :].split()
     return Process(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
 
 
 def identify(pid: int) -> Identity:
-    """Identity of a live process.
+    """Return the identity of a live process.
 
     Raises:
         ProcessLookupError: There is no such process.
@@ -85,7 +85,7 @@ def identify(pid: int) -> Identity:
 
 
 def find(identity: Identity) -> Process | None:
-    """That very process while it lives, else None."""
+    """Return the identified process while it is alive, else None."""
     if identity.pid < 1 or identity.boot != boot_id():
         return None
     process = look(identity.pid)
@@ -95,13 +95,13 @@ def find(identity: Identity) -> Process | None:
 
 
 def send(identity: Identity, number: int) -> None:
-    """Send a signal to that very process; nothing when it is gone."""
+    """Send a signal to the identified process, if it is alive."""
     try:
         handle = os.pidfd_open(identity.pid)
     except OSError:
         return
     try:
-        # The descriptor holds on to one process: checked once, it can't become another.
+        # The pidfd refers to one process: after this check it can't become another one.
         if find(identity) is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, number)
@@ -110,19 +110,19 @@ def send(identity: Identity, number: int) -> None:
 
 
 def everything() -> list[Process]:
-    """All processes that this user may see, zombies included."""
-    found = []
+    """Return all processes visible to this user, zombies included."""
+    processes = []
     for entry in os.scandir(PROC):
         if entry.name.isdigit():
             with contextlib.suppress(OSError, ValueError):
                 process = look(int(entry.name))
                 if process is not None:
-                    found.append(process)
-    return found
+                    processes.append(process)
+    return processes
 
 
 def descendants(root: int) -> list[int]:
-    """Pids below `root`, without itself. A racing fork may be missed: sweep until none is left."""
+    """Return the pids of all descendants of `root`. A concurrent fork may be missed, so repeat."""
     try:
         return _descendants_by_children(root)
     except FileNotFoundError:
@@ -130,44 +130,44 @@ def descendants(root: int) -> list[int]:
 
 
 def descendants_in(processes: Iterable[Process], roots: set[int]) -> list[int]:
-    """Pids below any of `roots`, without themselves."""
+    """Return the pids of all descendants of `roots`, without `roots` themselves."""
     children: dict[int, list[int]] = {}
     for process in processes:
         children.setdefault(process.parent, []).append(process.pid)
-    found: list[int] = []
-    waiting = list(roots)
-    while waiting:
-        below = children.get(waiting.pop(), ())
-        found.extend(below)
-        waiting.extend(below)
-    return found
+    pids: list[int] = []
+    parents = list(roots)
+    while parents:
+        child_pids = children.get(parents.pop(), ())
+        pids.extend(child_pids)
+        parents.extend(child_pids)
+    return pids
 
 
 def _descendants_by_children(root: int) -> list[int]:
     if not os.path.exists(f"{PROC}/self/task/{os.getpid()}/children"):
         raise FileNotFoundError("this kernel lists no children")
-    found: list[int] = []
-    waiting = [root]
-    while waiting:
-        below = _children(waiting.pop())
-        found.extend(below)
-        waiting.extend(below)
-    return found
+    pids: list[int] = []
+    parents = [root]
+    while parents:
+        child_pids = _children(parents.pop())
+        pids.extend(child_pids)
+        parents.extend(child_pids)
+    return pids
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    # Every thread has children of its own.
+    pids: list[int] = []
+    # Children are listed per thread.
     with contextlib.suppress(OSError):
         for task in os.listdir(f"{PROC}/{pid}/task"):
             with contextlib.suppress(OSError):
                 text = _read(f"{PROC}/{pid}/task/{task}/children")
-                found.extend(int(child) for child in text.split())
-    return found
+                pids.extend(int(child) for child in text.split())
+    return pids
 
 
 def resident(pids: Iterable[int]) -> int:
-    """Bytes of memory that these processes hold, pages they share counted for each."""
+    """Return the resident memory of processes in bytes; shared pages count for each."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):
@@ -176,41 +176,41 @@ def resident(pids: Iterable[int]) -> int:
 
 
 def command_line(pid: int) -> bytes:
-    """Arguments with which a process was started, a NUL behind each.
+    """Return the arguments of a process, each terminated by NUL.
 
     Raises:
-        OSError: The kernel does not tell.
+        OSError: /proc can't be read.
     """
     return _read(f"{PROC}/{pid}/cmdline")
 
 
 def marked(entry: bytes) -> list[int]:
-    """Pids of processes that were started with `entry` (`NAME=value`) in their environment."""
-    wanted = b"\0" + entry + b"\0"
-    found = []
+    """Return the pids of processes whose initial environment has `entry` (`NAME=value`)."""
+    needle = b"\0" + entry + b"\0"
+    pids = []
     for candidate in os.scandir(PROC):
         if candidate.name.isdigit():
             with contextlib.suppress(OSError):
-                if wanted in b"\0" + _read(f"{PROC}/{candidate.name}/environ"):
-                    found.append(int(candidate.name))
-    return found
+                if needle in b"\0" + _read(f"{PROC}/{candidate.name}/environ"):
+                    pids.append(int(candidate.name))
+    return pids
 
 
 def environment_entries(prefix: bytes) -> set[bytes]:
-    """Entries with this beginning that any process was started with."""
-    found: set[bytes] = set()
+    """Return all entries with this prefix in the initial environment of any process."""
+    matches: set[bytes] = set()
     for candidate in os.scandir(PROC):
         if candidate.name.isdigit():
             with contextlib.suppress(OSError):
                 entries = _read(f"{PROC}/{candidate.name}/environ").split(b"\0")
-                found.update(entry for entry in entries if entry.startswith(prefix))
-    return found
+                matches.update(entry for entry in entries if entry.startswith(prefix))
+    return matches
 
 
 def signal_trees(pids: Iterable[int], number: int) -> None:
-    """Send a signal to these processes and to the groups they lead or belong to.
+    """Send a signal to processes and to their process groups.
 
-    A group is signalled in one step by the kernel, so a fork can't slip out of it.
+    The kernel signals a group atomically, so that a concurrent fork can't escape.
     """
     own = os.getpgrp()
     groups = set()
@@ -225,7 +225,7 @@ def signal_trees(pids: Iterable[int], number: int) -> None:
 
 
 def signal_each(pids: Iterable[int], number: int) -> None:
-    """Send a signal to these processes alone; those that are gone are no error."""
+    """Send a signal to processes, but not to their groups; ended ones are no error."""
     for pid in pids:
         with contextlib.suppress(OSError):
             os.kill(pid, number)

@@ -16,38 +16,38 @@ GROUP: Final = "deepsquare.executors"
 
 
 def executor_names() -> list[str]:
-    """Names of the executors that are installed."""
+    """Return the names of the installed executors."""
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
 def create_executor(name: str, context: ExecutorContext) -> Executor:
-    """Make the executor of a name; its entry point is a function of the context.
+    """Create an executor by name; its entry point is a function that takes the context.
 
     Raises:
-        UsageError: No such executor is installed, it can't be loaded, or an option is wrong; jobs
-            would run as root, or not be isolated, and the context does not allow it.
-        ExecutorUnavailableError: It can't be used now.
+        UsageError: The executor is not installed or can't be loaded; an option is invalid; jobs
+            would run as root or without isolation, and the context does not allow it.
+        ExecutorUnavailableError: The executor can't be used now.
     """
     refuse_root(context)
     return cast("Callable[[ExecutorContext], Executor]", _load(name))(context)
 
 
 async def examine_executor(name: str, context: ExecutorContext) -> list[Check]:
-    """What an executor finds about the machine or cluster; nothing is changed.
+    """Return an executor's checks of the machine or cluster; read-only.
 
-    A module that provides an executor may have a coroutine function `examine` of the context, which
-    returns the checks.
+    The module of an executor may define a coroutine function `examine(context)` that returns
+    checks.
     """
     try:
         module = sys.modules[_load(name).__module__]
         examine = getattr(module, "examine", None)
-        found = [] if examine is None else list(await examine(context))
+        checks = [] if examine is None else list(await examine(context))
     except GridError as error:
         setting = "executor, executor_options"
         return [Check("executor", False, error.message, error.hint, setting)]
-    if all(check.name != "executor" for check in found):
-        found.insert(0, Check("executor", True, f"{name} is installed", "", "executor"))
-    return [*found, user_check()]
+    if all(check.name != "executor" for check in checks):
+        checks.insert(0, Check("executor", True, f"{name} is installed", "", "executor"))
+    return [*checks, user_check()]
 
 
 def _load(name: str) -> Any:

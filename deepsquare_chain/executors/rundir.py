@@ -1,17 +1,18 @@
-"""The folder of one run: who writes which file, and how each appears whole or not at all.
+"""The folder of one run: its files, their writers, and how they are written atomically.
 
-    spec.json        what to run                          executor, before the run exists
+    file             content                              written by
+    spec.json        specification of the run             executor, before the run exists
     script           the batch script                     executor, before the run exists
-    control.json     walltime now, cancel request         executor
-    supervisor.json  the one supervisor that took the run whoever links it first, once
+    control.json     current walltime, cancel request     executor
+    supervisor.json  claim of the run's only supervisor   the first one to link it, once
     job.json         the script's process and its start   supervisor
-    output           beginning of what the run printed    supervisor
-    output.POSITION  what it printed from there on        supervisor
-    exit.json        how it ended                         supervisor, or who found it dead
+    output           beginning of the output              supervisor
+    output.POSITION  output from that position on         supervisor
+    exit.json        exit record                          supervisor, or executor if it died
     work/            working folder and HOME of the script
     tmp/             /tmp of a script in a sandbox
 
-The supervisor imports this, so nothing heavy is imported here.
+The supervisor imports this module, so that it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from deepsquare_chain.executors.procfs import Identity
 
 OUTPUT_LIMIT: Final = 1024 * 1024
-# Name of the environment variable by which leftovers of a dead supervisor are found.
+# Environment variable that marks the processes of a run, to find orphaned ones.
 MARK: Final = "GRID_RUN"
 # Time between TERM and KILL, in seconds.
 GRACE: Final = 2.0
-#: Home and working folder of a job in a sandbox, and the place of its script there.
+#: Home and working folder of a job in a sandbox, and the path of its script there.
 SANDBOX_HOME: Final = "/home/job"
 SANDBOX_SCRIPT: Final = "/run/job/script"
 _RECORD_LIMIT: Final = 8 * 1024 * 1024
@@ -44,7 +45,7 @@ _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class FolderClaim(NamedTuple):
-    """Who took a run, by which mark its processes are known, and when (monotonic seconds)."""
+    """Process that claimed a run, mark of the run's processes, and time (monotonic seconds)."""
 
     owner: Identity
     token: str
@@ -52,7 +53,7 @@ class FolderClaim(NamedTuple):
 
 
 class RunFolder:
-    """Paths and records of one run. Methods raise OSError as the system gives it."""
+    """Paths and records of one run. Methods raise OSError unchanged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,21 +71,21 @@ class RunFolder:
 
     @property
     def temporary(self) -> Path:
-        """The job's folder of temporary files, where it has a sandbox."""
+        """The job's folder for temporary files, with a sandbox."""
         return self.path / "tmp"
 
     @property
     def output(self) -> Path:
-        """What the job prints."""
+        """The beginning of the job's output."""
         return self.path / "output"
 
     @property
     def log(self) -> Path:
-        """What the supervisor itself says."""
+        """The supervisor's own log."""
         return self.path / "supervisor.log"
 
     def fill(self, spec: Mapping[str, Any], script: bytes, walltime: int) -> None:
-        """Write everything a supervisor needs into a new folder."""
+        """Create the folder with the files that a supervisor needs."""
         self.path.mkdir(mode=0o700)
         self.work.mkdir(mode=0o700)
         if spec.get("isolation"):
@@ -95,11 +96,11 @@ class RunFolder:
         sync_folder(self.path)
 
     def spec(self) -> dict[str, Any]:
-        """What to run."""
+        """Return the specification of the run."""
         return read_record(self.path / "spec.json")
 
     def control(self) -> dict[str, Any]:
-        """Walltime in seconds and whether a cancel was asked for."""
+        """Return the control record: walltime in seconds, and whether a cancel was requested."""
         return read_record(self.path / "control.json")
 
     def set_control(self, **changes: object) -> None:
@@ -107,23 +108,23 @@ class RunFolder:
         replace(self.path / "control.json", dump(self.control() | changes))
 
     def claim(self, owner: Identity, token: str) -> bool:
-        """Take the run for a process, for ever; False when it was taken before."""
+        """Claim the run permanently for a process; returns False when it was claimed before."""
         record = {**owner._asdict(), "token": token, "since": time.monotonic()}
-        fresh = _sibling(self.path / "supervisor.json")
+        temporary = _sibling(self.path / "supervisor.json")
         try:
-            write_new(fresh, dump(record))
-            # A hard link appears with its content or not at all, and never twice.
-            os.link(fresh, self.path / "supervisor.json")
+            write_new(temporary, dump(record))
+            # A hard link is created atomically with its content, and only once.
+            os.link(temporary, self.path / "supervisor.json")
         except FileExistsError:
             return False
         finally:
             with contextlib.suppress(OSError):
-                fresh.unlink()
+                temporary.unlink()
         sync_folder(self.path)
         return True
 
     def taken(self) -> FolderClaim | None:
-        """The supervisor's claim, None while nobody took the run."""
+        """Return the supervisor's claim; None while the run is unclaimed."""
         record = _optional(self.path / "supervisor.json")
         if record is None:
             return None
@@ -136,24 +137,24 @@ class RunFolder:
         replace(self.path / "job.json", dump(record))
 
     def job(self) -> tuple[Identity, float, float] | None:
-        """The script's process, its start on the wall clock and on the monotonic clock."""
+        """Return the script's process, and its start on the wall clock and the monotonic clock."""
         record = _optional(self.path / "job.json")
         if record is None:
             return None
         return _identity(record), _number(record, "started_at"), _number(record, "started")
 
     def exit(self) -> dict[str, Any] | None:
-        """How the run ended, None while it has not."""
+        """Return the exit record; None while there is none."""
         return _optional(self.path / "exit.json")
 
     def reserve_exit(self) -> Path:
-        """Lay aside the blocks of the exit record, so that a full disk can't keep it out."""
-        place = _sibling(self.path / "exit.json")
-        write_new(place, b" " * _EXIT_BYTES)
-        return place
+        """Reserve the disk blocks of the exit record, so that it can be written on a full disk."""
+        path = _sibling(self.path / "exit.json")
+        write_new(path, b" " * _EXIT_BYTES)
+        return path
 
     def set_exit(self, record: Mapping[str, Any], place: Path | None = None) -> None:
-        """Write the exit record over the blanks of a reserved file, of its own if none is given."""
+        """Write the exit record into a reserved file, by default a new one, and rename it."""
         place = place or self.reserve_exit()
         handle = os.open(place, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -168,7 +169,7 @@ class RunFolder:
 def exit_record(
     code: int, reason: str, seconds: int, started_at: float, ended_at: float
 ) -> dict[str, Any]:
-    """The exit record as it stands on disk; times are seconds."""
+    """Return the exit record as stored on disk; times are in seconds."""
     return {
         "code": code,
         "reason": reason,
@@ -179,7 +180,7 @@ def exit_record(
 
 
 def dump(record: Mapping[str, Any]) -> bytes:
-    """A record as bytes."""
+    """Serialise a record."""
     return json.dumps(record, separators=(",", ":")).encode()
 
 
@@ -191,7 +192,7 @@ def write_all(handle: int, data: bytes) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Create a file that is on the disk when this returns."""
+    """Create a file and fsync it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(path, flags, 0o600)
     try:
@@ -202,20 +203,20 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Exchange a file's content in one step."""
-    fresh = _sibling(path)
+    """Replace a file's content by an atomic rename."""
+    temporary = _sibling(path)
     try:
-        write_new(fresh, data)
-        fresh.replace(path)
+        write_new(temporary, data)
+        temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
-            fresh.unlink()
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Make names that were created or moved in this folder survive a power cut."""
+    """Fsync a folder, so that created and renamed files survive a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -224,7 +225,7 @@ def sync_folder(path: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file for reading; a link or a pipe that a job put there is not followed."""
+    """Open a regular file for reading; raises for a link or pipe that a job created."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -233,7 +234,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, offset: int, limit: int) -> bytes:
-    """Part of a regular file, which is opened as `open_regular` does."""
+    """Read a part of a regular file; errors as `open_regular`."""
     with open_regular(path) as file:
         parts = []
         while limit > 0 and (part := os.pread(file.fileno(), limit, offset)):
@@ -244,12 +245,14 @@ def read_bytes(path: Path, offset: int, limit: int) -> bytes:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record from disk; one that holds something else is an input/output error."""
+    """Read a record from disk; raises OSError (EIO) for a file with other content."""
     try:
         raw = read_bytes(path, 0, _RECORD_LIMIT)
-        # Where a library raised the recursion limit, deep nesting would crash the process.
-        bare = _STRING.sub(b"", raw)
-        record = json.loads(raw) if bare.count(b"{") + bare.count(b"[") <= _NESTING else None
+        # If a library raised the recursion limit, deep nesting would crash the process.
+        structure = _STRING.sub(b"", raw)
+        record = (
+            json.loads(raw) if structure.count(b"{") + structure.count(b"[") <= _NESTING else None
+        )
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
@@ -279,9 +282,9 @@ def _number(record: Mapping[str, Any], name: str) -> float:
 
 
 def unique(size: int = 8) -> str:
-    """A word of `size` random bytes that nobody can guess.
+    """Return `size` cryptographically random bytes as hexadecimal text.
 
-    `secrets` would give the same, after loading all of OpenSSL into every supervisor.
+    `secrets` would do the same, but load OpenSSL into every supervisor.
     """
     return os.urandom(size).hex()
 

@@ -1,7 +1,7 @@
-"""All run folders of one machine: made, taken, looked at, ended, removed.
+"""All run folders of one machine: creation, start, status, cancellation and removal.
 
-Blocking; `local` calls it from threads. Methods raise OSError as the system gives it, and
-`StubbornError` for processes that do not go away.
+Blocking; `local` calls it from threads. Methods raise OSError unchanged, and `StubbornError` for
+processes that can't be killed.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from deepsquare_chain.job import MEGABYTE, Offer
 from deepsquare_chain.observability import get_logger
 
 HUNG: Final = 8.0  # seconds beyond the grace after which a supervisor counts as hung
-_STALE: Final = 3600.0  # seconds after which a half-made folder belongs to nobody
+_STALE: Final = 3600.0  # seconds after which an incomplete folder counts as abandoned
 _log = get_logger(__name__)
 
 
 class Runs:
-    """The runs below one folder, which is made if it is not there.
+    """The runs below one folder, which is created if needed.
 
     Args:
         path: The folder.
-        isolation: How new runs are kept apart from the machine; None for plain processes.
+        isolation: Isolation of new runs; None for plain processes.
     """
 
     def __init__(self, path: Path, isolation: Isolation | None = None) -> None:
@@ -66,7 +66,7 @@ class Runs:
         self._sweep()
 
     def folder(self, key: str) -> RunFolder:
-        """Folder of a key, which may not exist.
+        """Return the folder of a key, which may not exist.
 
         Raises:
             RunRefusedError: The key is not a plain name.
@@ -76,9 +76,9 @@ class Runs:
     # -- starting
 
     def begin(self, spec: RunSpec, gpus: Sequence[str] = ()) -> bool:
-        """Make the run unless it is there, and start its supervisor; True once it is taken.
+        """Create the run unless it exists, and start its supervisor; True once it is claimed.
 
-        `gpus` are the names of all GPUs that may be handed out.
+        `gpus` are the names of all GPUs that may be allocated.
 
         Raises:
             ExecutorUnavailableError: Not enough GPUs are free now.
@@ -97,38 +97,38 @@ class Runs:
         return False
 
     def _devices(self, spec: RunSpec, gpus: Sequence[str]) -> list[str]:
-        """GPUs for a new run, which no live run holds; the folders say what each holds."""
-        wanted = spec.resources.gpus
-        if not wanted:
+        """Allocate GPUs for a new run that no live run uses, according to the run folders."""
+        requested = spec.resources.gpus
+        if not requested:
             return []
-        held = [self._held(key) for key in self._live_keys()]
-        found = free_devices(gpus, held, wanted)
-        if found is None:
+        in_use = [self._held(key) for key in self._live_keys()]
+        devices = free_devices(gpus, in_use, requested)
+        if devices is None:
             raise ExecutorUnavailableError(
-                f"Run {spec.key} asks for {wanted} GPUs, which are not free now",
+                f"Run {spec.key} asks for {requested} GPUs, which are not free now",
                 hint="Check the offer against CUDA_VISIBLE_DEVICES of the daemon.",
             )
-        return found
+        return devices
 
     def _held(self, key: str) -> Sequence[str] | int:
         spec = self.folder(key).spec()
         try:
             devices = spec.get("devices")
-            return [str(each) for each in devices] if devices else int(spec["gpus"])
+            return [str(device) for device in devices] if devices else int(spec["gpus"])
         except (KeyError, TypeError, ValueError):
             raise OSError(f"run {key} does not say which GPUs it holds") from None
 
     def _live_keys(self) -> list[str]:
-        """Runs that have not ended, as far as is known; ended ones stay for long."""
-        left = [key for key in self.keys() if key not in self._ended]
-        statuses = self.poll_all(left)
-        return [key for key in left if statuses[key].state is not RunState.ENDED]
+        """Return the runs that are not known to have ended."""
+        open_keys = [key for key in self.keys() if key not in self._ended]
+        statuses = self.poll_all(open_keys)
+        return [key for key in open_keys if statuses[key].state is not RunState.ENDED]
 
     def taken(self, key: str) -> bool:
-        """Whether a supervisor took the run.
+        """Return whether a supervisor claimed the run.
 
         Raises:
-            ExecutorUnavailableError: The supervisor could not; nothing of the run is left.
+            ExecutorUnavailableError: The supervisor failed; nothing of the run is left.
         """
         folder = self.folder(key)
         child = self._starting.get(key)
@@ -145,17 +145,17 @@ class Runs:
         raise ExecutorUnavailableError(f"Run {key} could not be started: {self._undo(folder)}")
 
     def voice(self, key: str) -> int | None:
-        """Descriptor on which a supervisor that was started here will say something, if any."""
+        """Return the descriptor on which a supervisor started here will report, if any."""
         child = self._starting.get(key)
         return None if child is None else child.voice
 
     def _took(self, key: str) -> bool:
-        """Whether a supervisor that was started here has the run, even without its folder."""
+        """Return whether a supervisor started here claimed the run, even if its folder is gone."""
         child = self._starting.get(key) or self._children.get(key)
         return child is not None and not child.ended and child.took()
 
     def _undo(self, folder: RunFolder) -> str:
-        """Remove a run that nobody took; why its supervisor did not."""
+        """Remove a run that no supervisor claimed; returns why its supervisor failed."""
         try:
             log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
             if self._withdraw(folder):
@@ -165,27 +165,27 @@ class Runs:
         return log.splitlines()[-1][:200] if log else "its supervisor ended"
 
     def _withdraw(self, folder: RunFolder) -> bool:
-        """Take a run that nobody took, so that nobody ever does."""
+        """Claim an unclaimed run without a process, so that no supervisor can claim it."""
         return folder.claim(Identity(0, 0, procfs.boot_id()), "")
 
-    # -- looking
+    # -- status
 
     def begun(self, key: str) -> bool:
-        """Whether this run ever began here."""
+        """Return whether this run ever began here."""
         folder = self.folder(key)
         return self._exists(folder) and folder.taken() is not None
 
     def poll_all(self, keys: Iterable[str]) -> dict[str, RunStatus]:
-        """Status of each run."""
+        """Return the status of each run."""
         self._reap()
-        wanted = list(keys)
-        gone = {key for key in wanted if self._is_gone(key)}
-        # Taken after every one of these deaths: nothing of them can begin later.
-        census = orphaned_processes.take_census() if len(gone) > 1 else None
-        return {key: self.poll(key, census if key in gone else None) for key in wanted}
+        all_keys = list(keys)
+        dead_keys = {key for key in all_keys if self._is_gone(key)}
+        # Taken after these supervisors died, so that no process of their runs can start later.
+        census = orphaned_processes.take_census() if len(dead_keys) > 1 else None
+        return {key: self.poll(key, census if key in dead_keys else None) for key in all_keys}
 
     def _is_gone(self, key: str) -> bool:
-        """Whether the supervisor of a run that is not known to have ended is surely dead."""
+        """Return whether the supervisor of a run without a known end is certainly dead."""
         if key in self._ended:
             return False
         try:
@@ -195,10 +195,10 @@ class Runs:
             return False
 
     def poll(self, key: str, census: Census | None = None) -> RunStatus:
-        """Status of a run; UNKNOWN, with one line in the log, where it can't be determined."""
-        known = self._ended.get(key)
-        if known is not None:
-            return RunStatus(RunState.ENDED, known)
+        """Return the status of a run; UNKNOWN, with one log entry, if it can't be determined."""
+        ended = self._ended.get(key)
+        if ended is not None:
+            return RunStatus(RunState.ENDED, ended)
         try:
             return self._status(self.folder(key), census)
         except (OSError, RunRefusedError, StubbornError) as error:
@@ -206,33 +206,33 @@ class Runs:
             return RunStatus(RunState.UNKNOWN)
 
     def is_live(self, key: str) -> bool:
-        """Whether anything of the run is, or will be, at work; even without its folder."""
+        """Return whether the run has, or may get, live processes; even without its folder."""
         folder = self.folder(key)
         if not self._exists(folder):
             return orphaned_processes.supervisor_of(folder) is not None
         return self._status(folder).state is not RunState.ENDED
 
     def output(self, key: str, offset: int, limit: int) -> bytes:
-        """Part of what the run printed, of a live run as far as it is kept now.
+        """Return a part of the run's output; for a live run, of the output kept so far.
 
         Raises:
-            NotFoundError: No such run.
+            NotFoundError: There is no such run.
         """
         folder = self.folder(key)
         self._require(folder)
         return read_kept(folder.output, offset, limit)
 
     def keys(self) -> list[str]:
-        """Keys of all run folders."""
-        found = []
+        """Return the keys of all run folders."""
+        keys = []
         for entry in os.scandir(self.path):
             with contextlib.suppress(RunRefusedError):
                 if entry.is_dir(follow_symlinks=False):
-                    found.append(check_key(entry.name))
-        return sorted(found)
+                    keys.append(check_key(entry.name))
+        return sorted(keys)
 
     def free(self, offer: Offer, min_free: int) -> Offer:
-        """The offer minus live runs; nothing below `min_free` MB of disk, or when unsure."""
+        """Return the offer minus live runs; nothing below `min_free` MB of disk, or in doubt."""
         nothing = Offer(cpus=0, memory=0, gpus=0)
         if shutil.disk_usage(self.path).free < min_free * MEGABYTE:
             self._warn("disk", OSError(f"less than {min_free} MB are free in {self.path}"))
@@ -254,7 +254,7 @@ class Runs:
         claim = folder.taken()
         if claim is None:
             return RunStatus(RunState.QUEUED)
-        # An exit record counts only once its writer is gone: the job could have put it there.
+        # An exit record is trusted only once the supervisor is gone: the job could have forged it.
         if self._is_running(folder, claim):
             return RunStatus(RunState.RUNNING)
         ended = _as_exit(orphaned_processes.conclude(folder, claim, census))
@@ -270,7 +270,7 @@ class Runs:
         if process is None:
             return False
         if process.state in "Tt":
-            # A job may stop its supervisor to outlive its walltime.
+            # A job may SIGSTOP its supervisor to exceed its walltime.
             procfs.send(claim.owner, signal.SIGCONT)
         if _is_overdue(folder, claim):
             self._force(folder, claim, "walltime")
@@ -283,7 +283,7 @@ class Runs:
         """Set the walltime, in seconds from the start.
 
         Raises:
-            NotFoundError: No such run.
+            NotFoundError: There is no such run.
         """
         folder = self.folder(key)
         self._require(folder)
@@ -291,7 +291,7 @@ class Runs:
             folder.set_control(walltime=walltime)
 
     def ask_cancel(self, key: str) -> bool:
-        """Ask for the run's end; True when there is an end to wait for."""
+        """Request the cancellation of a run; returns True when the caller must wait for its end."""
         folder = self.folder(key)
         if not self._exists(folder):
             owner = orphaned_processes.supervisor_of(folder)
@@ -307,7 +307,7 @@ class Runs:
         return True
 
     def force_cancel(self, key: str) -> None:
-        """End the run without its supervisor's help."""
+        """Kill the run without its supervisor."""
         folder = self.folder(key)
         claim = folder.taken() if self._exists(folder) else None
         if claim is not None:
@@ -317,7 +317,7 @@ class Runs:
         """Remove an ended run.
 
         Raises:
-            ExecutorError: It has not ended.
+            ExecutorError: The run has not ended.
         """
         folder = self.folder(key)
         if not self._exists(folder):
@@ -337,17 +337,17 @@ class Runs:
         launch.remove_tree(gone)
 
     def _sweep(self) -> None:
-        """Remove folders that were never finished or only half removed."""
+        """Remove folders that were never completed or only partly removed."""
         for entry in os.scandir(self.path):
-            stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
-            left = entry.name.startswith((".gone-", startprobe.PREFIX))
-            if left or (entry.name.startswith(".new-") and stale):
+            is_stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
+            is_temporary = entry.name.startswith((".gone-", startprobe.PREFIX))
+            if is_temporary or (entry.name.startswith(".new-") and is_stale):
                 launch.remove_tree(Path(entry.path))
 
-    # -- small things
+    # -- helpers
 
     def _exists(self, folder: RunFolder) -> bool:
-        """Whether the run has a folder; an unreadable place is an error, never a no."""
+        """Return whether the run has a folder; raises if the parent folder can't be read."""
         try:
             folder.path.stat()
         except FileNotFoundError:
@@ -374,7 +374,7 @@ def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:
     try:
         walltime = float(folder.control()["walltime"])
     except (OSError, KeyError, TypeError, ValueError):
-        return False  # spoilt by the job; the supervisor knows its limits by heart
+        return False  # damaged by the job; the supervisor has its limits in memory
     return time.monotonic() - claim.since > walltime + GRACE + HUNG
 
 

@@ -1,11 +1,11 @@
-"""The sandbox of a job: bubblewrap's arguments, and whether this machine can use it.
+"""The sandbox of a job: bubblewrap's arguments, and a probe whether this machine supports it.
 
-A job sees a read-only system, a home and temporary folders of its own, its own processes, and
-no network unless the provider allows it. Only folders of a list are shown: nothing of the daemon
-is on it, and what the provider adds is checked against the daemon's own folders.
+A job sees a read-only system, its own home and temporary folders, its own processes, and no network
+unless the provider allows it. Folders are exposed by an allowlist, without folders of the daemon;
+folders that the provider adds are checked against those of the daemon.
 
-The sandbox is neither bound to the life of the process that starts it (`--die-with-parent`) nor a
-session of its own (`--new-session`): jobs outlive the daemon, and are found and ended whole.
+The sandbox neither ends with the process that starts it (`--die-with-parent`) nor has its own
+session (`--new-session`): jobs continue after the end of the daemon, and are ended as a whole.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _SYSTEM: Final = (
     "/opt",
     "/nix/store",
 )
-#: CPUs and their memory, by which programs place their threads; and the network's devices, by which an MPI
-#: library finds its interfaces.
+#: Topology of CPUs and memory, for thread placement; and network devices, by which MPI libraries
+#: find their interfaces.
 _TOPOLOGY: Final = "/sys/devices/system"
 _DEVICES: Final = ("/sys/devices", "/sys/class", "/sys/bus")
 _NIXOS: Final = ("/run/current-system",)
-#: What programs read in /etc. Nothing else is shown: services keep passwords and keys there.
+#: Allowlist of /etc, for files that programs read; other files may hold passwords and keys.
 _ETC: Final = (
     "alternatives",
     "bash.bashrc",
@@ -94,19 +94,19 @@ _ETC: Final = (
     "timezone",
     "vulkan",
 )
-#: Parts of /proc that stay this machine's: root's jobs could write to them.
+#: Parts of /proc that are bound read-only: jobs run by root could write to them.
 _PROC: Final = ("sys", "sysrq-trigger", "irq", "bus")
-#: What every NVIDIA driver needs in addition to the devices themselves.
+#: Devices that every NVIDIA driver needs in addition to the GPUs.
 _NVIDIA: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
 _AMD: Final = ("kfd", "dri")
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
-#: The first version that keeps jobs from making user namespaces of their own.
+#: The first version that can forbid jobs to create user namespaces.
 _NO_NESTING: Final = (0, 8)
 _PROBE_SECONDS: Final = 20.0
 
 
 def _paths(value: Any) -> Any:
-    """A list as files give it, or text as a variable or flag holds it."""
+    """Parse a list from a file, or comma-separated text from a variable or flag."""
     return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
 
 
@@ -121,14 +121,14 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths), AfterValidator(_abs
 
 
 class SandboxOptions(BaseModel):
-    """What a provider may say about isolation in `executor_options`.
+    """Options for isolation in `executor_options`.
 
     Attributes:
         network: Let jobs use the network of the machine, its loopback interface included.
-        readable: More files and folders that jobs may read, such as data sets and software.
+        readable: Additional files and folders that jobs may read, such as data sets and software.
         writable: Folders that all jobs may write to.
-        disk: MB that a job may have in its folders; 0 for no limit.
-        processes: Processes and threads that a job may have; 0 for no limit.
+        disk: Disk quota of a job in MB; 0 for no limit.
+        processes: Maximum processes and threads of a job; 0 for no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -140,11 +140,14 @@ class SandboxOptions(BaseModel):
     processes: int = Field(4_096, ge=0, le=10**7)
 
     def exposed(self, private: Iterable[Path]) -> Path | None:
-        """A folder or file of the daemon that these options would show to jobs; None for none."""
-        shown = [Path(os.path.realpath(path)) for path in (*self.readable, *self.writable)]
+        """Return a path of the daemon that these options would expose to jobs; None for none."""
+        exposed_paths = [Path(os.path.realpath(path)) for path in (*self.readable, *self.writable)]
         for path in private:
             real = Path(os.path.realpath(path))
-            if any(real == each or real.is_relative_to(each) for each in shown):
+            if any(
+                real == exposed_path or real.is_relative_to(exposed_path)
+                for exposed_path in exposed_paths
+            ):
                 return path
         return None
 
@@ -155,10 +158,10 @@ OptionsModel = TypeVar("OptionsModel", bound=BaseModel)
 def parse_options(
     executor: str, model: type[OptionsModel], options: Mapping[str, Any]
 ) -> OptionsModel:
-    """Check the options of an executor.
+    """Validate the options of an executor.
 
     Raises:
-        UsageError: An option is unknown or has a wrong value; the message names it.
+        UsageError: An option is unknown or invalid; the message names it.
     """
     try:
         return model.model_validate(dict(options))
@@ -181,17 +184,16 @@ def bubblewrap_arguments(
     private: Sequence[Path] = (),
     hostname: str = "job",
 ) -> list[str]:
-    """Arguments of bubblewrap, without its name, for every version from 0.4; pure.
+    """Return the arguments of bubblewrap, without its name, for all versions from 0.4; pure.
 
     Args:
-        options: What the provider allows.
+        options: Options of the provider.
         work: Folder that becomes the job's home and working folder.
         temporary: Folder that becomes /tmp and /var/tmp.
         script: The batch script, which becomes `SANDBOX_SCRIPT`.
-        private: Folders and files of the daemon, which are hidden even below folders that every
-            job sees.
-        hostname: Name of the machine that the job sees; empty for the real one, by which the
-            tasks of a job on several nodes find each other.
+        private: Folders and files of the daemon, which are hidden even below exposed folders.
+        hostname: Hostname in the sandbox; empty for the real one, by which the tasks of a job on
+            several nodes find each other.
     """
     arguments = [
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try"),
@@ -206,18 +208,18 @@ def bubblewrap_arguments(
     arguments += _bound("--ro-bind-try", system)
     arguments += ["--proc", "/proc"]
     arguments += _bound("--ro-bind-try", [f"/proc/{name}" for name in _PROC])
-    # Memory files go to a file system of their own: the rest of /dev can't be written to.
+    # /dev/shm is a separate file system; the rest of /dev is read-only.
     arguments += ["--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
     arguments += ["--bind", temporary, "/tmp", "--bind", temporary, "/var/tmp"]  # noqa: S108
-    # After these, because a provider may show a folder that is below one of them.
+    # After these mounts, because a provider may expose a folder below one of them.
     readable = [str(path) for path in options.readable]
     arguments += _bound("--ro-bind-try", readable)
     arguments += _bound("--bind-try", [str(path) for path in options.writable])
     arguments += ["--dir", "/run", "--ro-bind", script, SANDBOX_SCRIPT]
     arguments += ["--bind", work, SANDBOX_HOME, "--chdir", SANDBOX_HOME]
-    shown = _real_paths((*system, *readable))
+    exposed_paths = _real_paths((*system, *readable))
     for path in private:
-        arguments += _hidden(path, shown)
+        arguments += _hidden(path, exposed_paths)
     return [*arguments, "--remount-ro", "/"]
 
 
@@ -227,16 +229,16 @@ def _bound(how: str, paths: Iterable[str]) -> list[str]:
 
 @functools.lru_cache(maxsize=8)
 def _real_paths(paths: tuple[str, ...]) -> frozenset[str]:
-    """The paths without links; found out once, because they are some eighty of the system."""
+    """Return the paths with links resolved; cached, because there are some eighty."""
     return frozenset(os.path.realpath(path) for path in paths)
 
 
 def _hidden(path: Path, shown: frozenset[str]) -> list[str]:
-    """Arguments that put something empty over a path that is below one that is shown."""
+    """Return arguments that mask a path below an exposed one with an empty mount."""
     real = os.path.realpath(path)
-    place = real
-    while place not in shown:
-        if place == (place := os.path.dirname(place)):
+    parent = real
+    while parent not in shown:
+        if parent == (parent := os.path.dirname(parent)):
             return []
     if os.path.isdir(real):
         return ["--tmpfs", real, "--remount-ro", real]
@@ -244,10 +246,10 @@ def _hidden(path: Path, shown: frozenset[str]) -> list[str]:
 
 
 def device_arguments(devices: Sequence[str], dev: Path = Path("/dev")) -> list[str]:
-    """Arguments that show GPUs by their names, and what their drivers need; none for no GPU.
+    """Return arguments that expose GPUs and the devices of their drivers; empty without GPUs.
 
-    NVIDIA's devices are shown one by one where they are named by number; all where by UUID, and
-    all of AMD's, whose driver has one device for every GPU.
+    NVIDIA GPUs are exposed individually if named by number, all if named by UUID. AMD GPUs are all
+    exposed, as their driver has one device for all of them.
     """
     if not devices:
         return []
@@ -255,53 +257,53 @@ def device_arguments(devices: Sequence[str], dev: Path = Path("/dev")) -> list[s
         names = [f"nvidia{name}" for name in devices]
     else:
         names = sorted(path.name for path in dev.glob("nvidia[0-9]*"))
-    found = [dev / name for name in (*names, *_NVIDIA, *_AMD) if (dev / name).exists()]
-    arguments = ["--ro-bind", "/sys", "/sys"] if found else []
-    for path in found:
+    paths = [dev / name for name in (*names, *_NVIDIA, *_AMD) if (dev / name).exists()]
+    arguments = ["--ro-bind", "/sys", "/sys"] if paths else []
+    for path in paths:
         arguments += ["--dev-bind", str(path), str(path)]
     return arguments
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """Bubblewrap as it is installed on this machine."""
+    """The installed bubblewrap of this machine."""
 
     program: str
     version: tuple[int, int]
 
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """The whole command, to which the job's own is appended."""
+        """Return the command prefix, to which the job's command is appended."""
         nesting = ["--disable-userns"] if self.version >= _NO_NESTING else []
         return [self.program, *nesting, *arguments]
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxProbe:
-    """What a machine offers: its sandbox, or why there is none, in words."""
+    """Result of a probe: the sandbox, or why there is none."""
 
     sandbox: Sandbox | None
     reason: str = ""
 
 
 def probe_sandbox(program: str = "bwrap") -> SandboxProbe:
-    """Whether jobs can be run in a sandbox here, found out by running `true` in one."""
+    """Probe whether jobs can run in a sandbox here, by running `true` in one."""
     path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin")
     if path is None:
         return SandboxProbe(None, "bubblewrap is not installed")
     try:
-        said = _run([path, "--version"])
-        match = _VERSION.search(said.stdout)
+        version_output = _run([path, "--version"])
+        match = _VERSION.search(version_output.stdout)
         version = (int(match[1]), int(match[2])) if match else (0, 0)
         sandbox = Sandbox(path, version)
         arguments = bubblewrap_arguments(
             SandboxOptions(), work="/usr", temporary="/usr", script="/dev/null"
         )
-        done = _run([*sandbox.command(arguments), "/bin/sh", "-c", "true"])
+        test = _run([*sandbox.command(arguments), "/bin/sh", "-c", "true"])
     except (OSError, subprocess.SubprocessError) as error:
         return SandboxProbe(None, f"bubblewrap can't be run: {error}")
-    if done.returncode:
-        words = " ".join(done.stderr.split())[:300] or f"it ends with code {done.returncode}"
-        return SandboxProbe(None, f"bubblewrap does not work here: {words}")
+    if test.returncode:
+        reason = " ".join(test.stderr.split())[:300] or f"it ends with code {test.returncode}"
+        return SandboxProbe(None, f"bubblewrap does not work here: {reason}")
     return SandboxProbe(sandbox)
 
 
@@ -319,13 +321,13 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """How jobs are kept apart on one machine.
+    """Isolation of jobs on one machine.
 
     Attributes:
-        sandbox: Bubblewrap; None where jobs are plain processes.
-        options: What the provider allows, and the limits of a job.
-        cgroups: Where control groups can be made.
-        private: Folders and files of the daemon that no job may see.
+        sandbox: Bubblewrap; None for jobs as plain processes.
+        options: Options of the provider, with the limits of a job.
+        cgroups: Parent of the jobs' control groups.
+        private: Folders and files of the daemon that are hidden from jobs.
     """
 
     sandbox: Sandbox | None
@@ -334,10 +336,10 @@ class Isolation:
     private: tuple[Path, ...] = ()
 
     def record(self, folder: Path, devices: Sequence[str] = ()) -> Mapping[str, Any]:
-        """What the specification of a run says about its isolation.
+        """Return the isolation for the specification of a run.
 
         Args:
-            folder: Of the run.
+            folder: Folder of the run.
             devices: Names of its GPUs.
         """
         command: list[str] = []
@@ -349,8 +351,10 @@ class Isolation:
                 script=str(folder / "script"),
                 private=self.private,
             )
-            end = arguments[-2:]  # the root is closed last
-            command = self.sandbox.command([*arguments[:-2], *device_arguments(devices), *end])
+            last_arguments = arguments[-2:]  # the root is remounted read-only last
+            command = self.sandbox.command(
+                [*arguments[:-2], *device_arguments(devices), *last_arguments]
+            )
         group = self.cgroups.job(f"{folder.name[:60]}-{unique(4)}")
         return {
             "command": command,

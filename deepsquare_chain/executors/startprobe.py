@@ -1,8 +1,8 @@
-"""Whether this machine can run a script at all, found out by running one.
+"""Probes whether this machine can start scripts, by running one.
 
-A machine on which nothing starts (no shell, no process left, a full disk) answers every job at
-once, and would draw all work. The probe runs an empty job through the supervisor; a daemon whose
-probe fails claims nothing until a later one succeeds.
+A machine on which nothing starts (no shell, no free process, a full disk) fails every job at once,
+and would attract all jobs of the grid. The probe runs a trivial job through the supervisor; after a
+failed probe the daemon claims nothing until a later one succeeds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.observability import get_logger
 
 PREFIX: Final = ".probe-"
-#: Seconds for which a good probe counts, and between two after a bad one: at first and at most.
+#: Seconds for which a successful probe is valid, and first and longest backoff after a failed one.
 _GOOD_FOR: Final = 600.0
 _RETRY: Final = (15.0, 300.0)
-#: Seconds for one probe on a busy machine.
+#: Timeout of one probe in seconds, for a busy machine.
 _PATIENCE: Final = 20.0
 _PAUSE: Final = 0.02
 _WORD: Final = b"started\n"
@@ -31,12 +31,12 @@ _log = get_logger(__name__)
 
 
 class StartProbe:
-    """Probes one machine now and then; safe to be asked from several threads.
+    """Probes one machine periodically; thread-safe.
 
     Args:
-        runs: Folder of the runs, where the probe has a folder of its own for a moment.
+        runs: Folder of the runs, in which the probe creates a temporary folder.
         fork_server: Starts the supervisor.
-        isolation: How runs are kept apart from the machine; the probe is one of them.
+        isolation: Isolation of runs, which also applies to the probe.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class StartProbe:
         self._retry = _RETRY[0]
 
     def doubt(self) -> None:
-        """Something could not be started: look again before the next claim."""
+        """Invalidate the last probe after a failed start, so that the next claim probes again."""
         if not self._fault:
             self._due = 0.0
 
     def fault(self) -> str:
-        """Why nothing can be started here, in words; empty when it can. Blocks while it probes."""
+        """Return why nothing can be started here; empty when it can. Blocks during a probe."""
         with self._lock:
             if time.monotonic() >= self._due:
                 self._look()
             return self._fault
 
     def _look(self) -> None:
-        before, self._fault = self._fault, self._probe()
+        previous, self._fault = self._fault, self._probe()
         if self._fault:
             self._due = time.monotonic() + self._retry
             _log.error("jobs can't be started", reason=self._fault, retry_in=self._retry)
@@ -71,7 +71,7 @@ class StartProbe:
             return
         self._due = time.monotonic() + _GOOD_FOR
         self._retry = _RETRY[0]
-        if before:
+        if previous:
             _log.info("jobs can be started again")
 
     def _probe(self) -> str:
@@ -100,9 +100,9 @@ def _outcome(folder: RunFolder, supervisor: Launched) -> str:
     ended, printed = folder.exit(), read_kept(folder.output, 0, 200)
     if ended is None:
         log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
-        words = log.splitlines()[-1][:200] if log else "it left no record"
-        return f"the supervisor of a test script failed: {words}"
+        reason = log.splitlines()[-1][:200] if log else "it left no record"
+        return f"the supervisor of a test script failed: {reason}"
     if ended["code"] == 0 and printed == _WORD:
         return ""
-    words = " ".join(printed.decode(errors="replace").split())[:200]
-    return f"a test script ended with code {ended['code']}: {words or 'it printed nothing'}"
+    reason = " ".join(printed.decode(errors="replace").split())[:200]
+    return f"a test script ended with code {ended['code']}: {reason or 'it printed nothing'}"

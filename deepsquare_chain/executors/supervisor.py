@@ -1,9 +1,9 @@
-"""Supervisors: each runs one batch script to its end and leaves an exit record.
+"""Supervisors: each runs one batch script to its end and writes an exit record.
 
-The module runs as a fork server. It loads what a supervisor needs and forks one for each request
-of the daemon on the socket that is its stdin (`launch.ForkServer`). A supervisor lives in a session of its own and outlives the daemon that started it. It is the subreaper of
-everything the script starts, so no descendant can leave it: when the kernel says that it has no
-child left, the run's processes are gone.
+The module runs as a fork server: it loads the modules of a supervisor, and forks one for each
+request of the daemon on the socket that is its stdin (`launch.ForkServer`). A supervisor has its
+own session and continues after the end of the daemon. It is the subreaper of all processes of the
+script, so that no descendant can escape: when it has no child left, the run's processes are gone.
 """
 
 from __future__ import annotations
@@ -50,29 +50,30 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PIPE_BYTES: Final = 256 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAKEN: Final = 3
-#: Where a shell may be; the first that is there is taken.
+#: Possible paths of bash; the first that exists is used.
 _SHELLS: Final = (
     "/bin/bash",
     "/usr/bin/bash",
     "/usr/local/bin/bash",
     "/run/current-system/sw/bin/bash",
 )
-#: Says on a descriptor that a shell works where the script is, and becomes the script's shell.
+#: Reports on a descriptor that the shell has started, then executes the script.
 _MARK_DESCRIPTOR: Final = 9
 _BEGIN: Final = f'printf . >&{_MARK_DESCRIPTOR} && exec "$0" "$1" {_MARK_DESCRIPTOR}>&-'
-#: Jobs stand a little behind their daemon: a crowd of them must not keep claims and reports waiting.
+#: Jobs run at a lower priority than the daemon, so that many of them do not delay claims and
+#: reports.
 _NICE: Final = 5
 #: Seconds without a request after which the fork server ends.
 _SERVER_IDLE: Final = 60.0
 _REQUEST_BYTES: Final = 8192
-#: Place of arg_start in /proc/PID/stat, counted from the state; arg_end is the next.
+#: Index of arg_start in /proc/PID/stat, counted from the state; arg_end is the next field.
 _ARG_START: Final = 45
 _SIGNALLED: Final = 128
 _MAX_SIGNAL: Final = 64
 
 
 class Supervisor:
-    """One run, from its claim to its exit record."""
+    """Supervises one run, from its claim to its exit record."""
 
     def __init__(self, folder: RunFolder) -> None:
         spec = folder.spec()
@@ -94,7 +95,7 @@ class Supervisor:
         self._output = OutputWriter(folder.output, OUTPUT_LIMIT)
 
     def claim(self) -> bool:
-        """Take the run; False when another supervisor, or a cancel, came first."""
+        """Claim the run; returns False when another supervisor, or a cancel, claimed it first."""
         if self._folder.claim(procfs.identify(os.getpid()), self._token):
             crash_point("supervisor.claimed")
             _say_taken()
@@ -103,7 +104,7 @@ class Supervisor:
         return False
 
     def run(self) -> None:
-        """Run the script to its end and record it."""
+        """Run the script to its end and write the exit record."""
         self._alarm = self._listen()
         self._started_at, self._started = time.time(), time.monotonic()
         reason = ""
@@ -123,7 +124,7 @@ class Supervisor:
         crash_point("supervisor.recorded")
 
     def _listen(self) -> int:
-        """Make signals wake the loop; their handlers fall away when the script is executed."""
+        """Make signals wake the loop; the handlers are reset when the script is executed."""
         read, write = os.pipe()
         os.set_blocking(read, False)
         os.set_blocking(write, False)
@@ -138,13 +139,13 @@ class Supervisor:
         self._cancelled = True
 
     def _spawn(self) -> bool:
-        """Start the script in a session, folder and environment of its own."""
+        """Start the script in its own session, folder and environment."""
         self._pipe, sink = os.pipe()
         self._begun, mark = os.pipe()
         os.set_blocking(self._pipe, False)
         os.set_blocking(self._begun, False)
         with contextlib.suppress(OSError):
-            # Fewer, larger reads for a job that prints without end.
+            # Fewer, larger reads for a job with endless output.
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             self._confinement.begin()
@@ -158,18 +159,18 @@ class Supervisor:
             os.close(sink)
             os.close(mark)
         crash_point("supervisor.spawned")
-        # Without this record a dead supervisor's job is still found by its mark.
+        # Optional: the job of a dead supervisor is also found by its mark.
         with contextlib.suppress(OSError):
             self._folder.set_job(procfs.identify(self._pid), self._started_at, self._started)
         return True
 
     def _execute(self, sink: int, mark: int) -> int:
-        """Pid of the script's process, whose output goes to `sink`; `mark` tells that it began.
+        """Start the script with output to `sink` and start report to `mark`; returns its pid.
 
-        `subprocess` would do the same, but takes longer to load than a short job runs.
+        Not by `subprocess`, which takes longer to load than a short job runs.
         """
         shell = _shell()
-        # As privileged, the first shell reads no start-up file, which the second one does.
+        # With -p the first shell reads no start-up file; the second one does.
         begin = [shell, "-p", "-c", _BEGIN, shell, self._confinement.script]
         command = self._confinement.command(begin)
         os.chdir(self._folder.work)
@@ -185,7 +186,7 @@ class Supervisor:
                     (os.POSIX_SPAWN_DUP2, mark, _MARK_DESCRIPTOR),
                 ],
                 setsid=True,
-                # Python ignores them, and what it ignores the script would ignore.
+                # Python ignores these signals, and the script would inherit that.
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
         finally:
@@ -196,7 +197,7 @@ class Supervisor:
         return base | self._env | {MARK: self._token}
 
     def _watch(self) -> str:
-        """Wait for the script's end or for a cause to end it, which is returned."""
+        """Wait for the script's end; returns the cause to end it early, or an empty string."""
         while True:
             self._reap()
             if self._status is not None:
@@ -208,7 +209,7 @@ class Supervisor:
 
     def _cause(self) -> str:
         now = time.monotonic()
-        # Output wakes the loop far more often than anything here can change.
+        # Output wakes the loop far more often than these causes need a check.
         if now < self._next_look and not self._cancelled:
             return ""
         self._read_control()
@@ -221,39 +222,41 @@ class Supervisor:
             shared_memory = self._confinement.shared_memory(self._pid)
             if self._meter.exceeds(self._memory, shared_memory):
                 cause = "memory"
-        # A look at very many processes takes its time, of which a run gets a twentieth.
+        # Checks of very many processes are slow: they may take a twentieth of the time.
         pause = max(TICK, min(_LONGEST_TICK, _LOOK_SHARE * (time.monotonic() - now)))
         self._next_look = now + min(pause, self._started + self._walltime - now)
         return cause
 
     def _read_control(self) -> None:
-        # A control file that a job removed or spoiled changes nothing.
+        # A control file that a job removed or damaged is ignored.
         with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
             info = (self._folder.path / "control.json").stat()
-            seen = (info.st_ino, info.st_mtime_ns)
-            if seen != self._control_seen:
+            version = (info.st_ino, info.st_mtime_ns)
+            if version != self._control_seen:
                 control = self._folder.control()
                 self._walltime = int(control["walltime"])
                 self._cancelled = self._cancelled or bool(control["cancel"])
-                self._control_seen = seen
+                self._control_seen = version
 
     def _wait(self, seconds: float) -> None:
-        """Sleep until a signal, output, or the time is over; output is taken in."""
-        shared = -1 if self._meter is None else self._meter.events
-        watched = [each for each in (self._alarm, self._pipe, shared) if each >= 0]
+        """Sleep until a signal, output or the timeout; reads the output."""
+        memory_events = -1 if self._meter is None else self._meter.events
+        watched = [
+            descriptor for descriptor in (self._alarm, self._pipe, memory_events) if descriptor >= 0
+        ]
         ready, _, _ = select.select(watched, (), (), seconds)
         if self._alarm in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._alarm, 4096)
-        if shared in ready and self._meter is not None:
+        if memory_events in ready and self._meter is not None:
             self._meter.notice()
-            time.sleep(_BREATH)  # a job may open files without end
+            time.sleep(_BREATH)  # limits the load by a job that opens files in a loop
         if self._pipe in ready and self._pump() >= _PIPE_BYTES:
-            # A flood is slowed to some 25 MB a second, or it would cost the provider a core.
+            # Backpressure: more than some 25 MB per second would cost the provider a core.
             time.sleep(_BREATH)
 
     def _pump(self) -> int:
-        """Take in one piece of output; returns its size, 0 when there is none."""
+        """Read one part of the output; returns its size, 0 when there is none."""
         try:
             data = os.read(self._pipe, _PIPE_BYTES)
         except OSError as error:
@@ -268,7 +271,7 @@ class Supervisor:
         return len(data)
 
     def _drain(self) -> None:
-        # Bounded, because a descriptor may have been handed to a process elsewhere.
+        # Bounded, because a foreign process may hold the pipe open.
         for _ in range(64):
             if self._pipe < 0 or not self._pump():
                 break
@@ -276,7 +279,7 @@ class Supervisor:
             self._output.take(self._failure.encode())
 
     def _reap(self) -> bool:
-        """Collect ended children; True while any process of the run is left."""
+        """Reap ended children; returns True while any process of the run is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -288,31 +291,31 @@ class Supervisor:
                 self._status = status
 
     def _end_tree(self) -> None:
-        """End whatever is left: TERM, and KILL after the grace, until nothing is there."""
+        """Send TERM to the remaining processes, and KILL after the grace period, until all ended."""
         if not self._reap():
             return
-        left = procfs.descendants(os.getpid())
+        pids = procfs.descendants(os.getpid())
         if self._confinement.is_sandboxed:
-            # Bubblewrap itself would end at once, and take the script's exit code with it.
-            left = [pid for pid in left if pid != self._pid]
-            procfs.signal_each(left, signal.SIGTERM)
-            procfs.signal_each(left, signal.SIGCONT)
+            # Bubblewrap itself would end at once, and the script's exit code would be lost.
+            pids = [pid for pid in pids if pid != self._pid]
+            procfs.signal_each(pids, signal.SIGTERM)
+            procfs.signal_each(pids, signal.SIGCONT)
         else:
-            procfs.signal_trees(left, signal.SIGTERM)
-            # A stopped process takes its TERM only when it goes on.
-            procfs.signal_trees(left, signal.SIGCONT)
-        patience = time.monotonic() + GRACE
+            procfs.signal_trees(pids, signal.SIGTERM)
+            # A stopped process handles its TERM only after CONT.
+            procfs.signal_trees(pids, signal.SIGCONT)
+        deadline = time.monotonic() + GRACE
         while self._reap():
-            if time.monotonic() >= patience:
+            if time.monotonic() >= deadline:
                 procfs.signal_trees(procfs.descendants(os.getpid()), signal.SIGKILL)
             self._wait(_SWEEP)
 
     def _fault(self) -> str:
-        """Why a run ended that failed for the machine's fault; empty where it did not.
+        """Return the reason if the machine caused the failure of the run; empty otherwise.
 
-        Where the shell never came to the script, the sandbox, the control groups or the shell
-        failed, whatever their exit code says. A program that the script lacks is the script's own
-        failure; a full disk that it did not fill is not.
+        If the shell never reached the script, the sandbox, the control groups or the shell failed,
+        whatever their exit code is. A missing program is the script's failure; a full disk that
+        the script did not fill is the machine's.
         """
         try:
             begun = bool(os.read(self._begun, 1))
@@ -332,25 +335,25 @@ class Supervisor:
             return 126, reason or "unstarted"
         code = os.waitstatus_to_exitcode(self._status)
         if self._confinement.is_sandboxed and _SIGNALLED < code <= _SIGNALLED + _MAX_SIGNAL:
-            # Bubblewrap ends like that when a signal ended the script.
+            # Bubblewrap exits with this code when a signal ended the script.
             code = _SIGNALLED - code
         if code < 0:
             return _SIGNALLED - code, reason or "signalled"
-        # A script that traps TERM and exits 0 was still stopped.
+        # A script that traps TERM and exits with 0 was still stopped.
         return (code or 128 + signal.SIGTERM if reason else code), reason or "exited"
 
     def _record(self, code: int, reason: str, seconds: int) -> None:
         if reason == "unstarted":
             seconds = 0
         record = exit_record(code, reason, seconds, self._started_at, time.time())
-        place: Path | None = self._reserved
+        reserved: Path | None = self._reserved
         pause = 0.1
         while self._folder.path.is_dir():
             try:
-                self._folder.set_exit(record, place)
+                self._folder.set_exit(record, reserved)
             except OSError:
-                # The reserved file may be gone; the end must not be lost while there is a folder.
-                place = None
+                # The reserved file may be gone; retry as long as the folder exists.
+                reserved = None
                 time.sleep(pause)
                 pause = min(pause * 2, 10.0)
             else:
@@ -362,12 +365,12 @@ def _shell() -> str:
 
 
 def _say_taken() -> None:
-    """Tell who started this, on stdout: the claim may be gone before anybody reads it."""
-    with contextlib.suppress(OSError):  # nobody listens any more
+    """Report the claim to the parent on stdout: a run may delete its folder with the claim."""
+    with contextlib.suppress(OSError):  # the reader is gone
         os.write(1, b"t")
-    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _become_subreaper() -> None:
@@ -377,10 +380,10 @@ def _become_subreaper() -> None:
 
 
 def _show_in_command_line(folder: str) -> None:
-    """Make `SUPERVISOR_MODULE FOLDER` the command line that /proc and `ps` show of this process.
+    """Set the command line of this process in /proc and `ps` to `SUPERVISOR_MODULE FOLDER`.
 
-    The kernel reads it from the process's memory, between two addresses that /proc gives; the fork
-    server was started with arguments that are long enough.
+    The kernel reads it from the process's memory, between two addresses given in /proc; the fork
+    server was started with an argument that is long enough.
     """
     raw = Path(procfs.PROC, "self/stat").read_bytes()
     fields = raw[raw.rindex(b")") + 2 :].split()
@@ -391,10 +394,10 @@ def _show_in_command_line(folder: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the folder named by the only argument; 3 when the run was taken before."""
+    """Run the folder given as the only argument; returns 3 when the run was claimed before."""
     os.umask(0o077)
     _become_subreaper()
-    # A core dump would land in the state folder, unbounded.
+    # A core dump would be written to the state folder, without a size limit.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     supervisor = Supervisor(RunFolder(Path(arguments[0])))
     if not supervisor.claim():
@@ -404,19 +407,19 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(server: socket.socket) -> None:
-    """Fork a supervisor for each request, until the daemon is gone or asks for none for a while.
+    """Fork a supervisor for each request, until the daemon is gone or idle for `_SERVER_IDLE`.
 
-    A request is the folder and the crash point that a test ordered, between them a NUL, with two
-    descriptors: where to say that the run was taken, and the supervisor's log. The answer is the
-    pid, with its pidfd; or the number of an error.
+    A request is the folder and the crash point of a test, separated by NUL, with two descriptors:
+    the pipe for the report of the claim, and the supervisor's log. The reply is the pid, with its
+    pidfd; or an error number.
     """
-    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(nowhere, 2)  # it is the log of the run for which this was started
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 2)  # stderr is the log of the run for which the server was started
     wakeup, sink = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     gc.collect()
-    gc.freeze()  # forks share what is there until they write to it
+    gc.freeze()  # keeps memory shared with forks (copy-on-write)
     while True:
         ready, _, _ = select.select([server.fileno(), wakeup], (), (), _SERVER_IDLE)
         if wakeup in ready:
@@ -435,8 +438,8 @@ def serve(server: socket.socket) -> None:
             server.send(str(error.errno).encode())
         else:
             if pid == 0:
-                _become_supervisor(server, request, nowhere, handles, (wakeup, sink))
-            handle = os.pidfd_open(pid)  # nobody else reaps it, so that the pid is still its own
+                _become_supervisor(server, request, null, handles, (wakeup, sink))
+            handle = os.pidfd_open(pid)  # only this process reaps it, so the pid is not reused
             socket.send_fds(server, [str(pid).encode()], [handle])
             os.close(handle)
         for handle in handles:
@@ -452,7 +455,7 @@ def _reap_ended() -> None:
 def _become_supervisor(
     server: socket.socket, request: bytes, nowhere: int, handles: list[int], unused: Iterable[int]
 ) -> NoReturn:
-    """What the fork does: leave everything of the fork server behind, and run."""
+    """In the fork: close the descriptors of the fork server, and run the supervisor."""
     code = 1
     try:
         os.setsid()
@@ -468,7 +471,7 @@ def _become_supervisor(
         os.nice(_NICE)
         _show_in_command_line(os.fsdecode(folder))
         code = main([os.fsdecode(folder)])
-    except BaseException:  # noqa: BLE001 - nothing of the fork server's own may go on in the fork
+    except BaseException:  # noqa: BLE001 - the fork must not continue the fork server's code
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)

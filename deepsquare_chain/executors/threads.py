@@ -1,4 +1,4 @@
-"""Blocking work of executors in threads; apart from `base`, which pure modules import."""
+"""Runs blocking work of executors in threads; not in `base`, which pure modules import."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[..., T], *arguments: object) -> T:
-    """The result of blocking work, done in a thread.
+    """Run blocking work in a thread and return its result.
 
     Raises:
-        ExecutorUnavailableError: The machine has no thread left.
+        ExecutorUnavailableError: The machine can't start another thread.
     """
     try:
         return await asyncio.to_thread(work, *arguments)
     except RuntimeError as error:
-        # Python has no type of its own for it.
+        # Python has no specific exception for this.
         if "can't start new thread" not in str(error):
             raise
         raise ExecutorUnavailableError(
