@@ -1,4 +1,4 @@
-"""What clients of the grid's HTTP services share: bounded answers, and errors that name the service."""
+"""Base of the clients of HTTP services: limited response size, and errors with the service's name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TIMEOUT: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response whose body was read, up to a bound."""
+    """A response with its body, which has a size limit."""
 
     status: int
     headers: httpx.Headers
@@ -31,30 +31,30 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether the request was carried out."""
+        """Whether the request succeeded."""
         return 200 <= self.status < 300
 
     def body(self) -> dict[str, Any] | None:
-        """The JSON object in it; None where it holds something else."""
+        """Parse the content as a JSON object; None if it is something else."""
         return json_object(self.content)
 
 
 class ServiceClient:
-    """Speaks to one service; used as an async context manager.
+    """Client of one HTTP service; an async context manager.
 
     Args:
-        url: Address of the service.
+        url: URL of the service.
         way: Certificates and headers for remote addresses.
-        transport: What carries the requests instead of the network, for tests.
+        transport: HTTP transport instead of the network, for tests.
 
     Raises:
-        UsageError: The environment names a proxy that can't be used.
+        UsageError: The proxy in the environment is invalid.
     """
 
-    #: What the service is called, and what to do where it fails.
+    #: Name of the service, and the hint of its errors.
     service: ClassVar[str]
     advice: ClassVar[str]
-    #: Bytes of the longest answer that is read.
+    #: Maximum size of a response in bytes.
     max_answer: ClassVar[int]
 
     def __init__(
@@ -80,15 +80,15 @@ class ServiceClient:
         await self.close()
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._client.aclose()
 
     async def _send(self, method: str, path: str, **request: Any) -> Answer:
         content = bytearray()
         try:
             async with self._client.stream(method, path, **request) as response:
-                async for piece in response.aiter_bytes():
-                    content += piece
+                async for chunk in response.aiter_bytes():
+                    content += chunk
                     if len(content) > self.max_answer:
                         raise self._nonsense("an answer without end")
                 return Answer(response.status_code, response.headers, bytes(content))
@@ -111,9 +111,9 @@ class ServiceClient:
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in some bytes; None where they hold something else."""
+    """Parse bytes as a JSON object; None if they are something else."""
     try:
-        found = from_json(data, allow_inf_nan=False)
+        value = from_json(data, allow_inf_nan=False)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
