@@ -5,6 +5,7 @@ Units: credit-wei, seconds of chain time, MB. The enums have the names and numbe
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -286,6 +287,13 @@ class Affinity:
 #: Prefix of the keys in `uses` that are conditions for the scheduler, not requirements on labels.
 CONDITION_PREFIX: Final = "deepsquare."
 _ARRAY: Final = f"{CONDITION_PREFIX}array"
+_PREFERENCE: Final = f"{CONDITION_PREFIX}prefer"
+#: Conditions that hold a number: name in `uses`, and attribute of `Conditions`.
+_NUMBERS: Final[Mapping[str, str]] = MappingProxyType(
+    {"begin": "start_after", "deadline": "start_before", "patience": "patience"}
+)
+#: Maximum number of preferences of a job.
+MAX_PREFERENCES: Final = 4
 #: Maximum number of jobs that a condition or a command may name.
 MAX_LISTED_JOBS: Final = 10_000
 
@@ -313,12 +321,23 @@ class Conditions:
 
     `after` holds the kind and the job ID of each dependency. `array` is the ID of the submission
     that the job belongs to, or empty. At most `throttle` of its jobs are assigned at once; zero
-    means no limit.
+    means no limit. `start_after` and `start_before` are chain times, zero for none; a retried job
+    has met the latter. `patience` is in seconds: the job waits for a provider whose cost of the
+    work, by its objective, is at most 1.1 + wait / patience times the lowest; zero for any cost.
+    `preferences` are affinities that decide among providers that could start it, first ones first.
     """
 
     after: tuple[tuple[Dependency, int], ...] = ()
     array: str = ""
     throttle: int = 0
+    start_after: int = 0
+    start_before: int = 0
+    patience: int = 0
+    preferences: tuple[Affinity, ...] = ()
+
+    def accepted_cost(self, waited: int) -> float:
+        """The highest cost of the work that is accepted, in multiples of the lowest."""
+        return _PATIENT_FROM + waited / self.patience if self.patience else math.inf
 
     def to_uses(self) -> str:
         """Format the conditions for `uses`."""
@@ -329,6 +348,9 @@ class Conditions:
         ]
         if self.array:
             parts.append(f"{_ARRAY}={self.array}" + (f"%{self.throttle}" if self.throttle else ""))
+        numbers = ((name, getattr(self, attribute)) for name, attribute in _NUMBERS.items())
+        parts += (f"{CONDITION_PREFIX}{name}={number}" for name, number in numbers if number)
+        parts += (f"{_PREFERENCE}={each}" for each in self.preferences)
         return ",".join(parts)
 
 
@@ -339,6 +361,8 @@ def parse_conditions(uses: str) -> Conditions:
         ValueError: A condition is invalid; the message names it.
     """
     after: list[tuple[Dependency, int]] = []
+    preferences: list[Affinity] = []
+    numbers: dict[str, int] = {}
     array, throttle = "", 0
     for affinity in parse_uses(uses):
         if not affinity.key.startswith(CONDITION_PREFIX):
@@ -349,9 +373,15 @@ def parse_conditions(uses: str) -> Conditions:
             after += ((Dependency(name), number) for number in parse_ids(affinity.value, ":"))
         elif affinity.op == "=" and affinity.key == _ARRAY and array_match:
             array, throttle = array_match[1], int(array_match[2] or 0)
+        elif affinity.op == "=" and name in _NUMBERS and _SECONDS.fullmatch(affinity.value):
+            numbers[_NUMBERS[name]] = int(affinity.value)
+        elif affinity.op == "=" and affinity.key == _PREFERENCE:
+            preferences += parse_uses(affinity.value)
         else:
             raise ValueError(f"{str(affinity)[:80]!r} is not a condition of a job")
-    return Conditions(tuple(after), array, throttle)
+    if len(preferences) > MAX_PREFERENCES:
+        raise ValueError(f"a job has at most {MAX_PREFERENCES} preferences")
+    return Conditions(tuple(after), array, throttle, preferences=tuple(preferences), **numbers)
 
 
 def parse_ids(text: str, separator: str = ",") -> list[int]:
@@ -385,6 +415,9 @@ def spell_ids(numbers: Iterable[int]) -> str:
 
 
 _ID_RANGE: Final = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?")
+#: Cost of the work that a patient job accepts at once, in multiples of the lowest.
+_PATIENT_FROM: Final = 1.1
+_SECONDS: Final = re.compile(r"[1-9][0-9]{0,11}")
 _ARRAY_VALUE: Final = re.compile(r"(sub-[0-9a-f]{8})(?:%([1-9][0-9]{0,4}))?")
 #: The format of submission IDs.
 SUBMISSION_ID: Final = re.compile(r"sub-[0-9a-f]{8}")

@@ -18,7 +18,7 @@ from deepsquare_chain.credits import format_credits
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.submission import Bill
-    from deepsquare_chain.job import Terms
+    from deepsquare_chain.job import Conditions, Terms
     from deepsquare_chain.store.definitions import DefinitionStore
     from deepsquare_chain.workflow import Definition, JobFile
 
@@ -80,6 +80,12 @@ def _read(
     except ValueError as error:
         raise UsageError(f"--time-limit: {error}", hint="Write 90s, 10m or 1h30m.") from None
     return job_file, job_file.terms(credits=credits, time_limit=seconds)
+
+
+async def _wishes(contracts: Contracts, job_file: JobFile, key: str | None) -> Conditions:
+    from deepsquare_chain.chain.rpc.connection import chain_time
+
+    return job_file.conditions(await chain_time(contracts.w3), repeatable=key is not None)
 
 
 @command(app)
@@ -215,7 +221,14 @@ async def submit(
         after = await parse_depends(
             wallet.contracts, [*job_file.depends_on, *(depends or ())], lambda: wallet.address
         )
-        request = request_of(definition, terms, array=indices, submission=submission, after=after)
+        request = request_of(
+            definition,
+            terms,
+            array=indices,
+            submission=submission,
+            after=after,
+            wishes=await _wishes(wallet.contracts, job_file, key),
+        )
         requests = [request]
         done = await repeated(
             wallet.contracts, wallet.sender, requests, key, context.settings.timeout

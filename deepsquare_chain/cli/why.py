@@ -13,10 +13,9 @@ from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import Conditions, Job, JobStatus
-from deepsquare_chain.metascheduler.dependencies import Hold, conditions
+from deepsquare_chain.metascheduler.dependencies import Hold, chain_time, conditions
 from deepsquare_chain.metascheduler.eligibility import Refusal
 from deepsquare_chain.metascheduler.explain import (
-    chain_time,
     explain_assigned,
     explain_challenge,
     explain_decision,

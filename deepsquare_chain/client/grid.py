@@ -12,6 +12,7 @@ from typing import Any
 from deepsquare_chain.audit.entries import StatementRow
 from deepsquare_chain.audit.reader import read_ledger
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
@@ -219,7 +220,9 @@ class Grid:
         if encrypt:
             own, _ = await asyncio.to_thread(ensure_result_key, self.settings.result_key_file)
             definition = definition.encrypted_to([own.recipient])
-        request = request_of(definition, terms, after=after)
+        now = await chain_time(self.contracts.w3)
+        wishes = file.conditions(now, repeatable=key is not None)
+        request = request_of(definition, terms, after=after, wishes=wishes)
         request = replace(request, definitions=request.definitions * count)
         digests = [digest(each).hex() for each in request.definitions]
         remember_notify(wallet.store, digests, file.notify)

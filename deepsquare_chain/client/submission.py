@@ -120,6 +120,7 @@ def request_of(
     array: ArraySpec | None = None,
     submission: str = "",
     after: Sequence[tuple[Dependency, int]] = (),
+    wishes: Conditions | None = None,
 ) -> Request:
     """The jobs of a submission: one, or an array.
 
@@ -129,12 +130,13 @@ def request_of(
         array: Its indices, None for a single job.
         submission: Id of the submission, for an array.
         after: Jobs that they depend on.
+        wishes: Further conditions, as the job file has them.
 
     Raises:
         UsageError: The dependencies do not fit on chain.
     """
     definitions: tuple[Definition, ...] = (definition,)
-    conditions = Conditions(tuple(after))
+    conditions = replace(wishes or Conditions(), after=tuple(after))
     if array is not None:
         size = len(array.indices)
         definitions = tuple(definition.in_array(index, size) for index in array.indices)
@@ -147,7 +149,7 @@ def request_of(
         terms = replace(terms, uses=joined, flags=flags)
     if len(terms.uses.encode()) > MAX_USES_BYTES:
         raise UsageError(
-            f"Requirements and dependencies take more than {MAX_USES_BYTES} bytes in all",
+            f"Requirements, preferences and dependencies take more than {MAX_USES_BYTES} bytes in all",
             hint="Depend on ranges (afterok:10-60), or on the last job of a chain.",
         )
     return Request(terms, tuple(each.to_bytes() for each in definitions))

@@ -1,4 +1,4 @@
-"""Which waiting jobs must not be assigned yet: dependencies on other jobs, and throttled arrays.
+"""Which waiting jobs must not be assigned now: dependencies, throttled arrays, times of start.
 
 Pure; applied before the policy, which never sees a job that is held.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 
 from deepsquare_chain.job import CONDITION_PREFIX, Conditions, Job, JobStatus, parse_conditions
@@ -19,6 +20,13 @@ class Hold:
 
     text: str
     final: bool = False
+
+
+def chain_time(at: int) -> str:
+    """Chain time for people; far futures have no date."""
+    if at >= datetime.max.replace(tzinfo=UTC).timestamp() - 1:
+        return "no foreseeable time"
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @lru_cache(maxsize=4096)
@@ -42,6 +50,7 @@ def held(
     waiting: Iterable[tuple[Job, str]],
     assigned: Iterable[tuple[Job, str]],
     ends: Mapping[int, JobStatus],
+    now: int,
 ) -> dict[int, Hold]:
     """The waiting jobs that must not be assigned now.
 
@@ -50,12 +59,13 @@ def held(
         assigned: Jobs that are with providers, each with its `uses`.
         ends: How the jobs that others depend on ended, by id; one that was retried ended as the
             last of its line did. Jobs that have not ended are left out.
+        now: Chain time in seconds.
     """
     found: dict[int, Hold] = {}
     busy = Counter(_group(job, uses) for job, uses in assigned)
     for job, uses in sorted(waiting, key=lambda each: each[0].id):
         wanted = conditions(uses)
-        hold = _unmet(job, wanted, ends)
+        hold = _unmet(job, wanted, ends) or _at_another_time(job, wanted, now)
         if hold is None and wanted is not None and wanted.throttle:
             group = _group(job, uses)
             if busy[group] >= wanted.throttle:
@@ -73,6 +83,17 @@ def _group(job: Job, uses: str) -> tuple[str, str]:
     """The array of a job; ids of submissions are chosen by customers, so each has its own."""
     wanted = conditions(uses)
     return (job.customer, wanted.array if wanted else "")
+
+
+def _at_another_time(job: Job, wanted: Conditions | None, now: int) -> Hold | None:
+    if wanted is None:
+        return None
+    # A retried job has started once, which is what its customer asked for.
+    if wanted.start_before and now >= wanted.start_before and not job.retry_of:
+        return Hold(f"it was to start before {chain_time(wanted.start_before)}", final=True)
+    if now < wanted.start_after:
+        return Hold(f"it starts at {chain_time(wanted.start_after)} at the earliest")
+    return None
 
 
 def _unmet(job: Job, wanted: Conditions | None, ends: Mapping[int, JobStatus]) -> Hold | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from deepsquare_chain.chain.bindings.records import Clock
 from deepsquare_chain.credits import cost, format_credits, hourly, job_rate
 from deepsquare_chain.job import Job, JobStatus, Objective, Resources
+from deepsquare_chain.metascheduler.dependencies import chain_time, conditions
 from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,
     Refusal,
@@ -108,6 +108,9 @@ def explain_decision(decision: Decision, decided: Plan | None = None) -> str:
             f"{_CHOSEN[decision.waiting.objective]} of {decision.choices} eligible providers "
             "with free capacity"
         )
+    wanted = conditions(decision.waiting.uses)
+    if decision.choices > 1 and wanted is not None and wanted.preferences:
+        choice += " that meet its preferences best"
     text = f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price})"
     if decision.overdue:
         return f"{text}; it is overdue and goes before all others"
@@ -153,8 +156,28 @@ def explain_wait(
     possible = [verdict for verdict in verdicts if verdict.why is None]
     if possible:
         text = _waits_for_capacity(waiting, possible, snapshot, decided, rules or Rules())
-        return Explanation(waiting.job.id, text, verdicts, explain_order(waiting.job, decided))
+        text += _patience(waiting, snapshot.now)
+        order = explain_order(waiting.job, decided)
+        order += _overdue_at(waiting, rules or Rules(), snapshot.now) if order else ""
+        return Explanation(waiting.job.id, text, verdicts, order)
     return Explanation(waiting.job.id, _fits_nowhere(waiting, verdicts), verdicts)
+
+
+def _overdue_at(waiting: Waiting, rules: Rules, now: int) -> str:
+    """The time that bounds its wait."""
+    seconds = waiting.job.time_limit
+    if is_overdue(waiting, now, rules, seconds):
+        return "; it is overdue: it goes before all jobs that are not"
+    at = waiting.queued_at + rules.overdue_after + rules.overdue_factor * seconds
+    return f"; from {chain_time(at)} it is overdue and goes before all others"
+
+
+def _patience(waiting: Waiting, now: int) -> str:
+    wanted = conditions(waiting.uses)
+    if wanted is None or not wanted.patience:
+        return ""
+    accepted = wanted.accepted_cost(max(0, now - waiting.queued_at)) - 1
+    return f"; its patience accepts a cost of the work of up to {accepted:.0%} above the lowest now"
 
 
 def explain_assigned(job: Job, now: int) -> str:
@@ -189,13 +212,6 @@ def explain_rest(view: ProviderView) -> str:
         f"rests until {chain_time(view.rests_until)}: {view.strikes} times within a day it let "
         "jobs lie unclaimed, or lost or did not report a run"
     )
-
-
-def chain_time(at: int) -> str:
-    """Chain time for people; far futures have no date."""
-    if at >= datetime.max.replace(tzinfo=UTC).timestamp() - 1:
-        return "no foreseeable time"
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _verdict(waiting: Waiting, view: ProviderView, free: Amounts, now: int) -> Verdict:

@@ -142,6 +142,7 @@ class GridObserver:
             [(job, known[job.id].uses) for job in pending],
             [(job, known[job.id].uses) for job in assigned if job.id in known],
             await self._ended(dependencies(known[job.id].uses for job in pending), known, head),
+            block_context.now,
         )
         return ClusterSnapshot(block_context, watched, assigned, waiting, views, holds)
 

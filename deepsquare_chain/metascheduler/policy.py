@@ -29,6 +29,7 @@ weight of a job's slowdown over its expected work, is our own.
 from __future__ import annotations
 
 import gc
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from deepsquare_chain.job import Job, Objective, Offer
+from deepsquare_chain.job import Affinity, Job, Objective, Offer, matches
+from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.free_capacity import within
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, RunHistory
@@ -66,6 +68,8 @@ _AHEAD: Final = 4
 #: Largest difference that the place of a provider makes to its score, so that no two are equal and
 #: every machine sorts them alike.
 _TIE_BREAK: Final = 1e-4
+#: What an unmet preference adds to the cost of a provider, more than costs ever differ.
+_PREFERRED: Final = 1e6
 #: Weight of free GPUs in the choice for a job without GPUs: their CPUs are kept for jobs with.
 IDLE_GPUS: Final = 0.5
 
@@ -524,9 +528,29 @@ class _Round:
             found = self._answers[cls] = self._providers.answers(resources, uses)
             weight = self._rules.weights.of(objective)
             self._costs[cls] = found.weighted(objective, weight)
+            wanted = conditions(uses)
+            if wanted is not None and wanted.preferences:
+                self._costs[cls] = self._costs[cls] + self._unpreferred(wanted.preferences)
             if self._faults is not None:
                 self._costs[cls] = self._costs[cls] + (weight + FAULT_WEIGHT) * self._faults
         return found
+
+    def _unpreferred(self, preferences: Sequence[Affinity]) -> Floats:
+        """By provider, what the preferences that it does not meet add to its cost.
+
+        Each counts more than all after it together, and than any difference of costs.
+        """
+        least = len(preferences) - 1
+        return np.array(
+            [
+                sum(
+                    _PREFERRED * 2.0 ** (least - rank)
+                    for rank, each in enumerate(preferences)
+                    if not matches([each], view.provider.labels)
+                )
+                for view in self._providers.views
+            ]
+        )
 
     def _can_run(self, row: int, cls: int) -> bool:
         """Whether any provider could run a job if it were empty."""
@@ -547,6 +571,14 @@ class _Round:
         for provider_id in waiting.excluded:
             if (place := self._providers.rows.get(provider_id)) is not None:
                 eligible[place] = False
+        wanted = conditions(waiting.uses)
+        if wanted is not None and wanted.patience:
+            costs = answers.costs[waiting.objective]
+            possible = answers.eligible & self._open
+            self._keep_affordable(possible, answers, job.escrow // max(job.time_limit, 1))
+            lowest = costs[possible].min(initial=np.inf)
+            accepted = wanted.accepted_cost(max(0, self._now - waiting.queued_at))
+            eligible &= costs <= lowest + math.log(accepted)
 
     @staticmethod
     def _keep_affordable(eligible: Flags, answers: Answers, ceiling: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepsquare_chain.job import Job, JobStatus, Objective, Resources, matches
+from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import (
     MAX_RATE,
     ProviderView,
@@ -356,7 +357,9 @@ class QueueTable(_Columns):
             self.customers.append(job.customer)
         self.customer[row] = customer
         seconds = job.time_limit
-        if job.until_spent or waiting.excluded or waiting.avoided:
+        wanted = conditions(waiting.uses)
+        patient = wanted is not None and wanted.patience > 0
+        if job.until_spent or waiting.excluded or waiting.avoided or patient:
             self.special.add(row)
         if job.until_spent:
             self.open_ended.add(job.id)

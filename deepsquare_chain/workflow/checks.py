@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -32,6 +34,7 @@ MAX_STEP_NAME_BYTES: Final = 256
 MAX_LIST: Final = 256
 MAX_RECIPIENTS: Final = 20
 MAX_TEXT_BYTES: Final = 4_096
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 #: Prefix of the variables that the grid sets for a job.
 RESERVED_ENV_PREFIX: Final = "DEEPSQUARE_"
@@ -394,6 +397,18 @@ def objective(value: Any) -> Objective:
     raise problem(f"must be COST, TIME or ENERGY, not {show(value)}")
 
 
+@dataclass(frozen=True, slots=True)
+class StartTime:
+    """Chain time in seconds, or, if relative, seconds from the submission."""
+
+    seconds: int
+    relative: bool = False
+
+    def at(self, now: int) -> int:
+        """Chain time for a submission at chain time `now`."""
+        return self.seconds + (now if self.relative else 0)
+
+
 def amount(value: Any) -> int:
     """Check an escrow in credits, and return it in credit-wei."""
     written = text(value)
@@ -440,6 +455,25 @@ def parse_duration(written: str) -> int:
     if not 1 <= total <= UINT24_MAX:
         raise ValueError(f"must be from 1 to {UINT24_MAX} seconds, not {show(written)}")
     return total
+
+
+def start_time(value: Any) -> StartTime:
+    """A time to start at: an ISO 8601 date and time with a zone, or a duration from the submission."""
+    if isinstance(value, StartTime):
+        return value
+    if isinstance(value, datetime) or (isinstance(value, str) and _DATE.match(value.strip())):
+        try:
+            moment = datetime.fromisoformat(str(value).strip())
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            raise problem(
+                f"must be a date and time with a zone, such as 2030-01-31T08:00Z, not {show(value)}"
+            )
+        if moment.timestamp() < 1:
+            raise problem(f"lies before 1970: {show(value)}")
+        return StartTime(int(moment.timestamp()))
+    return StartTime(duration(value), relative=True)
 
 
 def total_uses(values: list[str]) -> list[str]:

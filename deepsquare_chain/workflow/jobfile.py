@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from deepsquare_chain.errors import JobFileError
-from deepsquare_chain.job import JobFlags, Objective, Terms
+from deepsquare_chain.job import Conditions, JobFlags, Objective, Terms, parse_uses
 from deepsquare_chain.notification import Notify, parse_occasions
 from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.abilities import needed_abilities, requirements
+from deepsquare_chain.workflow.checks import StartTime
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, from_document
 from deepsquare_chain.workflow.problems import (
     Problem,
@@ -37,7 +38,8 @@ class JobFile:
     give them. `uses` holds requirements on labels joined by commas: those of the file, and the
     abilities that the job needs. `warnings` report keys that have no effect. `depends_on` names
     the jobs after which this one runs, in the form of `--depends`; `notify` names whom `notify run`
-    notifies of it.
+    notifies of it. `start_after`, `start_before`, `patience` (in seconds) and `preferences` are
+    wishes to the scheduler.
     """
 
     source: str
@@ -53,6 +55,43 @@ class JobFile:
     warnings: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ()
     notify: Notify = field(default_factory=Notify)
+    start_after: StartTime | None = None
+    start_before: StartTime | None = None
+    patience: int = 0
+    preferences: tuple[str, ...] = ()
+
+    def conditions(self, now: int, *, repeatable: bool = False) -> Conditions:
+        """What the scheduler is to heed of a submission at chain time `now`, dependencies aside.
+
+        Args:
+            now: Chain time in seconds.
+            repeatable: The same submission may be made again later, and must be equal then.
+
+        Raises:
+            JobFileError: It could never start, or would be another job at each repetition.
+        """
+        times = [each for each in (self.start_after, self.start_before) if each is not None]
+        if repeatable and any(each.relative for each in times):
+            raise JobFileError(
+                f"{self.source}: startAfter and startBefore count from the submission, so that a "
+                "repetition would be another job",
+                hint="Write a date and time, such as 2030-01-31T08:00Z, or submit without a key.",
+            )
+        after = self.start_after.at(now) if self.start_after else 0
+        before = self.start_before.at(now) if self.start_before else 0
+        if before and before <= max(after, 0 if repeatable else now):
+            raise JobFileError(
+                f"{self.source}: startBefore leaves no time to start",
+                hint="Write a time after startAfter and after now, such as startBefore: 2h.",
+            )
+        return Conditions(
+            start_after=after,
+            start_before=before,
+            patience=self.patience,
+            preferences=tuple(
+                affinity for each in self.preferences for affinity in parse_uses(each)
+            ),
+        )
 
     def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
         """Return the terms to submit; arguments override the file.
@@ -196,6 +235,10 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         uses=all_uses,
         depends_on=tuple(document.depends_on),
         notify=_notify(document.notify),
+        start_after=document.start_after,
+        start_before=document.start_before,
+        patience=document.patience or 0,
+        preferences=tuple(document.preferences),
         warnings=tuple(_spoken(source, place(warning, lines)) for warning in warnings),
     )
 

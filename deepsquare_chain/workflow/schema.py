@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import core_schema
 
-from deepsquare_chain.job import Objective
+from deepsquare_chain.job import MAX_PREFERENCES, Objective
 from deepsquare_chain.notification import MAX_TARGETS, Occasion
 from deepsquare_chain.workflow import checks
 
@@ -88,6 +88,9 @@ FileMode = Annotated[
     int, _Checked(checks.file_mode, {"type": "integer", "minimum": 0, "maximum": 511})
 ]
 Duration = Annotated[int, _Checked(checks.duration, {"type": ["integer", "string"]})]
+StartTime = Annotated[
+    checks.StartTime, _Checked(checks.start_time, {"type": ["integer", "string"]})
+]
 Amount = Annotated[int, _Checked(checks.amount, {"type": ["integer", "string"]})]
 Flag = Annotated[bool, _Checked(checks.boolean, {"type": "boolean"})]
 Name = Annotated[str, _text(checks.name, maxLength=checks.MAX_NAME_BYTES)]
@@ -493,6 +496,18 @@ class JobFileDocument(Runnable):
     notify: NotifySection | None = Field(
         None, description="Who `deepsquare notify run` notifies of the job, and when."
     )
+    start_after: StartTime | None = Field(
+        None, description="Not before: a time such as 2030-01-31T08:00Z, or a duration such as 2h."
+    )
+    start_before: StartTime | None = Field(
+        None, description="Not after: a time, or a duration in which it must have started."
+    )
+    patience: Duration | None = Field(
+        None, description="Wait for a better price: after so long, twice the lowest is accepted."
+    )
+    preferences: Annotated[
+        list[Annotated[str, _text(checks.affinity)]], Field(max_length=MAX_PREFERENCES)
+    ] = Field([], description="Labels that decide among providers, first ones first.")
     uses: Uses = Field([], description="Requirements on labels; another name of requirements.")
     requirements: Uses = Field(
         [], description="Labels that a provider must have, such as gpu.model=h100."

@@ -19,7 +19,8 @@ from deepsquare_chain.job import (
     parse_uses,
     spell_ids,
 )
-from deepsquare_chain.metascheduler.dependencies import dependencies, held
+from deepsquare_chain.metascheduler import dependencies as holds
+from deepsquare_chain.metascheduler.dependencies import Hold, dependencies
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +43,15 @@ JOB = Job(
 )
 OK, BAD = JobStatus.FINISHED, JobStatus.FAILED
 ENDS = [status for status in JobStatus if status.is_final]
+
+
+def held(
+    waiting: list[tuple[Job, str]],
+    assigned: list[tuple[Job, str]],
+    ends: dict[int, JobStatus],
+    now: int = 1_000,
+) -> dict[int, Hold]:
+    return holds.held(waiting, assigned, ends, now)
 
 
 def job(number: int, customer: str = ALICE) -> Job:
@@ -103,6 +113,31 @@ def test_jobs_that_wait_for_others_take_no_place_of_their_array() -> None:
     assert set(held(waiting, [], {})) == {6}
 
 
+def test_a_job_starts_at_its_time() -> None:
+    uses = "deepsquare.begin=2000"
+    hold = held([(JOB, uses)], [], {}, 1_999)[20]
+    assert (hold.final, hold.text) == (
+        False,
+        "it starts at 1970-01-01 00:33:20 UTC at the earliest",
+    )
+    assert held([(JOB, uses)], [], {}, 2_000) == {}
+
+
+def test_a_job_does_not_start_after_its_deadline() -> None:
+    uses = "deepsquare.deadline=2000"
+    assert held([(JOB, uses)], [], {}, 1_999) == {}
+    hold = held([(JOB, uses)], [], {}, 2_000)[20]
+    assert (hold.final, hold.text) == (True, "it was to start before 1970-01-01 00:33:20 UTC")
+    # Its first run met the deadline; a retry goes on with what was paid.
+    assert held([(replace(JOB, id=40, retry_of=20), uses)], [], {}, 2_000) == {}
+
+
+def test_a_job_that_may_not_start_takes_no_place_of_its_array() -> None:
+    uses = "deepsquare.array=sub-00000001%1"
+    waiting = [(job(6), f"{uses},deepsquare.begin=2000"), (job(7), uses)]
+    assert set(held(waiting, [], {})) == {6}
+
+
 @pytest.mark.parametrize(
     "uses",
     [
@@ -112,6 +147,13 @@ def test_jobs_that_wait_for_others_take_no_place_of_their_array() -> None:
         "deepsquare.afterok=9-7",
         "deepsquare.afterok=1-99999",
         "deepsquare.later=7",
+        "deepsquare.begin=soon",
+        "deepsquare.begin=0",
+        "deepsquare.deadline>=7",
+        "deepsquare.prefer=ch",
+        *(
+            "deepsquare.prefer=a=1,deepsquare.prefer=b=1,deepsquare.prefer=c=1,deepsquare.prefer=d=1,deepsquare.prefer=e=1",
+        ),
         "deepsquare.array=sub-1",
         "deepsquare.array=sub-00000001%0",
         "no affinity,deepsquare.afterok=7",
@@ -135,10 +177,16 @@ def test_conditions_read_as_they_were_written() -> None:
         ),
         array="sub-1f3a9c04",
         throttle=4,
+        start_after=1_800_000_000,
+        start_before=1_800_003_600,
+        patience=600,
+        preferences=parse_uses("region=ch,compute.gflops>=10"),
     )
     text = wanted.to_uses()
     assert text == (
-        "deepsquare.afterok=7:9-10,deepsquare.afternotok=3,deepsquare.array=sub-1f3a9c04%4"
+        "deepsquare.afterok=7:9-10,deepsquare.afternotok=3,deepsquare.array=sub-1f3a9c04%4,"
+        "deepsquare.begin=1800000000,deepsquare.deadline=1800003600,deepsquare.patience=600,"
+        "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10"
     )
     assert parse_conditions(f"gpu.model=h100,{text}") == wanted
     assert Conditions().to_uses() == ""

@@ -429,6 +429,39 @@ def test_a_budget_that_found_nothing_does_not_stop_larger_ones() -> None:
     assert places(decide([*poor, *rich], grid)) == {4: 1, 5: 2}
 
 
+class TestWishes:
+    def test_preferences_decide_in_order_and_exclude_nobody(self) -> None:
+        grid = [
+            provider(1, price=1, cpus=1),
+            provider(2, price=100, cpus=1, labels={"region": "ch"}),
+            provider(3, price=10, cpus=1, labels={"gpu.model": "h100"}),
+        ]
+        uses = "deepsquare.prefer=region=ch,deepsquare.prefer=gpu.model=h100"
+        queue = [waiting(n, uses=uses) for n in (1, 2, 3)]
+        assert places(decide(queue, grid)) == {1: 2, 2: 3, 3: 1}
+        assert places(decide([waiting()], grid)) == {1: 1}
+
+    @pytest.mark.parametrize(("waited", "chosen"), [(0, {}), (89, {}), (91, {7: 2})])
+    def test_a_patient_job_accepts_more_as_it_waits(
+        self, waited: int, chosen: dict[int, int]
+    ) -> None:
+        # Provider 1 is full and half as dear: 1.1 + 90 / 100 times its price is accepted after 90 s.
+        grid = [provider(1, price=10), provider(2, price=20)]
+        job = waiting(7, uses="deepsquare.patience=100", queued_at=NOW - waited)
+        held = [running(1, cpus=8)]
+        assert places(decide([job], grid, held)) == chosen
+        assert places(decide([waiting(7)], grid, held)) == {7: 2}
+
+    def test_a_patient_job_compares_with_what_it_can_pay_and_use(self) -> None:
+        grid = [
+            provider(1, price=10, labels={"region": "eu"}),
+            provider(2, price=20, labels={"region": "ch"}),
+            provider(3, price=5, status=ProviderStatus.DRAINING, labels={"region": "ch"}),
+        ]
+        job = waiting(7, uses="region=ch,deepsquare.patience=100", queued_at=NOW)
+        assert places(decide([job], grid)) == {7: 2}
+
+
 class TestEligibility:
     @pytest.mark.parametrize(
         ("view", "wanted", "why"),

@@ -158,6 +158,46 @@ def test_every_key_is_understood() -> None:
     assert Definition.from_bytes(found.definition.to_bytes()) == found.definition
 
 
+def test_wishes_to_the_scheduler_become_conditions() -> None:
+    wishes = (
+        "startAfter: 2030-01-31T08:00Z\nstartBefore: '2030-01-31T10:00+01:00'\npatience: 10m\n"
+        "preferences: [region=ch, 'compute.gflops>=10']"
+    )
+    found = parse(with_run("env: {A: 1}", top=wishes)).conditions(1_800_000_000)
+    assert found.to_uses() == (
+        "deepsquare.begin=1896076800,deepsquare.deadline=1896080400,deepsquare.patience=600,"
+        "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10"
+    )
+    relative = parse(with_run("env: {A: 1}", top="startAfter: 1h\nstartBefore: 7200"))
+    assert relative.conditions(1_000).to_uses() == "deepsquare.begin=4600,deepsquare.deadline=8200"
+    with pytest.raises(JobFileError, match="count from the submission"):
+        relative.conditions(1_000, repeatable=True)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "why"),
+    [
+        ("startAfter: 2030-01-31T08:00", "startAfter must be a date and time with a zone"),
+        ("startBefore: 2030-31-01T08:00Z", "startBefore must be a date and time with a zone"),
+        ("startBefore: soon", "startBefore must be seconds or a text"),
+        ("patience: 0", "patience must be"),
+        ("preferences: [ch]", "preferences[0] is not understood"),
+        ("preferences: [deepsquare.begin=1]", "keys that begin with deepsquare."),
+        ("preferences: [a=1, b=1, c=1, d=1, e=1]", "preferences"),
+    ],
+)
+def test_wishes_that_can_t_be_read_are_refused(wishes: str, why: str) -> None:
+    assert why in refused(with_run("env: {A: 1}", top=wishes))
+
+
+@pytest.mark.parametrize(
+    "wishes", ["startBefore: 2020-01-01T00:00Z", "startAfter: 2h\nstartBefore: 1h"]
+)
+def test_a_job_that_can_never_start_is_not_submitted(wishes: str) -> None:
+    with pytest.raises(JobFileError, match="leaves no time to start"):
+        parse(with_run("env: {A: 1}", top=wishes)).conditions(1_800_000_000)
+
+
 def test_a_file_means_the_same_as_yaml_and_as_json() -> None:
     tree = yaml.safe_load(EVERY_KEY)
     for text in (
