@@ -221,7 +221,8 @@ def test_use_priority_and_the_limit_of_a_customer_are_told() -> None:
         "job 1 waits: its customer has 1 jobs at providers, and this scheduler allows 1"
     )
     assert explained.order.endswith(
-        "; its customer has used 1.5 times the mean of late; its customer has priority 4"
+        "; its customer has used 1.5 times the mean of late; its customer has priority 4; from "
+        f"{chain_time(NOW + 100)} it is overdue and goes before all others"
     )
 
 

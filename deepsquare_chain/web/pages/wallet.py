@@ -14,8 +14,10 @@ from web3.exceptions import TransactionNotFound, Web3Exception
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
 from deepsquare_chain.chain.bindings.forwarder import SignedRequest
+from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.gasless import own_domain
 from deepsquare_chain.client.relay_client import RelayClient
+from deepsquare_chain.client.submission import parse_depends, request_of
 from deepsquare_chain.errors import GridError, JobFileError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.calls import (
@@ -130,9 +132,15 @@ async def submit(request: Request) -> Response:
             hint="Use `deepsquare submit FILE`.",
         )
     job_file = await ask(read_form, given)
-    terms = job_file.terms()
-    data, digest = job_file.definition.to_bytes(), job_file.definition.digest
     account = checked_address(_account(given))
+    jobs = request_of(
+        job_file.definition,
+        job_file.terms(),
+        after=await parse_depends(site.contracts, job_file.depends_on, lambda: account),
+        wishes=job_file.conditions(await chain_time(site.contracts.w3)),
+    )
+    terms = jobs.terms
+    data, digest = job_file.definition.to_bytes(), job_file.definition.digest
     offers = await site.offers(terms)
     plan = await _planner(site).submit(account, terms, digest, offers, given)
     if site.store is not None:
