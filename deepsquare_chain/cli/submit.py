@@ -17,6 +17,8 @@ from deepsquare_chain.credits import format_credits
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
+    from deepsquare_chain.client.gasless import GaslessWallet
+    from deepsquare_chain.client.network import WalletConnection
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Conditions, Terms
     from deepsquare_chain.store.definitions import DefinitionStore
@@ -157,6 +159,14 @@ async def submit(
             help="Encrypt log and results to this public key of age (age1...); again for more.",
         ),
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--secret",
+            metavar="NAME[=FILE]",
+            help="A variable that no gateway can read: of the environment, or a file; again for more.",
+        ),
+    ] = None,
     lenient: LenientOption = False,
     permit: Annotated[
         bool, typer.Option("--permit", help="Sign a permit instead of sending an approval.")
@@ -201,10 +211,9 @@ async def submit(
     from deepsquare_chain.workflow import digest
 
     indices = None if array is None else parse_array(array)
-    variables = _variables(env or [])
     job_file, terms = _read(context, file, credits, time_limit, lenient)
     definition = _encrypted(
-        *(context, job_file.definition.with_env(variables) if env else job_file.definition),
+        *(context, job_file.definition.with_env(_variables(env)) if env else job_file.definition),
         *(encrypt, recipient or ()),
     )
     async with (
@@ -221,6 +230,7 @@ async def submit(
         after = await parse_depends(
             wallet.contracts, [*job_file.depends_on, *(depends or ())], lambda: wallet.address
         )
+        definition, terms = await _with_secrets(wallet, definition, terms, secret or (), key)
         request = request_of(
             definition,
             terms,
@@ -339,6 +349,31 @@ def _variables(words: list[str]) -> dict[str, str]:
             )
         found[name] = value
     return found
+
+
+async def _with_secrets(
+    wallet: WalletConnection | GaslessWallet,
+    definition: Definition,
+    terms: Terms,
+    words: Sequence[str],
+    key: str | None,
+) -> tuple[Definition, Terms]:
+    """The definition and terms with the secrets that the command line names."""
+    from deepsquare_chain.client.job_secrets import read_secrets, with_secrets
+    from deepsquare_chain.errors import UsageError
+
+    if not words:
+        return definition, terms
+    if key is not None:
+        raise UsageError(
+            "--secret and --key can't be combined: what is encrypted differs each time",
+            hint="Leave one of them out.",
+        )
+    return await with_secrets(
+        *(wallet.contracts, definition, terms, read_secrets(words)),
+        customer=wallet.address,
+        own=definition.recipients,
+    )
 
 
 def _encrypted(

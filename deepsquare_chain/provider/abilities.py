@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Final
 
@@ -77,10 +77,16 @@ def read_abilities(output: str) -> dict[str, str]:
     return abilities
 
 
-def labels_with(labels: Mapping[str, str], abilities: Mapping[str, str]) -> dict[str, str]:
-    """Return a provider's labels, with its ability labels replaced."""
+def labels_with(
+    labels: Mapping[str, str], abilities: Mapping[str, str], own: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return a provider's labels, with its own and its ability labels replaced."""
     kept = {key: value for key, value in labels.items() if not key.startswith(LABEL_PREFIX)}
-    return kept | dict(label_of(name) for name, state in abilities.items() if state == _YES)
+    return (
+        kept
+        | dict(own or {})
+        | dict(label_of(name) for name, state in abilities.items() if state == _YES)
+    )
 
 
 class AbilityPublisher:
@@ -91,11 +97,19 @@ class AbilityPublisher:
         contracts: Contracts of the grid.
         sender: The only transaction sender of this account.
         timeout: Seconds to wait for a receipt.
+        own: Further labels to publish.
     """
 
     def __init__(
-        self, executor: Executor, contracts: Contracts, sender: Sender, *, timeout: float
+        self,
+        executor: Executor,
+        contracts: Contracts,
+        sender: Sender,
+        *,
+        timeout: float,
+        own: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
+        self._own = own
         self._executor = executor
         self._contracts = contracts
         self._sender = sender
@@ -140,7 +154,7 @@ class AbilityPublisher:
     async def _publish(self) -> None:
         registry = self._contracts.registry
         provider = await registry.provider_of(self._sender.address)
-        labels = labels_with(provider.labels, self.found)
+        labels = labels_with(provider.labels, self.found, await asyncio.to_thread(self._own))
         if labels == dict(provider.labels):
             return
         receipt = await self._sender.send(registry.set_labels(labels), timeout=self._timeout)

@@ -12,11 +12,19 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.daemon.background import BackgroundTasks
-from deepsquare_chain.errors import GridError, NotFoundError
+from deepsquare_chain.errors import (
+    AuditError,
+    GridError,
+    JobFileError,
+    NotAuthorisedError,
+    NotFoundError,
+    UsageError,
+)
 from deepsquare_chain.executors.base import (
     Executor,
     ExecutorUnavailableError,
@@ -43,6 +51,7 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.state import RunTable
+from deepsquare_chain.store.encryption import decrypt_secrets, find_result_key
 from deepsquare_chain.workflow import Definition, ExecutionSite, render_script
 from deepsquare_chain.workflow.abilities import needed_abilities
 
@@ -109,6 +118,7 @@ class ExecutorActions:
         materials: Cache of verified definitions.
         env: Environment variables of every job, such as the chain ID.
         abilities: Returns the abilities found by the last test; None before the first one.
+        secrets_key: File of the key that decrypts the secrets of jobs; None for none.
     """
 
     def __init__(
@@ -119,7 +129,9 @@ class ExecutorActions:
         env: Mapping[str, str],
         *,
         abilities: Callable[[], frozenset[str] | None] = frozenset,
+        secrets_key: Path | None = None,
     ) -> None:
+        self._secrets_key = secrets_key
         self._abilities = abilities
         self._executor = executor
         self._table = table
@@ -217,7 +229,9 @@ class ExecutorActions:
         try:
             spec = RunSpec(
                 key=run.key,
-                script=render_script(definition, self._job_env(view.job), site),
+                script=render_script(
+                    self._with_secrets(definition, view.job), self._job_env(view.job), site
+                ),
                 resources=view.job.resources,
                 walltime=action.walltime,
                 env={},
@@ -280,6 +294,22 @@ class ExecutorActions:
         except NotFoundError:
             return bytes(32)
         return digest.digest()
+
+    def _with_secrets(self, definition: Definition, job: Job) -> Definition:
+        """The definition with its secrets as variables.
+
+        Raises:
+            RunRefusedError: They are not for this provider or this customer, or unreadable.
+        """
+        if definition.secrets is None:
+            return definition
+        try:
+            key = find_result_key(self._secrets_key, f"A secret of job {job.id}")
+            return definition.with_env(decrypt_secrets(definition.secrets, job.customer, key))
+        except JobFileError:  # its message may hold a value
+            raise RunRefusedError("its secrets are no variables that a job may have") from None
+        except (AuditError, NotAuthorisedError, UsageError) as error:
+            raise RunRefusedError(f"its secrets can't be used: {error.message}") from None
 
     def _site(self, definition: Definition) -> ExecutionSite:
         abilities = self._abilities()

@@ -64,6 +64,7 @@ from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.uploads import OutputUploader
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
+from deepsquare_chain.store.encryption import ensure_result_key, secrets_labels
 from deepsquare_chain.store.gateway_client import GatewayClient
 
 _log = get_logger(__name__)
@@ -229,11 +230,16 @@ class ProviderService:
             first_block=deployment.block,
         )
         env = {"DEEPSQUARE_CHAIN_ID": str(deployment.chain_id), **settings.env}
+        secrets_key = settings.state_dir / "secrets.age-key"
         self._abilities = AbilityPublisher(
-            executor, contracts, sender, timeout=settings.send_timeout
+            *(executor, contracts, sender),
+            timeout=settings.send_timeout,
+            own=lambda: secrets_labels(ensure_result_key(secrets_key)[0].recipient),
         )
         self._executor_actions = ExecutorActions(
-            executor, self.table, definition_cache, env, abilities=self._usable_abilities
+            *(executor, self.table, definition_cache, env),
+            abilities=self._usable_abilities,
+            secrets_key=secrets_key,
         )
         self._batches = ProviderBatches(
             sender,

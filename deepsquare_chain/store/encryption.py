@@ -8,9 +8,11 @@ them. Frames may repeat output of earlier ones, e.g. after an interrupted upload
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,9 @@ from deepsquare_chain.errors import AuditError, NotAuthorisedError, NotFoundErro
 FOLDER: Final = "encrypted"
 MANIFEST: Final = f"{FOLDER}/manifest"
 _LOG_START: Final = b"deepsquare-encrypted-log/1\n"
+#: Labels by which a provider says that it takes secrets: a short name of its key, and the key.
+SECRETS_LABEL: Final = "secrets"
+SECRETS_KEY_LABEL: Final = "secrets.key"
 _LENGTH: Final = 4
 _MAX_FRAME: Final = 1024 * 1024
 _MAX_HEAD: Final = 64
@@ -198,6 +203,49 @@ def _writer(target: Any) -> Iterator[_Writer]:
 
 def _keys(recipients: Sequence[str]) -> list[Any]:
     return [x25519.Recipient.from_str(recipient) for recipient in recipients]
+
+
+# -- secrets of jobs
+
+
+def secrets_labels(recipient: str) -> dict[str, str]:
+    """The labels of a provider that takes secrets: a short name of its key, and its public key."""
+    name = hashlib.sha256(recipient.encode()).hexdigest()[:12]
+    return {SECRETS_LABEL: name, SECRETS_KEY_LABEL: recipient}
+
+
+def encrypt_secrets(secrets: Mapping[str, str], customer: str, recipients: Sequence[str]) -> str:
+    """Variables of one customer's job, encrypted to the providers that may run it (base64).
+
+    Raises:
+        UsageError: A provider published a key that is none.
+    """
+    body = {"customer": customer.lower(), "env": dict(secrets)}
+    try:
+        return base64.b64encode(encrypt(json.dumps(body).encode(), recipients)).decode()
+    except pyrage.RecipientError:
+        raise UsageError("A provider's published key is no key of age") from None
+
+
+def decrypt_secrets(text: str, customer: str, key: ResultKey) -> dict[str, str]:
+    """The variables in the secrets of a customer's job.
+
+    They are bound to the customer: who copies them into a job of another account gets nothing.
+
+    Raises:
+        NotAuthorisedError: They are encrypted to other keys, or are another customer's.
+        AuditError: They were altered.
+    """
+    try:
+        body = json.loads(key.decrypt(base64.b64decode(text, validate=True)))
+    except (ValueError, RecursionError):
+        body = None
+    env = body.get("env") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(env, dict):
+        raise AuditError("The secrets of the job are not readable")
+    if body.get("customer") != customer.lower():
+        raise NotAuthorisedError("The secrets of the job are another customer's")
+    return {str(name): str(value) for name, value in env.items()}
 
 
 # -- for customers

@@ -33,6 +33,7 @@ MAX_ENV_VALUE_BYTES: Final = 32_768
 MAX_STEP_NAME_BYTES: Final = 256
 MAX_LIST: Final = 256
 MAX_RECIPIENTS: Final = 20
+MAX_SECRETS_BYTES: Final = 262_144
 MAX_TEXT_BYTES: Final = 4_096
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -42,6 +43,7 @@ _REFUSED_ENV: Final = frozenset({"PATH", "LD_LIBRARY_PATH"})
 _READONLY_IN_BASH: Final = frozenset(
     {"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"}
 )
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _IMAGE: Final = re.compile(
     r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
@@ -387,6 +389,14 @@ def recipient(value: Any) -> str:
         x25519.Recipient.from_str(checked)
     except RecipientError:
         raise problem(f"must be a public key of age such as age1..., not {show(checked)}") from None
+    return checked
+
+
+def encrypted(value: Any) -> str:
+    """Something encrypted, in base64."""
+    checked = line(value)
+    if not _BASE64.fullmatch(checked) or len(checked) > MAX_SECRETS_BYTES:
+        raise problem(f"must be base64 of at most {MAX_SECRETS_BYTES:,} bytes")
     return checked
 
 

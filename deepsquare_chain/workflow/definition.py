@@ -40,6 +40,7 @@ _SECRET_KEYS: Final = frozenset(
         "privateKey",
         "secret",
         "secretAccessKey",
+        "secrets",
         "username",
     }
 )
@@ -63,6 +64,7 @@ class Definition:
     virtual_networks: tuple[VirtualNetworkSection, ...] = ()
     array: ArraySection | None = None
     recipients: tuple[str, ...] = ()
+    secrets: str | None = None
 
     def to_bytes(self) -> bytes:
         """Serialise to canonical JSON: sorted keys, no spaces, UTF-8.
@@ -99,6 +101,8 @@ class Definition:
             document["virtualNetworks"] = [_plain(network) for network in self.virtual_networks]
         if self.recipients:
             document["recipients"] = list(self.recipients)
+        if self.secrets is not None:
+            document["secrets"] = self.secrets
         if self.array is not None:
             document["array"] = _plain(self.array)
         return document
@@ -189,7 +193,7 @@ def definition_of(tree: Any, source: str) -> Definition:
         problems = list(broken_rules(document, is_definition=True))
     if problems:
         raise refusal(source, (place(problem, {}) for problem in problems))
-    return from_document(document, array=document.array)
+    return from_document(document, array=document.array, secrets=document.secrets)
 
 
 def digest(data: bytes) -> bytes:
@@ -197,7 +201,9 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def from_document(document: Runnable, array: ArraySection | None = None) -> Definition:
+def from_document(
+    document: Runnable, array: ArraySection | None = None, secrets: str | None = None
+) -> Definition:
     """Convert a validated document to a definition."""
     resources = document.resources
     return Definition(
@@ -215,6 +221,7 @@ def from_document(document: Runnable, array: ArraySection | None = None) -> Defi
         continuous_output_sync=document.continuous_output_sync,
         virtual_networks=tuple(document.virtual_networks),
         recipients=tuple(document.recipients),
+        secrets=secrets,
         array=array,
     )
 

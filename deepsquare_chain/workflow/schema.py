@@ -131,6 +131,7 @@ ObjectiveWord = Annotated[
 ]
 Uses = Annotated[list[Annotated[str, _text(checks.affinity)]], AfterValidator(checks.total_uses)]
 Recipient = Annotated[str, _text(checks.recipient, pattern="^age1")]
+Encrypted = Annotated[str, _text(checks.encrypted)]
 _BOUNDED: Final = Field(max_length=checks.MAX_LIST)
 
 
@@ -456,6 +457,7 @@ class DefinitionDocument(Runnable):
 
     version: Literal[1]
     array: ArraySection | None = None
+    secrets: Encrypted | None = None
 
 
 class NotifySection(Section):

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from deepsquare_chain.gateway.rules import GatewayRules
 from deepsquare_chain.job import JobStatus as S
 from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.encryption import ensure_result_key
+from deepsquare_chain.store.encryption import encrypt_secrets, ensure_result_key
 from deepsquare_chain.store.gateway_client import (
     GatewayDefinitionStore,
     WrongAccountError,
@@ -34,9 +35,9 @@ from tests.support.relay import coinless, relayed
 pytestmark = pytest.mark.parametrize("shared_node", ["embedded"], indirect=True)
 
 
-async def submit(host: Bench, url: str, customer: int, command: str, *recipients: str) -> int:
+async def submit(host: Bench, url: str, customer: int, command: str, **more: Any) -> int:
     """Upload a definition as a customer, and submit it to a provider."""
-    made = definition(command, recipients=recipients)
+    made = definition(command, **more)
     async with client(host.grid, url, host.grid.customers[customer]) as gateway:
         assert await gateway.put_definition(made.to_bytes()) == made.digest
     [job_id] = await host.submit_digests([made.digest], customer=customer)
@@ -136,11 +137,15 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
         gone = await stack.enter_async_context(AsyncExitStack())
         url = await gone.enter_async_context(served(grid, tmp_path / "gateway"))
         host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
+        provider_key, _ = ensure_result_key(host.service._settings.state_dir / "secrets.age-key")
+        sealed = encrypt_secrets(
+            {"WORD": "secret"}, grid.customers[0].address, [provider_key.recipient]
+        )
         program = (
-            "for i in 1 2 3 4; do echo secret $i; sleep 0.5; done; mkdir private; "
+            "for i in 1 2 3 4; do echo $WORD $i; sleep 0.5; done; mkdir private; "
             "head -c 3000000 /dev/zero > private/model.bin; : > private/empty"
         )
-        job_id = await submit(host, url, 0, program, key.recipient)
+        job_id = await submit(host, url, 0, program, recipients=(key.recipient,), secrets=sealed)
         alice = await stack.enter_async_context(client(grid, url, grid.customers[0]))
         live: list[bytes] = []
 
@@ -179,12 +184,19 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
                 await job_results(
                     *(grid.contracts, tmp_path, job_id), gateways=[alice], key_file=wrong
                 )
-        # Beside the definition, whose commands it reads, the gateway has nothing to read.
+        # The commands in the definition are all that the gateway can read.
         kept = [x for x in (tmp_path / "gateway").rglob("*") if x.is_file()]
-        kept = [x for x in kept if "definitions" not in x.parts]
         assert any("jobs" in x.parts for x in kept)
-        assert not any(word in x.read_bytes() for x in kept for word in (b"secret ", b"model.bin"))
+        assert not any(b"secret " in x.read_bytes() or b'"secret"' in x.read_bytes() for x in kept)
+        others = [x for x in kept if "definitions" not in x.parts]
+        assert not any(b"model.bin" in x.read_bytes() for x in others)
         assert not list((tmp_path / "p").rglob("encrypted"))
+
+        # Whoever copies the secrets into a job of another account gets a refund and no secret.
+        stolen = await submit(host, url, 1, "echo $WORD", secrets=sealed)
+        await host.until([stolen])
+        job = await host.job(stolen)
+        assert (job.status, job.escrow) == (S.PANICKED, 0)
 
 
 async def test_one_process_is_gateway_and_relay(grid: LiveGrid, tmp_path: Path) -> None:

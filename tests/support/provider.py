@@ -31,12 +31,10 @@ SMALL = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
 OFFER = Offer(cpus=8, memory=4096, gpus=0)
 
 
-def definition(
-    command: str, resources: Resources = SMALL, recipients: tuple[str, ...] = ()
-) -> Definition:
-    """A definition of one step."""
+def definition(command: str, resources: Resources = SMALL, **more: Any) -> Definition:
+    """A definition of one step; `more` as `Definition` has it."""
     steps = (Step.simple("only", command),)
-    return Definition(resources=resources, env={}, steps=steps, recipients=recipients)
+    return Definition(resources=resources, env={}, steps=steps, **more)
 
 
 @dataclass

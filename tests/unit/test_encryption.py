@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import base64
 import io
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrage import x25519
 
+from deepsquare_chain.client import job_secrets
 from deepsquare_chain.errors import AuditError, JobFileError, NotAuthorisedError, UsageError
+from deepsquare_chain.job import JobFlags
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.encryption import (
     LogDecoder,
+    decrypt_secrets,
     encrypt,
     encrypt_file,
+    encrypt_secrets,
     encrypted_log_part,
     ensure_result_key,
     find_result_key,
     load_result_key,
     manifest,
     read_manifest,
+    secrets_labels,
 )
 from deepsquare_chain.workflow import Definition, parse_job_file
 
@@ -134,6 +142,91 @@ def test_a_manifest_is_of_one_job(key_file: Path) -> None:
     for wrong, job_id in ((data, 8), (b"{}", 7), (b"[" * 10_000, 7), (b"", 7)):
         with pytest.raises(AuditError):
             read_manifest(wrong, job_id)
+
+
+# -- secrets of jobs
+
+
+def test_secrets_are_for_one_customer_and_the_providers_that_may_run_the_job(
+    tmp_path: Path, key_file: Path
+) -> None:
+    secrets = {"TOKEN": "s3cret", "EMPTY": "", "LINES": "a\nb"}
+    sealed = encrypt_secrets(secrets, "0xABCD", TO)
+    assert "s3cret" not in sealed
+    assert b"s3cret" not in base64.b64decode(sealed)
+    key = load_result_key(key_file)
+    assert decrypt_secrets(sealed, "0xabcd", key) == secrets
+    # Copied into the job of somebody else, they stay closed.
+    with pytest.raises(NotAuthorisedError, match="another customer"):
+        decrypt_secrets(sealed, "0xabce", key)
+    stranger, _ = ensure_result_key(tmp_path / "stranger")
+    with pytest.raises(NotAuthorisedError, match="other keys"):
+        decrypt_secrets(sealed, "0xabcd", stranger)
+    for wrong in (base64.b64encode(encrypt(b"[]", TO)).decode(), "QUJD", sealed[:-8]):
+        with pytest.raises(AuditError):
+            decrypt_secrets(wrong, "0xabcd", key)
+
+
+def test_a_definition_with_secrets_shows_none_of_them() -> None:
+    sealed = encrypt_secrets({"TOKEN": "s3cret"}, "0xABCD", TO)
+    made = replace(parse_job_file(JOB_FILE).definition, secrets=sealed)
+    assert Definition.from_bytes(made.to_bytes()) == made
+    assert made.redacted()["secrets"] == "(hidden)"
+    with pytest.raises(JobFileError, match="base64"):
+        Definition.from_bytes(made.to_bytes().replace(sealed.encode(), b"not base64!"))
+
+
+class Grid:
+    """Providers of a grid, by their labels; all of them could run the job."""
+
+    def __init__(self, *labels: dict[str, str]) -> None:
+        self._labels = labels
+
+    async def quotes(self, _contracts: object, _terms: object) -> list[object]:
+        return [
+            SimpleNamespace(provider=SimpleNamespace(labels=each), eligible=True)
+            for each in self._labels
+        ]
+
+
+async def test_a_job_with_secrets_goes_to_providers_that_can_read_them(
+    monkeypatch: pytest.MonkeyPatch, key_file: Path
+) -> None:
+    file = parse_job_file(JOB_FILE + b"uses: [gpu.model=h100]\n")
+    forged = {**secrets_labels(TO[0]), "secrets.key": str(OTHER.to_public())}
+    grid = Grid({}, forged, secrets_labels(TO[0]))
+    monkeypatch.setattr(job_secrets, "quotes", grid.quotes)
+    made, terms = await job_secrets.with_secrets(
+        *(None, file.definition, file.terms(), {"TOKEN": "s3cret"}), customer="0xabcd"
+    )
+    assert terms.uses == f"gpu.model=h100,secrets:in:{secrets_labels(TO[0])['secrets']}"
+    assert JobFlags.NO_SELF_SCHEDULING in terms.flags
+    assert made.secrets is not None
+    assert decrypt_secrets(made.secrets, "0xabcd", load_result_key(key_file)) == {"TOKEN": "s3cret"}
+    monkeypatch.setattr(job_secrets, "quotes", Grid({}, forged).quotes)
+    with pytest.raises(UsageError, match="No provider"):
+        await job_secrets.with_secrets(
+            *(None, file.definition, file.terms(), {"TOKEN": "x"}), customer="0xabcd"
+        )
+    with pytest.raises(JobFileError, match="the grid's"):
+        await job_secrets.with_secrets(
+            *(None, file.definition, file.terms(), {"DEEPSQUARE_X": "x"}), customer="0xabcd"
+        )
+
+
+def test_secrets_come_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cret")
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_text("from a file\n")
+    assert job_secrets.read_secrets(["TOKEN", f"OTHER={file}"]) == {
+        "TOKEN": "s3cret",
+        "OTHER": "from a file",
+    }
+    with pytest.raises(UsageError, match="no such variable"):
+        job_secrets.read_secrets(["MISSING_TOKEN"])
 
 
 # -- logs
