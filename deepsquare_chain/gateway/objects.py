@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -16,6 +18,8 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from deepsquare_chain.errors import StoreError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, Segment, StoredFile
 
+#: Written at the start of a gateway.
+_CHECK: Final = "check"
 #: A part that is added to a last segment of less than this makes it longer, so that a log is no
 #: heap of tiny objects.
 _MERGED: Final = 256 * 1024
@@ -23,6 +27,8 @@ _MERGED: Final = 256 * 1024
 _MAX_TAILS: Final = 128
 #: Bytes that one read takes from the store at once.
 _READ: Final = 1024 * 1024
+#: For one request to a store elsewhere; clients of the gateway wait for 15 seconds.
+_TIMEOUT: Final = timedelta(seconds=10)
 
 
 def open_object_store(place: str | Path) -> ObjectStore:
@@ -35,7 +41,7 @@ def open_object_store(place: str | Path) -> ObjectStore:
     """
     try:
         if "://" in str(place):
-            return from_url(str(place))
+            return _remote(str(place))
         folder = Path(place).absolute()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return LocalStore(folder)
@@ -45,6 +51,25 @@ def open_object_store(place: str | Path) -> ObjectStore:
             hint="Give a folder, or a URL such as s3://bucket/prefix with the variables AWS_... "
             "of the environment.",
         ) from None
+
+
+def _remote(url: str) -> ObjectStore:
+    """A store elsewhere, which is given up before the gateway's clients give the gateway up."""
+    endpoint = os.environ.get("AWS_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return from_url(
+        url,
+        client_options={
+            "timeout": _TIMEOUT,
+            "connect_timeout": _TIMEOUT,
+            # Named by whoever runs the gateway, as a server of the same network.
+            "allow_http": endpoint.startswith("http://"),
+        },
+        retry_config={
+            "max_retries": 2,
+            "retry_timeout": _TIMEOUT,
+            "backoff": {"init_backoff": timedelta(milliseconds=100)},
+        },
+    )
 
 
 class Objects:
@@ -61,6 +86,16 @@ class Objects:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tails: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
         self._grown: WeakValueDictionary[str, asyncio.Condition] = WeakValueDictionary()
+
+    async def check(self) -> None:
+        """Write and read an object, so that a store that can't be used is known at once.
+
+        Raises:
+            StoreError: It can't be used now.
+        """
+        await self._put(_CHECK, b"deepsquare gateway")
+        if await self._get(_CHECK) != b"deepsquare gateway":
+            raise _failed(OSError("what was written can't be read"))
 
     # -- definitions
 

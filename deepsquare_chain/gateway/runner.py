@@ -48,8 +48,9 @@ async def run_gateway(
         more: Applications of other services at paths of this server, such as a relay's.
 
     Raises:
-        UsageError: The address or the object store can't be used, or the database is in use or
-            belongs to another grid.
+        UsageError: The address or the place of the object store can't be used, or the database is
+            in use or belongs to another grid.
+        StoreError: The object store can't be used now.
         WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
             down is waited for.
     """
@@ -62,6 +63,7 @@ async def run_gateway(
         objects = Objects(
             open_object_store(settings.objects or settings.state_dir / "objects"), records
         )
+        await objects.check()
         access = Access(contracts, records, settings.rules)
         service = GatewayService(
             contracts, access, records, objects, rules=settings.rules, metrics=metrics

@@ -88,7 +88,7 @@ class GatewayService:
         self._records = records
         self._metrics = metrics
         self._streams: Counter[str] = Counter()
-        self._cleaned = time.monotonic()
+        self._cleaned = float("-inf")
         self._closed = asyncio.Event()
         self._bytes = metrics.counter(
             "gateway_bytes", "Bytes taken in.", kind=("definition", "log", "results")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import re
+import sys
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deepsquare_chain.chain.wallet import import_key
@@ -16,7 +21,7 @@ from deepsquare_chain.client.gateways import read_log
 from deepsquare_chain.client.results import job_results
 from deepsquare_chain.client.submission import Request
 from deepsquare_chain.client.submission import submit as submit_jobs
-from deepsquare_chain.errors import NotAuthorisedError
+from deepsquare_chain.errors import NotAuthorisedError, StoreError
 from deepsquare_chain.gateway.rules import GatewayRules
 from deepsquare_chain.job import JobStatus as S
 from deepsquare_chain.relay.rules import RelayRules
@@ -28,6 +33,7 @@ from deepsquare_chain.store.gateway_client import (
     open_gateways,
 )
 from tests.support.gateway import client, served
+from tests.support.images import free_port, serving
 from tests.support.livegrid import LiveGrid, terms
 from tests.support.provider import Bench, bench, definition
 from tests.support.relay import coinless, relayed
@@ -251,6 +257,119 @@ async def test_one_process_is_gateway_and_relay(grid: LiveGrid, tmp_path: Path) 
     finally:
         stop.set()
         await asyncio.wait_for(serving, 60)
+
+
+class Line:
+    """A TCP connection to a server, which can be cut and mended."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self._to = port
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for each in self._open:
+            each.transport.abort()
+
+    async def _carry(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        far, there = await asyncio.open_connection("127.0.0.1", self._to)
+        self._open |= {back, there}
+        try:
+            await asyncio.gather(_pump(near, there), _pump(far, back))
+        finally:
+            self._open -= {back, there}
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(65_536):
+            target.write(data)
+            await target.drain()
+    target.close()
+
+
+async def test_objects_in_s3_through_a_break_of_it(
+    grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store goes away while a job runs; all is there afterwards, and gone after its time."""
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1"]
+    async with AsyncExitStack() as stack:
+        stack.enter_context(serving([*command, "-p", str(port)], port, tmp_path / "s3.log"))
+        line = Line(port)
+        await line.mend()
+        stack.push_async_callback(line.cut)
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "AK",
+            "AWS_SECRET_ACCESS_KEY": "SK",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT": f"http://127.0.0.1:{line.port}",
+        }.items():
+            monkeypatch.setenv(name, value)
+        s3 = f"http://127.0.0.1:{port}/grid"
+        web = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=30))
+        with pytest.raises(StoreError, match="object store"):
+            async with served(grid, tmp_path / "none", objects="s3://grid/deep"):
+                pass  # there is no such bucket yet
+        assert (await web.put(s3)).is_success
+
+        gone = await stack.enter_async_context(AsyncExitStack())
+        place: dict[str, Any] = {"objects": "s3://grid/deep"}
+        url = await gone.enter_async_context(served(grid, tmp_path / "gateway", **place))
+        host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
+        program = "for i in 1 2 3; do echo line $i; sleep 0.5; done; seq 1000000 > numbers"
+        job_id = await submit(host, url, 0, program)
+        alice = await stack.enter_async_context(client(grid, url, grid.customers[0]))
+        following = asyncio.create_task(
+            _joined(read_log(grid.contracts, [alice], job_id, follow=True))
+        )
+
+        async def begun() -> bool:
+            return bool(await alice.size(job_id, "log"))
+
+        await host.drive(begun)
+        await line.cut()
+        await host.until([job_id])
+        assert (await host.job(job_id)).status is S.FINISHED
+        await line.mend()
+        assert await asyncio.wait_for(following, 90) == b"line 1\nline 2\nline 3\n"
+        to = tmp_path / "got"
+        found = await job_results(grid.contracts, tmp_path, job_id, to, gateways=[alice])
+        assert [(each.name, each.on_chain, each.problem) for each in found] == [
+            ("output", True, ""),
+            ("work/numbers", None, ""),
+        ]
+        whole = b"".join(b"%d\n" % n for n in range(1, 1_000_001))
+        assert (to / "work/numbers").read_bytes() == whole
+        middle = 4 * 1024 * 1024  # of two parts
+        part = await alice._ask(
+            *("GET", f"/v1/jobs/{job_id}/files/work/numbers"),
+            headers={"Range": f"bytes={middle - 10}-{middle + 9}"},
+        )
+        assert part.content == whole[middle - 10 : middle + 10]
+
+        async def keys() -> set[str]:
+            text = (await web.get(s3, params={"list-type": "2"})).text
+            return set(re.findall("<Key>(.*?)</Key>", text))
+
+        assert len(await keys()) >= 5
+        assert all(each.startswith("deep/") for each in await keys())
+        await gone.aclose()
+        place["rules"] = GatewayRules(keep_seconds=-1)
+        await stack.enter_async_context(served(grid, tmp_path / "gateway", **place))
+        while await keys() != {"deep/check"}:  # noqa: ASYNC110 - the server tells nothing by itself
+            await asyncio.sleep(0.1)
+
+
+async def _joined(pieces: AsyncIterator[bytes]) -> bytes:
+    return b"".join([each async for each in pieces])
 
 
 async def test_a_definition_that_no_gateway_has_costs_nothing(
