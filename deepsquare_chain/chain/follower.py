@@ -122,17 +122,17 @@ class Follower(Generic[T]):
         self.name = name
         self.head = -1  # the highest head that was reported
         self._addresses = list(addresses)
-        self._wanted = {each.lower() for each in self._addresses}
+        self._wanted = {item.lower() for item in self._addresses}
         self._store = store
         self._start = start_block
         self._confirmations = confirmations
-        self._filters = [list(each) for each in filters]
+        self._filters = [list(item) for item in filters]
         self._max_range = max_range
         self._threaded = threaded
         self._settled = None if settled is None else max(0, settled - confirmations)
         self._ground = f"{name}.settled"  # cursor of the highest settled block
-        words = "Believed blocks whose events were not taken in yet."
-        self._lag = None if metrics is None else metrics.gauge("follower_lag_blocks", words)
+        description = "Believed blocks whose events were not taken in yet."
+        self._lag = None if metrics is None else metrics.gauge("follower_lag_blocks", description)
 
     @property
     def position(self) -> int:

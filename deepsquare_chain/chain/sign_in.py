@@ -128,7 +128,7 @@ class SignInMessage:
             lines.append(f"Request ID: {self.request_id}")
         if self.resources:
             lines.append("Resources:")
-            lines += [f"- {each}" for each in self.resources]
+            lines += [f"- {resource}" for resource in self.resources]
         return "\n".join(lines)
 
     def sign(self, account: Signer) -> bytes:
@@ -181,7 +181,7 @@ async def is_signed_by(
     digest = keccak(b"\x19" + message.version + message.header + message.body)
     data = _MAGIC + encode(["bytes32", "bytes"], [digest, signature])
     try:
-        answer = await w3.eth.call({"to": account, "data": HexBytes(data)})
+        result = await w3.eth.call({"to": account, "data": HexBytes(data)})
     except (ContractLogicError, Web3RPCError):
         return False
-    return bytes(answer[:32]) == _MAGIC.ljust(32, b"\0")
+    return bytes(result[:32]) == _MAGIC.ljust(32, b"\0")

@@ -89,8 +89,8 @@ class ExternalSigner:
         """See `Signer`."""
         request = {**transaction_dict, "from": self.address}
         method = "account_signTransaction" if self._clef else "eth_signTransaction"
-        answer = self._ask(method, [_as_json(request)])
-        raw = answer.get("raw", "") if isinstance(answer, dict) else answer
+        result = self._ask(method, [_as_json(request)])
+        raw = result.get("raw", "") if isinstance(result, dict) else result
         try:
             data = HexBytes(raw)
             signed = TypedTransaction.from_bytes(data).as_dict()
@@ -110,8 +110,8 @@ class ExternalSigner:
     def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:
         """See `Signer`."""
         method = "account_signTypedData" if self._clef else "eth_signTypedData"
-        answer = self._ask(method, [self.address, _plain(full_message)])
-        return self._signature(answer, encode_typed_data(full_message=full_message))
+        result = self._ask(method, [self.address, _plain(full_message)])
+        return self._signature(result, encode_typed_data(full_message=full_message))
 
     def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:
         """See `Signer`."""
@@ -119,10 +119,10 @@ class ExternalSigner:
             raise UsageError("An external signer signs typed data from the whole document only")
         text = "0x" + bytes(signable_message.body).hex()
         if self._clef:
-            answer = self._ask("account_signData", ["text/plain", self.address, text])
+            result = self._ask("account_signData", ["text/plain", self.address, text])
         else:
-            answer = self._ask("eth_sign", [self.address, text])
-        return self._signature(answer, signable_message)
+            result = self._ask("eth_sign", [self.address, text])
+        return self._signature(result, signable_message)
 
     def _own(self, wanted: str) -> ChecksumAddress:
         """Return the account to use, after checking that the signer has it."""
@@ -165,22 +165,24 @@ class ExternalSigner:
     def _ask(self, method: str, params: list[Any]) -> Any:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         try:
-            answer = self._client.post(self._url, json=body).json()
+            response = self._client.post(self._url, json=body).json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise EndpointError(
                 f"The signer at {safe_url(self._url)} does not answer {method}: {type(error).__name__}",
                 hint="Is it running, and does the setting signer name it?",
             ) from None
-        if not isinstance(answer, dict) or ("error" not in answer and "result" not in answer):
+        if not isinstance(response, dict) or ("error" not in response and "result" not in response):
             raise self._nonsense("JSON-RPC")
-        if answer.get("error"):
-            error_object = answer["error"]
-            words = error_object.get("message") if isinstance(error_object, dict) else error_object
+        if response.get("error"):
+            error_object = response["error"]
+            message = (
+                error_object.get("message") if isinstance(error_object, dict) else error_object
+            )
             raise NotAuthorisedError(
-                f"The signer at {safe_url(self._url)} refused {method}: {str(words)[:200]}",
+                f"The signer at {safe_url(self._url)} refused {method}: {str(message)[:200]}",
                 hint="Its rules or its user decide what it signs.",
             )
-        return answer["result"]
+        return response["result"]
 
     def _nonsense(self, wanted: str) -> EndpointError:
         return EndpointError(

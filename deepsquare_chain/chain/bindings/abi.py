@@ -54,11 +54,11 @@ def snake_case(name: str) -> str:
 
 def type_of(parameter: Abi) -> str:
     """Return the canonical type of an ABI parameter; a struct becomes a tuple of its fields."""
-    kind = str(parameter["type"])
-    if not kind.startswith("tuple"):
-        return kind
+    type_name = str(parameter["type"])
+    if not type_name.startswith("tuple"):
+        return type_name
     inner = ",".join(type_of(part) for part in parameter["components"])
-    return f"({inner}){kind.removeprefix('tuple')}"
+    return f"({inner}){type_name.removeprefix('tuple')}"
 
 
 def signature_of(entry: Abi) -> str:
@@ -80,14 +80,14 @@ def decode_values(parameters: Sequence[Abi], data: bytes) -> tuple[Any, ...]:
 
 
 def _read(parameter: Abi, value: Any) -> Any:
-    kind = str(parameter["type"])
-    if kind.endswith("]"):
-        item = {**parameter, "type": kind[: kind.rindex("[")]}
+    type_name = str(parameter["type"])
+    if type_name.endswith("]"):
+        item = {**parameter, "type": type_name[: type_name.rindex("[")]}
         return tuple(_read(item, item_value) for item_value in value)
-    if kind == "tuple":
+    if type_name == "tuple":
         components = zip(parameter["components"], value, strict=True)
         return tuple(_read(component, item_value) for component, item_value in components)
-    return checksummed(value) if kind == "address" else value
+    return checksummed(value) if type_name == "address" else value
 
 
 @lru_cache(maxsize=4096)

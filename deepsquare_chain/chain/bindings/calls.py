@@ -85,8 +85,8 @@ class ContractBase:
         function = self._interface.function(name)
         data = HexBytes(function.encode(*arguments))
         try:
-            answer = await self.w3.eth.call({"to": self.address, "data": data}, block)
-            return function.decode(bytes(answer))
+            result = await self.w3.eth.call({"to": self.address, "data": data}, block)
+            return function.decode(bytes(result))
         except ContractLogicError as error:
             raise decode_revert(error) from None
         except Web3RPCError as error:
@@ -156,4 +156,4 @@ def plural(count: int, noun: str) -> str:
 
 def chunks(items: Sequence[int], size: int) -> list[Sequence[int]]:
     """Split items into chunks of at most `size`."""
-    return [items[at : at + size] for at in range(0, len(items), size)]
+    return [items[start : start + size] for start in range(0, len(items), size)]

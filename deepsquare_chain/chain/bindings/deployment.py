@@ -181,6 +181,6 @@ def _unmarked(text: bytes | str) -> bytes | str:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
-    words = str(error)
+    message = str(error)
     # The JSON parser's errors contain a position; all other errors are raised in this module.
-    return "no JSON" if " at line " in words else words[:200]
+    return "no JSON" if " at line " in message else message[:200]

@@ -194,14 +194,14 @@ def decode_log(log: Mapping[str, Any]) -> Event | None:
         shape = _SHAPES.get(topics[0]) if topics else None
         if shape is None or log.get("removed"):
             return None
-        place = {
+        position = {
             "block_number": _number(log["blockNumber"]),
             "block_hash": _hex(log["blockHash"]),
             "tx_hash": _hex(log["transactionHash"]),
             "log_index": _number(log["logIndex"]),
             "address": checksummed(str(log["address"])),
         }
-        return shape.read(topics, _bytes(log["data"]), place)
+        return shape.read(topics, _bytes(log["data"]), position)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
 

@@ -89,8 +89,12 @@ class ForwardRequest:
         """Return the EIP-712 message in the form that wallets take."""
         return {
             "types": {
-                "EIP712Domain": [{"name": name, "type": kind} for name, kind in _DOMAIN_TYPE],
-                "ForwardRequest": [{"name": name, "type": kind} for name, kind in _REQUEST_TYPE],
+                "EIP712Domain": [
+                    {"name": name, "type": type_name} for name, type_name in _DOMAIN_TYPE
+                ],
+                "ForwardRequest": [
+                    {"name": name, "type": type_name} for name, type_name in _REQUEST_TYPE
+                ],
             },
             "primaryType": "ForwardRequest",
             "domain": {

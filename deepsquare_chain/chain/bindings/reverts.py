@@ -72,7 +72,7 @@ def _build() -> dict[bytes, type[ContractError]]:
     classes: dict[bytes, type[ContractError]] = {}
     names: set[str] = set()
     # The scheduler's errors keep their names; an error of the same name elsewhere gets a prefix.
-    for contract in sorted(interfaces(), key=lambda each: each.name != "MetaScheduler"):
+    for contract in sorted(interfaces(), key=lambda interface: interface.name != "MetaScheduler"):
         for entry in contract.entries("error"):
             signature = signature_of(entry)
             selector = keccak(text=signature)[:4]
@@ -82,8 +82,8 @@ def _build() -> dict[bytes, type[ContractError]]:
             if name in names:
                 name = f"{contract.name.removeprefix('Provider')}{name}"
             names.add(name)
-            kind = KINDS.get(name)
-            bases = (ContractError,) if kind is None else (ContractError, kind)
+            base = KINDS.get(name)
+            bases = (ContractError,) if base is None else (ContractError, base)
             body: dict[str, Any] = {
                 "__module__": __name__,
                 "__doc__": f"`{signature}`",
@@ -91,8 +91,8 @@ def _build() -> dict[bytes, type[ContractError]]:
                 "selector": selector,
                 "inputs": tuple(entry["inputs"]),
             }
-            if kind is not None:
-                body["exit_code"] = kind.exit_code
+            if base is not None:
+                body["exit_code"] = base.exit_code
             classes[selector] = type(name, bases, body)
     return classes
 
@@ -136,17 +136,17 @@ def decode_revert(source: object) -> RevertedError:
 
 
 def _decode(data: bytes) -> RevertedError:
-    selector, rest = data[:4], data[4:]
+    selector, encoded = data[:4], data[4:]
     error = ERRORS.get(selector)
     if error is not None:
         return error.from_data(data)
     if not data:
         return UnknownRevertError("The contract refused the call without a reason")
     if selector == _ERROR_STRING:
-        (text,) = decode_values(({"type": "string"},), rest)
+        (text,) = decode_values(({"type": "string"},), encoded)
         return UnknownRevertError(f"The contract refused the call: {text[:300]}", data=data)
     if selector == _PANIC:
-        (code,) = decode_values(({"type": "uint256"},), rest)
+        (code,) = decode_values(({"type": "uint256"},), encoded)
         return UnknownRevertError(f"The contract failed with panic 0x{code:02x}", data=data)
     raise AbiError("no error that is known")
 
@@ -167,7 +167,9 @@ def revert_data(source: object) -> bytes | None:
     response = getattr(source, "rpc_response", None)
     body = response.get("error") if isinstance(response, Mapping) else None
     candidates = (getattr(source, "data", None), body, *source.args)
-    return next((data for each in candidates if (data := revert_data(each)) is not None), None)
+    return next(
+        (data for candidate in candidates if (data := revert_data(candidate)) is not None), None
+    )
 
 
 def _from_text(text: str) -> bytes | None:

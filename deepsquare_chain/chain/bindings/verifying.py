@@ -143,7 +143,7 @@ async def role_holders(
 ) -> dict[str, dict[bytes, set[str]]]:
     """Return the holders by contract address and role, from the events since the deployment."""
     holders: dict[str, dict[bytes, set[str]]] = {}
-    addresses = [to_checksum_address(each) for each in deployment.addresses]
+    addresses = [to_checksum_address(address) for address in deployment.addresses]
     topics = [event_topics(RoleGranted, RoleRevoked)]
     for event in decode_logs(await read_logs(w3, addresses, topics, deployment.block)):
         if isinstance(event, RoleGranted | RoleRevoked):

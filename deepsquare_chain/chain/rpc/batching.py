@@ -44,16 +44,16 @@ async def ask_together(
         return [], True
     batch = [(RPCEndpoint(method), params) for method, params in asked]
     provider: Any = w3.provider
-    answers: list[RPCResponse] | RPCResponse = await provider.make_batch_request(batch)
-    if not isinstance(answers, list):
+    responses: list[RPCResponse] | RPCResponse = await provider.make_batch_request(batch)
+    if not isinstance(responses, list):
         # This provider does not split batches itself.
-        answers = SplitAnswers(
+        responses = SplitAnswers(
             [await provider.make_request(method, params) for method, params in batch]
         )
-    for answer in answers:
-        if "error" in answer:
-            raise Web3RPCError(str(answer["error"])[:300], rpc_response=answer)
-    return [answer["result"] for answer in answers], not isinstance(answers, SplitAnswers)
+    for response in responses:
+        if "error" in response:
+            raise Web3RPCError(str(response["error"])[:300], rpc_response=response)
+    return [response["result"] for response in responses], not isinstance(responses, SplitAnswers)
 
 
 Questions = list[tuple[RPCEndpoint, Any]]
@@ -109,17 +109,17 @@ async def _ask_all(
     most: int,
 ) -> None:
     """Send all calls in as few batches as possible; the calls of one task stay together."""
-    packs: list[list[int]] = []
+    groups: list[list[int]] = []
     free = 0
     for index, (questions, _) in enumerate(waiting):
-        if not packs or len(questions) > free:
-            packs.append([])
+        if not groups or len(questions) > free:
+            groups.append([])
             free = most
-        packs[-1].append(index)
+        groups[-1].append(index)
         free -= len(questions)
     try:
         await asyncio.gather(
-            *(_ask_pack([waiting[index] for index in pack], ask_once) for pack in packs)
+            *(_ask_pack([waiting[index] for index in group], ask_once) for group in groups)
         )
     finally:
         for _, future in waiting:
@@ -130,20 +130,20 @@ async def _ask_all(
 async def _ask_pack(
     pack: Sequence[tuple[Questions, asyncio.Future[list[RPCResponse] | None]]], ask_once: AskOnce
 ) -> None:
-    answers: list[RPCResponse] | None = None
+    responses: list[RPCResponse] | None = None
     if len(pack) > 1:
         try:
-            answers = await ask_once([each for questions, _ in pack for each in questions])
+            responses = await ask_once([each for questions, _ in pack for each in questions])
         except EndpointError:
-            answers = None  # each task sends its own calls, with its own retries
+            responses = None  # each task sends its own calls, with its own retries
     start = 0
     for questions, future in pack:
-        answers_of_task = None if answers is None else answers[start : start + len(questions)]
+        task_responses = None if responses is None else responses[start : start + len(questions)]
         start += len(questions)
-        if answers_of_task is not None and any("error" in each for each in answers_of_task):
-            answers_of_task = None
+        if task_responses is not None and any("error" in each for each in task_responses):
+            task_responses = None
         if not future.done():  # the waiting task may be cancelled
-            future.set_result(answers_of_task)
+            future.set_result(task_responses)
 
 
 @contextmanager

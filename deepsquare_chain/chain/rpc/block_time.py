@@ -157,5 +157,5 @@ class BlockTimeEstimate:
                 await self._news.wait()
 
     def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        event, self._news = self._news, asyncio.Event()
+        event.set()

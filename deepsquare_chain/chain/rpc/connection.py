@@ -68,15 +68,15 @@ async def connect(
         EndpointError: All endpoints are down, or are not nodes.
     """
     urls = split_urls(url) if isinstance(url, str) else tuple(url)
-    for each in urls:
-        if not each.startswith(("http://", "https://")):
+    for endpoint in urls:
+        if not endpoint.startswith(("http://", "https://")):
             raise WrongEndpointError(
-                f"The endpoint {safe_url(each)} is no http:// or https:// address"
+                f"The endpoint {safe_url(endpoint)} is no http:// or https:// address"
             )
     pool = Pool(
         [
-            CheckedProvider(each, timeout=timeout, transport=transport or Transport())
-            for each in urls
+            CheckedProvider(endpoint, timeout=timeout, transport=transport or Transport())
+            for endpoint in urls
         ],
         chain_id=chain_id,
         landmark=landmark,
@@ -95,7 +95,7 @@ async def connect(
     )
     try:
         await pool.open()
-        await _check(w3, ", ".join(each.place for each in pool.providers), contracts)
+        await _check(w3, ", ".join(endpoint.place for endpoint in pool.providers), contracts)
     except BaseException:
         await close(w3)
         raise

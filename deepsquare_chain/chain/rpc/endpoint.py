@@ -150,12 +150,12 @@ class CheckedProvider(AsyncHTTPProvider):
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Send one request, without retries."""
         request = self.form_request(method, params)
-        answer = await self._ask_alone(request)
-        if self._is_behind([request], [answer]):
+        response = await self._ask_alone(request)
+        if self._is_behind([request], [response]):
             await self._renew()
         if method not in SEND_METHODS:
-            self._raise_if_behind(answer)
-        return answer
+            self._raise_if_behind(response)
+        return response
 
     async def make_batch_request(
         self, batch_requests: list[tuple[RPCEndpoint, Any]]
@@ -166,14 +166,14 @@ class CheckedProvider(AsyncHTTPProvider):
         requests, and returned as `SplitAnswers`; the accepted size is remembered.
         """
         requests = [self.form_request(method, params) for method, params in batch_requests]
-        answers: list[RPCResponse] = []
+        responses: list[RPCResponse] = []
         single = False
-        most, tries = self.batch_size.size, _TRIES
-        while len(answers) < len(requests):
-            part = requests[len(answers) :][:most]
+        size, tries = self.batch_size.size, _TRIES
+        while len(responses) < len(requests):
+            part = requests[len(responses) :][:size]
             single = single or len(part) == 1
             try:
-                some_answers = await self._ask_some(part)
+                part_responses = await self._ask_some(part)
             except TransientEndpointError as error:
                 tries -= 1
                 if len(part) == len(requests) or tries <= 0:
@@ -183,19 +183,19 @@ class CheckedProvider(AsyncHTTPProvider):
                 await asyncio.sleep(max(_TRY_PAUSE, error.retry_after))
                 continue
             tries = _TRIES
-            if some_answers is None:
+            if part_responses is None:
                 self.batch_size.refused(len(part))
-                most = max(1, len(part) // 2)
+                size = max(1, len(part) // 2)
             else:
-                answers += some_answers
+                responses += part_responses
         if single and len(requests) > 1:
-            if any("error" in answer for answer in answers):
+            if any("error" in response for response in responses):
                 self.batch_size.refused(1)
             else:
                 self.batch_size.worked(1)
-        if self._is_behind(requests, answers):
+        if self._is_behind(requests, responses):
             await self._renew()
-        return SplitAnswers(answers) if most < len(requests) else answers
+        return SplitAnswers(responses) if size < len(requests) else responses
 
     async def disconnect(self) -> None:
         """Close all connections (idempotent); the next request opens new ones."""
@@ -215,24 +215,24 @@ class CheckedProvider(AsyncHTTPProvider):
         """Send a single request, not as a batch."""
         blocks = _blocks_of(request)
         try:
-            answer = await self._post(self.encode_rpc_dict(request))  # type: ignore[arg-type]
+            response = await self._post(self.encode_rpc_dict(request))  # type: ignore[arg-type]
         except _StatusError as error:
             if blocks <= 1:
                 raise
-            answer = _refusal(request, error.message)
+            response = _refusal(request, error.message)
         except TransientEndpointError:
             self.log_range.failed(blocks)
             raise
-        return self._judged(request, self._checked(request, answer))
+        return self._judged(request, self._checked(request, response))
 
     async def _ask_some(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
         """Send requests as one batch; None if the endpoint rejected a batch of this size."""
         if len(requests) == 1:
             return [await self._ask_alone(requests[0])]
-        answers = await self._ask_together(requests)
-        if answers is not None:
+        responses = await self._ask_together(requests)
+        if responses is not None:
             self.batch_size.worked(len(requests))
-        return answers
+        return responses
 
     async def _ask_together(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
         """Send requests as one batch; None if the endpoint rejected it, for any reason.
@@ -252,23 +252,23 @@ class CheckedProvider(AsyncHTTPProvider):
             if isinstance(error, dict):
                 self._raise_if_busy(error)
             return None
-        by_id = {_id_of(answer): answer for answer in body if isinstance(answer, dict)}
+        by_id = {_id_of(response): response for response in body if isinstance(response, dict)}
         if any(_id_of(request) not in by_id for request in requests):
             return None  # errors without an ID, or responses with ambiguous IDs
-        answers = [self._checked(request, by_id[_id_of(request)]) for request in requests]
-        if all("error" in answer for answer in answers) and not all(
-            is_verdict(request["method"], _error_of(answer))
-            for request, answer in zip(requests, answers, strict=True)
+        responses = [self._checked(request, by_id[_id_of(request)]) for request in requests]
+        if all("error" in response for response in responses) and not all(
+            is_verdict(request["method"], _error_of(response))
+            for request, response in zip(requests, responses, strict=True)
         ):
             return None
         if any(
-            self._is_unknown(request, answer)
-            for request, answer in zip(requests, answers, strict=True)
+            self._is_unknown(request, response)
+            for request, response in zip(requests, responses, strict=True)
         ):
             return None
-        for request, answer in zip(requests, answers, strict=True):
-            self._note_range(request, answer)
-        return answers
+        for request, response in zip(requests, responses, strict=True):
+            self._note_range(request, response)
+        return responses
 
     def _judged(self, request: Mapping[str, Any], answer: RPCResponse) -> RPCResponse:
         """Return the response, unless it is an error that a retry may fix.
@@ -278,9 +278,9 @@ class CheckedProvider(AsyncHTTPProvider):
         """
         self._note_range(request, answer)
         if self._is_unknown(request, answer):
-            words = str(_error_of(answer).get("message", ""))[:200]
+            message = str(_error_of(answer).get("message", ""))[:200]
             raise TransientEndpointError(
-                f"The endpoint {self.place} answered {request['method']} with an error: {words}"
+                f"The endpoint {self.place} answered {request['method']} with an error: {message}"
             )
         return answer
 
@@ -315,9 +315,9 @@ class CheckedProvider(AsyncHTTPProvider):
         try:
             options = self.get_request_kwargs()
             options["headers"] = {**options.get("headers", {}), **self._own_headers}
-            async with session.post(str(self.endpoint_uri), data=body, **options) as answer:
-                status, raw = answer.status, await answer.read()
-                retry_after = answer.headers.get("Retry-After", "")
+            async with session.post(str(self.endpoint_uri), data=body, **options) as http_response:
+                status, content = http_response.status, await http_response.read()
+                retry_after = http_response.headers.get("Retry-After", "")
         except aiohttp.ClientHttpProxyError as error:
             raise TransientEndpointError(
                 f"The proxy {self._proxy} does not lead to {self.place}: HTTP status "
@@ -330,7 +330,7 @@ class CheckedProvider(AsyncHTTPProvider):
             await self._leave(session)
         try:
             # Bounds the nesting depth; json does not if a library has raised the recursion limit.
-            response = pydantic_core.from_json(raw, allow_inf_nan=False)
+            response = pydantic_core.from_json(content, allow_inf_nan=False)
         except ValueError:
             self._raise_for(status, retry_after)
             raise self._nonsense("no JSON (a web page?)") from None
@@ -367,14 +367,14 @@ class CheckedProvider(AsyncHTTPProvider):
         self._looked = now
 
     def _unreachable(self, error: Exception) -> AwayEndpointError:
-        words = tls_problem(error)
+        problem = tls_problem(error)
         hint = "Start the node (`deepsquare devnet up` for a local one) or give --endpoint."
-        if "certificate" in words:
+        if "certificate" in problem:
             hint = CERTIFICATE_HINT
         elif self._proxy is not None:
             hint = f"It was asked through the proxy {self._proxy}; NO_PROXY names exceptions."
         return AwayEndpointError(
-            f"The endpoint {self.place} can't be reached: {words or _plain(error)}", hint=hint
+            f"The endpoint {self.place} can't be reached: {problem or _plain(error)}", hint=hint
         )
 
     async def _leave(self, session: aiohttp.ClientSession) -> None:
@@ -433,14 +433,16 @@ class CheckedProvider(AsyncHTTPProvider):
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
         if is_busy(error):
-            words = str(error.get("message", ""))[:200]
-            raise TransientEndpointError(f"The endpoint {self.place} limits its requests: {words}")
+            message = str(error.get("message", ""))[:200]
+            raise TransientEndpointError(
+                f"The endpoint {self.place} limits its requests: {message}"
+            )
 
     def _raise_if_behind(self, answer: RPCResponse) -> None:
         # One address may have several nodes of different heights: a retry may reach the block.
         if _lacks_block(answer):
-            words = str(_error_of(answer).get("message", ""))[:200]
-            raise TransientEndpointError(f"The endpoint {self.place} lags behind: {words}")
+            message = str(_error_of(answer).get("message", ""))[:200]
+            raise TransientEndpointError(f"The endpoint {self.place} lags behind: {message}")
 
     def _nonsense(self, what: str) -> TransientEndpointError:
         return TransientEndpointError(
@@ -466,8 +468,8 @@ def _proper_error(error: Any) -> dict[str, Any] | None:
     if error is None or is_error(error):
         return error  # type: ignore[no-any-return]
     fields = error if isinstance(error, dict) else {}
-    words = fields.get("message") or error
-    return {**fields, "code": -32000, "message": str(words)[:_LONGEST_WORDS]}
+    message = fields.get("message") or error
+    return {**fields, "code": -32000, "message": str(message)[:_LONGEST_WORDS]}
 
 
 def _id_of(message: Mapping[str, Any]) -> str:

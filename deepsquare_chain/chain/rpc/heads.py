@@ -260,15 +260,15 @@ class HeadWatch:
             except (OSError, WebSocketException, TimeoutError, _UnusableError) as error:
                 self._on_change(False)
                 self._failures += 1
-                low, high = self._pauses
-                pause = min(high, low * 2.0 ** min(self._failures - 1, 10))
-                words = tls_problem(error) or str(error)[:200]
+                first, maximum = self._pauses
+                pause = min(maximum, first * 2.0 ** min(self._failures - 1, 10))
+                problem = tls_problem(error) or str(error)[:200]
                 if isinstance(error, InvalidURI):
-                    words = "no such address"
+                    problem = "no such address"
                 _log.warning(
                     "websocket_lost",
                     endpoint=self._place,
-                    error=words or type(error).__name__,
+                    error=problem or type(error).__name__,
                     retry_in=pause,
                 )
                 await asyncio.sleep(pause)
@@ -305,10 +305,10 @@ class HeadWatch:
         body = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         async with asyncio.timeout(_TIMEOUT):
             await socket.send(json.dumps(body))
-            answer = _read(await socket.recv())
-        if answer.get("id") != number or not isinstance(answer.get("result"), str):
+            response = _read(await socket.recv())
+        if response.get("id") != number or not isinstance(response.get("result"), str):
             raise _UnusableError(f"no proper answer to {method}")
-        return answer["result"]
+        return response["result"]
 
 
 def _read(message: str | bytes) -> dict[str, Any]:

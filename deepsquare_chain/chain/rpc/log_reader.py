@@ -118,8 +118,8 @@ async def _read(
     logs: list[Question] = [
         ("eth_getLogs", [{**query, "topics": list(topics)}]) for topics in filters
     ]
-    answers, single_request = await ask_together(w3, [header, *logs, header, *more])
-    before, *rest = answers
+    results, single_request = await ask_together(w3, [header, *logs, header, *more])
+    before, *rest = results
     log_lists, (after, *further) = rest[: len(logs)], rest[len(logs) :]
     flat = [log for part in log_lists for log in part]
     return LogRange(first, last, flat, before, after, tuple(further)), single_request

@@ -220,25 +220,25 @@ def classify(error: Web3RPCError) -> NodeError:
 
 def kind_of(message: str) -> NodeError:
     """Return the kind of an error message; OTHER if it is not known."""
-    words = message.lower()
-    return next((kind for text, kind in _WORDS if text in words), NodeError.OTHER)
+    lowered = message.lower()
+    return next((kind for text, kind in _WORDS if text in lowered), NodeError.OTHER)
 
 
 def is_busy(error: Mapping[str, Any]) -> bool:
     """Return whether this error object reports a rate limit."""
-    words = str(error.get("message", ""))
-    if error.get("code") == _TOO_MANY or kind_of(words) is NodeError.RATE_LIMITED:
+    message = str(error.get("message", ""))
+    if error.get("code") == _TOO_MANY or kind_of(message) is NodeError.RATE_LIMITED:
         return True
     # Some nodes also use -32005 for a log range that is too wide, which is not a rate limit.
-    return error.get("code") == _LIMITED and "rate" in words.lower()
+    return error.get("code") == _LIMITED and "rate" in message.lower()
 
 
 def is_unsupported(error: Mapping[str, Any]) -> bool:
     """Return whether the endpoint does not support the method; another endpoint may."""
-    words, code = str(error.get("message", "")).lower(), error.get("code")
+    message, code = str(error.get("message", "")).lower(), error.get("code")
     if code == _NOT_SUPPORTED:
-        return kind_of(words) is NodeError.OTHER
-    return code == _NO_METHOD or any(text in words for text in _UNSUPPORTED_WORDS)
+        return kind_of(message) is NodeError.OTHER
+    return code == _NO_METHOD or any(text in message for text in _UNSUPPORTED_WORDS)
 
 
 def is_verdict(method: str, error: Mapping[str, Any]) -> bool:
@@ -248,9 +248,9 @@ def is_verdict(method: str, error: Mapping[str, Any]) -> bool:
     """
     if method not in _SIMULATIONS:
         return False
-    words, data = str(error.get("message", "")).lower(), error.get("data")
-    if error.get("code") in _EXECUTION_CODES or any(text in words for text in _EXECUTION_WORDS):
+    message, data = str(error.get("message", "")).lower(), error.get("data")
+    if error.get("code") in _EXECUTION_CODES or any(text in message for text in _EXECUTION_WORDS):
         return True
     if isinstance(data, str) and _REVERT_DATA.match(data):
         return True
-    return kind_of(words) in _EXECUTION_KINDS
+    return kind_of(message) in _EXECUTION_KINDS

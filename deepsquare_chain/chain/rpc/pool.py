@@ -185,7 +185,7 @@ class Pool(AsyncBaseProvider):
     @property
     def providers(self) -> list[CheckedProvider]:
         """The endpoints, in order of preference."""
-        return [each.provider for each in self.members]
+        return [member.provider for member in self.members]
 
     @property
     def log_range(self) -> int:
@@ -218,8 +218,8 @@ class Pool(AsyncBaseProvider):
             with suppress(asyncio.CancelledError):
                 await self._comparing
             self._comparing = None
-        for each in self.members:
-            await each.provider.disconnect()
+        for member in self.members:
+            await member.provider.disconnect()
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Send a request: a transaction once to one endpoint, a read with retries and failover."""
@@ -258,8 +258,8 @@ class Pool(AsyncBaseProvider):
             return None
 
         async def ask_once(batch: Questions) -> list[RPCResponse] | None:
-            answers: Any = await self._ask_around(lambda each: each.make_batch_request(batch))
-            return None if isinstance(answers, SplitAnswers) else answers
+            responses: Any = await self._ask_around(lambda each: each.make_batch_request(batch))
+            return None if isinstance(responses, SplitAnswers) else responses
 
         return await merging_round.ask(questions, ask_once, self.batch_size)
 
@@ -272,22 +272,23 @@ class Pool(AsyncBaseProvider):
             WrongEndpointError: All endpoints serve other chains.
             TransientEndpointError: All remaining endpoints lag too far behind.
         """
-        right_chain = [each for each in self.members if each.wrong is None]
+        right_chain = [member for member in self.members if member.wrong is None]
         if not right_chain:
             raise self.members[0].wrong or AssertionError("unreachable")
-        synced = [each for each in right_chain if each.lag <= self._max_lag]
+        synced = [member for member in right_chain if member.lag <= self._max_lag]
         if not synced:
             raise TransientEndpointError(
                 "; ".join(
-                    f"{each.provider.place} is {each.lag} blocks behind" for each in right_chain
+                    f"{member.provider.place} is {member.lag} blocks behind"
+                    for member in right_chain
                 ),
                 hint="Wait until it has caught up, or give further endpoints.",
             )
         now = time.monotonic()
         synced.sort(
-            key=lambda each: (max(0.0, each.cooldown_until - now), each is not self._current)
+            key=lambda member: (max(0.0, member.cooldown_until - now), member is not self._current)
         )
-        ready = [each for each in synced if each.cooldown_until <= now]
+        ready = [member for member in synced if member.cooldown_until <= now]
         # If all have a cooldown, use them anyway: there may be only one.
         return ready or synced
 
@@ -297,14 +298,14 @@ class Pool(AsyncBaseProvider):
         fallback: T | None = None
         for member in self._candidates():
             try:
-                answer = await self._ask(member, ask)
+                response = await self._ask(member, ask)
             except EndpointError as error:
                 errors.append(error)
                 continue
-            if not _lacks(answer):
+            if not _lacks(response):
                 self._answered(member)
-                return answer
-            fallback = answer if fallback is None else fallback
+                return response
+            fallback = response if fallback is None else fallback
         if fallback is not None:
             return fallback
         raise _together(errors)
@@ -319,9 +320,9 @@ class Pool(AsyncBaseProvider):
                 self._failed(member, error)
                 errors.append(error)
                 continue
-            answer = await self._ask(member, ask)
+            response = await self._ask(member, ask)
             self._answered(member)
-            return answer
+            return response
         raise _together(errors)
 
     async def _ask(self, member: Member, ask: Ask[T]) -> T:
@@ -330,14 +331,14 @@ class Pool(AsyncBaseProvider):
             # With a single endpoint the request itself shows whether it is up again.
             if len(self.members) > 1:
                 await self._know(member)
-            answer = await ask(member.provider)
+            response = await ask(member.provider)
             await self._know(member, answered=True)
         except EndpointError as error:
             self._failed(member, error)
             raise
         member.failures, member.cooldown_until = 0, 0.0
         self._figures.answered(member.provider.place)
-        return answer
+        return response
 
     def _answered(self, member: Member) -> None:
         """Make an endpoint the current one, which is tried first."""
@@ -354,8 +355,8 @@ class Pool(AsyncBaseProvider):
             member.known = member.known and not isinstance(error, AwayEndpointError)
             return
         member.known = False
-        low, high = _REST
-        cooldown = min(high, low * 2.0 ** min(member.failures - 1, 10))
+        minimum, maximum = _REST
+        cooldown = min(maximum, minimum * 2.0 ** min(member.failures - 1, 10))
         cooldown = max(cooldown, getattr(error, "retry_after", 0.0))
         member.cooldown_until = time.monotonic() + cooldown
         _log.warning(
@@ -439,11 +440,11 @@ class Pool(AsyncBaseProvider):
         provider.doubtful = False
 
     async def _compare_chains_in(self, looks: int, member: Member) -> None:
-        for left in range(looks - 1, -1, -1):
+        for retries in range(looks - 1, -1, -1):
             try:
                 return await self._compare_chains(member)
             except TransientEndpointError:
-                if not left:
+                if not retries:
                     raise
                 await asyncio.sleep(_LOOK_PAUSE)
         raise AssertionError("unreachable")
@@ -553,22 +554,22 @@ class Pool(AsyncBaseProvider):
 
 async def _results(provider: CheckedProvider, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
     """Return the results of one batch."""
-    answers: Any = await provider.make_batch_request(
+    responses: Any = await provider.make_batch_request(
         [(RPCEndpoint(method), params) for method, params in asked]
     )
-    for answer in answers:
-        if "error" in answer:
-            words = str(answer["error"])[:200]
-            raise EndpointError(f"The endpoint {provider.place} is no usable node: {words}")
-    return [answer["result"] for answer in answers]
+    for response in responses:
+        if "error" in response:
+            message = str(response["error"])[:200]
+            raise EndpointError(f"The endpoint {provider.place} is no usable node: {message}")
+    return [response["result"] for response in responses]
 
 
 async def _result(provider: CheckedProvider, method: str, *params: Any) -> Any:
-    answer = await provider.make_request(RPCEndpoint(method), list(params))
-    if "error" in answer:
-        words = str(answer["error"])[:200]
-        raise EndpointError(f"The endpoint {provider.place} is no usable node: {words}")
-    return answer["result"]
+    response = await provider.make_request(RPCEndpoint(method), list(params))
+    if "error" in response:
+        message = str(response["error"])[:200]
+        raise EndpointError(f"The endpoint {provider.place} is no usable node: {message}")
+    return response["result"]
 
 
 def _lacks(answer: Any) -> bool:
@@ -578,14 +579,14 @@ def _lacks(answer: Any) -> bool:
 
 def _together(errors: Sequence[EndpointError]) -> EndpointError:
     """Combine errors into one; it is transient if any of them is."""
-    if len(errors) == 1 or all(isinstance(each, WrongEndpointError) for each in errors):
+    if len(errors) == 1 or all(isinstance(error, WrongEndpointError) for error in errors):
         return errors[0]
-    transient = any(isinstance(each, TransientEndpointError) for each in errors)
+    transient = any(isinstance(error, TransientEndpointError) for error in errors)
     kind = TransientEndpointError if transient else EndpointError
-    words = "; ".join(each.message for each in errors)
-    combined = kind(f"No endpoint answers. {words}", hint=errors[0].hint)
+    messages = "; ".join(error.message for error in errors)
+    combined = kind(f"No endpoint answers. {messages}", hint=errors[0].hint)
     if isinstance(combined, TransientEndpointError):
-        combined.retry_after = min(getattr(each, "retry_after", 0.0) for each in errors)
+        combined.retry_after = min(getattr(error, "retry_after", 0.0) for error in errors)
     return combined
 
 

@@ -80,8 +80,8 @@ async def is_gas_free(w3: AsyncWeb3[Any]) -> bool:
 async def _tip(w3: AsyncWeb3[Any]) -> int:
     try:
         # web3's own property prints a warning on stderr if the node lacks the method.
-        answer = await w3.manager.coro_request(RPCEndpoint("eth_maxPriorityFeePerGas"), [])
-        tip = int(answer, 16) if isinstance(answer, str) else int(answer)
+        result = await w3.manager.coro_request(RPCEndpoint("eth_maxPriorityFeePerGas"), [])
+        tip = int(result, 16) if isinstance(result, str) else int(result)
     except Web3RPCError:
         tip = GWEI
     return max(tip, _MIN_PRIORITY)

@@ -211,8 +211,8 @@ class NonceManager:
         self.conflicts: list[Spender] = []
         self._metrics = metrics
         if metrics is not None:
-            words = "Nonces of the wallet that somebody else used."
-            self._foreign = metrics.counter("foreign_nonces", words)
+            description = "Nonces of the wallet that somebody else used."
+            self._foreign = metrics.counter("foreign_nonces", description)
 
     async def submit(self, call: Call, gas: int, key: str | None, deadline: float) -> Entry:
         """Record and broadcast a call; the node has the returned entry, or may have it.
@@ -281,8 +281,8 @@ class NonceManager:
         spender = await find_spender(self._w3, self._account.address, entry.nonce)
         if spender is None:
             return Outcome.UNCLEAR
-        own = {attempt.tx_hash for attempt in self._outbox.entry(entry.id).attempts}
-        if spender.tx_hash in own:
+        own_hashes = {attempt.tx_hash for attempt in self._outbox.entry(entry.id).attempts}
+        if spender.tx_hash in own_hashes:
             return Outcome.TAKEN
         self.note_foreign(spender)
         return Outcome.NONCE_USED
@@ -309,12 +309,12 @@ class NonceManager:
             InsufficientFundsError: The account can't pay the gas.
             EndpointError: It was rejected permanently, or `deadline` has passed.
         """
-        words = refusal(error)
-        self._outbox.set_state(entry.id, TxState.ABANDONED, note=words)
+        message = refusal(error)
+        self._outbox.set_state(entry.id, TxState.ABANDONED, note=message)
         if outcome is Outcome.NO_MONEY:
-            raise self._preflight.no_money(f"for {entry.call.label!r}: {words}")
+            raise self._preflight.no_money(f"for {entry.call.label!r}: {message}")
         if outcome is Outcome.REFUSED or time.monotonic() > deadline:
-            raise EndpointError(f"The node turned down {entry.call.label!r}: {words}")
+            raise EndpointError(f"The node turned down {entry.call.label!r}: {message}")
 
     async def replace(self, entry: Entry) -> None:
         """Replace a transaction with higher fees, unless it was replaced meanwhile."""
@@ -358,8 +358,8 @@ class NonceManager:
         async with self._lock:
             tx = self._outbox.entry(entry.id)
             if tx.state is TxState.OPEN and not tx.latest.cancels:
-                words = self.refusals.get(entry.id, "")
-                _log.error("transaction_refused", label=entry.call.label, error=words)
+                message = self.refusals.get(entry.id, "")
+                _log.error("transaction_refused", label=entry.call.label, error=message)
                 await self._replace(tx, cancel=True)
 
     async def fill(self, nonce: int) -> None:
@@ -430,7 +430,7 @@ class NonceManager:
         """Run `tend`; return the head and the account's next nonce on the chain."""
         self._tended = None
         head, count = await self._look_at_latest()
-        looked = time.monotonic()
+        polled_at = time.monotonic()
         lags = self._lags(head)
         if not lags:
             await self._notice_foreign(head, count)
@@ -449,7 +449,7 @@ class NonceManager:
         for entry in self._outbox.open_entries():
             if entry.nonce < count and (receipt := await self.receipt(entry.attempts)):
                 self.settle(entry, receipt)
-        self._tended = (head, count, looked)
+        self._tended = (head, count, polled_at)
         return head, count
 
     async def _look_at_the_chain(self) -> None:
@@ -553,8 +553,10 @@ class NonceManager:
             # If gas is free the fees do not rise: broadcast the same bytes again.
             return await broadcast(self._w3, last)
         head = await self._w3.eth.block_number
-        own = Call(to=self._account.address, data=b"", label=f"cancel {entry.call.label}")
-        call = own if cancel else entry.call
+        empty_transfer = Call(
+            to=self._account.address, data=b"", label=f"cancel {entry.call.label}"
+        )
+        call = empty_transfer if cancel else entry.call
         signed = self._sign(call, entry.nonce, entry.gas, fees, head)
         attempt = dataclasses.replace(signed, cancels=cancel)
         self._outbox.add_attempt(entry.id, attempt)

@@ -120,16 +120,16 @@ class Preflight:
         """
         while True:
             ground = await self._look()
-            least = ground.market.least
-            if least <= self.ceiling:
+            minimum = ground.market.least
+            if minimum <= self.ceiling:
                 break
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(
-                    f"{call.label!r} was not sent: gas costs {least} wei, the ceiling is "
+                    f"{call.label!r} was not sent: gas costs {minimum} wei, the ceiling is "
                     f"{self.ceiling} wei",
                     hint="Raise the ceiling (max_fee_gwei) or wait for a cheaper hour.",
                 )
-            _log.warning("gas_too_dear", label=call.label, wei=least, ceiling=self.ceiling)
+            _log.warning("gas_too_dear", label=call.label, wei=minimum, ceiling=self.ceiling)
             await asyncio.sleep(self._poll)
         fees = ground.market.fees.within(self.ceiling)
         needed = gas * fees.max_fee + call.value

@@ -356,8 +356,8 @@ class Sender:
 
     def _too_late(self, entry: Entry) -> WaitTimeoutError:
         latest = self._outbox.entry(entry.id).latest
-        words = self._nonce_manager.refusals.get(entry.id)
-        reason = f"; the node says of it: {words}" if words else ""
+        message = self._nonce_manager.refusals.get(entry.id)
+        reason = f"; the node says of it: {message}" if message else ""
         return WaitTimeoutError(
             f"{entry.call.label!r} was sent and was not mined in time ({latest.tx_hash}){reason}",
             hint="It stays recorded and may still be mined, so that sending the same again may pay "
