@@ -84,7 +84,7 @@ class MetaSchedulerContract(ContractBase):
         return int(await self._one("deadline", job_id, block=block_identifier))
 
     async def is_lost(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> bool:
-        """Return whether a RUNNING job is lost: its provider did not respond, or it is overdue."""
+        """Return whether a RUNNING job is lost: provider silent (lost timeout), or job overdue."""
         return bool(await self._one("isLost", job_id, block=block_identifier))
 
     async def is_eligible(
@@ -180,7 +180,7 @@ class MetaSchedulerContract(ContractBase):
     # -- scheduler and providers
 
     def meta_schedule(self, assignments: Mapping[tuple[int, Prices], Sequence[int]]) -> Call:
-        """Assign PENDING jobs, for a holder of METASCHEDULER_ROLE.
+        """Assign PENDING jobs; for a holder of METASCHEDULER_ROLE.
 
         Args:
             assignments: Job IDs by provider ID and the prices that the decision was based on; jobs
@@ -233,7 +233,7 @@ class MetaSchedulerContract(ContractBase):
         """Answer a challenge, which stops the sender's challenge clock."""
         return self._call("answer", label="answer a challenge")
 
-    # -- parties and anyone
+    # -- customers, providers and others
 
     def requeue(self, job_ids: Sequence[int], reason: str = "") -> Call:
         """Move jobs from META_SCHEDULED or SCHEDULED back to PENDING."""

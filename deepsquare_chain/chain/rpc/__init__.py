@@ -1,1 +1,1 @@
-"""JSON-RPC: endpoints with failover, checked answers, batches, the head of the chain, and logs."""
+"""JSON-RPC: endpoints with failover, response validation, batches, chain head, and logs."""

@@ -263,7 +263,7 @@ class Sender:
     def nonce_conflicts(self) -> list[Spender]:
         """Return the latest transactions of this account that another program sent.
 
-        Only transactions since this sender was created are included.
+        Only transactions since the start of this sender are included.
         """
         return list(self._nonce_manager.conflicts)
 
