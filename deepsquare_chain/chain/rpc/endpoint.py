@@ -75,7 +75,8 @@ _NO_SIZE: Final = frozenset({401, 402, 404, 407, 408, 425, 429})
 _LONGEST_WORDS: Final = 300
 #: Maximum seconds that are waited for a Retry-After header.
 _LONGEST_WAIT: Final = 10.0
-#: Seconds after which a new connection causes a check of the chain: it may be another one.
+#: A new connection may reach a restarted node with another chain. The chain is checked again if the
+#: previous connection is this many seconds old; a faster restart would cause a failed request.
 _KNOWN_SECONDS: Final = 60.0
 
 
