@@ -349,7 +349,7 @@ class _Check:
                 continue
             with _opened(self._folder / name) as file:
                 different_line = first_difference(
-                    table.lines(ledger, style), iter(file.readline, b"")
+                    table.lines(ledger, style), iter(lambda: file.readline(_MAX_LINE), b"")
                 )
             if different_line:
                 self.find("table", f"line {different_line} of {name} is not what the logs say")

@@ -94,10 +94,12 @@ def invoice_of(ledger: Ledger, job_id: int, bill: JobBill) -> Invoice:
         InvoiceLine(time, f"became {status.name}", None, tx_hash)
         for time, status, tx_hash in job.transitions
     ]
+    # A provider may be its own customer: its movements are listed once.
+    parties: dict[str, str] = {}
     for name in _PARTIES:
-        account = getattr(job, name)
-        if account == ZERO_ADDRESS:
-            continue
+        parties.setdefault(getattr(job, name), name)
+    parties.pop(ZERO_ADDRESS, None)
+    for account, name in parties.items():
         lines += [
             InvoiceLine(row.time, f"{row.kind.value} ({name})", row.amount, row.tx_hash)
             for row in ledger.statement(account)

@@ -107,7 +107,7 @@ class _Proof:
             except ProofError as error:
                 message = f"block {number} is not what it seems: {error}"
                 self.findings.append(AuditFinding("proof", message, number, ""))
-            self._parent = header["hash"] if header else ""
+            self._parent = header.get("hash", "") if isinstance(header, Mapping) else ""
 
     async def _block(self, number: int, header: Any) -> None:
         if not isinstance(header, Mapping) or header.get("number") != hex(number):

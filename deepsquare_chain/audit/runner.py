@@ -143,22 +143,22 @@ async def audit_export(
     checks = depth or Depth()
     replayed = replay_export(path)
     findings, block_hash, storage = list(replayed.findings), "", None
+    if replayed.ledger is None:
+        summary = "; ".join(str(finding) for finding in findings[:3])
+        raise AuditError(
+            f"The export can't be replayed: {summary}",
+            hint="Export again with `deepsquare audit export`.",
+        )
     if contracts is not None:
         with bars("Comparing with the chain") as progress:
             chain_findings = await compare_with_chain(contracts, path, progress=progress)
         findings += chain_findings
         wrong_manifest = any(finding.code == "manifest" for finding in chain_findings)
-        if replayed.ledger is not None and not wrong_manifest:
+        if not wrong_manifest:
             block_hash = replayed.manifest.block_hash
             if checks.storage:
                 last_block = replayed.manifest.last_block
                 storage = await read_storage(contracts, replayed.ledger, last_block)
-    if replayed.ledger is None:
-        summary = "; ".join(str(finding) for finding in findings[:3])
-        raise AuditError(
-            f"The export can't be read as books: {summary}",
-            hint="Export again with `deepsquare audit export`.",
-        )
     replay_findings = {id(finding) for finding in replayed.ledger.findings}
     others = [finding for finding in findings if id(finding) not in replay_findings]
     report = _report(replayed.ledger, storage, others, block_hash, proven=False)

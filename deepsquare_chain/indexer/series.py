@@ -122,7 +122,7 @@ class SeriesQueries(Reader):
         """
         key = None if account is None else address(account)
         with self._read() as (connection, snapshot):
-            times = _times(connection, snapshot, buckets + 1, since, until)
+            times = _times(connection, snapshot, buckets, since, until, points=buckets + 1)
             rows = _figures(connection, times, key)
         return tuple(_use(provider, times, rows[provider]) for provider in rows)
 
@@ -130,12 +130,16 @@ class SeriesQueries(Reader):
 def _times(
     connection: Connection,
     snapshot: IndexSnapshot,
-    count: int,
+    buckets: int,
     since: int | None,
     until: int | None,
+    *,
+    points: int | None = None,
 ) -> list[int]:
-    if not 1 <= count <= MAX_BUCKETS + 1:
-        raise UsageError(f"A series has 1 to {MAX_BUCKETS} points, not {count}")
+    """Return equally spaced times: as many as `points`, by default `buckets`."""
+    if not 1 <= buckets <= MAX_BUCKETS:
+        raise UsageError(f"A series has 1 to {MAX_BUCKETS} points, not {buckets}")
+    count = buckets if points is None else points
     if since is None:
         since = connection.execute(select(func.min(totals.c.time))).scalar() or 0
     end = snapshot.number("time", 0) if until is None else until

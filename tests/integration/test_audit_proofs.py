@@ -143,14 +143,19 @@ async def test_a_log_of_another_block_is_no_log(used: LiveGrid) -> None:
         ("parentHash", "0x" + "ab" * 32),
         ("stateRoot", "0x" + "ab" * 32),
         ("gasUsed", "zz"),
+        ("hash", None),
     ],
 )
-async def test_a_changed_header_has_another_hash(used: LiveGrid, field: str, value: str) -> None:
+async def test_a_changed_header_has_another_hash(
+    used: LiveGrid, field: str, value: str | None
+) -> None:
     last = hex(int(await used.w3.eth.block_number))
 
     def change(method: str, params: list[Any], result: Any) -> Any:
         if method == "eth_getBlockByNumber" and params[0] == last:
             result[field] = value
+            if value is None:
+                del result[field]
         return result
 
     liar: Any = Liar(used.w3, change)

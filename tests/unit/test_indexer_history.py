@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from deepsquare_chain.audit.checks import verify
 from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.job import JobStatus
 from tests.support.history import DEPLOYMENT, History, Made
@@ -49,6 +52,11 @@ def test_series_add_up() -> None:
 def check_series(index: Index, ledger: Ledger) -> None:
     """Counts, sums and use over time are those that follow from the jobs themselves."""
     overview = index.overview()
+    for series in (index.jobs_by_status_over_time, index.utilisation):
+        for count in (0, 501):
+            with pytest.raises(UsageError, match=f"1 to 500 points, not {count}"):
+                series(count)
+    assert len(index.jobs_by_status_over_time(500)) == 500
     points = index.jobs_by_status_over_time(13)
     assert points[-1].jobs == overview.jobs
     for point in points:
