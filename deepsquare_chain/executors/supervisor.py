@@ -291,7 +291,7 @@ class Supervisor:
                 self._status = status
 
     def _end_tree(self) -> None:
-        """Send TERM to the remaining processes, and KILL after the grace period, until all ended."""
+        """Send TERM to the remaining processes, and KILL after the grace period."""
         if not self._reap():
             return
         pids = procfs.descendants(os.getpid())

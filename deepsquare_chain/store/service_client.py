@@ -1,4 +1,4 @@
-"""Base of the clients of HTTP services: limited response size, and errors with the service's name."""
+"""Base of the clients of HTTP services: limited responses, and errors that name the service."""
 
 from __future__ import annotations
 

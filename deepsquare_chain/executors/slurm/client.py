@@ -20,7 +20,7 @@ from deepsquare_chain.observability.redaction import plain
 _OUTPUT_LIMIT: Final = 64 * 1024 * 1024
 _ERROR_BYTES: Final = 400
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: Beginnings of Slurm's words for a request that it refuses however often it is repeated.
+#: Slurm's messages for requests that it refuses permanently.
 _REFUSALS: Final = (
     "requested node configuration is not available",
     "requested partition configuration not available",
@@ -52,23 +52,23 @@ _UNKNOWN_JOB: Final = ("invalid job id", "job/step already completing or complet
 
 
 class CommandRefusedError(RunRefusedError):
-    """Slurm refused the request itself; repeating it changes nothing."""
+    """Slurm refused the request permanently; a retry would fail too."""
 
 
 class UnknownJobError(ExecutorUnavailableError):
-    """Slurm does not know the job, or not any more."""
+    """Slurm has no such job, or not any more."""
 
 
 class SlurmClient:
-    """Slurm's commands on this machine.
+    """Runs Slurm's commands on this machine.
 
     Args:
-        options: Where the commands and their configuration are, and how long one may take.
+        options: Paths of the commands and their configuration, and their timeout.
 
     Attributes:
-        user: Unix user of the jobs, as whom the commands run.
-        user_id: Its number.
-        group_id: Number of its primary group where it is not the daemon's user, else None.
+        user: Unix user of the jobs, as which the commands run.
+        user_id: User ID of that user.
+        group_id: ID of its primary group if it is not the daemon's user, else None.
 
     Raises:
         UsageError: There is no such user, or it is root.
@@ -87,13 +87,13 @@ class SlurmClient:
             self.user, self.user_id, self.group_id = options.user, entry.pw_uid, entry.pw_gid
 
     async def run(self, arguments: Sequence[str]) -> str:
-        """What a command printed.
+        """Run a command and return its output.
 
         Raises:
             CommandRefusedError: Slurm refused the request.
-            UnknownJobError: Slurm does not know the job.
-            ExecutorUnavailableError: It did not answer, or not within the time; whether the
-                request was carried out is not known.
+            UnknownJobError: Slurm has no such job.
+            ExecutorUnavailableError: Slurm did not answer in time; the request may have been
+                carried out or not.
         """
         name = arguments[0]
         try:
@@ -129,24 +129,24 @@ class SlurmClient:
 
     def _command(self, arguments: Sequence[str]) -> list[str]:
         folder = self._options.bin_dir
-        # bin_dir has Slurm's commands alone.
+        # bin_dir only has Slurm's commands.
         is_path = arguments[0].startswith("/")
         program = str(folder / arguments[0]) if folder and not is_path else arguments[0]
         if self.group_id is None or os.geteuid() == 0:
             return [program, *arguments[1:]]
-        # sudo would keep nothing of the environment.
+        # sudo would reset the environment.
         env = [f"{name}={value}" for name, value in self._environment().items()]
         sudo = ["sudo", "--non-interactive", f"--user={self.user}", "--", "/usr/bin/env", "-i"]
         return [*sudo, *env, program, *arguments[1:]]
 
     def _identity(self) -> dict[str, Any]:
-        """Root needs no sudo to become the user of the jobs."""
+        """Return the user and groups to switch to as root, which needs no sudo."""
         if self.group_id is None or os.geteuid() != 0:
             return {}
         return {"user": self.user_id, "group": self.group_id, "extra_groups": []}
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of the daemon's: SBATCH_* and SQUEUE_* variables would change commands."""
+        """Return a clean environment: SBATCH_* and SQUEUE_* variables would change commands."""
         env = {
             "PATH": os.environ.get("PATH", _PATH),
             "LC_ALL": "C",
@@ -177,7 +177,7 @@ def _entry(user: str) -> pwd.struct_passwd:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Leave no process behind, whatever stopped the wait."""
+    """Kill the process group if the wait was interrupted."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -185,11 +185,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def failure(command: str, text: str) -> Exception:
-    """The error that a command's words on stderr stand for."""
+    """Return the error for a command's message on stderr."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = plain(" ".join(lines)[:_ERROR_BYTES]) or "no reason given"
+    reason = plain(" ".join(lines)[:_ERROR_BYTES]) or "no reason given"
     lower = text.lower()
-    message = f"{command} failed: {said}"
+    message = f"{command} failed: {reason}"
     if any(words in lower for words in _UNKNOWN_JOB):
         return UnknownJobError(message)
     if any(words in lower for words in _REFUSALS):
@@ -198,7 +198,7 @@ def failure(command: str, text: str) -> Exception:
 
 
 async def read_nodes(options: SlurmOptions) -> list[SlurmNode]:
-    """Nodes of the partitions that jobs go to, whatever their state.
+    """Return the nodes of the partitions of jobs, in any state.
 
     Raises:
         ExecutorUnavailableError: Slurm does not answer.

@@ -1,8 +1,8 @@
 """Runs jobs as jobs of a Slurm cluster.
 
 A run has a folder that the nodes share with the daemon, and at most one Slurm job, found by its
-name. A job's state comes from the queue, then from accounting where there is any, then by the
-records that the wrapper leaves in the folder.
+name. The state of a job is read from the queue, then from accounting if available, then from the
+records of the wrapper in the folder.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.probe import Check
 
 WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
-#: What a job in the sandbox finds as `srun`.
+#: The `srun` of a job in the sandbox.
 SRUN: Final = Path(__file__).with_name("srun.sh")
 _DAY: Final = 86_400
-#: Seconds past its walltime after which a run is ended from outside: its wrapper does not react.
+#: Seconds past its walltime after which a run is killed, because its wrapper does not react.
 _OVERDUE: Final = 30.0
 _CANCEL_PATIENCE: Final = 30.0
 _CANCEL_LOOK: Final = 0.3
-#: Least seconds between two looks at accounting, and job names in one command.
+#: Minimum seconds between two polls of accounting, and maximum job names in one command.
 _ACCOUNTING_INTERVAL: Final = 5.0
 _NAMES_AT_ONCE: Final = 200
-#: Seconds for which a job that could not be started keeps others away.
+#: Seconds for which a job that could not be started counts as a fault of the executor.
 _UNSTARTED_COUNTS: Final = 300.0
-#: Seconds for which the state of partitions counts.
+#: Seconds for which the state of partitions is cached.
 _PARTITIONS_COUNT: Final = 15.0
-#: Looks at the queue in a row that a job must be missing from.
+#: Minimum number of consecutive polls of the queue without the job.
 _MIN_MISSES: Final = 3
-#: What a cluster needs so that jobs are ended whole, held to their limits, and not seen by others.
+#: Configuration that a cluster needs to kill whole jobs, enforce limits, and hide jobs from others.
 _CLUSTER: Final = (
     ("ProctrackType", "proctrack/cgroup"),
     ("TaskPlugin", "task/cgroup"),
@@ -86,7 +86,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Queue:
-    """What squeue printed, by the keys of runs, and when it was asked (monotonic seconds)."""
+    """Jobs of squeue by run key, and the time of the request (monotonic seconds)."""
 
     asked_at: float
     number: int
@@ -95,7 +95,7 @@ class _Queue:
 
 @dataclass(slots=True)
 class _Absence:
-    """A run whose job is in no answer of Slurm: since when, and in how many answers."""
+    """A run whose job is missing in Slurm's responses: since when, and in how many."""
 
     since: float
     last_queue: int
@@ -104,7 +104,7 @@ class _Absence:
 
 @dataclass(slots=True)
 class _Memory:
-    """What need not be read from disk again."""
+    """Cache of records that need not be read from disk again."""
 
     job_ids: dict[str, str] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
@@ -118,13 +118,15 @@ class SlurmExecutor(Executor):
     """Executor of a Slurm cluster.
 
     Args:
-        state_dir: Folder of the daemon; runs are in `runs/` below it, or in the option `run_dir`.
-        options: How jobs are submitted.
-        owner: Account of the provider; jobs of another one in the same cluster are left alone.
-        private: Folders and files of the daemon, in addition to its state, that no job may see.
+        state_dir: State folder of the daemon; runs are in `runs/` below it, or in the option
+            `run_dir`.
+        options: Options of the executor.
+        owner: Account of the provider; jobs of other providers in the same cluster are ignored.
+        private: Folders and files of the daemon, in addition to its state, that are hidden from
+            jobs.
 
     Raises:
-        ExecutorUnavailableError: The folder can't be made or read.
+        ExecutorUnavailableError: The folder can't be created or read.
     """
 
     queues = True
@@ -153,19 +155,19 @@ class SlurmExecutor(Executor):
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._client.group_id is not None:
-                self._path.chmod(0o711)  # runs are found by name, and not listed
+                self._path.chmod(0o711)  # jobs access runs by name, without listing them
         except OSError as error:
             raise unavailable("Slurm", self._path, error) from error
 
     # -- starting
 
     async def submit(self, spec: RunSpec) -> str:
-        """Submit the run to Slurm and return its handle; a known key is adopted, never run twice.
+        """Submit the run to Slurm and return its handle; idempotent: an existing key is adopted.
 
         Raises:
             RunRefusedError: The specification can't be run, or Slurm refuses it.
-            ExecutorUnavailableError: Slurm does not answer, or it is not clear whether it took
-                the job: submit again later.
+            ExecutorUnavailableError: Slurm does not answer, or it is unknown whether it accepted
+                the job: retry later.
         """
         check_spec(spec)
         async with self._locks[spec.key]:
@@ -176,7 +178,7 @@ class SlurmExecutor(Executor):
             return spec.key
 
     def _prepare(self, folder: SlurmFolder, spec: RunSpec) -> bool:
-        """Make the folder of a run, and tell whether there was none."""
+        """Create the folder of a run if needed; returns whether it is new."""
         is_new = not folder.exists()
         if is_new:
             launch.make_run(self._path, spec)
@@ -200,20 +202,20 @@ class SlurmExecutor(Executor):
         folder.set_sandbox(["bwrap", *arguments], limits, SRUN.read_bytes())
 
     async def _is_submitted(self, folder: SlurmFolder, *, is_new: bool = False) -> bool:
-        """Whether Slurm has, or had, a job of this run; a job that is found is adopted.
+        """Return whether Slurm has, or had, a job of this run; an unrecorded job is adopted.
 
         Args:
-            folder: Of the run.
-            is_new: It was made just now: an earlier one may have been lost, and its job not.
+            folder: Folder of the run.
+            is_new: The folder is new; an earlier one may be lost while its job still exists.
 
         Raises:
-            ExecutorUnavailableError: That is not clear yet.
+            ExecutorUnavailableError: It is not known yet.
         """
         if await self._call(self._known_job, folder):
             return True
-        intended = await self._call(folder.intent)
-        if intended is None:
-            # A job whose folder was lost is older than the last look at the queue.
+        intended_at = await self._call(folder.intent)
+        if intended_at is None:
+            # A job whose folder was lost is older than the last poll of the queue.
             age = self._options.query_interval
             jobs = (await self._look(age)).jobs.get(folder.key, []) if is_new else []
             if len(jobs) > 1:
@@ -221,11 +223,11 @@ class SlurmExecutor(Executor):
             if jobs:
                 await self._adopt(folder, jobs[0])
             return bool(jobs)
-        job = await self._look_up(folder.key, int(intended))
+        job = await self._look_up(folder.key, int(intended_at))
         if job is not None:
             await self._adopt(folder, job)
             return True
-        if abs(time.time() - intended) < self._options.settle:
+        if abs(time.time() - intended_at) < self._options.settle:
             raise ExecutorUnavailableError(
                 f"It is not clear yet whether Slurm took run {folder.key}",
                 hint=f"That is settled {self._options.settle:g} seconds after sbatch failed.",
@@ -268,7 +270,7 @@ class SlurmExecutor(Executor):
         _log.info("Slurm job submitted", run=spec.key, slurm_job=job_id)
 
     async def _clear_up(self, folder: SlurmFolder, error: ExecutorUnavailableError) -> None:
-        """Adopt the job of an sbatch that failed, if Slurm took it all the same; else raise."""
+        """After a failed sbatch, adopt its job if Slurm accepted it; else raise the error."""
         _log.warning("sbatch unclear", run=folder.key, error=error.message)
         job = await self._look_up(folder.key, int(time.time()))
         if job is None:
@@ -290,7 +292,7 @@ class SlurmExecutor(Executor):
         )
 
     async def _longer(self, minutes: int, spec: RunSpec) -> int:
-        """The limit with a margin for top-ups, as far as the partitions allow."""
+        """Return the time limit with headroom for top-ups, as far as the partitions allow."""
         headroom = self._options.limit_headroom
         if headroom is None:
             headroom = 0 if await self._may_raise_limits() else _DAY
@@ -304,7 +306,7 @@ class SlurmExecutor(Executor):
         return max(minutes, min([longer, *(limit // 60 for limit in longest)]))
 
     async def _may_raise_limits(self) -> bool:
-        """Whether Slurm lets this user raise the limit of a running job."""
+        """Return whether Slurm lets this user raise the limit of a running job."""
         if self._client.user_id == 0:
             return True
         config = await self._configuration()
@@ -315,24 +317,24 @@ class SlurmExecutor(Executor):
             self._config = parsing.config(await self._client.run(commands.show_config()))
         return self._config
 
-    # -- finding
+    # -- lookup
 
     async def find(self, key: str) -> str | None:
-        """Handle of the run with this key, None when it surely never began here.
+        """Return the handle of the run with this key; None if it certainly never began here.
 
         Raises:
-            ExecutorUnavailableError: Slurm does not answer, an sbatch is not settled, or two jobs
-                have the name of this run.
+            ExecutorUnavailableError: Slurm does not answer, the result of an sbatch is unknown, or
+                two jobs have the name of this run.
         """
         folder = self._folder(key)
         async with self._locks[key]:
             if await self._call(folder.exists):
                 return key if await self._is_submitted(folder) else None
-            # The daemon's folder was lost; the name tells whose job it is.
+            # The run's folder was lost; the job is found by its name.
             return None if await self._look_up(key, int(time.time()) - _DAY) is None else key
 
     async def _look_up(self, key: str, since: int) -> SlurmJob | None:
-        """The one Slurm job of a run by its name, in the queue or in accounting."""
+        """Return the Slurm job of a run by its name, from the queue or accounting."""
         queue = await self._look(max_age=0.0)
         jobs = queue.jobs.get(key) or (await self._accounted([key], since)).get(key, [])
         if len(jobs) > 1:
@@ -354,19 +356,19 @@ class SlurmExecutor(Executor):
         self._memory.job_ids[folder.key] = job.id
         _log.info("Slurm job adopted", run=folder.key, slurm_job=job.id)
 
-    # -- looking
+    # -- status
 
     async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
-        """Status of each handle; one look at the queue for all of them."""
-        wanted = list(handles)
-        known = self._memory.ended
-        left = [key for key in wanted if key not in known]
-        statuses = {key: RunStatus(RunState.ENDED, known[key]) for key in wanted if key in known}
-        if not left:
+        """Return the status of each handle, with one poll of the queue for all."""
+        all_keys = list(handles)
+        ended = self._memory.ended
+        open_keys = [key for key in all_keys if key not in ended]
+        statuses = {key: RunStatus(RunState.ENDED, ended[key]) for key in all_keys if key in ended}
+        if not open_keys:
             return statuses
         queue = await self._look(max_age=self._options.query_interval)
         missing = []
-        for key in left:
+        for key in open_keys:
             jobs = queue.jobs.get(key, [])
             if jobs:
                 statuses[key] = await self._status(key, jobs)
@@ -375,7 +377,7 @@ class SlurmExecutor(Executor):
         return statuses | await self._missing(missing, queue)
 
     async def _status(self, key: str, jobs: list[SlurmJob]) -> RunStatus:
-        """Status of a run that is in the queue."""
+        """Return the status of a run that is in the queue."""
         self._memory.absent.pop(key, None)
         try:
             folder = self._folder(key)
@@ -400,13 +402,13 @@ class SlurmExecutor(Executor):
         return RunStatus(state)
 
     async def _give_up(self, folder: SlurmFolder, job: SlurmJob) -> None:
-        """End a job that would wait for ever; the next look finds it cancelled."""
+        """Cancel a job that would never start; the next poll finds it cancelled."""
         _log.warning("Slurm never starts this job", run=folder.key, reason=job.reason)
         await self._signal(job.id)
         self._forget_queue()
 
     async def _enforce(self, folder: SlurmFolder, job: SlurmJob) -> None:
-        """End a run whose wrapper does not keep its walltime."""
+        """Kill a run whose wrapper does not enforce its walltime."""
         start = self._memory.starts.get(folder.key)
         if start is None:
             record = await self._call(self._started, folder)
@@ -430,15 +432,15 @@ class SlurmExecutor(Executor):
         return None if start is None else start[1]
 
     async def _missing(self, keys: list[str], queue: _Queue) -> dict[str, RunStatus]:
-        """Status of runs that are not in the queue: by their records, then by accounting."""
+        """Return the status of runs that left the queue, by their records, then by accounting."""
         statuses: dict[str, RunStatus] = {}
         unclear = []
         for key in keys:
             try:
                 folder = self._folder(key)
-                settled = await self._call(self._recorded, folder)
-                if settled is not None:
-                    statuses[key] = self._remember(key, settled)
+                ended = await self._call(self._recorded, folder)
+                if ended is not None:
+                    statuses[key] = self._remember(key, ended)
                 elif await self._call(folder.exists) and await self._call(self._known_job, folder):
                     unclear.append(key)
                 else:
@@ -451,15 +453,15 @@ class SlurmExecutor(Executor):
         return statuses
 
     def _recorded(self, folder: SlurmFolder) -> Exit | None:
-        """The end of a run that Slurm has forgotten, as its records have it."""
+        """Return the exit status of a run from its records alone; None if they are not enough."""
         if not folder.exists():
             return None
-        found = folder.verdict()
-        if found is not None:
-            return found
+        recorded = folder.verdict()
+        if recorded is not None:
+            return recorded
         end, start = folder.end(), folder.start()
         withdrawn = start is not None and start[1] is None
-        # Why Slurm terminated a script, only Slurm knows.
+        # Only Slurm has the reason why it terminated a script.
         if not withdrawn and (end is None or end.reason == "terminated"):
             return None
         return self._judge(folder, None)
@@ -487,7 +489,7 @@ class SlurmExecutor(Executor):
         return statuses
 
     def _is_gone(self, key: str, queue: _Queue) -> bool:
-        """Whether the job was missing for long enough, in enough answers."""
+        """Return whether the job was missing long enough, in enough polls."""
         absence = self._memory.absent.setdefault(key, _Absence(queue.asked_at, queue.number))
         if absence.last_queue != queue.number:
             absence.last_queue = queue.number
@@ -496,19 +498,19 @@ class SlurmExecutor(Executor):
         return absence.misses >= _MIN_MISSES and missing >= self._options.missing
 
     async def _conclude(self, folder: SlurmFolder, job: SlurmJob | None) -> RunStatus:
-        """Find out how a run ended, and record it."""
+        """Determine the exit status of a run, and record it."""
         if job is not None and job.exit_code is None and job.state in {"COMPLETED", "FAILED"}:
             end = await self._call(folder.end) if await self._call(folder.exists) else None
             if end is None:
                 job = await self._detailed(job)
-        found = await self._call(self._judge, folder, job)
-        return self._remember(folder.key, found)
+        ended = await self._call(self._judge, folder, job)
+        return self._remember(folder.key, ended)
 
     async def _detailed(self, job: SlurmJob) -> SlurmJob:
         with contextlib.suppress(UnknownJobError, CommandRefusedError):
-            found = parsing.job(await self._client.run(commands.show_job(job.id)))
-            if found is not None and found.id == job.id:
-                return found
+            detailed = parsing.job(await self._client.run(commands.show_job(job.id)))
+            if detailed is not None and detailed.id == job.id:
+                return detailed
         return job
 
     def _judge(self, folder: SlurmFolder, job: SlurmJob | None) -> Exit:
@@ -523,11 +525,11 @@ class SlurmExecutor(Executor):
                 now=time.time(),
             )
         start = folder.start()
-        if start is not None and start[1] is None:  # withdrawn before anything ran
+        if start is not None and start[1] is None:  # withdrawn before it began
             orders = verdict.Orders(cancel=True)
         else:
             orders = folder.orders()
-        found = verdict.conclude(
+        ended = verdict.conclude(
             job,
             start[1] if start else None,
             folder.end(),
@@ -535,27 +537,27 @@ class SlurmExecutor(Executor):
             user_id=self._client.user_id,
             now=time.time(),
         )
-        folder.set_verdict(found)
+        folder.set_verdict(ended)
         launch.remove_tree(folder.temporary)
-        return found
+        return ended
 
     def _remember(self, key: str, found: Exit) -> RunStatus:
         memory = self._memory
         memory.ended[key] = found
         if found.reason == "unstarted":
             self._unstarted_at = time.monotonic()
-        for place in (memory.starts, memory.walltimes, memory.absent, memory.warnings, self._locks):
-            place.pop(key, None)
+        for cache in (memory.starts, memory.walltimes, memory.absent, memory.warnings, self._locks):
+            cache.pop(key, None)
         return RunStatus(RunState.ENDED, found)
 
-    # -- Slurm's answers
+    # -- queue and accounting
 
     async def _look(self, max_age: float) -> _Queue:
-        """The queue as it was at most `max_age` seconds ago."""
-        asked = time.monotonic()
+        """Return the queue, from a cache that is at most `max_age` seconds old."""
+        requested_at = time.monotonic()
         async with self._asking:
-            # Somebody may have asked while this waited for its turn.
-            if self._queue.asked_at >= asked - max_age:
+            # Another task may have polled while this one waited for the lock.
+            if self._queue.asked_at >= requested_at - max_age:
                 return self._queue
             now = time.monotonic()
             text = await self._client.run(commands.queue(self._client.user))
@@ -574,26 +576,26 @@ class SlurmExecutor(Executor):
         return f"provider={self._owner}" if self._owner else ""
 
     def _is_own(self, job: SlurmJob) -> bool:
-        """Whether a job is this provider's; a cluster may strip or replace comments."""
+        """Return whether a job is this provider's; a cluster may strip or replace comments."""
         mark = next((part for part in job.comment.split() if part.startswith("provider=")), "")
         return not mark or not self._owner or mark == self._owner_mark()
 
     async def _accounted(self, keys: list[str], since: int) -> dict[str, list[SlurmJob]]:
-        """Jobs that accounting knows, by key; none where the cluster has no accounting."""
+        """Return jobs from accounting by run key; empty if the cluster has no accounting."""
         kind = await self._accounting_kind()
-        found: list[SlurmJob] = []
+        accounted: list[SlurmJob] = []
         if kind == "completion":
-            found = parsing.completions(await self._client.run(commands.completions()))
+            accounted = parsing.completions(await self._client.run(commands.completions()))
         elif kind == "sacct":
             names = [commands.job_name(key) for key in keys]
-            for at in range(0, len(names), _NAMES_AT_ONCE):
-                part = names[at : at + _NAMES_AT_ONCE]
-                text = await self._client.run(commands.accounting(part, since - 60))
-                found += parsing.accounting(text)
-        wanted, jobs = set(keys), dict[str, list[SlurmJob]]()
-        for job in found:
+            for start in range(0, len(names), _NAMES_AT_ONCE):
+                batch = names[start : start + _NAMES_AT_ONCE]
+                text = await self._client.run(commands.accounting(batch, since - 60))
+                accounted += parsing.accounting(text)
+        run_keys, jobs = set(keys), dict[str, list[SlurmJob]]()
+        for job in accounted:
             key = commands.key_of(job.name)
-            if key in wanted:
+            if key in run_keys:
                 jobs.setdefault(str(key), []).append(job)
         return jobs
 
@@ -606,38 +608,40 @@ class SlurmExecutor(Executor):
             return "sacct"
         return "completion" if config.get("JobCompType") == "jobcomp/filetxt" else "none"
 
-    # -- changing
+    # -- cancellation and extension
 
     async def cancel(self, handle: str) -> None:
-        """End the run; returns when its job has ended. An ended or unknown run is no error.
+        """Cancel the run and wait for the end of its job.
+
+        An ended or unknown run is no error.
 
         Raises:
-            ExecutorUnavailableError: Slurm does not answer, or the job does not go away.
+            ExecutorUnavailableError: Slurm does not answer, or the job does not end.
         """
         folder = self._folder(handle)
         if handle in self._memory.ended:
             return
         async with self._locks[handle]:
-            there = await self._call(folder.exists)
+            exists = await self._call(folder.exists)
             jobs = await self._live(handle, max_age=0.0)
-            if there and (jobs or await self._call(folder.verdict) is None):
-                # A job that sbatch took without our knowledge must not run the script later.
+            if exists and (jobs or await self._call(folder.verdict) is None):
+                # A job that Slurm accepted, but is not known yet, must not run the script later.
                 await self._call(folder.call_off)
             await self._end_jobs(handle, jobs)
 
     async def _end_jobs(self, key: str, jobs: list[SlurmJob]) -> None:
-        began, killed = time.monotonic(), False
+        started_at, killed = time.monotonic(), False
         for job in jobs:
             await self._signal(job.id)
         while jobs:
-            if time.monotonic() - began > _CANCEL_PATIENCE:
+            if time.monotonic() - started_at > _CANCEL_PATIENCE:
                 raise ExecutorUnavailableError(
                     f"Slurm job {jobs[0].id} of run {key} does not end",
                     hint="Look at its node; it is tried again.",
                 )
             await asyncio.sleep(_CANCEL_LOOK)
             jobs = await self._live(key, max_age=_CANCEL_LOOK / 2)
-            if not killed and time.monotonic() - began > GRACE:
+            if not killed and time.monotonic() - started_at > GRACE:
                 killed = True
                 for job in jobs:
                     await self._signal(job.id, "KILL")
@@ -647,18 +651,18 @@ class SlurmExecutor(Executor):
             await self._client.run(commands.cancel(job_id, signal))
 
     async def _live(self, key: str, max_age: float) -> list[SlurmJob]:
-        """Jobs of a run that have not ended."""
+        """Return the jobs of a run that have not ended."""
         queue = await self._look(max_age)
         jobs = queue.jobs.get(key, [])
         return [job for job in jobs if verdict.run_state(job.state) is not RunState.ENDED]
 
     async def extend(self, handle: str, walltime: int) -> None:
-        """Give the run `walltime` seconds in all, counted from its start.
+        """Set the total time limit of the run to `walltime` seconds from its start.
 
         Raises:
-            NotFoundError: No such run.
-            RunRefusedError: The walltime is out of range, or Slurm does not let this user raise
-                the limit of the job, which is shorter.
+            NotFoundError: There is no such run.
+            RunRefusedError: The walltime is out of range, or longer than the limit of the Slurm
+                job, which this user may not raise.
             ExecutorUnavailableError: Slurm does not answer.
         """
         if not 1 <= walltime <= MAX_WALLTIME:
@@ -686,10 +690,10 @@ class SlurmExecutor(Executor):
                     hint="Give the daemon's user that right, or set the option limit_headroom.",
                 ) from error
 
-    # -- the rest
+    # -- capacity, output and files
 
     async def capacity(self) -> Offer:
-        """CPUs, memory (MB) and GPUs that are free on nodes which are up."""
+        """Return the free CPUs, memory (MB) and GPUs of nodes that are up."""
         free = [node for node in await self._cluster_nodes() if node.is_up]
         return Offer(
             cpus=sum(node.idle_cpus for node in free),
@@ -698,39 +702,39 @@ class SlurmExecutor(Executor):
         )
 
     async def fault(self) -> str:
-        """Why no run can be started here now, in words; empty when nothing speaks against it.
+        """Return why no run can be started now; empty when there is no known fault.
 
-        A job that failed before its wrapper began speaks against it for a while: every other one
+        A job that failed before its wrapper began counts as a fault for a while: every other job
         would fail in the same way, and at once.
         """
         if time.monotonic() - self._unstarted_at < _UNSTARTED_COUNTS:
             return f"Slurm could not start the last job; do the nodes see {self._path}?"
         names = self._options.all_partitions
-        where = f"partition {','.join(names)}" if names else "Slurm"
+        target = f"partition {','.join(names)}" if names else "Slurm"
         if not any(node.is_up for node in await self._cluster_nodes()):
-            return f"no node of {where} is in service"
+            return f"no node of {target} is in service"
         if time.monotonic() - self._partitions[0] > _PARTITIONS_COUNT:
             text = await self._client.run(commands.partitions(names))
             limits = parsing.partition_limits(text, default_only=not names)
             is_up = any(up for up, _ in limits.values())
             self._partitions = time.monotonic(), is_up
-        return "" if self._partitions[1] else f"{where} takes no jobs now"
+        return "" if self._partitions[1] else f"{target} takes no jobs now"
 
     async def _cluster_nodes(self) -> list[SlurmNode]:
-        """Nodes as they were a moment ago."""
+        """Return the nodes, from a cache."""
         if time.monotonic() - self._nodes[0] > self._options.query_interval:
             self._nodes = time.monotonic(), await read_nodes(self._options)
         return self._nodes[1]
 
     def folder(self, handle: str) -> Path:
-        """The folder of a run, whether it is there or not."""
+        """Return the path of a run's folder, which may not exist."""
         return self._path / check_key(handle)
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
-        """Up to `limit` bytes, from byte `offset`, of what the run printed, both streams.
+        """Return up to `limit` bytes of the run's output (both streams), from byte `offset`.
 
         Raises:
-            NotFoundError: No such run.
+            NotFoundError: There is no such run.
         """
         folder = self._folder(handle)
 
@@ -741,24 +745,24 @@ class SlurmExecutor(Executor):
         return await self._call(read)
 
     async def keys(self) -> list[str]:
-        """Every run that has a folder, live or ended."""
+        """Return the keys of all runs that have a folder, live or ended."""
 
         def scan() -> list[str]:
-            found = []
+            keys = []
             for entry in os.scandir(self._path):
                 with contextlib.suppress(RunRefusedError):
                     if entry.is_dir(follow_symlinks=False):
-                        found.append(check_key(entry.name))
-            return sorted(found)
+                        keys.append(check_key(entry.name))
+            return sorted(keys)
 
         return await self._call(scan)
 
     async def stored(self, handle: str) -> Stored | None:
-        """The disk that a run's folder takes; None where it has none."""
+        """Return the disk usage of a run's folder; None if there is none."""
         return await self._call(stored_in, self._folder(handle).path)
 
     async def forget(self, handle: str) -> None:
-        """Remove an ended run with all that it left; nothing remembers its key any more.
+        """Delete an ended run with all its files and its key.
 
         Raises:
             ExecutorError: The run has not ended.
@@ -780,11 +784,11 @@ class SlurmExecutor(Executor):
         self._memory.ended.pop(handle, None)
 
     async def _remove_as_user(self, folder: SlurmFolder) -> None:
-        """Remove what another user's job may have closed to the daemon."""
+        """Remove the job's files as its user, which may have removed the daemon's permissions."""
         if self._client.group_id is not None:
             with contextlib.suppress(ExecutorError):
-                places = [str(folder.work), str(folder.temporary)]
-                await self._client.run(["/bin/rm", "-rf", "--", *places])
+                folders = [str(folder.work), str(folder.temporary)]
+                await self._client.run(["/bin/rm", "-rf", "--", *folders])
 
     def _require(self, folder: SlurmFolder) -> None:
         if not folder.exists():
@@ -809,10 +813,10 @@ class SlurmExecutor(Executor):
 
 
 async def examine(context: ExecutorContext) -> list[Check]:
-    """Whether Slurm answers here, has nodes for the jobs, and keeps jobs apart; changes nothing.
+    """Check that Slurm answers, has nodes for jobs, and isolates jobs; read-only.
 
     Raises:
-        GridError: An option is wrong, or Slurm does not answer.
+        GridError: An option is invalid, or Slurm does not answer.
     """
     options = parse_options(context.options)
     nodes = await read_nodes(options)
@@ -829,31 +833,31 @@ async def examine(context: ExecutorContext) -> list[Check]:
 
 
 def isolation_checks(options: SlurmOptions, config: Mapping[str, str]) -> list[Check]:
-    """What keeps jobs apart on a cluster.
+    """Return the checks of job isolation on a cluster.
 
     Args:
-        options: How jobs are submitted.
-        config: Of the cluster, as `scontrol show config` prints it.
+        options: Options of the executor.
+        config: Configuration of the cluster, from `scontrol show config`.
     """
     sandboxed = options.isolation == "sandbox"
     text = "jobs run under bubblewrap on the nodes" if sandboxed else UNISOLATED
     hint = "" if sandboxed else "Set isolation = sandbox; the nodes need bubblewrap."
     checks = [Check("isolation", sandboxed, text, hint, "executor_options.isolation")]
     for key, wanted in _CLUSTER:
-        found = config.get(key, "(null)")
-        ok = wanted in found
+        actual = config.get(key, "(null)")
+        ok = wanted in actual
         advice = "" if ok else f"Set {key} to {wanted} in slurm.conf; docs/isolation.md says why."
-        checks.append(Check(key, ok, found, advice))
+        checks.append(Check(key, ok, actual, advice))
     return checks
 
 
 def create(context: ExecutorContext) -> SlurmExecutor:
-    """The executor as settings describe it: entry point `slurm` of `deepsquare.executors`.
+    """Create the executor from settings: entry point `slurm` of `deepsquare.executors`.
 
     Raises:
-        UsageError: An option is wrong or unsafe, or jobs would not be isolated and that is not
-            allowed.
-        ExecutorUnavailableError: Its folder can't be made.
+        UsageError: An option is invalid or unsafe, or jobs would run without isolation, which is
+            not allowed.
+        ExecutorUnavailableError: The folder can't be created.
     """
     options = parse_options(context.options)
     refuse_exposure(options, (context.state_dir, *context.private))

@@ -1,4 +1,4 @@
-"""What a provider configures for the Slurm executor: `executor_options` of the settings."""
+"""Options of the Slurm executor: `executor_options` of the settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from deepsquare_chain.executors import sandbox
 from deepsquare_chain.executors.sandbox import SandboxOptions
 
-#: Options of sbatch that the executor sets itself, or that would change what a job is.
+#: Options of sbatch that the executor sets itself, or that would change the kind of job.
 RESERVED: Final = frozenset(
     [
         "array",
@@ -67,7 +67,7 @@ _LONG_OPTION: Final = re.compile(r"--([a-z][a-z0-9-]*)(=[^\0\n]*)?")
 
 
 def _split(value: Any) -> Any:
-    """A list as files give it, or text as a variable or flag holds it."""
+    """Parse a list from a file, or comma-separated text from a variable or flag."""
     if isinstance(value, str):
         return tuple(shlex.split(value.replace(",", " ")))
     return value
@@ -100,10 +100,10 @@ def _extra(values: tuple[str, ...]) -> tuple[str, ...]:
         match = _LONG_OPTION.fullmatch(value)
         if match is None:
             raise ValueError(f"{value[:60]!r} is no long option of sbatch such as --nice=10")
-        # sbatch takes any unambiguous beginning of a name.
-        taken = next((name for name in sorted(RESERVED) if name.startswith(match[1])), None)
-        if taken is not None:
-            raise ValueError(f"--{match[1]} is set by the executor (as --{taken})")
+        # sbatch accepts any unambiguous prefix of an option.
+        reserved = next((name for name in sorted(RESERVED) if name.startswith(match[1])), None)
+        if reserved is not None:
+            raise ValueError(f"--{match[1]} is set by the executor (as --{reserved})")
     return values
 
 
@@ -120,36 +120,37 @@ Line = Annotated[str, AfterValidator(_line)]
 
 
 class SlurmOptions(SandboxOptions):
-    """Options of the Slurm executor, strict in their names; times are seconds.
+    """Options of the Slurm executor; unknown ones are refused, and times are in seconds.
 
     Attributes:
-        partitions: Partitions that jobs are submitted to; Slurm takes the one that starts first.
-            None given: the cluster's default partition.
-        gpu_partitions: Partitions of jobs with GPUs, where they are others.
+        partitions: Partitions that jobs are submitted to; Slurm uses the one that starts first.
+            Empty: the cluster's default partition.
+        gpu_partitions: Partitions of jobs with GPUs, if different.
         account: Account that Slurm charges.
         qos: Quality of service.
         constraint: Features that nodes must have.
-        gpus: How GPUs are asked for: `gpus` is --gpus of the whole job; `gres` is --gres on one
-            node, for clusters whose select plugin does not know --gpus.
-        gpu_type: Type of the GPUs, as the cluster's gres names it.
-        extra: More long options for sbatch, such as `--nice=100` or `--reservation=grid`.
-        run_dir: Folder of runs, which every node must see under the same path; `runs` in the
-            provider's state folder by default.
+        gpus: How GPUs are requested: `gpus` is --gpus of the whole job; `gres` is --gres on one
+            node, for clusters whose select plugin lacks --gpus.
+        gpu_type: Type of the GPUs in the cluster's gres.
+        extra: Additional long options for sbatch, such as `--nice=100` or `--reservation=grid`.
+        run_dir: Folder of runs, with the same path on every node; by default `runs` in the
+            provider's state folder.
         bin_dir: Folder of Slurm's commands; those of PATH by default.
-        conf: Slurm's configuration file, where it is not in the usual place.
-        limit_headroom: Seconds that Slurm's limit is longer than the time that is paid, so that
-            a top-up can extend a running job where the daemon may not raise its limit. None: 0
-            for root and Slurm's own user, who may raise it, a day for others.
-        query_interval: Least seconds between two looks at the queue.
+        conf: Slurm's configuration file, if not in the default place.
+        limit_headroom: Seconds by which Slurm's time limit exceeds the paid time, so that a
+            top-up can extend a running job even if the daemon may not raise its limit. None: 0
+            for root and Slurm's own user, which may raise it, a day for others.
+        query_interval: Minimum seconds between two polls of the queue.
         command_timeout: Seconds after which a command of Slurm counts as failed.
-        settle: Seconds after a failed sbatch within which its job may still appear.
+        settle: Seconds after a failed sbatch during which its job may still appear.
         missing: Seconds for which a job must be missing everywhere before it counts as lost.
-        accounting: Where ended jobs are looked up that the queue has forgotten: `auto` takes what
-            the cluster has, `sacct` slurmdbd, `completion` its file of completed jobs.
-        user: Unix user of the jobs, where that is not the daemon's: it submits with `sudo`, and must be
-            in the primary group of that user.
+        accounting: Source of ended jobs that left the queue: `sacct` is slurmdbd, `completion`
+            the file of completed jobs, `auto` the one that the cluster has.
+        user: Unix user of the jobs, if different from the daemon's: it submits with `sudo`, and
+            must be in the primary group of that user.
         isolation: `sandbox` runs each job under bubblewrap, which the nodes must have; such a job
-            starts its tasks with `srun`. With `none`, jobs can read what the daemon's user can read.
+            starts its tasks with `srun`. With `none`, jobs can read the files that the daemon's
+            user can read.
 
     The options of `SandboxOptions` apply to jobs in a sandbox.
     """
@@ -177,15 +178,15 @@ class SlurmOptions(SandboxOptions):
     isolation: Literal["sandbox", "none"] = "sandbox"
 
     def partitions_for(self, gpus: int) -> tuple[str, ...]:
-        """Partitions of a job with so many GPUs."""
+        """Return the partitions of a job with this number of GPUs."""
         return self.gpu_partitions if gpus and self.gpu_partitions else self.partitions
 
     @property
     def all_partitions(self) -> tuple[str, ...]:
-        """Every partition that jobs may go to, each once."""
+        """All partitions of jobs, without duplicates."""
         return tuple(dict.fromkeys((*self.partitions, *self.gpu_partitions)))
 
 
 def parse_options(options: Mapping[str, Any]) -> SlurmOptions:
-    """Check the options of the settings; errors as those of every executor."""
+    """Validate the options of the settings; errors as `sandbox.parse_options`."""
     return sandbox.parse_options("Slurm", SlurmOptions, options)

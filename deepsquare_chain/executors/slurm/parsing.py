@@ -1,8 +1,7 @@
-"""What Slurm's commands print, as records; pure.
+"""Parses the output of Slurm's commands; pure.
 
-The text is data from elsewhere: a line that is not as expected is left out or gives an unknown
-value, and never an error that stops a daemon. Times were asked for as seconds since the epoch
-(`SLURM_TIME_FORMAT=%s`).
+The text is untrusted: an unexpected line is skipped or yields an unknown value, and never an error
+that stops the daemon. Times are in seconds since the epoch (`SLURM_TIME_FORMAT=%s`).
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ _LIMIT: Final = re.compile(r"(?:([0-9]{1,6})-)?(?:([0-9]{1,6}):)?([0-9]{1,6}):([
 _FIELD: Final = re.compile(r"(?:^|\s)(JobState|Reason|ExitCode|StartTime|EndTime|TimeLimit)=(\S*)")
 _CPUS: Final = re.compile(r"([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
 _GPU: Final = re.compile(r"gpu(?::[A-Za-z0-9_.-]+)?:([0-9]{1,6})")
-#: A number above this is no time and no size, but nonsense.
+#: Numbers with more digits are invalid as time or size.
 _MAX_DIGITS: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """One job as Slurm tells of it; what is not known is None or empty.
+    """A Slurm job; unknown values are None or empty.
 
     Attributes:
-        id: Slurm's number of it.
-        state: In capitals, such as RUNNING, without what may follow it.
+        id: Slurm's job ID.
+        state: State in capitals, such as RUNNING, without a suffix.
         name: Name of the job.
         comment: Comment of the job.
-        reason: Why it waits, or why it failed.
+        reason: Reason why it is pending or failed.
         exit_code: Exit code of the batch script.
-        exit_signal: Signal that ended the batch script, 0 for none; 125 for lack of memory.
+        exit_signal: Signal that ended the batch script, 0 for none; 125 for out of memory.
         started_at: Seconds since the epoch.
-        ended_at: Seconds since the epoch; of a running job when its limit is over.
+        ended_at: Seconds since the epoch; for a running job the end of its time limit.
         limit: Time limit in seconds.
-        cancelled_by: Number of the user who cancelled it.
+        cancelled_by: ID of the user who cancelled it.
     """
 
     id: str
@@ -61,11 +60,11 @@ class SlurmJob:
 
 @dataclass(frozen=True, slots=True)
 class SlurmNode:
-    """One node; memory in MB.
+    """A node of the cluster; memory in MB.
 
     Attributes:
-        states: Its state and the flags of it, such as {"mixed", "drain"}.
-        cpus: CPUs in all.
+        states: State and flags of the node, such as {"mixed", "drain"}.
+        cpus: Total number of CPUs.
         idle_cpus: CPUs that are up and not allocated.
     """
 
@@ -80,7 +79,7 @@ class SlurmNode:
 
     @property
     def is_up(self) -> bool:
-        """Whether jobs can start on it now or after those that it has."""
+        """Whether jobs can start on the node, now or after its current jobs."""
         return bool(self.states & _UP) and not self.states & _OUT_OF_SERVICE
 
 
@@ -110,7 +109,7 @@ _OUT_OF_SERVICE: Final = frozenset(
         "blocked",
     ]
 )
-#: Marks that sinfo appends to a state: does not respond, is powered down, is rebooted, ...
+#: Suffixes that sinfo appends to a state: not responding, powering down, rebooting, ...
 _MARKS: Final = {
     "*": "not_responding",
     "$": "maint",
@@ -122,7 +121,7 @@ _MARKS: Final = {
 
 
 def job_id(text: str) -> str | None:
-    """Number of the job that `sbatch --parsable` submitted; other lines may stand before it."""
+    """Return the job ID from `sbatch --parsable`; other lines may precede it."""
     for line in reversed(text.splitlines()):
         match = _SUBMITTED.fullmatch(line.strip())
         if match:
@@ -131,14 +130,14 @@ def job_id(text: str) -> str | None:
 
 
 def queue(text: str) -> list[SlurmJob]:
-    """Jobs that squeue printed."""
-    found = []
+    """Parse the jobs of squeue."""
+    jobs = []
     for line in text.splitlines():
         parts = line.split("|", 7)
         if len(parts) < 8 or not _JOB_ID.fullmatch(parts[0]):
-            continue  # a task of an array, which is none of ours, or no line of squeue
+            continue  # a task of a foreign job array, or no line of squeue
         number, state, reason, start, end, limit, name, comment = parts
-        found.append(
+        jobs.append(
             SlurmJob(
                 id=number,
                 state=_state(state),
@@ -150,23 +149,23 @@ def queue(text: str) -> list[SlurmJob]:
                 limit=time_limit(limit),
             )
         )
-    return found
+    return jobs
 
 
 def job(text: str) -> SlurmJob | None:
-    """The job that `scontrol --oneliner show job` printed.
+    """Parse the job of `scontrol --oneliner show job`.
 
-    Only the part before the first field that a user fills in is read: a comment or a path can
-    hold anything, also text that looks like a state.
+    Only the part before the first user-defined field is read: a comment or a path may contain any
+    text, even one that looks like a state.
     """
     number = re.match(r"JobId=([1-9][0-9]{0,17}) ", text)
     if number is None:
         return None
-    known = text.partition(" Command=")[0]
-    # The name is the user's too; the fields that count stand after it.
-    known = known.partition(" UserId=")[2]
+    trusted = text.partition(" Command=")[0]
+    # The name is user-defined too; the relevant fields follow it.
+    trusted = trusted.partition(" UserId=")[2]
     fields: dict[str, str] = {}
-    for name, value in _FIELD.findall(known):
+    for name, value in _FIELD.findall(trusted):
         fields.setdefault(name, value)
     code, signal = _exit(fields.get("ExitCode", ""))
     return SlurmJob(
@@ -182,16 +181,16 @@ def job(text: str) -> SlurmJob | None:
 
 
 def accounting(text: str) -> list[SlurmJob]:
-    """Jobs that sacct printed from slurmdbd."""
-    found = []
+    """Parse the jobs of sacct from slurmdbd."""
+    jobs = []
     for line in text.splitlines():
         parts = line.split("|", 5)
         if len(parts) < 6 or not _JOB_ID.fullmatch(parts[0]):
             continue
         number, state, exit_code, start, end, name = parts
         code, signal = _exit(exit_code)
-        who = _CANCELLED_BY.match(state)
-        found.append(
+        canceller = _CANCELLED_BY.match(state)
+        jobs.append(
             SlurmJob(
                 id=number,
                 state=_state(state),
@@ -200,34 +199,34 @@ def accounting(text: str) -> list[SlurmJob]:
                 exit_signal=signal,
                 started_at=_number(start),
                 ended_at=_number(end),
-                cancelled_by=int(who[1]) if who else None,
+                cancelled_by=int(canceller[1]) if canceller else None,
             )
         )
-    return found
+    return jobs
 
 
 def completions(text: str) -> list[SlurmJob]:
-    """Jobs that sacct printed from the file of completed jobs."""
-    found = []
+    """Parse the jobs of sacct from the file of completed jobs."""
+    jobs = []
     for line in text.splitlines():
         parts = line.split("|", 4)
         if len(parts) == 5 and _JOB_ID.fullmatch(parts[0]):
             number, state, start, end, name = parts
             times = _number(start), _number(end)
-            found.append(
+            jobs.append(
                 SlurmJob(number, _state(state), name, started_at=times[0], ended_at=times[1])
             )
-    return found
+    return jobs
 
 
 def nodes(text: str, *, default_only: bool) -> list[SlurmNode]:
-    """Nodes that sinfo printed, each once however many partitions it is in.
+    """Parse the nodes of sinfo, without duplicates of nodes in several partitions.
 
     Args:
-        text: A line for each node and partition.
-        default_only: Take those of the default partition, which sinfo marks.
+        text: One line per node and partition.
+        default_only: Only include nodes of the default partition, which sinfo marks.
     """
-    found: dict[str, SlurmNode] = {}
+    nodes_by_name: dict[str, SlurmNode] = {}
     for line in text.splitlines():
         parts = line.split()
         if len(parts) != 8:
@@ -236,9 +235,9 @@ def nodes(text: str, *, default_only: bool) -> list[SlurmNode]:
         if default_only and not partition.endswith("*"):
             continue
         counts = _CPUS.fullmatch(cpus)
-        if counts is None or name in found:
+        if counts is None or name in nodes_by_name:
             continue
-        found[name] = SlurmNode(
+        nodes_by_name[name] = SlurmNode(
             name=name,
             states=node_states(state),
             cpus=int(counts[4]),
@@ -248,55 +247,55 @@ def nodes(text: str, *, default_only: bool) -> list[SlurmNode]:
             gpus=gpus(gres),
             allocated_gpus=gpus(used),
         )
-    return list(found.values())
+    return list(nodes_by_name.values())
 
 
 def partition_limits(text: str, *, default_only: bool) -> dict[str, tuple[bool, int | None]]:
-    """Of each partition whether it is up, and its longest limit in seconds (None: unlimited).
+    """Return for each partition whether it is up, and its time limit in seconds (None: unlimited).
 
     Args:
-        text: A line for each partition, or for each of its groups of nodes.
-        default_only: Take the default partition alone.
+        text: One line per partition, or per group of its nodes.
+        default_only: Only include the default partition.
     """
-    found = {}
+    limits = {}
     for line in text.splitlines():
         parts = line.split("|")
         if len(parts) == 3 and (parts[0].endswith("*") or not default_only):
-            found[parts[0].rstrip("*")] = (parts[1] == "up", time_limit(parts[2]))
-    return found
+            limits[parts[0].rstrip("*")] = (parts[1] == "up", time_limit(parts[2]))
+    return limits
 
 
 def config(text: str) -> dict[str, str]:
-    """What `scontrol show config` printed, by the names of slurm.conf."""
-    found = {}
+    """Parse `scontrol show config`; keys are the names in slurm.conf."""
+    settings = {}
     for line in text.splitlines():
         name, equals, value = line.partition("=")
         if equals:
-            found[name.strip()] = value.strip()
-    return found
+            settings[name.strip()] = value.strip()
+    return settings
 
 
 def node_states(text: str) -> frozenset[str]:
-    """Parts of a node's state: `mixed*+drain` is mixed, not responding and drained."""
-    found = set()
+    """Split a node's state: `mixed*+drain` is mixed, not responding and drain."""
+    states = set()
     for part in re.split(r"[+\s]+", text.lower()):
-        word = part.rstrip("*$@^!%#~-")
-        found |= {_MARKS[mark] for mark in part[len(word) :] if mark in _MARKS}
-        if word:
-            found.add(word)
-    return frozenset(found)
+        state = part.rstrip("*$@^!%#~-")
+        states |= {_MARKS[mark] for mark in part[len(state) :] if mark in _MARKS}
+        if state:
+            states.add(state)
+    return frozenset(states)
 
 
 def gpus(text: str) -> int:
-    """GPUs in a list of generic resources such as `gpu:h100:4(S:0-1),shard:8`."""
-    # What stands in brackets lists sockets or devices, with commas of its own.
-    plain = re.sub(r"\([^()]*\)", "", text)
-    counts = (_GPU.fullmatch(part) for part in plain.split(","))
+    """Count the GPUs in a list of generic resources such as `gpu:h100:4(S:0-1),shard:8`."""
+    # Parentheses contain lists of sockets or devices, which may include commas.
+    without_lists = re.sub(r"\([^()]*\)", "", text)
+    counts = (_GPU.fullmatch(part) for part in without_lists.split(","))
     return sum(int(count[1]) for count in counts if count)
 
 
 def time_limit(text: str) -> int | None:
-    """A limit such as `1-00:00:00` or `10:00` in seconds; None when there is none."""
+    """Parse a limit such as `1-00:00:00` or `10:00` to seconds; None when there is none."""
     match = _LIMIT.fullmatch(text.strip())
     if match is None:
         return None
@@ -315,24 +314,25 @@ def _exit(text: str) -> tuple[int | None, int]:
 
 
 def _number(text: str) -> int | None:
-    """A whole number; None for N/A, Unknown, None and whatever else stands there."""
+    """Parse a whole number; None for N/A, Unknown, None and other text."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 @dataclass(frozen=True, slots=True)
 class FoundHardware:
-    """What can be registered; `left_out` names nodes that are down or smaller than the others."""
+    """Hardware to register; `left_out` names nodes that are down or smaller than the others."""
 
     hardware: Hardware
     left_out: tuple[str, ...]
 
 
 def registered_hardware(nodes: Sequence[SlurmNode]) -> FoundHardware:
-    """The largest hardware that nodes in service hold together.
+    """Return the largest hardware, of equal nodes, that nodes in service provide.
 
     A registered provider has nodes of one size. The size is that of one of the nodes, and every
-    node counts that has at least as much of everything: most CPUs in all, then GPUs, then memory.
+    node with at least these resources counts. The best size has most total CPUs, then GPUs, then
+    memory.
 
     Raises:
         UsageError: No node is in service.

@@ -1,19 +1,20 @@
-"""The folder of a Slurm run: the files of the daemon and the wrapper in addition to those of every run.
+"""The folder of a Slurm run: files of the daemon and the wrapper, in addition to `rundir`.
 
+    file             content                                 written by
     environment      variables of the script                 executor, before sbatch
     sandbox          bubblewrap's command, where jobs are    executor, before sbatch
                      isolated
     limits           KB of disk, processes, GPUs             executor, before sbatch
-    srun             what a job in a sandbox finds as srun   executor, before sbatch
-    steps/           pipes of that srun, while the job runs  wrapper
-    intent.json      sbatch is about to be called            executor
-    slurm.json       number of the Slurm job                 executor, once it is known
-    start.json       the Slurm job that took the run         wrapper, once for ever
+    srun             `srun` of a job in a sandbox            executor, before sbatch
+    steps/           pipes of that srun, during the job      wrapper
+    intent.json      intent to call sbatch                   executor
+    slurm.json       ID of the Slurm job                     executor, once it is known
+    start.json       claim of the run by its Slurm job       wrapper, only once
     end.json         code, reason and duration               wrapper
-    slurm.log        what Slurm itself has to say            Slurm
-    exit.json        how the run ended                       executor
+    slurm.log        Slurm's own messages                    Slurm
+    exit.json        exit record                             executor
 
-The folder is on a file system that the nodes share. Methods raise OSError as the system gives it.
+The folder is on a file system that the nodes share. Methods raise OSError unchanged.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from deepsquare_chain.executors.rundir import (
 )
 from deepsquare_chain.executors.slurm.verdict import EndRecord, Orders
 
-#: The job of a run that was cancelled before sbatch knew it: no wrapper takes such a run.
+#: Job ID of a run that was cancelled before its Slurm job began: no wrapper can claim it.
 WITHDRAWN: Final = "0"
 _END_REASONS: Final = frozenset(
     {"exited", "signalled", "walltime", "cancelled", "terminated", "disk", "processes"}
@@ -50,7 +51,7 @@ class SlurmFolder(RunFolder):
 
     Args:
         path: The folder.
-        group: Number of the group of the job's user, who is not the daemon's; None where they are one.
+        group: Group ID of the job's user if it differs from the daemon's user, else None.
     """
 
     def __init__(self, path: Path, group: int | None = None) -> None:
@@ -58,7 +59,7 @@ class SlurmFolder(RunFolder):
         self._group = group
 
     def share(self) -> None:
-        """Let the job's user, by its group, read what the executor wrote, and write to the folder."""
+        """Give the group of the job's user access to the executor's files and to the folder."""
         if self._group is None:
             return
         for path in (self.path, self.work, self.temporary):
@@ -77,7 +78,7 @@ class SlurmFolder(RunFolder):
         self.share()
 
     def exists(self) -> bool:
-        """Whether the run has a folder; a place that can't be read is an error, never a no."""
+        """Return whether the run has a folder; raises if the parent folder can't be read."""
         try:
             self.path.stat()
         except FileNotFoundError:
@@ -86,12 +87,12 @@ class SlurmFolder(RunFolder):
         return True
 
     def set_environment(self, env: Mapping[str, str]) -> None:
-        """Write the variables of the script; no value holds a NUL."""
+        """Write the environment variables of the script, separated by NUL."""
         data = b"".join(f"{name}={value}".encode() + b"\0" for name, value in env.items())
         replace(self.path / "environment", data)
 
     def set_sandbox(self, command: Sequence[str], limits: Sequence[int], srun: bytes) -> None:
-        """Write bubblewrap's command, the limits of disk (KB), processes and GPUs, and the job's srun."""
+        """Write bubblewrap's command, the limits (disk in KB, processes, GPUs), and the srun."""
         self.temporary.mkdir(mode=0o700, exist_ok=True)
         path = self.path / "srun"
         path.write_bytes(srun)
@@ -102,44 +103,44 @@ class SlurmFolder(RunFolder):
     # -- submission
 
     def intent(self) -> float | None:
-        """When sbatch was last about to be called, seconds since the epoch; None for never."""
+        """Return the time of the intent to call sbatch, in epoch seconds; None for none."""
         record = _optional(self.path / "intent.json")
         return None if record is None else _number(record, "at")
 
     def set_intent(self) -> None:
-        """Record that sbatch is about to be called."""
+        """Record the intent to call sbatch."""
         replace(self.path / "intent.json", dump({"at": time.time()}))
 
     def drop_intent(self) -> None:
-        """Record that sbatch surely took nothing."""
+        """Remove the intent: sbatch certainly submitted no job."""
         (self.path / "intent.json").unlink(missing_ok=True)
 
     def job_id(self) -> str | None:
-        """Number of the Slurm job, None while it is not known."""
+        """Return the ID of the Slurm job; None while it is not known."""
         record = _optional(self.path / "slurm.json")
         return None if record is None else str(record.get("job", ""))
 
     def set_job_id(self, job_id: str) -> None:
-        """Record the number of the Slurm job."""
+        """Record the ID of the Slurm job."""
         replace(self.path / "slurm.json", dump({"job": job_id}))
 
     def call_off(self) -> None:
-        """Order the end of the run, and keep every wrapper that has not begun from taking it."""
+        """Request the cancellation of the run, and claim it so that no later wrapper can."""
         self.set_control(cancel=True)
-        fresh = self.path / f".withdrawn.{unique()}"
+        temporary = self.path / f".withdrawn.{unique()}"
         try:
-            write_new(fresh, dump({"job": WITHDRAWN, "at": time.time()}))
-            os.link(fresh, self.path / "start.json")
+            write_new(temporary, dump({"job": WITHDRAWN, "at": time.time()}))
+            os.link(temporary, self.path / "start.json")
         except FileExistsError:
-            pass  # a wrapper has it, and reads the order
+            pass  # a wrapper claimed it, and reads the cancel request
         finally:
             with contextlib.suppress(OSError):
-                fresh.unlink()
+                temporary.unlink()
 
-    # -- what the wrapper wrote
+    # -- records of the wrapper
 
     def start(self) -> tuple[str, float | None] | None:
-        """The Slurm job that took the run, and when; no time for a run that was withdrawn."""
+        """Return the Slurm job that claimed the run, and the time; no time if it was withdrawn."""
         record = _optional(self.path / "start.json")
         if record is None:
             return None
@@ -147,32 +148,32 @@ class SlurmFolder(RunFolder):
         return job, None if job == WITHDRAWN else _number(record, "at")
 
     def end(self) -> EndRecord | None:
-        """The end that the wrapper recorded; None as long as there is none that can be read."""
+        """Return the wrapper's end record; None while there is no valid one."""
         try:
             record = read_record(self.path / "end.json")
             seconds = math.ceil(int(record["centiseconds"]) / 100)
             times = _number(record, "started_at"), _number(record, "ended_at")
-            found = EndRecord(int(record["code"]), str(record["reason"]), seconds, *times)
+            end = EndRecord(int(record["code"]), str(record["reason"]), seconds, *times)
         except FileNotFoundError:
             return None
         except (OSError, KeyError, TypeError, ValueError, OverflowError):
-            return None  # spoilt by the job: Slurm's own word counts
-        sound = 0 <= found.code <= 255 and found.reason in _END_REASONS and found.seconds >= 0
-        return found if sound else None
+            return None  # damaged by the job: Slurm's state is used
+        is_valid = 0 <= end.code <= 255 and end.reason in _END_REASONS and end.seconds >= 0
+        return end if is_valid else None
 
-    # -- what the daemon ordered, and what it found
+    # -- requests and verdict of the daemon
 
     def orders(self) -> Orders:
-        """What was ordered for the run."""
+        """Return the requests for the run."""
         control = self.control()
         return Orders(cancel=control.get("cancel") is True, overdue=control.get("overdue") is True)
 
     def walltime(self) -> int:
-        """Seconds that the run may take, as last written."""
+        """Return the current walltime in seconds."""
         return int(_number(self.control(), "walltime"))
 
     def verdict(self) -> Exit | None:
-        """How the run ended, once that was found."""
+        """Return the recorded exit status of the run; None if there is none."""
         try:
             record = self.exit()
             if record is None:
@@ -188,7 +189,7 @@ class SlurmFolder(RunFolder):
             return None
 
     def set_verdict(self, found: Exit) -> None:
-        """Record how the run ended."""
+        """Record the exit status of the run."""
         self.set_exit(
             exit_record(found.code, found.reason, found.seconds, found.started_at, found.ended_at)
         )
@@ -203,9 +204,9 @@ def _optional(path: Path) -> dict[str, Any] | None:
 
 def _number(record: Mapping[str, Any], name: str) -> float:
     try:
-        found = float(record[name])
+        number = float(record[name])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise OSError(5, f"holds no number {name}") from None
-    if not math.isfinite(found):
+    if not math.isfinite(number):
         raise OSError(5, f"holds no number {name}")
-    return found
+    return number

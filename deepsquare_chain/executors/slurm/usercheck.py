@@ -1,4 +1,4 @@
-"""Whether jobs can run as another Unix user than the daemon's: checks of `provider doctor`."""
+"""Checks of `provider doctor` that jobs can run as another Unix user than the daemon's."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from deepsquare_chain.observability.probe import Check
 async def user_checks(
     options: SlurmOptions, context: ExecutorContext, wrapper: Path
 ) -> list[Check]:
-    """Whether jobs can run as another user, who finds its folders and not the daemon's files.
+    """Check that jobs can run as the user, with access to its folders, not to the daemon's files.
 
     Args:
-        options: How jobs are submitted; they name a user.
-        context: Of the executor.
-        wrapper: What sbatch reads, as that user.
+        options: Options of the executor, with a user.
+        context: Context of the executor.
+        wrapper: Script that sbatch reads as that user.
 
     Raises:
         UsageError: There is no such user.
@@ -49,7 +49,7 @@ def _failed(text: str, hint: str, setting: str = "executor_options.user") -> Che
 
 
 def _missing_group(client: SlurmClient) -> str:
-    """Name of the user's primary group, where this process lacks it."""
+    """Return the name of the user's primary group if this process is not in it."""
     number = client.group_id
     if number is None or os.geteuid() == 0 or number in {*os.getgroups(), os.getegid()}:
         return ""
@@ -60,7 +60,7 @@ def _missing_group(client: SlurmClient) -> str:
 
 
 def _nearest(options: SlurmOptions, context: ExecutorContext) -> Path:
-    """The folder of runs, or the one that it will be made in."""
+    """Return the folder of runs, or its closest existing parent."""
     path = Path(os.path.abspath(options.run_dir or context.state_dir / "runs"))
     while not path.exists():
         path = path.parent
@@ -68,7 +68,7 @@ def _nearest(options: SlurmOptions, context: ExecutorContext) -> Path:
 
 
 async def _can(client: SlurmClient, how: str, path: Path) -> bool:
-    """Whether the user of the jobs may read (-r) or pass through (-x) a path."""
+    """Return whether the user of the jobs may read (-r) or search (-x) a path."""
     try:
         await client.run(["/usr/bin/test", how, str(path)])
     except ExecutorError:

@@ -1,14 +1,14 @@
-"""From Slurm's states and the wrapper's records to the state and the end of a run; pure.
+"""Maps Slurm's states and the wrapper's records to a run's state and exit status; pure.
 
-| Slurm's state | the run |
+| Slurm's state | exit reason of the run |
 |---|---|
-| COMPLETED, FAILED | as the wrapper recorded it, else by Slurm's exit code; unstarted if it never began |
+| COMPLETED, FAILED | of the wrapper's record, else by Slurm's exit code; unstarted if none |
 | TIMEOUT, DEADLINE | walltime |
 | OUT_OF_MEMORY | memory |
-| CANCELLED | cancelled; by the run's own user without an order: signalled |
+| CANCELLED | cancelled; signalled if by the run's own user without a cancel request |
 | NODE_FAIL, BOOT_FAIL, PREEMPTED, REVOKED, LAUNCH_FAILED, RECONFIG_FAIL | lost |
 
-A script that had ended with code 0 before such a state came has finished.
+A script that ended with code 0 before such a state counts as finished.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _RUNNING: Final = frozenset(
     ]
 )
 _TIME: Final = frozenset({"TIMEOUT", "DEADLINE"})
-#: The provider's loss: the job did nothing wrong.
+#: Failures of the provider, which the job did not cause.
 _LOST: Final = frozenset(
     ["NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"]
 )
 _ENDED: Final = _TIME | _LOST | {"COMPLETED", "FAILED", "OUT_OF_MEMORY", "CANCELLED"}
-#: Reasons of pending jobs that no waiting ends.
+#: Reasons for which a pending job never starts.
 _NEVER: Final = frozenset(
     [
         "BadConstraints",
@@ -71,7 +71,7 @@ _NEVER: Final = frozenset(
 )
 _TERM: Final = 128 + signal.SIGTERM
 _KILL: Final = 128 + signal.SIGKILL
-#: Ends of jobs whose wrapper never began: the nodes could not execute it, or do not see its folder.
+#: Exit status of jobs whose wrapper never began: nodes can't execute it, or lack its folder.
 _NEVER_BEGAN: Final = {
     "CANCELLED": (_TERM, "cancelled"),
     "COMPLETED": (126, "unstarted"),
@@ -82,10 +82,10 @@ _NEVER_BEGAN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class EndRecord:
-    """What the wrapper wrote when the script had ended; times are seconds.
+    """The wrapper's record of the script's end; times are in seconds.
 
-    `reason` is exited, signalled, walltime, cancelled, or terminated: Slurm ended it, and its
-    state tells why.
+    `reason` is exited, signalled, walltime, cancelled, or terminated: Slurm ended it, for the
+    reason in its state.
     """
 
     code: int
@@ -97,14 +97,14 @@ class EndRecord:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What the daemon ordered: a cancel, or the end of a run that outstayed its walltime."""
+    """Requests of the daemon: a cancel, or the end of a run that exceeded its walltime."""
 
     cancel: bool = False
     overdue: bool = False
 
 
 def run_state(slurm_state: str) -> RunState:
-    """The run's state by Slurm's; UNKNOWN for one that no known version has."""
+    """Return the run state for a state of Slurm; UNKNOWN if no known version has it."""
     if slurm_state in _QUEUED:
         return RunState.QUEUED
     if slurm_state in _RUNNING:
@@ -113,7 +113,7 @@ def run_state(slurm_state: str) -> RunState:
 
 
 def never_starts(job: SlurmJob) -> bool:
-    """Whether a pending job waits for something that does not come."""
+    """Return whether a pending job can never start."""
     return job.state == "PENDING" and job.reason in _NEVER
 
 
@@ -126,15 +126,15 @@ def conclude(
     user_id: int,
     now: float,
 ) -> Exit:
-    """How a run ended.
+    """Return the exit status of a run.
 
     Args:
-        job: Its Slurm job in an end state; None when Slurm has forgotten it.
-        started_at: When the wrapper began, seconds since the epoch; None when it never did.
-        end: The wrapper's record, None when it left none.
-        orders: What the daemon ordered.
-        user_id: Number of the user whose jobs these are.
-        now: Seconds since the epoch, where nobody tells when it ended.
+        job: Slurm job in a final state; None when Slurm no longer has it.
+        started_at: Start of the wrapper in seconds since the epoch; None if it never began.
+        end: The wrapper's record; None if there is none.
+        orders: Requests of the daemon.
+        user_id: User ID of the jobs' user.
+        now: Seconds since the epoch, used if the time of the end is unknown.
     """
     code, reason = _verdict(job, started_at, end, orders, user_id)
     if end is not None:
@@ -171,7 +171,7 @@ def _verdict(
 def _by_slurm(
     job: SlurmJob | None, end: EndRecord | None, *, began: bool, user_id: int
 ) -> tuple[int, str]:
-    """The end as Slurm tells it, where neither the script nor the daemon caused it."""
+    """Return code and reason from Slurm, if neither script nor daemon caused the end."""
     if job is None:
         return _KILL, "lost"
     if not began:
@@ -184,7 +184,7 @@ def _by_slurm(
 
 
 def _is_genuine(end: EndRecord, state: str) -> bool:
-    """Whether the script ended by itself, and was not brought down by what ended the job."""
+    """Return whether the script ended by itself, before the event that ended the Slurm job."""
     if end.reason == "terminated":
         return False
     if end.code == 0:
@@ -195,7 +195,7 @@ def _is_genuine(end: EndRecord, state: str) -> bool:
 
 def _by_exit_code(job: SlurmJob, end: EndRecord | None) -> tuple[int, str]:
     if end is not None:
-        # The batch script was terminated, and not by Slurm: by the job itself.
+        # The batch script was terminated by the job itself, not by Slurm.
         return end.code or _TERM, "signalled"
     if job.exit_signal:
         return 128 + job.exit_signal, "signalled"
