@@ -1,18 +1,18 @@
 #!/bin/bash
-# What a job in the sandbox finds as `srun`.
+# The `srun` of a job in the sandbox.
 #
-# A sandbox has neither Slurm's network nor its keys. This passes the call to the wrapper, which runs the
-# real srun outside and each task in a sandbox of its own. The call is data there: options that would
-# leave the sandbox are refused.
+# A sandbox has no access to Slurm's network and keys. This script passes the call to the wrapper, which
+# runs the real srun outside, and each task in its own sandbox. The wrapper treats the call as untrusted
+# data: it refuses options that would leave the sandbox.
 #
-# A call takes one of the slots in /run/job/steps, each with five pipes: `call` carries the arguments and the
-# environment, and stays open until the caller ends, so that a step ends with the one who called it.
+# A call uses one of the slots in /run/job/steps, each with five pipes: `call` transmits the arguments and
+# the environment, and stays open until the caller ends, so that a step ends with its caller.
 
 readonly STEPS=/run/job/steps SLOTS=16
 slot=""
 while [[ -z $slot ]]; do
     for ((number = 0; number < SLOTS; number++)); do
-        # Shared by everything in this sandbox; of a caller that was killed, its number is left.
+        # A lock shared by all processes of this sandbox; a killed caller leaves its pid.
         lock=/tmp/.srun-$number
         if mkdir "$lock" 2>/dev/null; then
             slot=$number
@@ -28,7 +28,7 @@ trap 'rm -rf "$lock"' EXIT
 pipes=$STEPS/$slot
 
 echo "$slot" >"$STEPS/calls"
-# Made with the first call of the slot.
+# The wrapper creates the pipes on the first call of the slot.
 until [[ -p $pipes.code ]]; do sleep 0.02; done
 exec 9>"$pipes.call"
 {

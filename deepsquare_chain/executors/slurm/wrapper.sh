@@ -2,25 +2,25 @@
 # Runs one job inside its Slurm allocation: `wrapper.sh RUN_FOLDER`; or one task of a step of a job in the
 # sandbox: `wrapper.sh RUN_FOLDER STEP PROGRAM ...`.
 #
-# This file is what sbatch reads. The customer's script is only a file that it executes, so that
-# directives in that script are never obeyed. It needs bash 4.2, coreutils and util-linux's setsid
-# on the nodes, and a run folder that the nodes share with the daemon.
+# sbatch reads this file; the customer's script is only a file that it executes, so that sbatch
+# directives in that script have no effect. It needs bash 4.2, coreutils and util-linux's setsid on
+# the nodes, and a run folder that the nodes share with the daemon.
 #
-#   start.json     written first, once for ever: a second Slurm job of this run ends at once
-#   control.json   read about once a second: walltime in seconds, and whether to cancel
-#   output, output.POSITION    what the job prints, bounded by rotation
-#   sandbox, limits    where jobs are isolated: bubblewrap's command, and disk (KB), processes, GPUs
-#   srun    what the job finds as srun; steps/ has the pipes that it uses, and each step's environment
-#   end.json       exit code, reason and duration; written when the job's processes were ended
+#   start.json     written first, and only once: a second Slurm job of this run ends at once
+#   control.json   read about once per second: walltime in seconds, and cancel request
+#   output, output.POSITION    output of the job, limited by rotation
+#   sandbox, limits    with isolation: bubblewrap's command, and limits of disk (KB), processes, GPUs
+#   srun    the job's srun; steps/ has its pipes, and the environment of each step
+#   end.json       exit code, reason and duration; written after the end of the job's processes
 
 folder=$1
 umask 077
-# The daemon is another user, who reads the records by the group of the folder.
+# The daemon runs as another user, which reads the records by the group of the folder.
 if [[ ! -O $folder ]]; then umask 007; fi
 readonly TAKEN=75 GRACE=200        # GRACE between TERM and KILL, in hundredths of a second
 readonly HEAD=524288 SEGMENT=131072 SEGMENTS=3
 readonly JOB=${SLURM_JOB_ID:?this runs inside a Slurm job}
-# In the environment of everything that the script starts.
+# Marks all processes of the script, by their environment.
 read -r MARK </proc/sys/kernel/random/uuid
 readonly MARK
 
@@ -37,7 +37,7 @@ if [[ -e $folder/sandbox ]]; then
     sandbox=("${sandbox[@]:0:${#sandbox[@]}-2}")
     if ((gpus)); then
         sandbox+=(--ro-bind /sys /sys)
-        # Slurm's cgroup opens those of this job alone.
+        # Slurm's cgroup only permits the devices of this job.
         for device in /dev/nvidia* /dev/dri /dev/kfd; do
             if [[ -e $device ]]; then sandbox+=(--dev-bind "$device" "$device"); fi
         done
@@ -46,21 +46,21 @@ if [[ -e $folder/sandbox ]]; then
     script=/run/job/script home=/home/job
 fi
 
-# Finds the first process of the sandbox, which is its init: all others end with it.
+# Finds the init process of the sandbox: all others end with it.
 find_init() {
     if [[ -z $init && ${#sandbox[@]} -gt 0 ]]; then
         read -r init _ <"/proc/$pid/task/$pid/children"
     fi 2>/dev/null
 }
 
-# Whether that process is still there: its number may have gone to another one.
+# Returns whether the init process is alive; its pid may have been reused by another process.
 has_init() { [[ -n $init && -e /proc/$init && ! /proc/$init/ns/pid -ef /proc/self/ns/pid ]]; }
 
-# Whether the sandbox has more processes than the provider allows.
+# Returns whether the sandbox has more processes than the provider allows.
 has_too_many() {
     local others
     find_init
-    # Until it is set up, the sandbox has the root of the node.
+    # During its set-up, the sandbox still has the root of the node.
     ((processes)) && has_init && [[ ! /proc/$init/root/proc -ef /proc ]] || return
     others=(/proc/"$init"/root/proc/[0-9]*)
     ((${#others[@]} > processes + 1))
@@ -68,14 +68,14 @@ has_too_many() {
 
 # -- a task of a step
 
-# Makes and locks the folder that the tasks of this job on this node have as /dev/shm. The lock goes with the
-# process, so that whoever locks a folder alone may remove it.
+# Creates and locks the folder that is /dev/shm of this job's tasks on this node. The lock is shared and ends
+# with the process, so that a process with the exclusive lock may remove the folder.
 join_memory() {
     local other
     for other in "/dev/shm/deepsquare-$UID-"*; do
         if [[ -d $other && ! -L $other && -O $other ]]; then leave_memory "$other"; fi
     done
-    # Clusters on one machine give their jobs the same numbers.
+    # Several clusters on one machine may use the same job IDs.
     read -r other _ < <(cksum <<<"$folder")
     memory=/dev/shm/deepsquare-$UID-$JOB-$other
     while :; do
@@ -87,15 +87,15 @@ join_memory() {
     done
 }
 
-# Removes such a folder that no task has any more.
+# Removes such a folder if no task uses it any more.
 leave_memory() {
     exec 7<"$1" || return
-    # It may have been removed and made again by a task since it was opened.
+    # A task may have removed and recreated it since it was opened.
     if flock --nonblock 7 && [[ /proc/self/fd/7 -ef $1 ]]; then rm -rf "$1"; fi
     exec 7<&-
 } 2>/dev/null
 
-# Runs inside of the sandbox: the caller's environment, but for what Slurm gives each task.
+# Runs inside the sandbox: restores the caller's environment, except the variables that Slurm sets per task.
 readonly ENTER='
     while IFS= read -r -d "" entry; do
         case $entry in
@@ -103,9 +103,9 @@ readonly ENTER='
         *) export "$entry" ;;
         esac
     done </run/job/environment 2>/dev/null
-    # Its shared memory fails where each task has namespaces of its own; "sm" is its later name.
+    # The shared memory transport of Open MPI fails if each task has its own namespaces; "sm" is its later name.
     export OMPI_MCA_btl=${OMPI_MCA_btl-^vader,sm}
-    # Nor do its files of job data in memory that all tasks map: now and then a task crashed when it began.
+    # So does the job data of PMIx in shared memory: tasks sometimes crashed at their start.
     export PMIX_MCA_gds=${PMIX_MCA_gds-hash}
     cd -- "$1" 2>/dev/null
     shift
@@ -116,7 +116,7 @@ run_task() {
     local step=$1 memory="" pid code directory watch=""
     shift
     join_memory
-    # Bubblewrap may end with this task: its life is that of the step.
+    # Bubblewrap ends with this task, as the step does.
     local inside=("${sandbox[@]}" --die-with-parent --ro-bind "$folder/steps/$step.env" /run/job/environment)
     if [[ -n $memory ]]; then inside+=(--bind "$memory" /dev/shm); fi
     directory=${PMIX_SERVER_TMPDIR-}
@@ -152,21 +152,21 @@ fi
 # -- the job
 
 if ((${#sandbox[@]})); then
-    # Nothing of the customer runs on a node that can't isolate it, and nothing is written.
+    # On a node without sandbox support no customer code runs, and nothing is written.
     if ! "${sandbox[@]}" "${closing[@]}" /bin/bash -c 'exit 0' </dev/null; then
         echo "This node can't run jobs in the sandbox: install bubblewrap, allow user namespaces." >&2
         exit 78
     fi
 fi
 
-# Hundredths of a second since the node's boot: no change of the wall clock moves it.
+# Sets `now` to hundredths of a second since boot, independent of changes of the wall clock.
 clock() { local up; read -r up _ </proc/uptime; now=$((10#${up/./})); }
 
-# Appears whole or not at all; what is under the name already stays.
+# A hard link is atomic, and fails if start.json exists.
 printf '{"job":"%s","node":"%s","at":%s,"boot":"%s"}\n' "$JOB" "${SLURMD_NODENAME-}" \
     "$(date +%s.%N)" "$(cat /proc/sys/kernel/random/boot_id)" >"$folder/.start.$JOB" || exit 78
 ln "$folder/.start.$JOB" "$folder/start.json" 2>/dev/null
-# A network file system may report failure for a link that it made.
+# A network file system may report failure for a link that it created.
 if ! cmp -s "$folder/.start.$JOB" "$folder/start.json"; then
     rm -f "$folder/.start.$JOB"
     exit "$TAKEN"
@@ -175,15 +175,15 @@ rm -f "$folder/.start.$JOB"
 started_at=$(date +%s.%N)
 clock
 started=$now
-# The blocks of the end record are laid aside, so that a full disk can't keep it out.
+# Reserve the blocks of the end record, so that it can be written on a full disk.
 printf '%512s' '' >"$folder/.end"
 
 terminated=0
 trap 'terminated=1' TERM
-# A handler and not '': what a shell ignores, the script would ignore too.
+# A handler, not '': the script would inherit ignored signals.
 trap : HUP INT XCPU USR1 USR2
 
-# Keeps the beginning of what the job prints in `output`, and the last segments of the rest.
+# Writes the beginning of the job's output to `output`, and keeps the last segments of the rest.
 keep_output() {
     trap '' TERM
     cd "$folder" || exit
@@ -194,7 +194,7 @@ keep_output() {
         size=$(stat -c %s "output.$position" 2>/dev/null || echo 0)
         if ((size == 0)); then
             rm -f "output.$position"
-            # The end, or a full disk: what can't be written must not stop the job.
+            # The end, or a full disk: discard the rest, so that the job can continue.
             cat >/dev/null
             return
         fi
@@ -207,16 +207,16 @@ keep_output() {
     done
 }
 
-# Prints the process id of the customer's shell, and its exit code when it has ended.
+# Prints the pid of the customer's shell, and its exit code after its end.
 run_script() {
     trap : TERM
-    # Slurm would pass --export=NONE on to every srun of the job.
+    # Otherwise Slurm applies --export=NONE to every srun of the job.
     unset SLURM_EXPORT_ENV
     export HOME=$home LANG=C.UTF-8
     while IFS= read -r -d '' entry; do export "${entry?}"; done <"$folder/environment"
     export GRID_RUN=$MARK
     exec 4>&1 1>&3 2>&3
-    # In KB, for a single file: what a job writes in all is measured.
+    # Limit of a single file in KB; the total disk usage is measured.
     if ((disk)); then ulimit -f $((disk > 16384 ? disk : 16384)); fi
     if ((${#sandbox[@]})); then export PATH=/run/job/bin:$PATH; fi
     setsid "${sandbox[@]}" "${closing[@]}" /bin/bash "$script" </dev/null 3>&- 4>&- 5<&- &
@@ -225,7 +225,7 @@ run_script() {
     while :; do
         wait "$pid"
         code=$?
-        # A signal to this shell interrupts the wait.
+        # The wait may have been interrupted by a signal to this shell.
         kill -0 "$pid" 2>/dev/null || break
     done
     echo "$code" >&4
@@ -233,7 +233,7 @@ run_script() {
 
 # -- the steps of a job in the sandbox
 
-# Options of srun that stay inside the allocation and touch no file, and whether they take a value.
+# Allowlist of srun options that stay inside the allocation and use no file, and whether they take a value.
 declare -A TAKES
 for name in ntasks nodes cpus-per-task ntasks-per-node ntasks-per-core ntasks-per-socket ntasks-per-gpu nodelist \
     exclude distribution mem mem-per-cpu mem-per-gpu gpus gpus-per-task gpus-per-node gpus-per-socket gres cpu-bind \
@@ -249,7 +249,7 @@ readonly -A SHORT=([n]=ntasks [N]=nodes [c]=cpus-per-task [w]=nodelist [x]=exclu
     [W]=wait [r]=relative [J]=job-name [G]=gpus [D]=chdir [l]=label [u]=unbuffered [k]=no-kill [Q]=quiet
     [v]=verbose [O]=overcommit [s]=oversubscribe [K]=kill-on-bad-exit)
 
-# Splits a call into the options of srun and the program; complains on stderr about what is not allowed.
+# Splits a call into srun options and program; refuses other options with a message on stderr.
 read_options() {
     local word name value given
     options=() program=()
@@ -277,7 +277,7 @@ read_options() {
             value=$1 given=1
             shift
         fi
-        # Without a slash nothing in a value is a file that srun would read.
+        # A value without a slash can't be a file that srun would read.
         case "${name:+${TAKES[$name]-}} $name $given $value" in
         "nothing "*" 0 "*) options+=("--$name") ;;
         "nothing kill-on-bad-exit 1 "[01]) options+=("--$name=$value") ;;
@@ -297,7 +297,7 @@ has_program() {
 
 refuse_option() { echo "srun: a job in the sandbox can't use the option $1 with this value" >&2; }
 
-# Runs the step of one call, whose pipes are those of a slot; ends it when its caller is gone.
+# Runs the step of one call, with the pipes of its slot; ends it when its caller is gone.
 run_step() {
     local pipes=$folder/steps/$1 step=$2 count entry words=() directory="" options program step_pid watcher
     exec 7<"$pipes.call"
@@ -318,7 +318,7 @@ run_step() {
             wait "$step_pid"
             code=$?
             kill "$watcher"
-            # Until it is gone it may take a byte of the next call in this slot.
+            # Until its end it could read a byte of the next call in this slot.
             wait "$watcher" 2>/dev/null
         else
             code=2
@@ -328,7 +328,7 @@ run_step() {
     rm -f "$folder/steps/$step.env"
 }
 
-# Waits for calls of srun; in a process group of its own, so that it is ended whole.
+# Serves calls of srun, in its own process group, so that it is killed as a whole.
 serve_steps() {
     local slot step=0
     trap - TERM HUP INT XCPU USR1 USR2
@@ -336,7 +336,7 @@ serve_steps() {
     unset SLURM_EXPORT_ENV
     while read -r -u 6 slot; do
         [[ $slot =~ ^[0-9]{1,2}$ ]] || continue
-        # The nodes execute this file for each task; Slurm's own copy is on the first node alone.
+        # The nodes execute this file for each task; Slurm's own copy exists only on the first node.
         if ((step++ == 0)); then cp "${BASH_SOURCE[0]}" "$folder/steps/wrapper"; fi
         if [[ ! -p $folder/steps/$slot.code ]]; then mkfifo "$folder/steps/$slot".{call,in,out,err,code}; fi
         run_step "$slot" "$step" &
@@ -362,7 +362,7 @@ exec 3>&-
 read -r pid <&5
 code=""
 
-# Waits for the script's end, for so many hundredths of a second at most.
+# Waits for the script's end, with a timeout in hundredths of a second.
 wait_for_end() {
     local seconds
     printf -v seconds '%d.%02d' $(($1 / 100)) $(($1 % 100))
@@ -376,8 +376,8 @@ read_control() {
     [[ $record =~ \"cancel\":true ]] && reason=cancelled
 }
 
-# Signals every process of the job. Bubblewrap's own outer process is left out: it would end at once,
-# and take the script's exit code with it.
+# Signals every process of the job, except bubblewrap's outer process: it would end at once, and the
+# script's exit code would be lost.
 signal_script() {
     local other
     find_init
@@ -390,7 +390,7 @@ signal_script() {
     fi 2>/dev/null
 }
 
-# Prints the KB of files that the job holds open and that have no name any more.
+# Prints the size in KB of deleted files that the job holds open.
 deleted_files() {
     local links device inode blocks total=0 own
     own=$(stat -c %d "$folder/work")
@@ -412,7 +412,7 @@ check_limits() {
         if ((${used:-0} + $(deleted_files) > disk)); then reason=disk; fi
         local began=$now
         clock
-        # A job of very many files must not cost the node a CPU.
+        # A job with very many files must not cost the node a CPU.
         next_measurement=$((now + 100 + 20 * (now - began)))
     fi
 }
@@ -427,8 +427,8 @@ end_script() {
     [[ -n $code ]] || code=137
 }
 
-# Ends what the script left behind on this node, also where Slurm tracks no processes that detach.
-# Job numbers are not enough to tell whose it is: another cluster may share the machine.
+# Kills orphaned processes of the script on this node, also if Slurm does not track detached processes.
+# They are found by the mark, not by job ID, which another cluster on this machine may use too.
 end_leftovers() {
     local file other parent found tries
     for ((tries = 0; tries < 40; tries++)); do
@@ -437,7 +437,7 @@ end_leftovers() {
             other=${file#/proc/} other=${other%/environ}
             parent=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$other/status" 2>/dev/null)
             case " $$ $PPID $keeper $BASHPID " in *" $other "* | *" ${parent:-none} "*) continue ;; esac
-            # A shell that sees its child killed would write so into the output.
+            # Stopped first: a shell would report the kill of its child in the output.
             kill -STOP "$other" 2>/dev/null && found+=("$other")
         done < <(grep -lszxF "GRID_RUN=$MARK" /proc/[0-9]*/environ)
         ((${#found[@]})) || return
@@ -466,24 +466,24 @@ if has_init; then kill -KILL "$init"; fi 2>/dev/null
 kill -KILL -- "-$pid" 2>/dev/null
 if [[ -n $server ]]; then
     kill -KILL -- "-$server" 2>/dev/null
-    # A step that was ended may have ended the script before this loop could see why.
+    # A killed step may have ended the script before the loop above checked the reason.
     if [[ -z $reason && -e $folder/steps/processes ]]; then reason=processes; fi
     rm -rf "$folder/steps"
 fi
 end_leftovers
 if [[ -z $reason ]]; then
     reason=exited
-    # bash gives 128 + N for signal N; a script that exits with such a code looks the same.
+    # bash returns 128 + N for signal N; a script that exits with such a code can't be distinguished.
     if ((code > 128 && code <= 192)); then reason=signalled; fi
-    # SIGXFSZ: one file would have been larger than the quota.
+    # SIGXFSZ: a single file would have exceeded the quota.
     if ((disk && code == 153)); then reason=disk; fi
-    # Slurm's state tells why it was terminated.
+    # The reason is in Slurm's state of the job.
     if ((terminated)); then reason=terminated; fi
 elif ((code == 0)); then
     code=143 # a script that traps TERM and exits 0 was still stopped
 fi
 
-# The output is complete once its keeper has gone; a process that fled may hold it open.
+# The output is complete once keep_output has ended; an escaped process may hold it open.
 for ((tries = 0; tries < 20; tries++)); do
     kill -0 "$keeper" 2>/dev/null || break
     sleep 0.05
