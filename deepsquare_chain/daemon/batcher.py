@@ -144,8 +144,8 @@ class TransactionBatcher:
         except RevertedError as error:
             # No job could be changed; the error is that of the first job.
             _log.info("refused", what=batch.call.label, error=error.message)
-            first = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
-            if not excuse({first: type(error).__name__}):
+            first_job = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
+            if not excuse({first_job: type(error).__name__}):
                 self._refuse(batch.kind, batch.job_ids, clock())
             self._count(batch.kind, 0, len(batch.job_ids))
             return ()

@@ -242,11 +242,11 @@ class Daemon:
 
     async def _pause(self, seconds: float) -> None:
         events = [self.stop] if self.failures_in_row else [self.stop, self._wake]
-        waiting = [asyncio.ensure_future(event.wait()) for event in events]
+        tasks = [asyncio.ensure_future(event.wait()) for event in events]
         try:
-            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in waiting:
+            for task in tasks:
                 await cancelled(task)
 
     async def _close(self) -> None:

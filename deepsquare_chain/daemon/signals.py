@@ -56,9 +56,9 @@ async def until_stopped(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
     Raises:
         BaseException: The error of the work.
     """
-    waiting = asyncio.create_task(stop.wait())
+    stop_task = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, stop_task}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             work.cancel()
             await asyncio.wait({work})
@@ -67,4 +67,4 @@ async def until_stopped(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
         work.result()
         return False
     finally:
-        waiting.cancel()
+        stop_task.cancel()

@@ -267,9 +267,12 @@ def check_spec(spec: RunSpec) -> None:
 
 
 def _problem(spec: RunSpec) -> str:
-    wanted = spec.resources
-    if min(wanted.tasks, wanted.cpus_per_task, wanted.mem_per_cpu) < 1 or wanted.gpus < 0:
-        return f"its resources {wanted} are not positive"
+    resources = spec.resources
+    if (
+        min(resources.tasks, resources.cpus_per_task, resources.mem_per_cpu) < 1
+        or resources.gpus < 0
+    ):
+        return f"its resources {resources} are not positive"
     if not 1 <= spec.walltime <= MAX_WALLTIME:
         return f"its walltime of {spec.walltime} seconds is out of range"
     if len(spec.script) > MAX_SCRIPT_BYTES:

@@ -133,24 +133,24 @@ class ExecutorContract:
     async def test_what_ends_while_the_daemon_is_away_is_told_with_its_seconds(
         self, harness: Harness
     ) -> None:
-        done = harness.scratch / "done"
-        spec = harness.spec("away", f"sleep 1.2; echo said; echo > {done}; exit 7")
+        done_file = harness.scratch / "done"
+        spec = harness.spec("away", f"sleep 1.2; echo said; echo > {done_file}; exit 7")
         handle = await harness.make().submit(spec)
 
         async def is_done() -> bool:
-            return done.exists()
+            return done_file.exists()
 
         await harness.until(is_done)
-        later = harness.make()
-        assert await later.find("away") == handle
-        end = await harness.end(later, handle)
-        assert (end.code, end.reason) == (7, "exited")
-        assert 2 <= end.seconds <= 5
-        assert await later.output(handle) == b"said\n"
-        await later.forget(handle)
-        assert handle not in await later.keys()
-        assert await later.stored(handle) is None
-        await later.forget(handle)  # idempotent
+        restarted = harness.make()
+        assert await restarted.find("away") == handle
+        ended = await harness.end(restarted, handle)
+        assert (ended.code, ended.reason) == (7, "exited")
+        assert 2 <= ended.seconds <= 5
+        assert await restarted.output(handle) == b"said\n"
+        await restarted.forget(handle)
+        assert handle not in await restarted.keys()
+        assert await restarted.stored(handle) is None
+        await restarted.forget(handle)  # idempotent
 
     async def test_cancel_returns_when_nothing_of_the_run_is_left(self, harness: Harness) -> None:
         executor = harness.make()
@@ -250,16 +250,16 @@ class ExecutorContract:
 
     async def test_capacity_follows_live_runs(self, harness: Harness) -> None:
         executor = harness.make()
-        before = await executor.capacity()
+        idle = await executor.capacity()
         assert await executor.fault() == ""
         await executor.submit(harness.spec("busy", "echo up; sleep 60", memory=200))
         await harness.running(executor, "busy")
-        during = await executor.capacity()
-        assert (before.cpus - during.cpus, before.memory - during.memory) == (1, 200)
+        busy = await executor.capacity()
+        assert (idle.cpus - busy.cpus, idle.memory - busy.memory) == (1, 200)
         await executor.cancel("busy")
 
         async def is_free() -> bool:
-            return await executor.capacity() == before
+            return await executor.capacity() == idle
 
         await harness.until(is_free)
 

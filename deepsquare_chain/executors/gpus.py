@@ -42,14 +42,14 @@ def device_environment(devices: Sequence[str], dev: Path = Path("/dev")) -> dict
     """
     if not devices:
         return {name: _NONE_OF.get(name, _NONE) for name in _ALL}
-    shown = ",".join(devices)
+    names = ",".join(devices)
     # Only the order of the bus gives the same numbers in every driver and tool.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if (dev / "kfd").exists() and not (dev / "nvidiactl").exists():
-        return dict.fromkeys(_AMD, shown)
+        return dict.fromkeys(_AMD, names)
     if (dev / "nvidiactl").exists():
-        return dict.fromkeys(_NVIDIA, shown) | order
-    return dict.fromkeys(_ALL, shown) | order
+        return dict.fromkeys(_NVIDIA, names) | order
+    return dict.fromkeys(_ALL, names) | order
 
 
 def free_devices(

@@ -53,10 +53,10 @@ async def examine_executor(name: str, context: ExecutorContext) -> list[Check]:
 def _load(name: str) -> Any:
     points = list(entry_points(group=GROUP, name=name))
     if not points:
-        known = ", ".join(executor_names()) or "none"
+        installed = ", ".join(executor_names()) or "none"
         raise UsageError(
             f"There is no executor {name[:60]!r}",
-            hint=f"Installed are: {known}. After an upgrade, install the package again.",
+            hint=f"Installed are: {installed}. After an upgrade, install the package again.",
         )
     try:
         return points[0].load()

@@ -132,14 +132,14 @@ class Runs:
         """
         folder = self.folder(key)
         child = self._starting.get(key)
-        failed = child is not None and child.ended
+        has_ended = child is not None and child.ended
         if folder.taken() is not None or (child is not None and child.took()):
             if child is not None:
                 child.release()
                 self._children[key] = child
                 self._starting.pop(key, None)
             return True
-        if not failed:
+        if not has_ended:
             return False
         self._starting.pop(key, None)
         raise ExecutorUnavailableError(f"Run {key} could not be started: {self._undo(folder)}")
@@ -331,10 +331,10 @@ class Runs:
         orphaned_processes.take_down(folder, claim, reason)
 
     def _remove(self, folder: RunFolder) -> None:
-        gone = self.path / f".gone-{unique()}"
-        folder.path.rename(gone)
+        trash = self.path / f".gone-{unique()}"
+        folder.path.rename(trash)
         self._ended.pop(folder.key, None)
-        launch.remove_tree(gone)
+        launch.remove_tree(trash)
 
     def _sweep(self) -> None:
         """Remove folders that were never completed or only partly removed."""

@@ -42,21 +42,21 @@ class FreeCapacity:
 
 def drain(view: View, action: Action, situation: Situation) -> Action:
     """Requeue a job without a run during maintenance; runs continue."""
-    waiting = view.chain in {JobStatus.META_SCHEDULED, JobStatus.SCHEDULED}
-    begins = isinstance(action, Claim | ClaimAndStart | Start | Submit)
-    if situation.draining and waiting and begins and not view.run.began:
+    is_waiting = view.chain in {JobStatus.META_SCHEDULED, JobStatus.SCHEDULED}
+    is_start = isinstance(action, Claim | ClaimAndStart | Start | Submit)
+    if situation.draining and is_waiting and is_start and not view.run.began:
         return Requeue("the provider is draining for maintenance")
     return action
 
 
 def admit(view: View, action: Action, situation: Situation, free: FreeCapacity) -> Action:
     """Admit jobs while there is free capacity; requeue those that can't start soon."""
-    wanted = view.job.resources
+    resources = view.job.resources
     if view.run.began and (view.placed or view.run.phase is not Phase.SUBMITTING):
         return action  # the executor already counts it as used capacity
-    fits = free.holds(wanted)
+    fits = free.holds(resources)
     if fits or view.chain is not JobStatus.META_SCHEDULED:
-        free.take(wanted)
+        free.take(resources)
     if not isinstance(action, Claim | ClaimAndStart | Start) or view.run.began:
         return action
     if situation.fault:
@@ -74,5 +74,5 @@ def admit(view: View, action: Action, situation: Situation, free: FreeCapacity) 
 
 
 def _shortage(view: View, situation: Situation, reason: str) -> Action:
-    waited = situation.now - view.job.since
-    return Requeue(reason) if waited >= situation.assignment_timeout else Wait(reason)
+    waiting_seconds = situation.now - view.job.since
+    return Requeue(reason) if waiting_seconds >= situation.assignment_timeout else Wait(reason)

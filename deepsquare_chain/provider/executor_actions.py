@@ -86,15 +86,15 @@ class LaunchQueue:
 
         Runs that were not launched are planned again by the next cycle.
         """
-        queue, done = deque(wanted), self._tasks.collect()
+        queue, launched = deque(wanted), self._tasks.collect()
         while True:
             while queue and len(self._tasks) < self._at_once:
                 view, action = queue.popleft()
                 self._tasks.begin(self._start(view, action), [view.job.id])
             if not self._tasks or enough():
-                return done
+                return launched
             await self._tasks.wait(_TICK, first=True)
-            done += self._tasks.collect()
+            launched += self._tasks.collect()
 
     async def end(self) -> None:
         """Wait for the launches that are under way."""
@@ -166,10 +166,10 @@ class ExecutorActions:
         def enough() -> bool:
             return time.monotonic() >= started_at + _STARTING and waited_for()
 
-        done = await gather_all(
+        results = await gather_all(
             self._starts.begin(submits, enough), *(self._one(*pair) for pair in other_actions)
         )
-        return sum(done)
+        return sum(results)
 
     async def close(self) -> None:
         """Wait for the launches that are under way."""

@@ -91,7 +91,7 @@ class CachedDefinition:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The executor's result for a run key; a handle of None: the run certainly never began here."""
+    """Result of a lookup by run key; without a handle, the run certainly never began here."""
 
     handle: str | None
 
@@ -101,7 +101,7 @@ class View:
     """Everything that the plan of one job depends on.
 
     Attributes:
-        mine: The chain says that the job is assigned to this provider.
+        mine: The job is assigned to this provider on chain.
         settled: The state on chain has enough confirmations for irreversible actions.
         status: Status of the run at the executor; None when the executor has not answered.
         lookup: Result of the lookup by key; None when not requested or not answered.
@@ -126,8 +126,8 @@ class View:
     def allotment(self) -> int:
         """Total seconds that the run may last, from its start; billed seconds are included."""
         job = self.job
-        left = allotment_of(job.time_limit, job.until_spent, job.escrow, job.rate)
-        return left + (self.collected or 0)
+        remaining = allotment_of(job.time_limit, job.until_spent, job.escrow, job.rate)
+        return remaining + (self.collected or 0)
 
     @property
     def chain(self) -> JobStatus:
@@ -154,7 +154,7 @@ class Situation:
 
     Attributes:
         now: Timestamp of the block at which the jobs were read.
-        queues: The executor has a queue of its own.
+        queues: The executor has its own queue.
         free: Free capacity now; None when the executor has not answered.
         fault: Why the executor can't start runs; empty when it can.
         draining: The provider is in maintenance: jobs without a run are requeued.

@@ -139,14 +139,16 @@ class RunObserver:
 
     async def _records(self, ids: Sequence[int], head: Head) -> Mapping[int, tuple[Job, Job]]:
         """Return each job at the head and at the confirmed block; fetched once per head."""
-        block, known = self._known
-        now = (head.hash, head.final)
-        known = {job_id: known[job_id] for job_id in ids if block == now and job_id in known}
-        missing = [job_id for job_id in ids if job_id not in known]
+        block, cached = self._known
+        snapshot = (head.hash, head.final)
+        cached = {
+            job_id: cached[job_id] for job_id in ids if block == snapshot and job_id in cached
+        }
+        missing = [job_id for job_id in ids if job_id not in cached]
         if missing:
-            known |= await self._ask(missing, head)
-        self._known = (now, known)
-        return known
+            cached |= await self._ask(missing, head)
+        self._known = (snapshot, cached)
+        return cached
 
     async def _ask(self, ids: Sequence[int], head: Head) -> dict[int, tuple[Job, Job]]:
         depth = max(self._first_block, head.number - self._confirmations)
@@ -210,7 +212,7 @@ class RunObserver:
     async def _lookup(
         self, run: Run, job: Job, mine: bool, status: RunStatus | None
     ) -> Lookup | None:
-        """Look up the run by key, where the result decides the next action."""
+        """Look up the run by key, if the result decides the next action."""
         if run.handle is not None:
             if status is None or status.state is not RunState.UNKNOWN:
                 return None
@@ -250,7 +252,7 @@ def _same(job: Job, confirmed: Job) -> bool:
 
 
 def free_megabytes(folder: Path) -> int:
-    """Return the free disk at a folder, in MB; 0 where it can't be determined."""
+    """Return the free disk at a folder, in MB; 0 if it can't be determined."""
     try:
         return shutil.disk_usage(folder).free // MEGABYTE
     except OSError:

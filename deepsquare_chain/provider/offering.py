@@ -106,14 +106,14 @@ class OfferFollower:
         try:
             provider = await registry.provider_of(self._sender.address)
             hardware = in_all(provider.hardware)
-            wanted = wanted_offer(hardware, free, held)
+            target = wanted_offer(hardware, free, held)
             if provider.status is not ProviderStatus.ACTIVE or not is_worth_a_change(
-                provider.offer, wanted
+                provider.offer, target
             ):
                 return 0
-            receipt = await self._sender.send(registry.set_offer(wanted), timeout=self._timeout)
+            receipt = await self._sender.send(registry.set_offer(target), timeout=self._timeout)
         except GridError as error:
             _log.warning("offer not changed", error=error.message, hint=error.hint)
             return 0
-        _log.info("offer changed", offer=str(wanted), block=receipt.block_number)
+        _log.info("offer changed", offer=str(target), block=receipt.block_number)
         return 1

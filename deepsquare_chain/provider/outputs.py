@@ -39,10 +39,10 @@ def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | No
         contract: Address of the MetaScheduler.
         job_id: The job.
     """
-    first = run_key(chain_id, contract, job_id)
+    first_key = run_key(chain_id, contract, job_id)
     candidates: list[tuple[int, float, Path]] = []
     for runs in _run_folders(root):
-        for path in (runs / first, *runs.glob(f"{first}.*")):
+        for path in (runs / first_key, *runs.glob(f"{first_key}.*")):
             parsed = parse_key(chain_id, contract, path.name)
             if parsed is not None and os.path.isdir(path):
                 candidates.append((parsed[1], path.stat().st_mtime, path))

@@ -170,19 +170,19 @@ _NEAR_END = 15
 
 def _worth_collecting(view: View, situation: Situation) -> bool:
     """Return whether an interim payment of a live run is allowed, due and worth its gas."""
-    job, when = view.job, situation.collecting
+    job, conditions = view.job, situation.collecting
     alive = view.status is not None and view.status.state is RunState.RUNNING
-    if when is None or not alive or not job.allows_interim_payments or not view.settled:
+    if conditions is None or not alive or not job.allows_interim_payments or not view.settled:
         return False
     elapsed = situation.now - job.since
     near_end = job.since + view.allotment - (view.collected or 0) - _NEAR_END
-    if elapsed < when.interval or situation.now >= near_end:
+    if elapsed < conditions.interval or situation.now >= near_end:
         return False
     due = cost(job.rate, elapsed)
-    return due - fee(due, job.fee_bps) >= when.least
+    return due - fee(due, job.fee_bps) >= conditions.least
 
 
-# ------------------------------------------------------------------------- its parts
+# ------------------------------------------------------------------------- helpers
 
 
 def _material_problem(view: View, situation: Situation) -> Action | None:
@@ -201,7 +201,7 @@ def _material_problem(view: View, situation: Situation) -> Action | None:
 
 
 def _submit_or_adopt(view: View, situation: Situation) -> Action:
-    """Submit the run, or adopt it where the executor has it; wait until the lookup has answered."""
+    """Submit the run, or adopt it if the executor has it; wait for the result of the lookup."""
     if view.lookup is None:
         return Wait("the executor has not answered")
     if view.lookup.handle is not None:

@@ -44,13 +44,13 @@ def expired(kept: Collection[KeptRun], limits: Limits, now: float) -> list[KeptR
     Nothing younger than `LEAST_AGE` is removed.
     """
     to_remove = []
-    left = sum(run.size for run in kept)
+    remaining_size = sum(run.size for run in kept)
     for run in sorted(kept, key=lambda run: (run.ended_at, run.key)):
         age = now - run.ended_at
-        too_much = limits.size and left > limits.size
+        too_much = limits.size and remaining_size > limits.size
         if age > LEAST_AGE and (age > limits.age or too_much):
             to_remove.append(run)
-            left -= run.size
+            remaining_size -= run.size
     return to_remove
 
 
@@ -124,8 +124,8 @@ class Retention:
         if removed:
             freed = sum(run.size for run in removed)
             _log.info("ended runs removed", runs=len(removed), bytes=freed)
-        left = set(kept) - set(removed)
-        self._shown(len(left), sum(run.size for run in left))
+        remaining = set(kept) - set(removed)
+        self._shown(len(remaining), sum(run.size for run in remaining))
         return len(removed)
 
     async def _kept(self) -> list[KeptRun]:

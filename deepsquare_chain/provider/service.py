@@ -485,11 +485,11 @@ class ProviderService:
         crash_point("provider.planned")
         self._intend(planned)
         sending = asyncio.ensure_future(self._send(head, planned))
-        done, moved = await gather_all(
+        actions_done, moved = await gather_all(
             self._executor_actions.carry_out(planned, sending.done), sending
         )
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
-        return done + moved
+        return actions_done + moved
 
     def _shortage(self, free: int) -> str:
         """Return why `free` MB of disk are too few to claim jobs; empty when they are enough."""

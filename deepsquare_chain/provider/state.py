@@ -126,12 +126,12 @@ class RunTable:
         earnings_by_job: dict[int, Earning] = {}
         with self._store.read() as connection:
             for row in connection.execute(select(earnings).order_by(earnings.c.job_id)):
-                last = earnings_by_job.get(row.job_id, Earning(row.job_id, 0, 0, 0))
+                previous = earnings_by_job.get(row.job_id, Earning(row.job_id, 0, 0, 0))
                 earnings_by_job[row.job_id] = Earning(
                     row.job_id,
-                    last.billed_seconds + row.billed_seconds,
-                    last.paid + row.paid,
-                    last.fee + row.fee,
+                    previous.billed_seconds + row.billed_seconds,
+                    previous.paid + row.paid,
+                    previous.fee + row.fee,
                 )
         return list(earnings_by_job.values())
 

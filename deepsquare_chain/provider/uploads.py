@@ -315,19 +315,19 @@ class OutputUploader:
         Encrypted files stay in the folder until all are delivered, so that an interrupted upload
         resumes with the same bytes.
         """
-        listed, sent = [], []
+        manifest_entries, uploaded = [], []
         for number, file in enumerate(await asyncio.to_thread(result_files, folder)):
             problem, part = file.problem, f"{FOLDER}/{number}"
             if not problem:
                 sealed = await asyncio.to_thread(_encrypted, folder, file.name, part, recipients)
                 problem = await self._file(gateway, upload.job_id, folder, sealed)
                 if not problem:
-                    sent.append(_entry(sealed, ""))
-            listed.append({**_entry(file, problem), "part": part})
-        data = manifest(upload.job_id, listed)
+                    uploaded.append(_entry(sealed, ""))
+            manifest_entries.append({**_entry(file, problem), "part": part})
+        data = manifest(upload.job_id, manifest_entries)
         sealed = await asyncio.to_thread(_encrypted, folder, None, MANIFEST, recipients, data)
         problem = await self._file(gateway, upload.job_id, folder, sealed)
-        await gateway.put_results(upload.job_id, [*sent, _entry(sealed, problem)])
+        await gateway.put_results(upload.job_id, [*uploaded, _entry(sealed, problem)])
         await asyncio.to_thread(shutil.rmtree, folder / FOLDER, ignore_errors=True)
 
     async def _file(
@@ -382,8 +382,8 @@ class OutputUploader:
         return self._resting.get(what, (0.0, 0.0))[1] > time.monotonic()
 
     def _rest(self, what: str) -> None:
-        first, longest = _PAUSES
-        pause = min(longest, 2 * self._resting.get(what, (first / 2, 0.0))[0])
+        shortest, longest = _PAUSES
+        pause = min(longest, 2 * self._resting.get(what, (shortest / 2, 0.0))[0])
         self._resting[what] = (pause, time.monotonic() + pause)
 
 

@@ -95,10 +95,12 @@ class FolderDefinitionStore:
         """Return the accounts of providers that marked the folder as read in the last 5 minutes."""
         try:
             marks = list((self.path / _READERS).iterdir())
-            fresh = [abs(time.time() - mark.stat().st_mtime) < _READER_SECONDS for mark in marks]
+            is_recent = [
+                abs(time.time() - mark.stat().st_mtime) < _READER_SECONDS for mark in marks
+            ]
         except OSError:
             return []
-        return sorted(mark.name for mark, reads in zip(marks, fresh, strict=True) if reads)
+        return sorted(mark.name for mark, reads in zip(marks, is_recent, strict=True) if reads)
 
     def _file(self, key: bytes) -> Path:
         if len(key) != 32:

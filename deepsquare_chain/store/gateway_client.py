@@ -173,8 +173,8 @@ class GatewayClient(ServiceClient):
         Raises:
             EndpointError: The gateway is down, or belongs to another grid.
         """
-        answer = await self._send("GET", "/v1/gateway")
-        terms = answer.body() if answer.is_success else None
+        response = await self._send("GET", "/v1/gateway")
+        terms = response.body() if response.is_success else None
         if terms is None:
             raise self._nonsense()
         chain_id, contract = self._grid
@@ -335,21 +335,21 @@ class GatewayClient(ServiceClient):
         pause, renewed = 0.5, False
         for retries_left in range(_TRIES - 1, -1, -1):
             all_headers = {**(headers or {}), **await self._authorisation()}
-            answer = await self._send(method, path, headers=all_headers, **request)
-            if answer.is_success:
-                return answer
-            if answer.status == HTTPStatus.UNAUTHORIZED and not renewed:
+            response = await self._send(method, path, headers=all_headers, **request)
+            if response.is_success:
+                return response
+            if response.status == HTTPStatus.UNAUTHORIZED and not renewed:
                 renewed, self._token = True, ""
                 continue
-            if not retries_left or answer.status != HTTPStatus.TOO_MANY_REQUESTS:
+            if not retries_left or response.status != HTTPStatus.TOO_MANY_REQUESTS:
                 break
-            await asyncio.sleep(min(5.0, _number(answer.headers.get("retry-after"), pause)))
+            await asyncio.sleep(min(5.0, _number(response.headers.get("retry-after"), pause)))
             pause *= 2
-        raise self._refused(answer.status, answer.content)
+        raise self._refused(response.status, response.content)
 
     @asynccontextmanager
     async def _stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
-        for last in (False, True):
+        for is_last_attempt in (False, True):
             all_headers = {**headers, **await self._authorisation()}
             try:
                 async with self._client.stream(
@@ -361,7 +361,7 @@ class GatewayClient(ServiceClient):
                     body = await response.aread()
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise self._unreachable(error) from None
-            if last or response.status_code != HTTPStatus.UNAUTHORIZED:
+            if is_last_attempt or response.status_code != HTTPStatus.UNAUTHORIZED:
                 raise self._refused(response.status_code, body)
             self._token = ""
 
@@ -432,17 +432,19 @@ class GatewayClient(ServiceClient):
         if message.nonce != challenge["nonce"] or message.address != account.address:
             raise self._nonsense()
         signature = "0x" + message.sign(account).hex()
-        answer = await self._plain("POST", "/v1/sign-in", {"message": text, "signature": signature})
-        token = self._object(answer).get("token")
+        response = await self._plain(
+            "POST", "/v1/sign-in", {"message": text, "signature": signature}
+        )
+        token = self._object(response).get("token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise self._nonsense()
         return token
 
     async def _plain(self, method: str, path: str, body: Any) -> Answer:
-        answer = await self._send(method, path, json=body)
-        if not answer.is_success:
-            raise self._refused(answer.status, answer.content)
-        return answer
+        response = await self._send(method, path, json=body)
+        if not response.is_success:
+            raise self._refused(response.status, response.content)
+        return response
 
     def _signer(self) -> Signer:
         if self._account is None:

@@ -1,4 +1,4 @@
-"""Notifications: what a job file asks for, and what of it was sent."""
+"""Tables of notifications: those requested in job files, and the state of their delivery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deepsquare_chain.notification import JobEvent, Notify, Occasion
 from deepsquare_chain.store.base import Database
 from deepsquare_chain.store.schema import metadata
 
-# In the database of a wallet: job files of its submissions, by the digest of their definition.
+# In the database of a wallet: requests in submitted job files, by digest of the definition.
 requests: Final = Table(
     "notify_requests",
     metadata,
@@ -63,18 +63,18 @@ deliveries: Final = Table(
 
 
 class DeliveryState(StrEnum):
-    """What is known of a notification."""
+    """State of the delivery of a notification."""
 
-    DUE = "due"  # not sent, or refused and to be tried again
-    SENDING = "sending"  # may be on its way
-    SENT = "sent"  # the recipient's server has it
-    FAILED = "failed"  # refused for good
-    UNKNOWN = "unknown"  # it may have arrived, so it is never sent again
+    DUE = "due"  # not sent yet, or to be retried
+    SENDING = "sending"  # being sent
+    SENT = "sent"  # accepted by the recipient's server
+    FAILED = "failed"  # refused permanently
+    UNKNOWN = "unknown"  # interrupted while being sent; never retried, as it may have arrived
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One notification to one recipient; `due` is this machine's clock in seconds."""
+    """One notification to one recipient; `due` is the local time in epoch seconds."""
 
     event_id: str
     target: str
@@ -86,21 +86,21 @@ class Delivery:
 
 
 def remember_notify(store: Database, definitions: Iterable[str], notify: Notify) -> None:
-    """Keep whom a job file wants notified, in place of what an equal definition asked for before.
+    """Store a job file's request for notifications; it replaces that of the same definition.
 
     Args:
         store: The customer's wallet store.
         definitions: Digests (hexadecimal) of the submitted definitions.
-        notify: What the file says; without recipients, nothing is kept.
+        notify: The request; without recipients, nothing is stored.
     """
     digests = list(dict.fromkeys(definitions))
     rows = [
         {
-            "definition": each,
+            "definition": digest,
             "targets": to_json(notify.to).decode(),
             "occasions": to_json(notify.on).decode(),
         }
-        for each in digests
+        for digest in digests
     ]
     with store.begin() as connection:
         connection.execute(delete(requests).where(requests.c.definition.in_(digests)))
@@ -109,39 +109,39 @@ def remember_notify(store: Database, definitions: Iterable[str], notify: Notify)
 
 
 def requested_notify(store: Database, definition: str) -> Notify:
-    """Whom the job file of a definition wants notified; nobody where it says nothing."""
+    """Return the request for notifications of a definition; without recipients if there is none."""
     with store.read() as connection:
         row = connection.execute(
             select(requests).where(requests.c.definition == definition)
         ).one_or_none()
     if row is None:
         return Notify()
-    occasions = tuple(Occasion(each) for each in from_json(row.occasions))
+    occasions = tuple(Occasion(occasion) for occasion in from_json(row.occasions))
     return Notify(tuple(from_json(row.targets)), occasions)
 
 
 class NotificationTables:
-    """The service's memory of events and deliveries."""
+    """Tables of events and deliveries in the service's database."""
 
     def __init__(self, store: Database) -> None:
         self._store = store
 
     def add(self, transaction: Connection, found: Iterable[JobEvent]) -> None:
-        """Keep events; one that is known, from before a reorganisation for instance, changes nothing."""
-        for each in found:
+        """Store events; existing ones, e.g. from before a reorg, are not changed."""
+        for event in found:
             values = {
-                "id": each.id,
-                "job_id": each.job_id,
-                "before": int(each.before),
-                "after": int(each.after),
-                "block": each.block,
-                "time": each.time,
+                "id": event.id,
+                "job_id": event.job_id,
+                "before": int(event.before),
+                "after": int(event.after),
+                "block": event.block,
+                "time": event.time,
                 "is_open": 1,
             }
             transaction.execute(insert_or(events).values(**values).on_conflict_do_nothing())
 
     def open_events(self) -> list[JobEvent]:
-        """Events for which nothing was planned yet, oldest first."""
+        """Return the events without planned deliveries, oldest first."""
         query = select(events).where(events.c.is_open == 1).order_by(events.c.block, events.c.id)
         with self._store.read() as connection:
             return [
@@ -157,23 +157,23 @@ class NotificationTables:
             ]
 
     def plan(self, event_id: str, planned: Sequence[Delivery]) -> None:
-        """Keep the deliveries of an event, which is done with by that."""
+        """Store the deliveries of an event, and close the event."""
         with self._store.begin() as connection:
-            for each in planned:
+            for delivery in planned:
                 values = {
                     "event_id": event_id,
-                    "target": each.target,
-                    "message": each.message,
-                    "state": each.state.value,
-                    "attempts": each.attempts,
-                    "due": each.due,
-                    "note": each.note,
+                    "target": delivery.target,
+                    "message": delivery.message,
+                    "state": delivery.state.value,
+                    "attempts": delivery.attempts,
+                    "due": delivery.due,
+                    "note": delivery.note,
                 }
                 connection.execute(insert_or(deliveries).values(**values).on_conflict_do_nothing())
             connection.execute(update(events).where(events.c.id == event_id).values(is_open=0))
 
     def due(self, now: int, limit: int) -> list[Delivery]:
-        """Deliveries to try now, the longest due first."""
+        """Return the deliveries that are due, the longest due first."""
         query = (
             select(deliveries)
             .where(deliveries.c.state == DeliveryState.DUE.value, deliveries.c.due <= now)
@@ -183,7 +183,7 @@ class NotificationTables:
         return self._deliveries(query)
 
     def latest(self, limit: int) -> list[tuple[JobEvent, Delivery]]:
-        """The newest events with their deliveries, newest first."""
+        """Return the latest events with their deliveries, newest first."""
         query = (
             select(events, deliveries)
             .join(deliveries, deliveries.c.event_id == events.c.id)
@@ -203,29 +203,31 @@ class NotificationTables:
             ]
 
     def counts(self) -> dict[DeliveryState, int]:
-        """Deliveries by state."""
+        """Return the number of deliveries by state."""
         query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
         with self._store.read() as connection:
-            found = {DeliveryState(state): count for state, count in connection.execute(query)}
-        return {each: found.get(each, 0) for each in DeliveryState}
+            count_by_state = {
+                DeliveryState(state): count for state, count in connection.execute(query)
+            }
+        return {member: count_by_state.get(member, 0) for member in DeliveryState}
 
     def begin(self, delivery: Delivery) -> None:
-        """Record that it may be on its way from now on: before the first byte leaves."""
+        """Record the intent to send, before the first byte is sent."""
         self._set(delivery, state=DeliveryState.SENDING.value, attempts=delivery.attempts + 1)
 
     def end(self, delivery: Delivery, state: DeliveryState, note: str = "", due: int = 0) -> None:
-        """Record what came of it."""
+        """Record the result of a delivery."""
         self._set(delivery, state=state.value, note=note[:300], due=due)
 
     def give_up_unclear(self) -> int:
-        """After a crash: what may have been on its way is never sent again; how many that is."""
+        """Mark deliveries that a crash interrupted as UNKNOWN; returns their number."""
         with self._store.begin() as connection:
-            found = connection.execute(
+            result = connection.execute(
                 update(deliveries)
                 .where(deliveries.c.state == DeliveryState.SENDING.value)
                 .values(state=DeliveryState.UNKNOWN.value, note="the service ended meanwhile")
             )
-            return int(found.rowcount)
+            return int(result.rowcount)
 
     def _set(self, delivery: Delivery, **values: object) -> None:
         with self._store.begin() as connection:

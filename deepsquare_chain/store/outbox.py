@@ -138,13 +138,13 @@ class OutboxTables(Database):
 
 
 def _free_nonce(connection: Connection, floor: int) -> int:
-    taken = connection.execute(
+    used_nonces = connection.execute(
         select(outbox.c.nonce)
         .where(outbox.c.nonce >= floor, outbox.c.state != TxState.ABANDONED.value)
         .order_by(outbox.c.nonce)
     ).scalars()
     nonce = floor
-    for used in taken:
+    for used in used_nonces:
         if used > nonce:
             break
         nonce = used + 1

@@ -130,7 +130,7 @@ class RequestTables(Database):
         """
         table = signed_requests
         with self.begin() as connection:
-            taken = set(
+            used_nonces = set(
                 connection.execute(
                     select(table.c.nonce).where(
                         table.c.state == RequestState.OPEN.value, table.c.nonce >= floor
@@ -139,8 +139,8 @@ class RequestTables(Database):
             )
             nonce = next(
                 candidate
-                for candidate in range(floor, floor + len(taken) + 1)
-                if candidate not in taken
+                for candidate in range(floor, floor + len(used_nonces) + 1)
+                if candidate not in used_nonces
             )
             digest, signed = sign(nonce)
             request, created = signed.request, int(time.time())

@@ -190,9 +190,9 @@ def failure(command: str, text: str) -> Exception:
     reason = plain(" ".join(lines)[:_ERROR_BYTES]) or "no reason given"
     lower = text.lower()
     message = f"{command} failed: {reason}"
-    if any(words in lower for words in _UNKNOWN_JOB):
+    if any(phrase in lower for phrase in _UNKNOWN_JOB):
         return UnknownJobError(message)
-    if any(words in lower for words in _REFUSALS):
+    if any(phrase in lower for phrase in _REFUSALS):
         return CommandRefusedError(message)
     return ExecutorUnavailableError(message, hint="Is slurmctld running? It is tried again.")
 

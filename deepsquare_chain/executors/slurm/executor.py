@@ -477,11 +477,13 @@ class SlurmExecutor(Executor):
                 return dict.fromkeys(keys, RunStatus(RunState.UNKNOWN))
         statuses = {}
         for key in keys:
-            mine = [job for job in accounted.get(key, []) if job.id == self._memory.job_ids[key]]
-            ended = [job for job in mine if verdict.run_state(job.state) is RunState.ENDED]
+            own_jobs = [
+                job for job in accounted.get(key, []) if job.id == self._memory.job_ids[key]
+            ]
+            ended = [job for job in own_jobs if verdict.run_state(job.state) is RunState.ENDED]
             if ended:
                 statuses[key] = await self._conclude(self._folder(key), ended[-1])
-            elif not mine and self._is_gone(key, queue):
+            elif not own_jobs and self._is_gone(key, queue):
                 _log.warning("Slurm job vanished", run=key, slurm_job=self._memory.job_ids[key])
                 statuses[key] = await self._conclude(self._folder(key), None)
             else:
@@ -776,9 +778,9 @@ class SlurmExecutor(Executor):
         await self._remove_as_user(folder)
 
         def remove() -> None:
-            gone = self._path / f".gone-{unique()}"
-            folder.path.rename(gone)
-            launch.remove_tree(gone)
+            trash = self._path / f".gone-{unique()}"
+            folder.path.rename(trash)
+            launch.remove_tree(trash)
 
         await self._call(remove)
         self._memory.ended.pop(handle, None)
@@ -843,10 +845,10 @@ def isolation_checks(options: SlurmOptions, config: Mapping[str, str]) -> list[C
     text = "jobs run under bubblewrap on the nodes" if sandboxed else UNISOLATED
     hint = "" if sandboxed else "Set isolation = sandbox; the nodes need bubblewrap."
     checks = [Check("isolation", sandboxed, text, hint, "executor_options.isolation")]
-    for key, wanted in _CLUSTER:
+    for key, required in _CLUSTER:
         actual = config.get(key, "(null)")
-        ok = wanted in actual
-        advice = "" if ok else f"Set {key} to {wanted} in slurm.conf; docs/isolation.md says why."
+        ok = required in actual
+        advice = "" if ok else f"Set {key} to {required} in slurm.conf; docs/isolation.md says why."
         checks.append(Check(key, ok, actual, advice))
     return checks
 
