@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import REQUIRE_REAL
-from tests.support.browser import Watched, open_browser, watch
+from tests.support.browser import Watched, injected_wallet, open_browser, watch
 from tests.support.busyexplorer import BusyExplorer, busy_explorer
 
 PROJECT = Path(__file__).parents[2]
@@ -321,19 +321,6 @@ def test_a_page_in_the_back_forward_cache_holds_no_stream(
 
 # -- the wallet
 
-PROVIDER = """(() => {
-  const ask = async ({ method, params }) => {
-    const told = JSON.parse(await window.walletAsked(NAME, JSON.stringify({ method, params })));
-    if (told.error) throw Object.assign(new Error(told.error.message), { code: told.error.code });
-    return told.result;
-  };
-  const info = { uuid: NAME, name: NAME, icon: "data:,", rdns: "example.wallet" };
-  const detail = Object.freeze({ info, provider: { request: ask, on() {} } });
-  const announce = () => dispatchEvent(new CustomEvent("eip6963:announceProvider", { detail }));
-  addEventListener("eip6963:requestProvider", announce);
-  announce();
-})();"""
-
 
 class TestWallet:
     """A wallet of an account that the node holds, and what it was asked."""
@@ -351,7 +338,7 @@ class TestWallet:
     def announce(self, page: Page, *names: str) -> None:
         """Be found under these names."""
         for name in names:
-            page.add_init_script(PROVIDER.replace("NAME", json.dumps(name)))
+            page.add_init_script(injected_wallet(name))
 
     def methods(self) -> list[str]:
         """What it was asked to sign."""

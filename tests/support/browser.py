@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,19 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tests.support.anvil import REQUIRE_REAL
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+#: A wallet (EIP-1193, announced by EIP-6963) whose answers come from `walletAsked`.
+_WALLET = """(() => {
+  const ask = async ({ method, params }) => {
+    const told = JSON.parse(await window.walletAsked(NAME, JSON.stringify({ method, params })));
+    if (told.error) throw Object.assign(new Error(told.error.message), { code: told.error.code });
+    return told.result;
+  };
+  const info = { uuid: NAME, name: NAME, icon: "data:,", rdns: "example.wallet" };
+  const detail = Object.freeze({ info, provider: { request: ask, on() {} } });
+  const announce = () => dispatchEvent(new CustomEvent("eip6963:announceProvider", { detail }));
+  addEventListener("eip6963:requestProvider", announce);
+  announce();
+})();"""
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
@@ -56,6 +70,11 @@ class Watched:
     def check(self) -> None:
         """Nothing but what was expected: no error, no dialog, no request to elsewhere."""
         assert self.faults == []
+
+
+def injected_wallet(name: str) -> str:
+    """A script that puts a wallet of this name into a page."""
+    return _WALLET.replace("NAME", json.dumps(name))
 
 
 def watch(context: BrowserContext, base: str) -> Watched:

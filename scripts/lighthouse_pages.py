@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Run Lighthouse on the explorer's pages, for a desk and a phone, and print the four scores of each.
+
+Without `--url` a grid on anvil with jobs of all endings is started for it. Lighthouse comes from npm
+and is not part of the setup: it is fetched once into npm's own cache. Ends with 1 where a score is
+below `--least`, after the audits that cost points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.support.browser import NAMES
+from tests.support.busyexplorer import busy_explorer
+
+PACKAGE: Final = "lighthouse@12.8.2"
+CATEGORIES: Final = ("performance", "accessibility", "best-practices", "seo")
+DEVICES: Final = ("desktop", "phone")
+_SECONDS: Final = 240
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One run: a page on a device, its score of each category (0 to 100), and what cost points."""
+
+    page: str
+    device: str
+    scores: dict[str, int]
+    lacking: tuple[str, ...]
+
+
+@contextmanager
+def explorer(url: str) -> Iterator[str]:
+    """URL of an explorer: the given one, or that of a grid started for it."""
+    if url:
+        yield url.rstrip("/")
+        return
+    with tempfile.TemporaryDirectory() as folder, busy_explorer(Path(folder), jobs=20) as found:
+        yield found.url
+
+
+def pages(url: str) -> dict[str, str]:
+    """Paths of the measured pages by name: an ended job and its customer among them."""
+    asked = httpx.get(f"{url}/api/v1/jobs", params={"limit": 200}, trust_env=False, timeout=60)
+    jobs = asked.raise_for_status().json()["items"]
+    if not jobs:
+        raise SystemExit("This grid has no job yet: submit one first.")
+    job = next((row for row in jobs if row["status"] == "FINISHED"), jobs[0])
+    return {
+        "home": "/",
+        "jobs": "/jobs",
+        "job": f"/jobs/{job['id']}",
+        "audit": "/audit",
+        "submit": "/submit",
+        "account": f"/accounts/{job['customer']}",
+    }
+
+
+def measure(command: Sequence[str], url: str, device: str) -> dict[str, Any]:
+    """Lighthouse's report of a page."""
+    browser = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if browser is None:
+        raise SystemExit("No Chromium is installed.")
+    words = [
+        *(*command, url, "--output=json", "--quiet", f"--only-categories={','.join(CATEGORIES)}"),
+        "--chrome-flags=--headless=new --no-sandbox --disable-gpu",
+        *(["--preset=desktop"] if device == "desktop" else []),
+    ]
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        env={**os.environ, "CHROME_PATH": browser},
+        check=False,
+    )
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise SystemExit(f"Lighthouse failed on {url}:\n{done.stderr[-2_000:]}") from None
+    return found
+
+
+def read(report: dict[str, Any], page: str, device: str) -> Scores:
+    """The scores of a report, and the audits below full marks that weigh in them."""
+    scores, lacking = {}, []
+    for name in CATEGORIES:
+        category = report["categories"][name]
+        scores[name] = round(100 * (category["score"] or 0))
+        for part in category["auditRefs"]:
+            audit = report["audits"][part["id"]]
+            if part["weight"] and audit["score"] is not None and audit["score"] < 1:
+                shown = audit.get("displayValue", "")
+                lacking.append(f"{audit['id']} {audit['score']:.2f} {shown}".strip())
+    return Scores(page, device, scores, tuple(lacking))
+
+
+def arguments() -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="", help="a running explorer, such as that of a devnet")
+    parser.add_argument("--page", action="append", help="only this page; repeat for more")
+    parser.add_argument("--device", choices=DEVICES, help="only this device")
+    parser.add_argument("--least", type=int, default=100, help="the score that each has to reach")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--lighthouse",
+        default=f"npm exec --yes --package={PACKAGE} -- lighthouse",
+        help="the command that runs Lighthouse",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print, and compare."""
+    given = arguments()
+    command = given.lighthouse.split()
+    if shutil.which(command[0]) is None:
+        raise SystemExit(f"{command[0]} is not installed.")
+    found = []
+    with explorer(given.url) as url:
+        for page, path in pages(url).items():
+            for device in DEVICES:
+                if page in (given.page or [page]) and device in (given.device or device):
+                    found.append(read(measure(command, url + path, device), page, device))
+                    print(line(found[-1]), file=sys.stderr if given.json else sys.stdout)
+    if given.json:
+        print(json.dumps([vars(each) for each in found], indent=2))
+    return int(any(score < given.least for each in found for score in each.scores.values()))
+
+
+def line(found: Scores) -> str:
+    """A run for people."""
+    scores = "  ".join(f"{name} {found.scores[name]:>3}" for name in CATEGORIES)
+    lacking = "".join("\n    " + " ".join(each.split()) for each in found.lacking)
+    return f"{found.page:<8} {found.device:<8} {scores}{lacking}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
