@@ -188,6 +188,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     """Every error as a page, or as JSON where JSON was asked for; nothing of the inside is told."""
     code = status_of(error)
     title = _TITLES.get(code, "Something went wrong here")
+    if code == 404 and isinstance(error, HTTPException):
+        title = "Page not found"
     known = isinstance(error, GridError)
     message = error.message if known else _unknown(request, error, code)  # type: ignore[attr-defined]
     hint = error.hint if known else ""  # type: ignore[attr-defined]
@@ -209,7 +211,7 @@ _ERRORS: Final = environment()
 
 def _unknown(request: Request, error: Exception, code: int) -> str:
     if isinstance(error, HTTPException):
-        words = {404: f"Nothing stands at {request.url.path[:120]}.", 405: "Pages are only read."}
+        words = {404: f"There is no page at {request.url.path[:120]}.", 405: "Pages are only read."}
         return words.get(code, str(error.detail)[:200])
     _log.error("page failed", path=request.url.path[:200], exc_info=error)
     return "The explorer could not make this page. It has written down why; try it again."

@@ -90,10 +90,16 @@ def layers(
 
 
 def lines(
-    summary: str, times: Sequence[int], series: Sequence[Series], show: Text = lambda v: f"{v:.0f}"
+    summary: str,
+    times: Sequence[int],
+    series: Sequence[Series],
+    show: Text = lambda v: f"{v:.0f}",
+    *,
+    least: float = 0.0,
 ) -> Chart:
-    """Lines in steps, each over the same scale from zero."""
-    scale = nice(max((max(each.values, default=0.0) for each in series), default=0.0))
+    """Lines in steps, each over the same scale from zero, which ends at `least` or above."""
+    most = max((max(each.values, default=0.0) for each in series), default=0.0)
+    scale = least if most <= least and least else nice(most)
     xs = _xs(times)
     shapes = [Shape(each.css, _steps(xs, each.values, scale)) for each in series if each.values]
     if len(series) == 1 and times:

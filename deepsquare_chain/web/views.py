@@ -243,8 +243,13 @@ def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
         f"Live jobs by status: {now} now, {most} at most.",
         [point.time for point in points],
         series,
-        lambda value: f"{value:g}",
+        _whole,
     )
+
+
+def _whole(value: float) -> str:
+    """A count; an axis has no mark at half a job."""
+    return f"{value:.0f}" if value == int(value) else ""
 
 
 def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
@@ -258,7 +263,7 @@ def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
         f"Jobs that ended, by how: {count(now, 'job')} so far.",
         [point.time for point in points],
         series,
-        lambda value: f"{value:g}",
+        _whole,
     )
 
 
@@ -282,6 +287,7 @@ def use_chart(found: Utilisation) -> charts.Chart:
         [point.time for point in points],
         [charts.Series("in use", "line", [point.share * 100 for point in points])],
         lambda value: f"{value:.0f}\u2009%",
+        least=100.0,
     )
 
 
@@ -306,6 +312,7 @@ def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.
         times,
         series,
         lambda value: f"{value:.0f}\u2009%",
+        least=100.0,
     )
 
 

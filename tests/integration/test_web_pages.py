@@ -148,7 +148,7 @@ def test_only_its_own_names_are_answered(web: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
-        ("/nope", 404, "Nothing stands at /nope"),
+        ("/nope", 404, "There is no page at /nope"),
         ("/jobs/999999", 404, "Job 999999 does not exist"),
         ("/jobs/abc", 404, "is no job id"),
         ("/jobs/" + "9" * 40, 404, ""),

@@ -76,7 +76,9 @@ async def search(request: Request) -> Response:
         hits = await _at_the_node(site_of(request), text.lower())
     if len(hits) == 1:
         return RedirectResponse(place_of(hits[0]), status_code=303)
-    found = [(hit, place_of(hit)) for hit in hits]
+    rows = await ask(site_of(request).index.jobs, limit=MAX_HITS, name=text[:64])
+    statuses = {str(row.id): row.status for row in rows.items}
+    found = [(hit, place_of(hit), statuses.get(hit.key)) for hit in hits]
     return await show(request, "search.html", text=text, hits=found, most=MAX_HITS)
 
 

@@ -18,6 +18,7 @@ from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.gasless import own_domain
 from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.client.submission import parse_depends, request_of
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import GridError, JobFileError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.calls import (
@@ -98,7 +99,7 @@ async def quote(request: Request) -> Response:
             "problems": [],
             "warnings": list(job_file.warnings),
             "summary": f"{size_of(terms.resources)}, {runtime(terms)}, "
-            f"{exact(terms.amount)} credits at most.",
+            f"{exact(terms.amount)} {'credit' if terms.amount == CREDIT else 'credits'} at most.",
             "verdict": offers_in_words(offers),
             "offers": [
                 {
