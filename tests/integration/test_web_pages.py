@@ -77,7 +77,7 @@ def crawl(web: httpx.Client) -> dict[str, Tags]:
     waiting = ["/", "/submit", "/search?q=pi"]
     while waiting:
         path = waiting.pop(0)
-        kind = re.sub(r"0x[0-9a-fA-F]+|\d+|cursor=[^&]*", "N", path.partition("#")[0])
+        kind = re.sub(r"0x[0-9a-fA-F]+|\d+|(?<==)[^&]*", "N", path.partition("#")[0])
         if path in seen or kinds.get(kind, 0) >= 6 or not path.startswith("/"):
             continue
         kinds[kind] = kinds.get(kind, 0) + 1
