@@ -197,7 +197,7 @@ class Daemon:
         finally:
             self._running = None
             await cancelled(stopping)
-            # When the daemon itself is cancelled, its cycle is too.
+            # A cancelled daemon cancels its cycle too.
             await cancelled(cycle)
 
     async def _call_cycle(self) -> bool:

@@ -35,7 +35,7 @@ _MAPPED: Final = 256 * 1024
 #: Errors that a retry can't resolve.
 FATAL: Final = (ReorgTooDeepError, UsageError, WrongEndpointError)
 _NOBODY: Final = "0x" + "00" * 20
-#: Longest poll interval for receipts in seconds, also of services with rare cycles.
+#: Longest poll interval for receipts in seconds, as people wait for the first receipt.
 _RECEIPT_INTERVAL: Final = 0.25
 _MAX_BACKOFF: Final = 10.0
 _LEAST_PAUSE: Final = 0.05
@@ -100,7 +100,7 @@ async def open_contracts(
 async def open_store(
     name: str, contracts: Contracts, account: Signer | None, settings: ServiceSettings
 ) -> Store:
-    """Open the service's own database `NAME.db`; bound to no account when that is None.
+    """Open the service's own database `NAME.db`; without an account it belongs to none.
 
     Raises:
         UsageError: The database belongs to another account or grid, or is in use.

@@ -5,7 +5,7 @@ hierarchy that this user may write to. Each controller may be missing; a job the
 or its supervisor measures it. The paths of a job's groups are stored in its run folder, so that any
 process that recovers the run can end and remove them.
 
-The supervisor imports this module, so that it imports nothing heavy.
+Supervisors import this module, so it has no heavy imports.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Isolation of a run by its supervisor: control groups, disk quota and sandbox command.
 
 All settings are in the specification of the run, written by `sandbox.Isolation`. Without them a run
-is a plain process. The supervisor imports this module, so that it imports nothing heavy.
+is a plain process. Supervisors import this module, so it has no heavy imports.
 """
 
 from __future__ import annotations

@@ -246,7 +246,10 @@ class ForkServer:
 
 
 def _is_readable(handle: int, seconds: float) -> bool:
-    """Return whether a descriptor is readable within `seconds`; for a pidfd: has it ended."""
+    """Return whether a descriptor is readable within `seconds`.
+
+    A pidfd is readable once its process has ended.
+    """
     poller = select.poll()
     poller.register(handle, select.POLLIN)
     return bool(poller.poll(1000 * seconds))

@@ -4,7 +4,7 @@ Pages that several processes share count once, divided among them (PSS). Files i
 memory files (memfd) count too, mapped or not: a run is charged for those that its processes opened
 and that changed since its start, until they are deleted.
 
-The supervisor imports this module, so that it imports nothing heavy.
+Supervisors import this module, so it has no heavy imports.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
     work/            working folder and HOME of the script
     tmp/             /tmp of a script in a sandbox
 
-The supervisor imports this module, so that it imports nothing heavy.
+Supervisors import this module, so it has no heavy imports.
 """
 
 from __future__ import annotations

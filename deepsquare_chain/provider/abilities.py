@@ -80,7 +80,7 @@ def read_abilities(output: str) -> dict[str, str]:
 def labels_with(
     labels: Mapping[str, str], abilities: Mapping[str, str], own: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return a provider's labels, with its own and its ability labels replaced."""
+    """Return a provider's labels, updated with `own` and with its ability labels replaced."""
     kept = {key: value for key, value in labels.items() if not key.startswith(LABEL_PREFIX)}
     return (
         kept
@@ -97,7 +97,7 @@ class AbilityPublisher:
         contracts: Contracts of the grid.
         sender: The only transaction sender of this account.
         timeout: Seconds to wait for a receipt.
-        own: Further labels to publish.
+        own: Returns additional labels to publish.
     """
 
     def __init__(

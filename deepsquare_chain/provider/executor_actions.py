@@ -103,7 +103,7 @@ class LaunchQueue:
 
 
 _AT_ONCE: Final = 8
-#: Seconds that launches may take of a cycle that waits for nothing else.
+#: Maximum seconds that a cycle waits for launches alone.
 _STARTING: Final = 0.3
 _PAGE: Final = 65536
 _log = get_logger(__name__)
@@ -284,7 +284,7 @@ class ExecutorActions:
         )
 
     async def _digest(self, handle: str) -> bytes:
-        """Return the SHA-256 of the kept output; zero bytes where none is left to read."""
+        """Return the SHA-256 of the kept output; zero bytes if none is left to read."""
         digest = hashlib.sha256()
         offset = 0
         try:
@@ -296,17 +296,18 @@ class ExecutorActions:
         return digest.digest()
 
     def _with_secrets(self, definition: Definition, job: Job) -> Definition:
-        """The definition with its secrets as variables.
+        """Return the definition with its decrypted secrets as environment variables.
 
         Raises:
-            RunRefusedError: They are not for this provider or this customer, or unreadable.
+            RunRefusedError: The secrets are encrypted to other providers, belong to another
+                customer, or can't be read.
         """
         if definition.secrets is None:
             return definition
         try:
             key = find_result_key(self._secrets_key, f"A secret of job {job.id}")
             return definition.with_env(decrypt_secrets(definition.secrets, job.customer, key))
-        except JobFileError:  # its message may hold a value
+        except JobFileError:  # its message may contain a secret
             raise RunRefusedError("its secrets are no variables that a job may have") from None
         except (AuditError, NotAuthorisedError, UsageError) as error:
             raise RunRefusedError(f"its secrets can't be used: {error.message}") from None

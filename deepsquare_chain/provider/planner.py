@@ -163,8 +163,7 @@ def _watch(view: View, situation: Situation) -> Action:
     return Collect() if _worth_collecting(view, situation) else Wait("runs")
 
 
-#: Seconds before the end of an allotment without interim payments: the final report bills the
-#: rest.
+#: Last seconds of an allotment without interim payments: the final report bills them.
 _NEAR_END = 15
 
 
@@ -249,7 +248,7 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
 
 
 def _given(view: View, ended: Exit, allotted: int) -> int:
-    """Return the allotment last sent to the run; a new database estimates it from its length."""
+    """Return the allotment last sent to the run; if unknown, estimate it from the duration."""
     if view.run.allotment:
         return view.run.allotment
     return allotted if ended.seconds * 2 >= allotted else 0

@@ -11,7 +11,10 @@ from deepsquare_chain.provider.model import Phase, Run, Submit
 
 
 def starting(run: Run) -> Run:
-    """Record the intent to start on chain; a RUNNING job without it lost its record."""
+    """Record the intent to start on chain.
+
+    A RUNNING job without it was started without this database, so that its record was lost.
+    """
     return replace(run, phase=Phase.STARTING) if run.phase is Phase.WATCHED else run
 
 

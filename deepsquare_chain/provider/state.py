@@ -158,7 +158,10 @@ class RunTable:
             connection.execute(insert(recipients).values(key=key, recipients=" ".join(keys)))
 
     def put(self, *changed: Run, durable: bool = True) -> None:
-        """Write run records; with `durable=False`, for derivable ones, a power cut may undo it."""
+        """Write run records.
+
+        Without `durable`, for records that can be derived again, a power cut may undo the write.
+        """
         if changed:
             with self._store.begin(durable=durable) as connection:
                 for run in changed:

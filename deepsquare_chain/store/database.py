@@ -34,7 +34,7 @@ from deepsquare_chain.store.schema import GROWN, Amount, identity, metadata
 __all__ = ["Amount", "Database", "Store", "metadata"]
 
 SCHEMA: Final = "1"
-#: Seconds between two tries to get a wallet's lock.
+#: Seconds between two attempts to acquire a wallet's lock.
 _LOCK_PAUSE: Final = 0.05
 
 

@@ -13,7 +13,7 @@ from deepsquare_chain.errors import GridError, JobFileError, NotFoundError
 from deepsquare_chain.workflow import digest
 
 MAX_BYTES: Final = 1_000_000
-#: Folder of the marks of providers that read the store, and seconds for which a mark is valid.
+#: Folder for marks of providers that read the store, and seconds for which a mark is valid.
 _READERS: Final = ".readers"
 _READER_SECONDS: Final = 300.0
 
@@ -30,7 +30,7 @@ class DefinitionStore(Protocol):
 
         Raises:
             JobFileError: The bytes are larger than a definition may be.
-            GridError: The store can't store it now.
+            GridError: The definition can't be stored now.
         """
         ...
 

@@ -28,7 +28,7 @@ from deepsquare_chain.errors import AuditError, NotAuthorisedError, NotFoundErro
 FOLDER: Final = "encrypted"
 MANIFEST: Final = f"{FOLDER}/manifest"
 _LOG_START: Final = b"deepsquare-encrypted-log/1\n"
-#: Labels by which a provider says that it takes secrets: a short name of its key, and the key.
+#: Labels of a provider that accepts secrets: a short name of its key, and the key.
 SECRETS_LABEL: Final = "secrets"
 SECRETS_KEY_LABEL: Final = "secrets.key"
 _LENGTH: Final = 4
@@ -209,16 +209,16 @@ def _keys(recipients: Sequence[str]) -> list[Any]:
 
 
 def secrets_labels(recipient: str) -> dict[str, str]:
-    """The labels of a provider that takes secrets: a short name of its key, and its public key."""
+    """Return the labels of a provider that accepts secrets: short name and public key."""
     name = hashlib.sha256(recipient.encode()).hexdigest()[:12]
     return {SECRETS_LABEL: name, SECRETS_KEY_LABEL: recipient}
 
 
 def encrypt_secrets(secrets: Mapping[str, str], customer: str, recipients: Sequence[str]) -> str:
-    """Variables of one customer's job, encrypted to the providers that may run it (base64).
+    """Encrypt variables of a customer's job to the providers that may run it (base64).
 
     Raises:
-        UsageError: A provider published a key that is none.
+        UsageError: A provider published an invalid key.
     """
     body = {"customer": customer.lower(), "env": dict(secrets)}
     try:
@@ -228,13 +228,13 @@ def encrypt_secrets(secrets: Mapping[str, str], customer: str, recipients: Seque
 
 
 def decrypt_secrets(text: str, customer: str, key: ResultKey) -> dict[str, str]:
-    """The variables in the secrets of a customer's job.
+    """Decrypt the secrets of a customer's job; returns its variables.
 
-    They are bound to the customer: who copies them into a job of another account gets nothing.
+    Secrets are bound to the customer, so that a copy in a job of another account is refused.
 
     Raises:
-        NotAuthorisedError: They are encrypted to other keys, or are another customer's.
-        AuditError: They were altered.
+        NotAuthorisedError: The secrets are encrypted to other keys, or belong to another customer.
+        AuditError: The secrets were altered.
     """
     try:
         body = json.loads(key.decrypt(base64.b64decode(text, validate=True)))
