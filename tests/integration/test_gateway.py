@@ -7,14 +7,17 @@ import contextlib
 import hashlib
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from eth_account.signers.local import LocalAccount
 
+from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.sign_in import SignInMessage
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.cli.services import serve_gateway_and_relay
 from deepsquare_chain.client.gateways import read_log
@@ -22,14 +25,17 @@ from deepsquare_chain.client.results import job_results
 from deepsquare_chain.client.submission import Request
 from deepsquare_chain.client.submission import submit as submit_jobs
 from deepsquare_chain.errors import NotAuthorisedError, StoreError
+from deepsquare_chain.gateway import access
 from deepsquare_chain.gateway.rules import GatewayRules
 from deepsquare_chain.job import JobStatus as S
 from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.encryption import encrypt_secrets, ensure_result_key
 from deepsquare_chain.store.gateway_client import (
+    GatewayClient,
     GatewayDefinitionStore,
     WrongAccountError,
+    contract_resource,
     open_gateways,
 )
 from tests.support.gateway import client, served
@@ -133,6 +139,105 @@ async def test_runs_go_on_without_the_gateway_and_catch_up(grid: LiveGrid, tmp_p
         assert troubles == [True, False]
         [output] = await job_results(grid.contracts, tmp_path, job_id, gateways=[alice])
         assert output.on_chain
+
+
+async def until_allowed(ask: Callable[[], Awaitable[Any]], *, allowed: bool = True) -> None:
+    """Ask until the gateway has read the newest state of the chain, which it does each second."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await ask()
+                found = True
+            except WrongAccountError:
+                found = False
+            if found is allowed:
+                return
+            await asyncio.sleep(0.1)
+
+
+async def test_former_providers_and_wrong_sign_ins_are_refused(
+    grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain decides who holds a job; a signature is good once, and for what it names."""
+    alice, bob = grid.customers[:2]
+    made = definition("echo hello")
+    scheduler = grid.contracts.scheduler
+    registry = grid.contracts.registry
+    first, second = [await registry.id_of(each.address) for each in grid.providers[:2]]
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(grid, tmp_path / "gateway"))
+
+        async def opened(account: LocalAccount, **options: Any) -> GatewayClient:
+            return await stack.enter_async_context(client(grid, url, account, **options))
+
+        owner, one, two = [await opened(each) for each in (alice, *grid.providers[:2])]
+        await owner.put_definition(made.to_bytes())
+        requests = [(terms(resources=made.resources), [made.digest] * 2)]
+        receipt = await grid.send(alice, scheduler.submit_jobs(requests))
+        job_id, other = [e.job_id for e in receipt.events if isinstance(e, JobSubmitted)]
+
+        await grid.assign({first: [job_id, other]})
+        assert await one.definition(job_id, made.digest) == made.to_bytes()
+        assert (await one.append(job_id, "log", 0, b"one\n")).size == 4
+        for refused in (two.definition(job_id, made.digest), two.append(job_id, "log", 4, b"x")):
+            with pytest.raises(WrongAccountError, match=f"job {job_id}"):
+                await refused
+        await grid.send(grid.providers[0], scheduler.requeue([job_id]))
+        await until_allowed(lambda: one.definition(job_id, made.digest), allowed=False)
+        await grid.assign({second: [job_id]})
+        await until_allowed(lambda: two.append(job_id, "log", 0, b"two\n"))
+        for refused in (
+            one.definition(job_id, made.digest),
+            one.append(job_id, "log", 4, b"more\n"),
+            one.append(job_id, "work/late", 0, b"x"),
+            one.put_results(job_id, []),
+            one.results(job_id),
+        ):
+            with pytest.raises(WrongAccountError, match=f"job {job_id}"):
+                await refused
+        async with owner.download(job_id, "log") as pieces:
+            assert await _joined(pieces) == b"two\n"  # of the provider that holds it now
+
+        narrow = await opened(alice, job_id=job_id)
+        assert await narrow.definition(job_id, made.digest)
+        with pytest.raises(WrongAccountError, match=f"not for job {other}"):
+            await narrow.definition(other, made.digest)
+        with pytest.raises(WrongAccountError, match="for a job alone"):
+            await narrow.put_definition(made.to_bytes())
+
+        web = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False))
+
+        async def message(**changes: Any) -> SignInMessage:
+            given = (await web.post("/v1/sign-in/nonce", json={})).json()
+            chain, contract = grid.deployment.chain_id, grid.deployment.scheduler
+            fields = {
+                "domain": url.partition("://")[2],
+                "address": alice.address,
+                "uri": f"{url}/v1/sign-in",
+                "chain_id": chain,
+                "nonce": given["nonce"],
+                "issued_at": given["issued_at"],
+                "expiration_time": given["expiration_time"],
+                "resources": (contract_resource(chain, contract), f"{url}/v1/jobs"),
+            }
+            return SignInMessage(**(fields | changes))
+
+        async def sign_in(made: SignInMessage, signer: LocalAccount = alice) -> tuple[int, str]:
+            body = {"message": made.text(), "signature": "0x" + made.sign(signer).hex()}
+            answer = await web.post("/v1/sign-in", json=body)
+            return answer.status_code, answer.json().get("code", "")
+
+        good = await message()
+        assert await sign_in(good, bob) == (401, "wrong-signature")  # and the nonce is not used up
+        assert await sign_in(good) == (200, "")
+        assert await sign_in(good) == (401, "used-nonce")
+        assert await sign_in(await message(chain_id=1)) == (401, "wrong-chain")
+        wrong = contract_resource(grid.deployment.chain_id, grid.deployment.registry)
+        assert await sign_in(await message(resources=(wrong,))) == (401, "wrong-contract")
+        monkeypatch.setattr(access, "_NONCE_SECONDS", -2)
+        expired = await message()
+        monkeypatch.undo()
+        assert await sign_in(expired) == (401, "expired-nonce")
 
 
 async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_path: Path) -> None:
