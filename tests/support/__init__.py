@@ -1,1 +1,1 @@
-"""What tests of several levels share."""
+"""Helpers shared by tests of several levels."""

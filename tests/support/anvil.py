@@ -1,4 +1,4 @@
-"""A real node for tests: the devnet's own launcher, skipped or required where it is missing."""
+"""A real node (anvil) for tests; if it is missing, tests are skipped, or fail if it is required."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUIRE_REAL = "DEEPSQUARE_REQUIRE_REAL"
 
 
 def require_anvil() -> Path:
-    """The binary; without it the test is skipped, or fails where real parts are required."""
+    """Return anvil's path; without anvil, skip the test, or fail if real parts are required."""
     try:
         return find_anvil()
     except NotFoundError as error:
@@ -26,10 +26,10 @@ def require_anvil() -> Path:
 
 
 def start_anvil(**options: Any) -> Anvil:
-    """A node that lives as long as its `async with`.
+    """Return a node to be used with `async with`.
 
     Args:
-        options: Those of `Anvil`; `block_time=None`, the default here, makes a block for each
+        options: Options of `Anvil`; the default `block_time=None` mines a block for each
             transaction.
     """
     require_anvil()

@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's Chromium, driven by playwright."""
+"""A real browser for tests: Debian's Chromium, controlled by Playwright."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ ARGUMENTS = (
 
 
 def require_browser() -> Path:
-    """The binary; without it the test is skipped, or fails where real parts are required."""
+    """Return the browser's path; without one, skip the test, or fail if real parts are required."""
     for name in NAMES:
-        if (found := shutil.which(name)) is not None:
-            return Path(found)
+        if (path := shutil.which(name)) is not None:
+            return Path(path)
     missing = f"none of {', '.join(NAMES)} is installed"
     if os.environ.get(REQUIRE_REAL) == "1":
         pytest.fail(missing)
@@ -49,7 +49,7 @@ def require_browser() -> Path:
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """A browser for the time of a block."""
+    """Run a browser within a `with` block."""
     binary = require_browser()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=binary, args=list(ARGUMENTS))
@@ -61,14 +61,14 @@ def open_browser() -> Iterator[Browser]:
 
 @dataclass
 class Watched:
-    """A page and everything that should not have happened on it."""
+    """A page, and the faults observed on it."""
 
     page: Page
     base: str
     faults: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Nothing but what was expected: no error, no dialog, no request to elsewhere."""
+        """Assert that there was no error, no dialog, and no request to another host."""
         assert self.faults == []
 
 
@@ -78,7 +78,7 @@ def injected_wallet(name: str) -> str:
 
 
 def watch(context: BrowserContext, base: str) -> Watched:
-    """A new page whose faults are written down."""
+    """Open a new page, and record its faults."""
     page = context.new_page()
     watched = Watched(page, base)
 

@@ -1,4 +1,4 @@
-"""A busy grid on a real node and the explorer's server on top of it, in a thread of their own."""
+"""A busy grid on a real node, with the explorer's server, in a separate thread."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = ("alice", "bob", "alpine", "jura")
 
 @dataclass
 class BusyExplorer:
-    """What tests see: the pages' URL, the node's, and a way to do things on the grid."""
+    """The explorer's URL, the node's URL, and access to the grid."""
 
     url: str
     node_url: str
@@ -46,12 +46,12 @@ class BusyExplorer:
     loop: asyncio.AbstractEventLoop
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something on the grid's loop and wait for it."""
+        """Run a coroutine on the grid's event loop, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
 
     @property
     def bob(self) -> str:
-        """Address of the second customer, who writes no hostile texts."""
+        """Address of the second customer, who submits no hostile texts."""
         return self.grid.customers[1].address
 
     @property
@@ -62,16 +62,16 @@ class BusyExplorer:
 
 @contextmanager
 def busy_explorer(folder: Path, jobs: int = 5) -> Iterator[BusyExplorer]:
-    """Start everything, and end it with the block; four rounds of so many jobs."""
+    """Run grid and explorer within a `with` block, after four rounds of `jobs` jobs."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    whole = _opened(folder, jobs, loop)
+    explorer = _opened(folder, jobs, loop)
     try:
-        yield asyncio.run_coroutine_threadsafe(whole.__aenter__(), loop).result(240)
+        yield asyncio.run_coroutine_threadsafe(explorer.__aenter__(), loop).result(240)
     finally:
         try:
-            asyncio.run_coroutine_threadsafe(whole.__aexit__(None, None, None), loop).result(60)
+            asyncio.run_coroutine_threadsafe(explorer.__aexit__(None, None, None), loop).result(60)
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(10)
@@ -89,7 +89,7 @@ async def _opened(
         await _pay_while_they_run(busy)
         await _be_hostile(busy, store)
         known = zip((*grid.customers, *grid.providers), NAMES, strict=True)
-        names = {who.address: name for who, name in known}
+        names = {account.address: name for account, name in known}
         deployment = dataclasses.replace(grid.deployment, extra={"names": names})
         stop, pages = asyncio.Event(), asyncio.Queue[str]()
         following = asyncio.create_task(
@@ -116,7 +116,7 @@ async def _opened(
 
 
 async def _pay_while_they_run(busy: BusyGrid) -> None:
-    """Two runs with interim payments: one ends, one goes on."""
+    """Start two runs with interim payments; one ends, one continues."""
     grid, host = busy.grid, busy.grid.providers[0]
     scheduler = grid.contracts.scheduler
     flags = JobFlags.INTERIM_PAYMENTS | JobFlags.NO_SELF_SCHEDULING
@@ -132,11 +132,11 @@ async def _pay_while_they_run(busy: BusyGrid) -> None:
         await grid.send(host, scheduler.collect(ids))
     await _pass(grid, 600)
     await grid.send(host, scheduler.finish([Report(ids[0], 500, 0)]))
-    busy.waiting = [each for each in busy.waiting if each not in ids]
+    busy.waiting = [job_id for job_id in busy.waiting if job_id not in ids]
 
 
 async def _relay(grid: LiveGrid, customer: LocalAccount, call: Call) -> list[int]:
-    """A customer signs a call, and a stranger sends it: ids of the jobs that it submits."""
+    """Send a call signed by a customer from another account; return the IDs of submitted jobs."""
     forwarder = grid.contracts.forwarder
     request = ForwardRequest(
         sender=customer.address,
@@ -151,7 +151,7 @@ async def _relay(grid: LiveGrid, customer: LocalAccount, call: Call) -> list[int
     receipt = await grid.send(
         grid.stranger, forwarder.execute_batch([signed, signed], grid.stranger.address)
     )
-    return [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+    return [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
 
 
 async def _pass(grid: LiveGrid, seconds: int) -> None:
@@ -160,7 +160,7 @@ async def _pass(grid: LiveGrid, seconds: int) -> None:
 
 
 async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:
-    """Strangers' texts wherever a stranger can put one."""
+    """Put hostile texts in all fields that users control."""
     grid = busy.grid
     registry, scheduler = grid.contracts.registry, grid.contracts.scheduler
     steps = tuple(

@@ -1,4 +1,4 @@
-"""A grid with a past: jobs of all endings, price changes, challenges, retries, permits."""
+"""A grid with a history: jobs with all final statuses, price changes, challenges and retries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = (
     *("protein fold", "render frames", "monte carlo pi", "train resnet50", "wordcount"),
     *("climate ensemble", "genome align", "raytrace dragon", "sweep lr", "nightly tests"),
 )
-#: Texts that try to be markup, scripts, formulas or to turn the reading direction.
+#: Hostile texts: markup, scripts, templates, formulas, and reversed reading direction.
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
@@ -27,13 +27,13 @@ HOSTILE = (
     "\u202egnp.exe\u200b\x07",
     "<a href=//evil.example>click</a>",
 )
-#: Cpus that each provider offers; as a scheduler would, no more are assigned.
+#: CPUs that each provider offers; as with a real scheduler, no more are assigned.
 CPUS = {1: 64, 2: 48}
 GPU_LABELS = {"site": "jura", "gpu.model": "h100", "compute.gflops": "45"}
 
 
 def some_terms(chance: random.Random, name: str, **changes: object) -> Terms:
-    """Terms of a likely job."""
+    """Return random terms of a typical job."""
     values: dict[str, object] = {
         "amount": chance.choice([1, 2, 5, 8]) * CREDIT // 2,
         "time_limit": chance.choice([300, 900, 1_800, 3_600]),
@@ -53,7 +53,7 @@ def some_terms(chance: random.Random, name: str, **changes: object) -> Terms:
 
 
 class BusyGrid:
-    """Moves a grid through time; everything follows from a seed."""
+    """Creates the history of a grid; deterministic for a seed."""
 
     def __init__(self, grid: LiveGrid, seed: int = 7) -> None:
         self.grid = grid
@@ -64,23 +64,23 @@ class BusyGrid:
         self._cpus: dict[int, int] = {}
 
     async def play(self, rounds: int = 12, jobs: int = 5, step: int = 420) -> None:
-        """So many rounds of submitting, assigning, running and ending jobs."""
+        """Submit, assign, run and end jobs in several rounds."""
         await self._dress()
-        for at in range(rounds):
+        for round_number in range(rounds):
             await self._advance(self.chance.randrange(step // 2, step))
-            await self.submit(jobs, customer=at % 2)
+            await self.submit(jobs, customer=round_number % 2)
             await self._assign()
             await self._advance(self.chance.randrange(20, 200))
             await self._end()
-            if at % 4 == 1:
-                await self._reprice(at)
-            if at % 5 == 3:
+            if round_number % 4 == 1:
+                await self._reprice(round_number)
+            if round_number % 5 == 3:
                 await self._panic()
         await self._end_each_way()
         await self._leave_some_waiting()
 
     async def submit(self, count: int, customer: int = 0, **changes: object) -> list[int]:
-        """Submit jobs of one customer; ids."""
+        """Submit jobs of one customer, and return their IDs."""
         rows: list[tuple[Terms, Sequence[bytes]]] = []
         for _ in range(count):
             self.submitted += 1
@@ -136,7 +136,7 @@ class BusyGrid:
             self.waiting = [each for each in self.waiting if each not in ids]
 
     async def _end(self) -> None:
-        """Some finish, some fail, some used all their time, some are cancelled."""
+        """End running jobs: some finish, fail, reach their time limit, or are cancelled."""
         scheduler = self.grid.contracts.scheduler
         for provider, ids in self.running.items():
             reports: list[Report] = []
@@ -155,8 +155,8 @@ class BusyGrid:
             if reports:
                 account = self.grid.providers[provider - 1]
                 await self.grid.send(account, scheduler.finish(reports))
-                for each in reports:
-                    ids.remove(each.job_id)
+                for report in reports:
+                    ids.remove(report.job_id)
 
     async def _cancel(self, job_id: int) -> None:
         job = await self.grid.contracts.scheduler.get_job(job_id)
@@ -170,7 +170,7 @@ class BusyGrid:
         await self.grid.send(self.grid.providers[at % 2], call)
 
     async def _panic(self) -> None:
-        """A provider gives up a job, and challenges come and are answered."""
+        """Challenge providers, which answer and then panic a job."""
         scheduler = self.grid.contracts.scheduler
         for provider, ids in self.running.items():
             if not ids:
@@ -183,7 +183,7 @@ class BusyGrid:
             self.waiting += [e.successor for e in receipt.events if isinstance(e, JobRetried)]
 
     async def _end_each_way(self) -> None:
-        """One job that is cancelled while it runs, and one that uses all its time."""
+        """Cancel one job while it runs, and let another reach its time limit."""
         scheduler, host = self.grid.contracts.scheduler, self.grid.providers[0]
         small = {"resources": Resources(1, 1, 500, 0), "amount": CREDIT, "time_limit": 300}
         ids = await self.submit(2, **small)
@@ -193,10 +193,10 @@ class BusyGrid:
         await self._advance(301)
         await self.grid.send(host, scheduler.finish([Report(ids[0], 10**6, 124)]))
         await self._cancel(ids[1])
-        self.waiting = [each for each in self.waiting if each not in ids]
+        self.waiting = [job_id for job_id in self.waiting if job_id not in ids]
 
     async def _leave_some_waiting(self) -> None:
-        """One job in every live status, and one that nobody can run."""
+        """Leave one job in each live status, and one for which no provider is eligible."""
         scheduler = self.grid.contracts.scheduler
         fresh = await self.submit(4, resources=Resources(1, 1, 500, 0), amount=4 * CREDIT)
         await self.grid.assign({1: fresh[:3]})
@@ -209,7 +209,7 @@ class BusyGrid:
         await self.grid.node.rpc("evm_mine")
 
     async def statuses(self) -> set[JobStatus]:
-        """Statuses that some job has."""
+        """Return the statuses that occur among all jobs."""
         scheduler = self.grid.contracts.scheduler
         ids = range(1, await scheduler.job_count() + 1)
         return {job.status for job in await scheduler.get_jobs(list(ids))}

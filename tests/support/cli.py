@@ -1,4 +1,4 @@
-"""Running `deepsquare` as a user does: in a folder, with a devnet, in processes of its own."""
+"""Runs `deepsquare` as a user does: in a folder, with a devnet, as separate processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = PROJECT / "examples"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -27,14 +27,14 @@ class Outcome:
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """This environment without settings of the machine's user."""
+    """Return the environment without the user's own settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")}
     path = os.pathsep.join(filter(None, [str(PROJECT), kept.get("PYTHONPATH", "")]))
     return {**kept, "XDG_CONFIG_HOME": str(home), "PYTHONPATH": path, "COLUMNS": "200"}
 
 
 def run(arguments: Sequence[str], folder: Path, timeout: float = 60, **env: str) -> Outcome:
-    """One command, to its end."""
+    """Run one command, and wait until it ends."""
     done = subprocess.run(
         [*PROGRAM, *arguments],
         cwd=folder,
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str], folder: Path, timeout: float = 60, **env: str)
 
 
 class Running:
-    """A command that stays; its words go to a file."""
+    """A long-running command; its output goes to a file."""
 
     def __init__(self, arguments: Sequence[str], folder: Path, name: str) -> None:
         self.log = folder / f"{name}.log"
@@ -65,7 +65,7 @@ class Running:
             )
 
     def wait_for(self, words: str, timeout: float = 180) -> None:
-        """Until it has said these words."""
+        """Wait until the output contains a text."""
         deadline = time.monotonic() + timeout
         while words not in self.log.read_text(errors="replace"):
             assert self.process.poll() is None, self.log.read_text(errors="replace")
@@ -73,7 +73,7 @@ class Running:
             time.sleep(0.1)
 
     def end(self, number: int = signal.SIGINT, timeout: float = 30) -> int:
-        """Send it a signal; its exit code."""
+        """Send a signal, and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -86,17 +86,17 @@ class Running:
 
 @contextmanager
 def running(arguments: Sequence[str], folder: Path, name: str) -> Iterator[Running]:
-    """A command for the time of a block."""
-    found = Running(arguments, folder, name)
+    """Run a command within a `with` block."""
+    command = Running(arguments, folder, name)
     try:
-        yield found
+        yield command
     finally:
-        found.end()
+        command.end()
 
 
 @contextmanager
 def devnet(folder: Path, *more: str) -> Iterator[Running]:
-    """`deepsquare devnet up` in a folder, on free ports; without an explorer unless asked for."""
+    """Run `deepsquare devnet up` in a folder, on free ports; by default without an explorer."""
     ports = ("--port", "0", "--faucet-port", "0", "--relay-port", "0")
     arguments = ["devnet", "up", *ports, *(more or ["--no-explorer"])]
     with running(arguments, folder, "devnet") as up:

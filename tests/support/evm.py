@@ -1,7 +1,8 @@
-"""An EVM in the test's own process: messages are run on py-evm's state, without blocks and signatures.
+"""An in-process EVM for tests: runs messages on py-evm's state, without blocks and signatures.
 
-Time and block number stand still until a test moves them. Structs go in as mappings or sequences
-and come out as named tuples; a revert is raised as `Reverted` with the error's name and arguments.
+Time and block number change only when a test advances them. Structs are passed as mappings or
+sequences, and returned as named tuples. A revert raises `Reverted` with the error's name and
+arguments.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ BUILT_IN_ERRORS = [
 ]
 
 
-class Reverted(Exception):  # noqa: N818 - what happened, as the chain says it
-    """A call that the contract refused; `args` are the error's arguments."""
+class Reverted(Exception):  # noqa: N818 - the chain's term
+    """A call that reverted; `arguments` are those of the contract's error."""
 
     def __init__(self, name: str, args: tuple[Any, ...], data: bytes) -> None:
         super().__init__(name, *args)
@@ -69,7 +70,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a call that changed state returned and emitted."""
+    """The return value, the events and the gas of a call that changed state."""
 
     value: Any
     events: list[Event]
@@ -84,7 +85,7 @@ class Receipt:
 
 
 def selector_type(parameter: Mapping[str, Any]) -> str:
-    """Canonical type of an ABI parameter, as signatures spell it."""
+    """Return the canonical type of an ABI parameter, for signatures."""
     kind: str = parameter["type"]
     if not kind.startswith("tuple"):
         return kind
@@ -102,7 +103,7 @@ def _record(fields: tuple[str, ...]) -> Any:
 
 
 def flatten(parameter: Mapping[str, Any], value: Any) -> Any:
-    """A value as eth-abi wants it: structs by position, whatever they were given as."""
+    """Convert a value for eth-abi: structs, given as mappings or sequences, become tuples."""
     kind = parameter["type"]
     if kind.endswith("]"):
         inner = {**parameter, "type": kind[: kind.rindex("[")]}
@@ -119,7 +120,7 @@ def flatten(parameter: Mapping[str, Any], value: Any) -> Any:
 
 
 def lift(parameter: Mapping[str, Any], value: Any) -> Any:
-    """A decoded value with structs as named tuples."""
+    """Convert the structs of a decoded value to named tuples."""
     kind = parameter["type"]
     if kind.endswith("]"):
         inner = {**parameter, "type": kind[: kind.rindex("[")]}
@@ -132,7 +133,7 @@ def lift(parameter: Mapping[str, Any], value: Any) -> Any:
 
 
 class Coder:
-    """Types of one list of ABI parameters, worked out once."""
+    """Encodes and decodes one list of ABI parameters; computes their types once."""
 
     def __init__(self, parameters: Sequence[Mapping[str, Any]]) -> None:
         self.parameters = parameters
@@ -148,7 +149,7 @@ class Coder:
 
 
 class Function:
-    """A contract's function; a view returns its value, any other a `Receipt`."""
+    """A function of a contract; views return their value, other functions a `Receipt`."""
 
     def __init__(self, contract: Contract, entry: Mapping[str, Any]) -> None:
         self.contract = contract
@@ -226,7 +227,7 @@ class Chain:
         )
 
     def learn(self, abi: Sequence[Mapping[str, Any]]) -> None:
-        """Remember errors and events, so that any contract's can be read wherever they surface."""
+        """Register errors and events, so that those of all contracts can be decoded."""
         for entry in abi:
             if entry["type"] == "error":
                 key = keccak(text=signature(entry))[:4]
@@ -243,7 +244,7 @@ class Chain:
                 )
 
     def advance(self, seconds: int, blocks: int | None = None) -> None:
-        """Let time pass, with a block each second unless told otherwise."""
+        """Advance time, by default with one block per second."""
         self.now += seconds
         self.block += seconds if blocks is None else blocks
         self.state.execution_context = self._context()
@@ -252,13 +253,13 @@ class Chain:
         return self.state.snapshot(), self.now, self.block
 
     def revert(self, snapshot: tuple[Any, int, int]) -> None:
-        """Back to a snapshot, which is used up."""
+        """Restore a snapshot; each can be used once."""
         inner, self.now, self.block = snapshot
         self.state.revert(inner)
         self.state.execution_context = self._context()
 
     def deploy(self, artifact: Mapping[str, Any], *values: Any, sender: str) -> Contract:
-        """Run a constructor; raises `Reverted` where it refuses."""
+        """Deploy a contract; raises `Reverted` if its constructor reverts."""
         inputs = next((e["inputs"] for e in artifact["abi"] if e["type"] == "constructor"), [])
         self.learn(artifact["abi"])
         code = bytes.fromhex(artifact["bytecode"][2:]) + Coder(inputs).encode(values)
@@ -282,7 +283,7 @@ class Chain:
         keep: bool = True,
         ether: int = 0,
     ) -> Any:
-        """Run one message as a transaction of its own; a view's effects are thrown away."""
+        """Run one message as a separate transaction; without `keep`, as a static call."""
         canonical, target = to_canonical_address(sender), to_canonical_address(to)
         message = Message(
             gas=gas,
@@ -318,7 +319,7 @@ class Chain:
         return Event(name, "0x" + address.hex(), parameters)
 
     def error_name(self, selector: bytes) -> str:
-        """Name of the error that a batch gave as its reason."""
+        """Return the name of an error by its selector."""
         return self._errors[selector][0]
 
 
@@ -328,7 +329,7 @@ def load_artifact(name: str) -> dict[str, Any]:
 
 
 def private_key(name: str) -> keys.PrivateKey:
-    """The key of a person of the tests."""
+    """Return the private key of a named test account."""
     return keys.PrivateKey(keccak(text=f"person {name}"))
 
 
@@ -337,7 +338,7 @@ _KEYS: dict[str, keys.PrivateKey] = {}
 
 @cache
 def person(name: str) -> str:
-    """The address of a person of the tests, in lower case as eth-abi decodes it."""
+    """Return the address of a named test account, in lower case as decoded by eth-abi."""
     key = private_key(name)
     address: str = key.public_key.to_address()
     _KEYS[address] = key
@@ -345,14 +346,14 @@ def person(name: str) -> str:
 
 
 def sign(account: str, digest: bytes) -> tuple[int, bytes, bytes]:
-    """v, r and s of a person's signature of a digest."""
+    """Sign a digest with a test account; return v, r and s."""
     signed = _KEYS[account].sign_msg_hash(digest)
     return signed.v + 27, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
 
 
 @contextmanager
 def reverts(name: str, *arguments: Any) -> Iterator[None]:
-    """The block must be refused with this error and, where given, with these arguments."""
+    """Assert that the block reverts with this error and, if given, these arguments."""
     with pytest.raises(Reverted) as caught:
         yield
     assert caught.value.name == name, f"{caught.value!r} instead of {name}"

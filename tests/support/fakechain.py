@@ -1,4 +1,4 @@
-"""A node in a few lines, without sockets: a pool, blocks made on demand, and faults on order."""
+"""A fake node without sockets: a mempool, blocks on demand, and injected faults."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ GWEI = 10**9
 
 
 def refusal(message: str, code: int = -32000, data: Any = None) -> Web3RPCError:
-    """What web3 raises for a JSON-RPC error."""
+    """Return the exception that web3 raises for a JSON-RPC error."""
     body = {"code": code, "message": message} | ({} if data is None else {"data": data})
     return Web3RPCError(str(body), rpc_response={"jsonrpc": "2.0", "id": 1, "error": body})
 
 
 @dataclass
 class Tx:
-    """A transaction as the node sees it."""
+    """A transaction as decoded by the node."""
 
     raw: bytes
     hash: bytes
@@ -54,7 +54,7 @@ class Tx:
 
 @dataclass
 class FakeBlock:
-    """A block and what is in it."""
+    """A block with its transactions and logs."""
 
     number: int
     hash: str
@@ -63,10 +63,11 @@ class FakeBlock:
 
 
 class FakeChain:
-    """Behaves like `AsyncWeb3` as far as sender and follower look.
+    """Implements the parts of `AsyncWeb3` that sender and follower use.
 
-    `faults` holds what the next broadcasts meet: an exception to raise instead of taking the
-    transaction, or ("lost", exception) to take it and raise. `before_send` is called at each.
+    `faults` are consumed by the next broadcasts: an exception is raised instead of accepting the
+    transaction; ("lost", exception) accepts it and then raises; a function is called
+    with the transaction, and returns such a tuple or None.
     """
 
     def __init__(self) -> None:
@@ -80,13 +81,13 @@ class FakeChain:
         self.gas_limit = 30_000_000
         self.faults: list[Any] = []
         self.sent: list[Tx] = []
-        self.failing: set[bytes] = set()  # calldata of what reverts once mined
+        self.failing: set[bytes] = set()  # calldata of transactions that revert when mined
         self.out_of_gas_below = 0
         self.call_error: Exception | None = None
         self.estimate_error: Exception | None = None
         self.automine = True
         self.down = False
-        self.hidden_receipts = 0  # looks for which receipts lag behind the rest
+        self.hidden_receipts = 0  # number of lookups for which receipts lag
         self.branch = 0
         self.eth = _Eth(self)
         self.provider = self  # for batches
@@ -97,7 +98,7 @@ class FakeChain:
         self.batches: list[list[Any]] = []
 
     async def coro_request(self, method: str, _params: list[Any]) -> str:
-        """A request that goes past web3's own methods."""
+        """Answer a request that is sent without web3's methods."""
         assert method == "eth_maxPriorityFeePerGas"
         if self.down:
             raise EndpointError("the endpoint can't be reached")
@@ -119,7 +120,7 @@ class FakeChain:
         return max(mined, default=-1) + 1
 
     def mine(self, logs: list[dict[str, Any]] | None = None) -> FakeBlock:
-        """A block with everything of the pool whose turn it is and that pays enough."""
+        """Mine a block with the pool's transactions that have the next nonce and pay enough."""
         number = self.head + 1
         block = FakeBlock(number, self._hash(number, self.branch))
         self.blocks.append(block)
@@ -132,17 +133,20 @@ class FakeChain:
                 del self.pool[tx.sender, tx.nonce]
                 block.txs.append(tx)
         for index, log in enumerate(logs or []):
-            place = {
+            location = {
                 "blockNumber": hex(number),
                 "blockHash": block.hash,
                 "transactionHash": "0x" + bytes(32).hex(),
                 "logIndex": hex(index),
             }
-            block.logs.append(log | place)
+            block.logs.append(log | location)
         return block
 
     def reorg(self, depth: int, *, keep: bool = False) -> list[Tx]:
-        """Replace the last blocks by empty ones (or only drop them); what was in them is lost."""
+        """Replace the last blocks by empty ones, or only drop them with `keep`.
+
+        Returns the transactions that were in them.
+        """
         lost = [tx for block in self.blocks[-depth:] for tx in block.txs]
         del self.blocks[-depth:]
         self.branch += 1
@@ -153,9 +157,9 @@ class FakeChain:
         return lost
 
     def mined(self, data: bytes | None = None) -> list[Tx]:
-        """Everything mined, or what carried this calldata."""
-        found = [tx for block in self.blocks for tx in block.txs]
-        return [tx for tx in found if data is None or tx.data == data]
+        """Return all mined transactions, or those with this calldata."""
+        transactions = [tx for block in self.blocks for tx in block.txs]
+        return [tx for tx in transactions if data is None or tx.data == data]
 
     def take(self, raw: bytes) -> bytes:
         tx = Tx.read(raw)
@@ -208,19 +212,19 @@ class FakeChain:
             return {"result": hex(self.nonce(params[0]))}
         if method == "eth_getBlockByNumber":
             number = self.head if params[0] == "latest" else int(params[0], 16)
-            found = self.blocks[number] if number <= self.head else None
-            shown = found and {
-                "number": hex(found.number),
-                "hash": found.hash,
-                "timestamp": hex(1_000 + found.number),
+            block_found = self.blocks[number] if number <= self.head else None
+            shown = block_found and {
+                "number": hex(block_found.number),
+                "hash": block_found.hash,
+                "timestamp": hex(1_000 + block_found.number),
             }
             return {"result": shown}
         assert method == "eth_getLogs"
         if "blockHash" in params[0]:
-            at = [each.number for each in self.blocks if each.hash == params[0]["blockHash"]]
-            if not at:
+            numbers = [each.number for each in self.blocks if each.hash == params[0]["blockHash"]]
+            if not numbers:
                 return {"error": {"code": -32000, "message": "unknown block"}}
-            first = last = at[0]
+            first = last = numbers[0]
         else:
             first, last = (int(params[0][key], 16) for key in ("fromBlock", "toBlock"))
         limit = getattr(self, "log_limit", None)
@@ -264,11 +268,11 @@ class _Eth:
     async def get_block(self, which: Any, full: bool = False) -> dict[str, Any]:
         chain = self._up()
         if full:
-            found = [
+            transactions = [
                 {"from": tx.sender, "nonce": tx.nonce, "hash": tx.hash, "input": tx.data}
                 for tx in chain.blocks[which].txs
             ]
-            return {"number": which, "transactions": found}
+            return {"number": which, "transactions": transactions}
         return {
             "number": chain.head,
             "baseFeePerGas": chain.base_fee,
@@ -315,13 +319,13 @@ class _Eth:
             block = None
         if block is None or tx is None:
             raise TransactionNotFound("not found")
-        dry = tx.gas < chain.out_of_gas_below
+        out_of_gas = tx.gas < chain.out_of_gas_below
         return {
             "transactionHash": tx.hash,
             "blockNumber": block.number,
             "blockHash": bytes.fromhex(block.hash[2:]),
-            "status": 0 if dry or tx.data in chain.failing else 1,
-            "gasUsed": tx.gas if dry else 21_000,
+            "status": 0 if out_of_gas or tx.data in chain.failing else 1,
+            "gasUsed": tx.gas if out_of_gas else 21_000,
             "effectiveGasPrice": chain.base_fee + tx.priority_fee,
             "contractAddress": None,
             "logs": [],

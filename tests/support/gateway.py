@@ -1,4 +1,4 @@
-"""A gateway on a live grid, served by this process on a free loopback port."""
+"""A gateway for a live grid, served by this process on a free loopback port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.livegrid import LiveGrid
 async def served(
     grid: LiveGrid, folder: Path, *, port: int = 0, **settings: Any
 ) -> AsyncIterator[str]:
-    """The URL of a gateway; `settings` as `GatewaySettings` has them."""
+    """Run a gateway and yield its URL; `settings` are those of `GatewaySettings`."""
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(
         run_gateway(
@@ -44,7 +44,7 @@ async def served(
 
 
 def client(grid: LiveGrid, url: str, account: LocalAccount, **options: Any) -> GatewayClient:
-    """A client of a gateway for an account."""
+    """Return a client of a gateway for an account."""
     return GatewayClient(
         url,
         account,

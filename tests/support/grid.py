@@ -1,4 +1,4 @@
-"""The contracts deployed and wired, with the people who use them."""
+"""The deployed contracts with their roles, customers and providers, on the in-process EVM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eth_utils import keccak
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import Chain, Contract, Receipt, load_artifact, person, sign
 
-# All different, so that a test can tell which of them ruled.
+# All different, so that a test can tell which of them applied.
 TIMES = {
     "claimTimeout": 100,
     "pendingTimeout": 200,
@@ -25,7 +25,7 @@ TIMES = {
     "collectInterval": 120,
 }
 FEE_BPS = 500
-# What a forwarded call may use; more than any single call of the tests needs.
+# Gas limit of forwarded calls; more than any single call of the tests needs.
 FORWARDED_GAS = 20_000_000
 DOMAIN_TYPE = keccak(
     text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
@@ -39,11 +39,11 @@ ADMIN_DELAY = 86_400
 WEALTH = 10**20
 
 HARDWARE = {"nodes": 4, "cpusPerNode": 8, "memPerNode": 8_000, "gpusPerNode": 2}
-# Odd prices, so that every division would show.
+# Odd prices, so that a wrong division becomes visible.
 PRICES = {"cpu": 1_000_003, "gpu": 5_000_011, "mem": 101}
-# Names no price that a provider could exceed.
+# Maximum prices that no provider can exceed.
 ANY_PRICES = dict.fromkeys(PRICES, 2**64 - 1)
-# The flags of a job's terms, and the one that the contract adds.
+# Flags of a job's terms; only the contract sets SUCCESSOR.
 UNTIL_SPENT, NO_SELF_SCHEDULING, INTERIM_PAYMENTS, SUCCESSOR = 1, 2, 4, 128
 TERMS: dict[str, Any] = {
     "amount": 10**10,
@@ -58,12 +58,12 @@ TERMS: dict[str, Any] = {
     "name": "a job",
     "uses": "gpu.model=h100",
 }
-# Of a job of TERMS at PRICES.
+# Rate of a job with TERMS at PRICES.
 RATE = 6 * 1_000_003 + 5_000_011 + 600 * 101
 
 
 def digest(number: int) -> bytes:
-    """A definition digest."""
+    """Return the digest of a made-up definition."""
     return keccak(number.to_bytes(32, "big"))
 
 
@@ -74,12 +74,12 @@ def fee_of(cost: int, bps: int = FEE_BPS) -> int:
 def assignment(
     provider_id: int, *job_ids: int, prices: Mapping[str, int] = ANY_PRICES
 ) -> dict[str, Any]:
-    """One group of an assignment, at any prices unless told otherwise."""
+    """Return one group of an assignment; by default, any prices are accepted."""
     return {"providerId": provider_id, "prices": prices, "jobIds": list(job_ids)}
 
 
 def sign_typed(signer: str, domain: bytes, struct: bytes) -> tuple[int, bytes, bytes]:
-    """v, r and s of an EIP-712 signature by a person of the tests."""
+    """Sign an EIP-712 struct with a test account; return v, r and s."""
     return sign(signer, keccak(b"\x19\x01" + domain + keccak(struct)))
 
 
@@ -92,7 +92,7 @@ class Host:
 
 
 class Grid:
-    """Contracts, roles and money of one test."""
+    """The contracts, roles and credits of one test."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Grid:
     def deploy_scheduler(
         self, *, fee_bps: int = FEE_BPS, times: Mapping[str, int] = TIMES, **changes: Any
     ) -> Contract:
-        """A MetaScheduler, with other constructor arguments where given."""
+        """Deploy a MetaScheduler; `changes` replace constructor arguments."""
         given = {
             "admin": self.admin,
             "delay": ADMIN_DELAY,
@@ -149,7 +149,7 @@ class Grid:
     # ---------------------------------------------------------------- customers
 
     def fund(self, who: str, amount: int = WEALTH) -> None:
-        """Credits and an unlimited allowance."""
+        """Give an account credits and an unlimited allowance for the scheduler."""
         self.credit.mint(who, amount, sender=self.admin)
         self.credit.approve(self.scheduler.address, 2**256 - 1, sender=who)
 
@@ -158,7 +158,7 @@ class Grid:
         return {"terms": TERMS | changes, "definitions": [digest(n) for n in range(count)]}
 
     def submit(self, customer: str | None = None, **changes: Any) -> int:
-        """One PENDING job; its id."""
+        """Submit one PENDING job, and return its ID."""
         receipt = self.scheduler.submitJobs(
             [self.request(**changes)], sender=customer or self.alice
         )
@@ -172,7 +172,7 @@ class Grid:
     def permit(
         self, owner: str, value: int, *, nonce: int | None = None, deadline: int | None = None
     ) -> dict[str, Any]:
-        """A permit of a person of the tests for the scheduler, signed."""
+        """Return a permit for the scheduler, signed by a test account."""
         deadline = self.chain.now + 60 if deadline is None else deadline
         nonce = self.credit.nonces(owner) if nonce is None else nonce
         kinds = ["bytes32", "address", "address", "uint256", "uint256", "uint256"]
@@ -184,14 +184,14 @@ class Grid:
         v, r, s = sign_typed(owner, self.credit.DOMAIN_SEPARATOR(), struct)
         return {"value": value, "deadline": deadline, "v": v, "r": r, "s": s}
 
-    # ------------------------------------------------------ without gas for customers
+    # ------------------------------------------------------ gasless calls of customers
 
     def signed_request(
         self, signer: str, name: str, *values: Any, **changes: Any
     ) -> dict[str, Any]:
-        """A customer's call of the scheduler as an ERC-2771 request, signed by a person of the tests.
+        """Return a customer's call of the scheduler as a signed ERC-2771 request.
 
-        `changes` replace fields before the signature, except for `signed_by`, who signs instead.
+        `changes` replace fields before signing; `signed_by` names another account that signs.
         """
         key_owner = changes.pop("signed_by", signer)
         nonce = changes.pop("nonce", None)
@@ -218,7 +218,7 @@ class Grid:
         return request | {"signature": r + s + bytes([v])}
 
     def forwarder_domain(self) -> bytes:
-        """EIP-712 domain separator of the forwarder, from what it publishes (ERC-5267)."""
+        """Return the forwarder's EIP-712 domain separator, computed from its ERC-5267 fields."""
         _, name, version, chain_id, contract, _, _ = self.forwarder.eip712Domain()
         return keccak(
             encode(
@@ -228,7 +228,7 @@ class Grid:
         )
 
     def forward(self, signer: str, name: str, *values: Any) -> Receipt:
-        """A customer's call through the forwarder; a stranger relays it."""
+        """Send a customer's call through the forwarder, from another account."""
         receipt: Receipt = self.forwarder.execute(
             self.signed_request(signer, name, *values), sender=self.stranger
         )
@@ -243,12 +243,12 @@ class Grid:
         prices: Mapping[str, int] = PRICES,
         labels: Iterable[str] = (),
     ) -> int:
-        """Hardware put forward for approval; its version."""
+        """Propose hardware for approval, and return its version."""
         version: int = self.registry.register(hardware, prices, list(labels), sender=account).value
         return version
 
     def provider(self, name: str = "provider", **given: Any) -> Host:
-        """A provider in good standing, with all of its hardware on offer."""
+        """Return an approved provider that offers all of its hardware."""
         account = person(name)
         version = self.register(account, **given)
         self.registry.approve(account, version, sender=self.admin)
@@ -285,19 +285,19 @@ class Grid:
         return receipt
 
     def assigned(self, host: Host, **terms: Any) -> int:
-        """A META_SCHEDULED job."""
+        """Return a META_SCHEDULED job."""
         job_id = self.submit(**terms)
         self.assign(host, job_id)
         return job_id
 
     def claimed(self, host: Host, **terms: Any) -> int:
-        """A SCHEDULED job."""
+        """Return a SCHEDULED job."""
         job_id = self.assigned(host, **terms)
         self.scheduler.claim([job_id], sender=host.account)
         return job_id
 
     def running(self, host: Host, **terms: Any) -> int:
-        """A RUNNING job that starts now."""
+        """Return a RUNNING job that starts now."""
         job_id = self.claimed(host, **terms)
         self.scheduler.start([job_id], sender=host.account)
         return job_id
@@ -309,18 +309,18 @@ class Grid:
         return receipt
 
     def silence(self, host: Host, job_id: int) -> None:
-        """A challenge that the provider leaves unanswered, until it counts as silent."""
+        """Challenge the provider without an answer, until it counts as silent."""
         self.scheduler.challenge(job_id, sender=self.stranger)
         self.chain.advance(TIMES["responseTimeout"] + 1, TIMES["responseBlocks"] + 1)
         assert self.scheduler.isSilent(host.id)
 
     def abandon(self, host: Host, job_id: int) -> None:
-        """A challenge that the provider leaves unanswered, until its runs are lost."""
+        """Challenge the provider without an answer, until its runs count as lost."""
         self.silence(host, job_id)
         self.chain.advance(TIMES["lostTimeout"] - TIMES["responseTimeout"])
 
     def in_status(self, status: JobStatus, host: Host, **terms: Any) -> int:
-        """A job brought into a status on its usual way."""
+        """Bring a job to a status by its usual transitions."""
         if status is JobStatus.NONE:
             return self.scheduler.jobCount() + 1_000
         makers = {

@@ -1,4 +1,4 @@
-"""Customers whose jobs end in every way on a grid of whole daemons, and the judgement at the end."""
+"""Customers with jobs of all final statuses on a grid of real daemons, and the final checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.provider import all_events
 
 T = TypeVar("T")
 SMALL = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
-# Long enough that nobody who comes back within seconds is given up.
+# Timeouts long enough for daemons that restart within seconds.
 PARAMS = GridParams(
     admin_delay=0,
     timeouts=Timeouts(
@@ -44,13 +44,13 @@ PARAMS = GridParams(
 
 @dataclass(frozen=True)
 class Wish:
-    """A job that somebody wants: what it does, and how the last job of its line must end."""
+    """A job to submit: its command, and the expected status of its last successor."""
 
     command: str
     ending: JobStatus
     limit: int = 60
     resources: Resources = SMALL
-    asked: Resources | None = None  # what the definition says, where it differs
+    asked: Resources | None = None  # resources in the definition, if different
     flags: JobFlags = JobFlags.NONE
 
 
@@ -62,9 +62,9 @@ IS_CANCELLED = Wish("sleep 500", JobStatus.CANCELLED, limit=600)
 
 
 class Customers:
-    """Submit jobs that leave a mark each time they run; every one has a definition of its own.
+    """Submits jobs that record each run in a file; each job has a unique definition.
 
-    A job is known by its definition: a reorganisation may give its number to another one.
+    Jobs are identified by their definition, because a reorg may give their ID to another job.
     """
 
     def __init__(self, grid: LiveGrid, folder: Path) -> None:
@@ -79,32 +79,37 @@ class Customers:
     async def submit(
         self, *wishes: Wish, place: str = "", customer: int | None = None, **changes: Any
     ) -> list[bytes]:
-        """Submit in one transaction, for the provider of a place if given; their definitions."""
+        """Submit jobs in one transaction, and return the digests of their definitions.
+
+        If `place` is given, only the provider with this label is eligible.
+        """
         orders, digests = [], []
         for wish in wishes:
-            # Never by what is known so far: others submit meanwhile, and would share a definition.
+            # A counter, because concurrent submissions must not share a definition.
             mark = self._tally / str(next(self._numbers))
             command = f'echo "$DEEPSQUARE_JOB_ID" >> "{mark}"; {wish.command}'
-            asked = wish.asked or wish.resources
-            made = Definition(resources=asked, env={}, steps=(Step.simple("only", command),))
-            digests.append(await self.store.put(made.to_bytes()))
-            usual = {
+            resources = wish.asked or wish.resources
+            definition = Definition(
+                resources=resources, env={}, steps=(Step.simple("only", command),)
+            )
+            digests.append(await self.store.put(definition.to_bytes()))
+            defaults = {
                 "time_limit": wish.limit,
                 "uses": f"place={place}" if place else "",
                 "flags": wish.flags,
             }
-            asked_for = terms(resources=wish.resources, **(usual | changes))
-            orders.append((asked_for, [digests[-1]]))
+            job_terms = terms(resources=wish.resources, **(defaults | changes))
+            orders.append((job_terms, [digests[-1]]))
         assert self.expected.keys().isdisjoint(digests), "two wishes share a definition"
         self.expected |= {digest: wish.ending for digest, wish in zip(digests, wishes, strict=True)}
-        who = len(self.expected) % 2 if customer is None else customer
+        index = len(self.expected) % 2 if customer is None else customer
         call = self.grid.contracts.scheduler.submit_jobs(orders)
-        key = digests[0].hex()  # asked again under it, nothing is paid twice
-        await patiently(lambda: self.grid.send(self.grid.customers[who], call, key=key))
+        key = digests[0].hex()  # idempotency key: a retry does not pay twice
+        await patiently(lambda: self.grid.send(self.grid.customers[index], call, key=key))
         return digests
 
     async def jobs(self) -> list[Job]:
-        """Every job of the grid."""
+        """Return all jobs of the grid."""
         contract = self.grid.contracts.scheduler
 
         async def read() -> list[Job]:
@@ -113,16 +118,16 @@ class Customers:
         return await patiently(read)
 
     async def lines(self) -> dict[bytes, list[Job]]:
-        """The jobs of each definition, successors last."""
-        found: defaultdict[bytes, list[Job]] = defaultdict(list)
+        """Return the jobs of each definition, successors last."""
+        jobs_by_definition: defaultdict[bytes, list[Job]] = defaultdict(list)
         for job in await self.jobs():
-            found[job.definition].append(job)
-        return found
+            jobs_by_definition[job.definition].append(job)
+        return jobs_by_definition
 
     async def cancel(self, digests: Iterable[bytes]) -> None:
-        """Cancel whatever lives of these."""
+        """Cancel the live jobs of these definitions."""
         lines = await self.lines()
-        live = [job for each in digests for job in lines[each] if job.status.is_live]
+        live = [job for digest in digests for job in lines[digest] if job.status.is_live]
         for account in self.grid.customers:
             own = [job.id for job in live if job.customer == account.address]
             if own:
@@ -130,33 +135,33 @@ class Customers:
                 await patiently(lambda a=account, c=call: self.grid.send(a, c))
 
     async def live_jobs(self) -> list[Job]:
-        """Jobs that have not ended."""
+        """Return the jobs that have not ended."""
         return [job for job in await self.jobs() if job.status.is_live]
 
     async def all_final(self) -> bool:
-        """Whether every job has ended; those that wait for a cancel get it."""
+        """Whether all jobs have ended; cancels those that must end as CANCELLED."""
         live = await self.live_jobs()
         await self.cancel(
             {job.definition for job in live}
-            & {each for each, ending in self.expected.items() if ending is JobStatus.CANCELLED}
+            & {digest for digest, ending in self.expected.items() if ending is JobStatus.CANCELLED}
         )
         return not live
 
     def executions(self) -> dict[int, int]:
-        """How often each job really ran."""
-        ran: Counter[int] = Counter()
+        """Return how often each job was executed."""
+        counts: Counter[int] = Counter()
         for mark in self._tally.iterdir():
-            ran.update(int(line) for line in mark.read_text().splitlines())
-        return dict(ran)
+            counts.update(int(line) for line in mark.read_text().splitlines())
+        return dict(counts)
 
 
 async def patiently(act: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
-    """Do it again where the node failed, as it does at the moment when blocks are replaced."""
-    for left in reversed(range(attempts)):
+    """Retry after node errors, which occur during reorgs."""
+    for attempts_left in reversed(range(attempts)):
         try:
             return await act()
         except EndpointError:
-            if not left:
+            if not attempts_left:
                 raise
         await asyncio.sleep(1)
     raise AssertionError("no attempt at all")
@@ -165,7 +170,7 @@ async def patiently(act: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
 async def in_turn(
     customers: Customers, busy: Callable[[], bool], *, most: int = 14, pause: float = 1.5
 ) -> None:
-    """Jobs of every end for each provider in turn, as long as somebody is busy."""
+    """Submit jobs with all final statuses to each provider in turn, while `busy` returns True."""
     number, doomed = 0, []
     while busy():
         if len(await customers.live_jobs()) < most:
@@ -174,21 +179,21 @@ async def in_turn(
             doomed.append(digests[3])
             number += 1
         await asyncio.sleep(pause)
-        if len(doomed) > 3:  # by then the oldest of them runs
+        if len(doomed) > 3:  # by then, the oldest of them is running
             await customers.cancel([doomed.pop(0)])
     await customers.cancel(doomed)
 
 
-# ---------------------------------------------------------------------------- the judgement
+# ---------------------------------------------------------------------------- final checks
 
 
 async def judge(
     customers: Customers, folder: Path, *, emptied: bool = False, redated: bool = False
 ) -> Mapping[int, Line]:
-    """Events, storage, databases, balances and executions agree; returns the ledger.
+    """Check that events, storage, databases, balances and executions agree; return the ledger.
 
-    A database that was `emptied` knows again what was earned, but not how runs ended. Where blocks
-    were `redated`, a report may stand sooner after its start than it did when it was sent.
+    A database that was `emptied` has recovered the earnings, but not the ends of runs. If blocks
+    were `redated`, less chain time may lie between start and report than when it was sent.
     """
     grid = customers.grid
     events = await all_events(grid)
@@ -216,10 +221,10 @@ async def judge(
 
 
 async def seconds_on_chain(grid: LiveGrid, events: Iterable[Event]) -> dict[int, int]:
-    """Chain time between start and end of each job that had both."""
+    """Return the chain time from start to end of each job that has both, in seconds."""
     times: dict[int, int] = {}
     started: dict[int, int] = {}
-    found: dict[int, int] = {}
+    durations: dict[int, int] = {}
     for event in events:
         if isinstance(event, JobTransition):
             number = event.block_number
@@ -228,13 +233,13 @@ async def seconds_on_chain(grid: LiveGrid, events: Iterable[Event]) -> dict[int,
             if event.after is JobStatus.RUNNING:
                 started[event.job_id] = times[number]
             elif event.job_id in started:
-                found[event.job_id] = times[number] - started[event.job_id]
-    return found
+                durations[event.job_id] = times[number] - started[event.job_id]
+    return durations
 
 
 def check_submissions(customers: Customers, events: Iterable[Event]) -> None:
-    """Each wish was paid for once."""
-    paid = Counter(each.definition for each in events if isinstance(each, JobSubmitted))
+    """Check that each job was paid for exactly once."""
+    paid = Counter(event.definition for event in events if isinstance(event, JobSubmitted))
     wrong = {
         digest.hex()[:8]: (paid[digest], customers.expected.get(digest))
         for digest in {*paid, *customers.expected}
@@ -244,7 +249,7 @@ def check_submissions(customers: Customers, events: Iterable[Event]) -> None:
 
 
 async def check_balances(grid: LiveGrid, ledger: Mapping[int, Line]) -> None:
-    """Every account holds what the ledger says; the contract keeps nothing."""
+    """Check that all balances match the ledger, and that the contract holds no credits."""
     balance = grid.contracts.credit.balance_of
     for account in grid.providers:
         own = sum(line.paid for line in ledger.values() if line.provider == account.address)
@@ -260,15 +265,15 @@ async def check_balances(grid: LiveGrid, ledger: Mapping[int, Line]) -> None:
 
 
 def open_table(grid: LiveGrid, folder: Path, number: int) -> tuple[RunTable, Store]:
-    """The rows of a provider whose state stands in `p<number>`."""
+    """Open the run records of the provider whose state folder is `p<number>`."""
     account = grid.providers[number].address
-    place = {"chain_id": grid.deployment.chain_id, "contract": grid.deployment.scheduler}
-    store = Store.open(folder / f"p{number}" / "provider.db", account=account, **place)
-    return RunTable(store, account, **place), store
+    grid_key = {"chain_id": grid.deployment.chain_id, "contract": grid.deployment.scheduler}
+    store = Store.open(folder / f"p{number}" / "provider.db", account=account, **grid_key)
+    return RunTable(store, account, **grid_key), store
 
 
 def all_closed(grid: LiveGrid, folder: Path) -> bool:
-    """Whether the providers know that everything is over."""
+    """Whether no provider has open run records."""
     for number in range(len(grid.providers)):
         table, store = open_table(grid, folder, number)
         with store:
@@ -278,11 +283,11 @@ def all_closed(grid: LiveGrid, folder: Path) -> bool:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Processes that still work in this test's folders; they are ended."""
-    found = []
+    """Kill the processes that still use this test's folders; return their command lines."""
+    killed = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
         if any(str(folder) in word for word in words):
-            found.append(" ".join(words))
+            killed.append(" ".join(words))
             process.kill()
-    return found
+    return killed

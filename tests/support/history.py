@@ -1,8 +1,7 @@
-"""A long and lawful history of a grid, made up: events as the contracts would have told them.
+"""Generates a long, valid history of a grid: events as the contracts would emit them.
 
-A model of customers, providers and a scheduler moves jobs through every arrow of the table; what
-it writes is checked by the audit's own books (see the test of it), so that figures measured with
-it are those of a history that could have happened.
+A model of customers, providers and a scheduler moves jobs through all transitions. A test checks the
+result with the ledgers of the audit, so that measurements with it apply to realistic histories.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LIMIT = 600
 INTERVAL = 20
 HARDWARE = Hardware(nodes=1_000, cpus_per_node=64, mem_per_node=256_000, gpus_per_node=4)
 OFFER = Offer(cpus=64_000, memory=256_000_000, gpus=4_000)
-#: How jobs end, and how often.
+#: The ends of jobs, with their relative frequency.
 ENDS = {
     "finished": 66,
     "failed": 10,
@@ -55,7 +54,7 @@ ENDS = {
 
 
 def address(kind: int, number: int) -> str:
-    """An address that looks like any other."""
+    """Return a deterministic, random-looking address."""
     return str(
         to_checksum_address("0x" + hashlib.sha256(b"%d %d" % (kind, number)).hexdigest()[:40])
     )
@@ -75,7 +74,7 @@ ADMIN, META = address(0, 5), address(0, 6)
 
 @dataclass(slots=True)
 class Made:
-    """A block with what happened in it."""
+    """A block with its transactions and events."""
 
     header: Header
     transactions: list[Transaction] = field(default_factory=list)
@@ -84,7 +83,7 @@ class Made:
 
 @dataclass(slots=True)
 class Live:
-    """A job on its way."""
+    """A job that has not ended."""
 
     id: int
     customer: str
@@ -100,13 +99,13 @@ class Live:
 
 
 class History:
-    """Makes the blocks of a grid, one after the other.
+    """Generates the blocks of a grid, one after the other.
 
     Args:
-        jobs: How many are submitted.
-        providers: How many run them.
-        customers: How many submit them.
-        seed: Of everything random.
+        jobs: Number of submitted jobs.
+        providers: Number of providers.
+        customers: Number of customers.
+        seed: Seed of the random numbers.
     """
 
     def __init__(self, jobs: int, *, providers: int = 20, customers: int = 200, seed: int = 1):
@@ -130,7 +129,7 @@ class History:
         self._paid: dict[str, int] = {}
 
     def blocks(self) -> Iterator[Made]:
-        """All blocks, until the last job has ended."""
+        """Yield all blocks, until the last job has ended."""
         yield self._deploy()
         submitted = 0
         while submitted < self._jobs or self._pending or self._assigned or self._running:
@@ -169,11 +168,11 @@ class History:
         return "0x" + hashlib.sha256(repr(what).encode()).hexdigest()
 
     def _send(self, sender: str, to: str, events: list[ev.Event], size: int = 100) -> None:
-        """A transaction with these events; their places are filled in."""
+        """Add a transaction with these events, and set block and log index of the events."""
         block = self._block
         assert block is not None
         nonce = self._nonces[sender] = self._nonces.get(sender, -1) + 1
-        sent = Transaction(
+        transaction = Transaction(
             hash=self._hash(sender, nonce),
             block=self._number,
             position=len(block.transactions),
@@ -186,16 +185,16 @@ class History:
             value=0,
             input=bytes.fromhex("2e340823") + bytes(size),
         )
-        block.transactions.append(sent)
+        block.transactions.append(transaction)
         block.header = replace(block.header, transactions=len(block.transactions))
         for event in events:
-            place = {
+            location = {
                 "block_number": self._number,
                 "block_hash": block.header.hash,
-                "tx_hash": sent.hash,
+                "tx_hash": transaction.hash,
                 "log_index": len(block.events),
             }
-            block.events.append(replace(event, **place))
+            block.events.append(replace(event, **location))
 
     def _deploy(self) -> Made:
         self._begin()
@@ -211,12 +210,12 @@ class History:
             mint = ev.Transfer(ZERO_ADDRESS, each, 10**9 * CREDIT, address=credit)
             self._send(ADMIN, credit, [mint])
         for number, (account, prices) in enumerate(self._prices.items(), start=1):
-            told = [
+            events = [
                 ev.HardwareProposed(account, 1, HARDWARE, address=registry),
                 ev.PricesChanged(account, prices, address=registry),
                 ev.LabelsChanged(account, {"region": f"r{number % 3}"}, address=registry),
             ]
-            self._send(account, registry, told)
+            self._send(account, registry, events)
             until = START + 10**9
             approved = ev.ProviderApproved(account, 1, HARDWARE, until, address=registry)
             named = ev.ProviderRegistered(number, account, address=registry)
@@ -241,7 +240,7 @@ class History:
         for _ in range(size):
             self._count += 1
             end = self._random.choices(list(ENDS), list(ENDS.values()))[0]
-            # What can be retried is not simply given up.
+            # Only a job without retries ends as panicked.
             terms = self._terms(self._count, retries=0 if end == "panicked" else 1)
             job = Live(
                 self._count, customer, terms, end, terms.amount, terms.retries, terms.time_limit
@@ -276,11 +275,11 @@ class History:
         )
 
     def _by_provider(self, jobs: deque[Live], most: int) -> dict[str, list[Live]]:
-        found: dict[str, list[Live]] = {}
+        jobs_by_provider: dict[str, list[Live]] = {}
         for _ in range(min(most, len(jobs))):
             job = jobs.popleft()
-            found.setdefault(job.provider, []).append(job)
-        return found
+            jobs_by_provider.setdefault(job.provider, []).append(job)
+        return jobs_by_provider
 
     def _assign(self) -> None:
         events: list[ev.Event] = []
@@ -300,22 +299,23 @@ class History:
 
     def _claim(self) -> None:
         for provider, jobs in self._by_provider(self._assigned, 100).items():
-            back = [job for job in jobs if job.end == "requeued"]
-            kept = [job for job in jobs if job.end != "requeued"]
+            requeued = [job for job in jobs if job.end == "requeued"]
+            claimed = [job for job in jobs if job.end != "requeued"]
             events: list[ev.Event] = []
-            for job in back:
+            for job in requeued:
                 events.append(self._move(job, JobStatus.META_SCHEDULED, JobStatus.PENDING))
                 events.append(self._event(ev.JobRequeued, job.id, provider, "no room"))
                 job.provider, job.rate, job.end = ZERO_ADDRESS, 0, "finished"
                 self._pending.append(job)
             if events:
                 self._send(provider, DEPLOYMENT.scheduler, events)
-            if kept:
+            if claimed:
                 moves = [
-                    self._move(job, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED) for job in kept
+                    self._move(job, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED)
+                    for job in claimed
                 ]
                 self._send(provider, DEPLOYMENT.scheduler, moves)
-                self._claimed.extend(kept)
+                self._claimed.extend(claimed)
 
     def _start(self) -> None:
         for provider, jobs in self._by_provider(self._claimed, 100).items():
@@ -402,7 +402,7 @@ class History:
         self._send(job.provider, DEPLOYMENT.scheduler, [told, *self._payments()])
 
     def _payments(self) -> list[ev.Event]:
-        """A batch pays everybody once."""
+        """Return one transfer per recipient for the whole batch."""
         paid, self._paid = self._paid, {}
         return [
             self._transfer(DEPLOYMENT.scheduler, account, amount)
@@ -422,10 +422,15 @@ class History:
             self._send(job.provider, DEPLOYMENT.scheduler, [*events, *self._payments()])
             return
         self._count += 1
-        heir = replace(job, id=self._count, end="finished", retries=job.retries - 1)
-        heir.provider, heir.rate, heir.started, heir.billed = ZERO_ADDRESS, 0, 0, 0
-        self._lost_by[heir.id] = self._lost_by.get(job.id, set()) | {job.provider}
-        events.append(self._event(ev.JobRetried, job.id, heir.id, job.escrow))
-        events.append(self._move(heir, JobStatus.NONE, JobStatus.PENDING))
+        successor = replace(job, id=self._count, end="finished", retries=job.retries - 1)
+        successor.provider, successor.rate, successor.started, successor.billed = (
+            ZERO_ADDRESS,
+            0,
+            0,
+            0,
+        )
+        self._lost_by[successor.id] = self._lost_by.get(job.id, set()) | {job.provider}
+        events.append(self._event(ev.JobRetried, job.id, successor.id, job.escrow))
+        events.append(self._move(successor, JobStatus.NONE, JobStatus.PENDING))
         self._send(job.provider, DEPLOYMENT.scheduler, events)
-        self._pending.append(heir)
+        self._pending.append(successor)

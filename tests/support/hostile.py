@@ -1,4 +1,4 @@
-"""The misbehaving contracts of `contracts/test/`, compiled once and kept in a folder."""
+"""The misbehaving contracts of `contracts/test/`, compiled once and cached in a folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SOURCES = ["contracts/test/HostileCredits.sol"]
 
 
 def require_compiler() -> None:
-    """Skip where Node.js or the npm parts are missing; fail where the real parts are demanded."""
-    from scripts.compile import ROOT  # noqa: PLC0415 - py-solc-x is a part for developers
+    """Without Node.js or npm packages, skip the test, or fail if real parts are required."""
+    from scripts.compile import ROOT  # noqa: PLC0415 - py-solc-x is a development dependency
 
     missing = [
-        what
-        for what, found in {
+        name
+        for name, is_installed in {
             "Node.js": shutil.which("node"),
             "node_modules/solc": (ROOT / "node_modules" / "solc").exists(),
             "node_modules/@openzeppelin": (ROOT / "node_modules" / "@openzeppelin").exists(),
         }.items()
-        if not found
+        if not is_installed
     ]
     if not missing:
         return
@@ -36,7 +36,7 @@ def require_compiler() -> None:
 
 
 def hostile_artifacts(folder: Path) -> dict[str, dict[str, Any]]:
-    """ABI and bytecode by contract name, from the folder if nothing has changed since."""
+    """Return ABI and bytecode by contract name, from the cache if the sources are unchanged."""
     require_compiler()
     from scripts.compile import compile_sources, gather, settings  # noqa: PLC0415
 
@@ -46,7 +46,7 @@ def hostile_artifacts(folder: Path) -> dict[str, dict[str, Any]]:
         built = compile_sources(SOURCES)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(built), encoding="utf-8")
-        # Another worker may have been as quick; both wrote the same.
+        # Another worker may write the same file at the same time; the rename is atomic.
         draft.replace(path)
     artifacts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return artifacts

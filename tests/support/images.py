@@ -1,4 +1,4 @@
-"""A small image made of Debian's busybox, as a folder, an archive, or in a registry on loopback."""
+"""A small container image with Debian's busybox: as folder, archive, or in a loopback registry."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CONFIG = {
 
 
 def image_folder(folder: Path) -> Path:
-    """An unpacked image."""
+    """Create an unpacked image."""
     for name in (
         "app",
         "bin",
@@ -62,7 +62,7 @@ def image_folder(folder: Path) -> Path:
 
 
 class Image:
-    """The blobs of an image of one layer."""
+    """The blobs of an image with one layer."""
 
     def __init__(self, folder: Path) -> None:
         plain = io.BytesIO()
@@ -84,11 +84,11 @@ class Image:
 
     @property
     def digest(self) -> str:
-        """By which the image is pinned."""
+        """The digest to pin the image."""
         return _digest(self.manifest)
 
     def save(self, path: Path) -> Path:
-        """Write an archive as `docker save` does."""
+        """Write an archive in the format of `docker save`."""
         manifest: list[dict[str, Any]] = [
             {"Config": "config.json", "RepoTags": ["test:1"], "Layers": ["layer.tar"]}
         ]
@@ -110,12 +110,14 @@ class Image:
         with httpx.Client(
             base_url=f"https://{registry}/v2/{name}/",
             auth=login,
-            verify=False,  # noqa: S501 - a certificate of this test
+            verify=False,  # noqa: S501 - self-signed certificate
         ) as client:
             for data in (self.config, self.layer):
-                where = client.post("blobs/uploads/").raise_for_status().headers["location"]
-                joint = "&" if "?" in where else "?"
-                client.put(f"{where}{joint}digest={_digest(data)}", content=data).raise_for_status()
+                location = client.post("blobs/uploads/").raise_for_status().headers["location"]
+                separator = "&" if "?" in location else "?"
+                client.put(
+                    f"{location}{separator}digest={_digest(data)}", content=data
+                ).raise_for_status()
             kind = {"content-type": "application/vnd.docker.distribution.manifest.v2+json"}
             client.put(f"manifests/{tag}", content=self.manifest, headers=kind).raise_for_status()
 
@@ -125,8 +127,8 @@ def registry(folder: Path, users: str = "") -> Iterator[str]:
     """Run Debian's docker-registry on loopback, with the certificate `cert.pem` in its folder.
 
     Args:
-        folder: Its data and log.
-        users: Lines `NAME:BCRYPT` of those who may use it; empty lets everybody.
+        folder: Folder of its data and log.
+        users: Lines `NAME:BCRYPT` of the allowed users; empty allows everybody.
 
     Yields its host and port.
     """
@@ -157,7 +159,7 @@ def registry(folder: Path, users: str = "") -> Iterator[str]:
 
 @contextlib.contextmanager
 def serving(command: list[str], port: int, log: Path) -> Iterator[None]:
-    """Run a server, and wait until its port answers."""
+    """Run a server within a `with` block; wait until its port accepts connections."""
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
         try:
@@ -175,7 +177,7 @@ def serving(command: list[str], port: int, log: Path) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has now."""
+    """Return a loopback port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

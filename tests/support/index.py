@@ -1,4 +1,4 @@
-"""An index filled from recorded events, and its tables as they can be compared."""
+"""An index filled from recorded events, and dumps of its tables for comparison."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def facts_of(
     sender: str = SENDER,
     sent: Mapping[str, tuple[str, str, bytes]] | None = None,
 ) -> BlockData:
-    """Headers and transactions that could have made these events, or did, as far as `sent` knows."""
+    """Return headers and transactions for these events; from `sent` if known, else made up."""
     headers: dict[int, Header] = {}
     transactions: dict[str, Transaction] = {}
     for event in events:
@@ -48,15 +48,15 @@ def facts_of(
             transactions=1,
         )
         if event.tx_hash not in transactions:
-            before = [each for each in transactions.values() if each.block == number]
-            guess = (sender, event.address, bytes.fromhex("2e340823") + bytes(3))
-            who, to, data = (sent or {}).get(event.tx_hash, guess)
+            earlier = [each for each in transactions.values() if each.block == number]
+            default = (sender, event.address, bytes.fromhex("2e340823") + bytes(3))
+            from_address, to, data = (sent or {}).get(event.tx_hash, default)
             calls = signed_calls(data)
             transactions[event.tx_hash] = Transaction(
                 hash=event.tx_hash,
                 block=number,
-                position=len(before),
-                sender=to_checksum_address(who),
+                position=len(earlier),
+                sender=to_checksum_address(from_address),
                 to=to_checksum_address(to) if len(to) > 2 else None,
                 ok=True,
                 gas_used=21_000,
@@ -70,7 +70,7 @@ def facts_of(
 
 
 class Indexed:
-    """A database with a writer whose chain is a list of events."""
+    """An index database with a writer that reads from a list of events."""
 
     def __init__(
         self,
@@ -90,26 +90,28 @@ class Indexed:
         self.last = max((event.block_number for event in events), default=0)
 
     def read(self, first: int, last: int) -> None:
-        """A batch of blocks."""
-        found = tuple(e for e in self.events if first <= e.block_number <= last)
-        time = max((at for number, at in self.times.items() if number <= last), default=0)
+        """Index a batch of blocks."""
+        events = tuple(e for e in self.events if first <= e.block_number <= last)
+        time = max(
+            (block_time for number, block_time in self.times.items() if number <= last), default=0
+        )
         with self.database.begin() as connection:
-            batch = Batch(found, first, last, time=time)
+            batch = Batch(events, first, last, time=time)
             self._writer.apply(batch, connection, self._facts)
 
     def read_all(self, size: int = 10**9) -> None:
-        """Everything in batches of so many blocks."""
+        """Index all blocks in batches of `size`."""
         for first in range(0, self.last + 1, size):
             self.read(first, min(first + size - 1, self.last))
 
     def pass_time(self, now: int) -> None:
-        """A block without events, at a chain time in seconds."""
+        """Index a block without events, at a chain time in seconds."""
         number = self.index.status().block
         with self.database.begin() as connection:
             self._writer.apply(Batch((), number, number, time=now), connection, BlockData())
 
     def roll_back(self, number: int) -> None:
-        """Everything after a block did not happen."""
+        """Roll back all blocks after `number`."""
         with self.database.begin() as connection:
             batch = Batch((), number + 1, self.last, rolled_back_to=number)
             self._writer.apply(batch, connection, BlockData())
@@ -120,10 +122,10 @@ class Indexed:
 
 
 def dump(database: IndexDatabase) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows that follow from the chain, by table, in the order of their keys."""
-    found: dict[str, list[tuple[Any, ...]]] = {}
+    """Return all rows derived from the chain, by table, ordered by primary key."""
+    rows_by_table: dict[str, list[tuple[Any, ...]]] = {}
     with database.read() as connection:
         for table in schema.DERIVED:
             query = select(table).order_by(*table.primary_key.columns)
-            found[table.name] = [tuple(row) for row in connection.execute(query)]
-    return found
+            rows_by_table[table.name] = [tuple(row) for row in connection.execute(query)]
+    return rows_by_table
