@@ -1,4 +1,4 @@
-"""A deployed grid on a running node, with the people who use it."""
+"""A deployed grid on a running node, with the accounts of its roles, customers and providers."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ HARDWARE = Hardware(nodes=4, cpus_per_node=16, mem_per_node=64_000, gpus_per_nod
 CHEAP = Prices(cpu=10**12, gpu=10**13, mem=10**8)
 DEAR = Prices(cpu=3 * 10**12, gpu=3 * 10**13, mem=3 * 10**8)
 WEALTH = 10_000 * CREDIT
-#: Times of the demo, but that a silent provider keeps its runs for a while.
+#: Timeouts of the demo, but with a longer lost timeout for silent providers.
 PARAMS = replace(DEMO_PARAMS, timeouts=replace(DEMO_PARAMS.timeouts, lost_timeout=20))
 
 
 def terms(**changes: Any) -> Terms:
-    """Terms of a small job; any field can be changed."""
-    usual: dict[str, Any] = {
+    """Return the terms of a small job; `changes` replace fields."""
+    defaults: dict[str, Any] = {
         "amount": CREDIT,
         "time_limit": 60,
         "resources": Resources(tasks=1, cpus_per_task=1, mem_per_cpu=100, gpus=0),
@@ -43,31 +43,31 @@ def terms(**changes: Any) -> Terms:
         "name": "a job",
         "uses": "",
     }
-    return Terms(**(usual | changes))
+    return Terms(**(defaults | changes))
 
 
 def digest(text: str) -> bytes:
-    """A definition digest."""
+    """Return the digest of a made-up definition."""
     return hashlib.sha256(text.encode()).digest()
 
 
 class BorrowedNode(Node):
-    """A node that somebody else runs."""
+    """A node that is started and stopped elsewhere."""
 
     def __init__(self, url: str, chain_id: int) -> None:
         super().__init__(chain_id)
         self.url = url
 
     async def start(self) -> None:
-        """It runs already."""
+        """Do nothing: the node is running."""
 
     async def stop(self) -> None:
-        """Its owner ends it."""
+        """Do nothing: its owner stops it."""
 
 
 @dataclass
 class LiveGrid:
-    """Contracts and funded accounts; a `Sender` for each is made at its first use."""
+    """Contracts and funded accounts; the `Sender` of an account is created on first use."""
 
     node: Node
     w3: AsyncWeb3[Any]
@@ -85,7 +85,7 @@ class LiveGrid:
         self.contracts = Contracts(self.w3, self.deployment)
 
     def store(self, account: LocalAccount, path: Any = None) -> Store:
-        """A database of this grid and account, in memory unless a path is given."""
+        """Open a database for this grid and account, in memory unless a path is given."""
         store = Store.open(
             path,
             chain_id=self.deployment.chain_id,
@@ -96,7 +96,7 @@ class LiveGrid:
         return store
 
     def sender(self, account: LocalAccount, **options: Any) -> Sender:
-        """The one who sends for an account in this test."""
+        """Return the sender of an account; a new one if there are options."""
         if account.address not in self.senders or options:
             store = options.pop("store", None) or self.store(account)
             settings = {"poll_interval": 0.05, **options}
@@ -106,25 +106,27 @@ class LiveGrid:
         return self.senders[account.address]
 
     async def send(self, account: LocalAccount, call: Any, **options: Any) -> TxReceipt:
-        """Send a call and wait for it."""
+        """Send a call, and wait for its receipt."""
         return await self.sender(account).send(call, **options)
 
     async def submit(self, count: int = 1, customer: int = 0, **changes: Any) -> list[int]:
-        """Submit jobs of the same terms; their ids."""
+        """Submit jobs with the same terms, and return their IDs."""
         account = self.customers[customer]
         digests = [digest(f"{changes} {number}") for number in range(count)]
         call = self.contracts.scheduler.submit_jobs([(terms(**changes), digests)])
         receipt = await self.send(account, call)
-        return [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+        return [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
 
     async def assign(self, groups: dict[int, list[int]]) -> TxReceipt:
-        """Assign PENDING jobs, by provider id, at the prices that the registry has now."""
-        registered = {each.id: each for each in await self.contracts.registry.providers()}
+        """Assign PENDING jobs, keyed by provider ID, at the current prices of the registry."""
+        registered = {
+            provider.id: provider for provider in await self.contracts.registry.providers()
+        }
         priced = {(number, registered[number].prices): ids for number, ids in groups.items()}
         return await self.send(self.scheduler, self.contracts.scheduler.meta_schedule(priced))
 
     async def run(self, job_ids: list[int], provider: int = 0) -> None:
-        """Bring PENDING jobs to RUNNING at a provider."""
+        """Assign, claim and start PENDING jobs at a provider."""
         scheduler, account = self.contracts.scheduler, self.providers[provider]
         provider_id = await self.contracts.registry.id_of(account.address)
         await self.assign({provider_id: job_ids})
@@ -139,7 +141,7 @@ class LiveGrid:
 
 
 async def deploy(node: Node, params: GridParams = PARAMS) -> Deployment:
-    """Deploy a grid: two approved providers, two customers with credits and an allowance."""
+    """Deploy a grid with two approved providers, and two customers with credits and allowance."""
     accounts = dev_accounts()
     params = GridParams(
         fee_bps=params.fee_bps,
@@ -159,17 +161,20 @@ async def deploy(node: Node, params: GridParams = PARAMS) -> Deployment:
         offers = zip(grid.providers, (CHEAP, DEAR), strict=True)
         await asyncio.gather(
             *(
-                grid.send(each, registry.register(HARDWARE, prices, {"place": f"p{at}"}))
-                for at, (each, prices) in enumerate(offers)
+                grid.send(account, registry.register(HARDWARE, prices, {"place": f"p{at}"}))
+                for at, (account, prices) in enumerate(offers)
             ),
-            *(grid.send(grid.admin, credit.mint(each.address, WEALTH)) for each in grid.customers),
             *(
-                grid.send(each, credit.approve(grid.contracts.scheduler.address, UNLIMITED))
-                for each in grid.customers
+                grid.send(grid.admin, credit.mint(account.address, WEALTH))
+                for account in grid.customers
+            ),
+            *(
+                grid.send(account, credit.approve(grid.contracts.scheduler.address, UNLIMITED))
+                for account in grid.customers
             ),
         )
-        for each in grid.providers:
-            await grid.send(grid.admin, registry.approve(each.address, 1))
+        for account in grid.providers:
+            await grid.send(grid.admin, registry.approve(account.address, 1))
     finally:
         await grid.close()
     return grid.deployment
@@ -177,7 +182,7 @@ async def deploy(node: Node, params: GridParams = PARAMS) -> Deployment:
 
 @asynccontextmanager
 async def live_grid(node: Node, deployment: Deployment | None = None) -> AsyncIterator[LiveGrid]:
-    """A grid on a node, deployed unless it is there; on the running loop."""
+    """Provide a grid on a node; deploys it if no deployment is given."""
     found = deployment or await deploy(node)
     grid = LiveGrid(node, await connect(node.url, chain_id=node.chain_id), found)
     try:

@@ -1,4 +1,4 @@
-"""Nodes for audits: one that tells recorded logs without a socket, and lies told by a real one."""
+"""Nodes for audits: one that serves recorded logs without a socket, and manipulations of logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Lie = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 def spelled(log: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded log as JSON-RPC gives it."""
+    """Return a recorded log in the format of JSON-RPC."""
     return {
         "address": log["address"].lower(),
         "topics": ["0x" + bytes(topic).hex() for topic in log["topics"]],
@@ -27,7 +27,7 @@ def spelled(log: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RecordedNode:
-    """As much of a node as a reading of events asks for."""
+    """The parts of a node that are needed to read events."""
 
     def __init__(self, grid: RecordedGrid, deployment: Deployment | None = None) -> None:
         self.logs = [spelled(log) for log in grid.chain.logs]
@@ -54,21 +54,21 @@ class RecordedNode:
         assert method == "eth_getLogs"
         query = params[0]
         first, last = int(query["fromBlock"], 16), int(query["toBlock"], 16)
-        ours = {each.lower() for each in query["address"]}
+        contract_addresses = {each.lower() for each in query["address"]}
         return [
             log
             for log in self.logs
-            if first <= int(log["blockNumber"], 16) <= last and log["address"] in ours
+            if first <= int(log["blockNumber"], 16) <= last and log["address"] in contract_addresses
         ]
 
 
 def drop(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the last log."""
+    """Drop the last log."""
     return logs[:-1]
 
 
 def alter_data(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last bit of the last log's data is another."""
+    """Change the last digit of the last log's data."""
     last = logs[-1]
     data = last["data"]
     changed = data[:-1] + ("0" if data[-1] != "0" else "1") if len(data) > 2 else "0x01"
@@ -76,7 +76,7 @@ def alter_data(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def alter_topic(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last log is about another job or account."""
+    """Change the last topic of the last log, so that it names another job or account."""
     last = logs[-1]
     topic = last["topics"][-1]
     changed = topic[:-1] + ("7" if topic[-1] != "7" else "8")
@@ -84,13 +84,13 @@ def alter_topic(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def add(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last log twice, the second time right after the first."""
+    """Duplicate the last log, with the next log index."""
     last = logs[-1]
     return [*logs, {**last, "logIndex": hex(int(last["logIndex"], 16) + 1)}]
 
 
 def other_block(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last log names a block that is not there."""
+    """Change the block hash of the last log to that of an unknown block."""
     return [*logs[:-1], {**logs[-1], "blockHash": "0x" + "ab" * 32}]
 
 

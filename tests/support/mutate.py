@@ -1,4 +1,4 @@
-"""Valid samples bent in one or a few places: what people, disks and strangers really hand in."""
+"""Fuzzing by mutation: changes valid samples in one or a few places."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ STRANGERS: Sequence[Any] = (
 
 
 def bent_bytes(sample: bytes, dice: random.Random) -> bytes:
-    """A sample with one to three places spoilt."""
-    found = bytearray(sample)
+    """Return the sample with one to three random changes."""
+    mutated = bytearray(sample)
     for _ in range(dice.choice((1, 1, 2, 3))):
-        at = dice.randrange(len(found) + 1)
-        to = min(len(found), at + dice.choice((0, 1, 1, 2, 8, 64)))
+        at = dice.randrange(len(mutated) + 1)
+        to = min(len(mutated), at + dice.choice((0, 1, 1, 2, 8, 64)))
         match dice.randrange(6):
             case 0:
-                del found[at:to]
+                del mutated[at:to]
             case 1:
-                found[at:to] = dice.choice(WORDS)
+                mutated[at:to] = dice.choice(WORDS)
             case 2:
-                found[at:at] = found[at:to] * dice.choice((1, 2, 50))
+                mutated[at:at] = mutated[at:to] * dice.choice((1, 2, 50))
             case 3:
-                del found[at:]
+                del mutated[at:]
             case 4:
-                found[at:to] = dice.randbytes(to - at)
+                mutated[at:to] = dice.randbytes(to - at)
             case _:
                 other = dice.randrange(len(sample) + 1)
-                found[at:to] = sample[other : other + 16]
-    return bytes(found)
+                mutated[at:to] = sample[other : other + 16]
+    return bytes(mutated)
 
 
 def bent_tree(sample: Any, dice: random.Random) -> Any:
-    """A tree of dicts, lists and leaves with one to three places changed."""
-    found = copy.deepcopy(sample)
+    """Return a copy of a tree of dicts, lists and leaves with one to three random changes."""
+    tree = copy.deepcopy(sample)
     for _ in range(dice.choice((1, 1, 2, 3))):
-        places = list(_places(found))
-        if not places:
+        entries = list(_places(tree))
+        if not entries:
             return dice.choice(STRANGERS)
-        holder, key = dice.choice(places)
+        holder, key = dice.choice(entries)
         match dice.randrange(5):
             case 0 if isinstance(holder, dict):
                 del holder[key]
@@ -61,11 +61,11 @@ def bent_tree(sample: Any, dice: random.Random) -> Any:
                 holder.insert(key, dice.choice(STRANGERS))
             case _:
                 holder[key] = copy.deepcopy(dice.choice(STRANGERS))
-    return dice.choice(STRANGERS) if dice.random() < 0.02 else found
+    return dice.choice(STRANGERS) if dice.random() < 0.02 else tree
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place in a tree that holds something."""
+    """Yield container and key of all values in a tree."""
     if isinstance(tree, dict | list):
         for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
             yield tree, key

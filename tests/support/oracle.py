@@ -1,4 +1,4 @@
-"""The ledger rebuilt from events alone, and its comparison with everything else that knows."""
+"""A ledger rebuilt from events only, and its comparison with storage, databases and executions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from deepsquare_chain.provider.state import Earning
 
 @dataclass
 class Line:
-    """What the events say of one job; credit-wei.
+    """The ledger entry of one job, in credit-wei.
 
-    `collected` is the part of paid and fee that interim payments brought.
+    `collected` is the part of `paid` and `fee` from interim payments.
     """
 
     status: JobStatus = JobStatus.NONE
@@ -46,7 +46,7 @@ class Line:
 
 
 def replay(events: Iterable[Event]) -> dict[int, Line]:
-    """One line a job."""
+    """Build one ledger entry per job."""
     ledger: dict[int, Line] = {}
 
     def line(job_id: int) -> Line:
@@ -87,7 +87,7 @@ def replay(events: Iterable[Event]) -> dict[int, Line]:
 
 
 def check_ledger(ledger: Mapping[int, Line], jobs: Iterable[Job]) -> None:
-    """Events and storage agree to the wei; every final job ended once."""
+    """Check that events and storage agree to the wei, and that every final job ended once."""
     seen = set()
     for job in jobs:
         seen.add(job.id)
@@ -98,8 +98,8 @@ def check_ledger(ledger: Mapping[int, Line], jobs: Iterable[Job]) -> None:
             assert line.funded + line.carried_in == job.escrow + line.collected
             continue
         assert line.ends == 1, f"job {job.id} ended {line.ends} times"
-        out = line.paid + line.fee + line.refunded + line.carried_out
-        assert line.funded + line.carried_in == out
+        spent = line.paid + line.fee + line.refunded + line.carried_out
+        assert line.funded + line.carried_in == spent
         assert job.escrow == line.paid + line.fee - line.collected
     assert seen == set(ledger)
 
@@ -112,17 +112,17 @@ def check_provider(
     earned: Iterable[Earning],
     elapsed: Mapping[int, int] | None = None,
 ) -> None:
-    """The provider's database agrees with the events: what it earned, and for which seconds.
+    """Check that the provider's database agrees with the events on earnings and billed seconds.
 
-    `elapsed`, chain seconds of each run, is given where blocks were replaced by ones of another
-    time: the contract bills no more than those.
+    `elapsed` holds the chain seconds of each run. It is given if a reorg has changed timestamps: the
+    contract bills at most these seconds.
     """
-    own = {each for each, line in ledger.items() if line.provider == account and line.paid}
-    known = {each.job_id: each for each in earned}
-    assert {job_id for job_id, each in known.items() if each.paid} == own
-    for job_id, each in known.items():
+    own = {earning for earning, line in ledger.items() if line.provider == account and line.paid}
+    known = {earning.job_id: earning for earning in earned}
+    assert {job_id for job_id, earning in known.items() if earning.paid} == own
+    for job_id, earning in known.items():
         line = ledger[job_id]
-        assert (each.billed_seconds, each.paid, each.fee) == (
+        assert (earning.billed_seconds, earning.paid, earning.fee) == (
             line.billed_seconds,
             line.paid,
             line.fee,
@@ -136,7 +136,7 @@ def check_provider(
             due = row.exit.seconds
             if elapsed is not None:
                 due = min(due, elapsed[job.id])
-            # An interim payment bills chain time, the seconds around the run included.
+            # An interim payment bills chain time, which includes the overhead around the run.
             due = max(due, ledger[job.id].collected_seconds)
             assert ledger[job.id].billed_seconds == due, f"job {job.id}"
         if job.status is JobStatus.OUT_OF_CREDITS and row.job_id in own:
@@ -145,11 +145,11 @@ def check_provider(
 
 
 def check_executions(ledger: Mapping[int, Line], executions: Mapping[int, int]) -> None:
-    """Each job really ran as often as its end says: once if it ended by itself, never twice."""
+    """Check the number of executions: once if the job ended by itself, at most once per claim."""
     for job_id, line in ledger.items():
         count = executions.get(job_id, 0)
         if line.status in {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS}:
             assert count == 1, f"job {job_id} ran {count} times"
-        # A queue of its own may start a job that is cancelled before its daemon says so on chain.
+        # An executor with a queue may start a job that is cancelled before its start is on chain.
         assert count <= line.claims, f"job {job_id} ran {count} times, claimed {line.claims}"
     assert set(executions) <= set(ledger)

@@ -1,4 +1,4 @@
-"""A devnet in a folder, and commands that run in this process."""
+"""Fixtures: a devnet in a folder, and commands that run in this process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Cli = Callable[..., Outcome]
 
 @dataclass(frozen=True)
 class Place:
-    """A devnet and the folder from which it is used."""
+    """A devnet, and the working folder of commands that use it."""
 
     folder: Path
     record: dict[str, Any]
 
     @property
     def endpoint(self) -> str:
-        """The devnet's node."""
+        """URL of the devnet's node."""
         settings = tomllib.loads((self.folder / ".deepsquare.toml").read_text())
         return str(settings["endpoint"])
 
@@ -45,14 +45,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture
 def cli(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process, which is ten times quicker than one of its own."""
+    """Runs commands in this process, which is ten times faster than a separate process."""
     monkeypatch.chdir(place.folder)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place.folder))
 
     def call(*arguments: str) -> Outcome:
         with pytest.raises(SystemExit) as ended:
             main(arguments)
-        found = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), found.out, found.err)
+        output = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), output.out, output.err)
 
     return call

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: a temporary cluster on loopback, ended by its own pid."""
+"""A temporary PostgreSQL server for tests, on loopback; stopped by its PID."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _START_SECONDS = 60.0
 
 
 def require_postgres() -> Path:
-    """The folder of the server's programs; else a skip, or a failure where it is required."""
-    found = sorted(_FOLDERS.glob("*/bin/initdb"), key=lambda each: int(each.parts[-3]))
-    if found:
-        return found[-1].parent
-    if own := shutil.which("initdb"):
-        return Path(own).resolve().parent
+    """Return the folder of PostgreSQL's programs; without it, skip the test, or fail if required."""
+    candidates = sorted(_FOLDERS.glob("*/bin/initdb"), key=lambda each: int(each.parts[-3]))
+    if candidates:
+        return candidates[-1].parent
+    if initdb := shutil.which("initdb"):
+        return Path(initdb).resolve().parent
     missing = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
     if os.environ.get(REQUIRE_REAL) == "1":
         pytest.fail(missing)
@@ -37,7 +37,7 @@ def require_postgres() -> Path:
 
 
 class Server:
-    """A running cluster; databases are made by name."""
+    """A running PostgreSQL server, which creates databases on request."""
 
     def __init__(self, programs: Path, port: int, options: dict[str, Any]) -> None:
         self._programs = programs
@@ -46,14 +46,14 @@ class Server:
         self._made = 0
 
     def database(self) -> str:
-        """URL of a new, empty database."""
+        """Create an empty database, and return its URL."""
         self._made += 1
         name = f"index{self._made}"
         self.psql("postgres", f'CREATE DATABASE "{name}"')
         return f"postgresql+psycopg://grid@127.0.0.1:{self.port}/{name}"
 
     def psql(self, database: str, words: str) -> str:
-        """Run SQL as the server's administrator; what it printed."""
+        """Run SQL as the server's administrator, and return its output."""
         command = [str(self._programs / "psql"), "-qtA", "-v", "ON_ERROR_STOP=1"]
         command += ["-h", "127.0.0.1", "-p", str(self.port), "-U", "grid", database, "-c", words]
         done = subprocess.run(command, check=True, capture_output=True, text=True, **self._options)
@@ -62,9 +62,9 @@ class Server:
 
 @contextmanager
 def postgres() -> Iterator[Server]:
-    """A server for the time of a with block.
+    """Run a server within a `with` block.
 
-    It refuses to run as root, so that root hands it to the user postgres or nobody.
+    PostgreSQL refuses to run as root, so root runs it as the user postgres or nobody.
     """
     programs = require_postgres()
     options = _unprivileged()
@@ -90,7 +90,7 @@ def postgres() -> Iterator[Server]:
 def _running(programs: Path, data: Path, folder: Path, options: dict[str, Any]) -> Iterator[int]:
     port = _free_port()
     settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    # What is lost with the machine is no loss to a test.
+    # Durability is not needed in tests.
     settings += ["-c", "fsync=off", "-c", "max_connections=50"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -103,7 +103,7 @@ def _running(programs: Path, data: Path, folder: Path, options: dict[str, Any]) 
         _wait(programs, port, process, folder / "log")
         yield port
     finally:
-        # A fast shutdown: connections are ended, not waited for.
+        # Fast shutdown: closes connections instead of waiting for them.
         process.send_signal(signal.SIGINT)
         try:
             process.wait(30)
@@ -122,7 +122,7 @@ def _wait(programs: Path, port: int, process: subprocess.Popen[bytes], log: Path
 
 
 def _unprivileged() -> dict[str, Any]:
-    """Options of a process that must not be root's."""
+    """Return the subprocess options to run as an unprivileged user; empty if not root."""
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
@@ -141,6 +141,6 @@ def _unprivileged() -> dict[str, Any]:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

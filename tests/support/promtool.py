@@ -1,4 +1,4 @@
-"""Prometheus' own checker, where it is installed."""
+"""promtool, the checker of Prometheus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def promtool(*arguments: str | Path, text: bytes = b"") -> subprocess.CompletedProcess[str]:
-    """Run it to its end; without it the test is skipped, or fails where all parts are required."""
+    """Run promtool; without it, skip the test, or fail if real parts are required."""
     if PROMTOOL is None:
         if os.environ.get(REQUIRE_REAL) == "1":
             pytest.fail("promtool is missing: install the Debian package prometheus")

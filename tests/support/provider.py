@@ -1,4 +1,4 @@
-"""A provider's service over a live grid and real processes, driven cycle by cycle."""
+"""A provider's service on a live grid with real processes, run cycle by cycle."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ OFFER = Offer(cpus=8, memory=4096, gpus=0)
 
 
 def definition(command: str, resources: Resources = SMALL, **more: Any) -> Definition:
-    """A definition of one step; `more` as `Definition` has it."""
+    """Return a definition with one step; `more` are other fields of `Definition`."""
     steps = (Step.simple("only", command),)
     return Definition(resources=resources, env={}, steps=steps, **more)
 
 
 @dataclass
 class Bench:
-    """One provider of a grid, with its folder and its service."""
+    """A provider of a grid, with its folder and its service."""
 
     grid: LiveGrid
     folder: Path
@@ -60,55 +60,55 @@ class Bench:
         customer: int = 0,
         **changes: Any,
     ) -> list[int]:
-        """Submit one job for each command and assign all of them to this provider."""
+        """Submit one job per command, and assign all of them to this provider."""
         digests = []
         for command in commands:
             data = definition(command, resources).to_bytes()
-            made = definition(command, resources).digest
-            digests.append(await self.definitions.put(data) if keep else made)
+            digest = definition(command, resources).digest
+            digests.append(await self.definitions.put(data) if keep else digest)
         return await self.submit_digests(digests, resources, customer, **changes)
 
     async def submit_digests(
         self, digests: list[bytes], resources: Resources = SMALL, customer: int = 0, **changes: Any
     ) -> list[int]:
-        """The same for definitions that stand, or do not stand, in the store already."""
-        asked = terms(resources=resources, **changes)
-        call = self.grid.contracts.scheduler.submit_jobs([(asked, digests)])
+        """Submit and assign one job per digest; the definitions need not be in the store."""
+        job_terms = terms(resources=resources, **changes)
+        call = self.grid.contracts.scheduler.submit_jobs([(job_terms, digests)])
         receipt = await self.grid.send(self.grid.customers[customer], call)
         ids = [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
         await self.assign(ids)
         return ids
 
     async def assign(self, ids: list[int]) -> None:
-        """Give PENDING jobs to this provider."""
+        """Assign PENDING jobs to this provider."""
         await self.grid.assign({self.service.provider_id: ids})
 
     async def job(self, job_id: int) -> Job:
         return await self.grid.contracts.scheduler.get_job(job_id)
 
     def row(self, job_id: int) -> Run:
-        found = self.service.table.get(job_id)
-        assert found is not None
-        return found
+        run = self.service.table.get(job_id)
+        assert run is not None
+        return run
 
     def phase(self, job_id: int) -> Phase | None:
-        found = self.service.table.get(job_id)
-        return found.phase if found else None
+        run = self.service.table.get(job_id)
+        return run.phase if run else None
 
     async def drive(self, done: Callable[[], Any], *, timeout: float = 40.0) -> None:
-        """Cycle until `done()`, which may be a coroutine function, holds."""
+        """Run cycles until `done()`, which may be a coroutine function, returns True."""
         deadline = time.monotonic() + timeout
         while True:
-            self.service.heads.hint()  # others mine without its knowledge
+            self.service.heads.hint()  # other accounts may have mined new blocks
             moved = await self.service.cycle()
-            answer = done()
-            if await answer if asyncio.iscoroutine(answer) else answer:
+            result = done()
+            if await result if asyncio.iscoroutine(result) else result:
                 return
             assert time.monotonic() < deadline, [str(run) for run in self.service.table.all()]
             await asyncio.sleep(0.0 if moved else 0.15)
 
     async def until(self, ids: list[int], *statuses: JobStatus, timeout: float = 40.0) -> None:
-        """Cycle until every job has one of the statuses, any final one by default."""
+        """Run cycles until all jobs have one of the statuses; by default, any final status."""
 
         async def reached() -> bool:
             jobs = await self.grid.contracts.scheduler.get_jobs(ids)
@@ -118,7 +118,7 @@ class Bench:
         await self.drive(reached, timeout=timeout)
 
     async def events(self, kind: type[Event], job_id: int) -> list[Any]:
-        """Events of one kind that name a job."""
+        """Return the events of one type for a job."""
         return [
             event
             for event in await all_events(self.grid)
@@ -126,16 +126,16 @@ class Bench:
         ]
 
     async def result(self, job_id: int) -> JobResult:
-        [found] = await self.events(JobResult, job_id)
-        return found
+        [event] = await self.events(JobResult, job_id)
+        return event
 
     async def settled(self, job_id: int) -> JobSettled:
-        [found] = await self.events(JobSettled, job_id)
-        return found
+        [event] = await self.events(JobSettled, job_id)
+        return event
 
 
 async def all_events(grid: LiveGrid) -> list[Event]:
-    """Every event of the scheduler."""
+    """Return all events of the scheduler contract."""
     logs = await grid.w3.eth.get_logs(
         {
             "address": grid.deployment.scheduler,
@@ -156,7 +156,7 @@ async def bench(
     gateways: Sequence[str] = (),
     **settings: Any,
 ) -> AsyncIterator[Bench]:
-    """A provider's service in this process, with the local executor unless another is given."""
+    """Run a provider's service in this process; by default with the local executor."""
     options = {"capacity": OFFER, "poll_interval": 0.1, "confirmations": 0, **settings}
     account = grid.providers[number]
     store = grid.store(account, folder / "provider.db")

@@ -1,4 +1,4 @@
-"""A grid whose logs are kept as a chain would give them, one transaction for each call."""
+"""A grid that records its logs in the format of a chain, with one transaction per call."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.support.evm import Chain
 
 
 class RecordingChain(Chain):
-    """Keeps every log with its place."""
+    """Records all logs with block, transaction and log index."""
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
-        #: Sender, recipient and input of what was sent, by hash.
+        #: Sender, recipient and input of the transactions, by hash.
         self.sent: dict[str, tuple[str, str, bytes]] = {}
         self.block_times: dict[int, int] = {}
         self._calls = 0
@@ -45,7 +45,7 @@ class RecordingChain(Chain):
                     "blockNumber": self.block,
                     "blockHash": self.block.to_bytes(32, "big"),
                     "transactionHash": self._calls.to_bytes(32, "big"),
-                    # Places are unique in all of the chain, and so in each block.
+                    # Unique in the whole chain, and so in each block.
                     "logIndex": len(self.logs),
                 }
             )
@@ -54,7 +54,7 @@ class RecordingChain(Chain):
 
 
 class RecordedGrid(grids.Grid):
-    """The contracts with everything that they ever said."""
+    """The contracts with all their recorded logs."""
 
     chain: RecordingChain
 
@@ -73,17 +73,17 @@ class RecordedGrid(grids.Grid):
 
     @property
     def events(self) -> list[Event]:
-        """Those of the contracts that tell the story, as a reader of the chain asks for them."""
-        ours = {each.lower() for each in self.deployment.addresses}
-        found = [decode_log(log) for log in self.chain.logs if log["address"] in ours]
-        return [event for event in found if event is not None]
+        """Decoded events of the deployment's contracts."""
+        addresses = {address.lower() for address in self.deployment.addresses}
+        events = [decode_log(log) for log in self.chain.logs if log["address"] in addresses]
+        return [event for event in events if event is not None]
 
     def ledger(self, events: list[Event] | None = None) -> Ledger:
-        given = self.events if events is None else events
-        return Ledger.replay(given, self.deployment, self.chain.block_times)
+        recorded_events = self.events if events is None else events
+        return Ledger.replay(recorded_events, self.deployment, self.chain.block_times)
 
     def storage(self, ledger: Ledger) -> Storage:
-        """What the contracts hold now; balances of all that the ledger knows."""
+        """Read the contracts' storage, with the balances of all accounts in the ledger."""
         count = self.scheduler.jobCount()
         records = self.scheduler.getJobs(list(range(1, count + 1)))
         jobs = [read_job(number, tuple(record)) for number, record in enumerate(records, start=1)]
@@ -110,21 +110,21 @@ class RecordedGrid(grids.Grid):
 
 
 def recorded_grid(**options: Any) -> RecordedGrid:
-    """A fresh grid with a recording chain under it."""
+    """Return a new grid on a recording chain."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grids, "Chain", RecordingChain)
         return RecordedGrid(**options)
 
 
 def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
-    """One job of each fate, with all that can happen on the way; job ids by name."""
+    """Run jobs with all final statuses and most kinds of events; return job IDs by name."""
     chain, scheduler = grid.chain, grid.scheduler
-    # Twice as large as usual, for all the jobs that it holds at once.
+    # Twice the usual size, for all the jobs that it runs at once.
     large = {**grids.HARDWARE, "nodes": 2 * grids.HARDWARE["nodes"]}
     host = grid.provider("provider", hardware=large, labels=["gpu.model=h100"])
     other = grid.provider("other", labels=["region=eu", "gpu.model=h100"])
     names = ("finished", "failed", "spent", "cancelled", "lost", "rescued", "queued")
-    # The queued one is given up before it runs, and not carried on.
+    # "queued" panics before it runs, and has no retries.
     jobs = {name: grid.submit(retries=0 if name == "queued" else 2) for name in names}
     chain.advance(3)
     grid.assign(host, *jobs.values())
@@ -148,7 +148,7 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     scheduler.cancel([jobs["cancelled"]], sender=grid.alice)
     chain.advance(grids.TERMS["timeLimit"])
     scheduler.finish([grid.report(jobs["spent"], 10**6, reason=b"spent")], sender=host.account)
-    # The provider is gone: one customer takes everything back, one run goes on elsewhere.
+    # The provider is lost: one customer cancels with a full refund, one job is retried elsewhere.
     grid.abandon(host, jobs["lost"])
     scheduler.cancel([jobs["rescued"]], sender=grid.alice)
     scheduler.panic([jobs["lost"]], "", sender=grid.stranger)
@@ -163,7 +163,7 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     scheduler.start([jobs["successor"]], sender=other.account)
     chain.advance(5)
     scheduler.finish([grid.report(jobs["successor"], 5)], sender=other.account)
-    # Jobs that live on, runs until the credits are spent, and money of other kinds.
+    # Jobs that stay live, a job that runs until its credits are spent, and other transfers.
     jobs["until_spent"] = grid.running(other, flags=grids.UNTIL_SPENT, amount=10**11)
     scheduler.topUp(jobs["until_spent"], grid.alice, 10**9, sender=grid.alice)
     jobs["early"] = grid.submit(grid.bob)
@@ -182,9 +182,9 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
 
 
 def tell_of_payments(grid: RecordedGrid) -> Mapping[str, int]:
-    """Interim payments, load, signed requests and expiry; job ids by name.
+    """Add interim payments, load, signed requests and expiry; return job IDs by name.
 
-    Needs nothing of `tell_a_story`, and can follow it on the same grid.
+    Independent of `tell_a_story`; can follow it on the same grid.
     """
     chain, scheduler, alice, bob = grid.chain, grid.scheduler, grid.alice, grid.bob
     third = grid.provider("third", labels=["gpu.model=h100"])
@@ -205,11 +205,11 @@ def tell_of_payments(grid: RecordedGrid) -> Mapping[str, int]:
     jobs["heir"] = scheduler.jobCount()
     chain.advance(grids.TIMES["collectInterval"])
     scheduler.collect(running, sender=third.account)
-    # A customer's own credits lengthen its job, a stranger's do not.
+    # A top-up by the customer extends the job, one by another account does not.
     grid.forward(bob, "topUp", jobs["signed"], bob, 10**9)
     scheduler.topUp(jobs["signed"], bob, 10**9, sender=alice)
     chain.advance(grids.TIMES["collectInterval"] + 3)
-    # The provider is silent, but not yet gone; its next payment answers.
+    # The provider is silent, but not yet lost; its next payment answers the challenge.
     grid.silence(third, jobs["signed"])
     scheduler.collect(running[:2], sender=third.account)
     chain.advance(7)

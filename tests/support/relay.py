@@ -1,4 +1,4 @@
-"""A relay on a test's grid, and wallets that hold credits and no coin."""
+"""A relay for a test's grid, and wallets with credits but without coins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.livegrid import LiveGrid
 
 @dataclass
 class Shown:
-    """Agrees to everything, and remembers what it was shown."""
+    """Confirms all requests, and records their previews."""
 
     previews: list[Preview] = field(default_factory=list)
 
@@ -42,7 +42,7 @@ class Shown:
 
 
 async def coinless(grid: LiveGrid, amount: int = 100 * CREDIT) -> LocalAccount:
-    """A new account with credits, which has never had any coin."""
+    """Create an account with credits that has never had coins."""
     account: LocalAccount = Account.from_key(secrets.token_bytes(32))
     await grid.send(grid.admin, grid.contracts.credit.mint(account.address, amount))
     return account
@@ -60,9 +60,9 @@ async def relayed(
     transport: httpx.AsyncBaseTransport | None = None,
     contracts: Contracts | None = None,
 ) -> AsyncIterator[GaslessWallet]:
-    """The account's wallet, sending through the relay at a URL.
+    """Provide a wallet that sends through the relay at a URL.
 
-    `contracts` are the grid's through another endpoint.
+    `contracts` are the grid's contracts accessed through another endpoint.
     """
     store = store or grid.store(account)
     wallet = WalletConnection(
@@ -82,7 +82,7 @@ async def relay_on(
     collect_seconds: float = 0.05,
     **more: Any,
 ) -> AsyncIterator[str]:
-    """A relay in this process, paid for by the grid's stranger; its URL."""
+    """Run a relay in this process and yield its URL; by default, the grid's stranger pays."""
     settings = RelaySettings(
         state_dir=folder,
         poll_interval=0.1,
@@ -124,7 +124,7 @@ async def sign(
     lead: int = 300,
     **changes: Any,
 ) -> SignedRequest:
-    """A request for a call; `changes` replace fields before the signature."""
+    """Return a signed request for a call; `changes` replace fields before signing."""
     forwarder = grid.contracts.forwarder
     values: dict[str, Any] = {
         "sender": account.address,

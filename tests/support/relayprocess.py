@@ -1,4 +1,4 @@
-"""`deepsquare relay serve` as a process, killed at a labelled step and started again."""
+"""`deepsquare relay serve` as a process that can be killed at a crash point and restarted."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.livegrid import LiveGrid
 
 
 class RelayProcess:
-    """One relay's program; it keeps its port and its state from one start to the next.
+    """The process of a relay; port and state stay the same across restarts.
 
     Args:
-        grid: What it serves.
-        folder: Of its wallet, state and log.
+        grid: The grid of the relay.
+        folder: Folder of its wallet, state and log.
     """
 
     def __init__(self, grid: LiveGrid, folder: Path) -> None:
@@ -44,7 +44,7 @@ class RelayProcess:
         return f"http://127.0.0.1:{self._port}"
 
     async def start(self, crash_at: str = "") -> None:
-        """Start it, to be killed at a label if one is given; returns once it serves."""
+        """Start the relay, with a crash point if given; return when it serves requests."""
         with (self._folder / "log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *PROGRAM,
@@ -62,12 +62,12 @@ class RelayProcess:
         assert json.loads(line)["url"] == self.url
 
     async def killed(self) -> None:
-        """Wait until the label has killed it."""
+        """Wait until the crash point has killed it."""
         assert self._process is not None
         assert await asyncio.wait_for(self._process.wait(), 60) == -signal.SIGKILL
 
     async def stop(self) -> None:
-        """End it with SIGTERM."""
+        """Stop it with SIGTERM."""
         if self._process is not None and self._process.returncode is None:
             os.kill(self._process.pid, signal.SIGTERM)
             await asyncio.wait_for(self._process.wait(), 30)

@@ -1,4 +1,4 @@
-"""Counts what a service asks its endpoint, without a clock and without a proxy."""
+"""Counts the requests of a service to its endpoint, without timing and without a proxy."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
 
 
 def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """A list that gets the methods of each HTTP request from now on.
+    """Return a list to which the methods of each HTTP request are appended from now on.
 
-    The chain never counts as one that stands still: that is judged by the clock, and costs a request.
+    Disables the detection of chains that mine on demand: it depends on timing, and costs a request.
     """
     monkeypatch.setattr(on_demand, "_LEAST", float("inf"))
-    found: list[list[str]] = []
+    requests: list[list[str]] = []
     post = CheckedProvider._post
 
     async def counting(self: CheckedProvider, body: bytes) -> Any:
         asked = json.loads(body)
-        found.append([each["method"] for each in (asked if isinstance(asked, list) else [asked])])
+        requests.append(
+            [each["method"] for each in (asked if isinstance(asked, list) else [asked])]
+        )
         return await post(self, body)
 
     monkeypatch.setattr(CheckedProvider, "_post", counting)
-    return found
+    return requests

@@ -1,6 +1,6 @@
-"""Daemons as processes of their own, to be killed and started again, many times a minute.
+"""Daemons as separate processes that can be killed and restarted many times per minute.
 
-They are forked from a server that has imported everything, so a restart costs milliseconds.
+They are forked from a server that has imported all modules, so a restart takes milliseconds.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _CONTEXT.set_forkserver_preload(["tests.support.rundaemon"])
 
 
 class DaemonProcess:
-    """A daemon of a grid in a process; its log is beside its state folder.
+    """A daemon of a grid in a process; its log is next to its state folder.
 
     Args:
         kind: provider or scheduler.
         account: Index of the wallet among the development accounts.
-        clock: Seconds by which its wall clock is wrong.
-        options: Further arguments of the kind's function below.
+        clock: Offset of its wall clock in seconds.
+        options: Additional arguments of the function of this kind.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class DaemonProcess:
         self._process: BaseProcess | None = None
 
     def start(self, crash_at: str = "") -> None:
-        """Start it; with a label it dies at that crash point."""
+        """Start the daemon; with a label, it is killed at that crash point."""
         arguments = (self._kind, self._arguments, crash_at, self._clock, str(self.log))
         self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
 
     @property
     def pid(self) -> int:
-        """Of the running process."""
+        """PID of the running process."""
         assert self._process is not None
         assert self._process.pid is not None
         return self._process.pid
@@ -90,17 +90,17 @@ class DaemonProcess:
         return self._process is not None and self._process.is_alive()
 
     def died(self) -> bool:
-        """Whether it was ended by SIGKILL."""
+        """Whether it was killed by SIGKILL."""
         return self._process is not None and self._process.exitcode == -signal.SIGKILL
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it with SIGKILL, as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.join(10)
 
     async def stop(self) -> int:
-        """End it as an operator would; its exit code."""
+        """Stop it with SIGTERM, as an operator would, and return its exit code."""
         assert self._process is not None
         self._process.terminate()
         await asyncio.to_thread(self._process.join, 60)
@@ -116,11 +116,11 @@ class DaemonProcess:
 
 
 async def until(done: Callable[[], Any], *, timeout: float = 40.0) -> None:
-    """Wait until `done()`, which may be a coroutine function, holds."""
+    """Wait until `done()`, which may be a coroutine function, returns True."""
     deadline = time.monotonic() + timeout
     while True:
-        answer = done()
-        if await answer if asyncio.iscoroutine(answer) else answer:
+        result = done()
+        if await result if asyncio.iscoroutine(result) else result:
             return
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)
@@ -133,15 +133,15 @@ def _main(kind: str, arguments: dict[str, Any], crash_at: str, clock: float, log
     if crash_at:
         os.environ[VARIABLE] = crash_at
     if clock:
-        right = time.time
-        time.time = lambda: right() + clock
+        system_time = time.time
+        time.time = lambda: system_time() + clock
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(handle, sys.stdout.fileno())
     os.dup2(handle, sys.stderr.fileno())
     configure_logging("debug", "console")
     try:
         asyncio.run(_KINDS[kind](**arguments))
-    except GridError as error:  # as the command does
+    except GridError as error:  # like the command
         print(error.message, error.hint, sep="\n", flush=True)
         sys.exit(error.exit_code)
 
@@ -172,7 +172,7 @@ async def _provider(
             min_free=min_free,
             health_port=health_port,
             websocket=websocket,
-            coin_value=0,  # gas is not weighed against interim payments
+            coin_value=0,  # do not compare gas with interim payments
             executor_options={"writable": _writable(Path(folder))},
             **ALLOWED,
         ),
@@ -180,7 +180,7 @@ async def _provider(
 
 
 def _writable(folder: Path) -> list[str]:
-    """Where jobs of customers count how often they run."""
+    """Return the folder in which jobs record their executions."""
     return [str(folder.parent / "tally")]
 
 
@@ -191,7 +191,7 @@ def _queueing_executor(folder: Path) -> QueueingExecutor:
 
 
 class QueueingExecutor(LocalExecutor):
-    """The local executor as one with a queue of its own, in which nobody waits."""
+    """The local executor, declared as an executor with a queue; jobs do not wait in it."""
 
     queues = True
 
@@ -212,7 +212,7 @@ async def _scheduler(
             state_dir=Path(folder),
             poll_interval=0.2,
             confirmations=confirmations,
-            # Tests neglect providers on purpose; who rests would be of no use to them.
+            # Tests neglect providers on purpose: the scheduler must not put them on cooldown.
             watch=Watch(strikes=1_000_000),
             websocket=websocket,
         ),

@@ -1,9 +1,10 @@
-"""A program that does one thing exactly once and counts what it sees: killed and started again.
+"""A program that sends one transaction exactly once and counts events, killed and restarted.
 
     python -m tests.support.sendonce URL DEPLOYMENT FOLDER LABEL...
 
-For each label, a child is killed there and another one finishes the work. Prints a JSON line for
-each: the label, how the first child ended, what its successor counted and sent.
+For each label, a child process is killed at this crash point, and another one completes the work.
+Prints a JSON line per label: the label, the exit codes of both children, and the counts of the
+second one.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ seen = Table(
 
 
 def account_of(label: str) -> LocalAccount:
-    """Each label has an account of its own, so that nothing of one run is seen by another."""
-    found: LocalAccount = Account.from_key(label.encode().rjust(32, b"\x01")[-32:])
-    return found
+    """Return the account of a label; each has its own, so that runs do not affect each other."""
+    account: LocalAccount = Account.from_key(label.encode().rjust(32, b"\x01")[-32:])
+    return account
 
 
 async def work(url: str, deployment: Deployment, path: Path, label: str) -> dict[str, int]:
-    """Recover, send one credit-wei to the own address's mirror, follow, count."""
+    """Recover, send one credit-wei to the reversed own address, follow the chain, and count."""
     account = account_of(label)
     async with connected(url, chain_id=deployment.chain_id) as w3:
         with Store.open(
@@ -81,15 +82,15 @@ async def work(url: str, deployment: Deployment, path: Path, label: str) -> dict
 
 
 def child(url: str, deployment: Deployment, path: Path, label: str, crash: str) -> tuple[int, str]:
-    """Fork, work, and tell how it ended and what it printed."""
+    """Run `work` in a forked process; return its exit code and output."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.environ[VARIABLE] = crash
         code = 1
         try:
-            found = asyncio.run(work(url, deployment, path, label))
-            os.write(writer, json.dumps(found).encode())
+            counts = asyncio.run(work(url, deployment, path, label))
+            os.write(writer, json.dumps(counts).encode())
             code = 0
         finally:
             os._exit(code)
@@ -100,7 +101,7 @@ def child(url: str, deployment: Deployment, path: Path, label: str, crash: str) 
 
 
 def main() -> None:
-    """All labels, one after the other."""
+    """Process all labels, one after the other."""
     url, record, folder, *labels = sys.argv[1:]
     deployment = Deployment.load(record)
     for label in labels:

@@ -1,4 +1,4 @@
-"""A reference server of the external signers' protocols: web3signer's methods, and clef's."""
+"""A reference server for the protocols of external signers: web3signer and clef."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _TRANSACTION = (
 
 
 class ReferenceSigner:
-    """Answers JSON-RPC requests with one key; `asked` are the methods that were called."""
+    """Answers JSON-RPC requests with one key; `asked` lists the called methods."""
 
     def __init__(self, account: LocalAccount, *, clef: bool = False) -> None:
         self.account = account
         self.asked: list[str] = []
-        #: Bends answers, to play a signer that is broken or lies.
+        #: Modifies results, to simulate a broken or malicious signer.
         self.bend: Callable[[str, Any], Any] = lambda _method, answer: answer
-        own: dict[str, Callable[..., Any]] = {
+        web3signer_methods: dict[str, Callable[..., Any]] = {
             "eth_accounts": lambda: [account.address.lower()],
             "eth_signTransaction": lambda tx: self._transaction(tx)[0],
             "eth_sign": lambda _address, data: self._text(data),
             "eth_signTypedData": lambda _address, data: self._typed(data),
         }
-        clefs: dict[str, Callable[..., Any]] = {
+        clef_methods: dict[str, Callable[..., Any]] = {
             "account_list": lambda: [account.address],
             "account_signTransaction": lambda tx: dict(
                 zip(("raw", "tx"), self._transaction(tx), strict=True)
@@ -46,10 +46,10 @@ class ReferenceSigner:
             "account_signData": lambda _kind, _address, data: self._text(data),
             "account_signTypedData": lambda _address, data: self._typed(data),
         }
-        self._methods = clefs if clef else own
+        self._methods = clef_methods if clef else web3signer_methods
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One JSON-RPC answer."""
+        """Return the response to one JSON-RPC request."""
         method = request["method"]
         self.asked.append(method)
         body = {"jsonrpc": "2.0", "id": request["id"]}
@@ -74,7 +74,7 @@ class ReferenceSigner:
 
 @contextmanager
 def serving(signer: ReferenceSigner) -> Iterator[str]:
-    """The signer on a free loopback port; its URL."""
+    """Serve the signer on a free loopback port, and yield its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

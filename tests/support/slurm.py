@@ -1,4 +1,4 @@
-"""A real Slurm cluster for tests, in a folder of its own; skipped or required where it is missing."""
+"""A real Slurm cluster for tests; if Slurm is missing, tests are skipped, or fail if required."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SYSTEM = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def require_slurm(*more: str) -> None:
-    """Skip, or fail where real parts are required, on a machine without Slurm or other programs."""
+    """Without Slurm or the other programs, skip the test, or fail if real parts are required."""
     wanted = ("munged", "slurmctld", "slurmd", "sbatch", *more)
     missing = [name for name in wanted if shutil.which(name, path=_SYSTEM) is None]
     if not missing:
@@ -32,15 +32,15 @@ def require_slurm(*more: str) -> None:
 
 
 class LocalSlurm:
-    """A cluster as `scripts/local_slurm.sh` starts it.
+    """A cluster started by `scripts/local_slurm.sh`.
 
     Args:
-        options: Those of the script, such as `--nodes 3`.
+        options: Options of the script, such as `--nodes 3`.
     """
 
     def __init__(self, *options: str) -> None:
         require_slurm()
-        # A short path: a socket's is limited, and every user must be able to reach it.
+        # A short path (the length of socket paths is limited) that every user can access.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.conf = self.folder / "slurm.conf"
         try:
@@ -52,7 +52,7 @@ class LocalSlurm:
             raise
 
     def script(self, command: str, *arguments: str) -> str:
-        """Run the script for this cluster; what it says on stderr."""
+        """Run the script for this cluster, and return its standard error."""
         done = subprocess.run(
             [str(SCRIPT), command, str(self.folder), *arguments],
             capture_output=True,
@@ -64,7 +64,7 @@ class LocalSlurm:
         return done.stderr
 
     def run(self, *arguments: str) -> str:
-        """What one of Slurm's commands prints."""
+        """Run a Slurm command, and return its output."""
         env = {**os.environ, "SLURM_CONF": str(self.conf), "SLURM_TIME_FORMAT": "%s"}
         done = subprocess.run(
             arguments, env=env, capture_output=True, text=True, timeout=30, check=False
@@ -74,16 +74,16 @@ class LocalSlurm:
 
     @property
     def has_cgroups(self) -> bool:
-        """Whether it enforces memory limits by cgroups, and not by sampling."""
+        """Whether the cluster enforces memory limits by cgroups, instead of by sampling."""
         return "task/cgroup" in self.conf.read_text()
 
     def executor(self, state_dir: Path, *, owner: str = "", **options: Any) -> SlurmExecutor:
-        """An executor of this cluster that looks often, and at no accounting."""
-        given: dict[str, Any] = {"conf": str(self.conf), "query_interval": 0.1, "missing": 3}
-        given |= {"accounting": "none", "isolation": "none", **options}
-        return SlurmExecutor(state_dir, parse_options(given), owner=owner)
+        """Return an executor for this cluster, with a short query interval and no accounting."""
+        settings: dict[str, Any] = {"conf": str(self.conf), "query_interval": 0.1, "missing": 3}
+        settings |= {"accounting": "none", "isolation": "none", **options}
+        return SlurmExecutor(state_dir, parse_options(settings), owner=owner)
 
     def close(self) -> None:
-        """End every process of it, and remove its folder."""
+        """Stop all daemons of the cluster, and remove its folder."""
         self.script("down")
         shutil.rmtree(self.folder, ignore_errors=True)

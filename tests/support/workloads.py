@@ -1,4 +1,4 @@
-"""Providers and jobs in memory, with everything that a test does not care about filled in."""
+"""Providers and jobs in memory, with defaults for all fields that a test does not set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW = 1_800_000_000
 
 
 def address(number: int) -> str:
-    """An address that no test uses twice."""
+    """Return the address of a number."""
     return f"0x{number:040x}"
 
 
@@ -40,8 +40,8 @@ def provider(
     challenged: bool = False,
     **changes: Any,
 ) -> ProviderView:
-    """A provider of one node in good standing."""
-    given = {
+    """Return an approved provider with one node."""
+    defaults = {
         "id": number,
         "account": address(number),
         "status": ProviderStatus.ACTIVE,
@@ -53,7 +53,7 @@ def provider(
         "prices": Prices(price, price, 0),
         "labels": labels or {},
     }
-    return ProviderView(Provider(**(given | changes)), silent, challenged)
+    return ProviderView(Provider(**(defaults | changes)), silent, challenged)
 
 
 def job(
@@ -65,8 +65,8 @@ def job(
     gpus: int = 0,
     **changes: Any,
 ) -> Job:
-    """A PENDING job of one minute and one credit."""
-    given = {
+    """Return a PENDING job of one minute and one credit."""
+    defaults = {
         "id": number,
         "customer": address(10**6),
         "status": JobStatus.PENDING,
@@ -82,7 +82,7 @@ def job(
         "definition": bytes(32),
         "retry_of": 0,
     }
-    return Job(**(given | changes))
+    return Job(**(defaults | changes))
 
 
 def waiting(
@@ -95,13 +95,13 @@ def waiting(
     avoided: Mapping[int, int] | None = None,
     **changes: Any,
 ) -> Waiting:
-    """The same in the queue."""
+    """Return a queued job."""
     record = job(number, **changes)
     since = record.since if queued_at is None else queued_at
     return Waiting(record, objective, uses, since, excluded, avoided or {})
 
 
 def running(number: int, provider_id: int = 1, **changes: Any) -> Job:
-    """A job that runs since now."""
-    given = {"status": JobStatus.RUNNING, "provider_id": provider_id, "rate": 1_000}
-    return job(number, **(given | changes))
+    """Return a job that has been running since `NOW`."""
+    defaults = {"status": JobStatus.RUNNING, "provider_id": provider_id, "rate": 1_000}
+    return job(number, **(defaults | changes))
