@@ -1,8 +1,8 @@
-"""Daemons that die at labelled steps while a grid works, in two lives: a calm one and a rough one.
+"""Crash tests: daemons are killed at crash points while a grid works, in a calm and a rough scenario.
 
-Each kill names a label and its passage. The daemon is started with the order to die there, dies by
-SIGKILL, and is started again with the next order. What the grid's books say at the end of a life
-judges all of its kills; a label that was never reached is a failure too.
+Each kill names a crash point, and optionally its passage. The daemon is started with this crash
+point, is killed there by SIGKILL, and is restarted with the next one. The ledgers of the grid are
+checked at the end of each scenario. A crash point that is never reached counts as a failure.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.support.livegrid import CHEAP, HARDWARE, LiveGrid, deploy, live_grid
 from tests.support.rundaemon import DaemonProcess, until
 
 PACKAGE = Path(__file__).resolve().parents[2] / "deepsquare_chain"
-#: Transactions of each service; a label may stand for each of them.
+#: Kinds of transactions of each service; a label with a placeholder exists for each of them.
 KINDS = {
     "provider": (
         *("claim", "claim_and_start", "start", "collect"),
@@ -55,18 +55,18 @@ ROOMS = {
     "provider": ("provider", "executors", "chain", "daemon"),
     "metascheduler": ("metascheduler", "chain", "daemon"),
 }
-#: First part of the labels of a service's transactions.
+#: Prefix of the labels of a service's transactions.
 LABELS = {"provider": "provider", "metascheduler": "scheduler"}
-#: Steps that a calm life has no need of.
+#: Labels that are not reached in the calm scenario.
 ROUGH = re.compile(
     r"supervisor\.|sender\.replaced|follower\.rolled_back|provider\.extend\."
     r"|(provider|scheduler)\.(answer|requeue|panic|challenge|cancel)\."
 )
-#: Steps of a provider whose executor has a queue of its own: p0 of a calm life.
+#: Labels of a provider whose executor has a queue: p0 in the calm scenario.
 QUEUED = re.compile(r"provider\.(claim|start)\.")
-#: A scheduler reads confirmed blocks only, and halts where those are replaced.
+#: The scheduler reads confirmed blocks only, and stops if they are reorganised.
 NEVER = {"metascheduler": {"follower.rolled_back"}, "provider": set()}
-# Short enough to see every timeout, long enough for a daemon that is killed again and again.
+# Short enough to reach every timeout, long enough for a daemon that is killed repeatedly.
 ROUGH_PARAMS = GridParams(
     admin_delay=0,
     timeouts=Timeouts(
@@ -81,13 +81,13 @@ ROUGH_PARAMS = GridParams(
         collect_interval=5,
     ),
 )
-#: Far more than it takes: a label is waited for by what brings it on, not by the clock.
+#: A generous timeout: the scenario brings about each label, independent of timing.
 SECONDS_TO_REACH = 240.0
 
 
 @dataclass
 class Kill:
-    """One death, or an order that was never carried out."""
+    """One kill, or a crash point that was not reached."""
 
     role: str
     point: str
@@ -96,21 +96,21 @@ class Kill:
 
 
 def points(service: str, *, rough: bool) -> list[str]:
-    """Every label in the source that a service passes in this life."""
-    found: set[str] = set()
+    """Return all labels in the source code that a service reaches in this scenario."""
+    labels: set[str] = set()
     for room in ROOMS[service]:
         for file in (PACKAGE / room).rglob("*.py"):
             if file.parent.name == "slurm":
                 continue  # these services run jobs with the local executor
             for label in re.findall(r'crash_point\(f?"([^"]+)"\)', file.read_text()):
-                named = label.replace("{self._service}", LABELS[service])
-                found |= {named.replace("{batch.kind}", kind) for kind in KINDS[service]}
-    unlikely = QUEUED if rough else ROUGH
-    return sorted(each for each in found - NEVER[service] if not unlikely.match(each))
+                expanded = label.replace("{self._service}", LABELS[service])
+                labels |= {expanded.replace("{batch.kind}", kind) for kind in KINDS[service]}
+    excluded = QUEUED if rough else ROUGH
+    return sorted(each for each in labels - NEVER[service] if not excluded.match(each))
 
 
 def shared(labels: Sequence[str]) -> dict[str, list[str]]:
-    """Labels of a calm life for its two providers, of which p0 has an executor with a queue."""
+    """Distribute the labels of the calm scenario to both providers; p0's executor has a queue."""
     parts: dict[str, list[str]] = {"p0": [], "p1": []}
     for label in labels:
         if QUEUED.match(label):
@@ -123,9 +123,9 @@ def shared(labels: Sequence[str]) -> dict[str, list[str]]:
 
 
 def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
-    """Shuffled, but for what one silent provider sets going and what takes its time.
+    """Shuffle labels, except those caused by one silent provider and those of expired jobs.
 
-    The former stands first, in the order of its steps; jobs expire last.
+    The former come first, in the order of their steps; the latter come last.
     """
     chain = [f"scheduler.{kind}." for kind in ("challenge", "requeue", "panic")]
     first = [
@@ -134,8 +134,8 @@ def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
         for step in ("planned", "confirmed")
         if f"{start}{step}" in labels
     ]
-    last = [each for each in labels if each.startswith("scheduler.cancel.")]
-    rest = [each for each in labels if each not in {*first, *last}]
+    last = [label for label in labels if label.startswith("scheduler.cancel.")]
+    rest = [label for label in labels if label not in {*first, *last}]
     dice.shuffle(rest)
     return first + rest + last
 
@@ -143,7 +143,10 @@ def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
 async def torment(
     role: str, daemon: DaemonProcess, orders: Sequence[str], awaited: dict[str, str]
 ) -> list[Kill]:
-    """Start and kill a daemon at each point in turn, then let it live; `awaited` says where it is."""
+    """Start and kill a daemon at each crash point in turn, then restart it without one.
+
+    `awaited` is updated with the current crash point of the role.
+    """
     kills = []
     for point in orders:
         kill, began = Kill(role, point), time.monotonic()
@@ -162,7 +165,7 @@ async def torment(
 
 
 def _supervisors(daemon: DaemonProcess) -> Callable[[], bool]:
-    """Whether a supervisor of this daemon's runs died at its label from now on."""
+    """Return a function that tells whether a supervisor of the daemon's runs has been killed since."""
 
     def count() -> int:
         logs = daemon.folder.glob("runs/*/supervisor.log")
@@ -172,29 +175,29 @@ def _supervisors(daemon: DaemonProcess) -> Callable[[], bool]:
     return lambda: count() > before
 
 
-# ------------------------------------------------------------------------------ two lives
+# ------------------------------------------------------------------------------ two scenarios
 
 
 @dataclass
 class Life:
-    """A grid with two providers and a scheduler, all of them processes."""
+    """A grid with the daemons of two providers and a scheduler as processes."""
 
     node: Node
     grid: LiveGrid
     customers: Customers
     folder: Path
     daemons: dict[str, DaemonProcess]
-    #: The label at which each role is to die now.
+    #: The current crash point of each role.
     awaited: dict[str, str] = field(default_factory=dict)
 
     def who_awaits(self, label: str) -> list[str]:
-        """Roles that are to die at a label that begins so."""
+        """Return the roles whose current crash point begins with `label`."""
         return [role for role, point in self.awaited.items() if point.startswith(label)]
 
     async def end(
         self, patience: float = 180, *, emptied: bool = False, redated: bool = False
     ) -> None:
-        """See every job end within `patience` seconds and every daemon stop; judge the books."""
+        """Wait at most `patience` seconds until all jobs end, stop the daemons, check the ledgers."""
         for name, daemon in self.daemons.items():
             assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
         await until(self.customers.all_final, timeout=patience)
@@ -215,24 +218,25 @@ async def life(
     queueing: Collection[str] = (),
     **options: Any,
 ) -> AsyncIterator[Life]:
-    """A grid on a running node; nothing of it is left afterwards.
+    """Provide a grid on a running node; no process of it remains afterwards.
 
-    Providers of `queueing` have an executor with a queue of its own. `clocks` holds the seconds by which a daemon's wall clock is wrong; `options` go to providers,
-    addresses of the node to the scheduler too.
+    Providers in `queueing` have an executor with a queue. `clocks` holds offsets of the daemons'
+    wall clocks in seconds. `options` are passed to the providers; URLs of the node also to the
+    scheduler.
     """
-    wrong = clocks or {}
+    offsets = clocks or {}
     confirmations = options.setdefault("confirmations", 1)
     async with live_grid(node, await deploy(node, params)) as grid:
         customers = Customers(grid, folder)
-        given = {"definitions": str(customers.place), **options}
+        provider_options = {"definitions": str(customers.place), **options}
         daemons = {
             name: DaemonProcess(
                 grid,
                 folder / name,
                 account=account,
-                clock=wrong.get(name, 0.0),
+                clock=offsets.get(name, 0.0),
                 queues=name in queueing,
-                **given,
+                **provider_options,
             )
             for name, account in (("p0", 4), ("p1", 5))
         }
@@ -242,7 +246,7 @@ async def life(
                 folder / "m",
                 kind="scheduler",
                 account=1,
-                clock=wrong.get("scheduler", 0.0),
+                clock=offsets.get("scheduler", 0.0),
                 confirmations=confirmations,
                 **{name: options[name] for name in ("url", "websocket") if name in options},
             ),
@@ -252,17 +256,17 @@ async def life(
         finally:
             for daemon in daemons.values():
                 daemon.kill()
-            left = leftovers(folder)
-        assert left == []
+            remaining = leftovers(folder)
+        assert remaining == []
 
 
 async def calm(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
-    """Jobs of every end, and nothing else that goes wrong."""
+    """Run jobs with all final statuses, without other disturbances."""
     return await _live(life, orders, lambda busy: [in_turn(life.customers, busy)])
 
 
 async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
-    """Lost runs with successors, requeues, challenges, top-ups, spikes of the fee, replaced blocks."""
+    """Run with lost runs and retries, requeues, challenges, top-ups, fee spikes and reorgs."""
     trouble = Trouble(life)
     await trouble.begin()
     return await _live(
@@ -292,7 +296,7 @@ async def _live(
     *,
     redated: bool = False,
 ) -> list[Kill]:
-    """Torment while the work goes on, and judge."""
+    """Kill the daemons repeatedly during the work, and check the ledgers."""
     for name, daemon in life.daemons.items():
         if not orders.get(name):
             daemon.start()
@@ -303,7 +307,7 @@ async def _live(
     ]
     try:
         await asyncio.gather(*work(lambda: not all(task.done() for task in tasks)))
-        kills = [kill for some in await asyncio.gather(*tasks) for kill in some]
+        kills = [kill for role_kills in await asyncio.gather(*tasks) for kill in role_kills]
     finally:
         for task in tasks:
             task.cancel()
@@ -319,20 +323,20 @@ async def _again(
     pause: float,
     wanted: Callable[[], bool],
 ) -> None:
-    """Act again and again with pauses, and at once where somebody is to die of it."""
+    """Repeat an action with pauses, but without pause while a crash point depends on it."""
     while busy():
         await act()
         await _soon(lambda: not busy() or wanted(), patience=pause)
 
 
 async def _soon(done: Callable[[], Any], patience: float = 5.0) -> None:
-    """Wait until it holds, as long as there is hope."""
+    """Wait until `done()` returns True, at most `patience` seconds; a timeout is not an error."""
     with suppress(AssertionError):
         await until(done, timeout=patience)
 
 
 class Trouble:
-    """Everything that a calm life lacks."""
+    """The disturbances of the rough scenario."""
 
     def __init__(self, life: Life) -> None:
         self.life, self.grid, self.customers = life, life.grid, life.customers
@@ -341,7 +345,7 @@ class Trouble:
         self._mining = asyncio.Lock()
 
     async def begin(self) -> None:
-        """A third provider that has no daemon; and nobody believes what may yet be replaced."""
+        """Register a third provider without a daemon; require a confirmation for all senders."""
         for account in (*self.grid.customers, self.silent, self.challenger):
             self.grid.sender(account, confirmations=1)
         registry = self.grid.contracts.registry
@@ -349,7 +353,7 @@ class Trouble:
         await self.grid.send(self.grid.admin, registry.approve(self.silent.address, 1))
 
     async def ordinary(self) -> None:
-        """Jobs of every end; the last of them is cancelled once it runs."""
+        """Submit jobs with all final statuses; cancel the last of them when it runs."""
         wishes = [FINISHES, FAILS, RUNS_OUT, IS_COLLECTED, IS_CANCELLED]
         place = "p0" if self.life.who_awaits("provider.cancel.") else ""
         *_, doomed = await self.customers.submit(*wishes, place=place, retries=3)
@@ -358,12 +362,12 @@ class Trouble:
         await asyncio.sleep(2)
 
     async def _runs(self, digest: bytes) -> bool:
-        """Whether the last job of a line really runs."""
+        """Whether the last job with a definition is RUNNING and has been executed."""
         job = (await self.customers.lines())[digest][-1]
         return job.status is JobStatus.RUNNING and job.id in self.customers.executions()
 
     async def topped_up(self) -> None:
-        """A job that lasts until its credits are spent gets more of them while it runs."""
+        """Top up a running job that runs until its credits are spent."""
         rate = job_rate(CHEAP, SMALL)
         wish = Wish("sleep 8", JobStatus.FINISHED)
         place = "p0" if self.life.who_awaits("provider.extend.") else ""
@@ -372,7 +376,7 @@ class Trouble:
         )
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
-            # Sooner, the run would begin with the new allotment, and nothing be extended.
+            # Before that, the run would start with the new allotment, and would not be extended.
             if await self._runs(digest):
                 owner, job = self.grid.customers[0], (await self.customers.lines())[digest][-1]
                 call = self.contract.top_up(job.id, owner.address, rate * 90)
@@ -381,39 +385,39 @@ class Trouble:
             await asyncio.sleep(0.3)
 
     async def misfits(self) -> None:
-        """One whose definition asks for something else, one that has no room anywhere."""
+        """Submit a job whose definition has other resources, and one that is too large."""
         other = Resources(tasks=2, cpus_per_task=1, mem_per_cpu=64, gpus=0)
         large = Resources(tasks=12, cpus_per_task=1, mem_per_cpu=64, gpus=0)
         misfit = Wish("true", JobStatus.PANICKED, asked=other)
         await self.customers.submit(
             misfit, place="p0", retries=0
-        )  # a successor would wait for ever
+        )  # a successor would never be claimed
         big = Wish("true", JobStatus.CANCELLED, resources=large)
         digests = await self.customers.submit(big, place="p0")
-        deadline, given = time.monotonic() + 60, False
+        deadline, was_assigned = time.monotonic() + 60, False
         while time.monotonic() < deadline:
             [job] = (await self.customers.lines())[digests[0]]
-            if given and job.status is JobStatus.PENDING:
-                break  # p0 has given it back
-            given = given or job.status is JobStatus.META_SCHEDULED
+            if was_assigned and job.status is JobStatus.PENDING:
+                break  # p0 has requeued it
+            was_assigned = was_assigned or job.status is JobStatus.META_SCHEDULED
             await asyncio.sleep(0.25)
         await self.customers.cancel(digests)
 
     async def challenge(self) -> None:
-        """Ask the tormented provider for a sign of life."""
+        """Challenge the provider that is being killed repeatedly."""
         await asyncio.sleep(0.5)
-        held = [
+        assigned_jobs = [
             job
             for job in await self.customers.live_jobs()
             if job.status.is_assigned and job.provider_id == 1
         ]
-        if held:
-            await self._try(self.challenger, self.contract.challenge(held[0].id))
+        if assigned_jobs:
+            await self._try(self.challenger, self.contract.challenge(assigned_jobs[0].id))
 
     async def ghost(self) -> None:
-        """One job that nobody claims, one that runs nowhere: the scheduler must see to both."""
-        waits = Wish("true", JobStatus.CANCELLED)
-        digests = await self.customers.submit(waits, waits, place="nowhere", retries=1)
+        """Submit a job that is never claimed and one that never runs; the scheduler handles both."""
+        wish = Wish("true", JobStatus.CANCELLED)
+        digests = await self.customers.submit(wish, wish, place="nowhere", retries=1)
         deadline, started = time.monotonic() + 120, False
         while time.monotonic() < deadline:
             first = (await self.customers.lines())[digests[0]][0]
@@ -427,23 +431,23 @@ class Trouble:
         await self._try(self.silent, self.contract.answer())
 
     async def forgotten(self) -> None:
-        """A job that suits nobody, and that its customer never cancels: it expires."""
+        """Submit a job without eligible providers that is not cancelled: it expires."""
         await self.customers.submit(Wish("true", JobStatus.CANCELLED), place="elsewhere")
 
     async def spike(self) -> None:
-        """A base fee that what is under way can't pay for some blocks."""
+        """Raise the base fee, so that pending transactions can't pay it for some blocks."""
         while await self._base_fee() * 6 < 100 * 10**9:
             await _soon(self._somebody_waits)
             async with self._no_block():
                 if not await self._somebody_waits():
-                    continue  # it was mined meanwhile
+                    continue  # mined in the meantime
                 fee = max(8 * 10**9, 6 * await self._base_fee())
                 await self.life.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(fee))
             await _soon(lambda: not self.life.who_awaits("sender.replaced"), patience=15)
             return
 
     async def replace_head(self) -> None:
-        """Another block of the same transactions instead of the latest one."""
+        """Replace the latest block by another one with the same transactions."""
         async with self._no_block():
             if self.life.who_awaits("follower.rolled_back"):
                 await _soon(self._p0_saw_the_head)
@@ -452,7 +456,7 @@ class Trouble:
 
     @asynccontextmanager
     async def _no_block(self) -> AsyncIterator[None]:
-        """The chain stands still meanwhile."""
+        """Pause mining within the block."""
         async with self._mining:
             await self.life.node.rpc("anvil_setIntervalMining", 0)
             try:
@@ -465,13 +469,13 @@ class Trouble:
         return int(block["baseFeePerGas"], 16)
 
     async def _somebody_waits(self) -> bool:
-        """Whether a transaction waits for a block: of one who is to replace it, or of anybody."""
+        """Whether a transaction is pending: of roles that are to replace it, or else of any account."""
         pool = await self.life.node.rpc("txpool_content")
-        waiting = {sender.lower() for sender in pool["pending"]}
+        senders = {sender.lower() for sender in pool["pending"]}
         accounts = {"p0": self.grid.providers[0], "scheduler": self.grid.scheduler}
         roles = self.life.who_awaits("sender.replaced")
         wanted = {accounts[role].address.lower() for role in roles}
-        return bool(waiting & wanted if wanted else waiting)
+        return bool(senders & wanted if wanted else senders)
 
     async def _p0_saw_the_head(self) -> bool:
         head = int(await self.life.node.rpc("eth_blockNumber"), 16)
@@ -483,26 +487,26 @@ class Trouble:
         try:
             await self.grid.send(account, call)
         except GridError:
-            return False  # the state has moved on, or is being replaced
+            return False  # the state has changed, or a reorg is in progress
         return True
 
 
 async def replace_blocks(node: Node, depth: int, *, keep: bool) -> int:
-    """Reorganise: the last blocks are replaced, by ones with the same transactions or by empty ones.
+    """Cause a reorg: replace the last blocks, by ones with the same transactions or by empty ones.
 
-    Nothing else may mine meanwhile. Returns how many transactions were taken back.
+    Nothing else may mine meanwhile. Returns the number of transactions in the replaced blocks.
     """
     head = int(await node.rpc("eth_blockNumber"), 16)
-    taken = []
-    for at in range(depth):
-        number = head - depth + 1 + at
+    transactions = []
+    for index in range(depth):
+        number = head - depth + 1 + index
         block = await node.rpc("eth_getBlockByNumber", hex(number), False)
-        for each in block["transactions"]:
-            taken.append([await node.rpc("eth_getRawTransactionByHash", each), at])  # noqa: PERF401
-    await node.rpc("anvil_reorg", depth, taken if keep else [])
-    return len(taken)
+        for tx_hash in block["transactions"]:
+            transactions.append([await node.rpc("eth_getRawTransactionByHash", tx_hash), index])  # noqa: PERF401
+    await node.rpc("anvil_reorg", depth, transactions if keep else [])
+    return len(transactions)
 
 
 def as_rows(kills: Sequence[Kill]) -> list[dict[str, Any]]:
-    """For JSON."""
+    """Convert kills to values for JSON."""
     return [asdict(kill) for kill in kills]

@@ -1,7 +1,7 @@
-"""A loopback JSON-RPC proxy that misbehaves on purpose: on order, or by seeded dice; counted.
+"""A loopback JSON-RPC proxy that injects faults: on request, or at random with a seed.
 
-It stands between daemons and a node that is in order, and does what hosted endpoints do on a bad
-day. `Proxy.counts` says what it did, so that a test can tell a calm day from a survived one.
+It sits between daemons and a working node, and fails like hosted endpoints. `Proxy.counts` counts
+the injected faults, so that a test can verify that there were some.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from eth_account import Account
 from eth_account.typed_transactions import TypedTransaction
 from hexbytes import HexBytes
 
-#: Every fault, and its share of a mixed bad day. Hangs cost the client time, so they are rarer.
+#: All faults, with their weights in a mix. Hangs cost the client time, so they are rarer.
 MIXED: Mapping[str, float] = {
     "busy": 1,  # 429
-    "broken": 1,  # 502, a page of the load balancer
+    "broken": 1,  # 502 with an HTML page of a load balancer
     "page": 1,  # 200 with HTML
-    "truncated": 1,  # half an answer, then the end
-    "half": 1,  # half an answer that is complete as HTTP
-    "nested": 1,  # brackets that would exhaust a recursive reader
-    "wrong_id": 1,  # the answer to another question
+    "truncated": 1,  # part of a response, then the connection closes
+    "half": 1,  # half of the JSON in a complete HTTP response
+    "nested": 1,  # deeply nested brackets, which overflow a recursive parser
+    "wrong_id": 1,  # a response with the ID of another request
     "null": 1,  # result: null
-    "limited": 1,  # 200 with an error object that limits the rate
-    "hang": 0.5,  # silence, then the end
-    "lost": 1,  # forwarded, and then no answer
-    "stale": 1.5,  # a node of the pool that is 1 to 20 blocks behind
-    "internal": 1,  # 200 with an error object of the node
-    "indexing": 1,  # 200 with the words of a node that indexes
+    "limited": 1,  # 200 with a rate limit error
+    "hang": 0.5,  # no response, then the connection closes
+    "lost": 1,  # forwarded, but without a response
+    "stale": 1.5,  # the response of a node that lags 1 to 20 blocks
+    "internal": 1,  # 200 with an internal error of the node
+    "indexing": 1,  # 200 with the error of a node that is indexing
     "unavailable": 1,  # 503 with an error object
-    "denied": 1,  # 400 with an error object of another question
-    "disowned": 1,  # forwarded, and an error object in place of the answer
+    "denied": 1,  # 400 with an error object
+    "disowned": 1,  # forwarded, but with an error object as response
 }
 MOST_BEHIND = 20
 _SEND = "eth_sendRawTransaction"
-#: Where each method that reads state takes its block.
+#: Index of the block parameter of each method that reads state.
 _BLOCK_AT = {
     "eth_call": 1,
     "eth_estimateGas": 1,
@@ -54,38 +54,38 @@ _BLOCK_AT = {
 }
 
 
-#: Makes a spoilt answer of a question and its answer: HTTP status and body.
+#: Makes a faulty response from a request and its result: HTTP status and body.
 Spoil = Callable[[Any, Any], tuple[str, bytes]]
 
 
 def status(words: str, body: bytes = b"busy") -> Spoil:
-    """An HTTP status instead of an answer, such as "503 Service Unavailable"."""
+    """Return a fault that responds with an HTTP status, such as "503 Service Unavailable"."""
     return lambda _question, _answer: (words, body)
 
 
 def refusal(code: int, message: str) -> Spoil:
-    """A JSON-RPC error instead of the answer."""
+    """Return a fault that responds with a JSON-RPC error."""
     error = {"code": code, "message": message}
     return lambda question, _answer: ("200 OK", json.dumps(_errors(question, error)).encode())
 
 
-#: Answers a request in place of the node: HTTP status and body; None leaves it to the node.
+#: Responds to a request in place of the node: HTTP status and body; None forwards it to the node.
 Profile = Callable[[Any], tuple[str, Any] | None]
 
 
 def calls(question: Any) -> list[dict[str, Any]]:
-    """The single questions of a request."""
+    """Return the calls of a request, which may be a batch."""
     return question if isinstance(question, list) else [question]
 
 
 def error_object(question: Any, code: int, message: str, *, named: bool = True) -> dict[str, Any]:
-    """One error object in place of the whole answer, with the id of the first question or none."""
+    """Return one error object for a whole request, with the ID of its first call or without ID."""
     number = calls(question)[0]["id"] if named else None
     return {"jsonrpc": "2.0", "id": number, "error": {"code": code, "message": message}}
 
 
 def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
-    """A node that gives logs of so many blocks at once."""
+    """Return the profile of a node that limits the block range of `eth_getLogs`."""
 
     def profile(question: Any) -> tuple[str, Any] | None:
         for each in calls(question):
@@ -102,9 +102,9 @@ def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
 
 
 def few_calls(most: int, line: str, code: int, message: str, *, shape: str = "object") -> Profile:
-    """A node that takes so many questions in one request.
+    """Return the profile of a node that limits the number of calls in a batch.
 
-    Its refusal is an `object`, a `list` of one, or as many errors as there were questions (`each`).
+    It refuses with an `object`, a `list` of one error, or one error per call (`each`).
     """
 
     def profile(question: Any) -> tuple[str, Any] | None:
@@ -120,7 +120,7 @@ def few_calls(most: int, line: str, code: int, message: str, *, shape: str = "ob
 
 
 def failing(methods: Collection[str], line: str, code: int, message: str, *, times: int) -> Profile:
-    """A node that answers so many questions of these methods with an error object."""
+    """Return the profile of a node that fails the first `times` calls of these methods."""
     left = times
 
     def profile(question: Any) -> tuple[str, Any] | None:
@@ -133,7 +133,7 @@ def failing(methods: Collection[str], line: str, code: int, message: str, *, tim
     return profile
 
 
-#: How nodes and hosted endpoints refuse a range of logs: HTTP status, code, words.
+#: Refusals of log ranges by nodes and hosted endpoints: HTTP status, code, message.
 RANGE_REFUSALS: Mapping[str, tuple[str, int, str]] = {
     "besu": ("200 OK", -32005, "Requested range exceeds maximum RPC range limit"),
     "alchemy": (
@@ -147,7 +147,7 @@ RANGE_REFUSALS: Mapping[str, tuple[str, int, str]] = {
     "reth": ("200 OK", -32602, "query exceeds max block range 100000"),
     "unheard of": ("500 Internal Server Error", -32000, "no"),
 }
-#: How they refuse a batch: most questions, HTTP status, code, words, shape.
+#: Refusals of batches: maximum number of calls, HTTP status, code, message, shape.
 BATCH_REFUSALS: Mapping[str, tuple[int, str, int, str, str]] = {
     "drpc": (3, "500 Internal Server Error", 31, "Batch of more than 3 requests", "object"),
     "400": (3, "400 Bad Request", 31, "Batch of more than 3 requests", "object"),
@@ -156,7 +156,7 @@ BATCH_REFUSALS: Mapping[str, tuple[int, str, int, str, str]] = {
     "none": (0, "200 OK", -32600, "batch requests are not supported", "object"),
     "none, 403": (0, "403 Forbidden", -32600, "batch requests are not supported", "object"),
 }
-#: What nodes say to a read instead of an answer, although the next time they may have one.
+#: Transient errors of nodes for reads; a retry may succeed.
 READ_ERRORS: Mapping[str, tuple[str, int, str]] = {
     "indexing": ("200 OK", -32000, "transaction indexing is in progress"),
     "internal": ("200 OK", -32603, "Internal error"),
@@ -170,10 +170,10 @@ READ_ERRORS: Mapping[str, tuple[str, int, str]] = {
 
 @dataclass(frozen=True)
 class Habits:
-    """What a hosted endpoint takes, and how it refuses more.
+    """The limits of a hosted endpoint, and its refusals.
 
-    `blocks` is the largest range of logs, `calls` the largest batch; each `every`th request is over the limit of
-    requests. A refusal is an HTTP status, a code and a text.
+    `blocks` is the largest log range and `calls` the largest batch. One in `every` requests exceeds
+    the rate limit. A refusal is an HTTP status, a code and a message.
     """
 
     blocks: int
@@ -184,7 +184,7 @@ class Habits:
     batch_refusal: tuple[str, int, str] = ("200 OK", -32600, "batch too large")
 
 
-#: Limits are smaller than the real ones, so that a short chain meets them.
+#: The limits are smaller than the real ones, so that a short chain reaches them.
 HOSTED: Mapping[str, Habits] = {
     "alchemy": Habits(
         *(10, RANGE_REFUSALS["alchemy"], 5),
@@ -219,7 +219,7 @@ HOSTED: Mapping[str, Habits] = {
 
 
 def hosted(habits: Habits) -> Profile:
-    """A hosted endpoint: limits of requests, of ranges and of batches together."""
+    """Return the profile of a hosted endpoint with rate, range and batch limits."""
     limits = (
         few_blocks(habits.blocks, *habits.range_refusal),
         few_calls(habits.calls, *habits.batch_refusal),
@@ -238,26 +238,26 @@ def hosted(habits: Habits) -> Profile:
 
 
 def mixed(rate: float) -> dict[str, float]:
-    """All faults together at a rate: of 100 requests, 100 * `rate` go wrong somehow."""
+    """Return the rates of all faults for a total fault rate between 0 and 1."""
     total = sum(MIXED.values())
     return {name: rate * share / total for name, share in MIXED.items()}
 
 
 class Proxy:
-    """Serves on 127.0.0.1 as long as its `async with`.
+    """Serves on 127.0.0.1 within an `async with` block.
 
     Args:
         upstream: URL of the node.
-        rates: Chance of each fault, 0 to 1; together at most 1.
-        seed: Of its dice.
-        hang: Seconds of silence before a hanging connection is closed.
-        replacement_rule: Refuse, as geth does, a replacement that pays less than 10 % more.
+        rates: Probability of each fault, 0 to 1; their sum is at most 1.
+        seed: Seed of the random numbers.
+        hang: Seconds without response before a hanging connection is closed.
+        replacement_rule: Refuse replacement transactions that pay less than 10 % more, like geth.
 
     Attributes:
-        orders: Faults for the next answers, used up one by one before any dice are thrown: names
-            of `MIXED`, or functions. The node gets such a request all the same.
-        only: Methods that orders wait for; any where it is empty.
-        profile: Answers in place of the node what it does not take, before any dice are thrown.
+        orders: Faults for the next responses, used one by one before random faults: names of
+            `MIXED`, or functions. The node receives these requests all the same.
+        only: Methods to which `orders` apply; all methods if empty.
+        profile: Responds in place of the node to requests that exceed its limits, before faults.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class Proxy:
 
     @property
     def faults(self) -> int:
-        """How many requests went wrong."""
+        """Number of requests with an injected fault."""
         return sum(self.counts[name] for name in MIXED)
 
     async def __aenter__(self) -> Self:
@@ -304,16 +304,16 @@ class Proxy:
         await self._client.aclose()
 
     async def die(self) -> None:
-        """Cut what is under way and answer nobody any more."""
+        """Close all connections, and accept no more."""
         assert self._server is not None
         await _cut(self._server, self._tasks)
 
     def lead_to(self, upstream: str) -> None:
-        """Stand before another node from now on, as if this one had been begun anew."""
+        """Forward to another node from now on, as if the node had been restarted."""
         self._upstream = upstream
 
     def calm(self) -> None:
-        """Behave from now on."""
+        """Stop random faults."""
         self.rates = {}
 
     # -- HTTP
@@ -339,38 +339,38 @@ class Proxy:
                 await writer.wait_closed()
 
     async def _serve(self, question: Any) -> tuple[bytes, bool]:
-        """The bytes of an answer, and whether the connection goes on after them."""
-        asked = question if isinstance(question, list) else [question]
-        self.methods.update(each["method"] for each in asked)
+        """Return the bytes of a response, and whether to keep the connection open."""
+        calls_asked = question if isinstance(question, list) else [question]
+        self.methods.update(each["method"] for each in calls_asked)
         self.counts["requests"] += 1
-        told = None if self.profile is None else self.profile(question)
-        if told is not None:
+        refusal_response = None if self.profile is None else self.profile(question)
+        if refusal_response is not None:
             self.counts["refused"] += 1
-            return _http(json.dumps(told[1]).encode(), told[0]), True
-        if self.orders and (not self.only or self.only & {each["method"] for each in asked}):
-            return await self._spoilt(question, asked, self.orders.pop(0))
+            return _http(json.dumps(refusal_response[1]).encode(), refusal_response[0]), True
+        if self.orders and (not self.only or self.only & {each["method"] for each in calls_asked}):
+            return await self._spoilt(question, calls_asked, self.orders.pop(0))
         fault = self._draw()
         self.counts[fault or "fair"] += 1
         if fault is not None and (plain := await self._plain(question, fault)):
             return plain
         behind = self._dice.randint(1, MOST_BEHIND) if fault == "stale" else 0
-        found = [await self._forward(each, behind) for each in asked]
-        return self._bent(question, found, fault)
+        results = [await self._forward(each, behind) for each in calls_asked]
+        return self._bent(question, results, fault)
 
     async def _spoilt(
         self, question: Any, asked: list[dict[str, Any]], fault: str | Spoil
     ) -> tuple[bytes, bool]:
-        """What was ordered, after the node has done what it was asked for."""
-        found = [await self._forward(each, 0) for each in asked]
+        """Return an ordered fault, after the node has processed the request."""
+        results = [await self._forward(each, 0) for each in asked]
         if callable(fault):
-            line, body = fault(question, found if isinstance(question, list) else found[0])
+            line, body = fault(question, results if isinstance(question, list) else results[0])
             self.counts["ordered"] += 1
             return _http(body, line), True
         self.counts[fault] += 1
-        return await self._plain(question, fault) or self._bent(question, found, fault)
+        return await self._plain(question, fault) or self._bent(question, results, fault)
 
     async def _plain(self, question: Any, fault: str) -> tuple[bytes, bool] | None:
-        """What some faults say whatever the node says."""
+        """Return the response of faults that do not depend on the node, or None."""
         if fault == "hang":
             await asyncio.sleep(self._hang)
             return b"", False
@@ -385,7 +385,7 @@ class Proxy:
 
     @staticmethod
     def _bent(question: Any, found: list[dict[str, Any]], fault: str | None) -> tuple[bytes, bool]:
-        """Answers of the node, spoilt on their way."""
+        """Return the node's response, altered by a fault."""
         if fault == "lost":
             return b"", False
         if fault == "disowned":
@@ -400,14 +400,14 @@ class Proxy:
             text = text[: len(text) // 2]
         whole = _http(text)
         if fault == "truncated":
-            return whole[:-20], False  # the header promises all of it
+            return whole[:-20], False  # Content-Length announces the whole body
         return whole, True
 
     def _draw(self) -> str | None:
-        left = self._dice.random()
+        remainder = self._dice.random()
         for name, rate in self.rates.items():
-            left -= rate
-            if left < 0:
+            remainder -= rate
+            if remainder < 0:
                 return name
         return None
 
@@ -432,7 +432,7 @@ class Proxy:
         return (await self._ask(body))["result"]
 
     async def _of_the_past(self, question: dict[str, Any], behind: int) -> dict[str, Any]:
-        """What a node says that has not seen the last blocks."""
+        """Return the response of a node that lags `behind` blocks."""
         head = max(0, int(await self._result("eth_blockNumber"), 16) - behind)
         method, params = question["method"], list(question["params"])
         answer: dict[str, Any] = {"jsonrpc": "2.0", "id": question["id"]}
@@ -452,20 +452,20 @@ class Proxy:
             if block is None or int(block["number"], 16) > head:
                 return answer | {"error": {"code": -32000, "message": "unknown block"}}
         elif method == "eth_getLogs":
-            # Some say nothing at all about blocks that they do not have.
+            # Some nodes return no error for blocks that they do not have.
             last = min(int(params[0]["toBlock"], 16), head)
             if last < int(params[0]["fromBlock"], 16):
                 return answer | {"result": []}
             params = [params[0] | {"toBlock": hex(last)}]
-        found = await self._ask(question | {"params": params})
+        response = await self._ask(question | {"params": params})
         if method in {"eth_getTransactionReceipt", "eth_getTransactionByHash"}:
-            number = (found.get("result") or {}).get("blockNumber")
+            number = (response.get("result") or {}).get("blockNumber")
             if number is None or int(number, 16) > head:
                 return answer | {"result": None}
-        return found
+        return response
 
     async def _underpriced(self, raw: str) -> dict[str, Any] | None:
-        """Geth's rule: a replacement raises both fees by 10 % or more."""
+        """Apply geth's rule: a replacement must raise both fees by at least 10 %."""
         fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
         sender = Account.recover_transaction(raw)
         key = sender, int(fields["nonce"])
@@ -481,7 +481,7 @@ class Proxy:
 
 
 class Wire:
-    """Passes bytes to a node's port and back, websockets too, until it is cut for good."""
+    """Forwards TCP connections to a node's port, also WebSockets, until it is closed."""
 
     def __init__(self, upstream: str) -> None:
         self._port = int(upstream.rpartition(":")[2])
@@ -497,7 +497,7 @@ class Wire:
         await self.die()
 
     async def die(self) -> None:
-        """Cut every connection and take no more."""
+        """Close all connections, and accept no more."""
         await _cut(self._server, self._tasks)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -520,7 +520,7 @@ class Wire:
 
 
 async def _cut(server: asyncio.Server, tasks: set[asyncio.Task[Any]]) -> None:
-    """Take no more connections, and end those that there are."""
+    """Stop accepting connections, and close the open ones."""
     server.close()
     for task in list(tasks):
         task.cancel()
@@ -535,7 +535,7 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _read_request(reader: asyncio.StreamReader) -> bytes:
-    """The body of the next request; empty at the end of the connection."""
+    """Read the body of the next request; empty at the end of the connection."""
     head = await reader.readuntil(b"\r\n\r\n")
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
