@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure how long the command line takes to answer with its help: root, groups and commands."""
+"""Measure the time that the command line takes to show its help: root, groups and commands."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rich.progress import track
 
 from deepsquare_chain.cli.app import app
 
-#: What `--help` is to stay under, on a quiet core.
+#: Target for `--help` on an idle core, in milliseconds.
 AIM_MS = 300
 
 
 def cases(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Arguments that make the root, each group and each command show its help."""
+    """Yield the arguments that show the help of the root, each group and each command."""
     yield (*path, "--help")
     if hasattr(command, "list_commands"):
         for name in command.list_commands(None):
@@ -33,7 +33,7 @@ def cases(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 
 def measure(arguments: tuple[str, ...], runs: int) -> dict[str, float]:
-    """Milliseconds of wall time and of CPU: median, and the best wall time."""
+    """Return median wall time, best wall time and median CPU time in milliseconds."""
     walls, cpus = [], []
     for _ in range(runs):
         before, began = os.times(), time.perf_counter()
@@ -59,25 +59,25 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="starts of each command")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     options = parser.parse_args()
-    measure(("--help",), 1)  # compiled modules are written at the first start
-    wanted = [(), ("--version",), *cases(typer.main.get_command(app))]
-    shown = track(wanted, "commands", console=Console(stderr=True), transient=True)
-    found = {" ".join(["deepsquare", *each]): measure(each, options.runs) for each in shown}
+    measure(("--help",), 1)  # the first run writes the compiled modules
+    arguments = [(), ("--version",), *cases(typer.main.get_command(app))]
+    shown = track(arguments, "commands", console=Console(stderr=True), transient=True)
+    results = {" ".join(["deepsquare", *each]): measure(each, options.runs) for each in shown}
     machine = {"python": platform.python_version(), "load": round(os.getloadavg()[0], 1)}
-    slowest = max(found, key=lambda name: found[name]["wall_ms_median"])
+    slowest = max(results, key=lambda name: results[name]["wall_ms_median"])
     summary = {
-        "commands": len(found),
+        "commands": len(results),
         "aim_ms": AIM_MS,
-        "over_aim": [name for name in found if found[name]["wall_ms_median"] > AIM_MS],
+        "over_aim": [name for name in results if results[name]["wall_ms_median"] > AIM_MS],
         "slowest": slowest,
-        "wall_ms_median": statistics.median(each["wall_ms_median"] for each in found.values()),
-        "wall_ms_slowest": found[slowest]["wall_ms_median"],
+        "wall_ms_median": statistics.median(each["wall_ms_median"] for each in results.values()),
+        "wall_ms_slowest": results[slowest]["wall_ms_median"],
     }
     if options.json:
-        whole = {"machine": machine, "runs": options.runs, "summary": summary, "commands": found}
+        whole = {"machine": machine, "runs": options.runs, "summary": summary, "commands": results}
         print(json.dumps(whole, indent=1))
         return
-    for name, figures in found.items():
+    for name, figures in results.items():
         print(f"{name:44} {figures}")
     print(machine, summary)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure the explorer's index: how fast it is built, how large it gets, how soon it answers.
+"""Measure the explorer's index: build time, size, and response times.
 
-A long, lawful history (`tests/support/history.py`) goes through the real writer into a file and,
-where PostgreSQL is installed, into a server; then the questions of all pages are asked, with keys
-and cursors from all over it. The pages themselves are asked of the web application, rendered as a
-browser gets them. The rate of reading a real node (anvil) is measured apart.
+The real writer indexes a long, valid history (`tests/support/history.py`) in a file and, if
+PostgreSQL is installed, in a server. Then the queries of all pages run with keys and cursors from the
+whole history. The pages themselves are requested from the web application, and fully rendered. The
+rate of reading from a real node (anvil) is measured separately.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from tests.support.history import DEPLOYMENT, History, address
 from tests.support.livegrid import deploy, live_grid
 from tests.support.postgres import Server, postgres
 
-BATCH: Final = 500  # blocks in one transaction, about what a catch-up reads
-#: The aims, in milliseconds at the 95th percentile.
+BATCH: Final = 500  # blocks per database transaction, about as many as in a catch-up
+#: Targets in milliseconds at the 95th percentile.
 KEY_MS: Final = 20.0
 PAGE_MS: Final = 100.0
 
 
 def build(database: IndexDatabase, jobs: int, progress: Progress) -> dict[str, float]:
-    """Write a history of so many jobs; making it up is not counted."""
+    """Index a history with this number of jobs; the time to generate it is excluded."""
     writer = IndexWriter(DEPLOYMENT)
     task = progress.add_task(f"writing {database.place}", total=jobs)
     spent, events, blocks, seen = 0.0, 0, 0, 0
@@ -98,7 +98,7 @@ def build(database: IndexDatabase, jobs: int, progress: Progress) -> dict[str, f
 
 
 def questions(index: Index, rng: random.Random) -> dict[str, tuple[float, Callable[[], Any]]]:
-    """What pages ask, each with the aim that it is held against."""
+    """Return the queries of pages, each with its target."""
     total = index.overview().jobs_total
     numbers = [row.number for row in index.blocks(limit=200).items]
     deep = {name: _walk(getattr(index, name)) for name in ("jobs", "transactions", "movements")}
@@ -161,7 +161,7 @@ def questions(index: Index, rng: random.Random) -> dict[str, tuple[float, Callab
 
 
 def _walk(ask: Callable[..., Any]) -> str | None:
-    """A cursor some way down a list."""
+    """Return a cursor deep within a list."""
     cursor = None
     for _ in range(100):
         cursor = ask(cursor, 200).next or cursor
@@ -169,15 +169,15 @@ def _walk(ask: Callable[..., Any]) -> str | None:
 
 
 class NoNode(AsyncBaseProvider):
-    """A node that is away: what pages read of it is not the index's time."""
+    """A node that is down, because reads from the node do not count as time of the index."""
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """No answer."""
+        """Fail all requests."""
         raise EndpointError(f"no node answers {method} {params}")
 
 
 def paths(index: Index, rng: random.Random) -> dict[str, Callable[[], str]]:
-    """Pages of a browser, by what they show."""
+    """Return functions that make URL paths, by kind of page."""
     total = index.overview().jobs_total
     numbers = [row.number for row in index.blocks(limit=200).items]
     hashes = [row.at.tx_hash for row in index.transactions(limit=200).items]
@@ -207,39 +207,39 @@ def paths(index: Index, rng: random.Random) -> dict[str, Callable[[], str]]:
 
 
 async def measure_pages(index: Index, rounds: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds of each page, from the request to its last byte."""
+    """Measure each page in milliseconds, from the request to the last byte."""
     site = Site(index, Contracts(AsyncWeb3(NoNode()), DEPLOYMENT))
     app = explorer_app(site, hosts=["*"], more_routes=api_routes(index, rate=0))
-    found = {}
+    results = {}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="http://explorer"
     ) as web:
         for name, path in paths(index, random.Random(7)).items():  # noqa: S311
             times = []
-            for at in range(rounds + 1):
+            for round_number in range(rounds + 1):
                 began = time.perf_counter()
-                answer = await web.get(path())
-                if answer.status_code not in {200, 303}:
-                    raise RuntimeError(f"{answer.url} is answered {answer.status_code}")
-                if at:  # the first fills caches
+                response = await web.get(path())
+                if response.status_code not in {200, 303}:
+                    raise RuntimeError(f"{response.url} is answered {response.status_code}")
+                if round_number:  # the first request fills caches
                     times.append((time.perf_counter() - began) * 1_000)
-            found[name] = _row(times, PAGE_MS)
-    return found
+            results[name] = _row(times, PAGE_MS)
+    return results
 
 
 def measure(index: Index, rounds: int, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Milliseconds of each question and page, and whether its aim is reached."""
-    found = {}
-    asked = questions(index, random.Random(7))  # noqa: S311
-    for name, (aim, ask) in progress.track(list(asked.items()), description="asking"):
-        ask()  # plans and pages of the database are warm, as in a running service
+    """Measure each query and page in milliseconds, and compare it with its target."""
+    results = {}
+    queries = questions(index, random.Random(7))  # noqa: S311
+    for name, (aim, ask) in progress.track(list(queries.items()), description="asking"):
+        ask()  # warms the database's query plans and pages, as in a running service
         times = []
         for _ in range(rounds):
             began = time.perf_counter()
             ask()
             times.append((time.perf_counter() - began) * 1_000)
-        found[name] = _row(times, aim)
-    return found | asyncio.run(measure_pages(index, rounds))
+        results[name] = _row(times, aim)
+    return results | asyncio.run(measure_pages(index, rounds))
 
 
 def _row(times: list[float], aim: float) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _row(times: list[float], aim: float) -> dict[str, Any]:
 
 @contextmanager
 def _places(folder: Path, *, servers: bool) -> Iterator[list[tuple[str, Any, Callable[[], int]]]]:
-    """Databases to measure: kind, where, and a function that tells the size in bytes."""
+    """Yield the databases to measure: kind, location, and a function for the size in bytes."""
     file = folder / "index.db"
     sqlite = ("SQLite", file, lambda: sum(each.stat().st_size for each in folder.glob("index.db*")))
     if not servers:
@@ -271,7 +271,7 @@ def _size(server: Server, where: str) -> int:
 
 
 async def read_node(jobs: int) -> dict[str, float]:
-    """Rate of a catch-up from a real node: jobs whose life goes in batches of fifty."""
+    """Measure the rate of a catch-up from a real node, with jobs processed in batches of fifty."""
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(start_anvil())
         deployment = await deploy(node)
@@ -286,7 +286,7 @@ async def read_node(jobs: int) -> dict[str, float]:
         )
         began = time.perf_counter()
         await service.cycle()
-        spent = time.perf_counter() - began
+        seconds = time.perf_counter() - began
         events = 0
         cursor = None
         while True:
@@ -297,14 +297,14 @@ async def read_node(jobs: int) -> dict[str, float]:
     return {
         "jobs": jobs,
         "events": events,
-        "seconds": round(spent, 2),
-        "events_per_second": round(events / spent),
-        "jobs_per_second": round(jobs / spent),
+        "seconds": round(seconds, 2),
+        "events_per_second": round(events / seconds),
+        "jobs_per_second": round(jobs / seconds),
     }
 
 
 def main() -> int:
-    """Measure, print, and end with 1 where an aim is missed."""
+    """Measure and print; return 1 if a target is missed."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--jobs", type=int, default=100_000)
     options.add_argument("--rounds", type=int, default=60, help="of each question")

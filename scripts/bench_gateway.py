@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measure a gateway: MB per second against a plain copy, log streams, uploads of definitions, memory.
+"""Measure a gateway: throughput compared with a plain copy, log streams, uploads and memory.
 
-The gateway is a process of its own, with its objects in a folder, before a real chain of a few jobs.
+The gateway is a separate process that stores objects in a folder; the chain is real, with few jobs.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _SMALL: Final = Resources(1, 1, 1, 0)
 
 
 def definition(name: str) -> bytes:
-    """A small definition, different for each name."""
+    """Return a small definition, different for each name."""
     return Definition(_SMALL, {}, (Step.simple("only", f"echo {name}"),)).to_bytes()
 
 
 @asynccontextmanager
 async def gateway(grid: LiveGrid, folder: Path) -> AsyncIterator[tuple[str, psutil.Process]]:
-    """A gateway's URL and process."""
+    """Run a gateway, and yield its URL and process."""
     record = folder / "deployment.json"
     grid.deployment.save(record)
     own = {key: text for key, text in os.environ.items() if not key.startswith("DEEPSQUARE_")}
@@ -62,30 +62,33 @@ async def gateway(grid: LiveGrid, folder: Path) -> AsyncIterator[tuple[str, psut
         },
     )
     try:
-        assert child.stdout is not None  # noqa: S101 - it was asked for
+        assert child.stdout is not None  # noqa: S101 - requested as a pipe
         yield json.loads(await child.stdout.readline())["url"], psutil.Process(child.pid)
     finally:
         await child.end()
 
 
 async def running_jobs(grid: LiveGrid, data: bytes, count: int) -> list[tuple[int, int]]:
-    """Jobs of one definition that run, each with the place of its provider: half at each of two."""
+    """Start jobs with one definition, half at each of two providers.
+
+    Returns the job IDs, each with the index of its provider.
+    """
     digest = Definition.from_bytes(data).digest
-    asked = terms(amount=CREDIT // 10, resources=_SMALL, time_limit=3_600)
-    found: list[tuple[int, int]] = []
+    job_terms = terms(amount=CREDIT // 10, resources=_SMALL, time_limit=3_600)
+    jobs: list[tuple[int, int]] = []
     for start in range(0, count, 25):
         digests = [digest] * min(25, count - start)
-        call = grid.contracts.scheduler.submit_jobs([(asked, digests)])
+        call = grid.contracts.scheduler.submit_jobs([(job_terms, digests)])
         receipt = await grid.send(grid.customers[0], call)
-        made = [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
-        place = start // 25 % 2
-        await grid.run(made, place)
-        found += [(job, place) for job in made]
-    return found
+        ids = [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
+        provider_index = start // 25 % 2
+        await grid.run(ids, provider_index)
+        jobs += [(job, provider_index) for job in ids]
+    return jobs
 
 
 class Peak:
-    """The largest resident memory of a process while this block runs, in MB."""
+    """Measures the maximum resident memory of a process during a block, in MB."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
@@ -107,7 +110,7 @@ class Peak:
             await asyncio.sleep(0.05)
 
     def figures(self) -> dict[str, float]:
-        """Before, and the most meanwhile."""
+        """Return the memory before, and the maximum during the block."""
         return {"memory_before_mb": round(self.before, 1), "memory_peak_mb": round(self.most, 1)}
 
 
@@ -119,14 +122,14 @@ async def transfer(  # noqa: PLR0917
     folder: Path,
     size: int,
 ) -> dict[str, Any]:
-    """One large result up and down, and a plain copy of the same bytes."""
+    """Measure upload and download of one large result, and a plain copy of the same bytes."""
     source, copy, got = (folder / name for name in ("source", "copy", "got"))
     with source.open("wb") as file:
         for _ in range(size // _PART):
             file.write(os.urandom(_PART))
     began = time.perf_counter()
     await asyncio.to_thread(shutil.copyfile, source, copy)
-    copied = time.perf_counter() - began
+    copy_seconds = time.perf_counter() - began
     copy.unlink()
     async with Peak(process) as peak:
         began, offset = time.perf_counter(), 0
@@ -135,22 +138,22 @@ async def transfer(  # noqa: PLR0917
                 last = offset + len(data) == size
                 await host.append(job, "work/large", offset, data, complete=last)
                 offset += len(data)
-        uploaded = time.perf_counter() - began
+        upload_seconds = time.perf_counter() - began
         began = time.perf_counter()
         with got.open("wb") as target:
             async with alice.download(job, "work/large") as pieces:
                 async for data in pieces:
                     await asyncio.to_thread(target.write, data)
-        downloaded = time.perf_counter() - began
-    same = got.stat().st_size == size
+        download_seconds = time.perf_counter() - began
+    is_complete = got.stat().st_size == size
     for path in (source, got):
         path.unlink()
     return {
         "megabytes": size // MB,
-        "copy_mb_per_s": round(size / MB / copied, 1),
-        "upload_mb_per_s": round(size / MB / uploaded, 1),
-        "download_mb_per_s": round(size / MB / downloaded, 1),
-        "complete": same,
+        "copy_mb_per_s": round(size / MB / copy_seconds, 1),
+        "upload_mb_per_s": round(size / MB / upload_seconds, 1),
+        "download_mb_per_s": round(size / MB / download_seconds, 1),
+        "complete": is_complete,
         **peak.figures(),
     }
 
@@ -162,39 +165,42 @@ async def streams(
     jobs: list[tuple[int, int]],
     seconds: float,
 ) -> dict[str, Any]:
-    """A line per second and job, each followed by a reader: delays, and bytes that differ."""
+    """Write one log line per second and job, followed by a reader per job; measure the delays.
+
+    Counts the logs that readers did not receive unchanged.
+    """
     delays: list[float] = []
 
     async def write(job: int, host: GatewayClient) -> bytes:
-        whole = b""
+        log_data = b""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             line = f"{time.monotonic():.6f}\n".encode()
-            await host.append(job, "log", len(whole), line)
-            whole += line
+            await host.append(job, "log", len(log_data), line)
+            log_data += line
             await asyncio.sleep(1.0)
-        await host.append(job, "log", len(whole), b"", complete=True)
-        return whole
+        await host.append(job, "log", len(log_data), b"", complete=True)
+        return log_data
 
     async def read(job: int) -> bytes:
-        whole = b""
+        log_data = b""
         async for part in alice.follow(job):
             now = time.monotonic()
             delays.extend(now - float(line) for line in part.data.split())
-            whole += part.data
-        return whole
+            log_data += part.data
+        return log_data
 
     async with Peak(process) as peak:
         written, seen = await asyncio.gather(
             asyncio.gather(*(write(job, hosts[place]) for job, place in jobs)),
             asyncio.gather(*(read(job) for job, _ in jobs)),
         )
-    wrong = sum(one != other for one, other in zip(written, seen, strict=True))
+    mismatches = sum(one != other for one, other in zip(written, seen, strict=True))
     delays.sort()
     return {
         "streams": len(jobs),
         "lines": len(delays),
-        "with_gaps_or_repeats": wrong,
+        "with_gaps_or_repeats": mismatches,
         "delay_median_s": round(statistics.median(delays), 3),
         "delay_95th_percentile_s": round(delays[int(len(delays) * 0.95)], 3),
         **peak.figures(),
@@ -202,7 +208,7 @@ async def streams(
 
 
 async def uploads(alice: GatewayClient, process: psutil.Process, count: int) -> dict[str, Any]:
-    """Definitions of so many jobs, 32 at once."""
+    """Measure the upload of `count` definitions, 32 at a time."""
     gate = asyncio.Semaphore(32)
 
     async def put(number: int) -> None:
@@ -212,17 +218,17 @@ async def uploads(alice: GatewayClient, process: psutil.Process, count: int) -> 
     async with Peak(process) as peak:
         began = time.perf_counter()
         await asyncio.gather(*(put(number) for number in range(count)))
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - began
     return {
         "definitions": count,
-        "seconds": round(took, 2),
-        "per_second": round(count / took, 1),
+        "seconds": round(seconds, 2),
+        "per_second": round(count / seconds, 1),
         **peak.figures(),
     }
 
 
 async def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
+    """Run all measurements."""
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as name:
         folder = Path(name)
         async with ChainProcess(block_time=0) as node, live_grid(node) as grid:
@@ -255,11 +261,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="how long logs grow")
     parser.add_argument("--megabytes", type=int, default=1_024, help="size of the large result")
     args = parser.parse_args()
-    found = asyncio.run(measure(args))
+    results = asyncio.run(measure(args))
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    for part, figures in found.items():
+    for part, figures in results.items():
         print(f"{part}: {figures}")
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measure a whole grid on a real node (anvil, a block a second): throughput, latency, gas, load.
+"""Measure a whole grid on a real node (anvil, a block per second): throughput, latency, gas, load.
 
-A customer submits jobs that do nothing, a meta-scheduler and providers, each a process of its own
-as an operator runs it, bring them to their end. What the node alone can take is measured in the
-same run, on the same machine, so that the figures say how much of it the grid uses.
+A customer submits jobs that do nothing; a meta-scheduler and providers, as separate processes,
+process them. The limit of the node alone is measured in the same run on the same machine, to show
+which share of it the grid uses.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ BATCH: Final = 50
 
 
 async def work_off(yard: Yard, jobs: int, told: Callable[[int], None]) -> dict[str, Any]:
-    """Submit all jobs as fast as they are taken and wait until the last has ended."""
+    """Submit all jobs as fast as possible, and wait until the last one has ended."""
     began, ids = time.monotonic(), list[int]()
     while len(ids) < jobs:
         ids += await yard.submit(min(BATCH, jobs - len(ids)))
     submitted = time.monotonic() - began
     waiting = set(ids)
     while waiting:
-        some = sorted(waiting)[: 8 * BATCH]
-        found = await yard.contracts.scheduler.get_jobs(some)
-        waiting -= {job.id for job in found if job.status.is_final}
+        batch = sorted(waiting)[: 8 * BATCH]
+        jobs_read = await yard.contracts.scheduler.get_jobs(batch)
+        waiting -= {job.id for job in jobs_read if job.status.is_final}
         told(jobs - len(waiting))
         await asyncio.sleep(0.25)
     return {"submitted": submitted, "seconds": time.monotonic() - began, "ids": ids}
 
 
 async def catch_up(yard: Yard, role: str) -> float:
-    """Seconds from starting a daemon with an empty state folder to its first good cycle."""
+    """Return the seconds from the start of a daemon with empty state to its first good cycle."""
     began = time.monotonic()
     await yard.start(role)
     await yard.ready(role)
-    taken = time.monotonic() - began
+    seconds = time.monotonic() - began
     await yard.services.pop(role).end()
-    return round(taken, 2)
+    return round(seconds, 2)
 
 
 async def history(yard: Yard, jobs: int, told: Callable[[int], None]) -> None:
-    """Events without work: jobs that are submitted and cancelled, eight batches at a time."""
+    """Create events without runs: submit and cancel jobs, eight batches at a time."""
     sizes = [min(BATCH, jobs - done) for done in range(0, jobs, BATCH)]
     gate, done = asyncio.Semaphore(8), 0
 
@@ -75,9 +75,9 @@ async def history(yard: Yard, jobs: int, told: Callable[[int], None]) -> None:
 
 
 async def bench(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """The whole measurement; seconds unless a name says otherwise."""
-    with tempfile.TemporaryDirectory(prefix="deepsquare-bench-") as place:
-        folder = Path(options.keep or place)
+    """Run all measurements; values are in seconds unless their name has another unit."""
+    with tempfile.TemporaryDirectory(prefix="deepsquare-bench-") as temporary:
+        folder = Path(options.keep or temporary)
         async with Yard(
             folder,
             options.providers,
@@ -180,7 +180,7 @@ def _report(  # noqa: PLR0917
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested figures as lines."""
+    """Yield nested values with dotted names."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -203,14 +203,14 @@ def main() -> int:
     options = parser.parse_args()
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            found = asyncio.run(bench(options, progress))
+            results = asyncio.run(bench(options, progress))
     except GridError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)
         return error.exit_code
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        for name, value in flat(found):
+        for name, value in flat(results):
             print(f"{name:45} {value}")
     return 0
 

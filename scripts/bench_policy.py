@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measure one decision of the policy: jobs x providers x how busy the grid is.
+"""Measure one decision of the policy: jobs x providers x load of the grid.
 
-A grid of heterogeneous providers holds running jobs up to a share of its CPUs; a queue of jobs of
-mixed sizes, limits, objectives, budgets and requirements waits. The tables are kept between cycles,
-as in the service: each measured decision follows the arrival of new jobs, ends of runs and a run that
-the history has learned. `first_milliseconds` is a decision without kept tables, as after a start or a
-change of the registry. Memory is the growth of the process by snapshot, tables and plan.
+A grid of heterogeneous providers has running jobs up to a share of its CPUs, and a queue of jobs
+with mixed sizes, limits, objectives, budgets and requirements. Tables are kept between cycles, as in
+the service: before each measured decision, new jobs arrive, runs end, and the run history is updated.
+`first_milliseconds` is a decision without kept tables, as after a start or a change of the registry.
+Memory is the growth of the process by snapshot, tables and plan.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ CASES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A row: milliseconds are the median of the decisions, of the wall clock and of this process's
-    CPU time; memory is in MB.
+    """The result of one case.
+
+    Milliseconds are medians over the decisions, of wall time and of CPU time; memory is in MB.
     """
 
     jobs: int
@@ -70,7 +71,7 @@ class Measured:
 
 
 def grid(count: int, dice: random.Random) -> list[ProviderView]:
-    """Providers of 32 to 512 CPUs, a quarter with GPUs."""
+    """Return providers with 32 to 1024 CPUs, a quarter of them with GPUs."""
     views = []
     for number in range(1, count + 1):
         nodes, per_node = dice.choice((1, 2, 4, 8, 16)), dice.choice((32, 64))
@@ -100,7 +101,7 @@ def grid(count: int, dice: random.Random) -> list[ProviderView]:
 
 
 def job(number: int, dice: random.Random) -> Job:
-    """A PENDING job of one of 500 customers."""
+    """Return a PENDING job of one of 500 customers."""
     size = dice.choice(SIZES)
     gpus = dice.choice((0, 0, 0, 0, 0, 0, 0, 1, 2, 4))
     limit = dice.choice(LIMITS)
@@ -130,15 +131,15 @@ def waiting(number: int, dice: random.Random) -> Waiting:
 
 
 def assigned(views: list[ProviderView], busy: float, first: int, dice: random.Random) -> list[Job]:
-    """Running jobs on every provider up to a share of its CPUs."""
-    held = []
+    """Return running jobs on every provider, up to a share of its CPUs."""
+    running = []
     for view in views:
-        left = int(view.provider.offer.cpus * busy)
-        while left > 0:
-            record = job(first + len(held), dice)
-            cpus = min(record.resources.cpus, left)
-            left -= cpus
-            held.append(
+        free_cpus = int(view.provider.offer.cpus * busy)
+        while free_cpus > 0:
+            record = job(first + len(running), dice)
+            cpus = min(record.resources.cpus, free_cpus)
+            free_cpus -= cpus
+            running.append(
                 replace(
                     record,
                     status=JobStatus.RUNNING,
@@ -148,17 +149,17 @@ def assigned(views: list[ProviderView], busy: float, first: int, dice: random.Ra
                     rate=1,
                 )
             )
-    return held
+    return running
 
 
 def measure(jobs: int, providers: int, busy: float, cycles: int) -> Measured:
-    dice = random.Random(f"{jobs} {providers} {busy}")  # noqa: S311 - equal in every run
+    dice = random.Random(f"{jobs} {providers} {busy}")  # noqa: S311 - the same in every run
     gc.collect()
     process = psutil.Process(os.getpid())
     before = process.memory_info().rss
     views = tuple(grid(providers, dice))
     queue = {n: waiting(n, dice) for n in range(1, jobs + 1)}
-    held = {each.id: each for each in assigned(list(views), busy, 10**6, dice)}
+    running = {each.id: each for each in assigned(list(views), busy, 10**6, dice)}
     history = RunHistory()
     for each in list(queue.values())[:20_000]:
         record_run(history, each.job, dice)
@@ -167,21 +168,21 @@ def measure(jobs: int, providers: int, busy: float, cycles: int) -> Measured:
     count = first = 0
     for cycle in range(cycles + 1):
         now = NOW + cycle
-        snapshot = Snapshot(now, views, tuple(queue.values()), tuple(held.values()))
+        snapshot = Snapshot(now, views, tuple(queue.values()), tuple(running.values()))
         began, cpu_began = time.perf_counter(), time.process_time()
-        decided = planner.plan(snapshot, rules, history)
+        plan = planner.plan(snapshot, rules, history)
         times.append((time.perf_counter() - began) * 1_000)
         cpu_times.append((time.process_time() - cpu_began) * 1_000)
-        count = max(count, len(decided.decisions))
+        count = max(count, len(plan.decisions))
         if cycle == 0:
             first, _ = times.pop(), cpu_times.pop()
-        # A tenth of a per cent of everything changes, as from block to block.
+        # 0.1 % of all jobs change, as from block to block.
         for number in dice.sample(sorted(queue), max(1, jobs // 1_000)):
             del queue[number]
             fresh += 1
             queue[fresh] = waiting(fresh, dice)
-        for number in dice.sample(sorted(held), len(held) // 1_000):
-            record_run(history, held.pop(number), dice)
+        for number in dice.sample(sorted(running), len(running) // 1_000):
+            record_run(history, running.pop(number), dice)
     memory = (process.memory_info().rss - before) / 2**20
     return Measured(
         jobs,
@@ -206,19 +207,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--cycles", type=int, default=7, help="decisions measured of each case")
-    given = parser.parse_args()
+    options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for jobs, providers, busy in CASES:
-        row = measure(jobs, providers, busy, given.cycles)
+        row = measure(jobs, providers, busy, options.cycles)
         rows.append(asdict(row))
-        if not given.json:
+        if not options.json:
             print(
                 f"{row.jobs:7} jobs x {row.providers} providers, {row.busy:4.0%} busy: "
                 f"{row.milliseconds:7.1f} ms (CPU {row.cpu_milliseconds:.1f}, slowest {row.slowest_milliseconds:.1f}, first "
                 f"{row.first_milliseconds:.1f}), {row.memory_mb:6.1f} MB, "
                 f"{row.decisions} jobs assigned"
             )
-    if given.json:
+    if options.json:
         print(json.dumps({"decisions": rows}, indent=1))
 
 

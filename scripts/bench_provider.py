@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measure one provider on a real node (anvil, a block a second): throughput, overhead, load.
+"""Measure one provider on a real node (anvil, a block per second): throughput, overhead, load.
 
-For each executor: the provider idle, then busy with jobs that do nothing, each figure against the
-same jobs without a grid. On Slurm also with a queue that is full. The Slurm cluster is one of
-`scripts/local_slurm.sh`, on the same machine.
+For each executor, the provider is measured idle and then busy with jobs that do nothing, compared
+with the same jobs without a grid. With Slurm, also with a full queue. The Slurm cluster is started
+by `scripts/local_slurm.sh` on the same machine.
 """
 
 from __future__ import annotations
@@ -45,42 +45,42 @@ STEPS: Final = (
     JobStatus.FINISHED,
 )
 BATCH: Final = 250
-#: `sbatch` commands at a time without a grid, as many as a provider has at a time.
+#: Concurrent `sbatch` commands in the measurement without a grid; the same as a provider's.
 AT_ONCE: Final = 2
-#: Seconds without a further job after which a queue counts as stuck.
+#: Seconds without a new job after which a queue counts as stuck.
 _STUCK: Final = 300.0
 SCRIPT: Final = Path(__file__).with_name("local_slurm.sh")
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Slurm cluster that a benchmark has started."""
+    """A Slurm cluster started by the benchmark."""
 
     folder: Path
 
     @property
     def settings(self) -> dict[str, str]:
-        """Settings of a provider that runs its jobs there."""
+        """Settings of a provider that runs its jobs on this cluster."""
         return {
             "DEEPSQUARE_EXECUTOR": "slurm",
             "DEEPSQUARE_EXECUTOR_OPTIONS": f"conf={self.folder}/slurm.conf",
         }
 
     def run(self, *arguments: str) -> str:
-        """What a command of Slurm prints."""
+        """Run a Slurm command, and return its output."""
         env = {**os.environ, "SLURM_CONF": f"{self.folder}/slurm.conf"}
         return subprocess.run(
             arguments, env=env, capture_output=True, text=True, check=True, timeout=120
         ).stdout
 
     def queued(self) -> int:
-        """Number of jobs that have not ended."""
+        """Return the number of jobs that have not ended."""
         return len(self.run("squeue", "--noheader", "--format=%i").split())
 
 
 @contextmanager
 def slurm_cluster(cpus: int) -> Iterator[Cluster]:
-    """A cluster of one node with so many CPUs."""
+    """Run a cluster of one node with this number of CPUs."""
     folder = Path(tempfile.mkdtemp(prefix="bench-slurm-"))
     size = ("--nodes", "1", "--cpus", str(cpus), "--memory", str(64 * cpus), "--gpus", "0")
     try:
@@ -92,7 +92,7 @@ def slurm_cluster(cpus: int) -> Iterator[Cluster]:
 
 
 async def idle(yard: Yard, seconds: float) -> dict[str, float]:
-    """CPU (percent of one core) and memory (MB) of the provider that has nothing to do."""
+    """Measure CPU (percent of one core) and memory (MB) of the idle provider."""
     child = yard.services[ROLE]
     before = load_of(child)
     await asyncio.sleep(seconds)
@@ -100,13 +100,13 @@ async def idle(yard: Yard, seconds: float) -> dict[str, float]:
 
 
 async def busy(yard: Yard, jobs: int) -> dict[str, Any]:
-    """Jobs that do nothing, all submitted at once: throughput, and what each costs."""
+    """Measure throughput and cost per job with jobs that do nothing, all submitted at once."""
     child = yard.services[ROLE]
     before, spent = load_of(child), cpu_seconds(yard)
     first = int(await yard.w3.eth.block_number) + 1
     async with Blocks(yard.w3).watching() as blocks:
         done = await work_off(yard, jobs, lambda _: None)
-    await asyncio.sleep(1)  # the last supervisors end
+    await asyncio.sleep(1)  # for the last supervisors to end
     load, after = between(before, load_of(child)), cpu_seconds(yard)
     story = await read_story(yard, first)
     return {
@@ -125,12 +125,12 @@ async def busy(yard: Yard, jobs: int) -> dict[str, Any]:
 
 
 def per_job(before: Mapping[str, float], after: Mapping[str, float], who: str, jobs: int) -> float:
-    """CPU milliseconds per job."""
+    """Return the CPU milliseconds per job."""
     return round(1000 * (after[who] - before[who]) / jobs, 1)
 
 
 def bare_shell(jobs: int) -> dict[str, float]:
-    """The same jobs as shells of this machine, one after the other."""
+    """Measure the same jobs as local shells, one after the other."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     for _ in range(jobs):
         subprocess.run(["/bin/bash", "-c", "true"], check=True)
@@ -143,7 +143,7 @@ def bare_shell(jobs: int) -> dict[str, float]:
 
 
 async def bare_sbatch(cluster: Cluster, jobs: int) -> dict[str, float]:
-    """The same jobs submitted with sbatch, until the last has left the queue."""
+    """Measure the same jobs submitted with sbatch, until the last one has left the queue."""
     gate, began = asyncio.Semaphore(AT_ONCE), time.monotonic()
 
     async def one() -> None:
@@ -154,7 +154,7 @@ async def bare_sbatch(cluster: Cluster, jobs: int) -> dict[str, float]:
 
     await asyncio.gather(*(one() for _ in range(jobs)))
     submitted = time.monotonic() - began
-    while await asyncio.to_thread(cluster.queued):  # noqa: ASYNC110 - Slurm tells nobody
+    while await asyncio.to_thread(cluster.queued):  # noqa: ASYNC110 - Slurm has no notifications
         await asyncio.sleep(0.2)
     seconds = time.monotonic() - began
     return {
@@ -165,10 +165,10 @@ async def bare_sbatch(cluster: Cluster, jobs: int) -> dict[str, float]:
 
 
 async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[str, Any]:
-    """So many jobs that wait in Slurm's queue, held by a job that has the whole cluster."""
+    """Measure with `jobs` jobs in Slurm's queue, behind a job that occupies the whole cluster."""
     cluster.run("sbatch", "--exclusive", "--output=/dev/null", "--wrap=sleep 86400")
-    with tempfile.TemporaryDirectory(prefix="bench-provider-") as place:
-        yard = Yard(Path(place), 1, confirmations, cpus=2 * jobs, settings=cluster.settings)
+    with tempfile.TemporaryDirectory(prefix="bench-provider-") as temporary:
+        yard = Yard(Path(temporary), 1, confirmations, cpus=2 * jobs, settings=cluster.settings)
         async with yard:
             await start(yard)
             child = yard.services[ROLE]
@@ -191,24 +191,24 @@ async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[st
 
 
 async def filled(cluster: Cluster, jobs: int) -> None:
-    """Wait until so many jobs wait behind the one that has the cluster.
+    """Wait until `jobs` jobs are queued behind the one that occupies the cluster.
 
     Raises:
-        GridError: No further job came for five minutes.
+        GridError: No new job was queued for five minutes.
     """
-    queued, moved = 0, time.monotonic()
+    queued, last_change = 0, time.monotonic()
     while queued <= jobs:
-        now = await asyncio.to_thread(cluster.queued)
-        if now > queued:
-            queued, moved = now, time.monotonic()
+        count = await asyncio.to_thread(cluster.queued)
+        if count > queued:
+            queued, last_change = count, time.monotonic()
             print(f"{queued - 1} of {jobs} jobs are queued", file=sys.stderr)
-        elif time.monotonic() - moved > _STUCK:
+        elif time.monotonic() - last_change > _STUCK:
             raise GridError(f"The queue stays at {queued - 1} of {jobs} jobs", hint="See squeue.")
         await asyncio.sleep(5)
 
 
 async def start(yard: Yard) -> None:
-    """Start the daemons and wait until they are ready."""
+    """Start the daemons, and wait until they are ready."""
     for role in ("scheduler", ROLE):
         await yard.start(role)
     for role in ("scheduler", ROLE):
@@ -216,11 +216,11 @@ async def start(yard: Yard) -> None:
 
 
 async def measure(options: argparse.Namespace, cluster: Cluster | None) -> dict[str, Any]:
-    """One executor: idle and busy."""
+    """Measure one executor, idle and busy."""
     settings = cluster.settings if cluster else {}
-    with tempfile.TemporaryDirectory(prefix="bench-provider-") as place:
+    with tempfile.TemporaryDirectory(prefix="bench-provider-") as temporary:
         yard = Yard(
-            Path(place),
+            Path(temporary),
             1,
             options.confirmations,
             options.poll,
@@ -229,7 +229,7 @@ async def measure(options: argparse.Namespace, cluster: Cluster | None) -> dict[
         )
         async with yard:
             await start(yard)
-            await asyncio.sleep(3)  # what the start left behind
+            await asyncio.sleep(3)  # for the rest of the start-up work
             return {
                 "idle": await idle(yard, options.idle),
                 "busy": await busy(yard, options.jobs),
@@ -237,9 +237,9 @@ async def measure(options: argparse.Namespace, cluster: Cluster | None) -> dict[
 
 
 async def bench(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole measurement."""
+    """Run all measurements."""
     others = psutil.cpu_percent(interval=3)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "machine": {
             "cpus": os.cpu_count(),
             "load_average": [round(each, 1) for each in os.getloadavg()],
@@ -249,18 +249,18 @@ async def bench(options: argparse.Namespace) -> dict[str, Any]:
         }
     }
     if "local" in options.executors:
-        found["local"] = {**await measure(options, None), "bare_shell": bare_shell(options.jobs)}
+        results["local"] = {**await measure(options, None), "bare_shell": bare_shell(options.jobs)}
     if "slurm" in options.executors:
         with slurm_cluster(options.cpus) as cluster:
             bare = await bare_sbatch(cluster, options.jobs)
-            found["slurm"] = {**await measure(options, cluster), "bare_sbatch": bare}
-            ms = 60_000 / found["slurm"]["busy"]["jobs_per_minute"]
-            found["slurm"]["overhead_ms_per_job"] = round(ms - bare["ms_per_job"], 1)
+            results["slurm"] = {**await measure(options, cluster), "bare_sbatch": bare}
+            ms = 60_000 / results["slurm"]["busy"]["jobs_per_minute"]
+            results["slurm"]["overhead_ms_per_job"] = round(ms - bare["ms_per_job"], 1)
     if options.queue and "slurm" in options.executors:
-        # A cluster of its own: this grid's jobs have the names that the last one's had.
+        # A new cluster, because jobs of this grid have the same names as those of the last one.
         with slurm_cluster(options.cpus) as cluster:
-            found["slurm_queue"] = await full_queue(cluster, options.queue, options.confirmations)
-    return found
+            results["slurm_queue"] = await full_queue(cluster, options.queue, options.confirmations)
+    return results
 
 
 def main() -> int:
@@ -274,19 +274,19 @@ def main() -> int:
     parser.add_argument("--idle", type=float, default=20.0, help="seconds of watching it idle")
     parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
     options = parser.parse_args()
-    # The cluster and the daemons are ended then, too.
+    # So that SIGTERM also stops the cluster and the daemons.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        found = asyncio.run(bench(options))
+        results = asyncio.run(bench(options))
     except GridError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        for name, value in flat(found):
+        for name, value in flat(results):
             print(f"{name:45} {value}")
     return 0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Count what the services ask their endpoint: idle, in a second without a block, and for a job.
+"""Count the RPC requests of the services: idle, per second without a block, and per job.
 
-A meta-scheduler and a provider run as processes of their own on anvil, each behind a loopback proxy
-that counts. An HTTP request that holds a batch counts as one request and as several calls.
+A meta-scheduler and a provider run as separate processes on anvil, each behind a loopback proxy that
+counts. An HTTP request with a batch counts as one request and several calls.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.proxy import Proxy
 
 ROLES: Final = {"provider": "p0", "scheduler": "scheduler"}
-#: Blocks that a service has seen before it is measured: it learns the time between two.
+#: Blocks before the measurement, in which services learn the block time.
 _WARM_BLOCKS: Final = 6
 
 
 @dataclass
 class Sample:
-    """What one service asked, in requests and calls, and how often which method."""
+    """Requests and calls of one service, with the number of calls of each method."""
 
     requests: int = 0
     calls: int = 0
@@ -46,7 +46,7 @@ class Sample:
 
     @classmethod
     def of(cls, proxy: Proxy) -> Sample:
-        """What a proxy has counted so far."""
+        """Return the current counts of a proxy."""
         return cls(proxy.counts["requests"], proxy.methods.total(), Counter(proxy.methods))
 
     def __sub__(self, other: Sample) -> Sample:
@@ -55,16 +55,16 @@ class Sample:
         )
 
     def per(self, count: int, unit: str) -> dict[str, Any]:
-        """Figures for each of so many blocks, seconds or jobs."""
-        some = max(count, 1)
+        """Return requests and calls per unit, for `count` blocks, seconds or jobs."""
+        divisor = max(count, 1)
         return {
-            f"requests_per_{unit}": round(self.requests / some, 3),
-            f"calls_per_{unit}": round(self.calls / some, 3),
+            f"requests_per_{unit}": round(self.requests / divisor, 3),
+            f"calls_per_{unit}": round(self.calls / divisor, 3),
         }
 
 
 async def idle(yard: Yard, proxies: Mapping[str, Proxy], blocks: int) -> dict[str, Any]:
-    """Watch services without work for so many blocks, second by second."""
+    """Measure idle services for this number of blocks, second by second."""
 
     async def head() -> int:
         return int(await yard.w3.eth.block_number)
@@ -85,21 +85,21 @@ async def idle(yard: Yard, proxies: Mapping[str, Proxy], blocks: int) -> dict[st
             seconds += 1
             quiet.update({name: fresh[name].requests - last[name].requests for name in proxies})
         last = fresh
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in proxies:
-        asked = last[name] - start[name]
-        found[name] = asked.per(now - first, "block") | {
+        total = last[name] - start[name]
+        results[name] = total.per(now - first, "block") | {
             "requests_per_second_without_block": round(quiet[name] / seconds, 3)
             if seconds
             else None,
-            "requests_per_day": round(86_400 * asked.requests / (time.monotonic() - since)),
-            "calls": dict(sorted(asked.methods.items())),
+            "requests_per_day": round(86_400 * total.requests / (time.monotonic() - since)),
+            "calls": dict(sorted(total.methods.items())),
         }
-    return found | {"blocks": now - first, "seconds_without_block": seconds}
+    return results | {"blocks": now - first, "seconds_without_block": seconds}
 
 
 async def work(yard: Yard, proxies: Mapping[str, Proxy], jobs: int) -> dict[str, Any]:
-    """Jobs that are submitted one after the other: each waits for the end of the last."""
+    """Measure jobs that are submitted one by one, each after the end of the previous one."""
     start = {name: Sample.of(proxy) for name, proxy in proxies.items()}
     first, ids = int(await yard.w3.eth.block_number) + 1, list[int]()
     async with Blocks(yard.w3).watching() as blocks:
@@ -111,10 +111,10 @@ async def work(yard: Yard, proxies: Mapping[str, Proxy], jobs: int) -> dict[str,
                     break
                 await asyncio.sleep(0.1)
     story = await read_story(yard, first)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         name: (Sample.of(proxy) - start[name]).per(jobs, "job") for name, proxy in proxies.items()
     }
-    return found | {
+    return results | {
         "jobs": jobs,
         "blocks_per_job": round((story.last - first + 1) / jobs, 2),
         "assigned_to_claim": latency(story, blocks, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED),
@@ -123,7 +123,7 @@ async def work(yard: Yard, proxies: Mapping[str, Proxy], jobs: int) -> dict[str,
 
 
 async def measure(options: argparse.Namespace, folder: Path, *, websocket: bool) -> dict[str, Any]:
-    """One grid: idle with blocks of one second, with slow blocks, and at work."""
+    """Measure one grid: idle with a block per second, with jobs, and idle with slow blocks."""
     async with AsyncExitStack() as parts:
         yard = await parts.enter_async_context(
             Yard(folder, 1, poll_interval=options.poll, websocket=websocket)
@@ -136,31 +136,31 @@ async def measure(options: argparse.Namespace, folder: Path, *, websocket: bool)
         for role in ROLES.values():
             await yard.start(role)
         await asyncio.gather(*(yard.ready(role) for role in ROLES.values()))
-        found = {"idle": await idle(yard, proxies, options.blocks)}
-        found["per_job"] = await work(yard, proxies, options.jobs)
+        results = {"idle": await idle(yard, proxies, options.blocks)}
+        results["per_job"] = await work(yard, proxies, options.jobs)
         if options.slow_blocks:
             await yard.node.rpc("evm_setIntervalMining", options.slow_seconds)
-            found["idle_slow_blocks"] = await idle(yard, proxies, options.slow_blocks)
-            found["idle_slow_blocks"]["seconds_per_block"] = options.slow_seconds
+            results["idle_slow_blocks"] = await idle(yard, proxies, options.slow_blocks)
+            results["idle_slow_blocks"]["seconds_per_block"] = options.slow_seconds
         for role in ROLES.values():
             await yard.services.pop(role).end()
-        return found
+        return results
 
 
 async def bench(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole measurement: without a websocket, and with one."""
-    found: dict[str, Any] = {
+    """Run all measurements, without and with a WebSocket."""
+    results: dict[str, Any] = {
         "python": platform.python_version(),
         "poll_interval": options.poll,
     }
-    with tempfile.TemporaryDirectory(prefix="deepsquare-bench-") as place:
-        folder = Path(options.keep or place)
+    with tempfile.TemporaryDirectory(prefix="deepsquare-bench-") as temporary:
+        folder = Path(options.keep or temporary)
         for name, websocket in (("polling", False), ("websocket", True)):
             (folder / name).mkdir(parents=True)
             part = await measure(options, folder / name, websocket=websocket)
-            # Without a word of the kind of watching, figures are those of polling: the dearer.
-            found |= {"websocket": part} if websocket else part
-    return found
+            # The top-level results are those of polling, which needs more requests.
+            results |= {"websocket": part} if websocket else part
+    return results
 
 
 def main() -> int:
@@ -174,14 +174,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
     options = parser.parse_args()
     try:
-        found = asyncio.run(bench(options))
+        results = asyncio.run(bench(options))
     except GridError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)
         return error.exit_code
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        for name, value in flat(found):
+        for name, value in flat(results):
             print(f"{name:60} {value}")
     return 0
 

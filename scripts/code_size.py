@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count what a reader of the package meets: lines, modules, short modules, class names used twice."""
+"""Count lines, modules, short modules and duplicate class names of the package."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ EXPLORER = ("audit", "indexer", "web")
 
 
 def measure(root: Path = ROOT) -> dict[str, Any]:
-    """Figures of a package: `explorer` counts audit, indexer and web together.
+    """Return the figures of a package; `explorer` is the sum of audit, indexer and web.
 
-    Migrations count in `lines` alone. `short_modules` have fewer than 60 lines; `__init__` modules
-    are in neither list of modules.
+    Migrations count only in `lines`. `short_modules` have fewer than 60 lines. `__init__` modules
+    count neither in `modules` nor in `short_modules`.
     """
     packages: dict[str, int] = defaultdict(int)
     modules: dict[str, int] = {}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compile the contracts and write ABI, bytecode and metadata to the package.
 
-The compiler is solc 0.8.37: the one that py-solc-x has installed, else the npm build through
-`scripts/solc-wrapper.js`. All sources go into one standard-JSON input under names that do not depend
-on the folder (`contracts/...`, `@openzeppelin/...`), so the output is the same bytes everywhere.
+The compiler is solc 0.8.37, as installed by py-solc-x, else the npm build through
+`scripts/solc-wrapper.js`. All sources form one standard-JSON input with names that do not depend on
+the folder (`contracts/...`, `@openzeppelin/...`), so that builds are reproducible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import solcx
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "deepsquare_chain" / "chain" / "bindings" / "artifacts"
 SOLC_VERSION = "0.8.37"
-# Contracts whose ABI and bytecode the package carries, and their sources; interfaces come along inside them.
+# Contracts whose ABI and bytecode are part of the package, with their sources.
 TARGETS = {
     "Credit": "contracts/Credit.sol",
     "ProviderRegistry": "contracts/ProviderRegistry.sol",
@@ -36,10 +36,10 @@ ACCEPTED_WARNINGS = {"2394"}
 
 
 def settings(*, via_ir: bool = True) -> dict[str, Any]:
-    """Compiler settings of the project; without via-IR only for tools that need it."""
+    """Return the compiler settings of the project; disable via-IR only for tools that need it."""
     return {
         "evmVersion": "cancun",
-        # More runs make calls cheaper and code longer; without via-IR it would be too long at 800.
+        # More runs make calls cheaper and code larger; without via-IR, 800 runs exceed the size limit.
         "optimizer": {"enabled": True, "runs": 800 if via_ir else 200},
         "viaIR": via_ir,
         "outputSelection": {
@@ -57,7 +57,7 @@ def settings(*, via_ir: bool = True) -> dict[str, Any]:
 
 
 def read_source(name: str) -> str:
-    """Text of a source by its name in the compiler's input."""
+    """Return the text of a source by its name in the compiler's input."""
     base = ROOT / "node_modules" if name.startswith("@") else ROOT
     try:
         return (base / name).read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def read_source(name: str) -> str:
 
 
 def gather(names: list[str]) -> dict[str, dict[str, str]]:
-    """All sources reachable from `names` by imports, by name."""
+    """Return all sources reachable from `names` by imports, by name."""
     sources: dict[str, dict[str, str]] = {}
     queue = list(names)
     while queue:
@@ -83,13 +83,13 @@ def gather(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def standard_input(*, via_ir: bool = True) -> dict[str, Any]:
-    """The compiler's standard-JSON input."""
+    """Return the compiler's standard-JSON input."""
     sources = gather(list(TARGETS.values()))
     return {"language": "Solidity", "sources": sources, "settings": settings(via_ir=via_ir)}
 
 
 def compiler() -> Path:
-    """The solc that py-solc-x has installed, else the wrapper around the npm build."""
+    """Return the solc installed by py-solc-x, else the wrapper around the npm build."""
     installed = {str(version) for version in solcx.get_installed_solc_versions()}
     if SOLC_VERSION in installed:
         return Path(solcx.install.get_executable(SOLC_VERSION))
@@ -97,7 +97,7 @@ def compiler() -> Path:
 
 
 def run_compiler(given: dict[str, Any]) -> dict[str, Any]:
-    """The compiler's standard-JSON output; ends the program where it fails."""
+    """Return the compiler's standard-JSON output; exit the program if it fails."""
     try:
         output: dict[str, Any] = solcx.compile_standard(given, solc_binary=compiler())
     except (solcx.exceptions.SolcError, OSError) as error:
@@ -110,7 +110,7 @@ def run_compiler(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def compile_sources(names: list[str]) -> dict[str, dict[str, Any]]:
-    """ABI and bytecode of every contract in the named sources, for tests; quick, so without via-IR."""
+    """Return ABI and bytecode of all contracts in the sources, for tests; without via-IR, for speed."""
     given = {"language": "Solidity", "sources": gather(names), "settings": settings(via_ir=False)}
     output = run_compiler(given)
     return {
@@ -121,7 +121,7 @@ def compile_sources(names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def compile_contracts(*, via_ir: bool = True) -> dict[str, dict[str, Any]]:
-    """Artifacts by contract name: abi, bytecode, deployedBytecode, immutableReferences, metadata."""
+    """Return artifacts by contract name: ABI, bytecodes, immutable references and metadata."""
     given = standard_input(via_ir=via_ir)
     output = run_compiler(given)
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
@@ -143,18 +143,18 @@ def compile_contracts(*, via_ir: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def render(artifact: dict[str, Any]) -> str:
-    """An artifact as the text of its file."""
+    """Return the text of an artifact's file."""
     return json.dumps(artifact, indent=1, sort_keys=True) + "\n"
 
 
 def files(artifacts: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Everything that the package carries, by file name: the contracts, and the compiler's input."""
+    """Return all files for the package by name: artifacts, and the compiler's input."""
     built = {f"{name}.json": render(artifact) for name, artifact in artifacts.items()}
     return built | {"standard-input.json": render(standard_input())}
 
 
 def sizes(artifacts: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Bytes of deployed code by contract."""
+    """Return the size of the deployed code in bytes, by contract."""
     return {name: len(a["deployedBytecode"]) // 2 - 1 for name, a in artifacts.items()}
 
 

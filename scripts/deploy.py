@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Deploy the contracts from a keystore, or check a deployment, at any JSON-RPC endpoint.
 
-Writes the deployment record that every command reads and prints one JSON document. An interrupted
-deployment goes on where it was when it is started again with the same options.
+Writes the deployment record that all commands read, and prints one JSON document. An interrupted
+deployment continues when it is started again with the same options.
 
     python scripts/deploy.py --endpoint http://127.0.0.1:8545 --keystore admin.json
     python scripts/deploy.py --endpoint http://127.0.0.1:8545 --verify-only
 
-Exit codes are those of `deepsquare`: 0 ok, 2 usage, 4 not found, 5 too little money for gas,
-6 refused by a contract, 7 endpoint, 8 wrong password, 10 the chain is not as the record says.
+Exit codes are those of `deepsquare`: 0 ok, 2 usage, 4 not found, 5 insufficient funds for gas,
+6 reverted by a contract, 7 endpoint, 8 wrong password, 10 the chain does not match the record.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ from deepsquare_chain.settings import Settings
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(description="Deploy the contracts, or check a deployment.")
-    found.add_argument("--endpoint", required=True, help="JSON-RPC endpoint (http or https)")
-    found.add_argument("--chain-id", type=int, help="refuse any other chain")
-    found.add_argument(
+    """Return the parser of the command line."""
+    arguments = argparse.ArgumentParser(description="Deploy the contracts, or check a deployment.")
+    arguments.add_argument("--endpoint", required=True, help="JSON-RPC endpoint (http or https)")
+    arguments.add_argument("--chain-id", type=int, help="refuse any other chain")
+    arguments.add_argument(
         "--record", type=Path, default=Path(".deepsquare/deployment.json"), help="deployment record"
     )
-    found.add_argument("--verify-only", action="store_true", help="send nothing, check the record")
-    wallet = found.add_argument_group("wallet")
+    arguments.add_argument(
+        "--verify-only", action="store_true", help="send nothing, check the record"
+    )
+    wallet = arguments.add_argument_group("wallet")
     wallet.add_argument("--keystore", type=Path, help="encrypted wallet of the administrator")
     wallet.add_argument(
         "--password-file", type=Path, help="else DEEPSQUARE_PASSWORD_FILE, else a prompt"
     )
     wallet.add_argument("--max-fee-gwei", type=float, default=500.0, help="ceiling of gas fees")
     wallet.add_argument("--timeout", type=float, default=300.0, help="seconds a transaction")
-    grid = found.add_argument_group("grid")
+    grid = arguments.add_argument_group("grid")
     grid.add_argument("--demo", action="store_true", help="timeouts of seconds, no admin delay")
     grid.add_argument("--treasury", help="gets the fees (default: the wallet)")
     for role in ("scheduler", "approver", "minter"):
@@ -62,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         grid.add_argument(_flag(name), type=int, help=f"default {default}")
     for each in fields(Timeouts):
         grid.add_argument(_flag(each.name), type=int, help=f"default {each.default}")
-    return found
+    return arguments
 
 
 def _flag(name: str) -> str:
@@ -70,7 +72,7 @@ def _flag(name: str) -> str:
 
 
 def params_of(options: argparse.Namespace) -> GridParams:
-    """What the options ask for; `--demo` gives other defaults."""
+    """Convert the options to parameters of the grid; `--demo` changes the defaults."""
     base = DEMO_PARAMS if options.demo else GridParams()
 
     def given(names: tuple[str, ...]) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def params_of(options: argparse.Namespace) -> GridParams:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The options as settings; what they leave out is not looked up elsewhere."""
+    """Convert the options to settings; other sources of settings are not read."""
     return Settings(
         endpoint=options.endpoint,
         chain_id=options.chain_id,
@@ -102,12 +104,12 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Deploy unless told otherwise, then look at the result; the document to print."""
+    """Deploy, unless `--verify-only` is set, verify the result, and return the document to print."""
     if not options.verify_only:
         await deploy(settings_of(options), params_of(options))
     deployment = Deployment.load(options.record)
-    wanted = options.chain_id or deployment.chain_id
-    async with connected(options.endpoint, chain_id=wanted) as w3:
+    chain_id = options.chain_id or deployment.chain_id
+    async with connected(options.endpoint, chain_id=chain_id) as w3:
         findings = await verify_deployment(w3, deployment)
     return {
         "ok": all(each.ok for each in findings),
@@ -118,7 +120,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The script; its exit code."""
+    """Run the script, and return its exit code."""
     options = parser().parse_args(arguments)
     configure_logging("warning")
     try:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Measure the gas of every step of a job's life on a real node (anvil), in the steady state.
+"""Measure the gas of every step of a job's life cycle on a real node (anvil), in the steady state.
 
-Steady state: unlimited allowance, other jobs live, every party paid before, each job with a name and one
-requirement. Gas is what receipts say, in units of gas; `per_job` divides a batch's by its jobs. Unless a name
-says otherwise, a life has five steps: submit, metaSchedule, claim, start, finish.
+Steady state: unlimited allowance, other live jobs, every party paid before, each job with a name and
+one requirement. Values are the gas used by receipts; `per_job` is the gas of a batch divided by its
+jobs. A life cycle has five steps, unless its name says otherwise: submit, metaSchedule, claim, start,
+finish.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ TABLE = ROOT / "docs" / "gas.json"
 CREDIT = 10**18
 BATCH = 50
 EXITED = b"exited".ljust(32, b"\0")
-# Seconds; the bounds of the contract allow them, and none of them changes a cost.
+# Seconds, within the bounds of the contract; they do not affect the gas.
 TIMEOUTS = (300, 600, 30 * 86_400, 300, 10, 1800, 3600, 60, 60)
 PRICES = (10**14, 10**16, 10**9)
 INTERIM_PAYMENTS = 4
-# What must hold, in gas, by the path of a figure in the report.
+# Upper limits in gas, by the path of the value in the report.
 HOLD = {
     "life.four": 315_000,
     "life.five": 346_000,
@@ -57,7 +58,7 @@ class Bench:
             w3.eth.accounts[:6]
         )
         self.stranger = w3.eth.accounts[6]
-        # Keys of their own: they sign forwarded requests, and hold no coin until a test gives them some.
+        # Accounts with known keys: they sign forwarded requests, and have no coins until funded.
         self.others: list[LocalAccount] = [
             Account.from_key(Web3.keccak(text=f"customer {number}")) for number in range(BATCH)
         ]
@@ -109,7 +110,7 @@ class Bench:
         artifact = json.loads((ARTIFACTS / f"{name}.json").read_text(encoding="utf-8"))
         factory = self.w3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
         receipt = self.receipt(factory.constructor(*arguments).transact({"from": self.admin}))
-        # A creation's receipt always names the contract; the type allows for calls as well.
+        # The receipt of a creation always has an address; the type also covers calls.
         address = cast("ChecksumAddress", receipt["contractAddress"])
         return self.w3.eth.contract(address=address, abi=artifact["abi"])
 
@@ -120,12 +121,12 @@ class Bench:
         return receipt
 
     def send(self, function: Any, sender: str) -> int:
-        """Gas used by one call."""
+        """Send a call, and return the gas used."""
         tx = function.transact({"from": sender, "gas": 16_000_000})
         return self.receipt(tx)["gasUsed"]
 
     def fund(self, account: LocalAccount, coin: int) -> None:
-        """Sets the coin that an account holds, in wei."""
+        """Set the balance of an account in wei."""
         parameters: Any = [account.address, hex(coin)]
         self.w3.provider.make_request("anvil_setBalance", parameters)  # type: ignore[arg-type]
 
@@ -143,7 +144,7 @@ class Bench:
         return bytes(Web3.keccak(text=str(self.serial)))
 
     def submit(self, requests: list[Any], customer: str | None = None) -> tuple[int, list[int]]:
-        """Gas of one submission, and the ids that it made."""
+        """Submit jobs; return the gas used and the job IDs."""
         first = self.grid.functions.jobCount().call() + 1
         gas = self.send(self.grid.functions.submitJobs(requests), customer or self.customer)
         return gas, list(range(first, self.grid.functions.jobCount().call() + 1))
@@ -177,7 +178,7 @@ class Bench:
         return job
 
     def forward_request(self, account: LocalAccount, data: str) -> tuple[Any, ...]:
-        """A customer's signed request for the forwarder: one call of the meta-scheduler."""
+        """Return a customer's signed request for the forwarder: one call of the meta-scheduler."""
         gas, deadline = 1_000_000, 2**48 - 1
         message = {
             "from": account.address,
@@ -202,17 +203,17 @@ class Bench:
 
 
 def life(bench: Bench, ids: list[int]) -> int:
-    """Gas of everything after the submission, in four transactions."""
+    """Return the gas of all steps after the submission, in four transactions."""
     return bench.assign(ids) + bench.claim(ids) + bench.start(ids) + bench.finish(ids)
 
 
 def short_life(bench: Bench, ids: list[int]) -> int:
-    """Gas of everything after the submission, in three transactions, with `claimAndStart`."""
+    """Return the gas of all steps after the submission, in three transactions with `claimAndStart`."""
     return bench.assign(ids) + bench.claim_and_start(ids) + bench.finish(ids)
 
 
 def whole_lives(bench: Bench) -> dict[str, int]:
-    """Gas of one life in five transactions, and in four with `claimAndStart`."""
+    """Return the gas of a life cycle in five transactions, and in four with `claimAndStart`."""
     submit, job = bench.one()
     five = submit + life(bench, [job])
     submit, job = bench.one()
@@ -221,21 +222,21 @@ def whole_lives(bench: Bench) -> dict[str, int]:
 
 
 def batches(bench: Bench) -> dict[str, int]:
-    """Gas per job, submitted singly, in batches of scheduler and provider."""
+    """Return the gas per job if jobs are submitted singly, and then processed in batches."""
     gas: dict[str, int] = {}
     for name, customers in (
         ("one_customer", [bench.customer] * BATCH),
         ("distinct_customers", [account.address for account in bench.others]),
     ):
-        for suffix, rest in (("", life), ("_claim_and_start", short_life)):
+        for suffix, process in (("", life), ("_claim_and_start", short_life)):
             batch = [bench.one(customer=customer) for customer in customers]
-            total = sum(used for used, _ in batch) + rest(bench, [job for _, job in batch])
+            total = sum(used for used, _ in batch) + process(bench, [job for _, job in batch])
             gas[name + suffix] = total // BATCH
     return gas
 
 
 def arrays(bench: Bench) -> dict[str, int]:
-    """Gas per job of 50 jobs in one submission, of terms of their own or of the same terms."""
+    """Return the gas per job of 50 jobs in one submission, with different or with the same terms."""
     gas, ids = bench.submit([(bench.terms(), [bench.definition()]) for _ in range(BATCH)])
     distinct = (gas + life(bench, ids)) // BATCH
     gas, ids = bench.submit([(bench.terms(), [bench.definition() for _ in range(BATCH)])])
@@ -243,7 +244,7 @@ def arrays(bench: Bench) -> dict[str, int]:
 
 
 def collections(bench: Bench) -> dict[str, int]:
-    """Gas per job of interim payments, in one batch."""
+    """Return the gas per job of interim payments in one batch."""
     _, ids = bench.submit(
         [(bench.terms(flags=INTERIM_PAYMENTS), [bench.definition()]) for _ in range(BATCH)]
     )
@@ -257,8 +258,8 @@ def collections(bench: Bench) -> dict[str, int]:
 
 
 def relayed(bench: Bench) -> dict[str, int]:
-    """Gas per job of 50 customers' signed submissions relayed in one transaction, then batches of 50."""
-    # The steady state of a forwarder: each customer sent a request before.
+    """Return the gas per job of 50 signed submissions in one transaction, then in batches of 50."""
+    # The steady state of a forwarder: each customer has sent a request before.
     gas = 0
     for _ in range(2):
         first = bench.grid.functions.jobCount().call() + 1
@@ -276,7 +277,7 @@ def relayed(bench: Bench) -> dict[str, int]:
 
 
 def measure(w3: Web3) -> dict[str, Any]:
-    """The whole report; see the module's docstring for the steady state."""
+    """Return the whole report; see the module's docstring for the steady state."""
     bench = Bench(w3)
     # Both providers, the treasury and the customer have been paid, and other jobs stay live.
     for provider_id, provider in ((1, bench.provider), (2, bench.second)):
@@ -326,7 +327,7 @@ def measure(w3: Web3) -> dict[str, Any]:
 
 
 def cancels(bench: Bench) -> dict[str, int]:
-    """Gas of a cancellation from every live status."""
+    """Return the gas of a cancellation from PENDING, META_SCHEDULED and RUNNING."""
     gas: dict[str, int] = {}
     job = bench.one()[1]
     gas["pending"] = bench.send(bench.grid.functions.cancel([job]), bench.customer)
@@ -340,7 +341,7 @@ def cancels(bench: Bench) -> dict[str, int]:
 
 
 def headline(report: dict[str, Any]) -> dict[str, int]:
-    """The figures that must hold, by their path in the report."""
+    """Return the values that have limits, by their path in the report."""
     figures: dict[str, int] = {}
     for path in HOLD:
         group, name = path.split(".")
@@ -349,8 +350,8 @@ def headline(report: dict[str, Any]) -> dict[str, int]:
 
 
 async def run() -> dict[str, Any]:
-    """The report of a node of its own; raises ``NotFoundError`` without anvil."""
-    # A fixed genesis keeps every address, and with them the cost of calldata, the same in each run.
+    """Measure on a new node, and return the report; raises ``NotFoundError`` without anvil."""
+    # With a fixed genesis, addresses and so the gas of calldata are the same in each run.
     options = ("--timestamp", "1767225600")
     async with Anvil(block_time=None, options=options) as node:
         return await asyncio.to_thread(measure, Web3(HTTPProvider(node.url)))

@@ -1,4 +1,4 @@
-"""What is measured of a grid at work: latency from events, load of processes, the node's limit."""
+"""Measurements of a working grid: latency from events, load of processes, limit of the node."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from deepsquare_chain.job import JobStatus
 
 
 class Blocks:
-    """When each block was first seen, in seconds of the monotonic clock."""
+    """Records when each block was first seen, in seconds of the monotonic clock."""
 
     def __init__(self, w3: AsyncWeb3[Any]) -> None:
         self._w3 = w3
@@ -53,7 +53,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Load:
-    """Of one process at one moment."""
+    """CPU seconds and memory (MB) of one process at one time."""
 
     at: float
     cpu: float
@@ -61,42 +61,45 @@ class Load:
 
 
 def load_of(child: ChildProcess) -> Load:
-    """CPU seconds and resident MB of a daemon itself, without the jobs that it started."""
+    """Return the load of a daemon, without the jobs that it started."""
     process = psutil.Process(child.pid)
     times = process.cpu_times()
     return Load(time.monotonic(), times.user + times.system, process.memory_info().rss >> 20)
 
 
 def between(before: Load, after: Load) -> dict[str, float]:
-    """CPU in percent of one core, memory in MB."""
+    """Return the CPU usage in percent of one core, and the memory in MB."""
     share = (after.cpu - before.cpu) / max(after.at - before.at, 1e-6)
     return {"cpu_percent": round(100 * share, 1), "memory_mb": after.memory}
 
 
 async def loads(yard: Yard, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """Do something and say what the daemons took meanwhile, and whose the machine's CPU was."""
-    spent = cpu_seconds(yard)
+    """Run `work`; return its result, the load of the daemons, and CPU seconds by consumer."""
+    cpu_used = cpu_seconds(yard)
     before = {role: load_of(child) for role, child in yard.services.items()}
     result = await work()
-    spent = {who: round(after - spent[who], 1) for who, after in cpu_seconds(yard).items()}
-    found = {role: between(before[role], load_of(yard.services[role])) for role in before}
-    providers = [found[role] for role in yard.provider_roles if role in found]
+    cpu_used = {
+        consumer: round(after - cpu_used[consumer], 1)
+        for consumer, after in cpu_seconds(yard).items()
+    }
+    role_loads = {role: between(before[role], load_of(yard.services[role])) for role in before}
+    providers = [role_loads[role] for role in yard.provider_roles if role in role_loads]
     mean = {
         key: round(statistics.fmean(each[key] for each in providers), 1)
         for key in ("cpu_percent", "memory_mb")
     }
     return result, {
-        "scheduler": found["scheduler"],
+        "scheduler": role_loads["scheduler"],
         "provider_mean": mean,
-        "cpu_seconds": spent,
+        "cpu_seconds": cpu_used,
     }
 
 
 def cpu_seconds(yard: Yard) -> dict[str, float]:
-    """CPU seconds of everybody on this machine so far.
+    """Return the CPU seconds used on this machine so far, by consumer.
 
-    Jobs are the providers' fork servers with all their children that have ended: supervisors,
-    shells, commands. `others` is what the machine spent on none of these, `idle` what nobody wanted.
+    `jobs` are the providers' fork servers with all their ended children: supervisors, shells and
+    commands. `others` is the rest of the machine's CPU time, `idle` its unused time.
     """
     spent = dict.fromkeys(("scheduler", "providers", "jobs"), 0.0)
     for role, child in yard.services.items():
@@ -113,30 +116,30 @@ def cpu_seconds(yard: Yard) -> dict[str, float]:
         spent[who] = times.user + times.system
     machine = psutil.cpu_times()
     idle = machine.idle + getattr(machine, "iowait", 0.0)
-    busy = sum(machine[:8]) - idle  # what follows is counted in these already
+    busy = sum(machine[:8]) - idle  # the other fields are included in these
     return {**spent, "others": busy - sum(spent.values()), "idle": idle}
 
 
 async def node_limit(node: Anvil, seconds: float = 4.0) -> dict[str, float]:
-    """Plain payments a second that the node takes and mines, sent in batches by eight accounts."""
-    people = [Account.from_key((10_000 + number).to_bytes(32, "big")) for number in range(8)]
-    for person in people:
-        await node.rpc("anvil_setBalance", person.address, hex(10**24))
-    queues = [_payments(node.chain_id, person, 600) for person in people]
+    """Measure the plain transfers per second of the node, sent in batches by eight accounts."""
+    accounts = [Account.from_key((10_000 + number).to_bytes(32, "big")) for number in range(8)]
+    for account in accounts:
+        await node.rpc("anvil_setBalance", account.address, hex(10**24))
+    queues = [_payments(node.chain_id, account, 600) for account in accounts]
     began = time.monotonic()
     async with httpx.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as client:
 
         async def pour(mine: list[str]) -> int:
             sent = 0
             while sent < len(mine) and time.monotonic() - began < seconds:
-                some = mine[sent : sent + 25]
-                await client.post("/", json=[_request(each) for each in some])
-                sent += len(some)
+                batch = mine[sent : sent + 25]
+                await client.post("/", json=[_request(each) for each in batch])
+                sent += len(batch)
             return sent
 
         counts = await asyncio.gather(*(pour(mine) for mine in queues))
-    for person, count in zip(people, counts, strict=True):
-        while int(await node.rpc("eth_getTransactionCount", person.address, "latest"), 16) < count:  # noqa: ASYNC110
+    for account, count in zip(accounts, counts, strict=True):
+        while int(await node.rpc("eth_getTransactionCount", account.address, "latest"), 16) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return {"transactions_per_second": round(sum(counts) / (time.monotonic() - began), 1)}
 
@@ -154,7 +157,7 @@ def _request(raw: str) -> dict[str, Any]:
 
 @dataclass
 class Story:
-    """What the chain says of the jobs: block of each step, transactions and gas by sender."""
+    """Data of jobs from the chain: block of each step, transactions and gas by sender."""
 
     steps: dict[int, dict[JobStatus, int]]
     sent: Counter[str]
@@ -164,7 +167,7 @@ class Story:
 
 
 async def read_story(yard: Yard, first: int) -> Story:
-    """Everything that happened from a block on."""
+    """Read all events and receipts from a block on."""
     last = int(await yard.w3.eth.block_number)
     logs = await yard.w3.eth.get_logs(
         {"address": yard.deployment.scheduler, "fromBlock": hex(first), "toBlock": hex(last)}
@@ -186,18 +189,18 @@ async def read_story(yard: Yard, first: int) -> Story:
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median and 95th percentile."""
+    """Return median and 95th percentile."""
     ordered = sorted(values)
     if not ordered:
         return {}
-    at = min(len(ordered) - 1, int(0.95 * len(ordered)))
-    return {"median": round(statistics.median(ordered), 1), "p95": round(ordered[at], 1)}
+    index = min(len(ordered) - 1, int(0.95 * len(ordered)))
+    return {"median": round(statistics.median(ordered), 1), "p95": round(ordered[index], 1)}
 
 
 def latency(
     story: Story, blocks: Blocks, before: JobStatus, after: JobStatus
 ) -> dict[str, dict[str, float]]:
-    """From one step to another, in blocks and in milliseconds between the blocks' arrivals."""
+    """Return the latency between two steps, in blocks and in milliseconds between their arrivals."""
     pairs = [
         (steps[before], steps[after])
         for steps in story.steps.values()

@@ -1,4 +1,4 @@
-"""A whole grid on a real node, each daemon a process of its own as an operator runs it."""
+"""A whole grid on a real node; each daemon is a separate process, as in production."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from deepsquare_chain.workflow import Definition, Step
 
 SMALL: Final = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
 PRICES: Final = Prices(cpu=10**12, gpu=0, mem=10**8)
-COINS: Final = 10**22  # wei that each account has for gas
-PASSWORD: Final = "a bench has no secrets"  # noqa: S105 - of keys that hold nothing
+COINS: Final = 10**22  # wei per account, for gas
+PASSWORD: Final = "a bench has no secrets"  # noqa: S105 - keys without value
 
 
 @dataclass
 class Yard:
-    """A grid in a folder: a node, contracts, a customer, one scheduler and some providers."""
+    """A grid in a folder: a node, contracts, a customer, one scheduler and several providers."""
 
     folder: Path
     providers: int
@@ -49,11 +49,13 @@ class Yard:
     poll_interval: float = 0.25
     cpus: int = 64
     log_level: str = "warning"
-    settings: dict[str, str] = field(default_factory=dict)  # more variables of the daemons
+    settings: dict[str, str] = field(
+        default_factory=dict
+    )  # additional environment variables of the daemons
     node: Node = field(default_factory=Anvil)
     endpoints: dict[str, str] = field(
         default_factory=dict
-    )  # of roles that do not ask the node itself
+    )  # endpoints of roles that do not use the node directly
     websocket: bool = False
     services: dict[str, ChildProcess] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Yard:
 
     @property
     def password_file(self) -> Path:
-        """Password of all wallets of this grid."""
+        """Password file of all wallets of this grid."""
         return self.folder / "password"
 
     @property
@@ -137,14 +139,14 @@ class Yard:
         return self.folder / f"{role}.wallet.json"
 
     async def send(self, role: str, call: Any) -> Any:
-        """Send a call as somebody and wait for it."""
+        """Send a call with a role's account, and wait for its receipt."""
         return await self.senders[role].send(call)
 
     async def submit(self, count: int, command: str = "true", **changes: Any) -> list[int]:
-        """Jobs of the same command, in one transaction; their ids."""
-        made = Definition(resources=SMALL, env={}, steps=(Step.simple("only", command),))
-        digest = await self.definitions.put(made.to_bytes())
-        usual: dict[str, Any] = {
+        """Submit jobs with the same command in one transaction, and return their IDs."""
+        definition = Definition(resources=SMALL, env={}, steps=(Step.simple("only", command),))
+        digest = await self.definitions.put(definition.to_bytes())
+        defaults: dict[str, Any] = {
             "amount": CREDIT,
             "time_limit": 600,
             "resources": SMALL,
@@ -154,10 +156,10 @@ class Yard:
             "name": "",
             "uses": "",
         }
-        terms = Terms(**(usual | changes))
+        terms = Terms(**(defaults | changes))
         call = self.contracts.scheduler.submit_jobs([(terms, [digest] * count)])
         receipt = await self.send("customer", call)
-        return [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+        return [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
 
     # -- daemons
 
@@ -172,7 +174,7 @@ class Yard:
         return self.folder / f"{role}.log"
 
     async def start(self, role: str) -> ChildProcess:
-        """Run a daemon as an operator does; `role@word` has an empty state folder of its own."""
+        """Start a daemon as an operator does; `role@word` has a separate, empty state folder."""
         account = role.partition("@")[0]
         words = ["metascheduler" if account == "scheduler" else "provider", "run"]
         clean = {key: value for key, value in os.environ.items() if "DEEPSQUARE" not in key}
@@ -203,7 +205,7 @@ class Yard:
         return child
 
     async def ready(self, role: str, timeout: float = 600.0) -> None:
-        """Wait for a daemon's first good cycle."""
+        """Wait for a daemon's first successful cycle."""
         deadline = time.monotonic() + timeout
         while self.status(role).get("state") != "running":
             if self.services[role].returncode is not None or time.monotonic() > deadline:
@@ -211,11 +213,11 @@ class Yard:
             await asyncio.sleep(0.05)
 
     def status(self, role: str) -> dict[str, Any]:
-        """The status file of a daemon; empty before its first cycle."""
-        place = self.state(role)
-        found = place / f"{place.name.partition('-')[0]}.json"
+        """Read the status file of a daemon; empty before its first cycle."""
+        state_dir = self.state(role)
+        path = state_dir / f"{state_dir.name.partition('-')[0]}.json"
         try:
-            read: dict[str, Any] = json.loads(found.read_text())
+            document: dict[str, Any] = json.loads(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        return read
+        return document

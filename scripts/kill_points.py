@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Kill provider and scheduler at every labelled step, in a calm life and in a rough one.
+"""Kill provider and scheduler at every crash point, in a calm and in a rough scenario.
 
-Prints a table on stderr and JSON on stdout; ends with 1 where a label was never reached, and with
-an assertion where the books of a life do not agree to the wei.
+Prints a table on stderr and JSON on stdout. Exits with 1 if a crash point was not reached, and with
+an assertion error if the ledgers of a scenario do not agree to the wei.
 """
 
 from __future__ import annotations
@@ -40,43 +40,43 @@ from tests.support.killing import (
     shared,
 )
 
-#: At least so many kills in each life make the figure that is claimed.
+#: Required number of kills in each scenario.
 WANTED: Final = 60
-#: How often each label kills: at its first passage of a process, then at its second.
+#: Kills per label: at the first passage of a process, then at the second.
 PASSAGES: Final = {"calm": 2, "rough": 1}
 
 
 def passages(labels: Sequence[str], count: int) -> list[str]:
-    """Each label at its first passage of a process, then at its second, ..."""
+    """Return all labels for the first passage, then all for the second, and so on."""
     later = [f"{label}:{number}" for number in range(2, count + 1) for label in labels]
     return [*labels, *later]
 
 
 async def one_life(kind: str, seed: int) -> dict[str, Any]:
-    """All points of a life; the figures of it."""
+    """Run one scenario with all its crash points, and return its results."""
     count = PASSAGES[kind]
     dice, is_rough = random.Random(seed), kind == "rough"  # noqa: S311
-    mine = in_order(points("provider", rough=is_rough), dice)
-    theirs = in_order(points("metascheduler", rough=is_rough), dice)
-    orders: dict[str, Sequence[str]] = {"scheduler": passages(theirs, count)}
+    provider_labels = in_order(points("provider", rough=is_rough), dice)
+    scheduler_labels = in_order(points("metascheduler", rough=is_rough), dice)
+    orders: dict[str, Sequence[str]] = {"scheduler": passages(scheduler_labels, count)}
     if is_rough:
-        # Its successors need a provider that lives.
-        orders["p0"] = passages(mine, count)
+        # Retried jobs need a provider that is not killed.
+        orders["p0"] = passages(provider_labels, count)
     else:
-        orders |= shared(passages(mine, count))
+        orders |= shared(passages(provider_labels, count))
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="deepsquare-kills-") as place:
+    with tempfile.TemporaryDirectory(prefix="deepsquare-kills-") as temporary:
         async with (
             Anvil(block_time=1) as node,
             life(
                 node,
-                Path(place),
+                Path(temporary),
                 ROUGH_PARAMS if is_rough else PARAMS,
                 queueing=[] if is_rough else ["p0"],
-            ) as found,
+            ) as scenario,
         ):
-            kills = await (rough if is_rough else calm)(found, orders)
-            jobs = len(await found.customers.jobs())
+            kills = await (rough if is_rough else calm)(scenario, orders)
+            jobs = len(await scenario.customers.jobs())
     return {
         "life": kind,
         "kills": kills,
@@ -86,7 +86,7 @@ async def one_life(kind: str, seed: int) -> dict[str, Any]:
 
 
 def tell(console: Console, lives: Sequence[dict[str, Any]]) -> None:
-    """One line a label, one column a life: seconds to the death, or a dash where it never came."""
+    """Print a row per label and a column per scenario: seconds until the kill, or NEVER REACHED."""
     table = Table("role", "label", *(each["life"] for each in lives))
     roles: dict[tuple[str, str], dict[str, str]] = {}
     for each in lives:
@@ -104,26 +104,26 @@ def main() -> int:
     parser.add_argument("--life", choices=["calm", "rough", "both"], default="both")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    configure_logging("error", "console")  # what is wrong on purpose is no news
+    configure_logging("error", "console")  # faults are intended: do not log them
     console = Console(stderr=True)
-    wanted = ["calm", "rough"] if options.life == "both" else [options.life]
+    kinds = ["calm", "rough"] if options.life == "both" else [options.life]
     lives = []
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("killing", total=len(wanted))
-        for kind in wanted:
+        bar = progress.add_task("killing", total=len(kinds))
+        for kind in kinds:
             progress.update(bar, description=f"killing in a {kind} life")
             lives.append(asyncio.run(one_life(kind, options.seed)))
             progress.advance(bar)
     tell(console, lives)
     missed: list[Kill] = [kill for each in lives for kill in each["kills"] if not kill.reached]
     reached = {each["life"]: sum(kill.reached for kill in each["kills"]) for each in lives}
-    found = {
+    results = {
         "lives": [{**each, "kills": as_rows(each["kills"])} for each in lives],
         "reached": reached,
         "never_reached": as_rows(missed),
         "load_average": [round(each, 1) for each in os.getloadavg()],
     }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(results, indent=2))
     return 1 if missed or min(reached.values()) < WANTED else 0
 
 

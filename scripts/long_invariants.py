@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Play the stateful fuzz of the contracts until so many calls were made, a seed after the other.
+"""Run the stateful fuzz tests of the contracts with one seed after the other, for a number of calls.
 
-Short games see more beginnings, long ones more of a crowded grid, where each check looks at more jobs: three
-of four pieces are short, one is long. Any unplanned revert or broken promise ends the run with forge's own
-counterexample and exit code 1.
+Short sequences cover more initial states; long ones cover crowded grids, where each check covers more
+jobs: three of four parts are short, one is long. An unexpected revert or a violated invariant ends the
+run with forge's counterexample and exit code 1.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CALLS = re.compile(r"runs: (\d+), calls: (\d+), reverts: (\d+)")
 
 
 def play(seed: int, depth: int, calls: int) -> tuple[int, int]:
-    """One piece; calls that were made, and reverts.
+    """Run one part; return the number of calls and of reverts.
 
     Raises:
-        SystemExit: A promise was broken, or forge found no test.
+        SystemExit: An invariant was violated, or forge found no test.
     """
     environment = {
         **os.environ,
@@ -42,11 +42,11 @@ def play(seed: int, depth: int, calls: int) -> tuple[int, int]:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    found = _CALLS.search(done.stdout)
-    if done.returncode or found is None:
+    summary = _CALLS.search(done.stdout)
+    if done.returncode or summary is None:
         print(done.stdout[-20_000:], done.stderr[-4_000:], sep="\n", file=sys.stderr)
         sys.exit(f"seed {seed}, depth {depth}: a promise does not hold, or no test was run")
-    return int(found[2]), int(found[3])
+    return int(summary[2]), int(summary[3])
 
 
 def main() -> None:

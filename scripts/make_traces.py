@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the workloads of `examples/`, which are of our own making; see `simulation/synthetic.py`."""
+"""Write the synthetic workloads of `examples/`; see `simulation/synthetic.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "examples"
 
 
 def swf(trace: Trace) -> str:
-    """A trace in the Standard Workload Format."""
+    """Format a trace in the Standard Workload Format."""
     head = [
         "; Version: 2.2",
         f"; Computer: synthetic workload `{trace.name}`",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Print every change that slither-mutate knows for our contracts, as JSON; nothing is written.
+"""Print all mutations that slither-mutate generates for our contracts as JSON; writes no files.
 
-Runs in the environment of slither, which does not agree with ours.
+Runs in the environment of slither, whose dependencies conflict with ours.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ CONTRACTS = (
 
 
 def generate(tree: Path) -> list[dict[str, Any]]:
-    """Changes of the sources in a compiled tree: file, bounds in bytes, old and new text, kind."""
+    """Return the mutations of a compiled tree: file, bounds in bytes, old and new text, kind."""
     kinds = [
         kind
         for kind in vars(all_mutators).values()
         if isinstance(kind, type) and issubclass(kind, AbstractMutator)
     ]
-    found = []
+    mutations = []
     for unit in Slither(str(tree)).compilation_units:
         for contract in unit.contracts:
             if contract.name not in CONTRACTS:
@@ -50,15 +50,15 @@ def generate(tree: Path) -> list[dict[str, Any]]:
                 mutator = kind(unit, 0, "", "", contract, None, False, tree, [])
                 for name, patches in mutator._mutate().get("patches", {}).items():  # noqa: SLF001
                     source = str(Path(name).relative_to(tree))
-                    found += [{**patch, "kind": kind.NAME, "file": source} for patch in patches]
-    return found
+                    mutations += [{**patch, "kind": kind.NAME, "file": source} for patch in patches]
+    return mutations
 
 
 if __name__ == "__main__":
     root = Path(sys.argv[1]).resolve()
     os.chdir(root)
     shown = os.dup(1)
-    os.dup2(2, 1)  # what the tools say goes to stderr; stdout is for the changes
+    os.dup2(2, 1)  # output of the tools goes to stderr; stdout is for the mutations
     changes = generate(root)
     with os.fdopen(shown, "w") as output:
         json.dump(changes, output)

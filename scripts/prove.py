@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Prove the `check_` functions of tests/forge/Proofs.t.sol with halmos, and keep how long each took.
+"""Prove the `check_` functions of tests/forge/Proofs.t.sol with halmos, and record their times.
 
-Anything but a pass is a failure: a counterexample, a time-out, and a run that halmos calls incomplete.
-Works on a copy: what its build leaves behind must not be what `forge test` finds next.
+Any result but a pass is a failure: counterexamples, timeouts, and runs reported as incomplete. Works on
+a copy, because `forge test` must not reuse its build output.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERDICT = re.compile(r"\[(\w+)\] (check_\w+)\(.*?time: ([\d.]+)s")
 
 
 def copy(folder: Path) -> None:
-    """Sources and settings, with the proofs as the only tests."""
+    """Copy sources and settings, with the proofs as the only tests."""
     shutil.copytree(ROOT / "contracts", folder / "contracts", ignore=shutil.ignore_patterns("test"))
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     (folder / "tests" / "forge").mkdir(parents=True)
@@ -36,7 +36,7 @@ def copy(folder: Path) -> None:
 
 
 def prove(folder: Path, only: str, seconds: int) -> str:
-    """What halmos prints; each verdict is shown as it comes."""
+    """Run halmos, print verdicts as they arrive, and return its output."""
     command = [Path(sys.executable).parent / "halmos", "--function", only or "check_"]
     command += ["--solver-timeout-assertion", f"{seconds}s", "--no-status", "--loop", "4"]
     command += ["--solver-threads", "1"]

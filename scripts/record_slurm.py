@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Record what the commands of one Slurm version print, for the tests of the parsers.
+"""Record the output of one Slurm version's commands, for the tests of the parsers.
 
-Starts a cluster with `scripts/local_slurm.sh`, makes jobs of many kinds, and writes the outputs of the
-commands that the executor runs into OUT. `--root` is a folder with another version's system, as
-`debootstrap --include=slurm-wlm,munge,procps,hostname SUITE FOLDER` makes it, with /proc and /dev mounted; root's rights are
-needed to record there.
+Starts a cluster with `scripts/local_slurm.sh`, submits jobs of many kinds, and writes the outputs of
+the executor's commands to OUT. `--root` is a folder with a system that has another version, made by
+`debootstrap --include=slurm-wlm,munge,procps,hostname SUITE FOLDER`, with /proc and /dev mounted; this
+requires root.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SMALL: Final = Resources(1, 1, 64, 0)
 
 
 class Recorder:
-    """A cluster of one version, and the folder of its outputs."""
+    """Records the outputs of a cluster of one Slurm version to a folder."""
 
     def __init__(self, root: Path | None, out: Path, folder: str, *, accounting: bool) -> None:
         self._prefix = ["chroot", str(root)] if root else []
@@ -42,11 +42,11 @@ class Recorder:
         self._jobs: dict[str, str] = {}
 
     def inside(self, path: str) -> Path:
-        """Where a path of the other system is in this one."""
+        """Convert a path of the other system to a path of this system."""
         return self._root / path.lstrip("/")
 
     def run(self, arguments: list[str]) -> str:
-        """What a command prints, on both of its streams."""
+        """Run a command, and return its standard output and error."""
         environment = [
             "env",
             "TZ=UTC",
@@ -66,7 +66,7 @@ class Recorder:
         return done.stdout
 
     def write(self, name: str, text: str) -> None:
-        """Write an output without the names of this machine."""
+        """Write an output, with the names of this machine replaced."""
         for real, shown in (
             (self._folder, "/cluster"),
             (socket.gethostname(), "controller"),
@@ -84,7 +84,7 @@ class Recorder:
         minutes: int = 3,
         **options: object,
     ) -> str:
-        """Slurm's number of a new job."""
+        """Submit a job, and return its Slurm job ID."""
         file = self.inside(f"{self._folder}/{name}.sh")
         file.write_text(f"#!/bin/sh\n{script}\n")
         (self.inside(self._folder) / "work").mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ class Recorder:
         return number
 
     def await_state(self, name: str, state: str) -> None:
-        """Wait until a job has a state."""
+        """Wait until a job has the given state."""
         for _ in range(300):
             if f"JobState={state} " in self.run(commands.show_job(self._jobs[name])):
                 return
@@ -113,7 +113,7 @@ class Recorder:
         )
 
     def record(self) -> None:
-        """Make jobs of every kind and write what the commands say."""
+        """Submit jobs of all kinds, and write the outputs of the commands."""
         self.write("version", self.run(["sinfo", "--version"]))
         self.write("scontrol_config", self.run(commands.show_config()))
         self.write("sinfo_nodes", self.run(commands.nodes(())))
@@ -143,7 +143,7 @@ class Recorder:
             ["sbatch", "--array=0-2", "--job-name=RUNNING|x|a|b", "--hold", f"{self._folder}/2.sh"]
         )
         self.run(commands.set_limit(self._jobs["5"], 1440))
-        time.sleep(6)  # until accounting knows all
+        time.sleep(6)  # until accounting has all jobs
         self.write("sinfo_busy", self.run(commands.nodes(())))
         self.write("squeue", self.run(commands.queue("root")))
         shown = [self.run(commands.show_job(number)) for number in self._jobs.values()]
@@ -163,7 +163,7 @@ class Recorder:
         self.run([*self.cluster("start"), "slurmctld"])
 
     def cluster(self, verb: str) -> list[str]:
-        """The command of the script that starts clusters."""
+        """Return the command line of the cluster script."""
         return ["bash", f"{self._folder}.sh", verb, self._folder]
 
 
@@ -178,17 +178,17 @@ def main() -> None:
     )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    place = (options.root or Path("/")) / "tmp"
-    with tempfile.TemporaryDirectory(prefix="slurm-", dir=place) as outside:
-        Path(outside).chmod(0o711)  # munged wants a way to its socket for everybody
+    parent = (options.root or Path("/")) / "tmp"
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir=parent) as outside:
+        Path(outside).chmod(0o711)  # munged requires that all users can reach its socket
         folder = f"/tmp/{Path(outside).name}/c"  # noqa: S108
         recorder = Recorder(options.root, options.out, folder, accounting=options.accounting)
         shutil.copy(SCRIPT, recorder.inside(f"{folder}.sh"))
-        kept = ["--jobcomp", *(["--accounting"] if options.accounting else [])]
-        said = recorder.run([*recorder.cluster("up"), "--no-cgroup", *kept])
+        script_options = ["--jobcomp", *(["--accounting"] if options.accounting else [])]
+        output = recorder.run([*recorder.cluster("up"), "--no-cgroup", *script_options])
         try:
-            if "export SLURM_CONF" not in said:
-                sys.exit(f"The cluster did not start:\n{said}")
+            if "export SLURM_CONF" not in output:
+                sys.exit(f"The cluster did not start:\n{output}")
             recorder.record()
         finally:
             recorder.run(recorder.cluster("down"))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Static analysis of our contracts; a finding of high or medium impact ends with 1.
+"""Run slither on our contracts; exit with 1 if there is a finding of high or medium impact.
 
-Exceptions stand beside the code, each with its reason. Works on a copy: what slither's build leaves behind
-must not be what `forge test` finds next.
+Suppressions are in the code, each with its reason. Works on a copy, because `forge test` must not reuse
+slither's build output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GRAVE = ("High", "Medium")
 
 
 def copy(folder: Path) -> None:
-    """Sources and settings, without tests."""
+    """Copy sources and settings, without tests."""
     shutil.copytree(ROOT / "contracts", folder / "contracts", ignore=shutil.ignore_patterns("test"))
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     for name in ("foundry.toml", "package.json", "slither.config.json"):
@@ -30,7 +30,7 @@ def copy(folder: Path) -> None:
 
 
 def analyse(folder: Path) -> list[dict[str, str]]:
-    """All findings; ends the program where slither can't work."""
+    """Run slither, and return all findings; exit the program if slither fails."""
     report = folder / "report.json"
     done = subprocess.run(
         [Path(sys.executable).parent / "slither", ".", "--json", report],

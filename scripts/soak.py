@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Run a grid for a while, kill a random daemon every minute, and see what is lost or leaks.
+"""Soak test: run a grid, kill a random daemon every minute, and check for losses and leaks.
 
-Jobs of every end keep coming. The scheduler and all providers but the last are killed with SIGKILL
-and started again; the last one lives through the whole run and is watched for growth. At the end
-events, contract storage, databases, and the number of real executions must agree to the wei.
+Jobs with all final statuses are submitted continuously. The scheduler and all providers but the last
+are killed with SIGKILL and restarted; the last one runs all the time, and its memory growth is checked.
+At the end, events, contract storage, databases and the number of executions must agree to the wei.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 from tests.support.oracle import check_executions, check_ledger, check_provider, replay
 
-#: Growth of the watched daemon's memory that is a finding.
+#: Maximum growth of the steady daemon's memory.
 MOST_GROWTH: Final = 0.05
-#: Seconds after which a daemon has loaded whatever it needs.
+#: Warm-up time of a daemon in seconds.
 WARM: Final = 45
 ENDS: Final = {
     "true": JobStatus.FINISHED,
@@ -52,7 +52,7 @@ ENDS: Final = {
 
 
 class Soak:
-    """One run: customers, kills, samples, and what is found in the end."""
+    """One run: customers, kills, samples and findings."""
 
     def __init__(self, yard: Yard, options: argparse.Namespace) -> None:
         self.yard = yard
@@ -61,7 +61,7 @@ class Soak:
         self.kill_every: float = options.kill_every
         self.tally = yard.folder / "tally"
         self.tally.mkdir()
-        # Jobs count in there how often they run: the one folder that their sandbox shows.
+        # Jobs record their executions in this folder; their sandbox makes it writable.
         yard.settings["DEEPSQUARE_EXECUTOR_OPTIONS"] = f"writable={self.tally}"
         self.expected: dict[int, JobStatus] = {}
         self.surprises: dict[int, str] = {}
@@ -80,7 +80,7 @@ class Soak:
         return time.monotonic() - self.began
 
     async def customers(self) -> None:
-        """A few jobs of one kind at a time."""
+        """Submit a few jobs of one kind at a time."""
         while self.passed < self.seconds:
             command = self.dice.choice(list(ENDS))
             ending = ENDS[command]
@@ -96,7 +96,7 @@ class Soak:
                 await self.yard.send("customer", self.yard.contracts.scheduler.cancel(ids))
 
     async def killer(self) -> None:
-        """The power cut of a random daemon, and its return some seconds later."""
+        """Kill random daemons, and restart each some seconds later."""
         victims = [role for role in self.yard.services if role != self.steady]
         while True:
             pause = self.kill_every * self.dice.uniform(0.8, 1.2)
@@ -112,7 +112,7 @@ class Soak:
             await self.yard.start(role)
 
     async def watch(self) -> None:
-        """Memory and descriptors of all daemons; one that ended by itself is a finding."""
+        """Sample memory and file descriptors of all daemons."""
         while True:
             for role, child in list(self.yard.services.items()):
                 try:
@@ -124,7 +124,7 @@ class Soak:
             await asyncio.sleep(2)
 
     async def finish(self) -> None:
-        """Wait for the last jobs, end the daemons in order, compare everything."""
+        """Wait for the last jobs, stop the daemons gracefully, and compare all records."""
         waiting, deadline = set(self.expected), time.monotonic() + 120
         while waiting and time.monotonic() < deadline:
             jobs = await self.yard.contracts.scheduler.get_jobs(sorted(waiting)[:400])
@@ -132,7 +132,7 @@ class Soak:
             await asyncio.sleep(0.5)
         if waiting:
             self.findings.append(f"jobs without an end: {sorted(waiting)[:20]}")
-        await asyncio.sleep(5)  # the last look of every provider
+        await asyncio.sleep(5)  # for a last cycle of every provider
         for role, child in self.yard.services.items():
             if child.returncode is not None:
                 self.findings.append(f"{role} ended by itself with {child.returncode}")
@@ -146,7 +146,7 @@ class Soak:
         self.findings += [f"left over: {line}" for line in leftovers(self.yard.folder)]
 
     async def compare(self) -> None:
-        """Events, storage, databases, executions."""
+        """Compare events, storage, databases and executions."""
         yard = self.yard
         logs = await yard.w3.eth.get_logs(
             {"address": yard.deployment.scheduler, "fromBlock": hex(yard.deployment.block)}
@@ -154,7 +154,7 @@ class Soak:
         ledger = replay(decode_logs(logs))
         jobs = await yard.contracts.scheduler.get_jobs(list(ledger))
         by_id = {job.id: job for job in jobs}
-        # A job whose cancel came late, or whose provider was gone for long, may end otherwise.
+        # A job that was cancelled late, or whose provider was down for long, may end differently.
         self.surprises = {
             job_id: by_id[job_id].status.name
             for job_id, ending in self.expected.items()
@@ -166,17 +166,17 @@ class Soak:
             {int(mark.name): len(mark.read_text().splitlines()) for mark in self.tally.iterdir()},
         )
         for role in yard.provider_roles:
-            place = {
+            grid_key = {
                 "chain_id": yard.node.chain_id,
                 "contract": yard.deployment.scheduler,
             }
             account = yard.accounts[role].address
-            with Store.open(yard.state(role) / "provider.db", account=account, **place) as store:
-                table = RunTable(store, account, **place)
+            with Store.open(yard.state(role) / "provider.db", account=account, **grid_key) as store:
+                table = RunTable(store, account, **grid_key)
                 check_provider(account, ledger, by_id, table.all(), table.earned())
 
     def report(self) -> dict[str, Any]:
-        """Figures of the run; memory in MB."""
+        """Return the results of the run; memory is in MB."""
         growth = self._growth()
         return {
             "minutes": round(self.seconds / 60, 1),
@@ -202,7 +202,7 @@ class Soak:
         part = max(5, len(warm) // 10)
         first, last = warm[:part], warm[-part:]
         before, after = (statistics.median(each[1] for each in some) for some in (first, last))
-        # Descriptors come and go with runs; the least of a while shows what stays.
+        # The number of descriptors varies with runs; the minimum of a period shows leaks.
         files = tuple(min(each[2] for each in some) for some in (first, last))
         if after > before * (1 + MOST_GROWTH):
             self.findings.append(f"{self.steady} grew from {before:.0f} to {after:.0f} bytes")
@@ -211,7 +211,7 @@ class Soak:
         tenths = [warm[len(warm) * at // 10 : len(warm) * (at + 1) // 10] for at in range(10)]
         return {
             "role": self.steady,
-            # A leak grows all the time, what is filled once comes to rest.
+            # A leak grows all the time; caches stop growing.
             "tenths_mb": [
                 round(statistics.median(each[1] for each in some) / 2**20, 1) for some in tenths
             ],
@@ -223,26 +223,26 @@ class Soak:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Processes that still work in this folder."""
-    found = []
+    """Return the command lines of processes that still use this folder."""
+    command_lines = []
     for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
         words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
         if process.pid != os.getpid() and any(str(folder) in word for word in words):
-            found.append(" ".join(words)[:200])
-    return found
+            command_lines.append(" ".join(words)[:200])
+    return command_lines
 
 
 async def soak(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """The whole run."""
-    with tempfile.TemporaryDirectory(prefix="deepsquare-soak-") as place:
-        async with Yard(Path(place), options.providers) as yard:
+    """Run the whole soak test."""
+    with tempfile.TemporaryDirectory(prefix="deepsquare-soak-") as temporary:
+        async with Yard(Path(temporary), options.providers) as yard:
             run = Soak(yard, options)
             for role in ["scheduler", *yard.provider_roles]:
                 await yard.start(role)
             await asyncio.gather(*(yard.ready(role) for role in list(yard.services)))
             run.began = time.monotonic()
             bar = progress.add_task("soaking", total=run.seconds)
-            others = [asyncio.create_task(run.watch()), asyncio.create_task(run.killer())]
+            background_tasks = [asyncio.create_task(run.watch()), asyncio.create_task(run.killer())]
             work = asyncio.create_task(run.customers())
             while not work.done():
                 progress.update(
@@ -252,8 +252,8 @@ async def soak(options: argparse.Namespace, progress: Progress) -> dict[str, Any
                 )
                 await asyncio.wait({work}, timeout=1)
             await work
-            await others[1]
-            others[0].cancel()
+            await background_tasks[1]
+            background_tasks[0].cancel()
             progress.update(bar, description="the last jobs, and the books", total=None)
             await run.finish()
             return run.report()
@@ -266,15 +266,15 @@ def main() -> int:
     parser.add_argument("--providers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    configure_logging("error", "console")  # its own transactions are no news, and stdout is JSON
+    configure_logging("error", "console")  # quiet, because stdout is JSON
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            found = asyncio.run(soak(options, progress))
+            results = asyncio.run(soak(options, progress))
     except GridError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(found, indent=2))
-    return 1 if found["findings"] else 0
+    print(json.dumps(results, indent=2))
+    return 1 if results["findings"] else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Lines and branches of our contracts that the forge tests reach; anything below 100 % ends with 1.
+"""Measure line and branch coverage of our contracts by forge tests; exit with 1 below 100 %.
 
-Compiled without via-IR, whose source maps lose inline assembly; the default profile needs none.
+Compiled without via-IR, whose source maps omit inline assembly; the default profile does not use it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HELPERS = "contracts/test/"
 
 
 def measure(folder: Path, fuzz_runs: int) -> str:
-    """The lcov report of all forge tests but the stateful one; ends the program where a test fails."""
+    """Return the lcov report of all forge tests but the stateful one; exit if a test fails."""
     report = folder / "lcov.info"
-    # Outputs of its own: what forge builds for coverage must not be what `forge test` finds next.
+    # Separate output folders, because `forge test` must not reuse the build output for coverage.
     environment = {
         **os.environ,
         "FOUNDRY_OUT": str(folder / "out"),
@@ -44,8 +44,8 @@ def measure(folder: Path, fuzz_runs: int) -> str:
 
 
 def missed(report: str) -> dict[str, tuple[int, int, list[str]]]:
-    """Lines, branches, and those that nothing reached, by source of ours."""
-    found: dict[str, tuple[int, int, list[str]]] = {}
+    """Return the numbers of lines and branches, and the missed ones, by source."""
+    coverage: dict[str, tuple[int, int, list[str]]] = {}
     source = ""
     for line in report.splitlines():
         kind, _, rest = line.partition(":")
@@ -53,16 +53,16 @@ def missed(report: str) -> dict[str, tuple[int, int, list[str]]]:
             source = rest
         if not source.startswith(OURS) or source.startswith(HELPERS):
             continue
-        lines, branches, left = found.get(source, (0, 0, []))
+        lines, branches, missed_items = coverage.get(source, (0, 0, []))
         fields = rest.split(",")
         if kind == "DA":
             lines += 1
-            left += [f"line {fields[0]}"] if fields[1] == "0" else []
+            missed_items += [f"line {fields[0]}"] if fields[1] == "0" else []
         elif kind == "BRDA":
             branches += 1
-            left += [f"branch at line {fields[0]}"] if fields[3] in ("0", "-") else []
-        found[source] = (lines, branches, left)
-    return found
+            missed_items += [f"branch at line {fields[0]}"] if fields[3] in ("0", "-") else []
+        coverage[source] = (lines, branches, missed_items)
+    return coverage
 
 
 def main() -> None:
@@ -72,14 +72,14 @@ def main() -> None:
     if not FORGE.exists():
         sys.exit(f"{FORGE} is missing. Run `npm ci` and try again.")
     with tempfile.TemporaryDirectory() as folder:
-        found = missed(measure(Path(folder), options.fuzz_runs))
-    if not found:
+        coverage = missed(measure(Path(folder), options.fuzz_runs))
+    if not coverage:
         sys.exit("forge measured no contract of ours.")
-    for source, (lines, branches, left) in sorted(found.items()):
+    for source, (lines, branches, missed_items) in sorted(coverage.items()):
         print(
-            f"{source:42} {lines:4} lines {branches:4} branches  {', '.join(left) or 'all reached'}"
+            f"{source:42} {lines:4} lines {branches:4} branches  {', '.join(missed_items) or 'all reached'}"
         )
-    if any(left for _, _, left in found.values()):
+    if any(missed_items for _, _, missed_items in coverage.values()):
         sys.exit(1)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Play one story of a grid on every node that the package registries give; print a table of it.
+"""Run a grid on every node that is available in package registries, and print a table of results.
 
-Deploy, two daemons, five jobs, audit with proofs, export and replay. Nodes that lack the rules of
-Cancun must be refused before anything is paid. The table is that of docs/networks.md.
+The scenario: deploy, two daemons, five jobs, audit with proofs, export and replay. Nodes without
+Cancun must be refused before any transaction. The table is that of docs/networks.md.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from tests.support.nodes import CANDIDATES, Candidate, play
 
 
 def tried(candidate: Candidate) -> tuple[bool, str]:
-    """Whether the node did all that it should, and its line of the table."""
+    """Run the scenario on a node; return whether it succeeded, and the row of the table."""
     print(f"{candidate.name} ...", file=sys.stderr)
     try:
         with tempfile.TemporaryDirectory(prefix="node-") as folder:
-            found = asyncio.run(play(candidate, Path(folder)))
+            outcome = asyncio.run(play(candidate, Path(folder)))
     except (GridError, AssertionError) as error:
         words = getattr(error, "message", None) or str(error)
         print(f"  {words}", file=sys.stderr)
         return False, f"| {candidate.name} | | FAILED: {words.splitlines()[0][:200]} | |"
     did = "; ".join(
         name if text == "ok" else f"{name}: {text.split(':')[0]}"
-        for name, text in found.steps.items()
+        for name, text in outcome.steps.items()
     )
-    return True, f"| {candidate.name} | {found.version} | {did} | {found.seconds:.0f} s |"
+    return True, f"| {candidate.name} | {outcome.version} | {did} | {outcome.seconds:.0f} s |"
 
 
 def main() -> int:
-    """Exit code 1 if a node failed."""
+    """Run the scenario on all nodes; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", default="", help="nodes with this word in their name")
     options = parser.parse_args()

@@ -340,21 +340,21 @@ class Proxy:
 
     async def _serve(self, question: Any) -> tuple[bytes, bool]:
         """Return the bytes of a response, and whether to keep the connection open."""
-        calls_asked = question if isinstance(question, list) else [question]
-        self.methods.update(each["method"] for each in calls_asked)
+        requests = question if isinstance(question, list) else [question]
+        self.methods.update(each["method"] for each in requests)
         self.counts["requests"] += 1
         refusal_response = None if self.profile is None else self.profile(question)
         if refusal_response is not None:
             self.counts["refused"] += 1
             return _http(json.dumps(refusal_response[1]).encode(), refusal_response[0]), True
-        if self.orders and (not self.only or self.only & {each["method"] for each in calls_asked}):
-            return await self._spoilt(question, calls_asked, self.orders.pop(0))
+        if self.orders and (not self.only or self.only & {each["method"] for each in requests}):
+            return await self._spoilt(question, requests, self.orders.pop(0))
         fault = self._draw()
         self.counts[fault or "fair"] += 1
         if fault is not None and (plain := await self._plain(question, fault)):
             return plain
         behind = self._dice.randint(1, MOST_BEHIND) if fault == "stale" else 0
-        results = [await self._forward(each, behind) for each in calls_asked]
+        results = [await self._forward(each, behind) for each in requests]
         return self._bent(question, results, fault)
 
     async def _spoilt(
