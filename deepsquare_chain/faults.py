@@ -22,8 +22,8 @@ def crash_point(label: str) -> None:
     ordered = os.environ.get(VARIABLE)
     if not ordered:
         return
-    wanted, _, count = ordered.partition(":")
-    if wanted != label:
+    selected, _, count = ordered.partition(":")
+    if selected != label:
         return
     _passed[label] += 1
     if _passed[label] == int(count or 1):

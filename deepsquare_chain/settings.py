@@ -86,7 +86,7 @@ def _check_url(url: str) -> str:
 
 
 def _check_urls(text: str) -> str:
-    return ",".join(_check_url(each) for each in split_urls(text))
+    return ",".join(_check_url(url) for url in split_urls(text))
 
 
 def _check_socket(url: str) -> str:
@@ -102,12 +102,12 @@ def _check_web(url: str) -> str:
 
 
 def _check_webs(text: str) -> str:
-    return ",".join(_check_web(each) for each in split_urls(text))
+    return ",".join(_check_web(url) for url in split_urls(text))
 
 
 def _joined(value: Any) -> Any:
     """Join a list, from a file or repeated flags, to the text that a variable would have."""
-    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     return value
 
@@ -130,7 +130,7 @@ def _options(value: Any) -> Any:
             raise ValueError(f"must be KEY=VALUE by spaces: {error}") from None
     if not isinstance(value, list | tuple):
         return value
-    pairs = [str(each).partition("=") for each in value]
+    pairs = [str(item).partition("=") for item in value]
     if not all(name and equals for name, equals, _ in pairs):
         raise ValueError("must be KEY=VALUE by spaces")
     return {name: text for name, _, text in pairs}
@@ -394,7 +394,7 @@ class Sources:
         variable = _variable(name)
         if variable:
             return f"the environment ({variable})"
-        return next((each.origin for each in self.layers if name in each.values), "the defaults")
+        return next((layer.origin for layer in self.layers if name in layer.values), "the defaults")
 
 
 def load_settings(
@@ -430,20 +430,22 @@ def find_sources(
     Raises:
         UsageError: A file can't be read or has an unknown key, or the context does not exist.
     """
-    given = {key: value for key, value in (flags or {}).items() if value not in (None, [], ())}
-    _refuse_unknown(given, "the command line")
+    flag_values = {
+        key: value for key, value in (flags or {}).items() if value not in (None, [], ())
+    }
+    _refuse_unknown(flag_values, "the command line")
     project = (project_dir or Path.cwd()) / PROJECT_FILE
     paths = (project, user_config or user_config_path())
     files = [_read_file(path) for path in paths if path is not None]
     layers = [Layer(str(file.path), file.values) for file in files]
-    chosen, position, origin = _chosen_context(given, files)
+    chosen, position, origin = _chosen_context(flag_values, files)
     if chosen:
         layers[position:position] = _context_layers(chosen, files, origin)
-    known: dict[str, str] = dict.fromkeys(READY_CONTEXTS, "")
+    contexts: dict[str, str] = dict.fromkeys(READY_CONTEXTS, "")
     for file in reversed(files):
         for name, values in file.contexts.items():
-            known[name] = str(values.get("endpoint", known.get(name, "")))
-    return Sources(given, tuple(layers), chosen, known)
+            contexts[name] = str(values.get("endpoint", contexts.get(name, "")))
+    return Sources(flag_values, tuple(layers), chosen, contexts)
 
 
 def resolve(sources: Sources) -> Settings:
@@ -463,7 +465,9 @@ def resolve(sources: Sources) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            lower = [InitSettingsSource(settings_cls, dict(each.values)) for each in sources.layers]
+            lower = [
+                InitSettingsSource(settings_cls, dict(layer.values)) for layer in sources.layers
+            ]
             return init_settings, env_settings, *lower
 
     try:
@@ -512,8 +516,8 @@ READY_CONTEXTS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 def _variable(name: str) -> str:
     """Return the name of the environment variable of a setting, or empty if it is not set."""
-    wanted = f"{ENV_PREFIX}{name}".upper()
-    return next((key for key, value in os.environ.items() if key.upper() == wanted and value), "")
+    variable = f"{ENV_PREFIX}{name}".upper()
+    return next((key for key, value in os.environ.items() if key.upper() == variable and value), "")
 
 
 @dataclass(frozen=True, slots=True)

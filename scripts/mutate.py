@@ -211,12 +211,12 @@ class Bench:
         return {0: None, None: "timeout"}.get(ended, "caught")
 
     def _look(self, mutant: Mutant, targets: list[str]) -> str:
-        """Whether optimized code tells the change from the source."""
+        """Whether the optimized bytecode of a mutant differs from that of the source."""
         optimized = self._compiler.codes(mutant, targets, optimize=True)
         return "same" if optimized == self._original(targets, optimize=True) else "suspect"
 
     def judge_suspect(self, mutant: Mutant) -> str:
-        """What becomes of a suspect in the third step."""
+        """Return the verdict of the third step on a suspect."""
         targets = _touched(mutant)
         codes = self._compiler.codes(mutant, targets)
         if codes is None:

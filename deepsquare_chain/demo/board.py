@@ -140,7 +140,7 @@ def _cells(row: Row) -> list[Text]:
 
 
 def _sentence(row: Row) -> str:
-    where = f" at {row.provider}" if row.provider else ""
+    location = f" at {row.provider}" if row.provider else ""
     used = "" if row.used is None else f", used {format_credits(row.used)} credits"
     again = "" if row.retry_of is None else f" (continues job {row.retry_of})"
-    return f"{row.status.name}{where}{used}{again}"
+    return f"{row.status.name}{location}{used}{again}"

@@ -130,31 +130,34 @@ class DemoRunner:
             await self.scene.close()
 
     def _ended(self) -> bool:
-        whole = len(self.scene.parts) == len(STORY)
-        return whole and not self._tasks and self.scene.at_rest
+        all_submitted = len(self.scene.parts) == len(STORY)
+        return all_submitted and not self._tasks and self.scene.at_rest
 
     # -- customers
 
     async def _submit(self, parts: Sequence[Part]) -> None:
         customers = dict.fromkeys(part.customer for part in parts)
         await asyncio.gather(
-            *(self._submit_for(who, [p for p in parts if p.customer == who]) for who in customers)
+            *(
+                self._submit_for(customer, [p for p in parts if p.customer == customer])
+                for customer in customers
+            )
         )
 
     async def _submit_for(self, customer: str, parts: Sequence[Part]) -> None:
         permit = self._grid.accounts[customer] if len(parts) == 1 else None
-        way = "with a signed permit" if permit else "in one transaction"
+        method = "with a signed permit" if permit else "in one transaction"
         if customer == COINLESS:
-            way = "in one signed request: it holds credits and no coin, a relay pays the gas"
-        self._board.step(f"{customer} submits {', '.join(part.name for part in parts)} {way}")
-        done = await submit(
+            method = "in one signed request: it holds credits and no coin, a relay pays the gas"
+        self._board.step(f"{customer} submits {', '.join(part.name for part in parts)} {method}")
+        submission = await submit(
             self._grid.contracts,
             await self._sender_of(customer),
             GatewayDefinitionStore(await self.scene.gateways(customer)),
             [self._request(part) for part in parts],
             permit=permit,
         )
-        await self.scene.enter(dict(zip(done.job_ids, parts, strict=True)))
+        await self.scene.enter(dict(zip(submission.job_ids, parts, strict=True)))
 
     async def _sender_of(self, customer: str) -> Sender | RelayedSender:
         """Return a customer's sender: its wallet, or the relay for the customer without coins."""

@@ -220,9 +220,9 @@ class DemoTracker:
             self._board.step(f"the output of job {job.id} can't be shown: {error.message}")
 
     def _print_output(self, job_id: int, data: bytes) -> None:
-        *whole, rest = (self._rest.get(job_id, b"") + data).split(b"\n")
+        *complete_lines, rest = (self._rest.get(job_id, b"") + data).split(b"\n")
         self._rest[job_id] = rest
-        self.printed[job_id] = self.printed.get(job_id, 0) + len(whole)
-        for line in whole:
+        self.printed[job_id] = self.printed.get(job_id, 0) + len(complete_lines)
+        for line in complete_lines:
             text = line.decode("utf-8", "replace")
             self._board.job_says(self.histories[job_id].name, job_id, text)

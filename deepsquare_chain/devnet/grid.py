@@ -201,10 +201,13 @@ class LocalGrid:
 
     async def start_service(self, role: str) -> ChildProcess:
         """Start the daemon of the meta-scheduler or of a provider as a child process."""
-        words, more = ["provider", "run"], self._provider_settings
+        command, settings = ["provider", "run"], self._provider_settings
         if role == "scheduler":
-            words, more = ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)], {}
-        return await self._spawn(role, words, {**self.environment(role), **more})
+            command, settings = (
+                ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)],
+                {},
+            )
+        return await self._spawn(role, command, {**self.environment(role), **settings})
 
     async def start_explorer(self, port: int) -> str:
         """Start the explorer as a child process without a wallet, and return its URL.
@@ -214,8 +217,8 @@ class LocalGrid:
             GridError: The explorer did not start.
         """
         open_listener(port).close()
-        words = ["explorer", "serve", "--port", str(port)]
-        self.explorer_url = await self._start_serving("explorer", words, self._walletless())
+        command = ["explorer", "serve", "--port", str(port)]
+        self.explorer_url = await self._start_serving("explorer", command, self._walletless())
         return self.explorer_url
 
     async def gateways(self, role: str) -> tuple[GatewayClient, ...]:
@@ -248,14 +251,14 @@ class LocalGrid:
 
     async def _start_relay(self, port: int) -> str:
         """Start the relay as a child process, and return its URL."""
-        words = ["relay", "serve", "--port", str(port)]
-        return await self._start_serving("relay", words, self.environment("relay"))
+        command = ["relay", "serve", "--port", str(port)]
+        return await self._start_serving("relay", command, self.environment("relay"))
 
     async def _start_gateway(self, port: int) -> str:
         """Start the gateway as a child process without a wallet, and return its URL."""
-        words = ["gateway", "serve", "--port", str(port)]
+        command = ["gateway", "serve", "--port", str(port)]
         env = self._walletless() | {"DEEPSQUARE_STATE_DIR": str(self.state("gateway"))}
-        return await self._start_serving("gateway", words, env)
+        return await self._start_serving("gateway", command, env)
 
     async def _start_serving(
         self, role: str, words: list[str], environment: Mapping[str, str]
@@ -286,14 +289,16 @@ class LocalGrid:
         *,
         stdout: int | None = None,
     ) -> ChildProcess:
-        own = {key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")}
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")
+        }
         self.log(role).parent.mkdir(parents=True, exist_ok=True)
         with self.log(role).open("ab") as log:
             child = await ChildProcess.spawn(
                 [sys.executable, "-m", "deepsquare_chain.cli", *words],
                 stdout=log if stdout is None else stdout,
                 stderr=log,
-                env={**own, **environment, "DEEPSQUARE_LOG_FORMAT": "json"},
+                env={**inherited, **environment, "DEEPSQUARE_LOG_FORMAT": "json"},
             )
         self.services[role] = child
         return child

@@ -197,8 +197,8 @@ def _directory(grid: LocalGrid, settings: Path | None) -> list[str]:
     ]
     if settings is None:
         lines += ["", f"{PROJECT_FILE} here is yours and stays as it is; set this instead:"]
-        own = grid.environment("alice").items()
-        lines += [f"  export {key}={shlex.quote(value)}" for key, value in own]
+        variables = grid.environment("alice").items()
+        lines += [f"  export {key}={shlex.quote(value)}" for key, value in variables]
     else:
         lines += [
             "",

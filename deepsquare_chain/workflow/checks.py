@@ -320,20 +320,22 @@ def env_list(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     variables: dict[Any, Any] = {}
-    for at, entry in enumerate(value):
+    for index, entry in enumerate(value):
         if not isinstance(entry, dict):
-            raise problem(f"[{at}] must be a mapping with key, value, not {show(entry)}")
+            raise problem(f"[{index}] must be a mapping with key, value, not {show(entry)}")
         unknown = [key for key in entry if key not in {"key", "value"}]
         if unknown:
-            raise problem(f"[{at}] has the unknown key {show(unknown[0])}; an entry has key, value")
+            raise problem(
+                f"[{index}] has the unknown key {show(unknown[0])}; an entry has key, value"
+            )
         for key in ("key", "value"):
             if key not in entry:
-                raise problem(f"[{at}].{key} is missing")
+                raise problem(f"[{index}].{key} is missing")
         name = entry["key"]
         if not isinstance(name, str):
-            raise problem(f"[{at}].key must be text, not {show(name)}")
+            raise problem(f"[{index}].key must be text, not {show(name)}")
         if name in variables:
-            raise problem(f"[{at}] sets {show(name)} a second time")
+            raise problem(f"[{index}] sets {show(name)} a second time")
         variables[str(name)] = entry["value"]
     return variables
 

@@ -86,7 +86,7 @@ def uses_entrypoint(run: RunSection) -> bool:
 
 
 def _podman(run: RunSection, container: ContainerSection) -> list[str]:
-    words = [
+    options = [
         "run",
         "--rm",
         "--quiet",
@@ -95,23 +95,23 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
         "label=disable",
     ]
     # Podman 4.3 has no pasta; for a step, slirp4netns is equivalent.
-    words += [f"--network={'host' if run.network in {None, 'host'} else 'slirp4netns'}"]
-    words += [f"--dns={address}" for address in run.dns]
-    words += [f'--volume "{host}:{inside}"' for host, inside in _FOLDERS]
-    words += ['--volume "$HOME:$HOME"', "--env=HOME"] if container.mount_home else []
-    words += ["--volume=/tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
+    options += [f"--network={'host' if run.network in {None, 'host'} else 'slirp4netns'}"]
+    options += [f"--dns={address}" for address in run.dns]
+    options += [f'--volume "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += ['--volume "$HOME:$HOME"', "--env=HOME"] if container.mount_home else []
+    options += ["--volume=/tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
     for mount in container.mounts:
-        words += [f"--volume={quote(f'{mount.host_dir}:{mount.container_dir}:{mount.options}')}"]
-    words += ["--read-only"] if container.read_only_root_fs else []
+        options += [f"--volume={quote(f'{mount.host_dir}:{mount.container_dir}:{mount.options}')}"]
+    options += ["--read-only"] if container.read_only_root_fs else []
     if run.map_uid is not None or run.map_gid is not None:
-        words += [f"--user={run.map_uid or 0}:{run.map_gid or 0}"]
+        options += [f"--user={run.map_uid or 0}:{run.map_gid or 0}"]
     if uses_entrypoint(run):
-        words += [f"--workdir={quote(run.work_dir)}"] if run.work_dir else []
+        options += [f"--workdir={quote(run.work_dir)}"] if run.work_dir else []
         inside = _inside(run)
     else:
-        words += ["--entrypoint="]
+        options += ["--entrypoint="]
         inside = _inside(run)
-    call = f'exec "$@" podman {" ".join(words)} "${{DEEPSQUARE_OPTIONS[@]}}" {inside}'.rstrip()
+    call = f'exec "$@" podman {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {inside}'.rstrip()
     return [
         "mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')",
         f"podman_image {_image_words(container)} || exit",
@@ -120,32 +120,32 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
 
 
 def _charliecloud(run: RunSection, container: ContainerSection) -> list[str]:
-    words = [] if container.read_only_root_fs else ["--write"]
-    words += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
-    words += ["--home"] if container.mount_home else []
-    words += ["--bind /tmp/.X11-unix:/tmp/.X11-unix"] if container.x11 else []
-    words += [f"--bind {quote(f'{m.host_dir}:{m.container_dir}')}" for m in container.mounts]
-    words += [] if run.map_uid is None else [f"--uid={run.map_uid}"]
-    words += [] if run.map_gid is None else [f"--gid={run.map_gid}"]
+    options = [] if container.read_only_root_fs else ["--write"]
+    options += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += ["--home"] if container.mount_home else []
+    options += ["--bind /tmp/.X11-unix:/tmp/.X11-unix"] if container.x11 else []
+    options += [f"--bind {quote(f'{m.host_dir}:{m.container_dir}')}" for m in container.mounts]
+    options += [] if run.map_uid is None else [f"--uid={run.map_uid}"]
+    options += [] if run.map_gid is None else [f"--gid={run.map_gid}"]
     # Variables of the step override those of the image.
-    words += ['"${DEEPSQUARE_OPTIONS[@]}"']
-    words += [f'--set-env={name}="${{{name}}}"' for name in run.env]
+    options += ['"${DEEPSQUARE_OPTIONS[@]}"']
+    options += [f'--set-env={name}="${{{name}}}"' for name in run.env]
     return [
         f"charliecloud_image {_image_words(container)} || exit",
-        f'exec "$@" ch-run {" ".join(words)} "$DEEPSQUARE_IMAGE" -- {_inside(run)}',
+        f'exec "$@" ch-run {" ".join(options)} "$DEEPSQUARE_IMAGE" -- {_inside(run)}',
     ]
 
 
 def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
-    words = ["--silent", "run" if uses_entrypoint(run) else "exec", "--no-mount=cwd,tmp"]
-    words += [] if container.read_only_root_fs else ["--writable-tmpfs"]
-    words += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
-    words += [] if container.mount_home else ["--no-home"]
-    words += ["--bind /tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
+    options = ["--silent", "run" if uses_entrypoint(run) else "exec", "--no-mount=cwd,tmp"]
+    options += [] if container.read_only_root_fs else ["--writable-tmpfs"]
+    options += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += [] if container.mount_home else ["--no-home"]
+    options += ["--bind /tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
     for mount in container.mounts:
-        words += [f"--bind {quote(f'{mount.host_dir}:{mount.container_dir}:{mount.options}')}"]
-    words += ["--fakeroot"] if run.map_uid == 0 or run.map_gid == 0 else []
-    words += [f"--pwd {quote(run.work_dir)}"] if run.work_dir and uses_entrypoint(run) else []
+        options += [f"--bind {quote(f'{mount.host_dir}:{mount.container_dir}:{mount.options}')}"]
+    options += ["--fakeroot"] if run.map_uid == 0 or run.map_gid == 0 else []
+    options += [f"--pwd {quote(run.work_dir)}"] if run.work_dir and uses_entrypoint(run) else []
     if container.deepsquare_hosted:
         registry = container.registry or _DOCKER_HUB
         image = quote(f"{_HOSTED}/{registry}/{container.image}")
@@ -156,22 +156,22 @@ def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
     lines = [
         "if [[ -e /dev/nvidiactl ]]; then DEEPSQUARE_OPTIONS=(--nv); else DEEPSQUARE_OPTIONS=(); fi"
     ]
-    call = (
-        f'exec "$@" apptainer {" ".join(words)} "${{DEEPSQUARE_OPTIONS[@]}}" {image} {_inside(run)}'
-    )
+    call = f'exec "$@" apptainer {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {image} {_inside(run)}'
     return [*lines, call.rstrip()]
 
 
 def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
-    words = [] if container.read_only_root_fs else ["--rw"]
-    words += [f'--mount "{host}:{inside}"' for host, inside in _FOLDERS]
-    words += ['--mount "$HOME:$HOME"'] if container.mount_home else []
-    words += ["--mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind"] if container.x11 else []
+    options = [] if container.read_only_root_fs else ["--rw"]
+    options += [f'--mount "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += ['--mount "$HOME:$HOME"'] if container.mount_home else []
+    options += (
+        ["--mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind"] if container.x11 else []
+    )
     for mount in container.mounts:
-        words += [
+        options += [
             f"--mount {quote(f'{mount.host_dir}:{mount.container_dir}:x-create=dir,bind,{mount.options}')}"
         ]
-    words += ["--root"] if run.map_uid == 0 else []
+    options += ["--root"] if run.map_uid == 0 else []
     if container.image.startswith("/"):
         source = f'file "$DEEPSQUARE_STORAGE"{quote(container.image)}'
     else:
@@ -179,7 +179,7 @@ def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
             image_name(container).replace("docker.io/", f"{_DOCKER_HUB}/", 1).partition("/")
         )
         source = f"registry {quote(f'docker://{registry}#{image}')}"
-    call = f'exec "$@" enroot start {" ".join(words)} "${{DEEPSQUARE_OPTIONS[@]}}" "$DEEPSQUARE_IMAGE" {_inside(run)}'
+    call = f'exec "$@" enroot start {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" "$DEEPSQUARE_IMAGE" {_inside(run)}'
     return [
         "mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')",
         f"enroot_image {source} || exit",

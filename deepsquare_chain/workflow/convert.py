@@ -56,10 +56,10 @@ def _resources(tree: dict[str, Any]) -> Iterator[str]:
 def _steps(steps: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     if not isinstance(steps, list):
         return
-    for at, step in enumerate(steps):
+    for index, step in enumerate(steps):
         if not isinstance(step, dict):
             continue
-        step_path = (*path, at)
+        step_path = (*path, index)
         yield step_path, step
         for key in ("steps", "catch", "finally"):
             yield from _steps(step.get(key), (*step_path, key))
@@ -83,8 +83,8 @@ def _step(path: Path, step: dict[str, Any]) -> Iterator[str]:
         run["mapUid"] = run["mapGid"] = 0
         yield f"{spell((*path, 'run', 'mapRoot'))} is now mapUid: 0 and mapGid: 0"
     interfaces = run.get("customNetworkInterfaces")
-    for at, interface in enumerate(interfaces if isinstance(interfaces, list) else []):
-        yield from _bore((*path, "run", "customNetworkInterfaces", at, "bore"), interface)
+    for index, interface in enumerate(interfaces if isinstance(interfaces, list) else []):
+        yield from _bore((*path, "run", "customNetworkInterfaces", index, "bore"), interface)
 
 
 def _bore(path: Path, interface: Any) -> Iterator[str]:

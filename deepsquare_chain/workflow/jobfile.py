@@ -204,8 +204,8 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
     tree, lines = read_job_tree(text, source)
     if isinstance(tree, dict) and isinstance(tree.get("job"), dict) and len(tree) > 1:
         other = next(key for key in tree if key != "job")
-        words = "stands beside job; with the key job, everything stands under it"
-        raise refusal(source, [place(((other,), words), lines)])
+        message = "stands beside job; with the key job, everything stands under it"
+        raise refusal(source, [place(((other,), message), lines)])
     tree, lines = unwrap(tree, lines)
     warnings: list[Problem] = list(drop_unknown(tree)) if lenient else []
     document = _document(tree, lines, source)

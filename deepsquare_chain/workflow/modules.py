@@ -112,15 +112,15 @@ def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[
     fetched = fetch(use["source"])
     document = parse_module(_filled_in(fetched.text, use, name), name)
     _check_resources(document, job, name)
-    known = {each.key: each.default for each in document.inputs}
+    inputs = {each.key: each.default for each in document.inputs}
     for key in use.get("args", {}):
-        if key not in known:
+        if key not in inputs:
             raise JobFileError(
                 f"{name} has no input {key!r}",
-                hint=f"Its inputs are {', '.join(known) or 'none'}.",
+                hint=f"Its inputs are {', '.join(inputs) or 'none'}.",
             )
     module = {
-        "env": known | use.get("args", {}),
+        "env": inputs | use.get("args", {}),
         "outputs": [each.key for each in document.outputs],
         "steps": [each.model_dump(by_alias=True, exclude_defaults=True) for each in document.steps],
     }
@@ -174,14 +174,14 @@ def _filled_in(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
 
 def _check_resources(document: ModuleDocument, job: Resources, name: str) -> None:
     least = document.minimum_resources
-    for key, wanted, given in (
+    for key, needed, available in (
         ("tasks", least.tasks, job.tasks),
         ("cpusPerTask", least.cpus_per_task, job.cpus_per_task),
         ("memPerCpu", least.mem_per_cpu, job.mem_per_cpu),
         ("gpus", max(least.gpus, least.gpus_per_task * least.tasks), job.gpus),
     ):
-        if given < wanted:
+        if available < needed:
             raise JobFileError(
-                f"{name} needs resources.{key} of {wanted:,}, and the job has {given:,}",
+                f"{name} needs resources.{key} of {needed:,}, and the job has {available:,}",
                 hint=f"Raise resources.{key} of the job.",
             )

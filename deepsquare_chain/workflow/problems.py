@@ -141,8 +141,8 @@ def _explain_unknown(path: Path, root: type[BaseModel]) -> str:
     elsewhere = ("the top level",) if key in children_by_key(root) else _home(root, key)
     if elsewhere:
         return f"is an unknown key here; it belongs under {'.'.join(elsewhere)}"
-    where = spell(path[:-1]) if len(path) > 1 else "a job file"
-    return f"is an unknown key; {where} has {', '.join(known)}"
+    section_name = spell(path[:-1]) if len(path) > 1 else "a job file"
+    return f"is an unknown key; {section_name} has {', '.join(known)}"
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Problem]:
@@ -164,9 +164,9 @@ def refusal(
 def place(problem: Problem, lines: Mapping[Path, int]) -> tuple[int | None, str]:
     """Return line and message of a problem; a missing key has the line of its section."""
     path, text = problem
-    known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), None)
+    known_path = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), None)
     joint = "" if text.startswith("[") else " "
-    return (lines[known] if known is not None else None), f"{spell(path)}{joint}{text}"
+    return (lines[known_path] if known_path is not None else None), f"{spell(path)}{joint}{text}"
 
 
 def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Problem]:

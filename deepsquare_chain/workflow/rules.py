@@ -60,8 +60,8 @@ def walk(
     steps: Sequence[StepSection], path: Path = ("steps",)
 ) -> Iterator[tuple[Path, StepSection]]:
     """Yield path and step of all steps, including nested ones."""
-    for at, step in enumerate(steps):
-        step_path = (*path, at)
+    for index, step in enumerate(steps):
+        step_path = (*path, index)
         yield step_path, step
         for inner, below in inner_steps(step):
             yield from walk(below, (*step_path, *inner))
@@ -103,7 +103,7 @@ class _Rules:
         self._document = document
         self._is_definition = is_definition
         self._networks: Mapping[str, int] = {
-            network.name: at for at, network in enumerate(document.virtual_networks)
+            network.name: index for index, network in enumerate(document.virtual_networks)
         }
 
     def check(self) -> Iterator[Problem]:
@@ -114,9 +114,9 @@ class _Rules:
                     ("env", name),
                     "can't be set for the whole job: the grid sets it; a step may, under run.env",
                 )
-        for at, network in enumerate(document.virtual_networks):
-            if self._networks[network.name] != at:
-                yield ("virtualNetworks", at, "name"), f"{network.name!r} stands twice"
+        for index, network in enumerate(document.virtual_networks):
+            if self._networks[network.name] != index:
+                yield ("virtualNetworks", index, "name"), f"{network.name!r} stands twice"
         yield from _transfer(("input",), document.input)
         yield from _transfer(("output",), document.output)
         count = 0
@@ -129,11 +129,11 @@ class _Rules:
 
     def _step(self, path: Path, step: StepSection) -> Iterator[Problem]:
         values = (step.run, step.for_, step.launch, step.use, step.steps)
-        given = [name for name, value in zip(_ACTIONS, values, strict=True) if value is not None]
-        if not given and not step.depends_on:
+        actions = [name for name, value in zip(_ACTIONS, values, strict=True) if value is not None]
+        if not actions and not step.depends_on:
             yield path, "has nothing to run; give it one of run, for, launch, use, steps"
-        if len(given) > 1:
-            yield path, f"has {' and '.join(given)}; a step has one of {', '.join(_ACTIONS)}"
+        if len(actions) > 1:
+            yield path, f"has {' and '.join(actions)}; a step has one of {', '.join(_ACTIONS)}"
         if step.run:
             yield from self._run((*path, "run"), step.run)
         if step.for_:
@@ -166,43 +166,43 @@ class _Rules:
             )
         if run.dns and not isolated:
             yield (*path, "dns"), "needs network: slirp4netns or pasta"
-        for at, interface in enumerate(run.custom_network_interfaces):
-            interface_path = (*path, "customNetworkInterfaces", at)
+        for index, interface in enumerate(run.custom_network_interfaces):
+            interface_path = (*path, "customNetworkInterfaces", index)
             yield from self._interface(interface_path, interface, run)
         if container:
             yield from _contained(path, run, container)
 
     def _step_resources(self, path: Path, run: RunSection) -> Iterator[Problem]:
-        wanted, job = run.resources, self._document.resources
-        if wanted is None:
+        resources, job = run.resources, self._document.resources
+        if resources is None:
             return
-        tasks = wanted.tasks or 1
-        cpus = wanted.cpus_per_task or job.cpus_per_task
+        tasks = resources.tasks or 1
+        cpus = resources.cpus_per_task or job.cpus_per_task
         resources_path = (*path, "resources")
         if tasks * cpus > job.tasks * job.cpus_per_task:
             yield (
                 resources_path,
                 f"ask for {tasks * cpus:,} CPUs of {job.tasks * job.cpus_per_task:,}",
             )
-        memory = tasks * cpus * (wanted.mem_per_cpu or job.mem_per_cpu)
+        memory = tasks * cpus * (resources.mem_per_cpu or job.mem_per_cpu)
         paid = job.tasks * job.cpus_per_task * job.mem_per_cpu
         if memory > paid:
             yield resources_path, f"ask for {memory:,} MB of memory of {paid:,}"
-        if tasks * (wanted.gpus_per_task or 0) > job.gpus:
+        if tasks * (resources.gpus_per_task or 0) > job.gpus:
             yield (
                 resources_path,
-                f"ask for {tasks * (wanted.gpus_per_task or 0):,} GPUs of {job.gpus:,}",
+                f"ask for {tasks * (resources.gpus_per_task or 0):,} GPUs of {job.gpus:,}",
             )
 
     def _interface(
         self, path: Path, interface: InterfaceSection, run: RunSection
     ) -> Iterator[Problem]:
-        given = [
+        sections = [
             section
             for section in (interface.wireguard, interface.bore, interface.vnet)
             if section is not None
         ]
-        if len(given) != 1:
+        if len(sections) != 1:
             yield path, "must be one of wireguard, bore, vnet"
         bore = interface.bore
         if bore and bore.bore_address is None and bore.address is None:
@@ -253,8 +253,8 @@ def _loop(path: Path, loop: ForSection) -> Iterator[Problem]:
 
 def _handles(steps: Sequence[StepSection], path: Path, known: frozenset[str]) -> Iterator[Problem]:
     """Yield dependencies on handles that no earlier step launches, and duplicate handles."""
-    for at, step in enumerate(steps):
-        step_path = (*path, at)
+    for index, step in enumerate(steps):
+        step_path = (*path, index)
         for number, name in enumerate(step.depends_on):
             if handle(name) not in known:
                 yield (

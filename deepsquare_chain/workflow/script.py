@@ -53,14 +53,14 @@ class ExecutionSite:
         Raises:
             ValueError: The provider has no suitable runtime.
         """
-        wanted = wanted_runtime(run, container)
+        required = wanted_runtime(run, container)
         usable = [
             runtime
             for runtime in RUNTIMES
-            if runtime in self.abilities and wanted in {None, runtime}
+            if runtime in self.abilities and required in {None, runtime}
         ]
         if not usable:
-            raise ValueError(f"this provider has no {wanted or 'container runtime'}")
+            raise ValueError(f"this provider has no {required or 'container runtime'}")
         return usable[0]
 
 
@@ -394,19 +394,19 @@ def _placement(run: RunSection) -> str:
     if resources is None and run.mpi is None and not run.disable_cpu_binding:
         return "set --"
     tasks = (resources.tasks if resources else None) or 1
-    words = ["srun", f"--ntasks={tasks}"]
+    launcher = ["srun", f"--ntasks={tasks}"]
     if resources is not None:
         for name, value in (
             ("cpus-per-task", resources.cpus_per_task),
             ("mem-per-cpu", resources.mem_per_cpu),
             ("gpus-per-task", resources.gpus_per_task),
         ):
-            words += [] if value is None else [f"--{name}={value}"]
-    words += [] if run.mpi is None else [f"--mpi={run.mpi}"]
-    words += ["--cpu-bind=none"] if run.disable_cpu_binding else []
+            launcher += [] if value is None else [f"--{name}={value}"]
+    launcher += [] if run.mpi is None else [f"--mpi={run.mpi}"]
+    launcher += ["--cpu-bind=none"] if run.disable_cpu_binding else []
     mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(tasks)]
     fallback = " ".join(["set", "--", *(mpirun if tasks > 1 else [])])
-    return f"if [[ -n ${{SLURM_JOB_ID-}} ]]; then set -- {' '.join(words)}; else {fallback}; fi"
+    return f"if [[ -n ${{SLURM_JOB_ID-}} ]]; then set -- {' '.join(launcher)}; else {fallback}; fi"
 
 
 def _user_namespace(run: RunSection) -> list[str]:

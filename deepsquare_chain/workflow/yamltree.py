@@ -179,7 +179,7 @@ class _Builder:
         try:
             if isinstance(node, MappingNode):
                 return self._mapping(node, path)
-            return [self.build(item, (*path, at)) for at, item in enumerate(node.value)]
+            return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         finally:
             self._open.discard(id(node))
 

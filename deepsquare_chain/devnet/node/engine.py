@@ -188,11 +188,11 @@ class Engine:
         first = self._try(request, cap, header, timestamp)
         if first.is_error:
             raise _failure(first, cap)
-        spent = cap - first.get_gas_remaining()
-        if spent == BASE_GAS:
+        gas_used = cap - first.get_gas_remaining()
+        if gas_used == BASE_GAS:
             return BASE_GAS
         # EIP-150: each inner call gets at most 63/64 of the gas, so the spent gas may not suffice.
-        guess = min(cap, (spent + CALL_STIPEND) * 64 // 63)
+        guess = min(cap, (gas_used + CALL_STIPEND) * 64 // 63)
         while guess < cap and self._try(request, guess, header, timestamp).is_error:
             guess = min(cap, guess + max((cap - guess) // 4, guess // 50))
         return int(guess)

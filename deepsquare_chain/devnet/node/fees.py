@@ -15,7 +15,7 @@ _MAX_PERCENTILES = 100
 
 def fee_history(index: ChainIndex, count: int, newest: BlockRecord, percentiles: Any) -> Wire:
     """Return base fees of ``count`` blocks up to ``newest`` and of the next one, and paid tips."""
-    wanted = _read_percentiles(percentiles)
+    reward_percentiles = _read_percentiles(percentiles)
     count = min(count, _MAX_BLOCKS, newest.number + 1)
     if count < 1:
         return {"oldestBlock": "0x0", "gasUsedRatio": [], "baseFeePerGas": []}
@@ -31,9 +31,9 @@ def fee_history(index: ChainIndex, count: int, newest: BlockRecord, percentiles:
             for record in blocks
         ],
     }
-    if wanted:
+    if reward_percentiles:
         history["reward"] = [
-            [quantity(tip) for tip in _rewards(record, wanted)] for record in blocks
+            [quantity(tip) for tip in _rewards(record, reward_percentiles)] for record in blocks
         ]
     return history
 

@@ -53,8 +53,8 @@ class LogFilter:
         if len(self.topics) > len(topics):
             return False
         return all(
-            wanted is None or topic in wanted
-            for wanted, topic in zip(self.topics, topics, strict=False)
+            allowed is None or topic in allowed
+            for allowed, topic in zip(self.topics, topics, strict=False)
         )
 
 

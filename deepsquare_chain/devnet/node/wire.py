@@ -46,8 +46,8 @@ def read_data(value: Any, name: str, size: int | None = None) -> bytes:
             raw = None
         if raw is not None and size in (None, len(raw)):
             return raw
-    wanted = f"0x and {size * 2} hex digits" if size else "0x and hex digits"
-    raise bad_params(f"{name} must be {wanted}, got {_shown(value)}")
+    expected = f"0x and {size * 2} hex digits" if size else "0x and hex digits"
+    raise bad_params(f"{name} must be {expected}, got {_shown(value)}")
 
 
 def read_tag(value: Any) -> str | int | bytes:
