@@ -342,9 +342,9 @@ class Conditions:
     def to_uses(self) -> str:
         """Format the conditions for `uses`."""
         parts = [
-            f"{CONDITION_PREFIX}{kind}={spell_ids(number for after_kind, number in self.after if after_kind is kind)}"
+            f"{CONDITION_PREFIX}{kind}={spell_ids(number for each, number in self.after if each is kind)}"
             for kind in Dependency
-            if any(after_kind is kind for after_kind, _ in self.after)
+            if any(each is kind for each, _ in self.after)
         ]
         if self.array:
             parts.append(f"{_ARRAY}={self.array}" + (f"%{self.throttle}" if self.throttle else ""))
