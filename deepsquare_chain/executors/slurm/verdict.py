@@ -2,11 +2,12 @@
 
 | Slurm's state | exit reason of the run |
 |---|---|
-| COMPLETED, FAILED | of the wrapper's record, else by Slurm's exit code; unstarted if none |
+| COMPLETED, FAILED | by the wrapper's record or Slurm's exit code; unstarted if it never began |
 | TIMEOUT, DEADLINE | walltime |
 | OUT_OF_MEMORY | memory |
 | CANCELLED | cancelled; signalled if by the run's own user without a cancel request |
-| NODE_FAIL, BOOT_FAIL, PREEMPTED, REVOKED, LAUNCH_FAILED, RECONFIG_FAIL | lost |
+| LAUNCH_FAILED | unstarted if the wrapper never began, else lost |
+| NODE_FAIL, BOOT_FAIL, PREEMPTED, REVOKED, RECONFIG_FAIL | lost |
 
 A script that ended with code 0 before such a state counts as finished.
 """
